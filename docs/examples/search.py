@@ -1,0 +1,23 @@
+"""Semantic search over a small text collection: `python search.py BUNDLE PASSAGES.jsonl QUERY...`."""
+
+import json
+import sys
+from pathlib import Path
+
+from runtime import Embedder
+
+
+def main(bundle: str, collection: str, queries: list[str]) -> None:
+    lines = Path(collection).read_text(encoding="utf-8").splitlines()
+    passages = [json.loads(line) for line in lines]
+    embedder = Embedder(bundle)
+    corpus = embedder.embed([f"{passage['title']}. {passage['text']}" for passage in passages])
+    for query, vector in zip(queries, embedder.embed(queries), strict=True):
+        scores = corpus @ vector
+        print(f"\n{query}")
+        for index in scores.argsort()[::-1][:3]:
+            print(f"  {scores[index]:.3f}  {passages[index]['title']}: {passages[index]['text'][:90]}...")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,41 @@
+"""edgekit's export stage: a checkpoint in, a certified bundle out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from runtime.errors import MissingPartError
+
+NEEDED = ("huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "torch", "transformers", "yaml")
+
+if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    raise MissingPartError(
+        f"the export stage is not installed here: there is no {', '.join(f'`{name}`' for name in missing)}",
+        hint="on the machine that exports, run `pip install 'edgekit[cpu,export]'`",
+    )
+
+if TYPE_CHECKING:
+    from exporters.catalog import ModelSpec, load_catalog
+    from exporters.checkpoint import Origin
+    from exporters.export import Exported, export
+
+# Imported on first use: reading the catalog must not cost the seconds that torch takes to load.
+HOMES = {
+    "Exported": "exporters.export",
+    "ModelSpec": "exporters.catalog",
+    "Origin": "exporters.checkpoint",
+    "export": "exporters.export",
+    "load_catalog": "exporters.catalog",
+}
+
+__all__ = ["Exported", "ModelSpec", "Origin", "export", "load_catalog"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in HOMES:
+        raise AttributeError(f"module `exporters` has no `{name}`")
+    value = getattr(importlib.import_module(HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,74 @@
+"""The bundle against the PyTorch reference: how far apart they are, and outputs to compare with on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from exporters.checkpoint import Checkpoint
+from exporters.encoder import quiet
+from exporters.probe import probe_texts
+from runtime.embedder import Embedder
+from runtime.errors import EdgekitError
+from runtime.manifest import Certificate, Golden, Manifest, Precision, pack_vector
+from runtime.pooling import normalize, pool
+
+GOLDEN_TEXTS = 8
+LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
+"""Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""
+
+
+def reference_vectors(
+    model: Any, checkpoint: Checkpoint, manifest: Manifest, texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Embed with PyTorch and transformers' own tokenizer, one text at a time: (texts, dimension)."""
+    facts = manifest.embedder
+    if facts is None:
+        raise ValueError("only embedders have vectors")
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint.folder), local_files_only=True)
+    prefix = facts.prompts[facts.default_prompt] if facts.default_prompt is not None else ""
+    vectors = []
+    for text in texts:
+        given = (prefix + text).lower() if manifest.tokenizer.lower_case else prefix + text
+        encoded = tokenizer(given, truncation=True, max_length=manifest.tokenizer.max_length, return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model(**encoded).last_hidden_state.numpy()
+        vectors.append(pool(tokens, facts.pooling)[0])
+    found = np.stack(vectors)
+    return normalize(found) if facts.normalize else found
+
+
+def certify_embedder(model: Any, checkpoint: Checkpoint, embedder: Embedder) -> Certificate:
+    """Compare a bundle with its reference on the probe set; raises EdgekitError when they do not agree at all."""
+    probe = probe_texts()
+    manifest = embedder.bundle.manifest
+    expected = reference_vectors(model, checkpoint, manifest, probe.texts)
+    found = embedder.embed_with_report(probe.texts).vectors
+    cosines = np.einsum("ij,ij->i", normalize(expected).astype(np.float64), normalize(found).astype(np.float64))
+    lowest = LOWEST_COSINE[manifest.precision]
+    # Written so that NaN fails too.
+    if not cosines.min() >= lowest:
+        worst = int(cosines.argmin())
+        raise EdgekitError(
+            f"the exported `{manifest.name}` does not agree with PyTorch: cosine {cosines.min():.4f} on text {worst} "
+            f"of the probe set, and {manifest.precision.value} must reach {lowest}",
+            hint="no bundle was written; try `--precision fp32`",
+        )
+    golden = tuple(
+        Golden(probe.texts[index], pack_vector(expected[index]), pack_vector(found[index]))
+        for index in np.linspace(0, len(probe.texts) - 1, GOLDEN_TEXTS).astype(int)
+    )
+    return Certificate(
+        reference=f"torch {torch.__version__}, transformers {transformers.__version__}, float32",
+        probe=probe.name,
+        probe_sha256=probe.sha256,
+        probe_size=len(probe.texts),
+        figures={"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())},
+        golden=golden,
+    )

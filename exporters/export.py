@@ -1,0 +1,179 @@
+"""The export stage, read from top to bottom: checkpoint -> graph -> quantize -> certify -> bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.certify import certify_embedder
+from exporters.checkpoint import Checkpoint, Origin, find_checkpoint
+from exporters.encoder import check_architecture, load_model, rebuild, trace
+from exporters.facts import embedder_facts, lower_case, max_length
+from exporters.graph import tidy
+from exporters.probe import calibration_texts
+from exporters.quantize import quantize_encoder
+from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
+from runtime.embedder import Embedder
+from runtime.errors import CheckpointError, InputError, OutputError
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts
+from runtime.tokenizer import Tokenizer
+from runtime.version import __version__
+
+PRECISIONS = (Precision.FP32, Precision.INT8)
+LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
+
+
+class Progress(Protocol):
+    """Is told what an export does; the command line shows it."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def end(self, stage: str, seconds: float) -> None: ...
+
+
+class Silence:
+    """Shows nothing."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def end(self, stage: str, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made, and the size in bytes of the weights it was made from."""
+
+    bundle: Bundle
+    checkpoint_size: int
+
+
+def export(
+    source: str,
+    *,
+    precision: Precision | None = None,
+    provider: Provider = Provider.CPU,
+    out: str | os.PathLike[str] | None = None,
+    origin: Origin | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Make a bundle from a catalog name or a folder in Hugging Face layout.
+
+    `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
+    one is complete. Raises NotFoundError, NetworkError, CheckpointError, UnsupportedModelError, InputError or
+    OutputError, and leaves nothing behind then.
+    """
+    told = progress or Silence()
+    if provider is not Provider.CPU:
+        raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    with stage(told, "find the checkpoint"):
+        checkpoint = find_checkpoint(source, origin=origin, offline=offline)
+    chosen = precision or (checkpoint.spec.precision if checkpoint.spec is not None else Precision.INT8)
+    if chosen not in PRECISIONS:
+        raise InputError(
+            f"embedders are not exported to `{chosen.value}`",
+            hint=f"choose one of {', '.join(f'`{known.value}`' for known in PRECISIONS)}",
+        )
+    check_architecture(checkpoint)
+    target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
+    with output_errors(target), BundleWriter(target) as writer:
+        return Exported(build(checkpoint, chosen, provider, writer, told), checkpoint.weights_size)
+
+
+def build(
+    checkpoint: Checkpoint, precision: Precision, provider: Provider, writer: BundleWriter, told: Progress
+) -> Bundle:
+    manifest = draft_manifest(checkpoint, precision, provider)
+    copy_tokenizer(checkpoint, writer.folder)
+    with stage(told, "load the weights"):
+        model = load_model(checkpoint)
+    with stage(told, "trace with Optimum"):
+        graph = trace(model, writer.scratch)
+        rebuild(graph, checkpoint)
+    if precision is Precision.INT8:
+        with stage(told, "quantize to int8"):
+            tokenizer = Tokenizer(writer.folder / TOKENIZER, manifest.tokenizer)
+            quantize_encoder(graph, calibration_ids(tokenizer))
+            tidy(graph)
+    ir.save(graph, writer.folder / GRAPH)
+    manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
+    with stage(told, "certify against PyTorch"):
+        embedder = Embedder(Bundle(writer.folder, manifest))
+        certificate = certify_embedder(model, checkpoint, embedder)
+    with stage(told, "write the bundle"):
+        return writer.commit(dataclasses.replace(manifest, certificate=certificate))
+
+
+def draft_manifest(checkpoint: Checkpoint, precision: Precision, provider: Provider) -> Manifest:
+    """All of the manifest that the checkpoint's own files decide."""
+    return Manifest(
+        schema=SCHEMA,
+        kind=Kind.EMBEDDER,
+        name=checkpoint.name,
+        precision=precision,
+        provider=provider,
+        architecture=checkpoint.config["model_type"],
+        inputs=(),
+        source=checkpoint.source,
+        files={},
+        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
+        embedder=embedder_facts(checkpoint),
+        certificate=None,
+        made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
+    )
+
+
+def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
+    """Name -> id of the tokens that tokenizer.json marks as special."""
+    content = checkpoint.read_json(TOKENIZER)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
+            hint="load its tokenizer with transformers' `AutoTokenizer` and `save_pretrained` it, which writes the file",
+        )
+    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    if (checkpoint.folder / "LICENSE").is_file():
+        shutil.copyfile(checkpoint.folder / "LICENSE", folder / "LICENSE")
+
+
+def calibration_ids(tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:
+    """Token ids (1, tokens) of the calibration texts."""
+    for text in tokenizer.tokenize(calibration_texts().texts):
+        yield text.ids[np.newaxis]
+
+
+@contextmanager
+def stage(told: Progress, name: str) -> Iterator[None]:
+    told.begin(name)
+    start = time.perf_counter()
+    yield
+    told.end(name, time.perf_counter() - start)
+
+
+@contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Say in edgekit's words that the bundle could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno is None:
+            raise
+        hint = "free some space, or choose another folder with `--out`" if error.errno == errno.ENOSPC else None
+        raise OutputError(f"the bundle cannot be written to `{target}`: {error.strerror}", hint=hint) from error

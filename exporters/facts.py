@@ -1,0 +1,83 @@
+"""How an embedder wants to be used, read from the files that sentence-transformers leaves in a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporters.checkpoint import Checkpoint
+from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import EmbedderFacts, Pooling
+
+POOLING_KEYS = {
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_max_tokens": Pooling.MAX,
+    "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+}
+
+
+def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
+    """Pooling, normalization and prompts, from modules.json and the files that it leads to; nothing is guessed."""
+    modules = checkpoint.read_json("modules.json")
+    if modules is None:
+        raise CheckpointError(
+            f"`{checkpoint.folder}` does not say how its tokens become one vector: it holds no `modules.json`",
+            hint="an embedder is published in the layout of sentence-transformers; export that one",
+        )
+    try:
+        kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"`{checkpoint.folder / 'modules.json'}` is not a list of modules") from error
+    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
+    if unknown:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` has a module that edgekit does not know: `{min(unknown)}`",
+            hint="known are `Transformer`, `Pooling` and `Normalize`",
+        )
+    if "Pooling" not in kinds:
+        raise UnsupportedModelError(f"`{checkpoint.name}` has no module `Pooling`")
+    pooling = checkpoint.read_json(f"{kinds['Pooling']}/config.json")
+    prompts = checkpoint.read_json("config_sentence_transformers.json") or {}
+    return EmbedderFacts(
+        dimension=required_int(checkpoint, "hidden_size"),
+        pooling=pooling_of(checkpoint, pooling),
+        normalize="Normalize" in kinds,
+        prompts=dict(prompts.get("prompts") or {}),
+        default_prompt=prompts.get("default_prompt_name"),
+    )
+
+
+def pooling_of(checkpoint: Checkpoint, config: Any) -> Pooling:
+    if not isinstance(config, dict):
+        raise CheckpointError(f"`{checkpoint.folder}` has a module `Pooling` without its config.json")
+    chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    if len(chosen) != 1 or chosen[0] not in POOLING_KEYS or config.get("include_prompt") is False:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` pools its tokens in a way that edgekit does not know: {', '.join(chosen) or 'none'}",
+            hint=f"known is one of {', '.join(POOLING_KEYS)}",
+        )
+    return POOLING_KEYS[chosen[0]]
+
+
+def max_length(checkpoint: Checkpoint) -> int:
+    """Tokens that the model reads, special ones included: as sentence-transformers sets it, within its positions."""
+    positions = required_int(checkpoint, "max_position_embeddings")
+    settings = checkpoint.read_json("sentence_bert_config.json") or {}
+    length = settings.get("max_seq_length")
+    if length is None:
+        length = (checkpoint.read_json("tokenizer_config.json") or {}).get("model_max_length", positions)
+    return min(int(length), positions)
+
+
+def lower_case(checkpoint: Checkpoint) -> bool:
+    """Whether texts are put in lower case before they reach the tokenizer (which may do it once more itself)."""
+    return bool((checkpoint.read_json("sentence_bert_config.json") or {}).get("do_lower_case", False))
+
+
+def required_int(checkpoint: Checkpoint, key: str) -> int:
+    value = checkpoint.config.get(key)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(
+            f"`{key}` in `{checkpoint.folder / 'config.json'}` must be a positive integer, not `{value}`"
+        )
+    return value

@@ -1,0 +1,344 @@
+"""What is done to a graph after tracing: fold what is constant, merge the attention's projections, run on rows.
+
+Every pass finds its place by the shape of the graph, never by a node's name, and leaves alone what it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript.optimizer
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+ORT_DOMAIN = "com.microsoft"
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
+
+# Operators that treat each token's row on its own, whatever dimensions stand before the last.
+ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu"})
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A product with a constant matrix and the bias after it: `rows @ weight + bias`."""
+
+    matmul: ir.Node
+    bias_add: ir.Node | None
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @property
+    def name(self) -> str:
+        """The name of the matrix, after which what is made of it is named."""
+        return required(self.matmul.inputs[1]).name or "matrix"
+
+    @property
+    def input(self) -> ir.Value:
+        return required(self.matmul.inputs[0])
+
+    @property
+    def output(self) -> ir.Value:
+        return (self.bias_add or self.matmul).outputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Multi-head self-attention as eager PyTorch code traces it."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    scale: float
+    mask: ir.Value | None
+    softmax: ir.Node
+    context: ir.Node
+    """The Reshape that brings the heads back together."""
+
+
+T = TypeVar("T")
+
+
+def required(found: T | None) -> T:
+    """What must be there in a well-formed graph."""
+    if found is None:
+        raise ValueError("the graph lacks an input or a producer that it must have")
+    return found
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Compute once what does not depend on the input, and merge what is computed twice."""
+    onnxscript.optimizer.optimize(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """The initializer `name` of `graph`, made from `array` unless it is there."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def array_of(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The content of a constant, None for what is computed."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def insert(
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
+    *,
+    domain: str = "",
+) -> ir.Value:
+    """Put a new node with one output before another one and return that output."""
+    return insert_node(before, ir.node(op_type, inputs, dict(attributes or {}), domain=domain)).outputs[0]
+
+
+def insert_node(before: ir.Node, node: ir.Node) -> ir.Node:
+    graph = before.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError("nodes are inserted into graphs only")
+    graph.insert_before(before, [node])
+    return node
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads `old` read `new`, the graph's outputs included; an output keeps its name and type."""
+    if old.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}_traced"
+        new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop nodes, initializers and names that nothing reads any more."""
+    passes.RemoveUnusedNodesPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    model.graph.sort()
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one operator that reads a value's content, when it is an `op_type`; reading its shape does not count."""
+    users = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    if len(users) != 1 or value.is_graph_output() or users[0].op_type != op_type:
+        return None
+    return users[0]
+
+
+def linears(graph: ir.Graph) -> Iterator[Linear]:
+    """Every product with a constant matrix, in the order in which the graph runs them."""
+    for node in list(graph):
+        found = linear_of(node)
+        if found is not None:
+            yield found
+
+
+def linear_of(node: ir.Node | None) -> Linear | None:
+    """The `Linear` to which a MatMul or the Add after it belongs."""
+    if node is None:
+        return None
+    if node.op_type == "Add":
+        for value in node.inputs:
+            producer = required(value).producer()
+            found = linear_of(producer) if producer is not None and producer.op_type == "MatMul" else None
+            if found is not None and found.bias_add is node:
+                return found
+        return None
+    if node.op_type != "MatMul":
+        return None
+    weight = array_of(node.inputs[1])
+    if weight is None or weight.ndim != 2:
+        return None
+    add = only_user(node.outputs[0], "Add")
+    bias = None
+    if add is not None:
+        other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+        bias = array_of(other)
+    if bias is None or bias.shape != (weight.shape[1],):
+        add, bias = None, np.zeros(weight.shape[1], np.float32)
+    return Linear(node, add, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def graph_input(graph: ir.Graph, name: str) -> ir.Value | None:
+    return next((value for value in graph.inputs if value.name == name), None)
+
+
+def drop_unused_inputs(graph: ir.Graph) -> None:
+    for value in list(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
+
+
+def drop_token_types(graph: ir.Graph) -> None:
+    """Take the token types out of a graph whose tokens are all of type 0, which saves a Gather over all tokens."""
+    token_types = graph_input(graph, TOKEN_TYPE_IDS)
+    if token_types is None:
+        return
+    for gather, _ in list(token_types.uses()):
+        table = array_of(gather.inputs[0])
+        if gather.op_type == "Gather" and table is not None:
+            replace(gather.outputs[0], constant(graph, "token_type_0", table[0]))
+
+
+def comes_from_mask_only(value: ir.Value) -> bool:
+    """Whether nothing but the attention mask decides a value: then it is zero where no token is masked."""
+    if value.is_graph_input():
+        return value.name == ATTENTION_MASK
+    producer = value.producer()
+    if producer is None:
+        return False
+    computed = [part for part in producer.inputs if part is not None and array_of(part) is None]
+    return bool(computed) and all(comes_from_mask_only(part) for part in computed)
+
+
+def match_attention(softmax: ir.Node) -> Attention | None:
+    """The attention around a Softmax: `softmax(q @ k / c + mask) @ v`, heads split by Reshape and Transpose."""
+    scores = required(softmax.inputs[0]).producer()
+    mask = None
+    if scores is not None and scores.op_type == "Add":
+        mask = scores.inputs[1]
+        scores = required(scores.inputs[0]).producer()
+    if scores is None or scores.op_type not in ("Div", "Mul"):
+        return None
+    factor = array_of(scores.inputs[1])
+    product = required(scores.inputs[0]).producer()
+    weighted = only_user(softmax.outputs[0], "MatMul")
+    if factor is None or factor.size != 1 or product is None or product.op_type != "MatMul" or weighted is None:
+        return None
+    back = only_user(weighted.outputs[0], "Transpose")
+    context = only_user(back.outputs[0], "Reshape") if back is not None else None
+    query = split_heads(product.inputs[0], (0, 2, 1, 3))
+    key = split_heads(product.inputs[1], (0, 2, 3, 1))
+    value = split_heads(weighted.inputs[1], (0, 2, 1, 3))
+    if context is None or query is None or key is None or value is None:
+        return None
+    if not (query.input is key.input is value.input):
+        return None
+    number = float(factor.reshape(())[()])
+    scale = 1 / number if scores.op_type == "Div" else number
+    return Attention(query, key, value, scale, mask, softmax, context)
+
+
+def split_heads(value: ir.Value | None, permutation: tuple[int, ...]) -> Linear | None:
+    """The projection behind a Reshape and a Transpose that split it into heads."""
+    transpose = required(value).producer()
+    if transpose is None or transpose.op_type != "Transpose":
+        return None
+    if tuple(transpose.attributes["perm"].as_ints()) != permutation:
+        return None
+    reshape = required(transpose.inputs[0]).producer()
+    if reshape is None or reshape.op_type != "Reshape":
+        return None
+    return linear_of(required(reshape.inputs[0]).producer())
+
+
+def merge_attention(graph: ir.Graph, heads: int) -> int:
+    """Compute query, key and value in one product and split them by one Transpose; returns how many layers it did.
+
+    `heads` is the number of attention heads, keys and values having as many as queries. The attention mask goes where
+    the graph is made for batches without padding: it would add zeros, at a fifth of the time of the whole.
+    """
+    matches = [match_attention(node) for node in graph if node.op_type == "Softmax"]
+    found = [match for match in matches if match is not None]
+    for match in found:
+        replace(match.context.outputs[0], attention_by_hand(graph, match, heads))
+    return len(found)
+
+
+def attention_by_hand(graph: ir.Graph, match: Attention, heads: int) -> ir.Value:
+    """Insert the merged attention before the traced one; returns the context, (batch, tokens, width)."""
+    parts = (match.query, match.key, match.value)
+    width = match.query.weight.shape[1]
+    before = match.softmax
+    batch = batch_and_length(graph)
+    weight = constant(graph, f"{match.query.name}_qkv", np.concatenate([part.weight for part in parts], axis=1))
+    bias = constant(graph, f"{match.query.name}_qkv_bias", np.concatenate([part.bias for part in parts]))
+    split = constant(graph, "split_heads", np.array([3, heads, width // heads], np.int64))
+    merged = constant(graph, "merged_heads", np.array([width], np.int64))
+
+    qkv = insert(before, "Add", [insert(before, "MatMul", [match.query.input, weight]), bias])
+    qkv = insert(before, "Reshape", [qkv, insert(before, "Concat", [batch, split], {"axis": 0})])
+    qkv = insert(before, "Transpose", [qkv], {"perm": [2, 0, 3, 1, 4]})
+    query, key, value = insert_node(
+        before, ir.node("Split", [qkv], {"axis": 0, "num_outputs": 3}, num_outputs=3)
+    ).outputs
+    scores = insert(before, "FusedMatMul", [query, key], {"transB": 1, "alpha": match.scale}, domain=ORT_DOMAIN)
+    if match.mask is not None and not comes_from_mask_only(match.mask):
+        scores = insert(before, "Add", [scores, match.mask])
+    context = insert(before, "MatMul", [insert(before, "Softmax", [scores], {"axis": -1}), value])
+    context = insert(before, "Transpose", [context], {"perm": [0, 1, 3, 2, 4]})
+    return insert(before, "Reshape", [context, insert(before, "Concat", [batch, merged], {"axis": 0})])
+
+
+def batch_and_length(graph: ir.Graph) -> ir.Value:
+    """The shape of the token ids, computed once at the head of the graph."""
+    ids = graph_input(graph, INPUT_IDS)
+    if ids is None:
+        raise ValueError(f"the graph has no input `{INPUT_IDS}`")
+    for node, _ in ids.uses():
+        if node.op_type == "Shape" and not node.attributes:
+            return node.outputs[0]
+    return insert(graph[0], "Shape", [ids])
+
+
+def run_on_rows(graph: ir.Graph) -> bool:
+    """Let the layers work on (batch * tokens, width) instead of (batch, tokens, width); returns whether they could.
+
+    Products and quantizers want rows. Only the attention needs to know which row belongs to which text, and it reshapes
+    by the shape of the token ids. Does nothing when the graph has an operator that would see the difference.
+    """
+    first = next(linears(graph), None)
+    if first is None:
+        return False
+    start = first.input
+    rows: set[ir.Value] = {start}
+    contexts: list[ir.Node] = []
+    for node in graph:
+        shape = required(node.inputs[1]).producer() if node.op_type == "Reshape" else None
+        by_ids = shape is not None and shape.op_type == "Concat" and shape.inputs[0] is batch_and_length(graph)
+        if by_ids and node.inputs[0] not in rows:
+            contexts.append(node)
+            rows.update(node.outputs)
+        elif any(value in rows for value in node.inputs) and not by_ids:
+            if node.op_type not in ROW_WISE or node.attributes.get_int("axis", -1) != -1:
+                return False
+            rows.update(node.outputs)
+    output = graph.outputs[0]
+    if output not in rows or len(graph.outputs) != 1:
+        return False
+    width = first.weight.shape[0]
+    rows_shape = constant(graph, "rows", np.array([-1, width], np.int64))
+    for node in contexts:
+        node.replace_input_with(1, rows_shape)
+    flat = insert_after(start, "Reshape", rows_shape)
+    replace(start, flat)
+    required(flat.producer()).replace_input_with(0, start)
+    merged = constant(graph, "merged_heads", np.array([width], np.int64))
+    original = insert(graph[-1], "Concat", [batch_and_length(graph), merged], {"axis": 0})
+    unflat = insert_after(output, "Reshape", original)
+    replace(output, unflat)
+    required(unflat.producer()).replace_input_with(0, output)
+    return True
+
+
+def insert_after(value: ir.Value, op_type: str, *others: ir.Value) -> ir.Value:
+    """Put a new node that reads `value` right after what makes it, and return the node's output."""
+    node = ir.node(op_type, [value, *others])
+    graph = value.graph
+    producer = value.producer()
+    if not isinstance(graph, ir.Graph) or producer is None:
+        raise ValueError("a node can follow only what a graph computes")
+    graph.insert_after(producer, [node])
+    return node.outputs[0]

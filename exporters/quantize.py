@@ -1,0 +1,217 @@
+"""int8 for encoders: 8-bit weights, and 8-bit activations whose scale never depends on the rest of the batch.
+
+Each product with a constant matrix becomes `MatMulIntegerToFloat`, the unsigned-times-signed 8-bit product with which
+CPUs are fastest. Where its input comes from decides how the input is quantized:
+
+- from a layer norm: one scale for all tokens, found by calibration, after the activation's outlier channels were shrunk
+  and the weights' rows grown by the same factor (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438);
+- from a GELU, whose values are never below -0.17: a scale for each token and a zero point that spends no level on
+  values that cannot be;
+- from anywhere else: a scale for each token.
+
+The table of word vectors is stored in 8 bits with a scale for each word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from exporters.graph import INPUT_IDS, ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
+
+SMOOTHING = 0.7
+"""How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
+GELU_FLOOR = 0.17
+"""GELU's lowest value is -0.16997, at -0.7518."""
+LEVELS = 127
+MIDDLE = 128
+SMALLEST = 1e-8
+"""Stands in for the largest value of a row or channel of zeros, which has no scale."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A matrix (inputs, outputs) in 8 bits with a scale for each output."""
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
+def quantize_weight(weight: NDArray[np.float32]) -> QuantizedWeight:
+    """Round a matrix (inputs, outputs) to int8, symmetric, each output channel by its own largest value."""
+    scales = np.maximum(np.abs(weight).max(axis=0), SMALLEST) / LEVELS
+    values = np.clip(np.rint(weight / scales), -LEVELS, LEVELS)
+    return QuantizedWeight(values.astype(np.int8), scales.astype(np.float32))
+
+
+def quantize_encoder(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) -> None:
+    """Put all products with constant matrices and the table of word vectors of a graph that runs on rows into int8.
+
+    `calibration` gives token ids (1, tokens); the largest activations seen on them set the scales after layer norms.
+    """
+    graph = model.graph
+    found = list(linears(graph))
+    smoothed = [linear for linear in found if made_by(linear.input, "LayerNormalization")]
+    largest = largest_activations(model, [linear.input for linear in smoothed], calibration)
+    for linear in found:
+        if linear in smoothed:
+            output = smoothed_product(graph, linear, largest[required(linear.input).name or ""])
+        elif made_by(linear.input, "Gelu"):
+            output = shifted_product(graph, linear)
+        else:
+            output = per_token_product(graph, linear)
+        replace(linear.output, output)
+    quantize_word_vectors(graph)
+
+
+def made_by(value: ir.Value, op_type: str) -> bool:
+    """Whether a value comes from an operator, a Reshape of its result included."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Reshape":
+        producer = required(producer.inputs[0]).producer()
+    return producer is not None and producer.op_type == op_type
+
+
+def largest_activations(
+    model: ir.Model, values: list[ir.Value], calibration: Iterable[NDArray[np.int64]]
+) -> Mapping[str, NDArray[np.float32]]:
+    """Run the graph and keep the largest absolute value of each channel of each of `values`: name -> (width,)."""
+    outputs = list(dict.fromkeys(values))
+    own_outputs = list(model.graph.outputs)
+    model.graph.outputs.extend(value for value in outputs if value not in own_outputs)
+    try:
+        for value in outputs:
+            value.dtype = value.dtype or ir.DataType.FLOAT
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    finally:
+        model.graph.outputs[:] = own_outputs
+    names = [value.name or "" for value in outputs]
+    inputs = [value.name for value in session.get_inputs()]
+    largest: dict[str, NDArray[np.float32]] = {}
+    for ids in calibration:
+        feeds = {name: ids if name == INPUT_IDS else np.ones_like(ids) for name in inputs}
+        for name, activation in zip(names, session.run(names, feeds), strict=True):
+            peak = np.abs(activation.reshape(-1, activation.shape[-1])).max(axis=0)
+            largest[name] = np.maximum(largest[name], peak) if name in largest else peak
+    return largest
+
+
+def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float32]) -> ir.Value:
+    """One scale for all tokens: `quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule."""
+    before, name = linear.matmul, linear.name
+    peaks = np.maximum(largest, SMALLEST)
+    rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
+    smoothing = (peaks**SMOOTHING / rows ** (1 - SMOOTHING)).astype(np.float32)
+    weight = quantize_weight(linear.weight * smoothing[:, np.newaxis])
+    scale = constant(graph, f"{name}_input_scale", np.array((peaks / smoothing).max() / LEVELS, np.float32))
+    middle = constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8))
+    shrunk = insert(before, "Mul", [linear.input, constant(graph, f"{name}_smoothing", 1 / smoothing)])
+    quantized = insert(before, "QuantizeLinear", [shrunk, scale, middle])
+    return insert(
+        before,
+        "MatMulIntegerToFloat",
+        [
+            quantized,
+            constant(graph, f"{name}_int8", weight.values),
+            scale,
+            constant(graph, f"{name}_scales", weight.scales),
+            middle,
+            None,
+            constant(graph, f"{name}_bias", linear.bias),
+        ],
+        domain=ORT_DOMAIN,
+    )
+
+
+def per_token_product(graph: ir.Graph, linear: Linear) -> ir.Value:
+    """A scale for each token: its largest absolute value becomes 127."""
+    before = linear.matmul
+    peak = insert(before, "ReduceMax", [insert(before, "Abs", [linear.input]), last_axis(graph)], {"keepdims": 0})
+    peak = insert(before, "Max", [peak, constant(graph, "smallest", np.array(SMALLEST, np.float32))])
+    scale = insert(before, "Mul", [peak, constant(graph, "one_127th", np.array(1 / LEVELS, np.float32))])
+    count = insert(before, "Shape", [scale])
+    middles = insert(before, "Expand", [constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8)), count])
+    return scaled_rows(
+        graph, linear, scale, middles, MIDDLE, np.zeros_like(linear.bias), quantize_weight(linear.weight)
+    )
+
+
+def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
+    """A scale for each token of a GELU's output, with level 0 at -0.17 instead of at minus the largest value.
+
+    The zero point k must be an integer, so the scale is chosen such that -0.17 falls on a level: 0.17 / k. The product
+    then counts from -0.17, and what that adds, -0.17 times the sum of each output's weights, goes into the bias.
+    """
+    before = linear.matmul
+    floor = constant(graph, "gelu_floor", np.array(GELU_FLOOR, np.float32))
+    peak = insert(before, "ReduceMax", [linear.input, last_axis(graph)], {"keepdims": 0})
+    levels = insert(
+        before,
+        "Div",
+        [constant(graph, "gelu_levels", np.array(255 * GELU_FLOOR, np.float32)), insert(before, "Add", [peak, floor])],
+    )
+    below = insert(before, "Max", [insert(before, "Floor", [levels]), constant(graph, "one", np.array(1, np.float32))])
+    scale = insert(before, "Div", [floor, below])
+    zero_points = insert(before, "Cast", [below], {"to": ir.DataType.UINT8.value})
+    weight = quantize_weight(linear.weight)
+    sums = (weight.values.astype(np.float64) * weight.scales).sum(axis=0)
+    return scaled_rows(graph, linear, scale, zero_points, 0, (-GELU_FLOOR * sums).astype(np.float32), weight)
+
+
+def scaled_rows(
+    graph: ir.Graph,
+    linear: Linear,
+    scale: ir.Value,
+    zero_points: ir.Value,
+    zero_point: int,
+    correction: NDArray[np.float32],
+    weight: QuantizedWeight,
+) -> ir.Value:
+    """Quantize rows with their own `scale` (tokens,) and `zero_points`, multiply, and scale the result's rows back.
+
+    The product is told `zero_point`, one number for all rows; `correction` is added to the bias.
+    """
+    before, name = linear.matmul, linear.name
+    quantized = insert(before, "QuantizeLinear", [linear.input, scale, zero_points], {"axis": 0})
+    product = insert(
+        before,
+        "MatMulIntegerToFloat",
+        [
+            quantized,
+            constant(graph, f"{name}_int8", weight.values),
+            constant(graph, "one", np.array(1, np.float32)),
+            constant(graph, f"{name}_scales", weight.scales),
+            constant(graph, f"zero_point_{zero_point}", np.array(zero_point, np.uint8)),
+        ],
+        domain=ORT_DOMAIN,
+    )
+    column = insert(before, "Unsqueeze", [scale, constant(graph, "axis_1", np.array([1], np.int64))])
+    product = insert(before, "Mul", [product, column])
+    return insert(before, "Add", [product, constant(graph, f"{name}_bias", linear.bias + correction)])
+
+
+def last_axis(graph: ir.Graph) -> ir.Value:
+    return constant(graph, "last_axis", np.array([-1], np.int64))
+
+
+def quantize_word_vectors(graph: ir.Graph) -> None:
+    """Store the table from which token ids pick their vectors in int8, with a scale for each of its rows."""
+    for node in list(graph):
+        ids = node.inputs[1] if node.op_type == "Gather" else None
+        table = array_of(node.inputs[0]) if ids is not None else None
+        if ids is None or ids.name != INPUT_IDS or table is None or table.ndim != 2:
+            continue
+        quantized = quantize_weight(table.T.astype(np.float32))
+        values = constant(graph, "word_vectors_int8", np.ascontiguousarray(quantized.values.T))
+        scales = constant(graph, "word_vectors_scales", quantized.scales[:, np.newaxis])
+        rows = insert(node, "Cast", [insert(node, "Gather", [values, ids])], {"to": ir.DataType.FLOAT.value})
+        replace(node.outputs[0], insert(node, "Mul", [rows, insert(node, "Gather", [scales, ids])]))

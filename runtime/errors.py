@@ -1,0 +1,89 @@
+"""Every way in which edgekit fails, and the exit code that the command line ends with.
+
+    EdgekitError                 1   anything that has no code of its own
+    ├── OutputError              1   the result cannot be written: no space, no such folder, no permission
+    ├── MissingPartError         1   a part of edgekit that the command needs is not installed
+    ├── InputError               2   a text, an option or a file of texts that cannot be used
+    │   └── TextTooLongError     2   a text is longer than the model reads, and cutting it was forbidden
+    ├── NotFoundError            5   no such bundle, file or model
+    ├── NetworkError             6   a download was needed and did not happen
+    ├── BundleError              7   a bundle that is damaged, unsafe or not what its manifest says
+    ├── CheckpointError          7   a checkpoint that is damaged, unsafe or incomplete
+    ├── ProviderError            8   the hardware that was asked for is not available
+    └── UnsupportedModelError   10   a model that edgekit does not know how to export
+
+A message says what happened and with which value, a hint what to do about it. Both are plain text without a final
+period; literals stand in backticks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgekitError(Exception):
+    """Base of all errors that edgekit raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+
+class OutputError(EdgekitError, OSError):
+    """The result cannot be written where it should go."""
+
+
+class MissingPartError(EdgekitError, ImportError):
+    """A part of edgekit that is needed here is not installed."""
+
+
+class InputError(EdgekitError, ValueError):
+    """A text, an option or a file of texts cannot be used."""
+
+    exit_code = 2
+
+
+class TextTooLongError(InputError):
+    """A text is longer than the model reads, and cutting it was forbidden."""
+
+
+class NotFoundError(EdgekitError, FileNotFoundError):
+    """There is no such bundle, file or model."""
+
+    exit_code = 5
+
+
+class NetworkError(EdgekitError, ConnectionError):
+    """A download was needed and did not happen."""
+
+    exit_code = 6
+
+
+class BundleError(EdgekitError):
+    """A bundle is damaged, unsafe or not what its manifest says."""
+
+    exit_code = 7
+
+
+class CheckpointError(EdgekitError):
+    """A checkpoint is damaged, unsafe or incomplete."""
+
+    exit_code = 7
+
+
+class ProviderError(EdgekitError):
+    """The hardware that was asked for is not available."""
+
+    exit_code = 8
+
+
+class UnsupportedModelError(EdgekitError):
+    """edgekit does not know how to export this model."""
+
+    exit_code = 10

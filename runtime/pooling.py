@@ -1,0 +1,28 @@
+"""From the vectors of a text's tokens to the vector of the text: pure numpy, one text never touching another."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.manifest import Pooling
+
+EPSILON = np.float32(1e-12)
+"""What PyTorch's `normalize` puts in place of a norm of zero."""
+
+
+def pool(tokens: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
+    """Pool token vectors (texts, tokens, width) to (texts, width), all tokens being the text's own (no padding)."""
+    if pooling is Pooling.CLS:
+        return np.asarray(tokens[:, 0])
+    if pooling is Pooling.LAST_TOKEN:
+        return np.asarray(tokens[:, -1])
+    if pooling is Pooling.MAX:
+        return np.asarray(tokens.max(axis=1))
+    return np.asarray(tokens.mean(axis=1, dtype=np.float32))
+
+
+def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale each row of (texts, width) to length 1."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, np.newaxis]
+    return np.asarray(vectors / np.maximum(norms, EPSILON))

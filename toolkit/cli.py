@@ -1,0 +1,80 @@
+"""`edgekit`: the group of commands, and the place that turns an exception into a message, a hint and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+
+from runtime.errors import EdgekitError
+from runtime.version import __version__
+from toolkit.commands import bundles, catalog, embed, export
+
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+OUT_OF_MEMORY = 9
+"""What a shell reports for a process ended by SIGINT or SIGPIPE, and edgekit's own code for memory."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgekit")
+def cli() -> None:
+    """Take language models from the Hugging Face Hub to machines that have no network."""
+
+
+cli.add_command(catalog.models)
+cli.add_command(export.export)
+cli.add_command(bundles.inspect)
+cli.add_command(bundles.verify)
+cli.add_command(embed.embed)
+
+
+def main() -> None:
+    """Run the command line and end the process with the exit code that errors.py names."""
+    sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
+
+
+def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions
+    """Run a command; print what went wrong to stderr and return the exit code."""
+    try:
+        run()
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except EdgekitError as error:
+        return report(error.message, error.hint, error.exit_code)
+    except MemoryError:
+        return report("the machine has not enough memory for this", None, OUT_OF_MEMORY)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            # The reader has gone, as with `| head -1`; what is still buffered must not raise again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_PIPE
+        where = f"`{error.filename}`: " if error.filename else ""
+        return report(f"{where}{error.strerror or error}", None, EdgekitError.exit_code)
+    except Exception as error:  # noqa: BLE001 - the boundary: a user sees a sentence, not a traceback
+        if os.environ.get("EDGEKIT_TRACEBACK"):
+            traceback.print_exc()
+        return report(
+            f"something in edgekit itself went wrong: {type(error).__name__}: {error}",
+            "this is a bug; EDGEKIT_TRACEBACK=1 shows where it happened",
+            EdgekitError.exit_code,
+        )
+    return 0
+
+
+def report(message: str, hint: str | None, exit_code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    if hint is not None:
+        click.echo(f"\nhint: {hint}", err=True)
+    return exit_code

