@@ -18,6 +18,7 @@ from optimum.exporters.tasks import TasksManager
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
 from exporters.graph import (
+    INPUT_IDS,
     drop_token_types,
     drop_unused_inputs,
     fold_constants,
@@ -90,14 +91,24 @@ def trace(model: Any, scratch: Path) -> ir.Model:
 
 
 def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
-    """Turn a traced encoder into one that runs on rows of tokens of batches without padding."""
+    """Turn a traced encoder into one that runs on rows of tokens of batches without padding.
+
+    Raises UnsupportedModelError when a part of the graph is not what the passes know.
+    """
+    graph = traced.graph
     fold_constants(traced)
-    drop_token_types(traced.graph)
-    merge_attention(traced.graph, required_int(checkpoint, "num_attention_heads"))
+    drop_token_types(graph)
+    merged = merge_attention(graph, required_int(checkpoint, "num_attention_heads"))
     tidy(traced)
-    drop_unused_inputs(traced.graph)
-    run_on_rows(traced.graph)
+    drop_unused_inputs(graph)
+    on_rows = run_on_rows(graph)
     tidy(traced)
+    inputs = [value.name for value in graph.inputs]
+    if merged != required_int(checkpoint, "num_hidden_layers") or not on_rows or inputs != [INPUT_IDS]:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` traces to a graph that edgekit does not recognise as `{checkpoint.config['model_type']}`",
+            hint="its config.json asks for something that edgekit has not been tested with",
+        )
 
 
 @contextmanager

@@ -145,30 +145,28 @@ def linears(graph: ir.Graph) -> Iterator[Linear]:
             yield found
 
 
-def linear_of(node: ir.Node | None) -> Linear | None:
-    """The `Linear` to which a MatMul or the Add after it belongs."""
-    if node is None:
+def linear_of(matmul: ir.Node | None) -> Linear | None:
+    """The `Linear` of a MatMul, with the Add after it where that adds a bias; None for any other node."""
+    weight = array_of(matmul.inputs[1]) if matmul is not None and matmul.op_type == "MatMul" else None
+    if matmul is None or weight is None or weight.ndim != 2:
         return None
-    if node.op_type == "Add":
-        for value in node.inputs:
-            producer = required(value).producer()
-            found = linear_of(producer) if producer is not None and producer.op_type == "MatMul" else None
-            if found is not None and found.bias_add is node:
-                return found
-        return None
-    if node.op_type != "MatMul":
-        return None
-    weight = array_of(node.inputs[1])
-    if weight is None or weight.ndim != 2:
-        return None
-    add = only_user(node.outputs[0], "Add")
+    add = only_user(matmul.outputs[0], "Add")
     bias = None
     if add is not None:
-        other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-        bias = array_of(other)
+        bias = array_of(add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0])
     if bias is None or bias.shape != (weight.shape[1],):
         add, bias = None, np.zeros(weight.shape[1], np.float32)
-    return Linear(node, add, weight.astype(np.float32), bias.astype(np.float32))
+    return Linear(matmul, add, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def linear_before(value: ir.Value | None) -> Linear | None:
+    """The `Linear` that makes a value."""
+    producer = required(value).producer()
+    if producer is not None and producer.op_type == "Add":
+        before = [required(part).producer() for part in producer.inputs]
+        producer = next((node for node in before if node is not None and node.op_type == "MatMul"), None)
+    found = linear_of(producer)
+    return found if found is not None and found.output is value else None
 
 
 def graph_input(graph: ir.Graph, name: str) -> ir.Value | None:
@@ -241,7 +239,7 @@ def split_heads(value: ir.Value | None, permutation: tuple[int, ...]) -> Linear 
     reshape = required(transpose.inputs[0]).producer()
     if reshape is None or reshape.op_type != "Reshape":
         return None
-    return linear_of(required(reshape.inputs[0]).producer())
+    return linear_before(reshape.inputs[0])
 
 
 def merge_attention(graph: ir.Graph, heads: int) -> int:

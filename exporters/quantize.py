@@ -81,6 +81,8 @@ def largest_activations(
     model: ir.Model, values: list[ir.Value], calibration: Iterable[NDArray[np.int64]]
 ) -> Mapping[str, NDArray[np.float32]]:
     """Run the graph and keep the largest absolute value of each channel of each of `values`: name -> (width,)."""
+    if not values:
+        return {}
     outputs = list(dict.fromkeys(values))
     own_outputs = list(model.graph.outputs)
     model.graph.outputs.extend(value for value in outputs if value not in own_outputs)
@@ -95,11 +97,9 @@ def largest_activations(
     finally:
         model.graph.outputs[:] = own_outputs
     names = [value.name or "" for value in outputs]
-    inputs = [value.name for value in session.get_inputs()]
     largest: dict[str, NDArray[np.float32]] = {}
     for ids in calibration:
-        feeds = {name: ids if name == INPUT_IDS else np.ones_like(ids) for name in inputs}
-        for name, activation in zip(names, session.run(names, feeds), strict=True):
+        for name, activation in zip(names, session.run(names, {INPUT_IDS: ids}), strict=True):
             peak = np.abs(activation.reshape(-1, activation.shape[-1])).max(axis=0)
             largest[name] = np.maximum(largest[name], peak) if name in largest else peak
     return largest

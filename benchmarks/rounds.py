@@ -1,0 +1,49 @@
+"""Measuring in turn, so that a slow spell of the machine hits all systems alike, and telling when it was not quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TypeVar
+
+Measured = TypeVar("Measured")
+
+PAUSE = 0.5
+"""Seconds before each run, in which the threads of the run before stop spinning."""
+QUIET = 0.1
+"""Cores that other processes may use in the pauses."""
+
+
+def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[list[Measured]]:
+    """Call all in turn, round by round, and return what each gave; a first round warms up and is not counted."""
+    for run in runs:
+        run()
+    measured: list[list[Measured]] = [[] for _ in runs]
+    busy = []
+    for _ in range(repeats):
+        for run, figures in zip(runs, measured, strict=True):
+            before = busy_seconds()
+            time.sleep(PAUSE)
+            busy.append((busy_seconds() - before) / PAUSE)
+            figures.append(run())
+    if mean(busy) > QUIET:
+        print(
+            f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy, so do not quote these figures: "
+            "threads that wait for each other, as the peers' do, suffer more from that than edgekit's workers",
+            file=sys.stderr,
+        )
+    return measured
+
+
+def busy_seconds() -> float:
+    """The processor time that all processes of the machine have used; 0 where the system has no `/proc/stat`."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return 0.0
+    user, nice, system = map(int, line.split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")

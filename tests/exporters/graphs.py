@@ -1,0 +1,32 @@
+"""Tiny graphs made in code, and a way to run them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+WIDTH = 8
+
+
+def make_model(nodes: list[ir.Node], inputs: list[ir.Value], output: ir.Value, constants: list[ir.Value]) -> ir.Model:
+    graph = ir.Graph(
+        inputs, [output], nodes=nodes, initializers=constants, opset_imports={"": 20, "com.microsoft": 1}, name="tiny"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def token_rows() -> tuple[ir.Value, ir.Value, ir.Node]:
+    """Token ids, a table of seeded vectors for them, and the Gather of the rows."""
+    ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "tokens"])
+    table = np.random.default_rng(5).normal(size=(50, WIDTH)).astype(np.float32)
+    vectors = ir.val("table", const_value=ir.tensor(table, name="table"))
+    return ids, vectors, ir.node("Gather", [vectors, ids])
+
+
+def run(model: ir.Model, **feeds: NDArray) -> NDArray[np.float32]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from exporters.checkpoint import find_checkpoint
+from exporters.encoder import check_architecture, load_model
+from runtime import CheckpointError, UnsupportedModelError
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
+    edit_config(tiny_checkpoint, model_type="mamba")
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_architecture(find_checkpoint(str(tiny_checkpoint)))
+    assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
+    assert caught.value.hint == "known are `bert`"
+
+
+def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
+    """As in JinaBERT, which calls itself `bert`."""
+    edit_config(tiny_checkpoint, position_embedding_type="alibi")
+
+    with pytest.raises(UnsupportedModelError, match="has the position embedding `alibi`, which edgekit does not know"):
+        check_architecture(find_checkpoint(str(tiny_checkpoint)))
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny_checkpoint: Path) -> None:
+    path = tiny_checkpoint / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, path, {"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the weights .* such as `encoder\.layer\.1\.output\.dense"):
+        load_model(find_checkpoint(str(tiny_checkpoint)))
+
+
+def test_more_layers_than_weights(tiny_checkpoint: Path) -> None:
+    edit_config(tiny_checkpoint, num_hidden_layers=3)
+
+    with pytest.raises(CheckpointError, match="lacks 16 of the weights that its config.json promises"):
+        load_model(find_checkpoint(str(tiny_checkpoint)))
+
+
+@pytest.mark.parametrize("changes", [{"intermediate_size": 100}, {"num_attention_heads": 5}, {"hidden_act": "nothing"}])
+def test_weights_that_do_not_fit_the_config(tiny_checkpoint: Path, changes: dict) -> None:
+    edit_config(tiny_checkpoint, **changes)
+
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_model(find_checkpoint(str(tiny_checkpoint)))

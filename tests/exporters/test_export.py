@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from exporters import Exported, Origin, export
+from exporters.export import Progress
+from runtime import Bundle, CheckpointError, Embedder, InputError, OutputError, Precision, Provider, UnsupportedModelError
+from runtime.manifest import SCHEMA
+
+STAGES = [
+    "find the checkpoint",
+    "load the weights",
+    "trace with Optimum",
+    "quantize to int8",
+    "certify against PyTorch",
+    "write the bundle",
+]
+TEXTS = ["a", "The pump runs dry.", "word " * 100, "Zwei Sätze. Noch einer!"]
+
+
+class Recorder:
+    """Remembers the stages of an export."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+
+    def begin(self, stage: str) -> None:
+        self.begun.append(stage)
+
+    def end(self, stage: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.ended.append(stage)
+
+
+def tiny_export(folder: Path, out: Path, precision: Precision, progress: Progress | None = None) -> Exported:
+    return export(str(folder), precision=precision, out=out, progress=progress)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken"])
+def test_a_small_checkpoint_gives_the_vectors_of_sentence_transformers(
+    tiny_checkpoint: Path, tmp_path: Path, precision: Precision, pooling: str
+) -> None:
+    key = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}[pooling]
+    config = {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": False, f"pooling_mode_{key}": True}
+    (tiny_checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    model = SentenceTransformer(str(tiny_checkpoint), device="cpu", local_files_only=True)
+    expected = np.asarray(model.encode(TEXTS, show_progress_bar=False))
+
+    exported = tiny_export(tiny_checkpoint, tmp_path / "bundle", precision)
+    found = Embedder(exported.bundle).embed_with_report(TEXTS)
+
+    cosines = np.einsum("ij,ij->i", found.vectors, expected)
+    print(f"{precision.value}, {pooling}: cosine min {cosines.min():.6f}")
+    assert cosines.min() > (0.999999 if precision is Precision.FP32 else 0.98)
+    assert found.truncated == [2]
+
+
+def test_the_stages_are_told_in_order(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    told = Recorder()
+    tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.INT8, told)
+
+    assert told.begun == told.ended == STAGES
+
+
+def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Path) -> None:
+    manifest = Bundle.open(int8_bundle.path).manifest
+
+    assert manifest.schema == SCHEMA
+    assert (manifest.name, manifest.architecture, manifest.inputs) == ("all-MiniLM-L6-v2", "bert", ("input_ids",))
+    assert (manifest.source.requested, manifest.source.licence) == ("all-MiniLM-L6-v2", "apache-2.0")
+    assert manifest.source.files.keys() == {
+        path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
+    }
+    special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+    assert manifest.tokenizer.special_tokens == special
+    assert manifest.made_with.keys() >= {"edgekit", "torch", "transformers", "optimum", "onnxruntime"}
+
+
+def test_the_licence_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tiny_checkpoint / "LICENSE").write_text("do what you like")
+
+    bundle = tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32).bundle
+
+    assert (bundle.path / "LICENSE").read_text() == "do what you like"
+    assert "LICENSE" in bundle.manifest.files
+
+
+def test_the_default_place_and_precision(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    bundle = export(str(tiny_checkpoint)).bundle
+
+    assert bundle.path == Path("bundles/tiny-bert-int8")
+    assert bundle.manifest.precision is Precision.INT8
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT4])
+def test_a_precision_that_embedders_do_not_have(tiny_checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
+    with pytest.raises(InputError, match=f"embedders are not exported to `{precision.value}`"):
+        tiny_export(tiny_checkpoint, tmp_path / "bundle", precision)
+
+
+def test_a_provider_that_is_not_made_for_yet(tiny_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="graphs for `cuda` are not made yet, only for `cpu`"):
+        export(str(tiny_checkpoint), provider=Provider.CUDA)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("tokenizer.json", None, CheckpointError),
+        ("modules.json", None, CheckpointError),
+        ("model.safetensors", None, CheckpointError),
+        ("config.json", '{"model_type": "mamba"}', UnsupportedModelError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, content: str | None, error: type[Exception]
+) -> None:
+    if content is None:
+        (tiny_checkpoint / name).unlink()
+    else:
+        (tiny_checkpoint / name).write_text(content)
+
+    with pytest.raises(error):
+        tiny_export(tiny_checkpoint, tmp_path / "out" / "bundle", Precision.INT8)
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_folder_is_named_as_such(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    exported = export(str(tiny_checkpoint), origin=Origin.FOLDER, precision=Precision.FP32, out=tmp_path / "b")
+
+    assert exported.bundle.manifest.source.origin == "folder"
+
+
+def test_a_place_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(OutputError, match="the bundle cannot be written to `.*`: File exists"):
+        tiny_export(tiny_checkpoint, tmp_path / "file" / "bundle", Precision.FP32)
+
+
+COMMAND = [sys.executable, "-m", "toolkit", "export"]
+
+
+def has_namespaces() -> bool:
+    return subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("megabytes", [1, 8])
+def test_no_space_left_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, megabytes: int) -> None:
+    """On a file system of its own that is too small: for the trace, then for the graph beside it."""
+    assert has_namespaces(), "this test mounts a small file system in a namespace of its own"
+    old = tiny_export(tiny_checkpoint, tmp_path / "old", Precision.FP32).bundle.path
+    place = tmp_path / "small"
+    place.mkdir()
+    script = f"""
+mount -t tmpfs -o size={megabytes}m tmpfs {place} || exit 99
+mkdir {place}/bundle && cp {old}/manifest.json {place}/bundle/
+{' '.join(COMMAND)} {tiny_checkpoint} --precision fp32 --out {place}/bundle
+code=$?
+echo LEFT $(ls -A {place}) / $(ls -A {place}/bundle)
+exit $code
+"""
+    finished = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert finished.returncode == 1, finished.stderr
+    assert f"error: the bundle cannot be written to `{place}/bundle`: No space left on device" in finished.stderr
+    assert "hint: free some space, or choose another folder with `--out`" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert "LEFT bundle / manifest.json" in finished.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_export_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "place" / "bundle"
+    old = tiny_export(tiny_checkpoint, out, Precision.FP32).bundle
+    before = (out / "manifest.json").read_bytes()
+    process = subprocess.Popen(
+        [*COMMAND, str(tiny_checkpoint), "--out", str(out)], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.parent.glob(".bundle.*.partial/bundle/tokenizer.json")):
+        assert time.monotonic() < deadline, "the export did not begin to write"
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+
+    assert (out / "manifest.json").read_bytes() == before
+    assert Bundle.open(out).manifest == old.manifest
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == "interrupted"
+        assert "Traceback" not in errors
+        assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    else:
+        (left,) = (path for path in out.parent.iterdir() if path.name != "bundle")
+        assert not list(left.rglob("manifest.json")), "what is left is no bundle"
+        tiny_export(tiny_checkpoint, out, Precision.FP32)
+        assert [path.name for path in out.parent.iterdir()] == ["bundle"], "the next export cleans up"

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from exporters.checkpoint import find_checkpoint
+from exporters.encoder import load_model, rebuild, trace
+from exporters.graph import (
+    batch_and_length,
+    drop_token_types,
+    drop_unused_inputs,
+    fold_constants,
+    linears,
+    merge_attention,
+    run_on_rows,
+    tidy,
+)
+from tests.exporters.graphs import WIDTH, make_model, run, token_rows
+
+IDS = np.random.default_rng(2).integers(1000, 20000, size=(3, 11))
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ir.Model, np.ndarray]:
+    """The small BERT as Optimum traces it, and what PyTorch gives for IDS."""
+    model = load_model(find_checkpoint(str(tiny_checkpoint_base)))
+    with torch.inference_mode():
+        expected = model(input_ids=torch.from_numpy(IDS)).last_hidden_state.numpy()
+    return trace(model, tmp_path_factory.mktemp("trace")), expected
+
+
+def fresh(traced: tuple[ir.Model, np.ndarray]) -> ir.Model:
+    return ir.from_proto(ir.to_proto(traced[0]))
+
+
+FULL = {"input_ids": IDS, "attention_mask": np.ones_like(IDS), "token_type_ids": np.zeros_like(IDS)}
+
+
+def test_each_pass_keeps_the_result(traced: tuple[ir.Model, np.ndarray]) -> None:
+    model = fresh(traced)
+
+    def check() -> None:
+        tidy(model)
+        found = run(ir.from_proto(ir.to_proto(model)), **FULL)
+        assert found.shape == traced[1].shape
+        assert np.abs(found - traced[1]).max() < 2e-5
+
+    check()
+    fold_constants(model)
+    check()
+    drop_token_types(model.graph)
+    check()
+    assert merge_attention(model.graph, heads=4) == 2
+    check()
+    drop_unused_inputs(model.graph)
+    assert [value.name for value in model.graph.inputs] == ["input_ids"]
+    check()
+    assert run_on_rows(model.graph)
+    check()
+
+
+def test_a_rebuilt_encoder_has_no_shape_chains_left(tiny_checkpoint_base: Path, traced: tuple[ir.Model, np.ndarray]) -> None:
+    model = fresh(traced)
+    rebuild(model, find_checkpoint(str(tiny_checkpoint_base)))
+    kinds = [node.op_type for node in model.graph]
+
+    assert kinds.count("Shape") == 1
+    assert kinds.count("Softmax") == kinds.count("FusedMatMul") == kinds.count("Split") == 2
+    assert len(list(linears(model.graph))) == 2 * 4, "merged QKV, attention output, up, down"
+
+
+def test_the_mask_goes_only_where_nothing_else_is_added(traced: tuple[ir.Model, np.ndarray]) -> None:
+    """A bias beside the mask, such as relative positions, must stay."""
+    model = fresh(traced)
+    fold_constants(model)
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    add = softmax.inputs[0].producer()
+    bias = ir.val("bias", const_value=ir.tensor(np.full((1, 1, 1, 1), 2, np.float32), name="bias"))
+    model.graph.register_initializer(bias)
+    positions = ir.node("Mul", [ir.node("Add", [add.inputs[1], bias]).outputs[0], bias])
+    model.graph.insert_before(add, [positions.inputs[0].producer(), positions])
+    cast = ir.node("Cast", [next(value for value in model.graph.inputs if value.name == "input_ids")], {"to": 1})
+    shape = ir.node("ReduceMean", [cast.outputs[0]], {"keepdims": 1})
+    mixed = ir.node("Mul", [positions.outputs[0], shape.outputs[0]])
+    model.graph.insert_before(add, [cast, shape, mixed])
+    add.replace_input_with(1, mixed.outputs[0])
+    expected = run(ir.from_proto(ir.to_proto(model)), **FULL)
+
+    assert merge_attention(model.graph, heads=4) == 2
+    tidy(model)
+    assert np.abs(run(model, **FULL) - expected).max() < 2e-5
+
+
+def test_rows_are_left_alone_when_an_operator_would_see_the_difference() -> None:
+    ids, table, gather = token_rows()
+    weight = ir.val("weight", const_value=ir.tensor(np.eye(WIDTH, dtype=np.float32), name="weight"))
+    product = ir.node("MatMul", [gather.outputs[0], weight])
+    over_tokens = ir.node("Softmax", [product.outputs[0]], {"axis": 1})
+    model = make_model([gather, product, over_tokens], [ids], over_tokens.outputs[0], [table, weight])
+    expected = run(model, input_ids=IDS % 50)
+
+    assert not run_on_rows(model.graph)
+    assert np.array_equal(run(model, input_ids=IDS % 50), expected)
+
+
+def test_a_graph_without_products_does_not_run_on_rows() -> None:
+    ids, table, gather = token_rows()
+
+    assert not run_on_rows(make_model([gather], [ids], gather.outputs[0], [table]).graph)
+
+
+def test_an_attention_of_another_shape_is_left_alone() -> None:
+    ids, table, gather = token_rows()
+    softmax = ir.node("Softmax", [gather.outputs[0]], {"axis": -1})
+    model = make_model([gather, softmax], [ids], softmax.outputs[0], [table])
+
+    assert merge_attention(model.graph, heads=2) == 0
+
+
+def test_a_bias_belongs_to_its_product_only_when_it_is_one() -> None:
+    ids, table, gather = token_rows()
+    weight = ir.val("weight", const_value=ir.tensor(np.ones((WIDTH, 4), np.float32), name="weight"))
+    rows = ir.val("rows", const_value=ir.tensor(np.ones((11, 4), np.float32), name="rows"))
+    product = ir.node("MatMul", [gather.outputs[0], weight])
+    add = ir.node("Add", [product.outputs[0], rows])
+    model = make_model([gather, product, add], [ids], add.outputs[0], [table, weight, rows])
+
+    (linear,) = linears(model.graph)
+    assert linear.bias_add is None
+    assert linear.output is product.outputs[0]
+    assert not linear.bias.any()
+
+
+def test_a_graph_without_token_ids_is_refused() -> None:
+    other = ir.val("pixels", ir.DataType.FLOAT, ["n"])
+    node = ir.node("Abs", [other])
+
+    with pytest.raises(ValueError, match="the graph has no input `input_ids`"):
+        batch_and_length(make_model([node], [other], node.outputs[0], []).graph)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from exporters.graph import linears, tidy
+from exporters.quantize import GELU_FLOOR, quantize_encoder, quantize_weight
+from tests.exporters.graphs import WIDTH, make_model, run, token_rows
+
+IDS = np.random.default_rng(9).integers(0, 50, size=(1, 40))
+FINITE = st.floats(-1e3, 1e3, width=32)
+
+
+@given(arrays(np.float32, (5, 3), elements=FINITE))
+def test_a_weight_is_off_by_half_a_step_at_most(weight: np.ndarray) -> None:
+    found = quantize_weight(weight)
+
+    assert found.values.dtype == np.int8
+    assert np.isfinite(found.scales).all()
+    assert (np.abs(found.values * found.scales - weight) <= found.scales * 0.5001).all()
+
+
+def chain(kind: str) -> ir.Model:
+    """Token rows, then an operator of `kind`, then a product with a bias; all on (tokens, width)."""
+    rng = np.random.default_rng(1)
+    ids, table, gather = token_rows()
+    shape = ir.val("shape", const_value=ir.tensor(np.array([-1, WIDTH], np.int64), name="shape"))
+    one = ir.val("ones", const_value=ir.tensor(np.ones(WIDTH, np.float32), name="ones"))
+    weight = ir.val("weight", const_value=ir.tensor(rng.normal(size=(WIDTH, 16)).astype(np.float32), name="weight"))
+    bias = ir.val("bias", const_value=ir.tensor(rng.normal(size=16).astype(np.float32), name="bias"))
+    rows = ir.node("Reshape", [gather.outputs[0], shape])
+    inputs = [rows.outputs[0], one] if kind == "LayerNormalization" else [rows.outputs[0]]
+    before = ir.node(kind, inputs, {"axis": -1} if kind == "LayerNormalization" else {})
+    product = ir.node("MatMul", [before.outputs[0], weight])
+    add = ir.node("Add", [product.outputs[0], bias])
+    nodes = [gather, rows, before, product, add]
+    return make_model(nodes, [ids], add.outputs[0], [table, shape, one, weight, bias])
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("LayerNormalization", "smoothed"), ("Gelu", "shifted"), ("Tanh", "per token")]
+)
+def test_a_quantized_product_is_close_to_the_exact_one(kind: str, scheme: str) -> None:
+    model = chain(kind)
+    expected = run(model, input_ids=IDS)
+    quantize_encoder(model, [IDS])
+    tidy(model)
+    kinds = [node.op_type for node in model.graph]
+
+    found = run(model, input_ids=IDS)
+
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"{scheme}: largest error {error:.4f} of the largest value")
+    assert error < 0.02
+    assert kinds.count("MatMulIntegerToFloat") == 1
+    assert not list(linears(model.graph))
+    assert ("ReduceMax" in kinds) == (scheme != "smoothed")
+    assert ("Floor" in kinds) == (scheme == "shifted")
+
+
+@pytest.mark.parametrize("kind", ["Gelu", "Tanh"])
+def test_a_token_does_not_depend_on_its_neighbours(kind: str) -> None:
+    model = chain(kind)
+    quantize_encoder(model, [])
+    tidy(model)
+
+    together = run(model, input_ids=IDS)
+    alone = np.concatenate([run(model, input_ids=IDS[:, [column]]) for column in range(IDS.shape[1])])
+
+    assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "Gelu", "Tanh"])
+def test_rows_of_zeros_give_the_bias(kind: str) -> None:
+    model = chain(kind)
+    table = model.graph.initializers["table"]
+    table.const_value = ir.tensor(np.zeros((50, WIDTH), np.float32), name="table")
+    expected = run(model, input_ids=IDS)
+    quantize_encoder(model, [IDS])
+    tidy(model)
+
+    found = run(model, input_ids=IDS)
+
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_the_floor_of_gelu_is_below_all_that_gelu_gives() -> None:
+    import torch
+
+    lowest = torch.nn.functional.gelu(torch.linspace(-5, 5, 1_000_001, dtype=torch.float64)).min().item()
+
+    assert -GELU_FLOOR <= lowest < -GELU_FLOOR + 1e-4
+
+
+def test_word_vectors_are_stored_in_eight_bits() -> None:
+    model = chain("Tanh")
+    quantize_encoder(model, [])
+    tidy(model)
+    gathers = [node for node in model.graph if node.op_type == "Gather"]
+
+    assert [node.inputs[0].const_value.numpy().dtype for node in gathers] == [np.int8, np.float32]
+    assert "table" not in model.graph.initializers

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import Bundle, BundleError, Embedder, InputError, NotFoundError, bundle
+from runtime.bundle import BundleWriter, check_path
+
+EditManifest = Callable[[Callable[[dict], None]], Path]
+
+
+def refusal(path: Path) -> BundleError:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path)
+    return caught.value
+
+
+def test_a_bundle_opens_under_a_link_to_its_folder(int8_bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(int8_bundle.path)
+
+    assert Bundle.open(link).manifest == int8_bundle.manifest
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no bundle at") as caught:
+        Bundle.open(tmp_path / "nothing")
+    assert caught.value.hint == "`edgekit export MODEL` makes one, and names the folder"
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    assert refusal(tmp_path).message == f"`{tmp_path}` is no bundle: it holds no `manifest.json`"
+
+
+def test_a_checkpoint_is_no_bundle_and_says_what_to_do(checkpoint: Path) -> None:
+    assert refusal(checkpoint).hint == f"if it is a checkpoint, run `edgekit export {checkpoint}`"
+
+
+@pytest.mark.parametrize("position", [0, 1_000_000, -1])
+def test_a_changed_byte(bundle_copy: Path, position: int) -> None:
+    path = bundle_copy / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+    assert "`model.onnx` in the bundle" in refusal(bundle_copy).message
+    assert "was changed: its sha256 is" in refusal(bundle_copy).message
+
+
+def test_a_file_cut_short(bundle_copy: Path) -> None:
+    os.truncate(bundle_copy / "model.onnx", 1000)
+
+    assert "has 1000 bytes instead of" in refusal(bundle_copy).message
+
+
+def test_a_missing_file(bundle_copy: Path) -> None:
+    (bundle_copy / "tokenizer.json").unlink()
+
+    assert refusal(bundle_copy).message == f"`tokenizer.json` is missing from the bundle `{bundle_copy}`"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt"])
+def test_an_extra_file(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).parent.mkdir(exist_ok=True)
+    (bundle_copy / name).write_text("mine")
+
+    assert refusal(bundle_copy).message == f"`{bundle_copy}` holds `{name}`, which its manifest does not list"
+
+
+def test_a_link_instead_of_a_file(bundle_copy: Path, tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere.json"
+    (bundle_copy / "tokenizer.json").rename(real)
+    (bundle_copy / "tokenizer.json").symlink_to(real)
+
+    assert "is a link or no regular file" in refusal(bundle_copy).message
+
+
+def test_a_link_instead_of_the_manifest(bundle_copy: Path, tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere.json"
+    (bundle_copy / "manifest.json").rename(real)
+    (bundle_copy / "manifest.json").symlink_to(real)
+
+    assert "holds no `manifest.json`" in refusal(bundle_copy).message
+
+
+def test_a_linked_folder_inside(edit_manifest: EditManifest, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = edit_manifest(lambda manifest: manifest["files"].update({"sub/a": {"size": 1, "sha256": "0" * 64}}))
+    (elsewhere / "a").write_text("x")
+    (path / "sub").symlink_to(elsewhere)
+
+    assert "holds `sub`, which its manifest does not list" in refusal(path).message
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\b", "C:x", "./a", "a//b", "", ".", "a/"])
+def test_a_path_that_leaves_the_folder(edit_manifest: EditManifest, name: str) -> None:
+    path = edit_manifest(lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
+
+    assert refusal(path).message == f"the path `{name}` leaves the folder or is not written plainly"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "sub/model.onnx", "a b/ü.json", "..data"])
+def test_plain_paths_are_fine(name: str) -> None:
+    check_path(name)
+
+
+def test_a_newer_schema(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest.update(schema=99))
+
+    assert refusal(path).message == "the bundle has schema 99, and this edgekit reads schema 1"
+
+
+def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
+    (bundle_copy / "manifest.json").write_bytes(b"\xff\xfe")
+
+    assert refusal(bundle_copy).message == "`manifest.json` is no UTF-8 text"
+
+
+def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest.update(inputs=["input_ids", "attention_mask"]))
+
+    with pytest.raises(BundleError, match=r"has the inputs \['input_ids'\], the manifest says"):
+        Embedder(path)
+
+
+def test_external_data_outside_the_folder_is_not_read(edit_manifest: EditManifest, tmp_path: Path) -> None:
+    """A graph whose weights point out of the bundle: every hash is right, and still nothing outside is opened."""
+    import onnx
+
+    from runtime.bundle import sha256_of
+
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(4 * 30522))
+    path = tmp_path / "copy"
+    model = onnx.load(path / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("token_type_0"))
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "../secret.bin", "offset": "0", "length": str(size)}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    (path / "model.onnx").write_bytes(model.SerializeToString())
+    record = {"size": (path / "model.onnx").stat().st_size, "sha256": sha256_of(path / "model.onnx")}
+    edit_manifest(lambda manifest: manifest["files"].update({"model.onnx": record}))
+
+    with pytest.raises(BundleError, match="onnxruntime cannot open"):
+        Embedder(path)
+
+
+def fill(writer: BundleWriter, int8_bundle: Bundle) -> None:
+    for name in int8_bundle.manifest.files:
+        shutil.copyfile(int8_bundle.path / name, writer.folder / name)
+
+
+def test_a_written_bundle_opens(int8_bundle: Bundle, tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "new" / "bundle") as writer:
+        fill(writer, int8_bundle)
+        written = writer.commit(int8_bundle.manifest)
+
+    assert Bundle.open(tmp_path / "new" / "bundle").manifest == written.manifest == int8_bundle.manifest
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_new_bundle_replaces_the_old(
+    int8_bundle: Bundle, bundle_copy: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(bundle, "exchange", lambda _first, _second: False)
+    (bundle_copy / "old").write_text("a file that only the old bundle has")
+    with BundleWriter(bundle_copy) as writer:
+        fill(writer, int8_bundle)
+        writer.commit(int8_bundle.manifest)
+
+    Bundle.open(bundle_copy)
+    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_this_system_swaps_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "inner").mkdir(parents=True)
+
+    assert bundle.exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "inner").is_dir()
+
+
+def test_a_failure_leaves_the_old_bundle(int8_bundle: Bundle, bundle_copy: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), BundleWriter(bundle_copy) as writer:
+        fill(writer, int8_bundle)
+        raise KeyboardInterrupt
+
+    assert Bundle.open(bundle_copy).manifest == int8_bundle.manifest
+    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(InputError, match="exists and is no bundle, so it will not be replaced") as caught:
+        BundleWriter(tmp_path / "mine").__enter__()
+    assert caught.value.hint == "choose another folder with `--out`"
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    left = tmp_path / f".bundle.{killed.pid}.partial"
+    left.mkdir()
+    mine = tmp_path / f".bundle.{os.getppid()}.partial"
+    mine.mkdir()
+    with BundleWriter(tmp_path / "bundle"):
+        assert left.exists(), "an export that still runs must keep its folder"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    with BundleWriter(tmp_path / "bundle"):
+        assert not left.exists()
+    assert mine.exists()
+
+
+def test_the_manifest_lists_every_file(int8_bundle: Bundle) -> None:
+    on_disk = {path.name for path in int8_bundle.path.iterdir()} - {"manifest.json"}
+
+    assert set(int8_bundle.manifest.files) == on_disk
+    assert json.loads((int8_bundle.path / "manifest.json").read_text())["files"].keys() == on_disk
+
+
+def test_the_size_is_that_of_the_files(int8_bundle: Bundle) -> None:
+    assert int8_bundle.size == sum((int8_bundle.path / name).stat().st_size for name in int8_bundle.manifest.files)
+
+
+def test_a_file_that_is_not_there(int8_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="has no `model.bin`"):
+        int8_bundle.file("model.bin")

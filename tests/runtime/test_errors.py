@@ -1,0 +1,38 @@
+import inspect
+import re
+
+import runtime
+from runtime import errors
+
+DRAWN = re.compile(r"([A-Z]\w+Error)\s+(\d+)")
+
+
+def classes() -> dict[str, type[errors.EdgekitError]]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.EdgekitError)
+    }
+
+
+def test_the_tree_is_drawn_with_every_class_and_its_exit_code() -> None:
+    drawn = {name: int(code) for name, code in DRAWN.findall(errors.__doc__ or "")}
+
+    assert drawn == {name: error.exit_code for name, error in classes().items()}
+
+
+def test_every_error_can_be_caught_from_the_front_door() -> None:
+    assert classes().keys() <= set(runtime.__all__)
+
+
+def test_an_error_reads_as_message_and_hint() -> None:
+    assert str(errors.BundleError("it broke", hint="mend it")) == "it broke\n\nhint: mend it"
+    assert str(errors.BundleError("it broke")) == "it broke"
+
+
+def test_leaves_are_also_the_builtins_that_callers_expect() -> None:
+    assert issubclass(errors.NotFoundError, FileNotFoundError)
+    assert issubclass(errors.InputError, ValueError)
+    assert issubclass(errors.OutputError, OSError)
+    assert issubclass(errors.MissingPartError, ImportError)
+    assert issubclass(errors.NetworkError, ConnectionError)

@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+
+from runtime import Bundle, BundleError
+from runtime.manifest import SCHEMA, manifest_from_json, manifest_to_json, pack_vector, unpack_vector
+from runtime.records import write_record
+
+
+def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> None:
+    text = (int8_bundle.path / "manifest.json").read_text(encoding="utf-8")
+
+    assert manifest_from_json(text) == int8_bundle.manifest
+    assert manifest_to_json(int8_bundle.manifest) == text
+
+
+def test_a_newer_schema_is_refused_whatever_else_it_says() -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json(json.dumps({"schema": SCHEMA + 1, "unheard": "of"}))
+
+    assert caught.value.message == f"the bundle has schema {SCHEMA + 1}, and this edgekit reads schema {SCHEMA}"
+    assert "update edgekit on this machine" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "nul"])
+def test_text_that_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match=r"`manifest\.json` is no JSON"):
+        manifest_from_json(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3"])
+def test_json_that_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match=r"`manifest\.json` is not valid"):
+        manifest_from_json(text)
+
+
+def test_a_wrong_field_is_named(int8_bundle: Bundle) -> None:
+    value = write_record(int8_bundle.manifest)
+    value["embedder"]["pooling"] = "middle"
+
+    with pytest.raises(BundleError, match=r"`embedder\.pooling` must be one of cls, mean, max, last_token"):
+        manifest_from_json(json.dumps(value))
+
+
+def test_vectors_are_packed_without_loss() -> None:
+    vector = np.random.default_rng(0).normal(size=17).astype(np.float32)
+
+    assert np.array_equal(unpack_vector(pack_vector(vector)), vector)
+
+
+@pytest.mark.parametrize("text", ["!", "AAA=", "AAAA"])
+def test_a_damaged_vector_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match="a golden vector in"):
+        unpack_vector(text)

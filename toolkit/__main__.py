@@ -1,0 +1,5 @@
+"""`python -m toolkit` is `edgekit`."""
+
+from toolkit.cli import main
+
+main()
