@@ -32,8 +32,8 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
             figures.append(run())
     if mean(busy) > QUIET:
         print(
-            f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy, so do not quote these figures: "
-            "threads that wait for each other, as the peers' do, suffer more from that than edgekit's workers",
+            f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy: do not quote this run; "
+            "threads that wait for each other, as the peers' do, lose more by that than edgekit's workers",
             file=sys.stderr,
         )
     return measured

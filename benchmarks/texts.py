@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from random import Random
 
 from exporters.wheel import cache_folder
@@ -16,9 +17,13 @@ FEWEST_WORDS_OF_PASSAGE = 30
 SEED = 20
 
 
+def corpus_path() -> Path:
+    return cache_folder() / "texts" / CORPUS
+
+
 def held_out_texts(count: int) -> list[str]:
     """Texts of 3 to 250 words in mixed order, the same for the same count: 2/3 single sentences, 1/3 passages."""
-    path = cache_folder() / "texts" / CORPUS
+    path = corpus_path()
     if not path.exists():
         raise SystemExit(f"there is no `{path}`\n\nhint: `python -m tests.assets` fetches it")
     choose = Random(SEED)

@@ -106,7 +106,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
     inputs = [value.name for value in graph.inputs]
     if merged != required_int(checkpoint, "num_hidden_layers") or not on_rows or inputs != [INPUT_IDS]:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` traces to a graph that edgekit does not recognise as `{checkpoint.config['model_type']}`",
+            f"`{checkpoint.name}` traces to a graph that is not the `{checkpoint.config['model_type']}` edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",
         )
 

@@ -142,7 +142,7 @@ def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
     if not isinstance(content, dict):
         raise CheckpointError(
             f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
-            hint="load its tokenizer with transformers' `AutoTokenizer` and `save_pretrained` it, which writes the file",
+            hint="load its tokenizer with transformers' `AutoTokenizer` and save it with `save_pretrained`",
         )
     return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
 

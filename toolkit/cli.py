@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -20,7 +19,21 @@ OUT_OF_MEMORY = 9
 """What a shell reports for a process ended by SIGINT or SIGPIPE, and edgekit's own code for memory."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """A group whose reader may leave early, as with `| head -1`."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered must not raise again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(CLOSED_PIPE)
+        return result
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgekit")
 def cli() -> None:
     """Take language models from the Hugging Face Hub to machines that have no network."""
@@ -41,13 +54,10 @@ def main() -> None:
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions
     """Run a command; print what went wrong to stderr and return the exit code."""
     try:
-        run()
-        sys.stdout.flush()
+        code = run()
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
@@ -56,10 +66,6 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     except MemoryError:
         return report("the machine has not enough memory for this", None, OUT_OF_MEMORY)
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            # The reader has gone, as with `| head -1`; what is still buffered must not raise again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return CLOSED_PIPE
         where = f"`{error.filename}`: " if error.filename else ""
         return report(f"{where}{error.strerror or error}", None, EdgekitError.exit_code)
     except Exception as error:  # noqa: BLE001 - the boundary: a user sees a sentence, not a traceback
@@ -70,7 +76,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
             "this is a bug; EDGEKIT_TRACEBACK=1 shows where it happened",
             EdgekitError.exit_code,
         )
-    return 0
+    # Without its standalone mode, click returns the code with which a command wants to end.
+    return code if isinstance(code, int) else 0
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:

@@ -30,7 +30,7 @@ def megabytes(size: int) -> str:
 
 @contextmanager
 def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of a file, a running count for a pipe; it is called with the bytes done since the last call."""
+    """A bar over the bytes of a file, a running count for a pipe; called with the bytes done since the last call."""
     if not enabled or not sys.stderr.isatty():
         yield lambda _: None
         return

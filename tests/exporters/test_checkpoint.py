@@ -139,7 +139,9 @@ def test_pickled_weights_are_refused_and_not_opened(tiny_checkpoint: Path) -> No
     (tiny_checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
 
     found = refusal(tiny_checkpoint)
-    assert "has its weights in `pytorch_model.bin` only, a pickle, which can run code when it is loaded" in found.message
+    assert (
+        "has its weights in `pytorch_model.bin` only, a pickle, which can run code when it is loaded" in found.message
+    )
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {"a": 3}])
@@ -158,7 +160,9 @@ def test_a_shard_that_is_missing_or_elsewhere(tiny_checkpoint: Path, shard: str)
     assert "that `model.safetensors.index.json` names are missing" in refusal(tiny_checkpoint).message
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ms-marco-MiniLM-L-12-v2", "reranker"), ("SmolLM2-135M-Instruct", "decoder")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ms-marco-MiniLM-L-12-v2", "reranker"), ("SmolLM2-135M-Instruct", "decoder")]
+)
 def test_kinds_that_are_not_exported_yet(name: str, kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"`{name}` is a {kind}, and this edgekit exports embedders only"):
         find_checkpoint(name)

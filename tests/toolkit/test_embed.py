@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Bundle, Embedder
+from tests.conftest import Finished
+
+Edgekit = Callable[..., Finished]
+TEXTS = ["the pump runs dry", "water", "größer"]
+
+
+@pytest.fixture(scope="module")
+def expected(int8_bundle: Bundle) -> np.ndarray:
+    return Embedder(int8_bundle).embed(TEXTS)
+
+
+def rows(out: bytes) -> list[dict]:
+    return [json.loads(line) for line in out.decode().splitlines()]
+
+
+def test_arguments_to_jsonl_lose_no_bit(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+    finished = edgekit("embed", int8_bundle.path, *TEXTS)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert [row["text"] for row in rows(finished.out)] == TEXTS
+    assert np.array_equal(np.array([row["embedding"] for row in rows(finished.out)], np.float32), expected)
+
+
+def test_a_pipe_of_lines(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+    finished = edgekit("embed", int8_bundle.path, "--format", "npy", stdin="\n".join(TEXTS).encode())
+
+    assert np.array_equal(np.load(io.BytesIO(finished.out)), expected)
+
+
+def test_jsonl_fields_are_passed_through(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+    lines = [json.dumps({"id": index, "text": text, "tags": ["ü"]}) for index, text in enumerate(TEXTS)]
+    finished = edgekit("embed", int8_bundle.path, "--format", "json", "--input", "-", stdin="\n".join(lines).encode())
+    found = json.loads(finished.out)
+
+    assert [(row["id"], row["text"], row["tags"]) for row in found] == [(i, t, ["ü"]) for i, t in enumerate(TEXTS)]
+    assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
+
+
+def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    output = tmp_path / "out.npy"
+
+    finished = edgekit("embed", int8_bundle.path, "--input", tmp_path / "in.txt", "--format", "npy", "--output", output)
+
+    assert (finished.code, finished.out) == (0, b"")
+    assert np.array_equal(np.load(output), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
+
+
+def test_more_texts_than_a_chunk_stay_in_order(
+    edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.commands.embed.CHUNK", 4)
+    texts = [f"{'number ' * (index % 5)}{index}" for index in range(11)]
+
+    finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
+
+    assert [row["text"] for row in rows(finished.out)] == texts
+    whole = Embedder(int8_bundle).embed(texts)
+    assert np.array_equal(np.array([row["embedding"] for row in rows(finished.out)], np.float32), whole)
+
+
+@pytest.mark.parametrize(("output_format", "expected_out"), [("jsonl", b""), ("json", b"[]\n")])
+def test_no_texts_in_a_pipe(edgekit: Edgekit, int8_bundle: Bundle, output_format: str, expected_out: bytes) -> None:
+    finished = edgekit("embed", int8_bundle.path, "--format", output_format)
+
+    assert (finished.code, finished.out, finished.err) == (0, expected_out, "")
+
+
+def test_no_texts_in_a_pipe_as_npy(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, "--format", "npy")
+
+    assert np.load(io.BytesIO(finished.out)).shape == (0, 384)
+
+
+def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    texts = ["short", "", "long " * 400, " \t", *["long " * 300] * 6]
+
+    finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
+
+    assert finished.code == 0
+    assert finished.err.splitlines() == [
+        "warning: 7 of 10 texts were longer than 256 tokens and cut there (lines 3, 5, 6, 7, 8, ...)",
+        "warning: 2 of 10 texts are empty, and the vector of an empty text means nothing (lines 2, 4)",
+    ]
+    assert len(rows(finished.out)) == 10
+
+
+def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, "", "long " * 300)
+
+    assert finished.err.splitlines() == [
+        "warning: 1 of 2 texts was longer than 256 tokens and cut there (line 2)",
+        "warning: 1 of 2 texts is empty, and the vector of an empty text means nothing (line 1)",
+    ]
+
+
+def test_a_megabyte_of_text(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, stdin=b"word " * 210_000)
+
+    assert finished.code == 0
+    assert "1 of 1 texts was longer than 256 tokens" in finished.err
+
+
+def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, "--no-truncate", "short", "long " * 300)
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err.startswith("error: text 1 has 302 tokens, and the model reads 256\n")
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (
+            b"fine\n\xff\xfe\n",
+            "error: line 2 is not valid UTF-8 at byte 1\n\nhint: convert it, for example with `iconv`\n",
+        ),
+        (
+            b"fine\nbad\0\n",
+            "error: line 2 holds a NUL byte, so this is no text\n\nhint: give texts in UTF-8, one a line\n",
+        ),
+        (b'{"text": "fine"}\n{"text": \n', "error: line 2 is no JSON: Expecting value: line 1 column 10 (char 9)\n"),
+    ],
+)
+def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
+    finished = edgekit("embed", int8_bundle.path, stdin=stdin)
+
+    assert (finished.code, finished.out, finished.err) == (2, b"", message)
+
+
+def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+    path = int8_bundle.path
+    for arguments, code, message in [
+        (["x", "--input", "-"], 2, "error: texts came as arguments and with `--input`: give one of the two"),
+        (["--input", "nothing.txt"], 5, "error: there is no file `nothing.txt`"),
+        (["--input", tmp_path], 2, f"error: `{tmp_path}` cannot be read: Is a directory"),
+        (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
+        (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
+        (
+            ["x", "--output", tmp_path / "no" / "out.json"],
+            1,
+            f"error: `{tmp_path / 'no' / 'out.json'}` cannot be written: No such file or directory",
+        ),
+    ]:
+        finished = edgekit("embed", path, *arguments)
+        assert finished.code == code
+        assert finished.err.startswith(message), finished.err
+        assert finished.out == b""
+
+
+def test_no_texts_on_a_terminal(edgekit: Edgekit) -> None:
+    finished = edgekit("embed", "bundle", tty=True)
+
+    assert finished.code == 2
+    assert finished.err == (
+        'error: no texts to embed\n\nhint: edgekit embed bundle "some text", or `--input FILE`, or a pipe\n'
+    )
+
+
+def test_a_failed_run_leaves_the_old_output(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text("old")
+
+    finished = edgekit("embed", int8_bundle.path, "--output", output, stdin=b"fine\n\xff\n")
+
+    assert finished.code == 2
+    assert output.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+COMMAND = [sys.executable, "-m", "toolkit", "embed"]
+
+
+def test_a_full_disk_is_said(int8_bundle: Bundle) -> None:
+    finished = subprocess.run(
+        ["sh", "-c", f"exec {' '.join(COMMAND)} {int8_bundle.path} hello > /dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert finished.returncode == 1
+    assert finished.stderr == "error: No space left on device\n"
+
+
+def test_a_reader_that_leaves_ends_it_quietly(int8_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("a line\n" * 5000)
+    script = f"{' '.join(COMMAND)} {int8_bundle.path} --input {tmp_path}/many.txt | head -1; echo ${{PIPESTATUS[0]}}"
+
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+
+    line, code = finished.stdout.splitlines()
+    assert json.loads(line)["text"] == "a line"
+    assert code == "141"
+    assert finished.stderr == ""
+
+
+def on_terminal(arguments: list[str], stdin: int | None = None) -> str:
+    """Run a command whose stderr is a terminal, and return what it showed there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:  # Linux's answer when the other end is closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(ours)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal_and_none_elsewhere(int8_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("a line\n" * 3000)
+    arguments = [*COMMAND, str(int8_bundle.path), "--input", str(tmp_path / "many.txt")]
+
+    shown = on_terminal(arguments)
+    piped = subprocess.run(arguments, capture_output=True, text=True, check=True)
+
+    assert "embedding" in shown
+    assert "100%" in shown
+    assert piped.stderr == ""
+
+
+def test_a_count_for_a_pipe_on_a_terminal(int8_bundle: Bundle) -> None:
+    feeder = subprocess.Popen(["sh", "-c", "yes 'a line' | head -3000"], stdout=subprocess.PIPE)
+    assert feeder.stdout is not None
+
+    shown = on_terminal([*COMMAND, str(int8_bundle.path)], stdin=feeder.stdout.fileno())
+
+    assert "\rembedding 0.0 MB" in shown
+    feeder.stdout.close()
+    feeder.wait()
+
+
+def test_binary_is_not_put_on_a_terminal(int8_bundle: Bundle) -> None:
+    ours, theirs = pty.openpty()
+    finished = subprocess.run(
+        [*COMMAND, str(int8_bundle.path), "hello", "--format", "npy"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(theirs)
+    os.close(ours)
+
+    assert finished.returncode == 2
+    assert finished.stderr == "error: npy is binary and stdout is a terminal\n\nhint: add `--output vectors.npy`\n"

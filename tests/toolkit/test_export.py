@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime import Bundle
+from tests.conftest import Finished
+
+Edgekit = Callable[..., Finished]
+
+
+def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+
+    finished = edgekit("export", tiny_checkpoint, "--out", out)
+
+    assert finished.code == 0
+    assert finished.out == f"{out}\n".encode()
+    Bundle.open(out)
+    lines = finished.err.splitlines()
+    stages = [line.split(" s ", 1)[1] for line in lines if " s " in line[:10]]
+    assert stages == [
+        "import torch, transformers and Optimum",
+        "find the checkpoint",
+        "load the weights",
+        "trace with Optimum",
+        "quantize to int8",
+        "certify against PyTorch",
+        "write the bundle",
+    ]
+    assert "tiny-bert, int8" in lines
+    assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
+    assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
+    assert f'  next     edgekit embed {out} "some text"' in lines
+
+
+def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: Path) -> None:
+    for arguments, code, message in [
+        ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
+        (["./nothing"], 5, "error: there is no folder `./nothing`"),
+        (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
+        (["mistral-7b-instruct-v0.1"], 10, "is a decoder, and this edgekit exports embedders only"),
+        (["jina-embeddings-v2-base-en"], 2, "is on the Hub as `jinaai/jina-embeddings-v2-base-en`"),
+        (["all-MiniLM-L6-v2", "--provider", "cuda"], 2, "graphs for `cuda` are not made yet, only for `cpu`"),
+        (["all-MiniLM-L6-v2", "--precision", "int4"], 2, "error: embedders are not exported to `int4`"),
+        (["all-MiniLM-L6-v2", "--from", "hub"], 2, "this edgekit cannot download from there yet"),
+    ]:
+        finished = edgekit("export", *arguments, "--offline")
+        assert finished.code == code, finished.err
+        assert message in finished.err
+        assert finished.out == b""
