@@ -19,14 +19,15 @@ if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None
 if TYPE_CHECKING:
     from exporters.catalog import ModelSpec, load_catalog
     from exporters.checkpoint import Origin
-    from exporters.export import Exported, export
+    from exporters.export_stage import Exported, export
 
-# Imported on first use: reading the catalog must not cost the seconds that torch takes to load.
+# Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
+# that of a module here, or which of the two `from exporters import` gives would depend on what was imported before.
 HOMES = {
-    "Exported": "exporters.export",
+    "Exported": "exporters.export_stage",
     "ModelSpec": "exporters.catalog",
     "Origin": "exporters.checkpoint",
-    "export": "exporters.export",
+    "export": "exporters.export_stage",
     "load_catalog": "exporters.catalog",
 }
 

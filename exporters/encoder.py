@@ -15,6 +15,7 @@ import transformers
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.tasks import TasksManager
 
+from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
 from exporters.graph import (
@@ -22,7 +23,6 @@ from exporters.graph import (
     drop_token_types,
     drop_unused_inputs,
     fold_constants,
-    merge_attention,
     run_on_rows,
     tidy,
 )

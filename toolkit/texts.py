@@ -25,8 +25,8 @@ class TextRecord:
 
     text: str
     fields: dict[str, Any]
-    line: int
-    """Counted from 1."""
+    where: str
+    """`line 3`, or `text 3` for an argument, counted from 1."""
     size: int
     """Bytes that it took in the input."""
 
@@ -37,7 +37,7 @@ def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise InputError(f"text {number} is not valid UTF-8") from error
-        yield TextRecord(text, {"text": text}, number, size)
+        yield TextRecord(text, {"text": text}, f"text {number}", size)
 
 
 def from_stream(stream: BinaryIO, input_format: InputFormat) -> Iterator[TextRecord]:
@@ -50,10 +50,10 @@ def from_stream(stream: BinaryIO, input_format: InputFormat) -> Iterator[TextRec
         if input_format is InputFormat.AUTO:
             input_format = InputFormat.JSONL if looks_like_jsonl(line) else InputFormat.TEXT
         if input_format is InputFormat.TEXT:
-            yield TextRecord(line, {"text": line}, number, len(raw))
+            yield TextRecord(line, {"text": line}, f"line {number}", len(raw))
         elif line.strip():
             fields = parse(line, number)
-            yield TextRecord(fields["text"], fields, number, len(raw))
+            yield TextRecord(fields["text"], fields, f"line {number}", len(raw))
 
 
 def decode(raw: bytes, number: int) -> str:

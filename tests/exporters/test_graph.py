@@ -7,15 +7,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from exporters.attention import merge_attention
 from exporters.checkpoint import find_checkpoint
 from exporters.encoder import load_model, rebuild, trace
 from exporters.graph import (
     batch_and_length,
+    constant,
     drop_token_types,
     drop_unused_inputs,
     fold_constants,
     linears,
-    merge_attention,
     run_on_rows,
     tidy,
 )
@@ -135,6 +136,17 @@ def test_a_bias_belongs_to_its_product_only_when_it_is_one() -> None:
     assert linear.bias_add is None
     assert linear.output is product.outputs[0]
     assert not linear.bias.any()
+
+
+def test_two_constants_of_one_name_are_a_mistake() -> None:
+    ids, table, gather = token_rows()
+    graph = make_model([gather], [ids], gather.outputs[0], [table]).graph
+    one = constant(graph, "number", np.array(1))
+
+    assert constant(graph, "number", np.array(1)) is one
+    for other in (np.array(2), np.array(1, np.float32), np.array([1, 1])):
+        with pytest.raises(ValueError, match="the graph has another constant `number`"):
+            constant(graph, "number", other)
 
 
 def test_a_graph_without_token_ids_is_refused() -> None:

@@ -130,7 +130,7 @@ def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
 def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> None:
     path = edit_manifest(lambda manifest: manifest.update(inputs=["input_ids", "attention_mask"]))
 
-    with pytest.raises(BundleError, match=r"has the inputs \['input_ids'\], the manifest says"):
+    with pytest.raises(BundleError, match=r"wants the inputs \['input_ids', 'attention_mask'\], not `input_ids` alone"):
         Embedder(path)
 
 
@@ -155,7 +155,7 @@ def test_external_data_outside_the_folder_is_not_read(edit_manifest: EditManifes
     record = {"size": (path / "model.onnx").stat().st_size, "sha256": sha256_of(path / "model.onnx")}
     edit_manifest(lambda manifest: manifest["files"].update({"model.onnx": record}))
 
-    with pytest.raises(BundleError, match="onnxruntime cannot open"):
+    with pytest.raises(BundleError, match=r"onnxruntime cannot open .*(?i:escapes|outside|directory)"):
         Embedder(path)
 
 
@@ -217,9 +217,9 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    left = tmp_path / f".bundle.{killed.pid}.partial"
+    left = tmp_path / f".bundle.{killed.pid}.0a1b2c3d.partial"
     left.mkdir()
-    mine = tmp_path / f".bundle.{os.getppid()}.partial"
+    mine = tmp_path / f".bundle.{os.getppid()}.0a1b2c3d.partial"
     mine.mkdir()
     with BundleWriter(tmp_path / "bundle"):
         assert left.exists(), "an export that still runs must keep its folder"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -30,6 +31,18 @@ def test_a_session_that_falls_back_is_refused(int8_bundle: Bundle, monkeypatch: 
 
 def test_the_cpu_is_always_there() -> None:
     assert Provider.CPU in available_providers()
+
+
+def test_other_inputs_than_were_promised(int8_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"has the inputs \['input_ids'\], the manifest says \['tokens'\]"):
+        Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["tokens"])
+
+
+def test_a_run_that_fails(int8_bundle: Bundle) -> None:
+    session = Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+
+    with pytest.raises(BundleError, match="onnxruntime cannot run"):
+        session.run({"input_ids": np.array([[10**9]])})
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:

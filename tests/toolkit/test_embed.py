@@ -51,6 +51,13 @@ def test_jsonl_fields_are_passed_through(edgekit: Edgekit, int8_bundle: Bundle, 
     assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
 
 
+def test_an_old_embedding_is_replaced(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, stdin=b'{"text": "water", "embedding": [1]}')
+
+    assert finished.out.count(b'"embedding"') == 1
+    assert len(rows(finished.out)[0]["embedding"]) == 384
+
+
 def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     output = tmp_path / "out.npy"
@@ -95,8 +102,8 @@ def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, in
 
     assert finished.code == 0
     assert finished.err.splitlines() == [
-        "warning: 7 of 10 texts were longer than 256 tokens and cut there (lines 3, 5, 6, 7, 8, ...)",
-        "warning: 2 of 10 texts are empty, and the vector of an empty text means nothing (lines 2, 4)",
+        "warning: 7 of 10 texts were longer than 256 tokens and cut there (line 3, line 5, line 6, line 7, ...)",
+        "warning: 2 of 10 texts are empty, and the vector of an empty text means nothing (line 2, line 4)",
     ]
     assert len(rows(finished.out)) == 10
 
@@ -105,8 +112,8 @@ def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle:
     finished = edgekit("embed", int8_bundle.path, "", "long " * 300)
 
     assert finished.err.splitlines() == [
-        "warning: 1 of 2 texts was longer than 256 tokens and cut there (line 2)",
-        "warning: 1 of 2 texts is empty, and the vector of an empty text means nothing (line 1)",
+        "warning: 1 of 2 texts was longer than 256 tokens and cut there (text 2)",
+        "warning: 1 of 2 texts is empty, and the vector of an empty text means nothing (text 1)",
     ]
 
 
@@ -121,7 +128,10 @@ def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle) -> None
     finished = edgekit("embed", int8_bundle.path, "--no-truncate", "short", "long " * 300)
 
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith("error: text 1 has 302 tokens, and the model reads 256\n")
+    assert finished.err == (
+        "error: text 2 is longer than the 256 tokens that the model reads\n\n"
+        "hint: split it, or leave out `--no-truncate` to have it cut\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ def test_a_byte_order_mark_is_no_text() -> None:
 def test_jsonl_is_seen_by_its_first_line() -> None:
     records = read(b'{"text": "a", "id": 1}\n\n{"id": 2, "text": "b"}\n')
 
-    assert [(record.text, record.fields, record.line) for record in records] == [
-        ("a", {"text": "a", "id": 1}, 1),
-        ("b", {"id": 2, "text": "b"}, 3),
+    assert [(record.text, record.fields, record.where) for record in records] == [
+        ("a", {"text": "a", "id": 1}, "line 1"),
+        ("b", {"id": 2, "text": "b"}, "line 3"),
     ]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import click
 
-from runtime.errors import InputError, NotFoundError, OutputError
+from runtime.errors import InputError, NotFoundError, OutputError, TextTooLongError
 from toolkit.progress import bar
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1024
 """Texts embedded before their vectors are written, so that a pipe flows and memory stays bounded."""
-SHOWN = 5
+SHOWN = 4
 
 
 @click.command()
@@ -75,10 +75,11 @@ def embed(
         notes = Notes(embedder.max_length)
         with bar(stream, enabled=not texts) as shown:
             while chunk := list(itertools.islice(records, CHUNK)):
-                embeddings = embedder.embed_with_report(
-                    [record.text for record in chunk], prompt=prompt, truncate=not no_truncate
-                )
-                notes.take(chunk, embeddings.truncated)
+                embeddings = embedder.embed_with_report([record.text for record in chunk], prompt=prompt)
+                cut = [chunk[index] for index in embeddings.truncated]
+                if cut and no_truncate:
+                    raise too_long(cut[0], embedder.max_length)
+                notes.take(chunk, cut)
                 writer.write(chunk, embeddings.vectors)
                 shown(sum(record.size for record in chunk))
         writer.close()
@@ -91,13 +92,13 @@ class Notes:
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.count = 0
-        self.cut: list[int] = []
-        self.empty: list[int] = []
+        self.cut: list[str] = []
+        self.empty: list[str] = []
 
-    def take(self, records: list[TextRecord], truncated: list[int]) -> None:
+    def take(self, records: list[TextRecord], cut: list[TextRecord]) -> None:
         self.count += len(records)
-        self.cut += [records[index].line for index in truncated]
-        self.empty += [record.line for record in records if not record.text.strip()]
+        self.cut += [record.where for record in cut]
+        self.empty += [record.where for record in records if not record.text.strip()]
 
     def print(self) -> None:
         from runtime.embedder import truncation_message
@@ -114,9 +115,15 @@ class Notes:
             )
 
 
-def places(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:SHOWN]))
-    return f"line{'s' if len(lines) > 1 else ''} {shown}{', ...' if len(lines) > SHOWN else ''}"
+def places(where: list[str]) -> str:
+    return ", ".join(where[:SHOWN]) + (", ..." if len(where) > SHOWN else "")
+
+
+def too_long(record: TextRecord, max_length: int) -> TextTooLongError:
+    return TextTooLongError(
+        f"{record.where} is longer than the {max_length} tokens that the model reads",
+        hint="split it, or leave out `--no-truncate` to have it cut",
+    )
 
 
 class Writer(Protocol):
@@ -184,7 +191,8 @@ def writer_for(output_format: str, file: BinaryIO, dimension: int) -> Writer:
 def to_json(record: TextRecord, vector: NDArray[np.float32]) -> bytes:
     # Nine significant digits give every float32 back exactly.
     numbers = ", ".join(f"{number:.9g}" for number in vector.tolist())
-    head = json.dumps(record.fields, ensure_ascii=False)[:-1]
+    fields = {name: value for name, value in record.fields.items() if name != "embedding"}
+    head = json.dumps(fields, ensure_ascii=False)[:-1]
     return f'{head}, "embedding": [{numbers}]}}'.encode()
 
 

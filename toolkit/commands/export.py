@@ -11,7 +11,7 @@ from runtime.manifest import Precision, Provider
 from toolkit.progress import StageProgress, megabytes
 
 if TYPE_CHECKING:
-    from exporters.export import Exported
+    from exporters.export_stage import Exported
 
 
 @click.command()

@@ -89,7 +89,8 @@ def export(
         )
     check_architecture(checkpoint)
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
-    with output_errors(target), BundleWriter(target) as writer:
+    writer = BundleWriter(target)
+    with output_errors(writer), writer:
         return Exported(build(checkpoint, chosen, provider, writer, told), checkpoint.weights_size)
 
 
@@ -168,12 +169,14 @@ def stage(told: Progress, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def output_errors(target: Path) -> Iterator[None]:
-    """Say in edgekit's words that the bundle could not be written."""
+def output_errors(writer: BundleWriter) -> Iterator[None]:
+    """Say in edgekit's words that the bundle could not be written; what cannot be read is another matter."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, OutputError) or error.errno is None:
+        place = Path(os.fsdecode(error.filename)).absolute() if error.filename else writer.staging
+        concerned = place.is_relative_to(writer.staging) or writer.staging.is_relative_to(place)
+        if error.errno is None or not concerned:
             raise
         hint = "free some space, or choose another folder with `--out`" if error.errno == errno.ENOSPC else None
-        raise OutputError(f"the bundle cannot be written to `{target}`: {error.strerror}", hint=hint) from error
+        raise OutputError(f"the bundle cannot be written to `{writer.path}`: {error.strerror}", hint=hint) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from exporters import Exported, Origin, export
-from exporters.export import Progress
+from exporters.export_stage import Progress
 from runtime import (
     Bundle,
     CheckpointError,
@@ -161,6 +162,18 @@ def test_a_place_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -
 
     with pytest.raises(OutputError, match=r"the bundle cannot be written to `.*`: File exists"):
         tiny_export(tiny_checkpoint, tmp_path / "file" / "bundle", Precision.FP32)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_unwritable(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr("exporters.export_stage.shutil.copyfile", unreadable)
+    with pytest.raises(PermissionError) as caught:
+        tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32)
+    assert not isinstance(caught.value, OutputError)
 
 
 COMMAND = [sys.executable, "-m", "toolkit", "export"]
