@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exporters.checkpoint import find_checkpoint
-from exporters.encoder import check_architecture, load_model
+from exporters.encoder import check_architecture, load_model, rebuild, trace
 from runtime import CheckpointError, UnsupportedModelError
 
 
@@ -56,3 +56,12 @@ def test_weights_that_do_not_fit_the_config(tiny_checkpoint: Path, changes: dict
 
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model(find_checkpoint(str(tiny_checkpoint)))
+
+
+def test_a_config_that_traces_to_something_else_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The weights fit and PyTorch runs it, but nothing here has been tested with this activation."""
+    edit_config(tiny_checkpoint, hidden_act="silu")
+    found = find_checkpoint(str(tiny_checkpoint))
+
+    with pytest.raises(UnsupportedModelError, match="traces to a graph that is not the `bert` edgekit knows"):
+        rebuild(trace(load_model(found), tmp_path), found)
