@@ -40,9 +40,8 @@ def run_all(run: Callable[[list[int]], None], groups: Iterable[list[int]], worke
         try:
             for future in futures:
                 future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def usable_cores() -> int:
