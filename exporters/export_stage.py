@@ -19,12 +19,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.certify import certify_embedder
-from exporters.checkpoint import Checkpoint, Origin, find_checkpoint
+from exporters.checkpoint import Checkpoint
 from exporters.encoder import check_architecture, load_model, rebuild, trace
 from exporters.facts import embedder_facts, lower_case, max_length
 from exporters.graph import tidy
 from exporters.probe import calibration_texts
 from exporters.quantize import quantize_encoder
+from exporters.sources import Listener, Origin, find_checkpoint
 from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
 from runtime.embedder import Embedder
 from runtime.errors import CheckpointError, InputError, OutputError
@@ -36,7 +37,7 @@ PRECISIONS = (Precision.FP32, Precision.INT8)
 LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
 
 
-class Progress(Protocol):
+class Progress(Listener, Protocol):
     """Is told what an export does; the command line shows it."""
 
     def begin(self, stage: str) -> None: ...
@@ -50,6 +51,10 @@ class Silence:
     def begin(self, stage: str) -> None: ...
 
     def end(self, stage: str, seconds: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def downloaded(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,25 @@ def export(
     provider: Provider = Provider.CPU,
     out: str | os.PathLike[str] | None = None,
     origin: Origin | None = None,
+    revision: str | None = None,
     offline: bool = False,
+    token_host: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Make a bundle from a catalog name or a folder in Hugging Face layout.
+    """Make a bundle from a catalog name, a Hub id or a folder in Hugging Face layout.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
-    one is complete. Raises NotFoundError, NetworkError, CheckpointError, UnsupportedModelError, InputError or
-    OutputError, and leaves nothing behind then.
+    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. Raises NotSignedInError,
+    AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError, InputError or OutputError, and
+    leaves nothing behind then.
     """
     told = progress or Silence()
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     with stage(told, "find the checkpoint"):
-        checkpoint = find_checkpoint(source, origin=origin, offline=offline)
+        checkpoint = find_checkpoint(
+            source, origin=origin, revision=revision, offline=offline, token_host=token_host, listener=told
+        )
     chosen = precision or (checkpoint.spec.precision if checkpoint.spec is not None else Precision.INT8)
     if chosen not in PRECISIONS:
         raise InputError(
@@ -150,8 +160,8 @@ def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
-    if (checkpoint.folder / "LICENSE").is_file():
-        shutil.copyfile(checkpoint.folder / "LICENSE", folder / "LICENSE")
+    for licence in checkpoint.folder.glob("LICENSE*"):
+        shutil.copyfile(licence, folder / licence.name)
 
 
 def calibration_ids(tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:

@@ -7,6 +7,7 @@ telemetry.switch_off()
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.embedder import Embedder, Embeddings, TruncationWarning  # noqa: E402
 from runtime.errors import (  # noqa: E402
+    AccessError,
     BundleError,
     CheckpointError,
     EdgekitError,
@@ -14,6 +15,7 @@ from runtime.errors import (  # noqa: E402
     MissingPartError,
     NetworkError,
     NotFoundError,
+    NotSignedInError,
     OutputError,
     ProviderError,
     TextTooLongError,
@@ -23,6 +25,7 @@ from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Pr
 from runtime.telemetry import TelemetryWarning  # noqa: E402
 
 __all__ = [
+    "AccessError",
     "Bundle",
     "BundleError",
     "Certificate",
@@ -36,6 +39,7 @@ __all__ = [
     "MissingPartError",
     "NetworkError",
     "NotFoundError",
+    "NotSignedInError",
     "OutputError",
     "Pooling",
     "Precision",

@@ -5,6 +5,8 @@
     ├── MissingPartError         1   a part of edgekit that the command needs is not installed
     ├── InputError               2   a text, an option or a file of texts that cannot be used
     │   └── TextTooLongError     2   a text is longer than the model reads, and cutting it was forbidden
+    ├── NotSignedInError         3   a Hub token is needed, and there is none, or it is not valid
+    ├── AccessError              4   the Hub knows the token's user and does not give them access
     ├── NotFoundError            5   no such bundle, file or model
     ├── NetworkError             6   a download was needed and did not happen
     ├── BundleError              7   a bundle that is damaged, unsafe or not what its manifest says
@@ -51,6 +53,18 @@ class InputError(EdgekitError, ValueError):
 
 class TextTooLongError(InputError):
     """A text is longer than the model reads, and cutting it was forbidden."""
+
+
+class NotSignedInError(EdgekitError):
+    """A Hub token is needed, and there is none, or it is not valid."""
+
+    exit_code = 3
+
+
+class AccessError(EdgekitError, PermissionError):
+    """The Hub knows the token's user and does not give them access."""
+
+    exit_code = 4
 
 
 class NotFoundError(EdgekitError, FileNotFoundError):

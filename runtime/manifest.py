@@ -62,8 +62,12 @@ class Source:
     resolved: str
     """What that led to: a repository, a folder's name, a package with its version."""
     revision: str | None
+    """The commit, for a repository of the Hub."""
     licence: str | None
-    gated: bool
+    gated: bool | None
+    """Whether the Hub asks for consent; None where it was not asked, as offline."""
+    granted_at: str | None
+    """When the Hub confirmed access to a gated model, in UTC."""
     files: dict[str, str]
     """Relative path -> sha256 of each file of the checkpoint that the export read."""
 

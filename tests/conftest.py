@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.texts import held_out_texts
-from exporters import export
+from exporters import Origin, export
 from exporters.catalog import find_model
 from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
@@ -54,7 +54,7 @@ def held_out() -> list[str]:
 
 def exported(tmp_path_factory: pytest.TempPathFactory, precision: Precision) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / f"{MODEL}-{precision.value}"
-    return export(MODEL, precision=precision, out=out, offline=True).bundle
+    return export(MODEL, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,14 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": "replay embedder batching tokenizer session pooling bundle manifest records telemetry errors version",
-    "exporters": "export_stage certify encoder probe quantize attention graph facts checkpoint wheel catalog",
-    "toolkit": "__main__ cli commands.embed commands.export commands.bundles commands.catalog texts progress",
+    "exporters": (
+        "export_stage certify encoder probe quantize attention graph facts sources checkpoint "
+        "hub.download hub.access hub.account hub.token hub.failures wheel catalog"
+    ),
+    "toolkit": (
+        "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "
+        "texts options progress"
+    ),
 }
 
 

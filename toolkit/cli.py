@@ -11,7 +11,7 @@ import click
 
 from runtime.errors import EdgekitError
 from runtime.version import __version__
-from toolkit.commands import bundles, catalog, embed, export
+from toolkit.commands import bundles, catalog, embed, export, hub
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -40,6 +40,10 @@ def cli() -> None:
 
 
 cli.add_command(catalog.models)
+cli.add_command(hub.login)
+cli.add_command(hub.whoami)
+cli.add_command(hub.logout)
+cli.add_command(hub.access)
 cli.add_command(export.export)
 cli.add_command(bundles.inspect)
 cli.add_command(bundles.verify)

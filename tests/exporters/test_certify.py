@@ -8,9 +8,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from exporters.certify import certify_embedder, reference_vectors
-from exporters.checkpoint import find_checkpoint
 from exporters.encoder import load_model
 from exporters.probe import calibration_texts, probe_texts
+from exporters.sources import find_checkpoint
 from runtime import Bundle, EdgekitError, Embedder, Manifest
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from exporters.checkpoint import find_checkpoint
 from exporters.encoder import check_architecture, load_model, rebuild, trace
+from exporters.sources import find_checkpoint
 from runtime import CheckpointError, UnsupportedModelError
 
 

@@ -14,7 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from exporters import Exported, Origin, export
-from exporters.export_stage import Progress
+from exporters.export_stage import Progress, Silence
 from runtime import (
     Bundle,
     CheckpointError,
@@ -38,7 +38,7 @@ STAGES = [
 TEXTS = ["a", "The pump runs dry.", "word " * 100, "Zwei Sätze. Noch einer!"]
 
 
-class Recorder:
+class Recorder(Silence):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from exporters.checkpoint import find_checkpoint
 from exporters.facts import embedder_facts, lower_case, max_length
+from exporters.sources import find_checkpoint
 from runtime import CheckpointError, Pooling, UnsupportedModelError
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from exporters.attention import merge_attention
-from exporters.checkpoint import find_checkpoint
 from exporters.encoder import load_model, rebuild, trace
 from exporters.graph import (
     batch_and_length,
@@ -20,6 +19,7 @@ from exporters.graph import (
     run_on_rows,
     tidy,
 )
+from exporters.sources import find_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
 IDS = np.random.default_rng(2).integers(1000, 20000, size=(3, 11))

@@ -80,7 +80,7 @@ def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
 
 
 def test_help_and_version_end_with_0(edgekit: Edgekit) -> None:
-    for command in ([], ["models"], ["export"], ["inspect"], ["verify"], ["embed"]):
+    for command in ([], ["models"], ["login"], ["whoami"], ["logout"], ["access"], ["export"], ["inspect"], ["embed"]):
         finished = edgekit(*command, "--help")
         assert finished.code == 0
         assert b"Usage:" in finished.out

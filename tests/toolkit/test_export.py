@@ -35,10 +35,13 @@ def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: 
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
         (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
         (["mistral-7b-instruct-v0.1"], 10, "is a decoder, and this edgekit exports embedders only"),
-        (["jina-embeddings-v2-base-en"], 2, "is on the Hub as `jinaai/jina-embeddings-v2-base-en`"),
         (["all-MiniLM-L6-v2", "--provider", "cuda"], 2, "graphs for `cuda` are not made yet, only for `cpu`"),
-        (["all-MiniLM-L6-v2", "--precision", "int4"], 2, "error: embedders are not exported to `int4`"),
-        (["all-MiniLM-L6-v2", "--from", "hub"], 2, "this edgekit cannot download from there yet"),
+        (
+            ["all-MiniLM-L6-v2", "--from", "wheel", "--precision", "int4"],
+            2,
+            "error: embedders are not exported to `int4`",
+        ),
+        (["jina-embeddings-v2-base-en", "--from", "wheel"], 2, "comes in no wheel"),
     ]:
         finished = edgekit("export", *arguments, "--offline")
         assert finished.code == code, finished.err

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.manifest import Precision, Provider
+from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
 if TYPE_CHECKING:
@@ -20,11 +21,21 @@ if TYPE_CHECKING:
 @click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
 @click.option("--from", "origin", type=click.Choice(["hub", "wheel", "folder"]), help="Where to take SOURCE from.")
-@click.option("--offline", is_flag=True, help="Download nothing.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit on the Hub.  [default: the catalog's, or main]")
+@click.option("--offline", is_flag=True, help="Download nothing; use what was downloaded before.")
+@token_host_option
 def export(
-    *, source: str, precision: str | None, provider: str, out: str | None, origin: str | None, offline: bool
+    *,
+    source: str,
+    precision: str | None,
+    provider: str,
+    out: str | None,
+    origin: str | None,
+    revision: str | None,
+    offline: bool,
+    token_host: str | None,
 ) -> None:
-    """Make a bundle from SOURCE: a name of the catalog or a folder in Hugging Face layout.
+    """Make a bundle from SOURCE: a name of the catalog, a Hub id or a folder in Hugging Face layout.
 
     The bundle's path goes to stdout, all else to stderr.
     """
@@ -43,7 +54,9 @@ def export(
         provider=Provider(provider),
         out=out,
         origin=Origin(origin) if origin else None,
+        revision=revision,
         offline=offline,
+        token_host=token_host,
         progress=progress,
     )
     summarize(exported)

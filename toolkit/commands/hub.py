@@ -1,0 +1,136 @@
+"""`edgekit login`, `whoami`, `logout` and `access`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runtime.errors import InputError, NotSignedInError
+from toolkit.options import token_host_option
+from toolkit.progress import megabytes
+
+if TYPE_CHECKING:
+    from exporters.hub.account import Account
+    from exporters.hub.token import Token
+
+
+@click.command()
+@click.option("--token-stdin", is_flag=True, help="Read the token from stdin, for scripts.")
+@token_host_option
+def login(*, token_stdin: bool, token_host: str | None) -> None:
+    """Store a Hugging Face token where every Hugging Face tool looks for it."""
+    from exporters.hub.account import whoami as ask_whoami
+    from exporters.hub.failures import SITE
+    from exporters.hub.token import Token, read_new_token, store_token
+
+    if token_stdin:
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    elif sys.stdin.isatty():
+        click.echo(f"A token is made at {SITE}/settings/tokens; to read models it needs no more than `read`.", err=True)
+        text = click.prompt("Token (not shown)", hide_input=True, err=True)
+    else:
+        raise InputError("stdin is no terminal to ask for a token", hint="pipe it in with `--token-stdin`")
+    token = Token(read_new_token(text), "what you entered")
+    account = ask_whoami(may_send(token, token_host))
+    path = store_token(token.value)
+    click.echo(f"signed in as {account.user}; the token {token.masked} is in {path}")
+    for variable in variables_in_force():
+        click.echo(f"warning: the environment variable `{variable}` is set and goes before the file", err=True)
+
+
+@click.command()
+@token_host_option
+def whoami(*, token_host: str | None) -> None:
+    """Show whose token is in force, where it came from, and what it may do."""
+    from exporters.hub.account import whoami as ask_whoami
+    from exporters.hub.token import exposure, find_token
+
+    token = find_token()
+    if token is None:
+        raise NotSignedInError("there is no Hugging Face token on this machine", hint="run `edgekit login`")
+    account = ask_whoami(may_send(token, token_host))
+    for label, text in describe(account, token):
+        click.echo(f"{label:<8} {text}")
+    exposed = exposure()
+    if exposed is not None:
+        click.echo(f"warning: {exposed}", err=True)
+
+
+@click.command()
+def logout() -> None:
+    """Remove the stored token."""
+    from huggingface_hub import constants
+
+    from exporters.hub.token import remove_token
+
+    path = remove_token()
+    click.echo(f"removed {path}" if path is not None else "there was no stored token")
+    for variable in variables_in_force():
+        click.echo(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
+    if Path(constants.HF_STORED_TOKENS_PATH).exists():
+        click.echo(
+            f"warning: tokens that `hf auth login` saved by name remain in `{constants.HF_STORED_TOKENS_PATH}`",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("model")
+@click.option("--revision", metavar="R", help="Branch, tag or commit.  [default: the catalog's, or main]")
+@token_host_option
+def access(*, model: str, revision: str | None, token_host: str | None) -> None:
+    """Tell whether MODEL, a name of the catalog or a Hub id, can be downloaded, and if not, what to do."""
+    from exporters.checkpoint import is_wanted
+    from exporters.hub.access import check_access
+    from exporters.sources import hub_request, notes_on
+
+    request = hub_request(model, revision)
+    found = check_access(request.repo, request.revision, command=f"edgekit access {model}", token_host=token_host)
+    for note in notes_on(found):
+        click.echo(f"note: {note}", err=True)
+    needed = [file for file in found.files if is_wanted(file.name)]
+    shown = (
+        f"with the token {found.token.masked} from {found.token.source}"
+        if found.token is not None
+        else "without a token"
+    )
+    click.echo(f"{found.repo} can be downloaded {shown}")
+    click.echo(f"  commit   {found.commit}")
+    click.echo(f"  licence  {found.licence or 'not stated'}, {'gated' if found.gated else 'public'}")
+    click.echo(f"  size     {megabytes(sum(file.size for file in needed))} in {len(needed)} files that an export needs")
+
+
+def may_send(token: Token, token_host: str | None) -> Token:
+    """The token, when the host that is asked may have it."""
+    from exporters.hub.failures import host
+    from exporters.hub.token import token_for_host
+
+    if token_for_host(token, token_host) is None:
+        raise NotSignedInError(
+            f"the token is not sent to `{host()}`, which is not the Hub",
+            hint=f"if that host may have it, add `--token-host {host()}`",
+        )
+    return token
+
+
+def variables_in_force() -> list[str]:
+    from exporters.hub.token import VARIABLES
+
+    return [variable for variable in VARIABLES if os.environ.get(variable, "").strip()]
+
+
+def describe(account: Account, token: Token) -> list[tuple[str, str]]:
+    """What the Hub tells of a token in lines: (label, text)."""
+    lines = [("user", account.user), ("token", f"{token.masked}, from {token.source}")]
+    if account.role is not None:
+        lines.append(("kind", account.role))
+    if account.reads_gated is not None:
+        lines.append(
+            ("gated", "may read gated repositories" if account.reads_gated else "may not read gated repositories")
+        )
+    lines += [("scope", scope) for scope in account.scopes]
+    return lines
