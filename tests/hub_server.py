@@ -176,9 +176,12 @@ def answer_api(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, user: 
         if let_in(request, name, repo, user):
             send_json(request, {})
         return
-    revision = rest.removeprefix("revision/") if rest.startswith("revision/") else "main"
+    kind, _, revision = rest.partition("/") if rest else ("revision", "", "main")
     if revision not in ("main", repo.commit):
         fail(request, 404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return
+    if kind == "tree":
+        send_json(request, [tree_entry(path, file) for path, file in repo.files.items()])
         return
     siblings = [describe(path, file) for path, file in repo.files.items()]
     send_json(
@@ -201,6 +204,13 @@ def describe(path: str, file: File) -> dict[str, object]:
     found: dict[str, object] = {"rfilename": path, "size": len(file.content), "blobId": file.blob}
     if file.large:
         found["lfs"] = {"sha256": file.sha256, "size": len(file.content), "pointerSize": 134}
+    return found
+
+
+def tree_entry(path: str, file: File) -> dict[str, object]:
+    found: dict[str, object] = {"type": "file", "path": path, "size": len(file.content), "oid": file.blob}
+    if file.large:
+        found["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": 134}
     return found
 
 
@@ -282,7 +292,7 @@ def answer_storage(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
     if request.command == "HEAD":
         return
-    end = start + (len(content) - start) // 2 if repo.trouble == "cut" else len(content)
+    end = max(start, len(content) // 2) if repo.trouble == "cut" else len(content)
     for position in range(start, end, BLOCK):
         block = content[position : min(position + BLOCK, end)]
         request.wfile.write(block)

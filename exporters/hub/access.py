@@ -41,7 +41,9 @@ class Access:
     requested: str
     repo: str
     """The id under which the Hub answered; differs from `requested` after a renaming."""
+    revision: str
     commit: str
+    """What the revision means now."""
     gated: bool
     granted_at: str | None
     """For a gated model: when the Hub confirmed that access is granted, in UTC."""
@@ -126,6 +128,7 @@ def describe(info: ModelInfo, asked: Question, token: Token | None, notes: list[
     return Access(
         requested=asked.repo,
         repo=info.id,
+        revision=asked.revision,
         commit=info.sha,
         gated=gated,
         granted_at=now if gated else None,

@@ -40,10 +40,25 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
     with no_bars(), watched(access, files, progress):
         for file in files:
             fetch(access, file)
+    remember(access)
     first = cached(access, files[0].name)
     if first is None:
         raise CheckpointError(f"`{files[0].name}` is not in the cache although it was downloaded")
     return first.parents[len(Path(files[0].name).parts) - 1]
+
+
+def remember(access: Access) -> None:
+    """Note in the cache which commit a revision is, as huggingface_hub does, so that it is found offline by name."""
+    name = Path(access.revision)
+    if access.revision != access.commit and not name.is_absolute() and ".." not in name.parts:
+        path = folder_of(access) / "refs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(access.commit, encoding="utf-8")
+
+
+def folder_of(access: Access) -> Path:
+    """The repository's folder in the cache."""
+    return cache() / f"models--{access.repo.replace('/', '--')}"
 
 
 def fetch(access: Access, file: HubFile) -> None:
@@ -132,7 +147,7 @@ def watched(access: Access, files: Sequence[HubFile], progress: Progress | None)
         yield
         return
     total = sum(file.size for file in files)
-    blobs = cache() / f"models--{access.repo.replace('/', '--')}" / "blobs"
+    blobs = folder_of(access) / "blobs"
     stop = threading.Event()
 
     def tell() -> None:

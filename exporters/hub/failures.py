@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -46,6 +48,8 @@ def network_failure(error: BaseException) -> NetworkError | None:
     for cause in causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return offline_failure()
+    if any(isinstance(cause, json.JSONDecodeError) for cause in causes(error)):
+        return strange_answer(error)
     status = status_of(error)
     if status == 429:
         return NetworkError(f"`{host()}` answers 429: too many requests", hint=f"{wait_of(error)}, then try again")
@@ -62,16 +66,13 @@ def network_failure(error: BaseException) -> NetworkError | None:
 
 def connection_failure(error: BaseException) -> NetworkError:
     found = list(causes(error))
+    proxy = proxy_in_use()
     offline = "with the model in the cache, `--offline` needs no network"
-    if any(type(cause).__name__ in {"ProxyError", "ProxyConnectionError"} for cause in found):
-        variables = [
-            name
-            for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY")
-            if os.environ.get(name)
-        ]
-        named = f" (it comes from `{variables[0]}`)" if variables else ""
+    if proxy is not None:
+        variable, address = proxy
         return NetworkError(
-            f"the proxy on the way to `{host()}` cannot be used{named}", hint=f"correct or unset it; {offline}"
+            f"the proxy `{address}` on the way to `{host()}` cannot be used",
+            hint=f"correct or unset `{variable}`; {offline}",
         )
     if any(isinstance(cause, ssl.SSLError) for cause in found):
         return NetworkError(
@@ -87,6 +88,17 @@ def connection_failure(error: BaseException) -> NetworkError:
     return NetworkError(
         f"the connection to `{host()}` broke", hint=f"run the command again, it goes on where it was; {offline}"
     )
+
+
+def proxy_in_use() -> tuple[str, str] | None:
+    """The variable that names a proxy on the way to the Hub, and the proxy's host without its password."""
+    scheme = urlsplit(constants.ENDPOINT).scheme
+    if urllib.request.proxy_bypass(host()):
+        return None
+    for variable in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
+        if os.environ.get(variable):
+            return variable, urlsplit(os.environ[variable]).netloc.rpartition("@")[2] or os.environ[variable]
+    return None
 
 
 def strange_answer(error: BaseException) -> NetworkError:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, Embedder
-from tests.conftest import Finished
+from tests.conftest import Finished, on_terminal
 
 Edgekit = Callable[..., Finished]
 TEXTS = ["the pump runs dry", "water", "größer"]
@@ -219,25 +219,6 @@ def test_a_reader_that_leaves_ends_it_quietly(int8_bundle: Bundle, tmp_path: Pat
     assert json.loads(line)["text"] == "a line"
     assert code == "141"
     assert finished.stderr == ""
-
-
-def on_terminal(arguments: list[str], stdin: int | None = None) -> str:
-    """Run a command whose stderr is a terminal, and return what it showed there."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            block = os.read(ours, 4096)
-        except OSError:  # Linux's answer when the other end is closed
-            break
-        if not block:
-            break
-        shown += block
-    os.close(ours)
-    assert process.wait() == 0
-    return shown.decode()
 
 
 def test_a_bar_on_a_terminal_and_none_elsewhere(int8_bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""Downloads into the shared cache: complete, checked, resumed, and the token stays with the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from exporters.hub.download import git_hash_of, need_space
+from runtime import OutputError
+from tests.conftest import ADA, HubUser, user_of
+from tests.hub_server import LocalHub
+
+# Downloads what an export needs and prints where it lies, as `edgekit export` does, in a process of its own and without
+# torch: so it runs with the generations of huggingface_hub that transformers does not accept.
+DOWNLOAD = """
+import json, sys
+from exporters.hub.access import check_access
+from exporters.hub.download import download
+from exporters.sources import needed_files
+from runtime import EdgekitError
+host = sys.argv[2]
+told = []
+try:
+    access = check_access(sys.argv[1], "main", command="again", token_host=host)
+    folder = download(access, needed_files(access), lambda done, total: told.append((done, total)))
+    print(json.dumps({"folder": str(folder), "told": told}))
+except EdgekitError as error:
+    print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+"""
+
+
+def start(user: HubUser, hub: LocalHub, model: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DOWNLOAD, model, hub.host],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=user.environment | environment,
+    )
+
+
+def run(user: HubUser, hub: LocalHub, model: str, **environment: str) -> dict:
+    out, errors = start(user, hub, model, **environment).communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert out, errors
+    return json.loads(out)
+
+
+def test_only_what_an_export_needs_is_downloaded_and_shared(any_user: HubUser, hub: LocalHub) -> None:
+    found = run(any_user, hub, "org/public")
+    folder = Path(found["folder"])
+
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "README.md"}
+    for name in names:
+        assert (folder / name).read_bytes() == hub.repos["org/public"].files[name].content
+    assert folder == any_user.home / ".cache/huggingface/hub/models--org--public/snapshots" / ("c" * 40)
+    total = sum(len(hub.repos["org/public"].files[name].content) for name in names)
+    assert found["told"][-1] == [total, total]
+
+
+def test_what_is_there_is_not_downloaded_again(any_user: HubUser, hub: LocalHub) -> None:
+    first = run(any_user, hub, "org/public")
+    sent = hub.stored_bytes
+
+    assert run(any_user, hub, "org/public")["folder"] == first["folder"]
+    assert hub.stored_bytes == sent == 300_000
+
+
+def test_what_another_tool_downloaded_is_used(any_user: HubUser, hub: LocalHub) -> None:
+    code = "import huggingface_hub as h; h.snapshot_download('org/public', allow_patterns=['*.safetensors', '*.json'])"
+    subprocess.run([sys.executable, "-c", code], env=any_user.environment, check=True, capture_output=True)
+    sent = hub.stored_bytes
+    assert sent >= 300_000
+
+    run(any_user, hub, "org/public")
+    assert hub.stored_bytes == sent
+
+
+def test_the_token_does_not_follow_to_the_storage(any_user: HubUser, hub: LocalHub) -> None:
+    run(any_user, hub, "org/gated", HF_TOKEN=ADA)
+
+    to_hub = [request for request in hub.requests if request.server == "hub"]
+    to_storage = [request for request in hub.requests if request.server == "storage"]
+    assert to_storage
+    assert all(request.authorization == f"Bearer {ADA}" for request in to_hub)
+    assert all(request.authorization is None for request in to_storage)
+
+
+def test_a_file_of_the_wrong_content_is_removed_and_fetched_again(any_user: HubUser, hub: LocalHub) -> None:
+    hub.repos["org/public"].trouble = "wrong"
+    found = run(any_user, hub, "org/public")
+
+    assert found["error"] == "CheckpointError"
+    assert found["message"].startswith(
+        f"`model.safetensors` from `{hub.host}` is not what the Hub promised: its hash is"
+    )
+    assert found["hint"] == ("run the command again; if it stays so, something between here and the Hub changes files")
+    hub.repos["org/public"].trouble = None
+    folder = Path(run(any_user, hub, "org/public")["folder"])
+    assert (folder / "model.safetensors").read_bytes() == bytes(300_000)
+
+
+def test_a_small_file_of_the_wrong_content_is_noticed_too(any_user: HubUser, hub: LocalHub) -> None:
+    file = hub.repos["org/public"].files["config.json"]
+    assert file.blob == hashlib.sha1(b"blob 22\0" + file.content).hexdigest()
+    object.__setattr__(file, "content", b'{"model_type": "evil"}')
+
+    found = run(any_user, hub, "org/public")
+
+    assert found["error"] == "CheckpointError"
+    assert found["message"].startswith(f"`config.json` from `{hub.host}` is not what the Hub promised")
+
+
+def test_a_download_that_breaks_off_again_and_again(any_user: HubUser, hub: LocalHub) -> None:
+    hub.repos["org/public"].trouble = "cut"
+    found = run(any_user, hub, "org/public")
+
+    assert found["error"] == "NetworkError"
+    assert hub.host in found["message"]
+    assert "broke" in found["message"]
+    assert found["hint"].startswith("run the command again, it goes on where it was")
+
+
+def test_gits_hash() -> None:
+    path = Path(__file__)
+    expected = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert git_hash_of(path) == expected
+
+
+def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("exporters.hub.download.constants.HF_HUB_CACHE", str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setattr("exporters.hub.download.shutil.disk_usage", lambda _: SimpleNamespace(free=20_000_000))
+    need_space(20_000_000)
+
+    with pytest.raises(OutputError) as caught:
+        need_space(1_234_567_890)
+    assert caught.value.message == (
+        f"the download needs 1,234.6 MB in `{tmp_path / 'not/there/yet'}`, and 20.0 MB are free"
+    )
+    assert caught.value.hint == "free some space, or set HF_HOME to a folder on a larger disk"
+
+
+CHUNK = 10 * 2**20
+"""huggingface_hub 0.36 writes what it receives in blocks of this size; of a block that is cut off nothing is kept."""
+SIZE = 4 * CHUNK
+SEEDS = range(50)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, "the download ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
+    """Kill a download at a random point and start it again: bytes the first left, the range the second asked for."""
+    choose = random.Random(seed)
+    content = choose.randbytes(SIZE)
+    hub = LocalHub()
+    hub.add("org/large", {"config.json": b"{}", "model.safetensors": content})
+    user = user_of(hub, folder / str(seed))
+    try:
+        hub.bytes_per_second = 2e8
+        process = start(user, hub, "org/large")
+        point = choose.randint(CHUNK + CHUNK // 2, SIZE - CHUNK // 2)
+        wait_until(lambda: hub.stored_bytes >= point, process)
+        process.kill()
+        process.communicate()
+        hub.bytes_per_second = None
+        blobs = user.home / ".cache/huggingface/hub/models--org--large/blobs"
+        left = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+        found = run(user, hub, "org/large")
+        assert (Path(found["folder"]) / "model.safetensors").read_bytes() == content
+        return left, [request.range for request in hub.requests if request.server == "storage"][-1]
+    finally:
+        hub.close()
+
+
+def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Fifty kills, with the huggingface_hub that an export runs with; later ones begin a broken file anew."""
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda seed: kill_and_resume(seed, tmp_path), SEEDS))
+
+    for left, wanted in results:
+        assert left >= CHUNK
+        assert wanted == f"bytes={left}-", "only what was missing was asked for"

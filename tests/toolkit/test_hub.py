@@ -1,0 +1,512 @@
+"""Every way in which signing in and asking for a model can end, with each generation of huggingface_hub."""
+
+from __future__ import annotations
+
+import os
+import pty
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ADA, BOB, EVE, REVOKED, Finished, HubUser
+from tests.hub_server import LocalHub
+
+SITE = "https://huggingface.co"
+
+
+def error_of(finished: Finished) -> tuple[int, str, str]:
+    """Exit code, message and hint."""
+    assert finished.out == b"", finished.out
+    text = finished.err[finished.err.index("error: ") :]
+    message, _, hint = text.partition("\n\nhint: ")
+    return finished.code, message.removeprefix("error: ").strip(), hint.strip()
+
+
+def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
+    finished = any_user.run("access", "org/public")
+
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out.decode().splitlines() == [
+        "org/public can be downloaded without a token",
+        f"  commit   {'c' * 40}",
+        "  licence  apache-2.0, public",
+        "  size     0.3 MB in 5 files that an export needs",
+    ]
+    assert all(request.authorization is None for request in hub.requests)
+
+
+def test_a_granted_model(any_user: HubUser) -> None:
+    finished = any_user.run("access", "org/gated", HF_TOKEN=ADA)
+
+    assert finished.code == 0
+    assert finished.out.decode().splitlines()[0] == (
+        "org/gated can be downloaded with the token hf_****0001 from the environment variable `HF_TOKEN`"
+    )
+    assert finished.err == f"note: `org/gated` is gated, its licence is apache-2.0: {SITE}/org/gated has the terms\n"
+
+
+def test_a_stale_token_does_not_stand_in_the_way_of_a_public_model(any_user: HubUser) -> None:
+    finished = any_user.run("access", "org/public", HF_TOKEN=REVOKED)
+
+    assert finished.code == 0
+    assert finished.out.decode().startswith("org/public can be downloaded without a token")
+    assert finished.err == (
+        "note: the Hub refuses the token hf_****0004 from the environment variable `HF_TOKEN`: it is invalid or has "
+        "expired; the model is public, so it is downloaded without a token\n"
+    )
+
+
+def test_a_renamed_model(any_user: HubUser) -> None:
+    finished = any_user.run("access", "org/old-name")
+
+    assert finished.code == 0
+    assert finished.err == "note: `org/old-name` is called `org/public` now\n"
+
+
+def test_a_gated_model_and_no_token(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/gated")) == (
+        3,
+        "`org/gated` is gated, and there is no Hugging Face token on this machine",
+        f"accept the terms at {SITE}/org/gated, run `edgekit login`, then `edgekit access org/gated` again",
+    )
+
+
+def test_a_token_that_is_invalid(any_user: HubUser) -> None:
+    any_user.write_token(REVOKED)
+    file = any_user.token_file
+    for model in ("org/gated", "org/private"):
+        again = f"edgekit access {model}"
+        assert error_of(any_user.run("access", model)) == (
+            3,
+            f"the Hub refuses the token hf_****0004 from the file `{file}`: it is invalid or has expired",
+            f"make a new one at {SITE}/settings/tokens and run `edgekit login`, then run `{again}` again",
+        )
+    code, _, hint = error_of(any_user.run("access", "org/gated", HF_TOKEN=REVOKED))
+    assert code == 3
+    assert f"make a new one at {SITE}/settings/tokens and set `HF_TOKEN` to it" in hint
+
+
+def test_terms_that_are_not_accepted(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/gated", HF_TOKEN=BOB)) == (
+        4,
+        "access to `org/gated` has not been granted to the token of `bob`",
+        f"accept the terms at {SITE}/org/gated, then run `edgekit access org/gated` again",
+    )
+
+
+def test_access_that_its_owners_have_not_granted_yet(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/by-hand", HF_TOKEN=BOB)) == (
+        4,
+        "access to `org/by-hand` has not been granted to `bob` yet: its owners decide on each request",
+        f"ask at {SITE}/org/by-hand if you have not; once they have granted it, run `edgekit access org/by-hand` again",
+    )
+
+
+def test_a_fine_grained_token_without_the_scope(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/gated", HF_TOKEN=EVE)) == (
+        4,
+        "the fine-grained token of `eve` may not read gated repositories, such as `org/gated`",
+        (
+            "give it `Read access to contents of all public gated repos you can access` at "
+            f"{SITE}/settings/tokens, then run `edgekit access org/gated` again"
+        ),
+    )
+
+
+@pytest.mark.parametrize("model", ["org/private", "org/nothing"])
+def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> None:
+    assert error_of(any_user.run("access", model)) == (
+        5,
+        f"`{model}` does not exist, or it is private and there is no token to show",
+        f"check the name at {SITE}/{model}; if private, run `edgekit login`, then `edgekit access {model}`",
+    )
+    assert error_of(any_user.run("access", model, HF_TOKEN=BOB)) == (
+        5,
+        f"`{model}` does not exist, or it is private and `bob` may not see it",
+        f"check the name at {SITE}/{model}, signed in as the user who may",
+    )
+
+
+def test_a_revision_that_is_not_there(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/public", "--revision", "v9")) == (
+        5,
+        "`org/public` has no revision `v9`",
+        f"its branches and commits are listed at {SITE}/org/public/commits/main",
+    )
+
+
+@pytest.mark.parametrize("name", ["org/-bad-", "org/a--b", "org/" + "x" * 100])
+def test_an_id_that_cannot_be_one(any_user: HubUser, name: str) -> None:
+    assert error_of(any_user.run("access", name)) == (
+        2,
+        f"`{name}` cannot be the id of a repository",
+        "an id reads `owner/name`",
+    )
+
+
+OFFLINE = "with the model in the cache, `--offline` needs no network"
+NO_NETWORK = ("unshare", "--map-root-user", "--net")
+
+
+def test_a_hub_that_refuses_connections(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/public", HF_ENDPOINT="http://127.0.0.1:9")) == (
+        6,
+        "`127.0.0.1:9` refuses the connection",
+        f"check HF_ENDPOINT and the network; {OFFLINE}",
+    )
+
+
+def test_a_name_that_does_not_resolve(any_user: HubUser) -> None:
+    """In a namespace without network, so that no resolver is asked either."""
+    finished = any_user.run("access", "org/public", HF_ENDPOINT=None, prefix=NO_NETWORK)
+
+    assert error_of(finished) == (
+        6,
+        "the name `huggingface.co` cannot be resolved",
+        f"check the network and its DNS; {OFFLINE}",
+    )
+
+
+def test_a_proxy_that_cannot_be_reached(any_user: HubUser) -> None:
+    finished = any_user.run(
+        "access", "org/public", HF_ENDPOINT="http://hub.example", http_proxy="http://me:secret@127.0.0.1:9"
+    )
+
+    assert error_of(finished) == (
+        6,
+        "the proxy `127.0.0.1:9` on the way to `hub.example` cannot be used",
+        f"correct or unset `http_proxy`; {OFFLINE}",
+    )
+    assert "secret" not in finished.err
+
+
+def test_a_certificate_that_is_not_trusted(any_user: HubUser, tmp_path: Path) -> None:
+    with tls_server(tmp_path) as port:
+        finished = any_user.run("access", "org/public", HF_ENDPOINT=f"https://localhost:{port}")
+
+    assert error_of(finished) == (
+        6,
+        f"the TLS certificate of `localhost:{port}` is not trusted here",
+        "where the network inspects TLS, name its certificate in SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
+    )
+
+
+class tls_server:  # noqa: N801 - used like a function
+    """A TLS server whose certificate nobody has signed."""
+
+    def __init__(self, folder: Path) -> None:
+        key, certificate = folder / "key.pem", folder / "certificate.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
+        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        code = f"""
+import http.server, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain({str(certificate)!r}, {str(key)!r})
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __enter__(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "hint"),
+    [
+        ("org/429", "answers 429: too many requests", "wait 17 seconds, then try again"),
+        ("org/503", "answers 503: it is down or overloaded", "try again later, or use `--offline`"),
+        ("org/slow", "did not answer within 2 seconds", f"try again; {OFFLINE}"),
+        (
+            "org/html",
+            "answers with what the Hub would not say",
+            "something else may stand there in the Hub's name, such as a proxy's sign-in page; check HF_ENDPOINT",
+        ),
+    ],
+)
+def test_a_hub_that_does_not_work(any_user: HubUser, hub: LocalHub, model: str, message: str, hint: str) -> None:
+    assert error_of(any_user.run("access", model)) == (6, f"`{hub.host}` {message}", hint)
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_mode(any_user: HubUser, hub: LocalHub, switch: str) -> None:
+    assert error_of(any_user.run("access", "org/public", **{switch: "1"})) == (
+        6,
+        f"offline mode is switched on by `{switch}`, so `{hub.host}` was not asked",
+        f"unset `{switch}` on a machine with a network; a model in the cache is exported with `--offline`",
+    )
+    assert not hub.requests
+
+
+def test_a_mirror_does_not_get_the_token(any_user: HubUser, hub: LocalHub) -> None:
+    finished = any_user.run("access", "org/gated", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None)
+
+    assert error_of(finished) == (
+        3,
+        (
+            "`org/gated` needs a token, and the one from the environment variable `HF_TOKEN` "
+            f"is not sent to `{hub.host}`, which is not the Hub"
+        ),
+        f"if that host may have it, run `edgekit access org/gated --token-host {hub.host}`",
+    )
+    assert any_user.run("access", "org/public", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None).code == 0
+    assert hub.requests
+    assert all(request.authorization is None for request in hub.requests)
+    assert (
+        any_user.run("access", "org/gated", "--token-host", hub.host, HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None).code == 0
+    )
+    another = any_user.run("access", "org/gated", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST="another.example")
+    assert another.code == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{ADA}",
+        f"{ADA}\n",
+        f"{ADA}\r\n",
+        f"\n\n  {ADA}  \n\n",
+        f"\ufeff{ADA}\n",
+        f"{ADA}\r\n".encode("utf-16"),
+    ],
+)
+def test_a_token_file_written_by_hand(any_user: HubUser, content: str | bytes) -> None:
+    any_user.write_token(content)
+
+    finished = any_user.run("whoami")
+
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out.decode().splitlines() == [
+        "user     ada",
+        f"token    hf_****0001, from the file `{any_user.token_file}`",
+        "kind     read",
+    ]
+
+
+def test_what_the_hugging_face_cli_stored_is_used(any_user: HubUser, hub: LocalHub) -> None:
+    code = "import sys, huggingface_hub; huggingface_hub.login(token=sys.stdin.read())"
+    subprocess.run([sys.executable, "-c", code], input=ADA, text=True, env=any_user.environment, check=True)
+
+    assert any_user.run("whoami").out.startswith(b"user     ada\n")
+    assert any_user.run("access", "org/gated").code == 0
+    assert hub.requests
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_a_token_in_the_environment_goes_before_the_file(any_user: HubUser, variable: str) -> None:
+    any_user.write_token(BOB)
+
+    finished = any_user.run("whoami", **{variable: f" {ADA}\n"})
+
+    assert finished.out.decode().splitlines()[:2] == [
+        "user     ada",
+        f"token    hf_****0001, from the environment variable `{variable}`",
+    ]
+
+
+def test_the_token_file_may_stand_elsewhere(any_user: HubUser, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, path in {"HF_TOKEN_PATH": "elsewhere/my-token", "HF_HOME": "elsewhere/token"}.items():
+        (tmp_path / path).write_text(ADA)
+        (tmp_path / path).chmod(0o600)
+        value = tmp_path / path if name == "HF_TOKEN_PATH" else tmp_path / "elsewhere"
+        assert f"from the file `{tmp_path / path}`".encode() in any_user.run("whoami", **{name: str(value)}).out
+
+
+def test_an_implicit_token_can_be_forbidden(any_user: HubUser) -> None:
+    code, message, _ = error_of(any_user.run("access", "org/gated", HF_TOKEN=ADA, HF_HUB_DISABLE_IMPLICIT_TOKEN="1"))
+
+    assert (code, message) == (3, "`org/gated` is gated, and there is no Hugging Face token on this machine")
+
+
+@pytest.mark.parametrize("content", ["hf_two words", "hf_ümlaut", "hf_\u0001"])
+def test_a_token_that_cannot_be_one(any_user: HubUser, content: str) -> None:
+    any_user.write_token(content)
+
+    assert error_of(any_user.run("whoami")) == (
+        3,
+        f"the token from the file `{any_user.token_file}` holds characters that no token has",
+        "write the token alone, as copied from the site, or run `edgekit login`",
+    )
+
+
+def test_a_fine_grained_token_is_described(any_user: HubUser) -> None:
+    assert any_user.run("whoami", HF_TOKEN=EVE).out.decode().splitlines() == [
+        "user     eve",
+        "token    hf_****0003, from the environment variable `HF_TOKEN`",
+        "kind     fineGrained",
+        "gated    may not read gated repositories",
+        "scope    eve: repo.content.read",
+    ]
+
+
+def test_a_token_file_that_others_can_read(any_user: HubUser) -> None:
+    any_user.write_token(ADA, mode=0o644)
+    warning = f"others on this machine can read `{any_user.token_file}`: run `chmod 600 {any_user.token_file}`"
+
+    assert any_user.run("whoami").err == f"warning: {warning}\n"
+    assert any_user.run("access", "org/public").err == f"note: {warning}\n"
+
+
+def test_whoami_without_a_token(any_user: HubUser) -> None:
+    assert error_of(any_user.run("whoami")) == (
+        3,
+        "there is no Hugging Face token on this machine",
+        "run `edgekit login`",
+    )
+
+
+def test_login_from_a_pipe_stores_the_token_for_its_owner_only(any_user: HubUser) -> None:
+    finished = any_user.run("login", "--token-stdin", stdin=f"{ADA}\n".encode())
+
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out.decode() == f"signed in as ada; the token hf_****0001 is in {any_user.token_file}\n"
+    assert any_user.token_file.read_text() == ADA
+    assert stat.S_IMODE(any_user.token_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(any_user.token_file.parent.stat().st_mode) == 0o700
+    assert [path.name for path in any_user.token_file.parent.iterdir()] == ["token"]
+
+
+def test_login_says_what_goes_before_the_file(any_user: HubUser) -> None:
+    finished = any_user.run("login", "--token-stdin", stdin=ADA.encode(), HF_TOKEN=BOB)
+
+    assert finished.err == "warning: the environment variable `HF_TOKEN` is set and goes before the file\n"
+
+
+def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
+    any_user.write_token(ADA)
+
+    code, message, _ = error_of(any_user.run("login", "--token-stdin", stdin=REVOKED.encode()))
+
+    assert (code, message) == (
+        3,
+        "the Hub refuses the token hf_****0004 from what you entered: it is invalid or has expired",
+    )
+    assert any_user.token_file.read_text() == ADA
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"two words", "ümlaut".encode(), b"\xff\xfe"])
+def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes) -> None:
+    assert error_of(user.run("login", "--token-stdin", stdin=text)) == (
+        2,
+        "that is no token",
+        f"copy one from {SITE}/settings/tokens; it begins with `hf_`",
+    )
+    assert not hub.requests
+
+
+def test_login_without_a_terminal(user: HubUser) -> None:
+    assert error_of(user.run("login")) == (
+        2,
+        "stdin is no terminal to ask for a token",
+        "pipe it in with `--token-stdin`",
+    )
+
+
+def test_login_is_not_sent_to_a_mirror(user: HubUser, hub: LocalHub) -> None:
+    for command in ("login", "whoami"):
+        arguments = [command, "--token-stdin"] if command == "login" else [command]
+        finished = user.run(*arguments, stdin=ADA.encode(), HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None)
+        assert error_of(finished) == (
+            3,
+            f"the token is not sent to `{hub.host}`, which is not the Hub",
+            f"if that host may have it, add `--token-host {hub.host}`",
+        )
+    assert not hub.requests
+
+
+def test_a_token_file_that_cannot_be_written(user: HubUser) -> None:
+    user.token_file.parent.parent.mkdir(parents=True)
+    user.token_file.parent.write_text("in the way")
+
+    code, message, _ = error_of(user.run("login", "--token-stdin", stdin=ADA.encode()))
+
+    assert (code, message) == (1, f"the token cannot be written to `{user.token_file}`: File exists")
+
+
+def test_login_on_a_terminal_does_not_show_what_is_typed(user: HubUser) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", "login"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=user.environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    typed = False
+    while True:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:  # Linux's answer when the other end is closed
+            break
+        shown += block
+        if b"Token (not shown):" in shown and not typed:
+            os.write(ours, f"{ADA}\n".encode())
+            typed = True
+    os.close(ours)
+
+    assert process.wait() == 0, shown
+    assert ADA.encode() not in shown
+    assert b"signed in as ada; the token hf_****0001 is in" in shown
+
+
+def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> None:
+    any_user.write_token(ADA)
+    stored = any_user.token_file.with_name("stored_tokens")
+    stored.write_text("[name]\nhf_token = x\n")
+
+    finished = any_user.run("logout", HF_TOKEN=BOB)
+
+    assert finished.out.decode() == f"removed {any_user.token_file}\n"
+    assert finished.err.splitlines() == [
+        "warning: the environment variable `HF_TOKEN` is still set: `unset HF_TOKEN`",
+        f"warning: tokens that `hf auth login` saved by name remain in `{stored}`",
+    ]
+    assert not any_user.token_file.exists()
+    stored.unlink()
+    assert any_user.run("logout").out == b"there was no stored token\n"
+
+
+def test_no_log_shows_a_token(any_user: HubUser) -> None:
+    """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
+    for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
+        finished = any_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", EDGEKIT_TRACEBACK="1")
+        assert finished.code == 0
+
+
+def test_no_crash_report_shows_a_token(any_user: HubUser) -> None:
+    code = """
+import sys
+import exporters.hub.access
+def broken(info, asked, token, notes):
+    raise ZeroDivisionError("a bug while a token is at hand")
+exporters.hub.access.describe = broken
+sys.argv = ["edgekit", "access", "org/gated"]
+import toolkit.__main__
+"""
+    environment = any_user.environment | {"HF_TOKEN": ADA, "EDGEKIT_TRACEBACK": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+    assert (
+        "something in edgekit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
+    )
+    assert ADA not in finished.stdout + finished.stderr
