@@ -43,7 +43,7 @@ types: $(VENV)/.dev
 
 tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets

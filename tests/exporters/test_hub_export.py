@@ -210,5 +210,5 @@ def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_fi
 
     shown = on_terminal([sys.executable, "-m", "toolkit", *arguments], env=user.environment)
 
-    assert re.search(r"\r\x1b\[K  \d\.\d MB of 7\.0 MB, \d+\.\d MB/s, \d+ s left", shown)
+    assert re.search(r"\r\x1b\[K  \d\.\d MB of 6\.7 MB, \d+\.\d MB/s, \d+ s left", shown)
     assert re.search(r"\r\x1b\[K +\d+\.\d s find the checkpoint\r\n", shown)
