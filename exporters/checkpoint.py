@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -38,6 +39,14 @@ WANTED = (
 """What an export reads: no pickles, no other formats' copies of the weights."""
 
 
+Accept = Callable[[str, Mapping[str, Any]], None]
+"""Is given a model's name and config, and raises for what is not to be exported."""
+
+
+def accept_any(_name: str, _config: Mapping[str, Any]) -> None:
+    """Have nothing against any model."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model as it was published: its folder, what its config.json says, and where it came from."""
@@ -70,8 +79,8 @@ def is_wanted(name: str) -> bool:
     )
 
 
-def check_config(config: Any, name: str) -> None:
-    """Refuse what is no model's config, and what brings code of its own."""
+def check_config(config: Any, name: str, accept: Accept) -> None:
+    """Refuse what is no model's config, what brings code of its own, and what `accept` does not want."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
     if "auto_map" in config:
@@ -79,9 +88,12 @@ def check_config(config: Any, name: str) -> None:
             f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
             hint="without that code the model would be exported as something else and give wrong results",
         )
+    accept(name, config)
 
 
-def open_checkpoint(folder: Path, name: str, source: Source, spec: ModelSpec | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
+) -> Checkpoint:
     """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
     if not (folder / "config.json").exists():
         raise CheckpointError(
@@ -89,7 +101,7 @@ def open_checkpoint(folder: Path, name: str, source: Source, spec: ModelSpec | N
             hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")
-    check_config(config, name)
+    check_config(config, name, accept)
     for path in weight_files(folder):
         check_safetensors(path)
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,18 @@ NOT_NEEDED = ("pooler.", "embeddings.position_ids")
 """Weights that the token vectors do not depend on, so a checkpoint may lack them."""
 
 
-def check_architecture(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedModelError for what would not be exported exactly."""
-    model_type = checkpoint.config["model_type"]
+def check_architecture(name: str, config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError for a config that would not be exported exactly; `name` is the model's."""
+    model_type = config["model_type"]
     if model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` has the architecture `{model_type}`, which edgekit does not know",
+            f"`{name}` has the architecture `{model_type}`, which edgekit does not know",
             hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}",
         )
-    positions = checkpoint.config.get("position_embedding_type", "absolute")
+    positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` has the position embedding `{positions}`, which edgekit does not know",
+            f"`{name}` has the position embedding `{positions}`, which edgekit does not know",
             hint="known is `absolute`",
         )
 

@@ -89,7 +89,13 @@ def export(
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     with stage(told, "find the checkpoint"):
         checkpoint = find_checkpoint(
-            source, origin=origin, revision=revision, offline=offline, token_host=token_host, listener=told
+            source,
+            origin=origin,
+            revision=revision,
+            offline=offline,
+            token_host=token_host,
+            accept=check_architecture,
+            listener=told,
         )
     chosen = precision or (checkpoint.spec.precision if checkpoint.spec is not None else Precision.INT8)
     if chosen not in PRECISIONS:
@@ -97,7 +103,6 @@ def export(
             f"embedders are not exported to `{chosen.value}`",
             hint=f"choose one of {', '.join(f'`{known.value}`' for known in PRECISIONS)}",
         )
-    check_architecture(checkpoint)
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:

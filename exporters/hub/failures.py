@@ -68,16 +68,20 @@ def connection_failure(error: BaseException) -> NetworkError:
     found = list(causes(error))
     proxy = proxy_in_use()
     offline = "with the model in the cache, `--offline` needs no network"
-    if proxy is not None:
-        variable, address = proxy
-        return NetworkError(
-            f"the proxy `{address}` on the way to `{host()}` cannot be used",
-            hint=f"correct or unset `{variable}`; {offline}",
-        )
     if any(isinstance(cause, ssl.SSLError) for cause in found):
         return NetworkError(
             f"the TLS certificate of `{host()}` is not trusted here",
             hint="where the network inspects TLS, name its certificate in SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
+        )
+    unreachable = any(
+        isinstance(cause, (socket.gaierror, ConnectionRefusedError)) or type(cause).__name__ == "ProxyError"
+        for cause in found
+    )
+    if proxy is not None and unreachable:
+        variable, address = proxy
+        return NetworkError(
+            f"the proxy `{address}` on the way to `{host()}` cannot be used",
+            hint=f"correct or unset `{variable}`; {offline}",
         )
     if any(isinstance(cause, socket.gaierror) for cause in found):
         return NetworkError(f"the name `{host()}` cannot be resolved", hint=f"check the network and its DNS; {offline}")

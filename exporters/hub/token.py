@@ -15,7 +15,6 @@ from runtime.errors import InputError, NotSignedInError, OutputError
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What huggingface_hub reads before the file, in this order."""
-OWN_HOSTS = frozenset({"huggingface.co", "hub-ci.huggingface.co"})
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,8 @@ def can_be_token(text: str) -> bool:
 
 
 def token_for_host(token: Token | None, token_host: str | None) -> Token | None:
-    """The token, when it may be sent to the host of `HF_ENDPOINT`: the Hub itself, or a host that the user named."""
-    if token is None or host() in OWN_HOSTS or host() == token_host:
-        return token
-    return None
+    """The token, when it may be sent to where `HF_ENDPOINT` points: the Hub itself, or a host that the user named."""
+    return token if constants.ENDPOINT == SITE or host() == token_host else None
 
 
 def store_token(value: str) -> Path:

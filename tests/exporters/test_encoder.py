@@ -20,7 +20,7 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     edit_config(tiny_checkpoint, model_type="mamba")
 
     with pytest.raises(UnsupportedModelError) as caught:
-        check_architecture(find_checkpoint(str(tiny_checkpoint)))
+        find_checkpoint(str(tiny_checkpoint), accept=check_architecture)
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
     assert caught.value.hint == "known are `bert`"
 
@@ -30,7 +30,7 @@ def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
     edit_config(tiny_checkpoint, position_embedding_type="alibi")
 
     with pytest.raises(UnsupportedModelError, match="has the position embedding `alibi`, which edgekit does not know"):
-        check_architecture(find_checkpoint(str(tiny_checkpoint)))
+        find_checkpoint(str(tiny_checkpoint), accept=check_architecture)
 
 
 def test_weights_that_are_missing_are_not_made_up(tiny_checkpoint: Path) -> None:

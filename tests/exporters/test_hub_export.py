@@ -101,16 +101,26 @@ def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny
     assert not (user.home / "bundles").exists()
 
 
-def test_code_in_the_repository_is_refused_before_its_weights_are_downloaded(
-    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"auto_map": {"AutoModel": "org/code--modeling.Bert"}},
+            "`model` brings its own code (`auto_map` in config.json)",
+        ),
+        ({"model_type": "llama"}, "`model` has the architecture `llama`, which edgekit does not know"),
+    ],
+)
+def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
+    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes], change: dict, message: str
 ) -> None:
-    config = json.loads(tiny_files["config.json"]) | {"auto_map": {"AutoModel": "org/code--modeling.Bert"}}
-    hub.add("org/code", tiny_files | {"config.json": json.dumps(config).encode()})
+    config = json.loads(tiny_files["config.json"]) | change
+    hub.add("org/model", tiny_files | {"config.json": json.dumps(config).encode()})
 
-    finished = user.run("export", "org/code")
+    finished = user.run("export", "org/model")
 
     assert finished.code == 10
-    assert "`org/code` brings its own code (`auto_map` in config.json)" in finished.err
+    assert message in finished.err
     assert hub.stored_bytes == 0
 
 

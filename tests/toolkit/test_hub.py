@@ -170,6 +170,16 @@ def test_a_name_that_does_not_resolve(any_user: HubUser) -> None:
     )
 
 
+def test_the_token_does_not_follow_a_redirection_to_another_host(any_user: HubUser, hub: LocalHub) -> None:
+    hub.renamed["org/elsewhere"] = f"http://localhost:{hub.storage.server_port}/api/models/org/public"
+    finished = any_user.run("access", "org/elsewhere", HF_TOKEN=ADA)
+
+    assert finished.code == 6
+    away = [request for request in hub.requests if request.server == "storage"]
+    assert away
+    assert all(request.authorization is None for request in away)
+
+
 def test_a_proxy_that_cannot_be_reached(any_user: HubUser) -> None:
     finished = any_user.run(
         "access", "org/public", HF_ENDPOINT="http://hub.example", http_proxy="http://me:secret@127.0.0.1:9"
