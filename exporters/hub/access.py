@@ -153,21 +153,26 @@ def explain(error: Exception, asked: Question) -> EdgekitError:
         )
     status = status_of(error)
     if isinstance(error, GatedRepoError) or status == 403:
-        return gate(asked)
+        return refusal(asked, gated=True)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return absent(asked)
+        return refusal(asked, gated=False)
     return strange_answer(error)
 
 
-def gate(asked: Question) -> EdgekitError:
-    """Why a gated model does not open: no token, a withheld or refused one, a scope that lacks, or no access."""
+def refusal(asked: Question, *, gated: bool) -> EdgekitError:
+    """Why the Hub does not show a model: it is gated, or (one answer for both) it is private or not there."""
     page = page_of(asked.repo)
     if asked.withheld is not None:
-        return withheld(asked)
-    if asked.token is None:
+        return withheld(asked, asked.withheld)
+    if asked.token is None and gated:
         return NotSignedInError(
             f"`{asked.repo}` is gated, and there is no Hugging Face token on this machine",
             hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
+        )
+    if asked.token is None:
+        return NotFoundError(
+            f"`{asked.repo}` does not exist, or it is private and there is no token to show",
+            hint=f"check the name at {page}; if private, run `edgekit login`, then `{asked.command}`",
         )
     try:
         account = whoami(asked.token)
@@ -175,17 +180,23 @@ def gate(asked: Question) -> EdgekitError:
         return invalid_token(asked.token, asked.command)
     except NetworkError as error:
         return error
+    if gated:
+        return gate(asked, account)
+    return NotFoundError(
+        f"`{asked.repo}` does not exist, or it is private and `{account.user}` may not see it",
+        hint=f"check the name at {page}, signed in as the user who may",
+    )
+
+
+def gate(asked: Question, account: Account) -> AccessError:
+    """Why a gated model does not open for a token that is valid."""
     if account.role == FINE_GRAINED and account.reads_gated is False:
         return AccessError(
             f"the fine-grained token of `{account.user}` may not read gated repositories, such as `{asked.repo}`",
             hint="give it `Read access to contents of all public gated repos you can access` at "
             f"{SITE}/settings/tokens, then run `{asked.command}` again",
         )
-    return not_granted(asked, account)
-
-
-def not_granted(asked: Question, account: Account) -> EdgekitError:
-    """The token is fine and its user is not let in: who decides depends on the kind of gate, which the Hub tells."""
+    # Who decides depends on the kind of gate, which the Hub tells even those it does not let in.
     try:
         kind = model_info(asked).gated
     except ASKING_FAILED:
@@ -202,31 +213,9 @@ def not_granted(asked: Question, account: Account) -> EdgekitError:
     )
 
 
-def absent(asked: Question) -> EdgekitError:
-    """The Hub gives one answer for a repository that is not there and one that it will not show."""
-    if asked.withheld is not None:
-        return withheld(asked)
-    if asked.token is None:
-        return NotFoundError(
-            f"`{asked.repo}` does not exist, or it is private and there is no token to show",
-            hint=f"check the name at {page_of(asked.repo)}; if private, run `edgekit login`, then `{asked.command}`",
-        )
-    try:
-        account = whoami(asked.token)
-    except NotSignedInError:
-        return invalid_token(asked.token, asked.command)
-    except NetworkError as error:
-        return error
-    return NotFoundError(
-        f"`{asked.repo}` does not exist, or it is private and `{account.user}` may not see it",
-        hint=f"check the name at {page_of(asked.repo)}, signed in as the user who may",
-    )
-
-
-def withheld(asked: Question) -> NotSignedInError:
-    source = asked.withheld.source if asked.withheld is not None else "nowhere"
+def withheld(asked: Question, token: Token) -> NotSignedInError:
     return NotSignedInError(
-        f"`{asked.repo}` needs a token, and the one from {source} is not sent to `{host()}`, which is not the Hub",
+        f"`{asked.repo}` needs a token, and the one from {token.source} is not sent to `{host()}`, which is not the Hub",
         hint=f"if that host may have it, run `{asked.command} --token-host {host()}`",
     )
 
