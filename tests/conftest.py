@@ -172,8 +172,8 @@ def on_terminal(arguments: Sequence[str], *, stdin: int | None = None, env: dict
 
 
 ADA, BOB, EVE = "hf_SecretOfAda0001", "hf_SecretOfBob0002", "hf_SecretOfEve0003"
-REVOKED = "hf_SecretRevoked0004"
-SECRETS = (ADA, BOB, EVE, REVOKED)
+REVOKED, EXPIRED = "hf_SecretRevoked0004", "hf_SecretExpired0005"
+SECRETS = (ADA, BOB, EVE, REVOKED, EXPIRED)
 SMALL_FILES = {
     "config.json": b'{"model_type": "bert"}',
     "model.safetensors": bytes(300_000),
@@ -243,7 +243,6 @@ def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
         "HOME": str(home),
         "HF_ENDPOINT": hub.endpoint,
         "EDGEKIT_TOKEN_HOST": hub.host,
-        "HF_HUB_ETAG_TIMEOUT": "2",
         "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),
     }
     return HubUser(home, environment)

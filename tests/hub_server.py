@@ -141,7 +141,8 @@ def answer_hub(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
     token = (request.headers["Authorization"] or "").removeprefix("Bearer ") or None
     user = hub.users.get(token) if token is not None else None
     if token is not None and user is None:
-        fail(request, 401, None, "Invalid credentials in Authorization header")
+        expired = 'User Access Token "a token" is expired'
+        fail(request, 401, None, expired if "Expired" in token else "Invalid credentials in Authorization header")
     elif path == "/api/whoami-v2":
         answer_whoami(request, user)
     elif path.startswith("/api/models/"):

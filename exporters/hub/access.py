@@ -161,19 +161,8 @@ def explain(error: Exception, asked: Question) -> EdgekitError:
 
 def refusal(asked: Question, *, gated: bool) -> EdgekitError:
     """Why the Hub does not show a model: it is gated, or (one answer for both) it is private or not there."""
-    page = page_of(asked.repo)
-    if asked.withheld is not None:
-        return withheld(asked, asked.withheld)
-    if asked.token is None and gated:
-        return NotSignedInError(
-            f"`{asked.repo}` is gated, and there is no Hugging Face token on this machine",
-            hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
-        )
     if asked.token is None:
-        return NotFoundError(
-            f"`{asked.repo}` does not exist, or it is private and there is no token to show",
-            hint=f"check the name at {page}; if private, run `edgekit login`, then `{asked.command}`",
-        )
+        return refusal_of_nobody(asked, gated=gated)
     try:
         account = whoami(asked.token)
     except NotSignedInError:
@@ -184,7 +173,27 @@ def refusal(asked: Question, *, gated: bool) -> EdgekitError:
         return gate(asked, account)
     return NotFoundError(
         f"`{asked.repo}` does not exist, or it is private and `{account.user}` may not see it",
-        hint=f"check the name at {page}, signed in as the user who may",
+        hint=f"check the name at {page_of(asked.repo)}, signed in as the user who may",
+    )
+
+
+def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
+    """What to do when no token was sent: because it may not go to this host, or because there is none."""
+    page = page_of(asked.repo)
+    if asked.withheld is not None:
+        return NotSignedInError(
+            f"`{asked.repo}` needs a token, and the one from {asked.withheld.source} is not sent to `{host()}`, "
+            "which is not the Hub",
+            hint=f"if that host may have it, run `{asked.command} --token-host {host()}`",
+        )
+    if gated:
+        return NotSignedInError(
+            f"`{asked.repo}` is gated, and there is no Hugging Face token on this machine",
+            hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
+        )
+    return NotFoundError(
+        f"`{asked.repo}` does not exist, or it is private and there is no token to show",
+        hint=f"check the name at {page}; if private, run `edgekit login`, then `{asked.command}`",
     )
 
 
@@ -210,13 +219,6 @@ def gate(asked: Question, account: Account) -> AccessError:
     return AccessError(
         f"access to `{asked.repo}` has not been granted to the token of `{account.user}`",
         hint=f"accept the terms at {page}, then run `{asked.command}` again",
-    )
-
-
-def withheld(asked: Question, token: Token) -> NotSignedInError:
-    return NotSignedInError(
-        f"`{asked.repo}` needs a token, and the one from {token.source} is not sent to `{host()}`, which is not the Hub",
-        hint=f"if that host may have it, run `{asked.command} --token-host {host()}`",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ADA, BOB, EVE, REVOKED, Finished, HubUser
+from tests.conftest import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, Finished, HubUser
 from tests.hub_server import LocalHub
 
 SITE = "https://huggingface.co"
@@ -48,14 +48,15 @@ def test_a_granted_model(any_user: HubUser) -> None:
     assert finished.err == f"note: `org/gated` is gated, its licence is apache-2.0: {SITE}/org/gated has the terms\n"
 
 
-def test_a_stale_token_does_not_stand_in_the_way_of_a_public_model(any_user: HubUser) -> None:
-    finished = any_user.run("access", "org/public", HF_TOKEN=REVOKED)
+@pytest.mark.parametrize("token", [REVOKED, EXPIRED])
+def test_a_stale_token_does_not_stand_in_the_way_of_a_public_model(any_user: HubUser, token: str) -> None:
+    finished = any_user.run("access", "org/public", HF_TOKEN=token)
 
     assert finished.code == 0
     assert finished.out.decode().startswith("org/public can be downloaded without a token")
     assert finished.err == (
-        "note: the Hub refuses the token hf_****0004 from the environment variable `HF_TOKEN`: it is invalid or has "
-        "expired; the model is public, so it is downloaded without a token\n"
+        f"note: the Hub refuses the token hf_****{token[-4:]} from the environment variable `HF_TOKEN`: "
+        "it is invalid or has expired; the model is public, so it is downloaded without a token\n"
     )
 
 
@@ -247,7 +248,7 @@ server.serve_forever()
     ],
 )
 def test_a_hub_that_does_not_work(any_user: HubUser, hub: LocalHub, model: str, message: str, hint: str) -> None:
-    assert error_of(any_user.run("access", model)) == (6, f"`{hub.host}` {message}", hint)
+    assert error_of(any_user.run("access", model, HF_HUB_ETAG_TIMEOUT="2")) == (6, f"`{hub.host}` {message}", hint)
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
@@ -520,3 +521,25 @@ import toolkit.__main__
         "something in edgekit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
     )
     assert ADA not in finished.stdout + finished.stderr
+
+
+def test_the_local_hub_is_there_to_try_by_hand(tmp_path: Path) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-u", "-m", "tests.hub_server"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert script.stdout is not None
+        settings = dict(pair.split("=") for pair in script.stdout.readline().split()[1:])
+        home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "HF_TOKEN": "hf_adas_token_0001"}
+        command = [sys.executable, "-m", "toolkit", "access", "gates/manual"]
+        finished = subprocess.run(command, cwd=ROOT, env=home | settings, capture_output=True, text=True, check=False)
+    finally:
+        script.kill()
+        script.communicate()
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("gates/manual can be downloaded with the token hf_****0001")

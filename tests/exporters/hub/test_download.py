@@ -166,6 +166,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.001)
 
 
+def kept_in(blobs: Path) -> int:
+    """Bytes of files that are not complete yet."""
+    return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+
+
 def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
     """Kill a download at a random point and start it again: bytes the first left, the range the second asked for."""
     choose = random.Random(seed)
@@ -174,15 +179,15 @@ def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
     hub.add("org/large", {"config.json": b"{}", "model.safetensors": content})
     user = user_of(hub, folder / str(seed))
     try:
-        hub.bytes_per_second = 2e8
+        hub.bytes_per_second = 8e7
         process = start(user, hub, "org/large")
-        point = choose.randint(CHUNK + CHUNK // 2, SIZE - CHUNK // 2)
-        wait_until(lambda: hub.stored_bytes >= point, process)
+        blobs = user.home / ".cache/huggingface/hub/models--org--large/blobs"
+        point = choose.randint(CHUNK, SIZE - CHUNK)
+        wait_until(lambda: hub.stored_bytes >= point and kept_in(blobs) >= CHUNK, process)
         process.kill()
         process.communicate()
         hub.bytes_per_second = None
-        blobs = user.home / ".cache/huggingface/hub/models--org--large/blobs"
-        left = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+        left = kept_in(blobs)
         found = run(user, hub, "org/large")
         assert (Path(found["folder"]) / "model.safetensors").read_bytes() == content
         return left, [request.range for request in hub.requests if request.server == "storage"][-1]
