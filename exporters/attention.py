@@ -31,7 +31,8 @@ class Attention:
     key: Linear
     value: Linear
     scale: float
-    mask: ir.Value | None
+    added: tuple[ir.Value, ...]
+    """What is added to the scaled scores: the mask, a bias for relative positions."""
     softmax: ir.Node
     context: ir.Node
     """The Reshape that brings the heads back together."""
@@ -68,8 +69,9 @@ def attention_by_hand(graph: ir.Graph, match: Attention, heads: int) -> ir.Value
         before, ir.node("Split", [qkv], {"axis": 0, "num_outputs": 3}, num_outputs=3)
     ).outputs
     scores = insert(before, "FusedMatMul", [query, key], {"transB": 1, "alpha": match.scale}, domain=ORT_DOMAIN)
-    if match.mask is not None and not comes_from_mask_only(match.mask):
-        scores = insert(before, "Add", [scores, match.mask])
+    for term in match.added:
+        if not comes_from_mask_only(term):
+            scores = insert(before, "Add", [scores, term])
     context = insert(before, "MatMul", [insert(before, "Softmax", [scores], {"axis": -1}), value])
     context = insert(before, "Transpose", [context], {"perm": [0, 1, 3, 2, 4]})
     return insert(before, "Reshape", [context, insert(before, "Concat", [batch, merged], {"axis": 0})])
@@ -78,9 +80,9 @@ def attention_by_hand(graph: ir.Graph, match: Attention, heads: int) -> ir.Value
 def match_attention(softmax: ir.Node) -> Attention | None:
     """The attention around a Softmax: `softmax(q @ k / c + mask) @ v`, heads split by Reshape and Transpose."""
     scores = required(softmax.inputs[0]).producer()
-    mask = None
-    if scores is not None and scores.op_type == "Add":
-        mask = scores.inputs[1]
+    added = []
+    while scores is not None and scores.op_type == "Add":
+        added.append(required(scores.inputs[1]))
         scores = required(scores.inputs[0]).producer()
     if scores is None or scores.op_type not in ("Div", "Mul"):
         return None
@@ -100,7 +102,7 @@ def match_attention(softmax: ir.Node) -> Attention | None:
         return None
     number = float(factor.reshape(())[()])
     scale = 1 / number if scores.op_type == "Div" else number
-    return Attention(query, key, value, scale, mask, softmax, context)
+    return Attention(query, key, value, scale, tuple(reversed(added)), softmax, context)
 
 
 def split_heads(value: ir.Value | None, permutation: tuple[int, ...]) -> Linear | None:

@@ -38,7 +38,7 @@ def reference_vectors(
         given = (prefix + text).lower() if manifest.tokenizer.lower_case else prefix + text
         encoded = tokenizer(given, truncation=True, max_length=manifest.tokenizer.max_length, return_tensors="pt")
         with torch.inference_mode():
-            tokens = model(**encoded).last_hidden_state.numpy()
+            tokens = model(input_ids=encoded["input_ids"]).last_hidden_state.numpy()
         vectors.append(pool(tokens, facts.pooling)[0])
     found = np.stack(vectors)
     return normalize(found) if facts.normalize else found

@@ -24,12 +24,15 @@ from exporters.graph import (
     drop_unused_inputs,
     fold_constants,
     run_on_rows,
+    shapes_from_ids,
     tidy,
 )
 from runtime.errors import CheckpointError, UnsupportedModelError
 
-ARCHITECTURES = frozenset({"bert"})
+ARCHITECTURES = frozenset({"bert", "mpnet", "roberta", "xlm-roberta"})
 """What is tested against PyTorch; anything else is refused."""
+LARGEST = 2**31 - 2**26
+"""Bytes of weights that fit, with the graph, into one protobuf, which ends at 2 GiB."""
 OPSET = 20
 """The first with GELU as one operator."""
 NOT_NEEDED = ("pooler.", "embeddings.position_ids")
@@ -78,7 +81,16 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
 
 def trace(model: Any, scratch: Path) -> ir.Model:
-    """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`."""
+    """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`.
+
+    Raises UnsupportedModelError for a model that does not fit into one file.
+    """
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if size > LARGEST:
+        raise UnsupportedModelError(
+            f"the model has {size / 1e9:.1f} GB of float32 weights, and edgekit exports encoders up to "
+            f"{LARGEST / 1e9:.1f} GB"
+        )
     config_class = TasksManager.get_exporter_config_constructor(
         "onnx", model, task="feature-extraction", library_name="transformers"
     )
@@ -100,6 +112,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
     drop_token_types(graph)
     merged = merge_attention(graph, required_int(checkpoint, "num_attention_heads"))
     tidy(traced)
+    shapes_from_ids(graph)
     drop_unused_inputs(graph)
     on_rows = run_on_rows(graph)
     tidy(traced)

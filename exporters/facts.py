@@ -16,6 +16,10 @@ POOLING_KEYS = {
 }
 
 
+# These number a text's positions from the padding token's id + 1 on, so that many of the table are never used.
+POSITIONS_AFTER_PADDING = frozenset({"mpnet", "roberta", "xlm-roberta"})
+
+
 def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
     """Pooling, normalization and prompts, from modules.json and the files that it leads to; nothing is guessed."""
     modules = checkpoint.read_json("modules.json")
@@ -62,6 +66,8 @@ def pooling_of(checkpoint: Checkpoint, config: Any) -> Pooling:
 def max_length(checkpoint: Checkpoint) -> int:
     """Tokens that the model reads, special ones included: as sentence-transformers sets it, within its positions."""
     positions = required_int(checkpoint, "max_position_embeddings")
+    if checkpoint.config["model_type"] in POSITIONS_AFTER_PADDING:
+        positions -= int(checkpoint.config.get("pad_token_id", 1)) + 1
     settings = checkpoint.read_json("sentence_bert_config.json") or {}
     length = settings.get("max_seq_length")
     if length is None:

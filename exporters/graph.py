@@ -190,6 +190,21 @@ def batch_and_length(graph: ir.Graph) -> ir.Value:
     return insert(graph[0], "Shape", [ids])
 
 
+def shapes_from_ids(graph: ir.Graph) -> None:
+    """Compute the shape of a layer norm's result, (batch, tokens, width), from the token ids, which are always there.
+
+    What asks for it, such as a bias for relative positions, then does not mind when the layers run on rows.
+    """
+    for node in list(graph):
+        value = node.inputs[0] if node.op_type == "Shape" and not node.attributes else None
+        width = value.shape[-1] if value is not None and value.shape is not None and len(value.shape) == 3 else None
+        if value is None or not isinstance(width, int) or required(value.producer()).op_type != "LayerNormalization":
+            continue
+        last = constant(graph, f"width_{width}", np.array([width], np.int64))
+        replace(node.outputs[0], insert(node, "Concat", [batch_and_length(graph), last], {"axis": 0}))
+        graph.remove(node, safe=True)
+
+
 def run_on_rows(graph: ir.Graph) -> bool:
     """Let the layers work on (batch * tokens, width) instead of (batch, tokens, width); returns whether they could.
 

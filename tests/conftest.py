@@ -92,30 +92,33 @@ def edit_manifest(bundle_copy: Path) -> Callable[[Callable[[dict], None]], Path]
     return edit
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint_base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT with seeded weights, in the layout of sentence-transformers, with the real tokenizer."""
+TINY = {"vocab_size": 30522, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY |= {"intermediate_size": 96, "initializer_range": 0.1}
+
+
+def write_tiny_checkpoint(folder: Path, checkpoint: Path, model_type: str) -> None:
+    """A small model with seeded weights, in the layout of sentence-transformers, with the real MiniLM's tokenizer."""
     import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
     torch.manual_seed(7)
-    config = transformers.BertConfig(
-        vocab_size=30522,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    # Those that number positions from the padding token's id on have two more, as the real ones do.
+    positions = 64 if model_type == "bert" else 66
+    config = transformers.AutoConfig.for_model(model_type, **TINY, max_position_embeddings=positions)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
         shutil.copyfile(checkpoint / name, folder / name)
     (folder / "1_Pooling").mkdir()
     pooling = json.loads((checkpoint / "1_Pooling" / "config.json").read_text())
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"word_embedding_dimension": 48}))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48, "do_lower_case": False}))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT; see `tiny_checkpoint` for one that a test may change."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    write_tiny_checkpoint(folder, checkpoint, "bert")
     return folder
 
 

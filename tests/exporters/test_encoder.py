@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -22,7 +23,7 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         find_checkpoint(str(tiny_checkpoint), accept=check_architecture)
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
-    assert caught.value.hint == "known are `bert`"
+    assert caught.value.hint == "known are `bert`, `mpnet`, `roberta`, `xlm-roberta`"
 
 
 def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
@@ -65,3 +66,11 @@ def test_a_config_that_traces_to_something_else_is_refused(tiny_checkpoint: Path
 
     with pytest.raises(UnsupportedModelError, match="traces to a graph that is not the `bert` edgekit knows"):
         rebuild(trace(load_model(found), tmp_path), found)
+
+
+def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path) -> None:
+    parameter = SimpleNamespace(numel=lambda: 560_000_000)
+    model = SimpleNamespace(parameters=lambda: [parameter])
+
+    with pytest.raises(UnsupportedModelError, match=r"the model has 2\.2 GB of float32 weights, and edgekit exports"):
+        trace(model, tmp_path)

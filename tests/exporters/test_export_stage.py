@@ -14,6 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from exporters import Exported, Origin, export
+from exporters.encoder import ARCHITECTURES
 from exporters.export_stage import Progress, Silence
 from runtime import (
     Bundle,
@@ -26,6 +27,7 @@ from runtime import (
     UnsupportedModelError,
 )
 from runtime.manifest import SCHEMA
+from tests.conftest import write_tiny_checkpoint
 
 STAGES = [
     "find the checkpoint",
@@ -75,6 +77,28 @@ def test_a_small_checkpoint_gives_the_vectors_of_sentence_transformers(
     print(f"{precision.value}, {pooling}: cosine min {cosines.min():.6f}")
     assert cosines.min() > (0.999999 if precision is Precision.FP32 else 0.98)
     assert found.truncated == [2]
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_every_known_architecture_gives_the_vectors_of_sentence_transformers(
+    checkpoint: Path, tmp_path: Path, model_type: str
+) -> None:
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, model_type)
+    (tmp_path / "tiny" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": None}))
+    model = SentenceTransformer(str(tmp_path / "tiny"), device="cpu", local_files_only=True)
+    model.max_seq_length = 64
+    expected = np.asarray(model.encode(TEXTS, show_progress_bar=False))
+
+    for precision, lowest in {Precision.FP32: 0.999999, Precision.INT8: 0.98}.items():
+        exported = tiny_export(tmp_path / "tiny", tmp_path / precision.value, precision)
+        assert exported.bundle.manifest.tokenizer.max_length == 64
+        found = Embedder(exported.bundle).embed_with_report(TEXTS)
+        cosines = np.einsum("ij,ij->i", found.vectors, expected)
+        print(f"{model_type}, {precision.value}: cosine min {cosines.min():.6f}")
+        assert cosines.min() > lowest
+        assert found.tokens.max() == 64, "the longest text uses every position"
+        for text, vector in zip(TEXTS, found.vectors, strict=True):
+            assert np.array_equal(Embedder(exported.bundle).embed_with_report([text]).vectors[0], vector)
 
 
 def test_the_stages_are_told_in_order(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from exporters.graph import (
     fold_constants,
     linears,
     run_on_rows,
+    shapes_from_ids,
     tidy,
 )
 from exporters.sources import find_checkpoint
@@ -108,6 +109,23 @@ def test_rows_are_left_alone_when_an_operator_would_see_the_difference() -> None
 
     assert not run_on_rows(model.graph)
     assert np.array_equal(run(model, input_ids=IDS % 50), expected)
+
+
+def test_what_asks_for_a_layer_norms_shape_is_told_by_the_ids() -> None:
+    ids, table, gather = token_rows()
+    one = ir.val("ones", const_value=ir.tensor(np.ones(WIDTH, np.float32), name="ones"))
+    norm = ir.node("LayerNormalization", [gather.outputs[0], one], {"axis": -1})
+    norm.outputs[0].shape = ir.Shape(["batch", "tokens", WIDTH])
+    shape = ir.node("Shape", [norm.outputs[0]])
+    as_number = ir.node("Cast", [shape.outputs[0]], {"to": 1})
+    model = make_model([gather, norm, shape, as_number], [ids], as_number.outputs[0], [table, one])
+    expected = run(model, input_ids=IDS % 50)
+
+    shapes_from_ids(model.graph)
+    tidy(model)
+
+    assert run(model, input_ids=IDS % 50).tolist() == expected.tolist() == [3, 11, WIDTH]
+    assert "LayerNormalization" not in {node.op_type for node in model.graph}
 
 
 def test_a_graph_without_products_does_not_run_on_rows() -> None:
