@@ -14,7 +14,7 @@ from runtime.batching import batches, run_all, usable_cores
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.manifest import Kind
-from runtime.pooling import normalize, pool
+from runtime.pooling import normalize, pool, shorten
 from runtime.session import Session
 from runtime.tokenizer import TokenizedText, Tokenizer
 
@@ -33,7 +33,7 @@ class Embeddings:
     """Vectors, and what happened on the way to them."""
 
     vectors: NDArray[np.float32]
-    """(texts, dimension)"""
+    """(texts, dimension), or (texts, dim) where vectors were shortened."""
     tokens: NDArray[np.int64]
     """(texts,): how many tokens of each text the model read, special tokens included."""
     dropped: NDArray[np.int64]
@@ -74,16 +74,18 @@ class Embedder:
         texts: Sequence[str],
         *,
         prompt: str | None = None,
+        dim: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         truncate: bool = True,
     ) -> NDArray[np.float32]:
         """Embed texts: float32 (texts, dimension), in the order given.
 
         `prompt` names one of the model's prompts; without it the model's default prompt is used, if it has one.
+        `dim` keeps that many components of each vector, normalized again where the model normalizes.
         A text longer than the model reads is cut, with a TruncationWarning; `truncate=False` makes it a
         TextTooLongError.
         """
-        embeddings = self.embed_with_report(texts, prompt=prompt, batch_tokens=batch_tokens, truncate=truncate)
+        embeddings = self.embed_with_report(texts, prompt=prompt, dim=dim, batch_tokens=batch_tokens, truncate=truncate)
         if embeddings.truncated:
             warnings.warn(
                 truncation_message(len(embeddings.truncated), len(texts), self.max_length),
@@ -97,6 +99,7 @@ class Embedder:
         texts: Sequence[str],
         *,
         prompt: str | None = None,
+        dim: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         truncate: bool = True,
         progress: Callable[[int], None] | None = None,
@@ -111,15 +114,18 @@ class Embedder:
             )
         if batch_tokens < 1:
             raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
+        width = self.dimension if dim is None else dim
+        if not 1 <= width <= self.dimension:
+            raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
         prefix = self.prefix(prompt)
         tokenized = self.tokenizer.tokenize([prefix + text for text in texts] if prefix else texts)
         if not truncate:
             self.refuse_long(tokenized)
-        vectors = np.empty((len(tokenized), self.dimension), np.float32)
+        vectors = np.empty((len(tokenized), width), np.float32)
 
         def run(indices: list[int]) -> None:
             ids = np.stack([tokenized[index].ids for index in indices])
-            pooled = pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling)
+            pooled = shorten(pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling), width)
             vectors[indices] = normalize(pooled) if self.facts.normalize else pooled
             if progress is not None:
                 progress(len(indices))

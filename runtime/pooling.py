@@ -22,6 +22,14 @@ def pool(tokens: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
     return np.asarray(tokens.mean(axis=1, dtype=np.float32))
 
 
+def shorten(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """Keep the first `dimension` components of each row of (texts, width).
+
+    Models trained for it lose little (Matryoshka representation learning, Kusupati et al. 2022, arXiv:2205.13147).
+    """
+    return np.ascontiguousarray(vectors[:, :dimension])
+
+
 def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row of (texts, width) to length 1."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, np.newaxis]

@@ -187,3 +187,24 @@ def test_another_kind_of_bundle(edit_manifest: Callable[[Callable[[dict], None]]
 
     with pytest.raises(BundleError, match="is a reranker, not an embedder"):
         Embedder(path)
+
+
+@pytest.mark.parametrize("dim", [1, 64, 383, 384])
+def test_shortened_vectors_are_those_of_sentence_transformers(
+    checkpoint: Path, fp32_bundle: Bundle, held_out: list[str], dim: int
+) -> None:
+    texts = held_out[::25]
+    model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True, truncate_dim=dim)
+    expected = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+    found = Embedder(fp32_bundle).embed_with_report(texts, dim=dim).vectors
+
+    assert found.shape == (len(texts), dim)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("dim", [0, -1, 385])
+def test_more_components_than_there_are(embedder: Embedder, dim: int) -> None:
+    with pytest.raises(InputError) as caught:
+        embedder.embed(["x"], dim=dim)
+    assert caught.value.message == f"`dim` must be from 1 to 384, which the model's vectors have, not {dim}"

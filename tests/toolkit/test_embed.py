@@ -51,6 +51,18 @@ def test_jsonl_fields_are_passed_through(edgekit: Edgekit, int8_bundle: Bundle, 
     assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
 
 
+def test_vectors_can_be_shortened(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    finished = edgekit("embed", int8_bundle.path, "--dim", 32, "--format", "npy", *TEXTS)
+
+    assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(TEXTS, dim=32))
+    assert np.load(io.BytesIO(edgekit("embed", int8_bundle.path, "--dim", 32, "--format", "npy").out)).shape == (0, 32)
+    too_many = edgekit("embed", int8_bundle.path, "--dim", 500, "x")
+    assert (too_many.code, too_many.err) == (
+        2,
+        "error: `dim` must be from 1 to 384, which the model's vectors have, not 500\n",
+    )
+
+
 def test_an_old_embedding_is_replaced(edgekit: Edgekit, int8_bundle: Bundle) -> None:
     finished = edgekit("embed", int8_bundle.path, stdin=b'{"text": "water", "embedding": [1]}')
 

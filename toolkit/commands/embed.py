@@ -42,6 +42,7 @@ SHOWN = 4
 )
 @click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
 @click.option("--prompt", metavar="NAME", help="Put the model's prompt of this name before every text.")
+@click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
 @click.option("--no-truncate", is_flag=True, help="Fail on a text longer than the model reads instead of cutting it.")
 def embed(
     *,
@@ -52,6 +53,7 @@ def embed(
     output_format: str,
     output: str | None,
     prompt: str | None,
+    dim: int | None,
     no_truncate: bool,
 ) -> None:
     """Turn texts into vectors: arguments, a file, or what comes through a pipe.
@@ -71,11 +73,11 @@ def embed(
     with open_input(source) as stream, open_output(output) as file:
         embedder = Embedder(bundle)
         records = from_arguments(texts) if texts else from_stream(stream, InputFormat(input_format))
-        writer = writer_for(output_format, file, embedder.dimension)
+        writer = writer_for(output_format, file, dim or embedder.dimension)
         notes = Notes(embedder.max_length)
         with bar(stream, enabled=not texts) as shown:
             while chunk := list(itertools.islice(records, CHUNK)):
-                embeddings = embedder.embed_with_report([record.text for record in chunk], prompt=prompt)
+                embeddings = embedder.embed_with_report([record.text for record in chunk], prompt=prompt, dim=dim)
                 cut = [chunk[index] for index in embeddings.truncated]
                 if cut and no_truncate:
                     raise too_long(cut[0], embedder.max_length)
