@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -69,10 +69,8 @@ def fetch(access: Access, file: HubFile) -> None:
             revision=access.commit,
             token=access.token.value if access.token is not None else False,
         )
-    except OSError as error:
-        # requests' exceptions are OSErrors too, and so are the ones that huggingface_hub raises for a wrong length.
-        raise failure(error, file) from error
-    except (HfHubHTTPError, TRANSPORT_ERROR, EntryNotFoundError, FileMetadataError) as error:
+    # OSError: requests' exceptions are some, and so are those that huggingface_hub raises for a wrong length.
+    except (OSError, HfHubHTTPError, TRANSPORT_ERROR, EntryNotFoundError) as error:
         raise failure(error, file) from error
     check(Path(path), file)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,18 +108,25 @@ def token_for_host(token: Token | None, token_host: str | None) -> Token | None:
 
 
 def store_token(value: str) -> Path:
-    """Write a token to the token file, readable by its owner only (file 0600, folder 0700)."""
+    """Write a token to the token file, readable by its owner only (file 0600, folder 0700).
+
+    A folder that `HF_TOKEN_PATH` names and that others use too, such as /tmp, keeps its rights.
+    """
     path = token_path()
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        own_folder = not path.parent.exists() or path.parent == Path(constants.HF_HOME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
+        if own_folder:
+            path.parent.chmod(0o700)
         # Beside the file and then in its place, so that it is never there with other rights or half.
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(value)
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise OutputError(f"the token cannot be written to `{path}`: {error.strerror}") from error
     return path
 
