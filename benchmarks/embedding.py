@@ -22,7 +22,7 @@ from benchmarks.table import print_table, ratio
 from benchmarks.texts import held_out_texts
 from benchmarks.worker import System
 from exporters.sources import Origin, find_checkpoint
-from runtime.pooling import normalize
+from runtime.pooling import cosines
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,6 @@ def compete(contestants: list[Contestant], texts: list[str], repeats: int) -> li
             Result(worker.contestant, own_seconds, worker.finish())
             for worker, own_seconds in zip(workers, seconds, strict=True)
         ]
-
-
-def cosines(these: NDArray[np.float32], those: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Row by row: (texts,)."""
-    first, second = normalize(these).astype(np.float64), normalize(those).astype(np.float64)
-    return np.asarray((first * second).sum(axis=1))
 
 
 def contestants_of(options: argparse.Namespace) -> list[Contestant]:

@@ -16,7 +16,7 @@ from exporters.probe import probe_texts
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError
 from runtime.manifest import Certificate, Golden, Manifest, Precision, pack_vector
-from runtime.pooling import normalize, pool
+from runtime.pooling import cosines, normalize, pool
 
 GOLDEN_TEXTS = 8
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
@@ -50,13 +50,13 @@ def certify_embedder(model: Any, checkpoint: Checkpoint, embedder: Embedder) -> 
     manifest = embedder.bundle.manifest
     expected = reference_vectors(model, checkpoint, manifest, probe.texts)
     found = embedder.embed_with_report(probe.texts).vectors
-    cosines = np.einsum("ij,ij->i", normalize(expected).astype(np.float64), normalize(found).astype(np.float64))
+    agreement = cosines(found, expected)
     lowest = LOWEST_COSINE[manifest.precision]
     # Written so that NaN fails too.
-    if not cosines.min() >= lowest:
-        worst = int(cosines.argmin())
+    if not agreement.min() >= lowest:
+        worst = int(agreement.argmin())
         raise EdgekitError(
-            f"the exported `{manifest.name}` does not agree with PyTorch: cosine {cosines.min():.4f} on text {worst} "
+            f"the exported `{manifest.name}` does not agree with PyTorch: cosine {agreement.min():.4f} on text {worst} "
             f"of the probe set, and {manifest.precision.value} must reach {lowest}",
             hint="no bundle was written; try `--precision fp32`",
         )
@@ -69,6 +69,6 @@ def certify_embedder(model: Any, checkpoint: Checkpoint, embedder: Embedder) -> 
         probe=probe.name,
         probe_sha256=probe.sha256,
         probe_size=len(probe.texts),
-        figures={"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())},
+        figures={"cosine_mean": float(agreement.mean()), "cosine_min": float(agreement.min())},
         golden=golden,
     )

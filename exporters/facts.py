@@ -16,7 +16,7 @@ POOLING_KEYS = {
 }
 
 
-# These number a text's positions from the padding token's id + 1 on, so that many of the table are never used.
+# These number a text's positions from the padding token's id + 1 on; the rows of the table before that are never used.
 POSITIONS_AFTER_PADDING = frozenset({"mpnet", "roberta", "xlm-roberta"})
 
 

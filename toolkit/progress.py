@@ -28,12 +28,10 @@ class StageProgress:
             click.echo(f"  ...     {stage}", err=True, nl=False)
 
     def end(self, stage: str, seconds: float) -> None:
-        start = CLEAR if sys.stderr.isatty() else ""
-        click.echo(f"{start}  {seconds:5.1f} s {stage}", err=True)
+        click.echo(f"{fresh_line()}  {seconds:5.1f} s {stage}", err=True)
 
     def note(self, text: str) -> None:
-        start = CLEAR if sys.stderr.isatty() else ""
-        click.echo(f"{start}note: {text}", err=True)
+        click.echo(f"{fresh_line()}note: {text}", err=True)
 
     def downloaded(self, done: int, total: int) -> None:
         """Show how far a download is: bytes, rate and the time that is left; called again and again."""
@@ -47,6 +45,11 @@ class StageProgress:
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
         shown = f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}"
         click.echo(f"{CLEAR}{shown}", err=True, nl=False)
+
+
+def fresh_line() -> str:
+    """What takes away a line that stands unfinished on a terminal."""
+    return CLEAR if sys.stderr.isatty() else ""
 
 
 def megabytes(size: int) -> str:

@@ -82,13 +82,15 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
     token = find_token()
     sent = token_for_host(token, token_host)
     asked = Question(repo, revision, command, sent, token if sent is None else None)
-    notes = [] if token is None else [text for text in [exposure()] if text is not None]
+    exposed = exposure() if token is not None else None
+    notes = [exposed] if exposed is not None else []
+    info = None
     try:
         info = model_info(asked)
         if info.gated:
             ask(f"/api/models/{info.id}/auth-check", sent)
     except ASKING_FAILED as error:
-        found = explain(error, asked)
+        found = explain(error, asked, by_hand=info is not None and info.gated == "manual")
         if sent is None or not isinstance(found, NotSignedInError):
             raise found from error
         # A token that is refused makes the Hub refuse public models too: ask once more as nobody.
@@ -139,8 +141,11 @@ def describe(info: ModelInfo, asked: Question, token: Token | None, notes: list[
     )
 
 
-def explain(error: Exception, asked: Question) -> EdgekitError:
-    """Turn a failure of huggingface_hub into the error that says what happened and what to do."""
+def explain(error: Exception, asked: Question, *, by_hand: bool) -> EdgekitError:
+    """Turn a failure of huggingface_hub into the error that says what happened and what to do.
+
+    `by_hand`: the Hub has said before the failure that the model's owners decide on each request.
+    """
     broken = network_failure(error)
     if broken is not None:
         return broken
@@ -153,13 +158,13 @@ def explain(error: Exception, asked: Question) -> EdgekitError:
         )
     status = status_of(error)
     if isinstance(error, GatedRepoError) or status == 403:
-        return refusal(asked, gated=True)
+        return refusal(asked, gated=True, by_hand=by_hand)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return refusal(asked, gated=False)
+        return refusal(asked, gated=False, by_hand=by_hand)
     return strange_answer(error)
 
 
-def refusal(asked: Question, *, gated: bool) -> EdgekitError:
+def refusal(asked: Question, *, gated: bool, by_hand: bool) -> EdgekitError:
     """Why the Hub does not show a model: it is gated, or (one answer for both) it is private or not there."""
     if asked.token is None:
         return refusal_of_nobody(asked, gated=gated)
@@ -170,7 +175,7 @@ def refusal(asked: Question, *, gated: bool) -> EdgekitError:
     except NetworkError as error:
         return error
     if gated:
-        return gate(asked, account)
+        return gate(asked, account, by_hand=by_hand)
     return NotFoundError(
         f"`{asked.repo}` does not exist, or it is private and `{account.user}` may not see it",
         hint=f"check the name at {page_of(asked.repo)}, signed in as the user who may",
@@ -197,7 +202,7 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
     )
 
 
-def gate(asked: Question, account: Account) -> AccessError:
+def gate(asked: Question, account: Account, *, by_hand: bool) -> AccessError:
     """Why a gated model does not open for a token that is valid."""
     if account.role == FINE_GRAINED and account.reads_gated is False:
         return AccessError(
@@ -205,13 +210,8 @@ def gate(asked: Question, account: Account) -> AccessError:
             hint="give it `Read access to contents of all public gated repos you can access` at "
             f"{SITE}/settings/tokens, then run `{asked.command}` again",
         )
-    # Who decides depends on the kind of gate, which the Hub tells even those it does not let in.
-    try:
-        kind = model_info(asked).gated
-    except ASKING_FAILED:
-        kind = None
     page = page_of(asked.repo)
-    if kind == "manual":
+    if by_hand:
         return AccessError(
             f"access to `{asked.repo}` has not been granted to `{account.user}` yet: its owners decide on each request",
             hint=f"ask at {page} if you have not; once they have granted it, run `{asked.command}` again",

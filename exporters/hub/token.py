@@ -47,9 +47,7 @@ def find_token() -> Token | None:
     path = token_path()
     text = read_token_file(path)
     if text is not None:
-        # Tokens of a browser login expire; only huggingface_hub can renew them, and it cannot read every file we can.
-        renewed = huggingface_hub.get_token() if is_plain(path) else None
-        return checked(renewed or text, f"the file `{path}`")
+        return checked(renewed_token() or text, f"the file `{path}`")
     other = huggingface_hub.get_token()
     return checked(other, "huggingface_hub's own sources") if other else None
 
@@ -74,13 +72,13 @@ def read_token_file(path: Path) -> str | None:
     return content.decode(encoding, errors="replace").strip() or None
 
 
-def is_plain(path: Path) -> bool:
-    """Whether huggingface_hub can read the token file itself."""
+def renewed_token() -> str | None:
+    """The stored token as huggingface_hub gives it: those of a browser login expire, and only it can renew them."""
     try:
-        path.read_bytes().decode("ascii")
+        return huggingface_hub.get_token()
     except UnicodeDecodeError:
-        return False
-    return True
+        # It reads UTF-8 only, and what it writes itself is UTF-8.
+        return None
 
 
 def checked(value: str, source: str, variable: str | None = None) -> Token:

@@ -4,7 +4,7 @@ import torch
 from sentence_transformers.models import Pooling as ReferencePooling
 
 from runtime import Pooling
-from runtime.pooling import normalize, pool
+from runtime.pooling import cosines, normalize, pool
 
 REFERENCE_MODES = {
     Pooling.CLS: "cls",
@@ -31,3 +31,10 @@ def test_normalizing_is_that_of_torch_even_for_zeros() -> None:
     expected = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1).numpy()
 
     assert np.abs(normalize(vectors) - expected).max() < 1e-6
+
+
+def test_cosines_are_those_of_torch() -> None:
+    these, those = np.random.default_rng(5).normal(size=(2, 7, 16)).astype(np.float32)
+    expected = torch.nn.functional.cosine_similarity(torch.from_numpy(these), torch.from_numpy(those)).numpy()
+
+    assert np.abs(cosines(these, those) - expected).max() < 1e-6
