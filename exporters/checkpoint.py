@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from exporters.architectures import Architecture, architecture_of, known_architecture
 from exporters.catalog import ModelSpec
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
@@ -64,6 +65,11 @@ class Checkpoint:
         return read_json(path) if path.exists() else None
 
     @property
+    def architecture(self) -> Architecture:
+        """What edgekit knows about models of this kind; raises UnsupportedModelError where it is nothing."""
+        return known_architecture(self.name, self.config)
+
+    @property
     def weights_size(self) -> int:
         """Bytes of all weight files."""
         return sum(path.stat().st_size for path in weight_files(self.folder))
@@ -80,10 +86,10 @@ def is_wanted(name: str) -> bool:
 
 
 def check_config(config: Any, name: str, accept: Accept) -> None:
-    """Refuse what is no model's config, what brings code of its own, and what `accept` does not want."""
+    """Refuse what is no model's config, what needs code that edgekit has not, and what `accept` does not want."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
-    if "auto_map" in config:
+    if "auto_map" in config and architecture_of(config) is None:
         raise UnsupportedModelError(
             f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
             hint="without that code the model would be exported as something else and give wrong results",

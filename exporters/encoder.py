@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,33 @@ import onnx_ir as ir
 import torch
 import transformers
 from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedTextConfig
 
+from exporters.architectures import JINA_BERT, NOMIC_BERT
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
 from exporters.graph import (
-    INPUT_IDS,
+    assume_whole_texts,
     drop_token_types,
     drop_unused_inputs,
     fold_constants,
+    fuse_rms_norms,
+    merge_products,
+    rows_at_products,
     run_on_rows,
     shapes_from_ids,
     tidy,
 )
+from exporters.jina_bert import JinaBertModel, alibi_slopes
+from exporters.nodes import INPUT_IDS
+from exporters.nomic_bert import NomicBertModel
 from runtime.errors import CheckpointError, UnsupportedModelError
 
-ARCHITECTURES = frozenset({"bert", "mpnet", "roberta", "xlm-roberta"})
-"""What is tested against PyTorch; anything else is refused."""
+IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
+"""What transformers does not have."""
 LARGEST = 2**31 - 2**26
 """Bytes of weights that fit, with the graph, into one protobuf, which ends at 2 GiB."""
 OPSET = 20
@@ -39,27 +48,21 @@ NOT_NEEDED = ("pooler.", "embeddings.position_ids")
 """Weights that the token vectors do not depend on, so a checkpoint may lack them."""
 
 
-def check_architecture(name: str, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError for a config that would not be exported exactly; `name` is the model's."""
-    model_type = config["model_type"]
-    if model_type not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"`{name}` has the architecture `{model_type}`, which edgekit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}",
-        )
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise UnsupportedModelError(
-            f"`{name}` has the position embedding `{positions}`, which edgekit does not know",
-            hint="known is `absolute`",
-        )
+class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum has no types
+    """Tells Optimum that a model reads token ids and nothing else."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
     """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
     with quiet():
         try:
-            model, info = transformers.AutoModel.from_pretrained(
+            model, info = IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel).from_pretrained(
                 str(checkpoint.folder),
                 local_files_only=True,
                 trust_remote_code=False,
@@ -91,9 +94,12 @@ def trace(model: Any, scratch: Path) -> ir.Model:
             f"the model has {size / 1e9:.1f} GB of float32 weights, and edgekit exports encoders up to "
             f"{LARGEST / 1e9:.1f} GB"
         )
-    config_class = TasksManager.get_exporter_config_constructor(
-        "onnx", model, task="feature-extraction", library_name="transformers"
-    )
+    if isinstance(model, tuple(IMPLEMENTED_HERE.values())):
+        config_class = TokenIdsOnnxConfig
+    else:
+        config_class = TasksManager.get_exporter_config_constructor(
+            "onnx", model, task="feature-extraction", library_name="transformers"
+        )
     path = scratch / "traced.onnx"
     with quiet():
         optimum_export(model, config_class(model.config), path, opset=OPSET)
@@ -108,20 +114,37 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
     Raises UnsupportedModelError when a part of the graph is not what the passes know.
     """
     graph = traced.graph
+    architecture = checkpoint.architecture
     fold_constants(traced)
     drop_token_types(graph)
-    merged = merge_attention(graph, required_int(checkpoint, "num_attention_heads"))
+    if architecture.merged_attention:
+        whole = merge_bert(traced, checkpoint)
+    else:
+        assume_whole_texts(graph)
+        fuse_rms_norms(graph)
+        merge_products(graph)
+        rows_at_products(graph)
+        whole = True
+    tidy(traced)
+    drop_unused_inputs(graph)
+    inputs = [value.name for value in graph.inputs]
+    if not whole or inputs != [INPUT_IDS]:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` edgekit knows",
+            hint="its config.json asks for something that edgekit has not been tested with",
+        )
+
+
+def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:
+    """Merge the attention of every layer and let the layers run on rows; returns whether all of it could be done."""
+    graph = traced.graph
+    heads = required_int(checkpoint, checkpoint.architecture.heads)
+    slopes = alibi_slopes(heads) if checkpoint.architecture is JINA_BERT else None
+    merged = merge_attention(graph, heads, slopes=slopes)
     tidy(traced)
     shapes_from_ids(graph)
     drop_unused_inputs(graph)
-    on_rows = run_on_rows(graph)
-    tidy(traced)
-    inputs = [value.name for value in graph.inputs]
-    if merged != required_int(checkpoint, "num_hidden_layers") or not on_rows or inputs != [INPUT_IDS]:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` traces to a graph that is not the `{checkpoint.config['model_type']}` edgekit knows",
-            hint="its config.json asks for something that edgekit has not been tested with",
-        )
+    return run_on_rows(graph) and merged == required_int(checkpoint, checkpoint.architecture.layers)
 
 
 @contextmanager

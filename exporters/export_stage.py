@@ -18,9 +18,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.architectures import check_architecture
 from exporters.certify import certify_embedder
 from exporters.checkpoint import Checkpoint
-from exporters.encoder import check_architecture, load_model, rebuild, trace
+from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import embedder_facts, lower_case, max_length
 from exporters.graph import tidy
 from exporters.probe import calibration_texts
@@ -141,7 +142,7 @@ def draft_manifest(checkpoint: Checkpoint, precision: Precision, provider: Provi
         name=checkpoint.name,
         precision=precision,
         provider=provider,
-        architecture=checkpoint.config["model_type"],
+        architecture=checkpoint.architecture.name,
         inputs=(),
         source=checkpoint.source,
         files={},

@@ -16,10 +16,6 @@ POOLING_KEYS = {
 }
 
 
-# These number a text's positions from the padding token's id + 1 on; the rows of the table before that are never used.
-POSITIONS_AFTER_PADDING = frozenset({"mpnet", "roberta", "xlm-roberta"})
-
-
 def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
     """Pooling, normalization and prompts, from modules.json and the files that it leads to; nothing is guessed."""
     modules = checkpoint.read_json("modules.json")
@@ -43,7 +39,7 @@ def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
     pooling = checkpoint.read_json(f"{kinds['Pooling']}/config.json")
     prompts = checkpoint.read_json("config_sentence_transformers.json") or {}
     return EmbedderFacts(
-        dimension=required_int(checkpoint, "hidden_size"),
+        dimension=required_int(checkpoint, checkpoint.architecture.width),
         pooling=pooling_of(checkpoint, pooling),
         normalize="Normalize" in kinds,
         prompts=dict(prompts.get("prompts") or {}),
@@ -65,8 +61,8 @@ def pooling_of(checkpoint: Checkpoint, config: Any) -> Pooling:
 
 def max_length(checkpoint: Checkpoint) -> int:
     """Tokens that the model reads, special ones included: as sentence-transformers sets it, within its positions."""
-    positions = required_int(checkpoint, "max_position_embeddings")
-    if checkpoint.config["model_type"] in POSITIONS_AFTER_PADDING:
+    positions = required_int(checkpoint, checkpoint.architecture.positions)
+    if checkpoint.architecture.positions_after_padding:
         positions -= int(checkpoint.config.get("pad_token_id", 1)) + 1
     settings = checkpoint.read_json("sentence_bert_config.json") or {}
     length = settings.get("max_seq_length")

@@ -1,112 +1,45 @@
-"""Reading and editing a traced graph: fold what is constant, find its products, let it run on rows of tokens.
+"""What is done to a traced graph: fold, drop what whole texts do not need, merge, let it run on rows of tokens.
 
 Every pass finds its place by the shape of the graph, never by a node's name, and leaves alone what it does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from itertools import groupby
 
 import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-ORT_DOMAIN = "com.microsoft"
-INPUT_IDS = "input_ids"
-ATTENTION_MASK = "attention_mask"
-TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
+from exporters.nodes import (
+    ATTENTION_MASK,
+    POSITION_IDS,
+    TOKEN_TYPE_IDS,
+    Linear,
+    array_of,
+    batch_and_length,
+    constant,
+    graph_input,
+    insert,
+    insert_after,
+    insert_node,
+    linears,
+    only_user,
+    replace,
+    required,
+    token_count,
+)
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
 ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu"})
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A product with a constant matrix and the bias after it: `rows @ weight + bias`."""
-
-    matmul: ir.Node
-    bias_add: ir.Node | None
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    @property
-    def name(self) -> str:
-        """The name of the matrix, after which what is made of it is named."""
-        return required(self.matmul.inputs[1]).name or "matrix"
-
-    @property
-    def input(self) -> ir.Value:
-        return required(self.matmul.inputs[0])
-
-    @property
-    def output(self) -> ir.Value:
-        return (self.bias_add or self.matmul).outputs[0]
-
-
-T = TypeVar("T")
-
-
-def required(found: T | None) -> T:
-    """What must be there in a well-formed graph."""
-    if found is None:
-        raise ValueError("the graph lacks an input or a producer that it must have")
-    return found
+RMS_NORM = "SimplifiedLayerNormalization"
+"""onnxruntime's operator for a layer norm that does not subtract the mean."""
 
 
 def fold_constants(model: ir.Model) -> None:
     """Compute once what does not depend on the input."""
     onnxscript.optimizer.optimize(model)
-
-
-def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """The initializer `name` of `graph`, made from `array` unless it is there; ValueError when it holds another."""
-    if name in graph.initializers:
-        found = array_of(graph.initializers[name])
-        if found is None or found.dtype != array.dtype or not np.array_equal(found, array):
-            raise ValueError(f"the graph has another constant `{name}`")
-        return graph.initializers[name]
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
-
-
-def array_of(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The content of a constant, None for what is computed."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
-
-
-def insert(
-    before: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
-    *,
-    domain: str = "",
-) -> ir.Value:
-    """Put a new node with one output before another one and return that output."""
-    return insert_node(before, ir.node(op_type, inputs, dict(attributes or {}), domain=domain)).outputs[0]
-
-
-def insert_node(before: ir.Node, node: ir.Node) -> ir.Node:
-    graph = before.graph
-    if not isinstance(graph, ir.Graph):
-        raise TypeError("nodes are inserted into graphs only")
-    graph.insert_before(before, [node])
-    return node
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`, the graph's outputs included; an output keeps its name and type."""
-    if old.is_graph_output():
-        new.name, old.name = old.name, f"{old.name}_traced"
-        new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def tidy(model: ir.Model) -> None:
@@ -115,50 +48,6 @@ def tidy(model: ir.Model) -> None:
     passes.DeduplicateInitializersPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     model.graph.sort()
-
-
-def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one operator that reads a value's content, when it is an `op_type`; reading its shape does not count."""
-    users = [node for node, _ in value.uses() if node.op_type != "Shape"]
-    if len(users) != 1 or value.is_graph_output() or users[0].op_type != op_type:
-        return None
-    return users[0]
-
-
-def linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Every product with a constant matrix, in the order in which the graph runs them."""
-    for node in list(graph):
-        found = linear_of(node)
-        if found is not None:
-            yield found
-
-
-def linear_of(matmul: ir.Node | None) -> Linear | None:
-    """The `Linear` of a MatMul, with the Add after it where that adds a bias; None for any other node."""
-    weight = array_of(matmul.inputs[1]) if matmul is not None and matmul.op_type == "MatMul" else None
-    if matmul is None or weight is None or weight.ndim != 2:
-        return None
-    add = only_user(matmul.outputs[0], "Add")
-    bias = None
-    if add is not None:
-        bias = array_of(add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0])
-    if bias is None or bias.shape != (weight.shape[1],):
-        add, bias = None, np.zeros(weight.shape[1], np.float32)
-    return Linear(matmul, add, weight.astype(np.float32), bias.astype(np.float32))
-
-
-def linear_before(value: ir.Value | None) -> Linear | None:
-    """The `Linear` that makes a value."""
-    producer = required(value).producer()
-    if producer is not None and producer.op_type == "Add":
-        before = [required(part).producer() for part in producer.inputs]
-        producer = next((node for node in before if node is not None and node.op_type == "MatMul"), None)
-    found = linear_of(producer)
-    return found if found is not None and found.output is value else None
-
-
-def graph_input(graph: ir.Graph, name: str) -> ir.Value | None:
-    return next((value for value in graph.inputs if value.name == name), None)
 
 
 def drop_unused_inputs(graph: ir.Graph) -> None:
@@ -178,15 +67,99 @@ def drop_token_types(graph: ir.Graph) -> None:
             replace(gather.outputs[0], constant(graph, "token_type_0", table[0]))
 
 
-def batch_and_length(graph: ir.Graph) -> ir.Value:
-    """The shape of the token ids, computed once at the head of the graph."""
-    ids = graph_input(graph, INPUT_IDS)
-    if ids is None:
-        raise ValueError(f"the graph has no input `{INPUT_IDS}`")
-    for node, _ in ids.uses():
-        if node.op_type == "Shape" and not node.attributes:
-            return node.outputs[0]
-    return insert(graph[0], "Shape", [ids])
+def assume_whole_texts(graph: ir.Graph) -> None:
+    """Compute the attention mask and the positions from the token ids: no token is masked, the first is at 0."""
+    mask = graph_input(graph, ATTENTION_MASK)
+    if mask is not None and mask.uses():
+        ones = {"value": ir.tensor(np.array([1], np.int64))}
+        shape = batch_and_length(graph)
+        replace(mask, insert_node(after(shape), ir.node("ConstantOfShape", [shape], ones)).outputs[0])
+    positions = graph_input(graph, POSITION_IDS)
+    if positions is not None and positions.uses():
+        tokens = token_count(graph)
+        zero, one = constant(graph, "zero", np.array(0, np.int64)), constant(graph, "one_int64", np.array(1, np.int64))
+        numbers = insert(after(tokens), "Range", [zero, tokens, one])
+        replace(positions, insert(after(numbers), "Unsqueeze", [numbers, constant(graph, "axis_0", np.array([0]))]))
+
+
+def after(value: ir.Value) -> ir.Node:
+    """The node that follows the one which makes a value."""
+    producer = required(value.producer())
+    nodes = list(required(value.graph))
+    return nodes[nodes.index(producer) + 1]
+
+
+def fuse_rms_norms(graph: ir.Graph) -> None:
+    """Make one operator of `x / sqrt(mean(x * x) + epsilon) * weight` over the last axis."""
+    for square in list(graph):
+        if square.op_type != "Pow" or float(np.max(array_of(square.inputs[1]) or 0)) != 2:
+            continue
+        chain = [square]
+        for op_type in ("ReduceMean", "Add", "Sqrt", "Div", "Mul", "Mul"):
+            user = only_user(chain[-1].outputs[0], op_type)
+            if user is None:
+                break
+            chain.append(user)
+        else:
+            _, mean, add, _, _, scaled, weighted = chain
+            vectors = required(square.inputs[0])
+            weight = next((value for value in weighted.inputs if array_of(value) is not None), None)
+            axes, epsilon = array_of(mean.inputs[1]), array_of(add.inputs[1])
+            if (
+                weight is None
+                or epsilon is None
+                or axes is None
+                or axes.tolist() != [-1]
+                or vectors not in scaled.inputs
+            ):
+                continue
+            attributes = {"axis": -1, "epsilon": float(epsilon), "stash_type": 1}
+            replace(weighted.outputs[0], insert(weighted, RMS_NORM, [vectors, weight], attributes))
+
+
+def merge_products(graph: ir.Graph) -> None:
+    """Compute the products that read one value, such as query, key and value, in one product and split its result."""
+    found = sorted(linears(graph), key=lambda linear: linear.input.name or "")
+    for _, group in groupby(found, key=lambda linear: linear.input):
+        parts = list(group)
+        if len(parts) > 1:
+            merge(graph, parts)
+
+
+def merge(graph: ir.Graph, parts: list[Linear]) -> None:
+    first = parts[0]
+    nodes = list(graph)
+    # The earliest of them: what reads any of the results comes after it.
+    before = min((part.matmul for part in parts), key=nodes.index)
+    weight = constant(graph, f"{first.name}_merged", np.concatenate([part.weight for part in parts], axis=1))
+    product = insert(before, "MatMul", [first.input, weight])
+    if any(part.bias_add is not None for part in parts):
+        bias = constant(graph, f"{first.name}_merged_bias", np.concatenate([part.bias for part in parts]))
+        product = insert(before, "Add", [product, bias])
+    sizes = constant(graph, f"{first.name}_widths", np.array([part.weight.shape[1] for part in parts], np.int64))
+    split = insert_node(before, ir.node("Split", [product, sizes], {"axis": -1}, num_outputs=len(parts)))
+    for part, output in zip(parts, split.outputs, strict=True):
+        replace(part.output, output)
+
+
+def rows_at_products(graph: ir.Graph) -> None:
+    """Give every product rows of tokens, (batch * tokens, width), and its result its three dimensions back.
+
+    For graphs in which the layers between the products want three.
+    """
+    for linear in list(linears(graph)):
+        inputs, outputs = linear.weight.shape
+        before = linear.matmul
+        flat = constant(graph, f"rows_{inputs}", np.array([-1, inputs], np.int64))
+        rows = insert(before, "Reshape", [linear.input, flat])
+        before.replace_input_with(0, rows)
+        width = constant(graph, f"width_{outputs}", np.array([outputs], np.int64))
+        output = linear.output
+        output.shape = None
+        shape = insert(after(output), "Concat", [batch_and_length(graph), width], {"axis": 0})
+        unflat = insert(after(shape), "Reshape", [output, shape])
+        replace(output, unflat)
+        required(unflat.producer()).replace_input_with(0, output)
 
 
 def shapes_from_ids(graph: ir.Graph) -> None:
@@ -223,7 +196,7 @@ def run_on_rows(graph: ir.Graph) -> bool:
             contexts.append(node)
             rows.update(node.outputs)
         elif any(value in rows for value in node.inputs) and not by_ids:
-            if node.op_type not in ROW_WISE or node.attributes.get_int("axis", -1) != -1:
+            if not is_row_wise(node):
                 return False
             rows.update(node.outputs)
     output = graph.outputs[0]
@@ -248,12 +221,9 @@ def run_on_rows(graph: ir.Graph) -> bool:
     return True
 
 
-def insert_after(value: ir.Value, op_type: str, *others: ir.Value) -> ir.Value:
-    """Put a new node that reads `value` right after what makes it, and return the node's output."""
-    node = ir.node(op_type, [value, *others])
-    graph = value.graph
-    producer = value.producer()
-    if not isinstance(graph, ir.Graph) or producer is None:
-        raise ValueError("a node can follow only what a graph computes")
-    graph.insert_after(producer, [node])
-    return node.outputs[0]
+def is_row_wise(node: ir.Node) -> bool:
+    """Whether an operator treats each row alike when rows have lost a dimension before the last."""
+    if node.op_type == "Slice":
+        axes = array_of(node.inputs[3])
+        return axes is not None and axes.tolist() == [-1]
+    return node.op_type in ROW_WISE and node.attributes.get_int("axis", -1) == -1

@@ -22,7 +22,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from exporters.graph import INPUT_IDS, ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
+from exporters.graph import RMS_NORM
+from exporters.nodes import INPUT_IDS, ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
 
 SMOOTHING = 0.7
 """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
@@ -56,7 +57,7 @@ def quantize_encoder(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) 
     """
     graph = model.graph
     found = list(linears(graph))
-    smoothed = [linear for linear in found if made_by(linear.input, "LayerNormalization")]
+    smoothed = [linear for linear in found if made_by(linear.input, "LayerNormalization", RMS_NORM)]
     largest = largest_activations(model, [linear.input for linear in smoothed], calibration)
     for linear in found:
         if linear in smoothed:
@@ -69,12 +70,12 @@ def quantize_encoder(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) 
     quantize_word_vectors(graph)
 
 
-def made_by(value: ir.Value, op_type: str) -> bool:
-    """Whether a value comes from an operator, a Reshape of its result included."""
+def made_by(value: ir.Value, *op_types: str) -> bool:
+    """Whether a value comes from one of these operators, a Reshape of its result included."""
     producer = value.producer()
     if producer is not None and producer.op_type == "Reshape":
         producer = required(producer.inputs[0]).producer()
-    return producer is not None and producer.op_type == op_type
+    return producer is not None and producer.op_type in op_types
 
 
 def largest_activations(

@@ -21,8 +21,8 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 ORDER = {
     "runtime": "replay embedder batching tokenizer session pooling bundle manifest records telemetry errors version",
     "exporters": (
-        "export_stage certify encoder probe quantize attention graph facts sources checkpoint "
-        "hub.download hub.access hub.account hub.token hub.failures wheel catalog"
+        "export_stage certify encoder jina_bert nomic_bert probe quantize attention graph nodes facts sources "
+        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
         "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "

@@ -10,16 +10,19 @@ import torch
 from exporters.attention import merge_attention
 from exporters.encoder import load_model, rebuild, trace
 from exporters.graph import (
-    batch_and_length,
-    constant,
+    RMS_NORM,
+    assume_whole_texts,
     drop_token_types,
     drop_unused_inputs,
     fold_constants,
-    linears,
+    fuse_rms_norms,
+    merge_products,
+    rows_at_products,
     run_on_rows,
     shapes_from_ids,
     tidy,
 )
+from exporters.nodes import batch_and_length, constant, linears
 from exporters.sources import find_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
@@ -140,6 +143,100 @@ def test_an_attention_of_another_shape_is_left_alone() -> None:
     model = make_model([gather, softmax], [ids], softmax.outputs[0], [table])
 
     assert merge_attention(model.graph, heads=2) == 0
+
+
+def value_of(name: str, array: np.ndarray) -> ir.Value:
+    return ir.val(name, const_value=ir.tensor(array, name=name))
+
+
+def test_mask_and_positions_come_from_the_ids() -> None:
+    """What is left reads the ids alone and gives what a mask of ones and counted positions would give."""
+    ids, table, gather = token_rows()
+    mask = ir.val("attention_mask", ir.DataType.INT64, ["batch", "tokens"])
+    positions = ir.val("position_ids", ir.DataType.INT64, ["batch", "tokens"])
+    total = ir.node("Add", [mask, positions])
+    output = ir.node("Add", [total.outputs[0], ids])
+    model = make_model([gather, total, output], [ids, mask, positions], output.outputs[0], [table])
+
+    assume_whole_texts(model.graph)
+    tidy(model)
+    drop_unused_inputs(model.graph)
+
+    assert [value.name for value in model.graph.inputs] == ["input_ids"]
+    assert np.array_equal(run(model, input_ids=IDS), IDS + 1 + np.arange(11))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_norm_by_the_root_mean_square_becomes_one_operator(*, swapped: bool) -> None:
+    ids, table, gather = token_rows()
+    vectors = gather.outputs[0]
+    two, one = value_of("two", np.array(2, np.float32)), value_of("one", np.array(1, np.float32))
+    axes, epsilon = value_of("axes", np.array([-1])), value_of("epsilon", np.array(1e-6, np.float32))
+    weight = value_of("weight", np.arange(1, WIDTH + 1, dtype=np.float32))
+    square = ir.node("Pow", [vectors, two])
+    mean = ir.node("ReduceMean", [square.outputs[0], axes], {"keepdims": 1})
+    root = ir.node("Sqrt", [ir.node("Add", [mean.outputs[0], epsilon]).outputs[0]])
+    inverse = ir.node("Div", [one, root.outputs[0]])
+    scaled = ir.node("Mul", [vectors, inverse.outputs[0]])
+    factors = [scaled.outputs[0], weight]
+    weighted = ir.node("Mul", factors[::-1] if swapped else factors)
+    nodes = [gather, square, mean, root.inputs[0].producer(), root, inverse, scaled, weighted]
+    model = make_model(nodes, [ids], weighted.outputs[0], [table, two, one, axes, epsilon, weight])
+    expected = run(model, input_ids=IDS % 50)
+
+    fuse_rms_norms(model.graph)
+    tidy(model)
+
+    assert [node.op_type for node in model.graph] == ["Gather", RMS_NORM]
+    assert np.abs(run(model, input_ids=IDS % 50) - expected).max() < 1e-5
+
+
+def test_a_norm_that_is_used_before_its_end_is_left_alone() -> None:
+    ids, table, gather = token_rows()
+    two, axes = value_of("two", np.array(2, np.float32)), value_of("axes", np.array([-1]))
+    square = ir.node("Pow", [gather.outputs[0], two])
+    mean = ir.node("ReduceMean", [square.outputs[0], axes], {"keepdims": 1})
+    model = make_model([gather, square, mean], [ids], mean.outputs[0], [table, two, axes])
+
+    fuse_rms_norms(model.graph)
+
+    assert [node.op_type for node in model.graph] == ["Gather", "Pow", "ReduceMean"]
+
+
+def test_products_of_one_value_become_one() -> None:
+    rng = np.random.default_rng(4)
+    ids, table, gather = token_rows()
+    weights = [value_of(f"weight_{width}", rng.normal(size=(WIDTH, width)).astype(np.float32)) for width in (3, 5, 2)]
+    bias = value_of("bias", rng.normal(size=5).astype(np.float32))
+    products = [ir.node("MatMul", [gather.outputs[0], weight]) for weight in weights]
+    add = ir.node("Add", [bias, products[1].outputs[0]])
+    parts = [products[0].outputs[0], add.outputs[0], products[2].outputs[0]]
+    together = ir.node("Concat", parts, {"axis": -1})
+    model = make_model([gather, *products, add, together], [ids], together.outputs[0], [table, *weights, bias])
+    expected = run(model, input_ids=IDS % 50)
+
+    merge_products(model.graph)
+    tidy(model)
+
+    (linear,) = linears(model.graph)
+    assert linear.weight.shape == (WIDTH, 10)
+    assert np.abs(run(model, input_ids=IDS % 50) - expected).max() < 1e-5
+
+
+def test_products_get_rows_and_give_texts_back() -> None:
+    ids, table, gather = token_rows()
+    weight = value_of("weight", np.eye(WIDTH, 4, dtype=np.float32))
+    product = ir.node("MatMul", [gather.outputs[0], weight])
+    over_tokens = ir.node("Softmax", [product.outputs[0]], {"axis": 1})
+    model = make_model([gather, product, over_tokens], [ids], over_tokens.outputs[0], [table, weight])
+    expected = run(model, input_ids=IDS % 50)
+
+    rows_at_products(model.graph)
+    tidy(model)
+
+    (linear,) = linears(model.graph)
+    assert linear.input.producer().op_type == "Reshape"
+    assert np.array_equal(run(model, input_ids=IDS % 50), expected)
 
 
 def test_a_bias_belongs_to_its_product_only_when_it_is_one() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters.graph import linears, tidy
+from exporters.graph import tidy
+from exporters.nodes import linears
 from exporters.quantize import GELU_FLOOR, quantize_encoder, quantize_weight
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 

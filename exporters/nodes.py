@@ -1,0 +1,176 @@
+"""Reading and editing the nodes of a traced graph: constants, products with matrices, what stands before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+ORT_DOMAIN = "com.microsoft"
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
+POSITION_IDS = "position_ids"
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A product with a constant matrix and the bias after it: `rows @ weight + bias`."""
+
+    matmul: ir.Node
+    bias_add: ir.Node | None
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @property
+    def name(self) -> str:
+        """The name of the matrix, after which what is made of it is named."""
+        return required(self.matmul.inputs[1]).name or "matrix"
+
+    @property
+    def input(self) -> ir.Value:
+        return required(self.matmul.inputs[0])
+
+    @property
+    def output(self) -> ir.Value:
+        return (self.bias_add or self.matmul).outputs[0]
+
+
+T = TypeVar("T")
+
+
+def required(found: T | None) -> T:
+    """What must be there in a well-formed graph."""
+    if found is None:
+        raise ValueError("the graph lacks an input or a producer that it must have")
+    return found
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """The initializer `name` of `graph`, made from `array` unless it is there; ValueError when it holds another."""
+    if name in graph.initializers:
+        found = array_of(graph.initializers[name])
+        if found is None or found.dtype != array.dtype or not np.array_equal(found, array):
+            raise ValueError(f"the graph has another constant `{name}`")
+        return graph.initializers[name]
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def array_of(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The content of a constant, None for what is computed."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def insert(
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
+    *,
+    domain: str = "",
+) -> ir.Value:
+    """Put a new node with one output before another one and return that output."""
+    return insert_node(before, ir.node(op_type, inputs, dict(attributes or {}), domain=domain)).outputs[0]
+
+
+def insert_node(before: ir.Node, node: ir.Node) -> ir.Node:
+    graph = before.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError("nodes are inserted into graphs only")
+    graph.insert_before(before, [node])
+    return node
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads `old` read `new`, the graph's outputs included; an output keeps its name and type."""
+    if old.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}_traced"
+        new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one operator that reads a value's content, when it is an `op_type`; reading its shape does not count."""
+    users = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    if len(users) != 1 or value.is_graph_output() or users[0].op_type != op_type:
+        return None
+    return users[0]
+
+
+def linears(graph: ir.Graph) -> Iterator[Linear]:
+    """Every product with a constant matrix, in the order in which the graph runs them."""
+    for node in list(graph):
+        found = linear_of(node)
+        if found is not None:
+            yield found
+
+
+def linear_of(matmul: ir.Node | None) -> Linear | None:
+    """The `Linear` of a MatMul, with the Add after it where that adds a bias; None for any other node."""
+    weight = array_of(matmul.inputs[1]) if matmul is not None and matmul.op_type == "MatMul" else None
+    if matmul is None or weight is None or weight.ndim != 2:
+        return None
+    add = only_user(matmul.outputs[0], "Add")
+    bias = None
+    if add is not None:
+        bias = array_of(add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0])
+    if bias is None or bias.shape != (weight.shape[1],):
+        add, bias = None, np.zeros(weight.shape[1], np.float32)
+    return Linear(matmul, add, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def linear_before(value: ir.Value | None) -> Linear | None:
+    """The `Linear` that makes a value."""
+    producer = required(value).producer()
+    if producer is not None and producer.op_type == "Add":
+        before = [required(part).producer() for part in producer.inputs]
+        producer = next((node for node in before if node is not None and node.op_type == "MatMul"), None)
+    found = linear_of(producer)
+    return found if found is not None and found.output is value else None
+
+
+def graph_input(graph: ir.Graph, name: str) -> ir.Value | None:
+    return next((value for value in graph.inputs if value.name == name), None)
+
+
+def insert_after(value: ir.Value, op_type: str, *others: ir.Value) -> ir.Value:
+    """Put a new node that reads `value` right after what makes it, and return the node's output."""
+    node = ir.node(op_type, [value, *others])
+    graph = value.graph
+    producer = value.producer()
+    if not isinstance(graph, ir.Graph) or producer is None:
+        raise ValueError("a node can follow only what a graph computes")
+    graph.insert_after(producer, [node])
+    return node.outputs[0]
+
+
+def batch_and_length(graph: ir.Graph) -> ir.Value:
+    """The shape of the token ids, computed once at the head of the graph."""
+    ids = graph_input(graph, INPUT_IDS)
+    if ids is None:
+        raise ValueError(f"the graph has no input `{INPUT_IDS}`")
+    for node, _ in ids.uses():
+        if node.op_type == "Shape" and not node.attributes:
+            return node.outputs[0]
+    return insert(graph[0], "Shape", [ids])
+
+
+def token_count(graph: ir.Graph) -> ir.Value:
+    """The number of tokens of each text of the batch, a scalar, computed once at the head of the graph."""
+    shape = batch_and_length(graph)
+    for node, _ in shape.uses():
+        index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
+        if index is not None and index.shape == () and int(index) == 1:
+            return node.outputs[0]
+    one = constant(graph, "one_int64", np.array(1, np.int64))
+    gather = ir.node("Gather", [shape, one], {"axis": 0})
+    graph.insert_after(required(shape.producer()), [gather])
+    return gather.outputs[0]
