@@ -5,7 +5,7 @@ from runtime import telemetry
 telemetry.switch_off()
 
 from runtime.bundle import Bundle  # noqa: E402
-from runtime.embedder import Embedder, Embeddings, TruncationWarning  # noqa: E402
+from runtime.embedder import Embedder, Plan, TruncationWarning  # noqa: E402
 from runtime.errors import (  # noqa: E402
     AccessError,
     BundleError,
@@ -22,7 +22,10 @@ from runtime.errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Provider  # noqa: E402
+from runtime.results import Embeddings  # noqa: E402
 from runtime.telemetry import TelemetryWarning  # noqa: E402
+from runtime.tokenizer import LongTexts  # noqa: E402
+from runtime.vectors import Metric, VectorType, convert, ranges_of, similarity  # noqa: E402
 
 __all__ = [
     "AccessError",
@@ -35,12 +38,15 @@ __all__ = [
     "Embeddings",
     "InputError",
     "Kind",
+    "LongTexts",
     "Manifest",
+    "Metric",
     "MissingPartError",
     "NetworkError",
     "NotFoundError",
     "NotSignedInError",
     "OutputError",
+    "Plan",
     "Pooling",
     "Precision",
     "Provider",
@@ -49,4 +55,8 @@ __all__ = [
     "TextTooLongError",
     "TruncationWarning",
     "UnsupportedModelError",
+    "VectorType",
+    "convert",
+    "ranges_of",
+    "similarity",
 ]

@@ -6,69 +6,81 @@ and the bits of a text's result cannot depend on its neighbours' lengths.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import chain, islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+WAITING = 4
+"""Batches for each worker that are ready before more are made; bounds what waits, and no worker runs dry."""
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group the indices of texts by length, each group of at most `batch_tokens` tokens but at least one text.
+def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Group items by length, each group of at most `batch_tokens` tokens but at least one item.
 
-    The longest come first, so that no worker is left with a long batch at the end.
+    A group comes out as soon as it is full, while `items` are still being made; the rest comes at the end, the longest
+    first, so that no worker is left with a long batch at the end.
     """
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    groups = []
-    for length in sorted(by_length, reverse=True):
-        indices = by_length[length]
-        count = max(1, batch_tokens // max(length, 1))
-        groups += [indices[start : start + count] for start in range(0, len(indices), count)]
-    return groups
+    filling: dict[int, list[Item]] = {}
+    for item in items:
+        tokens = length(item)
+        group = filling.setdefault(tokens, [])
+        group.append(item)
+        if (len(group) + 1) * tokens > batch_tokens:
+            yield filling.pop(tokens)
+    for tokens in sorted(filling, reverse=True):
+        yield filling[tokens]
 
 
-def run_all(run: Callable[[list[int]], None], groups: Iterable[list[int]], workers: int) -> None:
+def run_all(run: Callable[[list[Item]], None], groups: Iterable[list[Item]], workers: int) -> None:
     """Call `run` for every group, `workers` at a time; the first error stops what has not begun and is raised."""
-    groups = list(groups)
-    if workers == 1 or len(groups) == 1:
-        for group in groups:
+    groups = iter(groups)
+    first = list(islice(groups, 2))
+    if workers == 1 or len(first) < 2:
+        # No thread is started for what one can do.
+        for group in chain(first, groups):
             run(group)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="edgekit") as pool:
-        futures = [pool.submit(run, group) for group in groups]
+        pending: set[Future[None]] = set()
         try:
-            for future in futures:
-                future.result()
+            for group in chain(first, groups):
+                pending.add(pool.submit(run, group))
+                if len(pending) > workers * WAITING:
+                    pending = finished(pending)
+            while pending:
+                pending = finished(pending)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity, cut to the quota of its control group (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return cores if quota is None else max(1, min(cores, int(quota)))
+def finished(pending: set[Future[None]]) -> set[Future[None]]:
+    """Wait until one is done, raise what went wrong, and return those that are not done."""
+    done, left = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return left
 
 
-def cgroup_quota(membership: Path, root: Path) -> float | None:
-    """The smallest CPU quota, in cores, on the way from a process's control group up to the root; None without one."""
+def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Lists of at most `count` items, ended early when their sizes add up to `most`.
+
+    When `items` raises, what it gave before comes first, and then the error.
+    """
+    chunk: list[Item] = []
+    total = 0
     try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if own is None:
-        return None
-    group = root / own.lstrip("/")
-    quotas = []
-    for folder in (group, *group.parents):
-        if folder != root and root not in folder.parents:
-            break
-        try:
-            limit, period = (folder / "cpu.max").read_text().split()
-        except (OSError, ValueError):
-            continue
-        if limit != "max":
-            quotas.append(int(limit) / int(period))
-    return min(quotas, default=None)
+        for item in items:
+            chunk.append(item)
+            total += size(item)
+            if len(chunk) == count or total >= most:
+                yield chunk
+                chunk, total = [], 0
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import batches, run_all, usable_cores
+from runtime.batching import batches, in_chunks, run_all
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
+from runtime.cores import Cores, find_cores
 from runtime.errors import BundleError, InputError, TextTooLongError
-from runtime.manifest import Kind
-from runtime.pooling import normalize, pool, shorten
-from runtime.session import Session
-from runtime.tokenizer import TokenizedText, Tokenizer
+from runtime.manifest import Kind, Provider
+from runtime.pooling import pool
+from runtime.records import choice
+from runtime.results import Embeddings, Piece, Recipe, Results
+from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
+from runtime.tokenizer import LongTexts, TokenizedText, Tokenizer
+from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 INPUT_IDS = "input_ids"
 """The one input of an embedder's graph: batches are not padded, so there is nothing to mask."""
 BATCH_TOKENS = 512
 """Tokens in one run of the graph: more is not faster on a CPU, and its activations stay in the cache."""
+CHUNK = 1024
+"""Texts that a stream embeds before it gives their vectors."""
+CHUNK_CHARACTERS = 1 << 22
+"""Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
+QUERY_PROMPTS = ("query",)
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
+"""Names of prompts in the order in which sentence-transformers' `encode_query` and `encode_document` look for them."""
 
 
 class TruncationWarning(UserWarning):
@@ -29,26 +41,36 @@ class TruncationWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Vectors, and what happened on the way to them."""
+class Plan:
+    """What an embedder runs with on this machine."""
 
-    vectors: NDArray[np.float32]
-    """(texts, dimension), or (texts, dim) where vectors were shortened."""
-    tokens: NDArray[np.int64]
-    """(texts,): how many tokens of each text the model read, special tokens included."""
-    dropped: NDArray[np.int64]
-    """(texts,): how many tokens were cut off each text."""
-
-    @property
-    def truncated(self) -> list[int]:
-        """The indices of the texts that were cut."""
-        return [int(index) for index in np.flatnonzero(self.dropped)]
+    workers: int
+    """Batches that run at once, each on one core."""
+    cores: Cores
+    batch_tokens: int
+    provider: Provider
+    onnxruntime: str
+    """Its version."""
+    disabled_optimizers: tuple[str, ...]
 
 
 class Embedder:
     """Turns texts into vectors; opened once, used from one thread or many.
 
-    The same text gives the same bits, alone or in any batch, in any order, with any number of workers.
+    The same text gives the same bits, alone or in any batch, in any order, with any number of workers. Embedders of the
+    same bundle share its weights.
+
+    These keywords are the same wherever texts are embedded:
+
+    - `prompt` names one of the model's prompts; without it the model's default prompt is used, if it has one.
+    - `dim` keeps that many components of each vector, normalized again where the model normalizes.
+    - `dtype` is how vectors are stored: float32, float16, int8, or bits packed in int8 (binary) or uint8 (ubinary).
+    - `ranges`, float32 (2, dimension), are what int8 covers: those of `ranges_of(vectors)`, or by default, for a
+      model that normalizes, the fixed ones of `unit_ranges`. They never depend on the texts of the call.
+    - `long` is what happens to a text longer than the model reads: `truncate` cuts it, `error` raises TextTooLongError
+      before anything is computed, `mean` reads it in chunks and pools their vectors, weighted by tokens, before the
+      result is normalized.
+    - `batch_tokens` bounds the tokens in one run of the graph.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
@@ -65,9 +87,10 @@ class Embedder:
         if manifest.inputs != (INPUT_IDS,):
             raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, not `{INPUT_IDS}` alone")
         self.facts = manifest.embedder
-        self.workers = workers or usable_cores()
+        self.cores = find_cores()
+        self.workers = workers or self.cores.usable
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
-        self.session = Session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
+        self.session = shared_session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
 
     def embed(
         self,
@@ -75,24 +98,65 @@ class Embedder:
         *,
         prompt: str | None = None,
         dim: int | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        ranges: NDArray[np.float32] | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
-        truncate: bool = True,
-    ) -> NDArray[np.float32]:
-        """Embed texts: float32 (texts, dimension), in the order given.
+    ) -> NDArray[Any]:
+        """Embed texts: (texts, dimension), float32 unless `dtype` says otherwise, in the order given.
 
-        `prompt` names one of the model's prompts; without it the model's default prompt is used, if it has one.
-        `dim` keeps that many components of each vector, normalized again where the model normalizes.
-        A text longer than the model reads is cut, with a TruncationWarning; `truncate=False` makes it a
-        TextTooLongError.
+        A text that is cut is told with a TruncationWarning.
         """
-        embeddings = self.embed_with_report(texts, prompt=prompt, dim=dim, batch_tokens=batch_tokens, truncate=truncate)
-        if embeddings.truncated:
-            warnings.warn(
-                truncation_message(len(embeddings.truncated), len(texts), self.max_length),
-                TruncationWarning,
-                stacklevel=2,
+        recipe = self.recipe(
+            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
+        )
+        return self.warned(self.run(texts, recipe))
+
+    def embed_query(
+        self,
+        query: str,
+        *,
+        dim: int | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        ranges: NDArray[np.float32] | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+    ) -> NDArray[Any]:
+        """Embed one search query with the model's prompt for queries, or without one: (dimension,).
+
+        Like sentence-transformers' `encode_query`, it does not fall back to the default prompt.
+        """
+        if not isinstance(query, str):
+            raise InputError(
+                f"`query` must be one string, not {type(query).__name__}",
+                hint="embed several with `embed(queries, prompt=...)`",
             )
-        return embeddings.vectors
+        recipe = self.recipe(self.first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long)
+        return np.asarray(self.warned(self.run([query], recipe))[0])
+
+    def embed_passages(
+        self,
+        passages: Sequence[str],
+        *,
+        dim: int | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        ranges: NDArray[np.float32] | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> NDArray[Any]:
+        """Embed passages to be searched with the model's prompt for them, or without one: (passages, dimension).
+
+        The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
+        `encode_document` means the same, but gives every model an empty `document` that hides the other two.
+        """
+        recipe = self.recipe(
+            self.first_prompt(PASSAGE_PROMPTS),
+            dim=dim,
+            dtype=dtype,
+            ranges=ranges,
+            long=long,
+            batch_tokens=batch_tokens,
+        )
+        return self.warned(self.run(passages, recipe))
 
     def embed_with_report(
         self,
@@ -100,42 +164,54 @@ class Embedder:
         *,
         prompt: str | None = None,
         dim: int | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        ranges: NDArray[np.float32] | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
-        truncate: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
         """Embed texts as `embed` does, and report token counts and cuts instead of warning.
 
-        `progress` is called after each batch with the number of texts in it, from the thread that ran it.
+        `progress` is called after each batch with the number of texts, or chunks of long ones, in it, from the thread
+        that ran it.
+        """
+        recipe = self.recipe(
+            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
+        )
+        return self.run(texts, recipe, progress=progress)
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        dim: int | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        ranges: NDArray[np.float32] | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        batch_tokens: int = BATCH_TOKENS,
+        chunk: int = CHUNK,
+    ) -> Iterator[Embeddings]:
+        """Embed any number of texts in bounded memory: what `embed_with_report` gives for each `chunk` of them in turn.
+
+        When `texts` raises, the vectors of what it gave before come first. With `long="error"` nothing of the chunk
+        that holds a long text is computed.
         """
         if isinstance(texts, str):
-            raise InputError(
-                "`texts` must be a list of strings", hint="for one text, pass a list of one: `embed([text])`"
-            )
-        if batch_tokens < 1:
-            raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
-        width = self.dimension if dim is None else dim
-        if not 1 <= width <= self.dimension:
-            raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
-        prefix = self.prefix(prompt)
-        tokenized = self.tokenizer.tokenize([prefix + text for text in texts] if prefix else texts)
-        if not truncate:
-            self.refuse_long(tokenized)
-        vectors = np.empty((len(tokenized), width), np.float32)
-
-        def run(indices: list[int]) -> None:
-            ids = np.stack([tokenized[index].ids for index in indices])
-            pooled = shorten(pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling), width)
-            vectors[indices] = normalize(pooled) if self.facts.normalize else pooled
-            if progress is not None:
-                progress(len(indices))
-
-        run_all(run, batches([len(text.ids) for text in tokenized], batch_tokens), self.workers)
-        return Embeddings(
-            vectors,
-            np.array([len(text.ids) for text in tokenized], np.int64),
-            np.array([text.dropped for text in tokenized], np.int64),
+            raise one_string("stream")
+        if chunk < 1:
+            raise InputError(f"`chunk` must be at least 1, not {chunk}")
+        recipe = self.recipe(
+            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
+        return (self.run(some, recipe) for some in in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS))
+
+    def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
+        """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
+        if isinstance(texts, str):
+            raise one_string("count_tokens")
+        tokenized = self.tokenizer.stream(texts, prefix=self.prefix(prompt))
+        return np.array([text.tokens + text.dropped for text in tokenized], np.int64)
 
     @property
     def dimension(self) -> int:
@@ -145,6 +221,18 @@ class Embedder:
     def max_length(self) -> int:
         """In tokens, special tokens included."""
         return self.bundle.manifest.tokenizer.max_length
+
+    @property
+    def plan(self) -> Plan:
+        """What runs here, and with how much of the machine."""
+        return Plan(
+            self.workers,
+            self.cores,
+            BATCH_TOKENS,
+            self.session.provider,
+            onnxruntime_version(),
+            tuple(DISABLED_OPTIMIZERS),
+        )
 
     def prefix(self, prompt: str | None) -> str:
         """The text that the prompt of this name puts before every text."""
@@ -156,13 +244,88 @@ class Embedder:
             raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")
         return self.facts.prompts[name]
 
-    def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:
-        for index, text in enumerate(tokenized):
-            if text.dropped:
-                raise TextTooLongError(
-                    f"text {index} has {len(text.ids) + text.dropped} tokens, and the model reads {self.max_length}",
-                    hint="split it, or let it be cut",
-                )
+    def first_prompt(self, names: Sequence[str]) -> str:
+        """The first prompt of these names that is not empty."""
+        return next((prompt for name in names if (prompt := self.facts.prompts.get(name))), "")
+
+    def recipe(
+        self,
+        prefix: str,
+        *,
+        dim: int | None,
+        dtype: VectorType | str,
+        ranges: NDArray[np.float32] | None,
+        long: LongTexts | str,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> Recipe:
+        """Check the options of a call; raises InputError for the first that cannot be used."""
+        if batch_tokens < 1:
+            raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
+        width = self.dimension if dim is None else dim
+        if not 1 <= width <= self.dimension:
+            raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
+        stored = choice(VectorType, dtype, "dtype")
+        if stored is VectorType.INT8:
+            default = unit_ranges(width) if self.facts.normalize else None
+            ranges = checked_ranges(default if ranges is None else ranges, width)
+        elif ranges is not None:
+            raise InputError(f"`ranges` are for int8, and `dtype` is {stored.value}")
+        return Recipe(
+            prefix, width, stored, ranges, choice(LongTexts, long, "long"), batch_tokens, self.facts.normalize
+        )
+
+    def run(self, texts: Sequence[str], recipe: Recipe, *, progress: Callable[[int], None] | None = None) -> Embeddings:
+        if isinstance(texts, str):
+            raise one_string("embed")
+        results = Results(len(texts), recipe)
+
+        def run(batch: list[Piece]) -> None:
+            ids = np.stack([piece.ids for piece in batch])
+            results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
+            if progress is not None:
+                progress(len(batch))
+
+        tokenized: Iterable[TokenizedText] = self.tokenizer.stream(texts, prefix=recipe.prefix, long=recipe.long)
+        if recipe.long is LongTexts.ERROR:
+            tokenized = self.without_long(list(tokenized))
+        run_all(run, batches(results.pieces(tokenized), recipe.batch_tokens, length=length), self.workers)
+        return results.embeddings()
+
+    def without_long(self, tokenized: Sequence[TokenizedText]) -> Sequence[TokenizedText]:
+        """The same texts; raises TextTooLongError when one was cut."""
+        long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
+        if long:
+            text = tokenized[long[0]]
+            raise TextTooLongError(
+                f"text {long[0]} has {text.tokens + text.dropped} tokens, and the model reads {self.max_length}",
+                hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
+                texts=long,
+            )
+        return tokenized
+
+    def warned(self, embeddings: Embeddings) -> NDArray[Any]:
+        """The vectors, after a warning when texts were cut."""
+        if embeddings.dropped.any():
+            warnings.warn(
+                truncation_message(len(embeddings.truncated), len(embeddings.tokens), self.max_length),
+                TruncationWarning,
+                # The line that called `embed`, which called this.
+                stacklevel=3,
+            )
+        return embeddings.vectors
+
+
+def length(piece: Piece) -> int:
+    return len(piece.ids)
+
+
+def characters(text: object) -> int:
+    """The size of a text in a chunk; what is no text is refused later, by its place."""
+    return len(text) if isinstance(text, str) else 0
+
+
+def one_string(method: str) -> InputError:
+    return InputError("`texts` must be a list of strings", hint=f"for one text, pass a list of one: `{method}([text])`")
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -54,6 +54,11 @@ class InputError(EdgekitError, ValueError):
 class TextTooLongError(InputError):
     """A text is longer than the model reads, and cutting it was forbidden."""
 
+    def __init__(self, message: str, *, hint: str | None = None, texts: tuple[int, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.texts = texts
+        """The indices of all texts of the call that are too long."""
+
 
 class NotSignedInError(EdgekitError):
     """A Hub token is needed, and there is none, or it is not valid."""

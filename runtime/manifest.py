@@ -49,6 +49,8 @@ class Pooling(str, Enum):
     MEAN = "mean"
     MAX = "max"
     LAST_TOKEN = "last_token"  # noqa: S105
+    WEIGHTED_MEAN = "weighted_mean"
+    """Each token weighs as much as its position, counted from 1."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,20 @@ def pool(tokens: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
         return np.asarray(tokens[:, -1])
     if pooling is Pooling.MAX:
         return np.asarray(tokens.max(axis=1))
+    if pooling is Pooling.WEIGHTED_MEAN:
+        # SGPT (Muennighoff 2022, arXiv:2202.08904), as sentence-transformers computes it.
+        weights = np.arange(1, tokens.shape[1] + 1, dtype=np.float32)
+        return np.asarray((tokens * weights[:, np.newaxis]).sum(axis=1) / weights.sum())
     return np.asarray(tokens.mean(axis=1, dtype=np.float32))
+
+
+def pool_chunks(vectors: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """One vector (width,) for a text read in chunks: the mean of theirs (chunks, width), weighted by their tokens.
+
+    The chunks' vectors are not normalized, so where the tokens of a chunk are pooled by their mean, this is the mean of
+    all tokens of the text.
+    """
+    return np.asarray(np.average(vectors, axis=0, weights=tokens.astype(np.float32)))
 
 
 def shorten(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:

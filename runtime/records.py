@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
+from runtime.errors import InputError
+
 Record = TypeVar("Record")
+Choice = TypeVar("Choice", bound=Enum)
 
 
 class RecordError(ValueError):
@@ -75,7 +78,15 @@ def read_dict(item_type: Any, value: object, path: str) -> dict[str, Any]:
     return {key: read_value(item_type, item, join(path, key)) for key, item in value.items()}
 
 
-def read_enum(choices: type[Enum], value: object, path: str) -> Enum:
+def choice(choices: type[Choice], value: object, name: str) -> Choice:
+    """The member of an enum that a caller gave as option `name`, itself or by its value; InputError lists them."""
+    try:
+        return read_enum(choices, value, name)
+    except RecordError as error:
+        raise InputError(str(error)) from error
+
+
+def read_enum(choices: type[Choice], value: object, path: str) -> Choice:
     known = [choice.value for choice in choices]
     if value not in known:
         raise RecordError(path, f"must be one of {', '.join(map(str, known))}, not {describe(value)}")

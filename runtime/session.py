@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +69,25 @@ class Session:
             raise BundleError(f"onnxruntime cannot run `{self.path}`: {error}") from error
 
 
+OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
+"""The sessions that someone holds, by what identifies the file that each was opened from."""
+OPENING = threading.Lock()
+
+
+def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str]) -> Session:
+    """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
+
+    A file that was replaced is another file: device, inode, size and time of its last change tell.
+    """
+    status = path.stat()
+    key = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, provider, tuple(inputs))
+    with OPENING:
+        session = OPEN.get(key)
+        if session is None:
+            session = OPEN[key] = Session(path, provider=provider, inputs=inputs)
+        return session
+
+
 def load_onnxruntime() -> Any:
     """Import onnxruntime on first use, so that what needs no session starts without it."""
     try:
@@ -77,6 +98,10 @@ def load_onnxruntime() -> Any:
             hint="install one of the two, never both: `pip install 'edgekit[cpu]'` or `pip install 'edgekit[cuda]'`",
         ) from error
     return onnxruntime
+
+
+def onnxruntime_version() -> str:
+    return str(load_onnxruntime().__version__)
 
 
 def available_providers() -> list[Provider]:

@@ -19,7 +19,10 @@ FLOORS = ["runtime", "exporters", "toolkit"]
 HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "yaml", "safetensors"}
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
-    "runtime": "replay embedder batching tokenizer session pooling bundle manifest records telemetry errors version",
+    "runtime": (
+        "replay embedder results batching cores vectors tokenizer session pooling bundle manifest records telemetry "
+        "errors version"
+    ),
     "exporters": (
         "export_stage certify encoder jina_bert nomic_bert probe quantize attention graph nodes facts sources "
         "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"

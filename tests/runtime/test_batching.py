@@ -1,25 +1,41 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batching import batches, cgroup_quota, run_all, usable_cores
+from runtime.batching import WAITING, batches, in_chunks, run_all
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2000))
 def test_every_text_is_in_one_batch_of_its_own_length_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = batches(lengths, budget)
+    groups = list(batches(range(len(lengths)), budget, length=lengths.__getitem__))
 
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len({lengths[index] for index in group}) == 1
         assert len(group) == 1 or len(group) * lengths[group[0]] <= budget
-    firsts = [lengths[group[0]] for group in groups]
-    assert firsts == sorted(firsts, reverse=True)
+    tail = [lengths[group[0]] for group in groups if (len(group) + 1) * lengths[group[0]] <= budget]
+    assert tail == sorted(tail, reverse=True), "what did not fill a batch comes last, the longest first"
+    assert len(set(tail)) == len(tail)
+
+
+def test_a_full_batch_comes_out_before_the_next_text_is_made() -> None:
+    made: list[int] = []
+
+    def texts() -> Iterator[int]:
+        for length in [5, 3, 5, 4]:
+            made.append(length)
+            yield length
+
+    groups = batches(texts(), 10, length=int)
+
+    assert next(groups) == [5, 5]
+    assert made == [5, 3, 5]
+    assert list(groups) == [[4], [3]]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -28,6 +44,25 @@ def test_all_groups_run(workers: int) -> None:
     run_all(done.extend, [[0], [1, 2], [3]], workers)
 
     assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_only_so_many_groups_wait() -> None:
+    """What is not running yet stays unmade, so that memory does not grow with the number of texts."""
+    made = 0
+    done: list[int] = []
+    ahead: list[int] = []
+
+    def groups() -> Iterator[list[int]]:
+        nonlocal made
+        for number in range(200):
+            made += 1
+            ahead.append(made - len(done))
+            yield [number]
+
+    run_all(done.extend, groups(), 2)
+
+    assert sorted(done) == list(range(200))
+    assert max(ahead) <= 2 * WAITING + 2 + 2
 
 
 def test_groups_run_at_once() -> None:
@@ -53,33 +88,21 @@ def test_an_error_is_raised_and_stops_the_rest(workers: int) -> None:
     assert len(done) < 1000
 
 
-def write_group(root: Path, name: str, quota: str) -> None:
-    (root / name).mkdir(parents=True, exist_ok=True)
-    (root / name / "cpu.max").write_text(quota)
+@pytest.mark.parametrize(("count", "most", "expected"), [(2, 100, ["ab", "cd", "e"]), (9, 3, ["abc", "de"])])
+def test_chunks_end_by_count_or_by_size(count: int, most: int, expected: list[str]) -> None:
+    chunks = in_chunks("abcde", count, size=len, most=most)
+
+    assert ["".join(chunk) for chunk in chunks] == expected
 
 
-def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("12:pids:/x\n0::/slice/service\n")
-    root = tmp_path / "fs"
-    write_group(root, "slice", "150000 100000")
-    write_group(root, "slice/service", "max 100000")
+def test_what_came_before_an_error_comes_first() -> None:
+    def texts() -> Iterator[str]:
+        yield from "abc"
+        raise OSError("the disk is gone")
 
-    assert cgroup_quota(membership, root) == 1.5
-    write_group(root, "slice/service", "50000 100000")
-    assert cgroup_quota(membership, root) == 0.5
+    chunks = in_chunks(texts(), 2, size=len, most=100)
 
-
-def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
-    membership = tmp_path / "cgroup"
-    assert cgroup_quota(membership, tmp_path) is None
-    membership.write_text("0::/\n")
-    assert cgroup_quota(membership, tmp_path) is None
-    membership.write_text("4:cpu:/old\n")
-    assert cgroup_quota(membership, tmp_path) is None
-
-
-def test_usable_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
-
-    assert usable_cores() == 1
+    assert next(chunks) == ["a", "b"]
+    assert next(chunks) == ["c"]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(chunks)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +14,27 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.texts import held_out_texts
+from exporters import export
 from runtime import (
     Bundle,
     BundleError,
     Embedder,
     InputError,
+    LongTexts,
+    Pooling,
     Precision,
     TextTooLongError,
     TruncationWarning,
+    VectorType,
+    convert,
+    ranges_of,
 )
+from runtime.embedder import BATCH_TOKENS
+from runtime.pooling import cosines, normalize, pool
+from runtime.vectors import unit_ranges
+from tests.conftest import write_tiny_checkpoint
+
+EditManifest = Callable[[Callable[[dict], None]], Path]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +152,60 @@ def test_cut_texts_are_counted_and_warned_about(embedder: Embedder) -> None:
 
 def test_cutting_can_be_forbidden(embedder: Embedder) -> None:
     with pytest.raises(TextTooLongError) as caught:
-        embedder.embed(["short", "word " * 300], truncate=False)
+        embedder.embed(["short", "word " * 300, "short", "word " * 400], long="error")
     assert caught.value.message == "text 1 has 302 tokens, and the model reads 256"
+    assert caught.value.hint == 'split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`'
+    assert caught.value.texts == (1, 3)
+    assert caught.value.exit_code == 2
+
+
+def test_nothing_is_computed_for_a_call_with_a_forbidden_long_text(
+    int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder(int8_bundle)
+    monkeypatch.setattr(embedder, "session", None)
+
+    with pytest.raises(TextTooLongError):
+        embedder.embed([*TEXTS, "word " * 300], long=LongTexts.ERROR)
+
+
+@pytest.mark.parametrize("dim", [384, 64])
+def test_a_long_text_is_the_mean_of_its_chunks(fp32_bundle: Bundle, dim: int) -> None:
+    """Against PyTorch's definition, written out: tokens of all chunks pooled, then normalized once."""
+    embedder = Embedder(fp32_bundle)
+    # Of 8 tokens: 31 of them are as many as fit into the 254 beside the special tokens.
+    sentences = [f"The old pump number {number} stopped again." for number in range(10, 70)]
+    chunks = [" ".join(sentences[start : start + 31]) for start in range(0, 60, 31)]
+    tokenized = embedder.tokenizer.tokenize(chunks)
+    tokens = [embedder.session.run({"input_ids": text.ids[np.newaxis]})[0] for text in tokenized]
+    expected = normalize(np.concatenate(tokens).mean(axis=0, dtype=np.float64)[np.newaxis, :dim].astype(np.float32))
+
+    found = embedder.embed_with_report(["short", " ".join(sentences), "short"], dim=dim, long="mean")
+
+    assert [len(text.ids) for text in tokenized] == [250, 234]
+    assert np.abs(found.vectors[1] - expected[0]).max() < 1e-6
+    assert np.array_equal(found.vectors[[0, 2]], embedder.embed(["short", "short"], dim=dim))
+    assert found.chunks.tolist() == [1, 2, 1]
+    assert found.tokens.tolist() == [3, 250 + 234, 3]
+    assert found.dropped.tolist() == [0, 0, 0]
+    assert found.truncated == []
+
+
+def test_a_long_text_has_the_same_bits_in_any_company(embedder: Embedder) -> None:
+    long = "The pump stopped. " * 100
+    filler = ["word " * 254, "pump " * 300, *TEXTS[:10]]
+
+    (alone,) = embedder.embed([long], long="mean", batch_tokens=1)
+    together = embedder.embed([*filler, long, *filler], long="mean", batch_tokens=2000)
+
+    assert np.array_equal(together[len(filler)], alone)
+
+
+def test_an_unknown_treatment_of_long_texts(embedder: Embedder) -> None:
+    with pytest.raises(InputError) as caught:
+        embedder.embed(["x"], long="split")
+    assert caught.value.message == "`long` must be one of truncate, error, mean, not `split`"
+    assert caught.value.exit_code == 2
 
 
 def test_progress_counts_every_text(embedder: Embedder) -> None:
@@ -155,7 +221,207 @@ def test_an_unknown_prompt(embedder: Embedder) -> None:
     assert caught.value.hint == "it has: none"
 
 
-def test_prompts_are_put_before_the_text(edit_manifest: Callable[[Callable[[dict], None]], Path]) -> None:
+@pytest.fixture(scope="module")
+def prompted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Embedder]]:
+    """A small checkpoint with these prompts, and its embedder."""
+
+    def make(**settings: object) -> tuple[Path, Embedder]:
+        folder = tmp_path_factory.mktemp("prompted") / "tiny-bert"
+        write_tiny_checkpoint(folder, checkpoint, "bert")
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+        return folder, Embedder(export(str(folder), precision=Precision.FP32, out=folder.with_name("bundle")).bundle)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": {"query": "Find this: ", "document": "title: none | text: "}, "default_prompt_name": "query"},
+        {"prompts": {"classify": "Sort: "}, "default_prompt_name": "classify"},
+        {"prompts": {"query": "", "document": ""}},
+    ],
+)
+def test_queries_and_passages_are_prompted_as_by_sentence_transformers(
+    prompted: Callable[..., tuple[Path, Embedder]], settings: dict
+) -> None:
+    folder, embedder = prompted(**settings)
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    texts = ["the pump runs dry", "a knot for wet rope"]
+
+    for found, expected in [
+        (embedder.embed_query(texts[0]), model.encode_query(texts[0])),
+        (embedder.embed_passages(texts), model.encode_document(texts)),
+        (embedder.embed(texts), model.encode(texts)),
+    ]:
+        assert found.shape == expected.shape
+        assert cosines(np.atleast_2d(found), np.atleast_2d(expected)).min() > 0.99999
+    if settings["prompts"].get("query"):
+        assert cosines(embedder.embed_query(texts[0])[np.newaxis], embedder.embed_passages(texts[:1])).max() < 0.999
+
+
+def test_a_prompt_for_passages_may_have_the_older_names(prompted: Callable[..., tuple[Path, Embedder]]) -> None:
+    """Where sentence-transformers, which puts an empty `document` into every model, must be given the name."""
+    folder, embedder = prompted(prompts={"query": "query: ", "passage": "passage: ", "document": ""})
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+    found = embedder.embed_passages(["a knot for wet rope"])
+
+    assert cosines(found, model.encode(["a knot for wet rope"], prompt_name="passage")).min() > 0.99999
+
+
+def test_several_queries_at_once_are_refused(embedder: Embedder) -> None:
+    with pytest.raises(InputError) as caught:
+        embedder.embed_query(["one", "two"])
+    assert caught.value.message == "`query` must be one string, not list"
+    assert caught.value.hint == "embed several with `embed(queries, prompt=...)`"
+
+
+def test_a_query_that_is_cut_is_warned_about(embedder: Embedder) -> None:
+    with pytest.warns(TruncationWarning, match="1 of 1 texts was longer than 256 tokens and cut there") as caught:
+        vector = embedder.embed_query("word " * 300)
+    assert vector.shape == (384,)
+    assert caught[0].filename == __file__
+
+
+def test_tokens_are_counted_before_any_cut(embedder: Embedder) -> None:
+    counted = embedder.count_tokens(["", "water", "word " * 300])
+
+    assert counted.dtype == np.int64
+    assert counted.tolist() == [2, 3, 302]
+    with pytest.raises(InputError, match="`texts` must be a list of strings"):
+        embedder.count_tokens("water")
+
+
+def test_the_prompt_is_counted_too(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(prompts={"query": "find it "}))
+
+    assert Embedder(path).count_tokens(["water"], prompt="query").tolist() == [5]
+
+
+def test_a_stream_gives_what_a_call_gives_in_order(embedder: Embedder) -> None:
+    asked = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal asked
+        for text in TEXTS:
+            asked += 1
+            yield text
+
+    stream = embedder.stream(texts(), chunk=16, dtype="float16")
+    assert asked == 0
+    first = next(stream)
+    assert asked == 16, "nothing is read ahead of need"
+    rest = list(stream)
+
+    assert [len(some.vectors) for some in [first, *rest]] == [16, 16, 16, 12]
+    found = np.concatenate([some.vectors for some in [first, *rest]])
+    assert np.array_equal(found, embedder.embed(TEXTS, dtype="float16"))
+
+
+def test_a_stream_that_breaks_gives_first_what_came_before(embedder: Embedder) -> None:
+    def texts() -> Iterator[str]:
+        yield from TEXTS[:5]
+        raise OSError("the line is dead")
+
+    stream = embedder.stream(texts(), chunk=3)
+
+    assert np.array_equal(next(stream).vectors, embedder.embed(TEXTS[:3]))
+    assert np.array_equal(next(stream).vectors, embedder.embed(TEXTS[3:5]))
+    with pytest.raises(OSError, match="the line is dead"):
+        next(stream)
+
+
+def test_a_stream_ends_a_chunk_of_long_texts_early(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.embedder.CHUNK_CHARACTERS", 1000)
+
+    found = embedder.stream(["word " * 150, "word " * 150, "word " * 150])
+
+    assert [len(some.vectors) for some in found] == [2, 1]
+
+
+def test_a_stream_checks_its_options_at_once(embedder: Embedder) -> None:
+    for texts, options, message in [
+        ("water", {}, "`texts` must be a list of strings"),
+        (["water"], {"chunk": 0}, "`chunk` must be at least 1, not 0"),
+        (["water"], {"prompt": "query"}, "the model has no prompt `query`"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            embedder.stream(texts, **options)
+        assert caught.value.message == message
+
+
+@pytest.mark.parametrize("other", [3, None, b"bytes", ["nested"]])
+def test_what_is_no_string_is_named_by_place_and_type(embedder: Embedder, other: object) -> None:
+    for run in (embedder.embed, embedder.embed_passages, lambda texts: list(embedder.stream(texts))):
+        with pytest.raises(InputError) as caught:
+            run(["water", other])
+        assert caught.value.message == f"text 1 is no string but {type(other).__name__}"
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(None, (60, 384)), (20, (60, 20))])
+def test_vectors_are_stored_as_asked(embedder: Embedder, dim: int | None, shape: tuple[int, int]) -> None:
+    exact = embedder.embed(TEXTS, dim=dim)
+    ranges = ranges_of(exact[:30])
+    for dtype, asked in [("float16", None), ("int8", ranges), ("int8", None), ("binary", None), ("ubinary", None)]:
+        found = embedder.embed_with_report(TEXTS, dim=dim, dtype=dtype, ranges=asked)
+        used = asked if asked is not None or dtype != "int8" else unit_ranges(shape[1])
+        assert np.array_equal(found.vectors, convert(exact, VectorType(dtype), ranges=used))
+        assert np.array_equal(found.ranges, used) if used is not None else found.ranges is None
+        assert found.vectors.shape == ((60, (shape[1] + 7) // 8) if dtype.endswith("binary") else shape)
+
+
+def test_int8_without_ranges_needs_a_model_that_normalizes(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(normalize=False))
+
+    with pytest.raises(InputError, match="int8 needs the ranges of the components"):
+        Embedder(path).embed(["x"], dtype="int8")
+
+
+def test_types_and_ranges_that_do_not_fit(embedder: Embedder) -> None:
+    for options, message in [
+        ({"dtype": "int4"}, "`dtype` must be one of float32, float16, int8, binary, ubinary, not `int4`"),
+        ({"ranges": unit_ranges(384)}, "`ranges` are for int8, and `dtype` is float32"),
+        ({"dtype": "int8", "ranges": unit_ranges(5)}, "`ranges` must have the shape (2, 384), not (2, 5)"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            embedder.embed(["x"], **options)
+        assert (caught.value.message, caught.value.exit_code) == (message, 2)
+
+
+def test_a_text_over_the_budget_runs_alone_and_is_reported(embedder: Embedder) -> None:
+    texts = ["water", "word " * 20, "word " * 20, "rope"]
+
+    found = embedder.embed_with_report(texts, batch_tokens=10)
+
+    assert found.over_budget == 2
+    assert embedder.embed_with_report(texts).over_budget == 0
+    assert np.array_equal(found.vectors, embedder.embed(texts))
+
+
+def test_position_weighted_pooling_in_a_bundle(edit_manifest: EditManifest) -> None:
+    embedder = Embedder(edit_manifest(lambda manifest: manifest["embedder"].update(pooling="weighted_mean")))
+    ids = embedder.tokenizer.tokenize(["the pump runs dry"])[0].ids[np.newaxis]
+    tokens = embedder.session.run({"input_ids": ids})
+
+    assert np.array_equal(embedder.embed(["the pump runs dry"]), normalize(pool(tokens, Pooling.WEIGHTED_MEAN)))
+
+
+def test_the_plan_says_what_runs(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    cores = SimpleNamespace(usable=3, reason="because")
+    monkeypatch.setattr("runtime.embedder.find_cores", lambda: cores)
+
+    plan = Embedder(int8_bundle).plan
+
+    assert (plan.workers, plan.cores, plan.batch_tokens) == (3, cores, BATCH_TOKENS)
+    assert (plan.provider.value, plan.onnxruntime) == ("cpu", onnxruntime.__version__)
+    assert plan.disabled_optimizers == ("SkipLayerNormFusion",)
+    assert Embedder(int8_bundle, workers=1).plan.workers == 1
+
+
+def test_prompts_are_put_before_the_text(edit_manifest: EditManifest) -> None:
     def add_prompts(manifest: dict) -> None:
         manifest["embedder"].update(prompts={"query": "query: ", "passage": "passage: "}, default_prompt="passage")
 
@@ -182,7 +448,7 @@ def test_no_budget(embedder: Embedder) -> None:
         embedder.embed(["x"], batch_tokens=0)
 
 
-def test_another_kind_of_bundle(edit_manifest: Callable[[Callable[[dict], None]], Path]) -> None:
+def test_another_kind_of_bundle(edit_manifest: EditManifest) -> None:
     path = edit_manifest(lambda manifest: manifest.update(kind="reranker"))
 
     with pytest.raises(BundleError, match="is a reranker, not an embedder"):

@@ -4,13 +4,14 @@ import torch
 from sentence_transformers.models import Pooling as ReferencePooling
 
 from runtime import Pooling
-from runtime.pooling import cosines, normalize, pool
+from runtime.pooling import cosines, normalize, pool, pool_chunks
 
 REFERENCE_MODES = {
     Pooling.CLS: "cls",
     Pooling.MEAN: "mean",
     Pooling.MAX: "max",
     Pooling.LAST_TOKEN: "lasttoken",
+    Pooling.WEIGHTED_MEAN: "weightedmean",
 }
 
 
@@ -23,6 +24,24 @@ def test_pooling_is_that_of_sentence_transformers(pooling: Pooling) -> None:
     expected = reference(features)["sentence_embedding"].numpy()
 
     assert np.abs(pool(tokens, pooling) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_a_text_is_pooled_to_the_same_bits_alone(pooling: Pooling) -> None:
+    tokens = np.random.default_rng(6).normal(size=(5, 37, 48)).astype(np.float32)
+
+    assert np.array_equal(pool(tokens, pooling), np.concatenate([pool(tokens[i : i + 1], pooling) for i in range(5)]))
+
+
+def test_chunks_are_weighted_by_their_tokens() -> None:
+    """With mean pooling it is the mean over all tokens of the text."""
+    tokens = np.random.default_rng(7).normal(size=(1, 12, 16)).astype(np.float32)
+    chunks = np.concatenate([pool(tokens[:, :9], Pooling.MEAN), pool(tokens[:, 9:], Pooling.MEAN)])
+
+    found = pool_chunks(chunks, np.array([9, 3]))
+
+    assert found.dtype == np.float32
+    assert np.abs(found - pool(tokens, Pooling.MEAN)[0]).max() < 1e-6
 
 
 def test_normalizing_is_that_of_torch_even_for_zeros() -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Provider, ProviderError
-from runtime.session import ORT_NAMES, Session, available_providers
+from runtime import Bundle, BundleError, Embedder, Provider, ProviderError
+from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
 
 
 def test_what_is_not_there_is_an_error_and_not_a_silent_cpu(int8_bundle: Bundle) -> None:
@@ -67,3 +72,58 @@ except MissingPartError as error:
 
     assert "onnxruntime is not installed" in finished.stdout
     assert "pip install 'edgekit[cpu]'" in finished.stdout
+
+
+def test_embedders_of_one_bundle_share_its_weights_until_the_last_goes(bundle_copy: Path) -> None:
+    first, second = Embedder(bundle_copy), Embedder(bundle_copy.parent / "." / bundle_copy.name)
+
+    assert first.session is second.session
+    gone = weakref.ref(first.session)
+    open_before = len(OPEN)
+    del first
+    gc.collect()
+    assert gone() is second.session
+    del second
+    gc.collect()
+    assert gone() is None
+    assert len(OPEN) == open_before - 1
+
+
+def test_a_bundle_that_was_replaced_is_opened_anew(bundle_copy: Path, fp32_bundle: Bundle) -> None:
+    old = Embedder(bundle_copy)
+    before = old.embed(["water"])
+    new_folder = bundle_copy.with_name("new")
+    shutil.copytree(fp32_bundle.path, new_folder)
+    bundle_copy.rename(bundle_copy.with_name("old"))
+    new_folder.rename(bundle_copy)
+
+    new = Embedder(bundle_copy)
+
+    assert new.session is not old.session
+    assert np.array_equal(new.embed(["water"]), Embedder(fp32_bundle).embed(["water"]))
+    assert np.array_equal(old.embed(["water"]), before)
+
+
+def test_a_graph_that_was_written_over_in_place_is_opened_anew(bundle_copy: Path) -> None:
+    path = bundle_copy / "model.onnx"
+    old = shared_session(path, provider=Provider.CPU, inputs=["input_ids"])
+    os.utime(path, ns=(1, 1))
+
+    assert shared_session(path, provider=Provider.CPU, inputs=["input_ids"]) is not old
+
+
+def test_threads_that_open_at_once_get_one_session(bundle_copy: Path) -> None:
+    path = bundle_copy / "model.onnx"
+    found: list[Session] = []
+
+    def work() -> None:
+        found.append(shared_session(path, provider=Provider.CPU, inputs=["input_ids"]))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(found) == 4
+    assert len(set(map(id, found))) == 1

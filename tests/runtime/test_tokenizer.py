@@ -8,7 +8,7 @@ import transformers
 
 from runtime import BundleError, InputError
 from runtime.manifest import TokenizerFacts
-from runtime.tokenizer import BLOCK, Tokenizer
+from runtime.tokenizer import BLOCK, LongTexts, Tokenizer
 
 
 def tokenizer_of(checkpoint: Path, *, max_length: int = 256, lower_case: bool = False) -> Tokenizer:
@@ -59,10 +59,68 @@ def test_lower_case_is_put_before_tokenizing(checkpoint: Path, tmp_path: Path) -
     assert np.array_equal(as_is.tokenize(["hello"])[0].ids, lower.tokenize(["HELLO"])[0].ids)
 
 
+def split(tokenizer: Tokenizer, text: str, prefix: str = "") -> list[list[int]]:
+    (found,) = tokenizer.tokenize([text], prefix=prefix, long=LongTexts.MEAN)
+    assert found.dropped == 0
+    assert found.tokens == sum(map(len, found.chunks))
+    return [ids.tolist() for ids in found.chunks]
+
+
+def test_a_long_text_is_split_where_sentences_end(checkpoint: Path) -> None:
+    tokenizer = tokenizer_of(checkpoint, max_length=12)
+    sentences = ["The pump is old.", 'It said: "Stop!"', "Why? Nobody knows that.", "It is 3.5 bar now."]
+    text = " ".join(sentences)
+
+    found = split(tokenizer, text)
+
+    expected = ["The pump is old.", 'It said: "Stop!" Why?', "Nobody knows that.", "It is 3.5 bar now."]
+    assert found == [ids.ids.tolist() for ids in tokenizer.tokenize(expected)]
+
+
+def test_without_a_sentence_in_the_window_it_is_filled(checkpoint: Path) -> None:
+    """The chunks hold all tokens of the text once, in order, each between the special tokens."""
+    tokenizer = tokenizer_of(checkpoint, max_length=12)
+    (whole,) = tokenizer_of(checkpoint, max_length=10_000).tokenize(["word " * 25])
+
+    found = split(tokenizer, "word " * 25)
+
+    assert [len(ids) for ids in found] == [12, 12, 7]
+    assert [token for ids in found for token in ids[1:-1]] == whole.ids.tolist()[1:-1]
+    assert {(ids[0], ids[-1]) for ids in found} == {(whole.ids[0], whole.ids[-1])}
+
+
+@pytest.mark.parametrize("max_length", [8, 30, 64])
+def test_no_token_of_real_texts_is_lost_in_chunks(checkpoint: Path, held_out: list[str], max_length: int) -> None:
+    whole = tokenizer_of(checkpoint, max_length=100_000).tokenize(held_out)
+    found = tokenizer_of(checkpoint, max_length=max_length).tokenize(held_out, long=LongTexts.MEAN)
+
+    for full, part in zip(whole, found, strict=True):
+        assert [token for ids in part.chunks for token in ids[1:-1]] == full.ids.tolist()[1:-1]
+        assert max(map(len, part.chunks)) <= max_length
+
+
+def test_the_prefix_stands_before_every_chunk(checkpoint: Path) -> None:
+    tokenizer = tokenizer_of(checkpoint, max_length=12)
+    sentences = ["The pump is old.", "It stopped last night.", "Nobody knows why."]
+
+    found = split(tokenizer, " ".join(sentences), prefix="query: ")
+
+    assert found == [ids.ids.tolist() for ids in tokenizer.tokenize(sentences, prefix="query: ")]
+
+
+def test_a_prefix_that_leaves_no_room(checkpoint: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        split(tokenizer_of(checkpoint, max_length=8), "word " * 20, prefix="one two three four five six ")
+    assert caught.value.message == "the prompt alone has 6 tokens, and the model reads 8"
+    assert caught.value.hint == (
+        "a long text cannot be read in chunks behind it; use another prompt, or have long texts cut"
+    )
+
+
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["nested"]])
 def test_what_is_no_string_is_named(checkpoint: Path, text: object) -> None:
     with pytest.raises(InputError, match=f"text 1 is no string but {type(text).__name__}"):
-        tokenizer_of(checkpoint).tokenize(["fine", text])
+        tokenizer_of(checkpoint).tokenize(["fine", text], prefix="query: ")
 
 
 def test_half_a_character_is_refused(checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.nd
 def test_more_texts_than_a_chunk_stay_in_order(
     edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toolkit.commands.embed.CHUNK", 4)
+    monkeypatch.setattr("runtime.embedder.Embedder.stream", partialmethod(Embedder.stream, chunk=4))
     texts = [f"{'number ' * (index % 5)}{index}" for index in range(11)]
 
     finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
@@ -136,14 +137,23 @@ def test_a_megabyte_of_text(edgekit: Edgekit, int8_bundle: Bundle) -> None:
     assert "1 of 1 texts was longer than 256 tokens" in finished.err
 
 
-def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, "--no-truncate", "short", "long " * 300)
+@pytest.mark.parametrize("option", [["--no-truncate"], ["--long", "error"], ["--no-truncate", "--long", "error"]])
+def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle, option: list[str]) -> None:
+    finished = edgekit("embed", int8_bundle.path, *option, "short", "long " * 300)
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         "error: text 2 is longer than the 256 tokens that the model reads\n\n"
-        "hint: split it, or leave out `--no-truncate` to have it cut\n"
+        "hint: split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks\n"
     )
+
+
+def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+    texts = ["short", "The pump stopped. " * 100]
+    finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(texts, long="mean"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,8 @@ def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle) -> None
 def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
     finished = edgekit("embed", int8_bundle.path, stdin=stdin)
 
-    assert (finished.code, finished.out, finished.err) == (2, b"", message)
+    assert (finished.code, finished.err) == (2, message)
+    assert [row["text"] for row in rows(finished.out)] == ["fine"], "what came before the line is not lost"
 
 
 def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
@@ -172,6 +183,11 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
         (["x", "--input", "-"], 2, "error: texts came as arguments and with `--input`: give one of the two"),
         (["--input", "nothing.txt"], 5, "error: there is no file `nothing.txt`"),
         (["--input", tmp_path], 2, f"error: `{tmp_path}` cannot be read: Is a directory"),
+        (
+            ["x", "--no-truncate", "--long", "mean"],
+            2,
+            "error: `--no-truncate` and `--long mean` contradict each other\n\nhint: give one of the two",
+        ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
         (

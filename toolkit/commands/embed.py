@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CHUNK = 1024
-"""Texts embedded before their vectors are written, so that a pipe flows and memory stays bounded."""
 SHOWN = 4
 
 
@@ -43,7 +41,14 @@ SHOWN = 4
 @click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
 @click.option("--prompt", metavar="NAME", help="Put the model's prompt of this name before every text.")
 @click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
-@click.option("--no-truncate", is_flag=True, help="Fail on a text longer than the model reads instead of cutting it.")
+@click.option(
+    "--long",
+    "long_texts",
+    type=click.Choice(["truncate", "error", "mean"]),
+    help="A text longer than the model reads is cut, an error, or read in chunks whose mean it gets.  "
+    "[default: truncate]",
+)
+@click.option("--no-truncate", is_flag=True, help="The same as `--long error`.")
 def embed(
     *,
     bundle: str,
@@ -54,6 +59,7 @@ def embed(
     output: str | None,
     prompt: str | None,
     dim: int | None,
+    long_texts: str | None,
     no_truncate: bool,
 ) -> None:
     """Turn texts into vectors: arguments, a file, or what comes through a pipe.
@@ -68,6 +74,10 @@ def embed(
     if output is None and output_format == "npy" and sys.stdout.isatty():
         raise InputError("npy is binary and stdout is a terminal", hint="add `--output vectors.npy`")
 
+    if no_truncate and long_texts not in (None, "error"):
+        raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
+    long = "error" if no_truncate else long_texts or "truncate"
+
     from runtime.embedder import Embedder
 
     with open_input(source) as stream, open_output(output) as file:
@@ -75,17 +85,35 @@ def embed(
         records = from_arguments(texts) if texts else from_stream(stream, InputFormat(input_format))
         writer = writer_for(output_format, file, dim or embedder.dimension)
         notes = Notes(embedder.max_length)
-        with bar(stream, enabled=not texts) as shown:
-            while chunk := list(itertools.islice(records, CHUNK)):
-                embeddings = embedder.embed_with_report([record.text for record in chunk], prompt=prompt, dim=dim)
-                cut = [chunk[index] for index in embeddings.truncated]
-                if cut and no_truncate:
-                    raise too_long(cut[0], embedder.max_length)
-                notes.take(chunk, cut)
+        pending: deque[TextRecord] = deque()
+        stream_of_texts = embedder.stream(texts_of(records, pending), prompt=prompt, dim=dim, long=long)
+        with bar(stream, enabled=not texts) as shown, long_texts_named(pending, embedder.max_length):
+            for embeddings in stream_of_texts:
+                chunk = [pending.popleft() for _ in embeddings.tokens]
+                notes.take(chunk, [chunk[index] for index in embeddings.truncated])
                 writer.write(chunk, embeddings.vectors)
                 shown(sum(record.size for record in chunk))
         writer.close()
     notes.print()
+
+
+def texts_of(records: Iterator[TextRecord], pending: deque[TextRecord]) -> Iterator[str]:
+    """The texts of records, which wait in `pending` for their vectors."""
+    for record in records:
+        pending.append(record)
+        yield record.text
+
+
+@contextmanager
+def long_texts_named(pending: deque[TextRecord], max_length: int) -> Iterator[None]:
+    """Tell of a long text by where it stood in the input."""
+    try:
+        yield
+    except TextTooLongError as error:
+        raise TextTooLongError(
+            f"{pending[error.texts[0]].where} is longer than the {max_length} tokens that the model reads",
+            hint="split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks",
+        ) from error
 
 
 class Notes:
@@ -119,13 +147,6 @@ class Notes:
 
 def places(where: list[str]) -> str:
     return ", ".join(where[:SHOWN]) + (", ..." if len(where) > SHOWN else "")
-
-
-def too_long(record: TextRecord, max_length: int) -> TextTooLongError:
-    return TextTooLongError(
-        f"{record.where} is longer than the {max_length} tokens that the model reads",
-        hint="split it, or leave out `--no-truncate` to have it cut",
-    )
 
 
 class Writer(Protocol):

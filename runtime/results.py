@@ -1,0 +1,110 @@
+"""The results of one call: what was asked for, what comes in from several threads, and what is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.pooling import normalize, pool_chunks, shorten
+from runtime.tokenizer import LongTexts, TokenizedText
+from runtime.vectors import STORED, VectorType, convert, stored_width
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors, and what happened on the way to them."""
+
+    vectors: NDArray[Any]
+    """(texts, dimension) or (texts, dim), of the type that was asked for; bits are packed, eight in a number."""
+    tokens: NDArray[np.int64]
+    """(texts,): how many tokens of each text the model read, special tokens included."""
+    dropped: NDArray[np.int64]
+    """(texts,): how many tokens were cut off each text."""
+    chunks: NDArray[np.int64]
+    """(texts,): in how many chunks each text was read; more than 1 only for long texts with `LongTexts.MEAN`."""
+    over_budget: int
+    """How many texts, or chunks of one, have more tokens than a batch may have, and ran alone."""
+    ranges: NDArray[np.float32] | None
+    """(2, dimension): the ranges by which int8 vectors are stored; None for other types."""
+
+    @property
+    def truncated(self) -> list[int]:
+        """The indices of the texts that were cut."""
+        return [int(index) for index in np.flatnonzero(self.dropped)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options of a call, checked: how its texts are read and its vectors finished."""
+
+    prefix: str
+    dim: int
+    dtype: VectorType
+    ranges: NDArray[np.float32] | None
+    long: LongTexts
+    batch_tokens: int
+    normalize: bool
+
+    def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
+        """Pooled vectors (texts, dimension), shortened, normalized and stored as was asked."""
+        if self.dim < pooled.shape[1]:
+            pooled = shorten(pooled, self.dim)
+        if self.normalize:
+            pooled = normalize(pooled)
+        return convert(pooled, self.dtype, ranges=self.ranges)
+
+
+class Piece(NamedTuple):
+    """What goes through the graph as one row: a text, or a chunk of a long one."""
+
+    text: int
+    chunk: int
+    ids: NDArray[np.int64]
+
+
+class Results:
+    """What comes in while a call runs; `take` may be called from several threads, since each writes its own rows."""
+
+    def __init__(self, count: int, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.vectors = np.empty((count, stored_width(recipe.dim, recipe.dtype)), STORED[recipe.dtype])
+        self.tokens, self.dropped, self.chunks = np.zeros((3, count), np.int64)
+        self.over_budget = 0
+        self.long: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
+        """For each text that is read in chunks, the tokens and the pooled vector (dimension,) of each."""
+
+    def pieces(self, tokenized: Iterable[TokenizedText]) -> Iterator[Piece]:
+        """What has to run for these texts, all of the call in order."""
+        for index, text in enumerate(tokenized):
+            self.tokens[index] = text.tokens
+            self.dropped[index] = text.dropped
+            self.chunks[index] = len(text.chunks)
+            if len(text.chunks) > 1:
+                self.long[index] = [(len(ids), np.empty(0, np.float32)) for ids in text.chunks]
+            for number, ids in enumerate(text.chunks):
+                self.over_budget += len(ids) > self.recipe.batch_tokens
+                yield Piece(index, number, ids)
+
+    def take(self, batch: Sequence[Piece], pooled: NDArray[np.float32]) -> None:
+        """Keep the pooled vectors (pieces, dimension) of a batch."""
+        if not any(piece.text in self.long for piece in batch):
+            self.vectors[[piece.text for piece in batch]] = self.recipe.finish(pooled)
+            return
+        for row, piece in enumerate(batch):
+            if piece.text in self.long:
+                # A copy, so that the whole batch is not kept for one row of it.
+                self.long[piece.text][piece.chunk] = (len(piece.ids), pooled[row].copy())
+            else:
+                self.vectors[piece.text] = self.recipe.finish(pooled[row : row + 1])[0]
+
+    def embeddings(self) -> Embeddings:
+        """All of them, when everything has run."""
+        for index, chunks in self.long.items():
+            tokens, vectors = zip(*chunks, strict=True)
+            pooled = pool_chunks(np.stack(vectors), np.array(tokens))
+            self.vectors[index] = self.recipe.finish(pooled[np.newaxis])[0]
+        return Embeddings(self.vectors, self.tokens, self.dropped, self.chunks, self.over_budget, self.recipe.ranges)
