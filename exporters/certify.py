@@ -11,11 +11,12 @@ import transformers
 from numpy.typing import NDArray
 
 from exporters.checkpoint import Checkpoint
+from exporters.dense import DenseLayer
 from exporters.encoder import quiet
 from exporters.probe import probe_texts
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError
-from runtime.manifest import Certificate, Golden, Manifest, Precision, pack_vector
+from runtime.manifest import Activation, Certificate, Golden, Manifest, Precision, pack_vector
 from runtime.pooling import cosines, normalize, pool
 
 GOLDEN_TEXTS = 8
@@ -24,7 +25,7 @@ LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
 
 
 def reference_vectors(
-    model: Any, checkpoint: Checkpoint, manifest: Manifest, texts: Sequence[str]
+    model: Any, checkpoint: Checkpoint, layers: Sequence[DenseLayer], manifest: Manifest, texts: Sequence[str]
 ) -> NDArray[np.float32]:
     """Embed with PyTorch and transformers' own tokenizer, one text at a time: (texts, dimension)."""
     facts = manifest.embedder
@@ -41,24 +42,33 @@ def reference_vectors(
             tokens = model(input_ids=encoded["input_ids"]).last_hidden_state.numpy()
         vectors.append(pool(tokens, facts.pooling)[0])
     found = np.stack(vectors)
+    for layer in layers:
+        product = torch.from_numpy(found) @ torch.from_numpy(layer.weight) + torch.from_numpy(layer.bias)
+        found = (product.tanh() if layer.activation is Activation.TANH else product).numpy()
     return normalize(found) if facts.normalize else found
 
 
-def certify_embedder(model: Any, checkpoint: Checkpoint, embedder: Embedder) -> Certificate:
-    """Compare a bundle with its reference on the probe set; raises EdgekitError when they do not agree at all."""
+def certify_embedder(
+    embedder: Embedder, expected: NDArray[np.float32], *, min_cosine: float | None = None
+) -> Certificate:
+    """Compare a bundle with its reference on the probe set; `expected` are the `reference_vectors` of its texts.
+
+    Raises EdgekitError when they agree less than `min_cosine`, or so little that something must be wrong.
+    """
     probe = probe_texts()
     manifest = embedder.bundle.manifest
-    expected = reference_vectors(model, checkpoint, manifest, probe.texts)
     found = embedder.embed_with_report(probe.texts).vectors
     agreement = cosines(found, expected)
-    lowest = LOWEST_COSINE[manifest.precision]
+    lowest = max(LOWEST_COSINE[manifest.precision], min_cosine or 0)
     # Written so that NaN fails too.
     if not agreement.min() >= lowest:
         worst = int(agreement.argmin())
         raise EdgekitError(
             f"the exported `{manifest.name}` does not agree with PyTorch: cosine {agreement.min():.4f} on text {worst} "
-            f"of the probe set, and {manifest.precision.value} must reach {lowest}",
-            hint="no bundle was written; try `--precision fp32`",
+            f"of the probe set, and {manifest.precision.value} must reach {lowest:g}",
+            hint="no bundle was written"
+            if manifest.precision is Precision.FP32
+            else f"no bundle was written; try `--min-cosine {lowest:g}`, or `--precision fp32`",
         )
     golden = tuple(
         Golden(probe.texts[index], pack_vector(expected[index]), pack_vector(found[index]))

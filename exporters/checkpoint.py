@@ -32,6 +32,7 @@ WANTED = (
     "vocab.txt",
     "modules.json",
     "[0-9]*_*/config.json",
+    "[0-9]*_*/model.safetensors",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "LICENSE*",

@@ -19,18 +19,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.architectures import check_architecture
-from exporters.certify import certify_embedder
+from exporters.certify import certify_embedder, reference_vectors
 from exporters.checkpoint import Checkpoint
+from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import embedder_facts, lower_case, max_length
-from exporters.graph import tidy
-from exporters.probe import calibration_texts
-from exporters.quantize import quantize_encoder
+from exporters.probe import calibration_texts, probe_texts
+from exporters.quantize import Recipe, find_peaks
+from exporters.recipes import Trials
 from exporters.sources import Listener, Origin, find_checkpoint
 from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
 from runtime.embedder import Embedder
 from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts
+from runtime.manifest import SCHEMA, EmbedderFacts, Kind, Manifest, Precision, Provider, Quantization, TokenizerFacts
 from runtime.tokenizer import Tokenizer
 from runtime.version import __version__
 
@@ -76,16 +77,21 @@ def export(
     revision: str | None = None,
     offline: bool = False,
     token_host: str | None = None,
+    min_cosine: float | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Make a bundle from a catalog name, a Hub id or a folder in Hugging Face layout.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
-    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. Raises NotSignedInError,
-    AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError, InputError or OutputError, and
-    leaves nothing behind then.
+    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. `min_cosine` is how
+    close to PyTorch every text of the probe set must come; for int8 the fastest recipe that does is searched.
+
+    Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
+    InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
     """
     told = progress or Silence()
+    if min_cosine is not None and not 0 < min_cosine < 1:
+        raise InputError(f"`min_cosine` must lie between 0 and 1, not {min_cosine}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     with stage(told, "find the checkpoint"):
@@ -107,34 +113,52 @@ def export(
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:
-        return Exported(build(checkpoint, chosen, provider, writer, told), checkpoint.weights_size)
+        bundle = build(checkpoint, chosen, provider, writer, told, min_cosine)
+        return Exported(bundle, checkpoint.weights_size)
 
 
 def build(
-    checkpoint: Checkpoint, precision: Precision, provider: Provider, writer: BundleWriter, told: Progress
+    checkpoint: Checkpoint,
+    precision: Precision,
+    provider: Provider,
+    writer: BundleWriter,
+    told: Progress,
+    min_cosine: float | None,
 ) -> Bundle:
-    manifest = draft_manifest(checkpoint, precision, provider)
+    facts = embedder_facts(checkpoint)
+    layers = dense_layers(checkpoint, facts.dimension)
+    if layers:
+        facts = dataclasses.replace(
+            facts, dimension=layers[-1].weight.shape[1], dense=write_dense(layers, writer.folder)
+        )
+    manifest = draft_manifest(checkpoint, facts, precision, provider)
     copy_tokenizer(checkpoint, writer.folder)
     with stage(told, "load the weights"):
         model = load_model(checkpoint)
     with stage(told, "trace with Optimum"):
         graph = trace(model, writer.scratch)
         rebuild(graph, checkpoint)
+    manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
+    with stage(told, "embed the probe set with PyTorch"):
+        expected = reference_vectors(model, checkpoint, layers, manifest, probe_texts().texts)
     if precision is Precision.INT8:
         with stage(told, "quantize to int8"):
             tokenizer = Tokenizer(writer.folder / TOKENIZER, manifest.tokenizer)
-            quantize_encoder(graph, calibration_ids(tokenizer))
-            tidy(graph)
+            peaks = find_peaks(graph, calibration_ids(tokenizer))
+            trials = Trials(graph, peaks, writer.folder, manifest)
+            recipe = Recipe()
+            if min_cosine is not None:
+                recipe = trials.find(min_cosine, probe_texts().texts, expected, calibration_texts().texts)
+            graph = trials.quantized(recipe)
+        manifest = dataclasses.replace(manifest, quantization=quantization_of(recipe, trials.products))
     ir.save(graph, writer.folder / GRAPH)
-    manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
     with stage(told, "certify against PyTorch"):
-        embedder = Embedder(Bundle(writer.folder, manifest))
-        certificate = certify_embedder(model, checkpoint, embedder)
+        certificate = certify_embedder(Embedder(Bundle(writer.folder, manifest)), expected, min_cosine=min_cosine)
     with stage(told, "write the bundle"):
         return writer.commit(dataclasses.replace(manifest, certificate=certificate))
 
 
-def draft_manifest(checkpoint: Checkpoint, precision: Precision, provider: Provider) -> Manifest:
+def draft_manifest(checkpoint: Checkpoint, facts: EmbedderFacts, precision: Precision, provider: Provider) -> Manifest:
     """All of the manifest that the checkpoint's own files decide."""
     return Manifest(
         schema=SCHEMA,
@@ -147,10 +171,15 @@ def draft_manifest(checkpoint: Checkpoint, precision: Precision, provider: Provi
         source=checkpoint.source,
         files={},
         tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
-        embedder=embedder_facts(checkpoint),
+        embedder=facts,
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
     )
+
+
+def quantization_of(recipe: Recipe, products: int) -> Quantization:
+    """The recipe as the manifest tells it."""
+    return Quantization(products, len(recipe.exact), recipe.smoothing, recipe.per_token)
 
 
 def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:

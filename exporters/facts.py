@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
@@ -13,11 +14,21 @@ POOLING_KEYS = {
     "pooling_mode_mean_tokens": Pooling.MEAN,
     "pooling_mode_max_tokens": Pooling.MAX,
     "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+    "pooling_mode_weightedmean_tokens": Pooling.WEIGHTED_MEAN,
 }
 
 
-def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
-    """Pooling, normalization and prompts, from modules.json and the files that it leads to; nothing is guessed."""
+@dataclass(frozen=True)
+class Modules:
+    """The folders in which sentence-transformers keeps what follows the transformer."""
+
+    pooling: str
+    dense: tuple[str, ...]
+    normalize: bool
+
+
+def modules_of(checkpoint: Checkpoint) -> Modules:
+    """What modules.json says; raises UnsupportedModelError for modules, or an order of them, that are not known."""
     modules = checkpoint.read_json("modules.json")
     if modules is None:
         raise CheckpointError(
@@ -25,26 +36,54 @@ def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
             hint="an embedder is published in the layout of sentence-transformers; export that one",
         )
     try:
-        kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+        found = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"`{checkpoint.folder / 'modules.json'}` is not a list of modules") from error
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
+    kinds = [kind for kind, _ in found]
+    hint = "known are `Transformer`, `Pooling`, any number of `Dense`, and `Normalize`, in this order"
+    unknown = set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}
     if unknown:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` has a module that edgekit does not know: `{min(unknown)}`",
-            hint="known are `Transformer`, `Pooling` and `Normalize`",
+            f"`{checkpoint.name}` has a module that edgekit does not know: `{min(unknown)}`", hint=hint
         )
-    if "Pooling" not in kinds:
-        raise UnsupportedModelError(f"`{checkpoint.name}` has no module `Pooling`")
-    pooling = checkpoint.read_json(f"{kinds['Pooling']}/config.json")
-    prompts = checkpoint.read_json("config_sentence_transformers.json") or {}
+    normalize = kinds[-1:] == ["Normalize"]
+    if kinds != ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense"), *["Normalize"] * normalize]:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` has its modules in an order that edgekit does not know: {', '.join(kinds) or 'none'}",
+            hint=hint,
+        )
+    return Modules(found[1][1], tuple(path for kind, path in found if kind == "Dense"), normalize)
+
+
+def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
+    """Pooling, normalization, prompts and dimensions, from the files of the checkpoint; nothing is guessed.
+
+    `dimension` is that of the pooled vectors, before any dense layer.
+    """
+    modules = modules_of(checkpoint)
+    pooling = checkpoint.read_json(f"{modules.pooling}/config.json")
+    settings = checkpoint.read_json("config_sentence_transformers.json") or {}
     return EmbedderFacts(
         dimension=required_int(checkpoint, checkpoint.architecture.width),
         pooling=pooling_of(checkpoint, pooling),
-        normalize="Normalize" in kinds,
-        prompts=dict(prompts.get("prompts") or {}),
-        default_prompt=prompts.get("default_prompt_name"),
+        normalize=modules.normalize,
+        prompts=dict(settings.get("prompts") or {}),
+        default_prompt=settings.get("default_prompt_name"),
+        matryoshka_dimensions=matryoshka_dimensions(checkpoint),
     )
+
+
+def matryoshka_dimensions(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The dimensions that config.json lists under the key which vLLM and text-embeddings-inference read, largest first.
+
+    Empty for a model that lists none: it may have been trained for them all the same, but does not say so.
+    """
+    listed = checkpoint.config.get("matryoshka_dimensions") or ()
+    if not isinstance(listed, (list, tuple)) or not all(type(one) is int and one > 0 for one in listed):
+        raise CheckpointError(
+            f"`matryoshka_dimensions` in `{checkpoint.folder / 'config.json'}` must be a list of positive integers"
+        )
+    return tuple(sorted(set(listed), reverse=True))
 
 
 def pooling_of(checkpoint: Checkpoint, config: Any) -> Pooling:

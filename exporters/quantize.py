@@ -25,14 +25,17 @@ from numpy.typing import NDArray
 from exporters.graph import RMS_NORM
 from exporters.nodes import INPUT_IDS, ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
 
-SMOOTHING = 0.7
-"""How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
+NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17
 """GELU's lowest value is -0.16997, at -0.7518."""
 LEVELS = 127
 MIDDLE = 128
 SMALLEST = 1e-8
 """Stands in for the largest value of a row or channel of zeros, which has no scale."""
+
+
+Peaks = Mapping[str, NDArray[np.float32]]
+"""Name of a value -> the largest absolute value of each of its channels, (width,)."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,42 @@ def quantize_weight(weight: NDArray[np.float32]) -> QuantizedWeight:
     return QuantizedWeight(values.astype(np.int8), scales.astype(np.float32))
 
 
-def quantize_encoder(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) -> None:
-    """Put all products with constant matrices and the table of word vectors of a graph that runs on rows into int8.
+@dataclass(frozen=True)
+class Recipe:
+    """How the products of an encoder are quantized: the default is the fastest, each change costs time."""
 
-    `calibration` gives token ids (1, tokens); the largest activations seen on them set the scales after layer norms.
+    smoothing: float = 0.8
+    """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
+    per_token: bool = False
+    """Each token has its own scale after layer norms too."""
+    exact: frozenset[int] = frozenset()
+    """Products that stay in float32, by their number in the order in which the graph runs them."""
+
+
+def find_peaks(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) -> Peaks:
+    """Run a graph on some texts and remember the largest values of what layer norms give to products.
+
+    `calibration` gives token ids (1, tokens).
+    """
+    found = [linear.input for linear in linears(model.graph) if made_by(linear.input, *NORMS)]
+    return largest_activations(model, found, calibration)
+
+
+def quantize_encoder(model: ir.Model, peaks: Peaks, recipe: Recipe) -> None:
+    """Put products with constant matrices, on rows of tokens, and the table of word vectors of a graph into int8.
+
+    `peaks` are those that `find_peaks` found in the same graph.
     """
     graph = model.graph
-    found = list(linears(graph))
-    smoothed = [linear for linear in found if made_by(linear.input, "LayerNormalization", RMS_NORM)]
-    largest = largest_activations(model, [linear.input for linear in smoothed], calibration)
-    for linear in found:
-        if linear in smoothed:
-            output = smoothed_product(graph, linear, largest[required(linear.input).name or ""])
+    for number, linear in enumerate(list(linears(graph))):
+        if number in recipe.exact:
+            continue
+        if made_by(linear.input, *NORMS):
+            output = smoothed_product(graph, linear, peaks[linear.input.name or ""], recipe)
         elif made_by(linear.input, "Gelu"):
             output = shifted_product(graph, linear)
         else:
-            output = per_token_product(graph, linear)
+            output = per_token_product(graph, linear, linear.input, linear.weight)
         replace(linear.output, output)
     quantize_word_vectors(graph)
 
@@ -78,9 +101,7 @@ def made_by(value: ir.Value, *op_types: str) -> bool:
     return producer is not None and producer.op_type in op_types
 
 
-def largest_activations(
-    model: ir.Model, values: list[ir.Value], calibration: Iterable[NDArray[np.int64]]
-) -> Mapping[str, NDArray[np.float32]]:
+def largest_activations(model: ir.Model, values: list[ir.Value], calibration: Iterable[NDArray[np.int64]]) -> Peaks:
     """Run the graph and keep the largest absolute value of each channel of each of `values`: name -> (width,)."""
     if not values:
         return {}
@@ -106,16 +127,19 @@ def largest_activations(
     return largest
 
 
-def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float32]) -> ir.Value:
-    """One scale for all tokens: `quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule."""
+def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float32], recipe: Recipe) -> ir.Value:
+    """`quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule, and one scale for all tokens by default."""
     before, name = linear.matmul, linear.name
     peaks = np.maximum(largest, SMALLEST)
     rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
-    smoothing = (peaks**SMOOTHING / rows ** (1 - SMOOTHING)).astype(np.float32)
-    weight = quantize_weight(linear.weight * smoothing[:, np.newaxis])
+    smoothing = (peaks**recipe.smoothing / rows ** (1 - recipe.smoothing)).astype(np.float32)
+    shrunk = insert(before, "Mul", [linear.input, constant(graph, f"{name}_smoothing", 1 / smoothing)])
+    grown = linear.weight * smoothing[:, np.newaxis]
+    if recipe.per_token:
+        return per_token_product(graph, linear, shrunk, grown)
+    weight = quantize_weight(grown)
     scale = constant(graph, f"{name}_input_scale", np.array((peaks / smoothing).max() / LEVELS, np.float32))
     middle = constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8))
-    shrunk = insert(before, "Mul", [linear.input, constant(graph, f"{name}_smoothing", 1 / smoothing)])
     quantized = insert(before, "QuantizeLinear", [shrunk, scale, middle])
     return insert(
         before,
@@ -133,17 +157,15 @@ def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float3
     )
 
 
-def per_token_product(graph: ir.Graph, linear: Linear) -> ir.Value:
-    """A scale for each token: its largest absolute value becomes 127."""
+def per_token_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: NDArray[np.float32]) -> ir.Value:
+    """`rows @ weight + b` with a scale for each token: its largest absolute value becomes 127."""
     before = linear.matmul
-    peak = insert(before, "ReduceMax", [insert(before, "Abs", [linear.input]), last_axis(graph)], {"keepdims": 0})
+    peak = insert(before, "ReduceMax", [insert(before, "Abs", [rows]), last_axis(graph)], {"keepdims": 0})
     peak = insert(before, "Max", [peak, constant(graph, "smallest", np.array(SMALLEST, np.float32))])
     scale = insert(before, "Mul", [peak, constant(graph, "one_127th", np.array(1 / LEVELS, np.float32))])
     count = insert(before, "Shape", [scale])
     middles = insert(before, "Expand", [constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8)), count])
-    return scaled_rows(
-        graph, linear, scale, middles, MIDDLE, np.zeros_like(linear.bias), quantize_weight(linear.weight)
-    )
+    return scaled_rows(graph, linear, rows, scale, middles, MIDDLE, linear.bias, quantize_weight(weight))
 
 
 def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
@@ -165,24 +187,26 @@ def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
     zero_points = insert(before, "Cast", [below], {"to": ir.DataType.UINT8.value})
     weight = quantize_weight(linear.weight)
     sums = (weight.values.astype(np.float64) * weight.scales).sum(axis=0)
-    return scaled_rows(graph, linear, scale, zero_points, 0, (-GELU_FLOOR * sums).astype(np.float32), weight)
+    bias = (linear.bias - GELU_FLOOR * sums).astype(np.float32)
+    return scaled_rows(graph, linear, linear.input, scale, zero_points, 0, bias, weight)
 
 
 def scaled_rows(
     graph: ir.Graph,
     linear: Linear,
+    rows: ir.Value,
     scale: ir.Value,
     zero_points: ir.Value,
     zero_point: int,
-    correction: NDArray[np.float32],
+    bias: NDArray[np.float32],
     weight: QuantizedWeight,
 ) -> ir.Value:
     """Quantize rows with their own `scale` (tokens,) and `zero_points`, multiply, and scale the result's rows back.
 
-    The product is told `zero_point`, one number for all rows; `correction` is added to the bias.
+    The product is told `zero_point`, one number for all rows.
     """
     before, name = linear.matmul, linear.name
-    quantized = insert(before, "QuantizeLinear", [linear.input, scale, zero_points], {"axis": 0})
+    quantized = insert(before, "QuantizeLinear", [rows, scale, zero_points], {"axis": 0})
     product = insert(
         before,
         "MatMulIntegerToFloat",
@@ -197,7 +221,7 @@ def scaled_rows(
     )
     column = insert(before, "Unsqueeze", [scale, constant(graph, "axis_1", np.array([1], np.int64))])
     product = insert(before, "Mul", [product, column])
-    return insert(before, "Add", [product, constant(graph, f"{name}_bias", linear.bias + correction)])
+    return insert(before, "Add", [product, constant(graph, f"{name}_bias", bias)])
 
 
 def last_axis(graph: ir.Graph) -> ir.Value:

@@ -53,6 +53,13 @@ class Pooling(str, Enum):
     """Each token weighs as much as its position, counted from 1."""
 
 
+class Activation(str, Enum):
+    """What is applied to each component of a layer's result."""
+
+    IDENTITY = "identity"
+    TANH = "tanh"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the checkpoint of a bundle came from."""
@@ -94,6 +101,15 @@ class TokenizerFacts:
 
 
 @dataclass(frozen=True)
+class DenseFacts:
+    """A dense layer that pooled vectors go through."""
+
+    file: str
+    """Its arrays `weight` and `bias`, a path in the bundle."""
+    activation: Activation
+
+
+@dataclass(frozen=True)
 class EmbedderFacts:
     """What turns the graph's token vectors into a text's vector."""
 
@@ -104,6 +120,27 @@ class EmbedderFacts:
     """Name -> prefix."""
     default_prompt: str | None = None
     matryoshka_dimensions: tuple[int, ...] = ()
+    """The dimensions to which the publisher says its vectors can be shortened."""
+    dense: tuple[DenseFacts, ...] = ()
+    """Layers between pooling and normalization, in order."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the products of an int8 graph were quantized."""
+
+    products: int
+    exact_products: int
+    """How many of them stayed in float32."""
+    smoothing: float
+    """How much of the outliers moved from the activations to the weights (alpha of SmoothQuant)."""
+    per_token: bool
+    """Whether each token has its own scale after layer norms too, instead of one for all."""
+
+    def __str__(self) -> str:
+        exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
+        scale = "a scale for each token" if self.per_token else "one scale after layer norms"
+        return f"{self.products} products{exact}, {scale}, smoothing {self.smoothing:g}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +187,8 @@ class Manifest:
     """None only while the bundle is being made."""
     made_with: dict[str, str]
     """Package -> version."""
+    quantization: Quantization | None = None
+    """None for a graph in float32."""
 
 
 def manifest_from_json(text: str) -> Manifest:

@@ -24,7 +24,7 @@ ORDER = {
         "errors version"
     ),
     "exporters": (
-        "export_stage certify encoder jina_bert nomic_bert probe quantize attention graph nodes facts sources "
+        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize attention graph nodes dense facts sources "
         "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (

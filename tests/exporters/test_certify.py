@@ -17,7 +17,7 @@ from runtime import Bundle, EdgekitError, Embedder, Manifest
 def test_the_reference_is_what_sentence_transformers_gives(checkpoint: Path, int8_bundle: Bundle) -> None:
     texts = probe_texts().texts
     found = find_checkpoint(str(checkpoint))
-    vectors = reference_vectors(load_model(found), found, int8_bundle.manifest, texts)
+    vectors = reference_vectors(load_model(found), found, [], int8_bundle.manifest, texts)
     model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
     expected = np.asarray(model.encode(list(texts), show_progress_bar=False))
 
@@ -36,36 +36,45 @@ def test_the_certificate_says_what_was_measured(int8_bundle: Bundle, fp32_bundle
     assert exact.figures["cosine_min"] > 0.999999
 
 
-def test_a_graph_that_is_wrong_gets_no_certificate(checkpoint: Path, int8_bundle: Bundle) -> None:
-    """The manifest says cls where the model pools by mean: the reference is right, the bundle is not."""
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, int8_bundle: Bundle) -> np.ndarray:
     found = find_checkpoint(str(checkpoint))
-    model = load_model(found)
-    right = int8_bundle.manifest
-    assert right.embedder is not None
+    return reference_vectors(load_model(found), found, [], int8_bundle.manifest, probe_texts().texts)
+
+
+def test_a_graph_that_is_wrong_gets_no_certificate(int8_bundle: Bundle, expected: np.ndarray) -> None:
+    """The reference is right, the bundle is not: it reads five tokens of each text."""
     embedder = Embedder(int8_bundle)
     embedder.tokenizer.tokenizer.enable_truncation(5)
 
     with pytest.raises(EdgekitError, match=r"does not agree with PyTorch: cosine -?0\.\d+ on text \d+") as caught:
-        certify_embedder(model, found, embedder)
-    assert caught.value.hint == "no bundle was written; try `--precision fp32`"
+        certify_embedder(embedder, expected)
+    assert caught.value.message.endswith("of the probe set, and int8 must reach 0.98")
+    assert caught.value.hint == "no bundle was written; try `--min-cosine 0.98`, or `--precision fp32`"
+    assert caught.value.exit_code == 1
 
 
 def test_a_graph_that_gives_nan_gets_no_certificate(
-    checkpoint: Path, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    int8_bundle: Bundle, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = find_checkpoint(str(checkpoint))
     embedder = Embedder(int8_bundle)
     monkeypatch.setattr(embedder.session, "run", lambda feeds: np.full((*feeds["input_ids"].shape, 384), np.nan, "f4"))
 
     with pytest.raises(EdgekitError, match="cosine nan"):
-        certify_embedder(load_model(found), found, embedder)
+        certify_embedder(embedder, expected)
+
+
+def test_what_was_asked_for_is_the_bar(fp32_bundle: Bundle, expected: np.ndarray) -> None:
+    with pytest.raises(EdgekitError, match=r"and fp32 must reach 1\n") as caught:
+        certify_embedder(Embedder(fp32_bundle), expected, min_cosine=1 + 1e-9)
+    assert caught.value.hint == "no bundle was written"
 
 
 def test_only_embedders_have_reference_vectors(checkpoint: Path, int8_bundle: Bundle) -> None:
     manifest: Manifest = dataclasses.replace(int8_bundle.manifest, embedder=None)
 
     with pytest.raises(ValueError, match="only embedders have vectors"):
-        reference_vectors(None, find_checkpoint(str(checkpoint)), manifest, ["x"])
+        reference_vectors(None, find_checkpoint(str(checkpoint)), [], manifest, ["x"])
 
 
 def test_nothing_is_certified_on_what_it_was_calibrated_with() -> None:

