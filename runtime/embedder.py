@@ -280,19 +280,18 @@ class Embedder:
         results = Results(len(texts), recipe)
 
         def run(batch: list[Piece]) -> None:
-            ids = np.stack([piece.ids for piece in batch])
+            ids = batch[0].ids[np.newaxis] if len(batch) == 1 else np.stack([piece.ids for piece in batch])
             results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
             if progress is not None:
                 progress(len(batch))
 
-        tokenized: Iterable[TokenizedText] = self.tokenizer.stream(texts, prefix=recipe.prefix, long=recipe.long)
+        tokenized = self.tokenizer.tokenize(texts, prefix=recipe.prefix, long=recipe.long)
         if recipe.long is LongTexts.ERROR:
-            tokenized = self.without_long(list(tokenized))
+            self.refuse_long(tokenized)
         run_all(run, batches(results.pieces(tokenized), recipe.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
-    def without_long(self, tokenized: Sequence[TokenizedText]) -> Sequence[TokenizedText]:
-        """The same texts; raises TextTooLongError when one was cut."""
+    def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
         if long:
             text = tokenized[long[0]]
@@ -301,7 +300,6 @@ class Embedder:
                 hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
                 texts=long,
             )
-        return tokenized
 
     def warned(self, embeddings: Embeddings) -> NDArray[Any]:
         """The vectors, after a warning when texts were cut."""
