@@ -31,7 +31,7 @@ def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item]
 
 def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], workers: int) -> None:
     """Call `run` for every group, `workers` at a time; the first error stops what has not begun and is raised."""
-    if workers == 1 or len(groups) == 1:
+    if workers == 1 or len(groups) < 2:
         for group in groups:
             run(group)
         return

@@ -226,12 +226,12 @@ class Embedder:
     def plan(self) -> Plan:
         """What runs here, and with how much of the machine."""
         return Plan(
-            self.workers,
-            self.cores,
-            BATCH_TOKENS,
-            self.session.provider,
-            onnxruntime_version(),
-            tuple(DISABLED_OPTIMIZERS),
+            workers=self.workers,
+            cores=self.cores,
+            batch_tokens=BATCH_TOKENS,
+            provider=self.session.provider,
+            onnxruntime=onnxruntime_version(),
+            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
         )
 
     def prefix(self, prompt: str | None) -> str:
@@ -271,7 +271,13 @@ class Embedder:
         elif ranges is not None:
             raise InputError(f"`ranges` are for int8, and `dtype` is {stored.value}")
         return Recipe(
-            prefix, width, stored, ranges, choice(LongTexts, long, "long"), batch_tokens, self.facts.normalize
+            prefix=prefix,
+            dim=width,
+            dtype=stored,
+            ranges=ranges,
+            long=choice(LongTexts, long, "long"),
+            batch_tokens=batch_tokens,
+            normalize=self.facts.normalize,
         )
 
     def run(self, texts: Sequence[str], recipe: Recipe, *, progress: Callable[[int], None] | None = None) -> Embeddings:

@@ -43,10 +43,10 @@ def embed_to_file(
     input_size = regular_size(stream)
     bundle = sha256_of(job.embedder.bundle.path / MANIFEST)
     lines = HashedLines(stream)
-    done = begun = Done(bundle, options, input_size or 0, options.input_format)
+    done = begun = Done(bundle=bundle, options=options, input_size=input_size or 0, input_format=options.input_format)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
-            done = done_before(files, begun, lines)
+            done = done_before(files, begun, lines=lines)
         if done is begun:
             files.state.unlink(missing_ok=True)
         else:
@@ -56,10 +56,10 @@ def embed_to_file(
             with opened_at(files.failed_partial, done.failed_size) as failures:
                 file.truncate(done.output_size)
                 file.seek(done.output_size)
-                writer = writer_for(options.output_format, file, nothing.vectors, rows=done.rows)
+                writer = writer_for(options.output_format, file, empty=nothing.vectors, rows=done.rows)
                 reader = RecordReader(lines, done.input_format, number=done.lines)
                 for chunk in chunks_of(reader):
-                    vectors, failed, notes = embed_chunk(job, chunk, done.notes)
+                    vectors, failed, notes = embed_chunk(job, chunk, notes=done.notes)
                     writer.write(chunk, vectors, failed=failed)
                     for index, error in failed.items():
                         failures.write(failure(chunk[index], error))
@@ -90,11 +90,11 @@ def embed_to_file(
                     f"{fresh_line()}note: {done.rows} records are done; the same command goes on after them", err=True
                 )
             raise
-        put_in_place(files, done, nothing.ranges)
+        put_in_place(files, done, ranges=nothing.ranges)
     return done
 
 
-def report(job: Job, done: Done, target: Path) -> None:
+def report(job: Job, done: Done, *, target: Path) -> None:
     """Tell what is to tell about the texts; raises EdgekitError when some records failed."""
     done.notes.print(done.rows, job.embedder.max_length)
     if done.failed:
@@ -110,7 +110,9 @@ def chunks_of(reader: RecordReader) -> Iterator[list[Record]]:
     return in_chunks(reader, CHUNK, size=lambda read: read.size, most=CHUNK_CHARACTERS)
 
 
-def embed_chunk(job: Job, chunk: Sequence[Record], notes: Notes) -> tuple[NDArray[Any], dict[int, InputError], Notes]:
+def embed_chunk(
+    job: Job, chunk: Sequence[Record], *, notes: Notes
+) -> tuple[NDArray[Any], dict[int, InputError], Notes]:
     """A row for each record, those that failed by their place, and the notes with what is to tell of the others."""
     import numpy as np
 
@@ -123,7 +125,7 @@ def embed_chunk(job: Job, chunk: Sequence[Record], notes: Notes) -> tuple[NDArra
             failed[index] = job.too_long(texts.pop(index).where)
         embeddings = job.embed([found.text for found in texts.values()])
     good = list(texts.values())
-    notes = notes.with_texts(good, cut=[good[index] for index in embeddings.truncated])
+    notes = notes.with_texts(good, embeddings)
     if not failed:
         return embeddings.vectors, failed, notes
     vectors = np.empty((len(chunk), embeddings.vectors.shape[1]), embeddings.vectors.dtype)
@@ -154,7 +156,7 @@ def regular_size(stream: BinaryIO) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def put_in_place(files: Files, done: Done, ranges: NDArray[np.float32] | None) -> None:
+def put_in_place(files: Files, done: Done, *, ranges: NDArray[np.float32] | None) -> None:
     """Make the hidden files the output and the list of failures, and forget that there was something to continue."""
     if done.failed:
         files.failed_partial.replace(files.failed)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.texts import TextRecord
+
+if TYPE_CHECKING:
+    from runtime.results import Embeddings
 
 SHOWN = 4
 """Places named before the rest becomes `...`."""
@@ -30,16 +34,18 @@ class Places:
 
 @dataclass(frozen=True)
 class Notes:
-    """Texts that were cut, and texts of nothing."""
+    """Texts that were cut, long ones that were read in chunks, and texts of nothing."""
 
     cut: Places = Places()
+    split: Places = Places()
     empty: Places = Places()
 
-    def with_texts(self, records: Sequence[TextRecord], *, cut: Iterable[TextRecord]) -> Notes:
-        """These notes and those on more texts, of which some were cut."""
+    def with_texts(self, records: Sequence[TextRecord], embeddings: Embeddings) -> Notes:
+        """These notes and those on more texts."""
         return Notes(
-            self.cut + (record.where for record in cut),
-            self.empty + (record.where for record in records if not record.text.strip()),
+            cut=self.cut + (records[index].where for index in embeddings.truncated),
+            split=self.split + (records[index].where for index in embeddings.split),
+            empty=self.empty + (record.where for record in records if not record.text.strip()),
         )
 
     def print(self, total: int, max_length: int) -> None:
@@ -49,6 +55,13 @@ class Notes:
         if self.cut.count:
             message = truncation_message(self.cut.count, total, max_length)
             click.echo(f"warning: {message} ({self.cut})", err=True)
+        if self.split.count:
+            verb = "was" if self.split.count == 1 else "were"
+            click.echo(
+                f"note: {self.split.count} of {total} texts {verb} longer than {max_length} tokens and read in chunks "
+                f"({self.split})",
+                err=True,
+            )
         if self.empty.count:
             verb = "is" if self.empty.count == 1 else "are"
             click.echo(

@@ -135,7 +135,7 @@ def is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def done_before(files: Files, begun: Done, lines: HashedLines) -> Done:
+def done_before(files: Files, begun: Done, *, lines: HashedLines) -> Done:
     """How far a run like `begun` came before it was killed, `lines` put behind that; `begun` when there was none.
 
     Raises InputError when what is there was begun with another bundle, input or other options.

@@ -117,7 +117,7 @@ class NpyWriter:
         self.write_header()
 
 
-def writer_for(output_format: OutputFormat, file: BinaryIO, empty: NDArray[Any], *, rows: int = 0) -> Writer:
+def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[Any], rows: int = 0) -> Writer:
     """The writer to a file that can seek and holds `rows` already; `empty` (0, numbers) is of the vectors' type."""
     if output_format is OutputFormat.NPY:
         return NpyWriter(file, empty, rows=rows)

@@ -165,7 +165,8 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
     texts = ["short", "The pump stopped. " * 100]
     finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
 
-    assert (finished.code, finished.err) == (0, "")
+    assert finished.code == 0
+    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens and read in chunks (text 2)\n"
     assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(texts, long="mean"))
 
 
@@ -262,6 +263,17 @@ def test_vectors_are_stored_as_asked(edgekit: Edgekit, int8_bundle: Bundle, dtyp
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
     assert np.array_equal(np.array([row["embedding"] for row in rows(as_json.out)], expected.dtype), expected)
+
+
+def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", unit_ranges(384))
+
+    finished = edgekit("embed", int8_bundle.path, "--dtype", "int8", "water")
+    told = edgekit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
+
+    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for vectors of length 1\n"
+    assert told.err == ""
+    assert told.out == finished.out
 
 
 def test_int8_says_which_ranges_it_used_and_takes_them_again(

@@ -115,22 +115,26 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     with open_input(source) as stream:
-        job = Job(Embedder(bundle), options, ranges)
+        job = Job(Embedder(bundle), options=options, ranges=ranges)
         if output is not None and not texts:
             with bar(stream, enabled=True) as shown:
                 done = embed_to_file(job, stream, target=Path(output), restart=restart, progress=shown)
-            report(job, done, Path(output))
+            report(job, done, target=Path(output))
             return
         records = from_arguments(texts) if texts else from_stream(stream, options.input_format)
         with open_output(output) as file, bar(stream, enabled=not texts) as shown:
-            notes, total = embed_in_order(job, records, file, progress=shown)
+            notes, total = embed_in_order(job, records, file=file, progress=shown)
     notes.print(total, job.embedder.max_length)
-    if (covered := job.embed([]).ranges) is not None and output is not None:
+    covered = job.embed([]).ranges
+    if covered is not None and output is not None:
         write_ranges(Files(Path(output)).ranges, covered)
+    elif covered is not None and ranges is None:
+        reach = f"{covered[1, 0]:.4f}"
+        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
 
 
 def embed_in_order(
-    job: Job, records: Iterable[TextRecord], file: BinaryIO, *, progress: Callable[[int, int], None]
+    job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Callable[[int, int], None]
 ) -> tuple[Notes, int]:
     """Write the vectors of records as they come, chunk by chunk; returns the notes and the number of texts.
 
@@ -140,14 +144,14 @@ def embed_in_order(
     writer = (
         NpyPipeWriter(file, empty)
         if job.options.output_format is OutputFormat.NPY
-        else writer_for(job.options.output_format, file, empty)
+        else writer_for(job.options.output_format, file, empty=empty)
     )
     notes, total = Notes(), 0
     pending: deque[TextRecord] = deque()
     try:
         for embeddings in job.stream(texts_of(records, pending)):
             chunk = [pending.popleft() for _ in embeddings.tokens]
-            notes = notes.with_texts(chunk, cut=[chunk[index] for index in embeddings.truncated])
+            notes = notes.with_texts(chunk, embeddings)
             total += len(chunk)
             writer.write(chunk, embeddings.vectors)
             progress(sum(record.size for record in chunk), len(chunk))
