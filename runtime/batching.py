@@ -6,62 +6,42 @@ and the bits of a text's result cannot depend on its neighbours' lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
-WAITING = 4
-"""Batches for each worker that are ready before more are made; bounds what waits, and no worker runs dry."""
 
-
-def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
     """Group items by length, each group of at most `batch_tokens` tokens but at least one item.
 
-    A group comes out as soon as it is full, while `items` are still being made; the rest comes at the end, the longest
-    first, so that no worker is left with a long batch at the end.
+    The longest come first, so that no worker is left with a long batch at the end.
     """
-    filling: dict[int, list[Item]] = {}
+    by_length: dict[int, list[Item]] = {}
     for item in items:
-        tokens = length(item)
-        group = filling.setdefault(tokens, [])
-        group.append(item)
-        if (len(group) + 1) * tokens > batch_tokens:
-            yield filling.pop(tokens)
-    for tokens in sorted(filling, reverse=True):
-        yield filling[tokens]
+        by_length.setdefault(length(item), []).append(item)
+    groups = []
+    for tokens in sorted(by_length, reverse=True):
+        same = by_length[tokens]
+        count = max(1, batch_tokens // max(tokens, 1))
+        groups += [same[start : start + count] for start in range(0, len(same), count)]
+    return groups
 
 
-def run_all(run: Callable[[list[Item]], None], groups: Iterable[list[Item]], workers: int) -> None:
+def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], workers: int) -> None:
     """Call `run` for every group, `workers` at a time; the first error stops what has not begun and is raised."""
-    groups = iter(groups)
-    first = list(islice(groups, 2))
-    if workers == 1 or len(first) < 2:
-        # No thread is started for what one can do.
-        for group in chain(first, groups):
+    if workers == 1 or len(groups) < 2:
+        for group in groups:
             run(group)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="edgekit") as pool:
-        pending: set[Future[None]] = set()
+        futures = [pool.submit(run, group) for group in groups]
         try:
-            for group in chain(first, groups):
-                pending.add(pool.submit(run, group))
-                if len(pending) > workers * WAITING:
-                    pending = finished(pending)
-            while pending:
-                pending = finished(pending)
+            for future in futures:
+                future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def finished(pending: set[Future[None]]) -> set[Future[None]]:
-    """Wait until one is done, raise what went wrong, and return those that are not done."""
-    done, left = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return left
 
 
 def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+MEMBERSHIP = Path("/proc/self/cgroup")
+ROOT = Path("/sys/fs/cgroup")
+"""Where Linux says which control groups this process is in, and what they grant."""
+
 
 @dataclass(frozen=True)
 class Cores:
@@ -37,11 +41,11 @@ def counted(cores: int) -> str:
     return f"{cores} core" if cores == 1 else f"{cores} cores"
 
 
-def find_cores(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Cores:
-    """Read them from the system; `membership` and `root` are where Linux tells of control groups."""
+def find_cores() -> Cores:
+    """Read them from the system."""
     host = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else host
-    return Cores(host, affinity, cgroup_quota(membership, root))
+    return Cores(host, affinity, cgroup_quota(MEMBERSHIP, ROOT))
 
 
 def cgroup_quota(membership: Path, root: Path) -> float | None:

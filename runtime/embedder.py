@@ -226,12 +226,12 @@ class Embedder:
     def plan(self) -> Plan:
         """What runs here, and with how much of the machine."""
         return Plan(
-            self.workers,
-            self.cores,
-            BATCH_TOKENS,
-            self.session.provider,
-            onnxruntime_version(),
-            tuple(DISABLED_OPTIMIZERS),
+            workers=self.workers,
+            cores=self.cores,
+            batch_tokens=BATCH_TOKENS,
+            provider=self.session.provider,
+            onnxruntime=onnxruntime_version(),
+            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
         )
 
     def prefix(self, prompt: str | None) -> str:
@@ -271,7 +271,13 @@ class Embedder:
         elif ranges is not None:
             raise InputError(f"`ranges` are for int8, and `dtype` is {stored.value}")
         return Recipe(
-            prefix, width, stored, ranges, choice(LongTexts, long, "long"), batch_tokens, self.facts.normalize
+            prefix=prefix,
+            dim=width,
+            dtype=stored,
+            ranges=ranges,
+            long=choice(LongTexts, long, "long"),
+            batch_tokens=batch_tokens,
+            normalize=self.facts.normalize,
         )
 
     def run(self, texts: Sequence[str], recipe: Recipe, *, progress: Callable[[int], None] | None = None) -> Embeddings:
@@ -280,19 +286,18 @@ class Embedder:
         results = Results(len(texts), recipe)
 
         def run(batch: list[Piece]) -> None:
-            ids = np.stack([piece.ids for piece in batch])
+            ids = batch[0].ids[np.newaxis] if len(batch) == 1 else np.stack([piece.ids for piece in batch])
             results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
             if progress is not None:
                 progress(len(batch))
 
-        tokenized: Iterable[TokenizedText] = self.tokenizer.stream(texts, prefix=recipe.prefix, long=recipe.long)
+        tokenized = self.tokenizer.tokenize(texts, prefix=recipe.prefix, long=recipe.long)
         if recipe.long is LongTexts.ERROR:
-            tokenized = self.without_long(list(tokenized))
+            self.refuse_long(tokenized)
         run_all(run, batches(results.pieces(tokenized), recipe.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
-    def without_long(self, tokenized: Sequence[TokenizedText]) -> Sequence[TokenizedText]:
-        """The same texts; raises TextTooLongError when one was cut."""
+    def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
         if long:
             text = tokenized[long[0]]
@@ -301,7 +306,6 @@ class Embedder:
                 hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
                 texts=long,
             )
-        return tokenized
 
     def warned(self, embeddings: Embeddings) -> NDArray[Any]:
         """The vectors, after a warning when texts were cut."""

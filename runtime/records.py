@@ -80,6 +80,8 @@ def read_dict(item_type: Any, value: object, path: str) -> dict[str, Any]:
 
 def choice(choices: type[Choice], value: object, name: str) -> Choice:
     """The member of an enum that a caller gave as option `name`, itself or by its value; InputError lists them."""
+    if isinstance(value, choices):
+        return value
     try:
         return read_enum(choices, value, name)
     except RecordError as error:

@@ -36,6 +36,11 @@ class Embeddings:
         """The indices of the texts that were cut."""
         return [int(index) for index in np.flatnonzero(self.dropped)]
 
+    @property
+    def split(self) -> list[int]:
+        """The indices of the texts that were read in more than one chunk."""
+        return [int(index) for index in np.flatnonzero(self.chunks > 1)]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -107,4 +112,11 @@ class Results:
             tokens, vectors = zip(*chunks, strict=True)
             pooled = pool_chunks(np.stack(vectors), np.array(tokens))
             self.vectors[index] = self.recipe.finish(pooled[np.newaxis])[0]
-        return Embeddings(self.vectors, self.tokens, self.dropped, self.chunks, self.over_budget, self.recipe.ranges)
+        return Embeddings(
+            vectors=self.vectors,
+            tokens=self.tokens,
+            dropped=self.dropped,
+            chunks=self.chunks,
+            over_budget=self.over_budget,
+            ranges=self.recipe.ranges,
+        )

@@ -29,7 +29,7 @@ ORDER = {
     ),
     "toolkit": (
         "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "
-        "texts options progress"
+        "bulk resumable job writers notes texts options progress"
     ),
 }
 

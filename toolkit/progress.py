@@ -14,6 +14,8 @@ import click
 
 CLEAR = "\r\x1b[K"
 """Back to the start of a terminal's line, and the line emptied."""
+WIDTH = 20
+"""Characters of a bar."""
 
 
 class StageProgress:
@@ -57,22 +59,53 @@ def megabytes(size: int) -> str:
 
 
 @contextmanager
-def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of a file, a running count for a pipe; called with the bytes done since the last call."""
+def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how far a stream of texts is; called with the bytes and the texts done since the last call.
+
+    A bar with rate and time left over a file, whose size is known; a running count for a pipe. What is passed over with
+    no texts was done before, and does not count for the rate.
+    """
     if not enabled or not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _bytes, _texts: None
         return
     status = os.fstat(stream.fileno())
-    if stat.S_ISREG(status.st_mode):
-        with click.progressbar(length=status.st_size, label="embedding", file=sys.stderr) as shown:
-            yield shown.update
-        return
-    done = 0
+    shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None)
+    try:
+        yield shown.advance
+    finally:
+        click.echo(err=True)
 
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        click.echo(f"\rembedding {megabytes(done)}", err=True, nl=False)
 
-    yield count
-    click.echo(err=True)
+class TextProgress:
+    """How far a stream of `total` bytes is; None where that is not known."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.start = time.monotonic()
+        self.done = 0
+        self.skipped = 0
+        self.texts = 0
+
+    def advance(self, size: int, texts: int) -> None:
+        self.done += size
+        self.texts += texts
+        if texts == 0:
+            self.skipped += size
+            return
+        click.echo(f"{CLEAR}{self.line(time.monotonic() - self.start)}", err=True, nl=False)
+
+    def line(self, seconds: float) -> str:
+        rate = f"{self.texts} texts, {self.texts / max(seconds, 1e-9):.0f} texts/s"
+        if self.total is None:
+            return f"embedding {megabytes(self.done)}, {rate}"
+        part = self.done / max(self.total, 1)
+        filled = int(part * WIDTH)
+        left = seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
+        return f"embedding [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, BinaryIO
+from typing import Any
 
 from runtime.errors import InputError
 
@@ -31,6 +31,17 @@ class TextRecord:
     """Bytes that it took in the input."""
 
 
+@dataclass(frozen=True)
+class FailedRecord:
+    """A line that holds no text which could be used."""
+
+    error: InputError
+    fields: dict[str, Any]
+    """The number of the line, for want of anything else."""
+    where: str
+    size: int
+
+
 def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
     for number, text in enumerate(texts, start=1):
         try:
@@ -40,20 +51,41 @@ def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
         yield TextRecord(text, {"text": text}, f"text {number}", size)
 
 
-def from_stream(stream: BinaryIO, input_format: InputFormat) -> Iterator[TextRecord]:
-    """Read texts line by line; raises InputError that names the line for what is no text.
+def from_stream(lines: Iterable[bytes], input_format: InputFormat) -> Iterator[TextRecord]:
+    """Read texts line by line; raises InputError that names the line for what is no text."""
+    for record in RecordReader(lines, input_format):
+        if isinstance(record, FailedRecord):
+            raise record.error
+        yield record
 
-    `auto` takes lines for JSONL when the first is a JSON object with a field `text`.
+
+class RecordReader:
+    """Reads texts line by line, and gives a FailedRecord for what is no text.
+
+    `auto` takes lines for JSONL when the first that can be read is a JSON object with a field `text`; `format` is what
+    it took. Lines of nothing are texts in plain text, and no records in JSONL. `number` lines were read before.
     """
-    for number, raw in enumerate(stream, start=1):
-        line = decode(raw, number)
-        if input_format is InputFormat.AUTO:
-            input_format = InputFormat.JSONL if looks_like_jsonl(line) else InputFormat.TEXT
-        if input_format is InputFormat.TEXT:
-            yield TextRecord(line, {"text": line}, f"line {number}", len(raw))
-        elif line.strip():
-            fields = parse(line, number)
-            yield TextRecord(fields["text"], fields, f"line {number}", len(raw))
+
+    def __init__(self, lines: Iterable[bytes], input_format: InputFormat, *, number: int = 0) -> None:
+        self.lines = lines
+        self.format = input_format
+        self.number = number
+
+    def __iter__(self) -> Iterator[TextRecord | FailedRecord]:
+        for raw in self.lines:
+            self.number += 1
+            where = f"line {self.number}"
+            try:
+                line = decode(raw, self.number)
+                if self.format is InputFormat.AUTO:
+                    self.format = InputFormat.JSONL if looks_like_jsonl(line) else InputFormat.TEXT
+                if self.format is InputFormat.TEXT:
+                    yield TextRecord(line, {"text": line}, where, len(raw))
+                elif line.strip():
+                    fields = parse(line, self.number)
+                    yield TextRecord(fields["text"], fields, where, len(raw))
+            except InputError as error:
+                yield FailedRecord(error, {"line": self.number}, where, len(raw))
 
 
 def decode(raw: bytes, number: int) -> str:
@@ -71,7 +103,7 @@ def decode(raw: bytes, number: int) -> str:
 def looks_like_jsonl(line: str) -> bool:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and "text" in value
 
@@ -81,6 +113,8 @@ def parse(line: str, number: int) -> dict[str, Any]:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"line {number} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"line {number} is JSON that is nested too deep") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InputError(f"line {number} has no text in a field `text`")
     try:

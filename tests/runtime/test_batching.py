@@ -7,35 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batching import WAITING, batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, run_all
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2000))
 def test_every_text_is_in_one_batch_of_its_own_length_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = list(batches(range(len(lengths)), budget, length=lengths.__getitem__))
+    groups = batches(range(len(lengths)), budget, length=lengths.__getitem__)
 
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len({lengths[index] for index in group}) == 1
         assert len(group) == 1 or len(group) * lengths[group[0]] <= budget
-    tail = [lengths[group[0]] for group in groups if (len(group) + 1) * lengths[group[0]] <= budget]
-    assert tail == sorted(tail, reverse=True), "what did not fill a batch comes last, the longest first"
-    assert len(set(tail)) == len(tail)
-
-
-def test_a_full_batch_comes_out_before_the_next_text_is_made() -> None:
-    made: list[int] = []
-
-    def texts() -> Iterator[int]:
-        for length in [5, 3, 5, 4]:
-            made.append(length)
-            yield length
-
-    groups = batches(texts(), 10, length=int)
-
-    assert next(groups) == [5, 5]
-    assert made == [5, 3, 5]
-    assert list(groups) == [[4], [3]]
+    firsts = [lengths[group[0]] for group in groups]
+    assert firsts == sorted(firsts, reverse=True)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -44,25 +28,6 @@ def test_all_groups_run(workers: int) -> None:
     run_all(done.extend, [[0], [1, 2], [3]], workers)
 
     assert sorted(done) == [0, 1, 2, 3]
-
-
-def test_only_so_many_groups_wait() -> None:
-    """What is not running yet stays unmade, so that memory does not grow with the number of texts."""
-    made = 0
-    done: list[int] = []
-    ahead: list[int] = []
-
-    def groups() -> Iterator[list[int]]:
-        nonlocal made
-        for number in range(200):
-            made += 1
-            ahead.append(made - len(done))
-            yield [number]
-
-    run_all(done.extend, groups(), 2)
-
-    assert sorted(done) == list(range(200))
-    assert max(ahead) <= 2 * WAITING + 2 + 2
 
 
 def test_groups_run_at_once() -> None:

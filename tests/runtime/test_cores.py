@@ -75,11 +75,13 @@ def test_cores_follow_the_affinity_and_the_quota(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     membership = tmp_path / "cgroup"
+    monkeypatch.setattr("runtime.cores.MEMBERSHIP", membership)
+    monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
 
-    assert find_cores(membership, tmp_path) == Cores(64, 8, None)
+    assert find_cores() == Cores(64, 8, None)
     membership.write_text("0::/a\n")
     write_group(tmp_path, "a", "250000 100000")
-    assert find_cores(membership, tmp_path) == Cores(64, 8, 2.5)
+    assert find_cores() == Cores(64, 8, 2.5)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def test_a_long_text_is_the_mean_of_its_chunks(fp32_bundle: Bundle, dim: int) ->
     assert np.abs(found.vectors[1] - expected[0]).max() < 1e-6
     assert np.array_equal(found.vectors[[0, 2]], embedder.embed(["short", "short"], dim=dim))
     assert found.chunks.tolist() == [1, 2, 1]
+    assert found.split == [1]
     assert found.tokens.tolist() == [3, 250 + 234, 3]
     assert found.dropped.tolist() == [0, 0, 0]
     assert found.truncated == []

@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
+import pytest
+
 from runtime import Bundle
 from tests.conftest import Finished
 
@@ -29,6 +32,37 @@ def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) ->
 def test_inspect_as_json_is_the_manifest(edgekit: Edgekit, int8_bundle: Bundle) -> None:
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--json").out)
 
+    assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
+
+
+def test_inspect_says_what_would_run_here(
+    edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a host of 64 cores, in a control group that may have two and a half."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text("250000 100000")
+    monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
+
+    finished = edgekit("inspect", int8_bundle.path, "--runtime")
+
+    assert finished.code == 0
+    assert finished.out.decode().splitlines()[-3:] == [
+        "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
+        "batches      up to 512 tokens, of texts of one length, not padded",
+        f"runs on      cpu, by onnxruntime {onnxruntime.__version__}; its optimizers left out: SkipLayerNormFusion",
+    ]
+    printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)
+    assert printed.pop("runtime") == {
+        "workers": 2,
+        "cores": {"host": 64, "affinity": 64, "quota": 2.5},
+        "batch_tokens": 512,
+        "provider": "cpu",
+        "onnxruntime": onnxruntime.__version__,
+        "disabled_optimizers": ["SkipLayerNormFusion"],
+    }
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 

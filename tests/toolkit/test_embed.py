@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, Embedder
+from runtime import Bundle, Embedder, ranges_of
+from runtime.vectors import unit_ranges
 from tests.conftest import Finished, on_terminal
 
 Edgekit = Callable[..., Finished]
@@ -80,6 +81,18 @@ def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.nd
     assert (finished.code, finished.out) == (0, b"")
     assert np.array_equal(np.load(output), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
+    np.save(tmp_path / "saved.npy", expected)
+    assert output.read_bytes() == (tmp_path / "saved.npy").read_bytes(), "as numpy itself writes it"
+
+
+def test_the_format_follows_the_name_of_the_output(
+    edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path
+) -> None:
+    edgekit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.npy")
+    edgekit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.txt")
+
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert len(rows((tmp_path / "out.txt").read_bytes())) == len(TEXTS)
 
 
 def test_more_texts_than_a_chunk_stay_in_order(
@@ -152,7 +165,8 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
     texts = ["short", "The pump stopped. " * 100]
     finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
 
-    assert (finished.code, finished.err) == (0, "")
+    assert finished.code == 0
+    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens and read in chunks (text 2)\n"
     assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(texts, long="mean"))
 
 
@@ -179,6 +193,8 @@ def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: 
 
 def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
     path = int8_bundle.path
+    (tmp_path / "text").write_text("1 2 3")
+    np.save(tmp_path / "words.npy", np.array(["a"]))
     for arguments, code, message in [
         (["x", "--input", "-"], 2, "error: texts came as arguments and with `--input`: give one of the two"),
         (["--input", "nothing.txt"], 5, "error: there is no file `nothing.txt`"),
@@ -187,6 +203,17 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
             ["x", "--no-truncate", "--long", "mean"],
             2,
             "error: `--no-truncate` and `--long mean` contradict each other\n\nhint: give one of the two",
+        ),
+        (["x", "--ranges", "nothing.npy"], 5, "error: there is no file `nothing.npy`"),
+        (
+            ["x", "--dtype", "int8", "--ranges", tmp_path / "text"],
+            2,
+            f"error: `{tmp_path / 'text'}` is no npy file\n\nhint: `--ranges` takes the file that a run with ",
+        ),
+        (
+            ["x", "--dtype", "int8", "--ranges", tmp_path / "words.npy"],
+            2,
+            f"error: `{tmp_path / 'words.npy'}` holds no numbers but <U1",
         ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
@@ -211,15 +238,60 @@ def test_no_texts_on_a_terminal(edgekit: Edgekit) -> None:
     )
 
 
-def test_a_failed_run_leaves_the_old_output(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--prompt", "query"], ["x", "--long", "error", "long " * 300]])
+def test_a_failed_run_leaves_the_old_output(
+    edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path, arguments: list[str]
+) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("old")
 
-    finished = edgekit("embed", int8_bundle.path, "--output", output, stdin=b"fine\n\xff\n")
+    finished = edgekit("embed", int8_bundle.path, "--output", output, *arguments, stdin=b"fine\n")
 
     assert finished.code == 2
     assert output.read_text() == "old"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "binary", "ubinary"])
+def test_vectors_are_stored_as_asked(edgekit: Edgekit, int8_bundle: Bundle, dtype: str) -> None:
+    expected = Embedder(int8_bundle).embed(TEXTS, dtype=dtype, dim=60)
+
+    as_npy = edgekit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, "--format", "npy", *TEXTS)
+    as_json = edgekit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, *TEXTS)
+
+    found = np.load(io.BytesIO(as_npy.out))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+    assert np.array_equal(np.array([row["embedding"] for row in rows(as_json.out)], expected.dtype), expected)
+
+
+def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", unit_ranges(384))
+
+    finished = edgekit("embed", int8_bundle.path, "--dtype", "int8", "water")
+    told = edgekit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
+
+    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for vectors of length 1\n"
+    assert told.err == ""
+    assert told.out == finished.out
+
+
+def test_int8_says_which_ranges_it_used_and_takes_them_again(
+    edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path
+) -> None:
+    embedder = Embedder(int8_bundle)
+    own = ranges_of(embedder.embed(TEXTS))
+    np.save(tmp_path / "own.npy", own)
+    output, ranges_file = tmp_path / "out.npy", tmp_path / "out.npy.ranges.npy"
+    note = f"note: the ranges that int8 covers are in `{ranges_file}`; give queries the same with `--ranges`\n"
+
+    for options, used in [([], unit_ranges(384)), (["--ranges", tmp_path / "own.npy"], own)]:
+        for given in (TEXTS, []):
+            arguments = ["--dtype", "int8", "--output", output, *options, *given]
+            finished = edgekit("embed", int8_bundle.path, *arguments, stdin="\n".join(TEXTS).encode())
+            assert (finished.code, finished.err) == (0, note)
+            assert np.array_equal(np.load(ranges_file), used)
+            assert np.array_equal(np.load(output), embedder.embed(TEXTS, dtype="int8", ranges=used))
 
 
 COMMAND = [sys.executable, "-m", "toolkit", "embed"]
@@ -257,7 +329,8 @@ def test_a_bar_on_a_terminal_and_none_elsewhere(int8_bundle: Bundle, tmp_path: P
     piped = subprocess.run(arguments, capture_output=True, text=True, check=True)
 
     assert "embedding" in shown
-    assert "100%" in shown
+    assert "[####################] 100%, 3000 texts, " in shown
+    assert " texts/s, 0 s left" in shown
     assert piped.stderr == ""
 
 
@@ -267,7 +340,7 @@ def test_a_count_for_a_pipe_on_a_terminal(int8_bundle: Bundle) -> None:
 
     shown = on_terminal([*COMMAND, str(int8_bundle.path)], stdin=feeder.stdout.fileno())
 
-    assert "\rembedding 0.0 MB" in shown
+    assert "embedding 0.0 MB, 3000 texts, " in shown
     feeder.stdout.close()
     feeder.wait()
 

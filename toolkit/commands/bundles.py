@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,18 +12,41 @@ from runtime.manifest import Manifest
 from runtime.records import write_record
 from toolkit.progress import megabytes
 
+if TYPE_CHECKING:
+    from runtime.embedder import Plan
+
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
-def inspect(*, bundle: str, as_json: bool) -> None:
+@click.option("--runtime", is_flag=True, help="Add what it would run with on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON; with --runtime, in its field `runtime`.")
+def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show what a bundle is, where it came from and how accurate it is."""
     opened = Bundle.open(bundle)
+    plan = plan_of(opened) if runtime else None
     if as_json:
-        click.echo(json.dumps(write_record(opened.manifest), indent=2, ensure_ascii=False))
+        shown = write_record(opened.manifest) | ({"runtime": write_record(plan)} if plan is not None else {})
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    for label, text in describe(opened.manifest, opened.size):
+    lines = describe(opened.manifest, opened.size) + (describe_plan(plan) if plan is not None else [])
+    for label, text in lines:
         click.echo(f"{label:<12} {text}")
+
+
+def plan_of(opened: Bundle) -> Plan:
+    from runtime.embedder import Embedder
+
+    return Embedder(opened).plan
+
+
+def describe_plan(plan: Plan) -> list[tuple[str, str]]:
+    """What runs on this machine in lines: (label, text)."""
+    disabled = ", ".join(plan.disabled_optimizers) or "none"
+    return [
+        ("workers", f"{plan.workers}, each on one core: {plan.cores.reason}"),
+        ("batches", f"up to {plan.batch_tokens} tokens, of texts of one length, not padded"),
+        ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}; its optimizers left out: {disabled}"),
+    ]
 
 
 def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError, NotFoundError, OutputError, TextTooLongError
+from runtime.errors import InputError, NotFoundError, TextTooLongError
+from toolkit.notes import Notes
 from toolkit.progress import bar
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+from toolkit.writers import NpyPipeWriter, OutputFormat, output_errors, write_ranges, writer_for
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SHOWN = 4
+    from toolkit.job import Job
 
 
 @click.command()
@@ -36,11 +35,27 @@ SHOWN = 4
     help="One text a line, or JSONL with a field `text` whose other fields are passed through.",
 )
 @click.option(
-    "--format", "output_format", type=click.Choice(["jsonl", "json", "npy"]), default="jsonl", show_default=True
+    "--format",
+    "output_format",
+    type=click.Choice([choice.value for choice in OutputFormat]),
+    help="[default: npy for an output of that name, else jsonl]",
 )
-@click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="Write to a file, which appears when all is done; what was killed half-way goes on when it is run again.",
+)
+@click.option("--restart", is_flag=True, help="Begin anew instead of going on with what is done of the output.")
 @click.option("--prompt", metavar="NAME", help="Put the model's prompt of this name before every text.")
 @click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "int8", "binary", "ubinary"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are stored; binary and ubinary are a bit for each component, packed in int8 and uint8.",
+)
+@click.option("--ranges", "ranges_file", metavar="FILE", help="The ranges that int8 covers, as npy (2, dimension).")
 @click.option(
     "--long",
     "long_texts",
@@ -55,168 +70,102 @@ def embed(
     texts: tuple[str, ...],
     source: str | None,
     input_format: str,
-    output_format: str,
+    output_format: str | None,
     output: str | None,
+    restart: bool,
     prompt: str | None,
     dim: int | None,
+    dtype: str,
+    ranges_file: str | None,
     long_texts: str | None,
     no_truncate: bool,
 ) -> None:
     """Turn texts into vectors: arguments, a file, or what comes through a pipe.
 
-    jsonl writes an object a line, json one array of them, npy a float32 array (texts, dimension). In a file or a pipe
-    every line is a text, empty ones included, so that line n of the output belongs to line n of the input.
+    jsonl writes an object a line, json one array of them, npy an array (texts, dimension). In a file or a pipe every
+    line is a text, empty ones included, so that line n of the output belongs to line n of the input.
+
+    With --output, a line that holds no text does not end the run: it gets a row of NaN, of zeros for integers, or the
+    embedding null, and a line in FILE.failed.jsonl; the exit code is 1 then.
     """
     if texts and source is not None:
         raise InputError("texts came as arguments and with `--input`: give one of the two")
     if not texts and source is None and sys.stdin.isatty():
         raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
+    if output_format is None:
+        output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
     if output is None and output_format == "npy" and sys.stdout.isatty():
         raise InputError("npy is binary and stdout is a terminal", hint="add `--output vectors.npy`")
-
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
-    long = "error" if no_truncate else long_texts or "truncate"
 
     from runtime.embedder import Embedder
+    from toolkit.bulk import embed_to_file, report
+    from toolkit.job import Job, Options, read_ranges
+    from toolkit.resumable import Files
 
-    with open_input(source) as stream, open_output(output) as file:
-        embedder = Embedder(bundle)
-        records = from_arguments(texts) if texts else from_stream(stream, InputFormat(input_format))
-        writer = writer_for(output_format, file, dim or embedder.dimension)
-        notes = Notes(embedder.max_length)
-        pending: deque[TextRecord] = deque()
-        stream_of_texts = embedder.stream(texts_of(records, pending), prompt=prompt, dim=dim, long=long)
-        with bar(stream, enabled=not texts) as shown, long_texts_named(pending, embedder.max_length):
-            for embeddings in stream_of_texts:
-                chunk = [pending.popleft() for _ in embeddings.tokens]
-                notes.take(chunk, [chunk[index] for index in embeddings.truncated])
-                writer.write(chunk, embeddings.vectors)
-                shown(sum(record.size for record in chunk))
-        writer.close()
-    notes.print()
+    ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
+    options = Options(
+        output_format=OutputFormat(output_format),
+        input_format=InputFormat(input_format),
+        prompt=prompt,
+        dim=dim,
+        dtype=dtype,
+        ranges_sha256=hashlib.sha256(ranges.tobytes()).hexdigest() if ranges is not None else None,
+        long="error" if no_truncate else long_texts or "truncate",
+    )
+    with open_input(source) as stream:
+        job = Job(Embedder(bundle), options=options, ranges=ranges)
+        if output is not None and not texts:
+            with bar(stream, enabled=True) as shown:
+                done = embed_to_file(job, stream, target=Path(output), restart=restart, progress=shown)
+            report(job, done, target=Path(output))
+            return
+        records = from_arguments(texts) if texts else from_stream(stream, options.input_format)
+        with open_output(output) as file, bar(stream, enabled=not texts) as shown:
+            notes, total = embed_in_order(job, records, file=file, progress=shown)
+    notes.print(total, job.embedder.max_length)
+    covered = job.embed([]).ranges
+    if covered is not None and output is not None:
+        write_ranges(Files(Path(output)).ranges, covered)
+    elif covered is not None and ranges is None:
+        reach = f"{covered[1, 0]:.4f}"
+        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
 
 
-def texts_of(records: Iterator[TextRecord], pending: deque[TextRecord]) -> Iterator[str]:
+def embed_in_order(
+    job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Callable[[int, int], None]
+) -> tuple[Notes, int]:
+    """Write the vectors of records as they come, chunk by chunk; returns the notes and the number of texts.
+
+    The first record that cannot be used ends it.
+    """
+    empty = job.embed([]).vectors
+    writer = (
+        NpyPipeWriter(file, empty)
+        if job.options.output_format is OutputFormat.NPY
+        else writer_for(job.options.output_format, file, empty=empty)
+    )
+    notes, total = Notes(), 0
+    pending: deque[TextRecord] = deque()
+    try:
+        for embeddings in job.stream(texts_of(records, pending)):
+            chunk = [pending.popleft() for _ in embeddings.tokens]
+            notes = notes.with_texts(chunk, embeddings)
+            total += len(chunk)
+            writer.write(chunk, embeddings.vectors)
+            progress(sum(record.size for record in chunk), len(chunk))
+    except TextTooLongError as error:
+        raise job.too_long(pending[error.texts[0]].where) from error
+    writer.close()
+    return notes, total
+
+
+def texts_of(records: Iterable[TextRecord], pending: deque[TextRecord]) -> Iterator[str]:
     """The texts of records, which wait in `pending` for their vectors."""
     for record in records:
         pending.append(record)
         yield record.text
-
-
-@contextmanager
-def long_texts_named(pending: deque[TextRecord], max_length: int) -> Iterator[None]:
-    """Tell of a long text by where it stood in the input."""
-    try:
-        yield
-    except TextTooLongError as error:
-        raise TextTooLongError(
-            f"{pending[error.texts[0]].where} is longer than the {max_length} tokens that the model reads",
-            hint="split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks",
-        ) from error
-
-
-class Notes:
-    """What to tell about the texts when all is done."""
-
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
-        self.count = 0
-        self.cut: list[str] = []
-        self.empty: list[str] = []
-
-    def take(self, records: list[TextRecord], cut: list[TextRecord]) -> None:
-        self.count += len(records)
-        self.cut += [record.where for record in cut]
-        self.empty += [record.where for record in records if not record.text.strip()]
-
-    def print(self) -> None:
-        from runtime.embedder import truncation_message
-
-        if self.cut:
-            message = truncation_message(len(self.cut), self.count, self.max_length)
-            click.echo(f"warning: {message} ({places(self.cut)})", err=True)
-        if self.empty:
-            verb = "is" if len(self.empty) == 1 else "are"
-            click.echo(
-                f"warning: {len(self.empty)} of {self.count} texts {verb} empty, and the vector of an empty text means "
-                f"nothing ({places(self.empty)})",
-                err=True,
-            )
-
-
-def places(where: list[str]) -> str:
-    return ", ".join(where[:SHOWN]) + (", ..." if len(where) > SHOWN else "")
-
-
-class Writer(Protocol):
-    """Writes vectors as they come, and at the end what must come then."""
-
-    def write(self, records: list[TextRecord], vectors: NDArray[np.float32], /) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonlWriter:
-    """An object a line: the fields that came in, and `embedding`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def write(self, records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
-        for record, vector in zip(records, vectors, strict=True):
-            self.file.write(to_json(record, vector) + b"\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        pass
-
-
-class JsonWriter:
-    """One array of the objects that JsonlWriter writes a line each."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.before = b"["
-
-    def write(self, records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
-        for record, vector in zip(records, vectors, strict=True):
-            self.file.write(self.before + b"\n  " + to_json(record, vector))
-            self.before = b","
-
-    def close(self) -> None:
-        self.file.write(b"[]\n" if self.before == b"[" else b"\n]\n")
-
-
-class NpyWriter:
-    """A numpy file; its header says how many rows follow, so it is written when all are there."""
-
-    def __init__(self, file: BinaryIO, dimension: int) -> None:
-        self.file = file
-        self.dimension = dimension
-        self.vectors: list[NDArray[np.float32]] = []
-
-    def write(self, _records: list[TextRecord], vectors: NDArray[np.float32]) -> None:
-        self.vectors.append(vectors)
-
-    def close(self) -> None:
-        import numpy as np
-
-        np.save(self.file, np.concatenate([np.empty((0, self.dimension), np.float32), *self.vectors]))
-
-
-def writer_for(output_format: str, file: BinaryIO, dimension: int) -> Writer:
-    if output_format == "npy":
-        return NpyWriter(file, dimension)
-    return JsonWriter(file) if output_format == "json" else JsonlWriter(file)
-
-
-def to_json(record: TextRecord, vector: NDArray[np.float32]) -> bytes:
-    # Nine significant digits give every float32 back exactly.
-    numbers = ", ".join(f"{number:.9g}" for number in vector.tolist())
-    fields = {name: value for name, value in record.fields.items() if name != "embedding"}
-    head = json.dumps(fields, ensure_ascii=False)[:-1]
-    return f'{head}, "embedding": [{numbers}]}}'.encode()
 
 
 @contextmanager
@@ -242,15 +191,10 @@ def open_output(output: str | None) -> Iterator[BinaryIO]:
         return
     target = Path(output)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if target.is_dir():
-            raise OutputError(f"`{output}` cannot be written: it is a folder")
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(target)
-    except OSError as error:
-        if isinstance(error, OutputError) or error.filename not in (None, str(partial)):
-            raise
-        raise OutputError(f"`{output}` cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with output_errors(target, partial):
+        try:
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,371 @@
+"""`edgekit embed --output`: past records that fail, and continued after a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters import export
+from runtime import Bundle, Embedder, Embeddings, Precision
+from tests.conftest import Finished
+from toolkit.resumable import Files, locked
+
+Edgekit = Callable[..., Finished]
+
+LINES = [
+    b'{"text": "fine", "id": 1}\n',
+    b"broken\n",
+    b'{"id": 3}\n',
+    b"\xff\xfe\n",
+    b'{"text": "nul\0"}\n',
+    b'{"text": "\\ud800"}\n',
+    b"\n",
+    b'{"text": "' + b"word " * 300 + b'"}\n',
+    b'{"text": "fine too", "half": "\\ud800"}\n',
+    b"[" * 100_000 + b"\n",
+]
+ERRORS = [
+    (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
+    (3, "line 3 has no text in a field `text`"),
+    (4, "line 4 is not valid UTF-8 at byte 1"),
+    (5, "line 5 holds a NUL byte, so this is no text"),
+    (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
+    (10, "line 10 is JSON that is nested too deep"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Small, so that thousands of texts take a second."""
+    out = tmp_path_factory.mktemp("tiny-bundle") / "tiny"
+    return export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out).bundle
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.embedder.CHUNK", 8)
+
+
+def write_corpus(path: Path, count: int) -> Path:
+    """JSONL in which every 50th line is broken."""
+    texts = [{"id": number, "text": f"pump {'word ' * (number % 9)}{number}"} for number in range(count)]
+    lines = ["broken" if text["id"] % 50 == 7 else json.dumps(text) for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("source", ["file", "pipe"])
+@pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
+def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, source: str, output_format: str
+) -> None:
+    (tmp_path / "in").write_bytes(b"".join(LINES))
+    output = tmp_path / "out"
+    arguments = ["--output", output, "--format", output_format, "--long", "error"]
+    arguments += ["--input", tmp_path / "in"] if source == "file" else []
+    fine = Embedder(tiny_bundle).embed(["fine", "fine too"])
+
+    finished = edgekit("embed", tiny_bundle.path, *arguments, stdin=b"".join(LINES))
+
+    assert finished.code == 1
+    assert finished.err == (
+        f"error: 7 of 9 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
+    )
+    failed = [json.loads(line) for line in Path(f"{output}.failed.jsonl").read_text().splitlines()]
+    too_long = (8, "line 8 is longer than the 48 tokens that the model reads")
+    assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, ERRORS[5]]
+    if output_format == "npy":
+        vectors = np.load(output)
+        assert np.isnan(vectors).all(axis=1).tolist() == [False, *[True] * 6, False, True]
+        assert np.array_equal(vectors[[0, 7]], fine)
+    else:
+        content = output.read_text()
+        rows = json.loads(content) if output_format == "json" else [json.loads(line) for line in content.splitlines()]
+        assert [row.get("line") for row in rows] == [None, 2, 3, 4, 5, 6, None, None, 10]
+        assert [row["embedding"] is None for row in rows] == [False, *[True] * 6, False, True]
+        assert rows[6]["text"] == "word " * 300
+        assert rows[7]["half"] == "\ud800"
+        assert np.array_equal(np.array([rows[0]["embedding"], rows[7]["embedding"]], np.float32), fine)
+    assert names(tmp_path) == ["in", "out", "out.failed.jsonl"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "binary", "ubinary"])
+def test_a_record_that_fails_is_zeros_where_there_is_no_nan(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, dtype: str
+) -> None:
+    output = tmp_path / "out.npy"
+
+    finished = edgekit("embed", tiny_bundle.path, "--output", output, "--dtype", dtype, stdin=b"fine\n\xff\n")
+
+    vectors = np.load(output)
+    assert finished.code == 1
+    assert vectors[0].any()
+    assert not vectors[1].any()
+
+
+def test_an_output_without_failures_leaves_no_list_of_an_earlier_run(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npy"
+    assert edgekit("embed", tiny_bundle.path, "--output", output, stdin=b"fine\n\xff\n").code == 1
+
+    assert edgekit("embed", tiny_bundle.path, "--output", output, stdin=b"fine\n").code == 0
+
+    assert names(tmp_path) == ["out.npy"]
+
+
+def test_no_records_give_an_empty_output(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for output_format, content in [("jsonl", b""), ("json", b"[]\n")]:
+        edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out", "--format", output_format)
+        assert (tmp_path / "out").read_bytes() == content
+    edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out", "--format", "npy")
+    assert np.load(tmp_path / "out").shape == (0, 48)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
+    """Let embedding end with Killed after so many chunks; returns the sizes of those that were embedded."""
+    embedded: list[int] = []
+    real = Embedder.embed_with_report
+
+    def counted(self: Embedder, texts: Sequence[str], **options: object) -> Embeddings:
+        if len(embedded) == chunks:
+            raise Killed
+        if texts:
+            embedded.append(len(texts))
+        return real(self, texts, **options)
+
+    monkeypatch.setattr(Embedder, "embed_with_report", counted)
+    return embedded
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
+def test_what_was_done_is_not_done_again(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, output_format: str
+) -> None:
+    source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out"
+    arguments = ["embed", tiny_bundle.path, "--input", source, "--format", output_format, "--output"]
+    edgekit(*arguments, tmp_path / "whole")
+
+    with pytest.MonkeyPatch.context() as patch:
+        first = break_after(patch, 3)
+        with pytest.raises(Killed):
+            edgekit(*arguments, output)
+    assert not output.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        second = break_after(patch, 100)
+        finished = edgekit(*arguments, output)
+
+    assert first == [7, 8, 8]
+    assert sum(first) + sum(second) == 58, "every text but the two broken lines, once"
+    assert finished.code == 1
+    assert finished.err.startswith("note: 24 records were done before, and it goes on after them\n")
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.fixture
+def begun(
+    edgekit: Edgekit,
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    small_chunks: None,  # noqa: ARG001 - a fixture for its effect
+) -> list[object]:
+    """The command of a run that was killed after 24 records."""
+    write_corpus(tmp_path / "in", 60)
+    arguments = ["embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy"]
+    with pytest.MonkeyPatch.context() as patch:
+        break_after(patch, 3)
+        with pytest.raises(Killed):
+            edgekit(*arguments)
+    return arguments
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_it_says_that_it_can_go_on(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 60)
+    with pytest.MonkeyPatch.context() as patch:
+        real = Embedder.embed_with_report
+        calls: list[int] = []
+
+        def full(self: Embedder, texts: Sequence[str], **options: object) -> Embeddings:
+            calls.append(len(texts))
+            if len(calls) > 3:
+                raise OSError(28, "No space left on device")
+            return real(self, texts, **options)
+
+        patch.setattr(Embedder, "embed_with_report", full)
+        finished = edgekit("embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy")
+
+    assert finished.code == 1
+    assert finished.err == (
+        "note: 16 records are done; the same command goes on after them\n"
+        f"error: `{tmp_path / 'out.npy'}` cannot be written: No space left on device\n"
+    )
+
+
+@pytest.mark.parametrize("changed", ["a byte", "length", "options", "bundle"])
+def test_what_was_begun_with_something_else_is_not_continued(
+    edgekit: Edgekit, begun: list[object], tiny_bundle: Bundle, tmp_path: Path, changed: str
+) -> None:
+    source = tmp_path / "in"
+    content = source.read_bytes()
+    what = "another input"
+    if changed == "a byte":
+        source.write_bytes(content.replace(b"pump", b"Pump", 1))
+    elif changed == "length":
+        source.write_bytes(content + b"more\n")
+    elif changed == "options":
+        begun = [*begun, "--dim", 8]
+        what = "other options"
+    else:
+        shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+        manifest = tmp_path / "bundle" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"tiny-bert"', '"tiny-bird"'))
+        begun = ["embed", tmp_path / "bundle", *begun[2:]]
+        what = "another bundle"
+
+    finished = edgekit(*begun)
+
+    assert finished.code == 2
+    assert finished.err == (
+        f"error: `{tmp_path / 'out.npy'}` was begun with {what}, and 24 records of it are done\n\n"
+        "hint: run the command as it was then to go on, or add `--restart` to begin anew\n"
+    )
+    assert edgekit(*begun, "--restart").code == 1
+    whole = edgekit(*begun[:4], "--format", "npy", "--output", tmp_path / "whole", *begun[6:])
+    assert whole.code == 1
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_record_of_another_version_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
+    (tmp_path / ".out.npy.state").write_text('{"version": 2}')
+    assert "were done before" not in edgekit(*begun).err
+    assert len(np.load(tmp_path / "out.npy")) == 60
+
+
+def test_without_the_rows_the_record_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
+    (tmp_path / ".out.npy.partial").unlink()
+
+    assert "were done before" not in edgekit(*begun).err
+    assert len(np.load(tmp_path / "out.npy")) == 60
+    assert not np.isnan(np.load(tmp_path / "out.npy")[:7]).any()
+
+
+def test_a_run_killed_between_its_last_renames(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
+    (tmp_path / ".out.npy.failed.partial").rename(tmp_path / "out.npy.failed.jsonl")
+
+    assert "note: 24 records were done before" in edgekit(*begun).err
+    assert len((tmp_path / "out.npy.failed.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_second_process_is_refused(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
+    before = (tmp_path / ".out.npy.partial").read_bytes()
+    with (tmp_path / ".out.npy.partial").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for arguments in (begun, [*begun, "--restart"]):
+            finished = edgekit(*arguments)
+            assert finished.code == 1
+            assert finished.err == (
+                f"error: `{tmp_path / 'out.npy'}` is being written by another process\n\n"
+                "hint: wait for it, or choose another file with `--output`\n"
+            )
+    assert (tmp_path / ".out.npy.partial").read_bytes() == before
+
+
+def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the other process finishes between our opening of the hidden file and our lock on it."""
+    files = Files(tmp_path / "out")
+    real = fcntl.flock
+
+    def finish_first(file: object, operation: int) -> None:
+        if not files.target.exists():
+            files.partial.rename(files.target)
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", finish_first)
+    with locked(files) as file:
+        file.write(b"new")
+
+    assert files.target.read_bytes() == b""
+    assert files.partial.read_bytes() == b"new"
+
+
+RUN = "import sys, runtime.embedder as e, toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'edgekit'; c.main()"
+KILLS = 6
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "npy"])
+def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, output_format: str
+) -> None:
+    source, output = write_corpus(tmp_path / "in", 4000), tmp_path / "out"
+    arguments = ["embed", tiny_bundle.path, "--input", source, "--format", output_format, "--output"]
+    edgekit(*arguments, tmp_path / "whole")
+    command = [sys.executable, "-c", RUN, *map(str, arguments), str(output)]
+    choose = random.Random(11)
+    killed = resumed = 0
+    while killed < KILLS:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        hidden = tmp_path / ".out.partial"
+        before = hidden.stat().st_mtime_ns if hidden.exists() else None
+        while process.poll() is None and (not hidden.exists() or hidden.stat().st_mtime_ns == before):
+            time.sleep(0.002)
+        time.sleep(choose.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        shown = process.stderr.read()
+        process.stderr.close()
+        killed += process.wait() == -signal.SIGKILL
+        resumed += "were done before" in shown
+
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1, finished.stderr
+    assert resumed >= KILLS // 2
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+PEAK = """
+import sys, toolkit.cli as c
+code = c.exit_code_of(lambda: c.cli.main(sys.argv[1:], standalone_mode=False))
+print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of one process")
+def test_memory_does_not_grow_with_the_input(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Eight times as many records of 4 kB, 64 MB in all."""
+    line = json.dumps({"text": "the pump", "more": "x" * 4000}) + "\n"
+    peaks = []
+    for count in (2_000, 16_000):
+        (tmp_path / "in").write_text(line * count)
+        arguments = ["embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy"]
+        command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    assert np.load(tmp_path / "out.npy").shape == (16_000, 48)
+    assert peaks[1] - peaks[0] < 25, f"MiB: {peaks}"

@@ -1,0 +1,170 @@
+"""Any number of texts to a file: in bounded memory, past lines that hold no text, continued after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from runtime.batching import in_chunks
+from runtime.bundle import MANIFEST, flush, sha256_of
+from runtime.errors import EdgekitError, InputError, TextTooLongError
+from toolkit.job import Job
+from toolkit.notes import Notes
+from toolkit.progress import fresh_line
+from toolkit.resumable import Done, Files, HashedLines, done_before, locked, record
+from toolkit.texts import RecordReader, TextRecord
+from toolkit.writers import Record, output_errors, write_ranges, writer_for
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def embed_to_file(
+    job: Job, stream: BinaryIO, *, target: Path, restart: bool, progress: Callable[[int, int], None]
+) -> Done:
+    """Embed the texts of a stream into a file, which appears when all is done; returns how it went.
+
+    What was done before of a regular file is not done again, unless `restart`. `progress` is called with the bytes and
+    the records done since the last call. Raises OutputError when another process writes the same output, InputError
+    when it was begun with something else.
+    """
+    options = job.options
+    # No text at all: a prompt, a type or ranges that cannot be used end it before a file is touched.
+    nothing = job.embed([])
+    files = Files(target)
+    input_size = regular_size(stream)
+    bundle = sha256_of(job.embedder.bundle.path / MANIFEST)
+    lines = HashedLines(stream)
+    done = begun = Done(bundle=bundle, options=options, input_size=input_size or 0, input_format=options.input_format)
+    with output_errors(target, *files.hidden), locked(files) as file:
+        if input_size is not None and not restart:
+            done = done_before(files, begun, lines=lines)
+        if done is begun:
+            files.state.unlink(missing_ok=True)
+        else:
+            click.echo(f"{fresh_line()}note: {done.rows} records were done before, and it goes on after them", err=True)
+            progress(done.read, 0)
+        try:
+            with opened_at(files.failed_partial, done.failed_size) as failures:
+                file.truncate(done.output_size)
+                file.seek(done.output_size)
+                writer = writer_for(options.output_format, file, empty=nothing.vectors, rows=done.rows)
+                reader = RecordReader(lines, done.input_format, number=done.lines)
+                for chunk in chunks_of(reader):
+                    vectors, failed, notes = embed_chunk(job, chunk, notes=done.notes)
+                    writer.write(chunk, vectors, failed=failed)
+                    for index, error in failed.items():
+                        failures.write(failure(chunk[index], error))
+                    before = done
+                    done = replace(
+                        done,
+                        input_format=reader.format,
+                        read=lines.size,
+                        read_sha256=lines.hash.hexdigest(),
+                        lines=reader.number,
+                        rows=done.rows + len(chunk),
+                        output_size=file.tell(),
+                        failed=done.failed + len(failed),
+                        failed_size=failures.tell(),
+                        notes=notes,
+                    )
+                    if input_size is not None:
+                        record(files, done, file, failures)
+                    progress(done.read - before.read, len(chunk))
+                writer.close()
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            if input_size is None or done.rows == 0:
+                files.discard()
+            else:
+                click.echo(
+                    f"{fresh_line()}note: {done.rows} records are done; the same command goes on after them", err=True
+                )
+            raise
+        put_in_place(files, done, ranges=nothing.ranges)
+    return done
+
+
+def report(job: Job, done: Done, *, target: Path) -> None:
+    """Tell what is to tell about the texts; raises EdgekitError when some records failed."""
+    done.notes.print(done.rows, job.embedder.max_length)
+    if done.failed:
+        raise EdgekitError(
+            f"{done.failed} of {done.rows} records failed and have no vector",
+            hint=f"`{Files(target).failed}` says why, a line for each",
+        )
+
+
+def chunks_of(reader: RecordReader) -> Iterator[list[Record]]:
+    from runtime.embedder import CHUNK, CHUNK_CHARACTERS
+
+    return in_chunks(reader, CHUNK, size=lambda read: read.size, most=CHUNK_CHARACTERS)
+
+
+def embed_chunk(
+    job: Job, chunk: Sequence[Record], *, notes: Notes
+) -> tuple[NDArray[Any], dict[int, InputError], Notes]:
+    """A row for each record, those that failed by their place, and the notes with what is to tell of the others."""
+    import numpy as np
+
+    failed = {index: found.error for index, found in enumerate(chunk) if not isinstance(found, TextRecord)}
+    texts = {index: found for index, found in enumerate(chunk) if isinstance(found, TextRecord)}
+    try:
+        embeddings = job.embed([found.text for found in texts.values()])
+    except TextTooLongError as error:
+        for index in [list(texts)[place] for place in error.texts]:
+            failed[index] = job.too_long(texts.pop(index).where)
+        embeddings = job.embed([found.text for found in texts.values()])
+    good = list(texts.values())
+    notes = notes.with_texts(good, embeddings)
+    if not failed:
+        return embeddings.vectors, failed, notes
+    vectors = np.empty((len(chunk), embeddings.vectors.shape[1]), embeddings.vectors.dtype)
+    vectors[list(texts)] = embeddings.vectors
+    return vectors, dict(sorted(failed.items())), notes
+
+
+def failure(found: Record, error: InputError) -> bytes:
+    """A line of the list of failed records."""
+    line = int(found.where.removeprefix("line "))
+    return json.dumps({"line": line, "error": error.message}, ensure_ascii=False).encode() + b"\n"
+
+
+def opened_at(path: Path, size: int) -> BinaryIO:
+    """A file to be written on after its first `size` bytes, the rest of it cut off."""
+    file = path.open("ab")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def regular_size(stream: BinaryIO) -> int | None:
+    """The size of a regular file; None for what cannot be read again, such as a pipe."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, AttributeError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def put_in_place(files: Files, done: Done, *, ranges: NDArray[np.float32] | None) -> None:
+    """Make the hidden files the output and the list of failures, and forget that there was something to continue."""
+    if done.failed:
+        files.failed_partial.replace(files.failed)
+    else:
+        # What an earlier run left is not about this output.
+        files.failed.unlink(missing_ok=True)
+    if ranges is not None:
+        write_ranges(files.ranges, ranges)
+    files.partial.replace(files.target)
+    flush(files.target.parent)
+    files.discard()

@@ -1,0 +1,71 @@
+"""What to tell about the texts of a run when all is done: on stderr, bounded however many there were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.texts import TextRecord
+
+if TYPE_CHECKING:
+    from runtime.results import Embeddings
+
+SHOWN = 4
+"""Places named before the rest becomes `...`."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """How many texts something was true of, and where the first of them stood."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+
+    def __add__(self, where: Iterable[str]) -> Places:
+        found = tuple(where)
+        return Places(self.count + len(found), (self.first + found)[:SHOWN])
+
+    def __str__(self) -> str:
+        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Texts that were cut, long ones that were read in chunks, and texts of nothing."""
+
+    cut: Places = Places()
+    split: Places = Places()
+    empty: Places = Places()
+
+    def with_texts(self, records: Sequence[TextRecord], embeddings: Embeddings) -> Notes:
+        """These notes and those on more texts."""
+        return Notes(
+            cut=self.cut + (records[index].where for index in embeddings.truncated),
+            split=self.split + (records[index].where for index in embeddings.split),
+            empty=self.empty + (record.where for record in records if not record.text.strip()),
+        )
+
+    def print(self, total: int, max_length: int) -> None:
+        """Warn of what a person should know about `total` texts."""
+        from runtime.embedder import truncation_message
+
+        if self.cut.count:
+            message = truncation_message(self.cut.count, total, max_length)
+            click.echo(f"warning: {message} ({self.cut})", err=True)
+        if self.split.count:
+            verb = "was" if self.split.count == 1 else "were"
+            click.echo(
+                f"note: {self.split.count} of {total} texts {verb} longer than {max_length} tokens and read in chunks "
+                f"({self.split})",
+                err=True,
+            )
+        if self.empty.count:
+            verb = "is" if self.empty.count == 1 else "are"
+            click.echo(
+                f"warning: {self.empty.count} of {total} texts {verb} empty, and the vector of an empty text means "
+                f"nothing ({self.empty})",
+                err=True,
+            )
