@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.batching import batches, in_chunks, run_all
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.cores import Cores, find_cores
+from runtime.dense import Dense
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.manifest import Kind, Provider
 from runtime.pooling import pool
@@ -90,6 +91,7 @@ class Embedder:
         self.cores = find_cores()
         self.workers = workers or self.cores.usable
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
+        self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
         self.session = shared_session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
 
     def embed(
@@ -275,6 +277,7 @@ class Embedder:
             dim=width,
             dtype=stored,
             ranges=ranges,
+            dense=self.dense,
             long=choice(LongTexts, long, "long"),
             batch_tokens=batch_tokens,
             normalize=self.facts.normalize,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.dense import Dense
 from runtime.pooling import normalize, pool_chunks, shorten
 from runtime.tokenizer import LongTexts, TokenizedText
 from runtime.vectors import STORED, VectorType, convert, stored_width
@@ -52,10 +53,13 @@ class Recipe:
     ranges: NDArray[np.float32] | None
     long: LongTexts
     batch_tokens: int
+    dense: tuple[Dense, ...]
     normalize: bool
 
     def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
-        """Pooled vectors (texts, dimension), shortened, normalized and stored as was asked."""
+        """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized and stored as asked."""
+        for layer in self.dense:
+            pooled = layer.apply(pooled)
         if self.dim < pooled.shape[1]:
             pooled = shorten(pooled, self.dim)
         if self.normalize:

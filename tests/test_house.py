@@ -20,12 +20,12 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay embedder results batching cores vectors tokenizer session pooling bundle manifest records telemetry "
-        "errors version"
+        "replay embedder results batching cores vectors tokenizer session dense pooling bundle manifest records "
+        "telemetry errors version"
     ),
     "exporters": (
-        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize attention graph nodes dense facts sources "
-        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
+        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize attention graph nodes dense facts "
+        "sources checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
         "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "

@@ -75,8 +75,8 @@ def test_an_activation_that_is_not_known(with_dense: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         dense_layers(find_checkpoint(str(with_dense)), 48)
     assert caught.value.message == (
-        "`tiny-bert` has a module `Dense` with the activation `torch.nn.modules.activation.GELU`, which edgekit does not "
-        "know"
+        "`tiny-bert` has a module `Dense` with the activation `torch.nn.modules.activation.GELU`, which edgekit does "
+        "not know"
     )
     assert caught.value.exit_code == 10
 
@@ -109,6 +109,7 @@ def test_a_bundle_whose_layer_is_damaged(with_dense: Path, tmp_path: Path) -> No
     np.savez(bundle.path / "dense-0.npz", weight=np.zeros((48, 20), np.float32), bias=np.zeros(3, np.float32))
     with pytest.raises(BundleError, match="holds arrays that do not fit each other"):
         Embedder(bundle)
-    np.save(bundle.path / "dense-0.npz", np.array([{}], dtype=object), allow_pickle=True)
+    with (bundle.path / "dense-0.npz").open("wb") as file:
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(BundleError, match="does not hold the arrays"):
         Embedder(bundle)
