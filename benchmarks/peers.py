@@ -1,7 +1,8 @@
-"""The peers' environment, and edgekit's model in the form in which fastembed reads it.
+"""The peers' environment, and edgekit's model in the forms in which the peers read it.
 
-`python -m benchmarks.peers FOLDER` writes that form. What this module imports at its top is light on purpose: a process
-inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay small.
+`python -m benchmarks.peers FOLDER` writes fastembed's, from which the others are made. What this module imports at its
+top is light on purpose: a process inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay
+small.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MODEL = "all-MiniLM-L6-v2"
 FASTEMBED_MODEL = f"sentence-transformers/{MODEL}"
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int8"
 PEERS = REPOSITORY / ".venv-peers"
+CACHE = REPOSITORY / ".cache" / "peers"
+CALIBRATION = REPOSITORY / "exporters" / "data" / "calibration.txt"
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 
@@ -50,9 +53,37 @@ def version_in(python: Path, distribution: str) -> str:
 
 def fastembed_folder() -> Path:
     """The folder for fastembed's `specific_model_path`, made when it is not there yet."""
-    folder = REPOSITORY / ".cache" / "peers" / f"{MODEL}-optimum-{version('optimum')}"
+    folder = CACHE / f"{MODEL}-optimum-{version('optimum')}"
     if not folder.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.peers", str(folder)], cwd=REPOSITORY, check=True)
+    return folder
+
+
+def sentence_transformers_onnx_folder(checkpoint: Path) -> Path:
+    """The checkpoint with the same graph where sentence-transformers' onnx backend looks for it."""
+    folder = CACHE / f"{MODEL}-sentence-transformers-onnx-optimum-{version('optimum')}"
+    if not folder.exists():
+        graph = fastembed_folder() / "model.onnx"
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".writing-") as scratch:
+            written = Path(scratch) / "model"
+            shutil.copytree(checkpoint, written, ignore=shutil.ignore_patterns("*.safetensors", "onnx"))
+            (written / "onnx").mkdir()
+            shutil.copyfile(graph, written / "onnx" / "model.onnx")
+            os.replace(written, folder)
+    return folder
+
+
+def openvino_folder(python: Path) -> Path:
+    """The same graph in OpenVINO's int8, quantized in the peers' environment when it is not there yet."""
+    versions = f"openvino-{version_in(python, 'openvino')}-nncf-{version_in(python, 'nncf')}"
+    folder = CACHE / f"{MODEL}-{versions}"
+    if not folder.exists():
+        source = fastembed_folder()
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".writing-") as scratch:
+            written = Path(scratch) / "model"
+            command = [str(python), "-m", "benchmarks.openvino_int8", str(source), str(CALIBRATION), str(written)]
+            subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
+            os.replace(written, folder)
     return folder
 
 
