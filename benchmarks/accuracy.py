@@ -23,6 +23,8 @@ PASSAGES = REPOSITORY / "docs" / "examples" / "passages.jsonl"
 QUESTIONS = Path(__file__).with_name("data") / "questions.jsonl"
 SENTENCES = 2000
 NEAREST = 10
+PASSAGE_WORDS = 60
+"""About the length of the demo's passages: a search must not tell the others by their length."""
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[list[str]], Vectors]
@@ -59,8 +61,8 @@ def question_set() -> Retrieval:
     lines = [json.loads(line) for line in PASSAGES.read_text(encoding="utf-8").splitlines()]
     index = {line["id"]: number for number, line in enumerate(lines)}
     passages = [f"{line['title']}. {line['text']}" for line in lines]
-    # Distractors cost nothing in fairness when they are calibration texts: no question is answered by one.
-    passages += [*held_out_passages(), *calibration_texts().texts, *probe_texts().texts]
+    # Calibration texts may stand here: no question is answered by one.
+    passages += [*held_out_passages(PASSAGE_WORDS), *calibration_texts().texts, *probe_texts().texts]
     questions = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     answers = np.array([index[question["passage"]] for question in questions])
     return Retrieval([question["question"] for question in questions], passages, answers)

@@ -7,6 +7,7 @@ small.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ FASTEMBED_MODEL = f"sentence-transformers/{MODEL}"
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int8"
 PEERS = REPOSITORY / ".venv-peers"
 CACHE = REPOSITORY / ".cache" / "peers"
+OPENVINO_RECIPE = Path(__file__).with_name("openvino_int8.py")
 CALIBRATION = REPOSITORY / "exporters" / "data" / "calibration.txt"
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
@@ -75,8 +77,9 @@ def sentence_transformers_onnx_folder(checkpoint: Path) -> Path:
 
 def openvino_folder(python: Path) -> Path:
     """The same graph in OpenVINO's int8, quantized in the peers' environment when it is not there yet."""
+    recipe = hashlib.sha256(CALIBRATION.read_bytes() + OPENVINO_RECIPE.read_bytes()).hexdigest()[:8]
     versions = f"openvino-{version_in(python, 'openvino')}-nncf-{version_in(python, 'nncf')}"
-    folder = CACHE / f"{MODEL}-{versions}"
+    folder = CACHE / f"{MODEL}-{versions}-{recipe}"
     if not folder.exists():
         source = fastembed_folder()
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=".writing-") as scratch:

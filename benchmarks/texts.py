@@ -65,9 +65,9 @@ def held_out_sentences(count: int) -> list[str]:
     return sample(Random(SEED), sentences_of(read_lines(CORPUS)), count)
 
 
-def held_out_passages() -> list[str]:
-    """All texts of the corpus that have at most 250 words, no two alike."""
-    return unique(read_lines(CORPUS))
+def held_out_passages(words: int) -> list[str]:
+    """The beginnings of all texts of the corpus, of at most this many words, no two alike."""
+    return unique(" ".join(document.split()[:words]) for document in read_lines(CORPUS))
 
 
 def queries(count: int) -> list[str]:
