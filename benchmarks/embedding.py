@@ -28,6 +28,7 @@ from benchmarks.peers import (
     fastembed_folder,
     openvino_folder,
     peers_python,
+    sentence_transformers_int8_folder,
     sentence_transformers_onnx_folder,
     version_in,
 )
@@ -158,6 +159,8 @@ def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contes
     found.append(Contestant(f"{name} torch fp32", System.SENTENCE_TRANSFORMERS, checkpoint))
     folder = sentence_transformers_onnx_folder(checkpoint)
     found.append(Contestant(f"{name} onnx fp32", System.SENTENCE_TRANSFORMERS_ONNX, folder))
+    folder = sentence_transformers_int8_folder(checkpoint)
+    found.append(Contestant(f"{name} onnx int8", System.SENTENCE_TRANSFORMERS_ONNX, folder))
     name = f"fastembed {version_in(python, 'fastembed')} fp32"
     found.append(Contestant(name, System.FASTEMBED, fastembed_folder(), python))
     if options.fastembed_batch is not None:

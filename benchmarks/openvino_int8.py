@@ -120,7 +120,6 @@ def quantize(source: Path, calibration: Path, target: Path) -> None:
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
         ),
     )
-    target.mkdir(parents=True)
     openvino.save_model(with_pooling(quantized), target / "model.xml", compress_to_fp16=False)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, target / name)

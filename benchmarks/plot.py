@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 860, 480
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 50, 60
@@ -49,7 +49,9 @@ def axis_of(low: float, high: float, first: float, last: float) -> Axis:
     rough = (high - low or 1.0) / 6
     power = 10.0 ** floor(log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return Axis(floor(low / step) * step, -floor(-high / step) * step, first, last, step)
+    # Rounded first, so that 1.0 / 0.002 is 500 and not a little more.
+    begin, end = floor(round(low / step, 6)), ceil(round(high / step, 6))
+    return Axis(begin * step, max(end, begin + 1) * step, first, last, step)
 
 
 def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> str:
@@ -69,7 +71,8 @@ def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> 
     for mark in up.marks():
         y = up.place(mark)
         parts += [line(LEFT, y, WIDTH - RIGHT, y), text(LEFT - 8, y + 4, f"{mark:.5g}", "end")]
-    taken: list[tuple[float, float, float]] = []
+    # Where no label may stand: a line of text, from here to there. At first only the points themselves.
+    taken = [(up.place(point.y) + 4, across.place(point.x) - 6, across.place(point.x) + 6) for point in points]
     for point in sorted(points, key=lambda point: -point.x):
         x, y = across.place(point.x), up.place(point.y)
         to_left = x + 10 + LETTER * len(point.name) > WIDTH - RIGHT
