@@ -7,6 +7,7 @@ It runs in the peers' environment, and so imports nothing of edgekit.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from tokenizers import Tokenizer
 Inputs = dict[str, NDArray[np.int64]]
 Vectors = NDArray[np.float32]
 
-STREAMS = 2
+STREAMS = os.cpu_count() or 1
+"""Batches that run at once, one for each core, as many as edgekit has workers."""
 BATCH_TOKENS = 512
 """Tokens in one batch, padding included; `benchmarks.embedding` looks for the best number and passes it."""
 SMOOTHING = 0.85
