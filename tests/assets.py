@@ -11,14 +11,19 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from benchmarks.texts import CORPUS, corpus_path
+from benchmarks.texts import CORPUS, JUDGED, JUDGEMENTS, text_path
 from exporters.catalog import find_model
 from exporters.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
 
 MODEL = "all-MiniLM-L6-v2"
-# gensim ships the corpus for its own tests.
-CORPUS_SHA256 = "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb"
-CORPUS_REQUIREMENT = "gensim==4.4.0"
+# gensim ships these for its own tests.
+TEXTS_REQUIREMENT = "gensim==4.4.0"
+TEXTS_FOLDER = "gensim/test/test_data"
+TEXTS = {
+    CORPUS: "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
+    JUDGED: "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
+    JUDGEMENTS: "23762bc6b728897144dda3d324a2c032dc1e059e1009806226d64b6dd123ed79",
+}
 
 
 # What an export runs with is installed beside transformers; the other generations get folders of their own.
@@ -48,14 +53,16 @@ def fetch() -> None:
             subprocess.run([*command, "--target", str(partial), f"huggingface_hub=={version}"], check=True)
             partial.rename(folder)
     fetch_checkpoint(find_model(MODEL), offline=False)
-    target = corpus_path()
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            archive = download_wheel(CORPUS_REQUIREMENT, Path(scratch))
-            with zipfile.ZipFile(archive) as content:
-                target.write_bytes(content.read(f"gensim/test/test_data/{CORPUS}"))
-    check_sha256(target, CORPUS_SHA256, hint=f"remove `{target}` and run this again")
+    if not all(text_path(name).exists() for name in TEXTS):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            zipfile.ZipFile(download_wheel(TEXTS_REQUIREMENT, Path(scratch))) as content,
+        ):
+            for name in TEXTS:
+                text_path(name).parent.mkdir(parents=True, exist_ok=True)
+                text_path(name).write_bytes(content.read(f"{TEXTS_FOLDER}/{name}"))
+    for name, sha256 in TEXTS.items():
+        check_sha256(text_path(name), sha256, hint=f"remove `{text_path(name)}` and run this again")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Memory while edgekit embeds many texts of very different length: its peak, and whether it grows. Linux only."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers import BUNDLE, MODEL, edgekit_name
+from benchmarks.table import print_table
+from benchmarks.texts import texts_of_any_length
+from runtime import Embedder
+
+FEWEST_WORDS, MOST_WORDS = 3, 500
+CHUNK = 1024
+"""Texts handed over at once."""
+MEBIBYTE = 2**20
+STATUS = Path("/proc/self/status")
+PEAK_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The memory of this process after some texts."""
+
+    texts: int
+    resident: int
+    """In bytes."""
+
+
+def resident_bytes() -> int:
+    """What of this process lies in memory now."""
+    return status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The most that has lain in memory since `forget_peak`."""
+    return status_bytes("VmHWM")
+
+
+def status_bytes(field: str) -> int:
+    line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Start the peak anew at what lies in memory now: loading takes more for a moment than what stays."""
+    PEAK_RESET.write_text("5", encoding="ascii")
+
+
+def embed_all(embedder: Embedder, texts: Iterable[str]) -> Iterator[Sample]:
+    """Embed texts chunk by chunk, keep nothing, and report the memory after each chunk."""
+    done = 0
+    for chunk in chunks(texts):
+        vectors = embedder.embed_with_report(chunk).vectors
+        done += len(vectors)
+        del vectors
+        yield Sample(done, resident_bytes())
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    texts = iter(texts)
+    while chunk := list(islice(texts, CHUNK)):
+        yield chunk
+
+
+def slope(samples: Sequence[Sample]) -> float:
+    """How fast memory grows in a line fitted through the samples: bytes a text."""
+    if len(samples) < 2:
+        raise SystemExit(f"too few texts to tell a slope\n\nhint: take at least {4 * CHUNK:,}")
+    counts = np.array([sample.texts for sample in samples], np.float64)
+    resident = np.array([sample.resident for sample in samples], np.float64)
+    return float(np.polyfit(counts, resident, 1)[0])
+
+
+def quarters(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples after each quarter of the way."""
+    return [samples[len(samples) * part // 4 - 1] for part in range(1, 5)] if len(samples) >= 4 else []
+
+
+def mebibytes(size: float) -> str:
+    return f"{size / MEBIBYTE:.1f}"
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument("--texts", type=int, default=100_000, help="for the peak and the slope")
+    parser.add_argument("--passes", type=int, default=10, help="over one smaller set, after the first")
+    parser.add_argument("--texts-of-pass", type=int, default=2 * CHUNK)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    if not os.access(PEAK_RESET, os.W_OK):
+        raise SystemExit(f"`{PEAK_RESET}` cannot be written here, and the peak is read with it")
+    name = edgekit_name(options.bundle)
+    # The corpus is read once before anything counts, so that what it takes is not taken for the model's.
+    for _ in texts_of_any_length(1, FEWEST_WORDS, MOST_WORDS):
+        pass
+    before = resident_bytes()
+    embedder = Embedder(options.bundle)
+    loaded = resident_bytes()
+    forget_peak()
+    start = time.perf_counter()
+    samples = list(embed_all(embedder, texts_of_any_length(options.texts, FEWEST_WORDS, MOST_WORDS)))
+    seconds = time.perf_counter() - start
+    peak = peak_bytes()
+    growth = slope(samples[len(samples) // 2 :])
+    passes = []
+    for _ in range(options.passes):
+        *_, last = embed_all(embedder, texts_of_any_length(options.texts_of_pass, FEWEST_WORDS, MOST_WORDS))
+        passes.append(last.resident)
+    print_table(
+        f"{name}, {MODEL}: {options.texts:,} texts of {FEWEST_WORDS} to {MOST_WORDS} words in {seconds:.0f} s, "
+        f"{embedder.workers} workers, chunks of {CHUNK:,}",
+        ["memory", "MiB"],
+        [
+            ["loading the bundle adds", mebibytes(loaded - before)],
+            ["resident once loaded", mebibytes(loaded)],
+            *([f"after {sample.texts:,} texts", mebibytes(sample.resident)] for sample in quarters(samples)),
+            ["peak while embedding, above what was loaded", mebibytes(peak - loaded)],
+            ["growth over the last half, for 10,000 texts", mebibytes(growth * 10_000)],
+            [f"growth from pass 1 to pass {options.passes}", mebibytes(passes[-1] - passes[0])],
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
