@@ -57,7 +57,7 @@ class Recipe:
     normalize: bool
 
     def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
-        """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized and stored as asked."""
+        """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized, stored as asked."""
         for layer in self.dense:
             pooled = layer.apply(pooled)
         if self.dim < pooled.shape[1]:
