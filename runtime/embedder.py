@@ -19,7 +19,7 @@ from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.manifest import Kind, Provider
 from runtime.pooling import pool
 from runtime.records import choice
-from runtime.results import Embeddings, Piece, Recipe, Results
+from runtime.results import Embeddings, Piece, Request, Results
 from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
 from runtime.tokenizer import LongTexts, TokenizedText, Tokenizer
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
@@ -109,10 +109,10 @@ class Embedder:
 
         A text that is cut is told with a TruncationWarning.
         """
-        recipe = self.recipe(
+        request = self.checked_request(
             self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return self.warned(self.run(texts, recipe))
+        return self.warned(self.run(texts, request))
 
     def embed_query(
         self,
@@ -132,8 +132,8 @@ class Embedder:
                 f"`query` must be one string, not {type(query).__name__}",
                 hint="embed several with `embed(queries, prompt=...)`",
             )
-        recipe = self.recipe(self.first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long)
-        return np.asarray(self.warned(self.run([query], recipe))[0])
+        request = self.checked_request(self.first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long)
+        return np.asarray(self.warned(self.run([query], request))[0])
 
     def embed_passages(
         self,
@@ -150,7 +150,7 @@ class Embedder:
         The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
         `encode_document` means the same, but gives every model an empty `document` that hides the other two.
         """
-        recipe = self.recipe(
+        request = self.checked_request(
             self.first_prompt(PASSAGE_PROMPTS),
             dim=dim,
             dtype=dtype,
@@ -158,7 +158,7 @@ class Embedder:
             long=long,
             batch_tokens=batch_tokens,
         )
-        return self.warned(self.run(passages, recipe))
+        return self.warned(self.run(passages, request))
 
     def embed_with_report(
         self,
@@ -177,10 +177,10 @@ class Embedder:
         `progress` is called after each batch with the number of texts, or chunks of long ones, in it, from the thread
         that ran it.
         """
-        recipe = self.recipe(
+        request = self.checked_request(
             self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return self.run(texts, recipe, progress=progress)
+        return self.run(texts, request, progress=progress)
 
     def stream(
         self,
@@ -203,10 +203,10 @@ class Embedder:
             raise one_string("stream")
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        recipe = self.recipe(
+        request = self.checked_request(
             self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return (self.run(some, recipe) for some in in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS))
+        return (self.run(some, request) for some in in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS))
 
     def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
@@ -250,7 +250,7 @@ class Embedder:
         """The first prompt of these names that is not empty."""
         return next((prompt for name in names if (prompt := self.facts.prompts.get(name))), "")
 
-    def recipe(
+    def checked_request(
         self,
         prefix: str,
         *,
@@ -259,7 +259,7 @@ class Embedder:
         ranges: NDArray[np.float32] | None,
         long: LongTexts | str,
         batch_tokens: int = BATCH_TOKENS,
-    ) -> Recipe:
+    ) -> Request:
         """Check the options of a call; raises InputError for the first that cannot be used."""
         if batch_tokens < 1:
             raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
@@ -272,7 +272,7 @@ class Embedder:
             ranges = checked_ranges(default if ranges is None else ranges, width)
         elif ranges is not None:
             raise InputError(f"`ranges` are for int8, and `dtype` is {stored.value}")
-        return Recipe(
+        return Request(
             prefix=prefix,
             dim=width,
             dtype=stored,
@@ -283,10 +283,12 @@ class Embedder:
             normalize=self.facts.normalize,
         )
 
-    def run(self, texts: Sequence[str], recipe: Recipe, *, progress: Callable[[int], None] | None = None) -> Embeddings:
+    def run(
+        self, texts: Sequence[str], request: Request, *, progress: Callable[[int], None] | None = None
+    ) -> Embeddings:
         if isinstance(texts, str):
             raise one_string("embed")
-        results = Results(len(texts), recipe)
+        results = Results(len(texts), request)
 
         def run(batch: list[Piece]) -> None:
             ids = batch[0].ids[np.newaxis] if len(batch) == 1 else np.stack([piece.ids for piece in batch])
@@ -294,10 +296,10 @@ class Embedder:
             if progress is not None:
                 progress(len(batch))
 
-        tokenized = self.tokenizer.tokenize(texts, prefix=recipe.prefix, long=recipe.long)
-        if recipe.long is LongTexts.ERROR:
+        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long)
+        if request.long is LongTexts.ERROR:
             self.refuse_long(tokenized)
-        run_all(run, batches(results.pieces(tokenized), recipe.batch_tokens, length=length), self.workers)
+        run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
     def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:

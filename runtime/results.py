@@ -44,7 +44,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Request:
     """The options of a call, checked: how its texts are read and its vectors finished."""
 
     prefix: str
@@ -78,9 +78,9 @@ class Piece(NamedTuple):
 class Results:
     """What comes in while a call runs; `take` may be called from several threads, since each writes its own rows."""
 
-    def __init__(self, count: int, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.vectors = np.empty((count, stored_width(recipe.dim, recipe.dtype)), STORED[recipe.dtype])
+    def __init__(self, count: int, request: Request) -> None:
+        self.request = request
+        self.vectors = np.empty((count, stored_width(request.dim, request.dtype)), STORED[request.dtype])
         self.tokens, self.dropped, self.chunks = np.zeros((3, count), np.int64)
         self.over_budget = 0
         self.long: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
@@ -95,32 +95,32 @@ class Results:
             if len(text.chunks) > 1:
                 self.long[index] = [(len(ids), np.empty(0, np.float32)) for ids in text.chunks]
             for number, ids in enumerate(text.chunks):
-                self.over_budget += len(ids) > self.recipe.batch_tokens
+                self.over_budget += len(ids) > self.request.batch_tokens
                 yield Piece(index, number, ids)
 
     def take(self, batch: Sequence[Piece], pooled: NDArray[np.float32]) -> None:
         """Keep the pooled vectors (pieces, dimension) of a batch."""
         if not any(piece.text in self.long for piece in batch):
-            self.vectors[[piece.text for piece in batch]] = self.recipe.finish(pooled)
+            self.vectors[[piece.text for piece in batch]] = self.request.finish(pooled)
             return
         for row, piece in enumerate(batch):
             if piece.text in self.long:
                 # A copy, so that the whole batch is not kept for one row of it.
                 self.long[piece.text][piece.chunk] = (len(piece.ids), pooled[row].copy())
             else:
-                self.vectors[piece.text] = self.recipe.finish(pooled[row : row + 1])[0]
+                self.vectors[piece.text] = self.request.finish(pooled[row : row + 1])[0]
 
     def embeddings(self) -> Embeddings:
         """All of them, when everything has run."""
         for index, chunks in self.long.items():
             tokens, vectors = zip(*chunks, strict=True)
             pooled = pool_chunks(np.stack(vectors), np.array(tokens))
-            self.vectors[index] = self.recipe.finish(pooled[np.newaxis])[0]
+            self.vectors[index] = self.request.finish(pooled[np.newaxis])[0]
         return Embeddings(
             vectors=self.vectors,
             tokens=self.tokens,
             dropped=self.dropped,
             chunks=self.chunks,
             over_budget=self.over_budget,
-            ranges=self.recipe.ranges,
+            ranges=self.request.ranges,
         )
