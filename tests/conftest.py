@@ -175,6 +175,12 @@ def tiny_checkpoint(tiny_checkpoint_base: Path, tmp_path: Path) -> Path:
     return target
 
 
+def edit_config(folder: Path, **changes: object) -> None:
+    """Change the config.json of a checkpoint, or of one of its modules."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that ran to its end."""

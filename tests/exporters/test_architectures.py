@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,12 +7,7 @@ import pytest
 from exporters.architectures import architecture_of, check_architecture
 from exporters.sources import find_checkpoint
 from runtime import UnsupportedModelError
-from tests.conftest import TINY_CONFIGS
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+from tests.conftest import TINY_CONFIGS, edit_config
 
 
 def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from exporters.sources import Origin, find_checkpoint
 from runtime import CheckpointError, EdgekitError, UnsupportedModelError
+from tests.conftest import edit_config
 
 
 def refusal(folder: Path, error: type[EdgekitError] = CheckpointError) -> EdgekitError:
@@ -15,11 +16,6 @@ def refusal(folder: Path, error: type[EdgekitError] = CheckpointError) -> Edgeki
         find_checkpoint(str(folder))
     assert type(caught.value) is error
     return caught.value
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def test_a_folder_is_described(tiny_checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ from exporters import export
 from exporters.dense import dense_layers
 from exporters.sources import find_checkpoint
 from runtime import BundleError, CheckpointError, Embedder, Precision, UnsupportedModelError
+from tests.conftest import edit_config
 
 TEXTS = ["a", "The pump runs dry.", "Zwei Sätze. Noch einer!"]
 
@@ -64,13 +65,8 @@ def with_dense(tiny_checkpoint: Path) -> Path:
     return tiny_checkpoint
 
 
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "2_Dense" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_an_activation_that_is_not_known(with_dense: Path) -> None:
-    edit_config(with_dense, activation_function="torch.nn.modules.activation.GELU")
+    edit_config(with_dense / "2_Dense", activation_function="torch.nn.modules.activation.GELU")
 
     with pytest.raises(UnsupportedModelError) as caught:
         dense_layers(find_checkpoint(str(with_dense)), 48)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +9,7 @@ from safetensors.numpy import load_file, save_file
 from exporters.encoder import load_model, rebuild, trace
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, UnsupportedModelError
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+from tests.conftest import edit_config
 
 
 def test_weights_that_are_missing_are_not_made_up(tiny_checkpoint: Path) -> None:

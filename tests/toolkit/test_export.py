@@ -22,7 +22,7 @@ def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoin
     assert stages[0] == "import torch, transformers and Optimum"
     assert stages[1] == "find the checkpoint"
     assert stages[-1] == "write the bundle"
-    assert len(stages) == 7
+    assert len(stages) == 8
     assert "tiny-bert, int8" in lines
     assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
     assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
