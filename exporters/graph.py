@@ -78,8 +78,9 @@ def assume_whole_texts(graph: ir.Graph) -> None:
     if positions is not None and positions.uses():
         tokens = token_count(graph)
         zero, one = constant(graph, "zero", np.array(0, np.int64)), constant(graph, "one_int64", np.array(1, np.int64))
-        numbers = insert(after(tokens), "Range", [zero, tokens, one])
-        replace(positions, insert(after(numbers), "Unsqueeze", [numbers, constant(graph, "axis_0", np.array([0]))]))
+        following = after(tokens)
+        numbers = insert(following, "Range", [zero, tokens, one])
+        replace(positions, insert(following, "Unsqueeze", [numbers, constant(graph, "axis_0", np.array([0]))]))
 
 
 def after(value: ir.Value) -> ir.Node:
@@ -156,8 +157,9 @@ def rows_at_products(graph: ir.Graph) -> None:
         width = constant(graph, f"width_{outputs}", np.array([outputs], np.int64))
         output = linear.output
         output.shape = None
-        shape = insert(after(output), "Concat", [batch_and_length(graph), width], {"axis": 0})
-        unflat = insert(after(shape), "Reshape", [output, shape])
+        following = after(output)
+        shape = insert(following, "Concat", [batch_and_length(graph), width], {"axis": 0})
+        unflat = insert(following, "Reshape", [output, shape])
         replace(output, unflat)
         required(unflat.producer()).replace_input_with(0, output)
 
