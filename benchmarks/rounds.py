@@ -19,13 +19,17 @@ QUIET = 0.1
 
 
 def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[list[Measured]]:
-    """Call all in turn, round by round, and return what each gave; a first round warms up and is not counted."""
+    """Call all in turn, round by round, and return what each gave; a first round warms up and is not counted.
+
+    Every other round goes backwards, so that none always follows the same one.
+    """
     for run in runs:
         run()
     measured: list[list[Measured]] = [[] for _ in runs]
     busy = []
-    for _ in range(repeats):
-        for run, figures in zip(runs, measured, strict=True):
+    for repeat in range(repeats):
+        turns = list(zip(runs, measured, strict=True))
+        for run, figures in turns if repeat % 2 == 0 else reversed(turns):
             before = busy_seconds()
             time.sleep(PAUSE)
             busy.append((busy_seconds() - before) / PAUSE)

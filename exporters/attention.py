@@ -13,14 +13,15 @@ from exporters.nodes import (
     ORT_DOMAIN,
     Linear,
     array_of,
-    batch_and_length,
     constant,
     insert,
     insert_node,
+    length_and_batch,
     linear_before,
     only_user,
     replace,
     required,
+    rows_of,
     token_count,
 )
 
@@ -47,7 +48,7 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Queries, keys and values, each (1, batch, heads, tokens, width of a head), and the scale of their products."""
+    """Queries, keys and values, each (tokens, batch, heads, width of a head), and the scale of their products."""
 
     query: ir.Value
     key: ir.Value
@@ -69,7 +70,10 @@ class Distances:
 
 
 def merge_attention(graph: ir.Graph, heads: int, *, slopes: Sequence[float] | None = None) -> int:
-    """Compute query, key and value in one product and split them by one Transpose; returns how many layers it did.
+    """Compute query, key and value in one product, and heads without copying them; returns how many layers it did.
+
+    The attention that it puts in reads and gives rows of tokens, the first tokens of all texts first, so that the
+    product over a head finds its rows at a constant distance: `run_on_rows` must follow.
 
     `heads` is the number of attention heads, keys and values having as many as queries. The attention mask goes where
     the graph is made for batches without padding: it would add zeros, at a fifth of the time of the whole.
@@ -86,41 +90,51 @@ def merge_attention(graph: ir.Graph, heads: int, *, slopes: Sequence[float] | No
 
 
 def attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: Distances | None) -> ir.Value:
-    """Insert the merged attention before the traced one; returns the context, (batch, tokens, width)."""
+    """Insert the merged attention before the traced one; returns the context, (tokens * batch, width)."""
     parts = (match.query, match.key, match.value)
     width = match.query.weight.shape[1]
     before = match.softmax
-    batch = batch_and_length(graph)
     weight = constant(graph, f"{match.query.name}_qkv", np.concatenate([part.weight for part in parts], axis=1))
     bias = constant(graph, f"{match.query.name}_qkv_bias", np.concatenate([part.bias for part in parts]))
-    split = constant(graph, "split_heads", np.array([3, heads, width // heads], np.int64))
-    merged = constant(graph, "merged_heads", np.array([width], np.int64))
 
     qkv = insert(before, "Add", [insert(before, "MatMul", [match.query.input, weight]), bias])
-    qkv = insert(before, "Reshape", [qkv, insert(before, "Concat", [batch, split], {"axis": 0})])
-    qkv = insert(before, "Transpose", [qkv], {"perm": [2, 0, 3, 1, 4]})
-    query, key, value = insert_node(
-        before, ir.node("Split", [qkv], {"axis": 0, "num_outputs": 3}, num_outputs=3)
-    ).outputs
-    apart = Heads(query, key, value, match.scale)
+    apart = insert_node(before, ir.node("Split", [qkv], {"axis": -1, "num_outputs": 3}, num_outputs=3)).outputs
+    shape = heads_shape(graph, heads, width // heads)
+    query, key, value = (insert(before, "Reshape", [part, shape]) for part in apart)
+    split_up = Heads(query, key, value, match.scale)
     if distances is None:
-        for node in attend(apart, match.added):
+        for node in attend(split_up, match.added):
             insert_node(before, node)
         context = node.outputs[0]
     else:
-        context = insert_node(before, attend_with_distances(graph, apart, distances, match.query.name)).outputs[0]
-    context = insert(before, "Transpose", [context], {"perm": [0, 1, 3, 2, 4]})
-    return insert(before, "Reshape", [context, insert(before, "Concat", [batch, merged], {"axis": 0})])
+        context = insert_node(before, attend_with_distances(graph, split_up, distances, match.query.name)).outputs[0]
+    return insert(before, "Reshape", [context, rows_of(graph, width)])
+
+
+def heads_shape(graph: ir.Graph, heads: int, width: int) -> ir.Value:
+    """The shape (tokens, batch, heads, width), computed once at the head of the graph."""
+    split = constant(graph, "split_heads", np.array([heads, width], np.int64))
+    known = next((node for node, _ in split.uses()), None)
+    if known is not None:
+        return known.outputs[0]
+    texts = length_and_batch(graph)
+    shape = ir.node("Concat", [texts, split], {"axis": 0})
+    graph.insert_after(required(texts.producer()), [shape])
+    return shape.outputs[0]
 
 
 def attend(heads: Heads, added: Sequence[ir.Value]) -> list[ir.Node]:
-    """The nodes of `softmax(query @ key * scale + added) @ value`, in order."""
-    attributes = {"transB": 1, "alpha": heads.scale}
+    """The nodes of `softmax(query @ key * scale + added) @ value`, in order; (queries, batch, heads, width of a head).
+
+    `transBatch` is onnxruntime's word for a matrix whose rows lie before the dimensions of the batch.
+    """
+    attributes = {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": heads.scale}
     nodes = [ir.node("FusedMatMul", [heads.query, heads.key], attributes, domain=ORT_DOMAIN)]
     for term in added:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], term]))
     nodes.append(ir.node("Softmax", [nodes[-1].outputs[0]], {"axis": -1}))
-    nodes.append(ir.node("MatMul", [nodes[-1].outputs[0], heads.value]))
+    nodes.append(ir.node("FusedMatMul", [nodes[-1].outputs[0], heads.value], {"transBatchB": 1}, domain=ORT_DOMAIN))
+    nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [2, 0, 1, 3]}))
     return nodes
 
 
@@ -171,13 +185,12 @@ def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: 
     zero, one = constant(graph, "zero", np.array(0, np.int64)), constant(graph, "one_int64", np.array(1, np.int64))
     block = constant(graph, "block", np.array(BLOCK, np.int64))
     first = constant(graph, "axis_0", np.array([0], np.int64))
-    token_axis = constant(graph, "token_axis", np.array([3], np.int64))
 
     negative = ir.node("Neg", [distances.tokens])
     extra = ir.node("Mod", [negative.outputs[0], block])
     extra_1d = ir.node("Unsqueeze", [extra.outputs[0], first])
-    pads_before = constant(graph, "pads_before_tokens", np.zeros(8, np.int64))
-    pads_after = constant(graph, "pads_after_tokens", np.zeros(1, np.int64))
+    pads_before = constant(graph, "pads_before_tokens", np.zeros(4, np.int64))
+    pads_after = constant(graph, "pads_after_tokens", np.zeros(3, np.int64))
     pads = ir.node("Concat", [pads_before, extra_1d.outputs[0], pads_after], {"axis": 0})
     padded = ir.node("Pad", [heads.query, pads.outputs[0]])
     total = ir.node("Add", [distances.tokens, extra.outputs[0]])
@@ -189,7 +202,7 @@ def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: 
     start = ir.node("Mul", [iteration, block])
     end = ir.node("Add", [start.outputs[0], block])
     start_1d, end_1d = (ir.node("Unsqueeze", [node.outputs[0], first]) for node in (start, end))
-    queries = ir.node("Slice", [padded.outputs[0], start_1d.outputs[0], end_1d.outputs[0], token_axis])
+    queries = ir.node("Slice", [padded.outputs[0], start_1d.outputs[0], end_1d.outputs[0], first])
     rows = numbers(graph, start.outputs[0], end.outputs[0], one, axis=1)
     bias = bias_nodes(rows[-1].outputs[0], columns[-1].outputs[0], distances.slopes)
     some = Heads(queries.outputs[0], heads.key, heads.value, heads.scale)
@@ -204,16 +217,14 @@ def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: 
     always = constant(graph, "always", np.array([True]).reshape(()))
     loop = ir.node("Loop", [count.outputs[0], always], {"body": body})
 
-    # (blocks, 1, batch, heads, block, width) -> (1, batch, heads, tokens, width)
-    joined = ir.node("Transpose", [loop.outputs[0]], {"perm": [1, 2, 3, 0, 4, 5]})
-    keep = constant(graph, "keep_batch_and_heads", np.array([0, 0, 0, -1], np.int64))
-    width = ir.node("Shape", [heads.value], {"start": 4})
-    shape = ir.node("Concat", [keep, width.outputs[0]], {"axis": 0})
-    flat = ir.node("Reshape", [joined.outputs[0], shape.outputs[0]])
+    # (blocks, block, batch, heads, width) -> (tokens, batch, heads, width)
+    rest = ir.node("Shape", [heads.value], {"start": 1})
+    shape = ir.node("Concat", [constant(graph, "all_tokens", np.array([-1], np.int64)), rest.outputs[0]], {"axis": 0})
+    joined = ir.node("Reshape", [loop.outputs[0], shape.outputs[0]])
     tokens_1d = ir.node("Unsqueeze", [distances.tokens, first])
-    cut = ir.node("Slice", [flat.outputs[0], first, tokens_1d.outputs[0], token_axis])
+    cut = ir.node("Slice", [joined.outputs[0], first, tokens_1d.outputs[0], first])
     before = [negative, extra, extra_1d, pads, padded, total, count, *columns]
-    return [*before, loop, joined, width, shape, flat, tokens_1d, cut]
+    return [*before, loop, rest, shape, joined, tokens_1d, cut]
 
 
 def branch(inputs: list[ir.Value], nodes: list[ir.Node], outputs: list[ir.Value], name: str) -> ir.Graph:
@@ -257,6 +268,21 @@ def match_attention(softmax: ir.Node) -> Attention | None:
     if not (query.input is key.input is value.input):
         return None
     return Attention(query, key, value, scale * query_scale, tuple(reversed(added)), softmax, context)
+
+
+def values_behind(context: ir.Value) -> Linear | None:
+    """The product of queries, keys and values whose last columns are the values that a merged attention mixed."""
+    node = context.producer()
+    while node is not None and node.op_type in ("Reshape", "Transpose", "If"):
+        if node.op_type == "If":
+            node = node.attributes["then_branch"].as_graph().outputs[0].producer()
+        else:
+            node = required(node.inputs[0]).producer()
+    if node is None or node.op_type != "FusedMatMul":
+        return None
+    head = required(node.inputs[1]).producer()
+    split = required(head.inputs[0]).producer() if head is not None and head.op_type == "Reshape" else None
+    return linear_before(split.inputs[0]) if split is not None and split.op_type == "Split" else None
 
 
 def scaled(node: ir.Node | None) -> tuple[float, ir.Node | None]:

@@ -22,17 +22,18 @@ from exporters.nodes import (
     constant,
     graph_input,
     insert,
-    insert_after,
     insert_node,
+    length_and_batch,
     linears,
     only_user,
     replace,
     required,
+    rows_of,
     token_count,
 )
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
-ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu"})
+ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu", "Split"})
 RMS_NORM = "SimplifiedLayerNormalization"
 """onnxruntime's operator for a layer norm that does not subtract the mean."""
 
@@ -180,47 +181,57 @@ def shapes_from_ids(graph: ir.Graph) -> None:
 
 
 def run_on_rows(graph: ir.Graph) -> bool:
-    """Let the layers work on (batch * tokens, width) instead of (batch, tokens, width); returns whether they could.
+    """Let the layers work on (tokens * batch, width) instead of (batch, tokens, width); returns whether they could.
 
-    Products and quantizers want rows. Only the attention needs to know which row belongs to which text, and it reshapes
-    by the shape of the token ids. Does nothing when the graph has an operator that would see the difference.
+    Products and quantizers want rows, and the attention of `merge_attention` wants the first tokens of all texts first.
+    Only the attention needs to know which row belongs to which text: it reshapes by the shape of the token ids, and its
+    result to rows. Does nothing when the graph has an operator that would see the difference.
     """
     first = next(linears(graph), None)
     if first is None:
         return False
     start = first.input
+    width = first.weight.shape[0]
+    rows_shape = rows_of(graph, width)
     rows: set[ir.Value] = {start}
-    contexts: list[ir.Node] = []
     for node in graph:
-        shape = required(node.inputs[1]).producer() if node.op_type == "Reshape" else None
-        by_ids = shape is not None and shape.op_type == "Concat" and shape.inputs[0] is batch_and_length(graph)
-        if by_ids and node.inputs[0] not in rows:
-            contexts.append(node)
+        shape = required(node.inputs[1]) if node.op_type == "Reshape" else None
+        if shape is rows_shape:
             rows.update(node.outputs)
-        elif any(value in rows for value in node.inputs) and not by_ids:
+        elif any(value in rows for value in node.inputs) and not (shape is not None and is_by_ids(shape)):
             if not is_row_wise(node):
                 return False
             rows.update(node.outputs)
     output = graph.outputs[0]
     if output not in rows or len(graph.outputs) != 1:
         return False
-    width = first.weight.shape[0]
     for value in rows - {output}:
         # What was noted while tracing has three dimensions.
         value.shape = None
-    rows_shape = constant(graph, "rows", np.array([-1, width], np.int64))
-    for node in contexts:
-        node.replace_input_with(1, rows_shape)
-    flat = insert_after(start, "Reshape", rows_shape)
-    replace(start, flat)
-    required(flat.producer()).replace_input_with(0, start)
-    merged = constant(graph, "merged_heads", np.array([width], np.int64))
-    original = insert(graph[-1], "Concat", [batch_and_length(graph), merged], {"axis": 0})
-    unflat = insert_after(output, "Reshape", original)
-    replace(output, unflat)
-    required(unflat.producer()).replace_input_with(0, output)
+    swap = {"perm": [1, 0, 2]}
+    swapped = ir.node("Transpose", [start], swap)
+    flat = ir.node("Reshape", [swapped.outputs[0], rows_shape])
+    replace(start, flat.outputs[0])
+    swapped.replace_input_with(0, start)
+    graph.insert_after(required(start.producer()), [swapped, flat])
+    last = constant(graph, f"width_{width}", np.array([width], np.int64))
+    shape = insert(graph[-1], "Concat", [length_and_batch(graph), last], {"axis": 0})
+    unflat = ir.node("Reshape", [output, shape])
+    back = ir.node("Transpose", [unflat.outputs[0]], swap)
+    replace(output, back.outputs[0])
+    unflat.replace_input_with(0, output)
+    graph.insert_after(required(output.producer()), [unflat, back])
     output.shape = None
     return True
+
+
+def is_by_ids(shape: ir.Value) -> bool:
+    """Whether a shape begins with the length and the batch of the token ids."""
+    producer = shape.producer()
+    graph = shape.graph
+    if producer is None or producer.op_type != "Concat" or not isinstance(graph, ir.Graph):
+        return False
+    return producer.inputs[0] is length_and_batch(graph)
 
 
 def is_row_wise(node: ir.Node) -> bool:

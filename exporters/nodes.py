@@ -137,19 +137,19 @@ def linear_before(value: ir.Value | None) -> Linear | None:
     return found if found is not None and found.output is value else None
 
 
+def change_linear(
+    graph: ir.Graph, linear: Linear, *, weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None
+) -> None:
+    """Let a product read another matrix of the same shape, and another bias where it adds one."""
+    name = linear.name
+    linear.matmul.replace_input_with(1, constant(graph, f"{name}_changed", weight))
+    if linear.bias_add is not None and bias is not None:
+        index = 1 if linear.bias_add.inputs[0] is linear.matmul.outputs[0] else 0
+        linear.bias_add.replace_input_with(index, constant(graph, f"{name}_changed_bias", bias))
+
+
 def graph_input(graph: ir.Graph, name: str) -> ir.Value | None:
     return next((value for value in graph.inputs if value.name == name), None)
-
-
-def insert_after(value: ir.Value, op_type: str, *others: ir.Value) -> ir.Value:
-    """Put a new node that reads `value` right after what makes it, and return the node's output."""
-    node = ir.node(op_type, [value, *others])
-    graph = value.graph
-    producer = value.producer()
-    if not isinstance(graph, ir.Graph) or producer is None:
-        raise ValueError("a node can follow only what a graph computes")
-    graph.insert_after(producer, [node])
-    return node.outputs[0]
 
 
 def batch_and_length(graph: ir.Graph) -> ir.Value:
@@ -161,6 +161,24 @@ def batch_and_length(graph: ir.Graph) -> ir.Value:
         if node.op_type == "Shape" and not node.attributes:
             return node.outputs[0]
     return insert(graph[0], "Shape", [ids])
+
+
+def length_and_batch(graph: ir.Graph) -> ir.Value:
+    """The shape of token ids with their first tokens first, computed once at the head of the graph."""
+    shape = batch_and_length(graph)
+    swapped = np.array([1, 0], np.int64)
+    for node, _ in shape.uses():
+        index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
+        if index is not None and np.array_equal(index, swapped):
+            return node.outputs[0]
+    gather = ir.node("Gather", [shape, constant(graph, "length_before_batch", swapped)], {"axis": 0})
+    graph.insert_after(required(shape.producer()), [gather])
+    return gather.outputs[0]
+
+
+def rows_of(graph: ir.Graph, width: int) -> ir.Value:
+    """The shape by which a Reshape makes rows (tokens * batch, width)."""
+    return constant(graph, "rows", np.array([-1, width], np.int64))
 
 
 def token_count(graph: ir.Graph) -> ir.Value:

@@ -5,6 +5,8 @@ CPUs are fastest. Where its input comes from decides how the input is quantized:
 
 - from a layer norm: one scale for all tokens, found by calibration, after the activation's outlier channels were shrunk
   and the weights' rows grown by the same factor (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438);
+- from an attention, which mixes values: one scale for all tokens too, and the factors go into the weights that make
+  the values, where they cost nothing;
 - from a GELU, whose values are never below -0.17: a scale for each token and a zero point that spends no level on
   values that cannot be;
 - from anywhere else: a scale for each token.
@@ -22,8 +24,20 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from exporters.attention import values_behind
 from exporters.graph import RMS_NORM
-from exporters.nodes import INPUT_IDS, ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
+from exporters.nodes import (
+    INPUT_IDS,
+    ORT_DOMAIN,
+    Linear,
+    array_of,
+    change_linear,
+    constant,
+    insert,
+    linears,
+    replace,
+    required,
+)
 
 NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17
@@ -60,17 +74,21 @@ class Recipe:
     smoothing: float = 0.8
     """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
     per_token: bool = False
-    """Each token has its own scale after layer norms too."""
+    """Each token has its own scale after layer norms and attentions too."""
     exact: frozenset[int] = frozenset()
     """Products that stay in float32, by their number in the order in which the graph runs them."""
 
 
 def find_peaks(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) -> Peaks:
-    """Run a graph on some texts and remember the largest values of what layer norms give to products.
+    """Run a graph on some texts and remember the largest values of what layer norms and attentions give to products.
 
     `calibration` gives token ids (1, tokens).
     """
-    found = [linear.input for linear in linears(model.graph) if made_by(linear.input, *NORMS)]
+    found = [
+        linear.input
+        for linear in linears(model.graph)
+        if made_by(linear.input, *NORMS) or values_behind(linear.input) is not None
+    ]
     return largest_activations(model, found, calibration)
 
 
@@ -80,11 +98,14 @@ def quantize_encoder(model: ir.Model, peaks: Peaks, recipe: Recipe) -> None:
     `peaks` are those that `find_peaks` found in the same graph.
     """
     graph = model.graph
+    contexts = {} if recipe.per_token else smooth_contexts(graph, peaks, recipe)
     for number, linear in enumerate(list(linears(graph))):
         if number in recipe.exact:
             continue
         if made_by(linear.input, *NORMS):
             output = smoothed_product(graph, linear, peaks[linear.input.name or ""], recipe)
+        elif linear.input in contexts:
+            output = static_product(graph, linear, linear.input, linear.weight, contexts[linear.input])
         elif made_by(linear.input, "Gelu"):
             output = shifted_product(graph, linear)
         else:
@@ -94,9 +115,9 @@ def quantize_encoder(model: ir.Model, peaks: Peaks, recipe: Recipe) -> None:
 
 
 def made_by(value: ir.Value, *op_types: str) -> bool:
-    """Whether a value comes from one of these operators, a Reshape of its result included."""
+    """Whether a value comes from one of these operators, its result in another shape or order included."""
     producer = value.producer()
-    if producer is not None and producer.op_type == "Reshape":
+    while producer is not None and producer.op_type in ("Reshape", "Transpose"):
         producer = required(producer.inputs[0]).producer()
     return producer is not None and producer.op_type in op_types
 
@@ -127,20 +148,54 @@ def largest_activations(model: ir.Model, values: list[ir.Value], calibration: It
     return largest
 
 
+def smoothing_of(linear: Linear, peaks: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
+    """By what each channel of a product's input is divided and each row of its matrix multiplied: (inputs,)."""
+    rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
+    return np.asarray(peaks**recipe.smoothing / rows ** (1 - recipe.smoothing), np.float32)
+
+
+def smooth_contexts(graph: ir.Graph, peaks: Peaks, recipe: Recipe) -> dict[ir.Value, float]:
+    """Shrink the outlier channels of what attentions give to products, by shrinking the values that they mix.
+
+    A channel of a context is a mean of that channel of the values, so a factor may go into the weights that make them.
+    Returns the largest absolute value of each context afterwards.
+    """
+    largest = {}
+    for number, linear in enumerate(list(linears(graph))):
+        values = values_behind(linear.input)
+        if values is None or number in recipe.exact:
+            continue
+        own = np.maximum(peaks[linear.input.name or ""], SMALLEST)
+        smoothing = smoothing_of(linear, own, recipe)
+        columns = np.ones(values.weight.shape[1], np.float32)
+        columns[-len(smoothing) :] = 1 / smoothing
+        change_linear(graph, values, weight=values.weight * columns, bias=values.bias * columns)
+        change_linear(graph, linear, weight=linear.weight * smoothing[:, np.newaxis])
+        largest[linear.input] = float((own / smoothing).max())
+    return largest
+
+
 def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float32], recipe: Recipe) -> ir.Value:
     """`quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule, and one scale for all tokens by default."""
-    before, name = linear.matmul, linear.name
     peaks = np.maximum(largest, SMALLEST)
-    rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
-    smoothing = (peaks**recipe.smoothing / rows ** (1 - recipe.smoothing)).astype(np.float32)
-    shrunk = insert(before, "Mul", [linear.input, constant(graph, f"{name}_smoothing", 1 / smoothing)])
+    smoothing = smoothing_of(linear, peaks, recipe)
+    divisors = constant(graph, f"{linear.name}_smoothing", 1 / smoothing)
+    shrunk = insert(linear.matmul, "Mul", [linear.input, divisors])
     grown = linear.weight * smoothing[:, np.newaxis]
     if recipe.per_token:
         return per_token_product(graph, linear, shrunk, grown)
-    weight = quantize_weight(grown)
-    scale = constant(graph, f"{name}_input_scale", np.array((peaks / smoothing).max() / LEVELS, np.float32))
+    return static_product(graph, linear, shrunk, grown, float((peaks / smoothing).max()))
+
+
+def static_product(
+    graph: ir.Graph, linear: Linear, rows: ir.Value, matrix: NDArray[np.float32], peak: float
+) -> ir.Value:
+    """`rows @ matrix + b` with one scale for all tokens: `peak`, the largest absolute value, becomes 127."""
+    before, name = linear.matmul, linear.name
+    weight = quantize_weight(matrix)
+    scale = constant(graph, f"{name}_input_scale", np.array(peak / LEVELS, np.float32))
     middle = constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8))
-    quantized = insert(before, "QuantizeLinear", [shrunk, scale, middle])
+    quantized = insert(before, "QuantizeLinear", [rows, scale, middle])
     return insert(
         before,
         "MatMulIntegerToFloat",

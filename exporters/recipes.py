@@ -27,9 +27,9 @@ def find_recipe(
 ) -> Recipe:
     """The fastest recipe whose lowest cosine to PyTorch is at least `bar`; raises EdgekitError when none is.
 
-    Tried in the order of their speed: one scale for all tokens after layer norms; a scale for each token; then as few
-    products in float32 as hold it, those first that do the most damage when they alone are in int8. `damage` measures
-    that on other texts than `lowest_cosine`.
+    Tried in the order of their speed: one scale for all tokens after layer norms and attentions; a scale for each
+    token; then as few products in float32 as hold it, those first that do the most damage when they alone are in int8.
+    `damage` measures that on other texts than `lowest_cosine`.
     """
     best = 0.0
     for recipe in (Recipe(), Recipe(per_token=True)):

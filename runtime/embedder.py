@@ -26,7 +26,7 @@ from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 INPUT_IDS = "input_ids"
 """The one input of an embedder's graph: batches are not padded, so there is nothing to mask."""
-BATCH_TOKENS = 512
+BATCH_TOKENS = 256
 """Tokens in one run of the graph: more is not faster on a CPU, and its activations stay in the cache."""
 CHUNK = 1024
 """Texts that a stream embeds before it gives their vectors."""

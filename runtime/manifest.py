@@ -135,11 +135,11 @@ class Quantization:
     smoothing: float
     """How much of the outliers moved from the activations to the weights (alpha of SmoothQuant)."""
     per_token: bool
-    """Whether each token has its own scale after layer norms too, instead of one for all."""
+    """Whether each token has its own scale after layer norms and attentions too, instead of one for all."""
 
     def __str__(self) -> str:
         exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
-        scale = "a scale for each token" if self.per_token else "one scale after layer norms"
+        scale = "a scale for each token" if self.per_token else "one scale after layer norms and attentions"
         return f"{self.products} products{exact}, {scale}, smoothing {self.smoothing:g}"
 
 

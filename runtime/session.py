@@ -41,8 +41,9 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Lengths differ from run to run, so a memory pattern of the last one is of no use to the next.
-        options.enable_mem_pattern = False
+        # One block of memory a run, planned when its shape is first seen. Without the plan every operator takes its
+        # output from what the other core's run has just freed, and fetches it out of that core's cache.
+        options.enable_mem_pattern = True
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from exporters.encoder import load_model, rebuild, trace
 from exporters.graph import tidy
 from exporters.nodes import linears
-from exporters.quantize import GELU_FLOOR, Recipe, find_peaks, quantize_encoder, quantize_weight
+from exporters.quantize import GELU_FLOOR, Recipe, find_peaks, quantize_encoder, quantize_weight, smooth_contexts
+from exporters.sources import find_checkpoint
+from tests.conftest import write_tiny_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
 IDS = np.random.default_rng(9).integers(0, 50, size=(1, 40))
@@ -94,6 +99,46 @@ def test_rows_of_zeros_give_the_bias(kind: str) -> None:
 
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "per_token"), [("bert", 2), ("distilbert", 2), ("mpnet", 2), ("jina-bert", 2)]
+)
+def test_only_what_needs_it_has_a_scale_for_each_token(
+    architecture: str, per_token: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    """In each of the two layers the product after the activation, not those after layer norms and attentions."""
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
+    found = find_checkpoint(str(tmp_path / "tiny"))
+    model = trace(load_model(found), tmp_path)
+    rebuild(model, found)
+    expected = run(ir.from_proto(ir.to_proto(model)), input_ids=IDS)
+    quantize(model)
+    tidy(model)
+    kinds = [node.op_type for node in model.graph]
+
+    assert kinds.count("ReduceMax") == per_token
+    assert kinds.count("MatMulIntegerToFloat") == 2 * 4
+    error = np.abs(run(model, input_ids=IDS) - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.05
+
+
+def test_contexts_shrink_by_shrinking_the_values_that_are_mixed(tiny_checkpoint_base: Path, tmp_path: Path) -> None:
+    """Before anything is rounded, moving the factors changes the result by no more than float32 rounds."""
+    found = find_checkpoint(str(tiny_checkpoint_base))
+    model = trace(load_model(found), tmp_path)
+    rebuild(model, found)
+    before = find_peaks(model, [IDS])
+    expected = run(ir.from_proto(ir.to_proto(model)), input_ids=IDS)
+
+    largest = smooth_contexts(model.graph, before, Recipe())
+
+    assert len(largest) == 2
+    after = find_peaks(model, [IDS])
+    for context, peak in largest.items():
+        assert after[context.name].max() == pytest.approx(peak, rel=1e-4)
+        assert not np.allclose(after[context.name], before[context.name], rtol=0.1)
+    assert np.abs(run(model, input_ids=IDS) - expected).max() < 1e-5
 
 
 def test_the_floor_of_gelu_is_below_all_that_gelu_gives() -> None:
