@@ -40,7 +40,7 @@ def reference_vectors(
         encoded = tokenizer(given, truncation=True, max_length=manifest.tokenizer.max_length, return_tensors="pt")
         with torch.inference_mode():
             tokens = model(input_ids=encoded["input_ids"]).last_hidden_state.numpy()
-        vectors.append(pool(tokens, facts.pooling)[0])
+        vectors.append(pool(tokens.swapaxes(0, 1), facts.pooling)[0])
     found = np.stack(vectors)
     for layer in layers:
         product = torch.from_numpy(found) @ torch.from_numpy(layer.weight) + torch.from_numpy(layer.bias)

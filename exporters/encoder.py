@@ -27,6 +27,7 @@ from exporters.graph import (
     drop_unused_inputs,
     fold_constants,
     fuse_rms_norms,
+    give_tokens_first,
     merge_products,
     rows_at_products,
     run_on_rows,
@@ -111,6 +112,8 @@ def trace(model: Any, scratch: Path) -> ir.Model:
 def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
     """Turn a traced encoder into one that runs on rows of tokens of batches without padding.
 
+    It reads token ids (batch, tokens) and gives token vectors (tokens, batch, width).
+
     Raises UnsupportedModelError when a part of the graph is not what the passes know.
     """
     graph = traced.graph
@@ -124,6 +127,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
         fuse_rms_norms(graph)
         merge_products(graph)
         rows_at_products(graph)
+        give_tokens_first(graph)
         whole = True
     tidy(traced)
     drop_unused_inputs(graph)

@@ -19,13 +19,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.architectures import check_architecture
+from exporters.calibration import Calibration
 from exporters.certify import certify_embedder, reference_vectors
 from exporters.checkpoint import Checkpoint
 from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import embedder_facts, lower_case, max_length
 from exporters.probe import calibration_texts, probe_texts
-from exporters.quantize import Recipe, find_peaks
+from exporters.quantize import Recipe
 from exporters.recipes import Trials
 from exporters.sources import Listener, Origin, find_checkpoint
 from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
@@ -144,8 +145,7 @@ def build(
     if precision is Precision.INT8:
         with stage(told, "quantize to int8"):
             tokenizer = Tokenizer(writer.folder / TOKENIZER, manifest.tokenizer)
-            peaks = find_peaks(graph, calibration_ids(tokenizer))
-            trials = Trials(graph, peaks, writer.folder, manifest)
+            trials = Trials(graph, Calibration(graph, calibration_ids(tokenizer)), writer.folder, manifest)
             recipe = Recipe()
             if min_cosine is not None:
                 recipe = trials.find(min_cosine, probe_texts().texts, expected, calibration_texts().texts)

@@ -183,6 +183,8 @@ def shapes_from_ids(graph: ir.Graph) -> None:
 def run_on_rows(graph: ir.Graph) -> bool:
     """Let the layers work on (tokens * batch, width) instead of (batch, tokens, width); returns whether they could.
 
+    What the graph gives is (tokens, batch, width) then.
+
     Products and quantizers want rows, and the attention of `merge_attention` wants the first tokens of all texts first.
     Only the attention needs to know which row belongs to which text: it reshapes by the shape of the token ids, and its
     result to rows. Does nothing when the graph has an operator that would see the difference.
@@ -208,8 +210,7 @@ def run_on_rows(graph: ir.Graph) -> bool:
     for value in rows - {output}:
         # What was noted while tracing has three dimensions.
         value.shape = None
-    swap = {"perm": [1, 0, 2]}
-    swapped = ir.node("Transpose", [start], swap)
+    swapped = ir.node("Transpose", [start], {"perm": [1, 0, 2]})
     flat = ir.node("Reshape", [swapped.outputs[0], rows_shape])
     replace(start, flat.outputs[0])
     swapped.replace_input_with(0, start)
@@ -217,12 +218,23 @@ def run_on_rows(graph: ir.Graph) -> bool:
     last = constant(graph, f"width_{width}", np.array([width], np.int64))
     shape = insert(graph[-1], "Concat", [length_and_batch(graph), last], {"axis": 0})
     unflat = ir.node("Reshape", [output, shape])
-    back = ir.node("Transpose", [unflat.outputs[0]], swap)
-    replace(output, back.outputs[0])
+    replace(output, unflat.outputs[0])
     unflat.replace_input_with(0, output)
-    graph.insert_after(required(output.producer()), [unflat, back])
-    output.shape = None
+    graph.insert_after(required(output.producer()), [unflat])
+    unflat.outputs[0].shape = ir.Shape(["tokens", "batch", width])
     return True
+
+
+def give_tokens_first(graph: ir.Graph) -> None:
+    """Let a graph that gives (batch, tokens, width) give (tokens, batch, width), as `run_on_rows` does."""
+    output = graph.outputs[0]
+    traced = output.shape
+    swap = ir.node("Transpose", [output], {"perm": [1, 0, 2]})
+    replace(output, swap.outputs[0])
+    swap.replace_input_with(0, output)
+    graph.insert_after(required(output.producer()), [swap])
+    if traced is not None:
+        swap.outputs[0].shape = ir.Shape([traced[1], traced[0], traced[2]])
 
 
 def is_by_ids(shape: ir.Value) -> bool:

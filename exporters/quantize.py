@@ -16,15 +16,14 @@ The table of word vectors is stored in 8 bits with a scale for each word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from exporters.attention import values_behind
+from exporters.calibration import Calibration
 from exporters.graph import RMS_NORM
 from exporters.nodes import (
     INPUT_IDS,
@@ -38,40 +37,19 @@ from exporters.nodes import (
     replace,
     required,
 )
+from exporters.rounding import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
 
 NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17
 """GELU's lowest value is -0.16997, at -0.7518."""
-LEVELS = 127
 MIDDLE = 128
-SMALLEST = 1e-8
-"""Stands in for the largest value of a row or channel of zeros, which has no scale."""
-
-
-Peaks = Mapping[str, NDArray[np.float32]]
-"""Name of a value -> the largest absolute value of each of its channels, (width,)."""
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A matrix (inputs, outputs) in 8 bits with a scale for each output."""
-
-    values: NDArray[np.int8]
-    scales: NDArray[np.float32]
-
-
-def quantize_weight(weight: NDArray[np.float32]) -> QuantizedWeight:
-    """Round a matrix (inputs, outputs) to int8, symmetric, each output channel by its own largest value."""
-    scales = np.maximum(np.abs(weight).max(axis=0), SMALLEST) / LEVELS
-    values = np.clip(np.rint(weight / scales), -LEVELS, LEVELS)
-    return QuantizedWeight(values.astype(np.int8), scales.astype(np.float32))
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the products of an encoder are quantized: the default is the fastest, each change costs time."""
 
-    smoothing: float = 0.8
+    smoothing: float = 0.85
     """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
     per_token: bool = False
     """Each token has its own scale after layer norms and attentions too."""
@@ -79,39 +57,34 @@ class Recipe:
     """Products that stay in float32, by their number in the order in which the graph runs them."""
 
 
-def find_peaks(model: ir.Model, calibration: Iterable[NDArray[np.int64]]) -> Peaks:
-    """Run a graph on some texts and remember the largest values of what layer norms and attentions give to products.
-
-    `calibration` gives token ids (1, tokens).
-    """
-    found = [
-        linear.input
-        for linear in linears(model.graph)
-        if made_by(linear.input, *NORMS) or values_behind(linear.input) is not None
-    ]
-    return largest_activations(model, found, calibration)
-
-
-def quantize_encoder(model: ir.Model, peaks: Peaks, recipe: Recipe) -> None:
+def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) -> None:
     """Put products with constant matrices, on rows of tokens, and the table of word vectors of a graph into int8.
 
-    `peaks` are those that `find_peaks` found in the same graph.
+    `calibration` was made with the same graph.
     """
     graph = model.graph
-    contexts = {} if recipe.per_token else smooth_contexts(graph, peaks, recipe)
+    contexts = {} if recipe.per_token else smooth_contexts(graph, calibration, recipe)
     for number, linear in enumerate(list(linears(graph))):
         if number in recipe.exact:
             continue
         if made_by(linear.input, *NORMS):
-            output = smoothed_product(graph, linear, peaks[linear.input.name or ""], recipe)
+            output = smoothed_product(graph, linear, calibration, recipe)
         elif linear.input in contexts:
-            output = static_product(graph, linear, linear.input, linear.weight, contexts[linear.input])
-        elif made_by(linear.input, "Gelu"):
-            output = shifted_product(graph, linear)
+            smoothing = contexts[linear.input]
+            weight = calibration.quantize(name_of(linear.input), linear.weight, divisors=smoothing)
+            peak = float((calibration.peaks[name_of(linear.input)] / smoothing).max())
+            output = static_product(graph, linear, linear.input, weight, peak)
         else:
-            output = per_token_product(graph, linear, linear.input, linear.weight)
+            weight = calibration.quantize(name_of(linear.input), linear.weight)
+            shifted = made_by(linear.input, "Gelu")
+            product = shifted_product if shifted else per_token_product
+            output = product(graph, linear, linear.input, weight)
         replace(linear.output, output)
     quantize_word_vectors(graph)
+
+
+def name_of(value: ir.Value) -> str:
+    return value.name or ""
 
 
 def made_by(value: ir.Value, *op_types: str) -> bool:
@@ -122,78 +95,50 @@ def made_by(value: ir.Value, *op_types: str) -> bool:
     return producer is not None and producer.op_type in op_types
 
 
-def largest_activations(model: ir.Model, values: list[ir.Value], calibration: Iterable[NDArray[np.int64]]) -> Peaks:
-    """Run the graph and keep the largest absolute value of each channel of each of `values`: name -> (width,)."""
-    if not values:
-        return {}
-    outputs = list(dict.fromkeys(values))
-    own_outputs = list(model.graph.outputs)
-    model.graph.outputs.extend(value for value in outputs if value not in own_outputs)
-    try:
-        for value in outputs:
-            value.dtype = value.dtype or ir.DataType.FLOAT
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    finally:
-        model.graph.outputs[:] = own_outputs
-    names = [value.name or "" for value in outputs]
-    largest: dict[str, NDArray[np.float32]] = {}
-    for ids in calibration:
-        for name, activation in zip(names, session.run(names, {INPUT_IDS: ids}), strict=True):
-            peak = np.abs(activation.reshape(-1, activation.shape[-1])).max(axis=0)
-            largest[name] = np.maximum(largest[name], peak) if name in largest else peak
-    return largest
-
-
 def smoothing_of(linear: Linear, peaks: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
     """By what each channel of a product's input is divided and each row of its matrix multiplied: (inputs,)."""
     rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
+    peaks = np.maximum(peaks, SMALLEST)
     return np.asarray(peaks**recipe.smoothing / rows ** (1 - recipe.smoothing), np.float32)
 
 
-def smooth_contexts(graph: ir.Graph, peaks: Peaks, recipe: Recipe) -> dict[ir.Value, float]:
+def smooth_contexts(graph: ir.Graph, calibration: Calibration, recipe: Recipe) -> dict[ir.Value, NDArray[np.float32]]:
     """Shrink the outlier channels of what attentions give to products, by shrinking the values that they mix.
 
     A channel of a context is a mean of that channel of the values, so a factor may go into the weights that make them.
-    Returns the largest absolute value of each context afterwards.
+    Returns by what each context is divided now: (width,).
     """
-    largest = {}
+    divisors = {}
     for number, linear in enumerate(list(linears(graph))):
         values = values_behind(linear.input)
         if values is None or number in recipe.exact:
             continue
-        own = np.maximum(peaks[linear.input.name or ""], SMALLEST)
-        smoothing = smoothing_of(linear, own, recipe)
+        smoothing = smoothing_of(linear, calibration.peaks[name_of(linear.input)], recipe)
         columns = np.ones(values.weight.shape[1], np.float32)
         columns[-len(smoothing) :] = 1 / smoothing
         change_linear(graph, values, weight=values.weight * columns, bias=values.bias * columns)
         change_linear(graph, linear, weight=linear.weight * smoothing[:, np.newaxis])
-        largest[linear.input] = float((own / smoothing).max())
-    return largest
+        divisors[linear.input] = smoothing
+    return divisors
 
 
-def smoothed_product(graph: ir.Graph, linear: Linear, largest: NDArray[np.float32], recipe: Recipe) -> ir.Value:
+def smoothed_product(graph: ir.Graph, linear: Linear, calibration: Calibration, recipe: Recipe) -> ir.Value:
     """`quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule, and one scale for all tokens by default."""
-    peaks = np.maximum(largest, SMALLEST)
+    peaks = calibration.peaks[name_of(linear.input)]
     smoothing = smoothing_of(linear, peaks, recipe)
     divisors = constant(graph, f"{linear.name}_smoothing", 1 / smoothing)
     shrunk = insert(linear.matmul, "Mul", [linear.input, divisors])
     grown = linear.weight * smoothing[:, np.newaxis]
+    weight = calibration.quantize(name_of(linear.input), grown, divisors=smoothing)
     if recipe.per_token:
-        return per_token_product(graph, linear, shrunk, grown)
-    return static_product(graph, linear, shrunk, grown, float((peaks / smoothing).max()))
+        return per_token_product(graph, linear, shrunk, weight)
+    return static_product(graph, linear, shrunk, weight, float((peaks / smoothing).max()))
 
 
-def static_product(
-    graph: ir.Graph, linear: Linear, rows: ir.Value, matrix: NDArray[np.float32], peak: float
-) -> ir.Value:
-    """`rows @ matrix + b` with one scale for all tokens: `peak`, the largest absolute value, becomes 127."""
+def static_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight, peak: float) -> ir.Value:
+    """`rows @ weight + b` with one scale for all tokens: `peak`, the largest absolute value, becomes 127."""
     before, name = linear.matmul, linear.name
-    weight = quantize_weight(matrix)
-    scale = constant(graph, f"{name}_input_scale", np.array(peak / LEVELS, np.float32))
+    scale = constant(graph, f"{name}_input_scale", np.array(max(peak, SMALLEST) / LEVELS, np.float32))
     middle = constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8))
     quantized = insert(before, "QuantizeLinear", [rows, scale, middle])
     return insert(
@@ -212,7 +157,7 @@ def static_product(
     )
 
 
-def per_token_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: NDArray[np.float32]) -> ir.Value:
+def per_token_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight) -> ir.Value:
     """`rows @ weight + b` with a scale for each token: its largest absolute value becomes 127."""
     before = linear.matmul
     peak = insert(before, "ReduceMax", [insert(before, "Abs", [rows]), last_axis(graph)], {"keepdims": 0})
@@ -220,10 +165,10 @@ def per_token_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: N
     scale = insert(before, "Mul", [peak, constant(graph, "one_127th", np.array(1 / LEVELS, np.float32))])
     count = insert(before, "Shape", [scale])
     middles = insert(before, "Expand", [constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8)), count])
-    return scaled_rows(graph, linear, rows, scale, middles, MIDDLE, linear.bias, quantize_weight(weight))
+    return scaled_rows(graph, linear, rows, scale, middles, MIDDLE, linear.bias, weight)
 
 
-def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
+def shifted_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight) -> ir.Value:
     """A scale for each token of a GELU's output, with level 0 at -0.17 instead of at minus the largest value.
 
     The zero point k must be an integer, so the scale is chosen such that -0.17 falls on a level: 0.17 / k. The product
@@ -231,7 +176,7 @@ def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
     """
     before = linear.matmul
     floor = constant(graph, "gelu_floor", np.array(GELU_FLOOR, np.float32))
-    peak = insert(before, "ReduceMax", [linear.input, last_axis(graph)], {"keepdims": 0})
+    peak = insert(before, "ReduceMax", [rows, last_axis(graph)], {"keepdims": 0})
     levels = insert(
         before,
         "Div",
@@ -240,10 +185,9 @@ def shifted_product(graph: ir.Graph, linear: Linear) -> ir.Value:
     below = insert(before, "Max", [insert(before, "Floor", [levels]), constant(graph, "one", np.array(1, np.float32))])
     scale = insert(before, "Div", [floor, below])
     zero_points = insert(before, "Cast", [below], {"to": ir.DataType.UINT8.value})
-    weight = quantize_weight(linear.weight)
     sums = (weight.values.astype(np.float64) * weight.scales).sum(axis=0)
     bias = (linear.bias - GELU_FLOOR * sums).astype(np.float32)
-    return scaled_rows(graph, linear, linear.input, scale, zero_points, 0, bias, weight)
+    return scaled_rows(graph, linear, rows, scale, zero_points, 0, bias, weight)
 
 
 def scaled_rows(

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.calibration import Calibration
 from exporters.graph import tidy
 from exporters.nodes import linears
-from exporters.quantize import Peaks, Recipe, quantize_encoder
+from exporters.quantize import Recipe, quantize_encoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError
@@ -65,16 +66,16 @@ def find_recipe(
 class Trials:
     """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
 
-    def __init__(self, graph: ir.Model, peaks: Peaks, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, graph: ir.Model, calibration: Calibration, folder: Path, manifest: Manifest) -> None:
         """`folder` has the tokenizer and takes the graphs; `manifest` describes them."""
         self.proto = ir.to_proto(graph)
-        self.peaks = peaks
+        self.calibration = calibration
         self.bundle = Bundle(folder, manifest)
         self.products = len(list(linears(graph.graph)))
 
     def quantized(self, recipe: Recipe) -> ir.Model:
         graph = ir.from_proto(self.proto)
-        quantize_encoder(graph, self.peaks, recipe)
+        quantize_encoder(graph, self.calibration, recipe)
         tidy(graph)
         return graph
 

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.records import RecordError, read_record, write_record
 
-SCHEMA = 1
-"""Raised whenever a reader of an older schema would misread a new manifest."""
+SCHEMA = 2
+"""Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
+
+2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
+"""
 
 
 class Kind(str, Enum):
@@ -198,10 +201,11 @@ def manifest_from_json(text: str) -> Manifest:
     except ValueError as error:
         raise BundleError(f"`manifest.json` is no JSON: {error}") from error
     schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+    if isinstance(schema, int) and schema != SCHEMA:
+        newer = "update edgekit on this machine, or export the bundle again with the version that runs here"
         raise BundleError(
             f"the bundle has schema {schema}, and this edgekit reads schema {SCHEMA}",
-            hint="update edgekit on this machine, or export the bundle again with the version that runs here",
+            hint=newer if schema > SCHEMA else "export the bundle again with this version",
         )
     try:
         return read_record(Manifest, value)

@@ -12,18 +12,18 @@ EPSILON = np.float32(1e-12)
 
 
 def pool(tokens: NDArray[np.float32], pooling: Pooling) -> NDArray[np.float32]:
-    """Pool token vectors (texts, tokens, width) to (texts, width), all tokens being the text's own (no padding)."""
+    """Pool token vectors (tokens, texts, width) to (texts, width), all tokens being the text's own (no padding)."""
     if pooling is Pooling.CLS:
-        return np.asarray(tokens[:, 0])
+        return np.asarray(tokens[0])
     if pooling is Pooling.LAST_TOKEN:
-        return np.asarray(tokens[:, -1])
+        return np.asarray(tokens[-1])
     if pooling is Pooling.MAX:
-        return np.asarray(tokens.max(axis=1))
+        return np.asarray(tokens.max(axis=0))
     if pooling is Pooling.WEIGHTED_MEAN:
         # SGPT (Muennighoff 2022, arXiv:2202.08904), as sentence-transformers computes it.
-        weights = np.arange(1, tokens.shape[1] + 1, dtype=np.float32)
-        return np.asarray((tokens * weights[:, np.newaxis]).sum(axis=1) / weights.sum())
-    return np.asarray(tokens.mean(axis=1, dtype=np.float32))
+        weights = np.arange(1, len(tokens) + 1, dtype=np.float32)
+        return np.asarray((tokens * weights[:, np.newaxis, np.newaxis]).sum(axis=0) / weights.sum())
+    return np.asarray(tokens.mean(axis=0, dtype=np.float32))
 
 
 def pool_chunks(vectors: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float32]:

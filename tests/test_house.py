@@ -24,8 +24,9 @@ ORDER = {
         "telemetry errors version"
     ),
     "exporters": (
-        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize attention graph nodes dense facts "
-        "sources checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
+        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize calibration rounding attention graph "
+        "nodes dense facts sources checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
+        "architectures"
     ),
     "toolkit": (
         "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "

@@ -58,7 +58,9 @@ def test_a_graph_that_gives_nan_gets_no_certificate(
     int8_bundle: Bundle, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder = Embedder(int8_bundle)
-    monkeypatch.setattr(embedder.session, "run", lambda feeds: np.full((*feeds["input_ids"].shape, 384), np.nan, "f4"))
+    monkeypatch.setattr(
+        embedder.session, "run", lambda feeds: np.full((*feeds["input_ids"].T.shape, 384), np.nan, "f4")
+    )
 
     with pytest.raises(EdgekitError, match="cosine nan"):
         certify_embedder(embedder, expected)

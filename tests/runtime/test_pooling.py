@@ -23,20 +23,21 @@ def test_pooling_is_that_of_sentence_transformers(pooling: Pooling) -> None:
 
     expected = reference(features)["sentence_embedding"].numpy()
 
-    assert np.abs(pool(tokens, pooling) - expected).max() < 1e-6
+    assert np.abs(pool(tokens.swapaxes(0, 1), pooling) - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("pooling", list(Pooling))
 def test_a_text_is_pooled_to_the_same_bits_alone(pooling: Pooling) -> None:
-    tokens = np.random.default_rng(6).normal(size=(5, 37, 48)).astype(np.float32)
+    tokens = np.random.default_rng(6).normal(size=(37, 5, 48)).astype(np.float32)
+    alone = [pool(np.ascontiguousarray(tokens[:, [text]]), pooling) for text in range(5)]
 
-    assert np.array_equal(pool(tokens, pooling), np.concatenate([pool(tokens[i : i + 1], pooling) for i in range(5)]))
+    assert np.array_equal(pool(tokens, pooling), np.concatenate(alone))
 
 
 def test_chunks_are_weighted_by_their_tokens() -> None:
     """With mean pooling it is the mean over all tokens of the text."""
-    tokens = np.random.default_rng(7).normal(size=(1, 12, 16)).astype(np.float32)
-    chunks = np.concatenate([pool(tokens[:, :9], Pooling.MEAN), pool(tokens[:, 9:], Pooling.MEAN)])
+    tokens = np.random.default_rng(7).normal(size=(12, 1, 16)).astype(np.float32)
+    chunks = np.concatenate([pool(tokens[:9], Pooling.MEAN), pool(tokens[9:], Pooling.MEAN)])
 
     found = pool_chunks(chunks, np.array([9, 3]))
 

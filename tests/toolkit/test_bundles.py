@@ -51,7 +51,7 @@ def test_inspect_says_what_would_run_here(
     assert finished.code == 0
     assert finished.out.decode().splitlines()[-3:] == [
         "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
-        "batches      up to 512 tokens, of texts of one length, not padded",
+        "batches      up to 256 tokens, of texts of one length, not padded",
         f"runs on      cpu, by onnxruntime {onnxruntime.__version__}; its optimizers left out: SkipLayerNormFusion",
     ]
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)

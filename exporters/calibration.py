@@ -1,0 +1,77 @@
+"""What goes into the products of an encoder on calibration texts, and their matrices rounded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from exporters.nodes import INPUT_IDS, linears
+from exporters.rounding import QuantizedWeight, quantize_weight
+
+TOGETHER = 16
+"""Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
+
+
+class Calibration:
+    """The largest values and the second moments of the inputs of products, by the inputs' names in the graph."""
+
+    def __init__(self, model: ir.Model, texts: Iterable[NDArray[np.int64]]) -> None:
+        """Run a float32 graph on calibration texts, given as token ids (1, tokens)."""
+        self.peaks: dict[str, NDArray[np.float32]] = {}
+        """Name -> the largest absolute value of each channel, (width,)."""
+        self.moments: dict[str, NDArray[np.float32]] = {}
+        """Name -> the sum over tokens of the products of each two channels, (width, width)."""
+        self.known: dict[tuple[str, bytes], QuantizedWeight] = {}
+        session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)])
+        remaining = iter(texts)
+        while some := list(islice(remaining, TOGETHER)):
+            runs = [session.run(names, {INPUT_IDS: ids}) for ids in some]
+            for name, given in zip(names, zip(*runs, strict=True), strict=True):
+                self.take(name, np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in given]))
+
+    def take(self, name: str, rows: NDArray[np.float32]) -> None:
+        """Count rows (tokens, width) of an input in."""
+        peaks, moments = np.abs(rows).max(axis=0), rows.T @ rows
+        if name in self.peaks:
+            peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
+        self.peaks[name], self.moments[name] = peaks, moments
+
+    def quantize(
+        self, name: str, weight: NDArray[np.float32], *, divisors: NDArray[np.float32] | None = None
+    ) -> QuantizedWeight:
+        """Round the matrix (inputs, outputs) of a product of the input `name`, by what it was on calibration texts.
+
+        `divisors` (inputs,) are what the input is divided by first. Recipes differ in few matrices, and each is rounded
+        once for all of them.
+        """
+        key = (name, blake2b(np.ascontiguousarray(weight).tobytes()).digest())
+        if key not in self.known:
+            moments = self.moments[name]
+            if divisors is not None:
+                moments = moments / np.outer(divisors, divisors)
+            self.known[key] = quantize_weight(weight, moments)
+        return self.known[key]
+
+
+def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort.InferenceSession, list[str]]:
+    """A session on a graph whose inner values can be asked for, and their names."""
+    wanted = list(dict.fromkeys(values))
+    own_outputs = list(model.graph.outputs)
+    model.graph.outputs.extend(value for value in wanted if value not in own_outputs)
+    try:
+        for value in wanted:
+            value.dtype = value.dtype or ir.DataType.FLOAT
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    finally:
+        model.graph.outputs[:] = own_outputs
+    return session, [value.name or "" for value in wanted]

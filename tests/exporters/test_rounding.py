@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from exporters.rounding import LEVELS, quantize_weight
+
+FINITE = st.floats(-1e3, 1e3, width=32)
+RNG = np.random.default_rng(8)
+
+
+@given(arrays(np.float32, (5, 3), elements=FINITE))
+def test_a_weight_is_off_by_half_a_step_at_most(weight: np.ndarray) -> None:
+    found = quantize_weight(weight)
+
+    assert found.values.dtype == np.int8
+    assert np.isfinite(found.scales).all()
+    assert (np.abs(found.values * found.scales - weight) <= found.scales * 0.5001).all()
+
+
+def correlated(tokens: int, width: int) -> np.ndarray:
+    """Inputs that go together, as activations do: of a few directions, and a little of their own."""
+    mixed = RNG.normal(size=(tokens, width // 8)) @ RNG.normal(size=(width // 8, width))
+    return (mixed + 0.1 * RNG.normal(size=(tokens, width))).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", [100, 200, 300])
+def test_errors_of_inputs_that_go_together_make_up_for_one_another(width: int) -> None:
+    """On inputs that calibration has not seen, too."""
+    inputs = correlated(4000, width)
+    weight = RNG.normal(size=(width, 7)).astype(np.float32)
+    seen, unseen = inputs[:3000], inputs[3000:]
+
+    def error(moments: np.ndarray | None) -> float:
+        found = quantize_weight(weight, moments)
+        return float(np.square(unseen @ (found.values * found.scales - weight)).mean())
+
+    plain, compensated = error(None), error(seen.T @ seen)
+
+    print(f"mean squared error {plain:.2e} to nearest, {compensated:.2e} in turn")
+    assert compensated < 0.5 * plain
+
+
+def test_inputs_that_have_nothing_to_do_with_each_other_are_rounded_to_nearest() -> None:
+    weight = RNG.normal(size=(150, 7)).astype(np.float32)
+
+    found = quantize_weight(weight, np.diag(RNG.uniform(1, 5, 150)).astype(np.float32))
+
+    assert np.array_equal(found.values, quantize_weight(weight).values)
+
+
+@pytest.mark.parametrize("moments", [np.zeros((20, 20), np.float32), np.ones((20, 20), np.float32)])
+def test_inputs_that_calibration_hardly_saw(moments: np.ndarray) -> None:
+    weight = RNG.normal(size=(20, 3)).astype(np.float32)
+
+    found = quantize_weight(weight, moments)
+
+    assert np.abs(found.values).max() <= LEVELS
+    assert np.abs(found.values * found.scales - weight).max() < 5 * found.scales.max()
