@@ -37,7 +37,10 @@ class Calibration:
 
     def take(self, name: str, rows: NDArray[np.float32]) -> None:
         """Count rows (tokens, width) of an input in."""
-        peaks, moments = np.abs(rows).max(axis=0), rows.T @ rows
+        # In float64, since float32 sums differ between the kernels of a linear algebra library, and a bit decides how
+        # a weight on the edge between two levels is rounded: the same export would not give the same bytes.
+        exact = rows.astype(np.float64)
+        peaks, moments = np.abs(rows).max(axis=0), (exact.T @ exact).astype(np.float32)
         if name in self.peaks:
             peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
         self.peaks[name], self.moments[name] = peaks, moments

@@ -58,7 +58,7 @@ def test_inspect_says_what_would_run_here(
     assert printed.pop("runtime") == {
         "workers": 2,
         "cores": {"host": 64, "affinity": 64, "quota": 2.5},
-        "batch_tokens": 512,
+        "batch_tokens": 256,
         "provider": "cpu",
         "onnxruntime": onnxruntime.__version__,
         "disabled_optimizers": ["SkipLayerNormFusion"],
