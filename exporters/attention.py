@@ -70,7 +70,7 @@ class Distances:
 
 
 def merge_attention(graph: ir.Graph, heads: int, *, slopes: Sequence[float] | None = None) -> int:
-    """Compute query, key and value in one product, and heads without copying them; returns how many layers it did.
+    """Compute query, key and value in one product, and heads without transposing them; returns how many layers it did.
 
     The attention that it puts in reads and gives rows of tokens, the first tokens of all texts first, so that the
     product over a head finds its rows at a constant distance: `run_on_rows` must follow.

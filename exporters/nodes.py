@@ -165,13 +165,22 @@ def batch_and_length(graph: ir.Graph) -> ir.Value:
 
 def length_and_batch(graph: ir.Graph) -> ir.Value:
     """The shape of token ids with their first tokens first, computed once at the head of the graph."""
+    return sizes_of_ids(graph, "length_before_batch", np.array([1, 0], np.int64))
+
+
+def token_count(graph: ir.Graph) -> ir.Value:
+    """The number of tokens of each text of the batch, a scalar, computed once at the head of the graph."""
+    return sizes_of_ids(graph, "one_int64", np.array(1, np.int64))
+
+
+def sizes_of_ids(graph: ir.Graph, name: str, axes: NDArray[np.int64]) -> ir.Value:
+    """The sizes of the token ids along these axes, which the graph holds as the constant `name`."""
     shape = batch_and_length(graph)
-    swapped = np.array([1, 0], np.int64)
     for node, _ in shape.uses():
         index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
-        if index is not None and np.array_equal(index, swapped):
+        if index is not None and index.shape == axes.shape and np.array_equal(index, axes):
             return node.outputs[0]
-    gather = ir.node("Gather", [shape, constant(graph, "length_before_batch", swapped)], {"axis": 0})
+    gather = ir.node("Gather", [shape, constant(graph, name, axes)], {"axis": 0})
     graph.insert_after(required(shape.producer()), [gather])
     return gather.outputs[0]
 
@@ -179,16 +188,3 @@ def length_and_batch(graph: ir.Graph) -> ir.Value:
 def rows_of(graph: ir.Graph, width: int) -> ir.Value:
     """The shape by which a Reshape makes rows (tokens * batch, width)."""
     return constant(graph, "rows", np.array([-1, width], np.int64))
-
-
-def token_count(graph: ir.Graph) -> ir.Value:
-    """The number of tokens of each text of the batch, a scalar, computed once at the head of the graph."""
-    shape = batch_and_length(graph)
-    for node, _ in shape.uses():
-        index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
-        if index is not None and index.shape == () and int(index) == 1:
-            return node.outputs[0]
-    one = constant(graph, "one_int64", np.array(1, np.int64))
-    gather = ir.node("Gather", [shape, one], {"axis": 0})
-    graph.insert_after(required(shape.producer()), [gather])
-    return gather.outputs[0]
