@@ -5,7 +5,8 @@ from runtime import telemetry
 telemetry.switch_off()
 
 from runtime.bundle import Bundle  # noqa: E402
-from runtime.embedder import Embedder, Plan, TruncationWarning  # noqa: E402
+from runtime.embedder import Embedder  # noqa: E402
+from runtime.encoder import Plan, TruncationWarning  # noqa: E402
 from runtime.errors import (  # noqa: E402
     AccessError,
     BundleError,
@@ -21,7 +22,9 @@ from runtime.errors import (  # noqa: E402
     TextTooLongError,
     UnsupportedModelError,
 )
-from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Provider  # noqa: E402
+from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Provider, Scores  # noqa: E402
+from runtime.ranking import Ranked, Ranking  # noqa: E402
+from runtime.reranker import PairScores, Reranker  # noqa: E402
 from runtime.results import Embeddings  # noqa: E402
 from runtime.telemetry import TelemetryWarning  # noqa: E402
 from runtime.tokenizer import LongTexts  # noqa: E402
@@ -46,11 +49,16 @@ __all__ = [
     "NotFoundError",
     "NotSignedInError",
     "OutputError",
+    "PairScores",
     "Plan",
     "Pooling",
     "Precision",
     "Provider",
     "ProviderError",
+    "Ranked",
+    "Ranking",
+    "Reranker",
+    "Scores",
     "TelemetryWarning",
     "TextTooLongError",
     "TruncationWarning",

@@ -5,57 +5,39 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.batching import batches, in_chunks, run_all
-from runtime.bundle import GRAPH, TOKENIZER, Bundle
-from runtime.cores import Cores, find_cores
+from runtime.bundle import TOKENIZER, Bundle
 from runtime.dense import Dense
+from runtime.encoder import (
+    BATCH_TOKENS,
+    CHUNK,
+    CHUNK_CHARACTERS,
+    INPUT_IDS,
+    Encoder,
+    TruncationWarning,
+    characters,
+    checked_batch_tokens,
+    stacked,
+)
 from runtime.errors import BundleError, InputError, TextTooLongError
-from runtime.manifest import Kind, Provider
+from runtime.manifest import Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
-from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
 from runtime.tokenizer import LongTexts, TokenizedText, Tokenizer
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
-INPUT_IDS = "input_ids"
-"""The one input of an embedder's graph: batches are not padded, so there is nothing to mask."""
-BATCH_TOKENS = 256
-"""Tokens in one run of the graph: more is not faster on a CPU, and its activations stay in the cache."""
-CHUNK = 1024
-"""Texts that a stream embeds before it gives their vectors."""
-CHUNK_CHARACTERS = 1 << 22
-"""Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
 QUERY_PROMPTS = ("query",)
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts in the order in which sentence-transformers' `encode_query` and `encode_document` look for them."""
 
 
-class TruncationWarning(UserWarning):
-    """Texts were longer than the model reads and were cut."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an embedder runs with on this machine."""
-
-    workers: int
-    """Batches that run at once, each on one core."""
-    cores: Cores
-    batch_tokens: int
-    provider: Provider
-    onnxruntime: str
-    """Its version."""
-    disabled_optimizers: tuple[str, ...]
-
-
-class Embedder:
+class Embedder(Encoder):
     """Turns texts into vectors; opened once, used from one thread or many.
 
     The same text gives the same bits, alone or in any batch, in any order, with any number of workers. Embedders of the
@@ -76,23 +58,13 @@ class Embedder:
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one for each usable core."""
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers)
         manifest = self.bundle.manifest
-        if manifest.kind is not Kind.EMBEDDER or manifest.embedder is None:
-            raise BundleError(
-                f"`{self.bundle.path}` is a {manifest.kind.value}, not an embedder",
-                hint=f"`edgekit inspect {self.bundle.path}` shows what it is for",
-            )
-        if workers is not None and workers < 1:
-            raise InputError(f"`workers` must be at least 1, not {workers}")
-        if manifest.inputs != (INPUT_IDS,):
-            raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, not `{INPUT_IDS}` alone")
+        if manifest.embedder is None:
+            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how tokens become a vector")
         self.facts = manifest.embedder
-        self.cores = find_cores()
-        self.workers = workers or self.cores.usable
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
-        self.session = shared_session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
 
     def embed(
         self,
@@ -219,23 +191,6 @@ class Embedder:
     def dimension(self) -> int:
         return self.facts.dimension
 
-    @property
-    def max_length(self) -> int:
-        """In tokens, special tokens included."""
-        return self.bundle.manifest.tokenizer.max_length
-
-    @property
-    def plan(self) -> Plan:
-        """What runs here, and with how much of the machine."""
-        return Plan(
-            workers=self.workers,
-            cores=self.cores,
-            batch_tokens=BATCH_TOKENS,
-            provider=self.session.provider,
-            onnxruntime=onnxruntime_version(),
-            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
-        )
-
     def prefix(self, prompt: str | None) -> str:
         """The text that the prompt of this name puts before every text."""
         name = self.facts.default_prompt if prompt is None else prompt
@@ -261,8 +216,6 @@ class Embedder:
         batch_tokens: int = BATCH_TOKENS,
     ) -> Request:
         """Check the options of a call; raises InputError for the first that cannot be used."""
-        if batch_tokens < 1:
-            raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
         width = self.dimension if dim is None else dim
         if not 1 <= width <= self.dimension:
             raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
@@ -279,7 +232,7 @@ class Embedder:
             ranges=ranges,
             dense=self.dense,
             long=choice(LongTexts, long, "long"),
-            batch_tokens=batch_tokens,
+            batch_tokens=checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,
         )
 
@@ -291,7 +244,7 @@ class Embedder:
         results = Results(len(texts), request)
 
         def run(batch: list[Piece]) -> None:
-            ids = batch[0].ids[np.newaxis] if len(batch) == 1 else np.stack([piece.ids for piece in batch])
+            ids = stacked([piece.ids for piece in batch])
             results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
             if progress is not None:
                 progress(len(batch))
@@ -326,11 +279,6 @@ class Embedder:
 
 def length(piece: Piece) -> int:
     return len(piece.ids)
-
-
-def characters(text: object) -> int:
-    """The size of a text in a chunk; what is no text is refused later, by its place."""
-    return len(text) if isinstance(text, str) else 0
 
 
 def one_string(method: str) -> InputError:

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.records import RecordError, read_record, write_record
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
 
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
+3: rerankers; nothing of schema 2 has another meaning.
 """
+OLDEST = 2
+"""The first schema that is still read."""
 
 
 class Kind(str, Enum):
@@ -61,6 +64,24 @@ class Activation(str, Enum):
 
     IDENTITY = "identity"
     TANH = "tanh"
+
+
+class Scores(str, Enum):
+    """What is made of a reranker's logits."""
+
+    RAW = "raw"
+    """The logits themselves."""
+    SIGMOID = "sigmoid"
+    """Each logit on its own, between 0 and 1."""
+    SOFTMAX = "softmax"
+    """The logits of a pair's labels against each other, adding up to 1."""
+
+
+class Truncation(str, Enum):
+    """What is cut from a query and a document that are too long together."""
+
+    DOCUMENT = "document"
+    """The end of the document; the query only where it leaves no room for any."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,33 @@ class EmbedderFacts:
 
 
 @dataclass(frozen=True)
+class PairFacts:
+    """How a query and a document become one row of tokens: `before`, query, `between`, document, `after`."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    document_type: int
+    """The token type of the document and of what stands after it, where all before it is of type 0."""
+    truncation: Truncation = Truncation.DOCUMENT
+    query_prefix: str = ""
+    query_suffix: str = ""
+    document_prefix: str = ""
+    """Texts that are tokenized together with the query and the document."""
+
+
+@dataclass(frozen=True)
+class RerankerFacts:
+    """What turns a query and a document into a score."""
+
+    labels: tuple[str, ...]
+    """The names of the graph's logits, in order."""
+    scores: Scores
+    """What the publisher makes of the logits."""
+    pair: PairFacts
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How the products of an int8 graph were quantized."""
 
@@ -148,11 +196,13 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Golden:
-    """One text with the vectors that PyTorch and the bundle gave for it, as base64 of little-endian float32."""
+    """One text with what PyTorch and the bundle gave for it, a vector or logits, as base64 of little-endian float32."""
 
     text: str
     reference: str
     output: str
+    query: str | None = None
+    """For a reranker, the query; the text is the document then."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +242,7 @@ class Manifest:
     """Package -> version."""
     quantization: Quantization | None = None
     """None for a graph in float32."""
+    reranker: RerankerFacts | None = None
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -201,10 +252,10 @@ def manifest_from_json(text: str) -> Manifest:
     except ValueError as error:
         raise BundleError(f"`manifest.json` is no JSON: {error}") from error
     schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, int) and schema != SCHEMA:
+    if isinstance(schema, int) and not OLDEST <= schema <= SCHEMA:
         newer = "update edgekit on this machine, or export the bundle again with the version that runs here"
         raise BundleError(
-            f"the bundle has schema {schema}, and this edgekit reads schema {SCHEMA}",
+            f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}",
             hint=newer if schema > SCHEMA else "export the bundle again with this version",
         )
     try:

@@ -56,13 +56,8 @@ class Tokenizer:
     """A tokenizer.json, opened with the manifest's limits."""
 
     def __init__(self, path: Path, facts: TokenizerFacts) -> None:
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        # `tokenizers` raises bare Exception for a file that it cannot read, and has no class of its own.
-        except Exception as error:
-            raise BundleError(f"`{path}` is no tokenizer: {error}") from error
+        self.tokenizer = open_tokenizer(path)
         self.facts = facts
-        self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(facts.max_length)
 
     def tokenize(
@@ -131,17 +126,31 @@ class Tokenizer:
         return mask.index(0), mask[::-1].index(0)
 
     def prepared(self, text: object, index: int, prefix: str) -> str:
-        if not isinstance(text, str):
-            raise InputError(f"text {index} is no string but {type(text).__name__}")
-        # The usual text is ASCII, and asking for that costs nothing.
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"text {index} is not valid Unicode: {error.reason} at character {error.start}"
-                ) from error
-        return self.cased(prefix + text)
+        return self.cased(prefix + checked_text(text, f"text {index}"))
 
     def cased(self, text: str) -> str:
         return text.lower() if self.facts.lower_case else text
+
+
+def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json without the padding that it may ask for; raises BundleError when it is none."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    # `tokenizers` raises bare Exception for a file that it cannot read, and has no class of its own.
+    except Exception as error:
+        raise BundleError(f"`{path}` is no tokenizer: {error}") from error
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def checked_text(text: object, name: str) -> str:
+    """The same text; raises InputError, with what it is called, for what is no string or not valid Unicode."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is no string but {type(text).__name__}")
+    # The usual text is ASCII, and asking for that costs nothing.
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} is not valid Unicode: {error.reason} at character {error.start}") from error
+    return text

@@ -29,7 +29,7 @@ from runtime import (
     convert,
     ranges_of,
 )
-from runtime.embedder import BATCH_TOKENS
+from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
 from runtime.vectors import unit_ranges
 from tests.conftest import write_tiny_checkpoint
@@ -412,7 +412,7 @@ def test_the_plan_says_what_runs(int8_bundle: Bundle, monkeypatch: pytest.Monkey
     import onnxruntime
 
     cores = SimpleNamespace(usable=3, reason="because")
-    monkeypatch.setattr("runtime.embedder.find_cores", lambda: cores)
+    monkeypatch.setattr("runtime.encoder.find_cores", lambda: cores)
 
     plan = Embedder(int8_bundle).plan
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError
-from runtime.manifest import SCHEMA, manifest_from_json, manifest_to_json, pack_vector, unpack_vector
+from runtime.manifest import OLDEST, SCHEMA, manifest_from_json, manifest_to_json, pack_vector, unpack_vector
 from runtime.records import write_record
 
 
@@ -16,13 +16,15 @@ def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (SCHEMA - 1, "export the bundle again")]
+    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export the bundle again")]
 )
 def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: str) -> None:
     with pytest.raises(BundleError) as caught:
         manifest_from_json(json.dumps({"schema": schema, "unheard": "of"}))
 
-    assert caught.value.message == f"the bundle has schema {schema}, and this edgekit reads schema {SCHEMA}"
+    assert (
+        caught.value.message == f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}"
+    )
     assert (caught.value.hint or "").startswith(advice)
 
 

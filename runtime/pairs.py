@@ -1,0 +1,110 @@
+"""Queries with documents to token ids, as the manifest says that the model reads the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, stacked
+from runtime.errors import BundleError
+from runtime.manifest import PairFacts, TokenizerFacts
+from runtime.tokenizer import checked_text, open_tokenizer
+
+BLOCK = 256
+"""Documents tokenized at once; bounds what `tokenizers` keeps beside the ids."""
+
+Pair = tuple[str, str]
+"""A query and a document."""
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """The ids that go into the model and how many did not."""
+
+    ids: NDArray[np.int64]
+    document_start: int
+    """Where the document's tokens begin."""
+    dropped: int
+    """Tokens that were cut off at the end of the document."""
+    query_dropped: int
+    """Tokens that were cut off at the end of the query."""
+
+
+class PairTokenizer:
+    """A tokenizer.json, with the manifest's word on how pairs are put together and where they are cut."""
+
+    def __init__(self, path: Path, facts: TokenizerFacts, pair: PairFacts, *, typed: bool) -> None:
+        """`typed` says that the graph reads token types too."""
+        self.tokenizer = open_tokenizer(path)
+        self.tokenizer.no_truncation()
+        self.pair = pair
+        self.typed = typed
+        self.before, self.between, self.after = (
+            np.array(ids, np.int64) for ids in (pair.before, pair.between, pair.after)
+        )
+        self.room = facts.max_length - len(pair.before) - len(pair.between) - len(pair.after)
+        """Tokens of a query and a document that fit together."""
+        if self.room < 2:
+            raise BundleError(
+                f"the model reads {facts.max_length} tokens, which leaves no room for a query and a document"
+            )
+
+    def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair]:
+        """Tokenize pairs, each query once however many documents it has.
+
+        Raises InputError for what is no string or not valid Unicode.
+        """
+        numbers: dict[str, int] = {}
+        for index, (query, _) in enumerate(pairs):
+            numbers.setdefault(checked_text(query, f"the query of pair {index}"), len(numbers))
+        queries = self.ids([self.pair.query_prefix + query + self.pair.query_suffix for query in numbers])
+        documents: list[NDArray[np.int64]] = []
+        for start in range(0, len(pairs), BLOCK):
+            block = [
+                self.pair.document_prefix + checked_text(document, f"the document of pair {start + offset}")
+                for offset, (_, document) in enumerate(pairs[start : start + BLOCK])
+            ]
+            documents += self.ids(block)
+        return [
+            self.joined(query, queries[numbers[query]], document)
+            for (query, _), document in zip(pairs, documents, strict=True)
+        ]
+
+    def feeds(self, batch: Sequence[TokenizedPair]) -> dict[str, NDArray[np.int64]]:
+        """The graph's inputs for pairs that have the same number of tokens, each (pairs, tokens)."""
+        ids = stacked([pair.ids for pair in batch])
+        if not self.typed:
+            return {INPUT_IDS: ids}
+        types = np.zeros_like(ids)
+        for row, pair in zip(types, batch, strict=True):
+            row[pair.document_start :] = self.pair.document_type
+        return {INPUT_IDS: ids, TOKEN_TYPE_IDS: types}
+
+    def ids(self, texts: list[str]) -> list[NDArray[np.int64]]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def joined(self, text: str, query: NDArray[np.int64], document: NDArray[np.int64]) -> TokenizedPair:
+        """One row of a query, whose text is given too, and a document, cut to what the model reads."""
+        query_dropped = 0
+        if len(query) + min(len(document), 1) > self.room:
+            whole = len(query)
+            query = self.shortened(text)
+            query_dropped = whole - len(query)
+        kept = document[: self.room - len(query)]
+        head = [self.before, query, self.between]
+        return TokenizedPair(
+            ids=np.concatenate([*head, kept, self.after]),
+            document_start=sum(map(len, head)),
+            dropped=len(document) - len(kept),
+            query_dropped=query_dropped,
+        )
+
+    def shortened(self, query: str) -> NDArray[np.int64]:
+        """The first tokens of a query that leaves no room for a document, in half of the room."""
+        start, suffix = self.ids([self.pair.query_prefix + query, self.pair.query_suffix])
+        return np.concatenate([start[: max(1, self.room // 2 - len(suffix))], suffix])
