@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.errors import UnsupportedModelError
+from runtime.manifest import Kind
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,16 @@ class Architecture:
     """Its attention is plain enough for query, key and value to become one product (`attention.py`)."""
     must_be: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Config key -> the values that are known; None stands for a key that is not there."""
+    reads_last_token: bool = False
+    """A classifier reads the last token of each text instead of the first."""
+    kinds: tuple[Kind, ...] = (Kind.EMBEDDER, Kind.RERANKER)
+    """What models of it are exported for."""
 
 
 ABSOLUTE = {"position_embedding_type": ("absolute", None)}
 JINA_BERT = Architecture(
     "jina-bert",
+    kinds=(Kind.EMBEDDER,),
     implementation="jinaai/jina-bert-implementation--JinaBertModel",
     must_be={
         "position_embedding_type": ("alibi",),
@@ -40,6 +46,7 @@ JINA_BERT = Architecture(
 )
 NOMIC_BERT = Architecture(
     "nomic_bert",
+    kinds=(Kind.EMBEDDER,),
     width="n_embd",
     heads="n_head",
     layers="n_layer",
@@ -63,12 +70,13 @@ ARCHITECTURES = {
     known.name: known
     for known in (
         Architecture("bert", must_be=ABSOLUTE),
+        Architecture("deberta-v2", merged_attention=False, kinds=(Kind.RERANKER,)),
         Architecture("distilbert", width="dim", heads="n_heads", layers="n_layers"),
         JINA_BERT,
         Architecture("modernbert", merged_attention=False),
         Architecture("mpnet", positions_after_padding=True),
         NOMIC_BERT,
-        Architecture("qwen3", merged_attention=False),
+        Architecture("qwen3", merged_attention=False, reads_last_token=True),
         Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),
         Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
     )

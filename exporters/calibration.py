@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from itertools import islice
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from exporters.nodes import INPUT_IDS, linears
+from exporters.nodes import linears
 from exporters.rounding import QuantizedWeight, quantize_weight
 
 TOGETHER = 16
@@ -21,8 +21,8 @@ TOGETHER = 16
 class Calibration:
     """The largest values and the second moments of the inputs of products, by the inputs' names in the graph."""
 
-    def __init__(self, model: ir.Model, texts: Iterable[NDArray[np.int64]]) -> None:
-        """Run a float32 graph on calibration texts, given as token ids (1, tokens)."""
+    def __init__(self, model: ir.Model, texts: Iterable[Mapping[str, NDArray[np.int64]]]) -> None:
+        """Run a float32 graph on calibration texts, given as the graph's inputs, each (1, tokens)."""
         self.peaks: dict[str, NDArray[np.float32]] = {}
         """Name -> the largest absolute value of each channel, (width,)."""
         self.moments: dict[str, NDArray[np.float32]] = {}
@@ -31,7 +31,7 @@ class Calibration:
         session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)])
         remaining = iter(texts)
         while some := list(islice(remaining, TOGETHER)):
-            runs = [session.run(names, {INPUT_IDS: ids}) for ids in some]
+            runs = [session.run(names, dict(feeds)) for feeds in some]
             for name, given in zip(names, zip(*runs, strict=True), strict=True):
                 self.take(name, np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in given]))
 

@@ -1,4 +1,7 @@
-"""Encoders -> ONNX: loaded with transformers, traced through Optimum's exporter, then rebuilt for speed."""
+"""Encoders -> ONNX: loaded with transformers, traced through Optimum's exporter, then rebuilt for speed.
+
+Embedders give the vectors of tokens, rerankers the logits of a classifier over pairs.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from exporters.architectures import JINA_BERT, NOMIC_BERT
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
+from exporters.first_token import narrow_last_layer
 from exporters.graph import (
     assume_whole_texts,
     drop_token_types,
@@ -31,13 +35,17 @@ from exporters.graph import (
     merge_products,
     rows_at_products,
     run_on_rows,
+    set_head_apart,
     shapes_from_ids,
     tidy,
 )
 from exporters.jina_bert import JinaBertModel, alibi_slopes
-from exporters.nodes import INPUT_IDS
+from exporters.last_token import LastTokenClassifier, classifier_of_answers
+from exporters.nodes import INPUT_IDS, TOKEN_TYPE_IDS
 from exporters.nomic_bert import NomicBertModel
+from exporters.pair_facts import answer_ids, answers_in_words
 from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
 """What transformers does not have."""
@@ -59,11 +67,31 @@ class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum
         return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer as transformers has it."""
+    with quiet():
+        return transformers.AutoTokenizer.from_pretrained(
+            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
+        )
+
+
+def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
+    if kind is Kind.EMBEDDER:
+        return load_weights(checkpoint, IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel))
+    if answers_in_words(checkpoint):
+        model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
+        return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
+    model = load_weights(checkpoint, transformers.AutoModelForSequenceClassification)
+    if checkpoint.architecture.reads_last_token:
+        return LastTokenClassifier(model.model, model.score)
+    return model
+
+
+def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
     with quiet():
         try:
-            model, info = IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel).from_pretrained(
+            model, info = model_class.from_pretrained(
                 str(checkpoint.folder),
                 local_files_only=True,
                 trust_remote_code=False,
@@ -84,7 +112,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def trace(model: Any, scratch: Path) -> ir.Model:
+def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
     """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`.
 
     Raises UnsupportedModelError for a model that does not fit into one file.
@@ -95,11 +123,12 @@ def trace(model: Any, scratch: Path) -> ir.Model:
             f"the model has {size / 1e9:.1f} GB of float32 weights, and edgekit exports encoders up to "
             f"{LARGEST / 1e9:.1f} GB"
         )
+    task = "feature-extraction" if kind is Kind.EMBEDDER else "text-classification"
     if isinstance(model, tuple(IMPLEMENTED_HERE.values())):
         config_class = TokenIdsOnnxConfig
     else:
         config_class = TasksManager.get_exporter_config_constructor(
-            "onnx", model, task="feature-extraction", library_name="transformers"
+            "onnx", model, task=task, library_name="transformers"
         )
     path = scratch / "traced.onnx"
     with quiet():
@@ -109,34 +138,50 @@ def trace(model: Any, scratch: Path) -> ir.Model:
     return traced
 
 
-def rebuild(traced: ir.Model, checkpoint: Checkpoint) -> None:
+def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None = None) -> None:
     """Turn a traced encoder into one that runs on rows of tokens of batches without padding.
 
-    It reads token ids (batch, tokens) and gives token vectors (tokens, batch, width).
+    It reads token ids (batch, tokens) and gives token vectors (tokens, batch, width). That of a reranker, which
+    `manifest` describes, reads token types (batch, tokens) too where pairs have them, and gives logits (batch, labels).
 
     Raises UnsupportedModelError when a part of the graph is not what the passes know.
     """
     graph = traced.graph
     architecture = checkpoint.architecture
+    reranker = manifest.reranker if manifest is not None else None
+    inputs = [INPUT_IDS]
     fold_constants(traced)
-    drop_token_types(graph)
+    if reranker is not None and reranker.pair.document_type != 0:
+        inputs.append(TOKEN_TYPE_IDS)
+    else:
+        drop_token_types(graph)
+    set_head_apart(graph)
     if architecture.merged_attention:
         whole = merge_bert(traced, checkpoint)
+        if whole and reranker is not None:
+            narrow_last_layer(graph, required_int(checkpoint, architecture.heads))
     else:
         assume_whole_texts(graph)
         fuse_rms_norms(graph)
         merge_products(graph)
         rows_at_products(graph)
-        give_tokens_first(graph)
+        if reranker is None:
+            give_tokens_first(graph)
         whole = True
     tidy(traced)
     drop_unused_inputs(graph)
-    inputs = [value.name for value in graph.inputs]
-    if not whole or inputs != [INPUT_IDS]:
+    sort_inputs(graph, inputs)
+    if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",
         )
+
+
+def sort_inputs(graph: ir.Graph, names: list[str]) -> None:
+    """Put a graph's inputs in the order of these names, any others after them."""
+    places = {name: place for place, name in enumerate(names)}
+    graph.inputs[:] = sorted(graph.inputs, key=lambda value: places.get(value.name or "", len(names)))
 
 
 def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:

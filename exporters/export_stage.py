@@ -14,26 +14,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.architectures import check_architecture
 from exporters.calibration import Calibration
-from exporters.certify import certify_embedder, reference_vectors
 from exporters.checkpoint import Checkpoint
-from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
-from exporters.facts import embedder_facts, lower_case, max_length
-from exporters.probe import calibration_texts, probe_texts
+from exporters.facts import kind_of, lower_case, max_length
 from exporters.quantize import Recipe
 from exporters.recipes import Trials
 from exporters.sources import Listener, Origin, find_checkpoint
+from exporters.tasks import task_of
 from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
-from runtime.embedder import Embedder
 from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, EmbedderFacts, Kind, Manifest, Precision, Provider, Quantization, TokenizerFacts
-from runtime.tokenizer import Tokenizer
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, Quantization, TokenizerFacts
 from runtime.version import __version__
 
 PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -78,21 +72,26 @@ def export(
     revision: str | None = None,
     offline: bool = False,
     token_host: str | None = None,
+    kind: Kind | None = None,
     min_cosine: float | None = None,
+    min_tau: float | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Make a bundle from a catalog name, a Hub id or a folder in Hugging Face layout.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
-    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. `min_cosine` is how
-    close to PyTorch every text of the probe set must come; for int8 the fastest recipe that does is searched.
+    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. `kind` is what the model
+    is for, by default what the catalog or its own files say. `min_cosine` is how close to PyTorch an embedder must come
+    on every text of the probe set, `min_tau` how close a reranker must rank to it, as the mean of Kendall's tau over
+    the probe set's queries; for int8 the fastest recipe that does is searched.
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
     """
     told = progress or Silence()
-    if min_cosine is not None and not 0 < min_cosine < 1:
-        raise InputError(f"`min_cosine` must lie between 0 and 1, not {min_cosine}")
+    for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
+        if bar is not None and not 0 < bar < 1:
+            raise InputError(f"`{name}` must lie between 0 and 1, not {bar}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     with stage(told, "find the checkpoint"):
@@ -106,63 +105,69 @@ def export(
             listener=told,
         )
     chosen = precision or (checkpoint.spec.precision if checkpoint.spec is not None else Precision.INT8)
+    found = kind_of(checkpoint, kind)
+    bar = checked_bar(found, min_cosine, min_tau)
     if chosen not in PRECISIONS:
         raise InputError(
-            f"embedders are not exported to `{chosen.value}`",
+            f"{found.value}s are not exported to `{chosen.value}`",
             hint=f"choose one of {', '.join(f'`{known.value}`' for known in PRECISIONS)}",
         )
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:
-        bundle = build(checkpoint, chosen, provider, writer, told, min_cosine)
+        bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
         return Exported(bundle, checkpoint.weights_size)
+
+
+def checked_bar(kind: Kind, min_cosine: float | None, min_tau: float | None) -> float | None:
+    """The bar for this kind; raises InputError when the one for another kind is given."""
+    if kind is Kind.EMBEDDER and min_tau is not None:
+        raise InputError("`min_tau` is for rerankers, and this is an embedder", hint="use `--min-cosine`")
+    if kind is Kind.RERANKER and min_cosine is not None:
+        raise InputError("`min_cosine` is for embedders, and this is a reranker", hint="use `--min-tau`")
+    return min_cosine if kind is Kind.EMBEDDER else min_tau
 
 
 def build(
     checkpoint: Checkpoint,
+    kind: Kind,
     precision: Precision,
     provider: Provider,
     writer: BundleWriter,
     told: Progress,
-    min_cosine: float | None,
+    bar: float | None,
 ) -> Bundle:
-    facts = embedder_facts(checkpoint)
-    layers = dense_layers(checkpoint, facts.dimension)
-    if layers:
-        facts = dataclasses.replace(
-            facts, dimension=layers[-1].weight.shape[1], dense=write_dense(layers, writer.folder)
-        )
-    manifest = draft_manifest(checkpoint, facts, precision, provider)
+    task = task_of(checkpoint, kind)
+    draft = draft_manifest(checkpoint, kind, precision, provider)
     copy_tokenizer(checkpoint, writer.folder)
+    manifest = task.described(draft, writer.folder)
     with stage(told, "load the weights"):
-        model = load_model(checkpoint)
+        model = load_model(checkpoint, kind)
     with stage(told, "trace with Optimum"):
-        graph = trace(model, writer.scratch)
-        rebuild(graph, checkpoint)
+        graph = trace(model, writer.scratch, kind)
+        rebuild(graph, checkpoint, manifest)
     manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
-    with stage(told, "embed the probe set with PyTorch"):
-        expected = reference_vectors(model, checkpoint, layers, manifest, probe_texts().texts)
+    with stage(told, "run the probe set with PyTorch"):
+        expected = task.reference(model, manifest)
     if precision is Precision.INT8:
         with stage(told, "quantize to int8"):
-            tokenizer = Tokenizer(writer.folder / TOKENIZER, manifest.tokenizer)
-            trials = Trials(graph, Calibration(graph, calibration_ids(tokenizer)), writer.folder, manifest)
-            recipe = Recipe()
-            if min_cosine is not None:
-                recipe = trials.find(min_cosine, probe_texts().texts, expected, calibration_texts().texts)
+            bundle = Bundle(writer.folder, manifest)
+            trials = Trials(graph, Calibration(graph, task.calibration_feeds(bundle)), task, bundle)
+            recipe = trials.find(bar, expected) if bar is not None else Recipe()
             graph = trials.quantized(recipe)
         manifest = dataclasses.replace(manifest, quantization=quantization_of(recipe, trials.products))
     ir.save(graph, writer.folder / GRAPH)
     with stage(told, "certify against PyTorch"):
-        certificate = certify_embedder(Embedder(Bundle(writer.folder, manifest)), expected, min_cosine=min_cosine)
+        certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
     with stage(told, "write the bundle"):
         return writer.commit(dataclasses.replace(manifest, certificate=certificate))
 
 
-def draft_manifest(checkpoint: Checkpoint, facts: EmbedderFacts, precision: Precision, provider: Provider) -> Manifest:
+def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider) -> Manifest:
     """All of the manifest that the checkpoint's own files decide."""
     return Manifest(
         schema=SCHEMA,
-        kind=Kind.EMBEDDER,
+        kind=kind,
         name=checkpoint.name,
         precision=precision,
         provider=provider,
@@ -171,7 +176,7 @@ def draft_manifest(checkpoint: Checkpoint, facts: EmbedderFacts, precision: Prec
         source=checkpoint.source,
         files={},
         tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
-        embedder=facts,
+        embedder=None,
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
     )
@@ -197,12 +202,6 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
     for licence in checkpoint.folder.glob("LICENSE*"):
         shutil.copyfile(licence, folder / licence.name)
-
-
-def calibration_ids(tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:
-    """Token ids (1, tokens) of the calibration texts."""
-    for text in tokenizer.tokenize(calibration_texts().texts):
-        yield text.ids[np.newaxis]
 
 
 @contextmanager

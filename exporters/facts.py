@@ -1,13 +1,14 @@
-"""How an embedder wants to be used, read from the files that sentence-transformers leaves in a checkpoint."""
+"""What a checkpoint is for, and how an embedder wants to be used, from the files that sentence-transformers leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
 from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import EmbedderFacts, Pooling
+from runtime.manifest import EmbedderFacts, Kind, Pooling
 
 POOLING_KEYS = {
     "pooling_mode_cls_token": Pooling.CLS,
@@ -16,6 +17,23 @@ POOLING_KEYS = {
     "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
     "pooling_mode_weightedmean_tokens": Pooling.WEIGHTED_MEAN,
 }
+
+
+def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
+    """What a model is for: what the user or the catalog says, else what its own files do."""
+    if asked is not None:
+        return asked
+    if checkpoint.spec is not None:
+        return checkpoint.spec.kind
+    modules = str(checkpoint.read_json("modules.json"))
+    if "Pooling" in modules:
+        return Kind.EMBEDDER
+    return Kind.RERANKER if "LogitScore" in modules or is_classifier(checkpoint.config) else Kind.EMBEDDER
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model which classifies texts, as rerankers do."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from exporters.nodes import (
     TOKEN_TYPE_IDS,
     Linear,
     array_of,
+    batch_alone,
     batch_and_length,
     constant,
     graph_input,
@@ -183,7 +184,8 @@ def shapes_from_ids(graph: ir.Graph) -> None:
 def run_on_rows(graph: ir.Graph) -> bool:
     """Let the layers work on (tokens * batch, width) instead of (batch, tokens, width); returns whether they could.
 
-    What the graph gives is (tokens, batch, width) then.
+    A graph that gives the vectors of tokens gives (tokens, batch, width) then; one that picks each text's first token,
+    as classifiers do, gives what it gave.
 
     Products and quantizers want rows, and the attention of `merge_attention` wants the first tokens of all texts first.
     Only the attention needs to know which row belongs to which text: it reshapes by the shape of the token ids, and its
@@ -195,18 +197,11 @@ def run_on_rows(graph: ir.Graph) -> bool:
     start = first.input
     width = first.weight.shape[0]
     rows_shape = rows_of(graph, width)
-    rows: set[ir.Value] = {start}
-    for node in graph:
-        shape = required(node.inputs[1]) if node.op_type == "Reshape" else None
-        if shape is rows_shape:
-            rows.update(node.outputs)
-        elif any(value in rows for value in node.inputs) and not (shape is not None and is_by_ids(shape)):
-            if not is_row_wise(node):
-                return False
-            rows.update(node.outputs)
+    found = values_in_rows(graph, start, rows_shape)
     output = graph.outputs[0]
-    if output not in rows or len(graph.outputs) != 1:
+    if found is None or len(graph.outputs) != 1 or (output not in found[0]) != bool(found[1]):
         return False
+    rows, picks = found
     for value in rows - {output}:
         # What was noted while tracing has three dimensions.
         value.shape = None
@@ -215,6 +210,37 @@ def run_on_rows(graph: ir.Graph) -> bool:
     replace(start, flat.outputs[0])
     swapped.replace_input_with(0, start)
     graph.insert_after(required(start.producer()), [swapped, flat])
+    for pick in picks:
+        replace(pick.outputs[0], first_rows(graph, required(pick.inputs[0]), pick))
+    if not picks:
+        give_tokens(graph, output, width)
+    return True
+
+
+def values_in_rows(
+    graph: ir.Graph, start: ir.Value, rows_shape: ir.Value
+) -> tuple[set[ir.Value], list[ir.Node]] | None:
+    """The values that become rows when `start` does, and the nodes that pick first tokens from one of them.
+
+    None where an operator would see the difference.
+    """
+    rows = {start}
+    picks = []
+    for node in graph:
+        shape = required(node.inputs[1]) if node.op_type == "Reshape" else None
+        if shape is rows_shape:
+            rows.update(node.outputs)
+        elif node.inputs and node.inputs[0] in rows and is_first_token(node):
+            picks.append(node)
+        elif any(value in rows for value in node.inputs) and not (shape is not None and is_by_ids(shape)):
+            if not is_row_wise(node):
+                return None
+            rows.update(node.outputs)
+    return rows, picks
+
+
+def give_tokens(graph: ir.Graph, output: ir.Value, width: int) -> None:
+    """Give rows (tokens * batch, width) as (tokens, batch, width)."""
     last = constant(graph, f"width_{width}", np.array([width], np.int64))
     shape = insert(graph[-1], "Concat", [length_and_batch(graph), last], {"axis": 0})
     unflat = ir.node("Reshape", [output, shape])
@@ -222,7 +248,40 @@ def run_on_rows(graph: ir.Graph) -> bool:
     unflat.replace_input_with(0, output)
     graph.insert_after(required(output.producer()), [unflat])
     unflat.outputs[0].shape = ir.Shape(["tokens", "batch", width])
-    return True
+
+
+def is_one_token(node: ir.Node) -> bool:
+    """Whether a node picks one token of each text from (batch, tokens, width): (batch, width)."""
+    index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
+    return index is not None and index.shape == () and node.attributes.get_int("axis", 0) == 1
+
+
+def is_first_token(node: ir.Node) -> bool:
+    """Whether a node picks the first token of each text from (batch, tokens, width): (batch, width)."""
+    return is_one_token(node) and array_of(node.inputs[1]) == 0
+
+
+def first_rows(graph: ir.Graph, rows: ir.Value, before: ir.Node) -> ir.Value:
+    """The first token of each text, (batch, width), of rows (tokens * batch, width) with the first tokens first."""
+    zero = constant(graph, "axis_0", np.array([0], np.int64))
+    return insert(before, "Slice", [rows, zero, batch_alone(graph), zero])
+
+
+def set_head_apart(graph: ir.Graph) -> None:
+    """Make a Gemm of each product that reads one vector a text, (batch, width), instead of one a token.
+
+    What a classifier's head computes is little and decides its logits, so it is no product to be merged or quantized.
+    """
+    for linear in list(linears(graph)):
+        shape, producer = linear.input.shape, linear.input.producer()
+        if (shape is not None and len(shape) == 2) or (producer is not None and is_one_token(producer)):
+            last = linear.bias_add or linear.matmul
+            inputs: list[ir.Value | None] = [linear.input, linear.matmul.inputs[1]]
+            if linear.bias_add is not None:
+                inputs.append(constant(graph, f"{linear.name}_head_bias", linear.bias))
+            replace(last.outputs[0], insert(last, "Gemm", inputs))
+            for node in filter(None, (linear.bias_add, linear.matmul)):
+                graph.remove(node, safe=True)
 
 
 def give_tokens_first(graph: ir.Graph) -> None:

@@ -106,11 +106,26 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Every product with a constant matrix, in the order in which the graph runs them."""
+    """Every product of what texts decide with a constant matrix, in the order in which the graph runs them.
+
+    DeBERTa has others too, of the vectors of distances, which are the same for all texts.
+    """
+    of_texts = values_of_texts(graph)
     for node in list(graph):
         found = linear_of(node)
-        if found is not None:
+        if found is not None and found.input in of_texts:
             yield found
+
+
+def values_of_texts(graph: ir.Graph) -> set[ir.Value]:
+    """The values that depend on the graph's inputs, and on more than their shapes."""
+    found = set(graph.inputs)
+    for node in graph:
+        # What a graph inside a node reads is not among the node's inputs.
+        reads = any(value in found for value in node.inputs) or node.op_type in ("If", "Loop")
+        if reads and node.op_type != "Shape":
+            found.update(node.outputs)
+    return found
 
 
 def linear_of(matmul: ir.Node | None) -> Linear | None:
@@ -171,6 +186,11 @@ def length_and_batch(graph: ir.Graph) -> ir.Value:
 def token_count(graph: ir.Graph) -> ir.Value:
     """The number of tokens of each text of the batch, a scalar, computed once at the head of the graph."""
     return sizes_of_ids(graph, "one_int64", np.array(1, np.int64))
+
+
+def batch_alone(graph: ir.Graph) -> ir.Value:
+    """The number of texts of the batch in one dimension (1,), computed once at the head of the graph."""
+    return sizes_of_ids(graph, "batch_axis", np.array([0], np.int64))
 
 
 def sizes_of_ids(graph: ir.Graph, name: str, axes: NDArray[np.int64]) -> ir.Value:

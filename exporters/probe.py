@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 DATA = Path(__file__).with_name("data")
+
+
+CANDIDATES = 16
+"""Documents that each query of the probe set ranks."""
+STRIDE = 7
+"""Between the documents that are candidates for no reason; with no factor in common with the number of texts."""
+QUERY_WORDS = 8
+"""Words of a calibration text that stand for a query."""
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Queries with the documents that each ranks, under a name, with the sha256 of the files that hold them."""
+
+    name: str
+    sha256: str
+    searches: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(query, document) for query, documents in self.searches for document in documents]
 
 
 @dataclass(frozen=True)
@@ -31,3 +53,25 @@ def calibration_texts() -> TextSet:
 def probe_texts() -> TextSet:
     """What a certificate is measured on; never calibrated with. The longest go beyond what most models read."""
     return load_texts("probe")
+
+
+def probe_searches() -> PairSet:
+    """What a reranker's certificate is measured on: queries, each with probe texts that answer it and others."""
+    content = (DATA / "searches.jsonl").read_bytes()
+    probe = probe_texts()
+    searches = []
+    for number, line in enumerate(content.decode("utf-8").splitlines()):
+        search = json.loads(line)
+        places = [int(place) - 1 for place in search["answers"]]
+        others = ((number + STRIDE * step) % len(probe.texts) for step in range(len(probe.texts)))
+        places += [place for place in others if place not in places]
+        searches.append((str(search["query"]), tuple(probe.texts[place] for place in places[:CANDIDATES])))
+    digest = hashlib.sha256(content + probe.sha256.encode()).hexdigest()
+    return PairSet("searches", digest, tuple(searches))
+
+
+def calibration_pairs() -> list[tuple[str, str]]:
+    """What the scales of a reranker are found on: texts with the first words of their own, or of the next text."""
+    texts = calibration_texts().texts
+    heads = [" ".join(text.split()[:QUERY_WORDS]) for text in texts]
+    return [(heads[(number + number % 2) % len(texts)], text) for number, text in enumerate(texts)]

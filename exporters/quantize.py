@@ -88,9 +88,9 @@ def name_of(value: ir.Value) -> str:
 
 
 def made_by(value: ir.Value, *op_types: str) -> bool:
-    """Whether a value comes from one of these operators, its result in another shape or order included."""
+    """Whether a value comes from one of these operators, in another shape or order or only a part of it."""
     producer = value.producer()
-    while producer is not None and producer.op_type in ("Reshape", "Transpose"):
+    while producer is not None and producer.op_type in ("Reshape", "Transpose", "Slice"):
         producer = required(producer.inputs[0]).producer()
     return producer is not None and producer.op_type in op_types
 
@@ -151,7 +151,7 @@ def static_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: Quan
             constant(graph, f"{name}_scales", weight.scales),
             middle,
             None,
-            constant(graph, f"{name}_bias", linear.bias),
+            constant(graph, f"{name}_int8_bias", linear.bias),
         ],
         domain=ORT_DOMAIN,
     )
@@ -220,7 +220,7 @@ def scaled_rows(
     )
     column = insert(before, "Unsqueeze", [scale, constant(graph, "axis_1", np.array([1], np.int64))])
     product = insert(before, "Mul", [product, column])
-    return insert(before, "Add", [product, constant(graph, f"{name}_bias", bias)])
+    return insert(before, "Add", [product, constant(graph, f"{name}_int8_bias", bias)])
 
 
 def last_axis(graph: ir.Graph) -> ir.Value:

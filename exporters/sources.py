@@ -79,9 +79,9 @@ def find_checkpoint(
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
     request = hub_request(source, revision)
-    if request.spec is not None and request.spec.kind is not Kind.EMBEDDER:
+    if request.spec is not None and request.spec.kind is Kind.DECODER:
         raise UnsupportedModelError(
-            f"`{request.spec.name}` is a {request.spec.kind.value}, and this edgekit exports embedders only"
+            f"`{request.spec.name}` is a decoder, and this edgekit exports embedders and rerankers only"
         )
     if origin is Origin.WHEEL:
         return open_wheel(request, accept, offline=offline)

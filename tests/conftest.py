@@ -6,6 +6,8 @@ import os
 os.environ.update(
     ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="true"
 )
+# Two processes run the tests on two cores: more threads in each would wait for one another.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import io
 import json
@@ -121,6 +123,15 @@ TINY_CONFIGS = {
 }
 
 
+RERANKER_CONFIGS = {
+    "deberta-v2": TINY
+    | {"max_position_embeddings": 64, "relative_attention": True, "position_buckets": 16, "type_vocab_size": 0}
+    | {"pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "share_att_key": True}
+    | {"position_biased_input": False, "pooler_hidden_size": 48},
+    "qwen3": TINY_CONFIGS["qwen3"] | {"max_position_embeddings": 256, "pad_token_id": 0},
+}
+
+
 def write_tiny_checkpoint(folder: Path, checkpoint: Path, architecture: str) -> None:
     """A small model with seeded weights, in the layout of sentence-transformers, with the real MiniLM's tokenizer."""
     write_checkpoint(folder, checkpoint, architecture, TINY_CONFIGS[architecture])
@@ -157,6 +168,62 @@ def write_checkpoint(folder: Path, checkpoint: Path, architecture: str, settings
     pooling = json.loads((checkpoint / "1_Pooling" / "config.json").read_text())
     width = getattr(config, "dim", config.hidden_size)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"word_embedding_dimension": width}))
+
+
+def write_reranker(folder: Path, checkpoint: Path, architecture: str = "bert", **settings: object) -> None:
+    """A small cross-encoder with seeded weights and MiniLM's tokenizer, its activation stated as ms-marco's."""
+    import torch
+    import transformers
+
+    from exporters.encoder import quiet
+
+    torch.manual_seed(7)
+    config = {"num_labels": 1} | RERANKER_CONFIGS.get(architecture, TINY_CONFIGS.get(architecture, {})) | settings
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_config(
+            transformers.AutoConfig.for_model(architecture, **config)
+        )
+        save_reranker(model, folder, checkpoint)
+
+
+def write_reranker_on_minilm(folder: Path, checkpoint: Path) -> None:
+    """The real MiniLM encoder under a seeded head: no trained cross-encoder is to be had without the Hub."""
+    import torch
+    import transformers
+
+    from exporters.encoder import quiet
+
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(str(checkpoint), num_labels=1)
+        torch.manual_seed(11)
+        torch.nn.init.normal_(model.classifier.weight, std=0.2)
+        save_reranker(model, folder, checkpoint)
+
+
+def save_reranker(model: object, folder: Path, checkpoint: Path) -> None:
+    model.save_pretrained(folder)
+    edit_config(folder, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(checkpoint / name, folder / name)
+    if json.loads((folder / "config.json").read_text())["model_type"] != "bert":
+        path = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "attention_mask"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
+
+
+@pytest.fixture(scope="session")
+def reranker_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cross-encoder of the architecture of ms-marco's."""
+    folder = tmp_path_factory.mktemp("reranker") / "tiny-reranker"
+    write_reranker(folder, checkpoint, max_position_embeddings=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reranker_bundle(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The int8 bundle of a small cross-encoder."""
+    out = tmp_path_factory.mktemp("bundles") / "tiny-reranker-int8"
+    return export(str(reranker_checkpoint), precision=Precision.INT8, out=out).bundle
 
 
 @pytest.fixture(scope="session")

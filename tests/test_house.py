@@ -20,17 +20,17 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay embedder results batching cores vectors tokenizer session dense pooling bundle manifest records "
-        "telemetry errors version"
+        "replay reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
+        "bundle manifest records telemetry errors version"
     ),
     "exporters": (
-        "export_stage recipes certify encoder jina_bert nomic_bert probe quantize calibration rounding attention graph "
-        "nodes dense facts sources checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
-        "architectures"
+        "export_stage recipes tasks certify encoder jina_bert nomic_bert last_token probe quantize calibration "
+        "rounding first_token attention graph nodes dense pair_facts facts sources checkpoint hub.download "
+        "hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
-        "__main__ cli commands.embed commands.export commands.hub commands.bundles commands.catalog "
-        "bulk resumable job writers notes texts options progress"
+        "__main__ cli commands.embed commands.rerank commands.export commands.hub commands.bundles commands.catalog "
+        "bulk resumable job streams writers notes searches texts options progress"
     ),
 }
 

@@ -18,8 +18,8 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     assert caught.value.exit_code == 10
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
     assert caught.value.hint == (
-        "known are `bert`, `distilbert`, `jina-bert`, `modernbert`, `mpnet`, `nomic_bert`, `qwen3`, `roberta`, "
-        "`xlm-roberta`"
+        "known are `bert`, `deberta-v2`, `distilbert`, `jina-bert`, `modernbert`, `mpnet`, `nomic_bert`, "
+        "`qwen3`, `roberta`, `xlm-roberta`"
     )
 
 

@@ -26,7 +26,7 @@ def graph(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def calibration(graph: ir.Model) -> Calibration:
-    return Calibration(graph, iter(TEXTS))
+    return Calibration(graph, ({"input_ids": ids} for ids in TEXTS))
 
 
 def test_it_sees_what_pytorch_gives_the_layer(

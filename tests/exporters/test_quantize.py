@@ -19,7 +19,7 @@ IDS = np.random.default_rng(9).integers(0, 50, size=(1, 40))
 
 
 def quantize(model: ir.Model, recipe: Recipe = Recipe()) -> None:  # noqa: B008 - it is frozen
-    quantize_encoder(model, Calibration(model, [IDS]), recipe)
+    quantize_encoder(model, Calibration(model, [{"input_ids": IDS}]), recipe)
 
 
 def chain(kind: str) -> ir.Model:
@@ -114,13 +114,13 @@ def test_contexts_shrink_by_shrinking_the_values_that_are_mixed(tiny_checkpoint_
     found = find_checkpoint(str(tiny_checkpoint_base))
     model = trace(load_model(found), tmp_path)
     rebuild(model, found)
-    before = Calibration(model, [IDS]).peaks
+    before = Calibration(model, [{"input_ids": IDS}]).peaks
     expected = run(ir.from_proto(ir.to_proto(model)), input_ids=IDS)
 
-    divisors = smooth_contexts(model.graph, Calibration(model, [IDS]), Recipe())
+    divisors = smooth_contexts(model.graph, Calibration(model, [{"input_ids": IDS}]), Recipe())
 
     assert len(divisors) == 2
-    after = Calibration(model, [IDS]).peaks
+    after = Calibration(model, [{"input_ids": IDS}]).peaks
     for context, smoothing in divisors.items():
         assert after[context.name] == pytest.approx(before[context.name] / smoothing, rel=1e-4)
         assert smoothing.max() > 1.1 * smoothing.min()

@@ -1,0 +1,157 @@
+"""What is different about exporting one kind of model: its facts, its reference, and what agreeing with it means."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.certify import (
+    agreement_of,
+    certify_embedder,
+    certify_reranker,
+    check_pairs,
+    reference_logits,
+    reference_vectors,
+)
+from exporters.checkpoint import Checkpoint
+from exporters.dense import dense_layers, write_dense
+from exporters.encoder import load_tokenizer
+from exporters.facts import embedder_facts
+from exporters.pair_facts import reranker_facts
+from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
+from runtime.bundle import TOKENIZER, Bundle
+from runtime.embedder import Embedder
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from runtime.errors import UnsupportedModelError
+from runtime.manifest import Certificate, Kind, Manifest
+from runtime.pairs import PairTokenizer
+from runtime.pooling import cosines
+from runtime.reranker import Reranker
+from runtime.tokenizer import Tokenizer
+
+SAMPLE = 48
+"""Calibration texts on which a single product's share in the error is measured."""
+
+Feeds = Mapping[str, NDArray[np.int64]]
+Outputs = NDArray[np.float32]
+
+
+class Task(Protocol):
+    """Exporting one kind of model."""
+
+    measure: ClassVar[str]
+    """What agreement is measured in, as it stands in messages."""
+
+    def described(self, manifest: Manifest, folder: Path) -> Manifest:
+        """The manifest with what is told of this kind; files that the runtime needs for it go into `folder`."""
+
+    def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
+        """The graph's inputs for the calibration texts."""
+
+    def reference(self, model: Any, manifest: Manifest) -> Outputs:
+        """What PyTorch gives for the probe set: (texts, numbers)."""
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        """How alike outputs for the probe set are, 1 at best."""
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        """How far outputs are from exact ones."""
+
+    def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
+        """Compare a bundle with the reference; raises EdgekitError when they agree less than `bar`."""
+
+
+class EmbedderTask:
+    """Token vectors, pooled to the vector of a text; agreement is the lowest cosine."""
+
+    measure: ClassVar[str] = "cosine"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.facts = embedder_facts(checkpoint)
+        self.layers = dense_layers(checkpoint, self.facts.dimension)
+
+    def described(self, manifest: Manifest, folder: Path) -> Manifest:
+        facts = self.facts
+        if self.layers:
+            dimension = self.layers[-1].weight.shape[1]
+            facts = dataclasses.replace(facts, dimension=dimension, dense=write_dense(self.layers, folder))
+        return dataclasses.replace(manifest, embedder=facts)
+
+    def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
+        tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer)
+        for text in tokenizer.tokenize(calibration_texts().texts):
+            yield {INPUT_IDS: text.ids[np.newaxis]}
+
+    def reference(self, model: Any, manifest: Manifest) -> Outputs:
+        return reference_vectors(model, self.checkpoint, self.layers, manifest, probe_texts().texts)
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        texts = calibration_texts().texts[:SAMPLE] if sample else probe_texts().texts
+        found: Outputs = Embedder(bundle).embed_with_report(texts).vectors
+        return found
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        return float(cosines(found, expected).min())
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        return float(1 - cosines(found, exact).mean())
+
+    def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
+        return certify_embedder(Embedder(bundle), expected, min_cosine=bar)
+
+
+class RerankerTask:
+    """Logits of pairs, which rank documents; agreement is the mean of Kendall's tau over queries."""
+
+    measure: ClassVar[str] = "Kendall's tau"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.facts = reranker_facts(checkpoint, load_tokenizer(checkpoint))
+
+    def described(self, manifest: Manifest, folder: Path) -> Manifest:
+        tokenizer = PairTokenizer(folder / TOKENIZER, manifest.tokenizer, self.facts.pair, typed=False)
+        check_pairs(self.checkpoint, tokenizer, self.facts.pair, manifest.tokenizer.max_length)
+        return dataclasses.replace(manifest, reranker=self.facts)
+
+    def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
+        typed = TOKEN_TYPE_IDS in bundle.manifest.inputs
+        tokenizer = PairTokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, self.facts.pair, typed=typed)
+        for pair in tokenizer.tokenize(calibration_pairs()):
+            yield tokenizer.feeds([pair])
+
+    def reference(self, model: Any, manifest: Manifest) -> Outputs:
+        return reference_logits(model, self.checkpoint, manifest, probe_searches().pairs)
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        pairs = calibration_pairs()[:SAMPLE] if sample else probe_searches().pairs
+        return Reranker(bundle).score_with_report(pairs).logits
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        return float(agreement_of(probe_searches(), found, expected).taus.mean())
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        return float(np.abs(found - exact).mean())
+
+    def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
+        return certify_reranker(Reranker(bundle), expected, min_tau=bar)
+
+
+def task_of(checkpoint: Checkpoint, kind: Kind) -> Task:
+    """How a checkpoint is exported as `kind`; raises UnsupportedModelError where edgekit does not know that."""
+    if kind not in checkpoint.architecture.kinds:
+        known = " and ".join(f"{known.value}s" for known in checkpoint.architecture.kinds)
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` is a {kind.value} of the architecture `{checkpoint.architecture.name}`, of which "
+            f"edgekit exports {known} only"
+        )
+    return RerankerTask(checkpoint) if kind is Kind.RERANKER else EmbedderTask(checkpoint)

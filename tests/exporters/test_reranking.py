@@ -1,0 +1,368 @@
+"""Exports of rerankers, from the checkpoint to the certificate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from sentence_transformers import CrossEncoder
+
+from exporters import export
+from exporters.architectures import ARCHITECTURES
+from exporters.certify import agreement_of, certify_reranker
+from exporters.encoder import load_model, load_tokenizer, quiet
+from exporters.facts import kind_of
+from exporters.pair_facts import labels_of, pair_facts, reference_ids, reranker_facts, scores_of
+from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
+from exporters.sources import find_checkpoint
+from runtime import (
+    Bundle,
+    CheckpointError,
+    EdgekitError,
+    InputError,
+    Kind,
+    Precision,
+    Reranker,
+    Scores,
+    TruncationWarning,
+    UnsupportedModelError,
+)
+from runtime.ranking import kendall_tau
+from tests.conftest import edit_config, write_reranker, write_tiny_checkpoint
+
+QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
+WORDS = " ".join(calibration_texts().texts).split()
+PAIRS = [
+    (query, " ".join(WORDS[start : start + length]))
+    for query in QUERIES
+    for start, length in [(0, 1), (40, 5), (300, 12), (500, 25), (700, 40), (900, 200)]
+]
+CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_every_architecture_gives_the_scores_of_sentence_transformers(
+    checkpoint: Path, tmp_path: Path, architecture: str
+) -> None:
+    folder = tmp_path / "tiny"
+    write_reranker(folder, checkpoint, architecture)
+    kwargs = {"attn_implementation": "eager"}
+    model = CrossEncoder(str(folder), device="cpu", local_files_only=True, max_length=64, model_kwargs=kwargs)
+    # What shorter pairs are padded with is not to matter.
+    expected = np.array([model.predict([pair], show_progress_bar=False)[0] for pair in PAIRS])
+
+    edit_config(folder, max_position_embeddings=256) if architecture == "qwen3" else None
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 64}))
+    for precision in (Precision.FP32, Precision.INT8):
+        bundle = export(str(folder), precision=precision, out=tmp_path / precision.value).bundle
+        found = Reranker(bundle).score_with_report(PAIRS)
+        assert bundle.manifest.tokenizer.max_length == 64
+        assert len(found.truncated) >= 3
+        if precision is Precision.FP32:
+            assert np.abs(found.logits[:, 0] - expected).max() < 1e-5
+        else:
+            assert kendall_tau(found.logits[:, 0].tolist(), expected.tolist()) > 0.85
+
+
+def test_a_decoder_that_answers_yes_or_no(checkpoint: Path, tmp_path: Path) -> None:
+    """Qwen3-Reranker, as its model card computes it: the probability of `yes` against `no` as the next token."""
+    folder = tmp_path / "qwen"
+    write_answering_decoder(folder, checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
+    before, after = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (
+            (
+                "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+                'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+            ),
+            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        )
+    )
+    instruct = "Given a web search query, retrieve relevant passages that answer the query"
+    expected = []
+    for query, document in PAIRS:
+        text = f"<Instruct>: {instruct}\n<Query>: {query}\n<Document>: {document}"
+        room = 256 - len(before) - len(after)
+        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*before, *ids, *after]])).logits[0, -1]
+        words = logits[[tokenizer.convert_tokens_to_ids("no"), tokenizer.convert_tokens_to_ids("yes")]]
+        expected.append(float(torch.softmax(words.double(), dim=0)[1]))
+
+    bundle = export(str(folder), precision=Precision.FP32, kind=Kind.RERANKER, out=tmp_path / "bundle").bundle
+
+    assert bundle.manifest.reranker is not None
+    assert (bundle.manifest.reranker.labels, bundle.manifest.reranker.scores) == (("yes",), Scores.SIGMOID)
+    with pytest.warns(TruncationWarning):
+        assert np.abs(Reranker(bundle).score(PAIRS) - expected).max() < 1e-6
+
+
+def write_answering_decoder(folder: Path, checkpoint: Path) -> None:
+    write_reranker(folder, checkpoint, "qwen3")
+    config = transformers.AutoConfig.from_pretrained(str(folder))
+    torch.manual_seed(3)
+    with quiet():
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 256}))
+
+
+def test_a_decoder_with_a_prompt_of_its_own_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    write_answering_decoder(folder, checkpoint)
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_LogitScore", "type": "x.LogitScore"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+    assert kind_of(find_checkpoint(str(folder)), None) is Kind.RERANKER
+    with pytest.raises(UnsupportedModelError, match="asks for relevance in words that edgekit does not know"):
+        export(str(folder), out=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_manifest_says_how_pairs_are_read(reranker_bundle: Bundle) -> None:
+    facts = reranker_bundle.manifest.reranker
+    assert facts is not None
+    assert facts.labels == ("LABEL_0",)
+    assert facts.scores is Scores.RAW
+    pair = facts.pair
+    assert (pair.before, pair.between, pair.after, pair.document_type) == ((101,), (102,), (102,), 1)
+    assert pair.truncation.value == "document"
+    assert reranker_bundle.manifest.inputs == ("input_ids", "token_type_ids")
+    assert reranker_bundle.manifest.kind is Kind.RERANKER
+    assert reranker_bundle.manifest.embedder is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "expected"),
+    [
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, 1, Scores.RAW),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, 1, Scores.RAW),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, 3, Scores.SIGMOID),
+        ({}, 1, Scores.SIGMOID),
+        ({}, 3, Scores.RAW),
+    ],
+)
+def test_the_activation_is_what_the_checkpoint_states(
+    tiny_checkpoint: Path, changes: dict, labels: int, expected: Scores
+) -> None:
+    edit_config(tiny_checkpoint, **changes)
+
+    assert scores_of(find_checkpoint(str(tiny_checkpoint)), labels) is expected
+
+
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.Tanh", "mine.Identity"])
+def test_an_unknown_activation_is_refused(tiny_checkpoint: Path, name: str) -> None:
+    edit_config(tiny_checkpoint, sentence_transformers={"activation_fn": name})
+
+    with pytest.raises(UnsupportedModelError, match=f"applies `{name}` to its logits") as caught:
+        scores_of(find_checkpoint(str(tiny_checkpoint)), 1)
+    assert caught.value.hint == "known are `torch.nn.Identity`, `torch.nn.Sigmoid`"
+
+
+def test_labels_have_the_names_of_the_config(tiny_checkpoint: Path) -> None:
+    def labels(**changes: object) -> tuple[str, ...]:
+        edit_config(tiny_checkpoint, **changes)
+        return labels_of(find_checkpoint(str(tiny_checkpoint)))
+
+    assert labels() == ("LABEL_0", "LABEL_1")
+    assert labels(num_labels=1) == ("LABEL_0",)
+    assert labels(id2label={"1": "b", "0": "a"}) == ("a", "b")
+    for wrong in ({"0": "a", "2": "b"}, {"0": "a", "1": "a"}, {}, "a"):
+        with pytest.raises(CheckpointError, match=r"`id2label` in .* must give the labels 0, 1, \.\.\. names"):
+            labels(id2label=wrong)
+    with pytest.raises(CheckpointError, match=r"`num_labels` in .* must be a positive integer"):
+        labels(id2label=None, num_labels=0)
+
+
+class Encoded(dict):
+    def __init__(self, sequences: list[int | None], types: list[int]) -> None:
+        super().__init__(input_ids=list(range(len(sequences))), token_type_ids=types)
+        self.sequences = sequences
+
+    def sequence_ids(self) -> list[int | None]:
+        return self.sequences
+
+
+@pytest.mark.parametrize(
+    ("sequences", "types", "message"),
+    [
+        ([None, 1, None, 0, None], [0, 0, 0, 1, 1], "does not put a query before a document"),
+        ([None, 0, None, None], [0, 0, 0, 0], "does not put a query before a document"),
+        ([None, 0, None, 1, None], [0, 0, 0, 1, 2], "gives tokens of a pair types that edgekit does not know"),
+        ([None, 0, None, 1, None], [1, 0, 0, 1, 1], "gives tokens of a pair types that edgekit does not know"),
+    ],
+)
+def test_a_tokenizer_that_puts_pairs_together_otherwise(
+    tiny_checkpoint: Path, sequences: list[int | None], types: list[int], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        pair_facts(find_checkpoint(str(tiny_checkpoint)), lambda *_: Encoded(sequences, types))
+
+
+def test_pairs_of_two_separators_without_types(tiny_checkpoint: Path) -> None:
+    """As XLM-RoBERTa has them, and with it bge-reranker."""
+    encoded = Encoded([None, 0, None, None, 1, None], [0] * 6)
+    facts = pair_facts(find_checkpoint(str(tiny_checkpoint)), lambda *_: encoded)
+
+    assert (facts.before, facts.between, facts.after, facts.document_type) == ((0,), (2, 3), (5,), 0)
+
+
+def test_the_runtime_puts_pairs_together_as_transformers_does(
+    reranker_checkpoint: Path, reranker_bundle: Bundle
+) -> None:
+    found = find_checkpoint(str(reranker_checkpoint))
+    tokenizer = load_tokenizer(found)
+    facts = reranker_facts(found, tokenizer)
+    own = Reranker(reranker_bundle).tokenizer
+    for pair, ids in zip(PAIRS, own.tokenize(PAIRS), strict=True):
+        expected = reference_ids(tokenizer, facts.pair, 128, *pair)
+        feeds = own.feeds([ids])
+        assert feeds["input_ids"][0].tolist() == expected["input_ids"]
+        assert feeds["token_type_ids"][0].tolist() == expected["token_type_ids"]
+
+
+def test_the_last_layer_is_computed_for_the_first_token_only(reranker_bundle: Bundle) -> None:
+    graph = ir.load(reranker_bundle.path / "model.onnx").graph
+    by_name = {value.name: value for node in graph for value in node.outputs}
+    session_shapes = [node for node in graph if node.op_type == "Slice"]
+
+    # One Slice of the rows before the last layer's query, one of those that are added to its result.
+    assert 1 <= len(session_shapes) <= 2
+    assert sum(node.op_type == "Gelu" for node in graph) == 2
+    assert by_name
+
+
+def test_what_a_model_is_for(tiny_checkpoint: Path, reranker_checkpoint: Path) -> None:
+    embedder, reranker = (find_checkpoint(str(folder)) for folder in (tiny_checkpoint, reranker_checkpoint))
+
+    assert kind_of(embedder, None) is Kind.EMBEDDER
+    assert kind_of(reranker, None) is Kind.RERANKER
+    assert kind_of(embedder, Kind.RERANKER) is Kind.RERANKER
+
+
+def test_a_classifier_without_its_head_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"lacks 2 of the weights that its config.json promises"):
+        export(str(tiny_checkpoint), kind=Kind.RERANKER, out=tmp_path / "bundle")
+
+
+def test_an_architecture_that_is_not_known_to_rerank(checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, "jina-bert")
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        export(str(tmp_path / "tiny"), kind=Kind.RERANKER, out=tmp_path / "bundle")
+    assert caught.value.message == (
+        "`tiny` is a reranker of the architecture `jina-bert`, of which edgekit exports embedders only"
+    )
+
+
+def test_bars_are_for_their_kind(tiny_checkpoint: Path, reranker_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`min_tau` is for rerankers, and this is an embedder"):
+        export(str(tiny_checkpoint), min_tau=0.9, out=tmp_path / "bundle")
+    with pytest.raises(InputError, match="`min_cosine` is for embedders, and this is a reranker"):
+        export(str(reranker_checkpoint), min_cosine=0.9, out=tmp_path / "bundle")
+    with pytest.raises(InputError, match="`min_tau` must lie between 0 and 1, not 1"):
+        export(str(reranker_checkpoint), min_tau=1.0, out=tmp_path / "bundle")
+
+
+def test_an_export_holds_the_tau_that_it_was_asked_for(
+    reranker_checkpoint: Path, reranker_bundle: Bundle, tmp_path: Path
+) -> None:
+    plain = reranker_bundle.manifest.certificate
+    assert plain is not None
+    bar = (1 + plain.figures["tau_mean"]) / 2
+    bundle = export(str(reranker_checkpoint), min_tau=bar, out=tmp_path / "bundle").bundle
+    certificate, quantization = bundle.manifest.certificate, bundle.manifest.quantization
+    assert certificate is not None
+    assert quantization is not None
+    print(plain.figures, certificate.figures, quantization)
+
+    assert certificate.figures["tau_mean"] >= bar
+    assert quantization.per_token
+
+
+def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
+        export(str(reranker_checkpoint), min_tau=0.9999, out=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_certificate_says_how_rankings_agree(reranker_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export(str(reranker_checkpoint), precision=Precision.FP32, out=tmp_path / "bundle").bundle
+    certificate = bundle.manifest.certificate
+    assert certificate is not None
+
+    assert certificate.probe == "searches"
+    assert certificate.probe_size == len(probe_searches().searches)
+    assert certificate.figures["tau_mean"] > 0.9999
+    assert certificate.figures["top10_overlap"] == 1
+    assert certificate.figures["largest_difference"] < 1e-5
+    assert certificate.figures["swapped_neighbours"] == 0
+    assert len(certificate.golden) == 8
+    assert certificate.golden[0].query == probe_searches().searches[0][0]
+
+
+def test_agreement_counts_what_it_says() -> None:
+    searches = PairSet("two", "", (("a", ("1", "2", "3")), ("b", ("4", "5"))))
+    expected = np.array([[3.0], [2.0], [1.0], [0.5], [0.50001]], np.float32)
+    found = np.array([[2.0], [2.5], [1.0], [0.6], [0.5]], np.float32)
+
+    agreement = agreement_of(searches, found, expected)
+
+    assert agreement.taus.tolist() == pytest.approx([1 / 3, -1])
+    assert agreement.top == 1
+    assert agreement.largest_difference == 1
+    # The neighbours of the second query are closer than noise.
+    assert agreement.swapped == 1
+
+
+def test_a_reranker_that_is_wrong_gets_no_certificate(reranker_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker(reranker_bundle)
+    found = reranker.score_with_report(probe_searches().pairs)
+    with pytest.raises(
+        EdgekitError, match=r"does not rank as PyTorch does: Kendall's tau -1\.0000 on average"
+    ) as caught:
+        certify_reranker(reranker, -found.logits)
+    assert caught.value.message.endswith("over 24 queries, and int8 must reach 0.7")
+    assert caught.value.hint == "no bundle was written; try `--min-tau 0.7`, or `--precision fp32`"
+    with pytest.raises(EdgekitError, match="Kendall's tau nan"):
+        broken = dataclasses.replace(found, logits=np.full_like(found.logits, np.nan))
+        monkeypatch.setattr(Reranker, "score_with_report", lambda *_: broken)
+        certify_reranker(reranker, found.logits)
+
+
+def test_float32_must_score_as_pytorch_does(reranker_bundle: Bundle) -> None:
+    manifest = dataclasses.replace(reranker_bundle.manifest, precision=Precision.FP32)
+    reranker = Reranker(Bundle(reranker_bundle.path, manifest))
+    logits = reranker.score_with_report(probe_searches().pairs).logits
+
+    with pytest.raises(EdgekitError, match=r"a logit differs by 0\.5000, and fp32 must stay within 0\.001"):
+        certify_reranker(reranker, logits + np.float32(0.5))
+
+
+def test_calibration_and_probe_have_nothing_in_common() -> None:
+    probe = probe_searches()
+    texts = {document for _, documents in probe.searches for document in documents}
+
+    assert {len(documents) for _, documents in probe.searches} == {CANDIDATES}
+    assert all(len(set(documents)) == CANDIDATES for _, documents in probe.searches)
+    assert texts <= set(probe_texts().texts)
+    assert not texts & {text for pair in calibration_pairs() for text in pair}
+    assert len(calibration_pairs()) == len(calibration_texts().texts)
+
+
+def test_the_reference_is_one_pair_at_a_time(reranker_checkpoint: Path) -> None:
+    """What is loaded for the reference is the classifier with its head, in float32 and ready to run."""
+    model = load_model(find_checkpoint(str(reranker_checkpoint)), Kind.RERANKER)
+
+    assert not model.training
+    assert model.classifier.weight.dtype == torch.float32
