@@ -105,7 +105,7 @@ def report(job: Job, done: Done, *, target: Path) -> None:
 
 
 def chunks_of(reader: RecordReader) -> Iterator[list[Record]]:
-    from runtime.embedder import CHUNK, CHUNK_CHARACTERS
+    from runtime.encoder import CHUNK, CHUNK_CHARACTERS
 
     return in_chunks(reader, CHUNK, size=lambda read: read.size, most=CHUNK_CHARACTERS)
 

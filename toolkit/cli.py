@@ -11,7 +11,7 @@ import click
 
 from runtime.errors import EdgekitError
 from runtime.version import __version__
-from toolkit.commands import bundles, catalog, embed, export, hub
+from toolkit.commands import bundles, catalog, embed, export, hub, rerank
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -48,6 +48,7 @@ cli.add_command(export.export)
 cli.add_command(bundles.inspect)
 cli.add_command(bundles.verify)
 cli.add_command(embed.embed)
+cli.add_command(rerank.rerank)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import click
 from toolkit.texts import TextRecord
 
 if TYPE_CHECKING:
+    from runtime.ranking import Ranking
     from runtime.results import Embeddings
 
 SHOWN = 4
@@ -67,5 +68,43 @@ class Notes:
             click.echo(
                 f"warning: {self.empty.count} of {total} texts {verb} empty, and the vector of an empty text means "
                 f"nothing ({self.empty})",
+                err=True,
+            )
+
+
+@dataclass(frozen=True)
+class PairNotes:
+    """Documents of rankings that were cut, those of nothing, and queries that were cut; places count from 0."""
+
+    documents: int = 0
+    cut: Places = Places()
+    empty: Places = Places()
+    queries: int = 0
+    """How many queries were cut, which happens where one leaves no room for a document."""
+
+    def with_ranking(self, ranking: Ranking[TextRecord], *, prefix: str = "") -> PairNotes:
+        """These notes and those on one more ranking, whose documents are called by their index after `prefix`."""
+        return PairNotes(
+            documents=self.documents + ranking.documents,
+            cut=self.cut + (f"{prefix}{index}" for index in ranking.truncated),
+            empty=self.empty + (f"{prefix}{index}" for index in ranking.empty),
+            queries=self.queries + (ranking.query_dropped > 0),
+        )
+
+    def print(self, max_length: int) -> None:
+        """Warn of what a person should know."""
+        from runtime.reranker import truncation_message
+
+        if self.cut.count:
+            message = truncation_message(self.cut.count, self.documents, max_length)
+            click.echo(f"warning: {message} ({self.cut})", err=True)
+        if self.queries:
+            which = "the query was" if self.queries == 1 else f"{self.queries} queries were"
+            click.echo(f"warning: {which} longer than {max_length} tokens and cut too", err=True)
+        if self.empty.count:
+            verb = "is" if self.empty.count == 1 else "are"
+            click.echo(
+                f"warning: {self.empty.count} of {self.documents} documents {verb} empty, and the score of an empty "
+                f"document means nothing ({self.empty})",
                 err=True,
             )

@@ -59,7 +59,7 @@ def megabytes(size: int) -> str:
 
 
 @contextmanager
-def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+def bar(stream: BinaryIO, *, enabled: bool, verb: str = "embedding") -> Iterator[Callable[[int, int], None]]:
     """Show how far a stream of texts is; called with the bytes and the texts done since the last call.
 
     A bar with rate and time left over a file, whose size is known; a running count for a pipe. What is passed over with
@@ -69,7 +69,7 @@ def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int, int], Non
         yield lambda _bytes, _texts: None
         return
     status = os.fstat(stream.fileno())
-    shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None)
+    shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None, verb=verb)
     try:
         yield shown.advance
     finally:
@@ -79,8 +79,9 @@ def bar(stream: BinaryIO, *, enabled: bool) -> Iterator[Callable[[int, int], Non
 class TextProgress:
     """How far a stream of `total` bytes is; None where that is not known."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, *, verb: str = "embedding") -> None:
         self.total = total
+        self.verb = verb
         self.start = time.monotonic()
         self.done = 0
         self.skipped = 0
@@ -97,11 +98,11 @@ class TextProgress:
     def line(self, seconds: float) -> str:
         rate = f"{self.texts} texts, {self.texts / max(seconds, 1e-9):.0f} texts/s"
         if self.total is None:
-            return f"embedding {megabytes(self.done)}, {rate}"
+            return f"{self.verb} {megabytes(self.done)}, {rate}"
         part = self.done / max(self.total, 1)
         filled = int(part * WIDTH)
         left = seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
-        return f"embedding [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}, {duration(left)} left"
+        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}, {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -108,14 +108,20 @@ def looks_like_jsonl(line: str) -> bool:
     return isinstance(value, dict) and "text" in value
 
 
-def parse(line: str, number: int) -> dict[str, Any]:
+def parse_object(line: str, number: int) -> dict[str, Any]:
+    """The JSON object in a line; one without fields for what is JSON but no object."""
     try:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"line {number} is no JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"line {number} is JSON that is nested too deep") from error
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+    return value if isinstance(value, dict) else {}
+
+
+def parse(line: str, number: int) -> dict[str, Any]:
+    value = parse_object(line, number)
+    if not isinstance(value.get("text"), str):
         raise InputError(f"line {number} has no text in a field `text`")
     try:
         value["text"].encode("utf-8")

@@ -54,7 +54,7 @@ def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.embedder.CHUNK", 8)
+    monkeypatch.setattr("runtime.encoder.CHUNK", 8)
 
 
 def write_corpus(path: Path, count: int) -> Path:
@@ -311,7 +311,7 @@ def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monk
     assert files.partial.read_bytes() == b"new"
 
 
-RUN = "import sys, runtime.embedder as e, toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'edgekit'; c.main()"
+RUN = "import sys, runtime.encoder as e, toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'edgekit'; c.main()"
 KILLS = 6
 
 

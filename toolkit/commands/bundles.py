@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.bundle import Bundle
-from runtime.manifest import Manifest
+from runtime.manifest import Kind, Manifest
 from runtime.records import write_record
 from toolkit.progress import megabytes
 
 if TYPE_CHECKING:
-    from runtime.embedder import Plan
+    from runtime.encoder import Encoder, Plan
 
 
 @click.command()
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show what a bundle is, where it came from and how accurate it is."""
     opened = Bundle.open(bundle)
-    plan = plan_of(opened) if runtime else None
+    plan = encoder_of(opened).plan if runtime else None
     if as_json:
         shown = write_record(opened.manifest) | ({"runtime": write_record(plan)} if plan is not None else {})
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
@@ -33,10 +33,15 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
         click.echo(f"{label:<12} {text}")
 
 
-def plan_of(opened: Bundle) -> Plan:
+def encoder_of(opened: Bundle) -> Encoder:
+    """A bundle ready to run, as what it is for."""
+    if opened.manifest.kind is Kind.RERANKER:
+        from runtime.reranker import Reranker
+
+        return Reranker(opened)
     from runtime.embedder import Embedder
 
-    return Embedder(opened).plan
+    return Embedder(opened)
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
@@ -71,12 +76,23 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(("prompts", ", ".join(facts.prompts) or "none"))
         if facts.matryoshka_dimensions:
             lines.append(("shortens to", ", ".join(map(str, facts.matryoshka_dimensions))))
+    pairs = manifest.reranker
+    if pairs is not None:
+        lines.append(("labels", ", ".join(pairs.labels)))
+        lines.append(("scores", f"{pairs.scores.value}, as its publisher says"))
+        lines.append(("cuts", "the end of a document that does not fit beside the query"))
     if manifest.quantization is not None:
         lines.append((manifest.precision.value, str(manifest.quantization)))
     certificate = manifest.certificate
     if certificate is not None:
-        figures = ", ".join(f"{name.replace('_', ' ')} {figure:.5f}" for name, figure in certificate.figures.items())
-        lines.append(("certificate", f"{figures}, on {certificate.probe_size} texts against {certificate.reference}"))
+        figures = ", ".join(
+            f"{name.replace('_', ' ')} {figure:g}" if figure.is_integer() else f"{name.replace('_', ' ')} {figure:.5f}"
+            for name, figure in certificate.figures.items()
+        )
+        probed = "queries" if manifest.kind is Kind.RERANKER else "texts"
+        lines.append(
+            ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
+        )
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
 
@@ -84,17 +100,16 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
 @click.command()
 @click.argument("bundle", type=click.Path())
 def verify(*, bundle: str) -> None:
-    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden vectors."""
-    from runtime.embedder import Embedder
+    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden outputs."""
     from runtime.replay import replay
 
     opened = Bundle.open(bundle)
     click.echo(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
-    embedder = Embedder(opened)
-    click.echo(f"graph        opens on {embedder.session.provider.value}, inputs as the manifest lists them")
-    replayed = replay(embedder)
+    encoder = encoder_of(opened)
+    click.echo(f"graph        opens on {encoder.session.provider.value}, inputs as the manifest lists them")
+    replayed = replay(encoder)
     bits = "the same bits as" if replayed.same_bits else "not the same bits as"
     click.echo(
-        f"certificate  {replayed.texts} golden texts, cosine {replayed.cosine_min:.5f} min to PyTorch, "
-        f"{bits} on the machine that made it"
+        f"certificate  {replayed.count} golden {'pairs' if opened.manifest.kind is Kind.RERANKER else 'texts'}, "
+        f"{replayed.agreement}, {bits} on the machine that made it"
     )

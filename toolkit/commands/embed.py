@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError, NotFoundError, TextTooLongError
+from runtime.errors import InputError, TextTooLongError
 from toolkit.notes import Notes
 from toolkit.progress import bar
+from toolkit.streams import open_input, open_output
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
-from toolkit.writers import NpyPipeWriter, OutputFormat, output_errors, write_ranges, writer_for
+from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
     from toolkit.job import Job
@@ -166,35 +165,3 @@ def texts_of(records: Iterable[TextRecord], pending: deque[TextRecord]) -> Itera
     for record in records:
         pending.append(record)
         yield record.text
-
-
-@contextmanager
-def open_input(source: str | None) -> Iterator[BinaryIO]:
-    if source is None or source == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file `{source}`") from error
-    except OSError as error:
-        raise InputError(f"`{source}` cannot be read: {error.strerror}") from error
-    with file:
-        yield file
-
-
-@contextmanager
-def open_output(output: str | None) -> Iterator[BinaryIO]:
-    """Stdout, or a file beside the one that was named, which takes its place when all is written."""
-    if output is None:
-        yield sys.stdout.buffer
-        return
-    target = Path(output)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with output_errors(target, partial):
-        try:
-            with partial.open("wb") as file:
-                yield file
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)

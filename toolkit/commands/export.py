@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.manifest import Precision, Provider
+from runtime.manifest import Certificate, Kind, Precision, Provider
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
@@ -29,6 +29,17 @@ if TYPE_CHECKING:
     metavar="C",
     help="How close to PyTorch every text of the probe set must come; searches the fastest int8 that does.",
 )
+@click.option(
+    "--min-tau",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="T",
+    help="The same for a reranker: the mean of Kendall's tau over the probe set's queries.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice([Kind.EMBEDDER.value, Kind.RERANKER.value]),
+    help="What SOURCE is for.  [default: what the catalog or its own files say]",
+)
 @token_host_option
 def export(
     *,
@@ -41,6 +52,8 @@ def export(
     offline: bool,
     token_host: str | None,
     min_cosine: float | None,
+    min_tau: float | None,
+    kind: str | None,
 ) -> None:
     """Make a bundle from SOURCE: a name of the catalog, a Hub id or a folder in Hugging Face layout.
 
@@ -65,6 +78,8 @@ def export(
         offline=offline,
         token_host=token_host,
         min_cosine=min_cosine,
+        min_tau=min_tau,
+        kind=Kind(kind) if kind else None,
         progress=progress,
     )
     summarize(exported)
@@ -79,12 +94,22 @@ def summarize(exported: Exported) -> None:
     click.echo(
         f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True
     )
+    reranks = bundle.manifest.kind is Kind.RERANKER
     if certificate is not None:
-        mean, lowest = certificate.figures["cosine_mean"], certificate.figures["cosine_min"]
-        click.echo(
-            f"  cosine   {mean:.5f} mean, {lowest:.5f} min to PyTorch, on {certificate.probe_size} texts", err=True
-        )
+        click.echo(f"  {agreement(certificate, reranks=reranks)}", err=True)
     quantization = bundle.manifest.quantization
     if quantization is not None:
         click.echo(f"  int8     {quantization}", err=True)
-    click.echo(f'  next     edgekit embed {path} "some text"\n', err=True)
+    command = f'rerank {path} --query "some question" DOCUMENT...' if reranks else f'embed {path} "some text"'
+    click.echo(f"  next     edgekit {command}\n", err=True)
+
+
+def agreement(certificate: Certificate, *, reranks: bool) -> str:
+    """The certificate in a line."""
+    figures, count = certificate.figures, certificate.probe_size
+    if reranks:
+        return (
+            f"tau      {figures['tau_mean']:.5f} mean, {figures['tau_min']:.5f} min to PyTorch, on {count} queries; "
+            f"{figures['top10_overlap']:.0%} of the best ten are the same"
+        )
+    return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to PyTorch, on {count} texts"

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import Bundle, Reranker
+from tests.conftest import Finished, on_terminal
+
+Edgekit = Callable[..., Finished]
+DOCUMENTS = ["Boil it for a minute", "A bowline", "größer", "Boil it for a minute"]
+
+
+def rows(out: bytes) -> list[dict]:
+    return [json.loads(line) for line in out.decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def expected(reranker_bundle: Bundle) -> list[dict]:
+    ranked = Reranker(reranker_bundle).rank("safe water", DOCUMENTS)
+    return [{"text": one.text, "index": one.index, "score": one.score} for one in ranked]
+
+
+def test_arguments_come_out_best_first(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", *DOCUMENTS)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert rows(finished.out) == expected
+
+
+def test_a_pipe_and_a_file_of_lines(
+    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path
+) -> None:
+    text = "\n".join(DOCUMENTS).encode()
+    (tmp_path / "documents.txt").write_bytes(text)
+    command = ("rerank", reranker_bundle.path, "--query", "safe water")
+
+    assert rows(edgekit(*command, stdin=text).out) == expected
+    assert rows(edgekit(*command, "--input", "-", stdin=text).out) == expected
+    assert rows(edgekit(*command, "--input", tmp_path / "documents.txt", "--top-n", 2).out) == expected[:2]
+    finished = edgekit(*command, "--input", tmp_path / "documents.txt", "--output", tmp_path / "ranked.jsonl")
+    assert finished.out == b""
+    assert rows((tmp_path / "ranked.jsonl").read_bytes()) == expected
+
+
+def test_fields_are_passed_through(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    """What `edgekit embed` or a search wrote about each document stays with it."""
+    lines = [json.dumps({"id": number, "text": text, "tags": ["ü"]}) for number, text in enumerate(DOCUMENTS)]
+    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", stdin="\n".join(lines).encode())
+
+    assert rows(finished.out) == [{"id": row["index"], "tags": ["ü"]} | row for row in expected]
+
+
+def test_a_search_in_each_line(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    lines = [
+        {"query": "safe water", "documents": DOCUMENTS, "id": 7},
+        {"query": "nothing", "documents": []},
+        {"query": "safe water", "documents": [{"text": text, "page": 3} for text in DOCUMENTS]},
+    ]
+    stdin = "\n\n".join(map(json.dumps, lines)).encode()
+    finished = edgekit("rerank", reranker_bundle.path, "--top-n", 3, stdin=stdin)
+    found = rows(finished.out)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert found[0] == {"query": "safe water", "id": 7, "results": expected[:3]}
+    assert found[1] == {"query": "nothing", "results": []}
+    assert found[2]["results"] == [{"page": 3} | row for row in expected[:3]]
+
+
+def test_scores_between_0_and_1(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", "--scores", "sigmoid", *DOCUMENTS)
+    found = rows(finished.out)
+
+    assert [row["index"] for row in found] == [row["index"] for row in expected]
+    assert all(0 < row["score"] < 1 for row in found)
+
+
+def test_no_documents_are_no_error(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    for arguments in (["--query", "q"], []):
+        finished = edgekit("rerank", reranker_bundle.path, *arguments, stdin=b"")
+        assert (finished.code, finished.out, finished.err) == (0, b"", "")
+
+
+def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    long = "water " * 300
+    command = ("rerank", reranker_bundle.path)
+    one = edgekit(*command, "--query", "q", "a", long, "", long)
+    lines = [
+        json.dumps({"query": query, "documents": documents}) for query, documents in [("q", ["a", long]), (long, ["b"])]
+    ]
+    many = edgekit(*command, stdin="\n".join(lines).encode())
+
+    assert one.code == many.code == 0
+    assert one.err == (
+        "warning: 2 of 4 documents were longer than 128 tokens with the query and cut there (1, 3)\n"
+        "warning: 1 of 4 documents is empty, and the score of an empty document means nothing (2)\n"
+    )
+    assert many.err == (
+        "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
+        "warning: the query was longer than 128 tokens and cut too\n"
+    )
+    finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
+    assert (finished.code, finished.out) == (2, b"")
+    assert "error: pair 1 has 304 tokens, and the model reads 128" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["--query", " ", "a"], b"", "error: the query is empty\n"),
+        (["a"], b"", "error: no query\n"),
+        (["--query", "q", "--input", "-", "a"], b"", "error: documents came as arguments and with `--input`"),
+        (["--query", "q", "--scores", "softmax", "a"], b"", "error: `softmax` weighs labels against each other"),
+        (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
+        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
+        ([], b"a plain line", "error: line 1 is no JSON"),
+        ([], b"[1]", "error: line 1 has no text in a field `query`"),
+        ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
+        ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
+        ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
+        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is no text and has none"),
+        ([], b'{"query": "q", "documents": ["\\ud800"]}', "error: document 1 in line 1 is not valid Unicode"),
+        ([], b'{"query": "\\ud800", "documents": []}', "error: the query in line 1 is not valid Unicode"),
+    ],
+)
+def test_input_that_cannot_be_used_ends_with_2(
+    edgekit: Edgekit, reranker_bundle: Bundle, arguments: list[str], stdin: bytes, message: str
+) -> None:
+    finished = edgekit("rerank", reranker_bundle.path, *arguments, stdin=stdin)
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err.startswith(message)
+
+
+def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    finished = edgekit("rerank", reranker_bundle.path, stdin=b'{"query": "q", "documents": ["a"]}\n{')
+
+    assert finished.code == 2
+    assert [row["query"] for row in rows(finished.out)] == ["q"]
+    assert finished.err.startswith("error: line 2 is no JSON")
+
+
+def test_a_terminal_without_documents(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    finished = edgekit("rerank", reranker_bundle.path, "--query", "q", tty=True)
+
+    assert finished.code == 2
+    assert finished.err.startswith("error: no documents to rank\n\nhint: edgekit rerank ")
+
+
+def test_bundles_of_the_wrong_kind_name_the_command(
+    edgekit: Edgekit, reranker_bundle: Bundle, int8_bundle: Bundle
+) -> None:
+    for command, bundle, message, right in (
+        (["rerank", int8_bundle.path, "--query", "q", "a"], int8_bundle, "an embedder, not a reranker", "embed"),
+        (["embed", reranker_bundle.path, "a"], reranker_bundle, "a reranker, not an embedder", "rerank"),
+    ):
+        finished = edgekit(*command)
+        assert finished.code == 7
+        assert finished.err == f"error: `{bundle.path}` is {message}\n\nhint: use `edgekit {right} {bundle.path}`\n"
+
+
+def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    shown = edgekit("inspect", reranker_bundle.path, "--runtime").out.decode()
+    verified = edgekit("verify", reranker_bundle.path)
+
+    assert "kind         reranker, architecture bert" in shown
+    assert "labels       LABEL_0" in shown
+    assert "scores       raw, as its publisher says" in shown
+    assert "on 24 queries against torch" in shown
+    assert "workers      " in shown
+    assert verified.code == 0
+    assert verified.out.decode().splitlines()[2].startswith("certificate  8 golden pairs, logits within 0.")
+
+
+def test_progress_on_a_terminal(reranker_bundle: Bundle, tmp_path: Path) -> None:
+    import sys
+
+    path = tmp_path / "documents.txt"
+    path.write_text("\n".join(DOCUMENTS))
+    command = [sys.executable, "-m", "toolkit", "rerank", str(reranker_bundle.path), "--query", "q"]
+
+    assert "ranking [####################] 100%, 4 texts" in on_terminal([*command, "--input", str(path)])

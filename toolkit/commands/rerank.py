@@ -1,0 +1,160 @@
+"""`edgekit rerank`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from runtime.errors import InputError
+from toolkit.notes import PairNotes
+from toolkit.progress import bar
+from toolkit.searches import SearchRecord, object_line, searches_of
+from toolkit.streams import open_input, open_output
+from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+
+if TYPE_CHECKING:
+    from runtime.ranking import Ranked, Ranking
+    from runtime.reranker import Reranker
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.argument("documents", nargs=-1)
+@click.option("--query", metavar="Q", help="What all documents are ranked for.  [default: each line has its own]")
+@click.option("--input", "source", metavar="FILE", help="Read documents from a file, `-` for stdin.")
+@click.option(
+    "--input-format",
+    type=click.Choice([choice.value for choice in InputFormat]),
+    default="auto",
+    show_default=True,
+    help="With --query: one document a line, or JSONL with a field `text` whose other fields are passed through.",
+)
+@click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
+@click.option("--top-n", type=click.IntRange(min=1), metavar="N", help="Give the best N only.  [default: all]")
+@click.option(
+    "--scores",
+    type=click.Choice(["raw", "sigmoid", "softmax"]),
+    help="What is made of the logits; the order never depends on it.  [default: what the model's publisher says]",
+)
+@click.option("--label", metavar="NAME", help="The label to rank by, for a model that has several.")
+@click.option("--no-truncate", is_flag=True, help="A document that does not fit beside the query is an error.")
+def rerank(
+    *,
+    bundle: str,
+    documents: tuple[str, ...],
+    query: str | None,
+    source: str | None,
+    input_format: str,
+    output: str | None,
+    top_n: int | None,
+    scores: str | None,
+    label: str | None,
+    no_truncate: bool,
+) -> None:
+    """Put documents in the order in which they answer a query, the best first.
+
+    With --query the documents are arguments, the lines of a file, or what comes through a pipe, and the output has a
+    line of JSON for each, with its `index`, from 0, and its `score`. Without it, each line of the input is a search
+    of its own, {"query": "...", "documents": [...]}, and gets a line with its `results`.
+    """
+    if documents and source is not None:
+        raise InputError("documents came as arguments and with `--input`: give one of the two")
+    if documents and query is None:
+        raise InputError("no query", hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT...')
+    if query is not None and not query.strip():
+        raise InputError("the query is empty")
+    if not documents and source is None and sys.stdin.isatty():
+        raise InputError(
+            "no documents to rank",
+            hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT..., or `--input FILE`, or a pipe',
+        )
+
+    from runtime.reranker import Reranker
+
+    with open_input(source) as stream:
+        reranker = Reranker(bundle)
+        ranked = Searches(
+            reranker, top_n=top_n, scores=scores, label=label, long="error" if no_truncate else "truncate"
+        )
+        with open_output(output) as file, bar(stream, enabled=not documents, verb="ranking") as shown:
+            if query is None:
+                notes = rank_lines(ranked, searches_of(stream), file, shown)
+            else:
+                records = from_arguments(documents) if documents else from_stream(stream, InputFormat(input_format))
+                notes = rank_one(ranked, query, records, file, shown)
+    notes.print(reranker.max_length)
+
+
+class Searches:
+    """A reranker and how it is used."""
+
+    def __init__(
+        self, reranker: Reranker, *, top_n: int | None, scores: str | None, label: str | None, long: str
+    ) -> None:
+        self.reranker = reranker
+        self.top_n = top_n
+        self.scores = scores
+        self.label = label
+        self.long = long
+
+    def rankings(self, searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
+        return self.reranker.rank_many_with_report(
+            searches,
+            top_n=self.top_n,
+            scores=self.scores,
+            label=self.label,
+            long=self.long,
+            text=lambda record: record.text,
+        )
+
+
+def rank_one(
+    ranked: Searches,
+    query: str,
+    records: Iterable[TextRecord],
+    file: BinaryIO,
+    shown: Callable[[int, int], None],
+) -> PairNotes:
+    """Write a line for each document, the best first."""
+    notes = PairNotes()
+    for ranking in ranked.rankings([(query, told(records, shown))]):
+        file.writelines(object_line(fields_of(one)) for one in ranking.ranked)
+        notes = notes.with_ranking(ranking)
+    return notes
+
+
+def rank_lines(
+    ranked: Searches, searches: Iterable[SearchRecord], file: BinaryIO, shown: Callable[[int, int], None]
+) -> PairNotes:
+    """Write a line for each search, with its results, as soon as it is done."""
+    notes = PairNotes()
+    begun: list[SearchRecord] = []
+
+    def handed_over() -> Iterator[tuple[str, Iterable[TextRecord]]]:
+        for search in searches:
+            begun.append(search)
+            yield search.query, search.documents
+
+    for ranking in ranked.rankings(handed_over()):
+        search = begun.pop(0)
+        fields = {name: value for name, value in search.fields.items() if name != "documents"}
+        file.write(object_line(fields | {"results": [fields_of(one) for one in ranking.ranked]}))
+        file.flush()
+        shown(search.size, ranking.documents)
+        notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
+    return notes
+
+
+def told(records: Iterable[TextRecord], shown: Callable[[int, int], None]) -> Iterator[TextRecord]:
+    """The same records, their sizes told as they are read."""
+    for record in records:
+        yield record
+        shown(record.size, 1)
+
+
+def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
+    """What is written of a document: the fields that came in, its place then, and its score."""
+    return {**one.document.fields, "index": one.index, "score": one.score}

@@ -1,0 +1,45 @@
+"""What commands read and write: files that are named, or the process's own stdin and stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from runtime.errors import InputError, NotFoundError
+from toolkit.writers import output_errors
+
+
+@contextmanager
+def open_input(source: str | None) -> Iterator[BinaryIO]:
+    if source is None or source == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file `{source}`") from error
+    except OSError as error:
+        raise InputError(f"`{source}` cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def open_output(output: str | None) -> Iterator[BinaryIO]:
+    """Stdout, or a file beside the one that was named, which takes its place when all is written."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    target = Path(output)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with output_errors(target, partial):
+        try:
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
