@@ -128,3 +128,8 @@ def check_architecture(name: str, config: Mapping[str, Any]) -> None:
                 f"`{name}` has `{key}` set to `{value}`, and edgekit does not know such a `{architecture.name}`",
                 hint=f"known is {named}" if named else "known is a config.json without it",
             )
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model which classifies texts, as rerankers do."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exporters.architectures import is_classifier
 from exporters.checkpoint import Checkpoint
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind, Pooling
@@ -29,11 +29,6 @@ def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
     if "Pooling" in modules:
         return Kind.EMBEDDER
     return Kind.RERANKER if "LogitScore" in modules or is_classifier(checkpoint.config) else Kind.EMBEDDER
-
-
-def is_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a model which classifies texts, as rerankers do."""
-    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
 @dataclass(frozen=True)

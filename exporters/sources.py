@@ -9,6 +9,7 @@ from typing import Protocol
 
 from huggingface_hub import constants
 
+from exporters.architectures import is_classifier
 from exporters.catalog import ModelSpec, find_model
 from exporters.checkpoint import (
     WEIGHTS,
@@ -162,7 +163,9 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             f"`{request.repo}` at `{request.revision}` is not in the cache `{cache()}`, and was not to be downloaded",
             hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
         )
-    missing = [name for name in ("tokenizer.json", "modules.json") if not (folder / name).exists()]
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    needed = ("tokenizer.json",) if is_classifier(config) else ("tokenizer.json", "modules.json")
+    missing = [name for name in needed if not (folder / name).exists()]
     if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS_INDEX).exists():
         missing.append(WEIGHTS)
     if missing:

@@ -222,3 +222,21 @@ def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_fi
 
     assert re.search(r"\r\x1b\[K  \d\.\d MB of 6\.7 MB, \d+\.\d MB/s, \d+ s left", shown)
     assert re.search(r"\r\x1b\[K +\d+\.\d s find the checkpoint\r\n", shown)
+
+
+def test_the_catalogs_reranker_comes_from_the_hub_and_then_from_the_cache(
+    user: HubUser, hub: LocalHub, reranker_checkpoint: Path
+) -> None:
+    """A cross-encoder has no `modules.json`, so a cache without one is whole."""
+    repo = "cross-encoder/ms-marco-MiniLM-L-12-v2"
+    hub.add(repo, {path.name: path.read_bytes() for path in reranker_checkpoint.iterdir()})
+    arguments = ["export", "ms-marco-MiniLM-L-12-v2", "--out", "bundle"]
+
+    assert user.run(*arguments).code == 0
+    again = user.run(*arguments, "--offline")
+
+    assert again.code == 0, again.err
+    manifest = Bundle.open(user.home / "bundle").manifest
+    assert (manifest.kind.value, manifest.source.resolved) == ("reranker", repo)
+    assert "  tau      0." in again.err
+    assert '  next     edgekit rerank bundle --query "some question" DOCUMENT...' in again.err
