@@ -132,4 +132,14 @@ def check_architecture(name: str, config: Mapping[str, Any]) -> None:
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model which classifies texts, as rerankers do."""
-    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    return is_published_as(config, "ForSequenceClassification")
+
+
+def answers_in_words(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a decoder: of rerankers, one whose next word is the answer."""
+    return is_published_as(config, "ForCausalLM")
+
+
+def is_published_as(config: Mapping[str, Any], suffix: str) -> bool:
+    """Whether a config.json names a class of transformers that ends so."""
+    return any(str(name).endswith(suffix) for name in config.get("architectures") or ())

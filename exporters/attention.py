@@ -15,6 +15,7 @@ from exporters.nodes import (
     array_of,
     constant,
     insert,
+    insert_linear,
     insert_node,
     length_and_batch,
     linear_before,
@@ -94,10 +95,10 @@ def attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: 
     parts = (match.query, match.key, match.value)
     width = match.query.weight.shape[1]
     before = match.softmax
-    weight = constant(graph, f"{match.query.name}_qkv", np.concatenate([part.weight for part in parts], axis=1))
-    bias = constant(graph, f"{match.query.name}_qkv_bias", np.concatenate([part.bias for part in parts]))
+    weight = np.concatenate([part.weight for part in parts], axis=1)
+    bias = np.concatenate([part.bias for part in parts])
 
-    qkv = insert(before, "Add", [insert(before, "MatMul", [match.query.input, weight]), bias])
+    qkv = insert_linear(before, match.query.input, f"{match.query.name}_qkv", weight, bias)
     apart = insert_node(before, ir.node("Split", [qkv], {"axis": -1, "num_outputs": 3}, num_outputs=3)).outputs
     shape = heads_shape(graph, heads, width // heads)
     query, key, value = (insert(before, "Reshape", [part, shape]) for part in apart)
@@ -280,7 +281,12 @@ def values_behind(context: ir.Value) -> Linear | None:
             node = required(node.inputs[0]).producer()
     if node is None or node.op_type != "FusedMatMul":
         return None
-    head = required(node.inputs[1]).producer()
+    return merged_product(required(node.inputs[1]))
+
+
+def merged_product(heads: ir.Value) -> Linear | None:
+    """The product whose columns were split into parts, of which `heads`, split into heads, is one."""
+    head = heads.producer()
     split = required(head.inputs[0]).producer() if head is not None and head.op_type == "Reshape" else None
     return linear_before(split.inputs[0]) if split is not None and split.op_type == "Split" else None
 

@@ -18,7 +18,7 @@ from exporters.pair_facts import reference_ids
 from exporters.probe import PairSet, TextSet, probe_searches, probe_texts
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
-from runtime.manifest import Activation, Certificate, Golden, Manifest, PairFacts, Precision, pack_vector
+from runtime.manifest import Activation, Certificate, Golden, Manifest, Precision, pack_vector
 from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines, normalize, pool
 from runtime.ranking import kendall_tau
@@ -88,12 +88,11 @@ def certify_embedder(
     return certificate_of(probe, len(probe.texts), figures, golden)
 
 
-def reference_logits(model: Any, checkpoint: Checkpoint, manifest: Manifest, pairs: Sequence[Pair]) -> NDArray[Any]:
-    """Score with PyTorch and transformers' own tokenizer, one pair at a time: float32 (pairs, labels)."""
+def reference_logits(model: Any, tokenizer: Any, manifest: Manifest, pairs: Sequence[Pair]) -> NDArray[Any]:
+    """Score with PyTorch and transformers' own `tokenizer`, one pair at a time: float32 (pairs, labels)."""
     facts = manifest.reranker
     if facts is None:
         raise ValueError("only rerankers have logits")
-    tokenizer = load_tokenizer(checkpoint)
     logits = []
     for query, document in pairs:
         ids = reference_ids(tokenizer, facts.pair, manifest.tokenizer.max_length, query, document)
@@ -102,15 +101,14 @@ def reference_logits(model: Any, checkpoint: Checkpoint, manifest: Manifest, pai
     return np.stack(logits)
 
 
-def check_pairs(checkpoint: Checkpoint, own: PairTokenizer, facts: PairFacts, max_length: int) -> None:
-    """Raise UnsupportedModelError where the runtime puts pairs together in another way than transformers does."""
+def check_pairs(name: str, tokenizer: Any, own: PairTokenizer, max_length: int) -> None:
+    """Raise UnsupportedModelError where the runtime puts pairs together otherwise than transformers' `tokenizer`."""
     pairs = probe_searches().pairs
-    tokenizer = load_tokenizer(checkpoint)
     for (query, document), found in zip(pairs, own.tokenize(pairs), strict=True):
-        expected = reference_ids(tokenizer, facts, max_length, query, document)["input_ids"]
+        expected = reference_ids(tokenizer, own.pair, max_length, query, document)["input_ids"]
         if found.ids.tolist() != expected:
             raise UnsupportedModelError(
-                f"the tokenizer of `{checkpoint.name}` puts a query and a document together in a way that edgekit does "
+                f"the tokenizer of `{name}` puts a query and a document together in a way that edgekit does "
                 f"not know: {found.ids.tolist()[:8]}... instead of {expected[:8]}..."
             )
 
@@ -151,8 +149,9 @@ def certify_reranker(reranker: Reranker, expected: NDArray[np.float32], *, min_t
     Raises EdgekitError when they agree less than `min_tau`, or so little that something must be wrong.
     """
     probe = probe_searches()
+    pairs = probe.pairs
     manifest = reranker.bundle.manifest
-    found = reranker.score_with_report(probe.pairs).logits
+    found = reranker.score_with_report(pairs).logits
     agreement = agreement_of(probe, found, expected)
     tau, lowest = float(agreement.taus.mean()), max(LOWEST_TAU[manifest.precision], min_tau or 0)
     # Written so that NaN fails too.
@@ -170,8 +169,8 @@ def certify_reranker(reranker: Reranker, expected: NDArray[np.float32], *, min_t
         )
     golden = tuple(
         Golden(document, pack_vector(expected[index]), pack_vector(found[index]), query)
-        for index in golden_places(len(probe.pairs))
-        for query, document in [probe.pairs[index]]
+        for index in golden_places(len(pairs))
+        for query, document in [pairs[index]]
     )
     figures = {
         "tau_mean": tau,

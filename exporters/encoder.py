@@ -20,7 +20,7 @@ from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 
-from exporters.architectures import JINA_BERT, NOMIC_BERT
+from exporters.architectures import JINA_BERT, NOMIC_BERT, answers_in_words
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
@@ -41,9 +41,9 @@ from exporters.graph import (
 )
 from exporters.jina_bert import JinaBertModel, alibi_slopes
 from exporters.last_token import LastTokenClassifier, classifier_of_answers
-from exporters.nodes import INPUT_IDS, TOKEN_TYPE_IDS
 from exporters.nomic_bert import NomicBertModel
-from exporters.pair_facts import answer_ids, answers_in_words
+from exporters.pair_facts import answer_ids
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Kind, Manifest
 
@@ -79,7 +79,7 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
     if kind is Kind.EMBEDDER:
         return load_weights(checkpoint, IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel))
-    if answers_in_words(checkpoint):
+    if answers_in_words(checkpoint.config):
         model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
         return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
     model = load_weights(checkpoint, transformers.AutoModelForSequenceClassification)
@@ -170,18 +170,11 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None 
         whole = True
     tidy(traced)
     drop_unused_inputs(graph)
-    sort_inputs(graph, inputs)
     if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",
         )
-
-
-def sort_inputs(graph: ir.Graph, names: list[str]) -> None:
-    """Put a graph's inputs in the order of these names, any others after them."""
-    places = {name: place for place, name in enumerate(names)}
-    graph.inputs[:] = sorted(graph.inputs, key=lambda value: places.get(value.name or "", len(names)))
 
 
 def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.attention import Heads, attend, heads_shape
+from exporters.attention import Heads, attend, heads_shape, merged_product
 from exporters.graph import first_rows, is_row_wise
 from exporters.nodes import (
     ORT_DOMAIN,
@@ -14,8 +14,8 @@ from exporters.nodes import (
     batch_alone,
     constant,
     insert,
+    insert_linear,
     insert_node,
-    linear_before,
     only_user,
     replace,
     required,
@@ -23,24 +23,20 @@ from exporters.nodes import (
 )
 
 
-def narrow_last_layer(graph: ir.Graph, heads: int) -> bool:
+def narrow_last_layer(graph: ir.Graph, heads: int) -> None:
     """Compute of the last layer what the first tokens need: all keys and values, one query a text, one row of the rest.
 
-    For a graph that `run_on_rows` has changed. Returns whether it could be done: not where a bias is added to the
-    scores, or where the head reads more than the first tokens.
+    For a graph that `run_on_rows` has changed. One stays as it is where a bias is added to the scores, or where the
+    head reads more than the first tokens.
     """
     pick = next((node for node, _ in batch_alone(graph).uses() if node.op_type == "Slice"), None)
     softmax = next((node for node in reversed(list(graph)) if node.op_type == "Softmax"), None)
     if pick is None or softmax is None:
-        return False
+        return
     last = LastLayer(graph, heads, softmax, pick)
-    if last.qkv is None:
-        return False
-    narrowed = last.first_tokens(required(pick.inputs[0]))
-    if narrowed is None:
-        return False
-    replace(pick.outputs[0], narrowed)
-    return True
+    narrowed = last.first_tokens(required(pick.inputs[0])) if last.qkv is not None else None
+    if narrowed is not None:
+        replace(pick.outputs[0], narrowed)
 
 
 class LastLayer:
@@ -53,16 +49,14 @@ class LastLayer:
         self.pick = pick
         self.scores = required(softmax.inputs[0]).producer()
         self.softmax = softmax
-        self.qkv = self.merged_product()
+        self.qkv = self.product_of_scores()
         self.narrowed: dict[ir.Value, ir.Value] = {}
 
-    def merged_product(self) -> Linear | None:
+    def product_of_scores(self) -> Linear | None:
         """The product of queries, keys and values; None where the scores are not theirs alone."""
         if self.scores is None or (self.scores.domain, self.scores.op_type) != (ORT_DOMAIN, "FusedMatMul"):
             return None
-        head = required(self.scores.inputs[0]).producer()
-        split = required(head.inputs[0]).producer() if head is not None and head.op_type == "Reshape" else None
-        return linear_before(split.inputs[0]) if split is not None and split.op_type == "Split" else None
+        return merged_product(required(self.scores.inputs[0]))
 
     def first_tokens(self, value: ir.Value) -> ir.Value | None:
         """The first rows of a value of this layer, (batch, width), computed for them alone; None where that fails."""
@@ -104,25 +98,17 @@ class LastLayer:
     def context(self) -> ir.Value:
         """What the first tokens take from all tokens of their text, (batch, width)."""
         graph, qkv, width = self.graph, required(self.qkv), self.width
-        scores = required(self.scores)
         first = required(self.first_tokens(qkv.input))
         parts = [("query", first, slice(0, width)), ("key_value", qkv.input, slice(width, None))]
         query, key_value = (
-            insert(
-                self.pick,
-                "Add",
-                [
-                    insert(self.pick, "MatMul", [rows, constant(graph, f"{qkv.name}_{name}", qkv.weight[:, columns])]),
-                    constant(graph, f"{qkv.name}_{name}_bias", qkv.bias[columns]),
-                ],
-            )
+            insert_linear(self.pick, rows, f"{qkv.name}_{name}", qkv.weight[:, columns], qkv.bias[columns])
             for name, rows, columns in parts
         )
         split = insert_node(self.pick, ir.node("Split", [key_value], {"axis": -1, "num_outputs": 2}, num_outputs=2))
         one_query = constant(graph, "one_query", np.array([1, -1, self.heads, width // self.heads], np.int64))
         shape = heads_shape(graph, self.heads, width // self.heads)
         key, value = (insert(self.pick, "Reshape", [part, shape]) for part in split.outputs)
-        scale = scores.attributes["alpha"].as_float()
+        scale = required(self.scores).attributes["alpha"].as_float()
         attended = attend(Heads(insert(self.pick, "Reshape", [query, one_query]), key, value, scale), ())
         for node in attended:
             insert_node(self.pick, node)

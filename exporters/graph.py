@@ -15,7 +15,6 @@ from onnx_ir.passes import common as passes
 from exporters.nodes import (
     ATTENTION_MASK,
     POSITION_IDS,
-    TOKEN_TYPE_IDS,
     Linear,
     array_of,
     batch_alone,
@@ -23,6 +22,7 @@ from exporters.nodes import (
     constant,
     graph_input,
     insert,
+    insert_linear,
     insert_node,
     length_and_batch,
     linears,
@@ -32,6 +32,7 @@ from exporters.nodes import (
     rows_of,
     token_count,
 )
+from runtime.encoder import TOKEN_TYPE_IDS
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
 ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu", "Split"})
@@ -134,11 +135,10 @@ def merge(graph: ir.Graph, parts: list[Linear]) -> None:
     nodes = list(graph)
     # The earliest of them: what reads any of the results comes after it.
     before = min((part.matmul for part in parts), key=nodes.index)
-    weight = constant(graph, f"{first.name}_merged", np.concatenate([part.weight for part in parts], axis=1))
-    product = insert(before, "MatMul", [first.input, weight])
-    if any(part.bias_add is not None for part in parts):
-        bias = constant(graph, f"{first.name}_merged_bias", np.concatenate([part.bias for part in parts]))
-        product = insert(before, "Add", [product, bias])
+    weight = np.concatenate([part.weight for part in parts], axis=1)
+    biased = any(part.bias_add is not None for part in parts)
+    bias = np.concatenate([part.bias for part in parts]) if biased else None
+    product = insert_linear(before, first.input, f"{first.name}_merged", weight, bias)
     sizes = constant(graph, f"{first.name}_widths", np.array([part.weight.shape[1] for part in parts], np.int64))
     split = insert_node(before, ir.node("Split", [product, sizes], {"axis": -1}, num_outputs=len(parts)))
     for part, output in zip(parts, split.outputs, strict=True):

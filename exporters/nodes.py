@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from runtime.encoder import INPUT_IDS
+
 ORT_DOMAIN = "com.microsoft"
-INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
-TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
 POSITION_IDS = "position_ids"
 
 
@@ -79,6 +79,23 @@ def insert(
 ) -> ir.Value:
     """Put a new node with one output before another one and return that output."""
     return insert_node(before, ir.node(op_type, inputs, dict(attributes or {}), domain=domain)).outputs[0]
+
+
+def insert_linear(
+    before: ir.Node,
+    rows: ir.Value,
+    name: str,
+    weight: NDArray[np.generic],
+    bias: NDArray[np.generic] | None,
+) -> ir.Value:
+    """Put `rows @ weight + bias` before a node, the matrix under this name, and return the result."""
+    graph = required(before.graph)
+    if not isinstance(graph, ir.Graph):
+        raise TypeError("products are inserted into graphs only")
+    product = insert(before, "MatMul", [rows, constant(graph, name, weight)])
+    if bias is None:
+        return product
+    return insert(before, "Add", [product, constant(graph, f"{name}_bias", bias)])
 
 
 def insert_node(before: ir.Node, node: ir.Node) -> ir.Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from exporters.architectures import answers_in_words
 from exporters.checkpoint import Checkpoint
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import PairFacts, RerankerFacts, Scores
@@ -23,14 +24,9 @@ AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 ANSWERS = ("yes", "no")
 
 
-def answers_in_words(checkpoint: Checkpoint) -> bool:
-    """Whether a reranker is a decoder whose next word is the answer, instead of a classifier."""
-    return any(str(name).endswith("ForCausalLM") for name in checkpoint.config.get("architectures") or ())
-
-
 def reranker_facts(checkpoint: Checkpoint, tokenizer: Any) -> RerankerFacts:
     """Labels, activation and pairs; `tokenizer` is that of transformers. Nothing is guessed."""
-    if answers_in_words(checkpoint):
+    if answers_in_words(checkpoint.config):
         return RerankerFacts((ANSWERS[0],), Scores.SIGMOID, prompt_facts(checkpoint, tokenizer))
     labels = labels_of(checkpoint)
     return RerankerFacts(labels, scores_of(checkpoint, len(labels)), pair_facts(checkpoint, tokenizer))
@@ -75,10 +71,12 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
     """What a tokenizer puts around the two texts of a pair, found by having it read one."""
     encoded = tokenizer("a", "b")
     sequences = encoded.sequence_ids()
-    if not {0, 1} <= set(sequences) or sequences != sorted_sequences(sequences):
+    both = {0, 1} <= set(sequences)
+    first, last = place_of(sequences, 0) if both else (0, 0)
+    start, end = place_of(sequences, 1) if both else (0, 0)
+    # Nothing but special tokens stands before the query, between the two, and after the document.
+    if not both or first > start or set(sequences[first:last]) != {0} or set(sequences[start:end]) != {1}:
         raise UnsupportedModelError(f"the tokenizer of `{checkpoint.name}` does not put a query before a document")
-    first, last = sequences.index(0), len(sequences) - sequences[::-1].index(0)
-    start, end = sequences.index(1), len(sequences) - sequences[::-1].index(1)
     ids = encoded["input_ids"]
     types = encoded.get("token_type_ids") or [0] * len(ids)
     if set(types[:start]) != {0} or len(set(types[start:])) != 1:
@@ -88,13 +86,9 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
     return PairFacts(tuple(ids[:first]), tuple(ids[last:start]), tuple(ids[end:]), types[start])
 
 
-def sorted_sequences(sequences: list[int | None]) -> list[int | None]:
-    """The same, if nothing but special tokens stands before the first text, between the two, and after the second."""
-    first, start = sequences.index(0), sequences.index(1)
-    zeros, ones = sequences.count(0), sequences.count(1)
-    between = start - first - zeros
-    after = len(sequences) - start - ones
-    return [None] * first + [0] * zeros + [None] * between + [1] * ones + [None] * after
+def place_of(sequences: list[int | None], number: int) -> tuple[int, int]:
+    """Where the tokens of a text begin and end."""
+    return sequences.index(number), len(sequences) - sequences[::-1].index(number)
 
 
 def prompt_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:

@@ -26,7 +26,6 @@ from exporters.attention import values_behind
 from exporters.calibration import Calibration
 from exporters.graph import RMS_NORM
 from exporters.nodes import (
-    INPUT_IDS,
     ORT_DOMAIN,
     Linear,
     array_of,
@@ -38,6 +37,7 @@ from exporters.nodes import (
     required,
 )
 from exporters.rounding import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
+from runtime.encoder import INPUT_IDS
 
 NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17

@@ -116,11 +116,12 @@ class RerankerTask:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.facts = reranker_facts(checkpoint, load_tokenizer(checkpoint))
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.facts = reranker_facts(checkpoint, self.tokenizer)
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
-        tokenizer = PairTokenizer(folder / TOKENIZER, manifest.tokenizer, self.facts.pair, typed=False)
-        check_pairs(self.checkpoint, tokenizer, self.facts.pair, manifest.tokenizer.max_length)
+        own = PairTokenizer(folder / TOKENIZER, manifest.tokenizer, self.facts.pair, typed=False)
+        check_pairs(self.checkpoint.name, self.tokenizer, own, manifest.tokenizer.max_length)
         return dataclasses.replace(manifest, reranker=self.facts)
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
@@ -130,7 +131,7 @@ class RerankerTask:
             yield tokenizer.feeds([pair])
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
-        return reference_logits(model, self.checkpoint, manifest, probe_searches().pairs)
+        return reference_logits(model, self.tokenizer, manifest, probe_searches().pairs)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
         pairs = calibration_pairs()[:SAMPLE] if sample else probe_searches().pairs

@@ -21,7 +21,7 @@ TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
 BATCH_TOKENS = 256
 """Tokens in one run of the graph: more is not faster on a CPU, and its activations stay in the cache."""
 CHUNK = 1024
-"""Texts or pairs that a stream runs before it gives their results."""
+"""Texts that a stream embeds before it gives their vectors."""
 CHUNK_CHARACTERS = 1 << 22
 """Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
 COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank"}

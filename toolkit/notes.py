@@ -64,12 +64,7 @@ class Notes:
                 err=True,
             )
         if self.empty.count:
-            verb = "is" if self.empty.count == 1 else "are"
-            click.echo(
-                f"warning: {self.empty.count} of {total} texts {verb} empty, and the vector of an empty text means "
-                f"nothing ({self.empty})",
-                err=True,
-            )
+            warn_of_empty(self.empty, total, "text", "vector")
 
 
 @dataclass(frozen=True)
@@ -102,9 +97,13 @@ class PairNotes:
             which = "the query was" if self.queries == 1 else f"{self.queries} queries were"
             click.echo(f"warning: {which} longer than {max_length} tokens and cut too", err=True)
         if self.empty.count:
-            verb = "is" if self.empty.count == 1 else "are"
-            click.echo(
-                f"warning: {self.empty.count} of {self.documents} documents {verb} empty, and the score of an empty "
-                f"document means nothing ({self.empty})",
-                err=True,
-            )
+            warn_of_empty(self.empty, self.documents, "document", "score")
+
+
+def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
+    verb = "is" if empty.count == 1 else "are"
+    click.echo(
+        f"warning: {empty.count} of {total} {noun}s {verb} empty, and the {result} of an empty {noun} means nothing "
+        f"({empty})",
+        err=True,
+    )

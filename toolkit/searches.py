@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import InputError
-from toolkit.texts import TextRecord, decode, parse_object
+from toolkit.texts import TextRecord, check_unicode, decode, parse_object
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,3 @@ def document_of(document: object, where: str) -> TextRecord:
         raise InputError(f"{where} is no text and has none in a field `text`")
     check_unicode(text, where)
     return TextRecord(text, document if isinstance(document, dict) else {"text": text}, where, 0)
-
-
-def check_unicode(text: str, name: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name} is not valid Unicode: {error.reason}") from error
-
-
-def object_line(fields: dict[str, Any]) -> bytes:
-    """A line of JSON; half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in."""
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(fields).encode() + b"\n"

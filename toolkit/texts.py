@@ -123,8 +123,13 @@ def parse(line: str, number: int) -> dict[str, Any]:
     value = parse_object(line, number)
     if not isinstance(value.get("text"), str):
         raise InputError(f"line {number} has no text in a field `text`")
-    try:
-        value["text"].encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"the text in line {number} is not valid Unicode: {error.reason}") from error
+    check_unicode(value["text"], f"the text in line {number}")
     return value
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises InputError, with what it is called, for a text with half a character, which JSON can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid Unicode: {error.reason}") from error

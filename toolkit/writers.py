@@ -148,17 +148,22 @@ def write_ranges(path: Path, ranges: NDArray[np.float32]) -> None:
 
 def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
     fields = {name: value for name, value in record.fields.items() if name != "embedding"}
-    try:
-        head = json.dumps(fields, ensure_ascii=False)[:-1].encode()
-    except UnicodeEncodeError:
-        # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
-        head = json.dumps(fields)[:-1].encode()
+    head = object_to_json(fields)[:-1]
     if vector is None:
         return head + b', "embedding": null}'
     # Nine significant digits give every float32 back exactly, and five every float16.
     digits = {"float32": ".9g", "float16": ".5g"}.get(vector.dtype.name, "d")
     numbers = ", ".join(f"{number:{digits}}" for number in vector.tolist())
     return head + f', "embedding": [{numbers}]}}'.encode()
+
+
+def object_to_json(fields: dict[str, Any]) -> bytes:
+    """A JSON object in UTF-8, on one line."""
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
+        return json.dumps(fields).encode()
 
 
 @contextmanager

@@ -276,7 +276,7 @@ def test_a_manifest_without_the_facts_of_a_reranker(reranker_bundle: Bundle, tmp
         Reranker(folder)
 
 
-def test_the_graph_can_also_be_run_with_torch_semantics(reranker_checkpoint: Path, reranker_bundle: Bundle) -> None:
+def test_int8_ranks_much_as_pytorch_does(reranker_checkpoint: Path, reranker_bundle: Bundle) -> None:
     """int8 of the small model, beside PyTorch, with the activation that its config states."""
     pairs = [pair for pair in real_pairs(200) if len(pair[1].split()) < 60]
     model = CrossEncoder(str(reranker_checkpoint), device="cpu", local_files_only=True, max_length=128)

@@ -86,7 +86,7 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     certificate = manifest.certificate
     if certificate is not None:
         figures = ", ".join(
-            f"{name.replace('_', ' ')} {figure:g}" if figure.is_integer() else f"{name.replace('_', ' ')} {figure:.5f}"
+            f"{name.replace('_', ' ')} {figure:{'g' if figure.is_integer() else '.5f'}}"
             for name, figure in certificate.figures.items()
         )
         probed = "queries" if manifest.kind is Kind.RERANKER else "texts"

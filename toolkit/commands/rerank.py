@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -11,13 +12,15 @@ import click
 from runtime.errors import InputError
 from toolkit.notes import PairNotes
 from toolkit.progress import bar
-from toolkit.searches import SearchRecord, object_line, searches_of
+from toolkit.searches import SearchRecord, searches_of
 from toolkit.streams import open_input, open_output
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
     from runtime.ranking import Ranked, Ranking
-    from runtime.reranker import Reranker
+
+    Rank = Callable[[Iterable[tuple[str, Iterable[TextRecord]]]], Iterator[Ranking[TextRecord]]]
 
 
 @click.command()
@@ -64,8 +67,6 @@ def rerank(
         raise InputError("documents came as arguments and with `--input`: give one of the two")
     if documents and query is None:
         raise InputError("no query", hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT...')
-    if query is not None and not query.strip():
-        raise InputError("the query is empty")
     if not documents and source is None and sys.stdin.isatty():
         raise InputError(
             "no documents to rank",
@@ -76,72 +77,53 @@ def rerank(
 
     with open_input(source) as stream:
         reranker = Reranker(bundle)
-        ranked = Searches(
-            reranker, top_n=top_n, scores=scores, label=label, long="error" if no_truncate else "truncate"
-        )
+
+        def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
+            return reranker.rank_many_with_report(
+                searches,
+                top_n=top_n,
+                scores=scores,
+                label=label,
+                long="error" if no_truncate else "truncate",
+                text=lambda record: record.text,
+            )
+
         with open_output(output) as file, bar(stream, enabled=not documents, verb="ranking") as shown:
             if query is None:
-                notes = rank_lines(ranked, searches_of(stream), file, shown)
+                notes = rank_lines(rank, searches_of(stream), file, shown)
             else:
                 records = from_arguments(documents) if documents else from_stream(stream, InputFormat(input_format))
-                notes = rank_one(ranked, query, records, file, shown)
+                notes = rank_one(rank, query, records, file, shown)
     notes.print(reranker.max_length)
 
 
-class Searches:
-    """A reranker and how it is used."""
-
-    def __init__(
-        self, reranker: Reranker, *, top_n: int | None, scores: str | None, label: str | None, long: str
-    ) -> None:
-        self.reranker = reranker
-        self.top_n = top_n
-        self.scores = scores
-        self.label = label
-        self.long = long
-
-    def rankings(self, searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
-        return self.reranker.rank_many_with_report(
-            searches,
-            top_n=self.top_n,
-            scores=self.scores,
-            label=self.label,
-            long=self.long,
-            text=lambda record: record.text,
-        )
-
-
 def rank_one(
-    ranked: Searches,
-    query: str,
-    records: Iterable[TextRecord],
-    file: BinaryIO,
-    shown: Callable[[int, int], None],
+    rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO, shown: Callable[[int, int], None]
 ) -> PairNotes:
     """Write a line for each document, the best first."""
     notes = PairNotes()
-    for ranking in ranked.rankings([(query, told(records, shown))]):
-        file.writelines(object_line(fields_of(one)) for one in ranking.ranked)
+    for ranking in rank([(query, told(records, shown))]):
+        file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
 def rank_lines(
-    ranked: Searches, searches: Iterable[SearchRecord], file: BinaryIO, shown: Callable[[int, int], None]
+    rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Callable[[int, int], None]
 ) -> PairNotes:
     """Write a line for each search, with its results, as soon as it is done."""
     notes = PairNotes()
-    begun: list[SearchRecord] = []
+    begun: deque[SearchRecord] = deque()
 
     def handed_over() -> Iterator[tuple[str, Iterable[TextRecord]]]:
         for search in searches:
             begun.append(search)
             yield search.query, search.documents
 
-    for ranking in ranked.rankings(handed_over()):
-        search = begun.pop(0)
+    for ranking in rank(handed_over()):
+        search = begun.popleft()
         fields = {name: value for name, value in search.fields.items() if name != "documents"}
-        file.write(object_line(fields | {"results": [fields_of(one) for one in ranking.ranked]}))
+        file.write(object_to_json(fields | {"results": [fields_of(one) for one in ranking.ranked]}) + b"\n")
         file.flush()
         shown(search.size, ranking.documents)
         notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
