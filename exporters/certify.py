@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from exporters.checkpoint import Checkpoint
 from exporters.dense import DenseLayer
-from exporters.encoder import load_tokenizer
 from exporters.pair_facts import reference_ids
 from exporters.probe import PairSet, TextSet, probe_searches, probe_texts
+from exporters.pytorch_model import load_tokenizer
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
 from runtime.manifest import Activation, Certificate, Golden, Manifest, Precision, pack_vector

@@ -5,15 +5,10 @@ Embedders give the vectors of tokens, rerankers the logits of a classifier over 
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 import transformers
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.config import TextEncoderOnnxConfig
@@ -43,18 +38,15 @@ from exporters.jina_bert import JinaBertModel, alibi_slopes
 from exporters.last_token import LastTokenClassifier, classifier_of_answers
 from exporters.nomic_bert import NomicBertModel
 from exporters.pair_facts import answer_ids
+from exporters.pytorch_model import OPSET, load_tokenizer, load_weights, quiet
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.errors import UnsupportedModelError
 from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
 """What transformers does not have."""
 LARGEST = 2**31 - 2**26
 """Bytes of weights that fit, with the graph, into one protobuf, which ends at 2 GiB."""
-OPSET = 20
-"""The first with GELU as one operator."""
-NOT_NEEDED = ("pooler.", "embeddings.position_ids")
-"""Weights that the token vectors do not depend on, so a checkpoint may lack them."""
 
 
 class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum has no types
@@ -65,14 +57,6 @@ class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer as transformers has it."""
-    with quiet():
-        return transformers.AutoTokenizer.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
 
 
 def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
@@ -86,30 +70,6 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     if checkpoint.architecture.reads_last_token:
         return LastTokenClassifier(model.model, model.score)
     return model
-
-
-def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
-    with quiet():
-        try:
-            model, info = model_class.from_pretrained(
-                str(checkpoint.folder),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                # The plain attention traces to the operators that `merge_attention` looks for.
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {error}") from error
-    missing = [key for key in info["missing_keys"] if not key.startswith(NOT_NEEDED)]
-    if missing:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` lacks {len(missing)} of the weights that its config.json promises, "
-            f"such as `{min(missing)}`"
-        )
-    return model.eval()
 
 
 def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
@@ -187,20 +147,3 @@ def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:
     shapes_from_ids(graph)
     drop_unused_inputs(graph)
     return run_on_rows(graph) and merged == required_int(checkpoint, checkpoint.architecture.layers)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' remarks to themselves; what matters in them is checked and reported by edgekit."""
-    before = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(before)
-        if bars:
-            transformers.logging.enable_progress_bar()

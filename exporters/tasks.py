@@ -20,10 +20,10 @@ from exporters.certify import (
 )
 from exporters.checkpoint import Checkpoint
 from exporters.dense import dense_layers, write_dense
-from exporters.encoder import load_tokenizer
 from exporters.facts import embedder_facts
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
+from exporters.pytorch_model import load_tokenizer
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS

@@ -143,7 +143,8 @@ def write_checkpoint(folder: Path, checkpoint: Path, architecture: str, settings
     import torch
     import transformers
 
-    from exporters.encoder import IMPLEMENTED_HERE, quiet
+    from exporters.encoder import IMPLEMENTED_HERE
+    from exporters.pytorch_model import quiet
 
     torch.manual_seed(7)
     implementation = IMPLEMENTED_HERE.get(architecture)
@@ -175,7 +176,7 @@ def write_reranker(folder: Path, checkpoint: Path, architecture: str = "bert", *
     import torch
     import transformers
 
-    from exporters.encoder import quiet
+    from exporters.pytorch_model import quiet
 
     torch.manual_seed(7)
     config = {"num_labels": 1} | RERANKER_CONFIGS.get(architecture, TINY_CONFIGS.get(architecture, {})) | settings
@@ -191,7 +192,7 @@ def write_reranker_on_minilm(folder: Path, checkpoint: Path) -> None:
     import torch
     import transformers
 
-    from exporters.encoder import quiet
+    from exporters.pytorch_model import quiet
 
     with quiet():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(str(checkpoint), num_labels=1)

@@ -16,10 +16,11 @@ from sentence_transformers import CrossEncoder
 from exporters import export
 from exporters.architectures import ARCHITECTURES
 from exporters.certify import agreement_of, certify_reranker
-from exporters.encoder import load_model, load_tokenizer, quiet
+from exporters.encoder import load_model
 from exporters.facts import kind_of
 from exporters.pair_facts import labels_of, pair_facts, reference_ids, reranker_facts, scores_of
 from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
+from exporters.pytorch_model import load_tokenizer, quiet
 from exporters.sources import find_checkpoint
 from runtime import (
     Bundle,

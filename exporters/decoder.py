@@ -1,0 +1,100 @@
+"""Decoders -> ONNX: loaded with transformers, traced through Optimum's exporter, then rebuilt for speed.
+
+The graph reads new tokens beside the keys and values of those before, and gives the logits of the positions asked for:
+
+    input_ids (batch, tokens), last_positions (batch), total_length, logit_positions (n), past.LAYER.key and .value
+    -> logits (batch, n, vocabulary), present.LAYER.key and .value, which at run time are the buffers of the past
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import transformers
+from optimum.exporters.onnx import export as optimum_export
+
+from exporters.checkpoint import Checkpoint
+from exporters.decoder_graph import (
+    attentions,
+    drop_head_shapes,
+    fuse_skip_norms,
+    pack_attention,
+    pick_early,
+    split_where_sliced,
+    state_outputs,
+    tie_output,
+)
+from exporters.graph import fold_constants, fuse_rms_norms, merge_products, tidy
+from exporters.grouped_attention import (
+    LAST_POSITIONS,
+    LOGIT_POSITIONS,
+    TOTAL_LENGTH,
+    DecoderOnnxConfig,
+    cache_names,
+    context_length,
+)
+from exporters.pytorch_model import OPSET, load_weights, quiet
+from runtime.encoder import INPUT_IDS
+from runtime.errors import UnsupportedModelError
+
+NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
+"""Operators that stand in a traced decoder and in no rebuilt one."""
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
+    return load_weights(checkpoint, transformers.AutoModelForCausalLM)
+
+
+def trace(model: Any, scratch: Path, *, length: int | None = None) -> ir.Model:
+    """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`.
+
+    The tables of angles in the graph are for texts of `length` tokens, by default the longest that the model can read.
+    Weights of more than 2 GiB go through a file of their own.
+    """
+    longest = context_length(model.config)
+    config = DecoderOnnxConfig(model.config, context_length=min(length or longest, longest))
+    path = scratch / "traced.onnx"
+    with quiet():
+        # Mending sizes would open a session on the whole model; `rebuild` states those of the outputs.
+        optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
+    traced = ir.load(path)
+    ir.external_data.load_to_model(traced)
+    return traced
+
+
+def rebuild(traced: ir.Model) -> None:
+    """Turn a traced decoder into one with merged products, whose attention is one operator without shapes around it.
+
+    Products stay MatMuls with constant matrices, with an Add where they have a bias. That of a tied output has the
+    same memory as the embedding's table; `share_embedding` lets it have the same initializer, when nothing is left to
+    be quantized. Raises UnsupportedModelError when a part of the graph is not what the passes know.
+    """
+    graph = traced.graph
+    fold_constants(traced)
+    fuse_rms_norms(graph)
+    split_where_sliced(graph)
+    drop_head_shapes(graph)
+    tidy(traced)
+    merge_products(graph)
+    pack_attention(graph)
+    tidy(traced)
+    pick_early(graph)
+    fuse_skip_norms(graph)
+    state_outputs(graph)
+    tie_output(graph)
+    tidy(traced)
+    check_decoder(graph)
+
+
+def check_decoder(graph: ir.Graph) -> None:
+    """Raise UnsupportedModelError for a graph with inputs that are not a decoder's, or with sizes left to compute."""
+    layers = len(attentions(graph))
+    wanted = [INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers)]
+    if [value.name for value in graph.inputs] != wanted or any(node.op_type in NOT_LEFT for node in graph):
+        raise UnsupportedModelError(
+            f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
+            hint="its config.json asks for something that edgekit has not been tested with",
+        )

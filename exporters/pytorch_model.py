@@ -1,0 +1,69 @@
+"""Models and tokenizers as transformers loads them: float32, from local files, without running a checkpoint's code."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+
+from exporters.checkpoint import Checkpoint
+from runtime.errors import CheckpointError
+
+OPSET = 20
+"""The first with GELU as one operator."""
+NOT_NEEDED = ("pooler.", "embeddings.position_ids")
+"""Weights that the token vectors do not depend on, so a checkpoint may lack them."""
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer as transformers has it."""
+    with quiet():
+        return transformers.AutoTokenizer.from_pretrained(
+            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
+        )
+
+
+def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
+    with quiet():
+        try:
+            model, info = model_class.from_pretrained(
+                str(checkpoint.folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                # The plain attention traces to the operators that `merge_attention` looks for.
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {error}") from error
+    missing = [key for key in info["missing_keys"] if not key.startswith(NOT_NEEDED)]
+    if missing:
+        raise CheckpointError(
+            f"`{checkpoint.folder}` lacks {len(missing)} of the weights that its config.json promises, "
+            f"such as `{min(missing)}`"
+        )
+    return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' remarks to themselves; what matters in them is checked and reported by edgekit."""
+    before = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bars:
+            transformers.logging.enable_progress_bar()
