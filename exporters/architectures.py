@@ -12,7 +12,7 @@ from runtime.manifest import Kind
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of encoder, with the keys under which its config.json gives its sizes."""
+    """One kind of model, with the keys under which its config.json gives its sizes."""
 
     name: str
     width: str = "hidden_size"
@@ -66,17 +66,34 @@ NOMIC_BERT = Architecture(
         "use_rms_norm": (False, None),
     },
 )
+NOT_QUANTIZED = {"quantization_config": (None,)}
+"""Published in 32 or 16 bits: what is packed otherwise must be unpacked by the code that packed it."""
+
+
+def decoder(name: str, **must_be: tuple[object, ...]) -> Architecture:
+    """A decoder whose attention transformers lets be replaced, so that all else in its config is followed exactly."""
+    return Architecture(name, merged_attention=False, must_be={**NOT_QUANTIZED, **must_be}, kinds=(Kind.DECODER,))
+
+
 ARCHITECTURES = {
     known.name: known
     for known in (
         Architecture("bert", must_be=ABSOLUTE),
         Architecture("deberta-v2", merged_attention=False, kinds=(Kind.RERANKER,)),
+        decoder("gemma2"),
+        decoder("gemma3_text", use_bidirectional_attention=(False, None)),
+        decoder("granite"),
+        decoder("llama"),
+        decoder("mistral"),
+        decoder("phi3"),
+        decoder("qwen2"),
+        decoder("smollm3"),
         Architecture("distilbert", width="dim", heads="n_heads", layers="n_layers"),
         JINA_BERT,
         Architecture("modernbert", merged_attention=False),
         Architecture("mpnet", positions_after_padding=True),
         NOMIC_BERT,
-        Architecture("qwen3", merged_attention=False, reads_last_token=True),
+        Architecture("qwen3", merged_attention=False, reads_last_token=True, kinds=tuple(Kind)),
         Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),
         Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 import transformers
+from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 
 from exporters.checkpoint import Checkpoint
@@ -61,6 +62,7 @@ def trace(model: Any, scratch: Path, *, length: int | None = None) -> ir.Model:
         # Mending sizes would open a session on the whole model; `rebuild` states those of the outputs.
         optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
     traced = ir.load(path)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True)(traced)
     ir.external_data.load_to_model(traced)
     return traced
 

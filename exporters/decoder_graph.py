@@ -249,7 +249,7 @@ def state_outputs(graph: ir.Graph) -> None:
 def tie_output(graph: ir.Graph) -> bool:
     """Let the output product read the table of the embedding itself where the two hold the same numbers.
 
-    Its matrix (width, vocabulary) is then a view of the table's memory; returns whether they are the same.
+    Its matrix (width, vocabulary) is then a view of the table's memory. Returns whether they are the same.
     """
     table, product = embedding_of(graph), output_product(graph)
     weight = array_of(product.inputs[1]) if product is not None else None
@@ -258,7 +258,8 @@ def tie_output(graph: ir.Graph) -> bool:
         return False
     if not np.array_equal(weight, rows.T):
         return False
-    required(product.inputs[1]).const_value = ir.tensor(rows.T, name=required(product.inputs[1]).name)
+    for value, array in ((required(table), rows), (required(product.inputs[1]), rows.T)):
+        value.const_value = ir.tensor(array, name=value.name)
     return True
 
 

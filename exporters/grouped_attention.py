@@ -148,7 +148,7 @@ def in_rows(g: Any, value: Any, width: int) -> Any:
     return g.op("Reshape", g.op("Transpose", value, perm_i=[0, 2, 1, 3]), shape)
 
 
-torch.onnx.register_custom_op_symbolic(OPERATOR, grouped_query_symbolic, 1)
+torch.onnx.register_custom_op_symbolic(OPERATOR, grouped_query_symbolic, 1)  # type: ignore[attr-defined]
 
 
 class DecoderOnnxConfig(OnnxConfig):  # type: ignore[misc] # Optimum has no types
@@ -161,6 +161,10 @@ class DecoderOnnxConfig(OnnxConfig):  # type: ignore[misc] # Optimum has no type
         self.context_length = context_length
         self.sizes = cache_sizes(config)
         self._MODEL_PATCHER = DecoderPatcher
+
+    @property
+    def values_override(self) -> None:
+        """Nothing in the model's config is to be changed: the graph keeps no cache that transformers knows of."""
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
@@ -292,6 +296,6 @@ def give_tables(module: Any, length: int) -> None:
     """
     cos, sin = module(torch.zeros(1), torch.arange(length)[None])
     half = cos.shape[-1] // 2
-    module.register_buffer("cos_table", cos[0, :, :half].contiguous(), persistent=False)
-    module.register_buffer("sin_table", sin[0, :, :half].contiguous(), persistent=False)
+    module.register_buffer("cos_table", cos[0, :, :half].contiguous())
+    module.register_buffer("sin_table", sin[0, :, :half].contiguous())
     module.forward = lambda _vectors, _positions: (module.cos_table, module.sin_table)

@@ -24,9 +24,9 @@ ORDER = {
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (
-        "export_stage recipes tasks certify encoder jina_bert nomic_bert last_token decoder pytorch_model probe quantize "
-        "calibration rounding first_token attention decoder_graph grouped_attention graph nodes dense pair_facts facts "
-        "sources checkpoint hub.download "
+        "export_stage recipes tasks certify encoder jina_bert nomic_bert last_token decoder pytorch_model probe "
+        "quantize calibration rounding first_token attention decoder_graph grouped_attention graph nodes dense "
+        "pair_facts facts sources checkpoint hub.download "
         "hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporters.architectures import architecture_of, check_architecture
+from exporters.architectures import ARCHITECTURES, architecture_of, check_architecture
 from exporters.sources import find_checkpoint
 from runtime import UnsupportedModelError
+from runtime.manifest import Kind
 from tests.conftest import TINY_CONFIGS, edit_config
 
 
@@ -18,8 +19,8 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     assert caught.value.exit_code == 10
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
     assert caught.value.hint == (
-        "known are `bert`, `deberta-v2`, `distilbert`, `jina-bert`, `modernbert`, `mpnet`, `nomic_bert`, "
-        "`qwen3`, `roberta`, `xlm-roberta`"
+        "known are `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
+        "`mistral`, `modernbert`, `mpnet`, `nomic_bert`, `phi3`, `qwen2`, `qwen3`, `roberta`, `smollm3`, `xlm-roberta`"
     )
 
 
@@ -51,6 +52,22 @@ def test_a_variant_that_is_not_implemented_is_refused(architecture: str, changes
 
     with pytest.raises(UnsupportedModelError, match=f"`org/model` has `{shown}` set to .*know such a `{architecture}`"):
         check_architecture("org/model", config | changes)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, known in ARCHITECTURES.items() if known.kinds == (Kind.DECODER,))
+)
+def test_a_decoder_that_is_published_quantized_is_refused(name: str) -> None:
+    config = {"model_type": name}
+    check_architecture("org/model", config)
+
+    with pytest.raises(UnsupportedModelError, match=r"`org/model` has `quantization_config` set to .*'bits': 4"):
+        check_architecture("org/model", config | {"quantization_config": {"bits": 4}})
+
+
+def test_a_gemma_that_sees_what_follows_is_no_decoder() -> None:
+    with pytest.raises(UnsupportedModelError, match="has `use_bidirectional_attention` set to `True`"):
+        check_architecture("org/model", {"model_type": "gemma3_text", "use_bidirectional_attention": True})
 
 
 @pytest.mark.parametrize(

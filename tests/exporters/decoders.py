@@ -1,0 +1,174 @@
+"""Small seeded decoders of every family, and a way to run their graphs with the cache in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from exporters.architectures import check_architecture
+from exporters.checkpoint import Checkpoint
+from exporters.decoder import load_model, rebuild, trace
+from exporters.sources import find_checkpoint
+
+VOCABULARY = 320
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # Large enough for the attention to prefer some tokens to others.
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1 + 0.1 * index for index in range(8)],
+    "long_factor": [2.0 + index for index in range(8)],
+}
+ALTERNATING = ["sliding_attention", "full_attention"]
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "rope_scaling": LLAMA3},
+    "llama, tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "sliding_window": 32, "head_dim": 32},
+    "qwen2": {
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "rope_scaling": YARN,
+        "use_sliding_window": True,
+        "sliding_window": 32,
+        "layer_types": ALTERNATING,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 32,
+        "sliding_window": 40,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "tie_word_embeddings": True,
+        "layer_types": ALTERNATING,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "head_dim": 32,
+        "sliding_window": 40,
+        "query_pre_attn_scalar": 24,
+        "rope_theta": 100000.0,
+        "rope_local_base_freq": 1000.0,
+        "tie_word_embeddings": True,
+        "layer_types": ALTERNATING,
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "sliding_window": 100,
+        "max_position_embeddings": 2048,
+        "original_max_position_embeddings": 256,
+        "rope_scaling": LONGROPE,
+    },
+    "phi3, partly rotated": {"model_type": "phi3", "head_dim": 32, "hidden_size": 128, "partial_rotary_factor": 0.5},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 6.0,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 4.0,
+    },
+}
+
+
+def tiny_config(family: str, **changes: object) -> Any:
+    settings = {**TINY, **FAMILIES[family], **changes}
+    return transformers.AutoConfig.for_model(**settings)
+
+
+def tiny_decoder(family: str, **changes: object) -> Any:
+    """A decoder with seeded weights, its norms' among them."""
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(
+        tiny_config(family, **changes), attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def write_decoder(folder: Path, family: str, **changes: object) -> Checkpoint:
+    tiny_decoder(family, **changes).save_pretrained(folder)
+    return find_checkpoint(str(folder), accept=check_architecture)
+
+
+def token_ids(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(11).integers(3, VOCABULARY, size=count)
+
+
+def logits_of(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What PyTorch gives at every position, (tokens, vocabulary)."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
+
+
+def exported(folder: Path, family: str, **changes: object) -> tuple[Any, ir.Model]:
+    """The PyTorch model and its graph."""
+    model = load_model(write_decoder(folder / "checkpoint", family, **changes))
+    graph = trace(model, folder)
+    rebuild(graph)
+    return model, graph
+
+
+class GraphRun:
+    """A decoder's graph in onnxruntime, its past and present in the same buffers."""
+
+    def __init__(self, model: ir.Model | Path, *, capacity: int = 256) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        content = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+        self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.caches = {
+            value.name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, value.shape[1], capacity, value.shape[3]), np.float32)
+            )
+            for value in self.session.get_inputs()
+            if value.name.startswith("past.")
+        }
+        self.past = 0
+
+    def __call__(self, ids: NDArray[np.int64], positions: Iterable[int] | None = None) -> NDArray[np.float32]:
+        """The logits after these tokens, which follow those of the calls before: (positions, vocabulary)."""
+        self.past += len(ids)
+        binding = self.session.io_binding()
+        wanted = range(len(ids)) if positions is None else positions
+        binding.bind_cpu_input("input_ids", ids[None])
+        binding.bind_cpu_input("last_positions", np.array([self.past - 1], np.int32))
+        binding.bind_cpu_input("total_length", np.array(self.past, np.int32))
+        binding.bind_cpu_input("logit_positions", np.array(list(wanted), np.int64))
+        binding.bind_output("logits")
+        for name, cache in self.caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past.", "present."), cache)
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[0].numpy()[0]
