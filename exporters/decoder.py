@@ -27,7 +27,7 @@ from exporters.decoder_graph import (
     state_outputs,
     tie_output,
 )
-from exporters.graph import fold_constants, fuse_rms_norms, merge_products, tidy
+from exporters.graph import fold_small_constants, fuse_rms_norms, merge_products, tidy
 from exporters.grouped_attention import (
     LAST_POSITIONS,
     LOGIT_POSITIONS,
@@ -75,7 +75,7 @@ def rebuild(traced: ir.Model) -> None:
     be quantized. Raises UnsupportedModelError when a part of the graph is not what the passes know.
     """
     graph = traced.graph
-    fold_constants(traced)
+    fold_small_constants(traced)
     fuse_rms_norms(graph)
     split_where_sliced(graph)
     drop_head_shapes(graph)

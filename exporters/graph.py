@@ -36,6 +36,8 @@ from runtime.encoder import TOKEN_TYPE_IDS
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
 ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu", "Split"})
+LARGE = 2**17
+"""More elements than a norm has."""
 RMS_NORM = "SimplifiedLayerNormalization"
 """onnxruntime's operator for a layer norm that does not subtract the mean."""
 
@@ -43,6 +45,19 @@ RMS_NORM = "SimplifiedLayerNormalization"
 def fold_constants(model: ir.Model) -> None:
     """Compute once what does not depend on the input."""
     onnxscript.optimizer.optimize(model)
+
+
+def fold_small_constants(model: ir.Model) -> None:
+    """Note the sizes of values, and compute once what does not depend on the input and is small, as norms' weights are.
+
+    `fold_constants` does more by trying rewritings on every node, in a time that grows with the square of their number.
+    """
+    onnxscript.optimizer.fold_constants(
+        model, onnx_shape_inference=True, input_size_limit=LARGE, output_size_limit=LARGE
+    )
+    passes.IdentityEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    tidy(model)
 
 
 def tidy(model: ir.Model) -> None:
