@@ -187,6 +187,7 @@ def pick_early(graph: ir.Graph) -> None:
             output.shape = None
     if picked:
         replace(pick.outputs[0], required(pick.inputs[0]))
+        graph.remove(pick, safe=True)
 
 
 def is_pick(node: ir.Node) -> bool:
