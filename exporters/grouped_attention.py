@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from exporters.nodes import ORT_DOMAIN
 from runtime.encoder import INPUT_IDS
+from runtime.errors import UnsupportedModelError
 
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"
@@ -39,6 +40,8 @@ SCHEMA = (
 """Of queries, keys and values (batch, heads, tokens, head size): (batch, tokens, heads, head size), and the cache."""
 ATTENTION_NAME = "edgekit_grouped_query"
 """The name under which transformers knows the attention function while a model is traced."""
+MULTIPLE = 16
+"""Of which the operator wants the size of a head, and of what is rotated of it, to be a multiple."""
 ROTATE = "apply_rotary_pos_emb"
 """What every family calls the function that rotates queries and keys."""
 
@@ -66,6 +69,22 @@ def cache_sizes(config: Any) -> CacheSizes:
 def cache_names(prefix: str, layers: int) -> list[str]:
     """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def check_heads(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for heads of a size that onnxruntime's operator does not rotate."""
+    rotated = [2 * len(module.inv_freq) for module in rotaries(model)]
+    for size in (cache_sizes(model.config).head_size, *rotated):
+        if size % MULTIPLE:
+            raise UnsupportedModelError(
+                f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's attention "
+                f"takes multiples of {MULTIPLE} only"
+            )
+
+
+def rotaries(model: nn.Module) -> list[Any]:
+    """The modules of a model that compute angles."""
+    return [module for module in model.modules() if hasattr(module, "inv_freq")]
 
 
 def context_length(config: Any) -> int:
@@ -205,18 +224,19 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
         self.patched_forward = self.forward
         self.context_length: int = config.context_length
         self.sizes: CacheSizes = config.sizes
-        self.rotaries = [module for module in model.modules() if hasattr(module, "inv_freq")]
+        self.rotaries = rotaries(model)
         self.angles: tuple[Tensor, Tensor] | None = None
         self.fed: tuple[Tensor, Tensor, Past] | None = None
         self.present: list[Tensor] = []
 
     def __enter__(self) -> None:
+        # The first that can fail: what is done after it is undone only when all of it was.
+        for module in self.rotaries:
+            give_tables(module, self.context_length)
         super().__enter__()
         ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = self.attend
         ALL_MASK_ATTENTION_FUNCTIONS[ATTENTION_NAME] = no_mask
         self._model.config._attn_implementation = ATTENTION_NAME  # noqa: SLF001
-        for module in self.rotaries:
-            give_tables(module, self.context_length)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)

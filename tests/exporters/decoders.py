@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,32 +143,38 @@ def exported(folder: Path, family: str, **changes: object) -> tuple[Any, ir.Mode
 class GraphRun:
     """A decoder's graph in onnxruntime, its past and present in the same buffers."""
 
-    def __init__(self, model: ir.Model | Path, *, capacity: int = 256) -> None:
+    def __init__(self, model: ir.Model | Path, *, capacity: int = 256, batch: int = 1) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         content = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.caches = {
             value.name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((1, value.shape[1], capacity, value.shape[3]), np.float32)
+                np.zeros((batch, value.shape[1], capacity, value.shape[3]), np.float32)
             )
             for value in self.session.get_inputs()
             if value.name.startswith("past.")
         }
         self.past = 0
 
-    def __call__(self, ids: NDArray[np.int64], positions: Iterable[int] | None = None) -> NDArray[np.float32]:
+    def __call__(self, ids: NDArray[np.int64], positions: Sequence[int] | None = None) -> NDArray[np.float32]:
         """The logits after these tokens, which follow those of the calls before: (positions, vocabulary)."""
         self.past += len(ids)
+        return self.batch(ids[None], np.array([self.past - 1]), positions)[0]
+
+    def batch(
+        self, ids: NDArray[np.int64], last_positions: NDArray[np.int64], positions: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """The logits of tokens (batch, tokens) of texts that end at these positions: (batch, tokens, vocabulary)."""
         binding = self.session.io_binding()
-        wanted = range(len(ids)) if positions is None else positions
-        binding.bind_cpu_input("input_ids", ids[None])
-        binding.bind_cpu_input("last_positions", np.array([self.past - 1], np.int32))
-        binding.bind_cpu_input("total_length", np.array(self.past, np.int32))
-        binding.bind_cpu_input("logit_positions", np.array(list(wanted), np.int64))
+        wanted = np.arange(ids.shape[1]) if positions is None else np.array(positions)
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input("last_positions", last_positions.astype(np.int32))
+        binding.bind_cpu_input("total_length", np.array(last_positions.max() + 1, np.int32))
+        binding.bind_cpu_input("logit_positions", wanted)
         binding.bind_output("logits")
         for name, cache in self.caches.items():
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past.", "present."), cache)
         self.session.run_with_iobinding(binding)
-        return binding.get_outputs()[0].numpy()[0]
+        return binding.get_outputs()[0].numpy()

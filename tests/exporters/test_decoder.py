@@ -43,6 +43,24 @@ def test_every_family_gives_the_logits_of_pytorch(family: str, tmp_path: Path) -
     assert np.abs(few(ids, [TOKENS - 1, 7]) - expected[[TOKENS - 1, 7]]).max() < CLOSE
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_texts_of_different_lengths_run_together(family: str, tmp_path: Path) -> None:
+    """The padding after the shorter one is overwritten by the tokens that follow."""
+    lengths = np.array([90, 61])
+    ids = token_ids(2 * 96).reshape(2, 96)
+    model, graph = exported(tmp_path, family)
+    run = GraphRun(graph, batch=2)
+    expected = [logits_of(model, row) for row in ids]
+
+    found = run.batch(ids[:, :90], lengths - 1)
+    for row, length in enumerate(lengths):
+        assert np.abs(found[row, :length] - expected[row][:length]).max() < CLOSE
+    for step in range(6):
+        found = run.batch(np.take_along_axis(ids, (lengths + step)[:, None], axis=1), lengths + step)
+        for row, length in enumerate(lengths):
+            assert np.abs(found[row, 0] - expected[row][length + step]).max() < CLOSE
+
+
 @pytest.mark.parametrize(
     ("family", "without"),
     [

@@ -11,9 +11,11 @@ from exporters.grouped_attention import (
     DecoderOnnxConfig,
     DecoderPatcher,
     cache_sizes,
+    check_heads,
     context_length,
     give_tables,
 )
+from runtime import UnsupportedModelError
 from tests.exporters.decoders import LONGROPE, tiny_config, tiny_decoder
 
 
@@ -57,6 +59,26 @@ def test_longrope_stays_with_the_short_factors() -> None:
     angles = 1 / (10000 ** (np.arange(8) / 8) * np.array(LONGROPE["short_factor"]))
     expected = np.cos(255 * angles) * rotary.attention_scaling
     assert np.abs(rotary.cos_table[255].numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "size"),
+    [
+        ("llama", {"head_dim": 24}, 24),
+        ("llama", {"head_dim": 8}, 8),
+        ("phi3, partly rotated", {"partial_rotary_factor": 0.75}, 24),
+    ],
+)
+def test_heads_that_onnxruntime_does_not_rotate(family: str, changes: dict, size: int) -> None:
+    check_heads(tiny_decoder(family))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_heads(tiny_decoder(family, **changes))
+    assert caught.value.exit_code == 10
+    assert caught.value.message == (
+        f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's attention takes "
+        "multiples of 16 only"
+    )
 
 
 def test_what_is_registered_is_taken_back_when_tracing_fails() -> None:
