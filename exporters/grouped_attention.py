@@ -77,8 +77,8 @@ def check_heads(model: nn.Module) -> None:
     for size in (cache_sizes(model.config).head_size, *rotated):
         if size % MULTIPLE:
             raise UnsupportedModelError(
-                f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's attention "
-                f"takes multiples of {MULTIPLE} only"
+                f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's "
+                f"attention takes multiples of {MULTIPLE} only"
             )
 
 
