@@ -34,7 +34,7 @@ from exporters.grouped_attention import (
     TOTAL_LENGTH,
     DecoderOnnxConfig,
     cache_names,
-    check_heads,
+    check_rotation,
     context_length,
 )
 from exporters.pytorch_model import OPSET, load_weights, quiet
@@ -54,10 +54,10 @@ def trace(model: Any, scratch: Path, *, length: int | None = None) -> ir.Model:
     """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`.
 
     The tables of angles in the graph are for texts of `length` tokens, by default the longest that the model can read.
-    Weights of more than 2 GiB go through a file of their own. Raises UnsupportedModelError for sizes of heads that
-    onnxruntime does not take.
+    Weights of more than 2 GiB go through a file of their own. Raises UnsupportedModelError for heads that
+    onnxruntime's attention cannot rotate, or not as the model does.
     """
-    check_heads(model)
+    check_rotation(model)
     longest = context_length(model.config)
     config = DecoderOnnxConfig(model.config, context_length=min(length or longest, longest))
     path = scratch / "traced.onnx"

@@ -71,14 +71,27 @@ def cache_names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def check_heads(model: nn.Module) -> None:
-    """Raise UnsupportedModelError for heads of a size that onnxruntime's operator does not rotate."""
-    rotated = [2 * len(module.inv_freq) for module in rotaries(model)]
-    for size in (cache_sizes(model.config).head_size, *rotated):
+def check_rotation(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a model that rotates otherwise than onnxruntime's operator, or heads it cannot.
+
+    The operator turns the first half of what it rotates against the second, as most families do.
+    """
+    for size in (cache_sizes(model.config).head_size, *(2 * len(module.inv_freq) for module in rotaries(model))):
         if size % MULTIPLE:
             raise UnsupportedModelError(
                 f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's "
                 f"attention takes multiples of {MULTIPLE} only"
+            )
+    vectors = torch.linspace(-1, 2, 4 * MULTIPLE).view(1, 1, 4, MULTIPLE)
+    angles = torch.linspace(0, 3, 2 * MULTIPLE).view(1, 4, MULTIPLE // 2)
+    cos, sin = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
+    first, second = vectors.chunk(2, dim=-1)
+    expected = vectors * cos + torch.cat([-second, first], dim=-1) * sin
+    for module in modules_that_rotate(model):
+        if not torch.allclose(getattr(module, ROTATE)(vectors, vectors, cos, sin)[0], expected, atol=1e-5):
+            raise UnsupportedModelError(
+                f"`{type(model).__name__}` does not rotate the first half of a head against the second, and edgekit "
+                "knows no other way"
             )
 
 
@@ -225,6 +238,7 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
         self.context_length: int = config.context_length
         self.sizes: CacheSizes = config.sizes
         self.rotaries = rotaries(model)
+        self.rotated: tuple[Tensor, Tensor] | None = None
         self.angles: tuple[Tensor, Tensor] | None = None
         self.fed: tuple[Tensor, Tensor, Past] | None = None
         self.present: list[Tensor] = []
@@ -255,7 +269,7 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
 
     def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Leave queries and keys as they are; the attention that comes next rotates them by these tables."""
-        self.angles = (cos, sin)
+        self.rotated, self.angles = (query, key), (cos, sin)
         return query, key
 
     def attend(
@@ -275,9 +289,14 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
         if self.fed is None:
             raise RuntimeError("the attention was called outside the model's forward")
         last_positions, total_length, past = self.fed
+        if self.rotated is not None and (query is not self.rotated[0] or key is not self.rotated[1]):
+            raise UnsupportedModelError(
+                f"`{type(self._model).__name__}` changes queries or keys between their rotation and the attention, and "
+                "onnxruntime's attention rotates them last"
+            )
         cos, sin = self.angles or (None, None)
         # A layer that does not rotate must not take the tables of the one before.
-        self.angles = None
+        self.rotated = self.angles = None
         attended, present_key, present_value = grouped_query_attention(
             query,
             key,

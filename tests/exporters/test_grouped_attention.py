@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from exporters.decoder import trace
 from exporters.grouped_attention import (
     ATTENTION_NAME,
     DecoderOnnxConfig,
     DecoderPatcher,
     cache_sizes,
-    check_heads,
+    check_rotation,
     context_length,
     give_tables,
 )
 from runtime import UnsupportedModelError
-from tests.exporters.decoders import LONGROPE, tiny_config, tiny_decoder
+from tests.exporters.decoders import LONGROPE, TINY, tiny_config, tiny_decoder
 
 
 def test_a_context_is_as_long_as_the_config_says() -> None:
@@ -70,15 +74,40 @@ def test_longrope_stays_with_the_short_factors() -> None:
     ],
 )
 def test_heads_that_onnxruntime_does_not_rotate(family: str, changes: dict, size: int) -> None:
-    check_heads(tiny_decoder(family))
+    check_rotation(tiny_decoder(family))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        check_heads(tiny_decoder(family, **changes))
+        check_rotation(tiny_decoder(family, **changes))
     assert caught.value.exit_code == 10
     assert caught.value.message == (
         f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's attention takes "
         "multiples of 16 only"
     )
+
+
+def other_decoder(model_type: str) -> Any:
+    """A family that edgekit does not know."""
+    config = transformers.AutoConfig.for_model(model_type, **TINY, head_dim=16)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def test_heads_whose_numbers_are_rotated_in_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        trace(other_decoder("helium"), tmp_path)
+    assert caught.value.message == (
+        "`HeliumForCausalLM` does not rotate the first half of a head against the second, and edgekit knows no other "
+        "way"
+    )
+
+
+def test_queries_that_are_normed_after_they_are_rotated(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        trace(other_decoder("hunyuan_v1_dense"), tmp_path)
+    assert caught.value.message == (
+        "`HunYuanDenseV1ForCausalLM` changes queries or keys between their rotation and the attention, and "
+        "onnxruntime's attention rotates them last"
+    )
+    assert ATTENTION_NAME not in ALL_ATTENTION_FUNCTIONS
 
 
 def test_what_is_registered_is_taken_back_when_tracing_fails() -> None:
