@@ -70,9 +70,9 @@ NOT_QUANTIZED = {"quantization_config": (None,)}
 """Published in 32 or 16 bits: what is packed otherwise must be unpacked by the code that packed it."""
 
 
-def decoder(name: str, **must_be: tuple[object, ...]) -> Architecture:
+def decoder(name: str, must_be: Mapping[str, tuple[object, ...]] = NOT_QUANTIZED) -> Architecture:
     """A decoder whose attention transformers lets be replaced, so that all else in its config is followed exactly."""
-    return Architecture(name, merged_attention=False, must_be={**NOT_QUANTIZED, **must_be}, kinds=(Kind.DECODER,))
+    return Architecture(name, merged_attention=False, must_be=must_be, kinds=(Kind.DECODER,))
 
 
 ARCHITECTURES = {
@@ -81,7 +81,7 @@ ARCHITECTURES = {
         Architecture("bert", must_be=ABSOLUTE),
         Architecture("deberta-v2", merged_attention=False, kinds=(Kind.RERANKER,)),
         decoder("gemma2"),
-        decoder("gemma3_text", use_bidirectional_attention=(False, None)),
+        decoder("gemma3_text", {**NOT_QUANTIZED, "use_bidirectional_attention": (False, None)}),
         decoder("granite"),
         decoder("llama"),
         decoder("mistral"),
@@ -93,7 +93,7 @@ ARCHITECTURES = {
         Architecture("modernbert", merged_attention=False),
         Architecture("mpnet", positions_after_padding=True),
         NOMIC_BERT,
-        Architecture("qwen3", merged_attention=False, reads_last_token=True, kinds=tuple(Kind)),
+        Architecture("qwen3", merged_attention=False, reads_last_token=True, must_be=NOT_QUANTIZED, kinds=tuple(Kind)),
         Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),
         Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
     )

@@ -97,7 +97,11 @@ def rows_after_heads(attention: ir.Node) -> None:
     while (reshape := only_user(last, "Reshape")) is not None:
         last = reshape.outputs[0]
     products = [linear_of(use.node) for use in last.uses()]
-    if last is not attended and all(product is not None and len(product.weight) == width for product in products):
+    if (
+        products
+        and last is not attended
+        and all(product is not None and len(product.weight) == width for product in products)
+    ):
         replace(last, attended)
 
 
@@ -207,9 +211,10 @@ def treats_rows_alike(node: ir.Node) -> bool:
     if node.op_type == "MatMul":
         return array_of(node.inputs[0]) is None and [array.ndim for array in constants] == [2]
     known = node.op_type in ROW_WISE or node.op_type in ELEMENT_WISE or node.op_type == RMS_NORM
+    unsaid = 0 if node.op_type == "Split" else -1
     return (
         known
-        and node.attributes.get_int("axis", -1) == -1
+        and node.attributes.get_int("axis", unsaid) == -1
         and all(array.ndim < 2 or array.shape[-2] == 1 for array in constants)
     )
 

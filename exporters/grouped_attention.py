@@ -51,7 +51,7 @@ Past = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """How large the keys and values of a decoder are."""
+    """How many keys and values a decoder has for each token, and how large they are."""
 
     layers: int
     heads: int
@@ -311,7 +311,7 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
             self.sizes.head_size,
             scaling,
             softcap or 0.0,
-            # transformers counts the token itself, onnxruntime what it sees to the left of it.
+            # Both count the token itself among those that it sees; -1 stands for all before it.
             sliding_window if sliding_window is not None else -1,
         )
         self.present += [present_key, present_value]
