@@ -24,9 +24,10 @@ ORDER = {
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (
-        "export_stage recipes tasks certify encoder jina_bert nomic_bert last_token probe quantize block_weights "
-        "calibration block_rounding rounding first_token attention graph nodes dense pair_facts facts sources "
-        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
+        "export_stage recipes tasks certify encoder jina_bert nomic_bert last_token probe gguf gguf_tokenizer quantize "
+        "block_weights calibration stored_blocks block_rounding rounding first_token attention graph nodes dense "
+        "pair_facts facts sources checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
+        "architectures"
     ),
     "toolkit": (
         "__main__ cli commands.embed commands.rerank commands.export commands.hub commands.bundles commands.catalog "
