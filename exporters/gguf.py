@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from gguf import GGUFReader, dequantize
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from exporters.block_weights import StoredMatrix
 from exporters.checkpoint import WEIGHTS
@@ -61,6 +61,8 @@ ARCHITECTURES: Mapping[str, frozenset[str]] = {
     "qwen3": SIZES,
 }
 """As a file names them, with what may be said about each: what is tested against PyTorch."""
+WITHOUT_EFFECT = (("rope.scaling.type", "none"), ("expert_count", 0), ("expert_used_count", 0))
+"""Of other things that are said, what says that the model has no such thing."""
 MODEL_TYPES = {"gemma3": "gemma3_text"}
 """The names that transformers has for them where it has others."""
 QUERY_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
@@ -180,14 +182,18 @@ def check_model(path: Path, architecture: str, fields: Mapping[str, Any], tensor
     prefix = f"{architecture}."
     said = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
     for key in ("block_count", "context_length", "embedding_length", "attention.head_count"):
-        if key not in said:
+        if not said.get(key):
             raise CheckpointError(f"`{path.name}` does not say `{prefix}{key}`")
     for key, value in said.items():
-        without_effect = (key, value) in {("rope.scaling.type", "none"), ("expert_count", 0), ("expert_used_count", 0)}
-        if key not in ARCHITECTURES[architecture] and not without_effect:
+        if key not in ARCHITECTURES[architecture] and (key, value) not in WITHOUT_EFFECT:
             raise UnsupportedModelError(
                 f"`{path.name}` has `{prefix}{key}` set to `{value}`, "
                 f"and edgekit does not know such a `{architecture}`",
+                hint="export the Hub's checkpoint instead",
+            )
+        if isinstance(value, list):
+            raise UnsupportedModelError(
+                f"`{path.name}` has `{prefix}{key}` set for each layer, and edgekit knows layers that are alike",
                 hint="export the Hub's checkpoint instead",
             )
     head = head_size(said)
@@ -267,7 +273,7 @@ def load(file: GgufFile) -> tuple[Any, dict[str, torch.Tensor]]:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
-    names = get_gguf_hf_weights_map(model)
+    names = names_of_weights(file, model)
     processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
     weights = {}
     for tensor in file.reader.tensors:
@@ -277,6 +283,14 @@ def load(file: GgufFile) -> tuple[Any, dict[str, torch.Tensor]]:
             weights[names[found.name]] = torch.from_numpy(np.array(found.weights, np.float32, order="C"))
     check_weights(file, model, weights)
     return config, weights
+
+
+def names_of_weights(file: GgufFile, model: Any) -> dict[str | None, str]:
+    """The name of each tensor in the file -> that of the weight."""
+    # transformers' own function for this makes the table again for every module, which takes longer than all the rest.
+    architecture = next(found for found in MODEL_ARCH if MODEL_ARCH_NAMES[found] == file.architecture)
+    known = get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    return {known.get_name(name, (".weight", ".bias")): name for name, _ in model.named_parameters()}
 
 
 def settings(file: GgufFile) -> dict[str, Any]:

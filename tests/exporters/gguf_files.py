@@ -33,6 +33,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 LLAMA3 |= {"original_max_position_embeddings": 8192}
 MODELS: dict[str, tuple[str, dict]] = {
     "gemma2": ("gemma2", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8}),
+    # Those of 27B, known by their layers, divide the products of queries and keys by another size than the heads'.
+    "gemma2 27B": ("gemma2", {"num_hidden_layers": 46, "head_dim": 24, "query_pre_attn_scalar": 16}),
+    "gemma3 27B": ("gemma3_text", {"num_hidden_layers": 62, "head_dim": 24, "query_pre_attn_scalar": 16}),
     "gemma3": ("gemma3_text", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 8}),
     "llama": ("llama", {"tie_word_embeddings": True}),
     "llama 3": ("llama", {"rope_scaling": LLAMA3, "rope_theta": 500000.0, "max_position_embeddings": 131072}),

@@ -187,6 +187,10 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
             {"expert_count": 8},
             "`m.gguf` has `llama.expert_count` set to `8`, and edgekit does not know such a `llama`",
         ),
+        (
+            {"attention.head_count_kv": [2, 1]},
+            "`m.gguf` has `llama.attention.head_count_kv` set for each layer, and edgekit knows layers that are alike",
+        ),
         ({"attention.value_length": 8}, "`m.gguf` has heads of 16 numbers, of which it rotates 16, and values of 8"),
         ({"split.count": 3}, "`m.gguf` is one of 3 parts of a model"),
     ],
