@@ -20,7 +20,9 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay sampler reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
+        "replay "
+        "sampler stops detokenizer "
+        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (
