@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 ORDER = {
     "runtime": (
         "replay "
-        "sampler stops detokenizer chat_template "
+        "kv_cache memory sampler stops detokenizer chat_template "
         "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
         "bundle manifest records telemetry errors version"
     ),
