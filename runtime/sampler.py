@@ -13,6 +13,8 @@ from runtime.errors import InputError
 
 Sampler = Callable[[NDArray[np.float32]], int]
 """Logits (vocabulary,) -> the id of the token that was drawn."""
+BLOCK = 512
+"""Weights that are added up at once."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,9 @@ def make_sampler(
     random = np.random.default_rng(seed).random
 
     def draw(logits: NDArray[np.float32]) -> int:
-        ids, probabilities = distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        cumulative = probabilities.cumsum()
-        place = int(cumulative.searchsorted(random() * cumulative[-1], side="right"))
-        return int(ids[min(place, len(ids) - 1)])
+        ids, weights = candidates(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        place = drawn(weights, random())
+        return place if ids is None else int(ids[place])
 
     return draw
 
@@ -94,39 +95,53 @@ def most_probable(logits: NDArray[np.float32]) -> int:
     return int(logits.argmax())
 
 
-def distribution(
+def candidates(
     logits: NDArray[np.float32], *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids of the tokens that are left, ascending, and their probabilities.
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+    """The ids of the tokens that are left, ascending or None for all, and how probable they are beside the best one.
 
     The options are applied in the order of transformers' warpers, each to what the one before left. Of equal logits at
     the end of the top k all are left.
     """
     scores = (logits - logits.max()) / np.float32(temperature)
+    ids = None
     if 0 < top_k < len(scores):
         ids = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
         scores = scores[ids]
-    else:
-        ids = np.arange(len(scores))
-    probabilities = np.exp(scores, dtype=np.float32).astype(np.float64)
-    probabilities /= probabilities.sum()
+    weights = np.exp(scores)
     if top_p < 1:
-        kept = nucleus(probabilities, top_p)
-        ids, probabilities = ids[kept], probabilities[kept]
+        kept = nucleus(weights, top_p)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     if min_p > 0:
-        kept = np.flatnonzero(probabilities >= min_p * probabilities.max())
-        ids, probabilities = ids[kept], probabilities[kept]
-    return ids, probabilities / probabilities.sum()
+        kept = np.flatnonzero(weights >= min_p)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
+    return ids, weights
 
 
-def nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     """Where the most probable tokens stand that together reach `top_p`, at least one (Holtzman et al. 2020)."""
+    total = float(weights.sum())
     # All tokens below this bound together do not reach what may be left out, so only the others need sorting.
-    candidates = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
-    ascending = candidates[probabilities[candidates].argsort(kind="stable")]
-    below = 1 - probabilities[candidates].sum()
-    first = int(np.searchsorted(below + probabilities[ascending].cumsum(), 1 - top_p, side="right"))
+    likely = np.flatnonzero(weights >= np.float32((1 - top_p) * total / len(weights)))
+    ascending = likely[weights[likely].argsort(kind="stable")]
+    shares = weights[ascending].astype(np.float64) / total
+    first = int((1 - shares.sum() + shares.cumsum()).searchsorted(1 - top_p, side="right"))
     return np.sort(ascending[min(first, len(ascending) - 1) :])
+
+
+def drawn(weights: NDArray[np.float32], share: float) -> int:
+    """The place up to which the weights first exceed this share of their sum."""
+    # Sums of blocks first: adding up a whole vocabulary, one number after the other, takes longer than all else.
+    whole = len(weights) // BLOCK * BLOCK
+    sums = np.append(weights[:whole].reshape(-1, BLOCK).sum(axis=1), weights[whole:].sum()).cumsum(dtype=np.float64)
+    sought = share * sums[-1]
+    block = min(int(sums.searchsorted(sought, side="right")), len(sums) - 1)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
+    place = int(inside.searchsorted(sought - (sums[block - 1] if block else 0), side="right"))
+    # Rounding may lead past the end of a block, or to a token that is as good as impossible.
+    while place >= len(inside) or weights[block * BLOCK + place] == 0:
+        place -= 1
+    return block * BLOCK + place
 
 
 class Counts:

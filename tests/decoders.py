@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from runtime import Bundle, Kind, Manifest, Precision, Provider
 from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
-from runtime.decoder import input_names, output_names
+from runtime.forward import input_names, output_names
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. Größe, naïve, 東京, 🙂. " * 3

@@ -16,13 +16,19 @@ from transformers.generation.logits_process import (
 )
 
 from runtime import InputError
-from runtime.sampler import Penalties, Sampling, distribution, make_sampler
+from runtime.sampler import BLOCK, Penalties, Sampling, candidates, drawn, make_sampler
 
 VOCABULARY = 2000
 
 
 def random_logits(seed: int, spread: float = 3.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, spread, VOCABULARY).astype(np.float32)
+
+
+def distribution(logits: np.ndarray, **options: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and probabilities of the tokens that are left."""
+    ids, weights = candidates(logits, **options)
+    return np.arange(len(logits)) if ids is None else ids, weights / weights.sum()
 
 
 def warped(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
@@ -90,6 +96,22 @@ def test_draws_follow_the_distribution() -> None:
     found = np.bincount([sampler(logits) for _ in range(20_000)], minlength=4) / 20_000
 
     np.testing.assert_allclose(found, [0.5, 0.3, 0.15, 0.05], atol=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 5, BLOCK, BLOCK + 1, 5 * BLOCK + 17])
+def test_the_place_of_a_draw_is_that_of_the_running_sum(size: int) -> None:
+    random = np.random.default_rng(size)
+    weights = random.exponential(1, size).astype(np.float32)
+    weights[random.random(size) < 0.2] = 0
+    weights[0] = 1
+    cumulative = weights.astype(np.float64).cumsum()
+
+    for share in [0.0, 0.5, *random.random(200), 1 - 2**-53]:
+        place = drawn(weights, share)
+
+        assert weights[place] > 0
+        reached = cumulative[place] / cumulative[-1]
+        assert reached - weights[place] / cumulative[-1] - 1e-5 <= share <= reached + 1e-5
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
