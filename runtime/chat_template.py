@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError, InputError
 from runtime.manifest import ChatFacts
+from runtime.messages import ASSISTANT, SYSTEM, USER, Message
 from runtime.tokenizer import checked_text
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
     from jinja2.runtime import Macro
 
-USUAL_ROLES = ("system", "user", "assistant")
+USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
 """Roles about which a template is asked, whether it names them or not."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said."""
-
-    role: str
-    content: str
 
 
 class ChatTemplate:
@@ -129,14 +121,3 @@ def environment() -> jinja2.Environment:
     sandbox.filters["tojson"] = to_json
     sandbox.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
     return sandbox
-
-
-def messages_of(records: Sequence[Mapping[str, object]]) -> list[Message]:
-    """Messages from records such as `{"role": "user", "content": "Hello"}`; InputError names the first that is none."""
-    messages = []
-    for index, record in enumerate(records):
-        if not isinstance(record, Mapping) or set(record) != {"role", "content"}:
-            raise InputError(f"message {index} must have `role` and `content` and nothing else")
-        role, content = (checked_text(record[name], f"the {name} of message {index}") for name in ("role", "content"))
-        messages.append(Message(role, content))
-    return messages

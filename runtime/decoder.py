@@ -14,6 +14,7 @@ from runtime.forward import Forward, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import GenerationDefaults, Kind
 from runtime.sampler import Sampling
+from runtime.saved_cache import load_cache, save_cache
 from runtime.session import shared_session
 from runtime.steps import Steps
 from runtime.stops import StopStrings
@@ -161,6 +162,20 @@ class Decoder:
         cache = self.new_cache()
         cache.check(len(ids))
         Steps(Forward(self.session, cache), ids, max_tokens=1, eos_ids=(), sampling=Sampling()).read_prompt()
+        return cache
+
+    def save(self, path: str | os.PathLike[str], cache: KVCache) -> None:
+        """Write what a cache holds to a file, for `load`; raises OutputError."""
+        save_cache(path, self.checked_cache(cache), bundle=self.bundle)
+
+    def load(self, path: str | os.PathLike[str]) -> KVCache:
+        """A cache that was saved with the same bundle.
+
+        Raises NotFoundError, InputError for a file of another bundle or one that was changed, and OutOfMemoryError
+        where it would not fit.
+        """
+        cache = self.new_cache()
+        load_cache(path, cache, bundle=self.bundle)
         return cache
 
     def count_tokens(self, prompt: Prompt) -> int:

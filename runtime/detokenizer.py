@@ -138,7 +138,11 @@ class Vocabulary:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Raises BundleError for a decoder that cannot be followed token by token."""
         self.tokenizer = tokenizer
-        self.special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        special = {id_: token for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.special = set(special)
+        """The ids of special tokens, which have no text."""
+        self.special_texts = tuple(token.content for token in special.values())
+        """What they are written as in a prompt."""
         self.decoder = json.loads(tokenizer.to_str())["decoder"]
         self.steps()
 

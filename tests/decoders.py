@@ -12,7 +12,7 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from runtime import Bundle, Kind, Manifest, Precision, Provider
+from runtime import Bundle, Decoder, Kind, Manifest, Precision, Provider
 from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
@@ -225,3 +225,10 @@ def write_decoder(target: Path, *, window: int | None = None, **facts: object) -
             decoder=facts_of(decoder, **facts),
         )
         return writer.commit(manifest), decoder
+
+
+def with_facts(decoder: Decoder, **facts: object) -> Decoder:
+    """The same decoder under another manifest."""
+    manifest = decoder.bundle.manifest
+    changed = dataclasses.replace(manifest, decoder=dataclasses.replace(decoder.facts, **facts))
+    return Decoder(Bundle(decoder.bundle.path, changed), threads=1)

@@ -21,7 +21,8 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 ORDER = {
     "runtime": (
         "replay "
-        "kv_cache memory sampler stops detokenizer chat_template "
+        "chat decoder stream steps prompt_lookup forward saved_cache kv_cache memory sampler stops detokenizer "
+        "chat_template messages "
         "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
         "bundle manifest records telemetry errors version"
     ),

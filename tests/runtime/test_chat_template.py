@@ -11,8 +11,9 @@ import tokenizers
 import transformers
 
 from runtime import BundleError, InputError
-from runtime.chat_template import ChatTemplate, Message, messages_of
+from runtime.chat_template import ChatTemplate
 from runtime.manifest import ChatFacts
+from runtime.messages import Message
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are"
@@ -212,29 +213,6 @@ def test_a_template_that_jinja_cannot_read() -> None:
 def test_a_template_that_fails_on_these_messages(template: str) -> None:
     with pytest.raises(InputError, match="the model's chat template cannot render these messages: "):
         ChatTemplate(ChatFacts(template, {})).render(CONVERSATIONS[0])
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"role": "user"}, "message 0 must have `role` and `content` and nothing else"),
-        ("Hello", "message 0 must have `role` and `content` and nothing else"),
-        ({"role": "user", "content": 1}, "the content of message 0 is no string but int"),
-        (
-            {"role": "user", "content": "\ud800"},
-            "the content of message 0 is not valid Unicode: surrogates not allowed at character 0",
-        ),
-    ],
-)
-def test_what_is_no_message(record: object, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        messages_of([record])
-
-    assert caught.value.message == message
-
-
-def test_records_become_messages() -> None:
-    assert messages_of([{"role": "user", "content": "Hello"}]) == [Message("user", "Hello")]
 
 
 def test_jinja_is_loaded_only_by_who_chats() -> None:

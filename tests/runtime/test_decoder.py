@@ -7,38 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, InputError, OutOfMemoryError, TextTooLongError
-from runtime.decoder import Decoder
+from runtime import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from runtime.forward import Forward
 from runtime.kv_cache import SPARE, KVCache, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
 from runtime.steps import PROMPT_TOKENS, FinishReason
-from tests.decoders import CONTEXT, TEXT, TinyDecoder, write_decoder
+from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 
 FOX = "The quick brown fox"
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, TinyDecoder]:
-    return write_decoder(tmp_path_factory.mktemp("decoders") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def decoder(written: tuple[Bundle, TinyDecoder]) -> Decoder:
-    return Decoder(written[0], threads=1)
-
-
-@pytest.fixture(scope="module")
-def reference(written: tuple[Bundle, TinyDecoder]) -> TinyDecoder:
-    return written[1]
-
-
-def with_facts(decoder: Decoder, **facts: object) -> Decoder:
-    """The same decoder under another manifest."""
-    manifest = decoder.bundle.manifest
-    changed = dataclasses.replace(manifest, decoder=dataclasses.replace(manifest.decoder, **facts))
-    return Decoder(Bundle(decoder.bundle.path, changed), threads=1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
