@@ -109,15 +109,28 @@ class Steps(Iterator[Step]):
             seed=sampling.seed,
         )
         self.penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
-        self.lookup = lookup
+        self.lookup = PromptLookup(prompt) if lookup else None
         self.cancelled = False
         self.scratch = np.empty(vocabulary, np.float32)
+        self.logits: NDArray[np.float32] | None = None
+        """After the token before the draft and after each drafted one (1 + drafted, vocabulary); None before any."""
+        self.draft: list[int] = []
+        self.right = 0
+        """How many tokens of the draft were chosen so far."""
         self.reused = 0
         self.started = self.read = self.first = self.last = 0.0
-        self.generator = self.run()
 
     def __next__(self) -> Step:
-        return next(self.generator)
+        if self.finish_reason is None and not self.cancelled:
+            try:
+                return self.choose(self.next_logits())
+            except BundleError:
+                # A run that was stopped fails like any other.
+                if not self.cancelled:
+                    raise
+        if self.finish_reason is None:
+            self.finish_reason = FinishReason.CANCELLED
+        raise StopIteration
 
     def cancel(self) -> None:
         """End the answer: what the graph computes now is given up, and no token comes any more."""
@@ -136,16 +149,16 @@ class Steps(Iterator[Step]):
             new_seconds=self.last - self.first,
         )
 
-    def run(self) -> Iterator[Step]:
-        try:
-            if not self.cancelled:
-                yield from self.answer(self.read_prompt())
-        except BundleError:
-            # A run that was stopped fails like any other.
-            if not self.cancelled:
-                raise
-        if self.finish_reason is None:
-            self.finish_reason = FinishReason.CANCELLED
+    def next_logits(self) -> NDArray[np.float32]:
+        """The logits of the next token (vocabulary,)."""
+        if self.logits is None:
+            self.logits = self.read_prompt()
+        elif self.right < len(self.draft) and self.ids[-1] == self.draft[self.right]:
+            self.right += 1
+        else:
+            self.logits = self.read_answer()
+        row: NDArray[np.float32] = self.logits[self.right]
+        return row
 
     def read_prompt(self) -> NDArray[np.float32]:
         """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
@@ -159,30 +172,18 @@ class Steps(Iterator[Step]):
         self.read = perf_counter()
         return logits
 
-    def answer(self, logits: NDArray[np.float32]) -> Iterator[Step]:
+    def read_answer(self) -> NDArray[np.float32]:
+        """Forget what was wrong in the draft, and read the last token with another draft behind it."""
         cache = self.forward.cache
-        lookup = PromptLookup(self.prompt) if self.lookup else None
-        draft: list[int] = []
-        while not self.cancelled:
-            read = cache.length - len(draft)
-            right = 0
-            for row, drafted in zip(logits, [*draft, None], strict=True):
-                step = self.choose(row)
-                yield step
-                if self.finish_reason is not None or self.cancelled:
-                    return
-                if lookup is not None:
-                    lookup.add(step.id)
-                if step.id != drafted:
-                    break
-                right += 1
-            cache.rewind(read + right)
-            if lookup is not None:
-                if draft:
-                    lookup.learn(len(draft), right)
-                # The token after the draft is one too, so the last of the answer is never drafted.
-                draft = lookup.draft(self.max_tokens - len(self.ids) - 1)
-            logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
+        cache.rewind(cache.length - len(self.draft) + self.right)
+        drafted, self.draft = len(self.draft), []
+        if self.lookup is not None:
+            if drafted:
+                self.lookup.learn(drafted, self.right)
+            # The token after a draft is chosen too, so the last of the answer is never drafted.
+            self.draft = self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        self.right = 0
+        return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
@@ -200,6 +201,8 @@ class Steps(Iterator[Step]):
         self.ids.append(token)
         if self.penalties is not None:
             self.penalties.add(token)
+        if self.lookup is not None:
+            self.lookup.add(token)
         self.last = perf_counter()
         if len(self.ids) == 1:
             self.first = self.last
