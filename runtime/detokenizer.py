@@ -204,11 +204,15 @@ def first_text(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
 def step_of(part: Mapping[str, Any], *, fused: bool) -> Step:
     """One step from its JSON; `fused` when the steps before it give one text and no longer that of each token."""
     match part:
-        case {"type": "ByteLevel"}:
+        # Of a fused text it takes all as it is when one character stands for no byte.
+        case {"type": "ByteLevel"} if not fused:
             return ByteLevel()
         case {"type": "ByteFallback"}:
             return ByteFallback()
-        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)} if not fused:
+        # A single character is found in pieces as in the whole.
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)} if (
+            not fused or len(pattern) == 1
+        ):
             return Replace(pattern, content)
         case {"type": "Metaspace", "replacement": str(replacement)} if not fused:
             return Metaspace(replacement, prepended=part.get("prepend_scheme", "always") != "never")

@@ -80,6 +80,10 @@ def phi_3() -> tokenizers.Tokenizer:
     )
 
 
+def replaced_last() -> tokenizers.Tokenizer:
+    return sentence_piece(decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")]))
+
+
 def metaspace() -> tokenizers.Tokenizer:
     return sentence_piece(decoders.Metaspace("▁", "always"))
 
@@ -89,7 +93,8 @@ def metaspace_without_prefix() -> tokenizers.Tokenizer:
 
 
 TOKENIZERS = {
-    make.__name__: make() for make in (byte_level, llama_2, gemma, phi_3, metaspace, metaspace_without_prefix)
+    make.__name__: make()
+    for make in (byte_level, llama_2, gemma, phi_3, replaced_last, metaspace, metaspace_without_prefix)
 }
 VOCABULARIES = {name: Vocabulary(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
@@ -175,6 +180,7 @@ def test_an_id_beyond_the_vocabulary_has_no_text() -> None:
         (None, "none"),
         (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), "Strip"),
         (decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")]), "Replace"),
+        (decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.ByteLevel()]), "ByteLevel"),
     ],
 )
 def test_a_decoder_that_cannot_be_followed(decoder: decoders.Decoder | None, name: str) -> None:
