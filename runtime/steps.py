@@ -164,13 +164,18 @@ class Steps(Iterator[Step]):
         """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
         self.started = perf_counter()
         cache = self.forward.cache
-        # The last token is read again where all are there, for its logits.
-        cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
-        self.reused = cache.length
-        for start in range(self.reused, len(self.prompt), PROMPT_TOKENS):
-            logits = self.forward.run(self.prompt[start : start + PROMPT_TOKENS])
+        # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
+        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held.
+        cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
+        self.reused = start = cache.length
+        while start < len(self.prompt):
+            end = min(start + PROMPT_TOKENS, len(self.prompt))
+            if end == len(self.prompt) - 1:
+                end -= 1
+            logits = self.forward.run(self.prompt[start:end], min(2, end - start))
+            start = end
         self.read = perf_counter()
-        return logits
+        return logits[-1:]
 
     def read_answer(self) -> NDArray[np.float32]:
         """Forget what was wrong in the draft, and read the last token with another draft behind it."""
@@ -183,7 +188,11 @@ class Steps(Iterator[Step]):
             # The token after a draft is chosen too, so the last of the answer is never drafted.
             self.draft = self.lookup.draft(self.max_tokens - len(self.ids) - 1)
         self.right = 0
-        return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
+        if self.lookup is None or self.draft:
+            return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
+        before = cache.ids[-1]
+        cache.rewind(cache.length - 1)
+        return self.forward.run([before, self.ids[-1]], 2)[1:]
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
