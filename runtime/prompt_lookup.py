@@ -7,7 +7,8 @@ the next token is chosen from them as ever, and the draft is left where it was w
 For that to be true to the bit no run has one row: onnxruntime's kernels add up a single row in another order than
 several, and int8 activations make of the last bit of a sum a difference that decides between tokens of about the same
 probability. Any two numbers of rows from two on give the same bits (measured, int4 and float32). So a run without a
-draft reads the token before once more, and a draft of one token costs nothing.
+draft reads the token before once more, and a draft of one token costs nothing. That is the price of drafts: 7% where
+the processor has VNNI, 22% with AVX2 alone, wherever nothing matches.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from __future__ import annotations
 from functools import cache
 
 RUN_COSTS = {1: 1.0, 2: 1.07, 4: 1.55, 8: 2.4}
-"""What a run with so many tokens takes in units of one with a single token: measured, int4 weights, two threads."""
+"""What a run with so many tokens takes in units of one with a single token: measured, int4, two threads, VNNI.
+
+AVX2 alone needs 1.22, 1.95 and 3.34; beside a run with two tokens, which is the least, that is nearly the same.
+"""
 LEAST, MOST = 2, 8
 """Tokens in a run."""
 LENGTHS = (4, 3, 2)

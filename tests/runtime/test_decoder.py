@@ -39,12 +39,13 @@ def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(tmp_path:
         np.testing.assert_allclose(np.concatenate(found), expected, atol=5e-5)
 
 
-def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyDecoder) -> None:
+@pytest.mark.parametrize("lookup", [True, False])
+def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyDecoder, *, lookup: bool) -> None:
     ids = decoder.encode(FOX)
     expected = reference.greedy(ids, 80)
     logprobs = log_softmax(reference.logits(ids + expected))[len(ids) - 1 :]
 
-    answer = decoder.generate(FOX, max_tokens=80)
+    answer = decoder.generate(FOX, max_tokens=80, lookup=lookup)
 
     assert [token.id for token in answer.tokens] == expected
     found = [token.logprob for token in answer.tokens]
@@ -77,6 +78,9 @@ def test_a_prompt_is_never_read_in_a_run_of_one_row(decoder: Decoder, length: in
 
 def test_ids_and_text_are_the_same_prompt(decoder: Decoder) -> None:
     assert decoder.generate(decoder.encode(FOX), max_tokens=9).text == decoder.generate(FOX, max_tokens=9).text
+    assert (
+        decoder.generate(np.array(decoder.encode(FOX)), max_tokens=9).text == decoder.generate(FOX, max_tokens=9).text
+    )
     assert decoder.count_tokens(FOX) == len(decoder.encode(FOX))
 
 
@@ -139,11 +143,11 @@ def test_text_held_for_a_stop_string_is_shown_at_the_end(decoder: Decoder) -> No
 
 
 def test_sampling_is_the_same_for_the_same_seed_with_drafts_and_without(decoder: Decoder) -> None:
-    def text(seed: int, *, lookup: bool = True) -> str:
+    def text(seed: int, *, lookup: bool = False) -> str:
         sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.1, seed=seed)
         return decoder.generate(TEXT, max_tokens=100, sampling=sampling, lookup=lookup).text
 
-    assert text(1) == text(1) == text(1, lookup=False)
+    assert text(1) == text(1) == text(1, lookup=True)
     assert text(1) != text(2)
 
 
@@ -292,6 +296,7 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
         ([5, -1], {}, InputError, "token 1 of the prompt is -1, and the vocabulary has 320 tokens"),
         ([5, 320], {}, InputError, "token 1 of the prompt is 320, and the vocabulary has 320 tokens"),
+        ([5, "a"], {}, InputError, "token 1 of the prompt is no integer but str"),
         ([5], {"max_tokens": 0}, InputError, "`max_tokens` must be at least 1, not 0"),
         (
             [5],
