@@ -24,7 +24,7 @@ CHUNK = 1024
 """Texts that a stream embeds before it gives their vectors."""
 CHUNK_CHARACTERS = 1 << 22
 """Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
-COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank"}
+COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
 
 
 class TruncationWarning(UserWarning):

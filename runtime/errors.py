@@ -12,6 +12,7 @@
     ├── BundleError              7   a bundle that is damaged, unsafe or not what its manifest says
     ├── CheckpointError          7   a checkpoint that is damaged, unsafe or incomplete
     ├── ProviderError            8   the hardware that was asked for is not available
+    ├── OutOfMemoryError         9   what would not fit in this machine's memory, told before it is taken
     └── UnsupportedModelError   10   a model that edgekit does not know how to export
 
 A message says what happened and with which value, a hint what to do about it. Both are plain text without a final
@@ -100,6 +101,12 @@ class ProviderError(EdgekitError):
     """The hardware that was asked for is not available."""
 
     exit_code = 8
+
+
+class OutOfMemoryError(EdgekitError, MemoryError):
+    """Something would not fit in this machine's memory."""
+
+    exit_code = 9
 
 
 class UnsupportedModelError(EdgekitError):

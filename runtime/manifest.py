@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.records import RecordError, read_record, write_record
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
 
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
 3: rerankers; nothing of schema 2 has another meaning.
+4: decoders; nothing of schema 3 has another meaning.
 """
 OLDEST = 2
 """The first schema that is still read."""
@@ -177,6 +178,51 @@ class RerankerFacts:
 
 
 @dataclass(frozen=True)
+class ChatFacts:
+    """How a conversation becomes a prompt."""
+
+    template: str
+    """In jinja2, as the publisher wrote it."""
+    tokens: dict[str, str]
+    """The texts of special tokens by the names that the template has for them, such as `bos_token`."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """How the publisher says that the next token should be chosen; None where nothing is said."""
+
+    temperature: float | None = None
+    """0 for the most probable token, which is also meant where it is None."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """What the runtime needs to continue a text."""
+
+    context_length: int
+    """In tokens, prompt and answer together."""
+    sliding_window: int | None
+    """How many tokens back attention reaches; None for all."""
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    """How many logits the graph gives."""
+    bos_id: int | None
+    add_bos: bool
+    """Whether a raw text begins with the token `bos_id`; chat templates write their own."""
+    eos_ids: tuple[int, ...]
+    """Each of them ends an answer."""
+    chat: ChatFacts | None
+    """None for a model that has no chat template."""
+    generation: GenerationDefaults
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How the products of an int8 graph were quantized."""
 
@@ -243,6 +289,7 @@ class Manifest:
     quantization: Quantization | None = None
     """None for a graph in float32."""
     reranker: RerankerFacts | None = None
+    decoder: DecoderFacts | None = None
 
 
 def manifest_from_json(text: str) -> Manifest:

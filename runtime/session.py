@@ -20,17 +20,24 @@ ORT_NAMES = {
     Provider.COREML: "CoreMLExecutionProvider",
 }
 
-# Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces.
+# Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
+# twin for decoders, without a mean, is faster.
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 
 
 class Session:
-    """A graph that is ready to run; safe to call from several threads at once, each call on one core."""
+    """A graph that is ready to run; safe to call from several threads at once.
 
-    def __init__(self, path: Path, *, provider: Provider, inputs: Sequence[str]) -> None:
+    With one thread, as encoders have it, each call runs on one core, and several texts at once. With more, as decoders
+    have it, all of them work on every product of a call, and wait for the next by spinning: a token needs hundreds of
+    products of some microseconds each, and waking a sleeping thread takes as long.
+    """
+
+    def __init__(self, path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None) -> None:
         """Open `path` on `provider`; raises ProviderError when that is not what the session gets.
 
-        `inputs` are the names that the manifest promises; BundleError when the graph has others.
+        `inputs` are the names that the manifest promises; BundleError when the graph has others. `threads` are those of
+        a decoder; None opens the session of an encoder.
         """
         if provider not in available_providers():
             raise ProviderError(
@@ -39,15 +46,19 @@ class Session:
             )
         ort = load_onnxruntime()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads or 1
         options.inter_op_num_threads = 1
         # One block of memory a run, planned when its shape is first seen. Without the plan every operator takes its
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
-        options.enable_mem_pattern = True
+        # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
+        options.enable_mem_pattern = threads is None
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(
-                str(path), options, providers=[ORT_NAMES[provider]], disabled_optimizers=DISABLED_OPTIMIZERS
+                str(path),
+                options,
+                providers=[ORT_NAMES[provider]],
+                disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
             )
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
@@ -75,17 +86,18 @@ OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
 OPENING = threading.Lock()
 
 
-def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str]) -> Session:
+def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None) -> Session:
     """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
 
     A file that was replaced is another file: device, inode, size and time of its last change tell.
     """
     status = path.stat()
-    key = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, provider, tuple(inputs))
+    identity = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (*identity, provider, tuple(inputs), threads)
     with OPENING:
         session = OPEN.get(key)
         if session is None:
-            session = OPEN[key] = Session(path, provider=provider, inputs=inputs)
+            session = OPEN[key] = Session(path, provider=provider, inputs=inputs, threads=threads)
         return session
 
 

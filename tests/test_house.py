@@ -20,7 +20,10 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
+        "replay "
+        "chat decoder stream steps prompt_lookup forward saved_cache kv_cache memory sampler stops detokenizer "
+        "chat_template messages "
+        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (

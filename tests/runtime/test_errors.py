@@ -36,3 +36,4 @@ def test_leaves_are_also_the_builtins_that_callers_expect() -> None:
     assert issubclass(errors.OutputError, OSError)
     assert issubclass(errors.MissingPartError, ImportError)
     assert issubclass(errors.NetworkError, ConnectionError)
+    assert issubclass(errors.OutOfMemoryError, MemoryError)

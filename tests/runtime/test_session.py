@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Embedder, Provider, ProviderError
+from runtime import Bundle, BundleError, Decoder, Embedder, Provider, ProviderError
 from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
 
 
@@ -127,3 +127,13 @@ def test_threads_that_open_at_once_get_one_session(bundle_copy: Path) -> None:
 
     assert len(found) == 4
     assert len(set(map(id, found))) == 1
+
+
+def test_decoders_have_all_threads_on_a_token_and_encoders_one(
+    int8_bundle: Bundle, written: tuple[Bundle, object]
+) -> None:
+    encoder = Embedder(int8_bundle).session
+    decoder = Decoder(written[0], threads=2).session
+
+    assert encoder.session.get_session_options().intra_op_num_threads == 1
+    assert decoder.session.get_session_options().intra_op_num_threads == 2

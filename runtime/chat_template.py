@@ -1,0 +1,123 @@
+"""Conversations to prompts, by the template that a model's publisher wrote for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import BundleError, InputError
+from runtime.manifest import ChatFacts
+from runtime.messages import ASSISTANT, SYSTEM, USER, Message
+from runtime.tokenizer import checked_text
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+    from jinja2.runtime import Macro
+
+USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
+"""Roles about which a template is asked, whether it names them or not."""
+
+
+class ChatTemplate:
+    """A template, rendered as transformers' `apply_chat_template` renders it."""
+
+    def __init__(self, facts: ChatFacts) -> None:
+        """Raises BundleError for a template that jinja2 cannot read."""
+        from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - only what chats pays for it
+
+        self.facts = facts
+        try:
+            self.template = environment().from_string(facts.template)
+        except TemplateSyntaxError as error:
+            raise BundleError(f"the chat template cannot be read: {error.message} in line {error.lineno}") from error
+
+    def render(self, messages: Sequence[Message], *, for_answer: bool = True) -> str:
+        """The text of a conversation; with `for_answer` it ends where the assistant's next message begins.
+
+        Raises InputError with the template's own words for what it refuses, and for a role that it does not know.
+        """
+        from jinja2 import TemplateError  # noqa: PLC0415
+        from jinja2.exceptions import SecurityError  # noqa: PLC0415
+
+        for index, message in enumerate(messages):
+            self.check(message, index)
+        records = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self.template.render(
+                self.facts.tokens, messages=records, tools=None, documents=None, add_generation_prompt=for_answer
+            )
+        except SecurityError as error:
+            raise BundleError(f"the chat template does what is not allowed: {error}") from error
+        except RefusedError as error:
+            raise InputError(
+                f"the model's chat template refuses these messages: {error}",
+                hint=f"their roles are {', '.join(f'`{message.role}`' for message in messages)}",
+            ) from error
+        # What a template does with values that it did not expect is any of Python's errors.
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise InputError(f"the model's chat template cannot render these messages: {error}") from error
+
+    def check(self, message: Message, index: int) -> None:
+        checked_text(message.content, f"the content of message {index}")
+        # Many templates write whatever role they are given, and the model has seen few of them.
+        named = f"'{message.role}'" in self.facts.template or f'"{message.role}"' in self.facts.template
+        if message.role not in USUAL_ROLES and not named:
+            raise InputError(
+                f"message {index} has the role `{message.role}`, which the model's chat template does not name",
+                hint=f"the usual roles are {', '.join(f'`{role}`' for role in USUAL_ROLES)}",
+            )
+
+
+class RefusedError(Exception):
+    """What a template says with `raise_exception`."""
+
+
+def refuse(message: str) -> None:
+    raise RefusedError(message)
+
+
+def strftime_now(form: str) -> str:
+    """The local time, for templates that tell the model the date."""
+    return datetime.now().strftime(form)  # noqa: DTZ005 - the date where the user is
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters are those that templates know
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
+    """JSON without jinja2's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """What transformers offers to templates, and nothing else: they come with models and may not touch this process."""
+    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415 - only what chats pays for it
+    from jinja2.nodes import CallBlock  # noqa: PLC0415
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+
+    class Generation(Extension):
+        """The tag around what the assistant said, which matters in training alone."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja2 wants it
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
+
+        def content(self, caller: Macro) -> str:
+            return caller()
+
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    sandbox.filters["tojson"] = to_json
+    sandbox.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+    return sandbox

@@ -1,0 +1,94 @@
+"""New tokens through a decoder's graph: reads and writes the keys and values of a cache in place, and gives logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BundleError
+from runtime.kv_cache import Bound, KVCache
+from runtime.session import Session, load_onnxruntime
+
+KEPT_TOKENS = 16
+"""Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
+
+
+def input_names(layers: int) -> tuple[str, ...]:
+    """The inputs of a decoder's graph, in order.
+
+    - `input_ids`, int64 (1, tokens): the new tokens
+    - `last_positions`, int32 (1,): the position of the last of them in the sequence
+    - `total_length`, int32 (): tokens before and new ones
+    - `logit_positions`, int64 (positions,): for which of the new tokens logits are wanted
+    - `past.{layer}.key` and `.value`, float32 (1, kv_heads, capacity, head_size)
+    """
+    return ("input_ids", "last_positions", "total_length", "logit_positions", *cache_names("past", layers))
+
+
+def output_names(layers: int) -> tuple[str, ...]:
+    """The outputs, in order: `logits`, float32 (1, positions, vocabulary), and the buffers of the inputs again."""
+    return ("logits", *cache_names("present", layers))
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+class Forward:
+    """Runs a graph for one answer; `stop` ends a run from another thread."""
+
+    def __init__(self, session: Session, cache: KVCache) -> None:
+        self.session = session
+        self.cache = cache
+        self.options = load_onnxruntime().RunOptions()
+
+    def run(self, ids: Sequence[int], positions: int = 1) -> NDArray[np.float32]:
+        """Read new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
+
+        The array is written again by the next run. Raises BundleError when onnxruntime cannot run, or was stopped;
+        the cache does not count the tokens then.
+        """
+        cache = self.cache
+        length = cache.length + len(ids)
+        cache.reserve(length)
+        bound = cache.bindings.get((len(ids), positions)) or self.bind(len(ids), positions)
+        bound.input_ids[0] = ids
+        bound.last_positions[0] = length - 1
+        bound.total_length[()] = length
+        try:
+            self.session.session.run_with_iobinding(bound.binding, self.options)
+        # onnxruntime's exceptions share no base class but Exception.
+        except Exception as error:
+            raise BundleError(f"onnxruntime cannot run `{self.session.path}`: {error}") from error
+        cache.ids.extend(ids)
+        logits: NDArray[np.float32] = bound.logits[0]
+        return logits
+
+    def stop(self) -> None:
+        """Have the run that is going on, and all later ones, fail at their next operator."""
+        self.options.terminate = True
+
+    def bind(self, tokens: int, positions: int) -> Bound:
+        """Bind the graph to the cache's buffers, past and present of a layer to the same, and to buffers of its own."""
+        value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        facts = self.cache.facts
+        bound = Bound(
+            binding=self.session.session.io_binding(),
+            input_ids=np.zeros((1, tokens), np.int64),
+            last_positions=np.zeros(1, np.int32),
+            total_length=np.zeros((), np.int32),
+            logits=np.zeros((1, positions, facts.vocabulary), np.float32),
+        )
+        inputs: list[NDArray[Any]] = [bound.input_ids, bound.last_positions, bound.total_length]
+        inputs.append(np.arange(tokens - positions, tokens))
+        caches = list(map(value_of, self.cache.buffers))
+        for name, value in zip(input_names(facts.layers), [*map(value_of, inputs), *caches], strict=True):
+            bound.binding.bind_ortvalue_input(name, value)
+        for name, value in zip(output_names(facts.layers), [value_of(bound.logits), *caches], strict=True):
+            bound.binding.bind_ortvalue_output(name, value)
+        if tokens <= KEPT_TOKENS:
+            self.cache.bindings[tokens, positions] = bound
+        return bound

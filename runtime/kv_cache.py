@@ -1,0 +1,139 @@
+"""The keys and values of the tokens that a decoder has read, in buffers that its graph writes in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, OutOfMemoryError
+from runtime.manifest import DecoderFacts
+from runtime.memory import available_memory
+
+FIRST_CAPACITY = 256
+"""Tokens that the first buffers have room for."""
+SPARE = 64 << 20
+"""Bytes that a cache leaves free: the graph needs some while it runs."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A graph's inputs and outputs for one number of new tokens, bound to buffers that are written before each run."""
+
+    binding: Any
+    """onnxruntime's IOBinding."""
+    input_ids: NDArray[np.int64]
+    """(1, tokens)"""
+    last_positions: NDArray[np.int32]
+    """(1,): the position of the last new token in the sequence."""
+    total_length: NDArray[np.int32]
+    """(): tokens before and new ones."""
+    logits: NDArray[np.float32]
+    """(1, positions, vocabulary)"""
+
+
+class KVCache:
+    """The keys and values of a sequence of tokens; one answer at a time may use it.
+
+    `ids` are the tokens whose keys and values are in the buffers. What stands behind them in the buffers has no
+    meaning, so that forgetting tokens costs nothing.
+    """
+
+    def __init__(
+        self,
+        facts: DecoderFacts,
+        *,
+        limit: int | None = None,
+        available: Callable[[], int | None] = available_memory,
+    ) -> None:
+        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes."""
+        self.facts = facts
+        self.limit = facts.context_length if limit is None else limit
+        self.available = available
+        self.ids: list[int] = []
+        self.capacity = 0
+        self.buffers: list[NDArray[np.float32]] = []
+        """Key and value of each layer in turn: float32 (1, kv_heads, capacity, head_size)."""
+        self.bindings: dict[tuple[int, int], Bound] = {}
+        """Bindings of the graph to these buffers, by the numbers of new tokens and of logits."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its buffers."""
+        return self.capacity * token_size(self.facts)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`; raises InputError when there are not so many."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"the cache holds {self.length} tokens and cannot be rewound to {length}")
+        del self.ids[length:]
+
+    def common_prefix(self, ids: Sequence[int]) -> int:
+        """How many tokens at the beginning of `ids` it holds already."""
+        shortest = min(self.length, len(ids))
+        if self.ids[:shortest] == list(ids[:shortest]):
+            return shortest
+        return next(place for place in range(shortest) if self.ids[place] != ids[place])
+
+    def largest_that_fits(self) -> int:
+        """For how many tokens there is memory now, those that it has room for included, up to its limit."""
+        free = self.available()
+        if free is None:
+            return self.limit
+        return max(0, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
+
+    def check(self, tokens: int) -> None:
+        """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory."""
+        if tokens > self.limit:
+            raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were asked for")
+        if tokens > self.capacity and (largest := self.largest_that_fits()) < tokens:
+            needed = tokens * token_size(self.facts)
+            raise OutOfMemoryError(
+                f"the keys and values of {tokens} tokens take {mebibytes(needed)}, and there is memory for {largest} "
+                f"tokens",
+                hint=f"ask for a context of at most {largest} tokens, or free memory"
+                if largest
+                else "free memory, or run on a machine that has more",
+            )
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for this many tokens; raises as `check` does, before anything is taken.
+
+        Buffers double until they are large enough, so that a long answer copies each token a few times at most.
+        """
+        if tokens <= self.capacity:
+            return
+        self.check(tokens)
+        capacity = max(self.capacity, FIRST_CAPACITY)
+        while capacity < tokens:
+            capacity *= 2
+        # Where the memory is short, no more than can be had: the check has shown that it is enough.
+        capacity = max(tokens, min(capacity, self.limit, self.largest_that_fits()))
+        shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
+        self.bindings.clear()
+        if not self.buffers:
+            self.buffers = [np.zeros(shape, np.float32) for _ in range(2 * self.facts.layers)]
+        else:
+            # One at a time, so that no more than one is there twice.
+            for place in range(len(self.buffers)):
+                larger = np.zeros(shape, np.float32)
+                larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
+                self.buffers[place] = larger
+        self.capacity = capacity
+
+
+def token_size(facts: DecoderFacts) -> int:
+    """Bytes that the keys and values of one token take."""
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * 4
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -1,0 +1,227 @@
+"""An answer token by token: the prompt through the graph, then one token after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BundleError
+from runtime.forward import Forward
+from runtime.prompt_lookup import PromptLookup
+from runtime.sampler import Penalties, Sampling, make_sampler
+
+PROMPT_TOKENS = 512
+"""Tokens of a prompt in one run: bounds the memory of activations, and more would not be faster."""
+
+
+class FinishReason(str, Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    """The model ended it, or a stop string did."""
+    LENGTH = "length"
+    """It has as many tokens as were asked for, or as fit."""
+    CANCELLED = "cancelled"
+    """The caller did."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token that could have been chosen, and the logarithm of its probability."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token that was chosen."""
+
+    id: int
+    logprob: float
+    """The logarithm of the probability that the model gave it, whatever penalties and temperature made of it."""
+    top_logprobs: tuple[TokenLogprob, ...]
+    """The most probable tokens, most probable first, as many as were asked for."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast an answer came, or has come so far."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    """Tokens of the prompt that the cache held already."""
+    new_tokens: int
+    prompt_seconds: float
+    """Until the rest of the prompt was read."""
+    first_token_seconds: float
+    """Until the first token was chosen."""
+    new_seconds: float
+    """From the first token to the last."""
+
+    @property
+    def prompt_per_second(self) -> float:
+        """Tokens of the prompt that were read in a second; 0 before all are."""
+        read = self.prompt_tokens - self.reused_tokens
+        return read / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def new_per_second(self) -> float:
+        """Tokens a second after the first one; 0 before the second."""
+        return (self.new_tokens - 1) / self.new_seconds if self.new_seconds else 0.0
+
+
+class Steps(Iterator[Step]):
+    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        eos_ids: Collection[int],
+        sampling: Sampling,
+        top_logprobs: int = 0,
+        lookup: bool = False,
+    ) -> None:
+        """Continue `prompt`, of which the cache of `forward` may hold a beginning already."""
+        vocabulary = forward.cache.facts.vocabulary
+        self.forward = forward
+        self.prompt = prompt
+        self.max_tokens = max_tokens
+        self.eos_ids = frozenset(eos_ids)
+        self.top = top_logprobs
+        self.finish_reason: FinishReason | None = None
+        self.ids: list[int] = []
+        """The tokens of the answer so far, the one that ended it included."""
+        self.sampler = make_sampler(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+        )
+        self.penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
+        self.lookup = PromptLookup(prompt) if lookup else None
+        self.cancelled = False
+        self.scratch = np.empty(vocabulary, np.float32)
+        self.logits: NDArray[np.float32] | None = None
+        """After the token before the draft and after each drafted one (1 + drafted, vocabulary); None before any."""
+        self.draft: list[int] = []
+        self.right = 0
+        """How many tokens of the draft were chosen so far."""
+        self.reused = 0
+        self.started = self.read = self.first = self.last = 0.0
+
+    def __next__(self) -> Step:
+        if self.finish_reason is None and not self.cancelled:
+            try:
+                return self.choose(self.next_logits())
+            except BundleError:
+                # A run that was stopped fails like any other.
+                if not self.cancelled:
+                    raise
+        if self.finish_reason is None:
+            self.finish_reason = FinishReason.CANCELLED
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """End the answer: what the graph computes now is given up, and no token comes any more."""
+        self.cancelled = True
+        self.forward.stop()
+
+    @property
+    def rates(self) -> Rates:
+        """How fast the answer has come so far."""
+        return Rates(
+            prompt_tokens=len(self.prompt),
+            reused_tokens=self.reused,
+            new_tokens=len(self.ids),
+            prompt_seconds=max(0.0, self.read - self.started),
+            first_token_seconds=max(0.0, self.first - self.started),
+            new_seconds=self.last - self.first,
+        )
+
+    def next_logits(self) -> NDArray[np.float32]:
+        """The logits of the next token (vocabulary,)."""
+        if self.logits is None:
+            self.logits = self.read_prompt()
+        elif self.right < len(self.draft) and self.ids[-1] == self.draft[self.right]:
+            self.right += 1
+        else:
+            self.logits = self.read_answer()
+        row: NDArray[np.float32] = self.logits[self.right]
+        return row
+
+    def read_prompt(self) -> NDArray[np.float32]:
+        """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
+        self.started = perf_counter()
+        cache = self.forward.cache
+        # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
+        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held.
+        cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
+        self.reused = start = cache.length
+        while start < len(self.prompt):
+            end = min(start + PROMPT_TOKENS, len(self.prompt))
+            if end == len(self.prompt) - 1:
+                end -= 1
+            logits = self.forward.run(self.prompt[start:end], min(2, end - start))
+            start = end
+        self.read = perf_counter()
+        return logits[-1:]
+
+    def read_answer(self) -> NDArray[np.float32]:
+        """Forget what was wrong in the draft, and read the last token with another draft behind it."""
+        cache = self.forward.cache
+        cache.rewind(cache.length - len(self.draft) + self.right)
+        drafted, self.draft = len(self.draft), []
+        if self.lookup is not None:
+            if drafted:
+                self.lookup.learn(drafted, self.right)
+            # The token after a draft is chosen too, so the last of the answer is never drafted.
+            self.draft = self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        self.right = 0
+        if self.lookup is None or self.draft:
+            return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
+        before = cache.ids[-1]
+        cache.rewind(cache.length - 1)
+        return self.forward.run([before, self.ids[-1]], 2)[1:]
+
+    def choose(self, logits: NDArray[np.float32]) -> Step:
+        """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
+        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
+        highest = float(logits.max())
+        np.subtract(logits, np.float32(highest), out=self.scratch)
+        np.exp(self.scratch, out=self.scratch)
+        normalizer = highest + math.log(self.scratch.sum()) if math.isfinite(highest) else math.nan
+        if math.isnan(normalizer):
+            raise BundleError(
+                f"`{self.forward.session.path}` gave logits that are no numbers at token {len(self.ids)} of the answer",
+                hint="run `edgekit verify` on the bundle, and export it again if it fails",
+            )
+        top = self.most_probable(logits, normalizer) if self.top else ()
+        self.ids.append(token)
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if self.lookup is not None:
+            self.lookup.add(token)
+        self.last = perf_counter()
+        if len(self.ids) == 1:
+            self.first = self.last
+        if token in self.eos_ids:
+            self.finish_reason = FinishReason.STOP
+        elif len(self.ids) == self.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+        return Step(token, float(logits[token]) - normalizer, top)
+
+    def most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
+        ids = np.argpartition(logits, -self.top)[-self.top :]
+        ids = ids[np.argsort(-logits[ids], kind="stable")]
+        return tuple(TokenLogprob(int(id_), float(logits[id_]) - normalizer) for id_ in ids)

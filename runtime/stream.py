@@ -1,0 +1,92 @@
+"""An answer as text that comes piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from runtime.detokenizer import Detokenizer
+from runtime.steps import FinishReason, Rates, Steps, TokenLogprob
+from runtime.stops import StopStrings
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer."""
+
+    id: int
+    text: str
+    """The text that it made certain; empty within a character, and while a stop string may have begun."""
+    logprob: float
+    """The logarithm of the probability that the model gave it, whatever penalties and temperature made of it."""
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+    """The most probable tokens in its place, most probable first, as many as were asked for."""
+    finish_reason: FinishReason | None = None
+    """Why the answer ends with it; None where it goes on."""
+    rates: Rates | None = None
+    """How fast the answer has come up to it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason
+    rates: Rates
+
+
+class Stream(Iterator[Token]):
+    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread."""
+
+    def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
+        self.steps = steps
+        self.detokenizer = detokenizer
+        self.stops = stops
+        self.pieces: list[str] = []
+        self.stopped_by_string = False
+        self.finish_reason: FinishReason | None = None
+        """Why the answer ended; None while it has not."""
+
+    def __next__(self) -> Token:
+        if self.finish_reason is not None:
+            raise StopIteration
+        step = next(self.steps, None)
+        if step is None:
+            self.finish_reason = self.steps.finish_reason
+            # What was held back will not become a stop string any more.
+            self.pieces.append(self.stops.end())
+            raise StopIteration
+        text, self.stopped_by_string = self.stops.push(self.detokenizer.push(step.id))
+        if not self.stopped_by_string and self.steps.finish_reason is not None:
+            rest, self.stopped_by_string = self.stops.push(self.detokenizer.end())
+            text += rest if self.stopped_by_string else rest + self.stops.end()
+        self.finish_reason = FinishReason.STOP if self.stopped_by_string else self.steps.finish_reason
+        self.pieces.append(text)
+        return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
+
+    def cancel(self) -> None:
+        """End the answer: what the graph computes now is given up, and no token comes any more."""
+        self.steps.cancel()
+
+    def close(self) -> None:
+        """End the answer here, as the caller will not ask for more."""
+        self.cancel()
+        for _ in self:
+            pass
+
+    @property
+    def text(self) -> str:
+        """The text of the answer so far."""
+        return "".join(self.pieces)
+
+    @property
+    def rates(self) -> Rates:
+        """How fast the answer has come so far."""
+        return self.steps.rates
+
+    def answer(self) -> Answer:
+        """All tokens that are still to come, as a whole answer."""
+        tokens = tuple(self)
+        return Answer(self.text, tokens, self.finish_reason or FinishReason.CANCELLED, self.rates)

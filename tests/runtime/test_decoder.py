@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from runtime.forward import Forward
+from runtime.kv_cache import SPARE, KVCache, token_size
+from runtime.manifest import GenerationDefaults
+from runtime.sampler import Sampling
+from runtime.steps import PROMPT_TOKENS, FinishReason
+from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
+
+FOX = "The quick brown fox"
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(tmp_path: Path, window: int | None) -> None:
+    bundle, reference = write_decoder(tmp_path / "tiny", window=window)
+    decoder = Decoder(bundle, threads=1)
+    ids = np.random.default_rng(1).integers(3, reference.vocabulary, 300).tolist()
+    expected = reference.logits(ids)
+
+    for chunk in (300, 128, 17, 1):
+        forward = Forward(decoder.session, decoder.new_cache())
+        found = [
+            forward.run(ids[start : start + chunk], len(ids[start : start + chunk])).copy()
+            for start in range(0, 300, chunk)
+        ]
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("lookup", [True, False])
+def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyDecoder, *, lookup: bool) -> None:
+    ids = decoder.encode(FOX)
+    expected = reference.greedy(ids, 80)
+    logprobs = log_softmax(reference.logits(ids + expected))[len(ids) - 1 :]
+
+    answer = decoder.generate(FOX, max_tokens=80, lookup=lookup)
+
+    assert [token.id for token in answer.tokens] == expected
+    found = [token.logprob for token in answer.tokens]
+    np.testing.assert_allclose(found, [row[id_] for row, id_ in zip(logprobs, expected, strict=False)], atol=1e-4)
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert [token.finish_reason for token in answer.tokens] == [None] * 79 + [FinishReason.LENGTH]
+    assert answer.text == "".join(token.text for token in answer.tokens)
+    assert answer.text == decoder.tokenizer.decode(ids + expected)[len(FOX) :]
+
+
+def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) -> None:
+    ids = np.random.default_rng(2).integers(3, reference.vocabulary, PROMPT_TOKENS + 40).tolist()
+
+    assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
+
+
+@pytest.mark.parametrize("length", [1, 2, PROMPT_TOKENS, PROMPT_TOKENS + 1, PROMPT_TOKENS + 2])
+def test_a_prompt_is_never_read_in_a_run_of_one_row(decoder: Decoder, length: int) -> None:
+    """Kernels for one row give other bits, so that an answer would depend on what the cache held."""
+    steps = decoder.steps([5] * length, max_tokens=2)
+    run, rows = steps.forward.run, []
+    steps.forward.run = lambda *arguments: (rows.append(len(arguments[0])), run(*arguments))[1]
+
+    next(steps)
+
+    assert sum(rows) == length
+    assert max(rows) <= PROMPT_TOKENS
+    assert min(rows) >= min(2, length)
+
+
+def test_ids_and_text_are_the_same_prompt(decoder: Decoder) -> None:
+    assert decoder.generate(decoder.encode(FOX), max_tokens=9).text == decoder.generate(FOX, max_tokens=9).text
+    assert (
+        decoder.generate(np.array(decoder.encode(FOX)), max_tokens=9).text == decoder.generate(FOX, max_tokens=9).text
+    )
+    assert decoder.count_tokens(FOX) == len(decoder.encode(FOX))
+
+
+def test_the_most_probable_tokens(decoder: Decoder, reference: TinyDecoder) -> None:
+    ids = decoder.encode(FOX)
+    expected = log_softmax(reference.logits(ids)[-1])
+    order = np.argsort(-expected)[:5]
+
+    [step] = decoder.steps(FOX, max_tokens=1, top_logprobs=5)
+
+    assert [top.id for top in step.top_logprobs] == order.tolist()
+    np.testing.assert_allclose([top.logprob for top in step.top_logprobs], expected[order], atol=1e-4)
+    assert step.id == step.top_logprobs[0].id
+    assert step.logprob == step.top_logprobs[0].logprob
+
+
+@pytest.mark.parametrize("lookup", [True, False])
+def test_each_end_token_ends_an_answer_and_is_not_shown(
+    decoder: Decoder, reference: TinyDecoder, *, lookup: bool
+) -> None:
+    expected = reference.greedy(decoder.encode(FOX), 30)
+    ends = next(place for place in range(5, 30) if expected[place] not in expected[:place])
+    ending = with_facts(decoder, eos_ids=(1, expected[ends], 0))
+
+    answer = ending.generate(FOX, max_tokens=30, lookup=lookup)
+
+    assert [token.id for token in answer.tokens] == expected[: ends + 1]
+    assert answer.finish_reason is FinishReason.STOP
+    assert answer.tokens[-1].finish_reason is FinishReason.STOP
+
+
+def test_an_end_token_that_is_special_has_no_text(decoder: Decoder) -> None:
+    forced = Sampling(logit_bias={2: 1000.0})
+
+    [token] = decoder.stream(FOX, sampling=forced)
+
+    assert (token.id, token.text, token.finish_reason) == (2, "", FinishReason.STOP)
+
+
+def test_a_stop_string_across_tokens_ends_an_answer(decoder: Decoder) -> None:
+    whole = decoder.generate(FOX, max_tokens=60)
+    pieces = [token.text for token in whole.tokens]
+    place = next(place for place in range(8, 50) if len(pieces[place]) == len(pieces[place + 1]) == 1)
+    stop = pieces[place] + pieces[place + 1]
+
+    answer = decoder.generate(FOX, max_tokens=60, stop=["never there", stop])
+
+    assert answer.text == whole.text.split(stop)[0]
+    assert answer.finish_reason is answer.tokens[-1].finish_reason is FinishReason.STOP
+    assert "".join(token.text for token in answer.tokens) == answer.text
+    assert len(answer.tokens) < 60
+
+
+def test_text_held_for_a_stop_string_is_shown_at_the_end(decoder: Decoder) -> None:
+    whole = decoder.generate(FOX, max_tokens=10)
+
+    answer = decoder.generate(FOX, max_tokens=10, stop=[whole.text[-2:] + "and more"])
+
+    assert answer.text == whole.text
+
+
+def test_sampling_is_the_same_for_the_same_seed_with_drafts_and_without(decoder: Decoder) -> None:
+    def text(seed: int, *, lookup: bool = False) -> str:
+        sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.1, seed=seed)
+        return decoder.generate(TEXT, max_tokens=100, sampling=sampling, lookup=lookup).text
+
+    assert text(1) == text(1) == text(1, lookup=True)
+    assert text(1) != text(2)
+
+
+def test_what_the_publisher_says_is_the_default(decoder: Decoder) -> None:
+    said = with_facts(
+        decoder, generation=GenerationDefaults(temperature=0.5, top_k=9, top_p=0.8, min_p=0.1, repetition_penalty=1.2)
+    )
+
+    assert said.sampling == Sampling(temperature=0.5, top_k=9, top_p=0.8, min_p=0.1, repetition_penalty=1.2)
+    assert decoder.sampling == Sampling()
+
+
+def test_a_raw_text_begins_with_the_token_that_the_manifest_says(decoder: Decoder) -> None:
+    beginning = with_facts(decoder, add_bos=True, bos_id=0)
+    ids = decoder.encode(FOX)
+
+    assert beginning.encode(FOX) == [0, *ids]
+    assert beginning.encode("<|endoftext|>" + FOX) == [0, *ids], "no second one"
+    assert beginning.encode_exactly(FOX) == ids
+
+
+def test_rates_and_counts(decoder: Decoder) -> None:
+    stream = decoder.stream(FOX, max_tokens=20)
+    tokens = list(stream)
+    rates = stream.rates
+
+    assert (rates.prompt_tokens, rates.reused_tokens, rates.new_tokens) == (len(decoder.encode(FOX)), 0, 20)
+    assert 0 < rates.prompt_seconds <= rates.first_token_seconds
+    assert rates.prompt_per_second == rates.prompt_tokens / rates.prompt_seconds
+    assert rates.new_per_second == 19 / rates.new_seconds
+    assert tokens[-1].rates == rates
+    assert [token.rates.new_tokens for token in tokens] == list(range(1, 21))
+
+
+def test_a_cache_is_read_from_where_the_prompt_leaves_it(decoder: Decoder) -> None:
+    cache = decoder.prefill(FOX)
+    ids = decoder.encode(FOX)
+    assert cache.ids == ids
+    expected = decoder.generate(FOX + " jumps", max_tokens=20)
+
+    answer = decoder.generate(FOX + " jumps", max_tokens=20, cache=cache)
+
+    assert answer.text == expected.text
+    assert 0 < answer.rates.reused_tokens <= len(ids)
+    # Another ending, and the very same prompt again.
+    assert decoder.generate(FOX, max_tokens=20, cache=cache).text == decoder.generate(FOX, max_tokens=20).text
+    again = decoder.generate(FOX, max_tokens=20, cache=cache)
+    assert again.text == decoder.generate(FOX, max_tokens=20).text
+    assert again.rates.reused_tokens == len(ids) - 2, "the last token is read again for its logits"
+
+
+def test_an_answer_grows_its_buffers(decoder: Decoder, reference: TinyDecoder) -> None:
+    cache = decoder.new_cache()
+    ids = decoder.encode(FOX)
+
+    answer = decoder.generate(FOX, max_tokens=300, cache=cache)
+
+    assert cache.capacity == 512
+    expected = reference.logits(ids + [token.id for token in answer.tokens])[len(ids) - 1 : -1]
+    assert [token.id for token in answer.tokens] == expected.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_an_answer_can_be_cancelled_at_any_moment(decoder: Decoder, tokens: int) -> None:
+    stream = decoder.stream(FOX)
+    first = [next(stream).text for _ in range(tokens)]
+
+    stream.cancel()
+
+    assert list(stream) == []
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert stream.text == "".join(first)
+    assert stream.answer().finish_reason is FinishReason.CANCELLED
+
+
+def test_closing_ends_an_answer(decoder: Decoder) -> None:
+    stream = decoder.stream(FOX)
+    next(stream)
+
+    stream.close()
+
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
+def test_a_run_that_goes_on_is_given_up(decoder: Decoder) -> None:
+    """Cancelled from another thread while a prompt is read: nothing of its chunk counts."""
+    ids = [5] * (CONTEXT - 10)
+    stream = decoder.stream(ids)
+    run = stream.steps.forward.run
+
+    def cancelling(*arguments: object) -> object:
+        other = threading.Thread(target=stream.cancel)
+        other.start()
+        other.join()
+        return run(*arguments)
+
+    stream.steps.forward.run = cancelling
+
+    assert list(stream) == []
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert stream.steps.forward.cache.length == 0
+
+
+def test_a_failing_run_is_no_cancellation(decoder: Decoder) -> None:
+    steps = decoder.steps(FOX)
+    steps.forward.stop()
+
+    with pytest.raises(BundleError, match="onnxruntime cannot run"):
+        list(steps)
+
+
+def test_several_answers_at_once(decoder: Decoder) -> None:
+    prompts = [FOX, "and the dog", "sleeps. Größe"]
+    expected = [decoder.generate(prompt, max_tokens=30).text for prompt in prompts]
+    streams = [decoder.stream(prompt, max_tokens=30) for prompt in prompts]
+    for _ in range(30):
+        for stream in streams:
+            next(stream)
+
+    assert [stream.text for stream in streams] == expected
+
+    found = {}
+    threads = [
+        threading.Thread(
+            target=lambda prompt=prompt: found.update({prompt: decoder.generate(prompt, max_tokens=30).text})
+        )
+        for prompt in prompts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[prompt] for prompt in prompts] == expected
+
+
+def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
+    assert Decoder(decoder.bundle, threads=1).session is decoder.session
+    assert Decoder(decoder.bundle, threads=2).session is not decoder.session
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("", {}, InputError, "the prompt is empty"),
+        ([], {}, InputError, "the prompt is empty"),
+        ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
+        ([5, -1], {}, InputError, "token 1 of the prompt is -1, and the vocabulary has 320 tokens"),
+        ([5, 320], {}, InputError, "token 1 of the prompt is 320, and the vocabulary has 320 tokens"),
+        ([5, "a"], {}, InputError, "token 1 of the prompt is no integer but str"),
+        ([5], {"max_tokens": 0}, InputError, "`max_tokens` must be at least 1, not 0"),
+        (
+            [5],
+            {"top_logprobs": -1},
+            InputError,
+            "`top_logprobs` must be from 0 to 320, the size of the vocabulary, not -1",
+        ),
+        (
+            [5] * 1000,
+            {"max_tokens": 25},
+            InputError,
+            "`max_tokens` is 25, and a prompt of 1000 tokens leaves 24 in the context of 1024",
+        ),
+        (
+            [5] * 1024,
+            {},
+            TextTooLongError,
+            "the prompt has 1024 tokens, 1 more than the context of 1024 has room for with an answer",
+        ),
+        (
+            [5] * 1500,
+            {},
+            TextTooLongError,
+            "the prompt has 1500 tokens, 477 more than the context of 1024 has room for with an answer",
+        ),
+    ],
+)
+def test_what_cannot_be_continued(
+    decoder: Decoder, prompt: object, options: dict, error: type[InputError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        decoder.stream(prompt, **options)
+
+    assert caught.value.message == message
+    assert caught.value.exit_code == 2
+
+
+def test_an_answer_may_fill_the_context(decoder: Decoder) -> None:
+    answer = decoder.generate([5] * 1000, max_tokens=24)
+
+    assert len(answer.tokens) == 24
+    assert len(decoder.generate([5] * 1015).tokens) == 9, "without `max_tokens` it ends where the context does"
+
+
+def test_a_smaller_context(decoder: Decoder) -> None:
+    small = Decoder(decoder.bundle, threads=1, context=8)
+
+    assert len(small.generate([5] * 5).tokens) == 3
+    with pytest.raises(TextTooLongError) as caught:
+        small.generate([5] * 8)
+    assert caught.value.hint == "shorten it, or raise `context`"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "`threads` must be at least 1, not 0"),
+        ({"context": 1}, "`context` must be from 2 to 1024, which the model has, not 1"),
+        ({"context": 1025}, "`context` must be from 2 to 1024, which the model has, not 1025"),
+    ],
+)
+def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Decoder(decoder.bundle, **options)
+
+    assert caught.value.message == message
+
+
+def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Decoder) -> None:
+    free = SPARE + 100 * token_size(decoder.facts)
+    cache = KVCache(decoder.facts, available=lambda: free)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        decoder.stream([5] * 50, max_tokens=52, cache=cache)
+
+    assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
+    assert len(decoder.generate([5] * 50, max_tokens=51, cache=cache).tokens) == 51
+    cache = KVCache(decoder.facts, available=lambda: free if cache.capacity == 0 else SPARE)
+    assert len(decoder.generate([5] * 50, cache=cache).tokens) == 51, "as many as fit"
+
+
+def test_the_cache_of_another_model(decoder: Decoder) -> None:
+    cache = with_facts(decoder, eos_ids=(9,)).new_cache()
+
+    with pytest.raises(InputError) as caught:
+        decoder.stream(FOX, cache=cache)
+
+    assert caught.value.message == "the cache was made for another model"
+
+
+def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
+    with pytest.raises(BundleError) as caught:
+        Decoder(int8_bundle)
+
+    assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a decoder"
+    assert caught.value.hint == f"use `edgekit embed {int8_bundle.path}`"
+
+
+def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
+    with pytest.raises(BundleError, match="and those of a decoder with 3 layers are known"):
+        with_facts(decoder, layers=3)
+    manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)
+    with pytest.raises(BundleError, match="does not say how its graph continues a text"):
+        Decoder(Bundle(decoder.bundle.path, manifest))
+
+
+def test_logits_that_are_no_numbers(decoder: Decoder) -> None:
+    steps = decoder.steps(FOX)
+    steps.forward.run = lambda *_: np.full((1, decoder.facts.vocabulary), np.nan, np.float32)
+
+    with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):
+        next(steps)

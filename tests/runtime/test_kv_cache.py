@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime import InputError, OutOfMemoryError
+from runtime.kv_cache import FIRST_CAPACITY, SPARE, KVCache, token_size
+from runtime.manifest import DecoderFacts, GenerationDefaults
+
+FACTS = DecoderFacts(
+    context_length=5000,
+    sliding_window=None,
+    layers=3,
+    kv_heads=2,
+    head_size=8,
+    vocabulary=10,
+    bos_id=None,
+    add_bos=False,
+    eos_ids=(),
+    chat=None,
+    generation=GenerationDefaults(),
+)
+TOKEN = 3 * 2 * 2 * 8 * 4
+
+
+def filled(tokens: int) -> KVCache:
+    cache = KVCache(FACTS)
+    cache.reserve(tokens)
+    cache.ids = list(range(tokens))
+    for place, buffer in enumerate(cache.buffers):
+        buffer[:, :, :tokens] = np.random.default_rng(place).normal(size=(1, 2, tokens, 8))
+    return cache
+
+
+def test_nothing_is_taken_before_it_is_needed() -> None:
+    cache = KVCache(FACTS)
+
+    assert (cache.size, cache.capacity, cache.length, cache.buffers) == (0, 0, 0, [])
+
+
+def test_buffers_double_and_keep_what_they_hold() -> None:
+    cache = filled(200)
+    before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
+    assert cache.capacity == FIRST_CAPACITY
+    assert token_size(FACTS) == TOKEN
+
+    cache.reserve(FIRST_CAPACITY + 1)
+
+    assert cache.capacity == 2 * FIRST_CAPACITY
+    assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == 2 * FIRST_CAPACITY * TOKEN
+    for buffer, old in zip(cache.buffers, before, strict=True):
+        assert buffer.shape == (1, 2, 2 * FIRST_CAPACITY, 8)
+        assert buffer.flags.c_contiguous
+        assert np.array_equal(buffer[:, :, :200], old)
+
+
+def test_buffers_end_at_the_limit() -> None:
+    cache = KVCache(FACTS)
+
+    cache.reserve(4999)
+
+    assert cache.capacity == 5000
+    with pytest.raises(InputError) as caught:
+        cache.reserve(5001)
+    assert caught.value.message == "the cache has a limit of 5000 tokens, and 5001 were asked for"
+
+
+def test_what_does_not_fit_is_refused_before_it_is_taken() -> None:
+    cache = KVCache(FACTS, available=lambda: SPARE + 1500 * TOKEN + 1)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        cache.reserve(4000)
+
+    assert caught.value.message == (
+        "the keys and values of 4000 tokens take 1 MiB, and there is memory for 1500 tokens"
+    )
+    assert caught.value.hint == "ask for a context of at most 1500 tokens, or free memory"
+    assert caught.value.exit_code == 9
+    assert cache.buffers == []
+    cache.reserve(1400)
+    assert cache.capacity == 1500, "where memory is short, not all that doubling would take"
+
+
+def test_where_nothing_fits() -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        KVCache(FACTS, available=lambda: 1000).reserve(1)
+
+    assert caught.value.message.endswith("there is memory for 0 tokens")
+    assert caught.value.hint == "free memory, or run on a machine that has more"
+
+
+def test_where_the_system_does_not_say_nothing_is_refused() -> None:
+    cache = KVCache(FACTS, available=lambda: None)
+
+    assert cache.largest_that_fits() == 5000
+    cache.reserve(5000)
+
+
+def test_its_own_buffers_count_as_free_when_it_grows() -> None:
+    cache = KVCache(FACTS, available=lambda: SPARE + 100 * TOKEN)
+    cache.reserve(50)
+    assert cache.capacity == 100
+
+    assert cache.largest_that_fits() == 200
+
+
+def test_rewinding_forgets_and_the_common_prefix_is_found() -> None:
+    cache = filled(10)
+
+    assert cache.common_prefix([0, 1, 2, 7, 4]) == 3
+    assert cache.common_prefix(list(range(20))) == 10
+    assert cache.common_prefix([0, 1]) == 2
+    assert cache.common_prefix([]) == 0
+    cache.rewind(3)
+    assert cache.ids == [0, 1, 2]
+    assert cache.capacity == FIRST_CAPACITY
+
+
+@pytest.mark.parametrize("length", [-1, 11])
+def test_rewinding_to_what_is_not_there(length: int) -> None:
+    with pytest.raises(InputError) as caught:
+        filled(10).rewind(length)
+
+    assert caught.value.message == f"the cache holds 10 tokens and cannot be rewound to {length}"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Bundle, Decoder, InputError, NotFoundError, OutputError
+from runtime.manifest import FileRecord
+
+PROMPT = "The quick brown fox jumps over the lazy dog. "
+
+
+@pytest.fixture
+def saved(decoder: Decoder, tmp_path: Path) -> Path:
+    decoder.save(tmp_path / "saved", decoder.prefill(PROMPT))
+    return tmp_path / "saved"
+
+
+def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, saved: Path) -> None:
+    original = decoder.prefill(PROMPT)
+
+    cache = decoder.load(saved)
+
+    assert cache.ids == original.ids == decoder.encode(PROMPT)
+    for found, expected in zip(cache.buffers, original.buffers, strict=True):
+        assert np.array_equal(found[:, :, : cache.length], expected[:, :, : cache.length])
+    answer = decoder.generate(PROMPT, max_tokens=20, cache=cache)
+    assert answer.text == decoder.generate(PROMPT, max_tokens=20).text
+    assert answer.rates.reused_tokens == len(original.ids) - 2
+
+
+def test_an_empty_cache_can_be_saved(decoder: Decoder, tmp_path: Path) -> None:
+    decoder.save(tmp_path / "empty", decoder.new_cache())
+
+    assert decoder.load(tmp_path / "empty").length == 0
+
+
+def test_another_bundle_is_refused(decoder: Decoder, saved: Path) -> None:
+    manifest = decoder.bundle.manifest
+    files = manifest.files | {"tokenizer.json": FileRecord(1, "0" * 64)}
+    other = Decoder(Bundle(decoder.bundle.path, dataclasses.replace(manifest, files=files)), threads=1)
+
+    with pytest.raises(InputError) as caught:
+        other.load(saved)
+
+    assert caught.value.message == (
+        f"`{saved}` was saved with another bundle, `tiny-decoder`, and this is `{decoder.bundle.path}`"
+    )
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("cut", [30, 40, 200, -1])
+def test_a_file_that_was_cut_short(decoder: Decoder, saved: Path, cut: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:cut])
+
+    with pytest.raises(InputError) as caught:
+        decoder.load(saved)
+
+    assert caught.value.message == f"`{saved}` was cut short or changed"
+    assert caught.value.hint == "read the prompt again and save it anew"
+
+
+@pytest.mark.parametrize("place", [26, 33, 60, -100, -1])
+def test_a_file_that_was_changed(decoder: Decoder, saved: Path, place: int) -> None:
+    content = bytearray(saved.read_bytes())
+    content[place] ^= 0x80
+    saved.write_bytes(content)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)
+
+
+def test_a_token_that_the_model_does_not_have(decoder: Decoder, saved: Path) -> None:
+    cache = decoder.prefill(PROMPT)
+    cache.ids[0] = decoder.facts.vocabulary
+    decoder.save(saved, cache)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)
+
+
+def test_a_file_of_another_kind(decoder: Decoder, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Hello")
+
+    with pytest.raises(InputError) as caught:
+        decoder.load(tmp_path / "text")
+
+    assert caught.value.message == f"`{tmp_path / 'text'}` holds no keys and values that this edgekit knows"
+
+
+def test_a_file_that_is_not_there(decoder: Decoder, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        decoder.load(tmp_path / "none")
+
+    assert caught.value.message == f"there is no file `{tmp_path / 'none'}`"
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        decoder.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(decoder: Decoder, tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        decoder.save(tmp_path / "none" / "saved", decoder.new_cache())
+
+    assert caught.value.message == f"`{tmp_path / 'none' / 'saved'}` cannot be written: No such file or directory"
+
+
+def test_an_older_file_stays_until_the_new_one_is_whole(
+    decoder: Decoder, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        decoder.save(saved, decoder.prefill("Hello"))
+
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
+    small = Decoder(decoder.bundle, threads=1, context=5)
+    tokens = len(decoder.encode(PROMPT))
+
+    with pytest.raises(InputError) as caught:
+        small.load(saved)
+
+    assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
