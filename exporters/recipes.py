@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
 from exporters.graph import tidy
 from exporters.nodes import linears
 from exporters.quantize import Recipe, quantize_encoder
-from exporters.tasks import Outputs, Task
 from runtime.bundle import GRAPH, Bundle
 from runtime.errors import EdgekitError
+
+Outputs = NDArray[np.float32]
+
+
+class Measured(Protocol):
+    """What a recipe for one kind of model is judged by."""
+
+    measure: ClassVar[str]
+    """What agreement is measured in, as it stands in messages."""
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        """How alike outputs for the probe set are, 1 at best."""
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        """How far outputs are from exact ones."""
 
 
 def find_recipe(
@@ -63,7 +83,7 @@ def find_recipe(
 class Trials:
     """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
 
-    def __init__(self, graph: ir.Model, calibration: Calibration, task: Task, bundle: Bundle) -> None:
+    def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: Bundle) -> None:
         """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
         self.proto = ir.to_proto(graph)
         self.calibration = calibration

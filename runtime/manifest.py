@@ -39,6 +39,8 @@ class Precision(str, Enum):
     FP16 = "fp16"
     INT8 = "int8"
     INT4 = "int4"
+    SOURCE = "source"
+    """As the file that the weights come from holds them."""
 
 
 class Provider(str, Enum):
@@ -90,7 +92,7 @@ class Source:
     """Where the checkpoint of a bundle came from."""
 
     origin: str
-    """`hub`, `folder` or `wheel`."""
+    """`hub`, `folder`, `file` or `wheel`."""
     requested: str
     """What the user asked for."""
     resolved: str
@@ -241,6 +243,42 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class WeightBlocks:
+    """The blocks of 4 or 8 bits a weight in which a decoder's graph has its matrices."""
+
+    products: int
+    exact_products: int
+    """How many of them stayed in float32."""
+    bits: int
+    output_bits: int
+    """Of the output matrix, 32 where it stayed in float32."""
+    block: int
+    """Weights that have a scale together."""
+    symmetric: bool
+    """No zero points."""
+    rounding: str
+    """How weights became levels: `nearest`, `importance`, `gptq`, or `source` where the file had them so."""
+
+    def __str__(self) -> str:
+        exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
+        output = f", the last in {self.output_bits}" if self.output_bits != self.bits else ""
+        zeros = "without" if self.symmetric else "with"
+        return (
+            f"{self.products} products{exact}, {self.bits} bits{output}, in blocks of {self.block} {zeros} zero "
+            f"points, {ROUNDINGS.get(self.rounding, self.rounding)}"
+        )
+
+
+ROUNDINGS = {
+    "nearest": "rounded to the nearest level",
+    "importance": "rounded by what matters on calibration texts",
+    "gptq": "rounded so that errors make up for one another",
+    "source": "as the file has them",
+}
+"""How weights became levels, in words."""
+
+
+@dataclass(frozen=True)
 class Golden:
     """One text with what PyTorch and the bundle gave for it, a vector or logits, as base64 of little-endian float32."""
 
@@ -249,6 +287,17 @@ class Golden:
     output: str
     query: str | None = None
     """For a reranker, the query; the text is the document then."""
+
+
+@dataclass(frozen=True)
+class GoldenAnswer:
+    """A text, and the most probable tokens after it, one after another, with PyTorch and with the bundle."""
+
+    text: str
+    prompt: tuple[int, ...]
+    """The ids that the text becomes."""
+    reference: tuple[int, ...]
+    output: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -263,6 +312,8 @@ class Certificate:
     probe_size: int
     figures: dict[str, float]
     golden: tuple[Golden, ...]
+    answers: tuple[GoldenAnswer, ...] = ()
+    """For decoders, which have these instead of vectors or logits."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +341,8 @@ class Manifest:
     """None for a graph in float32."""
     reranker: RerankerFacts | None = None
     decoder: DecoderFacts | None = None
+    blocks: WeightBlocks | None = None
+    """None for a graph without weights in blocks."""
 
 
 def manifest_from_json(text: str) -> Manifest:
