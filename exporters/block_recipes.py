@@ -17,11 +17,14 @@ RECIPES = {
         BlockRecipe(block=32, rounding=Rounding.GPTQ, output_bits=8),
     ),
     Precision.INT8: (
-        BlockRecipe(bits=8, block=64, output_bits=8),
-        BlockRecipe(bits=8, block=32, output_bits=8),
+        BlockRecipe(bits=8, block=64, rounding=Rounding.NEAREST, output_bits=8),
+        BlockRecipe(bits=8, block=32, rounding=Rounding.NEAREST, output_bits=8),
     ),
 }
-"""In the order of their speed; the first is the one that is taken where nothing is asked for."""
+"""In the order of their speed; the first is the one that is taken where nothing is asked for.
+
+With 8 bits, rounding by importance is no closer to PyTorch than to the nearest level.
+"""
 
 
 def find_block_recipe(

@@ -147,7 +147,8 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
         float(np.concatenate(rows).mean(dtype=np.float64)) for rows in (surprises, expected_surprises)
     )
     return DecoderAgreement(
-        kl=float(np.mean(divergences)),
+        # Never negative but by what float32 rounds away.
+        kl=max(0.0, float(np.mean(divergences))),
         kl_max=float(np.max(divergences)),
         top=float(np.mean(same)),
         perplexity=float(np.exp(surprise)),

@@ -74,15 +74,15 @@ class DecoderTask:
             self.keep(graph)
             return graph, with_blocks(bundle.manifest, graph, products, "source")
         trials = BlockTrials(graph, list(self.calibration_runs(graph)), bundle)
-        recipes = RECIPES[precision]
-        recipe = recipes[0]
+        recipe = RECIPES[precision][0]
         if bar is not None:
-            recipe = find_block_recipe(
-                recipes, lambda tried: trials.divergence(tried, expected), max_kl=bar, precision=precision
-            )
-        return trials.quantized(recipe), with_blocks(
-            bundle.manifest, trials.quantized(recipe), trials.products, recipe.rounding.value
-        )
+
+            def divergence(tried: BlockRecipe) -> float:
+                return trials.divergence(tried, expected)
+
+            recipe = find_block_recipe(RECIPES[precision], divergence, max_kl=bar, precision=precision)
+        made = trials.quantized(recipe)
+        return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
 
     def keep(self, graph: ir.Model) -> None:
         """Let the graph read the blocks of the file that the weights come from."""

@@ -32,7 +32,7 @@ from exporters.quantize import Recipe
 from exporters.recipes import Outputs, Trials
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
 from runtime.errors import UnsupportedModelError
 from runtime.manifest import Certificate, Kind, Manifest, Quantization
 from runtime.pairs import PairTokenizer
@@ -199,7 +199,7 @@ def task_of(checkpoint: Checkpoint, kind: Kind) -> Task[Any]:
     if kind not in checkpoint.architecture.kinds:
         known = " and ".join(f"{known.value}s" for known in checkpoint.architecture.kinds)
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` is a {kind.value} of the architecture `{checkpoint.architecture.name}`, of which "
+            f"`{checkpoint.name}` is {articled(kind)} of the architecture `{checkpoint.architecture.name}`, of which "
             f"edgekit exports {known} only"
         )
     tasks: dict[Kind, Callable[[Checkpoint], Task[Any]]] = {
