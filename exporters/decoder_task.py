@@ -139,6 +139,7 @@ def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: st
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),
+        output_block=output.attributes.get_int("block_size", 0),
         symmetric=all(len(node.inputs) < 4 for node in nodes),
         rounding=rounding,
     )

