@@ -13,6 +13,8 @@ import pytest
 
 from runtime import Bundle
 from tests.conftest import ADA, BOB, SECRETS, Finished, HubUser, on_terminal
+from tests.exporters.decoder_checkpoints import change_json
+from tests.exporters.decoder_checkpoints import write_checkpoint as write_decoder
 from tests.hub_server import LocalHub, files_of
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
@@ -240,3 +242,29 @@ def test_the_catalogs_reranker_comes_from_the_hub_and_then_from_the_cache(
     assert (manifest.kind.value, manifest.source.resolved) == ("reranker", repo)
     assert "  tau      0." in again.err
     assert '  next     edgekit rerank bundle --query "some question" DOCUMENT...' in again.err
+
+
+def test_a_decoder_comes_from_the_hub_and_then_from_the_cache(user: HubUser, hub: LocalHub, tmp_path: Path) -> None:
+    """With its template in a file of its own and its end in the generation config, which are downloaded too."""
+    folder = write_decoder(tmp_path / "tiny-llama")
+    change_json(folder / "tokenizer_config.json", chat_template=None, eos_token="<|endoftext|>")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    hub.add("org/tiny-llama", files_of(folder))
+    arguments = ["export", "org/tiny-llama", "--out", "bundle"]
+
+    assert user.run(*arguments).code == 0
+    again = user.run(*arguments, "--offline")
+
+    assert again.code == 0, again.err
+    manifest = Bundle.open(user.home / "bundle").manifest
+    assert (manifest.kind.value, manifest.precision.value, manifest.source.resolved) == (
+        "decoder",
+        "int4",
+        "org/tiny-llama",
+    )
+    assert manifest.decoder is not None
+    assert manifest.decoder.eos_ids == (2, 0)
+    assert manifest.decoder.chat is not None
+    assert manifest.decoder.chat.template == "{{ messages[0]['content'] }}"
+    assert "  KL       0." in again.err
+    assert '  next     edgekit generate bundle "some prompt"' in again.err
