@@ -45,6 +45,9 @@ class Session:
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
         options.enable_mem_pattern = True
         options.log_severity_level = 3
+        # Without it, processors that have no 8-bit dot product (AVX2 without VNNI) add pairs of products in 16 bits,
+        # which overflow without a word; where there is one, it changes nothing.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = ort.InferenceSession(
                 str(path), options, providers=[ORT_NAMES[provider]], disabled_optimizers=DISABLED_OPTIMIZERS
