@@ -33,7 +33,7 @@ SEARCH, RANKED = "search", "ranked"
 """Sets that the workers read: the search that is timed, the searches whose order is compared."""
 DOCUMENT_WORDS = 88
 """The most words of a document; with the query about 120 tokens a pair."""
-PEERS_OF_EDGEKIT = tuple(system for system in System if system is not System.EDGEKIT)
+PEERS_OF_EDGEKIT = tuple(system.value for system in System if system is not System.EDGEKIT)
 NOTE = "the weights are seeded: what they rank first is not relevant, and only speed and order are compared"
 
 
@@ -44,9 +44,9 @@ def contestants_of(options: argparse.Namespace, timed: list[Search]) -> list[Con
     for precision in [Precision.INT8, Precision.FP32] if options.fp32 else [Precision.INT8]:
         bundle = bundle_of(checkpoint, precision)
         found.append(Contestant(edgekit_name(bundle), System.EDGEKIT, bundle))
-    for system in PEERS_OF_EDGEKIT:
-        if system in options.only:
-            found += peers_of(system, checkpoint, options.peers, timed)
+    for name in PEERS_OF_EDGEKIT:
+        if name in options.only:
+            found += peers_of(System(name), checkpoint, options.peers, timed)
     return found
 
 
@@ -121,12 +121,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument(
         "--only",
-        type=System,
         nargs="+",
         choices=PEERS_OF_EDGEKIT,
         default=PEERS_OF_EDGEKIT,
         metavar="SYSTEM",
-        help=f"measure edgekit beside these alone, of {', '.join(system.value for system in PEERS_OF_EDGEKIT)}",
+        help=f"measure edgekit beside these alone, of {', '.join(PEERS_OF_EDGEKIT)}",
     )
     parser.add_argument("--documents", type=int, default=100, help="of a query")
     parser.add_argument("--queries", type=int, default=20, help="for Kendall's tau")
