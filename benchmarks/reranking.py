@@ -21,12 +21,12 @@ from benchmarks.peers import (
     sentence_transformers_int8_folder,
     version_in,
 )
-from benchmarks.seeded import Shape, bundle_of, onnx_folder, seeded_checkpoint
+from benchmarks.seeded import Shape, bundle_of, flashrank_folder, onnx_folder, seeded_checkpoint
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
 from benchmarks.worker import Search, System, Task
 from exporters.probe import calibration_pairs
-from runtime import Precision
+from runtime import Bundle, Precision
 from runtime.ranking import kendall_tau
 
 SEARCH, RANKED = "search", "ranked"
@@ -69,7 +69,7 @@ def peers_of(system: System, checkpoint: Path, environment: Path, timed: list[Se
     if system is System.FASTEMBED:
         default = Contestant(f"{name} fp32, its default batch of 64", system, source, python)
         return [default, Contestant(f"{name} fp32, batch of 1", system, source, python, 1)]
-    return [Contestant(f"{name} fp32", system, source, python)]
+    return [Contestant(f"{name} fp32", system, flashrank_folder(source), python)]
 
 
 def sentence_transformers_name() -> str:
@@ -150,7 +150,8 @@ def main() -> None:
     if rows:
         title = f"Kendall's tau to PyTorch fp32, {options.queries} queries x {options.documents} documents"
         print_table(title, header, rows)
-    print(f"\n{NOTE}")
+    quantization = Bundle.open(contestants[0].model).manifest.quantization
+    print(f"\n{contestants[0].name}: {quantization}\n{NOTE}")
 
 
 if __name__ == "__main__":

