@@ -22,6 +22,7 @@ from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Point, axis_of, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
+from exporters.certify import LOWEST_TAU
 from runtime import Bundle, Embedder, Precision, Reranker
 
 
@@ -221,15 +222,19 @@ def test_a_digest_changes_with_any_of_the_contents() -> None:
 
 
 def test_a_bundle_is_exported_anew_when_the_code_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+    bars = []
+
+    def export(_: str, *, precision: Precision, out: Path, min_tau: float | None) -> None:
+        assert precision.value in out.name
+        bars.append(min_tau)
+        out.mkdir(parents=True)
+
     code = tmp_path / "exporters" / "graph.py"
     code.parent.mkdir()
     code.write_text("1")
     monkeypatch.setattr(seeded, "REPOSITORY", tmp_path)
     monkeypatch.setattr(seeded, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(
-        seeded, "export", lambda source, *, precision, out, min_tau: asked.append(min_tau) or out.mkdir(parents=True)
-    )
+    monkeypatch.setattr(seeded, "export", export)
 
     first = [seeded.bundle_of(Path("checkpoint"), Precision.INT8) for _ in range(2)]
     code.write_text("2")
@@ -239,7 +244,7 @@ def test_a_bundle_is_exported_anew_when_the_code_has_changed(monkeypatch: pytest
     assert first[0] == first[1] != second
     assert first[0].name.startswith("checkpoint-edgekit-int8-")
     assert exact.name.startswith("checkpoint-edgekit-fp32-")
-    assert asked == [0.7, 0.7, None]
+    assert bars == [LOWEST_TAU[Precision.INT8]] * 2 + [None]
 
 
 def test_reranking_moves_passages_and_keeps_their_scores_with_the_candidates(reranker_bundle: Bundle) -> None:
