@@ -13,7 +13,7 @@ OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshar
 help:
 	@echo "make demo       set up, export all-MiniLM-L6-v2 to int8, search a text collection with it offline"
 	@echo "make test       set up, lint, types, tests"
-	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and fastembed"
+	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
 demo: $(BUNDLE)/manifest.json
@@ -50,8 +50,10 @@ benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
+	$(BIN)/python -m benchmarks.reranking --fp32
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.memory
 
 $(BIN)/python:

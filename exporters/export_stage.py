@@ -153,7 +153,7 @@ def build(
         with stage(told, "quantize to int8"):
             bundle = Bundle(writer.folder, manifest)
             trials = Trials(graph, Calibration(graph, task.calibration_feeds(bundle)), task, bundle)
-            recipe = trials.find(bar, expected) if bar is not None else Recipe()
+            recipe = trials.find(bar, expected) if bar is not None else trials.default
             graph = trials.quantized(recipe)
         manifest = dataclasses.replace(manifest, quantization=quantization_of(recipe, trials.products))
     ir.save(graph, writer.folder / GRAPH)
@@ -184,7 +184,7 @@ def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, pro
 
 def quantization_of(recipe: Recipe, products: int) -> Quantization:
     """The recipe as the manifest tells it."""
-    return Quantization(products, len(recipe.exact), recipe.smoothing, recipe.per_token)
+    return Quantization(products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token)
 
 
 def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
