@@ -11,7 +11,7 @@ import click
 
 from runtime.errors import EdgekitError
 from runtime.version import __version__
-from toolkit.commands import bundles, catalog, embed, export, hub, rerank
+from toolkit.commands import bundles, catalog, embed, export, generate, hub, rerank
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -49,6 +49,7 @@ cli.add_command(bundles.inspect)
 cli.add_command(bundles.verify)
 cli.add_command(embed.embed)
 cli.add_command(rerank.rerank)
+cli.add_command(generate.generate)
 
 
 def main() -> None:
