@@ -41,9 +41,9 @@ class Decoder:
     - `cache` holds what was read already: the part of the prompt that it begins with is not read again, and it holds
       the prompt and the answer afterwards. One answer at a time may use it.
     - `lookup` drafts tokens from the text so far: twice as fast where the answer quotes it, as summaries and edited
-      code do, and 7 to 22% slower where it does not. No draft changes a bit of the answer; but kernels for several tokens
-      add up in another order than those for one, so that in 4 bits an answer with `lookup` may take another turn than
-      one without, between tokens of about equal probability.
+      code do, and 7 to 22% slower where it does not. No draft changes a bit of the answer; but kernels for several
+      tokens add up in another order than those for one, so that in 4 bits an answer with `lookup` may take another turn
+      than one without, between tokens of about equal probability.
     """
 
     def __init__(
