@@ -77,11 +77,11 @@ def from_terminal() -> Read:
         import readline  # noqa: F401 - makes `input` use it
 
     def read(prompt: str) -> str:
-        while True:
-            try:
-                return input(prompt)
-            except UnicodeDecodeError:
-                click.echo("error: what was typed is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
+        try:
+            return input(prompt)
+        except UnicodeDecodeError:
+            click.echo("error: what was typed is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
+            return read(prompt)
 
     return read
 

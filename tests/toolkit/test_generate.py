@@ -13,6 +13,8 @@ import pytest
 from runtime import Bundle, Decoder, Sampling
 from tests.conftest import Finished, on_terminal
 from tests.decoders import write_decoder
+from toolkit.commands.chat import chat
+from toolkit.commands.generate import generate
 
 Edgekit = Callable[..., Finished]
 PROMPT = "The quick brown fox"
@@ -401,3 +403,16 @@ def test_other_commands_point_to_generate(
         f"error: `{decoder_bundle.path}` is a decoder, not {noun}\n\n"
         f"hint: use `edgekit generate {decoder_bundle.path}`\n"
     )
+
+
+def test_the_page_names_every_option_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text("utf-8")
+    named = set(re.findall(r"--[a-z][a-z-]*", page))
+    options = {
+        name
+        for command in (chat, generate)
+        for option in command.params
+        for name in (*option.opts, *option.secondary_opts)
+    }
+
+    assert {name for name in options if name.startswith("--")} == named
