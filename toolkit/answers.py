@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from toolkit.interrupts import ending_at_interrupt
+from toolkit.progress import rated
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Totals:
     writing_seconds: float = 0.0
 
     def with_answer(self, rates: Rates) -> Totals:
-        """These and one more answer."""
+        """These and one more answer; one that was interrupted before its first token says nothing of rates."""
+        if rates.new_tokens == 0:
+            return self
         return Totals(
             answers=self.answers + 1,
             read=self.read + rates.prompt_tokens - rates.reused_tokens,
@@ -99,7 +102,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def speed(tokens: int, seconds: float) -> str:
-    return f" at {tokens / seconds:.0f}/s" if tokens > 0 and seconds > 0 else ""
+    return f" at {rated(tokens / seconds)}/s" if tokens > 0 and seconds > 0 else ""
 
 
 def write_text(stream: Stream, file: BinaryIO) -> None:

@@ -55,6 +55,7 @@ def test_rates_are_those_of_all_answers(capsys: pytest.CaptureFixture[str]) -> N
     assert str(Totals().with_answer(second)) == (
         "read 5 tokens at 20/s, 25 more were known; wrote 1; first after 0.38 s"
     )
+    assert one.with_answer(Rates(99, 0, 0, 0.0, 0.0, 0.0)) == one
     Totals().tell(asked=True)
     one.tell(asked=False)
     assert capsys.readouterr().err == ""

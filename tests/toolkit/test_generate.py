@@ -262,10 +262,11 @@ def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None
     line = json.dumps({"prompt": "Hello"}).encode()
 
     assert re.fullmatch(
-        rf"read {count} tokens at \d+/s; wrote 12 at \d+/s; first after \d\.\d\d s\n", asked("Hello", "--rates").err
+        rf"read {count} tokens at [\d.]+/s; wrote 12 at [\d.]+/s; first after \d\.\d\d s\n",
+        asked("Hello", "--rates").err,
     )
     assert re.fullmatch(
-        rf"2 answers; read {count + 2} tokens at \d+/s, {count - 2} more were known; wrote 24 at \d+/s\n",
+        rf"2 answers; read {count + 2} tokens at [\d.]+/s, {count - 2} more were known; wrote 24 at [\d.]+/s\n",
         asked("--rates", stdin=line + b"\n" + line).err,
     )
 
