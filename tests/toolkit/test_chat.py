@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -100,6 +101,29 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
     assert re.search(
         r"2 answers; read \d+ tokens at [\d.]+/s, \d\d more were known; wrote 18 at [\d.]+/s\n$", loaded.err
     )
+
+
+def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    finished = talk(f"/load {tmp_path}/prefix", "Hello")
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err == (
+        f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
+        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+    )
+
+
+def test_a_saved_conversation_is_a_prefix_too(
+    edgekit: Edgekit, talk: Edgekit, decoder_bundle: Bundle, tmp_path: Path
+) -> None:
+    talk("Hello", f"/save {tmp_path}/talk")
+    finished = edgekit(
+        "generate", decoder_bundle.path, "Hello", "--max-tokens", 2, "--json", "--load-prefix", tmp_path / "talk"
+    )
+
+    rates = json.loads(finished.out)["rates"]
+    assert rates["prompt_tokens"] - rates["reused_tokens"] == 2
 
 
 def test_help_and_exit(talk: Edgekit) -> None:
