@@ -161,7 +161,7 @@ def test_most_probable_tokens_have_their_text(asked: Edgekit, decoder: Decoder) 
     (found,) = rows(asked("Hello", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1).out)
     texts = {one["id"]: one["text"] for one in found["tokens"][0]["top_logprobs"]}
 
-    word = next(token for token in decoder.tokenizer.get_vocab() if token.startswith("Ġ") and len(token) > 2)
+    word = next(token for token in sorted(decoder.tokenizer.get_vocab()) if re.fullmatch("Ġ[a-z]+", token))
     assert (texts[2], texts[decoder.tokenizer.token_to_id(word)]) == ("<|im_end|>", f" {word[1:]}")
     assert texts[decoder.tokenizer.token_to_id("Ã")] == "\ufffd"
 
