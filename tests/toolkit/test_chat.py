@@ -297,11 +297,11 @@ def test_what_was_typed_before_comes_back(decoder_bundle: Bundle) -> None:
 def test_an_interrupt_ends_the_answer_and_not_the_program(decoder_bundle: Bundle) -> None:
     with terminal("chat", decoder_bundle.path) as person:
         person.until("> ")
-        person.type("Hello\n")
-        person.until("Hello\r\n.")
+        # The whole answer to this is as long as the context has room for, and would take a minute here.
+        person.type("b\n")
+        person.until("b\r\n.")
         person.type("\x03")
         person.until(r"\n> ")
         person.type("/exit\n")
-        # The whole answer would be all that the context has room for.
-        assert int(re.search(r"wrote (\d+)", person.until(r"wrote \d+.*first after"))[1]) < 200
+        assert int(re.search(r"wrote (\d+)", person.until(r"wrote \d+.*first after"))[1]) < 500
         assert person.process.wait(20) == 0

@@ -157,8 +157,10 @@ def test_json_has_text_tokens_and_rates(asked: Edgekit, decoder: Decoder) -> Non
     assert "top_logprobs" not in rows(asked("Hello", "--json").out)[0]["tokens"][0]
 
 
-def test_most_probable_tokens_have_their_text(asked: Edgekit, decoder: Decoder) -> None:
-    (found,) = rows(asked("Hello", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1).out)
+@pytest.mark.parametrize("prompt", ["Hello", "ж"], ids=["words", "a character of two tokens"])
+def test_most_probable_tokens_have_their_text(asked: Edgekit, decoder: Decoder, prompt: str) -> None:
+    options = ("--no-chat", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
+    (found,) = rows(asked(prompt, *options).out)
     texts = {one["id"]: one["text"] for one in found["tokens"][0]["top_logprobs"]}
 
     word = next(token for token in sorted(decoder.tokenizer.get_vocab()) if re.fullmatch("Ġ[a-z]+", token))
@@ -305,15 +307,27 @@ def test_an_interrupted_line_is_not_written(asked: Edgekit, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+# Says twenty tokens a second at most.
+SLOWLY = """
+import time
+from runtime import Stream
+from toolkit.cli import main
+original = Stream.__next__
+Stream.__next__ = lambda stream: (time.sleep(0.05), original(stream))[1]
+main()
+"""
+
+
 def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: Bundle) -> None:
-    """The answer fills no buffer, and would take much longer than its first piece."""
-    command = [sys.executable, "-m", "toolkit", "generate", str(decoder_bundle.path), "Hello"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    """The whole answer to this is as long as the context has room for, and would take a minute here."""
+    command = [sys.executable, "-c", SLOWLY, "generate", str(decoder_bundle.path), "b"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:
         first = os.read(process.stdout.fileno(), 1 << 16)
         process.stdout.close()
         errors = process.stderr.read()
 
-    assert 0 < len(first) < 1000
+    assert 0 < len(first) < 100
     assert (process.returncode, errors) == (141, b"")
 
 
