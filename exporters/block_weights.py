@@ -43,6 +43,8 @@ class BlockRecipe:
     rounding: Rounding = Rounding.IMPORTANCE
     output_bits: int = 4
     """Bits of the output matrix, and of the word vectors where they are the same."""
+    output_block: int | None = None
+    """Its block, None for that of all."""
 
     @property
     def form(self) -> BlockForm:
@@ -50,7 +52,7 @@ class BlockRecipe:
 
     @property
     def output_form(self) -> BlockForm:
-        return BlockForm(self.output_bits, self.block, self.symmetric)
+        return BlockForm(self.output_bits, self.output_block or self.block, self.symmetric)
 
 
 @dataclass(frozen=True)

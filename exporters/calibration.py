@@ -137,11 +137,22 @@ def open_session(model: ir.Model) -> ort.InferenceSession:
     """A session on a graph in memory; one whose weights are too large for that goes through a temporary file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    weights = [value.const_value for value in model.graph.initializers.values()]
-    if sum(weight.nbytes for weight in weights if weight is not None) < LARGEST_PROTOBUF:
+    if weights_size(model) < LARGEST_PROTOBUF:
         graph: bytes | str = ir.to_proto(model).SerializeToString()
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         graph = str(Path(folder) / "model.onnx")
-        ir.save(model, graph, external_data="model.onnx.data")
+        save_graph(model, Path(graph))
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def weights_size(model: ir.Model) -> int:
+    """Bytes of all constants of a graph."""
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    return sum(weight.nbytes for weight in weights if weight is not None)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph; weights that do not fit in the same file go into one beside it, with `.data` after its name."""
+    external = f"{path.name}.data" if weights_size(model) >= LARGEST_PROTOBUF else None
+    ir.save(model, path, external_data=external)

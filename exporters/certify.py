@@ -18,7 +18,7 @@ from exporters.probe import PairSet, TextSet, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
-from runtime.manifest import Activation, Certificate, Golden, Manifest, Precision, pack_vector
+from runtime.manifest import Activation, Certificate, Golden, GoldenAnswer, Manifest, Precision, pack_vector
 from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines, normalize, pool
 from runtime.ranking import kendall_tau
@@ -195,7 +195,11 @@ def golden_places(count: int) -> list[int]:
 
 
 def certificate_of(
-    probe: TextSet | PairSet, size: int, figures: dict[str, float], golden: tuple[Golden, ...]
+    probe: TextSet | PairSet,
+    size: int,
+    figures: dict[str, float],
+    golden: tuple[Golden, ...],
+    answers: tuple[GoldenAnswer, ...] = (),
 ) -> Certificate:
     return Certificate(
         reference=f"torch {torch.__version__}, transformers {transformers.__version__}, float32",
@@ -204,4 +208,5 @@ def certificate_of(
         probe_size=size,
         figures=figures,
         golden=golden,
+        answers=answers,
     )

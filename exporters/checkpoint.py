@@ -29,6 +29,8 @@ WANTED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
     "vocab.txt",
     "modules.json",
     "[0-9]*_*/config.json",
@@ -59,6 +61,8 @@ class Checkpoint:
     source: Source
     spec: ModelSpec | None
     """The entry of the catalog, for a model that has one."""
+    gguf: Path | None = None
+    """The GGUF file that the model comes in. Until it is unpacked, `folder` is that file's and `config` is empty."""
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the checkpoint, None when there is no such file."""
@@ -73,7 +77,8 @@ class Checkpoint:
     @property
     def weights_size(self) -> int:
         """Bytes of all weight files."""
-        return sum(path.stat().st_size for path in weight_files(self.folder))
+        files = [self.gguf] if self.gguf is not None else weight_files(self.folder)
+        return sum(path.stat().st_size for path in files)
 
 
 def is_wanted(name: str) -> bool:

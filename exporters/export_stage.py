@@ -7,30 +7,32 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-import onnx_ir as ir
-
 from exporters.architectures import check_architecture
-from exporters.calibration import Calibration
+from exporters.calibration import save_graph
 from exporters.checkpoint import Checkpoint
-from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import kind_of, lower_case, max_length
-from exporters.quantize import Recipe
-from exporters.recipes import Trials
+from exporters.gguf import unpacked
 from exporters.sources import Listener, Origin, find_checkpoint
 from exporters.tasks import task_of
 from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
+from runtime.encoder import articled
 from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, Quantization, TokenizerFacts
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts
 from runtime.version import __version__
 
-PRECISIONS = (Precision.FP32, Precision.INT8)
+PRECISIONS = {
+    Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
+    Kind.RERANKER: (Precision.FP32, Precision.INT8),
+    Kind.DECODER: (Precision.FP32, Precision.INT8, Precision.INT4, Precision.SOURCE),
+}
+"""What each kind is exported to."""
 LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -75,15 +77,17 @@ def export(
     kind: Kind | None = None,
     min_cosine: float | None = None,
     min_tau: float | None = None,
+    max_kl: float | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Make a bundle from a catalog name, a Hub id or a folder in Hugging Face layout.
+    """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
     one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. `kind` is what the model
     is for, by default what the catalog or its own files say. `min_cosine` is how close to PyTorch an embedder must come
     on every text of the probe set, `min_tau` how close a reranker must rank to it, as the mean of Kendall's tau over
-    the probe set's queries; for int8 the fastest recipe that does is searched.
+    the probe set's queries, `max_kl` how far a decoder's next token may be from it, as the mean KL divergence over the
+    probe set in nats; the fastest recipe of the precision that holds it is searched.
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
@@ -92,6 +96,8 @@ def export(
     for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
         if bar is not None and not 0 < bar < 1:
             raise InputError(f"`{name}` must lie between 0 and 1, not {bar}")
+    if max_kl is not None and not max_kl > 0:
+        raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     with stage(told, "find the checkpoint"):
@@ -104,28 +110,53 @@ def export(
             accept=check_architecture,
             listener=told,
         )
-    chosen = precision or (checkpoint.spec.precision if checkpoint.spec is not None else Precision.INT8)
     found = kind_of(checkpoint, kind)
-    bar = checked_bar(found, min_cosine, min_tau)
-    if chosen not in PRECISIONS:
-        raise InputError(
-            f"{found.value}s are not exported to `{chosen.value}`",
-            hint=f"choose one of {', '.join(f'`{known.value}`' for known in PRECISIONS)}",
-        )
+    chosen = precision or default_precision(checkpoint, found)
+    bar = checked_bar(found, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
+    check_precision(checkpoint, found, chosen)
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:
+        if checkpoint.gguf is not None:
+            with stage(told, "unpack the GGUF file"):
+                checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
         bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
         return Exported(bundle, checkpoint.weights_size)
 
 
-def checked_bar(kind: Kind, min_cosine: float | None, min_tau: float | None) -> float | None:
+BARS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
+"""What says how close to PyTorch a bundle must come."""
+
+
+def checked_bar(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
     """The bar for this kind; raises InputError when the one for another kind is given."""
-    if kind is Kind.EMBEDDER and min_tau is not None:
-        raise InputError("`min_tau` is for rerankers, and this is an embedder", hint="use `--min-cosine`")
-    if kind is Kind.RERANKER and min_cosine is not None:
-        raise InputError("`min_cosine` is for embedders, and this is a reranker", hint="use `--min-tau`")
-    return min_cosine if kind is Kind.EMBEDDER else min_tau
+    for other, bar in given.items():
+        if bar is not None and other is not kind:
+            raise InputError(
+                f"`{BARS[other]}` is for {other.value}s, and this is {articled(kind)}",
+                hint=f"use `--{BARS[kind].replace('_', '-')}`",
+            )
+    return given[kind]
+
+
+def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
+    """What the catalog says, else the smallest that holds what a model of this kind is for."""
+    if checkpoint.spec is not None:
+        return checkpoint.spec.precision
+    return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+
+
+def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
+    """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
+    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.gguf is not None]
+    choices = ", ".join(f"`{one.value}`" for one in known)
+    if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
+        raise InputError(
+            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` comes in none",
+            hint=f"choose one of {choices}",
+        )
+    if precision not in known:
+        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
 
 
 def build(
@@ -142,21 +173,21 @@ def build(
     copy_tokenizer(checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with stage(told, "load the weights"):
-        model = load_model(checkpoint, kind)
+        model = task.load()
     with stage(told, "trace with Optimum"):
-        graph = trace(model, writer.scratch, kind)
-        rebuild(graph, checkpoint, manifest)
+        graph = task.graph(model, writer.scratch, manifest)
     manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
     with stage(told, "run the probe set with PyTorch"):
         expected = task.reference(model, manifest)
-    if precision is Precision.INT8:
-        with stage(told, "quantize to int8"):
-            bundle = Bundle(writer.folder, manifest)
-            trials = Trials(graph, Calibration(graph, task.calibration_feeds(bundle)), task, bundle)
-            recipe = trials.find(bar, expected) if bar is not None else trials.default
-            graph = trials.quantized(recipe)
-        manifest = dataclasses.replace(manifest, quantization=quantization_of(recipe, trials.products))
-    ir.save(graph, writer.folder / GRAPH)
+    # A decoder's weights are most of what this process holds, and nothing needs them in PyTorch any more.
+    del model
+    if precision is Precision.SOURCE:
+        with stage(told, "keep the blocks of the file"):
+            graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
+    elif precision is not Precision.FP32:
+        with stage(told, f"quantize to {precision.value}"):
+            graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
+    save_graph(graph, writer.folder / GRAPH)
     with stage(told, "certify against PyTorch"):
         certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
     with stage(told, "write the bundle"):
@@ -180,11 +211,6 @@ def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, pro
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
     )
-
-
-def quantization_of(recipe: Recipe, products: int) -> Quantization:
-    """The recipe as the manifest tells it."""
-    return Quantization(products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token)
 
 
 def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporters.architectures import is_classifier
+from exporters.architectures import answers_in_words, is_classifier
 from exporters.checkpoint import Checkpoint
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind, Pooling
@@ -21,14 +21,23 @@ POOLING_KEYS = {
 
 def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
     """What a model is for: what the user or the catalog says, else what its own files do."""
+    if checkpoint.gguf is not None and asked not in (None, Kind.DECODER):
+        raise UnsupportedModelError(f"`{checkpoint.gguf.name}` is a GGUF file, of which edgekit exports decoders only")
     if asked is not None:
         return asked
+    if checkpoint.gguf is not None:
+        return Kind.DECODER
     if checkpoint.spec is not None:
         return checkpoint.spec.kind
     modules = str(checkpoint.read_json("modules.json"))
     if "Pooling" in modules:
         return Kind.EMBEDDER
-    return Kind.RERANKER if "LogitScore" in modules or is_classifier(checkpoint.config) else Kind.EMBEDDER
+    if "LogitScore" in modules or is_classifier(checkpoint.config):
+        return Kind.RERANKER
+    kinds = checkpoint.architecture.kinds
+    only_decodes = kinds == (Kind.DECODER,)
+    decodes = only_decodes or (Kind.DECODER in kinds and answers_in_words(checkpoint.config))
+    return Kind.DECODER if decodes else Kind.EMBEDDER
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ a model without it would be another one. Tokenizer, special tokens and chat temp
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from safetensors.torch import save_file
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
+from exporters.architectures import check_architecture
 from exporters.block_weights import StoredMatrix
-from exporters.checkpoint import WEIGHTS
+from exporters.checkpoint import WEIGHTS, Checkpoint, read_json
 from exporters.gguf_tokenizer import CONTROL, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.stored_blocks import BLOCK_READERS
 from runtime.errors import CheckpointError, NotFoundError, UnsupportedModelError
@@ -223,6 +225,18 @@ def ends_of(vocabulary: Vocabulary, fields: Mapping[str, Any]) -> tuple[int, ...
     if beyond:
         raise CheckpointError(f"`{vocabulary.name}` has {len(places)} tokens, and ends texts with number {beyond[0]}")
     return tuple(found)
+
+
+def unpacked(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """A checkpoint that comes in a GGUF file, with its files in Hugging Face layout in `folder`."""
+    if checkpoint.gguf is None:
+        raise ValueError(f"`{checkpoint.name}` comes in no GGUF file")
+    file = open_gguf(checkpoint.gguf)
+    write_checkpoint(file, folder)
+    config = read_json(folder / "config.json")
+    check_architecture(checkpoint.name, config)
+    source = dataclasses.replace(checkpoint.source, licence=checkpoint.source.licence or file.licence)
+    return dataclasses.replace(checkpoint, folder=folder, config=config, source=source)
 
 
 def write_checkpoint(file: GgufFile, folder: Path) -> None:

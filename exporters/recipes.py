@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import ClassVar, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
 from exporters.first_token import path_of_first_tokens
 from exporters.graph import tidy
 from exporters.nodes import linears
 from exporters.quantize import Recipe, quantize_encoder
-from exporters.tasks import Outputs, Task
 from runtime.bundle import GRAPH, Bundle
 from runtime.errors import EdgekitError
+
+Outputs = NDArray[np.float32]
 
 PLAIN = (Recipe(), Recipe(per_token=True))
 """One scale for all tokens after layer norms and attentions, then a scale for each token."""
@@ -22,6 +26,22 @@ PRECISE = Recipe(smoothing=0.7, precise_first_token=True)
 """Less smoothing than where all tokens are in 8 bits: in 16, outliers do no harm."""
 OF_FIRST_TOKENS = (Recipe(), PRECISE, replace(PRECISE, per_token=True))
 """For classifiers whose head reads first tokens: how these are computed decides most of the error."""
+
+
+class Measured(Protocol):
+    """What a recipe for one kind of model is judged by."""
+
+    measure: ClassVar[str]
+    """What agreement is measured in, as it stands in messages."""
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        """How alike outputs for the probe set are, 1 at best."""
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        """How far outputs are from exact ones."""
 
 
 def find_recipe(
@@ -73,7 +93,7 @@ def find_recipe(
 class Trials:
     """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
 
-    def __init__(self, graph: ir.Model, calibration: Calibration, task: Task, bundle: Bundle) -> None:
+    def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: Bundle) -> None:
         """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
         self.proto = ir.to_proto(graph)
         self.calibration = calibration

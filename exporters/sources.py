@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from huggingface_hub import constants
 
-from exporters.architectures import is_classifier
+from exporters.architectures import answers_in_words, is_classifier
 from exporters.catalog import ModelSpec, find_model
 from exporters.checkpoint import (
     WEIGHTS,
@@ -27,8 +28,11 @@ from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download
 from exporters.hub.failures import offline_failure
 from exporters.wheel import compare_sha256, fetch_checkpoint
-from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError, UnsupportedModelError
-from runtime.manifest import Kind, Source
+from runtime.bundle import sha256_of
+from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
+from runtime.manifest import Source
+
+GGUF = ".gguf"
 
 
 class Origin(str, Enum):
@@ -37,6 +41,8 @@ class Origin(str, Enum):
     HUB = "hub"
     FOLDER = "folder"
     WHEEL = "wheel"
+    FILE = "file"
+    """In the format GGUF."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +73,22 @@ def find_checkpoint(
     accept: Accept = accept_any,
     listener: Listener | None = None,
 ) -> Checkpoint:
-    """Bring the checkpoint that `source` names to local disk: a folder, a catalog name or a Hub id.
+    """Bring the checkpoint that `source` names to local disk: a folder, a GGUF file, a catalog name or a Hub id.
 
     A catalog name is taken from the Hub unless `origin` says otherwise; `offline` uses what was downloaded before.
     `accept` is asked as soon as the config is there, before the weights are downloaded.
     """
     folder = Path(source)
-    if revision is not None and (origin in (Origin.FOLDER, Origin.WHEEL) or (origin is None and folder.is_dir())):
+    here = folder.exists() or source.endswith(GGUF)
+    if revision is not None and (origin not in (None, Origin.HUB) or (origin is None and here)):
         raise InputError(f"`{source}` is not taken from the Hub, so it has no revision", hint="leave out `--revision`")
     if origin in (None, Origin.FOLDER) and folder.is_dir():
         return open_folder(folder, source, accept)
+    if origin is Origin.FILE or (origin is None and here):
+        return open_file(folder, source)
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
     request = hub_request(source, revision)
-    if request.spec is not None and request.spec.kind is Kind.DECODER:
-        raise UnsupportedModelError(
-            f"`{request.spec.name}` is a decoder, and this edgekit exports embedders and rerankers only"
-        )
     if origin is Origin.WHEEL:
         return open_wheel(request, accept, offline=offline)
     if offline or constants.HF_HUB_OFFLINE:
@@ -108,6 +113,20 @@ def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
     return open_checkpoint(folder, name, source, accept=accept)
 
 
+def open_file(path: Path, requested: str) -> Checkpoint:
+    """A GGUF file, not yet unpacked."""
+    source = Source(Origin.FILE.value, requested, path.name, None, None, None, None, {})
+    return packed(path, path.name.removesuffix(GGUF), source)
+
+
+def packed(path: Path, name: str, source: Source, spec: ModelSpec | None = None) -> Checkpoint:
+    """A checkpoint that lies in a GGUF file; raises NotFoundError when there is none."""
+    if not path.is_file():
+        raise NotFoundError(f"there is no file `{path}`")
+    source = dataclasses.replace(source, files={path.name: sha256_of(path)})
+    return Checkpoint(name, path.parent, {}, source, spec, path)
+
+
 def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpoint:
     spec = request.spec
     if spec is None or spec.wheel is None:
@@ -116,6 +135,9 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
     source = Source(
         Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.licence, spec.gated, None, {}
     )
+    file = next((name for name in spec.files if name.endswith(GGUF)), None)
+    if file is not None:
+        return packed(folder / file, spec.name, source, spec)
     return open_checkpoint(folder, spec.name, source, spec=spec, accept=accept)
 
 
@@ -164,7 +186,8 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
         )
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    needed = ("tokenizer.json",) if is_classifier(config) else ("tokenizer.json", "modules.json")
+    alone = is_classifier(config) or answers_in_words(config)
+    needed = ("tokenizer.json",) if alone else ("tokenizer.json", "modules.json")
     missing = [name for name in needed if not (folder / name).exists()]
     if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS_INDEX).exists():
         missing.append(WEIGHTS)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.calibration import Calibration
 from exporters.certify import (
     agreement_of,
     certify_embedder,
@@ -19,16 +21,19 @@ from exporters.certify import (
     reference_vectors,
 )
 from exporters.checkpoint import Checkpoint
+from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
+from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import embedder_facts
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
+from exporters.recipes import Outputs, Trials
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
 from runtime.errors import UnsupportedModelError
-from runtime.manifest import Certificate, Kind, Manifest
+from runtime.manifest import Certificate, Kind, Manifest, Quantization
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -38,44 +43,86 @@ SAMPLE = 48
 """Calibration texts on which a single product's share in the error is measured."""
 
 Feeds = Mapping[str, NDArray[np.int64]]
-Outputs = NDArray[np.float32]
+Expected = TypeVar("Expected")
+"""What PyTorch gives for the probe set."""
 
 
-class Task(Protocol):
+class Task(Protocol[Expected]):
     """Exporting one kind of model."""
-
-    measure: ClassVar[str]
-    """What agreement is measured in, as it stands in messages."""
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         """The manifest with what is told of this kind; files that the runtime needs for it go into `folder`."""
 
-    def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
-        """The graph's inputs for the calibration texts."""
+    def load(self) -> Any:
+        """The PyTorch model in float32."""
 
-    def reference(self, model: Any, manifest: Manifest) -> Outputs:
-        """What PyTorch gives for the probe set: (texts, numbers)."""
+    def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
+        """The model's graph in float32, rebuilt for speed; files on the way go into `scratch`."""
 
-    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
-        """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
+    def reference(self, model: Any, manifest: Manifest) -> Expected:
+        """What PyTorch gives for the probe set."""
 
-    def agreement(self, found: Outputs, expected: Outputs) -> float:
-        """How alike outputs for the probe set are, 1 at best."""
+    def quantized(
+        self, graph: ir.Model, bundle: Bundle, expected: Expected, bar: float | None
+    ) -> tuple[ir.Model, Manifest]:
+        """The graph in the bundle's precision, and the manifest with how that was done.
 
-    def damage(self, found: Outputs, exact: Outputs) -> float:
-        """How far outputs are from exact ones."""
+        `bundle` is the one being made: its folder takes what is tried. Raises EdgekitError when nothing reaches `bar`.
+        """
 
-    def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
+    def certify(self, bundle: Bundle, expected: Expected, bar: float | None) -> Certificate:
         """Compare a bundle with the reference; raises EdgekitError when they agree less than `bar`."""
 
 
-class EmbedderTask:
-    """Token vectors, pooled to the vector of a text; agreement is the lowest cosine."""
+class EncoderTask:
+    """What embedders and rerankers have in common: int8 by the fastest recipe that holds the bar."""
 
-    measure: ClassVar[str] = "cosine"
+    kind: ClassVar[Kind]
+    measure: ClassVar[str]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+
+    def load(self) -> Any:
+        return load_model(self.checkpoint, self.kind)
+
+    def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
+        graph = trace(model, scratch, self.kind)
+        rebuild(graph, self.checkpoint, manifest)
+        return graph
+
+    def quantized(
+        self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
+    ) -> tuple[ir.Model, Manifest]:
+        trials = Trials(graph, Calibration(graph, self.calibration_feeds(bundle)), self, bundle)
+        recipe = trials.find(bar, expected) if bar is not None else trials.default
+        told = Quantization(
+            trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token
+        )
+        return trials.quantized(recipe), dataclasses.replace(bundle.manifest, quantization=told)
+
+    def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
+        """The graph's inputs for the calibration texts."""
+        raise NotImplementedError
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        raise NotImplementedError
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        raise NotImplementedError
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        raise NotImplementedError
+
+
+class EmbedderTask(EncoderTask):
+    """Token vectors, pooled to the vector of a text; agreement is the lowest cosine."""
+
+    kind: ClassVar[Kind] = Kind.EMBEDDER
+    measure: ClassVar[str] = "cosine"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
         self.facts = embedder_facts(checkpoint)
         self.layers = dense_layers(checkpoint, self.facts.dimension)
 
@@ -109,13 +156,14 @@ class EmbedderTask:
         return certify_embedder(Embedder(bundle), expected, min_cosine=bar)
 
 
-class RerankerTask:
+class RerankerTask(EncoderTask):
     """Logits of pairs, which rank documents; agreement is the mean of Kendall's tau over queries."""
 
+    kind: ClassVar[Kind] = Kind.RERANKER
     measure: ClassVar[str] = "Kendall's tau"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+        super().__init__(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
         self.facts = reranker_facts(checkpoint, self.tokenizer)
 
@@ -147,12 +195,17 @@ class RerankerTask:
         return certify_reranker(Reranker(bundle), expected, min_tau=bar)
 
 
-def task_of(checkpoint: Checkpoint, kind: Kind) -> Task:
+def task_of(checkpoint: Checkpoint, kind: Kind) -> Task[Any]:
     """How a checkpoint is exported as `kind`; raises UnsupportedModelError where edgekit does not know that."""
     if kind not in checkpoint.architecture.kinds:
         known = " and ".join(f"{known.value}s" for known in checkpoint.architecture.kinds)
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` is a {kind.value} of the architecture `{checkpoint.architecture.name}`, of which "
+            f"`{checkpoint.name}` is {articled(kind)} of the architecture `{checkpoint.architecture.name}`, of which "
             f"edgekit exports {known} only"
         )
-    return RerankerTask(checkpoint) if kind is Kind.RERANKER else EmbedderTask(checkpoint)
+    tasks: dict[Kind, Callable[[Checkpoint], Task[Any]]] = {
+        Kind.EMBEDDER: EmbedderTask,
+        Kind.RERANKER: RerankerTask,
+        Kind.DECODER: DecoderTask,
+    }
+    return tasks[kind](checkpoint)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import SupportsIndex
 
+from tokenizers import Tokenizer
+
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
-from runtime.cores import find_cores
+from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.forward import Forward, input_names
 from runtime.kv_cache import KVCache
-from runtime.manifest import GenerationDefaults, Kind
+from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from runtime.sampler import Sampling
 from runtime.saved_cache import load_cache, save_cache
-from runtime.session import shared_session
+from runtime.session import onnxruntime_version, shared_session
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
@@ -25,6 +28,22 @@ from runtime.tokenizer import checked_text, open_tokenizer
 
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
+
+
+@dataclass(frozen=True)
+class DecoderPlan:
+    """What a decoder runs with on this machine."""
+
+    threads: int
+    """That work on each token."""
+    cores: Cores
+    context: int
+    """The most tokens of a prompt and its answer."""
+    fits: int
+    """For how many of them there is memory now."""
+    provider: Provider
+    onnxruntime: str
+    """Its version."""
 
 
 class Decoder:
@@ -76,7 +95,8 @@ class Decoder:
                 f"{self.facts.layers} layers are known"
             )
         self.context = self.facts.context_length if context is None else context
-        self.threads = threads or find_cores().usable
+        self.cores = find_cores()
+        self.threads = threads or self.cores.usable
         self.tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
         self.tokenizer.no_truncation()
         self.vocabulary = Vocabulary(self.tokenizer)
@@ -84,6 +104,12 @@ class Decoder:
         self.session = shared_session(
             self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs, threads=self.threads
         )
+
+    @property
+    def plan(self) -> DecoderPlan:
+        """What runs here, and with how much of the machine."""
+        fits = self.new_cache().largest_that_fits()
+        return DecoderPlan(self.threads, self.cores, self.context, fits, self.session.provider, onnxruntime_version())
 
     def generate(
         self,
@@ -189,13 +215,11 @@ class Decoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a raw text, after the token that begins one where the model wants that."""
-        ids = self.encode_exactly(checked_text(text, "the prompt"))
-        begins = [self.facts.bos_id] if self.facts.add_bos and self.facts.bos_id is not None else []
-        return ids if ids[:1] == begins else [*begins, *ids]
+        return encode_text(self.tokenizer, self.facts, checked_text(text, "the prompt"))
 
     def encode_exactly(self, text: str) -> list[int]:
         """The ids of a text that writes its special tokens itself, as chat templates do."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return encode_exactly(self.tokenizer, text)
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
@@ -240,6 +264,18 @@ class Decoder:
         if cache.facts != self.facts:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
+
+
+def encode_text(tokenizer: Tokenizer, facts: DecoderFacts, text: str) -> list[int]:
+    """The ids of a raw text, after the token that begins one where the model wants that."""
+    ids = encode_exactly(tokenizer, text)
+    begins = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
+    return ids if ids[:1] == begins else [*begins, *ids]
+
+
+def encode_exactly(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that writes its special tokens itself."""
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def checked_id(id_: object, place: int) -> int:

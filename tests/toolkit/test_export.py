@@ -34,7 +34,8 @@ def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: 
         ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
         (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
-        (["mistral-7b-instruct-v0.1"], 10, "is a decoder, and this edgekit exports embedders and rerankers only"),
+        (["mistral-7b-instruct-v0.1"], 6, "error: offline mode is switched on by `HF_HUB_OFFLINE`"),
+        (["nothing.gguf"], 5, "error: there is no file `nothing.gguf`"),
         (["all-MiniLM-L6-v2", "--provider", "cuda"], 2, "graphs for `cuda` are not made yet, only for `cpu`"),
         (
             ["all-MiniLM-L6-v2", "--from", "wheel", "--precision", "int4"],

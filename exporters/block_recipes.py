@@ -1,0 +1,46 @@
+"""The fastest way to put a decoder's matrices in blocks that holds a divergence, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from exporters.block_rounding import Rounding
+from exporters.block_weights import BlockRecipe
+from runtime.errors import EdgekitError
+from runtime.manifest import Precision
+
+RECIPES = {
+    Precision.INT4: (
+        BlockRecipe(block=64, output_block=32),
+        BlockRecipe(block=32),
+        BlockRecipe(block=32, output_bits=8),
+        BlockRecipe(block=32, rounding=Rounding.GPTQ, output_bits=8),
+    ),
+    Precision.INT8: (
+        BlockRecipe(bits=8, block=64, rounding=Rounding.NEAREST, output_bits=8),
+        BlockRecipe(bits=8, block=32, rounding=Rounding.NEAREST, output_bits=8),
+    ),
+}
+"""In the order of their speed; the first is the one that is taken where nothing is asked for.
+
+The output matrix decides between tokens: its smaller blocks bring SmolLM2's divergence from 0.276 to 0.253, and that of
+all matrices to 0.206, where plain rounding in blocks of 32 has 0.431. With 8 bits, rounding by importance is no closer
+to PyTorch than to the nearest level.
+"""
+
+
+def find_block_recipe(
+    recipes: Sequence[BlockRecipe], divergence: Callable[[BlockRecipe], float], *, max_kl: float, precision: Precision
+) -> BlockRecipe:
+    """The first recipe with a divergence of at most `max_kl` from PyTorch; raises EdgekitError when none has."""
+    best = float("inf")
+    for recipe in recipes:
+        found = divergence(recipe)
+        if found <= max_kl:
+            return recipe
+        best = min(best, found)
+    finer = "`--precision int8`" if precision is Precision.INT4 else "`--precision fp32`"
+    raise EdgekitError(
+        f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: it is {best:.5f} at best",
+        hint=f"no bundle was written; ask for less, or use {finer}",
+    )

@@ -1,0 +1,203 @@
+"""A decoder's bundle against PyTorch: the probabilities of the next token, and the text that the best of them make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exporters.certify import certificate_of
+from exporters.probe import probe_texts
+from runtime.decoder import Decoder
+from runtime.errors import EdgekitError
+from runtime.forward import Forward
+from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
+from runtime.replay import greedy
+
+WINDOW = 512
+"""Tokens of the probe set that are read at once, each window on its own."""
+LARGEST_REFERENCE = 2**27
+"""Logits that are held to compare with: half a gigabyte."""
+MOST_TOKENS = 2048
+GOLDEN_PROMPT = 24
+GOLDEN_TOKENS = 64
+LARGEST_KL = {Precision.FP32: 1e-5, Precision.INT8: 0.1, Precision.INT4: 1.0, Precision.SOURCE: 0.1}
+"""Of the probe set, in nats a token: above it, an export is not what it claims to be, and no bundle is written."""
+LOWEST_TOP = 0.998
+"""The same for how often PyTorch's most probable token is a float32 bundle's too."""
+
+
+@dataclass(frozen=True)
+class DecoderReference:
+    """What PyTorch gives for the probe set."""
+
+    windows: tuple[tuple[int, ...], ...]
+    """The ids of the probe set's texts, cut in windows."""
+    logprobs: tuple[NDArray[np.float32], ...]
+    """Of each window, the logarithms of the probabilities of the next token: (tokens, vocabulary)."""
+    text: str
+    prompt: tuple[int, ...]
+    """What is continued, and its ids."""
+    answer: tuple[int, ...]
+    """The ids that PyTorch continues it with."""
+
+
+@dataclass(frozen=True)
+class DecoderAgreement:
+    """How alike the next token's probabilities are."""
+
+    kl: float
+    """Kullback-Leibler divergence from PyTorch's, the mean over the tokens, in nats."""
+    kl_max: float
+    """That of the token at which it is largest."""
+    top: float
+    """How often the most probable token is the same."""
+    perplexity: float
+    perplexity_ratio: float
+    """To PyTorch's: 1 where the bundle expects the text as much."""
+
+
+def reference_decoder(model: Any, tokenizer: Any, facts: DecoderFacts) -> DecoderReference:
+    """Read the probe set with PyTorch, and continue a text; `tokenizer` is transformers' own."""
+    windows = probe_windows(tokenizer, facts)
+    text, prompt = golden_prompt(tokenizer, facts)
+    return DecoderReference(
+        tuple(windows),
+        tuple(logprobs_of(logits_of(model, window)) for window in windows),
+        text,
+        tuple(prompt),
+        tuple(continued(model, prompt, min(GOLDEN_TOKENS, facts.context_length - len(prompt)))),
+    )
+
+
+def probe_windows(tokenizer: Any, facts: DecoderFacts) -> list[tuple[int, ...]]:
+    """The probe set as one text, cut in windows that the model can read and that fit in memory."""
+    ids = tokenizer("\n".join(probe_texts().texts))["input_ids"]
+    width = min(WINDOW, facts.context_length)
+    most = min(len(ids), MOST_TOKENS, max(width, LARGEST_REFERENCE // facts.vocabulary))
+    windows = [tuple(ids[start : min(start + width, most)]) for start in range(0, most, width)]
+    return [window for window in windows if len(window) > 1]
+
+
+def golden_prompt(tokenizer: Any, facts: DecoderFacts) -> tuple[str, list[int]]:
+    """The beginning of a probe text that is short enough to be continued, and its ids."""
+    words = probe_texts().texts[0].split()
+    most = min(GOLDEN_PROMPT, facts.context_length // 2)
+    for count in range(min(len(words), most), 0, -1):
+        text = " ".join(words[:count])
+        ids: list[int] = tokenizer(text)["input_ids"]
+        if len(ids) <= most:
+            return text, ids
+    raise EdgekitError(f"a context of {facts.context_length} tokens has no room for a word and what follows it")
+
+
+def logits_of(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+    return logits
+
+
+def continued(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens that PyTorch finds most probable, one after another."""
+    # Not by transformers' `generate`, which follows the checkpoint's own settings.
+    found: list[int] = []
+    ids, past = torch.tensor([list(prompt)]), None
+    with torch.inference_mode():
+        while len(found) < count:
+            outputs = model(ids, past_key_values=past, use_cache=True)
+            past = outputs.past_key_values
+            found.append(int(outputs.logits[0, -1].argmax()))
+            ids = torch.tensor([[found[-1]]])
+    return found
+
+
+def logprobs_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (tokens, vocabulary) as the logarithms of probabilities, written over them."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    # Row by row, since all of them in float64 would take twice as much again.
+    for place, row in enumerate(logits):
+        logits[place] -= np.log(np.exp(row, dtype=np.float64).sum())
+    return logits
+
+
+def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Iterable[NDArray[np.float32]]:
+    """What a bundle gives where `reference_decoder` has `logprobs`; each is written over by the next."""
+    cache = decoder.new_cache()
+    for window in windows:
+        cache.rewind(0)
+        yield logprobs_of(Forward(decoder.session, cache).run(window, len(window)))
+
+
+def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:
+    """Compare a bundle with PyTorch on the probe set."""
+    divergences, same, surprises, expected_surprises = [], [], [], []
+    found = bundle_logprobs(decoder, reference.windows)
+    for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
+        for row, other in zip(expected, here, strict=True):
+            divergences.append(float(np.exp(row, dtype=np.float64) @ (row.astype(np.float64) - other)))
+            same.append(int(row.argmax()) == int(other.argmax()))
+        places = np.arange(len(window) - 1), np.array(window[1:])
+        surprises.append(-here[places])
+        expected_surprises.append(-expected[places])
+    surprise, expected_surprise = (
+        float(np.concatenate(rows).mean(dtype=np.float64)) for rows in (surprises, expected_surprises)
+    )
+    return DecoderAgreement(
+        # Never negative but by what float32 rounds away.
+        kl=max(0.0, float(np.mean(divergences))),
+        kl_max=float(np.max(divergences)),
+        top=float(np.mean(same)),
+        perplexity=float(np.exp(surprise)),
+        perplexity_ratio=float(np.exp(surprise - expected_surprise)),
+    )
+
+
+def certify_decoder(decoder: Decoder, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
+    """Compare a bundle with its reference.
+
+    Raises EdgekitError where it is further from it than `max_kl`, or so far that something must be wrong.
+    """
+    manifest = decoder.bundle.manifest
+    found = agreement_with(decoder, reference)
+    largest = min(LARGEST_KL[manifest.precision], max_kl or np.inf)
+    # Written so that NaN fails too.
+    if not found.kl <= largest:
+        raise EdgekitError(
+            f"the exported `{manifest.name}` does not predict as PyTorch does: KL divergence {found.kl:.5f} on "
+            f"average over the probe set, and {manifest.precision.value} must stay within {largest:g}",
+            hint=hint_of(manifest.precision),
+        )
+    if manifest.precision is Precision.FP32 and not found.top >= LOWEST_TOP:
+        raise EdgekitError(
+            f"the exported `{manifest.name}` does not predict as PyTorch does: its most probable token is PyTorch's "
+            f"for {found.top:.2%} of the probe set, and fp32 must reach {LOWEST_TOP:.1%}",
+            hint=hint_of(manifest.precision),
+        )
+    answer = tuple(greedy(decoder, reference.prompt, len(reference.answer)))
+    golden = GoldenAnswer(reference.text, reference.prompt, reference.answer, answer)
+    figures = {
+        "kl_mean": found.kl,
+        "kl_max": found.kl_max,
+        "top1_agreement": found.top,
+        "perplexity": found.perplexity,
+        "perplexity_ratio": found.perplexity_ratio,
+        "greedy_tokens_equal": float(common(answer, reference.answer)),
+    }
+    tokens = sum(map(len, reference.windows))
+    return certificate_of(probe_texts(), tokens, figures, (), (golden,))
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two answers have in common before they part."""
+    count = min(len(first), len(second))
+    return next((place for place in range(count) if first[place] != second[place]), count)
+
+
+def hint_of(precision: Precision) -> str:
+    finer = {Precision.INT4: "`--precision int8` or `fp32`", Precision.INT8: "`--precision fp32`"}
+    finer[Precision.SOURCE] = "`--precision int8` or `fp32`"
+    return f"no bundle was written; try {finer[precision]}" if precision in finer else "no bundle was written"

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import processors
+
+from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
+from exporters.pytorch_model import load_tokenizer
+from runtime import CheckpointError, UnsupportedModelError
+from runtime.manifest import DecoderFacts, GenerationDefaults
+from runtime.tokenizer import open_tokenizer
+from tests.decoders import CHATML
+from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
+from tests.exporters.decoders import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "tiny")
+
+
+def facts_of(folder: Path) -> DecoderFacts:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = decoder_facts(checkpoint, tokenizer)
+    check_tokens(checkpoint.name, tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
+    return facts
+
+
+def test_what_a_checkpoint_says(folder: Path) -> None:
+    facts = facts_of(folder)
+
+    assert (facts.context_length, facts.sliding_window) == (512, None)
+    assert (facts.layers, facts.kv_heads, facts.head_size, facts.vocabulary) == (2, 2, 16, 320)
+    assert (facts.bos_id, facts.add_bos, facts.eos_ids) == (0, False, (2,))
+    assert facts.chat is not None
+    assert facts.chat.template == CHATML
+    assert facts.chat.tokens == {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    assert facts.generation == GenerationDefaults()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [7, 5]}, 9, (7, 5, 0, 2)),
+        ({"eos_token_id": 7}, 9, (7, 0, 2)),
+        ({}, [9, 2], (9, 2, 0)),
+        (None, 9, (9, 0, 2)),
+        ({}, None, (0, 2)),
+    ],
+)
+def test_what_ends_an_answer(folder: Path, generation: dict | None, config: object, expected: tuple[int, ...]) -> None:
+    """What is stated first, then the tokenizer's end, 0 here, then what the template writes after an answer."""
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        write_json(folder / "generation_config.json", generation)
+    change_json(folder / "config.json", eos_token_id=config)
+    change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+
+    assert facts_of(folder).eos_ids == expected
+
+
+def test_a_template_that_ends_answers_with_words_adds_no_end(folder: Path) -> None:
+    change_json(
+        folder / "tokenizer_config.json", chat_template="{% for m in messages %}{{ m['content'] }} over{% endfor %}"
+    )
+
+    assert facts_of(folder).eos_ids == (2,)
+
+
+def test_an_end_that_is_no_token(folder: Path) -> None:
+    write_json(folder / "generation_config.json", {"eos_token_id": ["</s>"]})
+
+    with pytest.raises(CheckpointError, match=r"`eos_token_id` of `tiny` must be ids of tokens, not `</s>`"):
+        facts_of(folder)
+
+
+def test_the_template_may_lie_in_a_file_of_its_own(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", chat_template=None)
+    assert facts_of(folder).chat is None
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+
+    chat = facts_of(folder).chat
+
+    assert chat is not None
+    assert chat.template == "{{ messages[0]['content'] }}"
+
+
+def test_of_several_templates_the_default_one(folder: Path) -> None:
+    templates = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "{{ tools }}"}]
+    change_json(folder / "tokenizer_config.json", chat_template=templates)
+
+    chat = facts_of(folder).chat
+
+    assert chat is not None
+    assert chat.template == CHATML
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, GenerationDefaults()),
+        ({"repetition_penalty": 1.1}, GenerationDefaults(repetition_penalty=1.1)),
+        ({"do_sample": True}, GenerationDefaults(temperature=1.0)),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05},
+            GenerationDefaults(0.6, 20, 0.95, 0.0, 1.05),
+        ),
+    ],
+)
+def test_how_the_publisher_chooses_tokens(folder: Path, stated: dict, expected: GenerationDefaults) -> None:
+    write_json(folder / "generation_config.json", stated)
+
+    assert facts_of(folder).generation == expected
+
+
+def test_a_generation_config_that_is_none(folder: Path) -> None:
+    write_json(folder / "generation_config.json", [1])
+
+    with pytest.raises(CheckpointError, match=r"`.*generation_config.json` must be an object"):
+        facts_of(folder)
+
+
+def test_a_tokenizer_that_begins_texts(folder: Path) -> None:
+    """As Llama's and Mistral's do; `facts_of` compares the ids of 64 texts with those of transformers."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    facts = facts_of(folder)
+
+    assert (facts.bos_id, facts.add_bos) == (0, True)
+
+
+def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        facts_of(folder)
+    assert caught.value.exit_code == 10
+    assert caught.value.message.startswith(
+        "the tokenizer of `tiny` makes tokens of a text in a way that edgekit does not know: ["
+    )
+
+
+def test_a_conversation_of_other_tokens_is_refused(folder: Path) -> None:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = decoder_facts(checkpoint, tokenizer)
+    assert facts.chat is not None
+    other = dataclasses.replace(facts.chat, tokens={"bos_token": "<|im_start|>"})
+    template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    facts = dataclasses.replace(facts, chat=dataclasses.replace(other, template=template))
+
+    with pytest.raises(UnsupportedModelError, match="makes tokens of a conversation in a way that edgekit does not"):
+        check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
+
+
+def test_more_tokens_than_the_model_knows(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", vocab_size=200)
+
+    with pytest.raises(CheckpointError, match=r"the tokenizer of `tiny` has \d+ tokens, and its model knows 200"):
+        facts_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [("llama", None), ("mistral", 32), ("qwen2", None), ("gemma2", None), ("phi3", 100), ("smollm3", None)],
+)
+def test_how_far_back_attention_reaches(family: str, expected: int | None) -> None:
+    assert sliding_window(tiny_config(family)) == expected
+
+
+def test_a_window_in_every_layer_and_one_that_is_switched_off() -> None:
+    layers = {"layer_types": ["sliding_attention"] * 2}
+    assert sliding_window(tiny_config("gemma2", **layers)) == 40
+    assert sliding_window(tiny_config("qwen2", use_sliding_window=False, **layers)) is None
