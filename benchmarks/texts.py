@@ -77,6 +77,13 @@ def queries(count: int) -> list[str]:
     return sample(Random(SEED), [text for text in unique(beginnings) if len(text.split()) == QUERY_WORDS], count)
 
 
+def searches(count: int, documents: int, *, words: int) -> list[tuple[str, list[str]]]:
+    """Queries, each with as many documents of at most `words` words, the same for the same counts."""
+    choose = Random(SEED)
+    passages = held_out_passages(words)
+    return [(query, sample(choose, passages, documents)) for query in queries(count)]
+
+
 def judged_texts() -> JudgedTexts:
     """Lee's 50 texts with the 1,225 judgements."""
     matrix = np.array([line.split() for line in read_lines(JUDGEMENTS)], np.float64)

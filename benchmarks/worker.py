@@ -1,11 +1,12 @@
-"""One system in a process of its own: `python -m benchmarks.worker SYSTEM MODEL TEXTS_FOLDER VECTORS_FOLDER [BATCH]`.
+"""One system in a process of its own: `python -m benchmarks.worker TASK SYSTEM MODEL INPUTS OUTPUTS [BATCH]`.
 
 It takes a command a line on stdin and answers each with a list of seconds, as JSON:
 
-- `embed NAME` embeds all texts of `TEXTS_FOLDER/NAME.json` at once, and writes `VECTORS_FOLDER/NAME.npy`: one figure.
-- `calls NAME` embeds each of them by a call of its own: a figure for each call.
+- `run NAME` does all items of `INPUTS/NAME.json` at once, and writes `OUTPUTS/NAME.npy`: one figure.
+- `calls NAME` does each of them by a call of its own: a figure for each call.
 
-Imports nothing of a system that it does not run, so any environment with numpy will do.
+An item is a text to embed, or a search: a query and a list of documents, as many in each search of a set. Imports
+nothing of a system that it does not run, so any environment with numpy will do.
 """
 
 from __future__ import annotations
@@ -21,9 +22,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers import FASTEMBED_MODEL
+from benchmarks.peers import FASTEMBED_MODEL, FASTEMBED_RERANKER
 
-Embed = Callable[[list[str]], NDArray[np.float32]]
+Outputs = NDArray[np.float32]
+Embed = Callable[[list[str]], Outputs]
+"""Texts to vectors: (texts, dimension)."""
+Search = tuple[str, list[str]]
+Rerank = Callable[[list[Search]], Outputs]
+"""Searches to scores: (searches, documents)."""
+
+
+class Task(str, Enum):
+    """What is done."""
+
+    EMBED = "embed"
+    RERANK = "rerank"
 
 
 class System(str, Enum):
@@ -33,15 +46,17 @@ class System(str, Enum):
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     SENTENCE_TRANSFORMERS_ONNX = "sentence-transformers-onnx"
     FASTEMBED = "fastembed"
+    FLASHRANK = "flashrank"
     OPENVINO = "openvino"
 
+    @property
+    def backend(self) -> Any:
+        """What sentence-transformers calls its way of running a model."""
+        return "torch" if self is System.SENTENCE_TRANSFORMERS else "onnx"
 
-def open_system(system: System, model: str, batch: int | None) -> Embed:
-    """Load a model, and return what embeds texts with it.
 
-    `batch` is in texts, for OpenVINO in tokens; None is the system's own default.
-    """
-    chosen: dict[str, Any] = {} if batch is None else {"batch_size": batch}
+def open_embedder(system: System, model: str, chosen: dict[str, Any]) -> Embed:
+    """Load a model, and return what embeds texts with it; `chosen` holds a batch size, if any."""
     if system is System.EDGEKIT:
         from runtime import Embedder
 
@@ -51,31 +66,85 @@ def open_system(system: System, model: str, batch: int | None) -> Embed:
     if system in {System.SENTENCE_TRANSFORMERS, System.SENTENCE_TRANSFORMERS_ONNX}:
         from sentence_transformers import SentenceTransformer
 
-        backend: Any = "torch" if system is System.SENTENCE_TRANSFORMERS else "onnx"
-        transformer = SentenceTransformer(model, device="cpu", local_files_only=True, backend=backend)
+        transformer = SentenceTransformer(model, device="cpu", local_files_only=True, backend=system.backend)
         return lambda texts: transformer.encode(texts, **chosen)
     if system is System.OPENVINO:
         from benchmarks.openvino_int8 import Encoder
 
-        return Encoder(Path(model), **({} if batch is None else {"batch_tokens": batch})).embed
-    from fastembed import TextEmbedding
+        return Encoder(Path(model), **chosen).run
+    if system is System.FASTEMBED:
+        from fastembed import TextEmbedding
 
-    embedding = TextEmbedding(FASTEMBED_MODEL, specific_model_path=model)
-    return lambda texts: np.stack(list(embedding.embed(texts, **chosen)))
+        embedding = TextEmbedding(FASTEMBED_MODEL, specific_model_path=model)
+        return lambda texts: np.stack(list(embedding.embed(texts, **chosen)))
+    raise SystemExit(f"`{system.value}` embeds nothing")
 
 
-def main(system: str, model: str, texts_folder: str, vectors_folder: str, batch: str | None = None) -> None:
-    embed = open_system(System(system), model, None if batch is None else int(batch))
+def open_reranker(system: System, model: str, chosen: dict[str, Any]) -> Rerank:
+    """Load a model, and return what scores the documents of searches with it; `chosen` holds a batch size, if any."""
+    if system is System.EDGEKIT:
+        from runtime import Reranker
+
+        reranker = Reranker(model)
+
+        def rerank(searches: list[Search]) -> Outputs:
+            # What `rank` does, less the warning about documents that were cut.
+            rankings = list(reranker.rank_many_with_report(searches, scores="raw"))
+            places = [np.argsort([one.index for one in ranking.ranked]) for ranking in rankings]
+            scores = [np.array([one.score for one in ranking.ranked], np.float32) for ranking in rankings]
+            return np.stack([own[order] for own, order in zip(scores, places, strict=True)])
+
+        return rerank
+    if system in {System.SENTENCE_TRANSFORMERS, System.SENTENCE_TRANSFORMERS_ONNX}:
+        from sentence_transformers import CrossEncoder
+
+        encoder = CrossEncoder(model, device="cpu", local_files_only=True, backend=system.backend)
+        return by_search(lambda query, texts: encoder.predict([(query, text) for text in texts], **chosen))
+    if system is System.OPENVINO:
+        from benchmarks.openvino_int8 import Encoder
+
+        pairs = Encoder(Path(model), **chosen)
+        return by_search(lambda query, texts: pairs.run([(query, text) for text in texts])[:, 0])
+    if system is System.FASTEMBED:
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+        cross = TextCrossEncoder(FASTEMBED_RERANKER, specific_model_path=model)
+        return by_search(lambda query, texts: np.array(list(cross.rerank(query, texts, **chosen)), np.float32))
+    if system is System.FLASHRANK:
+        from flashrank import Ranker, RerankRequest
+
+        ranker = Ranker(Path(model).name, cache_dir=str(Path(model).parent), log_level="WARNING")
+
+        def rank(query: str, texts: list[str]) -> Outputs:
+            passages = [{"id": place, "text": text} for place, text in enumerate(texts)]
+            ranked = ranker.rerank(RerankRequest(query, passages))
+            return np.array([one["score"] for one in sorted(ranked, key=lambda one: one["id"])], np.float32)
+
+        return by_search(rank)
+    raise SystemExit(f"`{system.value}` reranks nothing")
+
+
+def by_search(scores_of: Callable[[str, list[str]], Any]) -> Rerank:
+    """Reranks searches one after another, as systems do that take one at a time."""
+    return lambda searches: np.stack([scores_of(query, texts) for query, texts in searches])
+
+
+def main(task: str, system: str, model: str, inputs: str, outputs: str, batch: str | None = None) -> None:
+    # A batch is counted in texts, by OpenVINO in tokens; without one each system takes its default.
+    name = "batch_tokens" if System(system) is System.OPENVINO else "batch_size"
+    chosen = {} if batch is None else {name: int(batch)}
+    opener: Callable[..., Callable[..., Outputs]] = open_embedder if Task(task) is Task.EMBED else open_reranker
+    compute = opener(System(system), model, chosen)
     for line in sys.stdin:
         command, name = line.split()
-        texts = json.loads((Path(texts_folder) / f"{name}.json").read_text(encoding="utf-8"))
+        items = json.loads((Path(inputs) / f"{name}.json").read_text(encoding="utf-8"))
         seconds = []
-        for group in [texts] if command == "embed" else [[text] for text in texts]:
+        for group in [items] if command == "run" else [[item] for item in items]:
             start = time.perf_counter()
-            vectors = embed(group)
+            found = compute(group)
             seconds.append(time.perf_counter() - start)
-        if command == "embed":
-            np.save(Path(vectors_folder) / f"{name}.npy", vectors)
+        if command == "run":
+            np.save(Path(outputs) / f"{name}.npy", found)
         print(json.dumps(seconds), flush=True)
 
 

@@ -58,6 +58,23 @@ class Heads:
 
 
 @dataclass(frozen=True, eq=False)
+class MergedAttention:
+    """An attention that `merge_attention` put in, with nothing added to its scores."""
+
+    product: Linear
+    """The product of queries, keys and values, or of keys and values where queries have a product of their own."""
+    split: ir.Node
+    """What takes them apart."""
+    heads: Heads
+    count: int
+    """How many heads there are."""
+
+    @property
+    def width(self) -> int:
+        return int(self.product.weight.shape[1]) // len(self.split.outputs)
+
+
+@dataclass(frozen=True, eq=False)
 class Distances:
     """A bias that falls with the distance of two tokens (ALiBi, Press et al. 2022, arXiv:2108.12409)."""
 
@@ -282,6 +299,28 @@ def values_behind(context: ir.Value) -> Linear | None:
     if node is None or node.op_type != "FusedMatMul":
         return None
     return merged_product(required(node.inputs[1]))
+
+
+def merged_attention(context: ir.Value) -> MergedAttention | None:
+    """The merged attention whose result, in rows of tokens, is `context`; None for any other value."""
+    nodes = []
+    value = context
+    for op_type in ("Reshape", "Transpose", "FusedMatMul", "Softmax", "FusedMatMul"):
+        node = value.producer()
+        if node is None or node.op_type != op_type:
+            return None
+        nodes.append(node)
+        value = required(node.inputs[0])
+    _, _, weighted, _, scores = nodes
+    key = required(scores.inputs[1])
+    product = merged_product(key)
+    if product is None:
+        return None
+    reshape = required(key.producer())
+    split = required(required(reshape.inputs[0]).producer())
+    sizes = array_of(required(required(reshape.inputs[1]).producer()).inputs[1])
+    heads = Heads(value, key, required(weighted.inputs[1]), scores.attributes["alpha"].as_float())
+    return MergedAttention(product, split, heads, int(required(sizes)[0]))
 
 
 def merged_product(heads: ir.Value) -> Linear | None:

@@ -119,7 +119,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None 
     if architecture.merged_attention:
         whole = merge_bert(traced, checkpoint)
         if whole and reranker is not None:
-            narrow_last_layer(graph, required_int(checkpoint, architecture.heads))
+            narrow_last_layer(graph)
     else:
         assume_whole_texts(graph)
         fuse_rms_norms(graph)

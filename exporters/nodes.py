@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -136,7 +136,12 @@ def linears(graph: ir.Graph) -> Iterator[Linear]:
 
 def values_of_texts(graph: ir.Graph) -> set[ir.Value]:
     """The values that depend on the graph's inputs, and on more than their shapes."""
-    found = set(graph.inputs)
+    return values_after(graph, graph.inputs)
+
+
+def values_after(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Value]:
+    """These values and what depends on them, and on more than their shapes."""
+    found = set(values)
     for node in graph:
         # What a graph inside a node reads is not among the node's inputs.
         reads = any(value in found for value in node.inputs) or node.op_type in ("If", "Loop")

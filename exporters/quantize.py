@@ -11,6 +11,9 @@ CPUs are fastest. Where its input comes from decides how the input is quantized:
   values that cannot be;
 - from anywhere else: a scale for each token.
 
+What the head of a classifier reads, the first token of each text, can have rows of its own whose activations have 16
+bits: nearly all of the error of its logits comes from the 8 bits that these rows have otherwise.
+
 The table of word vectors is stored in 8 bits with a scale for each word.
 """
 
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 
 from exporters.attention import values_behind
 from exporters.calibration import Calibration
+from exporters.first_token import FirstTokens, follow_first_tokens
 from exporters.graph import RMS_NORM
 from exporters.nodes import (
     ORT_DOMAIN,
@@ -32,6 +36,7 @@ from exporters.nodes import (
     change_linear,
     constant,
     insert,
+    insert_node,
     linears,
     replace,
     required,
@@ -53,8 +58,21 @@ class Recipe:
     """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
     per_token: bool = False
     """Each token has its own scale after layer norms and attentions too."""
+    precise_first_token: bool = False
+    """Where a head reads first tokens only, those have rows of their own with 16-bit activations."""
     exact: frozenset[int] = frozenset()
     """Products that stay in float32, by their number in the order in which the graph runs them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What a product multiplies."""
+
+    rows: ir.Value
+    """(tokens, inputs), in float32 still."""
+    weight: QuantizedWeight
+    peak: float
+    """The largest absolute value of the rows, on calibration texts."""
 
 
 def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) -> None:
@@ -64,23 +82,47 @@ def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) 
     """
     graph = model.graph
     contexts = {} if recipe.per_token else smooth_contexts(graph, calibration, recipe)
-    for number, linear in enumerate(list(linears(graph))):
-        if number in recipe.exact:
+    products = {linear.matmul: number for number, linear in enumerate(linears(graph))}
+    exact = {required(matmul.inputs[0]) for matmul, number in products.items() if number in recipe.exact}
+    first = follow_first_tokens(graph) if recipe.precise_first_token else FirstTokens({}, set())
+    for linear in list(linears(graph)):
+        # The same for all tokens, which calibration has seen.
+        origin = first.origins.get(linear.input, linear.input)
+        if products[linear.matmul] in recipe.exact if linear.matmul in products else origin in exact:
             continue
-        if made_by(linear.input, *NORMS):
-            output = smoothed_product(graph, linear, calibration, recipe)
-        elif linear.input in contexts:
-            smoothing = contexts[linear.input]
-            weight = calibration.quantize(name_of(linear.input), linear.weight, divisors=smoothing)
-            peak = float((calibration.peaks[name_of(linear.input)] / smoothing).max())
-            output = static_product(graph, linear, linear.input, weight, peak)
+        operands = operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe)
+        if linear.input in first.alone:
+            output = precise_product(graph, linear, operands)
+        elif made_by(origin, "Gelu"):
+            output = shifted_product(graph, linear, operands)
+        elif origin in contexts or (made_by(origin, *NORMS) and not recipe.per_token):
+            output = static_product(graph, linear, operands)
         else:
-            weight = calibration.quantize(name_of(linear.input), linear.weight)
-            shifted = made_by(linear.input, "Gelu")
-            product = shifted_product if shifted else per_token_product
-            output = product(graph, linear, linear.input, weight)
+            output = per_token_product(graph, linear, operands)
         replace(linear.output, output)
     quantize_word_vectors(graph)
+
+
+def operands_of(
+    graph: ir.Graph,
+    linear: Linear,
+    origin: ir.Value,
+    divisors: NDArray[np.float32] | None,
+    calibration: Calibration,
+    recipe: Recipe,
+) -> Operands:
+    """What a product multiplies in 8 bits, of which `origin` is the value that calibration has seen.
+
+    Rows from a layer norm are divided by SmoothQuant's factors here; `divisors` are those by which other rows were
+    divided where they are made.
+    """
+    peaks, rows, matrix = calibration.peaks[name_of(origin)], linear.input, linear.weight
+    if made_by(origin, *NORMS):
+        divisors = smoothing_of(linear, peaks, recipe)
+        rows = insert(linear.matmul, "Mul", [rows, constant(graph, f"{linear.name}_smoothing", 1 / divisors)])
+        matrix = matrix * divisors[:, np.newaxis]
+    weight = calibration.quantize(name_of(origin), matrix, divisors=divisors)
+    return Operands(rows, weight, float((peaks if divisors is None else peaks / divisors).max()))
 
 
 def name_of(value: ir.Value) -> str:
@@ -122,61 +164,84 @@ def smooth_contexts(graph: ir.Graph, calibration: Calibration, recipe: Recipe) -
     return divisors
 
 
-def smoothed_product(graph: ir.Graph, linear: Linear, calibration: Calibration, recipe: Recipe) -> ir.Value:
-    """`quantize(x / s) @ (s * W) + b`, with s by SmoothQuant's rule, and one scale for all tokens by default."""
-    peaks = calibration.peaks[name_of(linear.input)]
-    smoothing = smoothing_of(linear, peaks, recipe)
-    divisors = constant(graph, f"{linear.name}_smoothing", 1 / smoothing)
-    shrunk = insert(linear.matmul, "Mul", [linear.input, divisors])
-    grown = linear.weight * smoothing[:, np.newaxis]
-    weight = calibration.quantize(name_of(linear.input), grown, divisors=smoothing)
-    if recipe.per_token:
-        return per_token_product(graph, linear, shrunk, weight)
-    return static_product(graph, linear, shrunk, weight, float((peaks / smoothing).max()))
-
-
-def static_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight, peak: float) -> ir.Value:
-    """`rows @ weight + b` with one scale for all tokens: `peak`, the largest absolute value, becomes 127."""
+def static_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+    """`rows @ weight + b` with one scale for all tokens: the peak becomes 127."""
     before, name = linear.matmul, linear.name
-    scale = constant(graph, f"{name}_input_scale", np.array(max(peak, SMALLEST) / LEVELS, np.float32))
-    middle = constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8))
-    quantized = insert(before, "QuantizeLinear", [rows, scale, middle])
-    return insert(
-        before,
-        "MatMulIntegerToFloat",
-        [
-            quantized,
-            constant(graph, f"{name}_int8", weight.values),
-            scale,
-            constant(graph, f"{name}_scales", weight.scales),
-            middle,
-            None,
-            constant(graph, f"{name}_int8_bias", linear.bias),
-        ],
-        domain=ORT_DOMAIN,
-    )
+    scale = constant(graph, f"{name}_input_scale", np.array(max(operands.peak, SMALLEST) / LEVELS, np.float32))
+    quantized = insert(before, "QuantizeLinear", [operands.rows, scale, middle(graph)])
+    return int8_product(graph, linear, name, operands.weight, quantized, scale, bias=linear.bias)
 
 
-def per_token_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight) -> ir.Value:
+def precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+    """`rows @ weight + b` with 16-bit activations: the upper 8 bits, and what these leave, as rows of one product.
+
+    Twice the peak becomes 127, since there are bits to spare for rows that calibration has not seen. The matrix is one
+    of its own: onnxruntime packs it for each product anyway, and cannot open a graph that shares one where it has to
+    convert it (see `runtime.session`).
+    """
+    before, name = linear.matmul, f"{linear.name}_first"
+    unit, share = 2 * max(operands.peak, SMALLEST) / LEVELS, 1 / (2 * LEVELS)
+    scale = constant(graph, f"{name}_scale", np.array(unit, np.float32))
+    upper = insert(before, "QuantizeLinear", [operands.rows, scale, middle(graph)])
+    rest = insert(before, "Sub", [operands.rows, insert(before, "DequantizeLinear", [upper, scale, middle(graph)])])
+    rest_scale = constant(graph, f"{name}_rest_scale", np.array(unit * share, np.float32))
+    lower = insert(before, "QuantizeLinear", [rest, rest_scale, middle(graph)])
+    both = insert(before, "Concat", [upper, lower], {"axis": 0})
+    product = int8_product(graph, linear, name, operands.weight, both, scale)
+    halves = insert_node(before, ir.node("Split", [product], {"axis": 0, "num_outputs": 2}, num_outputs=2)).outputs
+    fraction = constant(graph, "lower_bits", np.array(share, np.float32))
+    product = insert(before, "Add", [halves[0], insert(before, "Mul", [halves[1], fraction])])
+    return insert(before, "Add", [product, constant(graph, f"{name}_bias", linear.bias)])
+
+
+def int8_product(
+    graph: ir.Graph,
+    linear: Linear,
+    name: str,
+    weight: QuantizedWeight,
+    quantized: ir.Value,
+    scale: ir.Value,
+    *,
+    zero_point: int = MIDDLE,
+    bias: NDArray[np.float32] | None = None,
+) -> ir.Value:
+    """Insert `scale * (quantized - zero_point) @ weight + bias` where the product of `linear` stands, named `name`."""
+    inputs: list[ir.Value | None] = [
+        quantized,
+        constant(graph, f"{name}_int8", weight.values),
+        scale,
+        constant(graph, f"{name}_scales", weight.scales),
+        constant(graph, f"zero_point_{zero_point}", np.array(zero_point, np.uint8)),
+    ]
+    if bias is not None:
+        inputs += [None, constant(graph, f"{name}_int8_bias", bias)]
+    return insert(linear.matmul, "MatMulIntegerToFloat", inputs, domain=ORT_DOMAIN)
+
+
+def middle(graph: ir.Graph) -> ir.Value:
+    return constant(graph, f"zero_point_{MIDDLE}", np.array(MIDDLE, np.uint8))
+
+
+def per_token_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """`rows @ weight + b` with a scale for each token: its largest absolute value becomes 127."""
-    before = linear.matmul
+    before, rows = linear.matmul, operands.rows
     peak = insert(before, "ReduceMax", [insert(before, "Abs", [rows]), last_axis(graph)], {"keepdims": 0})
     peak = insert(before, "Max", [peak, constant(graph, "smallest", np.array(SMALLEST, np.float32))])
     scale = insert(before, "Mul", [peak, constant(graph, "one_127th", np.array(1 / LEVELS, np.float32))])
     count = insert(before, "Shape", [scale])
-    middles = insert(before, "Expand", [constant(graph, "zero_point_128", np.array(MIDDLE, np.uint8)), count])
-    return scaled_rows(graph, linear, rows, scale, middles, MIDDLE, linear.bias, weight)
+    middles = insert(before, "Expand", [middle(graph), count])
+    return scaled_rows(graph, linear, operands, scale, middles, MIDDLE, linear.bias)
 
 
-def shifted_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: QuantizedWeight) -> ir.Value:
+def shifted_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """A scale for each token of a GELU's output, with level 0 at -0.17 instead of at minus the largest value.
 
     The zero point k must be an integer, so the scale is chosen such that -0.17 falls on a level: 0.17 / k. The product
     then counts from -0.17, and what that adds, -0.17 times the sum of each output's weights, goes into the bias.
     """
-    before = linear.matmul
+    before, weight = linear.matmul, operands.weight
     floor = constant(graph, "gelu_floor", np.array(GELU_FLOOR, np.float32))
-    peak = insert(before, "ReduceMax", [rows, last_axis(graph)], {"keepdims": 0})
+    peak = insert(before, "ReduceMax", [operands.rows, last_axis(graph)], {"keepdims": 0})
     levels = insert(
         before,
         "Div",
@@ -187,40 +252,29 @@ def shifted_product(graph: ir.Graph, linear: Linear, rows: ir.Value, weight: Qua
     zero_points = insert(before, "Cast", [below], {"to": ir.DataType.UINT8.value})
     sums = (weight.values.astype(np.float64) * weight.scales).sum(axis=0)
     bias = (linear.bias - GELU_FLOOR * sums).astype(np.float32)
-    return scaled_rows(graph, linear, rows, scale, zero_points, 0, bias, weight)
+    return scaled_rows(graph, linear, operands, scale, zero_points, 0, bias)
 
 
 def scaled_rows(
     graph: ir.Graph,
     linear: Linear,
-    rows: ir.Value,
+    operands: Operands,
     scale: ir.Value,
     zero_points: ir.Value,
     zero_point: int,
     bias: NDArray[np.float32],
-    weight: QuantizedWeight,
 ) -> ir.Value:
     """Quantize rows with their own `scale` (tokens,) and `zero_points`, multiply, and scale the result's rows back.
 
     The product is told `zero_point`, one number for all rows.
     """
     before, name = linear.matmul, linear.name
-    quantized = insert(before, "QuantizeLinear", [rows, scale, zero_points], {"axis": 0})
-    product = insert(
-        before,
-        "MatMulIntegerToFloat",
-        [
-            quantized,
-            constant(graph, f"{name}_int8", weight.values),
-            constant(graph, "one", np.array(1, np.float32)),
-            constant(graph, f"{name}_scales", weight.scales),
-            constant(graph, f"zero_point_{zero_point}", np.array(zero_point, np.uint8)),
-        ],
-        domain=ORT_DOMAIN,
-    )
+    quantized = insert(before, "QuantizeLinear", [operands.rows, scale, zero_points], {"axis": 0})
+    one = constant(graph, "one", np.array(1, np.float32))
+    product = int8_product(graph, linear, name, operands.weight, quantized, one, zero_point=zero_point)
     column = insert(before, "Unsqueeze", [scale, constant(graph, "axis_1", np.array([1], np.int64))])
     product = insert(before, "Mul", [product, column])
-    return insert(before, "Add", [product, constant(graph, f"{name}_int8_bias", bias)])
+    return insert(before, "Add", [product, constant(graph, f"{name}_rows_bias", bias)])
 
 
 def last_axis(graph: ir.Graph) -> ir.Value:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
+from exporters.first_token import path_of_first_tokens
 from exporters.graph import tidy
 from exporters.nodes import linears
 from exporters.quantize import Recipe, quantize_encoder
@@ -17,6 +19,13 @@ from runtime.bundle import GRAPH, Bundle
 from runtime.errors import EdgekitError
 
 Outputs = NDArray[np.float32]
+
+PLAIN = (Recipe(), Recipe(per_token=True))
+"""One scale for all tokens after layer norms and attentions, then a scale for each token."""
+PRECISE = Recipe(smoothing=0.7, precise_first_token=True)
+"""Less smoothing than where all tokens are in 8 bits: in 16, outliers do no harm."""
+OF_FIRST_TOKENS = (Recipe(), PRECISE, replace(PRECISE, per_token=True))
+"""For classifiers whose head reads first tokens: how these are computed decides most of the error."""
 
 
 class Measured(Protocol):
@@ -39,28 +48,29 @@ def find_recipe(
     agreement: Callable[[Recipe], float],
     damage: Callable[[Recipe], float],
     *,
+    recipes: Sequence[Recipe],
     products: int,
     bar: float,
     measure: str,
 ) -> Recipe:
     """The fastest recipe whose agreement with PyTorch is at least `bar`; raises EdgekitError when none is.
 
-    Tried in the order of their speed: one scale for all tokens after layer norms and attentions; a scale for each
-    token; then as few products in float32 as hold it, those first that do the most damage when they alone are in int8.
-    `damage` measures that on other texts than `agreement`, which is told in `measure`.
+    Tried in the order of their speed: `recipes`, then the last of them with as few products in float32 as hold the bar,
+    those first that do the most damage when they alone are in int8. `damage` measures that on other texts than
+    `agreement`, which is told in `measure`.
     """
     best = 0.0
-    for recipe in (Recipe(), Recipe(per_token=True)):
+    for recipe in recipes:
         found = agreement(recipe)
         if found >= bar:
             return recipe
         best = max(best, found)
     everything = frozenset(range(products))
-    harm = [damage(Recipe(per_token=True, exact=everything - {number})) for number in range(products)]
+    harm = [damage(replace(recipe, exact=everything - {number})) for number in range(products)]
     ranked = sorted(range(products), key=lambda number: -harm[number])
     too_few, enough = 0, 1
     while True:
-        found = agreement(Recipe(per_token=True, exact=frozenset(ranked[:enough])))
+        found = agreement(replace(recipe, exact=frozenset(ranked[:enough])))
         best = max(best, found)
         if found >= bar:
             break
@@ -73,11 +83,11 @@ def find_recipe(
         too_few, enough = enough, min(2 * enough, products - 1)
     while enough - too_few > 1:
         count = (too_few + enough) // 2
-        if agreement(Recipe(per_token=True, exact=frozenset(ranked[:count]))) >= bar:
+        if agreement(replace(recipe, exact=frozenset(ranked[:count]))) >= bar:
             enough = count
         else:
             too_few = count
-    return Recipe(per_token=True, exact=frozenset(ranked[:enough]))
+    return replace(recipe, exact=frozenset(ranked[:enough]))
 
 
 class Trials:
@@ -90,6 +100,12 @@ class Trials:
         self.task = task
         self.bundle = bundle
         self.products = len(list(linears(graph.graph)))
+        self.recipes = PLAIN if path_of_first_tokens(graph.graph) is None else OF_FIRST_TOKENS
+
+    @property
+    def default(self) -> Recipe:
+        """What is taken where no accuracy is asked for."""
+        return self.recipes[0] if self.recipes is PLAIN else self.recipes[-1]
 
     def quantized(self, recipe: Recipe) -> ir.Model:
         graph = ir.from_proto(self.proto)
@@ -111,4 +127,11 @@ class Trials:
         def damage(recipe: Recipe) -> float:
             return self.task.damage(self.outputs(self.quantized(recipe), sample=True), exact)
 
-        return find_recipe(agreement, damage, products=self.products, bar=bar, measure=self.task.measure)
+        return find_recipe(
+            agreement,
+            damage,
+            recipes=self.recipes,
+            products=self.products,
+            bar=bar,
+            measure=self.task.measure,
+        )

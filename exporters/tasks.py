@@ -28,7 +28,6 @@ from exporters.facts import embedder_facts
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
-from exporters.quantize import Recipe
 from exporters.recipes import Outputs, Trials
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.embedder import Embedder
@@ -96,8 +95,10 @@ class EncoderTask:
         self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         trials = Trials(graph, Calibration(graph, self.calibration_feeds(bundle)), self, bundle)
-        recipe = trials.find(bar, expected) if bar is not None else Recipe()
-        told = Quantization(trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token)
+        recipe = trials.find(bar, expected) if bar is not None else trials.default
+        told = Quantization(
+            trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token
+        )
         return trials.quantized(recipe), dataclasses.replace(bundle.manifest, quantization=told)
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:

@@ -145,7 +145,7 @@ class Chat:
         if conversation is None:
             raise InputError(
                 f"`{path}` holds what was read of a prompt, and no conversation",
-                hint="load it with `decoder.load(path)`",
+                hint="load it with `decoder.load(path)`, or `edgekit generate --load-prefix`",
             )
         chat.said = list(conversation.messages)
         chat.read_text, chat.read_ids = conversation.text, list(conversation.ids)

@@ -235,11 +235,14 @@ class Quantization:
     """How much of the outliers moved from the activations to the weights (alpha of SmoothQuant)."""
     per_token: bool
     """Whether each token has its own scale after layer norms and attentions too, instead of one for all."""
+    precise_first_token: bool = False
+    """Whether the first token of each text, the only one that a classifier reads, has 16-bit activations."""
 
     def __str__(self) -> str:
         exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
         scale = "a scale for each token" if self.per_token else "one scale after layer norms and attentions"
-        return f"{self.products} products{exact}, {scale}, smoothing {self.smoothing:g}"
+        first = ", 16 bits for the first token" if self.precise_first_token else ""
+        return f"{self.products} products{exact}, {scale}{first}, smoothing {self.smoothing:g}"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class Session:
         # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
         options.enable_mem_pattern = threads is None
         options.log_severity_level = 3
+        # Without it, processors that have no 8-bit dot product (AVX2 without VNNI) add pairs of products in 16 bits,
+        # which overflow without a word; where there is one, it changes nothing.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = ort.InferenceSession(
                 str(path),

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import xml.etree.ElementTree as ET
 from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder
 
+from benchmarks import reranking, retrieval, seeded
+from benchmarks.accuracy import Retrieval
+from benchmarks.contest import Contestant, Result, compete, workers_of
 from benchmarks.memory import Sample, quarters, slope
+from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Point, axis_of, scatter
-from benchmarks.texts import queries, texts_of_any_length
+from benchmarks.texts import queries, searches, texts_of_any_length
+from benchmarks.worker import System, Task, open_embedder
+from exporters.certify import LOWEST_TAU
+from runtime import Bundle, Embedder, Precision, Reranker
 
 
 def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time() -> None:
@@ -58,3 +72,211 @@ def test_a_plot_names_every_point_inside_the_picture_and_beside_the_others() -> 
     assert all(start >= 0 and stop <= WIDTH and LINE <= y <= HEIGHT for start, stop, y in boxes)
     for one, other in combinations(boxes, 2):
         assert one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= LINE - 0.2
+
+
+SEARCHES = [
+    ("how to make water safe", ["Boil the water for a minute.", "A bowline does not slip.", "The sea is salty."]),
+    ("knots that hold", ["Water the plants.", "Wet rope holds knots well.", "A bowline does not slip."]),
+]
+
+
+def test_a_worker_scores_documents_in_the_order_in_which_they_came(reranker_bundle: Bundle) -> None:
+    ours = Contestant("edgekit int8", System.EDGEKIT, reranker_bundle.path)
+    reranker = Reranker(reranker_bundle)
+
+    with workers_of(Task.RERANK, [ours], {"timed": SEARCHES[:1], "compared": SEARCHES}) as workers:
+        [result] = compete(workers, 2, timed="timed", compared="compared")
+        calls = workers[0].call("compared")
+
+    expected = [reranker.score([(query, text) for text in texts], scores="raw") for query, texts in SEARCHES]
+    assert np.array_equal(result.outputs, np.array(expected, np.float32))
+    assert len(result.seconds) == len(calls) == 2
+    assert all(seconds > 0 for seconds in [*result.seconds, *calls])
+
+
+def test_a_worker_of_sentence_transformers_takes_one_search_after_another(reranker_checkpoint: Path) -> None:
+    peer = Contestant("torch fp32", System.SENTENCE_TRANSFORMERS, reranker_checkpoint, batch=2)
+
+    with workers_of(Task.RERANK, [peer], {"all": SEARCHES}) as [worker]:
+        worker.run("all")
+        found = worker.outputs_of("all")
+
+    model = CrossEncoder(str(reranker_checkpoint), device="cpu", local_files_only=True)
+    pairs = [(query, text) for query, texts in SEARCHES for text in texts]
+    assert found.shape == (2, 3)
+    assert found.ravel() == pytest.approx(model.predict(pairs), abs=1e-6)
+
+
+def test_a_worker_embeds_texts(int8_bundle: Bundle) -> None:
+    texts = ["hello", "a longer text than the first"]
+    ours = Contestant("edgekit int8", System.EDGEKIT, int8_bundle.path)
+
+    with workers_of(Task.EMBED, [ours], {"texts": texts}) as [worker]:
+        worker.run("texts")
+        assert np.array_equal(worker.outputs_of("texts"), Embedder(int8_bundle).embed(texts))
+
+
+def test_a_worker_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = Contestant("edgekit int8", System.EDGEKIT, tmp_path / "nothing")
+
+    with (
+        workers_of(Task.RERANK, [broken], {"all": SEARCHES}) as [worker],
+        pytest.raises(SystemExit, match=r"^edgekit int8 failed; its messages are above$"),
+    ):
+        worker.run("all")
+    assert str(tmp_path / "nothing") in capfd.readouterr().err
+
+
+def test_flashrank_embeds_nothing() -> None:
+    with pytest.raises(SystemExit, match=r"^`flashrank` embeds nothing$"):
+        open_embedder(System.FLASHRANK, "folder", {})
+
+
+def result_of(name: str, system: System, seconds: list[float], outputs: list[list[float]]) -> Result:
+    return Result(Contestant(name, system, Path(name)), seconds, np.array(outputs, np.float32))
+
+
+RESULTS = [
+    result_of("edgekit int8", System.EDGEKIT, [0.5, 0.4, 0.6], [[3, 2, 1], [1, 3, 2]]),
+    result_of("torch", System.SENTENCE_TRANSFORMERS, [4.0, 4.0, 3.0], [[3, 2, 1], [1, 2, 3]]),
+]
+
+
+def test_the_table_of_reranking_gives_pairs_a_second_and_the_ratio_of_each_round() -> None:
+    header, rows = reranking.speed_rows(RESULTS, 100)
+
+    assert header == ["system", "ms a search", "pairs/s", "edgekit int8 / system"]
+    assert rows == [
+        ["edgekit int8", "500", "200", "1"],
+        ["torch", "4,000", "25", "8.00 (5.00 to 10.00)"],
+    ]
+
+
+def test_the_table_of_orders_gives_kendalls_tau_to_pytorch() -> None:
+    header, rows = reranking.order_rows(RESULTS)
+
+    assert header == ["system", "tau mean", "tau min"]
+    assert rows == [["edgekit int8", "0.6667", "0.3333"]]
+    assert reranking.order_rows(RESULTS[:1]) == (header, [])
+
+
+def test_reranking_takes_a_choice_of_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reranking.parse_options(["--only", "openvino", "flashrank"]).only == ["openvino", "flashrank"]
+    assert set(reranking.parse_options([]).only) == set(System) - {System.EDGEKIT}
+    with pytest.raises(SystemExit):
+        reranking.parse_options(["--only", "edgekit"])
+    error = capsys.readouterr().err
+    assert "argument --only: invalid choice: 'edgekit' (choose from " in error
+    assert "openvino" in error
+
+
+def test_a_missing_environment_of_the_peers_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as raised:
+        peers_python(tmp_path)
+
+    assert str(raised.value) == (
+        f"there is no `{tmp_path}/bin/python`\n\n"
+        "hint: run `make benchmark`, or install `benchmarks/peers.txt` into a virtual environment of its own"
+    )
+
+
+def test_searches_are_the_same_every_time_and_about_as_long_as_said(checkpoint: Path) -> None:
+    (query, documents), second = searches(2, 100, words=reranking.DOCUMENT_WORDS)
+
+    assert len(query.split()) == 8
+    assert len(set(documents)) == len(set(second[1])) == 100
+    assert max(len(document.split()) for document in documents) == reranking.DOCUMENT_WORDS
+    assert 110 < np.mean(reranking.pair_lengths(checkpoint, (query, documents))) < 125
+    assert searches(2, 100, words=reranking.DOCUMENT_WORDS)[1] == second
+
+
+def test_the_seeded_twelve_layers_have_the_shape_of_ms_marcos(checkpoint: Path, tmp_path: Path) -> None:
+    seeded.write_twelve_layers(tmp_path, checkpoint)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert [config[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")] == [12, 384, 12]
+    assert config["intermediate_size"] == 1536
+    assert config["sbert_ce_default_activation_function"] == "torch.nn.modules.linear.Identity"
+    assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.linear.Identity"}
+    model = CrossEncoder(str(tmp_path), device="cpu", local_files_only=True)
+    assert model.num_labels == 1
+    assert isinstance(model.activation_fn, torch.nn.Identity)
+    assert sum(weight.numel() for weight in model.model.parameters()) == 33_360_385
+    matrix = model.model.bert.encoder.layer[11].output.dense.weight
+    assert float(matrix.std().detach()) == pytest.approx(0.06, rel=0.01)
+
+
+def test_the_seeded_head_stands_on_the_trained_encoder(checkpoint: Path, tmp_path: Path) -> None:
+    seeded.write_head(tmp_path, checkpoint)
+
+    trained, written = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path))
+    name = "encoder.layer.5.output.dense.weight"
+    assert torch.equal(written[f"bert.{name}"], trained[name])
+    assert written["classifier.weight"].shape == (1, 384)
+
+
+def test_a_digest_changes_with_any_of_the_contents() -> None:
+    assert re.fullmatch("[0-9a-f]{8}", seeded.digest_of(b"1", b"2"))
+    assert len({seeded.digest_of(*contents) for contents in ([b"1", b"2"], [b"1", b"3"], [b"4", b"2"])}) == 3
+
+
+def test_a_bundle_is_exported_anew_when_the_code_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bars = []
+
+    def export(_: str, *, precision: Precision, out: Path, min_tau: float | None) -> None:
+        assert precision.value in out.name
+        bars.append(min_tau)
+        out.mkdir(parents=True)
+
+    code = tmp_path / "exporters" / "graph.py"
+    code.parent.mkdir()
+    code.write_text("1")
+    monkeypatch.setattr(seeded, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(seeded, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(seeded, "export", export)
+
+    first = [seeded.bundle_of(Path("checkpoint"), Precision.INT8) for _ in range(2)]
+    code.write_text("2")
+    second = seeded.bundle_of(Path("checkpoint"), Precision.INT8)
+    exact = seeded.bundle_of(Path("checkpoint"), Precision.FP32)
+
+    assert first[0] == first[1] != second
+    assert first[0].name.startswith("checkpoint-edgekit-int8-")
+    assert exact.name.startswith("checkpoint-edgekit-fp32-")
+    assert bars == [LOWEST_TAU[Precision.INT8]] * 2 + [None]
+
+
+def test_reranking_moves_passages_and_keeps_their_scores_with_the_candidates(reranker_bundle: Bundle) -> None:
+    passages = ["Boil the water.", "A bowline holds.", "The sea is salty.", "Wet rope."]
+    collection = Retrieval(["safe water", "knots"], passages, np.array([0, 1]))
+    candidates = np.array([[2, 0, 3], [3, 1, 0]])
+    reranker = Reranker(reranker_bundle)
+
+    found = retrieval.rerank(reranker, collection, candidates)
+
+    for question, own, scores, order in zip(collection.questions, candidates, found.scores, found.order, strict=True):
+        assert scores.tolist() == reranker.score([(question, passages[place]) for place in own], scores="raw").tolist()
+        assert order.tolist() == own[np.argsort(-scores, kind="stable")].tolist()
+
+
+def test_a_row_of_the_retrieval_counts_the_answers_and_means_the_taus() -> None:
+    order = np.array([[4, *range(10, 20)], [*range(10, 20), 4], [*range(10, 19), 4, 3], [5, *range(10, 20)]])
+
+    row = retrieval.row_of("int8", order, np.array([4, 4, 4, 4]), [1.0, 0.5])
+
+    assert row == ["int8", "0.25000", "0.50000", "0.7500", "0.5000"]
+    assert retrieval.row_of("as retrieved", order, np.array([4, 4, 4, 4]))[3:] == ["", ""]
+
+
+def test_the_nearest_passages_are_retrieved(int8_bundle: Bundle) -> None:
+    collection = Retrieval(["how do I make water safe?"], ["Wet rope.", "Boil water to make it safe."], np.array([1]))
+
+    assert retrieval.retrieve(Embedder(int8_bundle), collection, 2).tolist() == [[1, 0]]
+
+
+def test_the_notes_say_that_seeded_weights_know_nothing_of_relevance() -> None:
+    assert reranking.NOTE == (
+        "the weights are seeded: what they rank first is not relevant, and only speed and order are compared"
+    )
+    assert "seeded heads know nothing of relevance" in retrieval.NOTE

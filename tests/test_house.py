@@ -34,8 +34,9 @@ ORDER = {
         "hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
-        "__main__ cli commands.embed commands.rerank commands.export commands.hub commands.bundles commands.catalog "
-        "bulk resumable job streams writers notes searches texts options progress"
+        "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
+        "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
+        "searches turns texts options progress"
     ),
 }
 

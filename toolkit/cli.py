@@ -11,7 +11,8 @@ import click
 
 from runtime.errors import EdgekitError
 from runtime.version import __version__
-from toolkit.commands import bundles, catalog, embed, export, hub, rerank
+from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.notes import tell_error
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -49,6 +50,8 @@ cli.add_command(bundles.inspect)
 cli.add_command(bundles.verify)
 cli.add_command(embed.embed)
 cli.add_command(rerank.rerank)
+cli.add_command(generate.generate)
+cli.add_command(chat.chat)
 
 
 def main() -> None:
@@ -86,7 +89,5 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:
-    click.echo(f"error: {message}", err=True)
-    if hint is not None:
-        click.echo(f"\nhint: {hint}", err=True)
+    tell_error(message, hint)
     return exit_code

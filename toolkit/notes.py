@@ -107,3 +107,9 @@ def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
         f"({empty})",
         err=True,
     )
+
+
+def tell_error(message: str, hint: str | None) -> None:
+    click.echo(f"error: {message}", err=True)
+    if hint is not None:
+        click.echo(f"\nhint: {hint}", err=True)

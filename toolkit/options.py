@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import click
+
+if TYPE_CHECKING:
+    from runtime.sampler import Sampling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+KEPT = "edgekit.answer_options"
+"""Where a command's context keeps the values of answer_options until AnswerOptions takes them."""
 
 token_host_option = click.option(
     "--token-host",
@@ -10,3 +22,74 @@ token_host_option = click.option(
     envvar="EDGEKIT_TOKEN_HOST",
     help="Send the token to this host too, when HF_ENDPOINT names it.  [env: EDGEKIT_TOKEN_HOST]",
 )
+system_option = click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Cores for each token.  [default: all usable ones]"
+)
+context_option = click.option(
+    "--context", type=int, metavar="N", help="Tokens of prompt and answer together.  [default: as the model has]"
+)
+rates_option = click.option(
+    "--rates", is_flag=True, help="Tell on stderr how fast it was, which a terminal is told in any case."
+)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How a decoder answers; None where the command line does not say."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    lookup: bool = False
+
+    @classmethod
+    def given(cls) -> AnswerOptions:
+        """What was given to the command that runs, which has `answer_options`."""
+        return cls(**click.get_current_context().meta[KEPT])
+
+    def sampling(self, stated: Sampling) -> Sampling:
+        """What the publisher states, but for what was given; raises InputError for a value that cannot be used."""
+        names = {field.name for field in dataclasses.fields(stated)}
+        given = {name: value for name, value in vars(self).items() if name in names and value is not None}
+        return dataclasses.replace(stated, **given)
+
+
+def keep(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    context.meta.setdefault(KEPT, {})[parameter.name] = value
+
+
+def answer_option(name: str, **settings: Any) -> Callable[[Function], Function]:
+    return click.option(name, expose_value=False, callback=keep, **settings)
+
+
+def answer_options(command: Function) -> Function:
+    """Give a command the options of which AnswerOptions are made."""
+    options = [
+        answer_option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="End an answer after so many tokens.  [default: as many as fit]",
+        ),
+        answer_option("--temperature", type=float, metavar="T", help="0 always takes the most probable token."),
+        answer_option("--top-k", type=int, metavar="N", help="Choose among the N most probable tokens; 0 for all."),
+        answer_option("--top-p", type=float, metavar="P", help="Choose among those that together reach P."),
+        answer_option("--min-p", type=float, metavar="P", help="Choose among those P times as probable as the best."),
+        answer_option("--repetition-penalty", type=float, metavar="X", help="Above 1, what was said is less probable."),
+        answer_option("--presence-penalty", type=float, metavar="X", help="Taken from what the answer has already."),
+        answer_option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has it."),
+        answer_option("--seed", type=int, metavar="N", help="The same seed gives the same text on the same machine."),
+        answer_option("--stop", multiple=True, metavar="TEXT", help="End an answer before TEXT; may be repeated."),
+        answer_option("--lookup", is_flag=True, help="Draft tokens from the text so far: faster where answers quote."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -96,13 +96,18 @@ class TextProgress:
         click.echo(f"{CLEAR}{self.line(time.monotonic() - self.start)}", err=True, nl=False)
 
     def line(self, seconds: float) -> str:
-        rate = f"{self.texts} texts, {self.texts / max(seconds, 1e-9):.0f} texts/s"
+        rate = f"{self.texts} texts, {rated(self.texts / max(seconds, 1e-9))} texts/s"
         if self.total is None:
             return f"{self.verb} {megabytes(self.done)}, {rate}"
         part = self.done / max(self.total, 1)
         filled = int(part * WIDTH)
         left = seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
         return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}, {duration(left)} left"
+
+
+def rated(rate: float) -> str:
+    """A rate in two digits at least, since some models write a word in seconds."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from exporters import export
 from exporters.quantize import Recipe
-from exporters.recipes import find_recipe
+from exporters.recipes import OF_FIRST_TOKENS, PLAIN, PRECISE, find_recipe
 from runtime import EdgekitError, Embedder, InputError, Precision
 from tests.conftest import Finished
 
@@ -23,14 +24,16 @@ class Model:
 
     def error(self, recipe: Recipe) -> float:
         added = sum(harm for number, harm in enumerate(HARM) if number not in recipe.exact)
-        return added * (0.01 if recipe.per_token else 0.02)
+        return added * (0.01 if recipe.per_token else 0.02) * (0.1 if recipe.precise_first_token else 1)
 
     def lowest_cosine(self, recipe: Recipe) -> float:
         self.tried.append(recipe)
         return 1 - self.error(recipe)
 
-    def find(self, bar: float) -> Recipe:
-        return find_recipe(self.lowest_cosine, self.error, products=len(HARM), bar=bar, measure="cosine")
+    def find(self, bar: float, recipes: Sequence[Recipe] = PLAIN) -> Recipe:
+        return find_recipe(
+            self.lowest_cosine, self.error, recipes=recipes, products=len(HARM), bar=bar, measure="cosine"
+        )
 
 
 def test_the_fastest_recipe_is_taken_where_it_is_good_enough() -> None:
@@ -42,6 +45,15 @@ def test_the_fastest_recipe_is_taken_where_it_is_good_enough() -> None:
 
 def test_a_scale_for_each_token_comes_next() -> None:
     assert Model().find(0.97) == Recipe(per_token=True)
+
+
+def test_for_a_head_that_reads_first_tokens_these_come_next() -> None:
+    model = Model()
+
+    assert model.find(0.995, OF_FIRST_TOKENS) == PRECISE
+    assert model.tried == [Recipe(), PRECISE]
+    found = Model().find(0.9985, OF_FIRST_TOKENS)
+    assert (found.precise_first_token, found.per_token, sorted(found.exact)) == (True, True, [1, 3])
 
 
 @pytest.mark.parametrize("exact", range(1, 8))

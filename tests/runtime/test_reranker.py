@@ -82,7 +82,7 @@ def test_scores_are_those_of_sentence_transformers(cross_encoder: Path, tmp_path
     print(f"fp32 differs by {difference:.2e} of {expected.std():.3f}, int8 has tau {tau:.4f} on {len(pairs)} pairs")
     assert difference < 1e-4
     # Random weights tell two pairs apart by little; what a trained model gives is in its own certificate.
-    assert tau >= 0.91
+    assert tau >= 0.98
 
 
 @pytest.fixture(scope="module")

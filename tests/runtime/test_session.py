@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -137,3 +138,32 @@ def test_decoders_have_all_threads_on_a_token_and_encoders_one(
 
     assert encoder.session.get_session_options().intra_op_num_threads == 1
     assert decoder.session.get_session_options().intra_op_num_threads == 2
+
+
+def test_large_int8_products_do_not_overflow(tmp_path: Path) -> None:
+    """On processors without 8-bit dot products onnxruntime adds pairs of products in 16 bits unless told otherwise."""
+    rng = np.random.default_rng(2)
+    rows = rng.integers(200, 256, (3, 384)).astype(np.uint8)
+    matrix = rng.integers(100, 128, (384, 64)).astype(np.int8)
+    constants = {
+        "matrix": matrix,
+        "scale": np.array(1, np.float32),
+        "scales": np.ones(64, np.float32),
+        "middle": np.array(128, np.uint8),
+    }
+    node = onnx.helper.make_node(
+        "MatMulIntegerToFloat", ["rows", "matrix", "scale", "scales", "middle"], ["product"], domain="com.microsoft"
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "product",
+        [onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.UINT8, ["rows", 384])],
+        [onnx.helper.make_tensor_value_info("product", onnx.TensorProto.FLOAT, ["rows", 64])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+
+    found = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"]).run({"rows": rows})
+
+    assert np.array_equal(found, (rows.astype(np.int64) - 128) @ matrix.astype(np.int64))

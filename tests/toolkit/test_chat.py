@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from runtime import Bundle, Chat, Decoder, Sampling
+from tests.conftest import Finished
+from tests.decoders import CHATML, write_decoder
+
+Edgekit = Callable[..., Finished]
+
+
+@pytest.fixture
+def talk(edgekit: Edgekit, decoder_bundle: Bundle) -> Edgekit:
+    """Run `edgekit chat` with answers of nine tokens, over lines that come through a pipe."""
+
+    def run(*lines: str, options: tuple[object, ...] = (), max_tokens: int = 9) -> Finished:
+        stdin = "".join(f"{line}\n" for line in lines).encode()
+        return edgekit("chat", decoder_bundle.path, "--max-tokens", max_tokens, *options, stdin=stdin)
+
+    return run
+
+
+def answers(decoder: Decoder, *messages: str, system: str | None = None, **options: object) -> list[str]:
+    """What is said to each message in turn."""
+    chat = Chat(decoder, system=system)
+    return [chat.send(message, max_tokens=9, **options).answer().text for message in messages]
+
+
+def written(*texts: str) -> bytes:
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).encode()
+
+
+def test_each_line_of_a_pipe_is_a_message(talk: Edgekit, decoder: Decoder) -> None:
+    finished = talk("Hello", "", "And the dog?", "Hm")
+
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out == written(*answers(decoder, "Hello", "And the dog?", "Hm"))
+    assert talk() == Finished(0, b"", "")
+
+
+def test_messages_of_several_lines(talk: Edgekit, decoder: Decoder) -> None:
+    expected = written(*answers(decoder, "Hello\nfox", "Hm"))
+
+    assert talk("Hello\\", "fox", "Hm").out == expected
+    assert talk('"""', "Hello", "fox", '"""', "Hm").out == expected
+
+
+def test_options_are_those_of_generate(talk: Edgekit, decoder: Decoder) -> None:
+    sampling = Sampling(temperature=5, seed=3, top_k=9)
+    options = ("--temperature", 5, "--seed", 3, "--top-k", 9, "--system", "Be brief.", "--context", 200, "--lookup")
+
+    assert talk("Hello", "Hm", options=options).out == written(
+        *answers(decoder, "Hello", "Hm", system="Be brief.", sampling=sampling)
+    )
+    (whole,) = answers(decoder, "Hello")
+    assert talk("Hello", options=("--stop", whole[4:6])).out == written(whole[: whole.index(whole[4:6])])
+
+
+def test_reset_begins_anew_with_the_same_system(talk: Edgekit, decoder: Decoder) -> None:
+    finished = talk("Hello", "/reset", "Hm", options=("--system", "Be brief."))
+    expected = [*answers(decoder, "Hello", system="Be brief."), *answers(decoder, "Hm", system="Be brief.")]
+
+    assert (finished.code, finished.out) == (0, written(*expected))
+
+
+def test_an_answer_can_be_given_again(talk: Edgekit, decoder: Decoder) -> None:
+    first, second = answers(decoder, "Hello", "Hm")
+    greedy = talk("Hello", "/regenerate", "Hm")
+    seeded = talk("Hello", "/regenerate", options=("--seed", 1, "--temperature", 5))
+    sampled = talk("Hello", "/regenerate", options=("--temperature", 5))
+
+    assert greedy.out == written(first, first, second)
+    assert greedy.err == (
+        "note: the most probable tokens are taken, so this will be the same answer; `--temperature 0.7` gives others\n"
+    )
+    assert seeded.err.startswith("note: a seed was given, so this will be the same answer")
+    assert sampled.err == ""
+    assert len(sampled.out) > 2
+    assert sampled.out[: len(sampled.out) // 2] != sampled.out[len(sampled.out) // 2 :]
+
+
+def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+    path = tmp_path / "my talk"
+    first, second = answers(decoder, "Hello", "Hm")
+    saved = talk("Hello", f"/save {path}")
+    loaded = talk("Something else", f"/load {path}", "Hm", options=("--rates",))
+
+    assert (saved.code, saved.out, saved.err) == (0, written(first), f"note: 2 messages in `{path}`\n")
+    assert loaded.out == written(*answers(decoder, "Something else"), second)
+    assert loaded.err.startswith(f"note: 2 messages from `{path}`\n")
+    assert re.search(
+        r"2 answers; read \d+ tokens at [\d.]+/s, \d\d more were known; wrote 18 at [\d.]+/s\n$", loaded.err
+    )
+
+
+def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    finished = talk(f"/load {tmp_path}/prefix", "Hello")
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err == (
+        f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
+        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+    )
+
+
+def test_a_saved_conversation_is_a_prefix_too(
+    edgekit: Edgekit, talk: Edgekit, decoder_bundle: Bundle, tmp_path: Path
+) -> None:
+    talk("Hello", f"/save {tmp_path}/talk")
+    finished = edgekit(
+        "generate", decoder_bundle.path, "Hello", "--max-tokens", 2, "--json", "--load-prefix", tmp_path / "talk"
+    )
+
+    rates = json.loads(finished.out)["rates"]
+    assert rates["prompt_tokens"] - rates["reused_tokens"] == 2
+
+
+def test_help_and_exit(talk: Edgekit) -> None:
+    finished = talk("/help", "/exit", "Hello")
+
+    assert (finished.code, finished.out) == (0, b"")
+    for command in ("/regenerate", "/reset", "/save FILE", "/load FILE", "/help", "/exit"):
+        assert f"{command} " in finished.err
+
+
+def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> None:
+    assert talk(" /help").out == written(*answers(decoder, " /help"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "message"),
+    [
+        (["/quit"], 2, "error: there is no command `/quit`\n\nhint: `/help` lists them; a message that begins with /"),
+        (["/reset now"], 2, "error: there is no command `/reset now`\n"),
+        (["/save"], 2, "error: `/save` needs the name of a file\n\nhint: /save talk.edgekit\n"),
+        (["/load "], 2, "error: `/load` needs the name of a file\n\nhint: /load talk.edgekit\n"),
+        (["/load no such file"], 5, "error: there is no file `no such file`\n"),
+        (["/save no/such/folder"], 1, "error: `no/such/folder` cannot be written: No such file or directory\n"),
+        (["/regenerate"], 2, "error: there is no answer yet to give again\n\nhint: say something first\n"),
+        (["Hello", "dog " * 2000], 2, "error: the prompt has "),
+        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is no text"),
+    ],
+)
+def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], code: int, message: str) -> None:
+    finished = talk(*lines, "Never")
+
+    assert finished.code == code
+    assert finished.err.startswith(message)
+    assert finished.out.count(b"\n") >= (lines[0] == "Hello")
+
+
+def test_a_full_context_names_the_way_out(talk: Edgekit) -> None:
+    assert talk("dog " * 2000).err.endswith("\n\nhint: `/reset` begins anew\n")
+
+
+def test_an_answer_that_fills_the_context_says_so(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
+    finished = edgekit("chat", decoder_bundle.path, "--context", 60, stdin=b"Hello")
+
+    assert finished.code == 0
+    assert finished.err == "note: the answer ends here because no more tokens fit; `/reset` begins anew\n"
+
+
+def test_options_are_checked_before_anything_is_said(talk: Edgekit) -> None:
+    finished = talk(options=("--top-p", 0))
+
+    assert (finished.code, finished.err) == (2, "error: `top_p` must be above 0 and at most 1, not 0.0\n")
+
+
+def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
+    bundle, _ = write_decoder(tmp_path / "base", chat=None)
+    finished = edgekit("chat", bundle.path, stdin=b"Hello")
+
+    assert (finished.code, finished.out) == (7, b"")
+    assert finished.err == (
+        f"error: `{bundle.path}` has no chat template, so it does not tell who says what\n\n"
+        f'hint: `edgekit generate {bundle.path} "Once upon a time"` continues a text\n'
+    )
+
+
+def test_what_the_template_refuses(edgekit: Edgekit, tmp_path: Path) -> None:
+    from runtime.manifest import ChatFacts
+
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    bundle, _ = write_decoder(tmp_path / "strict", chat=ChatFacts(template + CHATML, {}))
+    finished = edgekit("chat", bundle.path, "--system", "Be brief.", stdin=b"Hello")
+
+    assert finished.code == 2
+    assert finished.err == (
+        "error: the model's chat template refuses these messages: System role not supported\n\n"
+        "hint: their roles are `system`, `user`\n"
+    )
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_an_interrupt_ends_a_pipe(talk: Edgekit) -> None:
+    finished = talk("Hello", "Hm", max_tokens=900, options=("--rates",))
+
+    assert finished.code == 130
+    assert re.fullmatch(
+        r"read \d+ tokens at [\d.]+/s; wrote 3 at [\d.]+/s; first after \d\.\d\d s\ninterrupted\n", finished.err
+    )
+
+
+# Takes the terminal of its new session, so that Ctrl-C reaches it, and says twenty tokens a second at most.
+ON_TERMINAL = """
+import fcntl, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from runtime import Stream
+from toolkit.cli import main
+original = Stream.__next__
+Stream.__next__ = lambda stream: (time.sleep(0.05), original(stream))[1]
+main()
+"""
+
+
+class Terminal:
+    """`edgekit` on a terminal, typed to and read from."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ON_TERMINAL, *map(str, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "INPUTRC": os.devnull},
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self.ours, keys.encode())
+
+    def until(self, pattern: str) -> str:
+        """What is shown up to a pattern, which is taken away."""
+        while not (found := re.search(pattern, self.shown)):
+            try:
+                block = os.read(self.ours, 4096)
+            except OSError:  # Linux's answer when the other end is closed
+                block = b""
+            assert block, f"ended before {pattern!r}: {self.shown!r}"
+            self.shown += block.decode("utf-8", "replace")
+        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return before
+
+
+@contextmanager
+def terminal(*arguments: object) -> Iterator[Terminal]:
+    opened = Terminal(*arguments)
+    try:
+        yield opened
+    finally:
+        opened.process.kill()
+        opened.process.wait()
+        os.close(opened.ours)
+
+
+def test_a_person_talks_on_a_terminal(decoder_bundle: Bundle) -> None:
+    with terminal("chat", decoder_bundle.path, "--max-tokens", 3) as person:
+        assert "tiny-decoder; /help lists commands, Ctrl-D leaves" in person.until("> ")
+        person.type("Hello\n")
+        person.until("> ")
+        # What is refused does not end a person's conversation, nor does Ctrl-C where they type.
+        person.type("/nothing\n")
+        assert "error: there is no command `/nothing`" in person.until("> ")
+        person.type("Hel\x03")
+        assert "note: Ctrl-D or `/exit` leaves" in person.until("> ")
+        person.type("\x04")
+        person.until(r"read \d+ tokens at [\d.]+/s; wrote 3 at [\d.]+/s")
+        assert person.process.wait(20) == 0
+
+
+def test_what_was_typed_before_comes_back(decoder_bundle: Bundle) -> None:
+    pytest.importorskip("readline")
+    with terminal("chat", decoder_bundle.path, "--max-tokens", 3) as person:
+        person.until("> ")
+        person.type("Hello\n")
+        person.until("> ")
+        person.type("\x1b[A\n")
+        assert "Hello" in person.until("> ")
+        person.type("/exit\n")
+        person.until("2 answers")
+
+
+def test_an_interrupt_ends_the_answer_and_not_the_program(decoder_bundle: Bundle) -> None:
+    with terminal("chat", decoder_bundle.path) as person:
+        person.until("> ")
+        # The whole answer to this is as long as the context has room for, and would take a minute here.
+        person.type("b\n")
+        person.until("b\r\n.")
+        person.type("\x03")
+        person.until(r"\n> ")
+        person.type("/exit\n")
+        assert int(re.search(r"wrote (\d+)", person.until(r"wrote \d+.*first after"))[1]) < 500
+        assert person.process.wait(20) == 0

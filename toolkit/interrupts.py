@@ -1,0 +1,50 @@
+"""Ctrl-C that ends an answer, not the program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.stream import Stream
+
+
+@contextmanager
+def ending_at_interrupt(stream: Stream) -> Iterator[None]:
+    """Have Ctrl-C cancel an answer, and a second one raise KeyboardInterrupt.
+
+    Python runs its own handlers between two of its instructions only, and a long prompt is a single call of many
+    seconds. So a thread is woken through a file descriptor (signal.set_wakeup_fd), and ends that call.
+    """
+    interrupted = False
+
+    def cancel(_number: int, _frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        stream.cancel()
+
+    def watch() -> None:
+        while signals := os.read(ours, 1):
+            if signals[0] == signal.SIGINT:
+                stream.cancel()
+
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    handler = signal.signal(signal.SIGINT, cancel)
+    woken = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        signal.signal(signal.SIGINT, handler)
+        os.close(theirs)
+        thread.join()
+        os.close(ours)
