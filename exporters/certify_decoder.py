@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exporters.certify import certificate_of
 from exporters.probe import probe_texts
 from runtime.decoder import Decoder
-from runtime.errors import EdgekitError
+from runtime.errors import EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
 from runtime.replay import greedy
@@ -92,7 +92,9 @@ def golden_prompt(tokenizer: Any, facts: DecoderFacts) -> tuple[str, list[int]]:
         ids: list[int] = tokenizer(text)["input_ids"]
         if len(ids) <= most:
             return text, ids
-    raise EdgekitError(f"a context of {facts.context_length} tokens has no room for a word and what follows it")
+    raise UnsupportedModelError(
+        f"a context of {facts.context_length} tokens has no room for a word and what follows it"
+    )
 
 
 def logits_of(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:

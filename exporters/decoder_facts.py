@@ -15,7 +15,7 @@ from exporters.probe import probe_texts
 from exporters.pytorch_model import quiet
 from runtime.chat_template import ChatTemplate
 from runtime.decoder import encode_exactly, encode_text
-from runtime.errors import CheckpointError, EdgekitError, InputError, UnsupportedModelError
+from runtime.errors import CheckpointError, InputError, UnsupportedModelError
 from runtime.manifest import ChatFacts, DecoderFacts, GenerationDefaults
 from runtime.messages import ASSISTANT, USER, Message
 
@@ -165,7 +165,7 @@ def check_tokens(name: str, tokenizer: Any, own: Tokenizer, facts: DecoderFacts)
     try:
         expected = tokenizer.apply_chat_template(conversation, chat_template=facts.chat.template)
     except (TemplateError, ValueError, TypeError, LookupError) as error:
-        raise EdgekitError(f"transformers cannot render the chat template of `{name}`: {error}") from error
+        raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {error}") from error
     compare_ids(name, "a conversation", encode_exactly(own, rendered), expected)
 
 

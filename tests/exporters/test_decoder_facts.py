@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
+from exporters.certify_decoder import golden_prompt
 from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
 from exporters.pytorch_model import load_tokenizer
 from runtime import CheckpointError, UnsupportedModelError
@@ -182,3 +183,36 @@ def test_a_window_in_every_layer_and_one_that_is_switched_off() -> None:
     layers = {"layer_types": ["sliding_attention"] * 2}
     assert sliding_window(tiny_config("gemma2", **layers)) == 40
     assert sliding_window(tiny_config("qwen2", use_sliding_window=False, **layers)) is None
+
+
+def test_a_config_that_transformers_refuses(folder: Path) -> None:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    change_json(folder / "config.json", rope_scaling="fast")
+
+    with pytest.raises(CheckpointError, match=r"the config.json of `tiny` cannot be used: "):
+        decoder_facts(checkpoint, tokenizer)
+
+
+def test_a_template_that_only_edgekit_can_render(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = decoder_facts(checkpoint, tokenizer)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such filter")
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", refuse)
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
+    assert caught.value.message == "transformers cannot render the chat template of `tiny`: no such filter"
+
+
+def test_a_context_without_room(folder: Path) -> None:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), context_length=2)
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        golden_prompt(tokenizer, facts)
+    assert caught.value.message == "a context of 2 tokens has no room for a word and what follows it"

@@ -8,7 +8,9 @@ import onnxruntime
 import pytest
 
 from runtime import Bundle
+from runtime.manifest import DecoderFacts, GenerationDefaults
 from tests.conftest import Finished
+from toolkit.commands.bundles import describe_decoder
 
 Edgekit = Callable[..., Finished]
 
@@ -98,3 +100,31 @@ def test_no_bundle_ends_with_5(edgekit: Edgekit) -> None:
         assert finished.err == (
             "error: there is no bundle at `nothing`\n\nhint: `edgekit export MODEL` makes one, and names the folder\n"
         )
+
+
+def test_what_is_told_of_a_decoder() -> None:
+    """Keys and values of Mistral-7B: 2 * 32 layers * 8 heads * 128 numbers of 4 bytes a token."""
+    generation = GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95)
+    facts = DecoderFacts(
+        context_length=32768,
+        sliding_window=4096,
+        layers=32,
+        kv_heads=8,
+        head_size=128,
+        vocabulary=32000,
+        bos_id=1,
+        add_bos=True,
+        eos_ids=(2,),
+        chat=None,
+        generation=generation,
+    )
+
+    assert describe_decoder(facts) == [
+        ("context", "32768 tokens, prompt and answer together, attention reaches 4096 tokens back"),
+        (
+            "memory",
+            "keys and values take 268.4 MB for 1024 tokens, 1073.7 MB for 4096 tokens, 2147.5 MB for 8192 tokens",
+        ),
+        ("template", "no, it continues raw text"),
+        ("sampling", "temperature 0.6, top k 20, top p 0.95, as its publisher says"),
+    ]
