@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from exporters.nodes import linears
-from exporters.rounding import QuantizedWeight, quantize_weight
+from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
@@ -33,32 +33,46 @@ class Calibration:
         """Name -> the largest absolute value of each channel, (width,)."""
         self.moments: dict[str, NDArray[np.float32]] = {}
         """Name -> the sum over tokens of the products of each two channels, (width, width)."""
-        self.known: dict[tuple[str, bytes], QuantizedWeight] = {}
+        self.first_moments: dict[str, NDArray[np.float32]] = {}
+        """The same, of the first token of each text."""
+        self.known: dict[tuple[str, bool, bytes], QuantizedWeight] = {}
         session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)])
         remaining = iter(texts)
         while some := list(islice(remaining, TOGETHER)):
             runs = [session.run(names, dict(feeds)) for feeds in some]
             for name, given in zip(names, zip(*runs, strict=True), strict=True):
-                self.take(name, np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in given]))
+                self.take(name, [rows.reshape(-1, rows.shape[-1]) for rows in given])
 
-    def take(self, name: str, rows: NDArray[np.float32]) -> None:
-        """Count rows (tokens, width) of an input in."""
+    def take(self, name: str, texts: Sequence[NDArray[np.float32]]) -> None:
+        """Count the rows (tokens, width) of an input for several texts in."""
+        rows = np.concatenate(texts)
         peaks, moments = np.abs(rows).max(axis=0), moments_of(rows)
+        firsts = moments_of(np.stack([text[0] for text in texts]))
         if name in self.peaks:
             peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
-        self.peaks[name], self.moments[name] = peaks, moments
+            firsts = firsts + self.first_moments[name]
+        self.peaks[name], self.moments[name], self.first_moments[name] = peaks, moments, firsts
 
     def quantize(
-        self, name: str, weight: NDArray[np.float32], *, divisors: NDArray[np.float32] | None = None
+        self,
+        name: str,
+        weight: NDArray[np.float32],
+        *,
+        divisors: NDArray[np.float32] | None = None,
+        of_first_tokens: bool = False,
     ) -> QuantizedWeight:
         """Round the matrix (inputs, outputs) of a product of the input `name`, by what it was on calibration texts.
 
-        `divisors` (inputs,) are what the input is divided by first. Recipes differ in few matrices, and each is rounded
-        once for all of them.
+        `divisors` (inputs,) are what the input is divided by first. For rows `of_first_tokens`, those of the
+        calibration texts weigh as much as all together. Recipes differ in few matrices, and each is rounded once for
+        all of them.
         """
-        key = (name, blake2b(np.ascontiguousarray(weight).tobytes()).digest())
+        key = (name, of_first_tokens, blake2b(np.ascontiguousarray(weight).tobytes()).digest())
         if key not in self.known:
             moments = self.moments[name]
+            if of_first_tokens:
+                firsts = self.first_moments[name]
+                moments = moments + firsts * (np.trace(moments) / max(np.trace(firsts), SMALLEST))
             if divisors is not None:
                 moments = moments / np.outer(divisors, divisors)
             self.known[key] = quantize_weight(weight, moments)

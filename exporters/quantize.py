@@ -90,8 +90,9 @@ def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) 
         origin = first.origins.get(linear.input, linear.input)
         if products[linear.matmul] in recipe.exact if linear.matmul in products else origin in exact:
             continue
-        operands = operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe)
-        if linear.input in first.alone:
+        alone = linear.input in first.alone
+        operands = operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe, first=alone)
+        if alone:
             output = precise_product(graph, linear, operands)
         elif made_by(origin, "Gelu"):
             output = shifted_product(graph, linear, operands)
@@ -110,6 +111,8 @@ def operands_of(
     divisors: NDArray[np.float32] | None,
     calibration: Calibration,
     recipe: Recipe,
+    *,
+    first: bool,
 ) -> Operands:
     """What a product multiplies in 8 bits, of which `origin` is the value that calibration has seen.
 
@@ -121,7 +124,7 @@ def operands_of(
         divisors = smoothing_of(linear, peaks, recipe)
         rows = insert(linear.matmul, "Mul", [rows, constant(graph, f"{linear.name}_smoothing", 1 / divisors)])
         matrix = matrix * divisors[:, np.newaxis]
-    weight = calibration.quantize(name_of(origin), matrix, divisors=divisors)
+    weight = calibration.quantize(name_of(origin), matrix, divisors=divisors, of_first_tokens=first)
     return Operands(rows, weight, float((peaks if divisors is None else peaks / divisors).max()))
 
 
@@ -176,8 +179,8 @@ def precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.V
     """`rows @ weight + b` with 16-bit activations: the upper 8 bits, and what these leave, as rows of one product.
 
     Twice the peak becomes 127, since there are bits to spare for rows that calibration has not seen. The matrix is one
-    of its own: onnxruntime packs it for each product anyway, and cannot open a graph that shares one where it has to
-    convert it (see `runtime.session`).
+    of its own, rounded for these rows: onnxruntime packs it for each product anyway, and cannot open a graph that
+    shares one where it has to convert it (see `runtime.session`).
     """
     before, name = linear.matmul, f"{linear.name}_first"
     unit, share = 2 * max(operands.peak, SMALLEST) / LEVELS, 1 / (2 * LEVELS)
