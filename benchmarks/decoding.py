@@ -378,8 +378,8 @@ def main() -> None:
         print_table(title, *speed_rows(results, count))
     on_text = f"KL and top-1 to PyTorch fp32 on {len(compared)} tokens; " if closeness else ""
     print_table(
-        f"{on_text}{threads} threads read {bandwidth / 1e9:.1f} GB/s, and decoding after {contexts[0]} tokens the weights "
-        f"once a token; from the start of a process to its first token after {contexts[0]}",
+        f"{on_text}{threads} threads read {bandwidth / 1e9:.1f} GB/s, and decoding after {contexts[0]} tokens reads "
+        f"the weights for each; from the start of a process to its first token after {contexts[0]}",
         *cost_rows(results, closeness, context=contexts[0], bandwidth=bandwidth),
     )
     write_plot(options.plot, results, threads=threads)
