@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import re
 import sys
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -386,6 +388,48 @@ def test_transformers_decodes_as_its_own_generate_does(tiny_llama: Path) -> None
     )
     assert list(generator.answer(PROMPT, 6)) == expected[0, len(PROMPT) :].tolist()
     assert generator.logits(PROMPT) == pytest.approx(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), abs=1e-5)
+
+
+class FakeLlama:
+    """Does what llama-cpp-python does, with the small decoder; it reads in the cache what was not reset."""
+
+    def __init__(self, reference: TinyDecoder) -> None:
+        self.reference = reference
+        self.read: list[int] = []
+        self.ctx = self
+
+    def reset(self) -> None:
+        self.read = []
+
+    def eval(self, ids: list[int]) -> None:
+        self.read += ids
+
+    def n_vocab(self) -> int:
+        return self.reference.vocabulary
+
+
+def test_llama_cpp_reads_the_prompt_at_once_and_then_each_token(
+    tiny_decoder: tuple[Bundle, TinyDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = tiny_decoder[1]
+    opened = []
+
+    def open_llama(model: str, **options: object) -> FakeLlama:
+        opened.append((model, options["n_ctx"], options["n_threads"], options["n_threads_batch"]))
+        return FakeLlama(reference)
+
+    def logits_of(llama: FakeLlama, place: int) -> object:
+        row = reference.logits(llama.read)[place].astype(np.float32)
+        return row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=open_llama, llama_get_logits_ith=logits_of))
+
+    generator = decoding_worker.open_generator(decoding.System.LLAMA_CPP, "model.gguf", threads=2, context=32)
+
+    assert opened == [("model.gguf", 32, 2, 2)]
+    for _ in range(2):
+        assert list(generator.answer(PROMPT, 6)) == reference.greedy(PROMPT, 6)
+    assert generator.logits(PROMPT) == pytest.approx(reference.logits(PROMPT), abs=1e-4)
 
 
 def test_the_divergence_is_that_of_the_probabilities() -> None:
