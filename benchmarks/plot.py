@@ -1,4 +1,4 @@
-"""A scatter plot as SVG, so that no library is needed for one picture."""
+"""A scatter plot and a plot of curves as SVG, so that no library is needed for two pictures."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ class Point:
     name: str
     x: float
     y: float
+    ours: bool = False
+    """Shown in the other colour."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line through places in the plot."""
+
+    name: str
+    places: Sequence[tuple[float, float]]
     ours: bool = False
     """Shown in the other colour."""
 
@@ -58,11 +68,31 @@ def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> 
     """The plot as an SVG document."""
     across = axis_of(0, max(point.x for point in points), LEFT, WIDTH - RIGHT)
     up = axis_of(min(point.y for point in points), max(point.y for point in points), HEIGHT - BOTTOM, TOP)
+    return "\n".join([*frame(title, x_label, y_label, across, up), *named(points, across, up), "</svg>", ""])
+
+
+def curves(title: str, x_label: str, y_label: str, drawn: Sequence[Curve]) -> str:
+    """A plot of lines as an SVG document, each named at its last place."""
+    places = [place for curve in drawn for place in curve.places]
+    # The names stand to the right of the lines' ends.
+    room = 20 + LETTER * max(len(curve.name) for curve in drawn)
+    across = axis_of(0, max(x for x, _ in places), LEFT, WIDTH - RIGHT - room)
+    up = axis_of(0, max(y for _, y in places), HEIGHT - BOTTOM, TOP)
+    parts = frame(title, x_label, y_label, across, up)
+    for curve in drawn:
+        path = " L".join(f"{across.place(x):.1f} {up.place(y):.1f}" for x, y in curve.places)
+        parts.append(f'<path d="M{path}" stroke="{colour_of(curve)}" stroke-width="2" fill="none"/>')
+    ends = [Point(curve.name, *curve.places[-1], ours=curve.ours) for curve in drawn]
+    return "\n".join([*parts, *named(ends, across, up), "</svg>", ""])
+
+
+def frame(title: str, x_label: str, y_label: str, across: Axis, up: Axis) -> list[str]:
+    """The beginning of a document: title, axes and their marks."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text(WIDTH / 2, 24, title, "middle"),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label, "middle"),
+        text((across.first + across.last) / 2, HEIGHT - 14, x_label, "middle"),
         f'<g transform="rotate(-90 18 {HEIGHT / 2})">{text(18, HEIGHT / 2, y_label, "middle")}</g>',
     ]
     for mark in across.marks():
@@ -70,7 +100,13 @@ def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> 
         parts += [line(x, TOP, x, HEIGHT - BOTTOM), text(x, HEIGHT - BOTTOM + 18, f"{mark:g}", "middle")]
     for mark in up.marks():
         y = up.place(mark)
-        parts += [line(LEFT, y, WIDTH - RIGHT, y), text(LEFT - 8, y + 4, f"{mark:.5g}", "end")]
+        parts += [line(LEFT, y, across.last, y), text(LEFT - 8, y + 4, f"{mark:.5g}", "end")]
+    return parts
+
+
+def named(points: Sequence[Point], across: Axis, up: Axis) -> list[str]:
+    """The points with their names, none of which stands on another."""
+    parts = []
     # Where no label may stand: a line of text, from here to there. At first only the points themselves.
     taken = [(up.place(point.y) + 4, across.place(point.x) - 6, across.place(point.x) + 6) for point in points]
     for point in sorted(points, key=lambda point: -point.x):
@@ -82,14 +118,18 @@ def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> 
         while any(label - LINE < other < label + LINE and start < stop and begin < end for other, begin, stop in taken):
             label += LINE
         taken.append((label, start, end))
-        colour = "#c0392b" if point.ours else "#2c5f8a"
+        colour = colour_of(point)
         beside = x - 8 if to_left else x + 8
         parts += [
             f'<path d="M{x:.1f} {y:.1f} V{label - 4:.1f} H{beside:.1f}" stroke="{colour}" fill="none"/>',
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
             text(end if to_left else start, label, point.name, "end" if to_left else "start"),
         ]
-    return "\n".join([*parts, "</svg>", ""])
+    return parts
+
+
+def colour_of(drawn: Point | Curve) -> str:
+    return "#c0392b" if drawn.ours else "#2c5f8a"
 
 
 def text(x: float, y: float, words: str, anchor: str) -> str:

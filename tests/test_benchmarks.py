@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 
-from benchmarks import reranking, retrieval, seeded
+from benchmarks import decoding, decoding_worker, genai_int4, reranking, retrieval, seeded
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
+from benchmarks.decoding_peers import installed_version
 from benchmarks.memory import Sample, quarters, slope
 from benchmarks.peers import peers_python
-from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Point, axis_of, scatter
+from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Curve, Point, axis_of, curves, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
 from exporters.certify import LOWEST_TAU
 from runtime import Bundle, Embedder, Precision, Reranker
+from tests.decoders import TinyDecoder, write_decoder
+from tests.exporters.decoder_checkpoints import write_checkpoint
 
 
 def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time() -> None:
@@ -72,6 +80,27 @@ def test_a_plot_names_every_point_inside_the_picture_and_beside_the_others() -> 
     assert all(start >= 0 and stop <= WIDTH and LINE <= y <= HEIGHT for start, stop, y in boxes)
     for one, other in combinations(boxes, 2):
         assert one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= LINE - 0.2
+
+
+def test_a_plot_of_curves_goes_through_their_places_and_names_them_beside_their_ends() -> None:
+    drawn = [Curve("ours", [(0, 4), (10, 2)], ours=True), Curve("theirs & others", [(0, 3), (10, 2)])]
+
+    picture = ET.fromstring(curves("title", "context", "speed", drawn))
+
+    lines = [item for item in picture.iter() if item.get("stroke-width") == "2"]
+    places = [[float(number) for number in re.findall(r"[0-9.]+", item.get("d", ""))] for item in lines]
+    assert [len(numbers) for numbers in places] == [4, 4]
+    (x1, y1, x2, y2), (_, y3, _, y4) = places
+    assert x1 < x2
+    # Down is more in a picture: both fall to the same speed, ours from higher up.
+    assert y1 < y3 < y2 == y4
+    labels = {item.text: item for item in picture.iter() if item.tag.endswith("text")}
+    for curve in drawn:
+        start = float(labels[curve.name].get("x", 0))
+        assert x2 < start
+        assert start + LETTER * len(curve.name) <= WIDTH
+    ours, theirs = (float(labels[curve.name].get("y", 0)) for curve in drawn)
+    assert abs(ours - theirs) >= LINE - 0.2
 
 
 SEARCHES = [
@@ -280,3 +309,228 @@ def test_the_notes_say_that_seeded_weights_know_nothing_of_relevance() -> None:
         "the weights are seeded: what they rank first is not relevant, and only speed and order are compared"
     )
     assert "seeded heads know nothing of relevance" in retrieval.NOTE
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, TinyDecoder]:
+    """The bundle of a small decoder, and the same model in numpy."""
+    return write_decoder(tmp_path_factory.mktemp("decoders") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small seeded Llama in Hugging Face layout."""
+    return write_checkpoint(tmp_path_factory.mktemp("llama"))
+
+
+def decoder_of(bundle: Bundle) -> decoding.Contestant:
+    return decoding.Contestant("edgekit int4", decoding.System.EDGEKIT, bundle.path)
+
+
+PROMPT = [5, 60, 7, 80, 9]
+
+
+def test_a_worker_continues_a_prompt_by_the_most_probable_tokens(tiny_decoder: tuple[Bundle, TinyDecoder]) -> None:
+    bundle, reference = tiny_decoder
+
+    with decoding.workers_of([decoder_of(bundle)], threads=1, context=32) as [worker]:
+        answer = worker.ask(ids=PROMPT, new=6)
+        speed = worker.speed(PROMPT, 6)
+        logits = worker.logits(PROMPT)
+        peak = worker.peak_bytes()
+
+    assert isinstance(answer, dict)
+    assert answer["tokens"] == reference.greedy(PROMPT, 6)
+    assert answer["seconds"] == sorted(answer["seconds"])
+    assert speed.prompt_seconds > 0
+    assert speed.token_seconds > 0
+    assert logits == pytest.approx(reference.logits(PROMPT), abs=1e-4)
+    assert 2**24 < peak < 2**30
+
+
+def test_contestants_of_decoding_are_measured_at_each_context(tiny_decoder: tuple[Bundle, TinyDecoder]) -> None:
+    prompts = [PROMPT[:2], PROMPT]
+
+    with decoding.workers_of([decoder_of(tiny_decoder[0])], threads=1, context=32) as workers:
+        [result] = decoding.compete(workers, prompts, new=3, repeats=2, threads=1, context=32)
+
+    assert {context: len(speeds) for context, speeds in result.speeds.items()} == {2: 2, 5: 2}
+    assert len(result.start_seconds) == 2
+    # A process that starts takes longer than one that has the model loaded.
+    assert min(result.start_seconds) > max(result.prompt_seconds(2))
+
+
+def test_a_worker_of_decoding_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = decoding.Contestant("edgekit int4", decoding.System.EDGEKIT, tmp_path / "nothing")
+
+    with (
+        decoding.workers_of([broken], threads=1, context=32) as [worker],
+        pytest.raises(SystemExit, match=r"^edgekit int4 failed; its messages are above$"),
+    ):
+        worker.speed(PROMPT, 2)
+    assert str(tmp_path / "nothing") in capfd.readouterr().err
+
+
+def test_transformers_decodes_as_its_own_generate_does(tiny_llama: Path) -> None:
+    threads = torch.get_num_threads()
+
+    generator = decoding_worker.open_generator(decoding.System.TORCH, str(tiny_llama), threads=threads, context=32)
+
+    model = transformers.LlamaForCausalLM.from_pretrained(tiny_llama)
+    expected = model.generate(
+        torch.tensor([PROMPT]),
+        attention_mask=torch.ones(1, len(PROMPT)),
+        do_sample=False,
+        min_new_tokens=6,
+        max_new_tokens=6,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert list(generator.answer(PROMPT, 6)) == expected[0, len(PROMPT) :].tolist()
+    assert generator.logits(PROMPT) == pytest.approx(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), abs=1e-5)
+
+
+class FakeLlama:
+    """Does what llama-cpp-python does, with the small decoder; it reads in the cache what was not reset."""
+
+    def __init__(self, reference: TinyDecoder) -> None:
+        self.reference = reference
+        self.read: list[int] = []
+        self.ctx = self
+
+    def reset(self) -> None:
+        self.read = []
+
+    def eval(self, ids: list[int]) -> None:
+        self.read += ids
+
+    def n_vocab(self) -> int:
+        return self.reference.vocabulary
+
+
+def test_llama_cpp_reads_the_prompt_at_once_and_then_each_token(
+    tiny_decoder: tuple[Bundle, TinyDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = tiny_decoder[1]
+    opened = []
+
+    def open_llama(model: str, **options: object) -> FakeLlama:
+        opened.append((model, options["n_ctx"], options["n_threads"], options["n_threads_batch"]))
+        return FakeLlama(reference)
+
+    def logits_of(llama: FakeLlama, place: int) -> object:
+        row = reference.logits(llama.read)[place].astype(np.float32)
+        return row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=open_llama, llama_get_logits_ith=logits_of))
+
+    generator = decoding_worker.open_generator(decoding.System.LLAMA_CPP, "model.gguf", threads=2, context=32)
+
+    assert opened == [("model.gguf", 32, 2, 2)]
+    for _ in range(2):
+        assert list(generator.answer(PROMPT, 6)) == reference.greedy(PROMPT, 6)
+    assert generator.logits(PROMPT) == pytest.approx(reference.logits(PROMPT), abs=1e-4)
+
+
+def test_the_divergence_is_that_of_the_probabilities() -> None:
+    expected = np.log(np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]], np.float32))
+    found = np.log(np.array([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]], np.float32))
+
+    closeness = decoding.closeness_to(expected, found + np.float32(3))
+
+    # 0.5 log 2 - 0.25 log 2 for the first token, nothing for the second: a constant changes no probability.
+    assert closeness.kl == pytest.approx(0.125 * np.log(2), abs=1e-6)
+    assert closeness.top == 0.5
+
+
+def result_of_decoding(name: str, system: decoding.System, model: Path, seconds: list[float]) -> decoding.Result:
+    speeds = [decoding.Speed(2 * one, one / 10) for one in seconds]
+    return decoding.Result(decoding.Contestant(name, system, model), {100: speeds}, seconds, 3 * 2**20)
+
+
+@pytest.fixture
+def decoding_results(tmp_path: Path) -> list[decoding.Result]:
+    """Of edgekit's bundle, a folder, and of a GGUF file."""
+    bundle, file = tmp_path / "bundle", tmp_path / "model.gguf"
+    bundle.mkdir()
+    (bundle / "model.onnx").write_bytes(bytes(1_000_000))
+    (bundle / "tokenizer.json").write_bytes(bytes(500_000))
+    file.write_bytes(bytes(2_000_000))
+    return [
+        result_of_decoding("edgekit int4", decoding.System.EDGEKIT, bundle, [0.5, 0.4, 0.6]),
+        result_of_decoding("llama.cpp", decoding.System.LLAMA_CPP, file, [1.0, 1.0, 0.9]),
+    ]
+
+
+def test_the_table_of_decoding_gives_both_speeds_and_the_ratio_of_each_round(
+    decoding_results: list[decoding.Result],
+) -> None:
+    header, rows = decoding.speed_rows(decoding_results, 100)
+
+    ratio = "edgekit int4 / system"
+    assert header == ["system", "new tokens/s", ratio, "prompt tokens/s", ratio]
+    assert rows == [
+        ["edgekit int4", "20.0", "1", "100", "1"],
+        ["llama.cpp", "10.0", "2.00 (1.50 to 2.50)", "50", "2.00 (1.50 to 2.50)"],
+    ]
+
+
+def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_start(
+    decoding_results: list[decoding.Result],
+) -> None:
+    closeness = {"edgekit int4": decoding.Closeness(0.25, 0.75)}
+
+    header, rows = decoding.cost_rows(decoding_results, closeness, context=100, bandwidth=40e6)
+
+    assert header[1:6] == ["MB", "KL", "top-1", "of bandwidth", "s to first token"]
+    # 20 tokens of the 1 MB of weights in a second, of 40 MB; the tokenizer is no part of them.
+    assert rows == [
+        ["edgekit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
+        ["llama.cpp", "2.0", "", "", "50%", "1.00", "2.00 (1.50 to 2.50)", "3"],
+    ]
+
+
+def test_what_is_not_installed_for_decoding_is_named(tiny_decoder: tuple[Bundle, TinyDecoder], tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    options = argparse.Namespace(
+        bundle=tiny_decoder[0].path, source_bundle=None, only=["onnxruntime-genai", "llama.cpp"], peers=tmp_path
+    )
+
+    contestants, missing = decoding.contestants_of(options)
+
+    assert [contestant.system for contestant in contestants] == [decoding.System.EDGEKIT]
+    assert missing == [
+        f"onnxruntime-genai was not measured: `onnxruntime-genai` is not installed in `{tmp_path}`",
+        f"llama.cpp was not measured: `llama_cpp_python` is not installed in `{tmp_path}`",
+    ]
+    assert installed_version(Path(sys.executable), "numpy") == np.__version__
+
+
+def test_decoding_takes_a_choice_of_peers_and_contexts(capsys: pytest.CaptureFixture[str]) -> None:
+    options = decoding.parse_options(["--only", "llama.cpp", "--contexts", "900", "22", "900"])
+    assert (options.only, options.contexts) == (["llama.cpp"], [22, 900])
+    assert {22, 900} <= set(decoding.parse_options([]).contexts)
+    with pytest.raises(SystemExit):
+        decoding.parse_options(["--new", "1"])
+    assert "--new must be at least 2: speed is taken from the first token to the last" in capsys.readouterr().err
+
+
+def test_genais_builder_runs_with_transformers_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"from transformers import {', '.join(genai_int4.NEWER_CLASSES)}\n"
+    program += "import sys, pathlib\nfrom beside import WORD\n"
+    program += "pathlib.Path(sys.argv[4]).write_text(WORD + ' '.join(sys.argv[1:]))\n"
+    (tmp_path / "builder.py").write_text(program)
+    (tmp_path / "beside.py").write_text("WORD = 'built with '\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [])
+    absent = [name for name in genai_int4.NEWER_CLASSES if not hasattr(transformers, name)]
+
+    genai_int4.build(tmp_path, tmp_path / "checkpoint", tmp_path / "target")
+
+    for name in absent:
+        delattr(transformers, name)
+    written = (tmp_path / "target").read_text()
+    assert written.startswith(f"built with -i {tmp_path}/checkpoint -o {tmp_path}/target -p int4 -e cpu ")
+    assert "accuracy_level=4" in written

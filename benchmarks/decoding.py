@@ -1,0 +1,392 @@
+"""Speed of decoding after prompts of several lengths, greedy, and how close each system is to PyTorch in float32."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from benchmarks.decoding_peers import MODEL, genai_folder, gguf_file, installed_version, q4_0_file, transformers_folder
+from benchmarks.decoding_worker import Logits, System
+from benchmarks.peers import PEERS, REPOSITORY, edgekit_name, peers_python
+from benchmarks.plot import Curve, curves
+from benchmarks.rounds import take_turns
+from benchmarks.table import print_table, ratio
+from benchmarks.texts import CORPUS, read_lines
+
+BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int4"
+PLOT = REPOSITORY / ".cache" / "benchmarks" / "decoding.svg"
+PEERS_OF_EDGEKIT = tuple(system.value for system in System if system is not System.EDGEKIT)
+DISTRIBUTIONS = {System.GENAI: "onnxruntime-genai", System.LLAMA_CPP: "llama_cpp_python"}
+CONTEXTS = (22, 450, 900, 1800)
+WEIGHTS = frozenset({".onnx", ".data", ".gguf", ".safetensors"})
+"""Endings of the files that hold what is read for each token."""
+MEGABYTE, MEBIBYTE = 10**6, 2**20
+READ_BYTES = 2**29
+READS = 5
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A system with its model, and the interpreter of the environment that holds it."""
+
+    name: str
+    system: System
+    model: Path
+    python: Path = Path(sys.executable)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one answer came."""
+
+    prompt_seconds: float
+    """From the ids of the prompt to the first token."""
+    token_seconds: float
+    """For each token after the first, in the mean."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant did."""
+
+    contestant: Contestant
+    speeds: dict[int, list[Speed]]
+    """By tokens of the prompt: of each counted round."""
+    start_seconds: list[float]
+    """From the start of a process to the first token after the shortest prompt, of each counted round."""
+    peak_bytes: int
+    """The most memory of the process that gave the answers, the longest included."""
+
+    def token_seconds(self, context: int) -> list[float]:
+        return [speed.token_seconds for speed in self.speeds[context]]
+
+    def prompt_seconds(self, context: int) -> list[float]:
+        return [speed.prompt_seconds for speed in self.speeds[context]]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How alike the next token's probabilities are to PyTorch's."""
+
+    kl: float
+    """Kullback-Leibler divergence from PyTorch's, the mean over the tokens, in nats."""
+    top: float
+    """How often the most probable token is the same."""
+
+
+class Worker:
+    """The process of a contestant, which keeps the model loaded."""
+
+    def __init__(self, contestant: Contestant, *, threads: int, context: int) -> None:
+        self.contestant = contestant
+        command = [str(contestant.python), "-m", "benchmarks.decoding_worker", contestant.system.value]
+        self.process = subprocess.Popen(
+            [*command, str(contestant.model), str(threads), str(context)],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    def ask(self, **request: object) -> object:
+        """Send a request, as `benchmarks.decoding_worker` describes it, and wait for its answer."""
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            answer: object = json.loads(self.process.stdout.readline() if self.process.stdout else "")
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{self.contestant.name} failed; its messages are above") from error
+        return answer
+
+    def speed(self, ids: Sequence[int], new: int) -> Speed:
+        """Continue a prompt by `new` tokens, at least two."""
+        answer = self.ask(ids=ids, new=new)
+        if not isinstance(answer, dict) or len(answer["seconds"]) != new:
+            raise SystemExit(f"{self.contestant.name} did not give {new} tokens")
+        seconds: list[float] = answer["seconds"]
+        return Speed(seconds[0], (seconds[-1] - seconds[0]) / (new - 1))
+
+    def speeds(self, prompts: Sequence[Sequence[int]], new: int) -> list[Speed]:
+        return [self.speed(ids, new) for ids in prompts]
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """After each of the ids: (tokens, vocabulary)."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "logits.npy"
+            self.ask(ids=ids, logits=str(path))
+            logits: Logits = np.load(path)
+        return logits
+
+    def peak_bytes(self) -> int:
+        return int(str(self.ask(peak=True)))
+
+    def close(self) -> None:
+        """End the process at once, if it is still there."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def workers_of(contestants: Sequence[Contestant], *, threads: int, context: int) -> Iterator[list[Worker]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(closing(Worker(contestant, threads=threads, context=context)))
+            for contestant in contestants
+        ]
+
+
+def contestants_of(options: argparse.Namespace) -> tuple[list[Contestant], list[str]]:
+    """edgekit first, then the peers that were asked for; and what is missing, in words."""
+    found = [Contestant(edgekit_name(options.bundle, MODEL), System.EDGEKIT, options.bundle.absolute())]
+    if options.source_bundle is not None:
+        name = edgekit_name(options.source_bundle, MODEL)
+        found.append(Contestant(name, System.EDGEKIT, options.source_bundle.absolute()))
+    missing = []
+    for system in map(System, options.only):
+        if system is System.TORCH:
+            name = f"transformers {version('transformers')} torch fp32"
+            found.append(Contestant(name, system, transformers_folder()))
+            continue
+        python = peers_python(options.peers)
+        installed = installed_version(python, DISTRIBUTIONS[system])
+        if installed is None:
+            missing.append(missing_note(system, options.peers))
+        elif system is System.GENAI:
+            found.append(Contestant(f"onnxruntime-genai {installed} int4", system, genai_folder(python), python))
+        else:
+            name = f"llama.cpp, llama-cpp-python {installed}"
+            found.append(Contestant(f"{name} Q4_0", system, q4_0_file(python), python))
+            found.append(Contestant(f"{name} Q4_1", system, gguf_file(), python))
+    return found, missing
+
+
+def missing_note(system: System, environment: Path) -> str:
+    return f"{system.value} was not measured: `{DISTRIBUTIONS[system]}` is not installed in `{environment}`"
+
+
+def start_seconds(contestant: Contestant, ids: Sequence[int], *, threads: int, context: int) -> float:
+    """From the start of a process to its first token."""
+    start = time.perf_counter()
+    with closing(Worker(contestant, threads=threads, context=context)) as worker:
+        worker.ask(ids=ids, new=1)
+        return time.perf_counter() - start
+
+
+def compete(
+    workers: Sequence[Worker], prompts: Sequence[Sequence[int]], *, new: int, repeats: int, threads: int, context: int
+) -> list[Result]:
+    """Let all continue the prompts in turn, then start anew in turn."""
+    speeds = take_turns([partial(worker.speeds, prompts, new) for worker in workers], repeats)
+    peaks = [worker.peak_bytes() for worker in workers]
+    starts = take_turns(
+        [partial(start_seconds, worker.contestant, prompts[0], threads=threads, context=context) for worker in workers],
+        repeats,
+    )
+    return [
+        Result(
+            worker.contestant,
+            {len(ids): [speeds_of_round[place] for speeds_of_round in own] for place, ids in enumerate(prompts)},
+            own_starts,
+            peak,
+        )
+        for worker, own, own_starts, peak in zip(workers, speeds, starts, peaks, strict=True)
+    ]
+
+
+def closeness_to(reference: Logits, logits: Logits) -> Closeness:
+    """Compare logits with PyTorch's; both (tokens, vocabulary)."""
+    divergences = []
+    for expected, found in zip(map(logprobs_of, reference), map(logprobs_of, logits), strict=True):
+        divergences.append(float(np.exp(expected) @ (expected - found)))
+    top = reference.argmax(axis=-1) == logits.argmax(axis=-1)
+    return Closeness(float(np.mean(divergences)), float(top.mean()))
+
+
+def logprobs_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The logarithms of the probabilities (vocabulary,)."""
+    shifted = logits.astype(np.float64) - logits.max()
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return found
+
+
+def closeness_of(workers: Sequence[Worker], ids: Sequence[int]) -> dict[str, Closeness]:
+    """By contestant's name, how close it is to PyTorch on a text; empty where PyTorch was not measured."""
+    reference = next((worker for worker in workers if worker.contestant.system is System.TORCH), None)
+    if reference is None:
+        return {}
+    expected = reference.logits(ids)
+    return {
+        worker.contestant.name: closeness_to(expected, worker.logits(ids))
+        for worker in workers
+        if worker is not reference
+    }
+
+
+def memory_bandwidth(threads: int) -> float:
+    """Bytes in a second that threads of this process read together from a large array: the best of a few passes."""
+    numbers = np.ones(READ_BYTES // 4, np.float32)
+    parts = np.array_split(numbers, threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(READS):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            seconds.append(time.perf_counter() - start)
+    return READ_BYTES / min(seconds)
+
+
+def files_of(model: Path) -> list[Path]:
+    """The files of a model: a folder's, or the one file that it is."""
+    return [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
+
+
+def total_bytes(model: Path) -> int:
+    return sum(path.stat().st_size for path in files_of(model))
+
+
+def weights_bytes(model: Path) -> int:
+    """Of the files that hold the weights: about what is read for each token, where the embedding is tied."""
+    return sum(path.stat().st_size for path in files_of(model) if path.suffix in WEIGHTS)
+
+
+def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list[list[str]]]:
+    """The table of speeds after a prompt of so many tokens, with columns of ratios for each of edgekit's bundles."""
+    ours = [result for result in results if result.contestant.system is System.EDGEKIT]
+    ratios = [f"{own.contestant.name} / system" for own in ours]
+    rows = []
+    for result in results:
+        new, prompt = result.token_seconds(context), result.prompt_seconds(context)
+        own_new = [new if own is result else own.token_seconds(context) for own in ours]
+        own_prompt = [prompt if own is result else own.prompt_seconds(context) for own in ours]
+        rows.append(
+            [
+                result.contestant.name,
+                f"{1 / median(new):,.1f}",
+                *(ratio(new, own) for own in own_new),
+                f"{context / median(prompt):,.0f}",
+                *(ratio(prompt, own) for own in own_prompt),
+            ]
+        )
+    return ["system", "new tokens/s", *ratios, "prompt tokens/s", *ratios], rows
+
+
+def cost_rows(
+    results: Sequence[Result], closeness: dict[str, Closeness], *, context: int, bandwidth: float
+) -> tuple[list[str], list[list[str]]]:
+    """The table of what each system takes, and how close it comes; the share of the bandwidth is at that context."""
+    first = results[0]
+    header = ["system", "MB", "KL", "top-1", "of bandwidth", "s to first token"]
+    header += [f"system / {first.contestant.name}", "peak MiB"]
+    rows = []
+    for result in results:
+        close = closeness.get(result.contestant.name)
+        read = weights_bytes(result.contestant.model) / median(result.token_seconds(context))
+        rows.append(
+            [
+                result.contestant.name,
+                f"{total_bytes(result.contestant.model) / MEGABYTE:.1f}",
+                "" if close is None else f"{close.kl:.4f}",
+                "" if close is None else f"{close.top:.3f}",
+                f"{read / bandwidth:.0%}",
+                f"{median(result.start_seconds):.2f}",
+                ratio(result.start_seconds, first.start_seconds),
+                f"{result.peak_bytes / MEBIBYTE:,.0f}",
+            ]
+        )
+    return header, rows
+
+
+def write_plot(path: Path, results: Sequence[Result], *, threads: int) -> None:
+    """New tokens per second against the tokens of the prompt, a curve for each system."""
+    drawn = [
+        Curve(
+            result.contestant.name,
+            [(context, 1 / median(result.token_seconds(context))) for context in sorted(result.speeds)],
+            ours=result.contestant.system is System.EDGEKIT,
+        )
+        for result in results
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{MODEL}, {threads} threads"
+    path.write_text(curves(title, "tokens of the prompt", "new tokens per second", drawn), encoding="utf-8")
+
+
+def ids_of(bundle: Path, count: int) -> list[int]:
+    """The first tokens of news texts that nothing was calibrated on."""
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tokenizer.no_truncation()
+    ids: list[int] = tokenizer.encode("\n".join(read_lines(CORPUS)), add_special_tokens=False).ids
+    return ids[:count]
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int4 bundle")
+    parser.add_argument("--source-bundle", type=Path, help="one with the file's own blocks, measured beside it")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PEERS_OF_EDGEKIT,
+        default=PEERS_OF_EDGEKIT,
+        metavar="SYSTEM",
+        help=f"measure edgekit beside these alone, of {', '.join(PEERS_OF_EDGEKIT)}",
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="tokens of the prompts")
+    parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--compared", type=int, default=512, help="tokens of the text that is compared with PyTorch")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
+    parser.add_argument("--plot", type=Path, default=PLOT, metavar="SVG")
+    options = parser.parse_args(arguments)
+    if options.new < 2:
+        parser.error("--new must be at least 2: speed is taken from the first token to the last")
+    options.contexts = sorted(set(options.contexts))
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    contestants, missing = contestants_of(options)
+    contexts, threads = options.contexts, options.threads
+    ids = ids_of(options.bundle, contexts[-1] + options.compared)
+    prompts = [ids[:count] for count in contexts]
+    compared = ids[contexts[-1] :]
+    context = max(contexts[-1] + options.new, options.compared + 1)
+    bandwidth = memory_bandwidth(threads)
+    with workers_of(contestants, threads=threads, context=context) as workers:
+        results = compete(workers, prompts, new=options.new, repeats=options.repeats, threads=threads, context=context)
+        closeness = closeness_of(workers, compared)
+    rounds = f"{threads} threads; medians of {options.repeats} rounds (range)"
+    for count in contexts:
+        title = f"{MODEL}, {options.new} new tokens after {count}, {rounds}"
+        print_table(title, *speed_rows(results, count))
+    on_text = f"KL and top-1 to PyTorch fp32 on {len(compared)} tokens; " if closeness else ""
+    print_table(
+        f"{on_text}{threads} threads read {bandwidth / 1e9:.1f} GB/s, and decoding after {contexts[0]} tokens reads "
+        f"the weights for each; from the start of a process to its first token after {contexts[0]}",
+        *cost_rows(results, closeness, context=contexts[0], bandwidth=bandwidth),
+    )
+    write_plot(options.plot, results, threads=threads)
+    print(f"\n{options.plot}")
+    for note in missing:
+        print(note)
+
+
+if __name__ == "__main__":
+    main()

