@@ -53,7 +53,8 @@ def test_int8_finds_the_answers_that_fp32_finds(scores: tuple[Accuracy, Accuracy
     print(f"answers found: fp32 {fp32.found:.4f}, int8 {int8.found:.4f}; of fp32's nearest {kept:.4f}")
     assert fp32.found > 0.8
     assert int8.found == pytest.approx(fp32.found, abs=0.005)
-    assert int8.first == pytest.approx(fp32.first, abs=0.01)
+    # Three questions of 240: which of two answers about equally near comes first changes with the processor.
+    assert int8.first == pytest.approx(fp32.first, abs=0.015)
     assert kept > 0.95
 
 

@@ -110,7 +110,7 @@ def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny
             {"auto_map": {"AutoModel": "org/code--modeling.Bert"}},
             "`model` brings its own code (`auto_map` in config.json)",
         ),
-        ({"model_type": "llama"}, "`model` has the architecture `llama`, which edgekit does not know"),
+        ({"model_type": "bloom"}, "`model` has the architecture `bloom`, which edgekit does not know"),
     ],
 )
 def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
