@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks, in_blocks_in_turn
 from exporters.calibration import second_moments
+from exporters.decoder_graph import output_product
 from exporters.nodes import ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
 from exporters.rounding import make_up_factors
 from runtime.encoder import INPUT_IDS
@@ -72,7 +73,8 @@ def quantize_decoder(
     """
     graph = model.graph
     products = list(linears(graph))
-    output = output_product(graph, products)
+    matmul = output_product(graph)
+    output = next((product for product in products if product.matmul is matmul), None)
     if recipe.rounding is not Rounding.NEAREST and not runs:
         raise ValueError(f"rounding by {recipe.rounding.value} needs calibration texts")
     made: dict[ir.Value, BlockMatrix] = {}
@@ -118,7 +120,8 @@ def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix]) -> None:
         found = known.find(product.name, product.weight.T)
         if found is not None:
             made[product.matmul.outputs[0]] = (product.name, found)
-    output = output_product(graph, products)
+    matmul = output_product(graph)
+    output = next((product for product in products if product.matmul is matmul), None)
     for gather, table in word_vectors(graph):
         found = known.find("word_vectors", table)
         if found is None:
@@ -245,19 +248,6 @@ def groups(products: Sequence[Linear], rounding: Rounding) -> Iterator[list[Line
         sizes[product.input] = size
     if group:
         yield group
-
-
-def output_product(graph: ir.Graph, products: Sequence[Linear]) -> Linear | None:
-    """The product that makes the logits, the graph's first output, whatever comes after it; None without one."""
-    made_by = {product.matmul: product for product in products}
-    pending = [graph.outputs[0].producer()]
-    while pending:
-        node = pending.pop(0)
-        if node in made_by:
-            return made_by[node]
-        if node is not None:
-            pending += [value.producer() for value in node.inputs if value is not None]
-    return None
 
 
 def word_vectors(graph: ir.Graph) -> Iterator[tuple[ir.Node, NDArray[np.float32]]]:

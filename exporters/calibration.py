@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from exporters.nodes import linears
 from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
+from runtime.encoder import INPUT_IDS
+from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
@@ -112,10 +114,10 @@ def prompts(graph: ir.Graph, ids: Sequence[int], *, length: int = PROMPT) -> Ite
         tokens = np.array(ids[start : start + length], np.int64)
         count = len(tokens)
         known: dict[str, NDArray[np.generic]] = {
-            "input_ids": tokens[np.newaxis],
-            "last_positions": np.array([count - 1], np.int32),
-            "total_length": np.array(count, np.int32),
-            "logit_positions": np.arange(count, dtype=np.int64),
+            INPUT_IDS: tokens[np.newaxis],
+            LAST_POSITIONS: np.array([count - 1], np.int32),
+            TOTAL_LENGTH: np.array(count, np.int32),
+            LOGIT_POSITIONS: np.arange(count, dtype=np.int64),
         }
         yield {
             str(value.name): known[str(value.name)] if value.name in known else empty_past(value, count)

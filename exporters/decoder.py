@@ -29,17 +29,13 @@ from exporters.decoder_graph import (
 )
 from exporters.graph import fold_small_constants, fuse_rms_norms, merge_products, tidy
 from exporters.grouped_attention import (
-    LAST_POSITIONS,
-    LOGIT_POSITIONS,
-    TOTAL_LENGTH,
     DecoderOnnxConfig,
-    cache_names,
     check_rotation,
     context_length,
 )
 from exporters.pytorch_model import OPSET, load_weights, quiet
-from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
+from runtime.forward import input_names
 
 NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
@@ -97,8 +93,9 @@ def rebuild(traced: ir.Model) -> None:
 def check_decoder(graph: ir.Graph) -> None:
     """Raise UnsupportedModelError for a graph with inputs that are not a decoder's, or with sizes left to compute."""
     layers = len(attentions(graph))
-    wanted = [INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers)]
-    if [value.name for value in graph.inputs] != wanted or any(node.op_type in NOT_LEFT for node in graph):
+    if tuple(value.name for value in graph.inputs) != input_names(layers) or any(
+        node.op_type in NOT_LEFT for node in graph
+    ):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",

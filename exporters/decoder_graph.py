@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph import RMS_NORM, ROW_WISE, after
-from exporters.grouped_attention import GROUPED_ATTENTION, LOGIT_POSITIONS
+from exporters.grouped_attention import GROUPED_ATTENTION
 from exporters.nodes import (
     ORT_DOMAIN,
     array_of,
@@ -26,6 +26,7 @@ from exporters.nodes import (
     required,
 )
 from runtime.encoder import INPUT_IDS
+from runtime.forward import LOGIT_POSITIONS
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
 ELEMENT_WISE = frozenset({"Sigmoid", "Div", "Sub", "Pow", "Cast", "Neg", "Exp", "Erf"})

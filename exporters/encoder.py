@@ -17,6 +17,7 @@ from optimum.utils import NormalizedTextConfig
 
 from exporters.architectures import JINA_BERT, NOMIC_BERT, answers_in_words
 from exporters.attention import merge_attention
+from exporters.calibration import LARGEST_PROTOBUF
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
@@ -45,8 +46,6 @@ from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
 """What transformers does not have."""
-LARGEST = 2**31 - 2**26
-"""Bytes of weights that fit, with the graph, into one protobuf, which ends at 2 GiB."""
 
 
 class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum has no types
@@ -78,10 +77,10 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
     Raises UnsupportedModelError for a model that does not fit into one file.
     """
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if size > LARGEST:
+    if size > LARGEST_PROTOBUF:
         raise UnsupportedModelError(
             f"the model has {size / 1e9:.1f} GB of float32 weights, and edgekit exports encoders up to "
-            f"{LARGEST / 1e9:.1f} GB"
+            f"{LARGEST_PROTOBUF / 1e9:.1f} GB"
         )
     task = "feature-extraction" if kind is Kind.EMBEDDER else "text-classification"
     if isinstance(model, tuple(IMPLEMENTED_HERE.values())):

@@ -181,11 +181,9 @@ def build(
         expected = task.reference(model, manifest)
     # A decoder's weights are most of what this process holds, and nothing needs them in PyTorch any more.
     del model
-    if precision is Precision.SOURCE:
-        with stage(told, "keep the blocks of the file"):
-            graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
-    elif precision is not Precision.FP32:
-        with stage(told, f"quantize to {precision.value}"):
+    if precision is not Precision.FP32:
+        kept = precision is Precision.SOURCE
+        with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
             graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
     save_graph(graph, writer.folder / GRAPH)
     with stage(told, "certify against PyTorch"):

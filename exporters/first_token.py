@@ -175,7 +175,7 @@ def computed_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def copy_for_first_rows(node: ir.Node, rows: Rows) -> None:
-    """Compute of a node's rows the first, right after all, when the matrices that both read are still in the cache."""
+    """Compute of a node's rows the first, right after all of them."""
     inputs = [value if value is None else rows.get(value, value) for value in node.inputs]
     same = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()))
     output = node.outputs[0]

@@ -25,11 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from exporters.nodes import ORT_DOMAIN
 from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
+from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
 
-LAST_POSITIONS = "last_positions"
-TOTAL_LENGTH = "total_length"
-LOGIT_POSITIONS = "logit_positions"
-LOGITS = "logits"
 GROUPED_ATTENTION = "GroupQueryAttention"
 OPERATOR = "edgekit::grouped_query_attention"
 SCHEMA = (
@@ -64,11 +61,6 @@ def cache_sizes(config: Any) -> CacheSizes:
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return CacheSizes(config.num_hidden_layers, heads, config.num_key_value_heads, head_size)
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def check_rotation(model: nn.Module) -> None:

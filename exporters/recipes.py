@@ -100,12 +100,10 @@ class Trials:
         self.task = task
         self.bundle = bundle
         self.products = len(list(linears(graph.graph)))
-        self.recipes = PLAIN if path_of_first_tokens(graph.graph) is None else OF_FIRST_TOKENS
-
-    @property
-    def default(self) -> Recipe:
+        plain = path_of_first_tokens(graph.graph) is None
+        self.recipes = PLAIN if plain else OF_FIRST_TOKENS
+        self.default = self.recipes[0] if plain else self.recipes[-1]
         """What is taken where no accuracy is asked for."""
-        return self.recipes[0] if self.recipes is PLAIN else self.recipes[-1]
 
     def quantized(self, recipe: Recipe) -> ir.Model:
         graph = ir.from_proto(self.proto)

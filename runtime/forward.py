@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.encoder import INPUT_IDS
 from runtime.errors import BundleError
 from runtime.kv_cache import Bound, KVCache
 from runtime.session import Session, load_onnxruntime
 
+LAST_POSITIONS = "last_positions"
+TOTAL_LENGTH = "total_length"
+LOGIT_POSITIONS = "logit_positions"
+LOGITS = "logits"
 KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
 
@@ -25,15 +30,16 @@ def input_names(layers: int) -> tuple[str, ...]:
     - `logit_positions`, int64 (positions,): for which of the new tokens logits are wanted
     - `past.{layer}.key` and `.value`, float32 (1, kv_heads, capacity, head_size)
     """
-    return ("input_ids", "last_positions", "total_length", "logit_positions", *cache_names("past", layers))
+    return (INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers))
 
 
 def output_names(layers: int) -> tuple[str, ...]:
     """The outputs, in order: `logits`, float32 (1, positions, vocabulary), and the buffers of the inputs again."""
-    return ("logits", *cache_names("present", layers))
+    return (LOGITS, *cache_names("present", layers))
 
 
 def cache_names(prefix: str, layers: int) -> list[str]:
+    """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 

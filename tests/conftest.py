@@ -196,16 +196,9 @@ def write_reranker(folder: Path, checkpoint: Path, architecture: str = "bert", *
 
 def write_reranker_on_minilm(folder: Path, checkpoint: Path) -> None:
     """The real MiniLM encoder under a seeded head: no trained cross-encoder is to be had without the Hub."""
-    import torch
-    import transformers
+    from benchmarks.seeded import write_head
 
-    from exporters.pytorch_model import quiet
-
-    with quiet():
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(str(checkpoint), num_labels=1)
-        torch.manual_seed(11)
-        torch.nn.init.normal_(model.classifier.weight, std=0.2)
-        save_reranker(model, folder, checkpoint)
+    write_head(folder, checkpoint)
 
 
 def save_reranker(model: object, folder: Path, checkpoint: Path) -> None:
