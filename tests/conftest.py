@@ -12,6 +12,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 import io
 import json
 import pty
+import select
 import shutil
 import socket
 import subprocess
@@ -280,17 +281,20 @@ def on_terminal(arguments: Sequence[str], *, stdin: int | None = None, env: dict
     process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.DEVNULL, stderr=theirs, env=env)
     os.close(theirs)
     shown = b""
-    while True:
-        try:
-            block = os.read(ours, 4096)
-        except OSError:  # Linux's answer when the other end is closed
-            break
-        if not block:
-            break
+    while block := read_terminal(ours):
         shown += block
     os.close(ours)
     assert process.wait() == 0
     return shown.decode()
+
+
+def read_terminal(ours: int) -> bytes:
+    """What comes next from the other end of a terminal, b"" when that is closed; fails when nothing comes."""
+    assert select.select([ours], [], [], 60)[0], "nothing was shown for a minute"
+    try:
+        return os.read(ours, 4096)
+    except OSError:  # Linux's answer when the other end is closed
+        return b""
 
 
 ADA, BOB, EVE = "hf_SecretOfAda0001", "hf_SecretOfBob0002", "hf_SecretOfEve0003"

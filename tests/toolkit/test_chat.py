@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, Chat, Decoder, Sampling
-from tests.conftest import Finished
+from tests.conftest import Finished, read_terminal
 from tests.decoders import CHATML, write_decoder
 
 Edgekit = Callable[..., Finished]
@@ -246,10 +246,7 @@ class Terminal:
     def until(self, pattern: str) -> str:
         """What is shown up to a pattern, which is taken away."""
         while not (found := re.search(pattern, self.shown)):
-            try:
-                block = os.read(self.ours, 4096)
-            except OSError:  # Linux's answer when the other end is closed
-                block = b""
+            block = read_terminal(self.ours)
             assert block, f"ended before {pattern!r}: {self.shown!r}"
             self.shown += block.decode("utf-8", "replace")
         before, self.shown = self.shown[: found.end()], self.shown[found.end() :]

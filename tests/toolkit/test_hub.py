@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, Finished, HubUser
+from tests.conftest import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, Finished, HubUser, read_terminal
 from tests.hub_server import LocalHub
 
 SITE = "https://huggingface.co"
@@ -473,11 +473,7 @@ def test_login_on_a_terminal_does_not_show_what_is_typed(user: HubUser) -> None:
     os.close(theirs)
     shown = b""
     typed = False
-    while True:
-        try:
-            block = os.read(ours, 4096)
-        except OSError:  # Linux's answer when the other end is closed
-            break
+    while block := read_terminal(ours):
         shown += block
         if b"Token (not shown):" in shown and not typed:
             os.write(ours, f"{ADA}\n".encode())
