@@ -146,8 +146,7 @@ def test_what_is_told_of_a_decoder() -> None:
         ("memory", "weights take 4000.0 MB, keys and values 1.0 MB for 1024 tokens, 100.0 MB for 4096 tokens"),
         (
             "in all",
-            "about 4200.0 MB for 1024, 4300.0 MB for 4096, with the libraries and what a long prompt takes while it is "
-            "read",
+            "about 4200.0 MB for 1024, 4300.0 MB for 4096, with the libraries and the reading of a long prompt",
         ),
         ("template", "no, it continues raw text"),
         ("sampling", "temperature 0.6, top k 20, top p 0.95, as its publisher says"),

@@ -93,7 +93,7 @@ def describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
     return [
         ("memory", f"weights take {megabytes(footprint.weights)}, keys and values {caches}"),
-        ("in all", f"about {totals}, with the libraries and what a long prompt takes while it is read"),
+        ("in all", f"about {totals}, with the libraries and the reading of a long prompt"),
     ]
 
 
