@@ -20,6 +20,8 @@ FIRST_CAPACITY = 256
 """Tokens that the first buffers have room for."""
 SPARE = 64 << 20
 """Bytes that a cache leaves free: the graph needs some while it runs."""
+LARGE = 4 << 20
+"""Bytes of a buffer from which on it is to lie on large pages."""
 PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
@@ -142,6 +144,9 @@ def zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     size = 4 * math.prod(shape)
     # Elsewhere than on Windows the pages would be shared with a process that is forked.
     pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
+    # As numpy asks for its own arrays, from the same size on.
+    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.float32).reshape(shape)
 
 
