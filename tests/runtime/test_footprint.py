@@ -26,7 +26,8 @@ def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
     assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]
     assert [length.cache for length in found.lengths] == [tokens << 18 for tokens in (1024, 4096, 8192)]
     for length in found.lengths:
-        assert length.total == pytest.approx(1.05 * found.weights + length.cache + PROCESS)
+        working = length.total - found.weights - length.cache - PROCESS
+        assert 150 << 20 < working < 250 << 20, "189 MiB were measured"
 
 
 @pytest.mark.parametrize(
