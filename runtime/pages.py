@@ -14,6 +14,8 @@ from pathlib import Path
 
 MAPS = Path("/proc/self/smaps")
 LARGE_PAGE = 2 << 20
+WORTH_MOVING = 256 << 20
+"""Bytes of packed weights from which on they are moved to large pages: smaller ones gain little, and start later."""
 MADV_DONTNEED, MADV_COLLAPSE = 4, 25
 """Advice of madvise(2); the second came with Linux 6.1, and does its work before it returns."""
 
@@ -68,17 +70,21 @@ def give_back(folder: Path) -> int:
 
 
 def on_large_pages(before: Sequence[Region]) -> int:
-    """Put what was allocated since `before` was read on pages of 2 MiB; returns the bytes that lie there now."""
+    """Put what was allocated since `before` was read on pages of 2 MiB; returns the bytes that were moved.
+
+    Nothing is moved where it is little, or where the system knows no such advice.
+    """
     known = {region.start: region.end for region in before}
-    done = 0
+    ranges = []
     for region in mapped_regions():
-        if region.file is not None or region.own < LARGE_PAGE or known.get(region.start) == region.end:
-            continue
         first = -(-region.start // LARGE_PAGE) * LARGE_PAGE
         last = region.end // LARGE_PAGE * LARGE_PAGE
-        if last > first and advise(first, last - first, MADV_COLLAPSE):
-            done += last - first
-    return done
+        is_new = region.file is None and known.get(region.start) != region.end
+        if is_new and region.own >= LARGE_PAGE and last > first:
+            ranges.append((first, last - first))
+    if sum(size for _, size in ranges) < WORTH_MOVING:
+        return 0
+    return sum(size for first, size in ranges if advise(first, size, MADV_COLLAPSE))
 
 
 def advise(start: int, size: int, advice: int) -> bool:

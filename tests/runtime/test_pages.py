@@ -84,10 +84,12 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
 
 
 @linux
-def test_what_was_allocated_keeps_its_content_on_large_pages() -> None:
+def test_what_was_allocated_keeps_its_content_on_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     before = mapped_regions()
     numbers = np.arange(8 * LARGE_PAGE // 4, dtype=np.int32)
     expected = int(numbers.sum(dtype=np.int64))
+    assert on_large_pages(before) == 0, "too little to be worth it"
+    monkeypatch.setattr("runtime.pages.WORTH_MOVING", LARGE_PAGE)
 
     done = on_large_pages(before)
 
