@@ -1,4 +1,8 @@
-"""Memory while edgekit embeds many texts of very different length: its peak, and whether it grows. Linux only."""
+"""Memory while edgekit embeds many texts of very different length: its peak, and whether it grows. Linux only.
+
+With a decoder's bundle: what of the process lies in memory once it is loaded, after prompts and while it answers,
+beside what `edgekit inspect` says.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,15 @@ import numpy as np
 from benchmarks.peers import BUNDLE, MODEL, edgekit_name
 from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
-from runtime import Embedder
+from runtime import Bundle, Decoder, Embedder, Kind
+from runtime.bundle import GRAPH
+from runtime.footprint import footprint_of
+from runtime.forward import Forward
+from runtime.manifest import DecoderFacts, Manifest
 
 FEWEST_WORDS, MOST_WORDS = 3, 500
+PROMPTS = (22, 900)
+"""Tokens of the prompts that a decoder reads."""
 CHUNK = 1024
 """Texts handed over at once."""
 MEBIBYTE = 2**20
@@ -88,12 +98,54 @@ def mebibytes(size: float) -> str:
     return f"{size / MEBIBYTE:.1f}"
 
 
+def measure_decoder(bundle: Bundle, *, prompts: Sequence[int], threads: int, new: int) -> None:
+    """Print a table of the memory of a process that decodes, for prompts of so many tokens."""
+    manifest = bundle.manifest
+    facts = required_facts(manifest)
+    start = time.perf_counter()
+    decoder = Decoder(bundle, threads=threads)
+    seconds = time.perf_counter() - start
+    files = sum(record.size for name, record in manifest.files.items() if name.startswith(GRAPH))
+    rows = [["graph and weights on disk", mebibytes(files), "", ""]]
+
+    def note(label: str, cache: int = 0) -> None:
+        resident = resident_bytes()
+        rows.append([label, mebibytes(resident), mebibytes(cache), mebibytes(resident - files - cache)])
+
+    note(f"loaded in {seconds:.1f} s")
+    rows.append(["the most while it was loaded", mebibytes(peak_bytes()), "", mebibytes(peak_bytes() - files)])
+    ids = np.random.default_rng(1).integers(0, facts.vocabulary, max(prompts)).tolist()
+    for tokens in prompts:
+        cache = decoder.prefill(ids[:tokens])
+        note(f"after a prompt of {tokens:,} tokens", cache.size)
+        forward = Forward(decoder.session, cache)
+        for id_ in ids[:new]:
+            forward.run([id_])
+        note(f"and an answer of {new}", cache.size)
+        del cache, forward
+    rows.append(["the most", mebibytes(peak_bytes()), "", ""])
+    for length in footprint_of(manifest, facts).lengths:
+        expected = mebibytes(length.total), mebibytes(length.cache), mebibytes(length.total - files - length.cache)
+        rows.append([f"as `edgekit inspect` says for {length.tokens:,} tokens", *expected])
+    header = ["memory", "MiB", "of it keys and values", "beyond those and the files"]
+    print_table(f"{manifest.name}, {threads} threads", header, rows)
+
+
+def required_facts(manifest: Manifest) -> DecoderFacts:
+    if manifest.decoder is None:
+        raise SystemExit(f"`{manifest.name}` does not say how its graph continues a text")
+    return manifest.decoder
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--texts", type=int, default=100_000, help="for the peak and the slope")
     parser.add_argument("--passes", type=int, default=10, help="over one smaller set, after the first")
     parser.add_argument("--texts-of-pass", type=int, default=2 * CHUNK)
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, metavar="N", help="tokens, for a decoder")
+    parser.add_argument("--new", type=int, default=16, help="tokens of a decoder's answers")
+    parser.add_argument("--threads", type=int, default=2, help="of a decoder")
     return parser.parse_args()
 
 
@@ -102,6 +154,10 @@ def main() -> None:
     if not os.access(PEAK_RESET, os.W_OK):
         raise SystemExit(f"`{PEAK_RESET}` cannot be written here, and the peak is read with it")
     name = edgekit_name(options.bundle)
+    bundle = Bundle.open(options.bundle)
+    if bundle.manifest.kind is Kind.DECODER:
+        measure_decoder(bundle, prompts=options.prompts, threads=options.threads, new=options.new)
+        return
     # The corpus is read once before anything counts, so that what it takes is not taken for the model's.
     for _ in texts_of_any_length(1, FEWEST_WORDS, MOST_WORDS):
         pass

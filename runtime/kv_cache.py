@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,9 @@ FIRST_CAPACITY = 256
 """Tokens that the first buffers have room for."""
 SPARE = 64 << 20
 """Bytes that a cache leaves free: the graph needs some while it runs."""
+LARGE = 4 << 20
+"""Bytes of a buffer from which on it is to lie on large pages."""
+PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,28 @@ class KVCache:
         shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
         self.bindings.clear()
         if not self.buffers:
-            self.buffers = [np.zeros(shape, np.float32) for _ in range(2 * self.facts.layers)]
+            self.buffers = [zeros(shape) for _ in range(2 * self.facts.layers)]
         else:
             # One at a time, so that no more than one is there twice.
             for place in range(len(self.buffers)):
-                larger = np.zeros(shape, np.float32)
+                larger = zeros(shape)
                 larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
                 self.buffers[place] = larger
         self.capacity = capacity
+
+
+def zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Zeros on pages of their own.
+
+    They go back to the system with the array, where the allocator would keep those of the buffers that were outgrown.
+    """
+    size = 4 * math.prod(shape)
+    # Elsewhere than on Windows the pages would be shared with a process that is forked.
+    pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
+    # As numpy asks for its own arrays, from the same size on.
+    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.float32).reshape(shape)
 
 
 def token_size(facts: DecoderFacts) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import BundleError, MissingPartError, ProviderError
 from runtime.manifest import Provider
+from runtime.pages import give_back, mapped_regions, on_large_pages
 
 ORT_NAMES = {
     Provider.CPU: "CPUExecutionProvider",
@@ -56,6 +57,7 @@ class Session:
         # Without it, processors that have no 8-bit dot product (AVX2 without VNNI) add pairs of products in 16 bits,
         # which overflow without a word; where there is one, it changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        before = mapped_regions() if threads is not None else []
         try:
             self.session = ort.InferenceSession(
                 str(path),
@@ -74,6 +76,10 @@ class Session:
         found = [value.name for value in self.session.get_inputs()]
         if found != list(inputs):
             raise BundleError(f"the graph `{path}` has the inputs {found}, the manifest says {list(inputs)}")
+        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
+        if threads is not None and provider is Provider.CPU:
+            give_back(path.parent)
+            on_large_pages(before)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""

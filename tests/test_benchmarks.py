@@ -19,11 +19,11 @@ import transformers
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 
-from benchmarks import decoding, decoding_worker, genai_int4, reranking, retrieval, seeded
+from benchmarks import decoding, decoding_worker, genai_int4, reranking, retrieval, seeded, wide_decoder
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
 from benchmarks.decoding_peers import installed_version
-from benchmarks.memory import Sample, quarters, slope
+from benchmarks.memory import Sample, measure_decoder, quarters, slope
 from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Curve, Point, axis_of, curves, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
@@ -44,6 +44,22 @@ def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time()
 
 def test_queries_have_eight_words() -> None:
     assert {len(query.split()) for query in queries(60)} == {8}
+
+
+def test_a_wide_decoder_runs_and_its_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("WIDTH", 128), ("INNER", 256), ("HEADS", 8)):
+        monkeypatch.setattr(wide_decoder, name, size)
+
+    bundle = wide_decoder.write_wide_decoder(tmp_path / "wide", layers=2, block=32)
+    measure_decoder(Bundle.open(bundle.path), prompts=[5, 20], threads=1, new=3)
+
+    data = bundle.manifest.files["model.onnx.data"].size
+    assert data > 32000 * 128
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("after a prompt of 20 tokens") for line in lines)
+    assert any(line.startswith("as `edgekit inspect` says for 8,192 tokens") for line in lines)
 
 
 def test_memory_that_grows_by_a_constant_has_that_slope() -> None:

@@ -21,9 +21,9 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 ORDER = {
     "runtime": (
         "replay "
-        "chat decoder stream steps prompt_lookup forward saved_cache kv_cache memory sampler stops detokenizer "
-        "chat_template messages "
-        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session dense pooling "
+        "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
+        "detokenizer chat_template messages "
+        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session pages dense pooling "
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (

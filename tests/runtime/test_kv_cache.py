@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,6 +56,27 @@ def test_buffers_double_and_keep_what_they_hold() -> None:
         assert buffer.shape == (1, 2, 2 * FIRST_CAPACITY, 8)
         assert buffer.flags.c_contiguous
         assert np.array_equal(buffer[:, :, :200], old)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_outgrown_goes_back_to_the_system() -> None:
+    """The buffers of Mistral-7B: 256 KiB for each token of all layers together."""
+    cache = KVCache(dataclasses.replace(FACTS, layers=32, kv_heads=8, head_size=128))
+    before = resident()
+    cache.reserve(FIRST_CAPACITY)
+    for buffer in cache.buffers:
+        buffer[:] = 1
+    cache.ids = [0] * FIRST_CAPACITY
+
+    cache.reserve(2 * FIRST_CAPACITY)
+
+    assert cache.size == 2 * FIRST_CAPACITY << 18
+    assert resident() - before < FIRST_CAPACITY * (1 << 18) + (8 << 20), "the tokens that it holds, once"
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024
 
 
 def test_buffers_end_at_the_limit() -> None:

@@ -8,9 +8,12 @@ import onnxruntime
 import pytest
 
 from runtime import Bundle
+from runtime.footprint import AtLength, Footprint
 from runtime.manifest import DecoderFacts, GenerationDefaults
 from tests.conftest import Finished
+from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
 from toolkit.commands.bundles import describe_decoder
+from toolkit.progress import megabytes
 
 Edgekit = Callable[..., Finished]
 
@@ -102,8 +105,25 @@ def test_no_bundle_ends_with_5(edgekit: Edgekit) -> None:
         )
 
 
+def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
+    edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    monkeypatch.setattr("runtime.session.shared_session", None)
+
+    printed = json.loads(edgekit("inspect", bundle.path, "--json").out)
+    text = edgekit("inspect", bundle.path).out.decode()
+
+    memory = printed.pop("memory")
+    assert printed == json.loads((bundle.path / "manifest.json").read_text())
+    assert memory["weights"] == (bundle.path / "model.onnx").stat().st_size
+    assert [length["tokens"] for length in memory["lengths"]] == [CONTEXT], "no longer than the context"
+    assert memory["lengths"][0]["cache"] == CONTEXT * 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4
+    assert f"keys and values {megabytes(memory['lengths'][0]['cache'])} for {CONTEXT} tokens" in text
+    assert f"about {megabytes(memory['lengths'][0]['total'])} for {CONTEXT}," in text
+
+
 def test_what_is_told_of_a_decoder() -> None:
-    """Keys and values of Mistral-7B: 2 * 32 layers * 8 heads * 128 numbers of 4 bytes a token."""
     generation = GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95)
     facts = DecoderFacts(
         context_length=32768,
@@ -119,11 +139,14 @@ def test_what_is_told_of_a_decoder() -> None:
         generation=generation,
     )
 
-    assert describe_decoder(facts) == [
+    footprint = Footprint(4 * 10**9, (AtLength(1024, 10**6, 42 * 10**8), AtLength(4096, 10**8, 43 * 10**8)))
+
+    assert describe_decoder(facts, footprint) == [
         ("context", "32768 tokens, prompt and answer together, attention reaches 4096 tokens back"),
+        ("memory", "weights take 4000.0 MB, keys and values 1.0 MB for 1024 tokens, 100.0 MB for 4096 tokens"),
         (
-            "memory",
-            "keys and values take 268.4 MB for 1024 tokens, 1073.7 MB for 4096 tokens, 2147.5 MB for 8192 tokens",
+            "in all",
+            "about 4200.0 MB for 1024, 4300.0 MB for 4096, with the libraries and the reading of a long prompt",
         ),
         ("template", "no, it continues raw text"),
         ("sampling", "temperature 0.6, top k 20, top p 0.95, as its publisher says"),

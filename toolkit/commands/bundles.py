@@ -10,7 +10,7 @@ import click
 from runtime.bundle import Bundle
 from runtime.decoder import DecoderPlan
 from runtime.encoder import Plan
-from runtime.kv_cache import token_size
+from runtime.footprint import Footprint, footprint_of
 from runtime.manifest import DecoderFacts, Kind, Manifest
 from runtime.records import write_record
 from toolkit.progress import megabytes
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from runtime.encoder import Encoder
 
 
-LENGTHS = (1024, 4096, 8192)
-"""Tokens for which the memory of keys and values is told."""
 PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
 GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
 
@@ -29,13 +27,22 @@ GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--runtime", is_flag=True, help="Add what it would run with on this machine.")
-@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON; with --runtime, in its field `runtime`.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The manifest as JSON; a decoder's memory in the field `memory`, what --runtime adds in `runtime`.",
+)
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show what a bundle is, where it came from and how accurate it is."""
     opened = Bundle.open(bundle)
     plan = model_of(opened).plan if runtime else None
     if as_json:
-        shown = write_record(opened.manifest) | ({"runtime": write_record(plan)} if plan is not None else {})
+        shown = write_record(opened.manifest)
+        if opened.manifest.decoder is not None:
+            shown["memory"] = write_record(footprint_of(opened.manifest, opened.manifest.decoder))
+        if plan is not None:
+            shown["runtime"] = write_record(plan)
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
     lines = describe(opened.manifest, opened.size)
@@ -80,16 +87,22 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_decoder(facts: DecoderFacts) -> list[tuple[str, str]]:
+def describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
+    """The memory that a decoder takes in lines: (label, text)."""
+    caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
+    totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
+    return [
+        ("memory", f"weights take {megabytes(footprint.weights)}, keys and values {caches}"),
+        ("in all", f"about {totals}, with the libraries and the reading of a long prompt"),
+    ]
+
+
+def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[str, str]]:
     """What is told of a decoder in lines: (label, text)."""
     window = f", attention reaches {facts.sliding_window} tokens back" if facts.sliding_window is not None else ""
-    sizes = ", ".join(
-        f"{megabytes(length * token_size(facts))} for {length} tokens"
-        for length in dict.fromkeys(min(length, facts.context_length) for length in LENGTHS)
-    )
     lines = [
         ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
-        ("memory", f"keys and values take {sizes}"),
+        *describe_footprint(footprint),
         ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
     ]
     stated = [
@@ -127,7 +140,7 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(("scores", f"{pairs.scores.value}, as its publisher says"))
         lines.append(("cuts", "the end of a document that does not fit beside the query"))
     if manifest.decoder is not None:
-        lines += describe_decoder(manifest.decoder)
+        lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder))
     how = manifest.quantization or manifest.blocks
     if how is not None:
         lines.append((manifest.precision.value, str(how)))

@@ -1,0 +1,215 @@
+"""A decoder with layers of Mistral-7B's shape and seeded weights in blocks of 4 bits, as a bundle.
+
+`python -m benchmarks.wide_decoder FOLDER --layers 8` writes about a gigabyte, piece by piece, and holds no more than a
+matrix of it. What it says means nothing; its memory and its speed are those of trained weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import WordLevel
+
+from runtime import Bundle, Kind, Precision, Provider
+from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
+from runtime.forward import input_names, output_names
+from runtime.manifest import (
+    SCHEMA,
+    DecoderFacts,
+    GenerationDefaults,
+    Manifest,
+    Source,
+    TokenizerFacts,
+    WeightBlocks,
+)
+
+WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 4096, 32, 8, 128, 14336, 32000
+CONTEXT, WINDOW = 32768, 4096
+DATA = f"{GRAPH}.data"
+ALIGNMENT = 4096
+"""Of what lies in the data file, so that it can be mapped."""
+SEED = 7
+ORT_DOMAIN = "com.microsoft"
+SHAPES: dict[str, tuple[int, list[str | int]]] = {
+    "input_ids": (TensorProto.INT64, [1, "tokens"]),
+    "last_positions": (TensorProto.INT32, [1]),
+    "total_length": (TensorProto.INT32, []),
+    "logit_positions": (TensorProto.INT64, ["positions"]),
+    "logits": (TensorProto.FLOAT, [1, "positions", VOCABULARY]),
+}
+CACHE_SHAPE: tuple[int, list[str | int]] = (TensorProto.FLOAT, [1, KV_HEADS, "capacity", HEAD_SIZE])
+
+
+class Writer:
+    """Collects a graph whose large constants go to a file at once."""
+
+    def __init__(self, data: BinaryIO, block: int) -> None:
+        self.data = data
+        self.block = block
+        self.rng = np.random.default_rng(SEED)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def node(self, operator: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
+        return outputs[0]
+
+    def large(self, name: str, array: NDArray[np.generic]) -> str:
+        """A constant in the data file."""
+        self.data.write(bytes(-self.data.tell() % ALIGNMENT))
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", DATA), ("offset", self.data.tell()), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.data.write(array.tobytes())
+        self.constants.append(tensor)
+        return name
+
+    def small(self, name: str, array: NDArray[np.generic]) -> str:
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def blocks(self, name: str, inputs: int, outputs: int, *, apart: bool = False) -> list[str]:
+        """A matrix in blocks: levels, scales with which its products keep their size, and zero points of 7 or 8.
+
+        With `apart` scales and zero points have an axis more and a byte each, as tables of word vectors want them.
+        """
+        count = inputs // self.block
+        shape = (outputs, count, 1) if apart else (outputs, count)
+        levels = np.frombuffer(self.rng.bytes(outputs * inputs // 2), np.uint8).reshape(outputs, count, -1)
+        scales = (self.rng.uniform(0.8, 1.2, shape) / (4.6 * inputs**0.5)).astype(np.float32)
+        packed = shape if apart else (outputs, (count + 1) // 2)
+        zeros = 7 + self.rng.integers(0, 2, packed).astype(np.uint8)
+        zeros = zeros if apart else zeros * np.uint8(17)
+        return [
+            self.large(f"{name}_levels", levels),
+            self.large(f"{name}_scales", scales),
+            self.large(f"{name}_zeros", zeros),
+        ]
+
+    def product(self, name: str, value: str, inputs: int, outputs: int, result: str | None = None) -> str:
+        constants = self.blocks(name, inputs, outputs)
+        sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": self.block, "accuracy_level": 4}
+        return self.node("MatMulNBits", [value, *constants], [result or f"{name}_product"], ORT_DOMAIN, **sizes)
+
+    def add_and_norm(self, name: str, value: str, added: str) -> tuple[str, str]:
+        """A sum, and the same normed."""
+        weight = self.small(f"{name}_weight", np.ones(WIDTH, np.float32))
+        outputs = [f"{name}_normed", "", "", f"{name}_sum"]
+        self.node("SkipSimplifiedLayerNormalization", [value, added, weight], outputs, ORT_DOMAIN, epsilon=1e-5)
+        return outputs[3], outputs[0]
+
+    def decoder(self, layers: int) -> onnx.ModelProto:
+        table = self.blocks("word_vectors", WIDTH, VOCABULARY, apart=True)
+        table.insert(1, "input_ids")
+        sizes = {"bits": 4, "block_size": self.block, "gather_axis": 0, "quantize_axis": 2}
+        picked = self.node("GatherBlockQuantized", table, ["picked"], ORT_DOMAIN, **sizes)
+        value = self.node("Reshape", [picked, self.small("rows", np.array([0, 0, -1]))], ["vectors"])
+        weight = self.small("first_weight", np.ones(WIDTH, np.float32))
+        normed = self.node("SimplifiedLayerNormalization", [value, weight], ["first_normed"], axis=-1, epsilon=1e-5)
+        angles = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)
+        tables = [self.large("cos", np.cos(angles).astype(np.float32))]
+        tables.append(self.large("sin", np.sin(angles).astype(np.float32)))
+        halves = self.small("halves", np.array([INNER, INNER]))
+        for layer in range(layers):
+            packed = self.product(f"{layer}.qkv", normed, WIDTH, (HEADS + 2 * KV_HEADS) * HEAD_SIZE)
+            attended = self.node(
+                "GroupQueryAttention",
+                [packed, "", "", *names("past", layer), "last_positions", "total_length", *tables],
+                [f"{layer}.attended", *names("present", layer)],
+                ORT_DOMAIN,
+                do_rotary=1,
+                num_heads=HEADS,
+                kv_num_heads=KV_HEADS,
+                local_window_size=WINDOW,
+                scale=HEAD_SIZE**-0.5,
+            )
+            projected = self.product(f"{layer}.out", attended, HEADS * HEAD_SIZE, WIDTH)
+            value, normed = self.add_and_norm(f"{layer}.inner", value, projected)
+            both = self.product(f"{layer}.gate_up", normed, WIDTH, 2 * INNER)
+            gate, up = f"{layer}.gate", f"{layer}.up"
+            self.node("Split", [both, halves], [gate, up], axis=-1)
+            share = self.node("Sigmoid", [gate], [f"{layer}.share"])
+            active = self.node("Mul", [gate, share], [f"{layer}.active"])
+            product = self.node("Mul", [active, up], [f"{layer}.gated"])
+            down = self.product(f"{layer}.down", product, INNER, WIDTH)
+            if layer == layers - 1:
+                value = self.node("Gather", [value, "logit_positions"], ["picked_value"], axis=1)
+                down = self.node("Gather", [down, "logit_positions"], ["picked_down"], axis=1)
+            value, normed = self.add_and_norm(f"{layer}.outer", value, down)
+        self.product("output", normed, WIDTH, VOCABULARY, "logits")
+        inputs, outputs = (
+            [helper.make_tensor_value_info(name, *SHAPES.get(name, CACHE_SHAPE)) for name in names_of(layers)]
+            for names_of in (input_names, output_names)
+        )
+        graph = helper.make_graph(self.nodes, "wide", inputs, outputs, self.constants)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(ORT_DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def names(prefix: str, layer: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for part in ("key", "value")]
+
+
+def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
+    """The bundle of such a decoder."""
+    with BundleWriter(target) as writer:
+        with (writer.folder / DATA).open("wb") as data:
+            graph = Writer(data, block).decoder(layers)
+        (writer.folder / GRAPH).write_bytes(graph.SerializeToString())
+        words = {f"word{number}": number for number in range(VOCABULARY)}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="word0"))
+        tokenizer.decoder = ByteLevel()
+        tokenizer.save(str(writer.folder / TOKENIZER))
+        facts = DecoderFacts(
+            context_length=CONTEXT,
+            sliding_window=WINDOW,
+            layers=layers,
+            kv_heads=KV_HEADS,
+            head_size=HEAD_SIZE,
+            vocabulary=VOCABULARY,
+            bos_id=None,
+            add_bos=False,
+            eos_ids=(),
+            chat=None,
+            generation=GenerationDefaults(),
+        )
+        manifest = Manifest(
+            schema=SCHEMA,
+            kind=Kind.DECODER,
+            name=f"wide-decoder-{layers}",
+            precision=Precision.INT4,
+            provider=Provider.CPU,
+            architecture="mistral",
+            inputs=input_names(layers),
+            source=Source("folder", "seeded", "seeded", None, None, None, None, {}),
+            files={},
+            tokenizer=TokenizerFacts(CONTEXT, lower_case=False, special_tokens={}),
+            embedder=None,
+            certificate=None,
+            made_with={},
+            decoder=facts,
+            blocks=WeightBlocks(4 * layers + 1, 0, 4, 4, block, block, symmetric=False, rounding="nearest"),
+        )
+        return writer.commit(manifest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoder", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=8, help="32 are Mistral-7B's, and take 4.1 GB")
+    parser.add_argument("--block", type=int, default=64, help="weights that have a scale together")
+    options = parser.parse_args()
+    print(write_wide_decoder(options.folder, layers=options.layers, block=options.block).path)
+
+
+if __name__ == "__main__":
+    main()

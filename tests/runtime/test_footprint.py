@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from runtime import Bundle
+from runtime.footprint import PROCESS, footprint_of, packed_share
+from runtime.manifest import FileRecord, WeightBlocks
+from tests.decoders import TinyDecoder
+
+BLOCKS = WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance")
+
+
+def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
+    """Its 32 layers have 8 heads of 128 numbers, 4 bytes each, for keys and for values."""
+    manifest = written[0].manifest
+    assert manifest.decoder is not None
+    facts = dataclasses.replace(manifest.decoder, context_length=32768, layers=32, kv_heads=8, head_size=128)
+    files = {"model.onnx": 10**6, "model.onnx.data": 4 * 10**9, "tokenizer.json": 10**7}
+    records = {name: FileRecord(size, "0" * 64) for name, size in files.items()}
+
+    found = footprint_of(dataclasses.replace(manifest, files=records, blocks=BLOCKS), facts)
+
+    assert found.weights == pytest.approx(4_001 * 10**6 * 0.625 / (0.5 + 4 / 64 + 0.5 / 64))
+    assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]
+    assert [length.cache for length in found.lengths] == [tokens << 18 for tokens in (1024, 4096, 8192)]
+    for length in found.lengths:
+        working = length.total - found.weights - length.cache - PROCESS
+        assert 150 << 20 < working < 250 << 20, "189 MiB were measured"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "share"),
+    [
+        (None, 1),
+        (dataclasses.replace(BLOCKS, symmetric=True), 0.625 / 0.5625),
+        (dataclasses.replace(BLOCKS, bits=8, block=32), 1.25 / (1 + 0.125 + 1 / 32)),
+    ],
+)
+def test_what_packing_adds(blocks: WeightBlocks | None, share: float) -> None:
+    assert packed_share(blocks) == pytest.approx(share)
