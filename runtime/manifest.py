@@ -302,6 +302,7 @@ class GoldenAnswer:
     prompt: tuple[int, ...]
     """The ids that the text becomes."""
     reference: tuple[int, ...]
+    """PyTorch's, up to the first that the bundle's are not."""
     output: tuple[int, ...]
 
 
