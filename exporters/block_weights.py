@@ -137,7 +137,7 @@ def packed_product(product: Linear, form: BlockForm, inputs: InputMoments, vecto
 
 
 def packed_table(gather: ir.Node, recipe: BlockRecipe, alike: bool) -> Made:  # noqa: FBT001
-    """A table of word vectors in blocks, whose levels span them, or with `alike` make small what all errors add up to."""
+    """A table of word vectors in blocks, whose levels span them or, with `alike`, make the sum of all errors small."""
     table = np.asarray(table_of(gather).numpy(), np.float32)
     importance = np.ones(table.shape[1], np.float32) if alike else None
     return packed(in_blocks(table.T, recipe.form, importance=importance), vectors=True)

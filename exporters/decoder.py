@@ -63,8 +63,8 @@ def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = Non
 def rebuild(traced: ir.Model) -> None:
     """Turn a traced decoder into one with merged products, whose attention is one operator without shapes around it.
 
-    Products stay MatMuls with constant matrices, with an Add where they have a bias. Raises UnsupportedModelError when a
-    part of the graph is not what the passes know.
+    Products stay MatMuls with constant matrices, with an Add where they have a bias. Raises UnsupportedModelError when
+    a part of the graph is not what the passes know.
     """
     graph = traced.graph
     fold_small_constants(traced)

@@ -20,7 +20,7 @@ from runtime.errors import CheckpointError
 
 STORED_AS: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """The types of weights that are read, by safetensors' names; numpy has no bfloat16."""
-ROWS_AT_ONCE = 2**24
+NUMBERS_AT_ONCE = 2**24
 """Numbers of two tensors that are compared at a time."""
 
 
@@ -72,8 +72,8 @@ class StoredTensor:
             return True
         if self.shape != other.shape:
             return False
-        places = range(0, self.size, ROWS_AT_ONCE)
-        counts = [(first, min(ROWS_AT_ONCE, self.size - first)) for first in places]
+        places = range(0, self.size, NUMBERS_AT_ONCE)
+        counts = [(first, min(NUMBERS_AT_ONCE, self.size - first)) for first in places]
         return all(np.array_equal(self.flat(*part), other.flat(*part)) for part in counts)
 
 

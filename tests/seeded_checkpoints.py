@@ -86,7 +86,9 @@ def write_seeded(
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    shards = cut([Tensor(name, tuple(found.shape)) for name, found in model.named_parameters()], STORED[dtype][1], shard)
+    shards = cut(
+        [Tensor(name, tuple(found.shape)) for name, found in model.named_parameters()], STORED[dtype][1], shard
+    )
     random = np.random.default_rng(seed)
     names = [WHOLE] if len(shards) == 1 else [SHARDED.format(place + 1, len(shards)) for place in range(len(shards))]
     for name, tensors in zip(names, shards, strict=True):

@@ -28,6 +28,7 @@ from tests.exporters.decoders import (
     traced,
     write_decoder,
 )
+from tests.seeded_checkpoints import Shape, write_seeded
 
 TOKENS = 210
 CLOSE = 1e-4
@@ -63,6 +64,29 @@ def test_texts_of_different_lengths_run_together(family: str, tmp_path: Path) ->
         found = run.batch(np.take_along_axis(ids, (lengths + step)[:, None], axis=1), lengths + step)
         for row, length in enumerate(lengths):
             assert np.abs(found[row, 0] - expected[row][length + step]).max() < CLOSE
+
+
+@pytest.mark.parametrize("window", [64, 4096])
+def test_texts_that_are_longer_than_the_window_give_the_logits_of_pytorch(window: int, tmp_path: Path) -> None:
+    """As Mistral has it, whose window is 4,096: read at once, and token by token beyond it."""
+    tokens = 4096 + 24
+    shape = Shape(2, 32, 64, 2, 1, vocabulary=VOCABULARY, window=window, positions=8192)
+    checkpoint = find_checkpoint(str(write_seeded(tmp_path / "checkpoint", shape, dtype="float32")))
+    graph = traced(checkpoint, tmp_path)
+    rebuild(graph)
+    ids = token_ids(tokens)
+    model = loaded(tmp_path / "checkpoint")
+    expected = logits_of(model, ids)
+    model.config.sliding_window = None
+    assert np.abs(logits_of(model, ids)[-20:] - expected[-20:]).max() > 100 * CLOSE
+
+    whole, chunks = (GraphRun(graph, capacity=tokens) for _ in range(2))
+
+    places = [30, window - 1, window, 4095, 4096, tokens - 1]
+    assert np.abs(whole(ids, places) - expected[places]).max() < CLOSE
+    chunks(ids[:4090], [4089])
+    beyond = np.concatenate([chunks(ids[place : place + 1]) for place in range(4090, tokens)])
+    assert np.abs(beyond - expected[4090:]).max() < CLOSE
 
 
 @pytest.mark.parametrize(
