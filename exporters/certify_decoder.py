@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.certify import certificate_of
+from exporters.layer_errors import layer_errors
 from exporters.layerwise import Layerwise, Observer
 from exporters.probe import probe_texts
 from exporters.weightless import WeightlessDecoder
+from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
@@ -24,6 +27,8 @@ WINDOW = 512
 LARGEST_REFERENCE = 2**27
 """Logits that are held to compare with: half a gigabyte."""
 MOST_TOKENS = 2048
+STATE_TOKENS = 256
+"""Whose hidden states are compared after each layer."""
 GOLDEN_PROMPT = 24
 GOLDEN_TOKENS = 64
 LARGEST_KL = {Precision.FP32: 1e-5, Precision.INT8: 0.1, Precision.INT4: 1.0, Precision.SOURCE: 0.1}
@@ -40,6 +45,8 @@ class DecoderReference:
     """The ids of the probe set's texts, cut in windows."""
     logprobs: tuple[NDArray[np.float32], ...]
     """Of each window, the logarithms of the probabilities of the next token: (tokens, vocabulary)."""
+    states: tuple[NDArray[np.float32], ...]
+    """Hidden states after each layer, (tokens, width), of the first tokens of the first window."""
     text: str
     prompt: tuple[int, ...]
     """What is continued, and its ids."""
@@ -72,13 +79,19 @@ class ProbeReading(Observer):
         text, prompt = golden_prompt(tokenizer, facts)
         self.golden = text, tuple(prompt)
         self.logprobs: list[NDArray[np.float32]] = []
+        self.states: list[NDArray[np.float32]] = []
+
+    def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
+        del layer
+        if text == 0:
+            self.states.append(states[:STATE_TOKENS].copy())
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
         if text < len(self.windows):
             self.logprobs.append(logprobs_of(logits))
 
     def reference(self) -> DecoderReference:
-        return DecoderReference(self.windows, tuple(self.logprobs), *self.golden, self.decoder)
+        return DecoderReference(self.windows, tuple(self.logprobs), tuple(self.states), *self.golden, self.decoder)
 
 
 def probe_windows(tokenizer: Any, facts: DecoderFacts) -> list[tuple[int, ...]]:
@@ -167,12 +180,12 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     )
 
 
-def certify_decoder(decoder: Decoder, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
+def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
     """Compare a bundle with its reference.
 
     Raises EdgekitError where it is further from it than `max_kl`, or so far that something must be wrong.
     """
-    manifest = decoder.bundle.manifest
+    manifest, decoder = bundle.manifest, Decoder(bundle)
     found = agreement_with(decoder, reference)
     largest = min(LARGEST_KL[manifest.precision], max_kl or np.inf)
     # Written so that NaN fails too.
@@ -201,7 +214,11 @@ def certify_decoder(decoder: Decoder, reference: DecoderReference, *, max_kl: fl
         "greedy_tokens_equal": float(common(answer, expected)),
     }
     tokens = sum(map(len, reference.windows))
-    return certificate_of(probe_texts(), tokens, figures, (), (golden,))
+    certificate = certificate_of(probe_texts(), tokens, figures, (), (golden,))
+    # One session at a time: each holds all weights.
+    del decoder
+    errors = layer_errors(bundle.path / GRAPH, reference.windows[0][: len(reference.states[0])], reference.states)
+    return dataclasses.replace(certificate, layer_errors=errors)
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -94,12 +94,14 @@ class DecoderTask:
 
         def read() -> Made:
             Layerwise(model, texts, probe, moments).run(self.told)
-            logprobs = {f"logprobs {number}": found for number, found in enumerate(probe.logprobs)}
-            return Made(logprobs | {f"squares {name}": found for name, found in moments.found.items()})
+            found = {f"logprobs {number}": array for number, array in enumerate(probe.logprobs)}
+            found |= {f"states {number}": array for number, array in enumerate(probe.states)}
+            return Made(found | {f"squares {name}": array for name, array in moments.found.items()})
 
         kept = KeptArrays(self.work / "readings").keep("reference", read)
         arrays = {key: kept.array(key) for key in kept.arrays}
         probe.logprobs = [array for key, array in arrays.items() if key.startswith("logprobs ")]
+        probe.states = [array for key, array in arrays.items() if key.startswith("states ")]
         self.squares = {key[len("squares ") :]: array for key, array in arrays.items() if key.startswith("squares ")}
         self.model = model
         return probe.reference()
@@ -162,7 +164,7 @@ class DecoderTask:
         write_graph(graph, self.kept or self.weights(), folder / GRAPH, told=self.told)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        return certify_decoder(Decoder(bundle), expected, max_kl=bar)
+        return certify_decoder(bundle, expected, max_kl=bar)
 
 
 class BlockTrials:

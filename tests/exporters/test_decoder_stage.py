@@ -142,6 +142,8 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
+    assert len(manifest.certificate.layer_errors) == 2
+    assert all(1e-4 < error < 0.3 for error in manifest.certificate.layer_errors)
 
 
 def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) -> None:
