@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -52,6 +53,8 @@ IN_BLOCKS = "MatMulNBits"
 class DecoderTask:
     """The next token's probabilities; agreement is their divergence from PyTorch's, 0 at best."""
 
+    keeps_work: ClassVar[bool] = True
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
@@ -78,7 +81,10 @@ class DecoderTask:
     def graph(self, model: WeightlessDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
         graph = trace(model, scratch)
         rebuild(graph)
-        need_space(self.work, space_of(graph, RECIPES.get(manifest.precision, (None,))[0], self.facts))
+        done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+        need_space(
+            self.work.parent, space_of(graph, RECIPES.get(manifest.precision, (None,))[0], self.facts), done=done
+        )
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Protocol
 from exporters.architectures import check_architecture
 from exporters.checkpoint import Checkpoint
 from exporters.facts import kind_of, lower_case, max_length
-from exporters.gguf import unpacked
+from exporters.gguf import unpacked, unpacked_size
+from exporters.graph_files import need_space
 from exporters.sources import Listener, Origin, find_checkpoint
 from exporters.tasks import task_of
-from exporters.unfinished import Unfinished
+from exporters.unfinished import Unfinished, folder_of
 from runtime.bundle import TOKENIZER, Bundle, BundleWriter
 from runtime.encoder import articled
 from runtime.errors import CheckpointError, InputError, OutputError
@@ -95,6 +96,7 @@ def export(
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
+    Of a decoder, what a killed or interrupted call has done stays beside `out`, and the same call goes on from there.
     """
     told = progress or Silence()
     for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
@@ -123,6 +125,7 @@ def export(
     with output_errors(writer), writer:
         if checkpoint.gguf is not None:
             with stage(told, "unpack the GGUF file"):
+                need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
                 checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
         bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
         return Exported(bundle, checkpoint.weights_size)
@@ -176,8 +179,10 @@ def build(
     draft = draft_manifest(checkpoint, kind, precision, provider)
     copy_tokenizer(checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
-    with Unfinished(writer.target, key_of(manifest, bar)) as unfinished:
-        task.begin(unfinished.folder, told.advanced)
+    with ExitStack() as stack:
+        if task.keeps_work:
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            task.begin(unfinished.folder, told.advanced)
         with stage(told, "load the weights"):
             model = task.load()
         with stage(told, "trace with Optimum"):
@@ -253,7 +258,8 @@ def output_errors(writer: BundleWriter) -> Iterator[None]:
         yield
     except OSError as error:
         place = Path(os.fsdecode(error.filename)).absolute() if error.filename else writer.staging
-        concerned = place.is_relative_to(writer.staging) or writer.staging.is_relative_to(place)
+        written = (writer.staging, folder_of(writer.target))
+        concerned = writer.staging.is_relative_to(place) or any(place.is_relative_to(folder) for folder in written)
         if error.errno is None or not concerned:
             raise
         hint = "free some space, or choose another folder with `--out`" if error.errno == errno.ENOSPC else None

@@ -39,8 +39,12 @@ def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told 
     ir.save(model, path)
     beside = path.with_name(data_of(path.name))
     beside.unlink(missing_ok=True)
-    # The same file under another name, so that what is done stays there until the bundle is whole.
-    os.link(weights.path, beside)
+    # Under another name too, so that what is done stays there until the bundle is whole.
+    try:
+        os.link(weights.path, beside)
+    except OSError:
+        # Not every file system has files of two names.
+        shutil.copyfile(weights.path, beside)
 
 
 def is_large(value: ir.Value) -> bool:
@@ -53,12 +57,11 @@ def content_of(tensor: ir.TensorProtocol) -> Made:
     return Made({CONTENT: tensor.numpy()})
 
 
-def need_space(folder: Path, size: int) -> None:
-    """Raise OutputError when a folder cannot grow to so many bytes."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def need_space(folder: Path, size: int, *, done: int = 0) -> None:
+    """Raise OutputError when the disk of a folder has no room for so many bytes, of which some are there."""
     free = shutil.disk_usage(folder).free
-    if size > free + there:
+    if size - done > free:
         raise OutputError(
-            f"the export writes about {size / 1e6:,.1f} MB in `{folder.parent}`, and {free / 1e6:,.1f} MB are free",
+            f"the export writes about {(size - done) / 1e6:,.1f} MB in `{folder}`, and {free / 1e6:,.1f} MB are free",
             hint="free some space, or choose another folder with `--out`",
         )

@@ -93,6 +93,27 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     return found
 
 
+def write_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], content: Callable[[str], NDArray[np.float32]]
+) -> None:
+    """Write a safetensors file of float32 tensors of these shapes, each made when it is its turn."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, shape in shapes.items():
+            array = content(name)
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(f"`{name}` is {array.dtype} {array.shape} instead of float32 {shape}")
+            array.tofile(file)
+
+
 class StreamedTensor(ir.LazyTensor):
     """A float32 constant of a graph that is read from the checkpoint whenever its content is asked for.
 

@@ -51,8 +51,11 @@ Expected = TypeVar("Expected")
 class Task(Protocol[Expected]):
     """Exporting one kind of model."""
 
+    keeps_work: ClassVar[bool]
+    """Whether an export takes so long that what is done of it is kept, for when it is broken off."""
+
     def begin(self, work: Path, told: Told) -> None:
-        """Be told where to keep what is done, so that it need not be done again, and whom to tell how much it is."""
+        """Be told the folder for work that is kept, and whom to tell how much is done."""
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         """The manifest with what is told of this kind; files that the runtime needs for it go into `folder`."""
@@ -86,12 +89,13 @@ class EncoderTask:
 
     kind: ClassVar[Kind]
     measure: ClassVar[str]
+    keeps_work: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     def begin(self, work: Path, told: Told) -> None:
-        """Do nothing: what there is to keep takes seconds to do again."""
+        raise NotImplementedError
 
     def write(self, graph: ir.Model, folder: Path) -> None:
         ir.save(graph, folder / GRAPH)

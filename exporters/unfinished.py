@@ -13,6 +13,10 @@ from runtime.errors import OutputError
 KEY, LOCK = "key", "lock"
 
 
+def folder_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.unfinished"
+
+
 class Unfinished:
     """The folder of an export that may have been begun before; used as a context manager.
 
@@ -23,7 +27,7 @@ class Unfinished:
     def __init__(self, target: Path, key: str) -> None:
         """`key` tells exports apart: it holds all that decides what is kept."""
         self.target = target
-        self.folder = target.parent / f".{target.name}.unfinished"
+        self.folder = folder_of(target)
         self.key = key
         self.lock: int | None = None
 

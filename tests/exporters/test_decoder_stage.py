@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
     assert len(manifest.certificate.layer_errors) == 2
-    assert all(1e-4 < error < 0.3 for error in manifest.certificate.layer_errors)
+    assert all(1e-3 < error < 1 for error in manifest.certificate.layer_errors)
 
 
 def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) -> None:
@@ -154,6 +155,8 @@ def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) ->
     assert coarser is not None
     print(finer.figures["kl_mean"], coarser.figures["kl_mean"])
     assert finer.figures["kl_mean"] < coarser.figures["kl_mean"] / 5
+    print(finer.layer_errors, coarser.layer_errors)
+    assert max(finer.layer_errors) < min(coarser.layer_errors) / 3
     assert bundle.manifest.blocks is not None
     assert (bundle.manifest.blocks.bits, bundle.manifest.blocks.output_bits) == (8, 8)
 
@@ -385,6 +388,11 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     assert told["sampling"] == "none, greedy"
     assert told["certificate"].startswith("kl mean 0.0")
     assert " tokens against torch " in told["certificate"]
+    assert re.fullmatch(
+        r"hidden states are \d\.\d\d% off PyTorch's after layer 1, \d\.\d\d% after layer 2, "
+        r"at most \d\.\d\d%, after layer [12]",
+        told["layers"],
+    )
     assert told["fits"] == "as many tokens as the model reads, keys and values in the memory that is free now"
     printed = json.loads(edgekit("inspect", out, "--runtime", "--json").out)
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}

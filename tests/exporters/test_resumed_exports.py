@@ -12,6 +12,7 @@ from exporters.decoder_task import BlockTrials
 from exporters.layerwise import Layerwise
 from runtime import InputError, OutputError, Precision
 from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
 
 SMALL = Shape(3, 128, 256, 4, 2, vocabulary=512, window=64, positions=512)
@@ -128,7 +129,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert caught.value.message.startswith("the export writes about ")
     assert caught.value.message.endswith(f" MB in `{tmp_path}`, and 1.0 MB are free")
     assert caught.value.hint == "free some space, or choose another folder with `--out`"
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"the export writes about 2\.\d MB in"):
+        export(str(write_gguf(tmp_path / "m.gguf", seeded("llama", vocab_size=8192))), out=tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32])
@@ -138,7 +141,9 @@ def test_what_an_export_writes_is_foreseen(checkpoint: Path, tmp_path: Path, pre
     needed: list[int] = []
     check = decoder_task.need_space
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder_task, "need_space", lambda folder, size: (needed.append(size), check(folder, size)))
+        patch.setattr(
+            decoder_task, "need_space", lambda folder, size, done: (needed.append(size), check(folder, size, done=done))
+        )
         bundle = export(str(checkpoint), precision=precision, out=tmp_path / "b").bundle
 
     facts = bundle.manifest.decoder

@@ -143,7 +143,7 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
         if certificate.layer_errors:
-            lines.append(("by layers", told_by_layers(certificate.layer_errors)))
+            lines.append(("layers", told_by_layers(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
 
