@@ -104,6 +104,21 @@ def texts_of_any_length(count: int, fewest: int, most: int) -> Iterator[str]:
         yield " ".join(words[start : start + length])
 
 
+def pairs_of_any_length(count: int) -> list[tuple[str, str]]:
+    """Queries of 1 to 29 words with documents of 1 to 599, short ones as frequent as long ones, the same every time.
+
+    About one in fifteen is longer than the 512 tokens that most rerankers read.
+    """
+    words = " ".join(held_out_texts(400)).split()
+    random = np.random.default_rng(SEED)
+    pairs = []
+    for _ in range(count):
+        start, end = random.integers(len(words) - 700, size=2)
+        query, document = int(random.integers(1, 30)), int(np.exp(random.uniform(0, np.log(600))))
+        pairs.append((" ".join(words[start : start + query]), " ".join(words[end : end + document])))
+    return pairs
+
+
 def sentences_of(documents: Iterable[str]) -> list[str]:
     return unique(sentence for document in documents for sentence in re.split(r"(?<=[.!?])\s+", document))
 

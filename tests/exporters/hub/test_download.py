@@ -155,7 +155,7 @@ def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 CHUNK = 10 * 2**20
 """huggingface_hub 0.36 writes what it receives in blocks of this size; of a block that is cut off nothing is kept."""
 SIZE = 4 * CHUNK
-SEEDS = range(50)
+SEEDS = range(12)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -196,7 +196,7 @@ def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
 
 
 def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Fifty kills, with the huggingface_hub that an export runs with; later ones begin a broken file anew."""
+    """A dozen kills, with the huggingface_hub that an export runs with; later ones begin a broken file anew."""
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda seed: kill_and_resume(seed, tmp_path), SEEDS))
 
