@@ -10,8 +10,9 @@ Weights that a file holds in blocks already are kept as they are: see `keep_bloc
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -20,15 +21,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks, in_blocks_in_turn
-from exporters.calibration import second_moments
-from exporters.decoder_graph import output_product
-from exporters.nodes import ORT_DOMAIN, Linear, array_of, constant, insert, linears, replace, required
+from exporters.decoder_graph import output_is_tied, output_product
+from exporters.kept_arrays import Keep, Kept, Made, in_memory
+from exporters.nodes import ORT_DOMAIN, Linear, constant, constant_of, insert, linears, replace, required
 from exporters.rounding import make_up_factors
+from exporters.stored_tensors import Tally, Told
 from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level at which it multiplies with 8-bit activations, a scale for each block: the fast one."""
+VECTORS = "word_vectors"
+"""What a table of them is called where it is no product's matrix."""
 MOMENTS_AT_ONCE = 2**31
 """Bytes of second moments that are held at a time."""
 
@@ -64,48 +68,98 @@ class StoredMatrix:
     blocks: BlockMatrix
 
 
-def quantize_decoder(
-    model: ir.Model, recipe: BlockRecipe, runs: Sequence[Mapping[str, NDArray[np.generic]]] = ()
-) -> None:
-    """Put the matrices of a decoder's float32 graph and its table of word vectors in blocks.
+Moments = Callable[[Sequence[Linear], bool], Mapping[str, NDArray[np.float32]]]
+"""Gives, for some products and whether only squares are wanted, the second moments of their inputs by their names."""
 
-    `runs` are inputs of the graph, calibration texts for the roundings that want them: see `calibration.prompts`.
+
+def quantize_decoder(
+    model: ir.Model,
+    recipe: BlockRecipe,
+    moments: Moments | None = None,
+    *,
+    keep: Keep = in_memory,
+    told: Told | None = None,
+) -> None:
+    """Put the matrices of a decoder's float32 graph and its table of word vectors in blocks, one after another.
+
+    `moments` are for the roundings that want calibration texts: see `calibration.moments_of`. What is made goes to
+    `keep`, so that one matrix is in memory at a time.
     """
     graph = model.graph
     products = list(linears(graph))
     matmul = output_product(graph)
-    output = next((product for product in products if product.matmul is matmul), None)
-    if recipe.rounding is not Rounding.NEAREST and not runs:
+    tied = output_is_tied(graph)
+    tables = list(word_vectors(graph))
+    if recipe.rounding is not Rounding.NEAREST and moments is None:
         raise ValueError(f"rounding by {recipe.rounding.value} needs calibration texts")
-    made: dict[ir.Value, BlockMatrix] = {}
+    matrices = [*(product.matrix for product in products), *([] if tied else map(table_of, tables))]
+    tally = Tally(told, [matrix.nbytes for matrix in matrices])
     for group in groups(products, recipe.rounding):
-        moments = {}
-        if recipe.rounding is not Rounding.NEAREST:
-            inputs = [product.input for product in group]
-            squares_only = recipe.rounding is Rounding.IMPORTANCE
-            moments = second_moments(model, inputs, runs, squares_only=squares_only)
-        factors: dict[str, NDArray[np.float64]] = {}
+        inputs = InputMoments(group, recipe.rounding, moments)
         for product in group:
-            form = recipe.output_form if product is output else recipe.form
-            name = product.input.name or ""
-            if recipe.rounding is Rounding.GPTQ:
-                if name not in factors:
-                    factors = {name: make_up_factors(moments[name])}
-                found = in_blocks_in_turn(product.weight, form, factors[name])
-            else:
-                found = in_blocks(product.weight, form, importance=moments.get(name))
-            made[product.matmul.outputs[0]] = found
-    for gather, table in word_vectors(graph):
-        if output is not None and np.array_equal(table.T, output.weight):
-            put_vectors(graph, gather, output.name, made[output.matmul.outputs[0]])
-        else:
-            alike = None if recipe.rounding is Rounding.NEAREST else np.ones(table.shape[1], np.float32)
-            put_vectors(graph, gather, "word_vectors", in_blocks(table.T, recipe.form, importance=alike))
-    for product in products:
-        put_product(graph, product, made[product.matmul.outputs[0]])
+            is_output = product.matmul is matmul
+            form = recipe.output_form if is_output else recipe.form
+            size = product.matrix.nbytes
+            blocks = keep(product.name, functools.partial(packed_product, product, form, inputs, tied and is_output))
+            tally.advance(size)
+            if tied and is_output:
+                for gather in tables:
+                    put_vectors(graph, gather, product.name, blocks)
+            put_product(graph, product, blocks)
+    if not tied:
+        for gather in tables:
+            alike = recipe.rounding is not Rounding.NEAREST
+            put_vectors(graph, gather, VECTORS, keep(VECTORS, functools.partial(packed_table, gather, recipe, alike)))
+            tally.advance(table_of(gather).nbytes)
 
 
-def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix]) -> None:
+class InputMoments:
+    """The second moments of the inputs of some products, found when the first of them is asked for."""
+
+    def __init__(self, group: Sequence[Linear], rounding: Rounding, moments: Moments | None) -> None:
+        self.group = group
+        self.rounding = rounding
+        self.moments = moments
+
+    @functools.cached_property
+    def found(self) -> Mapping[str, NDArray[np.float32]]:
+        if self.moments is None or self.rounding is Rounding.NEAREST:
+            return {}
+        return self.moments(self.group, self.rounding is Rounding.IMPORTANCE)
+
+
+def packed_product(product: Linear, form: BlockForm, inputs: InputMoments, vectors: bool) -> Made:  # noqa: FBT001
+    """The matrix of a product in blocks."""
+    moments = inputs.found.get(product.name)
+    if inputs.rounding is Rounding.GPTQ:
+        return packed(in_blocks_in_turn(product.weight, form, make_up_factors(required(moments))), vectors=vectors)
+    return packed(in_blocks(product.weight, form, importance=moments), vectors=vectors)
+
+
+def packed_table(gather: ir.Node, recipe: BlockRecipe, alike: bool) -> Made:  # noqa: FBT001
+    """A table of word vectors in blocks, whose levels span them or, with `alike`, make the sum of all errors small."""
+    table = np.asarray(table_of(gather).numpy(), np.float32)
+    importance = np.ones(table.shape[1], np.float32) if alike else None
+    return packed(in_blocks(table.T, recipe.form, importance=importance), vectors=True)
+
+
+def packed(matrix: BlockMatrix, *, vectors: bool) -> Made:
+    """The arrays that the operators read, and for `vectors` those in the form that tables of word vectors have too."""
+    arrays: dict[str, NDArray[np.generic]] = {"levels": matrix.packed_levels, "scales": matrix.scales}
+    if matrix.packed_zeros is not None:
+        arrays["zeros"] = matrix.packed_zeros
+    if matrix.offsets is not None:
+        arrays["offsets"] = np.ascontiguousarray(matrix.offsets.T)
+    if vectors and matrix.zeros is not None:
+        # Not as MatMulNBits packs them: here each is a block of its own, which starts with a byte.
+        arrays["zeros_apart"] = matrix.zeros[:, :, np.newaxis]
+    if vectors and matrix.offsets is not None:
+        # Read by tokens here and by products as (blocks, vocabulary), so not the same bytes.
+        arrays["offsets_apart"] = matrix.offsets[:, :, np.newaxis]
+    return Made(arrays, {"inputs": matrix.inputs, "bits": matrix.bits, "block": matrix.block})
+
+
+def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix], *, keep: Keep = in_memory) -> None:
     """Let the products and the word vectors of a decoder's float32 graph read the blocks of the file it comes from.
 
     Each output of a matrix of the graph is looked up by its weights, so outputs may be merged or in another order; the
@@ -114,27 +168,23 @@ def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix]) -> None:
     """
     graph = model.graph
     known = KnownRows(stored)
-    made = {}
-    products = list(linears(graph))
-    for product in products:
+    matmul, tables = output_product(graph), list(word_vectors(graph))
+    output: tuple[str, BlockMatrix] | None = None
+    for product in list(linears(graph)):
         found = known.find(product.name, product.weight.T)
-        if found is not None:
-            made[product.matmul.outputs[0]] = (product.name, found)
-    matmul = output_product(graph)
-    output = next((product for product in products if product.matmul is matmul), None)
-    for gather, table in word_vectors(graph):
-        found = known.find("word_vectors", table)
         if found is None:
             continue
-        name = "word_vectors"
-        if output is not None and output.matmul.outputs[0] in made:
-            output_name, blocks = made[output.matmul.outputs[0]]
-            if same_blocks(blocks, found):
-                name, found = output_name, blocks
-        put_vectors(graph, gather, name, found)
-    for product in products:
-        if product.matmul.outputs[0] in made:
-            put_product(graph, product, made[product.matmul.outputs[0]][1])
+        is_output = product.matmul is matmul
+        if is_output:
+            output = product.name, found
+        blocks = functools.partial(packed, found, vectors=is_output)
+        put_product(graph, product, keep(product.name, blocks))
+    for gather in tables:
+        found = known.find(VECTORS, np.asarray(table_of(gather).numpy(), np.float32))
+        if found is not None:
+            shared = output is not None and same_blocks(output[1], found)
+            name = output[0] if output is not None and shared else VECTORS
+            put_vectors(graph, gather, name, keep(name, functools.partial(packed, found, vectors=True)))
 
 
 class KnownRows:
@@ -239,7 +289,7 @@ def groups(products: Sequence[Linear], rounding: Rounding) -> Iterator[list[Line
     group: list[Linear] = []
     sizes: dict[ir.Value, int] = {}
     for product in products:
-        width = product.weight.shape[0]
+        width = product.inputs
         size = 4 * width**2 if rounding is Rounding.GPTQ else 4 * width
         if group and product.input not in sizes and sum(sizes.values()) + size > MOMENTS_AT_ONCE:
             yield group
@@ -250,45 +300,43 @@ def groups(products: Sequence[Linear], rounding: Rounding) -> Iterator[list[Line
         yield group
 
 
-def word_vectors(graph: ir.Graph) -> Iterator[tuple[ir.Node, NDArray[np.float32]]]:
-    """Each Gather that picks a token's vector, with its table (vocabulary, width)."""
+def word_vectors(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Each Gather that picks a token's vector from a table (vocabulary, width)."""
     for node in list(graph):
         ids = node.inputs[1] if node.op_type == "Gather" else None
-        table = array_of(node.inputs[0]) if ids is not None else None
-        if ids is not None and ids.name == INPUT_IDS and table is not None and table.ndim == 2:
-            yield node, table.astype(np.float32, copy=False)
+        table = constant_of(node.inputs[0]) if ids is not None else None
+        if ids is not None and ids.name == INPUT_IDS and table is not None and len(table.shape) == 2:
+            yield node
 
 
-def put_product(graph: ir.Graph, product: Linear, matrix: BlockMatrix) -> None:
+def table_of(gather: ir.Node) -> ir.TensorProtocol:
+    return required(constant_of(gather.inputs[0]))
+
+
+def put_product(graph: ir.Graph, product: Linear, matrix: Kept) -> None:
     """Let a product read a matrix in blocks instead of its own.
 
     Where blocks have offsets, their part is the sum of each block's inputs times the offsets: a weight is
     `scale * (level - zero) + offset`, so the product is what MatMulNBits gives plus that.
     """
     matmul, name = product.matmul, product.name
-    zeros = matrix.packed_zeros
-    inputs = [product.input, levels_of(graph, name, matrix), constant(graph, f"{name}_scales", matrix.scales)]
-    if zeros is not None:
-        inputs.append(constant(graph, f"{name}_zeros", zeros))
+    parts = [part for part in ("levels", "scales", "zeros") if part in matrix.arrays]
+    inputs = [product.input, *(constant(graph, f"{name}_{part}", matrix.arrays[part]) for part in parts)]
     attributes = {
-        "K": matrix.inputs,
-        "N": matrix.outputs,
-        "bits": matrix.bits,
-        "block_size": matrix.block,
+        "K": matrix.facts["inputs"],
+        "N": product.outputs,
+        "bits": matrix.facts["bits"],
+        "block_size": matrix.facts["block"],
         "accuracy_level": INT8_ACTIVATIONS,
     }
     result = insert(matmul, "MatMulNBits", inputs, attributes, domain=ORT_DOMAIN)
-    if matrix.offsets is not None:
-        offsets = constant(graph, f"{name}_offsets", np.ascontiguousarray(matrix.offsets.T))
-        sums = block_sums(graph, product.input, matmul, matrix.block)
+    if "offsets" in matrix.arrays:
+        offsets = constant(graph, f"{name}_offsets", matrix.arrays["offsets"])
+        sums = block_sums(graph, product.input, matmul, matrix.facts["block"])
         result = insert(matmul, "Add", [result, insert(matmul, "MatMul", [sums, offsets])])
     old = matmul.outputs[0]
     result.shape, result.type = old.shape, old.type
     replace(old, result)
-
-
-def levels_of(graph: ir.Graph, name: str, matrix: BlockMatrix) -> ir.Value:
-    return constant(graph, f"{name}_levels", matrix.packed_levels)
 
 
 def block_sums(graph: ir.Graph, value: ir.Value, before: ir.Node, block: int) -> ir.Value:
@@ -302,27 +350,27 @@ def block_sums(graph: ir.Graph, value: ir.Value, before: ir.Node, block: int) ->
     return insert(before, "ReduceSum", [rows, axis], {"keepdims": 0})
 
 
-def put_vectors(graph: ir.Graph, gather: ir.Node, name: str, matrix: BlockMatrix) -> None:
+def put_vectors(graph: ir.Graph, gather: ir.Node, name: str, matrix: Kept) -> None:
     """Let tokens pick their vectors from a table in blocks, which is `matrix`, (width, vocabulary).
 
     Its levels are picked block by block in the form in which MatMulNBits reads them, since a Reshape of them would be
     a second table in memory as soon as onnxruntime folds it.
     """
-    ids = required(gather.inputs[1])
-    inputs = [levels_of(graph, name, matrix), ids, column_of(graph, gather, name, "scales", matrix.scales)]
-    if matrix.zeros is not None:
-        # Not as MatMulNBits packs them: here each is a block of its own, which starts with a byte.
-        inputs.append(constant(graph, f"{name}_zeros_apart", matrix.zeros[:, :, np.newaxis]))
-    attributes = {"bits": matrix.bits, "block_size": matrix.block, "gather_axis": 0, "quantize_axis": 2}
+    ids, arrays = required(gather.inputs[1]), matrix.arrays
+    levels = constant(graph, f"{name}_levels", arrays["levels"])
+    inputs = [levels, ids, column_of(graph, gather, f"{name}_scales", arrays["scales"])]
+    if "zeros_apart" in arrays:
+        inputs.append(constant(graph, f"{name}_zeros_apart", arrays["zeros_apart"]))
+    block, width = matrix.facts["block"], matrix.facts["inputs"]
+    attributes = {"bits": matrix.facts["bits"], "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     vectors = insert(gather, "GatherBlockQuantized", inputs, attributes, domain=ORT_DOMAIN)
-    if matrix.offsets is not None:
-        # Read by tokens here and by products as (blocks, vocabulary), so not the same bytes.
-        table = constant(graph, f"{name}_offsets_apart", matrix.offsets[:, :, np.newaxis])
+    if "offsets_apart" in arrays:
+        table = constant(graph, f"{name}_offsets_apart", arrays["offsets_apart"])
         vectors = insert(gather, "Add", [vectors, insert(gather, "Gather", [table, ids])])
     whole = constant(graph, "blocks_as_one", np.array([0, 0, -1], np.int64))
     result = insert(gather, "Reshape", [vectors, whole])
-    if matrix.blocks * matrix.block > matrix.inputs:
-        bounds = [("start", 0), ("width", matrix.inputs), ("axis", 2)]
+    if arrays["levels"].shape.numpy()[1] * block > width:
+        bounds = [("start", 0), ("width", width), ("axis", 2)]
         edges = [constant(graph, f"word_vectors_{edge}", np.array([at], np.int64)) for edge, at in bounds]
         result = insert(gather, "Slice", [result, *edges])
     old = gather.outputs[0]
@@ -330,7 +378,7 @@ def put_vectors(graph: ir.Graph, gather: ir.Node, name: str, matrix: BlockMatrix
     replace(old, result)
 
 
-def column_of(graph: ir.Graph, before: ir.Node, name: str, what: str, array: NDArray[np.float32]) -> ir.Value:
+def column_of(graph: ir.Graph, before: ir.Node, name: str, array: ir.TensorProtocol) -> ir.Value:
     """A constant (outputs, blocks), shared with the product that reads it so, with another axis of 1 at its end."""
-    shape = constant(graph, f"{name}_{what}_apart", np.array([*array.shape, 1], np.int64))
-    return insert(before, "Reshape", [constant(graph, f"{name}_{what}", array), shape])
+    shape = constant(graph, f"{name}_apart", np.array([*array.shape, 1], np.int64))
+    return insert(before, "Reshape", [constant(graph, name, array), shape])

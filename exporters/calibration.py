@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from exporters.layerwise import Observer
 from exporters.nodes import linears
 from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
-from runtime.encoder import INPUT_IDS
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from exporters.stored_tensors import StoredTensor
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
-PROMPT = 256
-"""Tokens of a prompt that a decoder is calibrated with: enough to attend to, few enough to hold all that is inside."""
-LARGEST_PROTOBUF = 2**31 - 2**26
-"""Bytes of weights that fit a graph in one piece, with room for the graph itself: protobuf ends at 2 GiB."""
 
 
 class Calibration:
@@ -91,48 +85,26 @@ def moments_of(rows: NDArray[np.float32], *, squares_only: bool = False) -> NDAr
     return np.asarray(np.square(exact).sum(axis=0) if squares_only else exact.T @ exact, np.float32)
 
 
-def second_moments(
-    model: ir.Model,
-    values: Iterable[ir.Value],
-    runs: Iterable[Mapping[str, NDArray[np.generic]]],
-    *,
-    squares_only: bool = False,
-) -> dict[str, NDArray[np.float32]]:
-    """What `moments_of` gives for inner values of a float32 graph, (..., width) each, over runs with these inputs."""
-    session, names = session_that_gives(model, values)
-    moments: dict[str, NDArray[np.float32]] = {}
-    for feeds in runs:
-        for name, given in zip(names, session.run(names, dict(feeds)), strict=True):
-            found = moments_of(given.reshape(-1, given.shape[-1]), squares_only=squares_only)
-            moments[name] = found + moments[name] if name in moments else found
-    return moments
+class MomentsReading(Observer):
+    """Adds up the second moments of what goes into products."""
 
+    def __init__(self, first: int, *, squares_only: bool, wanted: frozenset[str] | None = None) -> None:
+        """Of the texts from number `first` on, for the matrices `wanted`, by their names in the checkpoint, or all."""
+        self.first = first
+        self.squares_only = squares_only
+        self.wanted = wanted
+        self.found: dict[str, NDArray[np.float32]] = {}
+        self.last: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        """The rows before and what came of them: several products read the same."""
 
-def prompts(graph: ir.Graph, ids: Sequence[int], *, length: int = PROMPT) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """Token ids cut into prompts of `length`, each as the inputs of a decoder's graph, with nothing in its past."""
-    for start in range(0, len(ids), length):
-        tokens = np.array(ids[start : start + length], np.int64)
-        count = len(tokens)
-        known: dict[str, NDArray[np.generic]] = {
-            INPUT_IDS: tokens[np.newaxis],
-            LAST_POSITIONS: np.array([count - 1], np.int32),
-            TOTAL_LENGTH: np.array(count, np.int32),
-            LOGIT_POSITIONS: np.arange(count, dtype=np.int64),
-        }
-        yield {
-            str(value.name): known[str(value.name)] if value.name in known else empty_past(value, count)
-            for value in graph.inputs
-        }
-
-
-def empty_past(value: ir.Value, capacity: int) -> NDArray[np.float32]:
-    """What a decoder's graph takes for the keys or values of one layer: (1, heads, capacity, head size)."""
-    if value.shape is None or len(value.shape) != 4:
-        raise ValueError(f"the graph's input `{value.name}` is none that a decoder's graph has")
-    heads, size = value.shape[1], value.shape[3]
-    if not isinstance(heads, int) or not isinstance(size, int):
-        raise TypeError(f"the graph's input `{value.name}` does not say how many heads of which size it holds")
-    return np.zeros((1, heads, capacity, size), np.float32)
+    def product(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
+        if text < self.first or (self.wanted is not None and matrix.name not in self.wanted):
+            return
+        # Held here, they cannot have given their place in memory to others.
+        if self.last is None or self.last[0].ctypes.data != rows.ctypes.data or self.last[0].shape != rows.shape:
+            self.last = rows, moments_of(rows, squares_only=self.squares_only)
+        found = self.last[1]
+        self.found[matrix.name] = found + self.found[matrix.name] if matrix.name in self.found else found
 
 
 def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort.InferenceSession, list[str]]:
@@ -150,25 +122,8 @@ def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort
 
 
 def open_session(model: ir.Model) -> ort.InferenceSession:
-    """A session on a graph in memory; one whose weights are too large for that goes through a temporary file."""
+    """A session on a graph in memory."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if weights_size(model) < LARGEST_PROTOBUF:
-        graph: bytes | str = ir.to_proto(model).SerializeToString()
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        graph = str(Path(folder) / "model.onnx")
-        save_graph(model, Path(graph))
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def weights_size(model: ir.Model) -> int:
-    """Bytes of all constants of a graph."""
-    weights = [value.const_value for value in model.graph.initializers.values()]
-    return sum(weight.nbytes for weight in weights if weight is not None)
-
-
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph; weights that do not fit in the same file go into one beside it, with `.data` after its name."""
-    external = f"{path.name}.data" if weights_size(model) >= LARGEST_PROTOBUF else None
-    ir.save(model, path, external_data=external)
+    graph = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from exporters.certify import certificate_of
+from exporters.layer_errors import layer_errors
+from exporters.layerwise import Layerwise, Observer
 from exporters.probe import probe_texts
+from exporters.weightless import WeightlessDecoder
+from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
@@ -23,6 +27,8 @@ WINDOW = 512
 LARGEST_REFERENCE = 2**27
 """Logits that are held to compare with: half a gigabyte."""
 MOST_TOKENS = 2048
+STATE_TOKENS = 256
+"""Whose hidden states are compared after each layer."""
 GOLDEN_PROMPT = 24
 GOLDEN_TOKENS = 64
 LARGEST_KL = {Precision.FP32: 1e-5, Precision.INT8: 0.1, Precision.INT4: 1.0, Precision.SOURCE: 0.1}
@@ -39,11 +45,13 @@ class DecoderReference:
     """The ids of the probe set's texts, cut in windows."""
     logprobs: tuple[NDArray[np.float32], ...]
     """Of each window, the logarithms of the probabilities of the next token: (tokens, vocabulary)."""
+    states: tuple[NDArray[np.float32], ...]
+    """Hidden states after each layer, (tokens, width), of the first tokens of the first window."""
     text: str
     prompt: tuple[int, ...]
     """What is continued, and its ids."""
-    answer: tuple[int, ...]
-    """The ids that PyTorch continues it with."""
+    decoder: WeightlessDecoder = field(repr=False)
+    """What is asked how it continues it, when a bundle has."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,29 @@ class DecoderAgreement:
     """To PyTorch's: 1 where the bundle expects the text as much."""
 
 
-def reference_decoder(model: Any, tokenizer: Any, facts: DecoderFacts) -> DecoderReference:
-    """Read the probe set with PyTorch, and continue a text; `tokenizer` is transformers' own."""
-    windows = probe_windows(tokenizer, facts)
-    text, prompt = golden_prompt(tokenizer, facts)
-    return DecoderReference(
-        tuple(windows),
-        tuple(logprobs_of(logits_of(model, window)) for window in windows),
-        text,
-        tuple(prompt),
-        tuple(continued(model, prompt, min(GOLDEN_TOKENS, facts.context_length - len(prompt)))),
-    )
+class ProbeReading(Observer):
+    """Reads the probe set with PyTorch; among other texts, it is the first ones."""
+
+    def __init__(self, decoder: WeightlessDecoder, tokenizer: Any, facts: DecoderFacts) -> None:
+        """`tokenizer` is transformers' own."""
+        self.decoder = decoder
+        self.windows = tuple(probe_windows(tokenizer, facts))
+        text, prompt = golden_prompt(tokenizer, facts)
+        self.golden = text, tuple(prompt)
+        self.logprobs: list[NDArray[np.float32]] = []
+        self.states: list[NDArray[np.float32]] = []
+
+    def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
+        del layer
+        if text == 0:
+            self.states.append(states[:STATE_TOKENS].copy())
+
+    def logits(self, text: int, logits: NDArray[np.float32]) -> None:
+        if text < len(self.windows):
+            self.logprobs.append(logprobs_of(logits))
+
+    def reference(self) -> DecoderReference:
+        return DecoderReference(self.windows, tuple(self.logprobs), tuple(self.states), *self.golden, self.decoder)
 
 
 def probe_windows(tokenizer: Any, facts: DecoderFacts) -> list[tuple[int, ...]]:
@@ -97,24 +117,26 @@ def golden_prompt(tokenizer: Any, facts: DecoderFacts) -> tuple[str, list[int]]:
     )
 
 
-def logits_of(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
-    return logits
+class Choices(Observer):
+    """The token that PyTorch finds most probable after each one of a single text."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def logits(self, text: int, logits: NDArray[np.float32]) -> None:
+        del text
+        self.found = logits.argmax(axis=-1).tolist()
 
 
-def continued(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens that PyTorch finds most probable, one after another."""
-    # Not by transformers' `generate`, which follows the checkpoint's own settings.
-    found: list[int] = []
-    ids, past = torch.tensor([list(prompt)]), None
-    with torch.inference_mode():
-        while len(found) < count:
-            outputs = model(ids, past_key_values=past, use_cache=True)
-            past = outputs.past_key_values
-            found.append(int(outputs.logits[0, -1].argmax()))
-            ids = torch.tensor([[found[-1]]])
-    return found
+def followed(decoder: WeightlessDecoder, prompt: Sequence[int], answer: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that PyTorch continues a prompt with, as far as an answer has the same, and the first that it has not.
+
+    In one reading of both, since what comes after an equal beginning is what would be chosen after PyTorch's own.
+    """
+    choices = Choices()
+    Layerwise(decoder, [[*prompt, *answer[:-1]]], choices).run()
+    chosen = choices.found[len(prompt) - 1 :]
+    return tuple(chosen[: common(chosen, answer) + 1])
 
 
 def logprobs_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -158,12 +180,12 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     )
 
 
-def certify_decoder(decoder: Decoder, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
+def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
     """Compare a bundle with its reference.
 
     Raises EdgekitError where it is further from it than `max_kl`, or so far that something must be wrong.
     """
-    manifest = decoder.bundle.manifest
+    manifest, decoder = bundle.manifest, Decoder(bundle)
     found = agreement_with(decoder, reference)
     largest = min(LARGEST_KL[manifest.precision], max_kl or np.inf)
     # Written so that NaN fails too.
@@ -179,18 +201,24 @@ def certify_decoder(decoder: Decoder, reference: DecoderReference, *, max_kl: fl
             f"for {found.top:.2%} of the probe set, and fp32 must reach {LOWEST_TOP:.1%}",
             hint=hint_of(manifest.precision),
         )
-    answer = tuple(greedy(decoder, reference.prompt, len(reference.answer)))
-    golden = GoldenAnswer(reference.text, reference.prompt, reference.answer, answer)
+    count = min(GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
+    answer = tuple(greedy(decoder, reference.prompt, count))
+    expected = followed(reference.decoder, reference.prompt, answer)
+    golden = GoldenAnswer(reference.text, reference.prompt, expected, answer)
     figures = {
         "kl_mean": found.kl,
         "kl_max": found.kl_max,
         "top1_agreement": found.top,
         "perplexity": found.perplexity,
         "perplexity_ratio": found.perplexity_ratio,
-        "greedy_tokens_equal": float(common(answer, reference.answer)),
+        "greedy_tokens_equal": float(common(answer, expected)),
     }
     tokens = sum(map(len, reference.windows))
-    return certificate_of(probe_texts(), tokens, figures, (), (golden,))
+    certificate = certificate_of(probe_texts(), tokens, figures, (), (golden,))
+    # One session at a time: each holds all weights.
+    del decoder
+    errors = layer_errors(bundle.path / GRAPH, reference.windows[0][: len(reference.states[0])], reference.states)
+    return dataclasses.replace(certificate, layer_errors=errors)
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Decoders -> ONNX: loaded with transformers, traced through Optimum's exporter, then rebuilt for speed.
+"""Decoders -> ONNX: traced through Optimum's exporter without their weights, then rebuilt for speed.
 
 The graph reads new tokens beside the keys and values of those before, and gives the logits of the positions asked for:
 
@@ -9,14 +9,11 @@ The graph reads new tokens beside the keys and values of those before, and gives
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
-import transformers
 from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 
-from exporters.checkpoint import Checkpoint
 from exporters.decoder_graph import (
     attentions,
     drop_head_shapes,
@@ -25,7 +22,6 @@ from exporters.decoder_graph import (
     pick_early,
     split_where_sliced,
     state_outputs,
-    tie_output,
 )
 from exporters.graph import fold_small_constants, fuse_rms_norms, merge_products, tidy
 from exporters.grouped_attention import (
@@ -33,7 +29,9 @@ from exporters.grouped_attention import (
     check_rotation,
     context_length,
 )
-from exporters.pytorch_model import OPSET, load_weights, quiet
+from exporters.pytorch_model import OPSET, quiet
+from exporters.weightless import WeightlessDecoder
+from exporters.weightless_trace import resolve, traceable
 from runtime.errors import UnsupportedModelError
 from runtime.forward import input_names
 
@@ -41,37 +39,32 @@ NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
 
 
-def load_model(checkpoint: Checkpoint) -> Any:
-    """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
-    return load_weights(checkpoint, transformers.AutoModelForCausalLM)
-
-
-def trace(model: Any, scratch: Path, *, length: int | None = None) -> ir.Model:
-    """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`.
+def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = None) -> ir.Model:
+    """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`; its matrices stay in the checkpoint.
 
     The tables of angles in the graph are for texts of `length` tokens, by default the longest that the model can read.
-    Weights of more than 2 GiB go through a file of their own. Raises UnsupportedModelError for heads that
-    onnxruntime's attention cannot rotate, or not as the model does.
+    Raises UnsupportedModelError for heads that onnxruntime's attention cannot rotate, or not as the model does.
     """
+    model = decoder.model
     check_rotation(model)
     longest = context_length(model.config)
     config = DecoderOnnxConfig(model.config, context_length=min(length or longest, longest))
     path = scratch / "traced.onnx"
-    with quiet():
-        # Mending sizes would open a session on the whole model; `rebuild` states those of the outputs.
+    with quiet(), traceable(decoder) as held:
+        # Mending sizes would open a session on a graph that nobody can run; `rebuild` states those of the outputs.
         optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
     traced = ir.load(path)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True)(traced)
     ir.external_data.load_to_model(traced)
+    resolve(traced.graph, held)
     return traced
 
 
 def rebuild(traced: ir.Model) -> None:
     """Turn a traced decoder into one with merged products, whose attention is one operator without shapes around it.
 
-    Products stay MatMuls with constant matrices, with an Add where they have a bias. That of a tied output has the
-    same memory as the embedding's table; `share_embedding` lets it have the same initializer, when nothing is left to
-    be quantized. Raises UnsupportedModelError when a part of the graph is not what the passes know.
+    Products stay MatMuls with constant matrices, with an Add where they have a bias. Raises UnsupportedModelError when
+    a part of the graph is not what the passes know.
     """
     graph = traced.graph
     fold_small_constants(traced)
@@ -85,7 +78,6 @@ def rebuild(traced: ir.Model) -> None:
     pick_early(graph)
     fuse_skip_norms(graph)
     state_outputs(graph)
-    tie_output(graph)
     tidy(traced)
     check_decoder(graph)
 

@@ -17,6 +17,7 @@ from exporters.nodes import (
     ORT_DOMAIN,
     array_of,
     constant,
+    constant_of,
     graph_input,
     insert,
     insert_node,
@@ -25,6 +26,7 @@ from exporters.nodes import (
     replace,
     required,
 )
+from exporters.stored_tensors import StreamedTensor
 from runtime.encoder import INPUT_IDS
 from runtime.forward import LOGIT_POSITIONS
 
@@ -101,7 +103,7 @@ def rows_after_heads(attention: ir.Node) -> None:
     if (
         products
         and last is not attended
-        and all(product is not None and len(product.weight) == width for product in products)
+        and all(product is not None and product.inputs == width for product in products)
     ):
         replace(last, attended)
 
@@ -182,7 +184,7 @@ def pick_early(graph: ir.Graph) -> None:
     made_inside = {output for node in region for output in node.outputs}
     for node in [node for node in graph if node in region and node is not pick]:
         for place, value in enumerate(node.inputs):
-            if value is None or value in made_inside or array_of(value) is not None:
+            if value is None or value in made_inside or constant_of(value) is not None:
                 continue
             if value not in picked:
                 picked[value] = insert(node, "Gather", [value, positions], {"axis": 1})
@@ -208,15 +210,15 @@ def is_pick(node: ir.Node) -> bool:
 
 def treats_rows_alike(node: ir.Node) -> bool:
     """Whether an operator does the same to every token's row, with constants that are the same for all rows."""
-    constants = [array for array in map(array_of, node.inputs) if array is not None]
+    constants = [tuple(found.shape) for found in map(constant_of, node.inputs) if found is not None]
     if node.op_type == "MatMul":
-        return array_of(node.inputs[0]) is None and [array.ndim for array in constants] == [2]
+        return constant_of(node.inputs[0]) is None and [len(shape) for shape in constants] == [2]
     known = node.op_type in ROW_WISE or node.op_type in ELEMENT_WISE or node.op_type == RMS_NORM
     unsaid = 0 if node.op_type == "Split" else -1
     return (
         known
         and node.attributes.get_int("axis", unsaid) == -1
-        and all(array.ndim < 2 or array.shape[-2] == 1 for array in constants)
+        and all(len(shape) < 2 or shape[-2] == 1 for shape in constants)
     )
 
 
@@ -224,7 +226,7 @@ def fuse_skip_norms(graph: ir.Graph) -> None:
     """Make one operator of an Add and the norm of its result, which gives the sum as well."""
     for norm in list(graph):
         add = required(norm.inputs[0]).producer() if norm.op_type == RMS_NORM else None
-        if add is None or add.op_type != "Add" or any(array_of(value) is not None for value in add.inputs):
+        if add is None or add.op_type != "Add" or any(constant_of(value) is not None for value in add.inputs):
             continue
         total = add.outputs[0]
         skip = ir.node(
@@ -253,21 +255,16 @@ def state_outputs(graph: ir.Graph) -> None:
             present.shape, present.type = past.shape, past.type
 
 
-def tie_output(graph: ir.Graph) -> bool:
-    """Let the output product read the table of the embedding itself where the two hold the same numbers.
-
-    Its matrix (width, vocabulary) is then a view of the table's memory. Returns whether they are the same.
-    """
-    table, product = embedding_of(graph), output_product(graph)
-    weight = array_of(product.inputs[1]) if product is not None else None
-    rows = array_of(table)
-    if product is None or weight is None or rows is None or weight.shape != rows.T.shape:
+def output_is_tied(graph: ir.Graph) -> bool:
+    """Whether the matrix (width, vocabulary) of the output product holds the numbers of the embedding's table."""
+    product = output_product(graph)
+    matrix = constant_of(product.inputs[1]) if product is not None else None
+    table = constant_of(embedding_of(graph))
+    if matrix is None or table is None or tuple(matrix.shape) != tuple(table.shape)[::-1]:
         return False
-    if not np.array_equal(weight, rows.T):
-        return False
-    for value, array in ((required(table), rows), (required(product.inputs[1]), rows.T)):
-        value.const_value = ir.tensor(array, name=value.name)
-    return True
+    if isinstance(matrix, StreamedTensor) and isinstance(table, StreamedTensor):
+        return matrix.is_transpose_of(table)
+    return np.array_equal(matrix.numpy(), table.numpy().T)
 
 
 def share_embedding(graph: ir.Graph) -> bool:
@@ -275,7 +272,7 @@ def share_embedding(graph: ir.Graph) -> bool:
 
     Returns whether it did. To be done last: what replaces products of constant matrices does not find this one.
     """
-    if not tie_output(graph):
+    if not output_is_tied(graph):
         return False
     table, product = required(embedding_of(graph)), required(output_product(graph))
     inputs = [product.inputs[0], table]
@@ -294,7 +291,7 @@ def embedding_of(graph: ir.Graph) -> ir.Value | None:
 def output_product(graph: ir.Graph) -> ir.Node | None:
     """The product with a constant matrix that the logits come from."""
     node = graph.outputs[0].producer()
-    while node is not None and (node.op_type != "MatMul" or array_of(node.inputs[1]) is None):
-        computed = [value for value in node.inputs if array_of(value) is None]
+    while node is not None and (node.op_type != "MatMul" or constant_of(node.inputs[1]) is None):
+        computed = [value for value in node.inputs if constant_of(value) is None]
         node = required(computed[0]).producer() if len(computed) == 1 else None
     return node

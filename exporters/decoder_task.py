@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.block_recipes import RECIPES, find_block_recipe
-from exporters.block_rounding import Rounding
 from exporters.block_weights import BlockRecipe, keep_blocks, quantize_decoder
-from exporters.calibration import PROMPT, prompts, save_graph
-from exporters.certify_decoder import DecoderReference, agreement_with, certify_decoder, reference_decoder
+from exporters.calibration import MomentsReading
+from exporters.certify_decoder import (
+    LARGEST_REFERENCE,
+    MOST_TOKENS,
+    DecoderReference,
+    ProbeReading,
+    agreement_with,
+    certify_decoder,
+)
 from exporters.checkpoint import Checkpoint
-from exporters.decoder import load_model, rebuild, trace
+from exporters.decoder import rebuild, trace
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
 from exporters.gguf import open_gguf, stored_matrices
 from exporters.graph import tidy
-from exporters.nodes import linears
+from exporters.graph_files import CONTENT, data_of, need_space, write_graph
+from exporters.kept_arrays import KeptArrays, Made
+from exporters.layerwise import Layerwise
+from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
+from exporters.stored_tensors import StreamedTensor, Told
+from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.decoder import Decoder
-from runtime.manifest import Certificate, Manifest, Precision, WeightBlocks
+from runtime.manifest import Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
+PROMPT = 256
+"""Tokens of a text that a decoder is calibrated with: enough to attend to."""
 CALIBRATION_TOKENS = 2048
 """Of the calibration texts: more of them change the divergence by less than the choice of the texts does."""
 IN_BLOCKS = "MatMulNBits"
@@ -38,10 +53,20 @@ IN_BLOCKS = "MatMulNBits"
 class DecoderTask:
     """The next token's probabilities; agreement is their divergence from PyTorch's, 0 at best."""
 
+    keeps_work: ClassVar[bool] = True
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.facts = decoder_facts(checkpoint, self.tokenizer)
+        self.kept: KeptArrays | None = None
+        """What is made of the weights, by the last recipe that was tried."""
+        self.squares: Mapping[str, NDArray[np.float32]] = {}
+        """Matrix, by its name in the checkpoint -> what its input's squares add up to on calibration texts."""
+
+    def begin(self, work: Path, told: Told) -> None:
+        self.work = work
+        self.told = told
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         own = open_tokenizer(folder / TOKENIZER)
@@ -50,20 +75,42 @@ class DecoderTask:
         tokens = dataclasses.replace(manifest.tokenizer, max_length=self.facts.context_length)
         return dataclasses.replace(manifest, tokenizer=tokens, decoder=self.facts)
 
-    def load(self) -> Any:
-        return load_model(self.checkpoint)
+    def load(self) -> WeightlessDecoder:
+        return open_decoder(self.checkpoint)
 
-    def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
+    def graph(self, model: WeightlessDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
         graph = trace(model, scratch)
         rebuild(graph)
+        done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+        need_space(
+            self.work.parent, space_of(graph, RECIPES.get(manifest.precision, (None,))[0], self.facts), done=done
+        )
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)
         return graph
 
-    def reference(self, model: Any, manifest: Manifest) -> DecoderReference:
-        del manifest
-        return reference_decoder(model, self.tokenizer, self.facts)
+    def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
+        """Read the probe set, and in the same pass what int4 calibrates with."""
+        probe = ProbeReading(model, self.tokenizer, self.facts)
+        texts: list[Sequence[int]] = list(probe.windows)
+        moments = MomentsReading(len(texts), squares_only=True)
+        if manifest.precision is Precision.INT4:
+            texts += self.calibration_windows()
+
+        def read() -> Made:
+            Layerwise(model, texts, probe, moments).run(self.told)
+            found = {f"logprobs {number}": array for number, array in enumerate(probe.logprobs)}
+            found |= {f"states {number}": array for number, array in enumerate(probe.states)}
+            return Made(found | {f"squares {name}": array for name, array in moments.found.items()})
+
+        kept = KeptArrays(self.work / "readings").keep("reference", read)
+        arrays = {key: kept.array(key) for key in kept.arrays}
+        probe.logprobs = [array for key, array in arrays.items() if key.startswith("logprobs ")]
+        probe.states = [array for key, array in arrays.items() if key.startswith("states ")]
+        self.squares = {key[len("squares ") :]: array for key, array in arrays.items() if key.startswith("squares ")}
+        self.model = model
+        return probe.reference()
 
     def quantized(
         self, graph: ir.Model, bundle: Bundle, expected: DecoderReference, bar: float | None
@@ -73,7 +120,7 @@ class DecoderTask:
             products = len(list(linears(graph.graph)))
             self.keep(graph)
             return graph, with_blocks(bundle.manifest, graph, products, "source")
-        trials = BlockTrials(graph, list(self.calibration_runs(graph)), bundle)
+        trials = BlockTrials(graph, self, bundle)
         recipe = RECIPES[precision][0]
         if bar is not None:
 
@@ -88,26 +135,51 @@ class DecoderTask:
         """Let the graph read the blocks of the file that the weights come from."""
         if self.checkpoint.gguf is None:
             raise ValueError("only a GGUF file holds blocks to keep")
-        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)))
+        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=self.weights().keep)
         share_embedding(graph.graph)
         tidy(graph)
 
-    def calibration_runs(self, graph: ir.Model) -> Iterator[Mapping[str, NDArray[np.generic]]]:
-        """The graph's inputs for the calibration texts."""
+    def weights(self, recipe: str = "weights") -> KeptArrays:
+        """What is made of the weights by a recipe; what was made by another one goes."""
+        folder = self.work / recipe
+        if self.kept is None or self.kept.path.parent != folder:
+            for other in self.work.iterdir():
+                if other.is_dir() and other != folder:
+                    shutil.rmtree(other)
+            folder.mkdir(exist_ok=True)
+            self.kept = KeptArrays(folder / data_of(GRAPH))
+        return self.kept
+
+    def calibration_windows(self) -> list[list[int]]:
+        """The ids of the calibration texts, cut in prompts."""
         ids = self.tokenizer("\n".join(calibration_texts().texts))["input_ids"][:CALIBRATION_TOKENS]
-        return prompts(graph.graph, ids, length=min(PROMPT, self.facts.context_length))
+        length = min(PROMPT, self.facts.context_length)
+        return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+    def moments(self, products: Sequence[Linear], squares_only: bool) -> dict[str, NDArray[np.float32]]:  # noqa: FBT001
+        """The second moments of the inputs of some products on calibration texts."""
+        names = {product.name: source_of(product) for product in products}
+        found = self.squares
+        if not squares_only:
+            reading = MomentsReading(0, squares_only=False, wanted=frozenset(names.values()))
+            Layerwise(self.model, self.calibration_windows(), reading).run()
+            found = reading.found
+        return {product: found[source] for product, source in names.items()}
+
+    def write(self, graph: ir.Model, folder: Path) -> None:
+        write_graph(graph, self.kept or self.weights(), folder / GRAPH, told=self.told)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        return certify_decoder(Decoder(bundle), expected, max_kl=bar)
+        return certify_decoder(bundle, expected, max_kl=bar)
 
 
 class BlockTrials:
     """Puts one float32 graph in blocks by one recipe after another, and measures what comes out."""
 
-    def __init__(self, graph: ir.Model, runs: list[Mapping[str, NDArray[np.generic]]], bundle: Bundle) -> None:
+    def __init__(self, graph: ir.Model, task: DecoderTask, bundle: Bundle) -> None:
         """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
         self.graph = graph
-        self.runs = runs
+        self.task = task
         self.bundle = bundle
         self.products = len(list(linears(graph.graph)))
         self.last: tuple[BlockRecipe, ir.Model] | None = None
@@ -116,14 +188,47 @@ class BlockTrials:
         """A graph of its own; the matrices that it is made from stay as they are."""
         if self.last is None or self.last[0] != recipe:
             made = self.graph.clone()
-            quantize_decoder(made, recipe, self.runs if recipe.rounding is not Rounding.NEAREST else ())
+            quantize_decoder(
+                made, recipe, self.task.moments, keep=self.task.weights(name_of(recipe)).keep, told=self.task.told
+            )
             tidy(made)
             self.last = (recipe, made)
         return self.last[1]
 
     def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
-        save_graph(self.quantized(recipe), self.bundle.path / GRAPH)
-        return agreement_with(Decoder(self.bundle), expected).kl
+        """How far the bundle would be from PyTorch; measured once, however often the export is broken off."""
+
+        def measure() -> Made:
+            self.task.write(self.quantized(recipe), self.bundle.path)
+            return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
+
+        found = KeptArrays(self.task.work / "trials").keep(name_of(recipe), measure)
+        return float(found.array(CONTENT)[0])
+
+
+def source_of(product: Linear) -> str:
+    """The name, in the checkpoint, of a matrix that reads what a product reads."""
+    matrix = product.matrix
+    if not isinstance(matrix, StreamedTensor):
+        raise TypeError(f"the matrix `{product.name}` comes from no tensor of the checkpoint")
+    return matrix.parts[0].name
+
+
+def name_of(recipe: BlockRecipe) -> str:
+    return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
+
+
+def space_of(graph: ir.Model, recipe: BlockRecipe | None, facts: DecoderFacts) -> int:
+    """Bytes that an export writes, about: weights by a recipe, or in float32 without one, and what is compared with."""
+    total = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * facts.vocabulary)
+    for value in graph.graph.initializers.values():
+        tensor = required(value.const_value)
+        if recipe is None or not isinstance(tensor, StreamedTensor):
+            total += tensor.nbytes
+        else:
+            # A scale for each block, and room for zero points, also of tables.
+            total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block
+    return total
 
 
 def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: str) -> Manifest:

@@ -17,7 +17,6 @@ from optimum.utils import NormalizedTextConfig
 
 from exporters.architectures import JINA_BERT, NOMIC_BERT, answers_in_words
 from exporters.attention import merge_attention
-from exporters.calibration import LARGEST_PROTOBUF
 from exporters.checkpoint import Checkpoint
 from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
@@ -56,6 +55,10 @@ class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
+
+
+LARGEST_PROTOBUF = 2**31 - 2**26
+"""Bytes of weights that fit a graph in one piece, with room for the graph itself: protobuf ends at 2 GiB."""
 
 
 def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:

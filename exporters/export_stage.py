@@ -8,23 +8,24 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from exporters.architectures import check_architecture
-from exporters.calibration import save_graph
 from exporters.checkpoint import Checkpoint
 from exporters.facts import kind_of, lower_case, max_length
-from exporters.gguf import unpacked
+from exporters.gguf import unpacked, unpacked_size
+from exporters.graph_files import need_space
 from exporters.sources import Listener, Origin, find_checkpoint
 from exporters.tasks import task_of
-from runtime.bundle import GRAPH, TOKENIZER, Bundle, BundleWriter
+from exporters.unfinished import Unfinished, folder_of
+from runtime.bundle import TOKENIZER, Bundle, BundleWriter
 from runtime.encoder import articled
 from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
 from runtime.version import __version__
 
 PRECISIONS = {
@@ -43,6 +44,8 @@ class Progress(Listener, Protocol):
 
     def end(self, stage: str, seconds: float) -> None: ...
 
+    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
+
 
 class Silence:
     """Shows nothing."""
@@ -54,6 +57,8 @@ class Silence:
     def note(self, text: str) -> None: ...
 
     def downloaded(self, done: int, total: int) -> None: ...
+
+    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def export(
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
+    Of a decoder, what a killed or interrupted call has done stays beside `out`, and the same call goes on from there.
     """
     told = progress or Silence()
     for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
@@ -119,6 +125,7 @@ def export(
     with output_errors(writer), writer:
         if checkpoint.gguf is not None:
             with stage(told, "unpack the GGUF file"):
+                need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
                 checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
         bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
         return Exported(bundle, checkpoint.weights_size)
@@ -172,24 +179,32 @@ def build(
     draft = draft_manifest(checkpoint, kind, precision, provider)
     copy_tokenizer(checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
-    with stage(told, "load the weights"):
-        model = task.load()
-    with stage(told, "trace with Optimum"):
-        graph = task.graph(model, writer.scratch, manifest)
-    manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
-    with stage(told, "run the probe set with PyTorch"):
-        expected = task.reference(model, manifest)
-    # A decoder's weights are most of what this process holds, and nothing needs them in PyTorch any more.
-    del model
-    if precision is not Precision.FP32:
-        kept = precision is Precision.SOURCE
-        with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
-            graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
-    save_graph(graph, writer.folder / GRAPH)
-    with stage(told, "certify against PyTorch"):
-        certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
-    with stage(told, "write the bundle"):
-        return writer.commit(dataclasses.replace(manifest, certificate=certificate))
+    with ExitStack() as stack:
+        if task.keeps_work:
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            task.begin(unfinished.folder, told.advanced)
+        with stage(told, "load the weights"):
+            model = task.load()
+        with stage(told, "trace with Optimum"):
+            graph = task.graph(model, writer.scratch, manifest)
+        manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
+        with stage(told, "run the probe set with PyTorch"):
+            expected = task.reference(model, manifest)
+        del model
+        if precision is not Precision.FP32:
+            kept = precision is Precision.SOURCE
+            with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
+                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
+        task.write(graph, writer.folder)
+        with stage(told, "certify against PyTorch"):
+            certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
+        with stage(told, "write the bundle"):
+            return writer.commit(dataclasses.replace(manifest, certificate=certificate))
+
+
+def key_of(manifest: Manifest, bar: float | None) -> str:
+    """What tells an export apart from others to the same target: the checkpoint's hashes, versions, precision, bar."""
+    return f"{manifest_to_json(manifest)}{bar}\n"
 
 
 def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider) -> Manifest:
@@ -243,7 +258,8 @@ def output_errors(writer: BundleWriter) -> Iterator[None]:
         yield
     except OSError as error:
         place = Path(os.fsdecode(error.filename)).absolute() if error.filename else writer.staging
-        concerned = place.is_relative_to(writer.staging) or writer.staging.is_relative_to(place)
+        written = (writer.staging, folder_of(writer.target))
+        concerned = writer.staging.is_relative_to(place) or any(place.is_relative_to(folder) for folder in written)
         if error.errno is None or not concerned:
             raise
         hint = "free some space, or choose another folder with `--out`" if error.errno == errno.ENOSPC else None

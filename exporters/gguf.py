@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, ReaderTensor, dequantize, get_tensor_name_map
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
@@ -29,6 +28,7 @@ from exporters.block_weights import StoredMatrix
 from exporters.checkpoint import WEIGHTS, Checkpoint, read_json
 from exporters.gguf_tokenizer import CONTROL, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.stored_blocks import BLOCK_READERS
+from exporters.stored_tensors import write_tensors
 from runtime.errors import CheckpointError, NotFoundError, UnsupportedModelError
 
 MAGIC = b"GGUF"
@@ -242,18 +242,36 @@ def unpacked(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 def write_checkpoint(file: GgufFile, folder: Path) -> None:
     """Write the model in Hugging Face layout: config, float32 weights, tokenizer, generation config.
 
-    Raises CheckpointError when tensors are missing, too many or of the wrong size.
+    One tensor is in memory at a time. Raises CheckpointError when tensors are missing, too many or of the wrong size.
     """
-    config, weights = load(file)
+    config, model = described(file)
+    tensors = named_tensors(file, model)
+    check_weights(file, model, tensors)
     tokenizer = make_tokenizer(file.vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
+    write_tensors(
+        folder / WEIGHTS,
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        lambda name: float32_of(tensors[name], processor),
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", tokenizer_config(file))
     write_json(
         folder / "generation_config.json", {"bos_token_id": file.bos_id, "eos_token_id": list(file.eos_ids) or None}
     )
+
+
+def float32_of(tensor: ReaderTensor, processor: Any) -> NDArray[np.float32]:
+    """The numbers of a tensor, in the order that transformers has them in."""
+    dequantized = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+    return np.asarray(processor.process(dequantized, tensor.name).weights, np.float32)
+
+
+def unpacked_size(path: Path) -> int:
+    """Bytes of the float32 weights of a GGUF file."""
+    return 4 * sum(int(tensor.n_elements) for tensor in open_gguf(path).reader.tensors)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -279,24 +297,21 @@ def tokenizer_config(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def load(file: GgufFile) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The config as transformers has it, and the float32 weights by the names that transformers gives them."""
+def described(file: GgufFile) -> tuple[Any, Any]:
+    """The config as transformers has it, and the model without its weights."""
     # Not through `from_pretrained`, which would read the metadata three more times and needs one more package.
     config = transformers.AutoConfig.for_model(MODEL_TYPES.get(file.architecture, file.architecture), **settings(file))
     complete(config, file)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
+    return config, model
+
+
+def named_tensors(file: GgufFile, model: Any) -> dict[str, ReaderTensor]:
+    """The file's tensors by the names that transformers gives them."""
     names = names_of_weights(file, model)
-    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
-    weights = {}
-    for tensor in file.reader.tensors:
-        dequantized = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
-        found = processor.process(dequantized, tensor.name)
-        if found.name in names:
-            weights[names[found.name]] = torch.from_numpy(np.array(found.weights, np.float32, order="C"))
-    check_weights(file, model, weights)
-    return config, weights
+    return {names[tensor.name]: tensor for tensor in file.reader.tensors if tensor.name in names}
 
 
 def names_of_weights(file: GgufFile, model: Any) -> dict[str | None, str]:
@@ -358,21 +373,21 @@ def llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> NDArra
     return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
 
 
-def check_weights(file: GgufFile, model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+def check_weights(file: GgufFile, model: Any, tensors: Mapping[str, ReaderTensor]) -> None:
     """Raise CheckpointError unless every tensor of the file became a weight of the model, and it lacks none."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    missing = sorted(expected.keys() - weights.keys())
+    missing = sorted(expected.keys() - tensors.keys())
     if missing:
         raise CheckpointError(f"`{file.path}` lacks {len(missing)} of its model's weights, such as `{missing[0]}`")
-    for name, weight in weights.items():
-        if tuple(weight.shape) != expected.get(name):
-            raise CheckpointError(
-                f"in `{file.path}`, `{name}` has the shape {tuple(weight.shape)} instead of {expected.get(name)}"
-            )
+    for name, tensor in tensors.items():
+        # From the last to the first.
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        if shape != expected[name]:
+            raise CheckpointError(f"in `{file.path}`, `{name}` has the shape {shape} instead of {expected[name]}")
     held = sum(tensor.name != ROPE_FACTORS for tensor in file.reader.tensors)
-    if held != len(weights):
+    if held != len(tensors):
         raise CheckpointError(
-            f"`{file.path}` holds {held} tensors, of which {held - len(weights)} have no place in a "
+            f"`{file.path}` holds {held} tensors, of which {held - len(tensors)} have no place in a "
             f"`{file.architecture}`",
             hint="export the Hub's checkpoint instead",
         )

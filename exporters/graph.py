@@ -32,6 +32,7 @@ from exporters.nodes import (
     rows_of,
     token_count,
 )
+from exporters.stored_tensors import side_by_side
 from runtime.encoder import TOKEN_TYPE_IDS
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
@@ -150,11 +151,11 @@ def merge(graph: ir.Graph, parts: list[Linear]) -> None:
     nodes = list(graph)
     # The earliest of them: what reads any of the results comes after it.
     before = min((part.matmul for part in parts), key=nodes.index)
-    weight = np.concatenate([part.weight for part in parts], axis=1)
+    weight = side_by_side([part.matrix for part in parts])
     biased = any(part.bias_add is not None for part in parts)
     bias = np.concatenate([part.bias for part in parts]) if biased else None
     product = insert_linear(before, first.input, f"{first.name}_merged", weight, bias)
-    sizes = constant(graph, f"{first.name}_widths", np.array([part.weight.shape[1] for part in parts], np.int64))
+    sizes = constant(graph, f"{first.name}_widths", np.array([part.outputs for part in parts], np.int64))
     split = insert_node(before, ir.node("Split", [product, sizes], {"axis": -1}, num_outputs=len(parts)))
     for part, output in zip(parts, split.outputs, strict=True):
         replace(part.output, output)
@@ -166,7 +167,7 @@ def rows_at_products(graph: ir.Graph) -> None:
     For graphs in which the layers between the products want three.
     """
     for linear in list(linears(graph)):
-        inputs, outputs = linear.weight.shape
+        inputs, outputs = linear.inputs, linear.outputs
         before = linear.matmul
         flat = constant(graph, f"rows_{inputs}", np.array([-1, inputs], np.int64))
         rows = insert(before, "Reshape", [linear.input, flat])
@@ -210,7 +211,7 @@ def run_on_rows(graph: ir.Graph) -> bool:
     if first is None:
         return False
     start = first.input
-    width = first.weight.shape[0]
+    width = first.inputs
     rows_shape = rows_of(graph, width)
     found = values_in_rows(graph, start, rows_shape)
     output = graph.outputs[0]

@@ -23,8 +23,31 @@ class Linear:
 
     matmul: ir.Node
     bias_add: ir.Node | None
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+
+    @property
+    def matrix(self) -> ir.TensorProtocol:
+        """The matrix (inputs, outputs); what is streamed from a checkpoint is not read yet."""
+        return required(constant_of(self.matmul.inputs[1]))
+
+    @property
+    def inputs(self) -> int:
+        return self.matrix.shape.numpy()[0]
+
+    @property
+    def outputs(self) -> int:
+        return self.matrix.shape.numpy()[1]
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """The numbers of the matrix, read anew each time where they are streamed."""
+        return np.asarray(self.matrix.numpy(), np.float32)
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """(outputs,), zeros where the product adds none."""
+        if self.bias_add is None:
+            return np.zeros(self.outputs, np.float32)
+        return np.asarray(array_of(other_input(self.bias_add, self.matmul.outputs[0])), np.float32)
 
     @property
     def name(self) -> str:
@@ -50,23 +73,31 @@ def required(found: T | None) -> T:
     return found
 
 
-def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """The initializer `name` of `graph`, made from `array` unless it is there; ValueError when it holds another."""
+def constant(graph: ir.Graph, name: str, content: NDArray[np.generic] | ir.TensorProtocol) -> ir.Value:
+    """The initializer `name` of `graph`, made from `content` unless it is there; ValueError when it holds another."""
+    tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
     if name in graph.initializers:
-        found = array_of(graph.initializers[name])
-        if found is None or found.dtype != array.dtype or not np.array_equal(found, array):
+        found = graph.initializers[name].const_value
+        if found is not tensor and (
+            found is None or found.dtype != tensor.dtype or not np.array_equal(found.numpy(), tensor.numpy())
+        ):
             raise ValueError(f"the graph has another constant `{name}`")
         return graph.initializers[name]
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    tensor.name = name
+    value = ir.val(name, const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
+def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """A constant's tensor, whose shape can be asked for without its content; None for what is computed."""
+    return None if value is None or value.is_graph_input() else value.const_value
+
+
 def array_of(value: ir.Value | None) -> NDArray[np.generic] | None:
     """The content of a constant, None for what is computed."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
+    found = constant_of(value)
+    return None if found is None else found.numpy()
 
 
 def insert(
@@ -85,7 +116,7 @@ def insert_linear(
     before: ir.Node,
     rows: ir.Value,
     name: str,
-    weight: NDArray[np.generic],
+    weight: NDArray[np.generic] | ir.TensorProtocol,
     bias: NDArray[np.generic] | None,
 ) -> ir.Value:
     """Put `rows @ weight + bias` before a node, the matrix under this name, and return the result."""
@@ -152,16 +183,17 @@ def values_after(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Value]:
 
 def linear_of(matmul: ir.Node | None) -> Linear | None:
     """The `Linear` of a MatMul, with the Add after it where that adds a bias; None for any other node."""
-    weight = array_of(matmul.inputs[1]) if matmul is not None and matmul.op_type == "MatMul" else None
-    if matmul is None or weight is None or weight.ndim != 2:
+    weight = constant_of(matmul.inputs[1]) if matmul is not None and matmul.op_type == "MatMul" else None
+    if matmul is None or weight is None or len(weight.shape) != 2:
         return None
     add = only_user(matmul.outputs[0], "Add")
-    bias = None
-    if add is not None:
-        bias = array_of(add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0])
-    if bias is None or bias.shape != (weight.shape[1],):
-        add, bias = None, np.zeros(weight.shape[1], np.float32)
-    return Linear(matmul, add, weight.astype(np.float32, copy=False), bias.astype(np.float32, copy=False))
+    bias = constant_of(other_input(add, matmul.outputs[0])) if add is not None else None
+    return Linear(matmul, add if bias is not None and tuple(bias.shape) == (weight.shape[1],) else None)
+
+
+def other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """What a node of two inputs reads beside `value`."""
+    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
 
 
 def linear_before(value: ir.Value | None) -> Linear | None:

@@ -29,7 +29,8 @@ from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.recipes import Outputs, Trials
-from runtime.bundle import TOKENIZER, Bundle
+from exporters.stored_tensors import Told
+from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
 from runtime.errors import UnsupportedModelError
@@ -49,6 +50,12 @@ Expected = TypeVar("Expected")
 
 class Task(Protocol[Expected]):
     """Exporting one kind of model."""
+
+    keeps_work: ClassVar[bool]
+    """Whether an export takes so long that what is done of it is kept, for when it is broken off."""
+
+    def begin(self, work: Path, told: Told) -> None:
+        """Be told the folder for work that is kept, and whom to tell how much is done."""
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         """The manifest with what is told of this kind; files that the runtime needs for it go into `folder`."""
@@ -70,6 +77,9 @@ class Task(Protocol[Expected]):
         `bundle` is the one being made: its folder takes what is tried. Raises EdgekitError when nothing reaches `bar`.
         """
 
+    def write(self, graph: ir.Model, folder: Path) -> None:
+        """Put the graph into the bundle's folder."""
+
     def certify(self, bundle: Bundle, expected: Expected, bar: float | None) -> Certificate:
         """Compare a bundle with the reference; raises EdgekitError when they agree less than `bar`."""
 
@@ -79,9 +89,16 @@ class EncoderTask:
 
     kind: ClassVar[Kind]
     measure: ClassVar[str]
+    keeps_work: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+
+    def begin(self, work: Path, told: Told) -> None:
+        raise NotImplementedError
+
+    def write(self, graph: ir.Model, folder: Path) -> None:
+        ir.save(graph, folder / GRAPH)
 
     def load(self) -> Any:
         return load_model(self.checkpoint, self.kind)

@@ -302,6 +302,7 @@ class GoldenAnswer:
     prompt: tuple[int, ...]
     """The ids that the text becomes."""
     reference: tuple[int, ...]
+    """PyTorch's, up to the first that the bundle's are not."""
     output: tuple[int, ...]
 
 
@@ -319,6 +320,8 @@ class Certificate:
     golden: tuple[Golden, ...]
     answers: tuple[GoldenAnswer, ...] = ()
     """For decoders, which have these instead of vectors or logits."""
+    layer_errors: tuple[float, ...] = ()
+    """How far hidden states are from PyTorch's after each layer, as a part of them; of decoders only."""
 
 
 @dataclass(frozen=True)

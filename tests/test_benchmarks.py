@@ -19,7 +19,16 @@ import transformers
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 
-from benchmarks import decoding, decoding_worker, genai_int4, reranking, retrieval, seeded, wide_decoder
+from benchmarks import (
+    decoding,
+    decoding_worker,
+    export_scale,
+    genai_int4,
+    reranking,
+    retrieval,
+    seeded,
+    wide_decoder,
+)
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
 from benchmarks.decoding_peers import installed_version
@@ -29,8 +38,10 @@ from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Curve, Point, axis_of, 
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
 from runtime import Bundle, Embedder, Precision, Reranker
+from tests import seeded_checkpoints
 from tests.decoders import TinyDecoder, write_decoder
 from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.seeded_checkpoints import SHAPES, Shape
 
 
 def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time() -> None:
@@ -549,3 +560,33 @@ def test_genais_builder_runs_with_transformers_4(tmp_path: Path, monkeypatch: py
     written = (tmp_path / "target").read_text()
     assert written.startswith(f"built with -i {tmp_path}/checkpoint -o {tmp_path}/target -p int4 -e cpu ")
     assert "accuracy_level=4" in written
+
+
+def test_exports_are_measured_in_a_process_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(seeded_checkpoints.SHAPES, "tiny", Shape(2, 64, 96, 4, 2, vocabulary=320, positions=512))
+
+    measured = export_scale.measure("tiny", tmp_path, "int4")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-int4"}
+    assert 2**27 < measured.peak < 2**31
+    assert measured.seconds > 1
+    name, weights, *_, divergence = export_scale.row(measured)
+    assert (name, weights) == ("tiny", "0.00")
+    assert 0 < float(divergence) < 1
+
+
+def test_the_largest_seeded_checkpoint_has_the_shape_of_mistral_7b() -> None:
+    shape = SHAPES["7B"]
+    config = transformers.MistralConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_241_732_096
+    assert shape.window == 4096

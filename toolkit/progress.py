@@ -14,6 +14,8 @@ import click
 
 CLEAR = "\r\x1b[K"
 """Back to the start of a terminal's line, and the line emptied."""
+AT_ONCE = 0.02
+"""Seconds in which no weight is done anew."""
 WIDTH = 20
 """Characters of a bar."""
 
@@ -24,6 +26,8 @@ class StageProgress:
     def __init__(self) -> None:
         self.download: tuple[float, int] | None = None
         """When the download began to be shown, and the bytes that were there then."""
+        self.advance: tuple[float, int, float] | None = None
+        """When weights began to be done, the bytes that were done then, and when it was last told."""
 
     def begin(self, stage: str) -> None:
         if sys.stderr.isatty():
@@ -46,6 +50,21 @@ class StageProgress:
         rate = (done - before) / (now - since) if now > since else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
         shown = f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}"
+        click.echo(f"{CLEAR}{shown}", err=True, nl=False)
+
+    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None:
+        """Show how many of the weights are done; called after each."""
+        now = time.monotonic()
+        if tensors == 1 or self.advance is None or now - self.advance[2] < AT_ONCE:
+            # The first of a stage, or what was done before and took no time now: no rate follows from that.
+            self.advance = (now, size, now)
+        since, before, _ = self.advance
+        self.advance = (since, before, now)
+        if not sys.stderr.isatty():
+            return
+        rate = (size - before) / (now - since) if now > since else 0.0
+        left = f", {duration((of_size - size) / rate)} left" if rate > 0 else ""
+        shown = f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}"
         click.echo(f"{CLEAR}{shown}", err=True, nl=False)
 
 

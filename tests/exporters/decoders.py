@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from exporters.architectures import check_architecture
 from exporters.checkpoint import Checkpoint
-from exporters.decoder import load_model, rebuild, trace
+from exporters.decoder import rebuild, trace
 from exporters.sources import find_checkpoint
+from exporters.weightless import open_decoder
 
 VOCABULARY = 320
 TINY = {
@@ -133,11 +134,22 @@ def logits_of(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def exported(folder: Path, family: str, **changes: object) -> tuple[Any, ir.Model]:
-    """The PyTorch model and its graph."""
-    model = load_model(write_decoder(folder / "checkpoint", family, **changes))
-    graph = trace(model, folder)
+    """The model as transformers loads it, and its graph."""
+    checkpoint = write_decoder(folder / "checkpoint", family, **changes)
+    graph = traced(checkpoint, folder)
     rebuild(graph)
-    return model, graph
+    return loaded(checkpoint.folder), graph
+
+
+def traced(checkpoint: Checkpoint, folder: Path, **options: Any) -> ir.Model:
+    return trace(open_decoder(checkpoint), folder, **options)
+
+
+def loaded(folder: Path) -> Any:
+    """A decoder as transformers loads it, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 class GraphRun:

@@ -6,11 +6,11 @@ import onnxruntime as ort
 import pytest
 
 from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks
-from exporters.block_weights import BlockRecipe, StoredMatrix, groups, keep_blocks, quantize_decoder
-from exporters.calibration import prompts
+from exporters.block_weights import BlockRecipe, StoredMatrix, keep_blocks, quantize_decoder
 from exporters.graph import tidy
 from exporters.nodes import linears
 from runtime.errors import UnsupportedModelError
+from tests.exporters.graph_runs import moments_by_graph, prompts
 from tests.exporters.graphs import make_model
 
 VOCABULARY, WIDTH, INNER = 300, 96, 160
@@ -123,7 +123,8 @@ def test_each_rounding_is_better_than_the_one_before() -> None:
 
     def error(rounding: Rounding) -> float:
         model = decoder(given)
-        quantize_decoder(model, BlockRecipe(rounding=rounding, output_bits=8), list(prompts(model.graph, IDS[:600])))
+        moments = moments_by_graph(model, list(prompts(model.graph, IDS[:600])))
+        quantize_decoder(model, BlockRecipe(rounding=rounding, output_bits=8), moments)
         return float(np.square(logits_of(in_float32(model), IDS[600:]) - exact).mean())
 
     nearest, importance, gptq = (error(rounding) for rounding in Rounding)
@@ -139,8 +140,9 @@ def test_gptq_takes_as_many_runs_as_its_moments_need(monkeypatch: pytest.MonkeyP
     for at_once in (2**31, 4 * INNER**2):
         monkeypatch.setattr("exporters.block_weights.MOMENTS_AT_ONCE", at_once)
         model = decoder(weights())
-        cut = [len(group) for group in groups(list(linears(model.graph)), Rounding.GPTQ)]
-        quantize_decoder(model, BlockRecipe(rounding=Rounding.GPTQ), list(prompts(model.graph, IDS[:300])))
+        cut: list[int] = []
+        moments = moments_by_graph(model, list(prompts(model.graph, IDS[:300])), cut)
+        quantize_decoder(model, BlockRecipe(rounding=Rounding.GPTQ), moments)
         found.append((cut, logits_of(model)))
 
     assert [cut for cut, _ in found] == [[4], [2, 1, 1]]

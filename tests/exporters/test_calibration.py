@@ -7,12 +7,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from exporters.calibration import Calibration, prompts, second_moments
+from exporters.calibration import Calibration
 from exporters.encoder import load_model, rebuild, trace
 from exporters.nodes import linears
 from exporters.rounding import quantize_weight
 from exporters.sources import find_checkpoint
-from tests.exporters.graphs import make_model
 
 TEXTS = [np.random.default_rng(3).integers(1000, 20000, (1, tokens)) for tokens in (5, 9, 30, *[7] * 20)]
 
@@ -66,44 +65,3 @@ def test_a_matrix_is_rounded_for_its_input_and_once(graph: ir.Model, calibration
     assert not np.array_equal(found.values, quantize_weight(first.weight * divisors[:, np.newaxis]).values)
     assert again is found
     assert other is not calibration.quantize(first.input.name, first.weight)
-
-
-@pytest.mark.parametrize("largest", [2**31, 0])
-def test_second_moments_of_inner_values(largest: int, graph: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole or squares only, also of a graph that is too large for memory's form of it."""
-    monkeypatch.setattr("exporters.calibration.LARGEST_PROTOBUF", largest)
-    whole = Calibration(graph, ({"input_ids": ids} for ids in TEXTS)).moments
-    values = [linear.input for linear in linears(graph.graph)]
-
-    found = second_moments(graph, values, ({"input_ids": ids} for ids in TEXTS))
-    squares = second_moments(graph, values, ({"input_ids": ids} for ids in TEXTS), squares_only=True)
-
-    assert found.keys() == squares.keys() == whole.keys()
-    for name, moments in whole.items():
-        assert np.allclose(found[name], moments, rtol=1e-4, atol=1e-3)
-        assert np.allclose(squares[name], np.diag(moments), rtol=1e-4)
-    assert len(graph.graph.outputs) == 1
-
-
-def past(*shape: int | str) -> ir.Model:
-    ids = ir.val("input_ids", ir.DataType.INT64, ["batch", "tokens"])
-    count = ir.val("total_length", ir.DataType.INT32, [])
-    key = ir.val("past.0.key", ir.DataType.FLOAT, shape)
-    return make_model([], [ids, count, key], ids, [])
-
-
-def test_token_ids_are_cut_into_prompts_that_remember_nothing() -> None:
-    found = list(prompts(past("batch", 3, "capacity", 16).graph, list(range(10)), length=4))
-
-    assert [feeds["input_ids"].tolist() for feeds in found] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 9]]]
-    assert [int(feeds["total_length"]) for feeds in found] == [4, 4, 2]
-    assert [feeds["past.0.key"].shape for feeds in found] == [(1, 3, 4, 16), (1, 3, 4, 16), (1, 3, 2, 16)]
-    assert {feeds["past.0.key"].dtype for feeds in found} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"), [((1, 2, 3), "is none that a decoder"), (("b", "h", "c", 8), "does not say how many heads")]
-)
-def test_a_graph_that_is_no_decoders(shape: tuple[int | str, ...], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        next(prompts(past(*shape).graph, [1, 2]))

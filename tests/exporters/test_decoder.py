@@ -9,21 +9,26 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from exporters.decoder import load_model, rebuild, trace
+from exporters.decoder import rebuild, trace
 from exporters.decoder_graph import share_embedding
 from exporters.graph import tidy
 from exporters.sources import find_checkpoint
+from exporters.stored_tensors import StreamedTensor
+from exporters.weightless import open_decoder
 from runtime import CheckpointError, UnsupportedModelError
 from tests.exporters.decoders import (
     FAMILIES,
     VOCABULARY,
     GraphRun,
     exported,
+    loaded,
     logits_of,
     tiny_decoder,
     token_ids,
+    traced,
     write_decoder,
 )
+from tests.seeded_checkpoints import Shape, write_seeded
 
 TOKENS = 210
 CLOSE = 1e-4
@@ -59,6 +64,29 @@ def test_texts_of_different_lengths_run_together(family: str, tmp_path: Path) ->
         found = run.batch(np.take_along_axis(ids, (lengths + step)[:, None], axis=1), lengths + step)
         for row, length in enumerate(lengths):
             assert np.abs(found[row, 0] - expected[row][length + step]).max() < CLOSE
+
+
+@pytest.mark.parametrize("window", [64, 4096])
+def test_texts_that_are_longer_than_the_window_give_the_logits_of_pytorch(window: int, tmp_path: Path) -> None:
+    """As Mistral has it, whose window is 4,096: read at once, and token by token beyond it."""
+    tokens = 4096 + 24
+    shape = Shape(2, 32, 64, 2, 1, vocabulary=VOCABULARY, window=window, positions=8192)
+    checkpoint = find_checkpoint(str(write_seeded(tmp_path / "checkpoint", shape, dtype="float32")))
+    graph = traced(checkpoint, tmp_path)
+    rebuild(graph)
+    ids = token_ids(tokens)
+    model = loaded(tmp_path / "checkpoint")
+    expected = logits_of(model, ids)
+    model.config.sliding_window = None
+    assert np.abs(logits_of(model, ids)[-20:] - expected[-20:]).max() > 100 * CLOSE
+
+    whole, chunks = (GraphRun(graph, capacity=tokens) for _ in range(2))
+
+    places = [30, window - 1, window, 4095, 4096, tokens - 1]
+    assert np.abs(whole(ids, places) - expected[places]).max() < CLOSE
+    chunks(ids[:4090], [4089])
+    beyond = np.concatenate([chunks(ids[place : place + 1]) for place in range(4090, tokens)])
+    assert np.abs(beyond - expected[4090:]).max() < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -146,11 +174,11 @@ def test_layers_that_do_not_rotate_have_no_table(tmp_path: Path) -> None:
 
 
 def test_tables_are_as_long_as_asked_for(tmp_path: Path) -> None:
-    model = tiny_decoder("llama")
+    checkpoint = write_decoder(tmp_path / "checkpoint", "llama")
 
     lengths = []
     for length in (None, 100, 10**6):
-        graph = trace(model, tmp_path, length=length).graph
+        graph = traced(checkpoint, tmp_path, length=length).graph
         lengths.append(next(value.shape[0] for name, value in graph.initializers.items() if name.endswith("cos_table")))
     assert lengths == [512, 100, 512]
 
@@ -159,10 +187,6 @@ def test_a_tied_output_and_the_embedding_are_one_tensor(tmp_path: Path) -> None:
     ids = token_ids(30)
     model, graph = exported(tmp_path, "llama, tied")
     untied = GraphRun(graph)(ids)
-    arrays = [value.const_value.numpy() for value in graph.graph.initializers.values()]
-    table = next(array for array in arrays if array.shape == (VOCABULARY, 64))
-    assert any(array.shape == (64, VOCABULARY) and np.shares_memory(array, table) for array in arrays)
-
     assert share_embedding(graph.graph)
     tidy(graph)
 
@@ -180,34 +204,31 @@ def test_an_output_of_its_own_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_tracing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    model = tiny_decoder("gemma3_text")
+    decoder = open_decoder(write_decoder(tmp_path / "checkpoint", "gemma3_text"))
+    before = [(name, tuple(found.shape), found.device) for name, found in decoder.model.state_dict().items()]
     ids = token_ids(60)
-    before = logits_of(model, ids)
-    state = set(dict(model.named_buffers()))
 
-    trace(model, tmp_path)
+    trace(decoder, tmp_path)
 
-    assert np.array_equal(logits_of(model, ids), before)
-    assert set(dict(model.named_buffers())) == state
-    assert model.config.use_cache
-    generated = model.generate(torch.from_numpy(ids)[None], max_new_tokens=3, do_sample=False)
+    assert before == [(name, tuple(found.shape), found.device) for name, found in decoder.model.state_dict().items()]
+    assert decoder.model.config.use_cache
+    with decoder.with_weights(decoder.model):
+        assert np.array_equal(logits_of(decoder.model, ids), logits_of(loaded(tmp_path / "checkpoint"), ids))
+        generated = decoder.model.generate(torch.from_numpy(ids)[None], max_new_tokens=3, do_sample=False)
     assert generated.shape == (1, 63)
 
 
-def test_weights_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Optimum does by itself above 2 GiB."""
-    monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
-    model = tiny_decoder("qwen2")
-    ids = token_ids(30)
+def test_a_graph_holds_no_matrix_until_it_is_asked_for(tmp_path: Path) -> None:
+    graph = exported(tmp_path, "qwen2")[1].graph
 
-    graph = trace(model, tmp_path)
-    assert (tmp_path / "traced.onnx_data").exists()
-    rebuild(graph)
-    for path in tmp_path.glob("traced*"):
-        path.unlink()
-    ir.save(graph, tmp_path / "model.onnx", external_data="model.onnx.data")
-
-    assert np.abs(GraphRun(tmp_path / "model.onnx")(ids) - logits_of(model, ids)).max() < CLOSE
+    matrices = [
+        value.const_value for value in graph.initializers.values() if isinstance(value.const_value, StreamedTensor)
+    ]
+    # Of two layers: query, key and value in one; attention output; gate and up in one; down. And the tied table, twice.
+    assert len(matrices) == 2 * 4 + 2
+    assert all(
+        value.const_value.size <= 512 * 8 for value in graph.initializers.values() if value.const_value not in matrices
+    )
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
@@ -218,11 +239,11 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
     with pytest.raises(CheckpointError, match=r"lacks 1 of the weights .* such as `model\.layers\.1\.mlp\.down_proj"):
-        load_model(find_checkpoint(str(tmp_path)))
+        open_decoder(find_checkpoint(str(tmp_path)))
 
 
 def test_a_graph_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
-    graph = trace(tiny_decoder("llama"), tmp_path)
+    graph = traced(write_decoder(tmp_path / "checkpoint", "llama"), tmp_path)
     graph.graph.inputs[0].name = "tokens"
 
     with pytest.raises(UnsupportedModelError) as caught:

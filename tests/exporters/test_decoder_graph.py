@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.decoder_graph import fuse_skip_norms, pick_early, split_where_sliced, tie_output
+from exporters.decoder_graph import fuse_skip_norms, output_is_tied, pick_early, split_where_sliced
 from exporters.graph import RMS_NORM
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
@@ -127,6 +127,6 @@ def test_an_output_product_with_one_other_number_is_not_tied() -> None:
     product = ir.node("MatMul", [gather.outputs[0], constant("matrix", matrix)])
     model = make_model([gather, product], [ids], product.outputs[0], [table, product.inputs[1]])
 
-    assert not tie_output(model.graph)
+    assert not output_is_tied(model.graph)
     matrix[3, 40] = table.const_value.numpy()[40, 3]
-    assert tie_output(model.graph)
+    assert output_is_tied(model.graph)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -13,7 +15,6 @@ from exporters.block_recipes import RECIPES, find_block_recipe
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import LARGEST_KL
-from exporters.decoder import load_model
 from exporters.export_stage import Silence
 from exporters.facts import kind_of
 from exporters.probe import probe_texts
@@ -36,7 +37,7 @@ from runtime.replay import replay
 from tests.assets import DECODER
 from tests.conftest import Finished
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint
-from tests.exporters.decoders import logits_of
+from tests.exporters.decoders import loaded, logits_of
 from tests.exporters.gguf_files import seeded, write_gguf
 
 STAGES = [
@@ -85,7 +86,7 @@ def int4(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def divergence(bundle: Bundle, folder: Path, ids: np.ndarray) -> float:
     """The mean KL divergence from PyTorch, computed by PyTorch."""
-    expected = torch.from_numpy(logits_of(load_model(opened(folder)), ids)).double().log_softmax(-1)
+    expected = torch.from_numpy(logits_of(loaded(folder), ids)).double().log_softmax(-1)
     decoder = Decoder(bundle, threads=1)
     found = torch.from_numpy(Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), len(ids)).copy())
     found = found.double().log_softmax(-1)
@@ -104,7 +105,7 @@ def test_an_fp32_bundle_predicts_as_pytorch_does(fp32: Bundle, folder: Path) -> 
     assert figures["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
     assert figures["greedy_tokens_equal"] == 64
     assert golden.output == golden.reference
-    model = load_model(opened(folder))
+    model = loaded(folder)
     expected = model.generate(
         torch.tensor([golden.prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=319
     )[0, len(golden.prompt) :]
@@ -142,6 +143,8 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
+    assert len(manifest.certificate.layer_errors) == 2
+    assert all(1e-3 < error < 1 for error in manifest.certificate.layer_errors)
 
 
 def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) -> None:
@@ -152,6 +155,8 @@ def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) ->
     assert coarser is not None
     print(finer.figures["kl_mean"], coarser.figures["kl_mean"])
     assert finer.figures["kl_mean"] < coarser.figures["kl_mean"] / 5
+    print(finer.layer_errors, coarser.layer_errors)
+    assert max(finer.layer_errors) < min(coarser.layer_errors) / 3
     assert bundle.manifest.blocks is not None
     assert (bundle.manifest.blocks.bits, bundle.manifest.blocks.output_bits) == (8, 8)
 
@@ -186,7 +191,12 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     print(certificate.figures)
     # What is left is the rounding of the activations to 8 bits.
     assert certificate.figures["kl_mean"] < 1e-3
-    assert {path.name for path in exported.bundle.path.iterdir()} == {"manifest.json", "model.onnx", "tokenizer.json"}
+    assert {path.name for path in exported.bundle.path.iterdir()} == {
+        "manifest.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+    }
 
 
 def test_any_precision_can_be_made_of_a_gguf_file(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,19 +209,15 @@ def test_any_precision_can_be_made_of_a_gguf_file(gguf: Path, tmp_path: Path, mo
     assert bundle.manifest.blocks.rounding == "importance"
 
 
-def test_weights_that_do_not_fit_in_one_file_lie_beside_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Bundle
-) -> None:
-    monkeypatch.setattr("exporters.calibration.LARGEST_PROTOBUF", 1000)
-
-    bundle = export(str(folder), precision=Precision.FP32, out=tmp_path / "b").bundle
-
-    assert bundle.manifest.files.keys() == {"model.onnx", "model.onnx.data", "tokenizer.json"}
-    opened_again = Bundle.open(bundle.path)
-    assert replay(Decoder(opened_again)).same_bits
-    assert bundle.manifest.certificate is not None
-    assert fp32.manifest.certificate is not None
-    assert bundle.manifest.certificate.figures == fp32.manifest.certificate.figures
+def test_weights_lie_in_a_file_of_their_own_on_pages(fp32: Bundle, int4: Bundle) -> None:
+    for bundle in (fp32, int4):
+        assert bundle.manifest.files.keys() == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+        constants = ir.load(bundle.path / "model.onnx").graph.initializers.values()
+        external = [value.const_value for value in constants if isinstance(value.const_value, ir.ExternalTensor)]
+        assert all(tensor.offset % (4096 if tensor.nbytes >= 4096 else 64) == 0 for tensor in external)
+        assert sum(tensor.nbytes for tensor in external) > 0.8 * bundle.manifest.files["model.onnx.data"].size
+        assert bundle.manifest.files["model.onnx"].size < 60_000
+        assert replay(Decoder(Bundle.open(bundle.path))).same_bits
 
 
 def test_an_architecture_of_several_kinds_is_what_it_was_published_as(tmp_path: Path) -> None:
@@ -382,6 +388,11 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     assert told["sampling"] == "none, greedy"
     assert told["certificate"].startswith("kl mean 0.0")
     assert " tokens against torch " in told["certificate"]
+    assert re.fullmatch(
+        r"hidden states are \d\.\d\d% off PyTorch's after layer 1, \d\.\d\d% after layer 2, "
+        r"at most \d\.\d\d%, after layer [12]",
+        told["layers"],
+    )
     assert told["fits"] == "as many tokens as the model reads, keys and values in the memory that is free now"
     printed = json.loads(edgekit("inspect", out, "--runtime", "--json").out)
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -154,8 +155,19 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
+        if certificate.layer_errors:
+            lines.append(("layers", told_by_layers(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
+
+
+def told_by_layers(errors: Sequence[float]) -> str:
+    """How far hidden states are from PyTorch's, in a line."""
+    largest = max(range(len(errors)), key=errors.__getitem__)
+    return (
+        f"hidden states are {errors[0]:.2%} off PyTorch's after layer 1, {errors[-1]:.2%} after layer {len(errors)}, "
+        f"at most {errors[largest]:.2%}, after layer {largest + 1}"
+    )
 
 
 @click.command()

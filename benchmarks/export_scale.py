@@ -1,0 +1,85 @@
+"""Time, memory and size of exports to int4 over decoders from 0.1 to 7 billion weights, with seeded checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.table import print_table
+from runtime import Bundle
+from tests.seeded_checkpoints import SHAPES, write_seeded
+
+KIBIBYTE, GIBIBYTE = 2**10, 2**30
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an export in a process of its own took and made."""
+
+    name: str
+    weights: int
+    """Bytes of the checkpoint's."""
+    seconds: float
+    peak: int
+    """Bytes of memory."""
+    bundle: Bundle
+
+
+def measure(name: str, scratch: Path, precision: str) -> Measured:
+    """Write a checkpoint, export it, and remove it."""
+    folder, out = scratch / name, scratch / f"{name}-{precision}"
+    write_seeded(folder, SHAPES[name])
+    try:
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        command = [sys.executable, "-m", "toolkit", "export", str(folder), "--precision", precision, "--out", str(out)]
+        start = time.perf_counter()
+        # Not by `subprocess`, which does not say how much memory one child took.
+        process = os.posix_spawn(sys.executable, command, os.environ)
+        _, status, usage = os.wait4(process, 0)
+        seconds = time.perf_counter() - start
+        if status != 0:
+            raise SystemExit(f"the export of {name} failed")
+        return Measured(name, weights, seconds, usage.ru_maxrss * KIBIBYTE, Bundle.open(out))
+    finally:
+        shutil.rmtree(folder)
+
+
+def row(measured: Measured) -> list[str]:
+    certificate = measured.bundle.manifest.certificate
+    return [
+        measured.name,
+        f"{measured.weights / 1e9:.2f}",
+        f"{measured.seconds:.0f}",
+        f"{measured.seconds / (measured.weights / 1e9):.0f}",
+        f"{measured.peak / GIBIBYTE:.2f}",
+        f"{measured.bundle.size / 1e9:.2f}",
+        "" if certificate is None else f"{certificate.figures['kl_mean']:.4f}",
+    ]
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.export_scale", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=list(SHAPES), default=list(SHAPES), metavar="SIZE")
+    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--scratch", type=Path, default=Path("scratch"), help="20 GB are needed there for 7B")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    rows = []
+    for name in options.sizes:
+        measured = measure(name, options.scratch, options.precision)
+        rows.append(row(measured))
+        shutil.rmtree(measured.bundle.path)
+    header = ["weights", "checkpoint GB", "seconds", "seconds a GB", "peak GiB", "bundle GB", "KL to PyTorch"]
+    print_table(f"Exports to {options.precision}, with certificate", header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A graph on disk, with its weights in a file beside it, from where they are mapped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporters.kept_arrays import KeptArrays, Made
+from exporters.nodes import required
+from exporters.stored_tensors import Tally, Told
+from runtime.errors import OutputError
+
+LARGE = 1024
+"""Bytes from which on a constant is a weight."""
+CONTENT = "content"
+"""The name of an array that is all there is to an entry of KeptArrays."""
+
+
+def data_of(graph: str) -> str:
+    """The name of the file with the weights of a graph's file."""
+    return f"{graph}.data"
+
+
+def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told | None = None) -> None:
+    """Write a graph whose weights are in a file, and that file beside it; `weights` takes those that are in none yet.
+
+    They are read one at a time where they are streamed.
+    """
+    large = [value for value in model.graph.initializers.values() if is_large(value)]
+    tally = Tally(told, [required(value.const_value).nbytes for value in large])
+    for value in large:
+        tensor = required(value.const_value)
+        value.const_value = weights.keep(required(value.name), partial(content_of, tensor)).arrays[CONTENT]
+        tally.advance(tensor.nbytes)
+    ir.save(model, path)
+    beside = path.with_name(data_of(path.name))
+    beside.unlink(missing_ok=True)
+    # Under another name too, so that what is done stays there until the bundle is whole.
+    try:
+        os.link(weights.path, beside)
+    except OSError:
+        # Not every file system has files of two names.
+        shutil.copyfile(weights.path, beside)
+
+
+def is_large(value: ir.Value) -> bool:
+    """Whether a constant does not belong into the graph's own file, and is not elsewhere yet."""
+    tensor = value.const_value
+    return tensor is not None and tensor.nbytes >= LARGE and not isinstance(tensor, ir.ExternalTensor)
+
+
+def content_of(tensor: ir.TensorProtocol) -> Made:
+    return Made({CONTENT: tensor.numpy()})
+
+
+def need_space(folder: Path, size: int, *, done: int = 0) -> None:
+    """Raise OutputError when the disk of a folder has no room for so many bytes, of which some are there."""
+    free = shutil.disk_usage(folder).free
+    if size - done > free:
+        raise OutputError(
+            f"the export writes about {(size - done) / 1e6:,.1f} MB in `{folder}`, and {free / 1e6:,.1f} MB are free",
+            hint="free some space, or choose another folder with `--out`",
+        )

@@ -1,0 +1,91 @@
+"""How far a decoder's graph is from PyTorch after each of its layers, by the hidden states of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from exporters.decoder_graph import SKIP_NORM, attentions
+from exporters.graph import RMS_NORM
+from exporters.nodes import constant_of
+from runtime.encoder import INPUT_IDS
+from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+
+
+def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
+    """The root mean square of the difference after each layer, as a part of that of PyTorch's hidden states.
+
+    `expected` are PyTorch's after each layer, (tokens, width) of the text `ids`. Nothing for a graph whose layers do
+    not add twice each to what they are given. Another graph is written beside `graph`, and removed.
+    """
+    model = ir.load(graph)
+    states = states_after_layers(model.graph)
+    if not states:
+        return ()
+    for number, state in enumerate(states):
+        state.name, state.dtype = f"after_layer_{number}", ir.DataType.FLOAT
+        state.shape = None
+    model.graph.outputs[:] = states
+    model.graph.sort()
+    shown = graph.with_name(f"layers.{graph.name}")
+    try:
+        ir.save(model, shown)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # As the runtime opens it: see there.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        session = ort.InferenceSession(str(shown), options, providers=["CPUExecutionProvider"])
+    finally:
+        shown.unlink(missing_ok=True)
+    found = session.run(None, inputs_for(session, ids))
+    return tuple(
+        float(np.sqrt(np.square(own[0] - other, dtype=np.float64).sum() / np.square(other, dtype=np.float64).sum()))
+        for own, other in zip(found, expected, strict=True)
+    )
+
+
+def states_after_layers(graph: ir.Graph) -> list[ir.Value]:
+    """What hidden states are after each layer: they begin at the first norm, and each layer adds to them twice."""
+    norm = next((node for node in graph if node.op_type == RMS_NORM), None)
+    state = norm.inputs[0] if norm is not None else None
+    sums: list[ir.Value] = []
+    while state is not None:
+        following = next(adding(state), None)
+        state = following.outputs[3 if following.op_type == SKIP_NORM else 0] if following is not None else None
+        if state is not None:
+            sums.append(state)
+    return sums[1::2] if len(sums) == 2 * len(attentions(graph)) else []
+
+
+def adding(state: ir.Value) -> Iterator[ir.Node]:
+    """The nodes that add something that is computed to hidden states, or to some of their tokens."""
+    for use in state.uses():
+        node = use.node
+        if node.op_type == SKIP_NORM or (
+            node.op_type == "Add" and all(constant_of(value) is None for value in node.inputs)
+        ):
+            yield node
+        elif node.op_type == "Gather":
+            yield from adding(node.outputs[0])
+
+
+def inputs_for(session: ort.InferenceSession, ids: Sequence[int]) -> dict[str, NDArray[np.generic]]:
+    """The inputs with which a graph reads a text, with nothing in its past."""
+    count = len(ids)
+    known: dict[str, NDArray[np.generic]] = {
+        INPUT_IDS: np.array([list(ids)], np.int64),
+        LAST_POSITIONS: np.array([count - 1], np.int32),
+        TOTAL_LENGTH: np.array(count, np.int32),
+        LOGIT_POSITIONS: np.arange(count),
+    }
+    return {
+        value.name: known[value.name]
+        if value.name in known
+        else np.zeros((1, value.shape[1], count, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+    }

@@ -1,0 +1,75 @@
+"""What an export has done, kept beside its target until it is finished, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from runtime.errors import OutputError
+
+KEY, LOCK = "key", "lock"
+
+
+def folder_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.unfinished"
+
+
+class Unfinished:
+    """The folder of an export that may have been begun before; used as a context manager.
+
+    Work is kept when the process is killed or interrupted. It is removed when the export ends, well or with an error,
+    and when the next one to the same target is another one.
+    """
+
+    def __init__(self, target: Path, key: str) -> None:
+        """`key` tells exports apart: it holds all that decides what is kept."""
+        self.target = target
+        self.folder = folder_of(target)
+        self.key = key
+        self.lock: int | None = None
+
+    def __enter__(self) -> Unfinished:  # noqa: PYI034 - Self came with Python 3.11
+        while self.lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = self.locked()
+        said = self.folder / KEY
+        if not said.exists() or said.read_text(encoding="utf-8") != self.key:
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            said.write_text(self.key, encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        begun = {path.name for path in self.folder.iterdir()} - {KEY, LOCK}
+        if kind is None or issubclass(kind, Exception) or not begun:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+
+    def locked(self) -> int | None:
+        """The lock, held as long as the process lives; None where the folder went away before it was taken."""
+        path = self.folder / LOCK
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise OutputError(
+                f"`{self.target}` is being written by another process",
+                hint="wait for it, or choose another folder with `--out`",
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+            return lock
+        os.close(lock)
+        return None

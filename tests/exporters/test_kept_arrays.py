@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters.kept_arrays import KeptArrays, Made, in_memory
+from exporters.unfinished import Unfinished
+from runtime.errors import OutputError
+
+SHAPES = {"a": (3, 5), "b": (2000,), "c": (1, 1, 4), "d": (70, 70)}
+
+
+def made(name: str) -> Made:
+    values = np.arange(np.prod(SHAPES[name]), dtype=np.float32).reshape(SHAPES[name]) + ord(name)
+    return Made({"values": values, "bytes": values.astype(np.uint8)}, {"place": ord(name)})
+
+
+def fill(kept: KeptArrays, names: str = "abcd") -> list[str]:
+    """Ask for entries, and return those that had to be made."""
+    anew: list[str] = []
+    for name in names:
+
+        def make(name: str = name) -> Made:
+            anew.append(name)
+            return made(name)
+
+        found = kept.keep(name, make)
+        for key, array in made(name).arrays.items():
+            assert np.array_equal(found.array(key), array)
+            assert found.array(key).dtype == array.dtype
+        assert found.facts == {"place": ord(name)}
+    return anew
+
+
+def test_arrays_are_kept_where_a_mapping_can_begin(tmp_path: Path) -> None:
+    kept = KeptArrays(tmp_path / "data")
+    assert fill(kept) == ["a", "b", "c", "d"]
+
+    places = [place for entry in kept.entries.values() for place in entry.arrays.values()]
+    assert all(place.start % (4096 if place.size >= 4096 else 64) == 0 for place in places)
+    assert fill(KeptArrays(tmp_path / "data")) == []
+
+
+@pytest.mark.parametrize("end", range(0, 60_000, 1_500))
+def test_a_file_that_was_broken_off_anywhere_ends_with_the_same_bytes(end: int, tmp_path: Path) -> None:
+    fill(KeptArrays(tmp_path / "whole"))
+    expected = (tmp_path / "whole").read_bytes()
+    assert len(expected) < 60_000
+    (tmp_path / "part").write_bytes(expected[:end])
+    (tmp_path / "part.journal").write_bytes((tmp_path / "whole.journal").read_bytes())
+
+    anew = fill(KeptArrays(tmp_path / "part"))
+
+    assert (tmp_path / "part").read_bytes() == expected
+    assert anew == list("abcd")[4 - len(anew) :]
+
+
+@pytest.mark.parametrize("end", [0, 1, 100, 300, 500, 10_000])
+def test_a_journal_that_was_broken_off_anywhere_is_gone_on_with(end: int, tmp_path: Path) -> None:
+    fill(KeptArrays(tmp_path / "data"))
+    expected, journal = (tmp_path / "data").read_bytes(), (tmp_path / "data.journal").read_bytes()
+    (tmp_path / "data.journal").write_bytes(journal[:end])
+
+    fill(KeptArrays(tmp_path / "data"))
+
+    assert (tmp_path / "data").read_bytes() == expected
+    assert (tmp_path / "data.journal").read_bytes() == journal
+
+
+def test_bytes_that_changed_are_made_again_with_all_after_them(tmp_path: Path) -> None:
+    kept = KeptArrays(tmp_path / "data")
+    fill(kept)
+    with kept.path.open("r+b") as file:
+        file.seek(kept.entries["b"].end - 1)
+        file.write(b"\x7f")
+
+    assert fill(KeptArrays(tmp_path / "data")) == ["b", "c", "d"]
+
+
+def test_what_is_kept_in_memory_is_the_same() -> None:
+    found = in_memory("a", lambda: made("a"))
+
+    assert np.array_equal(found.array("values"), made("a").arrays["values"])
+    assert found.facts == {"place": 97}
+
+
+def test_unfinished_work_stays_when_it_is_interrupted_only(tmp_path: Path) -> None:
+    def work(key: str, error: type[BaseException] | None = None) -> bool:
+        """Whether there was a file from before; leaves one."""
+        with Unfinished(tmp_path / "bundle", key) as unfinished:
+            path = unfinished.folder / "sub" / "file"
+            there = path.exists()
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+            if error is not None:
+                raise error
+        return there
+
+    with pytest.raises(KeyboardInterrupt):
+        work("one", KeyboardInterrupt)
+    assert (tmp_path / ".bundle.unfinished").exists()
+    assert work("one")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        work("one", KeyboardInterrupt)
+    assert not work("another")
+    with pytest.raises(ArithmeticError):
+        work("one", ArithmeticError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_target_do_not_mix(tmp_path: Path) -> None:
+    with Unfinished(tmp_path / "bundle", "one"):
+        with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
+            raise AssertionError
+        assert (tmp_path / ".bundle.unfinished").exists()
+
+    assert caught.value.message == f"`{tmp_path / 'bundle'}` is being written by another process"
+    assert caught.value.hint == "wait for it, or choose another folder with `--out`"
+    assert not list(tmp_path.iterdir())

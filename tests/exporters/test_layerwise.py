@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from exporters.calibration import MomentsReading
+from exporters.decoder import rebuild, trace
+from exporters.layerwise import Layerwise, Observer
+from exporters.nodes import linears
+from exporters.weightless import open_decoder
+from tests.exporters.decoders import FAMILIES, loaded, logits_of, token_ids, write_decoder
+from tests.exporters.graph_runs import moments_by_graph, prompts
+
+
+class Recorder(Observer):
+    """Keeps what it is shown, and how many matrices are in memory then."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.found: dict[int, NDArray[np.float32]] = {}
+        self.states: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self.layers_in_memory: list[set[str]] = []
+
+    def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
+        self.states[text, layer] = states
+        present = {name for name, found in self.model.named_parameters() if found.ndim == 2 and not found.is_meta}
+        self.layers_in_memory.append({name.split(".")[2] for name in present if name.startswith("model.layers.")})
+
+    def logits(self, text: int, logits: NDArray[np.float32]) -> None:
+        self.found[text] = logits
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: Path) -> None:
+    decoder = open_decoder(write_decoder(tmp_path, family))
+    texts = [token_ids(count) for count in (200, 7, 130)]
+    recorder = Recorder(decoder.model)
+    told: list[tuple[int, ...]] = []
+
+    Layerwise(decoder, [text.tolist() for text in texts], recorder).run(lambda *counts: told.append(counts))
+
+    model = loaded(tmp_path)
+    for number, text in enumerate(texts):
+        assert np.array_equal(recorder.found[number], logits_of(model, text))
+        with torch.inference_mode():
+            states = model(torch.from_numpy(text)[None], output_hidden_states=True, use_cache=False).hidden_states
+        assert np.array_equal(recorder.states[number, 0], states[1][0].numpy())
+    assert recorder.layers_in_memory == [{"0"}] * 3 + [{"1"}] * 3
+    assert all(parameter.is_meta for parameter in decoder.held)
+    assert [counts[0] for counts in told] == list(range(1, told[-1][1] + 1))
+    assert told[-1][2] == told[-1][3] > 0
+
+
+@pytest.mark.parametrize("family", ["llama, tied", "gemma2", "phi3"])
+def test_pytorch_sees_what_the_graph_sees(family: str, tmp_path: Path) -> None:
+    """What goes into each product, layer by layer and by onnxruntime, over texts of which the first does not count."""
+    checkpoint = write_decoder(tmp_path / "checkpoint", family)
+    decoder, texts = open_decoder(checkpoint), [token_ids(count).tolist() for count in (50, 40, 61)]
+    model = trace(decoder, tmp_path)
+    rebuild(model)
+    products = list(linears(model.graph))
+    runs = [feeds for text in texts[1:] for feeds in prompts(model.graph, text)]
+
+    for squares_only in (False, True):
+        reading = MomentsReading(1, squares_only=squares_only)
+        Layerwise(decoder, texts, reading).run()
+
+        expected = moments_by_graph(model, runs)(products, squares_only)
+        for product in products:
+            found = [reading.found[part.name] for part in product.matrix.parts]
+            assert all(np.array_equal(one, found[0]) for one in found)
+            assert np.allclose(found[0], expected[product.name], rtol=1e-3, atol=1e-3 * expected[product.name].max())
+
+
+def test_only_what_is_wanted_is_added_up(tmp_path: Path) -> None:
+    decoder = open_decoder(write_decoder(tmp_path / "checkpoint", "llama"))
+    wanted = "model.layers.1.mlp.down_proj.weight"
+    reading = MomentsReading(0, squares_only=False, wanted=frozenset([wanted]))
+
+    Layerwise(decoder, [token_ids(9).tolist()], reading).run()
+
+    assert {name: found.shape for name, found in reading.found.items()} == {wanted: (96, 96)}

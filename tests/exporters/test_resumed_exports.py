@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters import export
+from exporters.decoder_task import BlockTrials
+from exporters.layerwise import Layerwise
+from runtime import InputError, OutputError, Precision
+from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.exporters.gguf_files import seeded, write_gguf
+from tests.seeded_checkpoints import Shape, write_seeded
+
+SMALL = Shape(3, 128, 256, 4, 2, vocabulary=512, window=64, positions=512)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_seeded(tmp_path_factory.mktemp("seeded") / "small", SMALL, shard=200_000)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_exports_end_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    whole = export(str(checkpoint), out=tmp_path / "whole").bundle
+
+    command = [
+        sys.executable,
+        "-m",
+        "tests.exporters.killed_exports",
+        str(checkpoint),
+        str(tmp_path / "killed"),
+        "5",
+        "3",
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0, finished.stderr
+    print(finished.stdout)
+    assert finished.stdout.startswith("5 ")
+    assert contents(tmp_path / "killed") == contents(whole.path)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while it certifies, an export has nothing left to read or to round."""
+    whole = export(str(checkpoint), out=tmp_path / "whole").bundle
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exporters.decoder_task.certify_decoder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(str(checkpoint), out=tmp_path / "b")
+    passes: list[int] = []
+    run = Layerwise.run
+    monkeypatch.setattr(Layerwise, "run", lambda layerwise, told=None: (passes.append(1), run(layerwise, told))[1])
+    for name in ("in_blocks", "in_blocks_in_turn"):
+        monkeypatch.setattr(f"exporters.block_weights.{name}", interrupted)
+
+    bundle = export(str(checkpoint), out=tmp_path / "b").bundle
+
+    assert len(passes) == 1, "only to see how PyTorch continues the golden text"
+    assert contents(bundle.path) == contents(whole.path)
+
+
+def test_another_export_to_the_same_target_begins_anew(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exporters.decoder_task.certify_decoder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(str(checkpoint), out=tmp_path / "b")
+    other = write_seeded(tmp_path / "other", SMALL, seed=1)
+
+    bundle = export(str(other), precision=Precision.INT8, out=tmp_path / "b").bundle
+
+    expected = export(str(other), precision=Precision.INT8, out=tmp_path / "expected").bundle
+    assert contents(bundle.path) == contents(expected.path)
+
+
+def test_recipes_that_were_measured_are_not_measured_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+    quantized = BlockTrials.quantized
+
+    def third_interrupts(trials: BlockTrials, recipe: object) -> object:
+        if recipe not in tried:
+            tried.append(recipe)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return quantized(trials, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockTrials, "quantized", third_interrupts)
+        with pytest.raises(KeyboardInterrupt):
+            export(str(checkpoint), max_kl=1e-9, out=tmp_path / "b")
+    assert len(tried) == 3
+    first_two = tried[:2]
+
+    def none_of_the_first(_: BlockTrials, recipe: object) -> object:
+        assert recipe not in first_two
+        raise InputError("stop here")
+
+    monkeypatch.setattr(BlockTrials, "quantized", none_of_the_first)
+    with pytest.raises(InputError, match="stop here"):
+        export(str(checkpoint), max_kl=1e-9, out=tmp_path / "b")
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.graph_files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+
+    with pytest.raises(OutputError) as caught:
+        export(str(checkpoint), out=tmp_path / "b")
+
+    assert caught.value.message.startswith("the export writes about ")
+    assert caught.value.message.endswith(f" MB in `{tmp_path}`, and 1.0 MB are free")
+    assert caught.value.hint == "free some space, or choose another folder with `--out`"
+    with pytest.raises(OutputError, match=r"the export writes about 2\.\d MB in"):
+        export(str(write_gguf(tmp_path / "m.gguf", seeded("llama", vocab_size=8192))), out=tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32])
+def test_what_an_export_writes_is_foreseen(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
+    from exporters import decoder_task
+
+    needed: list[int] = []
+    check = decoder_task.need_space
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decoder_task, "need_space", lambda folder, size, done: (needed.append(size), check(folder, size, done=done))
+        )
+        bundle = export(str(checkpoint), precision=precision, out=tmp_path / "b").bundle
+
+    facts = bundle.manifest.decoder
+    certificate = bundle.manifest.certificate
+    assert facts is not None
+    assert certificate is not None
+    written = bundle.manifest.files["model.onnx.data"].size + 4 * certificate.probe_size * facts.vocabulary
+    print(needed, written)
+    assert 0.98 * written < needed[0] < 1.5 * written
+
+
+def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny")
+
+    first, second = (export(str(folder), out=tmp_path / name).bundle for name in "ab")
+
+    assert contents(first.path) == contents(second.path)
+    assert np.isfinite(list(first.manifest.certificate.figures.values())).all()
