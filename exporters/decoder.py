@@ -8,6 +8,9 @@ The graph reads new tokens beside the keys and values of those before, and gives
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from exporters.decoder_graph import (
     fuse_skip_norms,
     pack_attention,
     pick_early,
+    products_of_gemms,
     split_where_sliced,
     state_outputs,
     tie_output,
@@ -33,6 +37,7 @@ from exporters.grouped_attention import (
     check_rotation,
     context_length,
 )
+from exporters.plain_attention import PlainOnnxConfig
 from exporters.pytorch_model import OPSET, load_weights, quiet
 from runtime.errors import UnsupportedModelError
 from runtime.forward import input_names
@@ -46,24 +51,39 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return load_weights(checkpoint, transformers.AutoModelForCausalLM)
 
 
-def trace(model: Any, scratch: Path, *, length: int | None = None) -> ir.Model:
+def trace(model: Any, scratch: Path, *, length: int | None = None, plain: bool = False) -> ir.Model:
     """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`.
 
     The tables of angles in the graph are for texts of `length` tokens, by default the longest that the model can read.
     Weights of more than 2 GiB go through a file of their own. Raises UnsupportedModelError for heads that
-    onnxruntime's attention cannot rotate, or not as the model does.
+    onnxruntime's attention cannot rotate, or not as the model does, unless the attention is to be `plain`.
     """
-    check_rotation(model)
+    if not plain:
+        check_rotation(model)
     longest = context_length(model.config)
-    config = DecoderOnnxConfig(model.config, context_length=min(length or longest, longest))
+    config_class = PlainOnnxConfig if plain else DecoderOnnxConfig
+    config = config_class(model.config, context_length=min(length or longest, longest))
     path = scratch / "traced.onnx"
-    with quiet():
+    with quiet(), refusing_what_fails(model) if plain else nullcontext():
         # Mending sizes would open a session on the whole model; `rebuild` states those of the outputs.
         optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
     traced = ir.load(path)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True)(traced)
     ir.external_data.load_to_model(traced)
     return traced
+
+
+@contextmanager
+def refusing_what_fails(model: Any) -> Iterator[None]:
+    """Code that nobody has traced before may fail in any way; the tracer prints its graph then, which helps no user."""
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"`{type(model).__name__}` cannot be traced: {str(error).strip().splitlines()[0]}",
+            hint="edgekit has no form of its own for this architecture, and its code does not trace as it is",
+        ) from error
 
 
 def rebuild(traced: ir.Model) -> None:
@@ -76,6 +96,7 @@ def rebuild(traced: ir.Model) -> None:
     graph = traced.graph
     fold_small_constants(traced)
     fuse_rms_norms(graph)
+    products_of_gemms(graph)
     split_where_sliced(graph)
     drop_head_shapes(graph)
     tidy(traced)
@@ -92,10 +113,10 @@ def rebuild(traced: ir.Model) -> None:
 
 def check_decoder(graph: ir.Graph) -> None:
     """Raise UnsupportedModelError for a graph with inputs that are not a decoder's, or with sizes left to compute."""
-    layers = len(attentions(graph))
-    if tuple(value.name for value in graph.inputs) != input_names(layers) or any(
-        node.op_type in NOT_LEFT for node in graph
-    ):
+    grouped = len(attentions(graph))
+    names = tuple(value.name for value in graph.inputs)
+    layers = grouped or (len(names) - len(input_names(0))) // 2
+    if names != input_names(layers) or (grouped and any(node.op_type in NOT_LEFT for node in graph)):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",

@@ -41,6 +41,21 @@ def attentions(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.op_type == GROUPED_ATTENTION]
 
 
+def products_of_gemms(graph: ir.Graph) -> None:
+    """Make of each Gemm with a constant matrix, as GPT-2's code has them, a product and an addition like all others."""
+    for node in list(graph):
+        if node.op_type != "Gemm" or array_of(node.inputs[1]) is None:
+            continue
+        factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+        if factors != [1.0, 1.0] or any(node.attributes.get_int(name, 0) for name in ("transA", "transB")):
+            continue
+        result = insert(node, "MatMul", node.inputs[:2])
+        if len(node.inputs) > 2:
+            result = insert(node, "Add", [result, node.inputs[2]])
+        replace(node.outputs[0], result)
+        graph.remove(node, safe=True)
+
+
 def drop_head_shapes(graph: ir.Graph) -> None:
     """Let the attention read and give (batch, tokens, heads * size) where the trace splits the heads and joins them."""
     for attention in attentions(graph):

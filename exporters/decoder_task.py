@@ -27,6 +27,7 @@ from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.decoder import Decoder
+from runtime.errors import BundleError, UnsupportedModelError
 from runtime.manifest import Certificate, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
@@ -54,7 +55,7 @@ class DecoderTask:
         return load_model(self.checkpoint)
 
     def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
-        graph = trace(model, scratch)
+        graph = trace(model, scratch, plain=self.checkpoint.architecture.plain_attention)
         rebuild(graph)
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
@@ -69,6 +70,8 @@ class DecoderTask:
         self, graph: ir.Model, bundle: Bundle, expected: DecoderReference, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         precision = bundle.manifest.precision
+        if self.checkpoint.architecture.plain_attention:
+            self.certify_unrounded(graph, bundle, expected)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
             self.keep(graph)
@@ -84,6 +87,13 @@ class DecoderTask:
         made = trials.quantized(recipe)
         return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
 
+    def certify_unrounded(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
+        """Raise EdgekitError for a graph that is not PyTorch's: rounded weights would hide a small mistake."""
+        save_graph(graph, bundle.path / GRAPH)
+        self.certify(
+            Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.FP32)), expected, None
+        )
+
     def keep(self, graph: ir.Model) -> None:
         """Let the graph read the blocks of the file that the weights come from."""
         if self.checkpoint.gguf is None:
@@ -98,7 +108,15 @@ class DecoderTask:
         return prompts(graph.graph, ids, length=min(PROMPT, self.facts.context_length))
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        return certify_decoder(Decoder(bundle), expected, max_kl=bar)
+        try:
+            return certify_decoder(Decoder(bundle), expected, max_kl=bar)
+        except BundleError as error:
+            if not self.checkpoint.architecture.plain_attention:
+                raise
+            raise UnsupportedModelError(
+                f"`{self.checkpoint.name}` traces to a graph that onnxruntime cannot run",
+                hint=f"edgekit has no form of its own for `{self.checkpoint.architecture.name}`",
+            ) from error
 
 
 class BlockTrials:

@@ -28,7 +28,7 @@ ORDER = {
     ),
     "exporters": (
         "export_stage tasks recipes decoder_task block_recipes certify_decoder certify decoder_facts encoder jina_bert "
-        "nomic_bert last_token decoder pytorch_model probe gguf "
+        "nomic_bert last_token decoder plain_attention pytorch_model probe gguf "
         "gguf_tokenizer quantize block_weights calibration stored_blocks block_rounding rounding first_token attention "
         "decoder_graph grouped_attention graph nodes dense pair_facts facts sources checkpoint hub.download hub.access "
         "hub.account hub.token hub.failures wheel catalog architectures"

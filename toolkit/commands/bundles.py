@@ -92,6 +92,8 @@ def describe_decoder(facts: DecoderFacts) -> list[tuple[str, str]]:
         ("memory", f"keys and values take {sizes}"),
         ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
     ]
+    if facts.plain_attention:
+        lines.append(("attention", "in plain operators, exact and slower than the fused one"))
     stated = [
         f"{name.replace('_', ' ')} {value:g}" for name, value in vars(facts.generation).items() if value is not None
     ]
