@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -27,6 +27,9 @@ from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
 from runtime.tokenizer import checked_text, open_tokenizer
+
+HEAD_START = 0.04
+"""Seconds after which onnxruntime has let go of Python's lock, which `tokenizers` then holds until its file is read."""
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -114,6 +117,7 @@ class Decoder:
                 inputs=manifest.inputs,
                 threads=self.threads,
             ),
+            head_start=HEAD_START,
         )
         self.tokenizer.no_truncation()
         self.vocabulary = Vocabulary(self.tokenizer)
@@ -280,13 +284,13 @@ class Decoder:
         return cache
 
 
-def at_once(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
-    """What both give, the second called on another thread; where both fail, the first's error is raised.
-
-    Half of the time to open a bundle goes into reading its graph, during which onnxruntime lets go of Python's lock.
-    """
+def at_once(
+    first: Callable[[], First], second: Callable[[], Second], *, head_start: float = 0.0
+) -> tuple[First, Second]:
+    """What both give, the second called on another thread, some seconds before; where both fail, the first's error."""
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(second)
+        wait([other], head_start)
         return first(), other.result()
 
 
