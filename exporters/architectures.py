@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 from runtime.errors import UnsupportedModelError
 from runtime.manifest import Kind
+
+DEFAULT_POSITIONS = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Architecture:
     width: str = "hidden_size"
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
-    positions: str = "max_position_embeddings"
+    positions: str = DEFAULT_POSITIONS
     positions_after_padding: bool = False
     """Positions are numbered from the padding token's id + 1 on; the rows of the table before that are never used."""
     implementation: str | None = None
@@ -31,6 +34,8 @@ class Architecture:
     """A classifier reads the last token of each text instead of the first."""
     kinds: tuple[Kind, ...] = (Kind.EMBEDDER, Kind.RERANKER)
     """What models of it are exported for."""
+    plain_attention: bool = False
+    """A decoder that edgekit has no faster form of, which is to agree with PyTorch before it is quantized."""
 
 
 ABSOLUTE = {"position_embedding_type": ("absolute", None)}
@@ -98,7 +103,19 @@ ARCHITECTURES = {
         Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
     )
 }
-"""What is tested against PyTorch; anything else is refused."""
+"""What is tested against PyTorch."""
+NOT_PLAIN = frozenset(
+    {
+        # Which expert reads a token, or what a picture is, a trace would fix as it was for one text.
+        *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "vision_config", "text_config"),
+        # What is kept of a token is not a key and a value.
+        *("kv_lora_rank", "ssm_cfg", "state_size", "conv_L_cache", "quantization_config"),
+    }
+)
+"""Keys of a config.json whose decoder is none that plain attention would be enough for."""
+PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+WANTED_INPUTS = frozenset({"input_ids", "position_ids", "logits_to_keep", "use_cache"})
+"""What the code of a decoder must let a trace tell it."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
@@ -110,7 +127,30 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
         asked = asked_implementation(config)
         return next((known for known in ARCHITECTURES.values() if asked and known.implementation == asked), None)
     known = ARCHITECTURES.get(config["model_type"])
-    return known if known is not None and known.implementation is None else None
+    if known is None:
+        return plain_decoder(config)
+    return known if known.implementation is None else None
+
+
+def plain_decoder(config: Mapping[str, Any]) -> Architecture | None:
+    """A decoder whose attention transformers lets be replaced by the plain one; None where it does not."""
+    published = config.get("architectures")
+    others = not PLAIN_LAYERS.issuperset(config.get("layer_types") or ())
+    if not published or is_classifier(config) or others or any(config.get(key) for key in NOT_PLAIN):
+        return None
+    # Takes seconds, and only decoders that are not known by name come so far.
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: PLC0415
+
+    try:
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config["model_type"]]]
+    except KeyError:
+        return None
+    replaceable = getattr(model_class, "_supports_attention_backend", False)
+    told = WANTED_INPUTS.issubset(signature(model_class.forward).parameters)
+    if model_class.__name__ not in published or not replaceable or not told:
+        return None
+    positions = model_class.config_class.attribute_map.get(DEFAULT_POSITIONS, DEFAULT_POSITIONS)
+    return replace(decoder(config["model_type"]), positions=positions, plain_attention=True)
 
 
 def asked_implementation(config: Mapping[str, Any]) -> str | None:
@@ -129,7 +169,8 @@ def known_architecture(name: str, config: Mapping[str, Any]) -> Architecture:
     if architecture is None:
         raise UnsupportedModelError(
             f"`{name}` has the architecture `{config['model_type']}`, which edgekit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}",
+            hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}, and decoders of whose "
+            "attention transformers has a plain form",
         )
     return architecture
 
@@ -154,7 +195,7 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
 
 def answers_in_words(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a decoder: of rerankers, one whose next word is the answer."""
-    return is_published_as(config, "ForCausalLM")
+    return is_published_as(config, "ForCausalLM") or is_published_as(config, "LMHeadModel")
 
 
 def is_published_as(config: Mapping[str, Any], suffix: str) -> bool:

@@ -185,22 +185,8 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
 
     Raises EdgekitError where it is further from it than `max_kl`, or so far that something must be wrong.
     """
-    manifest, decoder = bundle.manifest, Decoder(bundle)
-    found = agreement_with(decoder, reference)
-    largest = min(LARGEST_KL[manifest.precision], max_kl or np.inf)
-    # Written so that NaN fails too.
-    if not found.kl <= largest:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not predict as PyTorch does: KL divergence {found.kl:.5f} on "
-            f"average over the probe set, and {manifest.precision.value} must stay within {largest:g}",
-            hint=hint_of(manifest.precision),
-        )
-    if manifest.precision is Precision.FP32 and not found.top >= LOWEST_TOP:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not predict as PyTorch does: its most probable token is PyTorch's "
-            f"for {found.top:.2%} of the probe set, and fp32 must reach {LOWEST_TOP:.1%}",
-            hint=hint_of(manifest.precision),
-        )
+    decoder = Decoder(bundle)
+    found = checked_agreement(decoder, reference, max_kl=max_kl)
     count = min(GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
     answer = tuple(greedy(decoder, reference.prompt, count))
     expected = followed(reference.decoder, reference.prompt, answer)
@@ -219,6 +205,29 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
     del decoder
     errors = layer_errors(bundle.path / GRAPH, reference.windows[0][: len(reference.states[0])], reference.states)
     return dataclasses.replace(certificate, layer_errors=errors)
+
+
+def checked_agreement(
+    decoder: Decoder, reference: DecoderReference, *, max_kl: float | None = None
+) -> DecoderAgreement:
+    """What `agreement_with` finds; raises EdgekitError where it is too little."""
+    manifest = decoder.bundle.manifest
+    found = agreement_with(decoder, reference)
+    largest = min(LARGEST_KL[manifest.precision], max_kl or np.inf)
+    # Written so that NaN fails too.
+    if not found.kl <= largest:
+        raise EdgekitError(
+            f"the exported `{manifest.name}` does not predict as PyTorch does: KL divergence {found.kl:.5f} on "
+            f"average over the probe set, and {manifest.precision.value} must stay within {largest:g}",
+            hint=hint_of(manifest.precision),
+        )
+    if manifest.precision is Precision.FP32 and not found.top >= LOWEST_TOP:
+        raise EdgekitError(
+            f"the exported `{manifest.name}` does not predict as PyTorch does: its most probable token is PyTorch's "
+            f"for {found.top:.2%} of the probe set, and fp32 must reach {LOWEST_TOP:.1%}",
+            hint=hint_of(manifest.precision),
+        )
+    return found
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

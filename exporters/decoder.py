@@ -8,7 +8,11 @@ The graph reads new tokens beside the keys and values of those before, and gives
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
@@ -29,6 +33,7 @@ from exporters.grouped_attention import (
     check_rotation,
     context_length,
 )
+from exporters.plain_attention import PlainOnnxConfig
 from exporters.pytorch_model import OPSET, quiet
 from exporters.weightless import WeightlessDecoder
 from exporters.weightless_trace import resolve, traceable
@@ -39,18 +44,21 @@ NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
 
 
-def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = None) -> ir.Model:
+def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = None, plain: bool = False) -> ir.Model:
     """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`; its matrices stay in the checkpoint.
 
     The tables of angles in the graph are for texts of `length` tokens, by default the longest that the model can read.
-    Raises UnsupportedModelError for heads that onnxruntime's attention cannot rotate, or not as the model does.
+    Raises UnsupportedModelError for heads that onnxruntime's attention cannot rotate, or not as the model does, unless
+    the attention is to be `plain`.
     """
     model = decoder.model
-    check_rotation(model)
+    if not plain:
+        check_rotation(model)
     longest = context_length(model.config)
-    config = DecoderOnnxConfig(model.config, context_length=min(length or longest, longest))
+    config_class = PlainOnnxConfig if plain else DecoderOnnxConfig
+    config = config_class(model.config, context_length=min(length or longest, longest))
     path = scratch / "traced.onnx"
-    with quiet(), traceable(decoder) as held:
+    with quiet(), refusing_what_fails(model) if plain else nullcontext(), traceable(decoder) as held:
         # Mending sizes would open a session on a graph that nobody can run; `rebuild` states those of the outputs.
         optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
     traced = ir.load(path)
@@ -58,6 +66,19 @@ def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = Non
     ir.external_data.load_to_model(traced)
     resolve(traced.graph, held)
     return traced
+
+
+@contextmanager
+def refusing_what_fails(model: Any) -> Iterator[None]:
+    """Code that nobody has traced before may fail in any way; the tracer prints its graph then, which helps no user."""
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"`{type(model).__name__}` cannot be traced: {str(error).strip().splitlines()[0]}",
+            hint="edgekit has no form of its own for this architecture, and its code does not trace as it is",
+        ) from error
 
 
 def rebuild(traced: ir.Model) -> None:
@@ -84,10 +105,10 @@ def rebuild(traced: ir.Model) -> None:
 
 def check_decoder(graph: ir.Graph) -> None:
     """Raise UnsupportedModelError for a graph with inputs that are not a decoder's, or with sizes left to compute."""
-    layers = len(attentions(graph))
-    if tuple(value.name for value in graph.inputs) != input_names(layers) or any(
-        node.op_type in NOT_LEFT for node in graph
-    ):
+    grouped = len(attentions(graph))
+    names = tuple(value.name for value in graph.inputs)
+    layers = grouped or (len(names) - len(input_names(0))) // 2
+    if names != input_names(layers) or (grouped and any(node.op_type in NOT_LEFT for node in graph)):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
             hint="its config.json asks for something that edgekit has not been tested with",

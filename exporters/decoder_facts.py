@@ -52,6 +52,7 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         eos_ids=eos_ids(checkpoint, generation, tokenizer, chat),
         chat=chat,
         generation=generation_defaults(generation),
+        plain_attention=checkpoint.architecture.plain_attention,
     )
 
 

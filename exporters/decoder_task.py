@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +25,7 @@ from exporters.certify_decoder import (
     ProbeReading,
     agreement_with,
     certify_decoder,
+    checked_agreement,
 )
 from exporters.checkpoint import Checkpoint
 from exporters.decoder import rebuild, trace
@@ -40,6 +43,7 @@ from exporters.stored_tensors import StreamedTensor, Told
 from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.decoder import Decoder
+from runtime.errors import BundleError, UnsupportedModelError
 from runtime.manifest import Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
@@ -79,7 +83,7 @@ class DecoderTask:
         return open_decoder(self.checkpoint)
 
     def graph(self, model: WeightlessDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
-        graph = trace(model, scratch)
+        graph = trace(model, scratch, plain=self.checkpoint.architecture.plain_attention)
         rebuild(graph)
         done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
         need_space(
@@ -116,6 +120,8 @@ class DecoderTask:
         self, graph: ir.Model, bundle: Bundle, expected: DecoderReference, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         precision = bundle.manifest.precision
+        if self.checkpoint.architecture.plain_attention:
+            self.check_unrounded(graph, bundle, expected)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
             self.keep(graph)
@@ -130,6 +136,17 @@ class DecoderTask:
             recipe = find_block_recipe(RECIPES[precision], divergence, max_kl=bar, precision=precision)
         made = trials.quantized(recipe)
         return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
+
+    def check_unrounded(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
+        """Raise EdgekitError for a graph that is not PyTorch's: rounded weights would hide a small mistake."""
+        exact = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.FP32))
+
+        def measure() -> Made:
+            with TemporaryDirectory(dir=self.work) as folder, self.refusing_what_does_not_run():
+                write_graph(graph.clone(), KeptArrays(Path(folder) / data_of(GRAPH)), exact.path / GRAPH)
+                return Made({CONTENT: np.array([checked_agreement(Decoder(exact), expected).kl])})
+
+        KeptArrays(self.work / "checks").keep("unrounded", measure)
 
     def keep(self, graph: ir.Model) -> None:
         """Let the graph read the blocks of the file that the weights come from."""
@@ -170,7 +187,21 @@ class DecoderTask:
         write_graph(graph, self.kept or self.weights(), folder / GRAPH, told=self.told)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        return certify_decoder(bundle, expected, max_kl=bar)
+        with self.refusing_what_does_not_run():
+            return certify_decoder(bundle, expected, max_kl=bar)
+
+    @contextmanager
+    def refusing_what_does_not_run(self) -> Iterator[None]:
+        """Say of a graph that nobody has tried before that onnxruntime cannot run it."""
+        try:
+            yield
+        except BundleError as error:
+            if not self.checkpoint.architecture.plain_attention:
+                raise
+            raise UnsupportedModelError(
+                f"`{self.checkpoint.name}` traces to a graph that onnxruntime cannot run",
+                hint=f"edgekit has no form of its own for `{self.checkpoint.architecture.name}`",
+            ) from error
 
 
 class BlockTrials:

@@ -60,7 +60,8 @@ def cache_sizes(config: Any) -> CacheSizes:
     """The sizes that transformers' config of a decoder gives."""
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return CacheSizes(config.num_hidden_layers, heads, config.num_key_value_heads, head_size)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSizes(config.num_hidden_layers, heads, kv_heads, head_size)
 
 
 def check_rotation(model: nn.Module) -> None:
@@ -221,15 +222,19 @@ class DecoderOnnxConfig(OnnxConfig):  # type: ignore[misc] # Optimum has no type
 class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
     """While it is entered, a decoder reads and gives what its graph does, and its attention is the grouped one."""
 
+    rotates_inside = True
+    """The attention rotates queries and keys, and the model's code does not."""
+
     def __init__(self, config: DecoderOnnxConfig, model: Any, model_kwargs: dict[str, Any] | None = None) -> None:
         # A list of its own: Optimum adds to the one that it finds.
-        config.PATCHING_SPECS = [PatchingSpec(module, ROTATE, self.rotate) for module in modules_that_rotate(model)]
+        rotate = modules_that_rotate(model) if self.rotates_inside else []
+        config.PATCHING_SPECS = [PatchingSpec(module, ROTATE, self.rotate) for module in rotate]
         self.found = (model.config._attn_implementation, model.config.use_cache)  # noqa: SLF001 # it has no other name
         super().__init__(config, model, model_kwargs)
         self.patched_forward = self.forward
         self.context_length: int = config.context_length
         self.sizes: CacheSizes = config.sizes
-        self.rotaries = rotaries(model)
+        self.rotaries = rotaries(model) if self.rotates_inside else []
         self.rotated: tuple[Tensor, Tensor] | None = None
         self.angles: tuple[Tensor, Tensor] | None = None
         self.fed: tuple[Tensor, Tensor, Past] | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporters.stored_tensors import StoredTensor, Tally, Told
-from exporters.weightless import WeightlessDecoder
+from exporters.weightless import PRODUCTS, WeightlessDecoder
 
 
 class Observer:
@@ -51,8 +51,11 @@ class Layerwise:
     def run(self, told: Told | None = None) -> None:
         """Read all texts; `told` is told of the matrices that are done with."""
         model, layers = self.decoder.model, self.decoder.layers
-        parts = [[model.get_input_embeddings(), layers[0]], *([layer] for layer in layers[1:])]
-        parts.append([model.get_output_embeddings()])
+        vectors, output = model.get_input_embeddings(), model.get_output_embeddings()
+        known = {vectors, output, *(inner for layer in layers for inner in layer.modules())}
+        # Such as vectors for positions, which a model adds whatever it is given.
+        others = [module for module, _, _ in self.decoder.held_in(model) if module not in known]
+        parts = [[vectors, layers[0], *others], *([layer] for layer in layers[1:]), [output, *others]]
         held = [[held.tensor for module in part for _, _, held in self.decoder.held_in(module)] for part in parts]
         tally = Tally(told, [tensor.nbytes for tensors in held for tensor in tensors])
         with torch.inference_mode(), self.hooks():
@@ -122,7 +125,7 @@ class Layerwise:
         """Show the observer what goes into products."""
         with ExitStack() as stack:
             for module in self.decoder.model.modules():
-                parameter = module.weight if isinstance(module, nn.Linear) else None
+                parameter = module.weight if isinstance(module, PRODUCTS) else None
                 if isinstance(parameter, nn.Parameter) and parameter in self.decoder.held:
 
                     def show(

@@ -16,12 +16,15 @@ import torch
 import transformers
 from torch import nn
 from transformers.modeling_utils import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from exporters.checkpoint import Checkpoint, weight_files
 from exporters.pytorch_model import quiet
 from exporters.stored_tensors import STORED_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError
 
+PRODUCTS = (nn.Linear, Conv1D)
+"""The modules that are a product with a matrix."""
 OF_NO_USE = ("rotary_emb.inv_freq",)
 """How tensors end that old versions of transformers saved and that are computed from the config."""
 
@@ -33,6 +36,8 @@ class Held:
     name: str
     """As transformers has it."""
     tensor: StoredTensor
+    inputs_first: bool = False
+    """Whether it is (inputs, outputs), as products of GPT-2's code read them, and not (outputs, inputs)."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
     held = {}
     for name, parameter in list(model.named_parameters()):
         owner, own_name = owner_of(model, name)
-        if isinstance(owner, (nn.Linear, nn.Embedding)) and own_name == "weight":
-            held[parameter] = Held(name, tensors[name])
+        if isinstance(owner, (*PRODUCTS, nn.Embedding)) and own_name == "weight":
+            held[parameter] = Held(name, tensors[name], isinstance(owner, Conv1D))
         else:
             owner.register_parameter(own_name, parameter_of(tensors[name]))
     for name, _ in stored_buffers(model):

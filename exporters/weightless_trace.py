@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.onnx.symbolic_helper import parse_args
+from transformers.pytorch_utils import Conv1D
 
 from exporters.nodes import array_of, constant, insert, replace, required
 from exporters.stored_tensors import StreamedTensor
@@ -52,7 +53,7 @@ torch.onnx.register_custom_op_symbolic(f"{DOMAIN}::stored_table", table_symbolic
 @contextmanager
 def traceable(decoder: WeightlessDecoder) -> Iterator[list[Held]]:
     """Let a model be traced without its matrices; gives what the numbers in the trace stand for."""
-    linear, embedding = nn.functional.linear, nn.functional.embedding
+    linear, embedding, convolve = nn.functional.linear, nn.functional.embedding, Conv1D.forward
     found: list[Held] = []
     shapes: dict[nn.Parameter, tuple[int, ...]] = {}
     numbers: dict[Held, nn.Parameter] = {}
@@ -69,7 +70,16 @@ def traceable(decoder: WeightlessDecoder) -> Iterator[list[Held]]:
         vectors: Tensor = torch.ops.edgekit.stored_table(ids, weight, shapes[weight][1])
         return vectors
 
+    def conv_or_stored(module: Conv1D, rows: Tensor) -> Tensor:
+        if module.weight not in shapes:
+            plain: Tensor = convolve(module, rows)
+            return plain
+        product: Tensor = torch.ops.edgekit.stored_product(rows, module.weight, module.bias, module.nf)
+        return product
+
     with ExitStack() as stack:
+        stack.callback(setattr, Conv1D, "forward", convolve)
+        Conv1D.forward = conv_or_stored
         for module, name, held in list(decoder.held_in(decoder.model)):
             if held not in numbers:
                 # All different: the exporter makes one of tensors that are the same.
@@ -93,7 +103,9 @@ def resolve(graph: ir.Graph, found: list[Held]) -> None:
         graph.initializers.pop(required(number.name))
     for node, held in numbered:
         if node.op_type == PRODUCT:
-            matrix = streamed(graph, f"{held.name}_transposed", held, transposed=True)
+            transposed = not held.inputs_first
+            name = f"{held.name}_transposed" if transposed else held.name
+            matrix = streamed(graph, name, held, transposed=transposed)
             result = insert(node, "MatMul", [node.inputs[0], matrix])
         else:
             result = insert(node, "Gather", [streamed(graph, held.name, held, transposed=False), node.inputs[1]])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -20,11 +22,17 @@ from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from runtime.sampler import Sampling
 from runtime.saved_cache import load_cache, save_cache
-from runtime.session import onnxruntime_version, shared_session
+from runtime.session import load_onnxruntime, onnxruntime_version, shared_session
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
 from runtime.tokenizer import checked_text, open_tokenizer
+
+HEAD_START = 0.04
+"""Seconds after which onnxruntime has let go of Python's lock, which `tokenizers` then holds until its file is read."""
+
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
@@ -72,7 +80,10 @@ class Decoder:
 
         `context` bounds the tokens of a prompt and its answer, by default as the model does.
         """
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if isinstance(bundle, Bundle):
+            self.bundle = bundle
+        else:
+            self.bundle, _ = at_once(partial(Bundle.open, bundle), load_onnxruntime)
         manifest = self.bundle.manifest
         if manifest.kind is not Kind.DECODER:
             command = COMMANDS.get(manifest.kind, "inspect")
@@ -97,13 +108,20 @@ class Decoder:
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
+        self.tokenizer, self.session = at_once(
+            partial(open_tokenizer, self.bundle.file(TOKENIZER)),
+            partial(
+                shared_session,
+                self.bundle.file(GRAPH),
+                provider=manifest.provider,
+                inputs=manifest.inputs,
+                threads=self.threads,
+            ),
+            head_start=HEAD_START,
+        )
         self.tokenizer.no_truncation()
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
-        self.session = shared_session(
-            self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs, threads=self.threads
-        )
 
     @property
     def plan(self) -> DecoderPlan:
@@ -264,6 +282,16 @@ class Decoder:
         if cache.facts != self.facts:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
+
+
+def at_once(
+    first: Callable[[], First], second: Callable[[], Second], *, head_start: float = 0.0
+) -> tuple[First, Second]:
+    """What both give, the second called on another thread, some seconds before; where both fail, the first's error."""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(second)
+        wait([other], head_start)
+        return first(), other.result()
 
 
 def encode_text(tokenizer: Tokenizer, facts: DecoderFacts, text: str) -> list[int]:

@@ -222,6 +222,8 @@ class DecoderFacts:
     chat: ChatFacts | None
     """None for a model that has no chat template."""
     generation: GenerationDefaults
+    plain_attention: bool = False
+    """Its attention is made of plain operators, exact and slower: edgekit has no faster form for its architecture."""
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,22 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+PLAIN_FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "exaone4": {"model_type": "exaone4", "sliding_window": 32, "layer_types": ALTERNATING},
+    "gemma": {"model_type": "gemma", "head_dim": 24},
+    "glm": {"model_type": "glm", "head_dim": 16},
+    "gpt2": {"model_type": "gpt2", "num_key_value_heads": None, "tie_word_embeddings": True},
+    "gpt_neox": {"model_type": "gpt_neox", "num_key_value_heads": None, "rotary_pct": 0.25},
+    "olmo2": {"model_type": "olmo2"},
+    "persimmon": {"model_type": "persimmon", "num_key_value_heads": None},
+    "phi": {"model_type": "phi", "partial_rotary_factor": 0.5},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": 32},
+}
+"""Some of those that edgekit has no form of its own for."""
+
 
 def tiny_config(family: str, **changes: object) -> Any:
-    settings = {**TINY, **FAMILIES[family], **changes}
+    settings = {**TINY, **(FAMILIES | PLAIN_FAMILIES)[family], **changes}
     return transformers.AutoConfig.for_model(**settings)
 
 
@@ -136,7 +149,7 @@ def logits_of(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 def exported(folder: Path, family: str, **changes: object) -> tuple[Any, ir.Model]:
     """The model as transformers loads it, and its graph."""
     checkpoint = write_decoder(folder / "checkpoint", family, **changes)
-    graph = traced(checkpoint, folder)
+    graph = traced(checkpoint, folder, plain=checkpoint.architecture.plain_attention)
     rebuild(graph)
     return loaded(checkpoint.folder), graph
 

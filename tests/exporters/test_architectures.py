@@ -20,7 +20,8 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
     assert caught.value.hint == (
         "known are `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
-        "`mistral`, `modernbert`, `mpnet`, `nomic_bert`, `phi3`, `qwen2`, `qwen3`, `roberta`, `smollm3`, `xlm-roberta`"
+        "`mistral`, `modernbert`, `mpnet`, `nomic_bert`, `phi3`, `qwen2`, `qwen3`, `roberta`, `smollm3`, "
+        "`xlm-roberta`, and decoders of whose attention transformers has a plain form"
     )
 
 

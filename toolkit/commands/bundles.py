@@ -106,6 +106,8 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
         *describe_footprint(footprint),
         ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
     ]
+    if facts.plain_attention:
+        lines.append(("attention", "in plain operators, exact and slower than the fused one"))
     stated = [
         f"{name.replace('_', ' ')} {value:g}" for name, value in vars(facts.generation).items() if value is not None
     ]

@@ -110,6 +110,9 @@ def summarize(exported: Exported) -> None:
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         click.echo(f"  {precision.value:<8} {how}", err=True)
+    if bundle.manifest.decoder is not None and bundle.manifest.decoder.plain_attention:
+        architecture = bundle.manifest.architecture
+        click.echo(f"  slower   attention in plain operators: edgekit has no fused one for `{architecture}`", err=True)
     click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
 
 
