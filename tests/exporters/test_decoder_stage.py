@@ -383,7 +383,7 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     told = dict(line.split(None, 1) for line in shown.out.decode().splitlines() if not line.startswith("made"))
     assert told["kind"] == "decoder, architecture llama"
     assert told["context"] == "512 tokens, prompt and answer together"
-    assert told["memory"] == "keys and values take 0.3 MB for 512 tokens"
+    assert re.fullmatch(r"weights take \d\.\d MB, keys and values 0\.3 MB for 512 tokens", told["memory"])
     assert told["template"] == "yes, for conversations"
     assert told["sampling"] == "none, greedy"
     assert told["certificate"].startswith("kl mean 0.0")
@@ -395,6 +395,7 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     )
     assert told["fits"] == "as many tokens as the model reads, keys and values in the memory that is free now"
     printed = json.loads(edgekit("inspect", out, "--runtime", "--json").out)
+    assert printed.pop("memory").keys() == {"weights", "lengths"}
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}
     assert printed == json.loads((out / "manifest.json").read_text())
 
