@@ -19,6 +19,7 @@ from exporters.grouped_attention import (
     context_length,
     give_tables,
 )
+from exporters.weightless import WeightlessDecoder
 from runtime import UnsupportedModelError
 from tests.exporters.decoders import LONGROPE, TINY, tiny_config, tiny_decoder
 
@@ -93,7 +94,7 @@ def other_decoder(model_type: str) -> Any:
 
 def test_heads_whose_numbers_are_rotated_in_pairs(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        trace(other_decoder("helium"), tmp_path)
+        trace(WeightlessDecoder(other_decoder("helium"), {}), tmp_path)
     assert caught.value.message == (
         "`HeliumForCausalLM` does not rotate the first half of a head against the second, and edgekit knows no other "
         "way"
@@ -102,7 +103,7 @@ def test_heads_whose_numbers_are_rotated_in_pairs(tmp_path: Path) -> None:
 
 def test_queries_that_are_normed_after_they_are_rotated(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        trace(other_decoder("hunyuan_v1_dense"), tmp_path)
+        trace(WeightlessDecoder(other_decoder("hunyuan_v1_dense"), {}), tmp_path)
     assert caught.value.message == (
         "`HunYuanDenseV1ForCausalLM` changes queries or keys between their rotation and the attention, and "
         "onnxruntime's attention rotates them last"
