@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cost import Cost, cost_of
 from benchmarks.table import print_table
 from runtime import Bundle
 from tests.seeded_checkpoints import SHAPES, write_seeded
 
-KIBIBYTE, GIBIBYTE = 2**10, 2**30
+GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,7 @@ class Measured:
     name: str
     weights: int
     """Bytes of the checkpoint's."""
-    seconds: float
-    peak: int
-    """Bytes of memory."""
+    cost: Cost
     bundle: Bundle
 
 
@@ -37,14 +34,7 @@ def measure(name: str, scratch: Path, precision: str) -> Measured:
     try:
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         command = [sys.executable, "-m", "toolkit", "export", str(folder), "--precision", precision, "--out", str(out)]
-        start = time.perf_counter()
-        # Not by `subprocess`, which does not say how much memory one child took.
-        process = os.posix_spawn(sys.executable, command, os.environ)
-        _, status, usage = os.wait4(process, 0)
-        seconds = time.perf_counter() - start
-        if status != 0:
-            raise SystemExit(f"the export of {name} failed")
-        return Measured(name, weights, seconds, usage.ru_maxrss * KIBIBYTE, Bundle.open(out))
+        return Measured(name, weights, cost_of(command), Bundle.open(out))
     finally:
         shutil.rmtree(folder)
 
@@ -54,9 +44,9 @@ def row(measured: Measured) -> list[str]:
     return [
         measured.name,
         f"{measured.weights / 1e9:.2f}",
-        f"{measured.seconds:.0f}",
-        f"{measured.seconds / (measured.weights / 1e9):.0f}",
-        f"{measured.peak / GIBIBYTE:.2f}",
+        f"{measured.cost.seconds:.0f}",
+        f"{measured.cost.seconds / (measured.weights / 1e9):.0f}",
+        f"{measured.cost.peak_bytes / GIBIBYTE:.2f}",
         f"{measured.bundle.size / 1e9:.2f}",
         "" if certificate is None else f"{certificate.figures['kl_mean']:.4f}",
     ]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+from benchmarks.cost import cost_of
 from benchmarks.peers import (
     BUNDLE,
     FASTEMBED_MODEL,
@@ -32,29 +30,6 @@ model = TextEmbedding(sys.argv[1], specific_model_path=sys.argv[2])
 print(next(iter(model.embed(sys.argv[3]))).tolist())
 """
 MEBIBYTE = 2**20
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one unit of `ru_maxrss`."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one process took."""
-
-    seconds: float
-    peak_bytes: float
-
-
-def cost_of(command: list[str]) -> Cost:
-    """Run a process to its end, its output thrown away."""
-    output = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
-    start = time.perf_counter()
-    process = os.posix_spawn(command[0], command, os.environ, file_actions=[output])
-    _, status, usage = os.wait4(process, 0)
-    seconds = time.perf_counter() - start
-    code = os.waitstatus_to_exitcode(status)
-    if code != 0:
-        raise SystemExit(f"`{command[0]}` ended with {code}; its messages are above")
-    return Cost(seconds, usage.ru_maxrss * MAXRSS_UNIT)
 
 
 def parse_options() -> argparse.Namespace:

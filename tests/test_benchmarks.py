@@ -31,6 +31,7 @@ from benchmarks import (
 )
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
+from benchmarks.cost import cost_of
 from benchmarks.decoding_peers import installed_version
 from benchmarks.memory import Sample, measure_decoder, quarters, slope
 from benchmarks.peers import peers_python
@@ -562,14 +563,25 @@ def test_genais_builder_runs_with_transformers_4(tmp_path: Path, monkeypatch: py
     assert "accuracy_level=4" in written
 
 
+def test_the_peak_of_a_process_is_its_own() -> None:
+    held = b"1" * (300 << 20)
+
+    cost = cost_of([sys.executable, "-c", "held = b'1' * (60 << 20)"])
+
+    assert len(held) > cost.peak_bytes > 60 << 20
+    assert 0 < cost.seconds < 60
+    with pytest.raises(SystemExit, match="ended with 3; its messages are above"):
+        cost_of([sys.executable, "-c", "raise SystemExit(3)"])
+
+
 def test_exports_are_measured_in_a_process_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(seeded_checkpoints.SHAPES, "tiny", Shape(2, 64, 96, 4, 2, vocabulary=320, positions=512))
 
     measured = export_scale.measure("tiny", tmp_path, "int4")
 
     assert {path.name for path in tmp_path.iterdir()} == {"tiny-int4"}
-    assert 2**27 < measured.peak < 2**31
-    assert measured.seconds > 1
+    assert 2**27 < measured.cost.peak_bytes < 2**31
+    assert measured.cost.seconds > 1
     name, weights, *_, divergence = export_scale.row(measured)
     assert (name, weights) == ("tiny", "0.00")
     assert 0 < float(divergence) < 1
