@@ -189,6 +189,8 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
     found = checked_agreement(decoder, reference, max_kl=max_kl)
     count = min(GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
     answer = tuple(greedy(decoder, reference.prompt, count))
+    # One at a time: a session holds all weights of the bundle, and PyTorch a layer of its own in float32.
+    del decoder
     expected = followed(reference.decoder, reference.prompt, answer)
     golden = GoldenAnswer(reference.text, reference.prompt, expected, answer)
     figures = {
@@ -201,8 +203,6 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
     }
     tokens = sum(map(len, reference.windows))
     certificate = certificate_of(probe_texts(), tokens, figures, (), (golden,))
-    # One session at a time: each holds all weights.
-    del decoder
     errors = layer_errors(bundle.path / GRAPH, reference.windows[0][: len(reference.states[0])], reference.states)
     return dataclasses.replace(certificate, layer_errors=errors)
 

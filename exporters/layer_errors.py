@@ -15,6 +15,7 @@ from exporters.graph import RMS_NORM
 from exporters.nodes import constant_of
 from runtime.encoder import INPUT_IDS
 from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.pages import give_back
 
 
 def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
@@ -42,6 +43,7 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
         session = ort.InferenceSession(str(shown), options, providers=["CPUExecutionProvider"])
     finally:
         shown.unlink(missing_ok=True)
+    give_back(graph.parent)
     found = session.run(None, inputs_for(session, ids))
     return tuple(
         float(np.sqrt(np.square(own[0] - other, dtype=np.float64).sum() / np.square(other, dtype=np.float64).sum()))
