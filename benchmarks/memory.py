@@ -20,8 +20,7 @@ from benchmarks.peers import BUNDLE, MODEL, edgekit_name
 from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
 from runtime import Bundle, Decoder, Embedder, Kind
-from runtime.bundle import GRAPH
-from runtime.footprint import footprint_of
+from runtime.footprint import footprint_of, graph_size
 from runtime.forward import Forward
 from runtime.manifest import DecoderFacts, Manifest
 
@@ -105,7 +104,7 @@ def measure_decoder(bundle: Bundle, *, prompts: Sequence[int], threads: int, new
     start = time.perf_counter()
     decoder = Decoder(bundle, threads=threads)
     seconds = time.perf_counter() - start
-    files = sum(record.size for name, record in manifest.files.items() if name.startswith(GRAPH))
+    files = graph_size(manifest)
     rows = [["graph and weights on disk", mebibytes(files), "", ""]]
 
     def note(label: str, cache: int = 0) -> None:

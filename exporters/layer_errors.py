@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from exporters.decoder_graph import SKIP_NORM, attentions
 from exporters.graph import RMS_NORM
 from exporters.nodes import constant_of
+from runtime.cores import find_cores
 from runtime.encoder import INPUT_IDS
 from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
-from runtime.pages import give_back
+from runtime.manifest import Provider
+from runtime.session import Session
 
 
 def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
@@ -36,15 +38,11 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
     shown = graph.with_name(f"layers.{graph.name}")
     try:
         ir.save(model, shown)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # As the runtime opens it: see there.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        session = ort.InferenceSession(str(shown), options, providers=["CPUExecutionProvider"])
+        inputs = [value.name or "" for value in model.graph.inputs]
+        opened = Session(shown, provider=Provider.CPU, inputs=inputs, threads=find_cores().usable)
     finally:
         shown.unlink(missing_ok=True)
-    give_back(graph.parent)
-    found = session.run(None, inputs_for(session, ids))
+    found = opened.session.run(None, inputs_for(opened.session, ids))
     return tuple(
         float(np.sqrt(np.square(own[0] - other, dtype=np.float64).sum() / np.square(other, dtype=np.float64).sum()))
         for own, other in zip(found, expected, strict=True)

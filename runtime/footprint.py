@@ -43,13 +43,17 @@ class Footprint:
 
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     """About what a decoder takes, for a few lengths up to its context."""
-    files = sum(record.size for name, record in manifest.files.items() if name.startswith(GRAPH))
-    weights = round(files * packed_share(manifest.blocks))
+    weights = round(graph_size(manifest) * packed_share(manifest.blocks))
     numbers = weights / packed_size(manifest.blocks) / facts.layers
     rest = PROCESS + round(WORKING * math.sqrt(numbers))
     lengths = dict.fromkeys(min(length, facts.context_length) for length in LENGTHS)
     sizes = [(tokens, tokens * token_size(facts)) for tokens in lengths]
     return Footprint(weights, tuple(AtLength(tokens, cache, weights + cache + rest) for tokens, cache in sizes))
+
+
+def graph_size(manifest: Manifest) -> int:
+    """Bytes of a graph's files."""
+    return sum(record.size for name, record in manifest.files.items() if name.startswith(GRAPH))
 
 
 def packed_share(blocks: WeightBlocks | None) -> float:
