@@ -1,0 +1,39 @@
+"""One export in a process of its own: `python -m benchmarks.export_worker SOURCE PRECISION OUT STAGES`.
+
+STAGES is a file that it writes: the stages in their order, and the peak of its memory up to the end of each.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from benchmarks.cost import MAXRSS_UNIT
+from exporters.export_stage import export
+from runtime.manifest import Precision
+from toolkit.progress import StageProgress
+
+
+class PeaksByStage(StageProgress):
+    """Notes the peak of memory at the end of each stage, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peaks: dict[str, int] = {}
+
+    def end(self, stage: str, seconds: float) -> None:
+        super().end(stage, seconds)
+        self.peaks[stage] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+
+
+def main() -> None:
+    source, precision, out, stages = sys.argv[1:]
+    progress = PeaksByStage()
+    export(source, precision=Precision(precision), out=out, progress=progress)
+    Path(stages).write_text(json.dumps(progress.peaks))
+
+
+if __name__ == "__main__":
+    main()
