@@ -26,7 +26,7 @@ from runtime.errors import (  # noqa: E402
     UnsupportedModelError,
 )
 from runtime.kv_cache import KVCache  # noqa: E402
-from runtime.manifest import Certificate, Kind, Manifest, Pooling, Precision, Provider, Scores  # noqa: E402
+from runtime.manifest import CacheType, Certificate, Kind, Manifest, Pooling, Precision, Provider, Scores  # noqa: E402
 from runtime.messages import Message  # noqa: E402
 from runtime.ranking import Ranked, Ranking  # noqa: E402
 from runtime.reranker import PairScores, Reranker  # noqa: E402
@@ -43,6 +43,7 @@ __all__ = [
     "Answer",
     "Bundle",
     "BundleError",
+    "CacheType",
     "Certificate",
     "Chat",
     "CheckpointError",

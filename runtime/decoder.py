@@ -17,7 +17,7 @@ from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError, InputError, TextTooLongError
-from runtime.forward import Forward, input_names
+from runtime.forward import Forward, check_cache_type, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from runtime.sampler import Sampling
@@ -119,6 +119,7 @@ class Decoder:
             ),
             head_start=HEAD_START,
         )
+        check_cache_type(self.session, self.facts)
         self.tokenizer.no_truncation()
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)

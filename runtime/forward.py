@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from runtime.encoder import INPUT_IDS
 from runtime.errors import BundleError
 from runtime.kv_cache import Bound, KVCache
+from runtime.manifest import CacheType, DecoderFacts
 from runtime.session import Session, load_onnxruntime
 
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"
 LOGIT_POSITIONS = "logit_positions"
 LOGITS = "logits"
+GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: "tensor(float)", CacheType.FLOAT16: "tensor(float16)"}
+"""What onnxruntime calls the types of keys and values."""
 KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
 
@@ -28,7 +31,7 @@ def input_names(layers: int) -> tuple[str, ...]:
     - `last_positions`, int32 (1,): the position of the last of them in the sequence
     - `total_length`, int32 (): tokens before and new ones
     - `logit_positions`, int64 (positions,): for which of the new tokens logits are wanted
-    - `past.{layer}.key` and `.value`, float32 (1, kv_heads, capacity, head_size)
+    - `past.{layer}.key` and `.value`, of the cache's type (1, kv_heads, capacity, head_size)
     """
     return (INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers))
 
@@ -41,6 +44,16 @@ def output_names(layers: int) -> tuple[str, ...]:
 def cache_names(prefix: str, layers: int) -> list[str]:
     """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def check_cache_type(session: Session, facts: DecoderFacts) -> None:
+    """Raise BundleError where a graph takes keys and values of another type than its manifest says."""
+    found = session.session.get_inputs()[-1].type
+    if found != GRAPH_TYPES[facts.cache_type]:
+        raise BundleError(
+            f"the graph `{session.path}` takes keys and values as `{found}`, and the manifest says "
+            f"{facts.cache_type.value}"
+        )
 
 
 class Forward:

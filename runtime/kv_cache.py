@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutOfMemoryError
-from runtime.manifest import DecoderFacts
+from runtime.manifest import CacheType, DecoderFacts
 from runtime.memory import available_memory
 
 FIRST_CAPACITY = 256
@@ -22,6 +22,8 @@ SPARE = 64 << 20
 """Bytes that a cache leaves free: the graph needs some while it runs."""
 LARGE = 4 << 20
 """Bytes of a buffer from which on it is to lie on large pages."""
+DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
+"""Of the buffers."""
 PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
@@ -61,8 +63,9 @@ class KVCache:
         self.available = available
         self.ids: list[int] = []
         self.capacity = 0
-        self.buffers: list[NDArray[np.float32]] = []
-        """Key and value of each layer in turn: float32 (1, kv_heads, capacity, head_size)."""
+        self.dtype = np.dtype(DTYPES[facts.cache_type])
+        self.buffers: list[NDArray[Any]] = []
+        """Key and value of each layer in turn: `dtype` (1, kv_heads, capacity, head_size)."""
         self.bindings: dict[tuple[int, int], Bound] = {}
         """Bindings of the graph to these buffers, by the numbers of new tokens and of logits."""
 
@@ -126,33 +129,33 @@ class KVCache:
         shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
         self.bindings.clear()
         if not self.buffers:
-            self.buffers = [zeros(shape) for _ in range(2 * self.facts.layers)]
+            self.buffers = [zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
         else:
             # One at a time, so that no more than one is there twice.
             for place in range(len(self.buffers)):
-                larger = zeros(shape)
+                larger = zeros(shape, self.dtype)
                 larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
                 self.buffers[place] = larger
         self.capacity = capacity
 
 
-def zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros on pages of their own.
 
     They go back to the system with the array, where the allocator would keep those of the buffers that were outgrown.
     """
-    size = 4 * math.prod(shape)
+    size = dtype.itemsize * math.prod(shape)
     # Elsewhere than on Windows the pages would be shared with a process that is forked.
     pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
     # As numpy asks for its own arrays, from the same size on.
     if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def token_size(facts: DecoderFacts) -> int:
     """Bytes that the keys and values of one token take."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_size * 4
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(DTYPES[facts.cache_type]).itemsize
 
 
 def mebibytes(size: int) -> str:

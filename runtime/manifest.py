@@ -51,6 +51,13 @@ class Provider(str, Enum):
     COREML = "coreml"
 
 
+class CacheType(str, Enum):
+    """The numbers in which a decoder's graph reads and writes keys and values."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
 class Pooling(str, Enum):
     """How the vectors of a text's tokens become one."""
 
@@ -224,6 +231,7 @@ class DecoderFacts:
     generation: GenerationDefaults
     plain_attention: bool = False
     """Its attention is made of plain operators, exact and slower: edgekit has no faster form for its architecture."""
+    cache_type: CacheType = CacheType.FLOAT32
 
 
 @dataclass(frozen=True)

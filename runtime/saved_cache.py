@@ -1,7 +1,7 @@
 """Caches on disk: a long prompt is read once, and later runs begin where it ends.
 
-A file is a line that names the format, the size of a header, the header in JSON, keys and values of each layer as
-little-endian float32 (kv_heads, tokens, head_size), and their CRC-32.
+A file is a line that names the format, the size of a header, the header in JSON, keys and values of each layer
+(kv_heads, tokens, head_size), little-endian and of the type that the header names, and their CRC-32.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from runtime.bundle import Bundle
 from runtime.errors import InputError, NotFoundError, OutputError
 from runtime.kv_cache import KVCache, token_size
+from runtime.manifest import CacheType
 from runtime.messages import Message
 from runtime.records import RecordError, read_record, write_record
 
@@ -49,6 +52,7 @@ class Header:
     """What `identity_of` gives for the bundle: keys and values mean nothing to another."""
     ids: tuple[int, ...]
     conversation: Conversation | None = None
+    cache_type: CacheType = CacheType.FLOAT32
 
 
 def identity_of(bundle: Bundle) -> str:
@@ -63,7 +67,8 @@ def save_cache(
 ) -> None:
     """Write a cache; an older file stays as it was until the new one is whole. Raises OutputError."""
     target = Path(path)
-    header = Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation)
+    kind = cache.facts.cache_type
+    header = Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation, kind)
     content = json.dumps(write_record(header), ensure_ascii=False).encode("utf-8")
     partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
@@ -102,6 +107,8 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) 
             chosen = header.conversation.ids if header.conversation is not None else ()
             if any(not 0 <= id_ < cache.facts.vocabulary for id_ in (*header.ids, *chosen)):
                 raise damaged(source)
+            if header.cache_type is not cache.facts.cache_type:
+                raise damaged(source)
             tokens = len(header.ids)
             rest = os.fstat(file.fileno()).st_size - file.tell()
             if rest != tokens * token_size(cache.facts) + CHECKSUM.size:
@@ -139,7 +146,8 @@ def parts(cache: KVCache) -> Iterator[memoryview]:
         return
     for buffer in cache.buffers:
         for head in buffer[0]:
-            yield memoryview(head[: cache.length]).cast("B")
+            # As bytes already here: before Python 3.12, memoryview knows no float16.
+            yield memoryview(head[: cache.length].view(np.uint8)).cast("B")
 
 
 def damaged(source: Path) -> InputError:

@@ -12,7 +12,7 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from runtime import Bundle, Decoder, Kind, Manifest, Precision, Provider
+from runtime import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
 from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
@@ -117,7 +117,9 @@ class TinyDecoder:
             found.append(int(self.logits(found)[-1].argmax()))
         return found[len(ids) :]
 
-    def graph(self) -> onnx.ModelProto:
+    def graph(self, cache: CacheType = CacheType.FLOAT32) -> onnx.ModelProto:
+        """`cache` is the type of its keys and values; where that is float16, the attention alone is."""
+        half = cache is CacheType.FLOAT16
         nodes: list[onnx.NodeProto] = []
 
         def node(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
@@ -136,11 +138,13 @@ class TinyDecoder:
             packed = [
                 node("MatMul", [normed, f"{layer}.{name}"], f"{layer}.{name}s") for name in ("query", "key", "value")
             ]
-            cache = [f"past.{layer}.key", f"past.{layer}.value", "last_positions", "total_length", "cos", "sin"]
+            if half:
+                packed = [node("Cast", [name], f"{name}.half", to=TensorProto.FLOAT16) for name in packed]
+            kept = [f"past.{layer}.key", f"past.{layer}.value", "last_positions", "total_length", "cos", "sin"]
             attended = helper.make_node(
                 "GroupQueryAttention",
-                [*packed, *cache],
-                [f"{layer}.attended", f"present.{layer}.key", f"present.{layer}.value"],
+                [*packed, *kept],
+                [f"{layer}.attended{'.half' if half else ''}", f"present.{layer}.key", f"present.{layer}.value"],
                 domain="com.microsoft",
                 num_heads=HEADS,
                 kv_num_heads=KV_HEADS,
@@ -148,6 +152,8 @@ class TinyDecoder:
                 **({} if self.window is None else {"local_window_size": self.window}),
             )
             nodes.append(attended)
+            if half:
+                node("Cast", [f"{layer}.attended.half"], f"{layer}.attended", to=TensorProto.FLOAT)
             x = node("Add", [x, node("MatMul", [f"{layer}.attended", f"{layer}.out"], f"{layer}.o")], f"{layer}.x")
             up = node("MatMul", [norm(x, f"{layer}.norm2", f"{layer}.m"), f"{layer}.up"], f"{layer}.ups")
             down = node("MatMul", [node("Relu", [up], f"{layer}.relu"), f"{layer}.down"], f"{layer}.downs")
@@ -158,10 +164,11 @@ class TinyDecoder:
         constants = self.weights | {
             "last": np.array([-1]),
             "epsilon": np.array(EPSILON, np.float32),
-            "cos": np.cos(angles).astype(np.float32),
-            "sin": np.sin(angles).astype(np.float32),
+            "cos": np.cos(angles).astype(cache.value),
+            "sin": np.sin(angles).astype(cache.value),
         }
         floats = TensorProto.FLOAT
+        cached = TensorProto.FLOAT16 if half else floats
         shape = [1, KV_HEADS, "capacity", HEAD_SIZE]
         kinds = {
             "input_ids": (TensorProto.INT64, [1, "tokens"]),
@@ -172,7 +179,7 @@ class TinyDecoder:
         }
 
         def values(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
-            return [helper.make_tensor_value_info(name, *kinds.get(name, (floats, shape))) for name in names]
+            return [helper.make_tensor_value_info(name, *kinds.get(name, (cached, shape))) for name in names]
 
         graph = helper.make_graph(
             nodes,
@@ -202,12 +209,14 @@ def facts_of(decoder: TinyDecoder, **changes: object) -> DecoderFacts:
     return dataclasses.replace(facts, **changes)
 
 
-def write_decoder(target: Path, *, window: int | None = None, **facts: object) -> tuple[Bundle, TinyDecoder]:
+def write_decoder(
+    target: Path, *, window: int | None = None, cache: CacheType = CacheType.FLOAT32, **facts: object
+) -> tuple[Bundle, TinyDecoder]:
     """The bundle of a small decoder, and the decoder; `facts` replace what its manifest says."""
     with BundleWriter(target) as writer:
         vocabulary = write_tokenizer(writer.folder / TOKENIZER).get_vocab_size()
         decoder = TinyDecoder.seeded(vocabulary, window=window)
-        onnx.save(decoder.graph(), writer.folder / GRAPH)
+        onnx.save(decoder.graph(cache), writer.folder / GRAPH)
         manifest = Manifest(
             schema=SCHEMA,
             kind=Kind.DECODER,
@@ -222,7 +231,7 @@ def write_decoder(target: Path, *, window: int | None = None, **facts: object) -
             embedder=None,
             certificate=None,
             made_with={},
-            decoder=facts_of(decoder, **facts),
+            decoder=facts_of(decoder, **{"cache_type": cache} | facts),
         )
         return writer.commit(manifest), decoder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from runtime.forward import Forward
 from runtime.kv_cache import SPARE, KVCache, token_size
 from runtime.manifest import GenerationDefaults
@@ -23,9 +23,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("window", [None, 24])
-def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(tmp_path: Path, window: int | None) -> None:
-    bundle, reference = write_decoder(tmp_path / "tiny", window=window)
+@pytest.mark.parametrize(
+    ("window", "cache", "close"),
+    [(None, CacheType.FLOAT32, 5e-5), (24, CacheType.FLOAT32, 5e-5), (24, CacheType.FLOAT16, 0.1)],
+)
+def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(
+    tmp_path: Path, window: int | None, cache: CacheType, close: float
+) -> None:
+    """A number in float16 is up to a 2,048th off: scores of 20 by a hundredth, and so shares, and logits of 10."""
+    bundle, reference = write_decoder(tmp_path / "tiny", window=window, cache=cache)
     decoder = Decoder(bundle, threads=1)
     ids = np.random.default_rng(1).integers(3, reference.vocabulary, 300).tolist()
     expected = reference.logits(ids)
@@ -36,7 +42,8 @@ def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(tmp_path:
             forward.run(ids[start : start + chunk], len(ids[start : start + chunk])).copy()
             for start in range(0, 300, chunk)
         ]
-        np.testing.assert_allclose(np.concatenate(found), expected, atol=5e-5)
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=close)
+        assert forward.cache.buffers[0].dtype == cache.value
 
 
 @pytest.mark.parametrize("lookup", [True, False])
@@ -398,6 +405,12 @@ def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
 def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
     with pytest.raises(BundleError, match="and those of a decoder with 3 layers are known"):
         with_facts(decoder, layers=3)
+    with pytest.raises(BundleError) as caught:
+        with_facts(decoder, cache_type=CacheType.FLOAT16)
+    assert caught.value.message == (
+        f"the graph `{decoder.session.path}` takes keys and values as `tensor(float)`, and the manifest says float16"
+    )
+    assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)
     with pytest.raises(BundleError, match="does not say how its graph continues a text"):
         Decoder(Bundle(decoder.bundle.path, manifest))

@@ -9,7 +9,7 @@ import pytest
 
 from runtime import InputError, OutOfMemoryError
 from runtime.kv_cache import FIRST_CAPACITY, SPARE, KVCache, token_size
-from runtime.manifest import DecoderFacts, GenerationDefaults
+from runtime.manifest import CacheType, DecoderFacts, GenerationDefaults
 
 FACTS = DecoderFacts(
     context_length=5000,
@@ -27,8 +27,8 @@ FACTS = DecoderFacts(
 TOKEN = 3 * 2 * 2 * 8 * 4
 
 
-def filled(tokens: int) -> KVCache:
-    cache = KVCache(FACTS)
+def filled(tokens: int, facts: DecoderFacts = FACTS) -> KVCache:
+    cache = KVCache(facts)
     cache.reserve(tokens)
     cache.ids = list(range(tokens))
     for place, buffer in enumerate(cache.buffers):
@@ -56,6 +56,21 @@ def test_buffers_double_and_keep_what_they_hold() -> None:
         assert buffer.shape == (1, 2, 2 * FIRST_CAPACITY, 8)
         assert buffer.flags.c_contiguous
         assert np.array_equal(buffer[:, :, :200], old)
+
+
+def test_half_of_the_bytes_in_float16() -> None:
+    facts = dataclasses.replace(FACTS, cache_type=CacheType.FLOAT16)
+    cache = filled(200, facts)
+    before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
+    assert token_size(facts) == TOKEN // 2
+
+    cache.reserve(FIRST_CAPACITY + 1)
+
+    assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == FIRST_CAPACITY * TOKEN
+    for buffer, old in zip(cache.buffers, before, strict=True):
+        assert buffer.dtype == np.float16
+        assert np.array_equal(buffer[:, :, :200], old)
+    assert KVCache(facts, available=lambda: SPARE + 1500 * TOKEN).largest_that_fits() == 3000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

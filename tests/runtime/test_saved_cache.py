@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import Bundle, Decoder, InputError, NotFoundError, OutputError
+from runtime import Bundle, CacheType, Decoder, InputError, NotFoundError, OutputError
+from runtime.kv_cache import token_size
 from runtime.manifest import FileRecord
+from runtime.saved_cache import FORMAT, SIZE
+from tests.decoders import write_decoder
 
 PROMPT = "The quick brown fox jumps over the lazy dog. "
 
@@ -29,6 +33,47 @@ def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, 
     answer = decoder.generate(PROMPT, max_tokens=20, cache=cache)
     assert answer.text == decoder.generate(PROMPT, max_tokens=20).text
     assert answer.rates.reused_tokens == len(original.ids) - 2
+
+
+def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path, tmp_path: Path) -> None:
+    half = Decoder(write_decoder(tmp_path / "half", cache=CacheType.FLOAT16)[0], threads=1)
+    original = half.prefill(PROMPT)
+
+    half.save(tmp_path / "saved16", original)
+    cache = half.load(tmp_path / "saved16")
+
+    assert cache.dtype == np.float16
+    for found, expected in zip(cache.buffers, original.buffers, strict=True):
+        assert np.array_equal(found[:, :, : cache.length], expected[:, :, : cache.length])
+    sizes = [path.stat().st_size for path in (saved, tmp_path / "saved16")]
+    bytes_of = [cache.length * token_size(facts) for facts in (decoder.facts, half.facts)]
+    assert sizes[0] - sizes[1] == pytest.approx(bytes_of[0] - bytes_of[1], abs=1), "`float16` is as long as `float32`"
+    answer = half.generate(PROMPT, max_tokens=20, cache=cache)
+    assert answer.text == half.generate(PROMPT, max_tokens=20).text
+    for reader, path in [(decoder, tmp_path / "saved16"), (half, saved)]:
+        with pytest.raises(InputError, match="was saved with another bundle"):
+            reader.load(path)
+
+
+def test_a_type_that_the_bundle_does_not_have(decoder: Decoder, saved: Path) -> None:
+    content = saved.read_bytes()
+    assert content.count(b'"cache_type": "float32"') == 1
+    saved.write_bytes(content.replace(b'"cache_type": "float32"', b'"cache_type": "float16"'))
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)
+
+
+def test_a_file_of_before_types_were_named_is_float32(decoder: Decoder, saved: Path) -> None:
+    content = saved.read_bytes()
+    start = len(FORMAT) + SIZE.size
+    (length,) = SIZE.unpack(content[len(FORMAT) : start])
+    header = json.loads(content[start : start + length])
+    del header["cache_type"]
+    older = json.dumps(header).encode()
+    saved.write_bytes(FORMAT + SIZE.pack(len(older)) + older + content[start + length :])
+
+    assert decoder.load(saved).ids == decoder.encode(PROMPT)
 
 
 def test_an_empty_cache_can_be_saved(decoder: Decoder, tmp_path: Path) -> None:
