@@ -31,7 +31,13 @@ STATE_TOKENS = 256
 """Whose hidden states are compared after each layer."""
 GOLDEN_PROMPT = 24
 GOLDEN_TOKENS = 64
-LARGEST_KL = {Precision.FP32: 1e-5, Precision.INT8: 0.1, Precision.INT4: 1.0, Precision.SOURCE: 0.1}
+LARGEST_KL = {
+    Precision.FP32: 1e-5,
+    Precision.FP16: 0.001,
+    Precision.INT8: 0.1,
+    Precision.INT4: 1.0,
+    Precision.SOURCE: 0.1,
+}
 """Of the probe set, in nats a token: above it, an export is not what it claims to be, and no bundle is written."""
 LOWEST_TOP = 0.998
 """The same for how often PyTorch's most probable token is a float32 bundle's too."""
@@ -239,4 +245,5 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
 def hint_of(precision: Precision) -> str:
     finer = {Precision.INT4: "`--precision int8` or `fp32`", Precision.INT8: "`--precision fp32`"}
     finer[Precision.SOURCE] = "`--precision int8` or `fp32`"
+    finer[Precision.FP16] = "`--precision fp32`"
     return f"no bundle was written; try {finer[precision]}" if precision in finer else "no bundle was written"

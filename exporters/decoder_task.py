@@ -34,6 +34,7 @@ from exporters.decoder_graph import share_embedding
 from exporters.gguf import open_gguf, stored_matrices
 from exporters.graph import tidy
 from exporters.graph_files import CONTENT, data_of, need_space, write_graph
+from exporters.half_precision import check_states, put_cache_in_half, put_in_half
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import Layerwise
 from exporters.nodes import Linear, linears, required
@@ -44,7 +45,7 @@ from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, UnsupportedModelError
-from runtime.manifest import Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
+from runtime.manifest import CacheType, Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
 PROMPT = 256
@@ -59,10 +60,11 @@ class DecoderTask:
 
     keeps_work: ClassVar[bool] = True
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, cache: CacheType = CacheType.FLOAT32) -> None:
+        """`cache` is the type of the graph's keys and values."""
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
-        self.facts = decoder_facts(checkpoint, self.tokenizer)
+        self.facts = dataclasses.replace(decoder_facts(checkpoint, self.tokenizer), cache_type=cache)
         self.kept: KeptArrays | None = None
         """What is made of the weights, by the last recipe that was tried."""
         self.squares: Mapping[str, NDArray[np.float32]] = {}
@@ -86,9 +88,7 @@ class DecoderTask:
         graph = trace(model, scratch, plain=self.checkpoint.architecture.plain_attention)
         rebuild(graph)
         done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
-        need_space(
-            self.work.parent, space_of(graph, RECIPES.get(manifest.precision, (None,))[0], self.facts), done=done
-        )
+        need_space(self.work.parent, space_of(graph, manifest.precision, self.facts), done=done)
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)
@@ -122,6 +122,14 @@ class DecoderTask:
         precision = bundle.manifest.precision
         if self.checkpoint.architecture.plain_attention:
             self.check_unrounded(graph, bundle, expected)
+        if precision is Precision.FP16:
+            check_states(self.checkpoint.name, expected.states)
+            share_embedding(graph.graph)
+            put_in_half(graph.graph)
+            tidy(graph)
+            return graph, bundle.manifest
+        if self.facts.cache_type is CacheType.FLOAT16:
+            put_cache_in_half(graph.graph)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
             self.keep(graph)
@@ -139,7 +147,8 @@ class DecoderTask:
 
     def check_unrounded(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
         """Raise EdgekitError for a graph that is not PyTorch's: rounded weights would hide a small mistake."""
-        exact = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.FP32))
+        facts = dataclasses.replace(self.facts, cache_type=CacheType.FLOAT32)
+        exact = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.FP32, decoder=facts))
 
         def measure() -> Made:
             with TemporaryDirectory(dir=self.work) as folder, self.refusing_what_does_not_run():
@@ -249,13 +258,14 @@ def name_of(recipe: BlockRecipe) -> str:
     return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
 
 
-def space_of(graph: ir.Model, recipe: BlockRecipe | None, facts: DecoderFacts) -> int:
-    """Bytes that an export writes, about: weights by a recipe, or in float32 without one, and what is compared with."""
+def space_of(graph: ir.Model, precision: Precision, facts: DecoderFacts) -> int:
+    """Bytes that an export writes, about: weights in their precision, and what is compared with."""
+    recipe = RECIPES[precision][0] if precision in RECIPES else None
     total = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * facts.vocabulary)
     for value in graph.graph.initializers.values():
         tensor = required(value.const_value)
         if recipe is None or not isinstance(tensor, StreamedTensor):
-            total += tensor.nbytes
+            total += tensor.nbytes // (2 if precision is Precision.FP16 else 1)
         else:
             # A scale for each block, and room for zero points, also of tables.
             total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from exporters.architectures import check_architecture
 from exporters.checkpoint import Checkpoint
@@ -20,20 +20,33 @@ from exporters.facts import kind_of, lower_case, max_length
 from exporters.gguf import unpacked, unpacked_size
 from exporters.graph_files import need_space
 from exporters.sources import Listener, Origin, find_checkpoint
-from exporters.tasks import task_of
+from exporters.tasks import Task, task_of
 from exporters.unfinished import Unfinished, folder_of
 from runtime.bundle import TOKENIZER, Bundle, BundleWriter
 from runtime.encoder import articled
 from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from runtime.manifest import (
+    SCHEMA,
+    CacheType,
+    Kind,
+    Manifest,
+    Precision,
+    Provider,
+    TokenizerFacts,
+    manifest_to_json,
+)
 from runtime.version import __version__
 
 PRECISIONS = {
     Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
     Kind.RERANKER: (Precision.FP32, Precision.INT8),
-    Kind.DECODER: (Precision.FP32, Precision.INT8, Precision.INT4, Precision.SOURCE),
+    Kind.DECODER: (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT4, Precision.SOURCE),
 }
 """What each kind is exported to."""
+HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
+"""The precisions with which the cache alone may be float16."""
+CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
+"""What becomes of a float32 graph, where it is not quantized."""
 LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -83,6 +96,7 @@ def export(
     min_cosine: float | None = None,
     min_tau: float | None = None,
     max_kl: float | None = None,
+    cache: CacheType | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
@@ -92,7 +106,10 @@ def export(
     is for, by default what the catalog or its own files say. `min_cosine` is how close to PyTorch an embedder must come
     on every text of the probe set, `min_tau` how close a reranker must rank to it, as the mean of Kendall's tau over
     the probe set's queries, `max_kl` how far a decoder's next token may be from it, as the mean KL divergence over the
-    probe set in nats; the fastest recipe of the precision that holds it is searched.
+    probe set in nats; the fastest recipe of the precision that holds it is searched. `cache` is the type of a decoder's
+    keys and values, by default float32, and float16 where everything is: half of the memory, slower on CPUs, and for
+    int8, int4 and source. `Precision.FP16` is for GPUs and half of the disk of float32: CPUs compute most of it in
+    float32 after all, and are faster with int4.
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
@@ -120,6 +137,7 @@ def export(
     chosen = precision or default_precision(checkpoint, found)
     bar = checked_bar(found, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
     check_precision(checkpoint, found, chosen)
+    cached = checked_cache(found, chosen, cache)
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:
@@ -127,7 +145,8 @@ def export(
             with stage(told, "unpack the GGUF file"):
                 need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
                 checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
-        bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
+        task = task_of(checkpoint, found, cached)
+        bundle = build(task, draft_manifest(checkpoint, found, chosen, provider), writer, told, bar)
         return Exported(bundle, checkpoint.weights_size)
 
 
@@ -166,18 +185,28 @@ def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) ->
         raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
 
 
-def build(
-    checkpoint: Checkpoint,
-    kind: Kind,
-    precision: Precision,
-    provider: Provider,
-    writer: BundleWriter,
-    told: Progress,
-    bar: float | None,
-) -> Bundle:
-    task = task_of(checkpoint, kind)
-    draft = draft_manifest(checkpoint, kind, precision, provider)
-    copy_tokenizer(checkpoint, writer.folder)
+def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
+    """The type of keys and values; raises InputError for one that the kind or the precision does not have."""
+    if cache is not None and kind is not Kind.DECODER:
+        raise InputError(f"`cache` is for decoders, and this is {articled(kind)}", hint="leave out `--cache`")
+    if precision is Precision.FP16:
+        if cache is CacheType.FLOAT32:
+            raise InputError(
+                "`fp16` has everything in float16, keys and values too, and not in `float32`",
+                hint="leave out `--cache`",
+            )
+        return CacheType.FLOAT16
+    if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
+        choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
+        raise InputError(
+            f"`{precision.value}` has keys and values in float32 only", hint=f"choose one of {choices}, or `fp16`"
+        )
+    return cache or CacheType.FLOAT32
+
+
+def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress, bar: float | None) -> Bundle:
+    copy_tokenizer(task.checkpoint, writer.folder)
+    precision = draft.precision
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if task.keeps_work:
@@ -192,8 +221,7 @@ def build(
             expected = task.reference(model, manifest)
         del model
         if precision is not Precision.FP32:
-            kept = precision is Precision.SOURCE
-            with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
+            with stage(told, CONVERSIONS.get(precision, f"quantize to {precision.value}")):
                 graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
         task.write(graph, writer.folder)
         with stage(told, "certify against PyTorch"):

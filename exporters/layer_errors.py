@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from exporters.decoder_graph import SKIP_NORM, attentions
 from exporters.graph import RMS_NORM
-from exporters.nodes import constant_of
+from exporters.nodes import constant_of, required
+from runtime import kv_cache
 from runtime.cores import find_cores
 from runtime.encoder import INPUT_IDS
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.forward import GRAPH_TYPES, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 from runtime.manifest import Provider
 from runtime.session import Session
+
+DTYPES = {GRAPH_TYPES[cache_type]: dtype for cache_type, dtype in kv_cache.DTYPES.items()}
+"""Of keys and values, by the names that onnxruntime has for them."""
 
 
 def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
@@ -30,8 +34,9 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
     states = states_after_layers(model.graph)
     if not states:
         return ()
+    dtype = next(required(constant_of(node.inputs[1])).dtype for node in model.graph if node.op_type == RMS_NORM)
     for number, state in enumerate(states):
-        state.name, state.dtype = f"after_layer_{number}", ir.DataType.FLOAT
+        state.name, state.type = f"after_layer_{number}", ir.TensorType(dtype)
         state.shape = None
     model.graph.outputs[:] = states
     model.graph.sort()
@@ -86,6 +91,6 @@ def inputs_for(session: ort.InferenceSession, ids: Sequence[int]) -> dict[str, N
     return {
         value.name: known[value.name]
         if value.name in known
-        else np.zeros((1, value.shape[1], count, value.shape[3]), np.float32)
+        else np.zeros((1, value.shape[1], count, value.shape[3]), DTYPES[value.type])
         for value in session.get_inputs()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -34,7 +35,7 @@ from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
 from runtime.errors import UnsupportedModelError
-from runtime.manifest import Certificate, Kind, Manifest, Quantization
+from runtime.manifest import CacheType, Certificate, Kind, Manifest, Quantization
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -51,6 +52,7 @@ Expected = TypeVar("Expected")
 class Task(Protocol[Expected]):
     """Exporting one kind of model."""
 
+    checkpoint: Checkpoint
     keeps_work: ClassVar[bool]
     """Whether an export takes so long that what is done of it is kept, for when it is broken off."""
 
@@ -212,8 +214,11 @@ class RerankerTask(EncoderTask):
         return certify_reranker(Reranker(bundle), expected, min_tau=bar)
 
 
-def task_of(checkpoint: Checkpoint, kind: Kind) -> Task[Any]:
-    """How a checkpoint is exported as `kind`; raises UnsupportedModelError where edgekit does not know that."""
+def task_of(checkpoint: Checkpoint, kind: Kind, cache: CacheType = CacheType.FLOAT32) -> Task[Any]:
+    """How a checkpoint is exported as `kind`, a decoder with a `cache` of this type.
+
+    Raises UnsupportedModelError where edgekit does not know that.
+    """
     if kind not in checkpoint.architecture.kinds:
         known = " and ".join(f"{known.value}s" for known in checkpoint.architecture.kinds)
         raise UnsupportedModelError(
@@ -223,6 +228,6 @@ def task_of(checkpoint: Checkpoint, kind: Kind) -> Task[Any]:
     tasks: dict[Kind, Callable[[Checkpoint], Task[Any]]] = {
         Kind.EMBEDDER: EmbedderTask,
         Kind.RERANKER: RerankerTask,
-        Kind.DECODER: DecoderTask,
+        Kind.DECODER: partial(DecoderTask, cache=cache),
     }
     return tasks[kind](checkpoint)

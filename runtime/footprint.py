@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime.bundle import GRAPH
 from runtime.kv_cache import token_size
-from runtime.manifest import DecoderFacts, Manifest, WeightBlocks
+from runtime.manifest import DecoderFacts, Manifest, Precision, Provider, WeightBlocks
 
 LENGTHS = (1024, 4096, 8192)
 """Tokens of a prompt with its answer for which it is told."""
@@ -44,6 +44,9 @@ class Footprint:
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     """About what a decoder takes, for a few lengths up to its context."""
     weights = round(graph_size(manifest) * packed_share(manifest.blocks))
+    if manifest.precision is Precision.FP16 and manifest.provider is Provider.CPU:
+        # Computed in float32, to which its matrices are widened once, when the graph is opened.
+        weights *= 2
     numbers = weights / packed_size(manifest.blocks) / facts.layers
     rest = PROCESS + round(WORKING * math.sqrt(numbers))
     lengths = dict.fromkeys(min(length, facts.context_length) for length in LENGTHS)

@@ -37,6 +37,7 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    """For GPUs: CPUs are faster with fewer bits."""
     INT8 = "int8"
     INT4 = "int4"
     SOURCE = "source"

@@ -31,8 +31,8 @@ ORDER = {
         "decoder_facts encoder jina_bert nomic_bert last_token decoder plain_attention weightless_trace "
         "graph_files probe gguf gguf_tokenizer quantize block_weights calibration layerwise weightless pytorch_model "
         "kept_arrays stored_blocks block_rounding rounding first_token attention "
-        "decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts facts sources checkpoint "
-        "hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
+        "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts facts sources "
+        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "

@@ -20,6 +20,7 @@ from exporters.sources import find_checkpoint
 from exporters.weightless import open_decoder
 
 VOCABULARY = 320
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -175,7 +176,7 @@ class GraphRun:
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.caches = {
             value.name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((batch, value.shape[1], capacity, value.shape[3]), np.float32)
+                np.zeros((batch, value.shape[1], capacity, value.shape[3]), DTYPES[value.type])
             )
             for value in self.session.get_inputs()
             if value.name.startswith("past.")

@@ -23,6 +23,7 @@ from exporters.sources import find_checkpoint
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,
+    CacheType,
     CheckpointError,
     Decoder,
     EdgekitError,
@@ -276,12 +277,17 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         (
             {"precision": Precision.SOURCE},
             "`source` keeps the blocks of a GGUF file, and `tiny-llama` comes in none",
-            "choose one of `fp32`, `int8`, `int4`",
+            "choose one of `fp32`, `fp16`, `int8`, `int4`",
         ),
         (
-            {"precision": Precision.FP16},
-            "decoders are not exported to `fp16`",
-            "choose one of `fp32`, `int8`, `int4`",
+            {"precision": Precision.FP32, "cache": CacheType.FLOAT16},
+            "`fp32` has keys and values in float32 only",
+            "choose one of `int8`, `int4`, `source`, or `fp16`",
+        ),
+        (
+            {"precision": Precision.FP16, "cache": CacheType.FLOAT32},
+            "`fp16` has everything in float16, keys and values too, and not in `float32`",
+            "leave out `--cache`",
         ),
     ],
 )
@@ -295,6 +301,15 @@ def test_options_that_do_not_fit(folder: Path, tmp_path: Path, options: dict, me
 def test_a_divergence_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`max_kl` is for decoders, and this is an embedder"):
         export(str(tiny_checkpoint), max_kl=0.1, out=tmp_path / "b")
+
+
+@pytest.mark.parametrize("cache", list(CacheType))
+def test_keys_and_values_are_of_decoders(tiny_checkpoint: Path, tmp_path: Path, cache: CacheType) -> None:
+    with pytest.raises(InputError) as caught:
+        export(str(tiny_checkpoint), cache=cache, out=tmp_path / "b")
+    assert caught.value.message == "`cache` is for decoders, and this is an embedder"
+    assert caught.value.hint == "leave out `--cache`"
+    assert caught.value.exit_code == 2
 
 
 def test_a_finer_recipe_is_taken_where_the_first_is_too_far(folder: Path, int4: Bundle, tmp_path: Path) -> None:
@@ -341,6 +356,7 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
         (folder, Precision.INT4, "no bundle was written; try `--precision int8` or `fp32`"),
         (folder, Precision.INT8, "no bundle was written; try `--precision fp32`"),
         (gguf, Precision.SOURCE, "no bundle was written; try `--precision int8` or `fp32`"),
+        (folder, Precision.FP16, "no bundle was written; try `--precision fp32`"),
     ]:
         with pytest.raises(EdgekitError) as caught:
             export(str(source), precision=precision, out=tmp_path / "b")

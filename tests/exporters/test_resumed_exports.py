@@ -134,7 +134,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
-@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32])
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32, Precision.FP16])
 def test_what_an_export_writes_is_foreseen(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
     from exporters import decoder_task
 

@@ -6,7 +6,7 @@ import pytest
 
 from runtime import Bundle
 from runtime.footprint import PROCESS, footprint_of, packed_share
-from runtime.manifest import FileRecord, WeightBlocks
+from runtime.manifest import CacheType, FileRecord, Precision, WeightBlocks
 from tests.decoders import TinyDecoder
 
 BLOCKS = WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance")
@@ -22,12 +22,27 @@ def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
 
     found = footprint_of(dataclasses.replace(manifest, files=records, blocks=BLOCKS), facts)
 
+    halved = dataclasses.replace(facts, cache_type=CacheType.FLOAT16)
+    half = footprint_of(dataclasses.replace(manifest, files=records, blocks=BLOCKS), halved)
+    assert [2 * length.cache for length in half.lengths] == [length.cache for length in found.lengths]
+    assert half.lengths[1].cache == 4096 << 17, "0.54 GB"
+    assert half.lengths[1].total - half.lengths[1].cache == found.lengths[1].total - found.lengths[1].cache
     assert found.weights == pytest.approx(4_001 * 10**6 * 0.625 / (0.5 + 4 / 64 + 0.5 / 64))
     assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]
     assert [length.cache for length in found.lengths] == [tokens << 18 for tokens in (1024, 4096, 8192)]
     for length in found.lengths:
         working = length.total - found.weights - length.cache - PROCESS
         assert 150 << 20 < working < 250 << 20, "189 MiB were measured"
+
+
+def test_cpus_widen_float16(written: tuple[Bundle, TinyDecoder]) -> None:
+    """SmolLM2's 270 MB were seen to take 540."""
+    manifest = written[0].manifest
+    assert manifest.decoder is not None
+
+    found = footprint_of(dataclasses.replace(manifest, precision=Precision.FP16), manifest.decoder)
+
+    assert found.weights == 2 * manifest.files["model.onnx"].size
 
 
 @pytest.mark.parametrize(

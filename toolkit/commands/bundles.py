@@ -12,7 +12,7 @@ from runtime.bundle import Bundle
 from runtime.decoder import DecoderPlan
 from runtime.encoder import Plan
 from runtime.footprint import Footprint, footprint_of
-from runtime.manifest import DecoderFacts, Kind, Manifest
+from runtime.manifest import CacheType, DecoderFacts, Kind, Manifest
 from runtime.records import write_record
 from toolkit.progress import megabytes
 
@@ -106,6 +106,8 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
         *describe_footprint(footprint),
         ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
     ]
+    if facts.cache_type is CacheType.FLOAT16:
+        lines.append(("cache", "keys and values in float16, half of the memory of float32"))
     if facts.plain_attention:
         lines.append(("attention", "in plain operators, exact and slower than the fused one"))
     stated = [

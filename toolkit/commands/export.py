@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.manifest import Certificate, Kind, Precision, Provider
+from runtime.manifest import CacheType, Certificate, Kind, Precision, Provider
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     help="How far from PyTorch a decoder's next token may be: the mean KL divergence over the probe set, in nats.",
 )
 @click.option(
+    "--cache",
+    type=click.Choice([choice.value for choice in CacheType]),
+    help="The type of a decoder's keys and values: float16 takes half of the memory, and on a CPU more time.  "
+    "[default: float32, and float16 with fp16]",
+)
+@click.option(
     "--kind",
     type=click.Choice([kind.value for kind in Kind]),
     help="What SOURCE is for.  [default: what the catalog or its own files say]",
@@ -62,9 +68,12 @@ def export(
     min_cosine: float | None,
     min_tau: float | None,
     max_kl: float | None,
+    cache: str | None,
     kind: str | None,
 ) -> None:
     """Make a bundle from SOURCE: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
+
+    fp16 is for GPUs: half of the disk of fp32, and slow on a CPU, where int4 is what a decoder wants.
 
     The bundle's path goes to stdout, all else to stderr.
     """
@@ -89,6 +98,7 @@ def export(
         min_cosine=min_cosine,
         min_tau=min_tau,
         max_kl=max_kl,
+        cache=CacheType(cache) if cache else None,
         kind=Kind(kind) if kind else None,
         progress=progress,
     )
@@ -110,9 +120,14 @@ def summarize(exported: Exported) -> None:
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         click.echo(f"  {precision.value:<8} {how}", err=True)
-    if bundle.manifest.decoder is not None and bundle.manifest.decoder.plain_attention:
+    facts = bundle.manifest.decoder
+    if facts is not None and facts.plain_attention:
         architecture = bundle.manifest.architecture
         click.echo(f"  slower   attention in plain operators: edgekit has no fused one for `{architecture}`", err=True)
+    if precision is Precision.FP16:
+        click.echo("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
+    elif facts is not None and facts.cache_type is CacheType.FLOAT16:
+        click.echo("  cache    keys and values in float16: half of the memory, slower on a CPU", err=True)
     click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
 
 
