@@ -63,7 +63,8 @@ def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
 
 def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:
     """How many tokens of a prompt go through the graph in one run, so that what that takes is bounded."""
-    most = RUN_BYTES / (WORKING * size_of_layers(manifest, facts))
+    # The manifest of a bundle that is being made lists no files yet.
+    most = RUN_BYTES / (WORKING * max(1.0, size_of_layers(manifest, facts)))
     return int(min(LARGEST_RUN, max(SMALLEST_RUN, 2 ** math.floor(math.log2(most)))))
 
 

@@ -45,7 +45,15 @@ def test_a_run_is_shorter_the_wider_a_model_is(written: tuple[Bundle, TinyDecode
         files = {"model.onnx.data": FileRecord(size, "0" * 64)}
         return run_tokens(dataclasses.replace(manifest, files=files, blocks=BLOCKS), facts)
 
-    assert [run_of(size) for size in (10**6, 10**8, 10**9, 4 * 10**9, 10**11, 10**13)] == [512, 512, 256, 128, 64, 64]
+    assert [run_of(size) for size in (0, 10**6, 10**8, 10**9, 4 * 10**9, 10**11, 10**13)] == [
+        512,
+        512,
+        512,
+        256,
+        128,
+        64,
+        64,
+    ]
 
 
 @pytest.mark.parametrize(

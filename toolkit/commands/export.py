@@ -104,8 +104,8 @@ def summarize(exported: Exported) -> None:
     if how is not None:
         click.echo(f"  {precision.value:<8} {how}", err=True)
     if bundle.manifest.decoder is not None and bundle.manifest.decoder.plain_attention:
-        architecture = bundle.manifest.architecture
-        click.echo(f"  slower   attention in plain operators: edgekit has no fused one for `{architecture}`", err=True)
+        form = f"`{bundle.manifest.architecture}` with heads of {bundle.manifest.decoder.head_size}"
+        click.echo(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
     click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
 
 
