@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +11,7 @@ from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
 if TYPE_CHECKING:
-    from exporters.export_stage import Exported
+    from exporters.conversion import Exported
 
 
 @click.command()
@@ -77,14 +76,8 @@ def export(
 
     The bundle's path goes to stdout, all else to stderr.
     """
-    progress = StageProgress()
-    # torch alone takes seconds to import, and a person should know what they wait for.
-    name, start = "import torch, transformers and Optimum", time.perf_counter()
-    progress.begin(name)
     from exporters import Origin
     from exporters import export as export_stage
-
-    progress.end(name, time.perf_counter() - start)
 
     exported = export_stage(
         source,
@@ -100,7 +93,7 @@ def export(
         max_kl=max_kl,
         cache=CacheType(cache) if cache else None,
         kind=Kind(kind) if kind else None,
-        progress=progress,
+        progress=StageProgress(),
     )
     summarize(exported)
     click.echo(exported.bundle.path)
@@ -122,8 +115,8 @@ def summarize(exported: Exported) -> None:
         click.echo(f"  {precision.value:<8} {how}", err=True)
     facts = bundle.manifest.decoder
     if facts is not None and facts.plain_attention:
-        architecture = bundle.manifest.architecture
-        click.echo(f"  slower   attention in plain operators: edgekit has no fused one for `{architecture}`", err=True)
+        form = f"`{bundle.manifest.architecture}` with heads of {facts.head_size}"
+        click.echo(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
     if precision is Precision.FP16:
         click.echo("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
