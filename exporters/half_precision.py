@@ -7,6 +7,7 @@ slow.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from exporters.decoder_graph import KEY, PAST_KEY, QUERY, VALUE, attentions
 from exporters.nodes import constant, constant_of, insert, only_user, replace, required, values_after
 from exporters.stored_tensors import StreamedTensor
 from runtime.errors import UnsupportedModelError
-from runtime.forward import cache_names
+from runtime.forward import input_names
 
 LARGEST = float(np.finfo(np.float16).max)
 """Of the numbers that float16 has."""
@@ -106,7 +107,7 @@ def put_in_half(graph: ir.Graph) -> None:
     for node in list(graph):
         if node is exact or not any(output in halves for output in node.outputs):
             continue
-        if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in attributes(node)):
+        if any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             raise UnsupportedModelError(
                 f"the graph has `{node.op_type}`, inside of which edgekit makes nothing float16", hint=INSTEAD
             )
@@ -173,9 +174,9 @@ def cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
     return found
 
 
-def cache_inputs(graph: ir.Graph) -> list[ir.Value]:
-    names = set(cache_names("past", len(graph.inputs)))
-    return [value for value in graph.inputs if value.name in names]
+def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
+    """The keys and values of each layer, which come last."""
+    return graph.inputs[len(input_names(0)) :]
 
 
 def word_vectors(graph: ir.Graph) -> list[ir.Value]:
@@ -190,7 +191,3 @@ def word_vectors(graph: ir.Graph) -> list[ir.Value]:
 def dtype_of(value: ir.Value) -> ir.DataType | None:
     found = constant_of(value)
     return value.dtype if found is None else found.dtype
-
-
-def attributes(node: ir.Node) -> list[ir.Attr]:
-    return list(node.attributes.values())

@@ -156,6 +156,18 @@ def test_hidden_states_beyond_float16_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+def test_a_graph_inside_the_graph_is_refused(tmp_path: Path) -> None:
+    _, graph = exported(tmp_path, "llama, tied")
+    node = next(node for node in graph.graph if node.op_type == "Sigmoid")
+    node.op_type = "If"
+    node.attributes["then_branch"] = ir.AttrGraph("then_branch", ir.Graph([], [], nodes=[]))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        put_in_half(graph.graph)
+    assert caught.value.message == "the graph has `If`, inside of which edgekit makes nothing float16"
+    assert caught.value.hint == "use `--precision int4`, `int8` or `fp32`"
+
+
 def test_a_cache_that_is_used_otherwise_is_refused(tmp_path: Path) -> None:
     graph = traced(write_decoder(tmp_path / "checkpoint", "gpt2"), tmp_path, plain=True)
     rebuild(graph)
