@@ -9,6 +9,7 @@ import pytest
 
 from exporters import export
 from exporters.decoder_task import BlockTrials
+from exporters.export_stage import Silence
 from exporters.layerwise import Layerwise
 from runtime import InputError, OutputError, Precision
 from tests.exporters.decoder_checkpoints import write_checkpoint
@@ -27,23 +28,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_exports_end_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    whole = export(str(checkpoint), out=tmp_path / "whole").bundle
+class Stages(Silence):
+    """Notes the stages of an export."""
 
-    command = [
-        sys.executable,
-        "-m",
-        "tests.exporters.killed_exports",
-        str(checkpoint),
-        str(tmp_path / "killed"),
-        "5",
-        "3",
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def begin(self, stage: str) -> None:
+        self.begun.append(stage)
+
+
+def test_an_export_killed_in_each_stage_ends_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    stages = Stages()
+    whole = export(str(checkpoint), out=tmp_path / "whole", progress=stages).bundle
+
+    command = [sys.executable, "-m", "tests.exporters.killed_exports", str(checkpoint), str(tmp_path / "killed"), "3"]
+    finished = subprocess.run([*command, *stages.begun], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 0, finished.stderr
-    print(finished.stdout)
-    assert finished.stdout.startswith("5 ")
+    found = dict(zip(stages.begun, map(int, finished.stdout.split()), strict=True))
+    print(found)
+    assert found["trace with Optimum"] == 0 < found["certify against PyTorch"] == found["write the bundle"]
     assert contents(tmp_path / "killed") == contents(whole.path)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
 
