@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 PROMPT_TOKENS = 512
-"""Tokens of a prompt that llama.cpp reads in one batch: its default, and what edgekit reads in one run."""
+"""Tokens of a prompt that llama.cpp reads in one batch: its default, and the most that edgekit reads in one run."""
 STATUS = Path("/proc/self/status")
 
 
@@ -62,8 +62,10 @@ class Edgekit:
         from runtime.forward import Forward
         from runtime.steps import Steps
 
-        forward = Forward(self.decoder.session, self.decoder.new_cache())
-        for step in Steps(forward, ids, max_tokens=new, eos_ids=(), sampling=Sampling()):
+        decoder = self.decoder
+        forward = Forward(decoder.session, decoder.new_cache())
+        steps = Steps(forward, ids, max_tokens=new, eos_ids=(), sampling=Sampling(), run_tokens=decoder.run_tokens)
+        for step in steps:
             yield step.id
 
     def logits(self, ids: list[int]) -> Logits:

@@ -18,13 +18,14 @@ if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None
 
 if TYPE_CHECKING:
     from exporters.catalog import ModelSpec, load_catalog
-    from exporters.export_stage import Exported, export
+    from exporters.conversion import Exported
+    from exporters.export_stage import export
     from exporters.sources import Origin
 
 # Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
 # that of a module here, or which of the two `from exporters import` gives would depend on what was imported before.
 HOMES = {
-    "Exported": "exporters.export_stage",
+    "Exported": "exporters.conversion",
     "ModelSpec": "exporters.catalog",
     "Origin": "exporters.sources",
     "export": "exporters.export_stage",

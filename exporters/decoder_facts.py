@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from exporters.checkpoint import Checkpoint
-from exporters.grouped_attention import cache_sizes, context_length
+from exporters.grouped_attention import cache_sizes, context_length, takes_heads
 from exporters.probe import probe_texts
 from exporters.pytorch_model import quiet
 from runtime.chat_template import ChatTemplate
@@ -52,7 +52,7 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         eos_ids=eos_ids(checkpoint, generation, tokenizer, chat),
         chat=chat,
         generation=generation_defaults(generation),
-        plain_attention=checkpoint.architecture.plain_attention,
+        plain_attention=checkpoint.architecture.plain_attention or not takes_heads(config),
     )
 
 

@@ -83,7 +83,7 @@ class DecoderTask:
         return open_decoder(self.checkpoint)
 
     def graph(self, model: WeightlessDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
-        graph = trace(model, scratch, plain=self.checkpoint.architecture.plain_attention)
+        graph = trace(model, scratch, plain=self.facts.plain_attention)
         rebuild(graph)
         done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
         need_space(
@@ -120,7 +120,7 @@ class DecoderTask:
         self, graph: ir.Model, bundle: Bundle, expected: DecoderReference, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         precision = bundle.manifest.precision
-        if self.checkpoint.architecture.plain_attention:
+        if self.facts.plain_attention:
             self.check_unrounded(graph, bundle, expected)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
@@ -196,7 +196,7 @@ class DecoderTask:
         try:
             yield
         except BundleError as error:
-            if not self.checkpoint.architecture.plain_attention:
+            if not self.facts.plain_attention:
                 raise
             raise UnsupportedModelError(
                 f"`{self.checkpoint.name}` traces to a graph that onnxruntime cannot run",

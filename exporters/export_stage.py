@@ -1,32 +1,30 @@
-"""The export stage, read from top to bottom: checkpoint -> graph -> quantize -> certify -> bundle."""
+"""The export stage: find the checkpoint, see what is asked of it, and convert it.
+
+`exporters.conversion` and what stands behind it load torch, so nothing here imports it before it is needed.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
-import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from exporters.architectures import check_architecture
 from exporters.checkpoint import Checkpoint
-from exporters.facts import kind_of, lower_case, max_length
-from exporters.gguf import unpacked, unpacked_size
-from exporters.graph_files import need_space
-from exporters.sources import Listener, Origin, find_checkpoint
-from exporters.tasks import task_of
-from exporters.unfinished import Unfinished, folder_of
-from runtime.bundle import TOKENIZER, Bundle, BundleWriter
+from exporters.facts import kind_of
+from exporters.sources import Origin, find_checkpoint
+from exporters.stages import Progress, Silence, stage
+from exporters.unfinished import folder_of
+from runtime.bundle import BundleWriter
 from runtime.encoder import articled
-from runtime.errors import CheckpointError, InputError, OutputError
-from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
-from runtime.version import __version__
+from runtime.errors import InputError, OutputError
+from runtime.manifest import Kind, Precision, Provider
+
+if TYPE_CHECKING:
+    from exporters.conversion import Exported
 
 PRECISIONS = {
     Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
@@ -34,39 +32,6 @@ PRECISIONS = {
     Kind.DECODER: (Precision.FP32, Precision.INT8, Precision.INT4, Precision.SOURCE),
 }
 """What each kind is exported to."""
-LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
-
-
-class Progress(Listener, Protocol):
-    """Is told what an export does; the command line shows it."""
-
-    def begin(self, stage: str) -> None: ...
-
-    def end(self, stage: str, seconds: float) -> None: ...
-
-    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
-
-
-class Silence:
-    """Shows nothing."""
-
-    def begin(self, stage: str) -> None: ...
-
-    def end(self, stage: str, seconds: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def downloaded(self, done: int, total: int) -> None: ...
-
-    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an export made, and the size in bytes of the weights it was made from."""
-
-    bundle: Bundle
-    checkpoint_size: int
 
 
 def export(
@@ -123,12 +88,10 @@ def export(
     target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
     writer = BundleWriter(target)
     with output_errors(writer), writer:
-        if checkpoint.gguf is not None:
-            with stage(told, "unpack the GGUF file"):
-                need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
-                checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
-        bundle = build(checkpoint, found, chosen, provider, writer, told, bar)
-        return Exported(bundle, checkpoint.weights_size)
+        with stage(told, "import torch, transformers and Optimum"):
+            # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
+            from exporters.conversion import convert  # noqa: PLC0415
+        return convert(checkpoint, found, chosen, provider, writer, told, bar)
 
 
 BARS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
@@ -164,91 +127,6 @@ def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) ->
         )
     if precision not in known:
         raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
-
-
-def build(
-    checkpoint: Checkpoint,
-    kind: Kind,
-    precision: Precision,
-    provider: Provider,
-    writer: BundleWriter,
-    told: Progress,
-    bar: float | None,
-) -> Bundle:
-    task = task_of(checkpoint, kind)
-    draft = draft_manifest(checkpoint, kind, precision, provider)
-    copy_tokenizer(checkpoint, writer.folder)
-    manifest = task.described(draft, writer.folder)
-    with ExitStack() as stack:
-        if task.keeps_work:
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
-            task.begin(unfinished.folder, told.advanced)
-        with stage(told, "load the weights"):
-            model = task.load()
-        with stage(told, "trace with Optimum"):
-            graph = task.graph(model, writer.scratch, manifest)
-        manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
-        with stage(told, "run the probe set with PyTorch"):
-            expected = task.reference(model, manifest)
-        del model
-        if precision is not Precision.FP32:
-            kept = precision is Precision.SOURCE
-            with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
-                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
-        task.write(graph, writer.folder)
-        with stage(told, "certify against PyTorch"):
-            certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
-        with stage(told, "write the bundle"):
-            return writer.commit(dataclasses.replace(manifest, certificate=certificate))
-
-
-def key_of(manifest: Manifest, bar: float | None) -> str:
-    """What tells an export apart from others to the same target: the checkpoint's hashes, versions, precision, bar."""
-    return f"{manifest_to_json(manifest)}{bar}\n"
-
-
-def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider) -> Manifest:
-    """All of the manifest that the checkpoint's own files decide."""
-    return Manifest(
-        schema=SCHEMA,
-        kind=kind,
-        name=checkpoint.name,
-        precision=precision,
-        provider=provider,
-        architecture=checkpoint.architecture.name,
-        inputs=(),
-        source=checkpoint.source,
-        files={},
-        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
-        embedder=None,
-        certificate=None,
-        made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
-    )
-
-
-def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
-    """Name -> id of the tokens that tokenizer.json marks as special."""
-    content = checkpoint.read_json(TOKENIZER)
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
-            hint="load its tokenizer with transformers' `AutoTokenizer` and save it with `save_pretrained`",
-        )
-    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
-
-
-def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
-    for licence in checkpoint.folder.glob("LICENSE*"):
-        shutil.copyfile(licence, folder / licence.name)
-
-
-@contextmanager
-def stage(told: Progress, name: str) -> Iterator[None]:
-    told.begin(name)
-    start = time.perf_counter()
-    yield
-    told.end(name, time.perf_counter() - start)
 
 
 @contextmanager

@@ -88,6 +88,13 @@ def check_rotation(model: nn.Module) -> None:
             )
 
 
+def takes_heads(config: Any) -> bool:
+    """Whether onnxruntime's operator rotates heads of the size that a model has."""
+    size = cache_sizes(config).head_size
+    rotated = int(size * (getattr(config, "partial_rotary_factor", None) or 1))
+    return size % MULTIPLE == 0 and rotated % MULTIPLE == 0
+
+
 def rotaries(model: nn.Module) -> list[Any]:
     """The modules of a model that compute angles."""
     return [module for module in model.modules() if hasattr(module, "inv_freq")]

@@ -17,6 +17,7 @@ from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError, InputError, TextTooLongError
+from runtime.footprint import run_tokens
 from runtime.forward import Forward, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
@@ -122,6 +123,7 @@ class Decoder:
         self.tokenizer.no_truncation()
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
+        self.run_tokens = run_tokens(manifest, self.facts)
 
     @property
     def plan(self) -> DecoderPlan:
@@ -197,6 +199,7 @@ class Decoder:
             max_tokens=self.checked_max_tokens(max_tokens, len(ids), cache),
             eos_ids=self.facts.eos_ids,
             sampling=self.sampling if sampling is None else sampling,
+            run_tokens=self.run_tokens,
             top_logprobs=top_logprobs,
             lookup=lookup,
         )
@@ -210,7 +213,8 @@ class Decoder:
         ids = self.ids_of(prompt)
         cache = self.new_cache()
         cache.check(len(ids))
-        Steps(Forward(self.session, cache), ids, max_tokens=1, eos_ids=(), sampling=Sampling()).read_prompt()
+        forward = Forward(self.session, cache)
+        Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
 
     def save(self, path: str | os.PathLike[str], cache: KVCache) -> None:

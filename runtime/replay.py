@@ -109,6 +109,7 @@ def steps_of(decoder: Decoder, prompt: Sequence[int], count: int) -> Steps:
         max_tokens=count,
         eos_ids=(),
         sampling=Sampling(),
+        run_tokens=decoder.run_tokens,
         top_logprobs=min(NEAREST, decoder.facts.vocabulary),
     )
 

@@ -16,9 +16,6 @@ from runtime.forward import Forward
 from runtime.prompt_lookup import PromptLookup
 from runtime.sampler import Penalties, Sampling, make_sampler
 
-PROMPT_TOKENS = 512
-"""Tokens of a prompt in one run: bounds the memory of activations, and more would not be faster."""
-
 
 class FinishReason(str, Enum):
     """Why an answer ended."""
@@ -88,15 +85,20 @@ class Steps(Iterator[Step]):
         max_tokens: int,
         eos_ids: Collection[int],
         sampling: Sampling,
+        run_tokens: int,
         top_logprobs: int = 0,
         lookup: bool = False,
     ) -> None:
-        """Continue `prompt`, of which the cache of `forward` may hold a beginning already."""
+        """Continue `prompt`, of which the cache of `forward` may hold a beginning already.
+
+        At most `run_tokens` of it go through the graph in one run, which bounds the memory of what is computed.
+        """
         vocabulary = forward.cache.facts.vocabulary
         self.forward = forward
         self.prompt = prompt
         self.max_tokens = max_tokens
         self.eos_ids = frozenset(eos_ids)
+        self.run_tokens = run_tokens
         self.top = top_logprobs
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
@@ -169,7 +171,7 @@ class Steps(Iterator[Step]):
         cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
         self.reused = start = cache.length
         while start < len(self.prompt):
-            end = min(start + PROMPT_TOKENS, len(self.prompt))
+            end = min(start + self.run_tokens, len(self.prompt))
             if end == len(self.prompt) - 1:
                 end -= 1
             logits = self.forward.run(self.prompt[start:end], min(2, end - start))

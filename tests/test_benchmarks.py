@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from benchmarks import (
     retrieval,
     seeded,
     wide_decoder,
+    wide_decoding,
 )
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
@@ -72,6 +74,22 @@ def test_a_wide_decoder_runs_and_its_memory_is_told(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("after a prompt of 20 tokens") for line in lines)
     assert any(line.startswith("as `edgekit inspect` says for 8,192 tokens") for line in lines)
+
+
+def test_the_peers_wide_decoder_has_the_same_shape_and_weights_that_keep_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("WIDTH", 128), ("INNER", 256), ("HEADS", 8)):
+        monkeypatch.setattr(wide_decoding, name, size)
+
+    wide_decoding.write_wide_gguf(tmp_path / "wide.gguf", layers=2)
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "wide.gguf").tensors}
+    assert len(tensors) == 2 * 9 + 3
+    assert tuple(tensors["blk.1.attn_q.weight"].shape) == (128, 8 * 128)
+    down = tensors["blk.1.ffn_down.weight"]
+    assert tuple(down.shape) == (256, 128)
+    assert np.std(gguf.dequantize(down.data, down.tensor_type)) == pytest.approx(256**-0.5, rel=0.05)
 
 
 def test_memory_that_grows_by_a_constant_has_that_slope() -> None:

@@ -27,10 +27,10 @@ ORDER = {
         "bundle manifest records telemetry errors version"
     ),
     "exporters": (
-        "export_stage unfinished tasks recipes decoder_task block_recipes certify_decoder layer_errors certify "
-        "decoder_facts encoder jina_bert nomic_bert last_token decoder plain_attention weightless_trace "
-        "graph_files probe gguf gguf_tokenizer quantize block_weights calibration layerwise weightless pytorch_model "
-        "kept_arrays stored_blocks block_rounding rounding first_token attention "
+        "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
+        "layer_errors certify decoder_facts encoder jina_bert nomic_bert last_token decoder plain_attention "
+        "weightless_trace graph_files probe gguf gguf_tokenizer quantize block_weights calibration layerwise "
+        "weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
         "decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts facts sources checkpoint "
         "hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
@@ -133,6 +133,21 @@ def test_help_needs_neither_numpy_nor_onnxruntime() -> None:
     loaded = set(json.loads(run_python(code)))
 
     assert not loaded & (HEAVY | {"onnxruntime", "exporters"})
+
+
+MISS_AND_LIST = """
+import json, sys
+from exporters import export
+from runtime import NotFoundError
+try:
+    export("nothing")
+except NotFoundError:
+    print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+def test_nobody_waits_for_torch_to_hear_of_a_wrong_name() -> None:
+    assert not set(json.loads(run_python(MISS_AND_LIST))) & {"torch", "transformers", "optimum", "onnx", "onnxruntime"}
 
 
 @pytest.mark.parametrize("package", ["runtime", "exporters"])

@@ -15,11 +15,11 @@ from exporters.block_recipes import RECIPES, find_block_recipe
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import LARGEST_KL
-from exporters.export_stage import Silence
 from exporters.facts import kind_of
 from exporters.probe import probe_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
+from exporters.stages import Silence
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from exporters import Exported, Origin, export
 from exporters.architectures import ARCHITECTURES
 from exporters.encoder import IMPLEMENTED_HERE
-from exporters.export_stage import Progress, Silence
+from exporters.stages import Progress, Silence
 from runtime import (
     Bundle,
     CheckpointError,
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_unwritable(
     def unreadable(source: Path, _target: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(source))
 
-    monkeypatch.setattr("exporters.export_stage.shutil.copyfile", unreadable)
+    monkeypatch.setattr("exporters.conversion.shutil.copyfile", unreadable)
     with pytest.raises(PermissionError) as caught:
         tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32)
     assert not isinstance(caught.value, OutputError)

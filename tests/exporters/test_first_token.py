@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
+from exporters.conversion import draft_manifest
 from exporters.encoder import load_model, rebuild, trace
-from exporters.export_stage import draft_manifest
 from exporters.first_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from exporters.graph import tidy
 from exporters.quantize import Recipe, quantize_encoder

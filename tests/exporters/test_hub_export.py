@@ -25,20 +25,20 @@ def weights_of(path: Path) -> dict[str, bytes]:
 
 
 def test_an_export_from_the_hub_equals_the_one_from_the_wheel(
-    user: HubUser, hub: LocalHub, checkpoint: Path, int8_bundle: Bundle
+    user: HubUser, hub: LocalHub, checkpoint: Path, fp32_bundle: Bundle
 ) -> None:
     hub.add(REPO, files_of(checkpoint))
 
-    finished = user.run("export", REPO, "--out", "bundle")
+    finished = user.run("export", REPO, "--precision", "fp32", "--out", "bundle")
 
     assert finished.code == 0, finished.err
     exported = Bundle.open(user.home / "bundle")
-    assert weights_of(exported.file("model.onnx")) == weights_of(int8_bundle.file("model.onnx"))
+    assert weights_of(exported.file("model.onnx")) == weights_of(fp32_bundle.file("model.onnx"))
     source = exported.manifest.source
     assert (source.origin, source.requested, source.resolved) == ("hub", REPO, REPO)
     assert (source.revision, source.licence) == ("c" * 40, "apache-2.0")
     assert (source.gated, source.granted_at) == (False, None)
-    assert source.files == int8_bundle.manifest.source.files
+    assert source.files == fp32_bundle.manifest.source.files
 
 
 @pytest.fixture

@@ -98,12 +98,28 @@ def test_an_export_says_that_it_is_slower(tmp_path: Path, edgekit: Callable[...,
     finished = edgekit("export", folder, "--out", tmp_path / "b")
 
     assert finished.code == 0
-    assert "  slower   attention in plain operators: edgekit has no fused one for `gpt2`\n" in finished.err
+    assert (
+        "  slower   attention in plain operators: there is no fused one for `gpt2` with heads of 16\n" in finished.err
+    )
     assert "  int4     9 products" in finished.err
     shown = edgekit("inspect", tmp_path / "b").out.decode()
     assert "in plain operators, exact and slower than the fused one" in shown
     answer = edgekit("generate", tmp_path / "b", "Where", "--max-tokens", "4", "--no-chat")
     assert answer.code == 0
+
+
+def test_a_known_family_with_heads_that_the_fused_one_does_not_take(tmp_path: Path) -> None:
+    """As OpenLLaMA 3B's, of 100 numbers."""
+    folder = write_checkpoint(tmp_path / "tiny-llama", "llama", head_dim=20)
+    bundle = export(str(folder), precision=Precision.FP32, out=tmp_path / "b").bundle
+    decoder = Decoder(bundle)
+    ids = token_ids(TOKENS)
+
+    found = Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), TOKENS)
+
+    assert np.abs(found - logits_of(loaded(folder), ids)).max() < CLOSE
+    assert bundle.manifest.decoder is not None
+    assert bundle.manifest.decoder.plain_attention
 
 
 def test_a_grown_cache_goes_on_as_pytorch_does(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from runtime.footprint import LARGEST_RUN
 from runtime.forward import Forward
 from runtime.kv_cache import SPARE, KVCache, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
-from runtime.steps import PROMPT_TOKENS, FinishReason
+from runtime.steps import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 
 FOX = "The quick brown fox"
@@ -57,12 +58,12 @@ def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyD
 
 
 def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) -> None:
-    ids = np.random.default_rng(2).integers(3, reference.vocabulary, PROMPT_TOKENS + 40).tolist()
+    ids = np.random.default_rng(2).integers(3, reference.vocabulary, LARGEST_RUN + 40).tolist()
 
     assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
 
 
-@pytest.mark.parametrize("length", [1, 2, PROMPT_TOKENS, PROMPT_TOKENS + 1, PROMPT_TOKENS + 2])
+@pytest.mark.parametrize("length", [1, 2, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
 def test_a_prompt_is_never_read_in_a_run_of_one_row(decoder: Decoder, length: int) -> None:
     """Kernels for one row give other bits, so that an answer would depend on what the cache held."""
     steps = decoder.steps([5] * length, max_tokens=2)
@@ -72,7 +73,7 @@ def test_a_prompt_is_never_read_in_a_run_of_one_row(decoder: Decoder, length: in
     next(steps)
 
     assert sum(rows) == length
-    assert max(rows) <= PROMPT_TOKENS
+    assert max(rows) <= decoder.run_tokens == LARGEST_RUN
     assert min(rows) >= min(2, length)
 
 

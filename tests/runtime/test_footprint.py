@@ -5,29 +5,55 @@ import dataclasses
 import pytest
 
 from runtime import Bundle
-from runtime.footprint import PROCESS, footprint_of, packed_share
-from runtime.manifest import FileRecord, WeightBlocks
+from runtime.footprint import PROCESS, footprint_of, packed_share, run_tokens
+from runtime.manifest import DecoderFacts, FileRecord, Manifest, WeightBlocks
 from tests.decoders import TinyDecoder
 
 BLOCKS = WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance")
 
 
+def decoder_facts(manifest: Manifest) -> DecoderFacts:
+    assert manifest.decoder is not None
+    return manifest.decoder
+
+
 def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
     """Its 32 layers have 8 heads of 128 numbers, 4 bytes each, for keys and for values."""
     manifest = written[0].manifest
-    assert manifest.decoder is not None
-    facts = dataclasses.replace(manifest.decoder, context_length=32768, layers=32, kv_heads=8, head_size=128)
+    facts = dataclasses.replace(decoder_facts(manifest), context_length=32768, layers=32, kv_heads=8, head_size=128)
     files = {"model.onnx": 10**6, "model.onnx.data": 4 * 10**9, "tokenizer.json": 10**7}
     records = {name: FileRecord(size, "0" * 64) for name, size in files.items()}
 
-    found = footprint_of(dataclasses.replace(manifest, files=records, blocks=BLOCKS), facts)
+    large = dataclasses.replace(manifest, files=records, blocks=BLOCKS)
+    found = footprint_of(large, facts)
 
     assert found.weights == pytest.approx(4_001 * 10**6 * 0.625 / (0.5 + 4 / 64 + 0.5 / 64))
     assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]
     assert [length.cache for length in found.lengths] == [tokens << 18 for tokens in (1024, 4096, 8192)]
-    for length in found.lengths:
+    assert run_tokens(large, facts) == 128
+    scores = [4 * 32 * 128 * length.tokens for length in found.lengths]
+    for length, expected in zip(found.lengths, scores, strict=True):
         working = length.total - found.weights - length.cache - PROCESS
-        assert 150 << 20 < working < 250 << 20, "189 MiB were measured"
+        assert working == pytest.approx(expected + (47 << 20), rel=0.1), "47 MiB were measured for 128 tokens"
+
+
+def test_a_run_is_shorter_the_wider_a_model_is(written: tuple[Bundle, TinyDecoder]) -> None:
+    manifest = written[0].manifest
+    facts = dataclasses.replace(decoder_facts(manifest), layers=32)
+
+    def run_of(size: int) -> int:
+        files = {"model.onnx.data": FileRecord(size, "0" * 64)}
+        return run_tokens(dataclasses.replace(manifest, files=files, blocks=BLOCKS), facts)
+
+    assert [run_of(size) for size in (0, 10**6, 10**8, 10**9, 4 * 10**9, 10**11, 10**13)] == [
+        512,
+        512,
+        512,
+        256,
+        128,
+        64,
+        64,
+    ]
 
 
 @pytest.mark.parametrize(

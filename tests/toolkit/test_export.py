@@ -19,8 +19,8 @@ def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoin
     Bundle.open(out)
     lines = finished.err.splitlines()
     stages = [line.split(" s ", 1)[1] for line in lines if " s " in line[:10]]
-    assert stages[0] == "import torch, transformers and Optimum"
-    assert stages[1] == "find the checkpoint"
+    assert stages[0] == "find the checkpoint"
+    assert stages[1] == "import torch, transformers and Optimum"
     assert stages[-1] == "write the bundle"
     assert len(stages) == 8
     assert "tiny-bert, int8" in lines

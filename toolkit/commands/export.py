@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +11,7 @@ from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
 if TYPE_CHECKING:
-    from exporters.export_stage import Exported
+    from exporters.conversion import Exported
 
 
 @click.command()
@@ -68,14 +67,8 @@ def export(
 
     The bundle's path goes to stdout, all else to stderr.
     """
-    progress = StageProgress()
-    # torch alone takes seconds to import, and a person should know what they wait for.
-    name, start = "import torch, transformers and Optimum", time.perf_counter()
-    progress.begin(name)
     from exporters import Origin
     from exporters import export as export_stage
-
-    progress.end(name, time.perf_counter() - start)
 
     exported = export_stage(
         source,
@@ -90,7 +83,7 @@ def export(
         min_tau=min_tau,
         max_kl=max_kl,
         kind=Kind(kind) if kind else None,
-        progress=progress,
+        progress=StageProgress(),
     )
     summarize(exported)
     click.echo(exported.bundle.path)
@@ -111,8 +104,8 @@ def summarize(exported: Exported) -> None:
     if how is not None:
         click.echo(f"  {precision.value:<8} {how}", err=True)
     if bundle.manifest.decoder is not None and bundle.manifest.decoder.plain_attention:
-        architecture = bundle.manifest.architecture
-        click.echo(f"  slower   attention in plain operators: edgekit has no fused one for `{architecture}`", err=True)
+        form = f"`{bundle.manifest.architecture}` with heads of {bundle.manifest.decoder.head_size}"
+        click.echo(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
     click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
 
 

@@ -1,0 +1,126 @@
+"""A checkpoint that was found, to a bundle: graph -> quantize -> certify -> write, read from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from exporters.checkpoint import Checkpoint
+from exporters.facts import lower_case, max_length
+from exporters.gguf import unpacked, unpacked_size
+from exporters.graph_files import need_space
+from exporters.stages import Progress, stage
+from exporters.tasks import task_of
+from exporters.unfinished import Unfinished
+from runtime.bundle import TOKENIZER, Bundle, BundleWriter
+from runtime.errors import CheckpointError
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from runtime.version import __version__
+
+LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made, and the size in bytes of the weights it was made from."""
+
+    bundle: Bundle
+    checkpoint_size: int
+
+
+def convert(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    precision: Precision,
+    provider: Provider,
+    writer: BundleWriter,
+    told: Progress,
+    bar: float | None,
+) -> Exported:
+    """Make the bundle of a checkpoint; `bar` is how close to PyTorch it must come, in the measure of its kind."""
+    if checkpoint.gguf is not None:
+        with stage(told, "unpack the GGUF file"):
+            need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
+            checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
+    return Exported(build(checkpoint, kind, precision, provider, writer, told, bar), checkpoint.weights_size)
+
+
+def build(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    precision: Precision,
+    provider: Provider,
+    writer: BundleWriter,
+    told: Progress,
+    bar: float | None,
+) -> Bundle:
+    task = task_of(checkpoint, kind)
+    draft = draft_manifest(checkpoint, kind, precision, provider)
+    copy_tokenizer(checkpoint, writer.folder)
+    manifest = task.described(draft, writer.folder)
+    with ExitStack() as stack:
+        if task.keeps_work:
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            task.begin(unfinished.folder, told.advanced)
+        with stage(told, "load the weights"):
+            model = task.load()
+        with stage(told, "trace with Optimum"):
+            graph = task.graph(model, writer.scratch, manifest)
+        manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
+        with stage(told, "run the probe set with PyTorch"):
+            expected = task.reference(model, manifest)
+        del model
+        if precision is not Precision.FP32:
+            kept = precision is Precision.SOURCE
+            with stage(told, "keep the blocks of the file" if kept else f"quantize to {precision.value}"):
+                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
+        task.write(graph, writer.folder)
+        with stage(told, "certify against PyTorch"):
+            certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
+        with stage(told, "write the bundle"):
+            return writer.commit(dataclasses.replace(manifest, certificate=certificate))
+
+
+def key_of(manifest: Manifest, bar: float | None) -> str:
+    """What tells an export apart from others to the same target: the checkpoint's hashes, versions, precision, bar."""
+    return f"{manifest_to_json(manifest)}{bar}\n"
+
+
+def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider) -> Manifest:
+    """All of the manifest that the checkpoint's own files decide."""
+    return Manifest(
+        schema=SCHEMA,
+        kind=kind,
+        name=checkpoint.name,
+        precision=precision,
+        provider=provider,
+        architecture=checkpoint.architecture.name,
+        inputs=(),
+        source=checkpoint.source,
+        files={},
+        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
+        embedder=None,
+        certificate=None,
+        made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
+    )
+
+
+def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
+    """Name -> id of the tokens that tokenizer.json marks as special."""
+    content = checkpoint.read_json(TOKENIZER)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
+            hint="load its tokenizer with transformers' `AutoTokenizer` and save it with `save_pretrained`",
+        )
+    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    for licence in checkpoint.folder.glob("LICENSE*"):
+        shutil.copyfile(licence, folder / licence.name)
