@@ -12,8 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-# Imported once: each export is a fork of this process, which has started no thread yet.
-from exporters.export_stage import Silence, export
+# Imported once, and torch with it: each export is a fork of this process, which has started no thread yet.
+import exporters.conversion  # noqa: F401
+from exporters.export_stage import export
+from exporters.stages import Silence
 from exporters.unfinished import folder_of
 
 LONGEST = 0.3

@@ -9,8 +9,8 @@ import pytest
 
 from exporters import export
 from exporters.decoder_task import BlockTrials
-from exporters.export_stage import Silence
 from exporters.layerwise import Layerwise
+from exporters.stages import Silence
 from runtime import InputError, OutputError, Precision
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
