@@ -12,6 +12,8 @@ from exporters.decoder_task import BlockTrials
 from exporters.layerwise import Layerwise
 from exporters.stages import Silence
 from runtime import InputError, OutputError, Precision
+from runtime.bundle import BundleWriter
+from runtime.manifest import Manifest
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -51,6 +53,28 @@ def test_an_export_killed_in_each_stage_ends_with_the_same_bytes(checkpoint: Pat
     assert found["trace with Optimum"] == 0 < found["certify against PyTorch"] == found["write the bundle"]
     assert contents(tmp_path / "killed") == contents(whole.path)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one reads weights that the bundle has too."""
+    commit = BundleWriter.commit
+
+    def interrupted(writer: BundleWriter, manifest: Manifest) -> None:
+        commit(writer, manifest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BundleWriter, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(str(checkpoint), out=tmp_path / "b")
+    whole = contents(tmp_path / "b")
+
+    bundle = export(str(checkpoint), out=tmp_path / "b").bundle
+
+    assert contents(bundle.path) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
