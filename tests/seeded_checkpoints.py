@@ -15,6 +15,7 @@ import transformers
 from numpy.typing import NDArray
 
 from tests.decoders import CHATML, write_tokenizer
+from tests.mistral import PIECES, write_mistral_tokenizer
 
 SHARD = 5 * 10**9
 """Bytes of a shard, as transformers cuts them."""
@@ -33,7 +34,8 @@ class Shape:
     inner: int
     heads: int
     kv_heads: int
-    vocabulary: int = 32000
+    vocabulary: int = PIECES
+    """Of Mistral's own size by default, and then of its own pieces."""
     window: int | None = 4096
     positions: int = 32768
 
@@ -79,11 +81,10 @@ def write_seeded(
         **changes,
     )
     config.save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML})
-    )
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    if shape.vocabulary == PIECES:
+        write_mistral_tokenizer(folder)
+    else:
+        write_small_tokenizer(folder)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     shards = cut(
@@ -99,6 +100,14 @@ def write_seeded(
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_small_tokenizer(folder: Path) -> None:
+    write_tokenizer(folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML})
+    )
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
 
 
 def cut(tensors: list[Tensor], width: int, shard: int) -> list[list[Tensor]]:

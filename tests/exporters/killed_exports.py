@@ -1,7 +1,7 @@
-"""Exports a checkpoint again and again, killed at random moments, until one of them ends by itself.
+"""Exports a checkpoint again and again, killed at a random moment of one stage after another, and then to its end.
 
-`python -m tests.exporters.killed_exports CHECKPOINT BUNDLE KILLS SEED` prints how many were killed, and how many files
-of earlier work the last one found.
+`python -m tests.exporters.killed_exports CHECKPOINT BUNDLE SEED STAGE...` prints how many entries of earlier work each
+kill left.
 """
 
 from __future__ import annotations
@@ -10,44 +10,52 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
-# Imported once: each export is a fork of this process, which has started no thread yet.
-from exporters import export
+# Imported once, and torch with it: each export is a fork of this process, which has started no thread yet.
+import exporters.conversion  # noqa: F401
+from exporters.export_stage import export
+from exporters.stages import Silence
+from exporters.unfinished import folder_of
+
+LONGEST = 0.3
+"""Seconds into a stage at which it is struck at the latest."""
 
 
-def main(checkpoint: str, out: str, kills: str, seed: str) -> None:
+class Struck(Silence):
+    """Has this process killed some seconds after a stage began, or at the stage's end where that comes first."""
+
+    def __init__(self, stage: str, moment: float) -> None:
+        self.stage = stage
+        self.moment = moment
+
+    def begin(self, stage: str) -> None:
+        if stage == self.stage:
+            # The system ends a process that does not handle this signal as it ends one that is killed.
+            signal.setitimer(signal.ITIMER_REAL, self.moment)
+
+    def end(self, stage: str, seconds: float) -> None:  # noqa: ARG002 - as Progress has it
+        if stage == self.stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(checkpoint: str, out: str, seed: str, *stages: str) -> None:
     chance = random.Random(int(seed))
-    unfinished = Path(out).parent / f".{Path(out).name}.unfinished"
-    killed, longest = 0, 2.0
-    while killed < int(kills):
-        process = start(checkpoint, out)
-        begun, moment = time.monotonic(), chance.uniform(0, longest)
-        while time.monotonic() - begun < moment and not has_ended(process):
-            time.sleep(0.002)
-        os.kill(process, signal.SIGKILL)
-        ended = os.waitpid(process, 0)[1]
-        if ended == 0:
-            # It came to its end: begin anew, and strike earlier.
-            longest = 0.8 * moment
-            continue
-        killed += 1
-        longest *= 1.1
-    print(killed, len(list(unfinished.rglob("*.journal"))), flush=True)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(checkpoint, out), 0)[1]))
+    for stage in stages:
+        status = ended(checkpoint, out, Struck(stage, chance.uniform(0.001, LONGEST)))
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"an export ended in another way than by a kill in `{stage}`: {status}")
+        print(sum(len(path.read_bytes().splitlines()) for path in folder_of(Path(out)).rglob("*.journal")), flush=True)
+    sys.exit(os.waitstatus_to_exitcode(ended(checkpoint, out, Silence())))
 
 
-def start(checkpoint: str, out: str) -> int:
+def ended(checkpoint: str, out: str, progress: Silence) -> int:
+    """How the process of an export ended."""
     process = os.fork()
     if process == 0:
-        export(checkpoint, out=out)
+        export(checkpoint, out=out, progress=progress)
         os._exit(0)
-    return process
-
-
-def has_ended(process: int) -> bool:
-    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return os.waitpid(process, 0)[1]
 
 
 if __name__ == "__main__":

