@@ -36,6 +36,7 @@ from tests.exporters import by_the_book
 
 STAGES = [
     "find the checkpoint",
+    "import torch, transformers and Optimum",
     "load the weights",
     "trace with Optimum",
     "run the probe set with PyTorch",
