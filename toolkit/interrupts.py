@@ -1,16 +1,40 @@
-"""Ctrl-C that ends an answer, not the program."""
+"""Ctrl-C that ends an answer and not the program, and Ctrl-C that no library swallows."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.stream import Stream
+
+
+@contextmanager
+def raised_again() -> Iterator[Callable[[], None]]:
+    """Have Ctrl-C raise KeyboardInterrupt, and once more where the function that is given is called afterwards.
+
+    Libraries that look for others by importing them catch whatever comes of that, an interrupt included.
+    """
+    interrupted = False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -23,13 +23,17 @@ WIDTH = 20
 class StageProgress:
     """A line for each stage with the time it took; on a terminal the line is there while the stage runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
+        """`check` is called before each stage."""
+        self.check = check
         self.download: tuple[float, int] | None = None
         """When the download began to be shown, and the bytes that were there then."""
         self.advance: tuple[float, int, float] | None = None
         """When weights began to be done, the bytes that were done then, and when it was last told."""
 
     def begin(self, stage: str) -> None:
+        if self.check is not None:
+            self.check()
         if sys.stderr.isatty():
             click.echo(f"  ...     {stage}", err=True, nl=False)
 

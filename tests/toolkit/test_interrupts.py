@@ -4,11 +4,13 @@ import hashlib
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
-from toolkit.interrupts import ending_at_interrupt
+from toolkit.interrupts import ending_at_interrupt, raised_again
+from toolkit.progress import StageProgress
 
 
 def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
@@ -45,3 +47,16 @@ def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
     thread.join()
 
     assert during == [True, True]
+
+
+def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_stage() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with raised_again() as check:
+        progress = StageProgress(check)
+        progress.begin("trace with Optimum")
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            progress.begin("write the bundle")
+    assert signal.getsignal(signal.SIGINT) is before

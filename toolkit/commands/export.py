@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.manifest import CacheType, Certificate, Kind, Precision, Provider
+from toolkit.interrupts import raised_again
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
 
@@ -79,22 +80,23 @@ def export(
     from exporters import Origin
     from exporters import export as export_stage
 
-    exported = export_stage(
-        source,
-        precision=Precision(precision) if precision else None,
-        provider=Provider(provider),
-        out=out,
-        origin=Origin(origin) if origin else None,
-        revision=revision,
-        offline=offline,
-        token_host=token_host,
-        min_cosine=min_cosine,
-        min_tau=min_tau,
-        max_kl=max_kl,
-        cache=CacheType(cache) if cache else None,
-        kind=Kind(kind) if kind else None,
-        progress=StageProgress(),
-    )
+    with raised_again() as check:
+        exported = export_stage(
+            source,
+            precision=Precision(precision) if precision else None,
+            provider=Provider(provider),
+            out=out,
+            origin=Origin(origin) if origin else None,
+            revision=revision,
+            offline=offline,
+            token_host=token_host,
+            min_cosine=min_cosine,
+            min_tau=min_tau,
+            max_kl=max_kl,
+            cache=CacheType(cache) if cache else None,
+            kind=Kind(kind) if kind else None,
+            progress=StageProgress(check),
+        )
     summarize(exported)
     click.echo(exported.bundle.path)
 
