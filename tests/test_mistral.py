@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import transformers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from exporters import export
@@ -130,6 +130,7 @@ def test_texts_have_the_ids_of_sentencepiece_and_of_transformers(
 def test_any_text_has_the_ids_of_sentencepiece(
     text: str, decoder: Decoder, pieces: sentencepiece.SentencePieceProcessor
 ) -> None:
+    assume(not any(special in text for special in ("<unk>", "<s>", "</s>")))
     ids = decoder.encode_exactly(text)
 
     assert ids == pieces.encode(text)
