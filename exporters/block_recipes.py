@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from exporters.block_rounding import Rounding
 from exporters.block_weights import BlockRecipe
@@ -27,6 +27,19 @@ The output matrix decides between tokens: its smaller blocks bring SmolLM2's div
 all matrices to 0.206, where plain rounding in blocks of 32 has 0.431. With 8 bits, rounding by importance is no closer
 to PyTorch than to the nearest level.
 """
+
+
+COARSE = BlockRecipe(block=128, output_block=32)
+"""Faster by a fifth on layers of Mistral-7B's shape, and less exact: SmolLM2's divergence is 0.341 with it."""
+
+
+def recipes_for(precision: Precision, inputs: Iterable[int]) -> tuple[BlockRecipe, ...]:
+    """What is tried for a divergence, in the order of speed; `inputs` are those of each matrix.
+
+    Large blocks make nothing faster where a matrix does not fill them.
+    """
+    fills = precision is Precision.INT4 and all(count % COARSE.block == 0 for count in inputs)
+    return (COARSE, *RECIPES[precision]) if fills else RECIPES[precision]
 
 
 def find_block_recipe(

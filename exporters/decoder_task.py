@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.block_recipes import RECIPES, find_block_recipe
+from exporters.block_recipes import RECIPES, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe, keep_blocks, quantize_decoder
 from exporters.calibration import MomentsReading
 from exporters.certify_decoder import (
@@ -141,7 +141,8 @@ class DecoderTask:
             def divergence(tried: BlockRecipe) -> float:
                 return trials.divergence(tried, expected)
 
-            recipe = find_block_recipe(RECIPES[precision], divergence, max_kl=bar, precision=precision)
+            recipes = recipes_for(precision, trials.inputs)
+            recipe = find_block_recipe(recipes, divergence, max_kl=bar, precision=precision)
         made = trials.quantized(recipe)
         return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
 
@@ -221,7 +222,9 @@ class BlockTrials:
         self.graph = graph
         self.task = task
         self.bundle = bundle
-        self.products = len(list(linears(graph.graph)))
+        self.inputs = [product.inputs for product in linears(graph.graph)]
+        """Of each product."""
+        self.products = len(self.inputs)
         self.last: tuple[BlockRecipe, ir.Model] | None = None
 
     def quantized(self, recipe: BlockRecipe) -> ir.Model:

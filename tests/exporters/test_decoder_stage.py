@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from exporters import Origin, export
-from exporters.block_recipes import RECIPES, find_block_recipe
+from exporters.block_recipes import COARSE, RECIPES, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import LARGEST_KL
@@ -322,6 +322,20 @@ def test_a_finer_recipe_is_taken_where_the_first_is_too_far(folder: Path, int4: 
     assert bundle.manifest.blocks != int4.manifest.blocks
     assert bundle.manifest.certificate is not None
     assert bundle.manifest.certificate.figures["kl_mean"] <= bar
+
+
+def test_large_blocks_are_tried_first_where_matrices_fill_them(tmp_path: Path) -> None:
+    folder = write_checkpoint(
+        tmp_path / "wide", "llama", hidden_size=128, intermediate_size=256, initializer_range=0.05
+    )
+    assert recipes_for(Precision.INT4, [128, 256]) == (COARSE, *RECIPES[Precision.INT4])
+    assert recipes_for(Precision.INT4, [128, 192]) == RECIPES[Precision.INT4]
+    assert recipes_for(Precision.INT8, [128, 256]) == RECIPES[Precision.INT8]
+
+    for bar, block in ((None, 64), (0.99, 128)):
+        blocks = export(str(folder), max_kl=bar, out=tmp_path / "b").bundle.manifest.blocks
+        assert blocks is not None
+        assert (blocks.block, blocks.output_block) == (block, 32)
 
 
 def test_recipes_are_tried_in_their_order() -> None:
