@@ -112,6 +112,15 @@ def wide_bundle(layers: int, block: int) -> Path:
     return folder if folder.exists() else write_wide_decoder(folder, layers=layers, block=block).path
 
 
+def bytes_read(contestant: Contestant, block: int) -> int:
+    """Of the weights, for each token: all but the tables of word vectors and of angles, of which one row is read."""
+    table = VOCABULARY * WIDTH
+    if contestant.system is System.LLAMA_CPP:
+        return weights_bytes(contestant.model) - table * BLOCK_BYTES // BLOCK
+    # A word vector's block has a scale of four bytes and a zero point of one; angles are two float32 for half a head.
+    return weights_bytes(contestant.model) - table // 2 - 5 * table // block - 4 * CONTEXT * HEAD_SIZE
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoding", description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
@@ -148,11 +157,11 @@ def main() -> None:
             f"{layers} layers of Mistral-7B's shape, {options.new} new tokens after {len(prompt)}, {threads} threads"
         )
         print_table(title, *speed_rows(results, len(prompt)))
-    header = ["system", "MB of weights", "of bandwidth", "at best", "peak MiB"]
+    header = ["system", "MB read for a token", "of bandwidth", "at best", "peak MiB"]
     rows = []
     for result in results:
         seconds = sorted(result.token_seconds(len(prompts[0])))
-        size = weights_bytes(result.contestant.model)
+        size = bytes_read(result.contestant, options.block)
         shares = [f"{size / taken / bandwidth:.0%}" for taken in (seconds[len(seconds) // 2], seconds[0])]
         rows.append([result.contestant.name, f"{size / 1e6:,.0f}", *shares, f"{result.peak_bytes / MEBIBYTE:,.0f}"])
     print_table(f"{threads} threads read {bandwidth / 1e9:.1f} GB/s", header, rows)
