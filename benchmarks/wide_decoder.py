@@ -85,7 +85,7 @@ class Writer:
         count = inputs // self.block
         shape = (outputs, count, 1) if apart else (outputs, count)
         levels = np.frombuffer(self.rng.bytes(outputs * inputs // 2), np.uint8).reshape(outputs, count, -1)
-        scales = (self.rng.uniform(0.8, 1.2, shape) / (4.6 * inputs**0.5)).astype(np.float32)
+        scales = seeded_scales(self.rng, shape, inputs).astype(np.float32)
         packed = shape if apart else (outputs, (count + 1) // 2)
         zeros = 7 + self.rng.integers(0, 2, packed).astype(np.uint8)
         zeros = zeros if apart else zeros * np.uint8(17)
@@ -153,6 +153,12 @@ class Writer:
         graph = helper.make_graph(self.nodes, "wide", inputs, outputs, self.constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(ORT_DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def seeded_scales(rng: np.random.Generator, shape: tuple[int, ...], inputs: int) -> NDArray[np.float64]:
+    """Scales of blocks with which products of so many inputs keep their size: levels have a deviation of 4.6."""
+    scales: NDArray[np.float64] = rng.uniform(0.8, 1.2, shape) / (4.6 * inputs**0.5)
+    return scales
 
 
 def names(prefix: str, layer: int) -> list[str]:

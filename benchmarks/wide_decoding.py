@@ -37,6 +37,7 @@ from benchmarks.wide_decoder import (
     SEED,
     VOCABULARY,
     WIDTH,
+    seeded_scales,
     write_wide_decoder,
 )
 
@@ -70,7 +71,7 @@ def write_wide_gguf(path: Path, *, layers: int) -> None:
     def matrix(name: str, outputs: int, inputs: int) -> None:
         blocks = np.empty((outputs, inputs // BLOCK, BLOCK_BYTES), np.uint8)
         blocks[..., 2:] = rng.integers(0, 256, (*blocks.shape[:2], BLOCK_BYTES - 2), np.uint8)
-        scales = (rng.uniform(0.8, 1.2, blocks.shape[:2]) / (4.6 * inputs**0.5)).astype(np.float16)
+        scales = seeded_scales(rng, blocks.shape[:2], inputs).astype(np.float16)
         blocks[..., :2] = scales.view(np.uint8).reshape(*blocks.shape[:2], 2)
         writer.add_tensor(name, blocks.reshape(outputs, -1), raw_dtype=GGMLQuantizationType.Q4_0)
 
