@@ -11,26 +11,23 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from runtime.manifest import Provider
-from runtime.pages import LARGE_PAGE, MAPS, Region, give_back, mapped_regions, on_large_pages
+from runtime.pages import LARGE_PAGE, Region, give_back, mapped_regions, on_large_pages, own_bytes
 from runtime.session import Session
 
-SMAPS = """\
+LISTING = """\
 55d0c8a00000-55d0c8c00000 rw-p 00000000 00:00 0                          [heap]
-Size:               2048 kB
-Anonymous:          1024 kB
-VmFlags: rd wr mr
 7f0000000000-7f0000001000 r--p 00000000 fe:00 12                         /tmp/a folder/model.onnx.data
-Size:                  4 kB
-Anonymous:             0 kB
 7f0000001000-7f0000003000 rw-p 00000000 00:00 0
+7f0000003000-7f0000004000 ---p 00000000 00:00 0
 """
+SMAPS = Path("/proc/self/smaps")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 
 
 def resident(path: Path) -> int:
     """Bytes of a file that lie in this process's memory, counted for each time it is mapped."""
     total, inside = 0, False
-    for line in MAPS.read_text().splitlines():
+    for line in SMAPS.read_text().splitlines():
         name, *values = line.split(maxsplit=5)
         if not name.endswith(":"):
             inside = values[-1] == str(path)
@@ -40,12 +37,12 @@ def resident(path: Path) -> int:
 
 
 def test_regions_are_read_with_their_files(tmp_path: Path) -> None:
-    (tmp_path / "smaps").write_text(SMAPS)
+    (tmp_path / "maps").write_text(LISTING)
 
-    assert mapped_regions(tmp_path / "smaps") == [
-        Region(0x55D0C8A00000, 0x55D0C8C00000, None, 1 << 20),
-        Region(0x7F0000000000, 0x7F0000001000, Path("/tmp/a folder/model.onnx.data"), 0),
-        Region(0x7F0000001000, 0x7F0000003000, None, 0),
+    assert mapped_regions(tmp_path / "maps") == [
+        Region(0x55D0C8A00000, 0x55D0C8C00000, None),
+        Region(0x7F0000000000, 0x7F0000001000, "/tmp/a folder/model.onnx.data"),
+        Region(0x7F0000001000, 0x7F0000003000, None),
     ]
 
 
@@ -55,6 +52,21 @@ def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert mapped_regions(tmp_path / "none") == []
     assert give_back(tmp_path) == 0
     assert on_large_pages([]) == 0
+
+
+@linux
+@pytest.mark.parametrize("told", [None, bytes(8)])
+def test_a_system_that_says_nothing_of_pages(
+    told: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if told is not None:
+        (tmp_path / "pagemap").write_bytes(told)
+    monkeypatch.setattr("runtime.pages.own_bytes", lambda regions: own_bytes(regions, tmp_path / "pagemap"))
+    monkeypatch.setattr("runtime.pages.WORTH_MOVING", 0)
+    (tmp_path / "weights").write_bytes(bytes(1 << 16))
+    with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        assert give_back(tmp_path) == 0
+        assert on_large_pages([]) == 0
 
 
 @linux
@@ -79,6 +91,7 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[100] = 7
 
+        assert [own_bytes([region])[0] for region in mapped_regions() if region.file == str(path)] == [mmap.PAGESIZE]
         assert give_back(tmp_path) == 0
         assert mapped[100] == 7
 
