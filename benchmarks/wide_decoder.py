@@ -19,7 +19,8 @@ from tokenizers.decoders import ByteLevel
 from tokenizers.models import WordLevel
 
 from runtime import Bundle, Kind, Precision, Provider
-from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
+from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
+from runtime.bundle_writer import BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import (
     SCHEMA,
@@ -33,7 +34,6 @@ from runtime.manifest import (
 
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 4096, 32, 8, 128, 14336, 32000
 CONTEXT, WINDOW = 32768, 4096
-DATA = f"{GRAPH}.data"
 ALIGNMENT = 4096
 """Of what lies in the data file, so that it can be mapped."""
 SEED = 7
@@ -67,7 +67,7 @@ class Writer:
         self.data.write(bytes(-self.data.tell() % ALIGNMENT))
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", DATA), ("offset", self.data.tell()), ("length", array.nbytes)):
+        for key, value in (("location", WEIGHTS), ("offset", self.data.tell()), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         self.data.write(array.tobytes())
         self.constants.append(tensor)
@@ -168,7 +168,7 @@ def names(prefix: str, layer: int) -> list[str]:
 def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
     """The bundle of such a decoder."""
     with BundleWriter(target) as writer:
-        with (writer.folder / DATA).open("wb") as data:
+        with (writer.folder / WEIGHTS).open("wb") as data:
             graph = Writer(data, block).decoder(layers)
         (writer.folder / GRAPH).write_bytes(graph.SerializeToString())
         words = {f"word{number}": number for number in range(VOCABULARY)}

@@ -17,7 +17,8 @@ from exporters.graph_files import need_space
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
 from exporters.unfinished import Unfinished
-from runtime.bundle import TOKENIZER, Bundle, BundleWriter
+from runtime.bundle import TOKENIZER, Bundle
+from runtime.bundle_writer import BundleWriter
 from runtime.errors import CheckpointError
 from runtime.manifest import SCHEMA, CacheType, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
 from runtime.version import __version__

@@ -33,7 +33,7 @@ from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
 from exporters.gguf import open_gguf, stored_matrices
 from exporters.graph import tidy
-from exporters.graph_files import CONTENT, data_of, need_space, write_graph
+from exporters.graph_files import CONTENT, need_space, write_graph
 from exporters.half_precision import check_states, put_cache_in_half, put_in_half
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import Layerwise
@@ -42,7 +42,7 @@ from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.stored_tensors import StreamedTensor, Told
 from exporters.weightless import WeightlessDecoder, open_decoder
-from runtime.bundle import GRAPH, TOKENIZER, Bundle
+from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
@@ -153,7 +153,7 @@ class DecoderTask:
 
         def measure() -> Made:
             with TemporaryDirectory(dir=self.work) as folder, self.refusing_what_does_not_run():
-                write_graph(graph.clone(), KeptArrays(Path(folder) / data_of(GRAPH)), exact.path / GRAPH)
+                write_graph(graph.clone(), KeptArrays(Path(folder) / WEIGHTS), exact.path / GRAPH)
                 return Made({CONTENT: np.array([checked_agreement(Decoder(exact), expected).kl])})
 
         KeptArrays(self.work / "checks").keep("unrounded", measure)
@@ -174,7 +174,7 @@ class DecoderTask:
                 if other.is_dir() and other != folder:
                     shutil.rmtree(other)
             folder.mkdir(exist_ok=True)
-            self.kept = KeptArrays(folder / data_of(GRAPH))
+            self.kept = KeptArrays(folder / WEIGHTS)
         return self.kept
 
     def calibration_windows(self) -> list[list[int]]:

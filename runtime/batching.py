@@ -7,7 +7,6 @@ and the bits of a text's result cannot depend on its neighbours' lengths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -35,6 +34,9 @@ def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], wor
         for group in groups:
             run(group)
         return
+    # Takes as long to import as all of this package, and a single text needs none of it.
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     with ThreadPoolExecutor(workers, thread_name_prefix="edgekit") as pool:
         futures = [pool.submit(run, group) for group in groups]
         try:

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import SupportsIndex, TypeVar
+from typing import SupportsIndex
 
 from tokenizers import Tokenizer
 
-from runtime.bundle import GRAPH, TOKENIZER, Bundle
+from runtime.bundle import TOKENIZER, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
-from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
 from runtime.forward import Forward, check_cache_type, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
+from runtime.opening import Opening
 from runtime.sampler import Sampling
 from runtime.saved_cache import load_cache, save_cache
-from runtime.session import load_onnxruntime, onnxruntime_version, shared_session
+from runtime.session import onnxruntime_version
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
 from runtime.tokenizer import checked_text, open_tokenizer
-
-HEAD_START = 0.04
-"""Seconds after which onnxruntime has let go of Python's lock, which `tokenizers` then holds until its file is read."""
-
-First = TypeVar("First")
-Second = TypeVar("Second")
 
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
@@ -81,17 +74,9 @@ class Decoder:
 
         `context` bounds the tokens of a prompt and its answer, by default as the model does.
         """
-        if isinstance(bundle, Bundle):
-            self.bundle = bundle
-        else:
-            self.bundle, _ = at_once(partial(Bundle.open, bundle), load_onnxruntime)
+        opening = Opening(bundle, Kind.DECODER)
+        self.bundle = opening.bundle
         manifest = self.bundle.manifest
-        if manifest.kind is not Kind.DECODER:
-            command = COMMANDS.get(manifest.kind, "inspect")
-            raise BundleError(
-                f"`{self.bundle.path}` is {articled(manifest.kind)}, not {articled(Kind.DECODER)}",
-                hint=f"use `edgekit {command} {self.bundle.path}`",
-            )
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
         self.facts = manifest.decoder
@@ -109,16 +94,8 @@ class Decoder:
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.tokenizer, self.session = at_once(
-            partial(open_tokenizer, self.bundle.file(TOKENIZER)),
-            partial(
-                shared_session,
-                self.bundle.file(GRAPH),
-                provider=manifest.provider,
-                inputs=manifest.inputs,
-                threads=self.threads,
-            ),
-            head_start=HEAD_START,
+        self.tokenizer, self.session = opening.finish(
+            partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
         )
         check_cache_type(self.session, self.facts)
         self.tokenizer.no_truncation()
@@ -287,16 +264,6 @@ class Decoder:
         if cache.facts != self.facts:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
-
-
-def at_once(
-    first: Callable[[], First], second: Callable[[], Second], *, head_start: float = 0.0
-) -> tuple[First, Second]:
-    """What both give, the second called on another thread, some seconds before; where both fail, the first's error."""
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(second)
-        wait([other], head_start)
-        return first(), other.result()
 
 
 def encode_text(tokenizer: Tokenizer, facts: DecoderFacts, text: str) -> list[int]:

@@ -6,12 +6,14 @@ import base64
 import json
 from dataclasses import dataclass, field
 from enum import Enum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from runtime.errors import BundleError
 from runtime.records import RecordError, read_record, write_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA = 4
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
@@ -393,6 +395,9 @@ def pack_vector(vector: NDArray[np.float32]) -> str:
 
 def unpack_vector(text: str) -> NDArray[np.float32]:
     """The inverse of `pack_vector`; raises BundleError when `text` is no such vector."""
+    # Who only reads a manifest computes nothing, and does not wait for it.
+    import numpy as np  # noqa: PLC0415
+
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     except ValueError as error:

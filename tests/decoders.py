@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from runtime import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
-from runtime.bundle import GRAPH, TOKENIZER, BundleWriter
+from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
+from runtime.bundle_writer import BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
 
@@ -210,13 +211,18 @@ def facts_of(decoder: TinyDecoder, **changes: object) -> DecoderFacts:
 
 
 def write_decoder(
-    target: Path, *, window: int | None = None, cache: CacheType = CacheType.FLOAT32, **facts: object
+    target: Path,
+    *,
+    window: int | None = None,
+    cache: CacheType = CacheType.FLOAT32,
+    weights_beside: bool = False,
+    **facts: object,
 ) -> tuple[Bundle, TinyDecoder]:
     """The bundle of a small decoder, and the decoder; `facts` replace what its manifest says."""
     with BundleWriter(target) as writer:
         vocabulary = write_tokenizer(writer.folder / TOKENIZER).get_vocab_size()
         decoder = TinyDecoder.seeded(vocabulary, window=window)
-        onnx.save(decoder.graph(cache), writer.folder / GRAPH)
+        onnx.save(decoder.graph(cache), writer.folder / GRAPH, save_as_external_data=weights_beside, location=WEIGHTS)
         manifest = Manifest(
             schema=SCHEMA,
             kind=Kind.DECODER,

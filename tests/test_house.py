@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from runtime import Bundle
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +24,8 @@ ORDER = {
         "replay "
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
         "detokenizer chat_template messages "
-        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer session pages dense pooling "
-        "bundle manifest records telemetry errors version"
+        "reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
+        "opening session pages bundle_writer bundle manifest records telemetry errors version"
     ),
     "exporters": (
         "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
@@ -126,13 +127,47 @@ def test_the_runtime_runs_where_the_heavy_things_cannot_be_imported(int8_bundle:
     run_python(code)
 
 
+def test_public_names_are_those_that_are_imported_when_they_are_asked_for() -> None:
+    """What type checkers read, what is listed and what is looked up are the same names."""
+    tree = ast.parse((ROOT / "runtime" / "__init__.py").read_text(encoding="utf-8"))
+    checked = {
+        alias.name: f"{node.module}".removeprefix("runtime.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("runtime.")
+        for alias in node.names
+    }
+
+    assert checked == runtime.HOMES
+    assert list(runtime.HOMES) == runtime.__all__
+    assert set(runtime.__all__) <= set(dir(runtime))
+    for name, home in runtime.HOMES.items():
+        assert getattr(runtime, name) is getattr(importlib.import_module(f"runtime.{home}"), name)
+    with pytest.raises(AttributeError, match="module `runtime` has no attribute `Embeder`"):
+        _ = runtime.Embeder
+
+
+def test_a_decoder_waits_for_nothing_that_embeds() -> None:
+    loaded = set(
+        json.loads(run_python("import json, sys; from runtime import Decoder; print(json.dumps([*sys.modules]))"))
+    )
+
+    assert "runtime.decoder" in loaded
+    assert not loaded & {
+        "runtime.embedder",
+        "runtime.reranker",
+        "runtime.bundle_writer",
+        "concurrent.futures",
+        "jinja2",
+    }
+
+
 def test_help_needs_neither_numpy_nor_onnxruntime() -> None:
     code = (
         "import sys, json; import toolkit.cli; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     loaded = set(json.loads(run_python(code)))
 
-    assert not loaded & (HEAVY | {"onnxruntime", "exporters"})
+    assert not loaded & (HEAVY | {"onnxruntime", "exporters", "numpy", "tokenizers"})
 
 
 MISS_AND_LIST = """

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from runtime.batching import in_chunks
-from runtime.bundle import MANIFEST, flush, sha256_of
+from runtime.bundle import MANIFEST, sha256_of
+from runtime.bundle_writer import flush
 from runtime.errors import EdgekitError, InputError, TextTooLongError
 from toolkit.job import Job
 from toolkit.notes import Notes

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from runtime.bundle import flush
+from runtime.bundle_writer import flush
 from runtime.errors import InputError, OutputError
 from runtime.records import RecordError, read_record, write_record
 from toolkit.job import Options

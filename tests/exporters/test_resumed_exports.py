@@ -12,7 +12,7 @@ from exporters.decoder_task import BlockTrials
 from exporters.layerwise import Layerwise
 from exporters.stages import Silence
 from runtime import InputError, OutputError, Precision
-from runtime.bundle import BundleWriter
+from runtime.bundle_writer import BundleWriter
 from runtime.manifest import Manifest
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf

@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, BundleError, Embedder, InputError, NotFoundError, bundle
-from runtime.bundle import BundleWriter, check_path
+from runtime import Bundle, BundleError, Embedder, NotFoundError
+from runtime.bundle import check_path
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
@@ -159,77 +155,6 @@ def test_external_data_outside_the_folder_is_not_read(edit_manifest: EditManifes
 
     with pytest.raises(BundleError, match=r"onnxruntime cannot open .*(?i:escapes|outside|directory)"):
         Embedder(path)
-
-
-def fill(writer: BundleWriter, int8_bundle: Bundle) -> None:
-    for name in int8_bundle.manifest.files:
-        shutil.copyfile(int8_bundle.path / name, writer.folder / name)
-
-
-def test_a_written_bundle_opens(int8_bundle: Bundle, tmp_path: Path) -> None:
-    with BundleWriter(tmp_path / "new" / "bundle") as writer:
-        fill(writer, int8_bundle)
-        written = writer.commit(int8_bundle.manifest)
-
-    assert Bundle.open(tmp_path / "new" / "bundle").manifest == written.manifest == int8_bundle.manifest
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
-
-
-@pytest.mark.parametrize("swaps", [True, False])
-def test_a_new_bundle_replaces_the_old(
-    int8_bundle: Bundle, bundle_copy: Path, *, swaps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not swaps:
-        monkeypatch.setattr(bundle, "exchange", lambda _first, _second: False)
-    (bundle_copy / "old").write_text("a file that only the old bundle has")
-    with BundleWriter(bundle_copy) as writer:
-        fill(writer, int8_bundle)
-        writer.commit(int8_bundle.manifest)
-
-    Bundle.open(bundle_copy)
-    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
-
-
-def test_this_system_swaps_in_one_step(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b" / "inner").mkdir(parents=True)
-
-    assert bundle.exchange(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / "inner").is_dir()
-
-
-def test_a_failure_leaves_the_old_bundle(int8_bundle: Bundle, bundle_copy: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), BundleWriter(bundle_copy) as writer:
-        fill(writer, int8_bundle)
-        raise KeyboardInterrupt
-
-    assert Bundle.open(bundle_copy).manifest == int8_bundle.manifest
-    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
-
-
-def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-
-    with pytest.raises(InputError, match="exists and is no bundle, so it will not be replaced") as caught:
-        BundleWriter(tmp_path / "mine").__enter__()
-    assert caught.value.hint == "choose another folder with `--out`"
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    left = tmp_path / f".bundle.{killed.pid}.0a1b2c3d.partial"
-    left.mkdir()
-    mine = tmp_path / f".bundle.{os.getppid()}.0a1b2c3d.partial"
-    mine.mkdir()
-    with BundleWriter(tmp_path / "bundle"):
-        assert left.exists(), "an export that still runs must keep its folder"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    with BundleWriter(tmp_path / "bundle"):
-        assert not left.exists()
-    assert mine.exists()
 
 
 def test_the_manifest_lists_every_file(int8_bundle: Bundle) -> None:

@@ -96,6 +96,21 @@ def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> No
         assert finished.out == b""
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_a_damaged_decoder_says_nothing(edgekit: Edgekit, tmp_path: Path, name: str) -> None:
+    folder = write_decoder(tmp_path / "decoder", weights_beside=True)[0].path
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    finished = edgekit("generate", folder, "Hello", "--max-tokens", 3)
+
+    assert (finished.code, finished.out) == (7, b"")
+    assert f"error: `{name}` in the bundle `{folder}` was changed" in finished.err
+    assert "hint: copy the bundle again from the machine that made it, or export it again" in finished.err
+
+
 def test_no_bundle_ends_with_5(edgekit: Edgekit) -> None:
     for command in ("inspect", "verify"):
         finished = edgekit(command, "nothing")

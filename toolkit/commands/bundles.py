@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.bundle import Bundle
-from runtime.decoder import DecoderPlan
-from runtime.encoder import Plan
-from runtime.footprint import Footprint, footprint_of
-from runtime.manifest import CacheType, DecoderFacts, Kind, Manifest
+from runtime.manifest import CacheType, Kind
 from runtime.records import write_record
 from toolkit.progress import megabytes
 
 if TYPE_CHECKING:
-    from runtime.decoder import Decoder
-    from runtime.encoder import Encoder
+    from runtime.bundle import Bundle
+    from runtime.decoder import Decoder, DecoderPlan
+    from runtime.embedder import Embedder
+    from runtime.encoder import Plan
+    from runtime.footprint import Footprint
+    from runtime.manifest import DecoderFacts, Manifest
+    from runtime.reranker import Reranker
 
 
 PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
@@ -36,6 +37,9 @@ GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"
 )
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show what a bundle is, where it came from and how accurate it is."""
+    from runtime.bundle import Bundle
+    from runtime.footprint import footprint_of
+
     opened = Bundle.open(bundle)
     plan = model_of(opened).plan if runtime else None
     if as_json:
@@ -48,12 +52,14 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
         return
     lines = describe(opened.manifest, opened.size)
     if plan is not None:
+        from runtime.encoder import Plan
+
         lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
         click.echo(f"{label:<12} {text}")
 
 
-def model_of(opened: Bundle) -> Encoder | Decoder:
+def model_of(opened: Bundle) -> Decoder | Embedder | Reranker:
     """A bundle ready to run, as what it is for."""
     if opened.manifest.kind is Kind.DECODER:
         from runtime.decoder import Decoder
@@ -145,6 +151,8 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(("scores", f"{pairs.scores.value}, as its publisher says"))
         lines.append(("cuts", "the end of a document that does not fit beside the query"))
     if manifest.decoder is not None:
+        from runtime.footprint import footprint_of
+
         lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder))
     how = manifest.quantization or manifest.blocks
     if how is not None:
@@ -178,6 +186,7 @@ def told_by_layers(errors: Sequence[float]) -> str:
 @click.argument("bundle", type=click.Path())
 def verify(*, bundle: str) -> None:
     """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden outputs."""
+    from runtime.bundle import Bundle
     from runtime.replay import replay
 
     opened = Bundle.open(bundle)

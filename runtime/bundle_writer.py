@@ -1,0 +1,119 @@
+"""Writing a bundle: in a folder beside the target that is renamed at the end.
+
+So a reader sees the old bundle or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import glob
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from runtime.bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from runtime.errors import InputError
+from runtime.manifest import FileRecord, Manifest, manifest_to_json
+
+
+class BundleWriter:
+    """Builds a bundle beside its target and puts it there in one step.
+
+    Used as a context manager: what is in `folder` when `commit` is called becomes the bundle; without `commit`, or when
+    the block raises, nothing is left and an older bundle at the target stays as it was.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.path = Path(target)
+        self.target = self.path.absolute()
+        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        self.folder = self.staging / "bundle"
+        self.scratch = self.staging / "scratch"
+        """For files that the export needs on its way and that are not part of the bundle."""
+
+    def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
+        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
+            raise InputError(
+                f"`{self.target}` exists and is no bundle, so it will not be replaced",
+                hint="choose another folder with `--out`",
+            )
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.remove_abandoned()
+        self.staging.mkdir()
+        self.folder.mkdir()
+        self.scratch.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def commit(self, manifest: Manifest) -> Bundle:
+        """Hash the files, write the manifest, flush all to disk and rename; returns the finished bundle."""
+        files = {}
+        for name in sorted(walk(self.folder)):
+            path = self.folder / name
+            files[name] = FileRecord(path.stat().st_size, sha256_of(path))
+        manifest = dataclasses.replace(manifest, files=files)
+        (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
+        for name in [*files, MANIFEST, "."]:
+            flush(self.folder / name)
+        move_into_place(self.folder, self.target)
+        flush(self.target.parent)
+        return Bundle(self.path, manifest)
+
+    def remove_abandoned(self) -> None:
+        """Remove what an export to the same target left when it was killed."""
+        for path in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.*.partial"):
+            pid = path.name.split(".")[-3]
+            if pid.isdigit() and not is_running(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_into_place(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; a folder that was there before ends up at `new`."""
+    if not target.exists():
+        os.rename(new, target)
+    elif not exchange(new, target):
+        # Without an exchange there is an instant with no bundle at the target; the old one is beside it then.
+        old = new.with_name("replaced")
+        os.rename(target, old)
+        os.rename(new, target)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, by Linux's renameat2(2); False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    if libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))

@@ -1,0 +1,105 @@
+"""Opening a bundle with more than one core: what does not need each other happens at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+from typing import TypeVar
+
+from runtime.bundle import GRAPH, WEIGHTS, Bundle
+from runtime.errors import BundleError
+from runtime.manifest import Kind
+from runtime.session import Session, load_onnxruntime, shared_session
+
+HEAD_START = 0.01
+"""Seconds after which onnxruntime has Python's lock or no need of it; `tokenizers` has it until its file is read."""
+COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+Opened = TypeVar("Opened")
+
+
+class Opening:
+    """A bundle of which nothing may be told before `finish`: until then its weights are not all checked."""
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], kind: Kind) -> None:
+        """Begin with a folder, or with a bundle that was checked; raises as `Bundle.open`, and for one of another kind.
+
+        Nothing is read by a library before its hash is known to be right, but for weights beside a graph, of which a
+        changed byte can do no harm: they are hashed while the graph is prepared.
+        """
+        self.unchecked: list[str] = []
+        if isinstance(bundle, Bundle):
+            self.bundle = bundle
+        else:
+            self.bundle, _ = at_once(partial(self.checked_but_for_weights, bundle), load_onnxruntime)
+        found = self.bundle.manifest.kind
+        if found is not kind:
+            command = COMMANDS.get(found, "inspect")
+            raise BundleError(
+                f"`{self.bundle.path}` is {articled(found)}, not {articled(kind)}",
+                hint=f"use `edgekit {command} {self.bundle.path}`",
+            )
+
+    def checked_but_for_weights(self, path: str | os.PathLike[str]) -> Bundle:
+        bundle = Bundle.listed(path)
+        names = list(bundle.manifest.files)
+        self.unchecked = [name for name in names if name == WEIGHTS]
+        bundle.check_hashes(name for name in names if name != WEIGHTS)
+        return bundle
+
+    def finish(self, tokenizer: Callable[[], Opened], *, threads: int | None = None) -> tuple[Opened, Session]:
+        """What `tokenizer` opens, and the session of the graph, when the weights too were found unchanged.
+
+        `threads` are those of a decoder's session. Where that cannot be opened and they were changed, this is told.
+        """
+        manifest = self.bundle.manifest
+        return at_once(
+            partial(self.open_and_check, tokenizer),
+            partial(
+                shared_session,
+                self.bundle.file(GRAPH),
+                provider=manifest.provider,
+                inputs=manifest.inputs,
+                threads=threads,
+            ),
+            head_start=HEAD_START,
+        )
+
+    def open_and_check(self, tokenizer: Callable[[], Opened]) -> Opened:
+        # In this order, since a tokenizer takes the most memory while it is read, and a session when it is ready.
+        found = tokenizer()
+        self.bundle.check_hashes(self.unchecked)
+        return found
+
+
+def at_once(
+    first: Callable[[], First], second: Callable[[], Second], *, head_start: float = 0.0
+) -> tuple[First, Second]:
+    """What both give, the second called on another thread, some seconds before; where both fail, the first's error."""
+    results: list[Second] = []
+    errors: list[BaseException] = []
+
+    def call_second() -> None:
+        try:
+            results.append(second())
+        except BaseException as error:  # noqa: BLE001 - raised below, on the thread that wants it
+            errors.append(error)
+
+    thread = Thread(target=call_second)
+    thread.start()
+    try:
+        thread.join(head_start)
+        found = first()
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return found, results[0]
+
+
+def articled(kind: Kind) -> str:
+    return f"{'an' if kind is Kind.EMBEDDER else 'a'} {kind.value}"
