@@ -14,6 +14,7 @@ from exporters.checkpoint import Checkpoint
 from exporters.facts import lower_case, max_length
 from exporters.gguf import unpacked, unpacked_size
 from exporters.graph_files import need_space
+from exporters.short_merges import with_short_merges
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
 from exporters.unfinished import Unfinished
@@ -121,6 +122,7 @@ def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    text = (checkpoint.folder / TOKENIZER).read_bytes().decode("utf-8")
+    (folder / TOKENIZER).write_bytes(with_short_merges(text).encode("utf-8"))
     for licence in checkpoint.folder.glob("LICENSE*"):
         shutil.copyfile(licence, folder / licence.name)

@@ -33,7 +33,7 @@ ORDER = {
         "weightless_trace graph_files probe gguf gguf_tokenizer quantize block_weights calibration layerwise "
         "weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
         "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts facts sources "
-        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
+        "short_merges checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog architectures"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
