@@ -222,10 +222,10 @@ def test_a_place_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -
 def test_a_checkpoint_that_cannot_be_read_is_not_called_unwritable(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(source: Path, _target: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+    def unreadable(_text: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tiny_checkpoint / "tokenizer.json"))
 
-    monkeypatch.setattr("exporters.conversion.shutil.copyfile", unreadable)
+    monkeypatch.setattr("exporters.conversion.with_short_merges", unreadable)
     with pytest.raises(PermissionError) as caught:
         tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32)
     assert not isinstance(caught.value, OutputError)
