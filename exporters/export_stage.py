@@ -19,9 +19,9 @@ from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of
 from runtime.bundle_writer import BundleWriter
+from runtime.encoder import articled
 from runtime.errors import InputError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
-from runtime.opening import articled
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported

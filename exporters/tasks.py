@@ -33,10 +33,9 @@ from exporters.recipes import Outputs, Trials
 from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
 from runtime.errors import UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, Kind, Manifest, Quantization
-from runtime.opening import articled
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker

@@ -18,7 +18,7 @@ from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
 from runtime.forward import Forward, check_cache_type, input_names
 from runtime.kv_cache import KVCache
-from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
+from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
 from runtime.sampler import Sampling
 from runtime.saved_cache import load_cache, save_cache
@@ -74,7 +74,7 @@ class Decoder:
 
         `context` bounds the tokens of a prompt and its answer, by default as the model does.
         """
-        opening = Opening(bundle, Kind.DECODER)
+        opening = Opening(bundle)
         self.bundle = opening.bundle
         manifest = self.bundle.manifest
         if manifest.decoder is None:

@@ -37,7 +37,7 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts in the order in which sentence-transformers' `encode_query` and `encode_document` look for them."""
 
 
-class Embedder(Encoder[Tokenizer]):
+class Embedder(Encoder):
     """Turns texts into vectors; opened once, used from one thread or many.
 
     The same text gives the same bits, alone or in any batch, in any order, with any number of workers. Embedders of the
@@ -58,11 +58,12 @@ class Embedder(Encoder[Tokenizer]):
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one for each usable core."""
-        super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), tokenizer=tokenizer_of_texts, workers=workers)
+        super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers)
         manifest = self.bundle.manifest
         if manifest.embedder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how tokens become a vector")
         self.facts = manifest.embedder
+        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
 
     def embed(
@@ -274,10 +275,6 @@ class Embedder(Encoder[Tokenizer]):
                 stacklevel=3,
             )
         return embeddings.vectors
-
-
-def tokenizer_of_texts(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer)
 
 
 def length(piece: Piece) -> int:

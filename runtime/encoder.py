@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
+from runtime.bundle import GRAPH, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.errors import BundleError, InputError
 from runtime.manifest import Kind, Provider
-from runtime.opening import Opening
-from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version
+from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
 
 INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
@@ -27,8 +24,7 @@ CHUNK = 1024
 """Texts that a stream embeds before it gives their vectors."""
 CHUNK_CHARACTERS = 1 << 22
 """Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
-
-Opened = TypeVar("Opened")
+COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
 
 
 class TruncationWarning(UserWarning):
@@ -49,22 +45,21 @@ class Plan:
     disabled_optimizers: tuple[str, ...]
 
 
-class Encoder(Generic[Opened]):
+class Encoder:
     """A bundle of one kind, opened, and its graph ready to run; bundles that are open already share their weights."""
 
     def __init__(
-        self,
-        bundle: Bundle | str | os.PathLike[str],
-        *,
-        kind: Kind,
-        inputs: Sequence[str],
-        tokenizer: Callable[[Bundle], Opened],
-        workers: int | None,
+        self, bundle: Bundle | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
     ) -> None:
         """Open a bundle of `kind` whose graph may have these `inputs`, of which INPUT_IDS must be the first."""
-        opening = Opening(bundle, kind)
-        self.bundle = opening.bundle
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
+        if manifest.kind is not kind:
+            command = COMMANDS.get(manifest.kind, "inspect")
+            raise BundleError(
+                f"`{self.bundle.path}` is {articled(manifest.kind)}, not {articled(kind)}",
+                hint=f"use `edgekit {command} {self.bundle.path}`",
+            )
         if workers is not None and workers < 1:
             raise InputError(f"`workers` must be at least 1, not {workers}")
         if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
@@ -72,7 +67,7 @@ class Encoder(Generic[Opened]):
             raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and known are {known}")
         self.cores = find_cores()
         self.workers = workers or self.cores.usable
-        self.tokenizer, self.session = opening.finish(partial(tokenizer, self.bundle))
+        self.session = shared_session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
 
     @property
     def max_length(self) -> int:
@@ -90,6 +85,10 @@ class Encoder(Generic[Opened]):
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
         )
+
+
+def articled(kind: Kind) -> str:
+    return f"{'an' if kind is Kind.EMBEDDER else 'a'} {kind.value}"
 
 
 def stacked(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Opening a bundle with more than one core: what does not need each other happens at once."""
+"""Opening a decoder's bundle with more than one core: what does not need each other happens at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from threading import Thread
 from typing import TypeVar
 
 from runtime.bundle import GRAPH, WEIGHTS, Bundle
+from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError
 from runtime.manifest import Kind
 from runtime.session import Session, load_onnxruntime, shared_session
 
 HEAD_START = 0.01
 """Seconds after which onnxruntime has Python's lock or no need of it; `tokenizers` has it until its file is read."""
-COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -23,9 +23,9 @@ Opened = TypeVar("Opened")
 
 
 class Opening:
-    """A bundle of which nothing may be told before `finish`: until then its weights are not all checked."""
+    """A decoder's bundle, of which nothing may be told before `finish`: until then its weights are not all checked."""
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], kind: Kind) -> None:
+    def __init__(self, bundle: Bundle | str | os.PathLike[str]) -> None:
         """Begin with a folder, or with a bundle that was checked; raises as `Bundle.open`, and for one of another kind.
 
         Nothing is read by a library before its hash is known to be right, but for weights beside a graph, of which a
@@ -36,11 +36,11 @@ class Opening:
             self.bundle = bundle
         else:
             self.bundle, _ = at_once(partial(self.checked_but_for_weights, bundle), load_onnxruntime)
-        found = self.bundle.manifest.kind
-        if found is not kind:
-            command = COMMANDS.get(found, "inspect")
+        kind = self.bundle.manifest.kind
+        if kind is not Kind.DECODER:
+            command = COMMANDS.get(kind, "inspect")
             raise BundleError(
-                f"`{self.bundle.path}` is {articled(found)}, not {articled(kind)}",
+                f"`{self.bundle.path}` is {articled(kind)}, not {articled(Kind.DECODER)}",
                 hint=f"use `edgekit {command} {self.bundle.path}`",
             )
 
@@ -51,10 +51,10 @@ class Opening:
         bundle.check_hashes(name for name in names if name != WEIGHTS)
         return bundle
 
-    def finish(self, tokenizer: Callable[[], Opened], *, threads: int | None = None) -> tuple[Opened, Session]:
+    def finish(self, tokenizer: Callable[[], Opened], *, threads: int) -> tuple[Opened, Session]:
         """What `tokenizer` opens, and the session of the graph, when the weights too were found unchanged.
 
-        `threads` are those of a decoder's session. Where that cannot be opened and they were changed, this is told.
+        Where the graph cannot be opened and its weights were changed, that they were is told.
         """
         manifest = self.bundle.manifest
         return at_once(
@@ -99,7 +99,3 @@ def at_once(
     if errors:
         raise errors[0]
     return found, results[0]
-
-
-def articled(kind: Kind) -> str:
-    return f"{'an' if kind is Kind.EMBEDDER else 'a'} {kind.value}"

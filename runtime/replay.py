@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class Replay:
     """Whether all equal those of the machine that made the bundle, bit for bit."""
 
 
-def replay(encoder: Encoder[Any] | Decoder) -> Replay:
+def replay(encoder: Encoder | Decoder) -> Replay:
     """Run the golden texts, pairs or prompts again; raises BundleError when one comes out otherwise than certified."""
     certificate = encoder.bundle.manifest.certificate
     decodes = isinstance(encoder, Decoder)
@@ -115,7 +114,7 @@ def steps_of(decoder: Decoder, prompt: Sequence[int], count: int) -> Steps:
     )
 
 
-def outputs_of(encoder: Encoder[Any], certificate: Certificate) -> NDArray[np.float32]:
+def outputs_of(encoder: Encoder, certificate: Certificate) -> NDArray[np.float32]:
     """Vectors of the golden texts, or logits of the golden pairs."""
     if isinstance(encoder, Reranker):
         return encoder.score_with_report([pair_of(golden) for golden in certificate.golden]).logits
@@ -131,7 +130,7 @@ def pair_of(golden: Golden) -> tuple[str, str]:
     return golden.query, golden.text
 
 
-def unpacked(encoder: Encoder[Any], vectors: tuple[str, ...], width: int) -> NDArray[np.float32]:
+def unpacked(encoder: Encoder, vectors: tuple[str, ...], width: int) -> NDArray[np.float32]:
     found = [unpack_vector(vector) for vector in vectors]
     if any(vector.shape != (width,) for vector in found):
         raise BundleError(f"a golden vector in `{encoder.bundle.path}` has another dimension than the model")

@@ -25,7 +25,7 @@ from runtime.encoder import (
     checked_batch_tokens,
 )
 from runtime.errors import BundleError, InputError, TextTooLongError
-from runtime.manifest import Kind, RerankerFacts, Scores
+from runtime.manifest import Kind, Scores
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
 from runtime.ranking import OpenRanking, Ranked, Ranking, score
 from runtime.records import choice
@@ -58,7 +58,7 @@ class PairScores:
         return [int(index) for index in np.flatnonzero(self.dropped + self.query_dropped)]
 
 
-class Reranker(Encoder[PairTokenizer]):
+class Reranker(Encoder):
     """Scores how well documents answer a query; opened once, used from one thread or many.
 
     The same pair gives the same bits, alone or in any batch, in any order, with any number of workers. Rerankers of
@@ -77,14 +77,14 @@ class Reranker(Encoder[PairTokenizer]):
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one for each usable core."""
-        super().__init__(
-            bundle,
-            kind=Kind.RERANKER,
-            inputs=(INPUT_IDS, TOKEN_TYPE_IDS),
-            tokenizer=tokenizer_of_pairs,
-            workers=workers,
+        super().__init__(bundle, kind=Kind.RERANKER, inputs=(INPUT_IDS, TOKEN_TYPE_IDS), workers=workers)
+        manifest = self.bundle.manifest
+        if manifest.reranker is None or not manifest.reranker.labels:
+            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how a pair becomes a score")
+        self.facts = manifest.reranker
+        self.tokenizer = PairTokenizer(
+            self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
-        self.facts = facts_of(self.bundle)
 
     def rank(
         self,
@@ -268,20 +268,6 @@ class Reranker(Encoder[PairTokenizer]):
                 hint='split the document, or let it be cut: `long="truncate"`',
                 texts=long,
             )
-
-
-def facts_of(bundle: Bundle) -> RerankerFacts:
-    """What the manifest says of a reranker; raises BundleError where it says nothing."""
-    facts = bundle.manifest.reranker
-    if facts is None or not facts.labels:
-        raise BundleError(f"the manifest of `{bundle.path}` does not say how a pair becomes a score")
-    return facts
-
-
-def tokenizer_of_pairs(bundle: Bundle) -> PairTokenizer:
-    manifest = bundle.manifest
-    typed = TOKEN_TYPE_IDS in manifest.inputs
-    return PairTokenizer(bundle.file(TOKENIZER), manifest.tokenizer, facts_of(bundle).pair, typed=typed)
 
 
 def pairs_of(

@@ -9,7 +9,6 @@ import pytest
 
 from runtime import Bundle, BundleError, Decoder, opening
 from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
-from runtime.manifest import Kind
 from runtime.opening import Opening, at_once
 from tests.decoders import write_decoder
 
@@ -102,7 +101,7 @@ def test_a_bundle_that_was_checked_is_not_checked_again(beside: Bundle, monkeypa
     opened = Bundle.open(beside.path)
     monkeypatch.setattr("runtime.bundle.sha256_of", lambda _: pytest.fail("it was checked"))
 
-    assert Opening(opened, Kind.DECODER).bundle is opened
+    assert Opening(opened).bundle is opened
     assert Decoder(opened, threads=1).generate("The", max_tokens=2).text
 
 
