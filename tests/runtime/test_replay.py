@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder
+from runtime import Bundle, BundleError, Decoder, Embedder, Precision
 from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
 from runtime.replay import Replay, replay
 from tests.decoders import with_facts, write_decoder
@@ -88,21 +88,31 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
     assert replay(ends) == Replay(16, "all equal", same_bits=True)
 
 
-def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder) -> None:
+@pytest.mark.parametrize(
+    ("precision", "hint"),
+    [
+        (Precision.INT4, "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"),
+        (
+            Precision.FP32,
+            "its files are whole, so onnxruntime computes differently here: install the version that `made_with` names",
+        ),
+    ],
+)
+def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:
     answer = golden(decoder)
     (step,) = decoder.steps([*answer.prompt, *answer.output[:3]], max_tokens=1, top_logprobs=decoder.facts.vocabulary)
     least = step.top_logprobs[-1].id
     changed = dataclasses.replace(answer, output=(*answer.output[:3], least, *answer.output[4:]))
 
+    other = certified(decoder, changed)
+    manifest = dataclasses.replace(other.bundle.manifest, precision=precision)
     with pytest.raises(BundleError) as caught:
-        replay(certified(decoder, changed))
+        replay(Decoder(Bundle(other.bundle.path, manifest), threads=1))
     assert caught.value.message == (
         f"on this machine the bundle continues the golden text with token {answer.output[3]} where {least} was "
         "certified, at place 3 of 16"
     )
-    assert caught.value.hint == (
-        "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
-    )
+    assert caught.value.hint == hint
 
 
 def test_a_token_that_is_about_as_probable_is_no_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
