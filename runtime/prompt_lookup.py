@@ -8,12 +8,12 @@ A run with a draft takes longer than one without, so a draft must be right often
 was made: what would be drafted is compared with what comes, for each token of the prompt and of the answer, which costs
 a microsecond or two. Where no draft pays, a run has one row, and takes as long as if nothing were looked up.
 
-onnxruntime's 4-bit kernels add up a single row in another order than several, and activations that are rounded to 8
-bits make more of it, so that tokens of about the same probability change places. Any two numbers of rows from two on
-give the same bits (measured; in 8 bits and float32 a single row too). So what a text becomes could hang on which of its
-tokens were read in a run with a draft. It hangs on nothing but the text: whether there is a draft at a token (`pays`)
-follows from the tokens up to it, and stays so for as long as the drafted ones are right, wherever one run ends and the
-next begins. Neither the length of a draft, nor where an answer is to end, nor what a cache held before changes a bit.
+onnxruntime's kernels add up a single row in another order than several, and activations that are rounded to 8 bits
+make more of it, so that tokens of about the same probability change places. Any two numbers of rows from two on give
+the same bits (measured, int4 and float32). So what a text becomes could hang on which of its tokens were read in a run
+with a draft. It hangs on nothing but the text: whether there is a draft at a token (`pays`) follows from the tokens up
+to it, and stays so for as long as the drafted ones are right, wherever one run ends and the next begins. Neither the
+length of a draft, nor where an answer is to end, nor what a cache held of the prompt changes a bit.
 """
 
 from __future__ import annotations
