@@ -69,10 +69,10 @@ class Decoder:
     - `cache` holds what was read already: the part of the prompt that it begins with is not read again, and it holds
       the prompt and the answer afterwards. One answer at a time may use it.
     - `lookup` drafts tokens from the text so far wherever that pays: up to twice as fast where the answer quotes it, as
-      summaries and edited code do, and no slower where it does not. An answer depends on its prompt and seed alone, and
-      no draft changes a bit of it. But kernels for several tokens add up in another order than those for one, so that
-      in 4 bits an answer with `lookup` may take another turn than one without, between tokens of about equal
-      probability; `lookup=False` reads one token at a time.
+      summaries and edited code do, and no slower where it does not. Which tokens are drafted follows from the text
+      alone, and no draft changes a bit of an answer. But kernels for several tokens add up in another order than those
+      for one, so that in 4 bits an answer with `lookup` may take another turn than one without, between tokens of about
+      equal probability. `lookup=False` reads one token at a time.
     """
 
     def __init__(
