@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, Decoder, Embedder, Precision
+from runtime.forward import Forward
 from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
-from runtime.replay import Replay, replay
+from runtime.replay import Replay, greedy, replay
 from tests.decoders import with_facts, write_decoder
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
@@ -140,6 +141,18 @@ def test_a_golden_text_of_other_tokens(decoder: Decoder) -> None:
         "on this machine a golden text has other tokens than were certified: "
         f"{list(answer.prompt[:8])}... instead of {[1, *answer.prompt][:8]}..."
     )
+
+
+def test_golden_tokens_are_computed_one_at_a_time(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts would change the number of rows of a run, and with it the bits that are compared."""
+    rows: list[int] = []
+    run = Forward.run
+    monkeypatch.setattr(Forward, "run", lambda self, ids, *rest: (rows.append(len(ids)), run(self, ids, *rest))[1])
+    words = decoder.encode(" the dog" * 20)
+
+    greedy(decoder, words, 12)
+
+    assert rows == [len(words), *[1] * 11]
 
 
 def test_a_decoder_without_golden_tokens(decoder: Decoder) -> None:
