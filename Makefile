@@ -68,6 +68,7 @@ benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(D
 	$(BIN)/python -m benchmarks.reranking --fp32
 	$(BIN)/python -m benchmarks.decoding --source-bundle $(SOURCE_BUNDLE)
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.lookup
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.ranking_accuracy
 	$(BIN)/python -m benchmarks.retrieval

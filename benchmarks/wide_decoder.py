@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import WordLevel
 
+from exporters.block_recipes import COARSE
 from runtime import Bundle, Kind, Precision, Provider
 from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
 from runtime.bundle_writer import BundleWriter
@@ -77,12 +78,12 @@ class Writer:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def blocks(self, name: str, inputs: int, outputs: int, *, apart: bool = False) -> list[str]:
+    def blocks(self, name: str, inputs: int, outputs: int, block: int, *, apart: bool = False) -> list[str]:
         """A matrix in blocks: levels, scales with which its products keep their size, and zero points of 7 or 8.
 
         With `apart` scales and zero points have an axis more and a byte each, as tables of word vectors want them.
         """
-        count = inputs // self.block
+        count = inputs // block
         shape = (outputs, count, 1) if apart else (outputs, count)
         levels = np.frombuffer(self.rng.bytes(outputs * inputs // 2), np.uint8).reshape(outputs, count, -1)
         scales = seeded_scales(self.rng, shape, inputs).astype(np.float32)
@@ -95,10 +96,14 @@ class Writer:
             self.large(f"{name}_zeros", zeros),
         ]
 
-    def product(self, name: str, value: str, inputs: int, outputs: int, result: str | None = None) -> str:
-        constants = self.blocks(name, inputs, outputs)
-        sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": self.block, "accuracy_level": 4}
-        return self.node("MatMulNBits", [value, *constants], [result or f"{name}_product"], ORT_DOMAIN, **sizes)
+    def product(self, name: str, value: str, inputs: int, outputs: int) -> str:
+        return self.product_in(self.block, name, value, inputs, outputs, f"{name}_product")
+
+    def product_in(self, block: int, name: str, value: str, inputs: int, outputs: int, result: str) -> str:
+        """The product with a matrix in blocks of such a size."""
+        constants = self.blocks(name, inputs, outputs, block)
+        sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": 4}
+        return self.node("MatMulNBits", [value, *constants], [result], ORT_DOMAIN, **sizes)
 
     def add_and_norm(self, name: str, value: str, added: str) -> tuple[str, str]:
         """A sum, and the same normed."""
@@ -108,7 +113,7 @@ class Writer:
         return outputs[3], outputs[0]
 
     def decoder(self, layers: int) -> onnx.ModelProto:
-        table = self.blocks("word_vectors", WIDTH, VOCABULARY, apart=True)
+        table = self.blocks("word_vectors", WIDTH, VOCABULARY, self.block, apart=True)
         table.insert(1, "input_ids")
         sizes = {"bits": 4, "block_size": self.block, "gather_axis": 0, "quantize_axis": 2}
         picked = self.node("GatherBlockQuantized", table, ["picked"], ORT_DOMAIN, **sizes)
@@ -145,7 +150,7 @@ class Writer:
                 value = self.node("Gather", [value, "logit_positions"], ["picked_value"], axis=1)
                 down = self.node("Gather", [down, "logit_positions"], ["picked_down"], axis=1)
             value, normed = self.add_and_norm(f"{layer}.outer", value, down)
-        self.product("output", normed, WIDTH, VOCABULARY, "logits")
+        self.product_in(COARSE.output_form.block, "output", normed, WIDTH, VOCABULARY, "logits")
         inputs, outputs = (
             [helper.make_tensor_value_info(name, *SHAPES.get(name, CACHE_SHAPE)) for name in names_of(layers)]
             for names_of in (input_names, output_names)
@@ -203,7 +208,9 @@ def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
             certificate=None,
             made_with={},
             decoder=facts,
-            blocks=WeightBlocks(4 * layers + 1, 0, 4, 4, block, block, symmetric=False, rounding="nearest"),
+            blocks=WeightBlocks(
+                4 * layers + 1, 0, 4, 4, block, COARSE.output_form.block, symmetric=False, rounding="nearest"
+            ),
         )
         return writer.commit(manifest)
 
@@ -212,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoder", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=8, help="32 are Mistral-7B's, and take 4.1 GB")
-    parser.add_argument("--block", type=int, default=64, help="weights that have a scale together")
+    parser.add_argument("--block", type=int, default=COARSE.block, help="weights that have a scale together")
     options = parser.parse_args()
     print(write_wide_decoder(options.folder, layers=options.layers, block=options.block).path)
 

@@ -40,6 +40,7 @@ from benchmarks.wide_decoder import (
     seeded_scales,
     write_wide_decoder,
 )
+from exporters.block_recipes import COARSE
 
 BLOCK, BLOCK_BYTES = 32, 18
 """Weights of a Q4_0 block, and its bytes: a float16 scale and 32 levels of 4 bits."""
@@ -109,7 +110,7 @@ def wide_gguf(layers: int) -> Path:
 
 def wide_bundle(layers: int, block: int) -> Path:
     """The bundle, written when it is not there yet."""
-    folder = CACHE / f"wide-{layers}-{block}"
+    folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block}"
     return folder if folder.exists() else write_wide_decoder(folder, layers=layers, block=block).path
 
 
@@ -125,7 +126,9 @@ def bytes_read(contestant: Contestant, block: int) -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoding", description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--block", type=int, default=64, help="weights of the bundle that have a scale together")
+    parser.add_argument(
+        "--block", type=int, default=COARSE.block, help="weights of the bundle that have a scale together"
+    )
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contexts", type=int, nargs="+", default=TOKENS, metavar="N", help="tokens of the prompts")

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from exporters.graph_files import save_graph
 from exporters.layerwise import Observer
 from exporters.nodes import linears
 from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
 from exporters.stored_tensors import StoredTensor
+from runtime.bundle import GRAPH
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
@@ -23,8 +27,13 @@ TOGETHER = 16
 class Calibration:
     """The largest values and the second moments of the inputs of products, by the inputs' names in the graph."""
 
-    def __init__(self, model: ir.Model, texts: Iterable[Mapping[str, NDArray[np.int64]]]) -> None:
-        """Run a float32 graph on calibration texts, given as the graph's inputs, each (1, tokens)."""
+    def __init__(
+        self, model: ir.Model, texts: Iterable[Mapping[str, NDArray[np.int64]]], *, scratch: Path | None = None
+    ) -> None:
+        """Run a float32 graph on calibration texts, given as the graph's inputs, each (1, tokens).
+
+        It goes through a file in the folder `scratch`, by default that of the system.
+        """
         self.peaks: dict[str, NDArray[np.float32]] = {}
         """Name -> the largest absolute value of each channel, (width,)."""
         self.moments: dict[str, NDArray[np.float32]] = {}
@@ -32,7 +41,7 @@ class Calibration:
         self.first_moments: dict[str, NDArray[np.float32]] = {}
         """The same, of the first token of each text."""
         self.known: dict[tuple[str, bool, bytes], QuantizedWeight] = {}
-        session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)])
+        session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)], scratch=scratch)
         remaining = iter(texts)
         while some := list(islice(remaining, TOGETHER)):
             runs = [session.run(names, dict(feeds)) for feeds in some]
@@ -107,7 +116,9 @@ class MomentsReading(Observer):
         self.found[matrix.name] = found + self.found[matrix.name] if matrix.name in self.found else found
 
 
-def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort.InferenceSession, list[str]]:
+def session_that_gives(
+    model: ir.Model, values: Iterable[ir.Value], *, scratch: Path | None = None
+) -> tuple[ort.InferenceSession, list[str]]:
     """A session on a graph that gives inner values instead of its outputs, and their names."""
     wanted = list(dict.fromkeys(values))
     own_outputs = list(model.graph.outputs)
@@ -115,15 +126,17 @@ def session_that_gives(model: ir.Model, values: Iterable[ir.Value]) -> tuple[ort
     try:
         for value in wanted:
             value.dtype = value.dtype or ir.DataType.FLOAT
-        session = open_session(model)
+        session = open_session(model, scratch)
     finally:
         model.graph.outputs[:] = own_outputs
     return session, [value.name or "" for value in wanted]
 
 
-def open_session(model: ir.Model) -> ort.InferenceSession:
-    """A session on a graph in memory."""
+def open_session(model: ir.Model, scratch: Path | None) -> ort.InferenceSession:
+    """A session on a graph in memory, by way of a file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    graph = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    with TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / GRAPH
+        save_graph(model, path)
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

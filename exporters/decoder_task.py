@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.block_recipes import RECIPES, find_block_recipe, recipes_for
+from exporters.block_recipes import RECIPES, default_recipe, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe, keep_blocks, quantize_decoder
 from exporters.calibration import MomentsReading
 from exporters.certify_decoder import (
@@ -135,7 +135,7 @@ class DecoderTask:
             self.keep(graph)
             return graph, with_blocks(bundle.manifest, graph, products, "source")
         trials = BlockTrials(graph, self, bundle)
-        recipe = RECIPES[precision][0]
+        recipe = default_recipe(precision, trials.inputs)
         if bar is not None:
 
             def divergence(tried: BlockRecipe) -> float:
@@ -263,7 +263,8 @@ def name_of(recipe: BlockRecipe) -> str:
 
 def space_of(graph: ir.Model, precision: Precision, facts: DecoderFacts) -> int:
     """Bytes that an export writes, about: weights in their precision, and what is compared with."""
-    recipe = RECIPES[precision][0] if precision in RECIPES else None
+    inputs = [product.inputs for product in linears(graph.graph)]
+    recipe = default_recipe(precision, inputs) if precision in RECIPES else None
     total = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * facts.vocabulary)
     for value in graph.graph.initializers.values():
         tensor = required(value.const_value)

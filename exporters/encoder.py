@@ -6,10 +6,12 @@ Embedders give the vectors of tokens, rerankers the logits of a classifier over 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 import transformers
+from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
@@ -57,10 +59,6 @@ class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum
         return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
 
 
-LARGEST_PROTOBUF = 2**31 - 2**26
-"""Bytes of weights that fit a graph in one piece, with room for the graph itself: protobuf ends at 2 GiB."""
-
-
 def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
     if kind is Kind.EMBEDDER:
@@ -75,16 +73,7 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
 
 
 def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
-    """Trace a model to fp32 ONNX through Optimum, by way of a file in `scratch`.
-
-    Raises UnsupportedModelError for a model that does not fit into one file.
-    """
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if size > LARGEST_PROTOBUF:
-        raise UnsupportedModelError(
-            f"the model has {size / 1e9:.1f} GB of float32 weights, and edgekit exports encoders up to "
-            f"{LARGEST_PROTOBUF / 1e9:.1f} GB"
-        )
+    """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`."""
     task = "feature-extraction" if kind is Kind.EMBEDDER else "text-classification"
     if isinstance(model, tuple(IMPLEMENTED_HERE.values())):
         config_class = TokenIdsOnnxConfig
@@ -92,11 +81,14 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         config_class = TasksManager.get_exporter_config_constructor(
             "onnx", model, task=task, library_name="transformers"
         )
-    path = scratch / "traced.onnx"
-    with quiet():
-        optimum_export(model, config_class(model.config), path, opset=OPSET)
-    traced = ir.load(path)
-    ir.external_data.load_to_model(traced)
+    with TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / "traced.onnx"
+        with quiet():
+            optimum_export(model, config_class(model.config), path, opset=OPSET)
+        traced = ir.load(path)
+        # Weights of more than 2 GB come as constants in a file beside the graph.
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(traced)
+        ir.external_data.load_to_model(traced)
     return traced
 
 

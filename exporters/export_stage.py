@@ -55,15 +55,15 @@ def export(
 ) -> Exported:
     """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
 
-    `out` is the bundle's folder, by default `bundles/NAME-PRECISION`; a bundle that is there is replaced when the new
-    one is complete. `token_host` is a host beside the Hub's own that the token may be sent to. `kind` is what the model
-    is for, by default what the catalog or its own files say. `min_cosine` is how close to PyTorch an embedder must come
-    on every text of the probe set, `min_tau` how close a reranker must rank to it, as the mean of Kendall's tau over
-    the probe set's queries, `max_kl` how far a decoder's next token may be from it, as the mean KL divergence over the
-    probe set in nats; the fastest recipe of the precision that holds it is searched. `cache` is the type of a decoder's
-    keys and values, by default float32, and float16 where everything is: half of the memory, slower on CPUs, and for
-    int8, int4 and source. `Precision.FP16` is for GPUs and half of the disk of float32: CPUs compute most of it in
-    float32 after all, and are faster with int4.
+    `out` is the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache;
+    a bundle that is there is replaced when the new one is complete. `token_host` is a host beside the Hub's own that
+    the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files say.
+    `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close a
+    reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
+    next token may be from it, as the mean KL divergence over the probe set in nats; the fastest recipe of the precision
+    that holds it is searched. `cache` is the type of a decoder's keys and values, by default float32, and float16 where
+    everything is: half of the memory, slower on CPUs, and for int8, int4 and source. `Precision.FP16` is for GPUs and
+    half of the disk of float32: CPUs compute most of it in float32 after all, and are faster with int4.
 
     Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
@@ -92,7 +92,7 @@ def export(
     bar = checked_bar(found, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
     check_precision(checkpoint, found, chosen)
     cached = checked_cache(found, chosen, cache)
-    target = Path(out) if out is not None else Path("bundles") / f"{checkpoint.name}-{chosen.value}"
+    target = Path(out) if out is not None else Path("bundles") / bundle_name(checkpoint.name, chosen, cached)
     writer = BundleWriter(target)
     with output_errors(writer), writer:
         with stage(told, "import torch, transformers and Optimum"):
@@ -121,6 +121,12 @@ def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
     if checkpoint.spec is not None:
         return checkpoint.spec.precision
     return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+
+
+def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:
+    """The folder of a bundle where none is named: what is made otherwise than usual does not replace the usual one."""
+    usual = CacheType.FLOAT16 if precision is Precision.FP16 else CacheType.FLOAT32
+    return f"{model}-{precision.value}" if cache is usual else f"{model}-{precision.value}-{cache.value}-cache"
 
 
 def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:

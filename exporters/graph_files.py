@@ -1,4 +1,4 @@
-"""A graph on disk, with its weights in a file beside it, from where they are mapped."""
+"""A graph on disk, and its weights in a file beside it, from where they are mapped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from exporters.nodes import required
 from exporters.stored_tensors import Tally, Told
 from runtime.errors import OutputError
 
+LARGEST_PROTOBUF = 2**31 - 2**26
+"""Bytes of weights that fit a graph's own file, with room for the graph itself: protobuf ends at 2 GiB."""
 LARGE = 1024
 """Bytes from which on a constant is a weight."""
 CONTENT = "content"
@@ -45,6 +47,16 @@ def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told 
     except OSError:
         # Not every file system has files of two names.
         shutil.copyfile(weights.path, beside)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph whose weights are in memory, with a file beside it for them where they do not fit into its own."""
+    # What is open from there by now goes on with the old files.
+    path.unlink(missing_ok=True)
+    beside = data_of(path.name)
+    path.with_name(beside).unlink(missing_ok=True)
+    weights = sum(required(value.const_value).nbytes for value in model.graph.initializers.values())
+    ir.save(model, path, external_data=beside if weights > LARGEST_PROTOBUF else None)
 
 
 def is_large(value: ir.Value) -> bool:

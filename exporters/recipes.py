@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from exporters.calibration import Calibration
 from exporters.first_token import path_of_first_tokens
 from exporters.graph import tidy
+from exporters.graph_files import save_graph
 from exporters.nodes import linears
 from exporters.quantize import Recipe, quantize_encoder
 from runtime.bundle import GRAPH, Bundle
@@ -95,7 +96,7 @@ class Trials:
 
     def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: Bundle) -> None:
         """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
-        self.proto = ir.to_proto(graph)
+        self.graph = graph
         self.calibration = calibration
         self.task = task
         self.bundle = bundle
@@ -106,18 +107,18 @@ class Trials:
         """What is taken where no accuracy is asked for."""
 
     def quantized(self, recipe: Recipe) -> ir.Model:
-        graph = ir.from_proto(self.proto)
+        graph = self.graph.clone()
         quantize_encoder(graph, self.calibration, recipe)
         tidy(graph)
         return graph
 
     def outputs(self, graph: ir.Model, *, sample: bool = False) -> Outputs:
-        ir.save(graph, self.bundle.path / GRAPH)
+        save_graph(graph, self.bundle.path / GRAPH)
         return self.task.outputs(self.bundle, sample=sample)
 
     def find(self, bar: float, reference: Outputs) -> Recipe:
         """The fastest recipe that holds `bar` on the probe set, for which PyTorch gives `reference`."""
-        exact = self.outputs(ir.from_proto(self.proto), sample=True)
+        exact = self.outputs(self.graph, sample=True)
 
         def agreement(recipe: Recipe) -> float:
             return self.task.agreement(self.outputs(self.quantized(recipe)), reference)

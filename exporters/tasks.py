@@ -26,6 +26,7 @@ from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
 from exporters.facts import embedder_facts
+from exporters.graph_files import save_graph
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
@@ -100,7 +101,7 @@ class EncoderTask:
         raise NotImplementedError
 
     def write(self, graph: ir.Model, folder: Path) -> None:
-        ir.save(graph, folder / GRAPH)
+        save_graph(graph, folder / GRAPH)
 
     def load(self) -> Any:
         return load_model(self.checkpoint, self.kind)
@@ -113,7 +114,8 @@ class EncoderTask:
     def quantized(
         self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
-        trials = Trials(graph, Calibration(graph, self.calibration_feeds(bundle)), self, bundle)
+        calibration = Calibration(graph, self.calibration_feeds(bundle), scratch=bundle.path)
+        trials = Trials(graph, calibration, self, bundle)
         recipe = trials.find(bar, expected) if bar is not None else trials.default
         told = Quantization(
             trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token

@@ -59,7 +59,7 @@ class Chat:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
-        lookup: bool = False,
+        lookup: bool = True,
     ) -> Stream:
         """Say something, and stream the answer.
 
@@ -82,7 +82,7 @@ class Chat:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
-        lookup: bool = False,
+        lookup: bool = True,
     ) -> Stream:
         """Forget the last answer, and stream another; without a seed, sampling gives another one."""
         self.settle()
@@ -107,7 +107,7 @@ class Chat:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         top_logprobs: int = 0,
-        lookup: bool = False,
+        lookup: bool = True,
     ) -> Stream:
         """Say something else in place of message `index`, forget what came after, and stream the answer."""
         self.settle()

@@ -4,63 +4,94 @@ Answers that quote their prompt, as summaries and edited code do, are read from 
 2023, prompt lookup decoding). A draft never changes what is said: the graph gives the logits after each drafted token,
 the next token is chosen from them as ever, and the draft is left where it was wrong.
 
-For that to be true to the bit no run has one row: onnxruntime's kernels add up a single row in another order than
-several, and int8 activations make of the last bit of a sum a difference that decides between tokens of about the same
-probability. Any two numbers of rows from two on give the same bits (measured, int4 and float32). So a run without a
-draft reads the token before once more, and a draft of one token costs nothing. That is the price of drafts: 7% where
-the processor has VNNI, 22% with AVX2 alone, wherever nothing matches.
+A run with a draft takes longer than one without, so a draft must be right often enough. How often is known before any
+was made: what would be drafted is compared with what comes, for each token of the prompt and of the answer, which costs
+a microsecond or two. Where no draft pays, a run has one row, and takes as long as if nothing were looked up.
+
+onnxruntime's kernels add up a single row in another order than several, and activations that are rounded to 8 bits
+make more of it, so that tokens of about the same probability change places. Any two numbers of rows from two on give
+the same bits (measured, int4 and float32). So what a text becomes could hang on which of its tokens were read in a run
+with a draft. It hangs on nothing but the text: whether there is a draft at a token (`pays`) follows from the tokens up
+to it, and stays so for as long as the drafted ones are right, wherever one run ends and the next begins. Neither the
+length of a draft, nor where an answer is to end, nor what a cache held of the prompt changes a bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
-RUN_COSTS = {1: 1.0, 2: 1.07, 4: 1.55, 8: 2.4}
-"""What a run with so many tokens takes in units of one with a single token: measured, int4, two threads, VNNI.
+RUN_COSTS = {2: 1.22, 4: 1.95, 8: 3.34}
+"""How many tokens a run with a draft may have, and what it takes in units of one with a single token.
 
-AVX2 alone needs 1.22, 1.95 and 3.34; beside a run with two tokens, which is the least, that is nearly the same.
+Measured with AVX2 alone, int4, two threads; where the processor has VNNI it is less: 1.07, 1.55 and 2.4.
 """
-LEAST, MOST = 2, 8
-"""Tokens in a run."""
-LENGTHS = (4, 3, 2)
+LEAST = min(RUN_COSTS)
+LENGTHS = (3, 2)
 """How many last tokens are looked up, the longest first: the longer the match, the better the draft."""
+LONGEST = 4
+"""A match that has grown to so many tokens counts as any longer one."""
 FIRST_GUESS = 0.5
-"""The share of drafted tokens that is taken for right before any was seen."""
+"""The share of first drafted tokens that is taken for right before any was seen."""
 MEMORY = 0.9
-"""How much of an estimate stays when another drafted token turned out right or wrong."""
+"""How much of an estimate stays when another token turned out right or wrong."""
+LEAST_RIGHT = 0.4
+"""The share from which on drafts pay: then even where two rows took 1.4 times as long as one, nothing would be lost."""
 
 
 class PromptLookup:
-    """Drafts from one growing text, longer the better they have been."""
+    """Drafts from one growing text, where they pay, and longer the better they would have been."""
 
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, ids: Iterable[int]) -> None:
         """The tokens of a prompt."""
         self.ids: list[int] = []
         self.followers: dict[tuple[int, ...], int] = {}
         """Some tokens in a row -> the place of what followed them the last time."""
-        self.rightness = dict.fromkeys(LENGTHS, FIRST_GUESS)
-        """By the length of the match, the share of drafted tokens that were right, the latest ones weighing most."""
+        self.rightness = dict.fromkeys(range(min(LENGTHS), LONGEST + 1), FIRST_GUESS)
+        """By the length of a match, how often what followed it came again, the latest ones weighing most."""
+        self.place: int | None = None
+        """Of what comes next if the text goes on as it did before; None where nothing matches."""
         self.length = 0
-        """Of the match that gave the last draft."""
+        """Of the match."""
+        self.pays = False
+        """Whether a draft is to be made now."""
         for token in ids:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """Take note of the next token of the text."""
-        place = len(self.ids)
+        """Take note of the next token of the text, and whether it would have been drafted."""
+        ids, place = self.ids, self.place
+        right = place is not None and ids[place] == token
+        if place is not None:
+            self.rightness[self.length] += (1 - MEMORY) * (right - self.rightness[self.length])
         for length in LENGTHS:
-            if place >= length:
-                self.followers[tuple(self.ids[place - length :])] = place
-        self.ids.append(token)
+            if len(ids) >= length:
+                self.followers[tuple(ids[-length:])] = len(ids)
+        ids.append(token)
+        if place is not None and right:
+            self.place, self.length = place + 1, min(self.length + 1, LONGEST)
+            # The next token may be drafted already, so there is no way back.
+            if self.pays:
+                return
+        else:
+            self.place = self.look_up()
+        self.pays = self.place is not None and self.rightness[self.length] >= LEAST_RIGHT
 
-    def draft(self, most: int) -> list[int]:
-        """What may come next, at most so many tokens; empty where nothing matches."""
+    def look_up(self) -> int | None:
+        """The place of what followed the longest match the last time."""
         for length in LENGTHS:
             place = self.followers.get(tuple(self.ids[-length:]))
             if place is not None:
                 self.length = length
-                return self.copied(place, min(most, best_run(round(self.rightness[length], 2)) - 1))
-        return []
+                return place
+        return None
+
+    def draft(self, most: int) -> list[int]:
+        """What may come next, at least one token and at most so many; empty where it does not pay."""
+        if self.place is None or not self.pays:
+            return []
+        best = min(best_run(round(self.rightness[self.length], 2)), most + 1)
+        return self.copied(self.place, max((tokens for tokens in RUN_COSTS if tokens <= best), default=LEAST) - 1)
 
     def copied(self, place: int, count: int) -> list[int]:
         """The tokens from a place on; where the text ends it goes on as it did from there."""
@@ -70,11 +101,6 @@ class PromptLookup:
             found.append(found[len(found) - period])
         return found
 
-    def learn(self, drafted: int, right: int) -> None:
-        """Take note of how many tokens of the last draft were right; those after the first wrong one tell nothing."""
-        for outcome in [1.0] * right + [0.0] * (right < drafted):
-            self.rightness[self.length] = MEMORY * self.rightness[self.length] + (1 - MEMORY) * outcome
-
 
 @cache
 def best_run(rightness: float) -> int:
@@ -82,15 +108,6 @@ def best_run(rightness: float) -> int:
 
     def gain(tokens: int) -> float:
         # A run gives the tokens up to the first wrong one, and the right one in its place.
-        return sum(rightness**place for place in range(tokens)) / run_cost(tokens)
+        return sum(rightness**place for place in range(tokens)) / RUN_COSTS[tokens]
 
-    return max(range(LEAST, MOST + 1), key=gain)
-
-
-def run_cost(tokens: int) -> float:
-    """What a run takes, on straight lines between those that were measured."""
-    if tokens in RUN_COSTS:
-        return RUN_COSTS[tokens]
-    below = max(known for known in RUN_COSTS if known < tokens)
-    above = min(known for known in RUN_COSTS if known > tokens)
-    return RUN_COSTS[below] + (RUN_COSTS[above] - RUN_COSTS[below]) * (tokens - below) / (above - below)
+    return max(RUN_COSTS, key=gain)

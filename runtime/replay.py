@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle import Bundle
 from runtime.decoder import Decoder
 from runtime.embedder import Embedder
 from runtime.encoder import Encoder
 from runtime.errors import BundleError
 from runtime.forward import Forward
-from runtime.manifest import Certificate, Golden, GoldenAnswer, unpack_vector
+from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.sampler import Sampling
@@ -27,7 +28,8 @@ LOGPROB_TOLERANCE = 0.2
 """How much less probable, as a difference of logarithms, a golden token may be here than the one that is chosen."""
 NEAREST = 8
 """Of the most probable tokens, how many a golden one is looked for among."""
-CURE = "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
+INT8_CURE = "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
+FLOAT_CURE = "its files are whole, so onnxruntime computes differently here: install the version that `made_with` names"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,13 @@ def replay(encoder: Encoder | Decoder) -> Replay:
         for vectors in zip(*((golden.reference, golden.output) for golden in certificate.golden), strict=True)
     )
     agreement = compare_logits if isinstance(encoder, Reranker) else compare_vectors
-    return Replay(len(found), agreement(found, output, reference), bool(np.array_equal(found, output)))
+    cure = cure_of(encoder.bundle)
+    return Replay(len(found), agreement(found, output, reference, cure), bool(np.array_equal(found, output)))
+
+
+def cure_of(bundle: Bundle) -> str:
+    """What helps where a processor computes otherwise than the one that made a bundle."""
+    return FLOAT_CURE if bundle.manifest.precision in (Precision.FP32, Precision.FP16) else INT8_CURE
 
 
 def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
@@ -91,7 +99,7 @@ def replay_answer(decoder: Decoder, answer: GoldenAnswer) -> int:
             raise BundleError(
                 f"on this machine the bundle continues the golden text with token {step.id} where {golden} was "
                 f"certified, at place {place} of {len(answer.output)}",
-                hint=CURE,
+                hint=cure_of(decoder.bundle),
             )
         return place
     return len(answer.output)
@@ -137,7 +145,9 @@ def unpacked(encoder: Encoder, vectors: tuple[str, ...], width: int) -> NDArray[
     return np.stack(found)
 
 
-def compare_vectors(found: NDArray[np.float32], output: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
+def compare_vectors(
+    found: NDArray[np.float32], output: NDArray[np.float32], reference: NDArray[np.float32], cure: str
+) -> str:
     """The lowest cosine to PyTorch's vectors; raises BundleError where it is lower than certified."""
     agreement = cosines(found, reference)
     for here, there in zip(agreement.tolist(), cosines(output, reference).tolist(), strict=True):
@@ -145,17 +155,19 @@ def compare_vectors(found: NDArray[np.float32], output: NDArray[np.float32], ref
         if not here >= there - TOLERANCE:
             raise BundleError(
                 f"on this machine the bundle gives cosine {here:.4f} to PyTorch where {there:.4f} was certified",
-                hint=CURE,
+                hint=cure,
             )
     return f"cosine {agreement.min():.5f} min to PyTorch"
 
 
-def compare_logits(found: NDArray[np.float32], output: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
+def compare_logits(
+    found: NDArray[np.float32], output: NDArray[np.float32], reference: NDArray[np.float32], cure: str
+) -> str:
     """The largest difference to PyTorch's logits; raises BundleError where it is larger than certified."""
     here, there = (float(np.abs(logits - reference).max()) for logits in (found, output))
     # Written so that NaN fails too.
     if not here <= there + LOGIT_TOLERANCE * max(float(np.ptp(reference)), 1.0):
         raise BundleError(
-            f"on this machine a logit differs from PyTorch's by {here:.4f} where {there:.4f} was certified", hint=CURE
+            f"on this machine a logit differs from PyTorch's by {here:.4f} where {there:.4f} was certified", hint=cure
         )
     return f"logits within {here:.5f} of PyTorch's"

@@ -180,21 +180,14 @@ class Steps(Iterator[Step]):
         return logits[-1:]
 
     def read_answer(self) -> NDArray[np.float32]:
-        """Forget what was wrong in the draft, and read the last token with another draft behind it."""
+        """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""
         cache = self.forward.cache
         cache.rewind(cache.length - len(self.draft) + self.right)
-        drafted, self.draft = len(self.draft), []
-        if self.lookup is not None:
-            if drafted:
-                self.lookup.learn(drafted, self.right)
-            # The token after a draft is chosen too, so the last of the answer is never drafted.
-            self.draft = self.lookup.draft(self.max_tokens - len(self.ids) - 1)
         self.right = 0
-        if self.lookup is None or self.draft:
-            return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
-        before = cache.ids[-1]
-        cache.rewind(cache.length - 1)
-        return self.forward.run([before, self.ids[-1]], 2)[1:]
+        # The token after a draft is chosen too, so the last of the answer need not be drafted. Where it is the only one
+        # left, it is drafted all the same: without, a run would have one row where a longer answer's has several.
+        self.draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""

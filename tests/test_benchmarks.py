@@ -25,6 +25,7 @@ from benchmarks import (
     decoding_worker,
     export_scale,
     genai_int4,
+    lookup,
     reranking,
     retrieval,
     seeded,
@@ -40,7 +41,7 @@ from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Curve, Point, axis_of, curves, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
-from runtime import Bundle, Embedder, Precision, Reranker
+from runtime import Bundle, Decoder, Embedder, Precision, Reranker, Sampling
 from tests import seeded_checkpoints
 from tests.decoders import TinyDecoder, write_decoder
 from tests.exporters.decoder_checkpoints import write_checkpoint
@@ -560,6 +561,40 @@ def test_decoding_takes_a_choice_of_peers_and_contexts(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         decoding.parse_options(["--new", "1"])
     assert "--new must be at least 2: speed is taken from the first token to the last" in capsys.readouterr().err
+
+
+def test_answers_with_drafts_and_without_are_measured(tiny_decoder: tuple[Bundle, TinyDecoder]) -> None:
+    decoder = Decoder(tiny_decoder[0], threads=1)
+    ids = decoder.encode("The dog: " + "the quick brown fox jumps over the lazy dog " * 4)
+    sampling = Sampling(logit_bias=dict.fromkeys(ids, 8.0))
+
+    without, with_drafts = (
+        lookup.measure(decoder, ids, sampling=sampling, new=60, lookup=drafts) for drafts in (False, True)
+    )
+
+    assert without.ids == with_drafts.ids
+    assert (without.drafted, without.right) == (0, 0)
+    assert 0 < with_drafts.right <= min(with_drafts.drafted, 59)
+    assert with_drafts.rate > 0
+
+
+def test_the_table_of_drafts_gives_the_ratio_of_each_round_and_how_many_were_right() -> None:
+    ids = tuple(range(11))
+    without = [lookup.Measured(ids, 1.0, 0, 0), lookup.Measured(ids, 2.0, 0, 0)]
+    with_drafts = [lookup.Measured(ids, 0.5, 8, 4), lookup.Measured(ids[:-1], 0.9, 8, 4)]
+
+    row = ["quotes", "7.5", "15.0", "2.00 (2.00 to 2.00)", "50%", "40%"]
+    assert lookup.row_of("quotes", without, with_drafts) == [*row, "no"]
+    assert lookup.row_of("none", without, without)[3:] == ["1.00 (1.00 to 1.00)", "-", "0%", "yes"]
+
+
+def test_what_is_asked_with_drafts_quotes_a_text_and_code() -> None:
+    asked = lookup.prompts()
+
+    assert len(asked) == 5
+    assert "def print_table" in asked["edits code"]
+    assert len(asked["quotes a text"]) > 800
+    assert 0 < lookup.lookup_seconds(list(range(500))) < 1e-3
 
 
 def test_genais_builder_runs_with_transformers_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

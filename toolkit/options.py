@@ -48,7 +48,7 @@ class AnswerOptions:
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    lookup: bool = False
+    lookup: bool = True
 
     @classmethod
     def given(cls) -> AnswerOptions:
@@ -88,7 +88,11 @@ def answer_options(command: Function) -> Function:
         answer_option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has it."),
         answer_option("--seed", type=int, metavar="N", help="The same seed gives the same text on the same machine."),
         answer_option("--stop", multiple=True, metavar="TEXT", help="End an answer before TEXT; may be repeated."),
-        answer_option("--lookup", is_flag=True, help="Draft tokens from the text so far: faster where answers quote."),
+        answer_option(
+            "--lookup/--no-lookup",
+            default=True,
+            help="Draft tokens from the text so far where that pays: faster where answers quote.  [default: --lookup]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from exporters import Origin, export
-from exporters.block_recipes import COARSE, RECIPES, find_block_recipe, recipes_for
+from exporters import Origin, block_recipes, export
+from exporters.block_recipes import COARSE, RECIPES, WIDE, default_recipe, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import LARGEST_KL
@@ -324,10 +324,13 @@ def test_a_finer_recipe_is_taken_where_the_first_is_too_far(folder: Path, int4: 
     assert bundle.manifest.certificate.figures["kl_mean"] <= bar
 
 
+def write_wide_checkpoint(folder: Path) -> Path:
+    """A tiny decoder whose matrices fill blocks of 128, and whose predictions differ enough to be compared."""
+    return write_checkpoint(folder / "wide", "llama", hidden_size=128, intermediate_size=256, initializer_range=0.05)
+
+
 def test_large_blocks_are_tried_first_where_matrices_fill_them(tmp_path: Path) -> None:
-    folder = write_checkpoint(
-        tmp_path / "wide", "llama", hidden_size=128, intermediate_size=256, initializer_range=0.05
-    )
+    folder = write_wide_checkpoint(tmp_path)
     assert recipes_for(Precision.INT4, [128, 256]) == (COARSE, *RECIPES[Precision.INT4])
     assert recipes_for(Precision.INT4, [128, 192]) == RECIPES[Precision.INT4]
     assert recipes_for(Precision.INT8, [128, 256]) == RECIPES[Precision.INT8]
@@ -336,6 +339,21 @@ def test_large_blocks_are_tried_first_where_matrices_fill_them(tmp_path: Path) -
         blocks = export(str(folder), max_kl=bar, out=tmp_path / "b").bundle.manifest.blocks
         assert blocks is not None
         assert (blocks.block, blocks.output_block) == (block, 32)
+
+
+def test_wide_decoders_get_large_blocks_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RECIPES[Precision.INT4][0]
+    assert default_recipe(Precision.INT4, [4096, 14336]) == COARSE
+    assert default_recipe(Precision.INT4, [WIDE, 18944]) == COARSE
+    assert default_recipe(Precision.INT4, [WIDE, 18944 + 64]) == first
+    assert default_recipe(Precision.INT4, [3072, 8192]) == first
+    assert default_recipe(Precision.INT8, [4096, 14336]) == RECIPES[Precision.INT8][0]
+
+    folder = write_wide_checkpoint(tmp_path)
+    monkeypatch.setattr(block_recipes, "WIDE", 128)
+    blocks = export(str(folder), out=tmp_path / "b").bundle.manifest.blocks
+    assert blocks is not None
+    assert (blocks.block, blocks.output_block) == (128, 32)
 
 
 def test_recipes_are_tried_in_their_order() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -44,11 +43,3 @@ def test_a_config_that_traces_to_something_else_is_refused(tiny_checkpoint: Path
 
     with pytest.raises(UnsupportedModelError, match="traces to a graph that is not the `bert` edgekit knows"):
         rebuild(trace(load_model(found), tmp_path), found)
-
-
-def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path) -> None:
-    parameter = SimpleNamespace(numel=lambda: 560_000_000)
-    model = SimpleNamespace(parameters=lambda: [parameter])
-
-    with pytest.raises(UnsupportedModelError, match=r"the model has 2\.2 GB of float32 weights, and edgekit exports"):
-        trace(model, tmp_path)

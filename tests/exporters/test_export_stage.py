@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 
-from exporters import Exported, Origin, export
+from exporters import Exported, Origin, export, graph_files
 from exporters.architectures import ARCHITECTURES
 from exporters.encoder import IMPLEMENTED_HERE
 from exporters.stages import Progress, Silence
@@ -114,6 +115,24 @@ def test_every_known_architecture_gives_the_vectors_of_pytorch(
         assert found.tokens.max() == 64, "the longest text uses every position"
         for text, vector in zip(TEXTS, found.vectors, strict=True):
             assert np.array_equal(Embedder(exported.bundle).embed_with_report([text]).vectors[0], vector)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_weights_that_one_file_cannot_hold_lie_beside_it(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """Protobuf ends at 2 GiB; here it ends at 100 kB."""
+    bar = 0.99 if precision is Precision.INT8 else None
+    small = export(str(tiny_checkpoint), precision=precision, min_cosine=bar, out=tmp_path / "small").bundle
+    monkeypatch.setattr(graph_files, "LARGEST_PROTOBUF", 100_000)
+    large = export(str(tiny_checkpoint), precision=precision, min_cosine=bar, out=tmp_path / "large").bundle
+
+    assert "model.onnx.data" not in small.manifest.files
+    assert large.manifest.files["model.onnx"].size < 100_000 < large.manifest.files["model.onnx.data"].size
+    assert large.manifest.certificate == small.manifest.certificate
+    shutil.move(large.path, tmp_path / "moved")
+    vectors = Embedder(tmp_path / "moved").embed_with_report(TEXTS).vectors
+    assert np.array_equal(vectors, Embedder(small).embed_with_report(TEXTS).vectors)
 
 
 def vectors_by_the_book(architecture: str, folder: Path) -> np.ndarray:

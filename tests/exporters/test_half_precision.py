@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from exporters import export
 from exporters.decoder import rebuild
 from exporters.decoder_graph import share_embedding
+from exporters.export_stage import bundle_name
 from exporters.graph import tidy
 from exporters.half_precision import HalfTensor, in_half, put_cache_in_half, put_in_half
 from exporters.stored_tensors import StreamedTensor
@@ -294,6 +295,12 @@ def test_what_the_command_line_tells(edgekit: Any, folder: Path, tmp_path: Path)
         "graph        opens on cpu, inputs as the manifest lists them",
         "certificate  64 golden tokens, all equal, the same tokens as on the machine that made it",
     ]
+
+
+def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
+    assert bundle_name("m", Precision.INT4, CacheType.FLOAT16) == "m-int4-float16-cache"
+    assert bundle_name("m", Precision.INT4, CacheType.FLOAT32) == "m-int4"
+    assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
 
 
 def test_what_the_command_line_tells_of_a_cache(edgekit: Any, folder: Path, tmp_path: Path) -> None:

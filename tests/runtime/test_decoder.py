@@ -378,12 +378,12 @@ def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Deco
     cache = KVCache(decoder.facts, available=lambda: free)
 
     with pytest.raises(OutOfMemoryError) as caught:
-        decoder.stream([5] * 50, max_tokens=52, cache=cache)
+        decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
     assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
-    assert len(decoder.generate([5] * 50, max_tokens=51, cache=cache).tokens) == 51
+    assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
     cache = KVCache(decoder.facts, available=lambda: free if cache.capacity == 0 else SPARE)
-    assert len(decoder.generate([5] * 50, cache=cache).tokens) == 51, "as many as fit"
+    assert len(decoder.generate([5] * 50, cache=cache).tokens) == 50, "as many as fit"
 
 
 def test_the_cache_of_another_model(decoder: Decoder) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder
+from runtime import Bundle, BundleError, Decoder, Embedder, Precision
+from runtime.forward import Forward
 from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
-from runtime.replay import Replay, replay
+from runtime.replay import Replay, greedy, replay
 from tests.decoders import with_facts, write_decoder
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
@@ -88,21 +89,31 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
     assert replay(ends) == Replay(16, "all equal", same_bits=True)
 
 
-def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder) -> None:
+@pytest.mark.parametrize(
+    ("precision", "hint"),
+    [
+        (Precision.INT4, "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"),
+        (
+            Precision.FP32,
+            "its files are whole, so onnxruntime computes differently here: install the version that `made_with` names",
+        ),
+    ],
+)
+def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:
     answer = golden(decoder)
     (step,) = decoder.steps([*answer.prompt, *answer.output[:3]], max_tokens=1, top_logprobs=decoder.facts.vocabulary)
     least = step.top_logprobs[-1].id
     changed = dataclasses.replace(answer, output=(*answer.output[:3], least, *answer.output[4:]))
 
+    other = certified(decoder, changed)
+    manifest = dataclasses.replace(other.bundle.manifest, precision=precision)
     with pytest.raises(BundleError) as caught:
-        replay(certified(decoder, changed))
+        replay(Decoder(Bundle(other.bundle.path, manifest), threads=1))
     assert caught.value.message == (
         f"on this machine the bundle continues the golden text with token {answer.output[3]} where {least} was "
         "certified, at place 3 of 16"
     )
-    assert caught.value.hint == (
-        "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
-    )
+    assert caught.value.hint == hint
 
 
 def test_a_token_that_is_about_as_probable_is_no_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +141,18 @@ def test_a_golden_text_of_other_tokens(decoder: Decoder) -> None:
         "on this machine a golden text has other tokens than were certified: "
         f"{list(answer.prompt[:8])}... instead of {[1, *answer.prompt][:8]}..."
     )
+
+
+def test_golden_tokens_are_computed_one_at_a_time(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts would change the number of rows of a run, and with it the bits that are compared."""
+    rows: list[int] = []
+    run = Forward.run
+    monkeypatch.setattr(Forward, "run", lambda self, ids, *rest: (rows.append(len(ids)), run(self, ids, *rest))[1])
+    words = decoder.encode(" the dog" * 20)
+
+    greedy(decoder, words, 12)
+
+    assert rows == [len(words), *[1] * 11]
 
 
 def test_a_decoder_without_golden_tokens(decoder: Decoder) -> None:

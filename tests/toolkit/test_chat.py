@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, Chat, Decoder, Sampling
+from runtime.stream import Stream
 from tests.conftest import Finished, read_terminal
 from tests.decoders import CHATML, write_decoder
 
@@ -58,13 +59,32 @@ def test_messages_of_several_lines(talk: Edgekit, decoder: Decoder) -> None:
 
 def test_options_are_those_of_generate(talk: Edgekit, decoder: Decoder) -> None:
     sampling = Sampling(temperature=5, seed=3, top_k=9)
-    options = ("--temperature", 5, "--seed", 3, "--top-k", 9, "--system", "Be brief.", "--context", 200, "--lookup")
+    options = ("--temperature", 5, "--seed", 3, "--top-k", 9, "--system", "Be brief.", "--context", 200)
 
     assert talk("Hello", "Hm", options=options).out == written(
         *answers(decoder, "Hello", "Hm", system="Be brief.", sampling=sampling)
     )
     (whole,) = answers(decoder, "Hello")
     assert talk("Hello", options=("--stop", whole[4:6])).out == written(whole[: whole.index(whole[4:6])])
+
+
+@pytest.mark.parametrize(("option", "looks_up"), [((), True), (("--lookup",), True), (("--no-lookup",), False)])
+def test_drafts_are_made_unless_they_are_declined(
+    talk: Edgekit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
+) -> None:
+    (expected,) = answers(decoder, "Hello", lookup=False)
+    lookups = []
+    stream = Decoder.stream
+
+    def noted(self: Decoder, *arguments: object, **options: object) -> Stream:
+        found = stream(self, *arguments, **options)
+        lookups.append(found.steps.lookup is not None)
+        return found
+
+    monkeypatch.setattr(Decoder, "stream", noted)
+
+    assert talk("Hello", "/regenerate", options=option).out == written(expected, expected)
+    assert lookups == [looks_up] * 2
 
 
 def test_reset_begins_anew_with_the_same_system(talk: Edgekit, decoder: Decoder) -> None:

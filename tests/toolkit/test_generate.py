@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, Decoder, Sampling
+from runtime.steps import Steps
 from tests.conftest import Finished, on_terminal
 from tests.decoders import write_decoder
 from toolkit.commands.chat import chat
@@ -115,9 +116,28 @@ def test_options_change_the_answer_as_they_do_in_python(asked: Edgekit, decoder:
     ]:
         assert asked("Hello", *options).out == ended(answer_to(decoder, prompt, **expected)), options
     assert len({asked("Hello", "--temperature", 5, "--seed", seed).out for seed in range(4)}) == 4
-    assert asked("Hello", "--lookup", "--threads", 1, "--context", 100).out == asked("Hello").out
+    assert asked("Hello", "--threads", 1, "--context", 100).out == asked("Hello").out
     text = answer_to(decoder, prompt)
     assert asked("Hello", "--stop", "never", "--stop", text[5:7]).out == ended(text[: text.index(text[5:7])])
+
+
+@pytest.mark.parametrize(("option", "looks_up"), [((), True), (("--lookup",), True), (("--no-lookup",), False)])
+def test_drafts_are_made_unless_they_are_declined(
+    asked: Edgekit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
+) -> None:
+    """The small decoder says the same with drafts and without."""
+    lookups = []
+    steps = Decoder.steps
+
+    def noted(self: Decoder, *arguments: object, **options: object) -> Steps:
+        found = steps(self, *arguments, **options)
+        lookups.append(found.lookup is not None)
+        return found
+
+    monkeypatch.setattr(Decoder, "steps", noted)
+
+    assert asked("Hello", *option).out == ended(answer_to(decoder, CHATML.format("Hello"), lookup=False))
+    assert lookups == [looks_up, False]
 
 
 def test_what_the_publisher_states_holds_where_nothing_is_given(edgekit: Edgekit, tmp_path: Path) -> None:
