@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 
 from exporters.block_recipes import COARSE
 from runtime import Bundle, Kind, Precision, Provider
-from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
+from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from runtime.bundle_writer import BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import (
@@ -68,7 +68,7 @@ class Writer:
         self.data.write(bytes(-self.data.tell() % ALIGNMENT))
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", WEIGHTS), ("offset", self.data.tell()), ("length", array.nbytes)):
+        for key, value in (("location", GRAPH_DATA), ("offset", self.data.tell()), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         self.data.write(array.tobytes())
         self.constants.append(tensor)
@@ -173,7 +173,7 @@ def names(prefix: str, layer: int) -> list[str]:
 def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
     """The bundle of such a decoder."""
     with BundleWriter(target) as writer:
-        with (writer.folder / WEIGHTS).open("wb") as data:
+        with (writer.folder / GRAPH_DATA).open("wb") as data:
             graph = Writer(data, block).decoder(layers)
         (writer.folder / GRAPH).write_bytes(graph.SerializeToString())
         words = {f"word{number}": number for number in range(VOCABULARY)}

@@ -42,7 +42,7 @@ from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.stored_tensors import StreamedTensor, Told
 from exporters.weightless import WeightlessDecoder, open_decoder
-from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS, Bundle
+from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
@@ -153,7 +153,7 @@ class DecoderTask:
 
         def measure() -> Made:
             with TemporaryDirectory(dir=self.work) as folder, self.refusing_what_does_not_run():
-                write_graph(graph.clone(), KeptArrays(Path(folder) / WEIGHTS), exact.path / GRAPH)
+                write_graph(graph.clone(), KeptArrays(Path(folder) / GRAPH_DATA), exact.path / GRAPH)
                 return Made({CONTENT: np.array([checked_agreement(Decoder(exact), expected).kl])})
 
         KeptArrays(self.work / "checks").keep("unrounded", measure)
@@ -174,7 +174,7 @@ class DecoderTask:
                 if other.is_dir() and other != folder:
                     shutil.rmtree(other)
             folder.mkdir(exist_ok=True)
-            self.kept = KeptArrays(folder / WEIGHTS)
+            self.kept = KeptArrays(folder / GRAPH_DATA)
         return self.kept
 
     def calibration_windows(self) -> list[list[int]]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.nodes import required
 from exporters.stored_tensors import Tally, Told
+from runtime.bundle import GRAPH_DATA
 from runtime.errors import OutputError
 
 LARGEST_PROTOBUF = 2**31 - 2**26
@@ -20,11 +21,6 @@ LARGE = 1024
 """Bytes from which on a constant is a weight."""
 CONTENT = "content"
 """The name of an array that is all there is to an entry of KeptArrays."""
-
-
-def data_of(graph: str) -> str:
-    """The name of the file with the weights of a graph's file."""
-    return f"{graph}.data"
 
 
 def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told | None = None) -> None:
@@ -39,7 +35,7 @@ def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told 
         value.const_value = weights.keep(required(value.name), partial(content_of, tensor)).arrays[CONTENT]
         tally.advance(tensor.nbytes)
     ir.save(model, path)
-    beside = path.with_name(data_of(path.name))
+    beside = path.with_name(GRAPH_DATA)
     beside.unlink(missing_ok=True)
     # Under another name too, so that what is done stays there until the bundle is whole.
     try:
@@ -53,10 +49,9 @@ def save_graph(model: ir.Model, path: Path) -> None:
     """Write a graph whose weights are in memory, with a file beside it for them where they do not fit into its own."""
     # What is open from there by now goes on with the old files.
     path.unlink(missing_ok=True)
-    beside = data_of(path.name)
-    path.with_name(beside).unlink(missing_ok=True)
+    path.with_name(GRAPH_DATA).unlink(missing_ok=True)
     weights = sum(required(value.const_value).nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=beside if weights > LARGEST_PROTOBUF else None)
+    ir.save(model, path, external_data=GRAPH_DATA if weights > LARGEST_PROTOBUF else None)
 
 
 def is_large(value: ir.Value) -> bool:

@@ -17,8 +17,8 @@ from runtime.manifest import FileRecord, Manifest, manifest_from_json
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
-WEIGHTS = f"{GRAPH}.data"
-"""Of decoders, whose graph says where in it each lies."""
+GRAPH_DATA = f"{GRAPH}.data"
+"""The weights of decoders, and of others where a graph's own file cannot hold them; the graph says where each lies."""
 TOKENIZER = "tokenizer.json"
 HASHED = 1 << 20
 """Bytes that are hashed at once. The C library keeps more memory for itself once it has seen larger arrays go."""

@@ -8,7 +8,7 @@ from functools import partial
 from threading import Thread
 from typing import TypeVar
 
-from runtime.bundle import GRAPH, WEIGHTS, Bundle
+from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
 from runtime.encoder import COMMANDS, articled
 from runtime.errors import BundleError
 from runtime.manifest import Kind
@@ -47,8 +47,8 @@ class Opening:
     def checked_but_for_weights(self, path: str | os.PathLike[str]) -> Bundle:
         bundle = Bundle.listed(path)
         names = list(bundle.manifest.files)
-        self.unchecked = [name for name in names if name == WEIGHTS]
-        bundle.check_hashes(name for name in names if name != WEIGHTS)
+        self.unchecked = [name for name in names if name == GRAPH_DATA]
+        bundle.check_hashes(name for name in names if name != GRAPH_DATA)
         return bundle
 
     def finish(self, tokenizer: Callable[[], Opened], *, threads: int) -> tuple[Opened, Session]:

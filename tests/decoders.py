@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from runtime import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
-from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
+from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from runtime.bundle_writer import BundleWriter
 from runtime.forward import input_names, output_names
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
@@ -222,7 +222,9 @@ def write_decoder(
     with BundleWriter(target) as writer:
         vocabulary = write_tokenizer(writer.folder / TOKENIZER).get_vocab_size()
         decoder = TinyDecoder.seeded(vocabulary, window=window)
-        onnx.save(decoder.graph(cache), writer.folder / GRAPH, save_as_external_data=weights_beside, location=WEIGHTS)
+        onnx.save(
+            decoder.graph(cache), writer.folder / GRAPH, save_as_external_data=weights_beside, location=GRAPH_DATA
+        )
         manifest = Manifest(
             schema=SCHEMA,
             kind=Kind.DECODER,

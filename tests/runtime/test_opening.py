@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, BundleError, Decoder, opening
-from runtime.bundle import GRAPH, TOKENIZER, WEIGHTS
+from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from runtime.opening import Opening, at_once
 from tests.decoders import write_decoder
 
@@ -35,13 +35,13 @@ def refusal(path: Path) -> BundleError:
 
 
 def test_it_decodes_as_with_its_weights_in_the_graph(beside: Bundle, decoder: Decoder) -> None:
-    assert set(beside.manifest.files) == {GRAPH, WEIGHTS, TOKENIZER}
+    assert set(beside.manifest.files) == {GRAPH, GRAPH_DATA, TOKENIZER}
 
     found, expected = (one.steps("The quick", max_tokens=9) for one in (Decoder(beside.path, threads=1), decoder))
     assert list(found) == list(expected)
 
 
-@pytest.mark.parametrize("name", [GRAPH, WEIGHTS, TOKENIZER])
+@pytest.mark.parametrize("name", [GRAPH, GRAPH_DATA, TOKENIZER])
 def test_a_changed_byte_is_told_as_when_all_is_checked_first(beside: Bundle, tmp_path: Path, name: str) -> None:
     folder = with_changed_byte(beside, tmp_path, name)
     with pytest.raises(BundleError) as expected:
@@ -74,7 +74,7 @@ def test_changed_weights_are_told_before_what_onnxruntime_says_of_them(
     monkeypatch.setattr("runtime.opening.shared_session", failing)
 
     assert refusal(beside.path).message == "onnxruntime cannot open it"
-    assert f"`{WEIGHTS}` in the bundle" in refusal(with_changed_byte(beside, tmp_path, WEIGHTS)).message
+    assert f"`{GRAPH_DATA}` in the bundle" in refusal(with_changed_byte(beside, tmp_path, GRAPH_DATA)).message
 
 
 def test_weights_are_hashed_while_the_graph_is_prepared(beside: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_weights_are_hashed_while_the_graph_is_prepared(beside: Bundle, monkeypa
     def checking(bundle: Bundle, names: list[str]) -> None:
         names = list(names)
         check(bundle, names)
-        if WEIGHTS in names:
+        if GRAPH_DATA in names:
             hashed.set()
 
     def waiting(*arguments: object, **options: object) -> object:
