@@ -21,8 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.decoding_peers import MODEL, genai_folder, gguf_file, installed_version, q4_0_file, transformers_folder
-from benchmarks.decoding_worker import Logits, System
+from benchmarks.decoding_peers import (
+    MODEL,
+    genai_folder,
+    gguf_file,
+    installed_version,
+    openvino_folder,
+    q4_0_file,
+    transformers_folder,
+)
+from benchmarks.decoding_worker import OPENVINO_MODEL, Logits, System
 from benchmarks.peers import PEERS, REPOSITORY, edgekit_name, peers_python
 from benchmarks.plot import Curve, curves
 from benchmarks.rounds import take_turns
@@ -32,10 +40,16 @@ from benchmarks.texts import CORPUS, read_lines
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int4"
 PLOT = REPOSITORY / ".cache" / "benchmarks" / "decoding.svg"
 PEERS_OF_EDGEKIT = tuple(system.value for system in System if system is not System.EDGEKIT)
-DISTRIBUTIONS = {System.GENAI: "onnxruntime-genai", System.LLAMA_CPP: "llama_cpp_python"}
+DISTRIBUTIONS = {
+    System.GENAI: "onnxruntime-genai",
+    System.LLAMA_CPP: "llama_cpp_python",
+    System.OPENVINO: "openvino-genai",
+}
 CONTEXTS = (22, 450, 900, 1800)
 WEIGHTS = frozenset({".onnx", ".data", ".gguf", ".safetensors"})
 """Endings of the files that hold what is read for each token."""
+OPENVINO_WEIGHTS = Path(OPENVINO_MODEL).with_suffix(".bin").name
+"""OpenVINO's; its tokenizer has the same ending."""
 MEGABYTE, MEBIBYTE = 10**6, 2**20
 READ_BYTES = 2**29
 READS = 5
@@ -168,6 +182,8 @@ def contestants_of(options: argparse.Namespace) -> tuple[list[Contestant], list[
             missing.append(missing_note(system, options.peers))
         elif system is System.GENAI:
             found.append(Contestant(f"onnxruntime-genai {installed} int4", system, genai_folder(python), python))
+        elif system is System.OPENVINO:
+            found.append(Contestant(f"openvino-genai {installed} int4", system, openvino_folder(python), python))
         else:
             name = f"llama.cpp, llama-cpp-python {installed}"
             found.append(Contestant(f"{name} Q4_0", system, q4_0_file(python), python))
@@ -261,7 +277,8 @@ def total_bytes(model: Path) -> int:
 
 def weights_bytes(model: Path) -> int:
     """Of the files that hold the weights: about what is read for each token, where the embedding is tied."""
-    return sum(path.stat().st_size for path in files_of(model) if path.suffix in WEIGHTS)
+    files = [path for path in files_of(model) if path.suffix in WEIGHTS or path.name == OPENVINO_WEIGHTS]
+    return sum(path.stat().st_size for path in files)
 
 
 def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list[list[str]]]:

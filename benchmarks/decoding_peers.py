@@ -17,6 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 print(Path(find_spec("onnxruntime_genai").origin).parent / "models")
 """
+PACKAGES = """
+from importlib.util import find_spec
+from pathlib import Path
+print(Path(find_spec("openvino").origin).parent.parent)
+"""
 REQUANTIZE = """
 import ctypes
 import sys
@@ -68,14 +73,25 @@ def transformers_folder() -> Path:
 def genai_folder(python: Path) -> Path:
     """What onnxruntime-genai's own builder makes of the weights, in int4."""
     target = CACHE / f"{MODEL}-onnxruntime-genai-{version_in(python, 'onnxruntime-genai')}"
+    return built(target, "benchmarks.genai_int4", python, GENAI_BUILDER)
+
+
+def openvino_folder(python: Path) -> Path:
+    """What OpenVINO's converter and NNCF make of the weights, in int4, for OpenVINO GenAI."""
+    versions = "-".join(f"{name}-{version_in(python, name)}" for name in ("openvino-genai", "nncf"))
+    return built(CACHE / f"{MODEL}-{versions}", "benchmarks.openvino_int4", python, PACKAGES)
+
+
+def built(target: Path, program: str, python: Path, script: str) -> Path:
+    """What a program makes of the weights in this environment, with what `script` finds in the peers'; kept."""
     if not target.exists():
-        builder = subprocess.run([python, "-c", GENAI_BUILDER], check=True, capture_output=True, text=True)
-        command = [sys.executable, "-m", "benchmarks.genai_int4", builder.stdout.strip(), str(transformers_folder())]
+        found = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+        command = [sys.executable, "-m", program, found, str(transformers_folder())]
         with written_whole(target) as folder:
-            # It tells of every matrix, which is worth reading only when it fails.
+            # Builders tell of every matrix, which is worth reading only when they fail.
             made = subprocess.run([*command, str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if made.returncode != 0:
-                raise SystemExit(f"onnxruntime-genai's builder failed:\n{made.stderr}")
+                raise SystemExit(f"`{program}` failed:\n{made.stderr}")
     return target
 
 

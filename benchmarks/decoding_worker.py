@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 PROMPT_TOKENS = 512
 """Tokens of a prompt that llama.cpp reads in one batch: its default, and the most that edgekit reads in one run."""
+ALL_TOKENS = 2**31
+"""More than any prompt has."""
+OPENVINO_MODEL = "openvino_model.xml"
 STATUS = Path("/proc/self/status")
 
 
@@ -36,6 +39,7 @@ class System(str, Enum):
     EDGEKIT = "edgekit"
     GENAI = "onnxruntime-genai"
     LLAMA_CPP = "llama.cpp"
+    OPENVINO = "openvino-genai"
     TORCH = "transformers"
 
 
@@ -150,6 +154,45 @@ class LlamaCpp:
         return np.stack(rows)
 
 
+class OpenvinoGenai:
+    """OpenVINO GenAI, in whatever precision it chooses for this processor."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import openvino
+        import openvino_genai
+
+        self.openvino = openvino
+        self.genai = openvino_genai
+        self.model = model
+        self.options = {"INFERENCE_NUM_THREADS": threads}
+        scheduler = openvino_genai.SchedulerConfig()
+        # A prompt is read at once, as `LLMPipeline` does it. That would keep the prompts of earlier rounds too, and it
+        # tells of tokens in a callback alone.
+        scheduler.max_num_batched_tokens = ALL_TOKENS
+        self.pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", self.options)
+
+    def answer(self, ids: list[int], new: int) -> Iterator[int]:
+        config = self.genai.GenerationConfig(max_new_tokens=new, min_new_tokens=new, ignore_eos=True, do_sample=False)
+        answer = self.pipeline.add_request(0, self.openvino.Tensor(np.array([ids], np.int64)), config)
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            if answer.can_read():
+                for part in answer.read().values():
+                    yield from part.generated_ids
+
+    def logits(self, ids: list[int]) -> Logits:
+        # GenAI gives none, so the same model is asked without it.
+        model = self.openvino.Core().compile_model(Path(self.model) / OPENVINO_MODEL, "CPU", self.options)
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids))[np.newaxis],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        logits: Logits = model(inputs)[0][0]
+        return logits
+
+
 class Torch:
     """transformers on PyTorch in float32."""
 
@@ -187,6 +230,8 @@ def open_generator(system: System, model: str, *, threads: int, context: int) ->
         return Genai(model, threads)
     if system is System.LLAMA_CPP:
         return LlamaCpp(model, threads, context)
+    if system is System.OPENVINO:
+        return OpenvinoGenai(model, threads)
     return Torch(model, threads)
 
 

@@ -478,6 +478,69 @@ def test_llama_cpp_reads_the_prompt_at_once_and_then_each_token(
     assert generator.logits(PROMPT) == pytest.approx(reference.logits(PROMPT), abs=1e-4)
 
 
+class FakeOpenvinoGenai:
+    """Does what OpenVINO GenAI's pipeline for several requests does, with the small decoder and one request."""
+
+    def __init__(self, reference: TinyDecoder, opened: list[object]) -> None:
+        self.reference = reference
+        self.opened = opened
+        self.left: list[int] = []
+        self.unread: list[int] = []
+
+    def pipeline(self, model: str, scheduler: SimpleNamespace, device: str, options: object) -> FakeOpenvinoGenai:
+        self.opened.append((model, scheduler.max_num_batched_tokens > 2**20, device, options))
+        return self
+
+    def add_request(self, _number: int, ids: list[list[int]], config: dict[str, object]) -> FakeOpenvinoGenai:
+        assert (config["ignore_eos"], config["do_sample"]) == (True, False)
+        assert config["min_new_tokens"] == config["max_new_tokens"]
+        self.left = self.reference.greedy(list(ids[0]), int(str(config["max_new_tokens"])))
+        return self
+
+    def has_non_finished_requests(self) -> bool:
+        return bool(self.left)
+
+    def step(self) -> None:
+        self.unread.append(self.left.pop(0))
+
+    def can_read(self) -> bool:
+        # It gives the first two together, as a pipeline may.
+        return len(self.unread) > 1 or len(self.left) < 4
+
+    def read(self) -> dict[int, SimpleNamespace]:
+        given, self.unread = self.unread, []
+        return {0: SimpleNamespace(generated_ids=given)}
+
+
+def test_openvino_genai_gives_its_tokens_as_they_come_and_the_models_logits(
+    tiny_decoder: tuple[Bundle, TinyDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, opened = tiny_decoder[1], list[object]()
+    fake = FakeOpenvinoGenai(reference, opened)
+
+    def compile_model(path: Path, device: str, options: object) -> object:
+        opened.append((path, device, options))
+        return lambda inputs: [reference.logits(inputs["input_ids"][0].tolist())[np.newaxis].astype(np.float32)]
+
+    monkeypatch.setitem(
+        sys.modules,
+        "openvino_genai",
+        SimpleNamespace(
+            SchedulerConfig=SimpleNamespace, ContinuousBatchingPipeline=fake.pipeline, GenerationConfig=dict
+        ),
+    )
+    core = SimpleNamespace(compile_model=compile_model)
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core, Tensor=np.ndarray.tolist))
+
+    generator = decoding_worker.open_generator(decoding.System.OPENVINO, "folder", threads=2, context=32)
+
+    for _ in range(2):
+        assert list(generator.answer(PROMPT, 6)) == reference.greedy(PROMPT, 6)
+    assert generator.logits(PROMPT) == pytest.approx(reference.logits(PROMPT), abs=1e-4)
+    options = {"INFERENCE_NUM_THREADS": 2}
+    assert opened == [("folder", True, "CPU", options), (Path("folder") / "openvino_model.xml", "CPU", options)]
+
+
 def test_the_divergence_is_that_of_the_probabilities() -> None:
     expected = np.log(np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]], np.float32))
     found = np.log(np.array([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]], np.float32))
@@ -536,12 +599,23 @@ def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_star
     ]
 
 
+def test_the_weights_of_openvino_are_told_from_its_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.bin").write_bytes(bytes(1000))
+    (tmp_path / "openvino_tokenizer.bin").write_bytes(bytes(100))
+
+    assert decoding.weights_bytes(tmp_path) == 1000
+    assert decoding.total_bytes(tmp_path) == 1100
+
+
 def test_what_is_not_installed_for_decoding_is_named(tiny_decoder: tuple[Bundle, TinyDecoder], tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     options = argparse.Namespace(
-        bundle=tiny_decoder[0].path, source_bundle=None, only=["onnxruntime-genai", "llama.cpp"], peers=tmp_path
+        bundle=tiny_decoder[0].path,
+        source_bundle=None,
+        only=["onnxruntime-genai", "llama.cpp", "openvino-genai"],
+        peers=tmp_path,
     )
 
     contestants, missing = decoding.contestants_of(options)
@@ -550,6 +624,7 @@ def test_what_is_not_installed_for_decoding_is_named(tiny_decoder: tuple[Bundle,
     assert missing == [
         f"onnxruntime-genai was not measured: `onnxruntime-genai` is not installed in `{tmp_path}`",
         f"llama.cpp was not measured: `llama_cpp_python` is not installed in `{tmp_path}`",
+        f"openvino-genai was not measured: `openvino-genai` is not installed in `{tmp_path}`",
     ]
     assert installed_version(Path(sys.executable), "numpy") == np.__version__
 
@@ -605,12 +680,14 @@ def test_genais_builder_runs_with_transformers_4(tmp_path: Path, monkeypatch: py
     (tmp_path / "beside.py").write_text("WORD = 'built with '\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", [])
-    absent = [name for name in genai_int4.NEWER_CLASSES if not hasattr(transformers, name)]
+    # sentence-transformers may have put another in the place of the one that was imported above.
+    imported = sys.modules["transformers"]
+    absent = [name for name in genai_int4.NEWER_CLASSES if not hasattr(imported, name)]
 
     genai_int4.build(tmp_path, tmp_path / "checkpoint", tmp_path / "target")
 
     for name in absent:
-        delattr(transformers, name)
+        delattr(imported, name)
     written = (tmp_path / "target").read_text()
     assert written.startswith(f"built with -i {tmp_path}/checkpoint -o {tmp_path}/target -p int4 -e cpu ")
     assert "accuracy_level=4" in written
