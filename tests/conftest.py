@@ -335,6 +335,15 @@ def hub() -> Iterator[LocalHub]:
     local.close()
 
 
+DOWNLOAD = """
+import sys
+from exporters.architectures import check_architecture
+from exporters.sources import find_checkpoint
+find_checkpoint(sys.argv[1], accept=check_architecture)
+assert "torch" not in sys.modules
+"""
+
+
 @dataclass
 class HubUser:
     """Runs edgekit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
@@ -359,6 +368,16 @@ class HubUser:
             assert secret.encode() not in shown
         return Finished(finished.returncode, finished.stdout, finished.stderr.decode())
 
+    def download(self, source: str) -> None:
+        """Do of an export what comes first, in a process that ends before it loads torch."""
+        subprocess.run(
+            [sys.executable, "-c", DOWNLOAD, source],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            cwd=self.home,
+        )
+
     @property
     def token_file(self) -> Path:
         return self.home / ".cache" / "huggingface" / "token"
@@ -377,6 +396,8 @@ def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
         "HOME": str(home),
         "HF_ENDPOINT": hub.endpoint,
         "EDGEKIT_TOKEN_HOST": hub.host,
+        # As in this process, and for the same reason.
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),
     }
     return HubUser(home, environment)
