@@ -47,6 +47,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> Iterator[None]:
+    """Where several processes run the tests, let what works on all cores take no more than a fair share of them.
+
+    A decoder's threads wait for one another by spinning, and two processes' threads on the same cores do little else.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "sched_getaffinity"):
+            own = os.sched_getaffinity
+            patch.setattr("os.sched_getaffinity", lambda process: set(sorted(own(process))[::count]))
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """The folder of the real all-MiniLM-L6-v2, fetched by `python -m tests.assets`."""
