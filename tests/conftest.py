@@ -32,6 +32,7 @@ from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.hub_server import LocalHub, User
+from tests.silence import be_silent_for_long
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +84,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory, model: str, precision: Pr
         fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():
             return Bundle.open(out)
-        return export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+        bundle = export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+        if precision is Precision.INT8:
+            # It sleeps for half a minute, in which other tests can run.
+            be_silent_for_long(out, folder / SILENCE)
+        return bundle
+
+
+SILENCE = "silence"
+"""Lies beside the bundle."""
 
 
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(tmp_path_factory, MODEL, Precision.INT8)
+
+
+@pytest.fixture(scope="session")
+def silence(int8_bundle: Bundle) -> Path:
+    """The folder with what a process shows that was started when the int8 bundle was made; see `be_silent_for_long`."""
+    return int8_bundle.path.parent / SILENCE
 
 
 @pytest.fixture(scope="session")
