@@ -19,6 +19,7 @@ from exporters.nodes import linears
 from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
 from exporters.stored_tensors import StoredTensor
 from runtime.bundle import GRAPH
+from runtime.cores import find_cores
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
@@ -38,8 +39,8 @@ class Calibration:
         """Name -> the largest absolute value of each channel, (width,)."""
         self.moments: dict[str, NDArray[np.float32]] = {}
         """Name -> the sum over tokens of the products of each two channels, (width, width)."""
-        self.first_moments: dict[str, NDArray[np.float32]] = {}
-        """The same, of the first token of each text."""
+        self.firsts: dict[str, NDArray[np.float32]] = {}
+        """Name -> the rows of the first token of each text, (texts, width)."""
         self.known: dict[tuple[str, bool, bytes], QuantizedWeight] = {}
         session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)], scratch=scratch)
         remaining = iter(texts)
@@ -52,11 +53,11 @@ class Calibration:
         """Count the rows (tokens, width) of an input for several texts in."""
         rows = np.concatenate(texts)
         peaks, moments = np.abs(rows).max(axis=0), moments_of(rows)
-        firsts = moments_of(np.stack([text[0] for text in texts]))
+        firsts = np.stack([text[0] for text in texts])
         if name in self.peaks:
             peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
-            firsts = firsts + self.first_moments[name]
-        self.peaks[name], self.moments[name], self.first_moments[name] = peaks, moments, firsts
+            firsts = np.concatenate([self.firsts[name], firsts])
+        self.peaks[name], self.moments[name], self.firsts[name] = peaks, moments, firsts
 
     def quantize(
         self,
@@ -76,7 +77,7 @@ class Calibration:
         if key not in self.known:
             moments = self.moments[name]
             if of_first_tokens:
-                firsts = self.first_moments[name]
+                firsts = moments_of(self.firsts[name])
                 moments = moments + firsts * (np.trace(moments) / max(np.trace(firsts), SMALLEST))
             if divisors is not None:
                 moments = moments / np.outer(divisors, divisors)
@@ -136,6 +137,8 @@ def open_session(model: ir.Model, scratch: Path | None) -> ort.InferenceSession:
     """A session on a graph in memory, by way of a file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Not all of the host's, as onnxruntime takes by itself.
+    options.intra_op_num_threads = find_cores().usable
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / GRAPH
         save_graph(model, path)

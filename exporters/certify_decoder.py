@@ -92,9 +92,12 @@ class ProbeReading(Observer):
         if text == 0:
             self.states.append(states[:STATE_TOKENS].copy())
 
+    def reads_logits(self, text: int) -> bool:
+        return text < len(self.windows)
+
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
-        if text < len(self.windows):
-            self.logprobs.append(logprobs_of(logits))
+        del text
+        self.logprobs.append(logprobs_of(logits))
 
     def reference(self) -> DecoderReference:
         return DecoderReference(self.windows, tuple(self.logprobs), tuple(self.states), *self.golden, self.decoder)
@@ -128,6 +131,10 @@ class Choices(Observer):
 
     def __init__(self) -> None:
         self.found: list[int] = []
+
+    def reads_logits(self, text: int) -> bool:
+        del text
+        return True
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
         del text

@@ -12,7 +12,7 @@ from typing import Any
 
 from exporters.checkpoint import Checkpoint
 from exporters.facts import lower_case, max_length
-from exporters.gguf import unpacked, unpacked_size
+from exporters.gguf import open_gguf, unpacked, unpacked_size
 from exporters.graph_files import need_space
 from exporters.short_merges import with_short_merges
 from exporters.stages import Progress, stage
@@ -53,8 +53,11 @@ def convert(
     """
     if checkpoint.gguf is not None:
         with stage(told, "unpack the GGUF file"):
-            need_space(writer.target.parent, unpacked_size(checkpoint.gguf))
-            checkpoint = unpacked(checkpoint, writer.scratch / "checkpoint")
+            file = open_gguf(checkpoint.gguf)
+            need_space(writer.target.parent, unpacked_size(file))
+            checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
+            # What its metadata takes is not needed any more.
+            del file
     draft = draft_manifest(checkpoint, kind, precision, provider)
     bundle = build(task_of(checkpoint, kind, cache), draft, writer, told, bar)
     return Exported(bundle, checkpoint.weights_size)

@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import common as passes
+from onnxscript import rewriter
+from onnxscript.rewriter.rules import common as rules
 
 from exporters.nodes import (
     ATTENTION_MASK,
@@ -42,16 +44,43 @@ LARGE = 2**17
 RMS_NORM = "SimplifiedLayerNormalization"
 """onnxruntime's operator for a layer norm that does not subtract the mean."""
 
+REWRITINGS = rewriter.RewriteRuleSet(
+    [
+        *rules.mul_by_1_rule.commute(),
+        *rules.add_0_rule.commute(),
+        rules.sub_0_rule,
+        rules.div_by_1_rule,
+        rules.collapse_slice_rule,
+        rules.no_op_cast_rule,
+        rules.flatten_to_reshape_rule,
+        rules.unsqueeze_unsqueeze_rule,
+        rules.remove_optional_bias_from_gemm_rule,
+    ]
+)
+
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute once what does not depend on the input."""
-    onnxscript.optimizer.optimize(model)
+    """Compute once what does not depend on the input, and drop what changes nothing.
+
+    What `onnxscript.optimizer.optimize` does, with the few of its rewritings that a traced encoder gives rise to: it
+    tries forty on every node, and took longer than the trace.
+    """
+    for _ in range(2):
+        folded = onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewritten = rewriter.RewritePass(REWRITINGS)(model)
+        passes.RemoveUnusedNodesPass()(model)
+        if not (folded.modified or rewritten.modified):
+            break
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
 
 
 def fold_small_constants(model: ir.Model) -> None:
     """Note the sizes of values, and compute once what does not depend on the input and is small, as norms' weights are.
 
-    `fold_constants` does more by trying rewritings on every node, in a time that grows with the square of their number.
+    `fold_constants` does more by trying rewritings on every node.
     """
     onnxscript.optimizer.fold_constants(
         model, onnx_shape_inference=True, input_size_limit=LARGE, output_size_limit=LARGE

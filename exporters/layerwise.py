@@ -28,6 +28,11 @@ class Observer:
     def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
         """The hidden states (tokens, width) after a layer."""
 
+    def reads_logits(self, text: int) -> bool:
+        """Whether the logits of a text are to be computed for it."""
+        del text
+        return False
+
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
         """The logits (tokens, vocabulary), which may be written over."""
 
@@ -103,14 +108,18 @@ class Layerwise:
                 self.decoder.model.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False)
 
     def read_last(self) -> None:
-        """Take each text from the states after the last layer to its logits."""
+        """Take each text from the states after the last layer to what goes into its logits, or to these."""
         model = self.decoder.model
+        output = model.get_output_embeddings()
         with replaced(self.decoder.layers, lambda *_args, **_options: self.given(self.states[self.text])):
             for text, states in enumerate(self.states):
                 self.text = text
-                logits = model(inputs_embeds=torch.zeros_like(states), use_cache=False).logits[0].numpy()
-                for observer in self.observers:
-                    observer.logits(self.text, logits)
+                readers = [observer for observer in self.observers if observer.reads_logits(text)]
+                # A vocabulary makes this product as much work as some layers are.
+                with replaced([] if readers else [output], lambda rows: rows[..., :0]):
+                    logits = model(inputs_embeds=torch.zeros_like(states), use_cache=False).logits[0].numpy()
+                for observer in readers:
+                    observer.logits(text, logits)
 
     def taken(self, output: Any) -> Tensor:
         self.in_tuple = isinstance(output, tuple)

@@ -13,8 +13,10 @@ SMALLEST = 1e-8
 """Stands in for the largest value of a channel of zeros, which has no scale."""
 DAMPING = 0.01
 """Of the mean second moment, added to each: inputs that calibration hardly saw must not be trusted."""
-BLOCK = 128
-"""Rows whose errors are passed on to the rows after them at once."""
+FEW = 16
+"""Rows whose errors are passed on to one another one by one, and not by products of matrices."""
+SMALL = 64
+"""Rows of a matrix that is inverted as a whole."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ def quantize_weight(weight: NDArray[np.float32], moments: NDArray[np.float32] | 
 
 
 def nearest(steps: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.asarray(np.clip(np.rint(steps), -LEVELS, LEVELS))
+    levels = np.rint(steps)
+    # Rows by the ten thousand, for which numpy.clip takes several times as long.
+    np.maximum(levels, -LEVELS, out=levels)
+    np.minimum(levels, LEVELS, out=levels)
+    return np.asarray(levels)
 
 
 def make_up_factors(moments: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -51,7 +57,22 @@ def make_up_factors(moments: NDArray[np.float32]) -> NDArray[np.float64]:
     """
     damped = moments.astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * max(float(np.diag(damped).mean()), SMALLEST)
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+    # Factored from its last row on, the moments are an upper factor times its transpose; its inverse is the factor
+    # that is asked for, for half of the work of inverting the moments first.
+    return inverse_of_upper(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
+
+
+def inverse_of_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by products of its quarters."""
+    count = len(matrix)
+    if count <= SMALL:
+        return np.asarray(np.linalg.inv(matrix))
+    half = count // 2
+    upper, lower = inverse_of_upper(matrix[:half, :half]), inverse_of_upper(matrix[half:, half:])
+    inverse = np.zeros((count, count))
+    inverse[:half, :half], inverse[half:, half:] = upper, lower
+    inverse[:half, half:] = -(upper @ matrix[:half, half:] @ lower)
+    return inverse
 
 
 def rounded_in_turn(
@@ -63,17 +84,26 @@ def rounded_in_turn(
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323): what a row's error adds to the product is predicted by the inputs
     of the rows after it, as far as they go with its own input. `factors` are those of `make_up_factors`. `round_first`
-    is given the number of a row, and it with the rows after it as they are by then, up to the next multiple of BLOCK;
-    it returns what the row is rounded to.
+    is given the number of a row, and it with all rows after it, of which those are as they are by then that come
+    before the next multiple of a power of two that divides the number; it returns what the row is rounded to.
     """
+    # The rows that are to be rounded, and before them the errors of those that were.
     rest = matrix.astype(np.float64)
     rounded = np.empty_like(matrix)
-    for start in range(0, len(rest), BLOCK):
-        end = min(start + BLOCK, len(rest))
-        errors = np.empty((end - start, rest.shape[1]))
-        for row in range(start, end):
-            rounded[row] = round_first(row, rest[row:end])
-            errors[row - start] = (rest[row] - rounded[row]) / factors[row, row]
-            rest[row + 1 : end] -= np.outer(factors[row, row + 1 : end], errors[row - start])
-        rest[end:] -= factors[start:end, end:].T @ errors
+
+    def round_rows(start: int, end: int) -> None:
+        if end - start <= FEW:
+            for row in range(start, end):
+                rounded[row] = round_first(row, rest[row:])
+                rest[row] -= rounded[row]
+                rest[row] /= factors[row, row]
+                rest[row + 1 : end] -= np.outer(factors[row, row + 1 : end], rest[row])
+            return
+        # Cut at a power of two, so that blocks, which are powers of two, are not.
+        middle = start + (1 << (end - start - 1).bit_length() - 1)
+        round_rows(start, middle)
+        rest[middle:end] -= factors[start:middle, middle:end].T @ rest[start:middle]
+        round_rows(middle, end)
+
+    round_rows(0, len(rest))
     return rounded

@@ -32,6 +32,7 @@ from exporters.wheel import fetch_checkpoint
 from runtime import Bundle, Precision
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.hub_server import LocalHub, User
+from tests.silence import be_silent_for_long
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> Iterator[None]:
+    """Where several processes run the tests, let what works on all cores take no more than a fair share of them.
+
+    A decoder's threads wait for one another by spinning, and two processes' threads on the same cores do little else.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "sched_getaffinity"):
+            own = os.sched_getaffinity
+            patch.setattr("os.sched_getaffinity", lambda process: set(sorted(own(process))[::count]))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +84,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory, model: str, precision: Pr
         fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():
             return Bundle.open(out)
-        return export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+        bundle = export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+        if precision is Precision.INT8:
+            # It sleeps for half a minute, in which other tests can run.
+            be_silent_for_long(out, folder / SILENCE)
+        return bundle
+
+
+SILENCE = "silence"
+"""Lies beside the bundle."""
 
 
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(tmp_path_factory, MODEL, Precision.INT8)
+
+
+@pytest.fixture(scope="session")
+def silence(int8_bundle: Bundle) -> Path:
+    """The folder with what a process shows that was started when the int8 bundle was made; see `be_silent_for_long`."""
+    return int8_bundle.path.parent / SILENCE
 
 
 @pytest.fixture(scope="session")
@@ -335,6 +364,15 @@ def hub() -> Iterator[LocalHub]:
     local.close()
 
 
+DOWNLOAD = """
+import sys
+from exporters.architectures import check_architecture
+from exporters.sources import find_checkpoint
+find_checkpoint(sys.argv[1], accept=check_architecture)
+assert "torch" not in sys.modules
+"""
+
+
 @dataclass
 class HubUser:
     """Runs edgekit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
@@ -359,6 +397,16 @@ class HubUser:
             assert secret.encode() not in shown
         return Finished(finished.returncode, finished.stdout, finished.stderr.decode())
 
+    def download(self, source: str) -> None:
+        """Do of an export what comes first, in a process that ends before it loads torch."""
+        subprocess.run(
+            [sys.executable, "-c", DOWNLOAD, source],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            cwd=self.home,
+        )
+
     @property
     def token_file(self) -> Path:
         return self.home / ".cache" / "huggingface" / "token"
@@ -377,6 +425,8 @@ def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
         "HOME": str(home),
         "HF_ENDPOINT": hub.endpoint,
         "EDGEKIT_TOKEN_HOST": hub.host,
+        # As in this process, and for the same reason.
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),
     }
     return HubUser(home, environment)

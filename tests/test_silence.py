@@ -5,73 +5,40 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from runtime import Bundle
-
-SECONDS = 30
-
-# A seccomp filter that kills the process at socket(2) for IPv4 and IPv6, in every thread that is started after it. It
-# sees what libraries do in C++, which no patch of Python's `socket` can.
-GUARD = """
-import ctypes, platform, struct
-number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
-LOAD, EQUAL, RETURN, ALLOW, KILL = 0x20, 0x15, 0x06, 0x7FFF0000, 0x80000000
-program = b"".join(struct.pack("HBBI", *step) for step in [
-    (LOAD, 0, 0, 0), (EQUAL, 0, 4, number),
-    (LOAD, 0, 0, 16), (EQUAL, 1, 0, 2), (EQUAL, 0, 1, 10),
-    (RETURN, 0, 0, KILL), (RETURN, 0, 0, ALLOW),
-])
-code = ctypes.create_string_buffer(program)
-prog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.c_char_p(prog), 0, 0) == 0, ctypes.get_errno()
-"""
-EMBED = """
-import sys, time
-from runtime import Embedder
-embedder = Embedder(sys.argv[1])
-assert embedder.embed(["hello"]).shape == (1, 384)
-time.sleep(float(sys.argv[2]))
-assert embedder.embed(["still there"]).shape == (1, 384)
-print("silent")
-"""
+from tests.silence import EMBED, ENVIRONMENT, SECONDS, guarded
 
 
-def guarded(code: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", GUARD + code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Only what edgekit itself sets may silence what it loads.
-        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
-    )
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(guarded(code), capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=30)
 
 
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
 def test_the_guard_sees_a_socket(family: str) -> None:
-    process = guarded(f"import socket; socket.socket(socket.{family}); print('not seen')")
-    out, _ = process.communicate(timeout=30)
+    finished = run(f"import socket; socket.socket(socket.{family}); print('not seen')")
 
-    assert (process.returncode, out) == (-signal.SIGSYS, "")
+    assert (finished.returncode, finished.stdout) == (-signal.SIGSYS, "")
 
 
 def test_the_guard_lets_local_sockets_be() -> None:
-    process = guarded("import socket; socket.socket(socket.AF_UNIX); print('fine')")
-    out, errors = process.communicate(timeout=30)
+    finished = run("import socket; socket.socket(socket.AF_UNIX); print('fine')")
 
-    assert (process.returncode, out) == (0, "fine\n"), errors
+    assert (finished.returncode, finished.stdout) == (0, "fine\n"), finished.stderr
 
 
-def test_no_socket_is_opened_for_half_a_minute_after_an_embedding(int8_bundle: Bundle) -> None:
-    process = guarded(EMBED, int8_bundle.path, SECONDS)
-    out, errors = process.communicate(timeout=SECONDS + 60)
+def test_no_socket_is_opened_for_half_a_minute_after_an_embedding(silence: Path) -> None:
+    deadline = time.monotonic() + SECONDS + 60
+    while not (silence / "code").exists():
+        assert time.monotonic() < deadline, "the process did not end"
+        time.sleep(0.1)
 
-    assert (process.returncode, out) == (0, "silent\n"), errors
+    found = {name: (silence / name).read_text() for name in ("code", "out", "err")}
+    assert (found["code"], found["out"]) == ("0\n", "silent\n"), found["err"]
 
 
 def test_an_embedding_needs_no_network(int8_bundle: Bundle) -> None:

@@ -6,16 +6,18 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import pytest
 
 from runtime import Bundle
-from tests.conftest import ADA, BOB, SECRETS, Finished, HubUser, on_terminal
+from tests.conftest import ADA, BOB, SECRETS, Finished, HubUser, on_terminal, user_of
 from tests.exporters.decoder_checkpoints import change_json
 from tests.exporters.decoder_checkpoints import write_checkpoint as write_decoder
-from tests.hub_server import LocalHub, files_of
+from tests.hub_server import LocalHub, User, files_of
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -41,7 +43,7 @@ def test_an_export_from_the_hub_equals_the_one_from_the_wheel(
     assert source.files == fp32_bundle.manifest.source.files
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny_files(tiny_checkpoint_base: Path) -> dict[str, bytes]:
     return files_of(tiny_checkpoint_base) | {
         "LICENSE": b"the terms of a model",
@@ -50,16 +52,35 @@ def tiny_files(tiny_checkpoint_base: Path) -> dict[str, bytes]:
     }
 
 
-def export_gated(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> Finished:
-    hub.add("org/tiny", tiny_files, gated="auto", granted={"ada"}, licence="custom-terms")
+@dataclass(frozen=True)
+class FromHub:
+    """An export from the Hub, of which several tests look at something else."""
+
+    hub: LocalHub
+    user: HubUser
+    finished: Finished
+
+    @property
+    def bundle(self) -> Bundle:
+        return Bundle.open(self.user.home / "bundle")
+
+
+@pytest.fixture(scope="module")
+def from_hub(tiny_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FromHub]:
+    """A gated repository that was renamed, and has files whose paths leave their folder."""
+    hub = LocalHub()
+    hub.users = {ADA: User("ada")}
+    escaping = {"../../../escaped.json": b"{}", "1_Pooling/../../escaped.json": b"{}"}
+    hub.add("org/tiny", tiny_files | escaping, gated="auto", granted={"ada"}, licence="custom-terms")
     hub.renamed["org/little"] = "org/tiny"
-    return user.run("export", "org/little", "--precision", "fp32", "--out", "bundle", HF_TOKEN=ADA)
+    user = user_of(hub, tmp_path_factory.mktemp("from-hub") / "home")
+    finished = user.run("export", "org/little", "--precision", "fp32", "--out", "bundle", HF_TOKEN=ADA)
+    yield FromHub(hub, user, finished)
+    hub.close()
 
 
-def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(
-    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]
-) -> None:
-    finished = export_gated(user, hub, tiny_files)
+def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(from_hub: FromHub) -> None:
+    finished, user = from_hub.finished, from_hub.user
 
     assert finished.code == 0, finished.err
     assert "note: `org/little` is called `org/tiny` now" in finished.err
@@ -67,7 +88,7 @@ def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(
         "note: `org/tiny` is gated, its licence is custom-terms: https://huggingface.co/org/tiny has the terms"
         in finished.err
     )
-    bundle = Bundle.open(user.home / "bundle")
+    bundle = from_hub.bundle
     source = bundle.manifest.source
     assert (source.requested, source.resolved, source.gated) == ("org/little", "org/tiny", True)
     assert source.granted_at is not None
@@ -76,17 +97,24 @@ def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(
     written = b"".join(path.read_bytes() for path in user.home.rglob("*") if path.is_file())
     assert not any(secret.encode() in written for secret in SECRETS)
     assert '"ada"' not in (bundle.path / "manifest.json").read_text(), "nor whose token it was"
-    assert not any("pytorch_model" in request.path or "/onnx/" in request.path for request in hub.requests)
+    assert not any("pytorch_model" in request.path or "/onnx/" in request.path for request in from_hub.hub.requests)
 
 
-def test_a_bundle_outlives_its_repository(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
-    export_gated(user, hub, tiny_files)
-    del hub.repos["org/tiny"]
+def test_a_repository_whose_paths_leave_the_folder(from_hub: FromHub) -> None:
+    assert from_hub.finished.code == 0
+    assert any("escaped.json" in path for path in from_hub.hub.repos["org/tiny"].files)
+    assert not list(from_hub.user.home.parent.rglob("escaped.json"))
+
+
+def test_a_bundle_outlives_its_repository(from_hub: FromHub) -> None:
+    hub, user = from_hub.hub, from_hub.user
+    repo = hub.repos.pop("org/tiny")
     requests = len(hub.requests)
 
     assert user.run("verify", "bundle").code == 0
     assert user.run("embed", "bundle", "hello").code == 0
     assert len(hub.requests) == requests
+    hub.repos["org/tiny"] = repo
 
 
 def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
@@ -145,33 +173,46 @@ def test_a_repository_without_safetensors(
     assert not any("/resolve/" in request.path for request in hub.requests)
 
 
-def test_offline_uses_the_cache_alone(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
+def copy_cache(from_hub: FromHub, user: HubUser) -> Path:
+    """Let someone have what another one has downloaded; returns the folder of the cache."""
+    cache = Path(".cache/huggingface/hub")
+    shutil.copytree(from_hub.user.home / cache, user.home / cache, symlinks=True)
+    return user.home / cache
+
+
+@pytest.mark.parametrize(("options", "switches"), [(["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"})])
+def test_offline_uses_the_cache_alone(
+    user: HubUser, hub: LocalHub, from_hub: FromHub, options: list[str], switches: dict[str, str]
+) -> None:
+    cache = copy_cache(from_hub, user)
+    shown = [path.name for path in cache.iterdir() if path.is_dir()]
+    assert "models--org--tiny" in shown
+
+    finished = user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle", *options, **switches)
+
+    assert finished.code == 0, finished.err
+    source = Bundle.open(user.home / "bundle").manifest.source
+    commit = from_hub.bundle.manifest.source.revision
+    assert (source.resolved, source.revision, source.gated) == ("org/tiny", commit, None)
+    assert not hub.requests
+
+
+def test_offline_says_what_is_not_in_the_cache(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
     hub.add("org/tiny", tiny_files)
-    arguments = ["export", "org/tiny", "--precision", "fp32", "--out", "bundle"]
-    missing = user.run(*arguments, "--offline")
+
+    missing = user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle", "--offline")
+
     assert missing.code == 6
     cache = user.home / ".cache/huggingface/hub"
     assert missing.err.endswith(
         f"error: `org/tiny` at `main` is not in the cache `{cache}`, and was not to be downloaded\n\n"
         "hint: run `edgekit export org/tiny` once with a network, or copy another machine's cache\n"
     )
-    assert user.run(*arguments).code == 0
-    commit = Bundle.open(user.home / "bundle").manifest.source.revision
-    hub.requests.clear()
-
-    for switch in ({}, {"HF_HUB_OFFLINE": "1"}):
-        shutil.rmtree(user.home / "bundle")
-        again = user.run(*arguments, *([] if switch else ["--offline"]), **switch)
-        assert again.code == 0, again.err
-        source = Bundle.open(user.home / "bundle").manifest.source
-        assert (source.resolved, source.revision, source.gated) == ("org/tiny", commit, None)
     assert not hub.requests
 
 
-def test_offline_says_what_is_missing(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
-    hub.add("org/tiny", tiny_files)
-    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle").code == 0
-    (snapshot,) = (user.home / ".cache/huggingface/hub/models--org--tiny/snapshots").iterdir()
+def test_offline_says_what_is_missing(user: HubUser, from_hub: FromHub) -> None:
+    (snapshot,) = (copy_cache(from_hub, user) / "models--org--tiny/snapshots").iterdir()
     for name in ("model.safetensors", "modules.json"):
         (snapshot / name).unlink()
 
@@ -208,13 +249,6 @@ def test_other_weights_than_the_catalog_names(user: HubUser, hub: LocalHub, tiny
     assert "hint: the repository has other weights now than the catalog names" in finished.err
 
 
-def test_a_repository_whose_paths_leave_the_folder(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
-    hub.add("org/tiny", tiny_files | {"../../../escaped.json": b"{}", "1_Pooling/../../escaped.json": b"{}"})
-
-    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle").code == 0
-    assert not list(user.home.parent.rglob("escaped.json"))
-
-
 def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
     hub.add("org/tiny", tiny_files)
     hub.bytes_per_second = 6e6
@@ -232,12 +266,14 @@ def test_the_catalogs_reranker_comes_from_the_hub_and_then_from_the_cache(
     """A cross-encoder has no `modules.json`, so a cache without one is whole."""
     repo = "cross-encoder/ms-marco-MiniLM-L-12-v2"
     hub.add(repo, {path.name: path.read_bytes() for path in reranker_checkpoint.iterdir()})
-    arguments = ["export", "ms-marco-MiniLM-L-12-v2", "--out", "bundle"]
+    user.download("ms-marco-MiniLM-L-12-v2")
+    assert hub.requests
+    hub.requests.clear()
 
-    assert user.run(*arguments).code == 0
-    again = user.run(*arguments, "--offline")
+    again = user.run("export", "ms-marco-MiniLM-L-12-v2", "--out", "bundle", "--offline")
 
     assert again.code == 0, again.err
+    assert not hub.requests
     manifest = Bundle.open(user.home / "bundle").manifest
     assert (manifest.kind.value, manifest.source.resolved) == ("reranker", repo)
     assert "  tau      0." in again.err
@@ -250,12 +286,14 @@ def test_a_decoder_comes_from_the_hub_and_then_from_the_cache(user: HubUser, hub
     change_json(folder / "tokenizer_config.json", chat_template=None, eos_token="<|endoftext|>")
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     hub.add("org/tiny-llama", files_of(folder))
-    arguments = ["export", "org/tiny-llama", "--out", "bundle"]
+    user.download("org/tiny-llama")
+    assert hub.requests
+    hub.requests.clear()
 
-    assert user.run(*arguments).code == 0
-    again = user.run(*arguments, "--offline")
+    again = user.run("export", "org/tiny-llama", "--out", "bundle", "--offline")
 
     assert again.code == 0, again.err
+    assert not hub.requests
     manifest = Bundle.open(user.home / "bundle").manifest
     assert (manifest.kind.value, manifest.precision.value, manifest.source.resolved) == (
         "decoder",

@@ -30,6 +30,9 @@ class Recorder(Observer):
         present = {name for name, found in self.model.named_parameters() if found.ndim == 2 and not found.is_meta}
         self.layers_in_memory.append({name.split(".")[2] for name in present if name.startswith("model.layers.")})
 
+    def reads_logits(self, text: int) -> bool:
+        return text != 1
+
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
         self.found[text] = logits
 
@@ -45,10 +48,12 @@ def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: 
 
     model = loaded(tmp_path)
     for number, text in enumerate(texts):
-        assert np.array_equal(recorder.found[number], logits_of(model, text))
+        if recorder.reads_logits(number):
+            assert np.array_equal(recorder.found[number], logits_of(model, text))
         with torch.inference_mode():
             states = model(torch.from_numpy(text)[None], output_hidden_states=True, use_cache=False).hidden_states
         assert np.array_equal(recorder.states[number, 0], states[1][0].numpy())
+    assert sorted(recorder.found) == [0, 2]
     assert recorder.layers_in_memory == [{"0"}] * 3 + [{"1"}] * 3
     assert all(parameter.is_meta for parameter in decoder.held)
     assert [counts[0] for counts in told] == list(range(1, told[-1][1] + 1))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters.rounding import LEVELS, quantize_weight
+from exporters.rounding import LEVELS, make_up_factors, nearest, quantize_weight, rounded_in_turn
 
 FINITE = st.floats(-1e3, 1e3, width=32)
 RNG = np.random.default_rng(8)
@@ -60,3 +60,48 @@ def test_inputs_that_calibration_hardly_saw(moments: np.ndarray) -> None:
 
     assert np.abs(found.values).max() <= LEVELS
     assert np.abs(found.values * found.scales - weight).max() < 5 * found.scales.max()
+
+
+@pytest.mark.parametrize("width", [1, 16, 17, 100, 300])
+def test_rows_are_rounded_in_turn_as_the_paper_has_it(width: int) -> None:
+    """GPTQ's algorithm without its blocks: the moments inverted, each row's error passed on to all rows after it."""
+    inputs = correlated(1000, max(width, 8))[:, :width]
+    steps = RNG.normal(scale=20, size=(width, 7)).astype(np.float32)
+    moments = inputs.T @ inputs
+    expected = steps.astype(np.float64)
+    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(width)
+    factors = np.linalg.cholesky(np.linalg.inv(damped.astype(np.float64))).T
+    for row in range(width):
+        error = (expected[row] - np.rint(expected[row])) / factors[row, row]
+        expected[row] = np.rint(expected[row])
+        expected[row + 1 :] -= np.outer(factors[row, row + 1 :], error)
+    seen = []
+
+    def round_first(row: int, rows: np.ndarray) -> np.ndarray:
+        assert len(rows) == width - row
+        seen.append(row)
+        return nearest(rows[0])
+
+    assert np.allclose(make_up_factors(moments), factors, rtol=1e-6, atol=1e-9)
+    assert np.array_equal(rounded_in_turn(steps, make_up_factors(moments), round_first), expected)
+    assert seen == list(range(width))
+
+
+def test_rows_up_to_a_power_of_two_are_as_they_are_by_then() -> None:
+    """So that blocks can have their scales when their first row is reached."""
+    steps, inputs = RNG.normal(size=(200, 3)).astype(np.float32), correlated(1000, 200)
+    factors = make_up_factors(inputs.T @ inputs)
+    by_then = {}
+
+    def round_first(row: int, rows: np.ndarray) -> np.ndarray:
+        if row % 32 == 0:
+            by_then[row] = rows[:32].copy()
+        return nearest(rows[0])
+
+    rounded = rounded_in_turn(steps, factors, round_first)
+
+    for row, rows in by_then.items():
+        # As the inputs predict it: what the rounded rows add to the product is made up for at best by all others.
+        damped = np.linalg.inv(factors.T @ factors)
+        change = np.linalg.solve(damped[row:, row:], damped[row:, :row] @ (steps - rounded)[:row])
+        assert np.allclose(rows, (steps[row:] + change)[:32], atol=1e-6)

@@ -56,7 +56,7 @@ def test_scores_are_those_of_sentence_transformers(
     # Minutes of certificates, which are not what is tested here.
     monkeypatch.setattr("exporters.probe.CANDIDATES", 2)
     # `python -m benchmarks.ranking_accuracy` does the same with a thousand.
-    pairs = pairs_of_any_length(250 if "real" in cross_encoder.name else 60)
+    pairs = pairs_of_any_length(100 if "real" in cross_encoder.name else 60)
     expected = scores_of_pytorch(cross_encoder, pairs)
     found = {}
     for precision in (Precision.FP32, Precision.INT8):
