@@ -59,7 +59,8 @@ def make_up_factors(moments: NDArray[np.float32]) -> NDArray[np.float64]:
     damped[np.diag_indices_from(damped)] += DAMPING * max(float(np.diag(damped).mean()), SMALLEST)
     # Factored from its last row on, the moments are an upper factor times its transpose; its inverse is the factor
     # that is asked for, for half of the work of inverting the moments first.
-    return inverse_of_upper(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
+    factor = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
+    return inverse_of_upper(factor[::-1, ::-1])
 
 
 def inverse_of_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
