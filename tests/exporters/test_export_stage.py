@@ -257,11 +257,18 @@ def has_namespaces() -> bool:
     return subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def old_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_export(tiny_checkpoint_base, tmp_path_factory.mktemp("old") / "bundle", Precision.FP32).bundle
+
+
 @pytest.mark.parametrize("megabytes", [1, 8])
-def test_no_space_left_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, megabytes: int) -> None:
+def test_no_space_left_leaves_the_old_bundle(
+    tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle, megabytes: int
+) -> None:
     """On a file system of its own that is too small: for the trace, then for the graph beside it."""
     assert has_namespaces(), "this test mounts a small file system in a namespace of its own"
-    old = tiny_export(tiny_checkpoint, tmp_path / "old", Precision.FP32).bundle.path
+    old = old_bundle.path
     place = tmp_path / "small"
     place.mkdir()
     script = f"""
@@ -285,10 +292,11 @@ exit $code
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_export_leaves_the_old_bundle(
-    tiny_checkpoint: Path, tmp_path: Path, how: signal.Signals
+    tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle, how: signal.Signals
 ) -> None:
     out = tmp_path / "place" / "bundle"
-    old = tiny_export(tiny_checkpoint, out, Precision.FP32).bundle
+    shutil.copytree(old_bundle.path, out)
+    old = Bundle.open(out)
     before = (out / "manifest.json").read_bytes()
     process = subprocess.Popen(
         [*COMMAND, str(tiny_checkpoint), "--out", str(out)], stderr=subprocess.PIPE, text=True, env=os.environ

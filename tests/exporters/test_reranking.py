@@ -48,8 +48,10 @@ CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERAN
 
 @pytest.mark.parametrize("architecture", CLASSIFIERS)
 def test_every_architecture_gives_the_scores_of_sentence_transformers(
-    checkpoint: Path, tmp_path: Path, architecture: str
+    checkpoint: Path, tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Most of an export's time goes to its certificate, which is not what is tested here.
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 2)
     folder = tmp_path / "tiny"
     write_reranker(folder, checkpoint, architecture)
     kwargs = {"attn_implementation": "eager"}
@@ -70,8 +72,9 @@ def test_every_architecture_gives_the_scores_of_sentence_transformers(
             assert kendall_tau(found.logits[:, 0].tolist(), expected.tolist()) > 0.85
 
 
-def test_a_decoder_that_answers_yes_or_no(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_decoder_that_answers_yes_or_no(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen3-Reranker, as its model card computes it: the probability of `yes` against `no` as the next token."""
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 2)
     folder = tmp_path / "qwen"
     write_answering_decoder(folder, checkpoint)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
