@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
@@ -262,17 +263,14 @@ def old_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFact
     return tiny_export(tiny_checkpoint_base, tmp_path_factory.mktemp("old") / "bundle", Precision.FP32).bundle
 
 
-@pytest.mark.parametrize("megabytes", [1, 8])
-def test_no_space_left_leaves_the_old_bundle(
-    tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle, megabytes: int
-) -> None:
-    """On a file system of its own that is too small: for the trace, then for the graph beside it."""
+def test_no_space_left_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle) -> None:
+    """On a file system of its own that is too small for the trace."""
     assert has_namespaces(), "this test mounts a small file system in a namespace of its own"
     old = old_bundle.path
     place = tmp_path / "small"
     place.mkdir()
     script = f"""
-mount -t tmpfs -o size={megabytes}m tmpfs {place} || exit 99
+mount -t tmpfs -o size=1m tmpfs {place} || exit 99
 mkdir {place}/bundle && cp {old}/manifest.json {place}/bundle/
 {" ".join(COMMAND)} {tiny_checkpoint} --precision fp32 --out {place}/bundle
 code=$?
@@ -288,6 +286,27 @@ exit $code
     assert "hint: free some space, or choose another folder with `--out`" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert "LEFT bundle / manifest.json" in finished.stdout
+
+
+def test_no_space_left_for_the_graph_leaves_the_old_bundle(
+    tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trace is as large and gone by then, so that no file system has room for it alone."""
+    out = tmp_path / "place" / "bundle"
+    shutil.copytree(old_bundle.path, out)
+
+    def full(model: ir.Model, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("exporters.tasks.save_graph", full)
+    with pytest.raises(OutputError) as caught:
+        tiny_export(tiny_checkpoint, out, Precision.FP32)
+
+    assert caught.value.message == f"the bundle cannot be written to `{out}`: No space left on device"
+    assert caught.value.hint == "free some space, or choose another folder with `--out`"
+    assert os.listdir(out.parent) == ["bundle"]
+    assert Bundle.open(out).manifest == old_bundle.manifest
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
