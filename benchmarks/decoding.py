@@ -86,12 +86,19 @@ class Result:
     """From the start of a process to the first token after the shortest prompt, of each counted round."""
     peak_bytes: int
     """The most memory of the process that gave the answers, the longest included."""
+    bandwidths: list[float]
+    """Bytes in a second that as many threads read from a large array, just before the answers of each counted round."""
 
     def token_seconds(self, context: int) -> list[float]:
         return [speed.token_seconds for speed in self.speeds[context]]
 
     def prompt_seconds(self, context: int) -> list[float]:
         return [speed.prompt_seconds for speed in self.speeds[context]]
+
+    def shares_of_bandwidth(self, context: int, size: int) -> list[float]:
+        """What each round used of its bandwidth, if each token reads so many bytes of weights."""
+        seconds = self.token_seconds(context)
+        return [size / taken / bandwidth for taken, bandwidth in zip(seconds, self.bandwidths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,11 @@ def compete(
     workers: Sequence[Worker], prompts: Sequence[Sequence[int]], *, new: int, repeats: int, threads: int, context: int
 ) -> list[Result]:
     """Let all continue the prompts in turn, then start anew in turn."""
-    speeds = take_turns([partial(worker.speeds, prompts, new) for worker in workers], repeats)
+
+    def turn(worker: Worker) -> tuple[float, list[Speed]]:
+        return memory_bandwidth(threads), worker.speeds(prompts, new)
+
+    turns = take_turns([partial(turn, worker) for worker in workers], repeats)
     peaks = [worker.peak_bytes() for worker in workers]
     starts = take_turns(
         [partial(start_seconds, worker.contestant, prompts[0], threads=threads, context=context) for worker in workers],
@@ -216,11 +227,12 @@ def compete(
     return [
         Result(
             worker.contestant,
-            {len(ids): [speeds_of_round[place] for speeds_of_round in own] for place, ids in enumerate(prompts)},
+            {len(ids): [speeds[place] for _, speeds in own] for place, ids in enumerate(prompts)},
             own_starts,
             peak,
+            [bandwidth for bandwidth, _ in own],
         )
-        for worker, own, own_starts, peak in zip(workers, speeds, starts, peaks, strict=True)
+        for worker, own, own_starts, peak in zip(workers, turns, starts, peaks, strict=True)
     ]
 
 
@@ -266,6 +278,12 @@ def memory_bandwidth(threads: int) -> float:
     return READ_BYTES / min(seconds)
 
 
+def bandwidths_note(results: Sequence[Result]) -> str:
+    """The bandwidths of all rounds in words: their median, least and most."""
+    found = sorted(bandwidth / 1e9 for result in results for bandwidth in result.bandwidths)
+    return f"{median(found):.1f} GB/s ({found[0]:.1f} to {found[-1]:.1f})"
+
+
 def files_of(model: Path) -> list[Path]:
     """The files of a model: a folder's, or the one file that it is."""
     return [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
@@ -303,7 +321,7 @@ def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list
 
 
 def cost_rows(
-    results: Sequence[Result], closeness: dict[str, Closeness], *, context: int, bandwidth: float
+    results: Sequence[Result], closeness: dict[str, Closeness], *, context: int
 ) -> tuple[list[str], list[list[str]]]:
     """The table of what each system takes, and how close it comes; the share of the bandwidth is at that context."""
     first = results[0]
@@ -312,14 +330,14 @@ def cost_rows(
     rows = []
     for result in results:
         close = closeness.get(result.contestant.name)
-        read = weights_bytes(result.contestant.model) / median(result.token_seconds(context))
+        shares = result.shares_of_bandwidth(context, weights_bytes(result.contestant.model))
         rows.append(
             [
                 result.contestant.name,
                 f"{total_bytes(result.contestant.model) / MEGABYTE:.1f}",
                 "" if close is None else f"{close.kl:.4f}",
                 "" if close is None else f"{close.top:.3f}",
-                f"{read / bandwidth:.0%}",
+                f"{median(shares):.0%}",
                 f"{median(result.start_seconds):.2f}",
                 ratio(result.start_seconds, first.start_seconds),
                 f"{result.peak_bytes / MEBIBYTE:,.0f}",
@@ -385,7 +403,6 @@ def main() -> None:
     prompts = [ids[:count] for count in contexts]
     compared = ids[contexts[-1] :]
     context = max(contexts[-1] + options.new, options.compared + 1)
-    bandwidth = memory_bandwidth(threads)
     with workers_of(contestants, threads=threads, context=context) as workers:
         results = compete(workers, prompts, new=options.new, repeats=options.repeats, threads=threads, context=context)
         closeness = closeness_of(workers, compared)
@@ -395,9 +412,9 @@ def main() -> None:
         print_table(title, *speed_rows(results, count))
     on_text = f"KL and top-1 to PyTorch fp32 on {len(compared)} tokens; " if closeness else ""
     print_table(
-        f"{on_text}{threads} threads read {bandwidth / 1e9:.1f} GB/s, and decoding after {contexts[0]} tokens reads "
+        f"{on_text}{threads} threads read {bandwidths_note(results)}, and decoding after {contexts[0]} tokens reads "
         f"the weights for each; from the start of a process to its first token after {contexts[0]}",
-        *cost_rows(results, closeness, context=contexts[0], bandwidth=bandwidth),
+        *cost_rows(results, closeness, context=contexts[0]),
     )
     write_plot(options.plot, results, threads=threads)
     print(f"\n{options.plot}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import median
 
 import gguf
 import numpy as np
@@ -17,8 +18,8 @@ from benchmarks.decoding import (
     DISTRIBUTIONS,
     MEBIBYTE,
     Contestant,
+    bandwidths_note,
     compete,
-    memory_bandwidth,
     missing_note,
     speed_rows,
     weights_bytes,
@@ -152,7 +153,6 @@ def main() -> None:
         contestants.append(Contestant(name, System.LLAMA_CPP, wide_gguf(layers), python))
     rng = np.random.default_rng(SEED)
     prompts = [rng.integers(300, VOCABULARY, count).tolist() for count in sorted(options.contexts)]
-    bandwidth = memory_bandwidth(threads)
     context = max(options.contexts) + options.new
     with workers_of(contestants, threads=threads, context=context) as workers:
         results = compete(workers, prompts, new=options.new, repeats=options.repeats, threads=threads, context=context)
@@ -161,14 +161,14 @@ def main() -> None:
             f"{layers} layers of Mistral-7B's shape, {options.new} new tokens after {len(prompt)}, {threads} threads"
         )
         print_table(title, *speed_rows(results, len(prompt)))
-    header = ["system", "MB read for a token", "of bandwidth", "at best", "peak MiB"]
+    header = ["system", "MB read for a token", "of bandwidth", "peak MiB"]
     rows = []
     for result in results:
-        seconds = sorted(result.token_seconds(len(prompts[0])))
         size = bytes_read(result.contestant, options.block)
-        shares = [f"{size / taken / bandwidth:.0%}" for taken in (seconds[len(seconds) // 2], seconds[0])]
-        rows.append([result.contestant.name, f"{size / 1e6:,.0f}", *shares, f"{result.peak_bytes / MEBIBYTE:,.0f}"])
-    print_table(f"{threads} threads read {bandwidth / 1e9:.1f} GB/s", header, rows)
+        shares = result.shares_of_bandwidth(len(prompts[0]), size)
+        figures = [f"{size / 1e6:,.0f}", f"{median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"]
+        rows.append([result.contestant.name, *figures, f"{result.peak_bytes / MEBIBYTE:,.0f}"])
+    print_table(f"{threads} threads read {bandwidths_note(results)}", header, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -402,6 +403,7 @@ def test_contestants_of_decoding_are_measured_at_each_context(tiny_decoder: tupl
 
     assert {context: len(speeds) for context, speeds in result.speeds.items()} == {2: 2, 5: 2}
     assert len(result.start_seconds) == 2
+    assert len(result.bandwidths) == 2
     # A process that starts takes longer than one that has the model loaded.
     assert min(result.start_seconds) > max(result.prompt_seconds(2))
 
@@ -552,9 +554,13 @@ def test_the_divergence_is_that_of_the_probabilities() -> None:
     assert closeness.top == 0.5
 
 
+BANDWIDTHS = [40e6, 25e6, 100e6]
+"""Of three rounds, bytes in a second."""
+
+
 def result_of_decoding(name: str, system: decoding.System, model: Path, seconds: list[float]) -> decoding.Result:
     speeds = [decoding.Speed(2 * one, one / 10) for one in seconds]
-    return decoding.Result(decoding.Contestant(name, system, model), {100: speeds}, seconds, 3 * 2**20)
+    return decoding.Result(decoding.Contestant(name, system, model), {100: speeds}, seconds, 3 * 2**20, BANDWIDTHS)
 
 
 @pytest.fixture
@@ -589,14 +595,21 @@ def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_star
 ) -> None:
     closeness = {"edgekit int4": decoding.Closeness(0.25, 0.75)}
 
-    header, rows = decoding.cost_rows(decoding_results, closeness, context=100, bandwidth=40e6)
+    header, rows = decoding.cost_rows(decoding_results, closeness, context=100)
 
     assert header[1:6] == ["MB", "KL", "top-1", "of bandwidth", "s to first token"]
-    # 20 tokens of the 1 MB of weights in a second, of 40 MB; the tokenizer is no part of them.
+    # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; the tokenizer is no part of them.
     assert rows == [
         ["edgekit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
         ["llama.cpp", "2.0", "", "", "50%", "1.00", "2.00 (1.50 to 2.50)", "3"],
     ]
+
+
+def test_the_bandwidths_of_all_rounds_are_told(decoding_results: list[decoding.Result]) -> None:
+    one, other = decoding_results
+    measured = [replace(one, bandwidths=[22.2e9, 20e9]), replace(other, bandwidths=[25.25e9])]
+
+    assert decoding.bandwidths_note(measured) == "22.2 GB/s (20.0 to 25.2)"
 
 
 def test_the_weights_of_openvino_are_told_from_its_tokenizer(tmp_path: Path) -> None:
