@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from exporters.architectures import Architecture, architecture_of, known_architecture
+from exporters.architectures import Architecture, architecture_of, check_architecture, known_architecture
 from exporters.catalog import ModelSpec
-from runtime.bundle import MANIFEST, sha256_of
+from runtime.bundle import MANIFEST, TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
 
@@ -41,14 +41,6 @@ WANTED = (
     "README.md",
 )
 """What an export reads: no pickles, no other formats' copies of the weights."""
-
-
-Accept = Callable[[str, Mapping[str, Any]], None]
-"""Is given a model's name and config, and raises for what is not to be exported."""
-
-
-def accept_any(_name: str, _config: Mapping[str, Any]) -> None:
-    """Have nothing against any model."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +73,14 @@ class Checkpoint:
         return sum(path.stat().st_size for path in files)
 
 
+Accept = Callable[[Checkpoint], object]
+"""Is given a checkpoint whose weights may not be there yet, and raises for what is not to be exported."""
+
+
+def accept_any(_checkpoint: Checkpoint) -> None:
+    """Have nothing against any model."""
+
+
 def is_wanted(name: str) -> bool:
     """Whether an export reads a file of this path; `*` stands for anything within one folder."""
     parts = name.split("/")
@@ -91,8 +91,13 @@ def is_wanted(name: str) -> bool:
     )
 
 
-def check_config(config: Any, name: str, accept: Accept) -> None:
-    """Refuse what is no model's config, what needs code that edgekit has not, and what `accept` does not want."""
+def describes_weights(name: str) -> bool:
+    """Whether a file that an export reads tells, in a few kilobytes, what the weights are and what for."""
+    return name.endswith(".json") and name != TOKENIZER
+
+
+def check_config(config: Any, name: str) -> None:
+    """Refuse what is no model's config, what needs code that edgekit has not, and what it would not export exactly."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
     if "auto_map" in config and architecture_of(config) is None:
@@ -100,25 +105,35 @@ def check_config(config: Any, name: str, accept: Accept) -> None:
             f"`{name}` brings its own code (`auto_map` in config.json), and edgekit runs no code from a checkpoint",
             hint="without that code the model would be exported as something else and give wrong results",
         )
-    accept(name, config)
+    check_architecture(name, config)
 
 
-def open_checkpoint(
+def open_without_weights(
     folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
 ) -> Checkpoint:
-    """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
+    """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"`{folder}` is no checkpoint: it holds no `config.json`",
             hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")
-    check_config(config, name, accept)
+    check_config(config, name)
+    checkpoint = Checkpoint(name, folder, config, source, spec)
+    accept(checkpoint)
+    return checkpoint
+
+
+def open_checkpoint(
+    folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
+) -> Checkpoint:
+    """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
+    checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
     for path in weight_files(folder):
         check_safetensors(path)
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: sha256_of(path) for name, path in paths.items() if is_wanted(name)}
-    return Checkpoint(name, folder, config, dataclasses.replace(source, files=files), spec)
+    return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
 
 
 def weight_files(folder: Path) -> list[Path]:

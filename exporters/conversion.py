@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
+from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
 from exporters.gguf import open_gguf, unpacked, unpacked_size
 from exporters.graph_files import need_space
@@ -21,7 +22,7 @@ from exporters.unfinished import Unfinished
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.errors import CheckpointError
-from runtime.manifest import SCHEMA, CacheType, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
 from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
@@ -38,19 +39,9 @@ class Exported:
 
 
 def convert(
-    checkpoint: Checkpoint,
-    kind: Kind,
-    precision: Precision,
-    provider: Provider,
-    writer: BundleWriter,
-    told: Progress,
-    bar: float | None,
-    cache: CacheType,
+    checkpoint: Checkpoint, choice: Choice, provider: Provider, writer: BundleWriter, told: Progress
 ) -> Exported:
-    """Make the bundle of a checkpoint; `bar` is how close to PyTorch it must come, in the measure of its kind.
-
-    `cache` is the type of a decoder's keys and values.
-    """
+    """Make the bundle of a checkpoint that was chosen."""
     if checkpoint.gguf is not None:
         with stage(told, "unpack the GGUF file"):
             file = open_gguf(checkpoint.gguf)
@@ -58,8 +49,8 @@ def convert(
             checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
             # What its metadata takes is not needed any more.
             del file
-    draft = draft_manifest(checkpoint, kind, precision, provider)
-    bundle = build(task_of(checkpoint, kind, cache), draft, writer, told, bar)
+    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider)
+    bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
     return Exported(bundle, checkpoint.weights_size)
 
 

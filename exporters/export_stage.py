@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.architectures import check_architecture
-from exporters.checkpoint import Checkpoint
-from exporters.facts import kind_of
+from exporters.choices import Asked
 from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of
 from runtime.bundle_writer import BundleWriter
-from runtime.encoder import articled
 from runtime.errors import InputError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
-
-PRECISIONS = {
-    Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
-    Kind.RERANKER: (Precision.FP32, Precision.INT8),
-    Kind.DECODER: (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT4, Precision.SOURCE),
-}
-"""What each kind is exported to."""
-HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
-"""The precisions with which the cache alone may be float16."""
 
 
 def export(
@@ -77,6 +65,7 @@ def export(
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    asked = Asked(kind, precision, cache, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
     with stage(told, "find the checkpoint"):
         checkpoint = find_checkpoint(
             source,
@@ -84,81 +73,24 @@ def export(
             revision=revision,
             offline=offline,
             token_host=token_host,
-            accept=check_architecture,
+            accept=asked.choose,
             listener=told,
         )
-    found = kind_of(checkpoint, kind)
-    chosen = precision or default_precision(checkpoint, found)
-    bar = checked_bar(found, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
-    check_precision(checkpoint, found, chosen)
-    cached = checked_cache(found, chosen, cache)
-    target = Path(out) if out is not None else Path("bundles") / bundle_name(checkpoint.name, chosen, cached)
+    choice = asked.choose(checkpoint)
+    name = bundle_name(checkpoint.name, choice.precision, choice.cache)
+    target = Path(out) if out is not None else Path("bundles") / name
     writer = BundleWriter(target)
     with output_errors(writer), writer:
         with stage(told, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
-        return convert(checkpoint, found, chosen, provider, writer, told, bar, cached)
-
-
-BARS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
-"""What says how close to PyTorch a bundle must come."""
-
-
-def checked_bar(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
-    """The bar for this kind; raises InputError when the one for another kind is given."""
-    for other, bar in given.items():
-        if bar is not None and other is not kind:
-            raise InputError(
-                f"`{BARS[other]}` is for {other.value}s, and this is {articled(kind)}",
-                hint=f"use `--{BARS[kind].replace('_', '-')}`",
-            )
-    return given[kind]
-
-
-def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
-    """What the catalog says, else the smallest that holds what a model of this kind is for."""
-    if checkpoint.spec is not None:
-        return checkpoint.spec.precision
-    return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+        return convert(checkpoint, choice, provider, writer, told)
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:
     """The folder of a bundle where none is named: what is made otherwise than usual does not replace the usual one."""
     usual = CacheType.FLOAT16 if precision is Precision.FP16 else CacheType.FLOAT32
     return f"{model}-{precision.value}" if cache is usual else f"{model}-{precision.value}-{cache.value}-cache"
-
-
-def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
-    """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
-    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.gguf is not None]
-    choices = ", ".join(f"`{one.value}`" for one in known)
-    if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
-        raise InputError(
-            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` comes in none",
-            hint=f"choose one of {choices}",
-        )
-    if precision not in known:
-        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
-
-
-def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
-    """The type of keys and values; raises InputError for one that the kind or the precision does not have."""
-    if cache is not None and kind is not Kind.DECODER:
-        raise InputError(f"`cache` is for decoders, and this is {articled(kind)}", hint="leave out `--cache`")
-    if precision is Precision.FP16:
-        if cache is CacheType.FLOAT32:
-            raise InputError(
-                "`fp16` has everything in float16, keys and values too, and not in `float32`",
-                hint="leave out `--cache`",
-            )
-        return CacheType.FLOAT16
-    if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
-        choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
-        raise InputError(
-            f"`{precision.value}` has keys and values in float32 only", hint=f"choose one of {choices}, or `fp16`"
-        )
-    return cache or CacheType.FLOAT32
 
 
 @contextmanager

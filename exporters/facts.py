@@ -40,6 +40,17 @@ def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
     return Kind.DECODER if decodes else Kind.EMBEDDER
 
 
+def check_kind(checkpoint: Checkpoint, kind: Kind) -> None:
+    """Raise UnsupportedModelError for a kind that models of this architecture are not exported as."""
+    architecture = checkpoint.architecture
+    if kind not in architecture.kinds:
+        known = " and ".join(f"{known.value}s" for known in architecture.kinds)
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` is {kind.articled} of the architecture `{architecture.name}`, of which "
+            f"edgekit exports {known} only"
+        )
+
+
 @dataclass(frozen=True)
 class Modules:
     """The folders in which sentence-transformers keeps what follows the transformer."""

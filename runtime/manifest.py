@@ -33,6 +33,11 @@ class Kind(str, Enum):
     RERANKER = "reranker"
     DECODER = "decoder"
 
+    @property
+    def articled(self) -> str:
+        """With its article: `an embedder`, `a decoder`."""
+        return f"{'an' if self.value[0] in 'aeiou' else 'a'} {self.value}"
+
 
 class Precision(str, Enum):
     """How a bundle's weights are stored and multiplied."""

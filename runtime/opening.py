@@ -9,7 +9,7 @@ from threading import Thread
 from typing import TypeVar
 
 from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
-from runtime.encoder import COMMANDS, articled
+from runtime.encoder import COMMANDS
 from runtime.errors import BundleError
 from runtime.manifest import Kind
 from runtime.session import Session, load_onnxruntime, shared_session
@@ -40,7 +40,7 @@ class Opening:
         if kind is not Kind.DECODER:
             command = COMMANDS.get(kind, "inspect")
             raise BundleError(
-                f"`{self.bundle.path}` is {articled(kind)}, not {articled(Kind.DECODER)}",
+                f"`{self.bundle.path}` is {kind.articled}, not {Kind.DECODER.articled}",
                 hint=f"use `edgekit {command} {self.bundle.path}`",
             )
 

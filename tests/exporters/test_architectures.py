@@ -15,7 +15,7 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     edit_config(tiny_checkpoint, model_type="mamba")
 
     with pytest.raises(UnsupportedModelError) as caught:
-        find_checkpoint(str(tiny_checkpoint), accept=check_architecture)
+        find_checkpoint(str(tiny_checkpoint))
     assert caught.value.exit_code == 10
     assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which edgekit does not know"
     assert caught.value.hint == (
@@ -29,7 +29,7 @@ def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
     edit_config(tiny_checkpoint, position_embedding_type="relative_key")
 
     with pytest.raises(UnsupportedModelError) as caught:
-        find_checkpoint(str(tiny_checkpoint), accept=check_architecture)
+        find_checkpoint(str(tiny_checkpoint))
     assert caught.value.message == (
         "`tiny-bert` has `position_embedding_type` set to `relative_key`, and edgekit does not know such a `bert`"
     )

@@ -131,27 +131,59 @@ def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny
     assert not (user.home / "bundles").exists()
 
 
+LLAMA = {"model_type": "llama", "architectures": ["LlamaModel"]}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "options", "code", "message"),
     [
         (
-            {"auto_map": {"AutoModel": "org/code--modeling.Bert"}},
+            {"config.json": {"auto_map": {"AutoModel": "org/code--modeling.Bert"}}},
+            [],
+            10,
             "`model` brings its own code (`auto_map` in config.json)",
         ),
-        ({"model_type": "bloom"}, "`model` has the architecture `bloom`, which edgekit does not know"),
+        (
+            {"config.json": {"model_type": "bloom"}},
+            [],
+            10,
+            "`model` has the architecture `bloom`, which edgekit does not know",
+        ),
+        (
+            {"config.json": LLAMA},
+            [],
+            10,
+            "`model` is an embedder of the architecture `llama`, of which edgekit exports decoders only",
+        ),
+        (
+            {"1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}},
+            [],
+            10,
+            "`model` pools its tokens in a way that edgekit does not know",
+        ),
+        ({}, ["--precision", "int4"], 2, "embedders are not exported to `int4`"),
+        ({}, ["--min-tau", "0.9"], 2, "`min_tau` is for rerankers, and this is an embedder"),
+        ({}, ["--cache", "float16"], 2, "`cache` is for decoders, and this is an embedder"),
     ],
 )
 def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
-    user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes], change: dict, message: str
+    user: HubUser,
+    hub: LocalHub,
+    tiny_files: dict[str, bytes],
+    changes: dict[str, dict],
+    options: list[str],
+    code: int,
+    message: str,
 ) -> None:
-    config = json.loads(tiny_files["config.json"]) | change
-    hub.add("org/model", tiny_files | {"config.json": json.dumps(config).encode()})
+    changed = {name: json.dumps(json.loads(tiny_files[name]) | change).encode() for name, change in changes.items()}
+    hub.add("org/model", tiny_files | changed)
 
-    finished = user.run("export", "org/model")
+    finished = user.run("export", "org/model", *options)
 
-    assert finished.code == 10
+    assert finished.code == code
     assert message in finished.err
     assert hub.stored_bytes == 0
+    assert not any(request.path.endswith((".safetensors", "/tokenizer.json")) for request in hub.requests)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +191,15 @@ def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
     [
         (["config.json", "pytorch_model.bin"], "has its weights in `pytorch_model.bin` only, a pickle"),
         (["config.json"], "holds no weights: no `model.safetensors`"),
+        (["model.safetensors"], "`org/unknown` is no checkpoint: it holds no `config.json`"),
     ],
 )
-def test_a_repository_without_safetensors(
+def test_a_repository_that_is_no_checkpoint(
     user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes], names: list[str], message: str
 ) -> None:
-    hub.add("org/pickled", {name: tiny_files[name] for name in names})
+    hub.add("org/unknown", {name: tiny_files[name] for name in names})
 
-    finished = user.run("export", "org/pickled")
+    finished = user.run("export", "org/unknown")
 
     assert finished.code == 7
     assert message in finished.err

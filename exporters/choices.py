@@ -1,0 +1,116 @@
+"""What is asked of an export, and what is to be made then: a kind of model, its precision, its cache, how close.
+
+Nothing here reads weights, so that all of it is refused before they are downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporters.checkpoint import Checkpoint
+from exporters.facts import check_kind, embedder_facts, kind_of
+from runtime.errors import InputError
+from runtime.manifest import CacheType, Kind, Precision
+
+PRECISIONS = {
+    Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
+    Kind.RERANKER: (Precision.FP32, Precision.INT8),
+    Kind.DECODER: (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT4, Precision.SOURCE),
+}
+"""What each kind is exported to."""
+HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
+"""The precisions with which the cache alone may be float16."""
+BARS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
+"""What says how close to PyTorch a bundle must come."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of an export; None where the model is to decide."""
+
+    kind: Kind | None
+    precision: Precision | None
+    cache: CacheType | None
+    bars: Mapping[Kind, float | None]
+    """How close to PyTorch a bundle must come, by the kind of model that this is a measure for."""
+
+    def choose(self, checkpoint: Checkpoint) -> Choice:
+        """What is to be made of a checkpoint, of which only the weights may not be there yet.
+
+        Raises InputError for what does not go together, UnsupportedModelError and CheckpointError for a model that is
+        not exported as that kind.
+        """
+        kind = kind_of(checkpoint, self.kind)
+        bar = checked_bar(kind, self.bars)
+        precision = self.precision or default_precision(checkpoint, kind)
+        check_precision(checkpoint, kind, precision)
+        cache = checked_cache(kind, precision, self.cache)
+        # What a GGUF file holds is told when it is unpacked.
+        if checkpoint.gguf is None:
+            check_kind(checkpoint, kind)
+            if kind is Kind.EMBEDDER:
+                embedder_facts(checkpoint)
+        return Choice(kind, precision, cache, bar)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an export makes."""
+
+    kind: Kind
+    precision: Precision
+    cache: CacheType
+    """The type of a decoder's keys and values."""
+    bar: float | None
+    """How close to PyTorch the bundle must come, in the measure of its kind."""
+
+
+def checked_bar(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
+    """The bar for this kind; raises InputError when the one for another kind is given."""
+    for other, bar in given.items():
+        if bar is not None and other is not kind:
+            raise InputError(
+                f"`{BARS[other]}` is for {other.value}s, and this is {kind.articled}",
+                hint=f"use `--{BARS[kind].replace('_', '-')}`",
+            )
+    return given[kind]
+
+
+def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
+    """What the catalog says, else the smallest that holds what a model of this kind is for."""
+    if checkpoint.spec is not None:
+        return checkpoint.spec.precision
+    return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+
+
+def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
+    """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
+    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.gguf is not None]
+    choices = ", ".join(f"`{one.value}`" for one in known)
+    if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
+        raise InputError(
+            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` comes in none",
+            hint=f"choose one of {choices}",
+        )
+    if precision not in known:
+        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
+
+
+def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
+    """The type of keys and values; raises InputError for one that the kind or the precision does not have."""
+    if cache is not None and kind is not Kind.DECODER:
+        raise InputError(f"`cache` is for decoders, and this is {kind.articled}", hint="leave out `--cache`")
+    if precision is Precision.FP16:
+        if cache is CacheType.FLOAT32:
+            raise InputError(
+                "`fp16` has everything in float16, keys and values too, and not in `float32`",
+                hint="leave out `--cache`",
+            )
+        return CacheType.FLOAT16
+    if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
+        choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
+        raise InputError(
+            f"`{precision.value}` has keys and values in float32 only", hint=f"choose one of {choices}, or `fp16`"
+        )
+    return cache or CacheType.FLOAT32
