@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ADA, BOB, EVE, REVOKED, SMALL_FILES, HubUser
 from tests.hub_server import LocalHub
+from tests.hub_users import ADA, BOB, EVE, REVOKED, SMALL_FILES, HubUser
 
 PAGE = Path(__file__).parents[1] / "docs" / "authentication.md"
 BLOCK = re.compile(r"<!-- as: (?P<who>.*?) -->\n```console\n\$ edgekit (?P<command>.*?)\n(?P<shown>.*?)```", re.DOTALL)

@@ -19,7 +19,7 @@ from runtime.detokenizer import Detokenizer
 from runtime.messages import Message
 from runtime.steps import FinishReason
 from tests.assets import vocabulary_path
-from tests.conftest import Finished
+from tests.commands import Finished
 from tests.seeded_checkpoints import Shape, write_seeded
 
 BOS, EOS, FIRST_BYTE, SPACE = 1, 2, 3, 28705

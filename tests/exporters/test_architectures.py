@@ -8,7 +8,7 @@ from exporters.architectures import ARCHITECTURES, architecture_of, check_archit
 from exporters.sources import find_checkpoint
 from runtime import UnsupportedModelError
 from runtime.manifest import Kind
-from tests.conftest import TINY_CONFIGS, edit_config
+from tests.encoder_checkpoints import TINY_CONFIGS, edit_config
 
 
 def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:

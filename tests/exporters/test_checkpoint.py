@@ -8,7 +8,7 @@ import pytest
 
 from exporters.sources import Origin, find_checkpoint
 from runtime import CheckpointError, EdgekitError, UnsupportedModelError
-from tests.conftest import edit_config
+from tests.encoder_checkpoints import edit_config
 
 
 def refusal(folder: Path, error: type[EdgekitError] = CheckpointError) -> EdgekitError:

@@ -36,7 +36,7 @@ from runtime import (
 from runtime.forward import Forward
 from runtime.replay import replay
 from tests.assets import DECODER
-from tests.conftest import Finished
+from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint
 from tests.exporters.decoders import loaded, logits_of
 from tests.exporters.gguf_files import seeded, write_gguf

@@ -14,7 +14,7 @@ from exporters import export
 from exporters.dense import dense_layers
 from exporters.sources import find_checkpoint
 from runtime import BundleError, CheckpointError, Embedder, Precision, UnsupportedModelError
-from tests.conftest import edit_config
+from tests.encoder_checkpoints import edit_config
 
 TEXTS = ["a", "The pump runs dry.", "Zwei Sätze. Noch einer!"]
 

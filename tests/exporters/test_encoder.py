@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from exporters.encoder import load_model, rebuild, trace
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, UnsupportedModelError
-from tests.conftest import edit_config
+from tests.encoder_checkpoints import edit_config
 
 
 def test_weights_that_are_missing_are_not_made_up(tiny_checkpoint: Path) -> None:

@@ -33,7 +33,7 @@ from runtime import (
     UnsupportedModelError,
 )
 from runtime.manifest import SCHEMA
-from tests.conftest import write_tiny_checkpoint
+from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters import by_the_book
 
 STAGES = [

@@ -21,7 +21,7 @@ from runtime import Bundle, CacheType, Decoder, InputError, Precision, Unsupport
 from runtime.forward import Forward
 from runtime.kv_cache import token_size
 from runtime.replay import replay
-from tests.conftest import Finished
+from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.decoders import (
     FAMILIES,

@@ -14,10 +14,11 @@ import onnx
 import pytest
 
 from runtime import Bundle
-from tests.conftest import ADA, BOB, SECRETS, Finished, HubUser, on_terminal, user_of
+from tests.commands import Finished, on_terminal
 from tests.exporters.decoder_checkpoints import change_json
 from tests.exporters.decoder_checkpoints import write_checkpoint as write_decoder
 from tests.hub_server import LocalHub, User, files_of
+from tests.hub_users import ADA, BOB, SECRETS, HubUser, user_of
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
 

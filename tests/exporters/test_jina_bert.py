@@ -18,7 +18,7 @@ from exporters.jina_bert import alibi_bias, alibi_slopes
 from exporters.probe import load_texts
 from runtime import Bundle, Precision
 from runtime.session import Session
-from tests.conftest import TINY_CONFIGS, write_checkpoint
+from tests.encoder_checkpoints import TINY_CONFIGS, write_checkpoint
 from tests.exporters import by_the_book
 
 # config.json of jina-embeddings-v2-base-en, as far as it decides the computation.

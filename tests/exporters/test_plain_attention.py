@@ -16,7 +16,7 @@ from exporters.weightless import open_decoder
 from runtime import Decoder, EdgekitError, Precision, UnsupportedModelError
 from runtime.forward import Forward
 from runtime.manifest import Kind
-from tests.conftest import Finished
+from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.decoders import (
     PLAIN_FAMILIES,

@@ -12,7 +12,7 @@ from exporters.graph import tidy
 from exporters.nodes import linears
 from exporters.quantize import GELU_FLOOR, Recipe, quantize_encoder, smooth_contexts
 from exporters.sources import find_checkpoint
-from tests.conftest import write_tiny_checkpoint
+from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
 IDS = np.random.default_rng(9).integers(0, 50, size=(1, 40))

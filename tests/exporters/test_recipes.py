@@ -10,7 +10,7 @@ from exporters import export
 from exporters.quantize import Recipe
 from exporters.recipes import OF_FIRST_TOKENS, PLAIN, PRECISE, find_recipe
 from runtime import EdgekitError, Embedder, InputError, Precision
-from tests.conftest import Finished
+from tests.commands import Finished
 
 HARM = [0.1, 0.5, 0.2, 0.9, 0.05, 0.3, 0.01, 0.4]
 """What each of eight products adds to the error when it is in int8."""

@@ -34,7 +34,7 @@ from runtime import (
     UnsupportedModelError,
 )
 from runtime.ranking import kendall_tau
-from tests.conftest import edit_config, write_reranker, write_tiny_checkpoint
+from tests.encoder_checkpoints import edit_config, write_reranker, write_tiny_checkpoint
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
 WORDS = " ".join(calibration_texts().texts).split()

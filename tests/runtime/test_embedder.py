@@ -32,7 +32,7 @@ from runtime import (
 from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
 from runtime.vectors import unit_ranges
-from tests.conftest import write_tiny_checkpoint
+from tests.encoder_checkpoints import write_tiny_checkpoint
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 

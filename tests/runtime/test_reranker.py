@@ -26,7 +26,7 @@ from runtime import (
     TruncationWarning,
 )
 from runtime.ranking import kendall_tau
-from tests.conftest import write_reranker, write_reranker_on_minilm
+from tests.encoder_checkpoints import write_reranker, write_reranker_on_minilm
 
 TWELVE_LAYERS = {
     "hidden_size": 384,

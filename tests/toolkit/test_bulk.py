@@ -18,7 +18,7 @@ import pytest
 
 from exporters import export
 from runtime import Bundle, Embedder, Embeddings, Precision
-from tests.conftest import Finished
+from tests.commands import Finished
 from toolkit.resumable import Files, locked
 
 Edgekit = Callable[..., Finished]

@@ -10,7 +10,7 @@ import pytest
 from runtime import Bundle
 from runtime.footprint import AtLength, Footprint
 from runtime.manifest import DecoderFacts, GenerationDefaults
-from tests.conftest import Finished
+from tests.commands import Finished
 from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
 from toolkit.commands.bundles import describe_decoder
 from toolkit.progress import megabytes

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from tests.conftest import Finished
+from tests.commands import Finished
 
 Edgekit = Callable[..., Finished]
 

@@ -15,7 +15,7 @@ import pytest
 
 from runtime import Bundle, Chat, Decoder, Sampling
 from runtime.stream import Stream
-from tests.conftest import Finished, read_terminal
+from tests.commands import Finished, read_terminal
 from tests.decoders import CHATML, write_decoder
 
 Edgekit = Callable[..., Finished]

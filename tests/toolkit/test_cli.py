@@ -10,7 +10,7 @@ import click
 import pytest
 
 from runtime import errors
-from tests.conftest import Finished
+from tests.commands import Finished
 from toolkit.cli import exit_code_of
 
 Edgekit = Callable[..., Finished]

@@ -15,7 +15,7 @@ import pytest
 
 from runtime import Bundle, Embedder, ranges_of
 from runtime.vectors import unit_ranges
-from tests.conftest import Finished, on_terminal
+from tests.commands import Finished, on_terminal
 
 Edgekit = Callable[..., Finished]
 TEXTS = ["the pump runs dry", "water", "größer"]

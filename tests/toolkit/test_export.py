@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime import Bundle
-from tests.conftest import Finished
+from tests.commands import Finished
 
 Edgekit = Callable[..., Finished]
 

@@ -12,7 +12,7 @@ import pytest
 
 from runtime import Bundle, Decoder, Sampling
 from runtime.steps import Steps
-from tests.conftest import Finished, on_terminal
+from tests.commands import Finished, on_terminal
 from tests.decoders import write_decoder
 from toolkit.commands.chat import chat
 from toolkit.commands.generate import generate

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, Finished, HubUser, read_terminal
+from tests.commands import Finished, read_terminal
 from tests.hub_server import LocalHub
+from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser
 
 SITE = "https://huggingface.co"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, Reranker
-from tests.conftest import Finished, on_terminal
+from tests.commands import Finished, on_terminal
 
 Edgekit = Callable[..., Finished]
 DOCUMENTS = ["Boil it for a minute", "A bowline", "größer", "Boil it for a minute"]

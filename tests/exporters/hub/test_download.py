@@ -17,8 +17,8 @@ import pytest
 
 from exporters.hub.download import git_hash_of, need_space
 from runtime import OutputError
-from tests.conftest import ADA, HubUser, user_of
 from tests.hub_server import LocalHub
+from tests.hub_users import ADA, HubUser, user_of
 
 # Downloads what an export needs and prints where it lies, as `edgekit export` does, in a process of its own and without
 # torch: so it runs with the generations of huggingface_hub that transformers does not accept.
