@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from exporters.architectures import Architecture, architecture_of, check_architecture, known_architecture
 from exporters.catalog import ModelSpec
+from exporters.rope_parameters import with_known_names
 from runtime.bundle import MANIFEST, TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
@@ -45,7 +46,10 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as it was published: its folder, what its config.json says, and where it came from."""
+    """A model as it was published: its folder, what its config.json says, and where it came from.
+
+    `config` has the names that the pinned transformers reads, which the file need not have.
+    """
 
     name: str
     folder: Path
@@ -119,7 +123,7 @@ def open_without_weights(
         )
     config = read_json(folder / "config.json")
     check_config(config, name)
-    checkpoint = Checkpoint(name, folder, config, source, spec)
+    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec)
     accept(checkpoint)
     return checkpoint
 
@@ -141,11 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).exists():
-        index = read_json(folder / WEIGHTS_INDEX)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise CheckpointError(f"`{folder / WEIGHTS_INDEX}` has no `weight_map`")
-        paths = [folder / shard for shard in sorted(set(shards.values()))]
+        paths = [folder / shard for shard in shards_of(folder)]
         for path in paths:
             if path.parent != folder or not path.exists():
                 raise CheckpointError(f"the weights `{path.name}` that `{WEIGHTS_INDEX}` names are missing")
@@ -157,6 +157,15 @@ def weight_files(folder: Path) -> list[Path]:
             hint="convert it to `model.safetensors` where you trust it",
         )
     raise CheckpointError(f"`{folder}` holds no weights: no `{WEIGHTS}`")
+
+
+def shards_of(folder: Path) -> list[str]:
+    """The files that an index of weights names; raises CheckpointError when it names none."""
+    index = read_json(folder / WEIGHTS_INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CheckpointError(f"`{folder / WEIGHTS_INDEX}` has no `weight_map`")
+    return sorted(set(shards.values()))
 
 
 def check_safetensors(path: Path) -> None:

@@ -45,7 +45,7 @@ from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, UnsupportedModelError
-from runtime.manifest import CacheType, Certificate, DecoderFacts, Manifest, Precision, WeightBlocks
+from runtime.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
 PROMPT = 256
@@ -88,11 +88,21 @@ class DecoderTask:
         graph = trace(model, scratch, plain=self.facts.plain_attention)
         rebuild(graph)
         done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
-        need_space(self.work.parent, space_of(graph, manifest.precision, self.facts), done=done)
+        need_space(self.work.parent, self.space(graph, manifest.precision), done=done)
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)
         return graph
+
+    def space(self, graph: ir.Model, precision: Precision) -> int:
+        """Bytes that an export writes, about: weights in their precision, what is compared, and what is checked."""
+        compared = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * self.facts.vocabulary)
+        checked = unrounded_size(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
+        file = self.checkpoint.gguf
+        if precision is Precision.SOURCE and file is not None:
+            # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
+            return compared + checked + 2 * file.stat().st_size
+        return compared + checked + weights_size(graph, precision)
 
     def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
         """Read the probe set, and in the same pass what int4 calibrates with."""
@@ -261,18 +271,24 @@ def name_of(recipe: BlockRecipe) -> str:
     return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
 
 
-def space_of(graph: ir.Model, precision: Precision, facts: DecoderFacts) -> int:
-    """Bytes that an export writes, about: weights in their precision, and what is compared with."""
-    inputs = [product.inputs for product in linears(graph.graph)]
-    recipe = default_recipe(precision, inputs) if precision in RECIPES else None
-    total = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * facts.vocabulary)
+def unrounded_size(graph: ir.Model) -> int:
+    """Bytes of the weights in float32."""
+    return sum(required(value.const_value).nbytes for value in graph.graph.initializers.values())
+
+
+def weights_size(graph: ir.Model, precision: Precision) -> int:
+    """Bytes of the weights in a precision, about."""
+    if precision not in RECIPES:
+        return unrounded_size(graph) // (2 if precision is Precision.FP16 else 1)
+    recipe = default_recipe(precision, [product.inputs for product in linears(graph.graph)])
+    total = 0
     for value in graph.graph.initializers.values():
         tensor = required(value.const_value)
-        if recipe is None or not isinstance(tensor, StreamedTensor):
-            total += tensor.nbytes // (2 if precision is Precision.FP16 else 1)
-        else:
+        if isinstance(tensor, StreamedTensor):
             # A scale for each block, and room for zero points, also of tables.
             total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block
+        else:
+            total += tensor.nbytes
     return total
 
 

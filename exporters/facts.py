@@ -139,8 +139,8 @@ def max_length(checkpoint: Checkpoint) -> int:
     settings = checkpoint.read_json("sentence_bert_config.json") or {}
     length = settings.get("max_seq_length")
     if length is None:
-        length = (checkpoint.read_json("tokenizer_config.json") or {}).get("model_max_length", positions)
-    return min(int(length), positions)
+        length = (checkpoint.read_json("tokenizer_config.json") or {}).get("model_max_length")
+    return positions if length is None else min(int(length), positions)
 
 
 def lower_case(checkpoint: Checkpoint) -> bool:

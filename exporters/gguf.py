@@ -53,12 +53,14 @@ SIZES = frozenset(
 )
 """What a file says about its model, after the architecture's name: what every decoder may have."""
 WINDOW = frozenset({"attention.sliding_window"})
+TRAINED_LENGTH = "rope.scaling.original_context_length"
+"""llama.cpp writes it for every Phi-3, also where it is the whole context and nothing is scaled."""
 CAPS = frozenset({"attn_logit_softcapping", "final_logit_softcapping"})
 ARCHITECTURES: Mapping[str, frozenset[str]] = {
     "gemma2": SIZES | WINDOW | CAPS,
     "gemma3": SIZES | WINDOW,
     "llama": SIZES,
-    "phi3": SIZES | WINDOW,
+    "phi3": SIZES | WINDOW | {TRAINED_LENGTH},
     "qwen2": SIZES,
     "qwen3": SIZES,
 }
@@ -213,6 +215,20 @@ def check_model(path: Path, architecture: str, fields: Mapping[str, Any], tensor
                 f"`{path.name}` has `{prefix}{key}` set for each layer, and edgekit knows layers that are alike",
                 hint="export the Hub's checkpoint instead",
             )
+    check_rotation(path, architecture, said)
+    if ROPE_FACTORS in tensors and architecture != "llama":
+        raise UnsupportedModelError(f"`{path.name}` has `{ROPE_FACTORS}`, and edgekit knows it in a `llama` only")
+
+
+def check_rotation(path: Path, architecture: str, said: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError for heads that are not rotated whole, or as far as the context alone asks for."""
+    context = said["context_length"]
+    if said.get(TRAINED_LENGTH, context) != context:
+        raise UnsupportedModelError(
+            f"`{path.name}` reads {context} tokens and was trained on {said[TRAINED_LENGTH]}, "
+            f"and edgekit does not know such a `{architecture}`",
+            hint="export the Hub's checkpoint instead",
+        )
     head = head_size(said)
     rotated = said.get("rope.dimension_count", head)
     if rotated != head or said.get("attention.value_length", head) != head:
@@ -221,8 +237,6 @@ def check_model(path: Path, architecture: str, fields: Mapping[str, Any], tensor
             f"and values of {said.get('attention.value_length', head)}",
             hint="known are heads that are rotated whole; export the Hub's checkpoint instead",
         )
-    if ROPE_FACTORS in tensors and architecture != "llama":
-        raise UnsupportedModelError(f"`{path.name}` has `{ROPE_FACTORS}`, and edgekit knows it in a `llama` only")
 
 
 def head_size(said: Mapping[str, Any]) -> int:
@@ -352,7 +366,8 @@ def complete(config: Any, file: GgufFile) -> None:
             setattr(config, key, said[key])
     window = said.get("attention.sliding_window")
     if window is not None:
-        config.sliding_window = window
+        # None is 0 in these files.
+        config.sliding_window = window or None
     if file.architecture in QUERY_SCALED_BY_WIDTH:
         by_width = config.num_hidden_layers == QUERY_SCALED_BY_WIDTH[file.architecture]
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if by_width else config.head_dim

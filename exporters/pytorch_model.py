@@ -14,25 +14,51 @@ import transformers
 from exporters.checkpoint import Checkpoint
 from runtime.errors import CheckpointError
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 OPSET = 20
 """The first with GELU as one operator."""
 NOT_NEEDED = ("pooler.", "embeddings.position_ids")
 """Weights that the token vectors do not depend on, so a checkpoint may lack them."""
 
 
+def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
+    """The config as transformers has it, by default in the class that its `model_type` names."""
+    with quiet():
+        try:
+            return (config_class or transformers.CONFIG_MAPPING[checkpoint.config["model_type"]]).from_dict(
+                checkpoint.config
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"the config.json of `{checkpoint.name}` cannot be used: {error}") from error
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer as transformers has it."""
-    with quiet():
-        return transformers.AutoTokenizer.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
+    settings = checkpoint.read_json(TOKENIZER_CONFIG) or {}
+    changes: dict[str, Any] = {}
+    tokenizer_class = transformers.AutoTokenizer
+    try:
+        # transformers 5 calls a list so that transformers 4 calls otherwise, and what tokenizer.json alone makes.
+        if isinstance(settings.get("extra_special_tokens"), list):
+            changes["additional_special_tokens"] = settings["extra_special_tokens"]
+            changes["extra_special_tokens"] = {}
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            tokenizer_class = transformers.PreTrainedTokenizerFast
+        with quiet():
+            return tokenizer_class.from_pretrained(
+                str(checkpoint.folder), local_files_only=True, trust_remote_code=False, **changes
+            )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
 
 
 def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
+    config = load_config(checkpoint, getattr(model_class, "config_class", None))
     with quiet():
         try:
             model, info = model_class.from_pretrained(
                 str(checkpoint.folder),
+                config=config,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

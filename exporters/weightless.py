@@ -19,7 +19,7 @@ from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from exporters.checkpoint import Checkpoint, weight_files
-from exporters.pytorch_model import quiet
+from exporters.pytorch_model import load_config, quiet
 from exporters.stored_tensors import STORED_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError
 
@@ -79,11 +79,9 @@ class WeightlessDecoder:
 
 def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
     """The model that a checkpoint holds; raises CheckpointError where its tensors do not fit its config."""
+    config = load_config(checkpoint)
     with quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(
-                str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-            )
             with no_init_weights(), parameters_without_memory():
                 # The plain attention is the one that other ways of computing it are measured by.
                 model = transformers.AutoModelForCausalLM.from_config(
@@ -168,9 +166,11 @@ def check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Stor
         )
     # A tied matrix may be stored under each of its names.
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    # What a model computes for itself, such as GPT-2's mask, some publish with its weights.
+    buffers = {name for name, _ in model.named_buffers()}
     superfluous = {
         name
-        for name in tensors.keys() - model.state_dict().keys()
+        for name in tensors.keys() - model.state_dict().keys() - buffers
         if not name.endswith(OF_NO_USE) and not any(re.search(pattern, name) for pattern in ignored)
     }
     if superfluous:

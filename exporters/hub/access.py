@@ -119,7 +119,10 @@ def model_info(asked: Question) -> ModelInfo:
 
 def describe(info: ModelInfo, asked: Question, token: Token | None, notes: list[str]) -> Access:
     if info.sha is None:
-        raise NetworkError(f"`{host()}` does not say which commit `{asked.revision}` of `{asked.repo}` is")
+        raise NetworkError(
+            f"`{host()}` does not say which commit `{asked.revision}` of `{asked.repo}` is",
+            hint="what stands there does not speak the Hub's protocol whole; check HF_ENDPOINT",
+        )
     files = tuple(
         HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs is not None else None, file.blob_id)
         for file in info.siblings or ()
@@ -190,6 +193,11 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
             f"`{asked.repo}` needs a token, and the one from {asked.withheld.source} is not sent to `{host()}`, "
             "which is not the Hub",
             hint=f"if that host may have it, run `{asked.command} --token-host {host()}`",
+        )
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return NotSignedInError(
+            f"`{asked.repo}` needs a token, and `HF_HUB_DISABLE_IMPLICIT_TOKEN` keeps every token from being used",
+            hint=f"unset it, then run `{asked.command}` again",
         )
     if gated:
         return NotSignedInError(

@@ -40,7 +40,6 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
     with no_bars(), watched(access, files, progress):
         for file in files:
             fetch(access, file)
-    remember(access)
     first = cached(access, files[0].name)
     if first is None:
         raise CheckpointError(f"`{files[0].name}` is not in the cache although it was downloaded")
@@ -48,7 +47,10 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
 
 
 def remember(access: Access) -> None:
-    """Note in the cache which commit a revision is, as huggingface_hub does, so that it is found offline by name."""
+    """Note in the cache which commit a revision is, as huggingface_hub does, so that it is found offline by name.
+
+    Not before all is there that an export reads: until then an older commit may be the one that is complete.
+    """
     name = Path(access.revision)
     if access.revision != access.commit and not name.is_absolute() and ".." not in name.parts:
         path = folder_of(access) / "refs" / name

@@ -39,8 +39,8 @@ def status_of(error: BaseException) -> int | None:
 
 
 def host() -> str:
-    """The host that HF_ENDPOINT names, with its port; `huggingface.co` by default."""
-    return urlsplit(constants.ENDPOINT).netloc
+    """The host that HF_ENDPOINT names, with its port and without a password; `huggingface.co` by default."""
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
 
 
 def network_failure(error: BaseException) -> NetworkError | None:

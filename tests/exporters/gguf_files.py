@@ -111,7 +111,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: transformers.PretrainedConfig, na
         writer.add_value_length(head_of(config))
     else:
         writer.add_rope_dimension_count(head_of(config))
-    if name in ("gemma2", "gemma3", "phi3"):
+    if name in ("gemma2", "gemma3", "phi3") and config.sliding_window is not None:
         writer.add_sliding_window(config.sliding_window)
     if name == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,19 @@ def test_a_conversation_of_other_tokens_is_refused(folder: Path) -> None:
         check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
 
 
+def test_a_special_token_that_the_model_does_not_know(tmp_path: Path) -> None:
+    """As Gemma 3's texts-only models have one for pictures."""
+    folder = write_checkpoint(tmp_path / "tiny")
+    size = opened(folder).config["vocab_size"]
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": size, "content": "<image_soft_token>", **flags})
+    path.write_text(json.dumps(content))
+
+    assert facts_of(folder).vocabulary == size
+
+
 def test_more_tokens_than_the_model_knows(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", vocab_size=200)
 
@@ -186,12 +200,11 @@ def test_a_window_in_every_layer_and_one_that_is_switched_off() -> None:
 
 
 def test_a_config_that_transformers_refuses(folder: Path) -> None:
-    checkpoint = opened(folder)
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(opened(folder))
     change_json(folder / "config.json", rope_scaling="fast")
 
     with pytest.raises(CheckpointError, match=r"the config.json of `tiny` cannot be used: "):
-        decoder_facts(checkpoint, tokenizer)
+        decoder_facts(opened(folder), tokenizer)
 
 
 def test_a_template_that_only_edgekit_can_render(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_normalization_and_prompts_are_what_the_files_say(tiny_checkpoint: Path)
         ({"max_seq_length": 4000}, {}, 64),
         ({"max_seq_length": None}, {"model_max_length": 30}, 30),
         (None, {"model_max_length": 1000000000000000019884624838656}, 64),
+        (None, {"model_max_length": None}, 64),
         (None, {}, 64),
     ],
 )

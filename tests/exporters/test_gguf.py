@@ -212,6 +212,27 @@ def test_settings_without_effect_are_no_reason_to_refuse(tmp_path: Path) -> None
     assert open_gguf(write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)).architecture == "llama"
 
 
+def test_a_phi_3_whose_whole_context_was_trained(tmp_path: Path) -> None:
+    """As llama.cpp writes them; 0 is no window there."""
+    model = seeded("phi3", sliding_window=None)
+    fields = {"rope.scaling.original_context_length": 128, "attention.sliding_window": 0}
+    write_gguf(tmp_path / "m.gguf", model, fields=fields)
+
+    write_checkpoint(open_gguf(tmp_path / "m.gguf"), tmp_path / "checkpoint")
+
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="auto").eval()
+    assert (logits_of(found) - logits_of(model)).abs().max() < 1e-5
+
+
+def test_a_phi_3_that_reads_further_than_it_was_trained(tmp_path: Path) -> None:
+    fields = {"rope.scaling.original_context_length": 64}
+
+    error = refused(write_gguf(tmp_path / "m.gguf", seeded("phi3"), fields=fields))
+
+    assert error.message == ("`m.gguf` reads 128 tokens and was trained on 64, and edgekit does not know such a `phi3`")
+    assert error.exit_code == 10
+
+
 def test_rotations_that_are_not_llama_3s(tmp_path: Path) -> None:
     model = seeded("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
     # Halved, all of them: Llama 3 leaves the high frequencies as they are.

@@ -192,7 +192,11 @@ def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
     [
         (["config.json", "pytorch_model.bin"], "has its weights in `pytorch_model.bin` only, a pickle"),
         (["config.json"], "holds no weights: no `model.safetensors`"),
-        (["model.safetensors"], "`org/unknown` is no checkpoint: it holds no `config.json`"),
+        (["model.safetensors"], "`org/unknown` is no checkpoint that edgekit can read: it holds no `config.json`"),
+        (
+            ["config.json", "model.safetensors"],
+            "`org/unknown` is no checkpoint that edgekit can read: it holds no `tokenizer.json`",
+        ),
     ],
 )
 def test_a_repository_that_is_no_checkpoint(
@@ -257,6 +261,31 @@ def test_offline_says_what_is_missing(user: HubUser, from_hub: FromHub) -> None:
         "error: the cache holds only a part of `org/tiny`: `modules.json`, `model.safetensors` is missing"
         in finished.err
     )
+
+
+def test_offline_finds_the_complete_commit_after_another_was_refused(
+    user: HubUser, hub: LocalHub, from_hub: FromHub, tiny_files: dict[str, bytes]
+) -> None:
+    copy_cache(from_hub, user)
+    newer = json.loads(tiny_files["config.json"]) | {"model_type": "bloom"}
+    hub.add("org/tiny", tiny_files | {"config.json": json.dumps(newer).encode()}, commit="d" * 40)
+
+    assert user.run("export", "org/tiny").code == 10
+
+    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle", "--offline").code == 0
+
+
+def test_offline_says_which_shards_are_missing(user: HubUser, from_hub: FromHub) -> None:
+    (snapshot,) = (copy_cache(from_hub, user) / "models--org--tiny/snapshots").iterdir()
+    (snapshot / "model.safetensors").unlink()
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (snapshot / shards["a"]).write_bytes(b"")
+
+    finished = user.run("export", "org/tiny", "--offline")
+
+    assert finished.code == 6
+    assert f"the cache holds only a part of `org/tiny`: `{shards['b']}` is missing" in finished.err
 
 
 def test_offline_mode_without_the_model(user: HubUser) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Type
 
-from exporters import export
+from exporters import decoder_task, export
 from exporters.decoder_task import BlockTrials
 from exporters.layerwise import Layerwise
 from exporters.stages import Silence
@@ -165,23 +166,35 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32, Precision.FP16])
 def test_what_an_export_writes_is_foreseen(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
-    from exporters import decoder_task
+    foreseen, written = foreseen_and_written(checkpoint, precision, tmp_path / "b")
 
+    assert 0.98 * written < foreseen < 1.5 * written
+
+
+def test_what_is_written_of_a_files_own_blocks_is_foreseen(tmp_path: Path) -> None:
+    model = seeded("llama", hidden_size=512, intermediate_size=1024)
+    file = write_gguf(tmp_path / "m.gguf", model, types={"weight": Type.Q4_1})
+
+    foreseen, written = foreseen_and_written(file, Precision.SOURCE, tmp_path / "b")
+
+    assert 0.98 * written < foreseen < 1.8 * written
+
+
+def foreseen_and_written(source: Path, precision: Precision, out: Path) -> tuple[int, int]:
+    """Bytes that an export says it will write, and those of its weights and of what it is compared with."""
     needed: list[int] = []
     check = decoder_task.need_space
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             decoder_task, "need_space", lambda folder, size, done: (needed.append(size), check(folder, size, done=done))
         )
-        bundle = export(str(checkpoint), precision=precision, out=tmp_path / "b").bundle
-
-    facts = bundle.manifest.decoder
-    certificate = bundle.manifest.certificate
+        bundle = export(str(source), precision=precision, out=out).bundle
+    facts, certificate = bundle.manifest.decoder, bundle.manifest.certificate
     assert facts is not None
     assert certificate is not None
     written = bundle.manifest.files["model.onnx.data"].size + 4 * certificate.probe_size * facts.vocabulary
     print(needed, written)
-    assert 0.98 * written < needed[0] < 1.5 * written
+    return needed[0], written
 
 
 def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_tensors_of_no_use_are_passed_over(tmp_path: Path) -> None:
     open_decoder(find_checkpoint(str(tmp_path)))
 
 
+def test_masks_that_gpt_2_is_published_with_are_passed_over(tmp_path: Path) -> None:
+    write_decoder(tmp_path, "gpt2")
+    weights = load_file(tmp_path / WEIGHTS)
+    for layer in range(2):
+        weights[f"transformer.h.{layer}.attn.bias"] = torch.tril(torch.ones(512, 512)).view(1, 1, 512, 512)
+    save_file(weights, tmp_path / WEIGHTS)
+
+    open_decoder(find_checkpoint(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

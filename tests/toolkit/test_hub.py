@@ -76,6 +76,21 @@ def test_a_gated_model_and_no_token(any_user: HubUser) -> None:
     )
 
 
+def test_a_gated_model_and_a_token_that_is_not_to_be_used(any_user: HubUser) -> None:
+    assert error_of(any_user.run("access", "org/gated", HF_TOKEN=ADA, HF_HUB_DISABLE_IMPLICIT_TOKEN="1")) == (
+        3,
+        "`org/gated` needs a token, and `HF_HUB_DISABLE_IMPLICIT_TOKEN` keeps every token from being used",
+        "unset it, then run `edgekit access org/gated` again",
+    )
+
+
+def test_the_password_of_a_mirror_is_not_shown(any_user: HubUser) -> None:
+    finished = any_user.run("access", "org/public", HF_ENDPOINT="http://me:secret@127.0.0.1:9")
+
+    assert error_of(finished)[:2] == (6, "`127.0.0.1:9` refuses the connection")
+    assert "secret" not in finished.err
+
+
 def test_a_token_that_is_invalid(any_user: HubUser) -> None:
     any_user.write_token(REVOKED)
     file = any_user.token_file

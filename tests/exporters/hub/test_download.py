@@ -25,7 +25,7 @@ from tests.hub_users import ADA, HubUser, user_of
 DOWNLOAD = """
 import json, sys
 from exporters.hub.access import check_access
-from exporters.hub.download import download
+from exporters.hub.download import download, remember
 from exporters.sources import needed_files
 from runtime import EdgekitError
 host = sys.argv[2]
@@ -33,6 +33,7 @@ told = []
 try:
     access = check_access(sys.argv[1], "main", command="again", token_host=host)
     folder = download(access, needed_files(access), lambda done, total: told.append((done, total)))
+    remember(access)
     print(json.dumps({"folder": str(folder), "told": told}))
 except EdgekitError as error:
     print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
@@ -176,7 +177,7 @@ def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
     choose = random.Random(seed)
     content = choose.randbytes(SIZE)
     hub = LocalHub()
-    hub.add("org/large", {"config.json": b"{}", "model.safetensors": content})
+    hub.add("org/large", {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": content})
     user = user_of(hub, folder / str(seed))
     try:
         hub.bytes_per_second = 8e7
