@@ -272,7 +272,10 @@ def test_offline_finds_the_complete_commit_after_another_was_refused(
 
     assert user.run("export", "org/tiny").code == 10
 
-    assert user.run("export", "org/tiny", "--precision", "fp32", "--out", "bundle", "--offline").code == 0
+    # Had it not been found whole, that would have been said before the precision.
+    finished = user.run("export", "org/tiny", "--precision", "int4", "--offline")
+    assert finished.code == 2
+    assert "embedders are not exported to `int4`" in finished.err
 
 
 def test_offline_says_which_shards_are_missing(user: HubUser, from_hub: FromHub) -> None:
