@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.batching import batches, in_chunks, run_all
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.dense import Dense
+from runtime.dense import Dense, width_before
 from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK,
@@ -65,6 +65,9 @@ class Embedder(Encoder):
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
+        self.width = width_before(self.dense, self.facts.dimension)
+        if self.session.width is not None:
+            self.check_width(self.session.width)
 
     def embed(
         self,
@@ -191,6 +194,14 @@ class Embedder(Encoder):
     def dimension(self) -> int:
         return self.facts.dimension
 
+    def check_width(self, found: int) -> None:
+        """Raise BundleError where the graph gives wider or narrower vectors than the manifest says."""
+        if found != self.width:
+            raise BundleError(
+                f"the graph `{self.session.path}` gives vectors of {found} components, and by the manifest it should "
+                f"give {self.width}"
+            )
+
     def prefix(self, prompt: str | None) -> str:
         """The text that the prompt of this name puts before every text."""
         name = self.facts.default_prompt if prompt is None else prompt
@@ -245,7 +256,10 @@ class Embedder(Encoder):
 
         def run(batch: list[Piece]) -> None:
             ids = stacked([piece.ids for piece in batch])
-            results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
+            vectors = self.session.run({INPUT_IDS: ids})
+            # A graph need not say its width before it runs.
+            self.check_width(vectors.shape[-1])
+            results.take(batch, pool(vectors, self.facts.pooling))
             if progress is not None:
                 progress(len(batch))
 

@@ -81,6 +81,12 @@ class Session:
             give_back(path.parent)
             on_large_pages(before)
 
+    @property
+    def width(self) -> int | None:
+        """How many numbers the last axis of the first output has; None where the graph does not say."""
+        shape = self.session.get_outputs()[0].shape
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""
         try:

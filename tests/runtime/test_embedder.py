@@ -31,6 +31,7 @@ from runtime import (
 )
 from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
+from runtime.session import Session
 from runtime.vectors import unit_ranges
 from tests.encoder_checkpoints import write_tiny_checkpoint
 
@@ -475,3 +476,25 @@ def test_more_components_than_there_are(embedder: Embedder, dim: int) -> None:
     with pytest.raises(InputError) as caught:
         embedder.embed(["x"], dim=dim)
     assert caught.value.message == f"`dim` must be from 1 to 384, which the model's vectors have, not {dim}"
+
+
+@pytest.mark.parametrize("dimension", [128, 400])
+def test_a_dimension_that_the_graph_does_not_give(
+    edit_manifest: EditManifest, dimension: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(dimension=dimension))
+    message = (
+        f"the graph `{path / 'model.onnx'}` gives vectors of 384 components, and by the manifest it should give "
+        f"{dimension}"
+    )
+
+    with pytest.raises(BundleError) as caught:
+        Embedder(path)
+
+    assert caught.value.message == message
+    assert caught.value.exit_code == 7
+    monkeypatch.setattr(Session, "width", None)
+    unknown = Embedder(path)
+    with pytest.raises(BundleError) as caught:
+        unknown.embed(["water"])
+    assert caught.value.message == message
