@@ -21,7 +21,7 @@ from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
 from runtime.sampler import Sampling
-from runtime.saved_cache import load_cache, save_cache
+from runtime.saved_cache import identity_of, load_cache, save_cache
 from runtime.session import onnxruntime_version
 from runtime.steps import Steps
 from runtime.stops import StopStrings
@@ -81,6 +81,7 @@ class Decoder:
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
         self.facts = manifest.decoder
+        self.identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
         if context is not None and not 2 <= context <= self.facts.context_length:
@@ -185,7 +186,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for one answer after another that begin alike."""
-        return KVCache(self.facts, limit=self.context)
+        return KVCache(self.facts, identity=self.identity, limit=self.context)
 
     def prefill(self, prompt: Prompt) -> KVCache:
         """Read a prompt, and return the cache that holds it."""
@@ -262,7 +263,8 @@ class Decoder:
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:
-        if cache.facts != self.facts:
+        # Models that were trained on from the same one have the same facts.
+        if cache.facts != self.facts or cache.identity != self.identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 

@@ -54,11 +54,16 @@ class KVCache:
         self,
         facts: DecoderFacts,
         *,
+        identity: str = "",
         limit: int | None = None,
         available: Callable[[], int | None] = available_memory,
     ) -> None:
-        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes."""
+        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes.
+
+        `identity` is what `identity_of` gives for the bundle: keys and values mean nothing to another.
+        """
         self.facts = facts
+        self.identity = identity
         self.limit = facts.context_length if limit is None else limit
         self.available = available
         self.ids: list[int] = []

@@ -10,7 +10,7 @@ import pytest
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from runtime.footprint import LARGEST_RUN
 from runtime.forward import Forward
-from runtime.kv_cache import SPARE, KVCache, token_size
+from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
 from runtime.steps import FinishReason
@@ -375,14 +375,16 @@ def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: s
 
 def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Decoder) -> None:
     free = SPARE + 100 * token_size(decoder.facts)
-    cache = KVCache(decoder.facts, available=lambda: free)
+    cache = decoder.new_cache()
+    cache.available = lambda: free
 
     with pytest.raises(OutOfMemoryError) as caught:
         decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
     assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
     assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
-    cache = KVCache(decoder.facts, available=lambda: free if cache.capacity == 0 else SPARE)
+    cache = decoder.new_cache()
+    cache.available = lambda: free if cache.capacity == 0 else SPARE
     assert len(decoder.generate([5] * 50, cache=cache).tokens) == 50, "as many as fit"
 
 
@@ -393,6 +395,22 @@ def test_the_cache_of_another_model(decoder: Decoder) -> None:
         decoder.stream(FOX, cache=cache)
 
     assert caught.value.message == "the cache was made for another model"
+
+
+def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:
+    """As of one that was trained on: all that its manifest says is the same."""
+    manifest = decoder.bundle.manifest
+    files = manifest.files | {"model.onnx": dataclasses.replace(manifest.files["model.onnx"], sha256="0" * 64)}
+    other = Decoder(Bundle(decoder.bundle.path, dataclasses.replace(manifest, files=files)), threads=1)
+    cache = other.prefill(FOX)
+    assert cache.facts == decoder.facts
+
+    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save("saved", cache)):
+        with pytest.raises(InputError) as caught:
+            use()
+        assert caught.value.message == "the cache was made for another model"
+        assert caught.value.hint == "make one with `decoder.new_cache()`"
+        assert caught.value.exit_code == 2
 
 
 def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
