@@ -102,7 +102,8 @@ class KVCache:
         free = self.available()
         if free is None:
             return self.limit
-        return max(0, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
+        # What the buffers have room for is there, however little is free now.
+        return max(self.capacity, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
 
     def check(self, tokens: int) -> None:
         """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory."""

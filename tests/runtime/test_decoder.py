@@ -386,6 +386,9 @@ def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Deco
     cache = decoder.new_cache()
     cache.available = lambda: free if cache.capacity == 0 else SPARE
     assert len(decoder.generate([5] * 50, cache=cache).tokens) == 50, "as many as fit"
+    cache.available = lambda: 0
+    assert cache.capacity == 100
+    assert len(decoder.generate([5] * 80, cache=cache).tokens) == 20, "as many as there is room for already"
 
 
 def test_the_cache_of_another_model(decoder: Decoder) -> None:

@@ -144,6 +144,19 @@ def test_its_own_buffers_count_as_free_when_it_grows() -> None:
     assert cache.largest_that_fits() == 200
 
 
+def test_what_it_has_room_for_fits_whatever_is_free() -> None:
+    cache = KVCache(FACTS, available=lambda: SPARE + 1000 * TOKEN)
+    cache.reserve(100)
+    assert cache.capacity == FIRST_CAPACITY
+
+    cache.available = lambda: 0
+
+    assert cache.largest_that_fits() == FIRST_CAPACITY
+    cache.reserve(FIRST_CAPACITY)
+    with pytest.raises(OutOfMemoryError, match=f"there is memory for {FIRST_CAPACITY} tokens"):
+        cache.reserve(FIRST_CAPACITY + 1)
+
+
 def test_rewinding_forgets_and_the_common_prefix_is_found() -> None:
     cache = filled(10)
 
