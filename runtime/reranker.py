@@ -100,8 +100,8 @@ class Reranker(Encoder):
     ) -> list[Ranked[Document]]:
         """Rank documents for a query: the best `top_n`, or all, best first, those of equal scores as they came.
 
-        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut are told
-        with a TruncationWarning.
+        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut, and a
+        query that is, are told with a TruncationWarning.
         """
         [ranking] = self.rank_many_with_report(
             [(query, documents)],
@@ -112,7 +112,8 @@ class Reranker(Encoder):
             text=text,
             batch_tokens=batch_tokens,
         )
-        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length)
+        queries = int(ranking.query_dropped > 0)
+        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
     def rank_many(
@@ -136,7 +137,8 @@ class Reranker(Encoder):
             )
         )
         cut = sum(len(ranking.truncated) for ranking in rankings)
-        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length)
+        queries = sum(ranking.query_dropped > 0 for ranking in rankings)
+        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
     def rank_many_with_report(
@@ -325,10 +327,14 @@ def characters_of(pair: Pair) -> int:
     return sum(map(characters, pair)) if isinstance(pair, (tuple, list)) else 0
 
 
-def warn_of_cuts(cut: int, total: int, max_length: int) -> None:
+def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
+    # The line that called the method which called this.
     if cut:
-        # The line that called the method which called this.
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
+    if queries:
+        which, verb = ("the query", "was") if queries == 1 else (f"{queries} queries", "were")
+        message = f"{which} left no room for a document in {max_length} tokens and {verb} cut"
+        warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -176,6 +176,22 @@ def test_only_the_document_is_cut_unless_the_query_leaves_no_room(reranker: Rera
         reranker.rank("a", ["b"])
 
 
+def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
+    long = " ".join(["water"] * 300)
+
+    with pytest.warns(TruncationWarning) as told:
+        reranker.rank(long, ["a", "b"])
+    with pytest.warns(TruncationWarning) as told_of_many:
+        reranker.rank_many([(long, ["a"]), ("q", ["a", long]), (f"{long} x", ["a"])])
+
+    assert [str(one.message) for one in told] == ["the query left no room for a document in 128 tokens and was cut"]
+    assert [str(one.message) for one in told_of_many] == [
+        "1 of 4 documents was longer than 128 tokens with the query and cut there",
+        "2 queries left no room for a document in 128 tokens and were cut",
+    ]
+    assert {one.filename for one in (*told, *told_of_many)} == {__file__}
+
+
 def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
     with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model reads 128") as caught:
         reranker.rank("a", ["b", "water " * 300], long="error")
