@@ -191,7 +191,6 @@ class Steps(Iterator[Step]):
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
-        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
         highest = float(logits.max())
         np.subtract(logits, np.float32(highest), out=self.scratch)
         np.exp(self.scratch, out=self.scratch)
@@ -201,6 +200,7 @@ class Steps(Iterator[Step]):
                 f"`{self.forward.session.path}` gave logits that are no numbers at token {len(self.ids)} of the answer",
                 hint="run `edgekit verify` on the bundle, and export it again if it fails",
             )
+        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
         top = self.most_probable(logits, normalizer) if self.top else ()
         self.ids.append(token)
         if self.penalties is not None:

@@ -438,8 +438,9 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
         Decoder(Bundle(decoder.bundle.path, manifest))
 
 
-def test_logits_that_are_no_numbers(decoder: Decoder) -> None:
-    steps = decoder.steps(FOX)
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
+def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
+    steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
     steps.forward.run = lambda *_: np.full((1, decoder.facts.vocabulary), np.nan, np.float32)
 
     with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):
