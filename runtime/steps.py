@@ -183,11 +183,14 @@ class Steps(Iterator[Step]):
         """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""
         cache = self.forward.cache
         cache.rewind(cache.length - len(self.draft) + self.right)
-        self.right = 0
+        # Where the run fails, the cache holds no draft, and another call goes on from here.
+        self.draft, self.right = [], 0
         # The token after a draft is chosen too, so the last of the answer need not be drafted. Where it is the only one
         # left, it is drafted all the same: without, a run would have one row where a longer answer's has several.
-        self.draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
-        return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
+        draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
+        self.draft = draft
+        return logits
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
