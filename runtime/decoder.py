@@ -88,6 +88,12 @@ class Decoder:
             raise InputError(
                 f"`context` must be from 2 to {self.facts.context_length}, which the model has, not {context}"
             )
+        bos_id = self.facts.bos_id
+        if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
+            raise BundleError(
+                f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
+                f"{self.facts.vocabulary} tokens"
+            )
         if manifest.inputs != input_names(self.facts.layers):
             raise BundleError(
                 f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and those of a decoder with "
@@ -289,11 +295,14 @@ def checked_id(id_: object, place: int) -> int:
 
 
 def stated(defaults: GenerationDefaults) -> Sampling:
-    """What the publisher says, and greedy where nothing is said."""
-    return Sampling(
-        temperature=0.0 if defaults.temperature is None else defaults.temperature,
-        top_k=0 if defaults.top_k is None else defaults.top_k,
-        top_p=1.0 if defaults.top_p is None else defaults.top_p,
-        min_p=0.0 if defaults.min_p is None else defaults.min_p,
-        repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
-    )
+    """What the publisher says, and greedy where nothing is said; raises BundleError for what nothing could follow."""
+    try:
+        return Sampling(
+            temperature=0.0 if defaults.temperature is None else defaults.temperature,
+            top_k=0 if defaults.top_k is None else defaults.top_k,
+            top_p=1.0 if defaults.top_p is None else defaults.top_p,
+            min_p=0.0 if defaults.min_p is None else defaults.min_p,
+            repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
+        )
+    except InputError as error:
+        raise BundleError(f"the manifest's `decoder.generation` cannot be used: {error.message}") from error

@@ -207,6 +207,8 @@ class Embedder(Encoder):
         name = self.facts.default_prompt if prompt is None else prompt
         if name is None:
             return ""
+        if name not in self.facts.prompts and prompt is None:
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no prompt `{name}`, its own default")
         if name not in self.facts.prompts:
             known = ", ".join(f"`{known}`" for known in self.facts.prompts) or "none"
             raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")

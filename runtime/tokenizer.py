@@ -123,6 +123,8 @@ class Tokenizer:
     def special_tokens_around(self) -> tuple[int, int]:
         """How many special tokens stand before and after every text."""
         mask = self.tokenizer.encode("a").special_tokens_mask
+        if 0 not in mask:
+            raise BundleError(f"the model reads {self.facts.max_length} tokens, which leaves no room for a text")
         return mask.index(0), mask[::-1].index(0)
 
     def prepared(self, text: object, index: int, prefix: str) -> str:

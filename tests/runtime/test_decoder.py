@@ -438,6 +438,29 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
         Decoder(Bundle(decoder.bundle.path, manifest))
 
 
+@pytest.mark.parametrize(
+    ("temperature", "problem"), [(-1.0, "0 or more, not -1.0"), (float("nan"), "0 or more, not nan")]
+)
+def test_a_manifest_that_states_what_nothing_could_follow(decoder: Decoder, temperature: float, problem: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        with_facts(decoder, generation=GenerationDefaults(temperature=temperature))
+
+    assert caught.value.message == (
+        f"the manifest's `decoder.generation` cannot be used: `temperature` must be {problem}"
+    )
+    assert caught.value.exit_code == 7
+
+
+def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
+    with pytest.raises(BundleError) as caught:
+        with_facts(decoder, add_bos=True, bos_id=320)
+
+    assert caught.value.message == (
+        f"the manifest of `{decoder.bundle.path}` begins texts with token 320, and the vocabulary has 320 tokens"
+    )
+    with_facts(decoder, add_bos=False, bos_id=320)
+
+
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
 def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
     steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))

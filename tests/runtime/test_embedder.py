@@ -498,3 +498,26 @@ def test_a_dimension_that_the_graph_does_not_give(
     with pytest.raises(BundleError) as caught:
         unknown.embed(["water"])
     assert caught.value.message == message
+
+
+def test_a_default_prompt_that_the_manifest_does_not_have(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(default_prompt="query"))
+    embedder = Embedder(path)
+
+    with pytest.raises(BundleError) as caught:
+        embedder.embed(["x"])
+
+    assert caught.value.message == f"the manifest of `{path}` has no prompt `query`, its own default"
+    assert caught.value.exit_code == 7
+    with pytest.raises(InputError, match="the model has no prompt `query`"):
+        embedder.embed(["x"], prompt="query")
+
+
+def test_a_length_that_special_tokens_fill(edit_manifest: EditManifest) -> None:
+    embedder = Embedder(edit_manifest(lambda manifest: manifest["tokenizer"].update(max_length=2)))
+
+    with pytest.raises(BundleError) as caught:
+        embedder.embed(["some words"], long="mean")
+
+    assert caught.value.message == "the model reads 2 tokens, which leaves no room for a text"
+    assert embedder.embed_with_report(["some words"]).tokens.tolist() == [2]
