@@ -60,7 +60,9 @@ class Decoder:
     - `stop` are texts before which the answer ends.
     - `top_logprobs` is for how many of the most probable tokens their logarithm of the probability is told.
     - `cache` holds what was read already: the part of the prompt that it begins with is not read again, and it holds
-      the prompt and the answer afterwards. One answer at a time may use it.
+      the prompt and the answer afterwards. One answer at a time may use it. What was read as a prompt changes no bit of
+      an answer. Tokens of an earlier answer, which were read one at a time, may in 4 bits: kernels for several tokens,
+      with which a prompt is read, add up in another order.
     - `lookup` drafts tokens from the text so far wherever that pays: up to twice as fast where the answer quotes it, as
       summaries and edited code do, and no slower where it does not. Which tokens are drafted follows from the text
       alone, and no draft changes a bit of an answer. But kernels for several tokens add up in another order than those

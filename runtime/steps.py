@@ -167,7 +167,8 @@ class Steps(Iterator[Step]):
         self.started = perf_counter()
         cache = self.forward.cache
         # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
-        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held.
+        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held, if it was
+        # read as a prompt: what it holds of an answer was read with as many rows as the answer's runs had.
         cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
         self.reused = start = cache.length
         while start < len(self.prompt):
