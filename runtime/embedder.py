@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.dense import Dense, width_before
 from runtime.encoder import (
@@ -181,7 +181,8 @@ class Embedder(Encoder):
         request = self.checked_request(
             self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return (self.run(some, request) for some in in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS))
+        chunks = in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS)
+        return (self.run(some, request, before=before) for before, some in numbered(chunks))
 
     def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
@@ -250,8 +251,14 @@ class Embedder(Encoder):
         )
 
     def run(
-        self, texts: Sequence[str], request: Request, *, progress: Callable[[int], None] | None = None
+        self,
+        texts: Sequence[str],
+        request: Request,
+        *,
+        before: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
+        """Embed texts; messages count them from the `before` texts of earlier chunks on."""
         if isinstance(texts, str):
             raise one_string("embed")
         results = Results(len(texts), request)
@@ -265,18 +272,19 @@ class Embedder(Encoder):
             if progress is not None:
                 progress(len(batch))
 
-        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long)
+        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
         if request.long is LongTexts.ERROR:
-            self.refuse_long(tokenized)
+            self.refuse_long(tokenized, before)
         run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
-    def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:
+    def refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
         if long:
             text = tokenized[long[0]]
             raise TextTooLongError(
-                f"text {long[0]} has {text.tokens + text.dropped} tokens, and the model reads {self.max_length}",
+                f"text {before + long[0]} has {text.tokens + text.dropped} tokens, and the model reads "
+                f"{self.max_length}",
                 hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
                 texts=long,
             )

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.encoder import (
     BATCH_TOKENS,
@@ -213,16 +213,23 @@ class Reranker(Encoder):
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
         checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
         chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
-        return (self.run(some, checked, tokens, progress) for some in chunks)
+        return (self.run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
     def run(
-        self, pairs: list[Pair], long: LongTexts, batch_tokens: int, progress: Callable[[int], None] | None
+        self,
+        pairs: list[Pair],
+        long: LongTexts,
+        batch_tokens: int,
+        progress: Callable[[int], None] | None,
+        *,
+        before: int = 0,
     ) -> PairScores:
-        for index, pair in enumerate(pairs):
+        """Score pairs; messages count them from the `before` pairs of earlier chunks on."""
+        for index, pair in enumerate(pairs, before):
             check_pair(pair, index)
-        tokenized = self.tokenizer.tokenize(pairs)
+        tokenized = self.tokenizer.tokenize(pairs, before=before)
         if long is LongTexts.ERROR:
-            self.refuse_long(tokenized)
+            self.refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run(batch: list[int]) -> None:
@@ -260,13 +267,13 @@ class Reranker(Encoder):
             raise InputError(f"the model has no label `{label}`", hint=f"it has: {named}")
         return labels.index(label)
 
-    def refuse_long(self, tokenized: Sequence[TokenizedPair]) -> None:
+    def refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
         long = tuple(index for index, pair in enumerate(tokenized) if pair.dropped or pair.query_dropped)
         if long:
             pair = tokenized[long[0]]
             total = len(pair.ids) + pair.dropped + pair.query_dropped
             raise TextTooLongError(
-                f"pair {long[0]} has {total} tokens, and the model reads {self.max_length}",
+                f"pair {before + long[0]} has {total} tokens, and the model reads {self.max_length}",
                 hint='split the document, or let it be cut: `long="truncate"`',
                 texts=long,
             )

@@ -500,6 +500,26 @@ def test_a_dimension_that_the_graph_does_not_give(
     assert caught.value.message == message
 
 
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (5, "text 7 is no string but int"),
+        ("\ud800", "text 7 is not valid Unicode: surrogates not allowed at character 0"),
+        ("water " * 300, "text 7 has 302 tokens, and the model reads 256"),
+    ],
+)
+def test_a_stream_counts_texts_from_its_first(embedder: Embedder, last: object, message: str) -> None:
+    stream = embedder.stream(["a"] * 7 + [last], chunk=3, long="error")
+    assert [len(next(stream).vectors) for _ in range(2)] == [3, 3]
+
+    with pytest.raises(InputError) as caught:
+        next(stream)
+
+    assert caught.value.message == message
+    if isinstance(caught.value, TextTooLongError):
+        assert caught.value.texts == (1,), "within the chunk"
+
+
 def test_a_default_prompt_that_the_manifest_does_not_have(edit_manifest: EditManifest) -> None:
     path = edit_manifest(lambda manifest: manifest["embedder"].update(default_prompt="query"))
     embedder = Embedder(path)

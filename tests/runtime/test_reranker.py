@@ -200,6 +200,28 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
 
 
 @pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (None, "the document of pair 600 is no string but NoneType"),
+        ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
+    ],
+)
+def test_pairs_are_counted_from_the_first(
+    reranker: Reranker, last: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reranker.session, "run", lambda feeds: np.zeros((len(feeds["input_ids"]), 1), np.float32))
+
+    with pytest.raises(InputError) as caught:
+        reranker.rank("q", ["a"] * 600 + [last], long="error")
+
+    assert caught.value.message == message
+    with pytest.raises(InputError, match="the query of pair 4 is empty"):
+        list(reranker.stream([("q", "a")] * 4 + [("", "a")], chunk=3))
+    with pytest.raises(InputError, match="the query of pair 4 is no string but int"):
+        list(reranker.stream([("q", "a")] * 4 + [(5, "a")], chunk=3))
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda it: it.rank("  ", ["a"]), "the query is empty"),
