@@ -38,6 +38,9 @@ class ChatTemplate:
         # What jinja2 makes of it is more than Python's own parser takes.
         except SyntaxError as error:
             raise BundleError(f"the chat template cannot be read: {error.msg}") from error
+        # A number of thousands of digits.
+        except ValueError as error:
+            raise BundleError(f"the chat template cannot be read: {error}") from error
         except (RecursionError, MemoryError) as error:
             raise BundleError("the chat template cannot be read: it nests too deep, or is too large") from error
 

@@ -23,15 +23,7 @@ class Dense:
             with np.load(path, allow_pickle=False) as arrays:
                 self.weight, self.bias = arrays["weight"], arrays["bias"]
         # A file of one array is no context manager, which Python 3.10 says with another error than later ones.
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise BundleError(f"`{path}` does not hold the arrays `weight` and `bias`: {error}") from error
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[1:]:
             raise BundleError(

@@ -227,7 +227,7 @@ class DecoderFacts:
 
     context_length: int = field(metadata={WITHIN: range(2, 1 << 31)})
     """In tokens, prompt and answer together."""
-    sliding_window: int | None = field(metadata=COUNT)
+    sliding_window: int | None
     """How many tokens back attention reaches; None for all."""
     layers: int = field(metadata=LAYERS)
     kv_heads: int = field(metadata=COUNT)

@@ -59,7 +59,6 @@ def test_endless_brackets_are_refused() -> None:
         ("decoder", "kv_heads", 0, "from 1 to 2147483647"),
         ("decoder", "vocabulary", 10**13, "from 1 to 16777215"),
         ("decoder", "context_length", 1, "from 2 to 2147483647"),
-        ("decoder", "sliding_window", 0, "from 1 to 2147483647"),
         ("tokenizer", "max_length", -1, "from 1 to 2147483647"),
         ("tokenizer", "max_length", 10**25, "from 1 to 2147483647"),
         ("blocks", "block", 0, "from 1 to 2147483647"),
