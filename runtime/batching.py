@@ -66,3 +66,11 @@ def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int],
         raise
     if chunk:
         yield chunk
+
+
+def numbered(chunks: Iterable[list[Item]]) -> Iterator[tuple[int, list[Item]]]:
+    """Chunks, each with how many items came before it."""
+    before = 0
+    for chunk in chunks:
+        yield before, chunk
+        before += len(chunk)

@@ -65,6 +65,11 @@ class Bundle:
             raise BundleError(f"`{MANIFEST}` is no UTF-8 text") from error
         manifest = manifest_from_json(text)
         check_names(folder, manifest.files)
+        for layer in manifest.embedder.dense if manifest.embedder is not None else ():
+            if layer.file not in manifest.files:
+                raise BundleError(
+                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is none of its files"
+                )
         return cls(folder, manifest)
 
     def check_hashes(self, names: Iterable[str]) -> None:

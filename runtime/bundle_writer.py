@@ -101,8 +101,14 @@ def move_into_place(new: Path, target: Path) -> None:
     elif not exchange(new, target):
         # Without an exchange there is an instant with no bundle at the target; the old one is beside it then.
         old = new.with_name("replaced")
-        os.rename(target, old)
-        os.rename(new, target)
+        try:
+            os.rename(target, old)
+            os.rename(new, target)
+        # Ctrl-C too: the folder that both bundles are in is removed at the end.
+        except BaseException:
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            raise
 
 
 def exchange(first: Path, second: Path) -> bool:

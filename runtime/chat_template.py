@@ -35,11 +35,20 @@ class ChatTemplate:
             self.template = environment().from_string(facts.template)
         except TemplateSyntaxError as error:
             raise BundleError(f"the chat template cannot be read: {error.message} in line {error.lineno}") from error
+        # What jinja2 makes of it is more than Python's own parser takes.
+        except SyntaxError as error:
+            raise BundleError(f"the chat template cannot be read: {error.msg}") from error
+        # A number of thousands of digits.
+        except ValueError as error:
+            raise BundleError(f"the chat template cannot be read: {error}") from error
+        except (RecursionError, MemoryError) as error:
+            raise BundleError("the chat template cannot be read: it nests too deep, or is too large") from error
 
     def render(self, messages: Sequence[Message], *, for_answer: bool = True) -> str:
         """The text of a conversation; with `for_answer` it ends where the assistant's next message begins.
 
-        Raises InputError with the template's own words for what it refuses, and for a role that it does not know.
+        Raises InputError with the template's own words for what it refuses, and for a role that it does not know, and
+        BundleError for a template that does no template's work.
         """
         from jinja2 import TemplateError  # noqa: PLC0415
         from jinja2.exceptions import SecurityError  # noqa: PLC0415
@@ -48,7 +57,7 @@ class ChatTemplate:
             self.check(message, index)
         records = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self.template.render(
+            text = self.template.render(
                 self.facts.tokens, messages=records, tools=None, documents=None, add_generation_prompt=for_answer
             )
         except SecurityError as error:
@@ -61,6 +70,13 @@ class ChatTemplate:
         # What a template does with values that it did not expect is any of Python's errors.
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise InputError(f"the model's chat template cannot render these messages: {error}") from error
+        except (RecursionError, MemoryError) as error:
+            raise BundleError("the chat template calls itself without an end, or takes all memory") from error
+        try:
+            return checked_text(text, "what the chat template writes")
+        # The messages are valid, so the template is to blame.
+        except InputError as error:
+            raise BundleError(error.message) from error
 
     def check(self, message: Message, index: int) -> None:
         checked_text(message.content, f"the content of message {index}")

@@ -21,7 +21,7 @@ from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
 from runtime.sampler import Sampling
-from runtime.saved_cache import load_cache, save_cache
+from runtime.saved_cache import identity_of, load_cache, save_cache
 from runtime.session import onnxruntime_version
 from runtime.steps import Steps
 from runtime.stops import StopStrings
@@ -60,7 +60,9 @@ class Decoder:
     - `stop` are texts before which the answer ends.
     - `top_logprobs` is for how many of the most probable tokens their logarithm of the probability is told.
     - `cache` holds what was read already: the part of the prompt that it begins with is not read again, and it holds
-      the prompt and the answer afterwards. One answer at a time may use it.
+      the prompt and the answer afterwards. One answer at a time may use it. What was read as a prompt changes no bit of
+      an answer. Tokens of an earlier answer, which were read one at a time, may in 4 bits: kernels for several tokens,
+      with which a prompt is read, add up in another order.
     - `lookup` drafts tokens from the text so far wherever that pays: up to twice as fast where the answer quotes it, as
       summaries and edited code do, and no slower where it does not. Which tokens are drafted follows from the text
       alone, and no draft changes a bit of an answer. But kernels for several tokens add up in another order than those
@@ -81,11 +83,18 @@ class Decoder:
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
         self.facts = manifest.decoder
+        self.identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
         if context is not None and not 2 <= context <= self.facts.context_length:
             raise InputError(
                 f"`context` must be from 2 to {self.facts.context_length}, which the model has, not {context}"
+            )
+        bos_id = self.facts.bos_id
+        if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
+            raise BundleError(
+                f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
+                f"{self.facts.vocabulary} tokens"
             )
         if manifest.inputs != input_names(self.facts.layers):
             raise BundleError(
@@ -185,7 +194,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for one answer after another that begin alike."""
-        return KVCache(self.facts, limit=self.context)
+        return KVCache(self.facts, identity=self.identity, limit=self.context)
 
     def prefill(self, prompt: Prompt) -> KVCache:
         """Read a prompt, and return the cache that holds it."""
@@ -262,7 +271,8 @@ class Decoder:
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:
-        if cache.facts != self.facts:
+        # Models that were trained on from the same one have the same facts.
+        if cache.facts != self.facts or cache.identity != self.identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 
@@ -287,11 +297,14 @@ def checked_id(id_: object, place: int) -> int:
 
 
 def stated(defaults: GenerationDefaults) -> Sampling:
-    """What the publisher says, and greedy where nothing is said."""
-    return Sampling(
-        temperature=0.0 if defaults.temperature is None else defaults.temperature,
-        top_k=0 if defaults.top_k is None else defaults.top_k,
-        top_p=1.0 if defaults.top_p is None else defaults.top_p,
-        min_p=0.0 if defaults.min_p is None else defaults.min_p,
-        repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
-    )
+    """What the publisher says, and greedy where nothing is said; raises BundleError for what nothing could follow."""
+    try:
+        return Sampling(
+            temperature=0.0 if defaults.temperature is None else defaults.temperature,
+            top_k=0 if defaults.top_k is None else defaults.top_k,
+            top_p=1.0 if defaults.top_p is None else defaults.top_p,
+            min_p=0.0 if defaults.min_p is None else defaults.min_p,
+            repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
+        )
+    except InputError as error:
+        raise BundleError(f"the manifest's `decoder.generation` cannot be used: {error.message}") from error

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.dense import Dense
+from runtime.dense import Dense, width_before
 from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK,
@@ -65,6 +65,9 @@ class Embedder(Encoder):
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
+        self.width = width_before(self.dense, self.facts.dimension)
+        if self.session.width is not None:
+            self.check_width(self.session.width)
 
     def embed(
         self,
@@ -178,7 +181,8 @@ class Embedder(Encoder):
         request = self.checked_request(
             self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return (self.run(some, request) for some in in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS))
+        chunks = in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS)
+        return (self.run(some, request, before=before) for before, some in numbered(chunks))
 
     def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
@@ -191,11 +195,21 @@ class Embedder(Encoder):
     def dimension(self) -> int:
         return self.facts.dimension
 
+    def check_width(self, found: int) -> None:
+        """Raise BundleError where the graph gives wider or narrower vectors than the manifest says."""
+        if found != self.width:
+            raise BundleError(
+                f"the graph `{self.session.path}` gives vectors of {found} components, and by the manifest it should "
+                f"give {self.width}"
+            )
+
     def prefix(self, prompt: str | None) -> str:
         """The text that the prompt of this name puts before every text."""
         name = self.facts.default_prompt if prompt is None else prompt
         if name is None:
             return ""
+        if name not in self.facts.prompts and prompt is None:
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no prompt `{name}`, its own default")
         if name not in self.facts.prompts:
             known = ", ".join(f"`{known}`" for known in self.facts.prompts) or "none"
             raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")
@@ -237,30 +251,40 @@ class Embedder(Encoder):
         )
 
     def run(
-        self, texts: Sequence[str], request: Request, *, progress: Callable[[int], None] | None = None
+        self,
+        texts: Sequence[str],
+        request: Request,
+        *,
+        before: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
+        """Embed texts; messages count them from the `before` texts of earlier chunks on."""
         if isinstance(texts, str):
             raise one_string("embed")
         results = Results(len(texts), request)
 
         def run(batch: list[Piece]) -> None:
             ids = stacked([piece.ids for piece in batch])
-            results.take(batch, pool(self.session.run({INPUT_IDS: ids}), self.facts.pooling))
+            vectors = self.session.run({INPUT_IDS: ids})
+            # A graph need not say its width before it runs.
+            self.check_width(vectors.shape[-1])
+            results.take(batch, pool(vectors, self.facts.pooling))
             if progress is not None:
                 progress(len(batch))
 
-        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long)
+        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
         if request.long is LongTexts.ERROR:
-            self.refuse_long(tokenized)
+            self.refuse_long(tokenized, before)
         run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
-    def refuse_long(self, tokenized: Sequence[TokenizedText]) -> None:
+    def refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
         if long:
             text = tokenized[long[0]]
             raise TextTooLongError(
-                f"text {long[0]} has {text.tokens + text.dropped} tokens, and the model reads {self.max_length}",
+                f"text {before + long[0]} has {text.tokens + text.dropped} tokens, and the model reads "
+                f"{self.max_length}",
                 hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
                 texts=long,
             )

@@ -58,7 +58,7 @@ class TextTooLongError(InputError):
     def __init__(self, message: str, *, hint: str | None = None, texts: tuple[int, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.texts = texts
-        """The indices of all texts of the call that are too long."""
+        """The indices of all texts of the call that are too long, or of a stream's chunk, counted from its first."""
 
 
 class NotSignedInError(EdgekitError):

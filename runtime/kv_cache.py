@@ -6,6 +6,7 @@ import math
 import mmap
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,16 @@ class KVCache:
         self,
         facts: DecoderFacts,
         *,
+        identity: str = "",
         limit: int | None = None,
         available: Callable[[], int | None] = available_memory,
     ) -> None:
-        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes."""
+        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes.
+
+        `identity` is what `identity_of` gives for the bundle: keys and values mean nothing to another.
+        """
         self.facts = facts
+        self.identity = identity
         self.limit = facts.context_length if limit is None else limit
         self.available = available
         self.ids: list[int] = []
@@ -97,7 +103,8 @@ class KVCache:
         free = self.available()
         if free is None:
             return self.limit
-        return max(0, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
+        # What the buffers have room for is there, however little is free now.
+        return max(self.capacity, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
 
     def check(self, tokens: int) -> None:
         """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory."""
@@ -116,6 +123,7 @@ class KVCache:
     def reserve(self, tokens: int) -> None:
         """Make room for this many tokens; raises as `check` does, before anything is taken.
 
+        Where the system gives less than it said, OutOfMemoryError is raised too, and the buffers stay as they were.
         Buffers double until they are large enough, so that a long answer copies each token a few times at most.
         """
         if tokens <= self.capacity:
@@ -132,10 +140,15 @@ class KVCache:
             self.buffers = [zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
         else:
             # One at a time, so that no more than one is there twice.
-            for place in range(len(self.buffers)):
-                larger = zeros(shape, self.dtype)
-                larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
-                self.buffers[place] = larger
+            try:
+                for place in range(len(self.buffers)):
+                    larger = zeros(shape, self.dtype)
+                    larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
+                    self.buffers[place] = larger
+            # Ctrl-C too: the graph takes no keys with other room than their values.
+            except BaseException:
+                self.buffers = [cut(buffer, self.capacity, self.length) for buffer in self.buffers]
+                raise
         self.capacity = capacity
 
 
@@ -143,14 +156,34 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros on pages of their own.
 
     They go back to the system with the array, where the allocator would keep those of the buffers that were outgrown.
+    Raises OutOfMemoryError where the system gives none.
     """
     size = dtype.itemsize * math.prod(shape)
-    # Elsewhere than on Windows the pages would be shared with a process that is forked.
-    pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
-    # As numpy asks for its own arrays, from the same size on.
+    try:
+        # Elsewhere than on Windows the pages would be shared with a process that is forked.
+        pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
+    except OSError as error:
+        raise OutOfMemoryError(
+            f"the system does not give {mebibytes(size)} for keys and values: {error.strerror}",
+            hint="free memory, or ask for a smaller context",
+        ) from error
+    # As numpy asks for its own arrays, from the same size on; a kernel without large pages refuses it.
     if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def cut(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
+    """The first tokens of a buffer in its own memory, as a buffer with room for so many."""
+    _, heads, larger, size = buffer.shape
+    if larger == capacity:
+        return buffer
+    smaller = buffer.reshape(-1)[: heads * capacity * size].reshape(1, heads, capacity, size)
+    # In this order none is written over before it was moved.
+    for head in range(heads):
+        smaller[0, head, :length] = buffer[0, head, :length]
+    return smaller
 
 
 def token_size(facts: DecoderFacts) -> int:

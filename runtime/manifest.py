@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from runtime.errors import BundleError
-from runtime.records import RecordError, read_record, write_record
+from runtime.records import WITHIN, RecordError, read_record, write_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,11 @@ SCHEMA = 4
 """
 OLDEST = 2
 """The first schema that is still read."""
+COUNT = {WITHIN: range(1, 1 << 31)}
+"""Of what there is at least one, up to what the graphs' int32 holds."""
+LAYERS = {WITHIN: range(1, 1 << 16)}
+VOCABULARY = {WITHIN: range(1, 1 << 24)}
+"""Far more than any model has, and no more than what is made for each of them may take."""
 
 
 class Kind(str, Enum):
@@ -135,7 +140,7 @@ class FileRecord:
 class TokenizerFacts:
     """What the runtime sets on the tokenizer, whatever tokenizer.json itself says."""
 
-    max_length: int
+    max_length: int = field(metadata=COUNT)
     """In tokens, special tokens included."""
     lower_case: bool
     """Texts are put in lower case before tokenizing."""
@@ -155,7 +160,7 @@ class DenseFacts:
 class EmbedderFacts:
     """What turns the graph's token vectors into a text's vector."""
 
-    dimension: int
+    dimension: int = field(metadata=COUNT)
     pooling: Pooling
     normalize: bool
     prompts: dict[str, str] = field(default_factory=dict)
@@ -220,14 +225,14 @@ class GenerationDefaults:
 class DecoderFacts:
     """What the runtime needs to continue a text."""
 
-    context_length: int
+    context_length: int = field(metadata={WITHIN: range(2, 1 << 31)})
     """In tokens, prompt and answer together."""
     sliding_window: int | None
     """How many tokens back attention reaches; None for all."""
-    layers: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
+    layers: int = field(metadata=LAYERS)
+    kv_heads: int = field(metadata=COUNT)
+    head_size: int = field(metadata=COUNT)
+    vocabulary: int = field(metadata=VOCABULARY)
     """How many logits the graph gives."""
     bos_id: int | None
     add_bos: bool
@@ -270,10 +275,10 @@ class WeightBlocks:
     products: int
     exact_products: int
     """How many of them stayed in float32."""
-    bits: int
+    bits: int = field(metadata=COUNT)
     output_bits: int
     """Of the output matrix, 32 where it stayed in float32."""
-    block: int
+    block: int = field(metadata=COUNT)
     """Weights that have a scale together."""
     output_block: int
     """The same in the output matrix, 0 where it stayed in float32."""
@@ -377,6 +382,8 @@ def manifest_from_json(text: str) -> Manifest:
         value = json.loads(text)
     except ValueError as error:
         raise BundleError(f"`manifest.json` is no JSON: {error}") from error
+    except RecursionError as error:
+        raise BundleError("`manifest.json` nests too deep to be read") from error
     schema = value.get("schema") if isinstance(value, dict) else None
     if isinstance(schema, int) and not OLDEST <= schema <= SCHEMA:
         newer = "update edgekit on this machine, or export the bundle again with the version that runs here"

@@ -53,20 +53,21 @@ class PairTokenizer:
                 f"the model reads {facts.max_length} tokens, which leaves no room for a query and a document"
             )
 
-    def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair]:
+    def tokenize(self, pairs: Sequence[Pair], *, before: int = 0) -> list[TokenizedPair]:
         """Tokenize pairs, each query once however many documents it has.
 
-        Raises InputError for what is no string or not valid Unicode.
+        Raises InputError for what is no string or not valid Unicode, by its place after the `before` pairs of earlier
+        calls.
         """
         numbers: dict[str, int] = {}
-        for index, (query, _) in enumerate(pairs):
+        for index, (query, _) in enumerate(pairs, before):
             numbers.setdefault(checked_text(query, f"the query of pair {index}"), len(numbers))
         queries = self.ids([self.pair.query_prefix + query + self.pair.query_suffix for query in numbers])
         documents: list[NDArray[np.int64]] = []
         for start in range(0, len(pairs), BLOCK):
             block = [
-                self.pair.document_prefix + checked_text(document, f"the document of pair {start + offset}")
-                for offset, (_, document) in enumerate(pairs[start : start + BLOCK])
+                self.pair.document_prefix + checked_text(document, f"the document of pair {index}")
+                for index, (_, document) in enumerate(pairs[start : start + BLOCK], before + start)
             ]
             documents += self.ids(block)
         return [

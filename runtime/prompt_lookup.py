@@ -13,7 +13,8 @@ make more of it, so that tokens of about the same probability change places. Any
 the same bits (measured, int4 and float32). So what a text becomes could hang on which of its tokens were read in a run
 with a draft. It hangs on nothing but the text: whether there is a draft at a token (`pays`) follows from the tokens up
 to it, and stays so for as long as the drafted ones are right, wherever one run ends and the next begins. Neither the
-length of a draft, nor where an answer is to end, nor what a cache held of the prompt changes a bit.
+length of a draft, nor where an answer is to end, nor what a cache held of the prompt, if it was read as a prompt,
+changes a bit. Tokens of an earlier answer were read with one row each where no draft paid, and are not read again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Frozen dataclasses <-> plain JSON values, strictly: what is missing, unknown or of another type is named by its path.
 
-Known field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`.
+Known field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`. The
+range of an integer may stand in its field's metadata under WITHIN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from runtime.errors import InputError
 
 Record = TypeVar("Record")
 Choice = TypeVar("Choice", bound=Enum)
+
+WITHIN = "within"
 
 
 class RecordError(ValueError):
@@ -40,9 +43,15 @@ def read_record(record: type[Record], value: object, path: str = "") -> Record:
         where = join(path, field.name)
         if field.name in value:
             arguments[field.name] = read_value(hints[field.name], value[field.name], where)
+            check_range(arguments[field.name], field.metadata.get(WITHIN), where)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise RecordError(where, "is missing")
     return record(**arguments)
+
+
+def check_range(value: object, within: range | None, path: str) -> None:
+    if within is not None and isinstance(value, int) and value not in within:
+        raise RecordError(path, f"must be from {within.start} to {within.stop - 1}, not {describe(value)}")
 
 
 def read_value(hint: Any, value: object, path: str) -> Any:
@@ -75,6 +84,7 @@ def read_dict(item_type: Any, value: object, path: str) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
             raise RecordError(path, f"must have text keys, not {describe(key)}")
+        check_unicode(key, path)
     return {key: read_value(item_type, item, join(path, key)) for key, item in value.items()}
 
 
@@ -97,10 +107,23 @@ def read_enum(choices: type[Choice], value: object, path: str) -> Choice:
 
 def read_scalar(hint: type, value: object, path: str) -> object:
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise RecordError(path, "is too large a number") from error
     if type(value) is not hint:
         raise RecordError(path, f"must be {NOUNS[hint]}, not {describe(value)}")
+    if isinstance(value, str):
+        check_unicode(value, path)
     return value
+
+
+def check_unicode(text: str, path: str) -> None:
+    """JSON may write half of a character, which no library takes for text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(path, f"is not valid Unicode: {error.reason} at character {error.start}") from error
 
 
 def write_record(record: object) -> Any:

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.encoder import (
     BATCH_TOKENS,
@@ -100,8 +100,8 @@ class Reranker(Encoder):
     ) -> list[Ranked[Document]]:
         """Rank documents for a query: the best `top_n`, or all, best first, those of equal scores as they came.
 
-        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut are told
-        with a TruncationWarning.
+        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut, and a
+        query that is, are told with a TruncationWarning.
         """
         [ranking] = self.rank_many_with_report(
             [(query, documents)],
@@ -112,7 +112,8 @@ class Reranker(Encoder):
             text=text,
             batch_tokens=batch_tokens,
         )
-        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length)
+        queries = int(ranking.query_dropped > 0)
+        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
     def rank_many(
@@ -136,7 +137,8 @@ class Reranker(Encoder):
             )
         )
         cut = sum(len(ranking.truncated) for ranking in rankings)
-        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length)
+        queries = sum(ranking.query_dropped > 0 for ranking in rankings)
+        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
     def rank_many_with_report(
@@ -211,16 +213,23 @@ class Reranker(Encoder):
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
         checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
         chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
-        return (self.run(some, checked, tokens, progress) for some in chunks)
+        return (self.run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
     def run(
-        self, pairs: list[Pair], long: LongTexts, batch_tokens: int, progress: Callable[[int], None] | None
+        self,
+        pairs: list[Pair],
+        long: LongTexts,
+        batch_tokens: int,
+        progress: Callable[[int], None] | None,
+        *,
+        before: int = 0,
     ) -> PairScores:
-        for index, pair in enumerate(pairs):
+        """Score pairs; messages count them from the `before` pairs of earlier chunks on."""
+        for index, pair in enumerate(pairs, before):
             check_pair(pair, index)
-        tokenized = self.tokenizer.tokenize(pairs)
+        tokenized = self.tokenizer.tokenize(pairs, before=before)
         if long is LongTexts.ERROR:
-            self.refuse_long(tokenized)
+            self.refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run(batch: list[int]) -> None:
@@ -258,13 +267,13 @@ class Reranker(Encoder):
             raise InputError(f"the model has no label `{label}`", hint=f"it has: {named}")
         return labels.index(label)
 
-    def refuse_long(self, tokenized: Sequence[TokenizedPair]) -> None:
+    def refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
         long = tuple(index for index, pair in enumerate(tokenized) if pair.dropped or pair.query_dropped)
         if long:
             pair = tokenized[long[0]]
             total = len(pair.ids) + pair.dropped + pair.query_dropped
             raise TextTooLongError(
-                f"pair {long[0]} has {total} tokens, and the model reads {self.max_length}",
+                f"pair {before + long[0]} has {total} tokens, and the model reads {self.max_length}",
                 hint='split the document, or let it be cut: `long="truncate"`',
                 texts=long,
             )
@@ -325,10 +334,14 @@ def characters_of(pair: Pair) -> int:
     return sum(map(characters, pair)) if isinstance(pair, (tuple, list)) else 0
 
 
-def warn_of_cuts(cut: int, total: int, max_length: int) -> None:
+def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
+    # The line that called the method which called this.
     if cut:
-        # The line that called the method which called this.
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
+    if queries:
+        which, verb = ("the query", "was") if queries == 1 else (f"{queries} queries", "were")
+        message = f"{which} left no room for a document in {max_length} tokens and {verb} cut"
+        warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -15,6 +15,8 @@ Sampler = Callable[[NDArray[np.float32]], int]
 """Logits (vocabulary,) -> the id of the token that was drawn."""
 BLOCK = 512
 """Weights that are added up at once."""
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,17 @@ class Sampling:
         check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
         check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
         check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
-        check("presence_penalty", self.presence_penalty, "a finite number", math.isfinite(self.presence_penalty))
-        check("frequency_penalty", self.frequency_penalty, "a finite number", math.isfinite(self.frequency_penalty))
+        check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
+        check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
         check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
+        for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            check(name, value, "a number that float32 holds", is_held(value))
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
+            if not bias < positive:
                 raise InputError(f"`logit_bias` for token {token} must be a number or minus infinity, not {bias}")
+            if bias > -positive and not is_held(bias):
+                raise InputError(f"`logit_bias` for token {token} must be a number that float32 holds, not {bias}")
 
     @property
     def changes_logits(self) -> bool:
@@ -72,6 +79,11 @@ class Sampling:
 def check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
     if not is_allowed:
         raise InputError(f"`{name}` must be {allowed}, not {value}")
+
+
+def is_held(value: float) -> bool:
+    """Whether float32, in which logits are, holds about this number: not as 0 or infinity."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 def make_sampler(
@@ -177,13 +189,15 @@ class Penalties:
     """
 
     def __init__(self, sampling: Sampling, *, vocabulary: int, prompt: Iterable[int] = ()) -> None:
-        """Raises InputError when `logit_bias` names a token that the vocabulary does not have."""
+        """Raises InputError when `logit_bias` names a token that the vocabulary does not have, or forbids all of it."""
         for token in sampling.logit_bias:
             if not 0 <= token < vocabulary:
                 raise InputError(f"`logit_bias` names token {token}, and the vocabulary has {vocabulary} tokens")
         self.sampling = sampling
         self.biased = np.array(list(sampling.logit_bias), np.int64)
         self.bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        if len(self.bias) == vocabulary and np.isneginf(self.bias).all():
+            raise InputError("`logit_bias` forbids every token of the vocabulary")
         self.answer = Counts(vocabulary)
         self.all = Counts(vocabulary)
         if sampling.repetition_penalty != 1:

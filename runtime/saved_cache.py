@@ -1,7 +1,8 @@
 """Caches on disk: a long prompt is read once, and later runs begin where it ends.
 
 A file is a line that names the format, the size of a header, the header in JSON, keys and values of each layer
-(kv_heads, tokens, head_size), little-endian and of the type that the header names, and their CRC-32.
+(kv_heads, tokens, head_size), little-endian and of the type that the header names, and the CRC-32 of header, keys and
+values.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from runtime.manifest import CacheType
 from runtime.messages import Message
 from runtime.records import RecordError, read_record, write_record
 
-FORMAT = b"edgekit keys and values 1\n"
+FORMAT = b"edgekit keys and values 2\n"
+"""1 had a checksum that did not cover the header."""
 SIZE = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")
 
@@ -51,8 +53,8 @@ class Header:
     identity: str
     """What `identity_of` gives for the bundle: keys and values mean nothing to another."""
     ids: tuple[int, ...]
-    conversation: Conversation | None = None
-    cache_type: CacheType = CacheType.FLOAT32
+    conversation: Conversation | None
+    cache_type: CacheType
 
 
 def identity_of(bundle: Bundle) -> str:
@@ -75,7 +77,7 @@ def save_cache(
         try:
             with partial.open("xb") as file:
                 file.write(FORMAT + SIZE.pack(len(content)) + content)
-                checksum = 0
+                checksum = zlib.crc32(content)
                 for part in parts(cache):
                     file.write(part)
                     checksum = zlib.crc32(part, checksum)
@@ -98,7 +100,7 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) 
     source = Path(path)
     try:
         with source.open("rb") as file:
-            header = read_header(file, source)
+            header, checksum = read_header(file, source)
             if header.identity != identity_of(bundle):
                 raise InputError(
                     f"`{source}` was saved with another bundle, `{header.bundle}`, and this is `{bundle.path}`",
@@ -115,7 +117,6 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) 
                 raise damaged(source)
             cache.reserve(tokens)
             cache.ids = list(header.ids)
-            checksum = 0
             for part in parts(cache):
                 file.readinto(part)
                 checksum = zlib.crc32(part, checksum)
@@ -129,14 +130,18 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) 
     return header
 
 
-def read_header(file: BinaryIO, source: Path) -> Header:
+def read_header(file: BinaryIO, source: Path) -> tuple[Header, int]:
+    """The header, and its CRC-32."""
     if file.read(len(FORMAT)) != FORMAT:
-        raise InputError(f"`{source}` holds no keys and values that this edgekit knows")
+        raise InputError(
+            f"`{source}` holds no keys and values that this edgekit knows",
+            hint="if another version of edgekit saved it, read the prompt again and save it anew",
+        )
     size = file.read(SIZE.size)
     try:
         content = file.read(*SIZE.unpack(size)) if len(size) == SIZE.size else b""
-        return read_record(Header, json.loads(content.decode("utf-8")))
-    except (ValueError, RecordError, OverflowError, MemoryError) as error:
+        return read_record(Header, json.loads(content.decode("utf-8"))), zlib.crc32(content)
+    except (ValueError, RecordError, OverflowError, MemoryError, RecursionError) as error:
         raise damaged(source) from error
 
 

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle import GRAPH_DATA
 from runtime.errors import BundleError, MissingPartError, ProviderError
 from runtime.manifest import Provider
 from runtime.pages import give_back, mapped_regions, on_large_pages
@@ -81,6 +82,12 @@ class Session:
             give_back(path.parent)
             on_large_pages(before)
 
+    @property
+    def width(self) -> int | None:
+        """How many numbers the last axis of the first output has; None where the graph does not say."""
+        shape = self.session.get_outputs()[0].shape
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""
         try:
@@ -98,16 +105,23 @@ OPENING = threading.Lock()
 def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None) -> Session:
     """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
 
-    A file that was replaced is another file: device, inode, size and time of its last change tell.
+    A file that was replaced is another file: device, inode, size and time of its last change tell, of the graph and of
+    the weights beside it.
     """
-    status = path.stat()
-    identity = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    key = (*identity, provider, tuple(inputs), threads)
+    data = path.with_name(GRAPH_DATA)
+    files = [path, data] if data.exists() else [path]
+    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads)
     with OPENING:
         session = OPEN.get(key)
         if session is None:
             session = OPEN[key] = Session(path, provider=provider, inputs=inputs, threads=threads)
         return session
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """What is another for a file that was replaced or written over."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def load_onnxruntime() -> Any:

@@ -167,7 +167,8 @@ class Steps(Iterator[Step]):
         self.started = perf_counter()
         cache = self.forward.cache
         # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
-        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held.
+        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held, if it was
+        # read as a prompt: what it holds of an answer was read with as many rows as the answer's runs had.
         cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
         self.reused = start = cache.length
         while start < len(self.prompt):
@@ -183,15 +184,17 @@ class Steps(Iterator[Step]):
         """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""
         cache = self.forward.cache
         cache.rewind(cache.length - len(self.draft) + self.right)
-        self.right = 0
+        # Where the run fails, the cache holds no draft, and another call goes on from here.
+        self.draft, self.right = [], 0
         # The token after a draft is chosen too, so the last of the answer need not be drafted. Where it is the only one
         # left, it is drafted all the same: without, a run would have one row where a longer answer's has several.
-        self.draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
-        return self.forward.run([self.ids[-1], *self.draft], 1 + len(self.draft))
+        draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
+        self.draft = draft
+        return logits
 
     def choose(self, logits: NDArray[np.float32]) -> Step:
         """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
-        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
         highest = float(logits.max())
         np.subtract(logits, np.float32(highest), out=self.scratch)
         np.exp(self.scratch, out=self.scratch)
@@ -201,6 +204,7 @@ class Steps(Iterator[Step]):
                 f"`{self.forward.session.path}` gave logits that are no numbers at token {len(self.ids)} of the answer",
                 hint="run `edgekit verify` on the bundle, and export it again if it fails",
             )
+        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
         top = self.most_probable(logits, normalizer) if self.top else ()
         self.ids.append(token)
         if self.penalties is not None:

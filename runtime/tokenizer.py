@@ -61,22 +61,23 @@ class Tokenizer:
         self.tokenizer.enable_truncation(facts.max_length)
 
     def tokenize(
-        self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE
+        self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE, before: int = 0
     ) -> list[TokenizedText]:
         """Tokenize texts with their special tokens and `prefix` before each, none longer than the manifest's length.
 
-        Raises InputError for what is no string or not valid Unicode. `LongTexts.ERROR` is the caller's to raise: a text
-        is cut as with TRUNCATE, and `dropped` tells.
+        Raises InputError for what is no string or not valid Unicode, by its place after the `before` texts of earlier
+        calls. `LongTexts.ERROR` is the caller's to raise: a text is cut as with TRUNCATE, and `dropped` tells.
         """
-        return list(self.stream(texts, prefix=prefix, long=long))
+        return list(self.stream(texts, prefix=prefix, long=long, before=before))
 
     def stream(
-        self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE
+        self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE, before: int = 0
     ) -> Iterator[TokenizedText]:
         """Tokenize as `tokenize` does, a block at a time as they are asked for."""
         for start in range(0, len(texts), BLOCK):
             block = [
-                self.prepared(text, start + offset, prefix) for offset, text in enumerate(texts[start : start + BLOCK])
+                self.prepared(text, index, prefix)
+                for index, text in enumerate(texts[start : start + BLOCK], before + start)
             ]
             for text, encoding in zip(block, self.tokenizer.encode_batch_fast(block), strict=True):
                 if not encoding.overflowing:
@@ -123,6 +124,8 @@ class Tokenizer:
     def special_tokens_around(self) -> tuple[int, int]:
         """How many special tokens stand before and after every text."""
         mask = self.tokenizer.encode("a").special_tokens_mask
+        if 0 not in mask:
+            raise BundleError(f"the model reads {self.facts.max_length} tokens, which leaves no room for a text")
         return mask.index(0), mask[::-1].index(0)
 
     def prepared(self, text: object, index: int, prefix: str) -> str:

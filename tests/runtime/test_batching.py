@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batching import batches, in_chunks, run_all
+from runtime.batching import batches, in_chunks, numbered, run_all
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2000))
@@ -71,3 +71,7 @@ def test_what_came_before_an_error_comes_first() -> None:
     assert next(chunks) == ["c"]
     with pytest.raises(OSError, match="the disk is gone"):
         next(chunks)
+
+
+def test_chunks_with_what_came_before() -> None:
+    assert list(numbered([[5, 6], [7], [], [8]])) == [(0, [5, 6]), (2, [7]), (3, []), (3, [8])]

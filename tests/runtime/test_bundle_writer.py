@@ -59,6 +59,39 @@ def test_a_failure_leaves_the_old_bundle(int8_bundle: Bundle, bundle_copy: Path)
     assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_interrupt_around_the_two_renames_leaves_a_bundle(
+    int8_bundle: Bundle,
+    bundle_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    call: int,
+    *,
+    renamed: bool,
+) -> None:
+    """Where nothing swaps in one step; the interrupt may come before or after either rename."""
+    rename, calls = os.rename, []
+
+    def interrupted(old: Path, new: Path) -> None:
+        calls.append(new)
+        if len(calls) != call or renamed:
+            rename(old, new)
+        if len(calls) == call:
+            raise error
+
+    monkeypatch.setattr(bundle_writer, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr("os.rename", interrupted)
+
+    with pytest.raises(error), BundleWriter(bundle_copy) as writer:
+        fill(writer, int8_bundle)
+        writer.commit(int8_bundle.manifest)
+
+    assert Bundle.open(bundle_copy).manifest == int8_bundle.manifest
+    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
 def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -203,6 +203,46 @@ def test_a_template_that_jinja_cannot_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "it nests too deep, or is too large"),
+        (
+            "".join(f"{{% for a{number} in [1] %}}" for number in range(30)) + "{% endfor %}" * 30,
+            "too many statically nested blocks",
+        ),
+        ("{{ " + "9" * 5000 + " }}", "Exceeds the limit"),
+    ],
+)
+def test_a_template_that_is_beyond_what_python_reads(template: str, problem: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        ChatTemplate(ChatFacts(template, {}))
+
+    assert caught.value.message.startswith(f"the chat template cannot be read: {problem}")
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[0].content|center(10**15) }}"]
+)
+def test_a_template_without_an_end(template: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        ChatTemplate(ChatFacts(template, {})).render(CONVERSATIONS[0])
+
+    assert caught.value.message == "the chat template calls itself without an end, or takes all memory"
+    assert caught.value.exit_code == 7
+
+
+def test_a_template_that_writes_half_a_character() -> None:
+    with pytest.raises(BundleError) as caught:
+        ChatTemplate(ChatFacts(r"{{ 'a\ud800' }}", {})).render(CONVERSATIONS[0])
+
+    assert caught.value.message == (
+        "what the chat template writes is not valid Unicode: surrogates not allowed at character 1"
+    )
+    assert caught.value.exit_code == 7
+
+
 @pytest.mark.parametrize("template", ["{{ messages[5].content.strip() }}", "{{ 1 + messages }}", "{{ 1 / 0 }}"])
 def test_a_template_that_fails_on_these_messages(template: str) -> None:
     with pytest.raises(InputError, match="the model's chat template cannot render these messages: "):

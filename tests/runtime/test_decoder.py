@@ -10,7 +10,7 @@ import pytest
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from runtime.footprint import LARGEST_RUN
 from runtime.forward import Forward
-from runtime.kv_cache import SPARE, KVCache, token_size
+from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
 from runtime.steps import FinishReason
@@ -375,15 +375,20 @@ def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: s
 
 def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Decoder) -> None:
     free = SPARE + 100 * token_size(decoder.facts)
-    cache = KVCache(decoder.facts, available=lambda: free)
+    cache = decoder.new_cache()
+    cache.available = lambda: free
 
     with pytest.raises(OutOfMemoryError) as caught:
         decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
     assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
     assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
-    cache = KVCache(decoder.facts, available=lambda: free if cache.capacity == 0 else SPARE)
+    cache = decoder.new_cache()
+    cache.available = lambda: free if cache.capacity == 0 else SPARE
     assert len(decoder.generate([5] * 50, cache=cache).tokens) == 50, "as many as fit"
+    cache.available = lambda: 0
+    assert cache.capacity == 100
+    assert len(decoder.generate([5] * 80, cache=cache).tokens) == 20, "as many as there is room for already"
 
 
 def test_the_cache_of_another_model(decoder: Decoder) -> None:
@@ -393,6 +398,22 @@ def test_the_cache_of_another_model(decoder: Decoder) -> None:
         decoder.stream(FOX, cache=cache)
 
     assert caught.value.message == "the cache was made for another model"
+
+
+def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:
+    """As of one that was trained on: all that its manifest says is the same."""
+    manifest = decoder.bundle.manifest
+    files = manifest.files | {"model.onnx": dataclasses.replace(manifest.files["model.onnx"], sha256="0" * 64)}
+    other = Decoder(Bundle(decoder.bundle.path, dataclasses.replace(manifest, files=files)), threads=1)
+    cache = other.prefill(FOX)
+    assert cache.facts == decoder.facts
+
+    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save("saved", cache)):
+        with pytest.raises(InputError) as caught:
+            use()
+        assert caught.value.message == "the cache was made for another model"
+        assert caught.value.hint == "make one with `decoder.new_cache()`"
+        assert caught.value.exit_code == 2
 
 
 def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
@@ -417,8 +438,32 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
         Decoder(Bundle(decoder.bundle.path, manifest))
 
 
-def test_logits_that_are_no_numbers(decoder: Decoder) -> None:
-    steps = decoder.steps(FOX)
+@pytest.mark.parametrize(
+    ("temperature", "problem"), [(-1.0, "0 or more, not -1.0"), (float("nan"), "0 or more, not nan")]
+)
+def test_a_manifest_that_states_what_nothing_could_follow(decoder: Decoder, temperature: float, problem: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        with_facts(decoder, generation=GenerationDefaults(temperature=temperature))
+
+    assert caught.value.message == (
+        f"the manifest's `decoder.generation` cannot be used: `temperature` must be {problem}"
+    )
+    assert caught.value.exit_code == 7
+
+
+def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
+    with pytest.raises(BundleError) as caught:
+        with_facts(decoder, add_bos=True, bos_id=320)
+
+    assert caught.value.message == (
+        f"the manifest of `{decoder.bundle.path}` begins texts with token 320, and the vocabulary has 320 tokens"
+    )
+    with_facts(decoder, add_bos=False, bos_id=320)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
+def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
+    steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
     steps.forward.run = lambda *_: np.full((1, decoder.facts.vocabulary), np.nan, np.float32)
 
     with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):

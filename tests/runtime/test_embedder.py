@@ -31,6 +31,7 @@ from runtime import (
 )
 from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
+from runtime.session import Session
 from runtime.vectors import unit_ranges
 from tests.encoder_checkpoints import write_tiny_checkpoint
 
@@ -475,3 +476,68 @@ def test_more_components_than_there_are(embedder: Embedder, dim: int) -> None:
     with pytest.raises(InputError) as caught:
         embedder.embed(["x"], dim=dim)
     assert caught.value.message == f"`dim` must be from 1 to 384, which the model's vectors have, not {dim}"
+
+
+@pytest.mark.parametrize("dimension", [128, 400])
+def test_a_dimension_that_the_graph_does_not_give(
+    edit_manifest: EditManifest, dimension: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(dimension=dimension))
+    message = (
+        f"the graph `{path / 'model.onnx'}` gives vectors of 384 components, and by the manifest it should give "
+        f"{dimension}"
+    )
+
+    with pytest.raises(BundleError) as caught:
+        Embedder(path)
+
+    assert caught.value.message == message
+    assert caught.value.exit_code == 7
+    monkeypatch.setattr(Session, "width", None)
+    unknown = Embedder(path)
+    with pytest.raises(BundleError) as caught:
+        unknown.embed(["water"])
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (5, "text 7 is no string but int"),
+        ("\ud800", "text 7 is not valid Unicode: surrogates not allowed at character 0"),
+        ("water " * 300, "text 7 has 302 tokens, and the model reads 256"),
+    ],
+)
+def test_a_stream_counts_texts_from_its_first(embedder: Embedder, last: object, message: str) -> None:
+    stream = embedder.stream(["a"] * 7 + [last], chunk=3, long="error")
+    assert [len(next(stream).vectors) for _ in range(2)] == [3, 3]
+
+    with pytest.raises(InputError) as caught:
+        next(stream)
+
+    assert caught.value.message == message
+    if isinstance(caught.value, TextTooLongError):
+        assert caught.value.texts == (1,), "within the chunk"
+
+
+def test_a_default_prompt_that_the_manifest_does_not_have(edit_manifest: EditManifest) -> None:
+    path = edit_manifest(lambda manifest: manifest["embedder"].update(default_prompt="query"))
+    embedder = Embedder(path)
+
+    with pytest.raises(BundleError) as caught:
+        embedder.embed(["x"])
+
+    assert caught.value.message == f"the manifest of `{path}` has no prompt `query`, its own default"
+    assert caught.value.exit_code == 7
+    with pytest.raises(InputError, match="the model has no prompt `query`"):
+        embedder.embed(["x"], prompt="query")
+
+
+def test_a_length_that_special_tokens_fill(edit_manifest: EditManifest) -> None:
+    embedder = Embedder(edit_manifest(lambda manifest: manifest["tokenizer"].update(max_length=2)))
+
+    with pytest.raises(BundleError) as caught:
+        embedder.embed(["some words"], long="mean")
+
+    assert caught.value.message == "the model reads 2 tokens, which leaves no room for a text"
+    assert embedder.embed_with_report(["some words"]).tokens.tolist() == [2]

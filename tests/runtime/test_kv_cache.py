@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime import InputError, OutOfMemoryError
-from runtime.kv_cache import FIRST_CAPACITY, SPARE, KVCache, token_size
+from runtime.kv_cache import FIRST_CAPACITY, LARGE, SPARE, KVCache, token_size, zeros
 from runtime.manifest import CacheType, DecoderFacts, GenerationDefaults
 
 FACTS = DecoderFacts(
@@ -142,6 +145,69 @@ def test_its_own_buffers_count_as_free_when_it_grows() -> None:
     assert cache.capacity == 100
 
     assert cache.largest_that_fits() == 200
+
+
+def test_what_it_has_room_for_fits_whatever_is_free() -> None:
+    cache = KVCache(FACTS, available=lambda: SPARE + 1000 * TOKEN)
+    cache.reserve(100)
+    assert cache.capacity == FIRST_CAPACITY
+
+    cache.available = lambda: 0
+
+    assert cache.largest_that_fits() == FIRST_CAPACITY
+    cache.reserve(FIRST_CAPACITY)
+    with pytest.raises(OutOfMemoryError, match=f"there is memory for {FIRST_CAPACITY} tokens"):
+        cache.reserve(FIRST_CAPACITY + 1)
+
+
+class Pages(mmap.mmap):
+    """Memory of a system that refuses the advice, and after some buffers everything."""
+
+    left = 1000
+
+    def __new__(cls, *arguments: object, **options: object) -> Pages:  # noqa: PYI034 - Self came with Python 3.11
+        if not cls.left:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        cls.left -= 1
+        return super().__new__(cls, *arguments, **options)
+
+    def madvise(self, *_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without large pages is not asked for them")
+def test_a_system_that_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.kv_cache.mmap.mmap", Pages)
+
+    buffer = zeros((LARGE,), np.dtype(np.float32))
+
+    assert not buffer.any()
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 5])
+def test_a_system_that_gives_less_than_it_said(monkeypatch: pytest.MonkeyPatch, given: int) -> None:
+    cache = filled(200)
+    before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
+    empty = KVCache(FACTS)
+    monkeypatch.setattr("runtime.kv_cache.mmap.mmap", Pages)
+
+    for grown in (cache, empty):
+        monkeypatch.setattr(Pages, "left", given)
+        with pytest.raises(OutOfMemoryError) as caught:
+            grown.reserve(1000)
+        assert caught.value.message == ("the system does not give 0 MiB for keys and values: Cannot allocate memory")
+        assert caught.value.hint == "free memory, or ask for a smaller context"
+        assert caught.value.exit_code == 9
+
+    assert (empty.capacity, empty.buffers) == (0, [])
+    assert (cache.capacity, cache.length) == (FIRST_CAPACITY, 200)
+    monkeypatch.setattr(Pages, "left", 1000)
+    for capacity in (FIRST_CAPACITY, 2 * FIRST_CAPACITY):
+        cache.reserve(capacity)
+        for buffer, old in zip(cache.buffers, before, strict=True):
+            assert buffer.shape == (1, 2, capacity, 8)
+            assert buffer.flags.c_contiguous
+            assert np.array_equal(buffer[:, :, :200], old)
 
 
 def test_rewinding_forgets_and_the_common_prefix_is_found() -> None:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError
-from runtime.manifest import OLDEST, SCHEMA, manifest_from_json, manifest_to_json, pack_vector, unpack_vector
+from runtime.manifest import (
+    OLDEST,
+    SCHEMA,
+    WeightBlocks,
+    manifest_from_json,
+    manifest_to_json,
+    pack_vector,
+    unpack_vector,
+)
 from runtime.records import write_record
 
 
@@ -32,6 +40,44 @@ def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: st
 def test_text_that_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match=r"`manifest\.json` is no JSON"):
         manifest_from_json(text)
+
+
+def test_endless_brackets_are_refused() -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json('{"schema":' + "[" * 100_000)
+
+    assert caught.value.message == "`manifest.json` nests too deep to be read"
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "allowed"),
+    [
+        ("decoder", "layers", 0, "from 1 to 65535"),
+        ("decoder", "layers", -1, "from 1 to 65535"),
+        ("decoder", "head_size", 0, "from 1 to 2147483647"),
+        ("decoder", "kv_heads", 0, "from 1 to 2147483647"),
+        ("decoder", "vocabulary", 10**13, "from 1 to 16777215"),
+        ("decoder", "context_length", 1, "from 2 to 2147483647"),
+        ("tokenizer", "max_length", -1, "from 1 to 2147483647"),
+        ("tokenizer", "max_length", 10**25, "from 1 to 2147483647"),
+        ("blocks", "block", 0, "from 1 to 2147483647"),
+        ("blocks", "bits", -8, "from 1 to 2147483647"),
+    ],
+)
+def test_counts_that_nothing_could_have(
+    written: tuple[Bundle, object], part: str, field: str, value: int, allowed: str
+) -> None:
+    manifest = write_record(written[0].manifest)
+    manifest["blocks"] = write_record(WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance"))
+    manifest_from_json(json.dumps(manifest))
+    manifest[part][field] = value
+
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json(json.dumps(manifest))
+
+    assert caught.value.message == f"`manifest.json` is not valid: `{part}.{field}` must be {allowed}, not `{value}`"
+    assert caught.value.exit_code == 7
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "3"])

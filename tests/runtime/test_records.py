@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.records import RecordError, read_record, write_record
+from runtime.records import WITHIN, RecordError, read_record, write_record
 
 
 class Colour(str, Enum):
@@ -28,6 +28,7 @@ class Tree:
     by_name: dict[str, Leaf] = field(default_factory=dict)
     parent: str | None = None
     tall: bool = False
+    rings: int | None = field(default=None, metadata={WITHIN: range(1, 1000)})
 
 
 GOOD: dict[str, Any] = {
@@ -63,6 +64,11 @@ def test_a_record_survives_the_way_there_and_back() -> None:
         ({"by_name": []}, "`by_name` must be an object, not a list"),
         ({"by_name": {1: {"size": 1}}}, "`by_name` must have text keys, not `1`"),
         ({"parent": 1}, "`parent` must be text, not `1`"),
+        ({"name": "a\ud800"}, "`name` is not valid Unicode: surrogates not allowed at character 1"),
+        ({"by_name": {"\udfff": []}}, "`by_name` is not valid Unicode: surrogates not allowed at character 0"),
+        ({"leaves": [{"size": 1, "weight": 10**400}]}, "`leaves[0].weight` is too large a number"),
+        ({"rings": 0}, "`rings` must be from 1 to 999, not `0`"),
+        ({"rings": 1000}, "`rings` must be from 1 to 999, not `1000`"),
         ({"tall": 1}, "`tall` must be true or false, not `1`"),
         ({"extra": 1}, "`extra` is not a known field"),
     ],
@@ -72,6 +78,11 @@ def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message:
         read_record(Tree, GOOD | change)
 
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("rings", [None, 1, 999])
+def test_what_lies_in_its_range(rings: int | None) -> None:
+    assert read_record(Tree, GOOD | {"rings": rings}).rings == rings
 
 
 def test_something_else_than_an_object_is_refused() -> None:

@@ -176,11 +176,49 @@ def test_only_the_document_is_cut_unless_the_query_leaves_no_room(reranker: Rera
         reranker.rank("a", ["b"])
 
 
+def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
+    long = " ".join(["water"] * 300)
+
+    with pytest.warns(TruncationWarning) as told:
+        reranker.rank(long, ["a", "b"])
+    with pytest.warns(TruncationWarning) as told_of_many:
+        reranker.rank_many([(long, ["a"]), ("q", ["a", long]), (f"{long} x", ["a"])])
+
+    assert [str(one.message) for one in told] == ["the query left no room for a document in 128 tokens and was cut"]
+    assert [str(one.message) for one in told_of_many] == [
+        "1 of 4 documents was longer than 128 tokens with the query and cut there",
+        "2 queries left no room for a document in 128 tokens and were cut",
+    ]
+    assert {one.filename for one in (*told, *told_of_many)} == {__file__}
+
+
 def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
     with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model reads 128") as caught:
         reranker.rank("a", ["b", "water " * 300], long="error")
     assert caught.value.texts == (1,)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (None, "the document of pair 600 is no string but NoneType"),
+        ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
+    ],
+)
+def test_pairs_are_counted_from_the_first(
+    reranker: Reranker, last: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reranker.session, "run", lambda feeds: np.zeros((len(feeds["input_ids"]), 1), np.float32))
+
+    with pytest.raises(InputError) as caught:
+        reranker.rank("q", ["a"] * 600 + [last], long="error")
+
+    assert caught.value.message == message
+    with pytest.raises(InputError, match="the query of pair 4 is empty"):
+        list(reranker.stream([("q", "a")] * 4 + [("", "a")], chunk=3))
+    with pytest.raises(InputError, match="the query of pair 4 is no string but int"):
+        list(reranker.stream([("q", "a")] * 4 + [(5, "a")], chunk=3))
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,13 @@ def test_what_cannot_be_sampled_with(options: dict, message: str) -> None:
         ({"presence_penalty": math.inf}, "`presence_penalty` must be a finite number, not inf"),
         ({"frequency_penalty": math.nan}, "`frequency_penalty` must be a finite number, not nan"),
         ({"logit_bias": {3: math.inf}}, "`logit_bias` for token 3 must be a number or minus infinity, not inf"),
+        ({"logit_bias": {3: math.nan}}, "`logit_bias` for token 3 must be a number or minus infinity, not nan"),
+        ({"temperature": 1e-46}, "`temperature` must be a number that float32 holds, not 1e-46"),
+        ({"temperature": 1e39}, "`temperature` must be a number that float32 holds, not 1e+39"),
+        ({"repetition_penalty": 1e-46}, "`repetition_penalty` must be a number that float32 holds, not 1e-46"),
+        ({"presence_penalty": -1e39}, "`presence_penalty` must be a number that float32 holds, not -1e+39"),
+        ({"frequency_penalty": 1e39}, "`frequency_penalty` must be a number that float32 holds, not 1e+39"),
+        ({"logit_bias": {3: 1e39}}, "`logit_bias` for token 3 must be a number that float32 holds, not 1e+39"),
     ],
 )
 def test_penalties_that_mean_nothing(options: dict, message: str) -> None:
@@ -210,6 +217,27 @@ def test_penalties_that_mean_nothing(options: dict, message: str) -> None:
         Sampling(**options)
 
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
+def test_the_smallest_temperature_takes_the_most_probable(options: dict) -> None:
+    logits = random_logits(8)
+
+    with np.errstate(over="ignore"):
+        assert make_sampler(temperature=1e-44, seed=1, **options)(logits) == logits.argmax()
+
+
+def test_a_bias_that_forbids_all() -> None:
+    all_but_one = dict.fromkeys(range(VOCABULARY - 1), -math.inf)
+    assert make_sampler()(
+        Penalties(Sampling(logit_bias=all_but_one), vocabulary=VOCABULARY).apply(random_logits(9))
+    ) == (VOCABULARY - 1)
+
+    with pytest.raises(InputError) as caught:
+        Penalties(Sampling(logit_bias=all_but_one | {VOCABULARY - 1: -math.inf}), vocabulary=VOCABULARY)
+
+    assert caught.value.message == "`logit_bias` forbids every token of the vocabulary"
+    assert caught.value.exit_code == 2
 
 
 def test_a_bias_for_a_token_that_is_not_there() -> None:

@@ -64,16 +64,36 @@ def test_a_type_that_the_bundle_does_not_have(decoder: Decoder, saved: Path) -> 
         decoder.load(saved)
 
 
-def test_a_file_of_before_types_were_named_is_float32(decoder: Decoder, saved: Path) -> None:
-    content = saved.read_bytes()
-    start = len(FORMAT) + SIZE.size
-    (length,) = SIZE.unpack(content[len(FORMAT) : start])
-    header = json.loads(content[start : start + length])
-    del header["cache_type"]
-    older = json.dumps(header).encode()
-    saved.write_bytes(FORMAT + SIZE.pack(len(older)) + older + content[start + length :])
+def test_a_file_of_an_older_format(decoder: Decoder, saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(FORMAT, b"edgekit keys and values 1\n"))
 
-    assert decoder.load(saved).ids == decoder.encode(PROMPT)
+    with pytest.raises(InputError) as caught:
+        decoder.load(saved)
+
+    assert caught.value.message == f"`{saved}` holds no keys and values that this edgekit knows"
+    assert caught.value.hint == "if another version of edgekit saved it, read the prompt again and save it anew"
+    assert caught.value.exit_code == 2
+
+
+def test_an_id_that_was_changed(decoder: Decoder, saved: Path) -> None:
+    """One bit of a digit: still an id that the model has."""
+    content = bytearray(saved.read_bytes())
+    content[content.index(b",", content.index(b'"ids": [')) - 1] ^= 1
+    saved.write_bytes(content)
+    header = json.loads(content[len(FORMAT) + SIZE.size :][: SIZE.unpack(content[len(FORMAT) :][: SIZE.size])[0]])
+    assert header["ids"][0] in range(decoder.facts.vocabulary)
+    assert header["ids"] != decoder.encode(PROMPT)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)
+
+
+def test_a_header_of_endless_brackets(decoder: Decoder, saved: Path) -> None:
+    content = b'{"bundle":' + b"[" * 200_000
+    saved.write_bytes(FORMAT + SIZE.pack(len(content)) + content)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)
 
 
 def test_an_empty_cache_can_be_saved(decoder: Decoder, tmp_path: Path) -> None:

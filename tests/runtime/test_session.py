@@ -16,6 +16,7 @@ import pytest
 
 from runtime import Bundle, BundleError, Decoder, Embedder, Provider, ProviderError
 from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
+from tests.decoders import write_decoder
 
 
 def test_what_is_not_there_is_an_error_and_not_a_silent_cpu(int8_bundle: Bundle) -> None:
@@ -111,6 +112,26 @@ def test_a_graph_that_was_written_over_in_place_is_opened_anew(bundle_copy: Path
     os.utime(path, ns=(1, 1))
 
     assert shared_session(path, provider=Provider.CPU, inputs=["input_ids"]) is not old
+
+
+def test_weights_that_were_mended_in_place_are_read_anew(tmp_path: Path) -> None:
+    """A caller who still holds the error holds the session with the damaged weights by its traceback."""
+    bundle, _ = write_decoder(tmp_path / "tiny", weights_beside=True)
+    expected = [step.id for step in Decoder(bundle, threads=1).steps("The quick", max_tokens=5)]
+    data = bundle.path / "model.onnx.data"
+    whole = data.read_bytes()
+    data.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])
+    with pytest.raises(BundleError, match=r"`model\.onnx\.data` in the bundle .* was changed") as caught:
+        Decoder(bundle.path, threads=1)
+    damaged = shared_session(bundle.file("model.onnx"), provider=Provider.CPU, inputs=bundle.manifest.inputs, threads=1)
+    data.write_bytes(whole)
+    os.utime(data, ns=(1, 1))
+
+    mended = Decoder(bundle.path, threads=1)
+
+    assert caught.value.__traceback__ is not None
+    assert mended.session is not damaged
+    assert [step.id for step in mended.steps("The quick", max_tokens=5)] == expected
 
 
 def test_threads_that_open_at_once_get_one_session(bundle_copy: Path) -> None:

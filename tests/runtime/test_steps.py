@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from runtime import Bundle, Chat, Decoder, Sampling
+from runtime import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
 from runtime.chat import USER
 from runtime.kv_cache import KVCache
 from runtime.messages import Message
@@ -87,6 +88,35 @@ def test_how_many_rows_a_token_is_read_with_follows_from_the_text(
         several
     )
     assert set(range(len(prompt), len(prompt) + count - 1)) <= set(read_with)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_an_answer_goes_on_after_a_run_that_failed(decoder: Decoder, number: int) -> None:
+    """Memory may be short for a moment: the next token is asked for again."""
+    prompt, biased = quoting(decoder, Sampling())
+    expected = chosen(decoder, prompt, 60, biased)
+    steps = decoder.steps(prompt, max_tokens=60, sampling=biased)
+    run, drafted = steps.forward.run, 0
+
+    def failing(ids: list[int], positions: int = 1) -> np.ndarray:
+        nonlocal drafted
+        drafted += bool(steps.ids) and len(ids) > 1
+        if drafted == number:
+            drafted += 1
+            raise OutOfMemoryError("no memory")
+        return run(ids, positions)
+
+    steps.forward.run = failing
+    with pytest.raises(OutOfMemoryError):
+        list(steps)
+    before = len(steps.ids)
+
+    rest = [(step.id, step.logprob) for step in steps]
+
+    assert steps.ids == [id_ for id_, _ in expected]
+    assert 0 < before < 60
+    assert rest == expected[before:]
+    assert steps.forward.cache.ids == (prompt + steps.ids)[: steps.forward.cache.length]
 
 
 def test_without_lookup_nothing_is_looked_up(decoder: Decoder) -> None:
