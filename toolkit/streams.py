@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import InputError, NotFoundError
+from runtime.targets import is_special, target_of
 from toolkit.writers import output_errors
 
 
@@ -30,11 +31,18 @@ def open_input(source: str | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_output(output: str | None) -> Iterator[BinaryIO]:
-    """Stdout, or a file beside the one that was named, which takes its place when all is written."""
+    """Stdout, a device or a pipe, or a file beside the one that was named, which takes its place when all is written.
+
+    Raises OutputError for a name that cannot be written to.
+    """
     if output is None:
         yield sys.stdout.buffer
         return
-    target = Path(output)
+    target = target_of(output)
+    if is_special(target):
+        with output_errors(target, target), target.open("wb") as file:
+            yield file
+        return
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with output_errors(target, partial):
         try:

@@ -170,8 +170,6 @@ def object_to_json(fields: dict[str, Any]) -> bytes:
 def output_errors(target: Path, *partial: Path) -> Iterator[None]:
     """Say in edgekit's words that the target, or a file written beside it, cannot be written."""
     try:
-        if target.is_dir():
-            raise OutputError(f"`{target}` cannot be written: it is a folder")
         yield
     except OSError as error:
         if isinstance(error, OutputError) or error.filename not in (None, *map(str, partial)):

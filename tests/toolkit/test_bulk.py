@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import random
 import shutil
 import signal
@@ -135,6 +136,36 @@ def test_no_records_give_an_empty_output(edgekit: Edgekit, tiny_bundle: Bundle, 
         assert (tmp_path / "out").read_bytes() == content
     edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out", "--format", "npy")
     assert np.load(tmp_path / "out").shape == (0, 48)
+
+
+def test_what_a_link_names_is_the_output(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old.npy").write_bytes(b"old")
+    (tmp_path / "out.npy").symlink_to("folder/old.npy")
+
+    assert edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out.npy", stdin=b"fine\n").code == 0
+
+    assert (tmp_path / "out.npy").is_symlink()
+    assert len(np.load(tmp_path / "folder" / "old.npy")) == 1
+    assert names(tmp_path) == ["folder", "out.npy"]
+
+
+def test_only_a_file_can_be_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    finished = edgekit("embed", tiny_bundle.path, "--output", pipe, stdin=b"fine\n")
+
+    assert (finished.code, finished.out) == (1, b"")
+    assert finished.err == (
+        f"error: `{pipe}` cannot be written: it is no regular file\n\n"
+        f"hint: leave out `--output` and send stdout there: `> {pipe}`\n"
+    )
+    assert names(tmp_path) == ["pipe"]
+    null = tmp_path / "null"
+    null.symlink_to(os.devnull)
+    assert edgekit("embed", tiny_bundle.path, "--output", null, "--dtype", "int8", "fine").code == 0
+    assert names(tmp_path) == ["null", "pipe"], "no ranges beside what keeps no vectors"
 
 
 class Killed(BaseException):

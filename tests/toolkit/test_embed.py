@@ -217,6 +217,9 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
         ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
+        (["x", "--output", "."], 1, "error: `.` cannot be written: it is a folder\n"),
+        (["x", "--output", ""], 1, "error: the name of the file to write is empty\n\nhint: name a file\n"),
+        (["--output", "."], 1, "error: `.` cannot be written: it is a folder\n"),
         (
             ["x", "--output", tmp_path / "no" / "out.json"],
             1,

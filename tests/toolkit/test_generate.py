@@ -272,11 +272,17 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
         "hint: load it with that bundle, or read the prompt again and save it anew\n"
     )
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
-    finished = asked("Hello", "--save-prefix", tmp_path / "none" / "prefix")
-    assert (finished.code, finished.err) == (
-        1,
-        f"error: `{tmp_path}/none/prefix` cannot be written: No such file or directory\n",
-    )
+
+
+def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edgekit, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in [
+        (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
+        (".", "`.` cannot be written: it is a folder\n"),
+        ("", "the name of the file to write is empty\n\nhint: name a file\n"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is no regular file\n"),
+    ]:
+        assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
 
 
 def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from runtime.errors import InputError, TextTooLongError
+from runtime.targets import is_special, regular_target_of, target_of
 from toolkit.notes import Notes
 from toolkit.progress import bar
 from toolkit.streams import open_input, open_output
@@ -103,6 +104,11 @@ def embed(
     from toolkit.job import Job, Options, read_ranges
     from toolkit.resumable import Files
 
+    target = None
+    if output is not None:
+        # Only a file can be gone on with.
+        hint = f"leave out `--output` and send stdout there: `> {output}`"
+        target = target_of(output) if texts else regular_target_of(output, hint=hint)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = Options(
         output_format=OutputFormat(output_format),
@@ -115,18 +121,18 @@ def embed(
     )
     with open_input(source) as stream:
         job = Job(Embedder(bundle), options=options, ranges=ranges)
-        if output is not None and not texts:
+        if target is not None and not texts:
             with bar(stream, enabled=True) as shown:
-                done = embed_to_file(job, stream, target=Path(output), restart=restart, progress=shown)
-            report(job, done, target=Path(output))
+                done = embed_to_file(job, stream, target=target, restart=restart, progress=shown)
+            report(job, done, target=target)
             return
         records = from_arguments(texts) if texts else from_stream(stream, options.input_format)
         with open_output(output) as file, bar(stream, enabled=not texts) as shown:
             notes, total = embed_in_order(job, records, file=file, progress=shown)
     notes.print(total, job.embedder.max_length)
     covered = job.embed([]).ranges
-    if covered is not None and output is not None:
-        write_ranges(Files(Path(output)).ranges, covered)
+    if covered is not None and target is not None and not is_special(target):
+        write_ranges(Files(target).ranges, covered)
     elif covered is not None and ranges is None:
         reach = f"{covered[1, 0]:.4f}"
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)

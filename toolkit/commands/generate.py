@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from runtime.errors import InputError
+from runtime.targets import regular_target_of
 from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
 from toolkit.options import (
     AnswerOptions,
@@ -89,6 +90,10 @@ def generate(
         )
     if in_pieces and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
+
+    if save_prefix is not None:
+        # Before minutes are spent on an answer.
+        regular_target_of(save_prefix)
 
     from runtime.decoder import Decoder
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import OutputError
+from toolkit.streams import open_output
+
+
+def write(output: object, content: bytes) -> None:
+    with open_output(str(output)) as file:
+        file.write(content)
+
+
+def test_a_file_appears_when_all_is_written(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.write_bytes(b"old")
+    with open_output(str(output)) as file:
+        file.write(b"new")
+        assert output.read_bytes() == b"old"
+
+    assert output.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("folder/file")
+
+    write(tmp_path / "link", b"new")
+
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "file").read_bytes() == b"new"
+    assert list((tmp_path / "folder").iterdir()) == [tmp_path / "folder" / "file"]
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+
+    write(pipe, b"through")
+
+    reader.join(timeout=60)
+    assert read == [b"through"]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    # Through links of our own, which are what would be replaced where root runs this.
+    (tmp_path / "null").symlink_to(os.devnull)
+    (tmp_path / "full").symlink_to("/dev/full")
+    before = Path(os.devnull).stat()
+
+    write(tmp_path / "null", b"nowhere")
+
+    assert os.path.samestat(Path(os.devnull).stat(), before)
+    with pytest.raises(OutputError, match="/full` cannot be written: No space left on device"):
+        write(tmp_path / "full", b"nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_symlink()) == ["full", "null"]
