@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,3 +52,18 @@ def open_output(output: str | None) -> Iterator[BinaryIO]:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def refuse_input(stream: BinaryIO, output: str | None, *, option: str = "--output") -> None:
+    """Raises InputError for an output that is the file which a stream is read from, as it would be replaced."""
+    if output is None:
+        return
+    try:
+        read, there = os.fstat(stream.fileno()), Path(output).stat()
+    except OSError:
+        # A stream that is no file, or an output that is not there yet.
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, there):
+        raise InputError(
+            f"`{output}` is the input too, and would be replaced", hint=f"choose another file with `{option}`"
+        )

@@ -168,6 +168,20 @@ def test_only_a_file_can_be_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, 
     assert names(tmp_path) == ["null", "pipe"], "no ranges beside what keeps no vectors"
 
 
+def test_the_input_is_not_replaced(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "io.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n')
+
+    finished = edgekit("embed", tiny_bundle.path, "--input", path, "--output", path, "--restart")
+
+    assert finished.code == 2
+    assert finished.err == (
+        f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `--output`\n"
+    )
+    assert path.read_bytes() == b'{"text": "fine"}\n'
+    assert names(tmp_path) == ["io.jsonl"]
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -233,7 +247,13 @@ def begun(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_it_says_that_it_can_go_on(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [([], "the same command"), (["--restart"], "the same command without `--restart`")],
+)
+def test_it_says_that_it_can_go_on(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, options: list[str], command: str
+) -> None:
     write_corpus(tmp_path / "in", 60)
     with pytest.MonkeyPatch.context() as patch:
         real = Embedder.embed_with_report
@@ -246,11 +266,12 @@ def test_it_says_that_it_can_go_on(edgekit: Edgekit, tiny_bundle: Bundle, tmp_pa
             return real(self, texts, **options)
 
         patch.setattr(Embedder, "embed_with_report", full)
-        finished = edgekit("embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy")
+        arguments = ["--input", tmp_path / "in", "--output", tmp_path / "out.npy", *options]
+        finished = edgekit("embed", tiny_bundle.path, *arguments)
 
     assert finished.code == 1
     assert finished.err == (
-        "note: 16 records are done; the same command goes on after them\n"
+        f"note: 16 records are done; {command} goes on after them\n"
         f"error: `{tmp_path / 'out.npy'}` cannot be written: No space left on device\n"
     )
 

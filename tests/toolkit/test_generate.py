@@ -285,6 +285,20 @@ def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edg
         assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
 
 
+@pytest.mark.parametrize("option", ["--output", "--save-prefix"])
+def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("Hello")
+
+    for arguments in ([], ["Shorten:"]):
+        finished = asked(*arguments, "--input", path, option, path)
+        assert (finished.code, finished.out) == (2, b"")
+        assert finished.err == (
+            f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `{option}`\n"
+        )
+    assert path.read_text() == "Hello"
+
+
 def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None:
     count = len(decoder.encode_exactly(CHATML.format("Hello")))
     line = json.dumps({"prompt": "Hello"}).encode()

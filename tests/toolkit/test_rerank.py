@@ -142,6 +142,18 @@ def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundl
     assert finished.err.startswith("error: line 2 is no JSON")
 
 
+def test_the_input_is_not_replaced(edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "documents.txt"
+    path.write_text("a\nb\n")
+    arguments = ["rerank", reranker_bundle.path, "--query", "q", "--output", path]
+
+    finished = edgekit(*arguments, "--input", path)
+
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: `{path}` is the input too, and would be replaced\n")
+    assert path.read_text() == "a\nb\n"
+
+
 def test_a_terminal_without_documents(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
     finished = edgekit("rerank", reranker_bundle.path, "--query", "q", tty=True)
 

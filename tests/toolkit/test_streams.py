@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import OutputError
-from toolkit.streams import open_output
+from runtime.errors import InputError, OutputError
+from toolkit.streams import open_input, open_output, refuse_input
 
 
 def write(output: object, content: bytes) -> None:
@@ -65,3 +65,23 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="/full` cannot be written: No space left on device"):
         write(tmp_path / "full", b"nowhere")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_symlink()) == ["full", "null"]
+
+
+def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
+    path, link, other = tmp_path / "file", tmp_path / "link", tmp_path / "other"
+    path.write_bytes(b"text")
+    other.write_bytes(b"text")
+    link.hardlink_to(path)
+
+    for source, output in [(path, path), (link, path), (path, link)]:
+        with open_input(str(source)) as stream, pytest.raises(InputError) as caught:
+            refuse_input(stream, str(output))
+        assert caught.value.message == f"`{output}` is the input too, and would be replaced"
+        assert caught.value.hint == "choose another file with `--output`"
+    with open_input(str(path)) as stream:
+        refuse_input(stream, str(other))
+        refuse_input(stream, str(tmp_path / "new"))
+        refuse_input(stream, None)
+    with open_input(os.devnull) as stream:
+        # What is not replaced comes to no harm.
+        refuse_input(stream, os.devnull)

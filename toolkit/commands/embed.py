@@ -15,7 +15,7 @@ from runtime.errors import InputError, TextTooLongError
 from runtime.targets import is_special, regular_target_of, target_of
 from toolkit.notes import Notes
 from toolkit.progress import bar
-from toolkit.streams import open_input, open_output
+from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
@@ -104,11 +104,7 @@ def embed(
     from toolkit.job import Job, Options, read_ranges
     from toolkit.resumable import Files
 
-    target = None
-    if output is not None:
-        # Only a file can be gone on with.
-        hint = f"leave out `--output` and send stdout there: `> {output}`"
-        target = target_of(output) if texts else regular_target_of(output, hint=hint)
+    target = target_named(output, resumed=not texts)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = Options(
         output_format=OutputFormat(output_format),
@@ -120,6 +116,8 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     with open_input(source) as stream:
+        if not texts:
+            refuse_input(stream, output)
         job = Job(Embedder(bundle), options=options, ranges=ranges)
         if target is not None and not texts:
             with bar(stream, enabled=True) as shown:
@@ -136,6 +134,15 @@ def embed(
     elif covered is not None and ranges is None:
         reach = f"{covered[1, 0]:.4f}"
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
+
+
+def target_named(output: str | None, *, resumed: bool) -> Path | None:
+    """The file of `--output`, if there is one; raises OutputError for one that cannot be written, or gone on with."""
+    if output is None:
+        return None
+    if not resumed:
+        return target_of(output)
+    return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
 
 
 def embed_in_order(

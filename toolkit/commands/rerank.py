@@ -13,7 +13,7 @@ from runtime.errors import InputError
 from toolkit.notes import PairNotes
 from toolkit.progress import bar
 from toolkit.searches import SearchRecord, searches_of
-from toolkit.streams import open_input, open_output
+from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
 from toolkit.writers import object_to_json
 
@@ -76,6 +76,8 @@ def rerank(
     from runtime.reranker import Reranker
 
     with open_input(source) as stream:
+        if not documents:
+            refuse_input(stream, output)
         reranker = Reranker(bundle)
 
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
