@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters import export
-from runtime import Bundle, Embedder, Embeddings, Precision
+from runtime import Bundle, Embedder, Embeddings
 from tests.commands import Finished
 from toolkit.resumable import Files, locked
 
@@ -44,13 +43,6 @@ ERRORS = [
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "line 10 is JSON that is nested too deep"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Small, so that thousands of texts take a second."""
-    out = tmp_path_factory.mktemp("tiny-bundle") / "tiny"
-    return export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out).bundle
 
 
 @pytest.fixture
