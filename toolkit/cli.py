@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -56,7 +57,17 @@ cli.add_command(chat.chat)
 
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
+    open_closed_streams()
     sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
+
+
+def open_closed_streams() -> None:
+    """Let stdin, stdout and stderr be there where a process was started without them, as with `<&-`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each takes its own number, which no other file can get then.
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+            setattr(sys, name, stream)
 
 
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions

@@ -5,11 +5,12 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
 
-from runtime import errors
+from runtime import Bundle, errors
 from tests.commands import Finished
 from toolkit.cli import exit_code_of
 
@@ -103,3 +104,28 @@ def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
     assert "error: the export stage is not installed here: there is no `torch`" in finished.stderr
     assert "run `pip install 'edgekit[cpu,export]'`" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        ("embed {bundle}", "<&-"),
+        ("embed {bundle} hello", ">&-"),
+        ("embed {bundle} --output {output}", "2>&-"),
+        ("embed {bundle} --output {output}", "<&- >&- 2>&-"),
+    ],
+)
+def test_a_stream_that_is_closed_is_empty(tiny_bundle: Bundle, tmp_path: Path, arguments: str, closed: str) -> None:
+    output = tmp_path / "out.npy"
+    command = f"{sys.executable} -m toolkit {arguments.format(bundle=tiny_bundle.path, output=output)} {closed}"
+
+    finished = subprocess.run(["sh", "-c", command], input=b"", capture_output=True, check=False)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+    assert output.exists() == ("--output" in arguments)
+
+
+def test_an_error_does_not_need_stderr() -> None:
+    finished = subprocess.run(["sh", "-c", f"{sys.executable} -m toolkit embed nothing x 2>&-"], check=False)
+
+    assert finished.returncode == 5
