@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from runtime.errors import InputError, NotFoundError
 from runtime.targets import is_special, target_of
 from toolkit.writers import output_errors
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+class Input(io.RawIOBase):
+    """A stream that is read through; what goes wrong there is the input's, whatever is written meanwhile."""
+
+    def __init__(self, stream: BinaryIO, source: str) -> None:
+        self.stream = cast("io.BufferedReader", stream)
+        self.source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        try:
+            # No more than one read, so that what comes through a pipe is not waited for.
+            return self.stream.readinto1(buffer)
+        except OSError as error:
+            raise InputError(f"{self.source} cannot be read: {error.strerror or error}") from error
+
 
 @contextmanager
 def open_input(source: str | None) -> Iterator[BinaryIO]:
+    """Stdin, or a file that is named; raises InputError where it cannot be opened or, later, read."""
     if source is None or source == "-":
-        yield sys.stdin.buffer
+        yield io.BufferedReader(Input(sys.stdin.buffer, "stdin"))
         return
     try:
         file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
@@ -27,7 +53,7 @@ def open_input(source: str | None) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InputError(f"`{source}` cannot be read: {error.strerror}") from error
     with file:
-        yield file
+        yield io.BufferedReader(Input(file, f"`{source}`"))
 
 
 @contextmanager

@@ -174,6 +174,14 @@ def test_the_input_is_not_replaced(edgekit: Edgekit, tiny_bundle: Bundle, tmp_pa
     assert names(tmp_path) == ["io.jsonl"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
+def test_an_input_that_cannot_be_read_is_told(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    finished = edgekit("embed", tiny_bundle.path, "--input", "/proc/self/mem", "--output", tmp_path / "out.npy")
+
+    assert finished == Finished(2, b"", "error: `/proc/self/mem` cannot be read: Input/output error\n")
+    assert names(tmp_path) == []
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,34 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="/full` cannot be written: No space left on device"):
         write(tmp_path / "full", b"nowhere")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_symlink()) == ["full", "null"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    def copy(source: str | None) -> None:
+        with open_input(source) as stream, open_output(str(tmp_path / "out")) as file:
+            file.writelines(stream)
+
+    with pytest.raises(InputError) as caught:
+        copy("/proc/self/mem")
+
+    assert caught.value.message == "`/proc/self/mem` cannot be read: Input/output error"
+    with Path("/proc/self/mem").open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+        with pytest.raises(InputError, match="stdin cannot be read: Input/output error"):
+            copy(None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_is_read_as_its_lines_come() -> None:
+    reading, writing = os.pipe()
+    with open_input(f"/dev/fd/{reading}") as stream:
+        for line in (b"one\n", b"two\n"):
+            os.write(writing, line)
+            assert next(iter(stream)) == line
+        os.close(writing)
+        assert stream.read() == b""
+    os.close(reading)
 
 
 def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
