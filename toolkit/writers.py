@@ -163,12 +163,12 @@ def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
 
 
 def object_to_json(fields: dict[str, Any]) -> bytes:
-    """A JSON object in UTF-8, on one line."""
+    """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are no JSON."""
     try:
-        return json.dumps(fields, ensure_ascii=False).encode()
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
-        return json.dumps(fields).encode()
+        return json.dumps(fields, allow_nan=False).encode()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ LINES = [
     b'{"text": "' + b"word " * 300 + b'"}\n',
     b'{"text": "fine too", "half": "\\ud800"}\n',
     b"[" * 100_000 + b"\n",
+    b'{"text": "too large", "x": 1e999}\n',
 ]
 ERRORS = [
     (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
@@ -42,6 +43,7 @@ ERRORS = [
     (5, "line 5 holds a NUL byte, so this is no text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "line 10 is JSON that is nested too deep"),
+    (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),
 ]
 
 
@@ -77,20 +79,20 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
 
     assert finished.code == 1
     assert finished.err == (
-        f"error: 7 of 9 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
+        f"error: 8 of 10 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
     )
     failed = [json.loads(line) for line in Path(f"{output}.failed.jsonl").read_text().splitlines()]
     too_long = (8, "line 8 is longer than the 48 tokens that the model reads")
-    assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, ERRORS[5]]
+    assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, *ERRORS[5:]]
     if output_format == "npy":
         vectors = np.load(output)
-        assert np.isnan(vectors).all(axis=1).tolist() == [False, *[True] * 6, False, True]
+        assert np.isnan(vectors).all(axis=1).tolist() == [False, *[True] * 6, False, True, True]
         assert np.array_equal(vectors[[0, 7]], fine)
     else:
         content = output.read_text()
         rows = json.loads(content) if output_format == "json" else [json.loads(line) for line in content.splitlines()]
-        assert [row.get("line") for row in rows] == [None, 2, 3, 4, 5, 6, None, None, 10]
-        assert [row["embedding"] is None for row in rows] == [False, *[True] * 6, False, True]
+        assert [row.get("line") for row in rows] == [None, 2, 3, 4, 5, 6, None, None, 10, 11]
+        assert [row["embedding"] is None for row in rows] == [False, *[True] * 6, False, True, True]
         assert rows[6]["text"] == "word " * 300
         assert rows[7]["half"] == "\ud800"
         assert np.array_equal(np.array([rows[0]["embedding"], rows[7]["embedding"]], np.float32), fine)

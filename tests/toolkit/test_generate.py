@@ -233,6 +233,13 @@ def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
+def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Edgekit) -> None:
+    finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err.startswith("error: line 1 holds `NaN`, which cannot be passed on as a number of JSON\n")
+
+
 def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
     finished = asked(stdin=b'{"prompt": "a"}\n{')
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle
-from toolkit.writers import NpyPipeWriter, NpyWriter, write_ranges
+from toolkit.writers import NpyPipeWriter, NpyWriter, object_to_json, write_ranges
 
 EMBED = f"{sys.executable} -m toolkit embed"
 
@@ -61,3 +62,11 @@ def test_a_file_that_may_not_grow_says_so(tiny_bundle: Bundle, tmp_path: Path) -
     assert finished.returncode == 1
     assert finished.stderr == f"error: `{output}` cannot be written: File too large\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("text", ["a", "\ud800"])
+def test_what_json_cannot_hold_is_not_written(number: float, text: str) -> None:
+    assert json.loads(object_to_json({"text": text, "x": 1e308})) == {"text": text, "x": 1e308}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        object_to_json({"text": text, "x": number})
