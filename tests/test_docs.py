@@ -1,4 +1,4 @@
-"""docs/authentication.md shows real commands and what they really print, against the local Hub; examples that run."""
+"""docs/authentication.md shows what commands really print, against the local Hub; examples run, and figures agree."""
 
 from __future__ import annotations
 
@@ -89,3 +89,43 @@ def test_a_passage_with_line_separators_is_one(tiny_bundle: Bundle, tmp_path: Pa
     shown = run_example("search.py", tiny_bundle.path, collection, "water")
 
     assert sorted(re.findall(r"-?\d\.\d{3}  (\w+): ", shown)) == ["One", "Two"]
+
+
+def read(name: str) -> str:
+    return (DOCS.parent / name).read_text("utf-8")
+
+
+def the_one(pattern: str, text: str) -> str:
+    (only,) = re.findall(pattern, text)
+    return str(only)
+
+
+def test_the_programs_that_are_not_part_of_make_benchmark_are_marked() -> None:
+    rows = re.findall(r"^\| `python -m (benchmarks\.\w+)` \|(.*)$", read("benchmarks/README.md"), re.MULTILINE)
+    unmarked = [name for name, what in rows if "not part of `make benchmark`" not in what]
+
+    run = re.findall(r"python -m (benchmarks\.\w+)", the_one(r"(?s)\nbenchmark:.*?\n\n", read("Makefile")))
+    assert set(unmarked) == set(run)
+    assert "then runs the nine programs" in read("benchmarks/README.md")
+    assert len(run) == 9
+
+
+def test_the_pages_have_the_figures_of_the_benchmarks() -> None:
+    measured, export, rerank = read("benchmarks/README.md"), read("docs/export.md"), read("docs/rerank.md")
+    size = round(float(the_one(r"\| edgekit int4 \|.*?\|.*?\|.*?\| ([\d.]+) \|", measured)))
+    tau = the_one(r"int8 has a tau of ([\d.]+\d)", measured)
+    head = the_one(r"\| reranked, MiniLM under a seeded head, int8 \|.*?\|.*?\| ([\d.]+) \|", measured)
+    difference = float(the_one(r"differ from sentence-transformers' by (\S+) at most", measured))
+
+    assert f"# 4 bits, {size} MB" in export
+    assert the_one(r"\n\| int4 \|.*\| (\d+) MB", export) == str(size)
+    assert the_one(r"the order in int8 has a tau of\s+([\d.]+\d)", rerank) == tau
+    assert the_one(r"with a mean tau of\s+([\d.]+\d)", rerank) == head
+    assert float(the_one(r"fp32 logits are within ([\d.]+\d)", rerank)) == difference
+
+
+def test_the_readme_says_how_an_appliance_gets_edgekit() -> None:
+    before, _, after = read("README.md").partition("edgekit verify bundles/")
+
+    assert "[docs/appliance.md](docs/appliance.md)" in before[before.index("Copy the folder") :]
+    assert "pip install" not in before[before.index("Copy the folder") :] + after[: after.index("```")]
