@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -58,6 +59,7 @@ cli.add_command(chat.chat)
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
     open_closed_streams()
+    buffer_stdout()
     sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
 
 
@@ -68,6 +70,15 @@ def open_closed_streams() -> None:
             # In this order each takes its own number, which no other file can get then.
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open as long as the process
             setattr(sys, name, stream)
+
+
+def buffer_stdout() -> None:
+    """Put a buffer before stdout where Python has none, as with PYTHONUNBUFFERED: what is below it may write a part."""
+    raw = sys.stdout.buffer
+    if isinstance(raw, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stdout.encoding, sys.stdout.errors, line_buffering=True
+        )
 
 
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,13 @@ def test_ranges_are_as_numpy_writes_them(tmp_path: Path, order: str) -> None:
     assert (tmp_path / "ranges.npy").read_bytes() == saved(ranges)
 
 
-def test_a_reader_that_leaves_ends_npy_quietly(tiny_bundle: Bundle) -> None:
-    script = f"seq 1 2000 | {EMBED} {tiny_bundle.path} --format npy | head -c 6; echo ${{PIPESTATUS[1]}}"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_npy_quietly(tiny_bundle: Bundle, unbuffered: str) -> None:
+    """Also where Python is told to have no buffer, and one write ends after a part."""
+    script = f"seq 1 1000 | {EMBED} {tiny_bundle.path} --format npy | head -c 6; echo ${{PIPESTATUS[1]}}"
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
 
-    finished = subprocess.run(["bash", "-c", script], capture_output=True, check=False)
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, check=False, env=env)
 
     assert finished.stdout == b"\x93NUMPY141\n"
     assert finished.stderr == b""
