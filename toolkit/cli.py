@@ -30,8 +30,6 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is still buffered must not raise again when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(CLOSED_PIPE)
         return result
 
@@ -60,7 +58,9 @@ def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
     open_closed_streams()
     buffer_stdout()
-    sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
+    code = exit_code_of(lambda: cli.main(standalone_mode=False))
+    drop_unwritten()
+    sys.exit(code)
 
 
 def open_closed_streams() -> None:
@@ -79,6 +79,14 @@ def buffer_stdout() -> None:
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(raw), sys.stdout.encoding, sys.stdout.errors, line_buffering=True
         )
+
+
+def drop_unwritten() -> None:
+    """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions

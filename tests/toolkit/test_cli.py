@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,3 +130,15 @@ def test_an_error_does_not_need_stderr() -> None:
     finished = subprocess.run(["sh", "-c", f"{sys.executable} -m toolkit embed nothing x 2>&-"], check=False)
 
     assert finished.returncode == 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "toolkit", "models"], stdout=full, stderr=subprocess.PIPE, check=False, env=env
+        )
+
+    assert (finished.returncode, finished.stderr) == (1, b"error: No space left on device\n")

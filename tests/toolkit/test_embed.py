@@ -300,12 +300,14 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
 COMMAND = [sys.executable, "-m", "toolkit", "embed"]
 
 
-def test_a_full_disk_is_said(int8_bundle: Bundle) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_said(int8_bundle: Bundle, unbuffered: str) -> None:
     finished = subprocess.run(
         ["sh", "-c", f"exec {' '.join(COMMAND)} {int8_bundle.path} hello > /dev/full"],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
 
     assert finished.returncode == 1
