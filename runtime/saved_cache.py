@@ -26,6 +26,7 @@ from runtime.kv_cache import KVCache, token_size
 from runtime.manifest import CacheType
 from runtime.messages import Message
 from runtime.records import RecordError, read_record, write_record
+from runtime.targets import regular_target_of
 
 FORMAT = b"edgekit keys and values 2\n"
 """1 had a checksum that did not cover the header."""
@@ -68,7 +69,7 @@ def save_cache(
     path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle, conversation: Conversation | None = None
 ) -> None:
     """Write a cache; an older file stays as it was until the new one is whole. Raises OutputError."""
-    target = Path(path)
+    target = regular_target_of(path)
     kind = cache.facts.cache_type
     header = Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation, kind)
     content = json.dumps(write_record(header), ensure_ascii=False).encode("utf-8")
@@ -88,7 +89,7 @@ def save_cache(
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"`{target}` cannot be written: {error.strerror}") from error
+        raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
 
 def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) -> Header:

@@ -161,6 +161,13 @@ def tiny_checkpoint_base(checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of a small BERT in fp32, with which thousands of texts take a second."""
+    out = tmp_path_factory.mktemp("tiny-bundle") / "tiny"
+    return export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out).bundle
+
+
 @pytest.fixture
 def tiny_checkpoint(tiny_checkpoint_base: Path, tmp_path: Path) -> Path:
     """A copy of the small BERT that a test may change."""

@@ -25,7 +25,7 @@ ORDER = {
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
         "detokenizer chat_template messages "
         "opening reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
-        "session pages bundle_writer bundle manifest records telemetry errors version"
+        "session pages bundle_writer bundle manifest records targets telemetry errors version"
     ),
     "exporters": (
         "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "

@@ -87,9 +87,8 @@ def embed_to_file(
             if input_size is None or done.rows == 0:
                 files.discard()
             else:
-                click.echo(
-                    f"{fresh_line()}note: {done.rows} records are done; the same command goes on after them", err=True
-                )
+                command = "the same command without `--restart`" if restart else "the same command"
+                click.echo(f"{fresh_line()}note: {done.rows} records are done; {command} goes on after them", err=True)
             raise
         put_in_place(files, done, ranges=nothing.ranges)
     return done

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -28,8 +30,6 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is still buffered must not raise again when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(CLOSED_PIPE)
         return result
 
@@ -56,7 +56,37 @@ cli.add_command(chat.chat)
 
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
-    sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
+    open_closed_streams()
+    buffer_stdout()
+    code = exit_code_of(lambda: cli.main(standalone_mode=False))
+    drop_unwritten()
+    sys.exit(code)
+
+
+def open_closed_streams() -> None:
+    """Let stdin, stdout and stderr be there where a process was started without them, as with `<&-`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each takes its own number, which no other file can get then.
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+            setattr(sys, name, stream)
+
+
+def buffer_stdout() -> None:
+    """Put a buffer before stdout where Python has none, as with PYTHONUNBUFFERED: what is below it may write a part."""
+    raw = sys.stdout.buffer
+    if isinstance(raw, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stdout.encoding, sys.stdout.errors, line_buffering=True
+        )
+
+
+def drop_unwritten() -> None:
+    """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions

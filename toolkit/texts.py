@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -109,9 +110,25 @@ def looks_like_jsonl(line: str) -> bool:
 
 
 def parse_object(line: str, number: int) -> dict[str, Any]:
-    """The JSON object in a line; one without fields for what is JSON but no object."""
+    """The JSON object in a line; one without fields for what is JSON but no object.
+
+    Raises InputError also for numbers that would go out as what is no JSON.
+    """
+
+    def refuse(literal: str) -> float:
+        raise InputError(
+            f"line {number} holds `{literal}`, which cannot be passed on as a number of JSON",
+            hint="give it in quotes, or null",
+        )
+
+    def finite(digits: str) -> float:
+        found = float(digits)
+        return found if math.isfinite(found) else refuse(digits)
+
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_float=finite, parse_constant=refuse)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"line {number} is no JSON: {error}") from error
     except RecursionError as error:

@@ -77,15 +77,16 @@ class NpyPipeWriter:
 
     def __init__(self, file: BinaryIO, empty: NDArray[Any]) -> None:
         self.file = file
-        self.vectors = [empty]
+        self.empty = empty
+        self.vectors: list[NDArray[Any]] = []
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         self.vectors.append(blanked(vectors, failed))
 
     def close(self) -> None:
-        import numpy as np
-
-        np.save(self.file, np.concatenate(self.vectors))
+        write_header(self.file, self.empty, rows=sum(map(len, self.vectors)))
+        for vectors in self.vectors:
+            self.file.write(vectors.tobytes())
 
 
 class NpyWriter:
@@ -99,14 +100,7 @@ class NpyWriter:
         self.empty = empty
         self.rows = rows
         if rows == 0:
-            self.write_header()
-
-    def write_header(self) -> None:
-        import numpy as np
-
-        # numpy leaves room for the number of rows to grow, so the header has the same length at any time.
-        header = np.lib.format.header_data_from_array_1_0(self.empty) | {"shape": (self.rows, self.empty.shape[1])}
-        np.lib.format.write_array_header_1_0(self.file, header)
+            write_header(file, empty, rows=0)
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         self.file.write(blanked(vectors, failed).tobytes())
@@ -114,7 +108,8 @@ class NpyWriter:
 
     def close(self) -> None:
         self.file.seek(0)
-        self.write_header()
+        # numpy leaves room for the number of rows to grow, so the header has the same length at any time.
+        write_header(self.file, self.empty, rows=self.rows)
 
 
 def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[Any], rows: int = 0) -> Writer:
@@ -122,6 +117,17 @@ def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[An
     if output_format is OutputFormat.NPY:
         return NpyWriter(file, empty, rows=rows)
     return JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else JsonlWriter(file)
+
+
+def write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
+    """The header of a numpy file for so many rows, whose bytes follow; `empty` (0, numbers) is of their type.
+
+    np.save is not for what may fail: its errors say nothing of why the system refused.
+    """
+    import numpy as np
+
+    header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": (rows, empty.shape[1])}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
@@ -136,10 +142,9 @@ def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
 
 def write_ranges(path: Path, ranges: NDArray[np.float32]) -> None:
     """Keep the ranges by which int8 vectors are stored, since what is compared with them needs the same."""
-    import numpy as np
-
     with path.open("wb") as file:
-        np.save(file, ranges)
+        write_header(file, ranges[:0], rows=len(ranges))
+        file.write(ranges.tobytes())
     click.echo(
         f"{fresh_line()}note: the ranges that int8 covers are in `{path}`; give queries the same with `--ranges`",
         err=True,
@@ -158,22 +163,20 @@ def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
 
 
 def object_to_json(fields: dict[str, Any]) -> bytes:
-    """A JSON object in UTF-8, on one line."""
+    """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are no JSON."""
     try:
-        return json.dumps(fields, ensure_ascii=False).encode()
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
-        return json.dumps(fields).encode()
+        return json.dumps(fields, allow_nan=False).encode()
 
 
 @contextmanager
 def output_errors(target: Path, *partial: Path) -> Iterator[None]:
     """Say in edgekit's words that the target, or a file written beside it, cannot be written."""
     try:
-        if target.is_dir():
-            raise OutputError(f"`{target}` cannot be written: it is a folder")
         yield
     except OSError as error:
         if isinstance(error, OutputError) or error.filename not in (None, *map(str, partial)):
             raise
-        raise OutputError(f"`{target}` cannot be written: {error.strerror}") from error
+        raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error

@@ -17,10 +17,14 @@ def main() -> None:
     parser.add_argument("query")
     parser.add_argument("--top", type=int, default=50)
     options = parser.parse_args()
-    records = [json.loads(line) for line in options.corpus.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # Row n belongs to the nth line that is not empty; `splitlines` would end lines at other characters too.
+    text = options.corpus.read_bytes().decode("utf-8-sig", errors="replace")
+    lines = [line for line in text.split("\n") if line.strip()]
     similar = np.load(options.vectors) @ Embedder(options.bundle).embed_query(options.query)
-    for index in similar.argsort()[::-1][: options.top]:
-        print(json.dumps(records[index] | {"similarity": float(similar[index])}, ensure_ascii=False))
+    # The rows of lines that hold no text are NaN, which sorts as the largest.
+    best = [index for index in similar.argsort()[::-1] if np.isfinite(similar[index])]
+    for index in best[: options.top]:
+        print(json.dumps(json.loads(lines[index]) | {"similarity": float(similar[index])}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from runtime import Embedder
 
 
 def main(bundle: str, collection: str, queries: list[str]) -> None:
-    lines = Path(collection).read_text(encoding="utf-8").splitlines()
-    passages = [json.loads(line) for line in lines]
+    with Path(collection).open("rb") as lines:
+        passages = [json.loads(line) for line in lines if line.strip()]
     embedder = Embedder(bundle)
     corpus = embedder.embed([f"{passage['title']}. {passage['text']}" for passage in passages])
     for query, vector in zip(queries, embedder.embed(queries), strict=True):

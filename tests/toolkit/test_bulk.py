@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters import export
-from runtime import Bundle, Embedder, Embeddings, Precision
+from runtime import Bundle, Embedder, Embeddings
 from tests.commands import Finished
 from toolkit.resumable import Files, locked
 
@@ -34,6 +34,7 @@ LINES = [
     b'{"text": "' + b"word " * 300 + b'"}\n',
     b'{"text": "fine too", "half": "\\ud800"}\n',
     b"[" * 100_000 + b"\n",
+    b'{"text": "too large", "x": 1e999}\n',
 ]
 ERRORS = [
     (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
@@ -42,14 +43,8 @@ ERRORS = [
     (5, "line 5 holds a NUL byte, so this is no text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "line 10 is JSON that is nested too deep"),
+    (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Small, so that thousands of texts take a second."""
-    out = tmp_path_factory.mktemp("tiny-bundle") / "tiny"
-    return export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out).bundle
 
 
 @pytest.fixture
@@ -84,20 +79,20 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
 
     assert finished.code == 1
     assert finished.err == (
-        f"error: 7 of 9 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
+        f"error: 8 of 10 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
     )
     failed = [json.loads(line) for line in Path(f"{output}.failed.jsonl").read_text().splitlines()]
     too_long = (8, "line 8 is longer than the 48 tokens that the model reads")
-    assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, ERRORS[5]]
+    assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, *ERRORS[5:]]
     if output_format == "npy":
         vectors = np.load(output)
-        assert np.isnan(vectors).all(axis=1).tolist() == [False, *[True] * 6, False, True]
+        assert np.isnan(vectors).all(axis=1).tolist() == [False, *[True] * 6, False, True, True]
         assert np.array_equal(vectors[[0, 7]], fine)
     else:
         content = output.read_text()
         rows = json.loads(content) if output_format == "json" else [json.loads(line) for line in content.splitlines()]
-        assert [row.get("line") for row in rows] == [None, 2, 3, 4, 5, 6, None, None, 10]
-        assert [row["embedding"] is None for row in rows] == [False, *[True] * 6, False, True]
+        assert [row.get("line") for row in rows] == [None, 2, 3, 4, 5, 6, None, None, 10, 11]
+        assert [row["embedding"] is None for row in rows] == [False, *[True] * 6, False, True, True]
         assert rows[6]["text"] == "word " * 300
         assert rows[7]["half"] == "\ud800"
         assert np.array_equal(np.array([rows[0]["embedding"], rows[7]["embedding"]], np.float32), fine)
@@ -135,6 +130,58 @@ def test_no_records_give_an_empty_output(edgekit: Edgekit, tiny_bundle: Bundle, 
         assert (tmp_path / "out").read_bytes() == content
     edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out", "--format", "npy")
     assert np.load(tmp_path / "out").shape == (0, 48)
+
+
+def test_what_a_link_names_is_the_output(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old.npy").write_bytes(b"old")
+    (tmp_path / "out.npy").symlink_to("folder/old.npy")
+
+    assert edgekit("embed", tiny_bundle.path, "--output", tmp_path / "out.npy", stdin=b"fine\n").code == 0
+
+    assert (tmp_path / "out.npy").is_symlink()
+    assert len(np.load(tmp_path / "folder" / "old.npy")) == 1
+    assert names(tmp_path) == ["folder", "out.npy"]
+
+
+def test_only_a_file_can_be_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    finished = edgekit("embed", tiny_bundle.path, "--output", pipe, stdin=b"fine\n")
+
+    assert (finished.code, finished.out) == (1, b"")
+    assert finished.err == (
+        f"error: `{pipe}` cannot be written: it is no regular file\n\n"
+        f"hint: leave out `--output` and send stdout there: `> {pipe}`\n"
+    )
+    assert names(tmp_path) == ["pipe"]
+    null = tmp_path / "null"
+    null.symlink_to(os.devnull)
+    assert edgekit("embed", tiny_bundle.path, "--output", null, "--dtype", "int8", "fine").code == 0
+    assert names(tmp_path) == ["null", "pipe"], "no ranges beside what keeps no vectors"
+
+
+def test_the_input_is_not_replaced(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "io.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n')
+
+    finished = edgekit("embed", tiny_bundle.path, "--input", path, "--output", path, "--restart")
+
+    assert finished.code == 2
+    assert finished.err == (
+        f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `--output`\n"
+    )
+    assert path.read_bytes() == b'{"text": "fine"}\n'
+    assert names(tmp_path) == ["io.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
+def test_an_input_that_cannot_be_read_is_told(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    finished = edgekit("embed", tiny_bundle.path, "--input", "/proc/self/mem", "--output", tmp_path / "out.npy")
+
+    assert finished == Finished(2, b"", "error: `/proc/self/mem` cannot be read: Input/output error\n")
+    assert names(tmp_path) == []
 
 
 class Killed(BaseException):
@@ -202,7 +249,13 @@ def begun(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_it_says_that_it_can_go_on(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [([], "the same command"), (["--restart"], "the same command without `--restart`")],
+)
+def test_it_says_that_it_can_go_on(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, options: list[str], command: str
+) -> None:
     write_corpus(tmp_path / "in", 60)
     with pytest.MonkeyPatch.context() as patch:
         real = Embedder.embed_with_report
@@ -215,11 +268,12 @@ def test_it_says_that_it_can_go_on(edgekit: Edgekit, tiny_bundle: Bundle, tmp_pa
             return real(self, texts, **options)
 
         patch.setattr(Embedder, "embed_with_report", full)
-        finished = edgekit("embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy")
+        arguments = ["--input", tmp_path / "in", "--output", tmp_path / "out.npy", *options]
+        finished = edgekit("embed", tiny_bundle.path, *arguments)
 
     assert finished.code == 1
     assert finished.err == (
-        "note: 16 records are done; the same command goes on after them\n"
+        f"note: 16 records are done; {command} goes on after them\n"
         f"error: `{tmp_path / 'out.npy'}` cannot be written: No space left on device\n"
     )
 

@@ -168,6 +168,17 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
         (["/load "], 2, "error: `/load` needs the name of a file\n\nhint: /load talk.edgekit\n"),
         (["/load no such file"], 5, "error: there is no file `no such file`\n"),
         (["/save no/such/folder"], 1, "error: `no/such/folder` cannot be written: No such file or directory\n"),
+        (["/save ."], 1, "error: `.` cannot be written: it is a folder\n"),
+        (
+            ["/save ~nobodyhere/talk"],
+            2,
+            "error: there is no home folder for `~nobodyhere/talk`\n\nhint: give the whole",
+        ),
+        (
+            ["/load ~nobodyhere/talk"],
+            2,
+            "error: there is no home folder for `~nobodyhere/talk`\n\nhint: give the whole",
+        ),
         (["/regenerate"], 2, "error: there is no answer yet to give again\n\nhint: say something first\n"),
         (["Hello", "dog " * 2000], 2, "error: the prompt has "),
         (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is no text"),

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
 
-from runtime import errors
+from runtime import Bundle, errors
 from tests.commands import Finished
 from toolkit.cli import exit_code_of
 
@@ -103,3 +105,40 @@ def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
     assert "error: the export stage is not installed here: there is no `torch`" in finished.stderr
     assert "run `pip install 'edgekit[cpu,export]'`" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        ("embed {bundle}", "<&-"),
+        ("embed {bundle} hello", ">&-"),
+        ("embed {bundle} --output {output}", "2>&-"),
+        ("embed {bundle} --output {output}", "<&- >&- 2>&-"),
+    ],
+)
+def test_a_stream_that_is_closed_is_empty(tiny_bundle: Bundle, tmp_path: Path, arguments: str, closed: str) -> None:
+    output = tmp_path / "out.npy"
+    command = f"{sys.executable} -m toolkit {arguments.format(bundle=tiny_bundle.path, output=output)} {closed}"
+
+    finished = subprocess.run(["sh", "-c", command], input=b"", capture_output=True, check=False)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+    assert output.exists() == ("--output" in arguments)
+
+
+def test_an_error_does_not_need_stderr() -> None:
+    finished = subprocess.run(["sh", "-c", f"{sys.executable} -m toolkit embed nothing x 2>&-"], check=False)
+
+    assert finished.returncode == 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "toolkit", "models"], stdout=full, stderr=subprocess.PIPE, check=False, env=env
+        )
+
+    assert (finished.returncode, finished.stderr) == (1, b"error: No space left on device\n")

@@ -217,6 +217,9 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
         ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
+        (["x", "--output", "."], 1, "error: `.` cannot be written: it is a folder\n"),
+        (["x", "--output", ""], 1, "error: the name of the file to write is empty\n\nhint: name a file\n"),
+        (["--output", "."], 1, "error: `.` cannot be written: it is a folder\n"),
         (
             ["x", "--output", tmp_path / "no" / "out.json"],
             1,
@@ -297,12 +300,14 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
 COMMAND = [sys.executable, "-m", "toolkit", "embed"]
 
 
-def test_a_full_disk_is_said(int8_bundle: Bundle) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_said(int8_bundle: Bundle, unbuffered: str) -> None:
     finished = subprocess.run(
         ["sh", "-c", f"exec {' '.join(COMMAND)} {int8_bundle.path} hello > /dev/full"],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
 
     assert finished.returncode == 1

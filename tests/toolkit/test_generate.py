@@ -233,6 +233,13 @@ def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
+def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Edgekit) -> None:
+    finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err.startswith("error: line 1 holds `NaN`, which cannot be passed on as a number of JSON\n")
+
+
 def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
     finished = asked(stdin=b'{"prompt": "a"}\n{')
 
@@ -272,11 +279,31 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
         "hint: load it with that bundle, or read the prompt again and save it anew\n"
     )
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
-    finished = asked("Hello", "--save-prefix", tmp_path / "none" / "prefix")
-    assert (finished.code, finished.err) == (
-        1,
-        f"error: `{tmp_path}/none/prefix` cannot be written: No such file or directory\n",
-    )
+
+
+def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edgekit, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in [
+        (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
+        (".", "`.` cannot be written: it is a folder\n"),
+        ("", "the name of the file to write is empty\n\nhint: name a file\n"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is no regular file\n"),
+    ]:
+        assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-prefix"])
+def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("Hello")
+
+    for arguments in ([], ["Shorten:"]):
+        finished = asked(*arguments, "--input", path, option, path)
+        assert (finished.code, finished.out) == (2, b"")
+        assert finished.err == (
+            f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `{option}`\n"
+        )
+    assert path.read_text() == "Hello"
 
 
 def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None:

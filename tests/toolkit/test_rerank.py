@@ -103,7 +103,25 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     )
     finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
-    assert "error: pair 1 has 304 tokens, and the model reads 128" in finished.err
+    assert finished.err == (
+        "error: text 2 is with the query longer than the 128 tokens that the model reads\n\n"
+        "hint: split it, or leave out `--no-truncate` to have it cut\n"
+    )
+
+
+def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+    """Its place in the chunk that was computed together is not its place in the input."""
+    command = ("rerank", reranker_bundle.path, "--no-truncate")
+    texts = ["a"] * 599 + ["long " * 300, "long " * 300, "a"]
+    searches = [{"query": "q", "documents": texts[:550]}, {"query": "q", "documents": texts[550:]}]
+
+    lines = edgekit(*command, "--query", "q", stdin="\n".join(texts).encode())
+    found = edgekit(*command, stdin="\n".join(map(json.dumps, searches)).encode())
+
+    assert (lines.code, lines.out) == (2, b"")
+    assert lines.err.startswith("error: line 600 is with the query longer than the 128 tokens that the model reads\n")
+    assert found.code == 2
+    assert found.err.startswith("error: document 50 in line 2 is with the query longer than the 128 tokens ")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,18 @@ def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundl
     assert finished.code == 2
     assert [row["query"] for row in rows(finished.out)] == ["q"]
     assert finished.err.startswith("error: line 2 is no JSON")
+
+
+def test_the_input_is_not_replaced(edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "documents.txt"
+    path.write_text("a\nb\n")
+    arguments = ["rerank", reranker_bundle.path, "--query", "q", "--output", path]
+
+    finished = edgekit(*arguments, "--input", path)
+
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: `{path}` is the input too, and would be replaced\n")
+    assert path.read_text() == "a\nb\n"
 
 
 def test_a_terminal_without_documents(edgekit: Edgekit, reranker_bundle: Bundle) -> None:

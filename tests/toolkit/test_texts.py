@@ -63,3 +63,16 @@ def test_arguments_are_texts() -> None:
     assert [record.text for record in from_arguments(["a", ""])] == ["a", ""]
     with pytest.raises(InputError, match="text 2 is not valid UTF-8"):
         list(from_arguments(["a", "\udcff"]))
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1.5e400"])
+def test_numbers_that_could_not_go_out_again_are_refused(literal: str) -> None:
+    records = from_stream(
+        [b'{"text": "a", "x": 1e308}\n', f'{{"text": "b", "x": [{literal}]}}'.encode()], InputFormat.AUTO
+    )
+
+    assert next(records).fields["x"] == 1e308
+    with pytest.raises(InputError) as caught:
+        next(records)
+    assert caught.value.message == f"line 2 holds `{literal}`, which cannot be passed on as a number of JSON"
+    assert caught.value.hint == "give it in quotes, or null"

@@ -107,10 +107,10 @@ class Conversation:
             case "/reset", "":
                 self.chat.reset()
             case "/save", path if path:
-                self.chat.save(Path(path).expanduser())
+                self.chat.save(file_of(path))
                 click.echo(f"note: {described(self.chat)} in `{path}`", err=True)
             case "/load", path if path:
-                self.chat = type(self.chat).load(Path(path).expanduser(), self.chat.decoder)
+                self.chat = type(self.chat).load(file_of(path), self.chat.decoder)
                 click.echo(f"note: {described(self.chat)} from `{path}`", err=True)
             case "/help", "":
                 click.echo(HELP, err=True)
@@ -164,6 +164,14 @@ class Conversation:
             raise click.Abort
         if stream.finish_reason is FinishReason.LENGTH and self.options.max_tokens is None:
             click.echo("note: the answer ends here because no more tokens fit; `/reset` begins anew", err=True)
+
+
+def file_of(name: str) -> Path:
+    """The file that a person names, `~` for their home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"there is no home folder for `{name}`", hint="give the whole path") from error
 
 
 def described(chat: Chat) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from runtime.errors import InputError, TextTooLongError
+from runtime.targets import is_special, regular_target_of, target_of
 from toolkit.notes import Notes
 from toolkit.progress import bar
-from toolkit.streams import open_input, open_output
+from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
@@ -103,6 +104,7 @@ def embed(
     from toolkit.job import Job, Options, read_ranges
     from toolkit.resumable import Files
 
+    target = target_named(output, resumed=not texts)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = Options(
         output_format=OutputFormat(output_format),
@@ -114,22 +116,33 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     with open_input(source) as stream:
+        if not texts:
+            refuse_input(stream, output)
         job = Job(Embedder(bundle), options=options, ranges=ranges)
-        if output is not None and not texts:
+        if target is not None and not texts:
             with bar(stream, enabled=True) as shown:
-                done = embed_to_file(job, stream, target=Path(output), restart=restart, progress=shown)
-            report(job, done, target=Path(output))
+                done = embed_to_file(job, stream, target=target, restart=restart, progress=shown)
+            report(job, done, target=target)
             return
         records = from_arguments(texts) if texts else from_stream(stream, options.input_format)
         with open_output(output) as file, bar(stream, enabled=not texts) as shown:
             notes, total = embed_in_order(job, records, file=file, progress=shown)
     notes.print(total, job.embedder.max_length)
     covered = job.embed([]).ranges
-    if covered is not None and output is not None:
-        write_ranges(Files(Path(output)).ranges, covered)
+    if covered is not None and target is not None and not is_special(target):
+        write_ranges(Files(target).ranges, covered)
     elif covered is not None and ranges is None:
         reach = f"{covered[1, 0]:.4f}"
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
+
+
+def target_named(output: str | None, *, resumed: bool) -> Path | None:
+    """The file of `--output`, if there is one; raises OutputError for one that cannot be written, or gone on with."""
+    if output is None:
+        return None
+    if not resumed:
+        return target_of(output)
+    return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
 
 
 def embed_in_order(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from runtime.errors import InputError
+from runtime.targets import regular_target_of
 from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
 from toolkit.options import (
     AnswerOptions,
@@ -21,7 +21,7 @@ from toolkit.options import (
 )
 from toolkit.progress import bar
 from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
-from toolkit.streams import open_input, open_output
+from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import InputFormat
 from toolkit.writers import object_to_json
 
@@ -90,6 +90,9 @@ def generate(
     if in_pieces and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
 
+    # Looked at before minutes are spent on an answer.
+    prefix = regular_target_of(save_prefix) if save_prefix is not None else None
+
     from runtime.decoder import Decoder
 
     options = AnswerOptions.given()
@@ -101,6 +104,8 @@ def generate(
         if prompt is not None and source is None:
             found: str | Iterator[PromptRecord] = prompt
         else:
+            refuse_input(stream, output)
+            refuse_input(stream, save_prefix, option="--save-prefix")
             found = read_prompts(stream, InputFormat(input_format))
         if not isinstance(found, str):
             refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
@@ -121,9 +126,9 @@ def generate(
         file.flush()
         Totals().with_answer(answer.rates).tell(asked=rates)
         end_if_cancelled(answer)
-    if save_prefix is not None:
+    if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
-        decoder.save(Path(save_prefix), cache)
+        decoder.save(prefix, cache)
 
 
 def refuse_for_lines(*, prompt: str | None, in_pieces: bool, save_prefix: str | None) -> None:

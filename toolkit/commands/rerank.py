@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from runtime.errors import InputError
+from runtime.errors import InputError, TextTooLongError
 from toolkit.notes import PairNotes
 from toolkit.progress import bar
 from toolkit.searches import SearchRecord, searches_of
-from toolkit.streams import open_input, open_output
+from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
 from toolkit.writers import object_to_json
 
@@ -76,17 +76,25 @@ def rerank(
     from runtime.reranker import Reranker
 
     with open_input(source) as stream:
+        if not documents:
+            refuse_input(stream, output)
         reranker = Reranker(bundle)
 
+        pending = Pending()
+
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
-            return reranker.rank_many_with_report(
-                searches,
-                top_n=top_n,
-                scores=scores,
-                label=label,
-                long="error" if no_truncate else "truncate",
-                text=lambda record: record.text,
-            )
+            try:
+                yield from reranker.rank_many_with_report(
+                    searches,
+                    top_n=top_n,
+                    scores=scores,
+                    label=label,
+                    long="error" if no_truncate else "truncate",
+                    text=pending.text_of,
+                    progress=pending.scored,
+                )
+            except TextTooLongError as error:
+                raise pending.too_long(error, reranker.max_length) from error
 
         with open_output(output) as file, bar(stream, enabled=not documents, verb="ranking") as shown:
             if query is None:
@@ -95,6 +103,29 @@ def rerank(
                 records = from_arguments(documents) if documents else from_stream(stream, InputFormat(input_format))
                 notes = rank_one(rank, query, records, file, shown)
     notes.print(reranker.max_length)
+
+
+class Pending:
+    """Where the documents stood that are read and not scored yet."""
+
+    def __init__(self) -> None:
+        self.where: deque[str] = deque()
+
+    def text_of(self, record: TextRecord) -> str:
+        self.where.append(record.where)
+        return record.text
+
+    def scored(self, count: int) -> None:
+        """So many more are scored; called from several threads."""
+        for _ in range(count):
+            self.where.popleft()
+
+    def too_long(self, error: TextTooLongError, max_length: int) -> TextTooLongError:
+        """The error for a document by where it stood: those that wait are the ones of its call, in their order."""
+        return TextTooLongError(
+            f"{self.where[error.texts[0]]} is with the query longer than the {max_length} tokens that the model reads",
+            hint="split it, or leave out `--no-truncate` to have it cut",
+        )
 
 
 def rank_one(
