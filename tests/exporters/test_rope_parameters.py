@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from exporters.pytorch_model import load_config, load_tokenizer
+from exporters.pytorch_model import load_config
 from exporters.rope_parameters import with_known_names
 from exporters.weightless import open_decoder
 from runtime.errors import CheckpointError, UnsupportedModelError
@@ -130,27 +130,3 @@ def test_a_config_of_transformers_4_stays_as_it_is() -> None:
 
     assert with_known_names("tiny", config) == config
     assert with_known_names("tiny", config | {"rope_parameters": None}) == config
-
-
-def test_a_tokenizer_saved_by_transformers_5(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny")
-    before = load_tokenizer(opened(folder))
-    path = folder / "tokenizer_config.json"
-    change_json(path, tokenizer_class="TokenizersBackend", extra_special_tokens=["<|im_start|>"])
-
-    found = load_tokenizer(opened(folder))
-
-    text = "<|im_start|>user\nWhat is a pump?<|im_end|>"
-    assert found(text)["input_ids"] == before(text)["input_ids"]
-    assert (found.bos_token_id, found.eos_token_id) == (before.bos_token_id, before.eos_token_id)
-    assert found.chat_template == before.chat_template
-    assert "<|im_start|>" in found.all_special_tokens
-
-
-def test_a_tokenizer_that_transformers_does_not_know(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny")
-    change_json(folder / "tokenizer_config.json", tokenizer_class="OtherTokenizer")
-
-    with pytest.raises(CheckpointError, match=r"^the tokenizer of `tiny` cannot be loaded: ") as caught:
-        load_tokenizer(opened(folder))
-    assert caught.value.exit_code == 7
