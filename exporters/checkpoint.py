@@ -22,13 +22,14 @@ from runtime.manifest import Source
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 WANTED = (
     "config.json",
     WEIGHTS,
     WEIGHTS_INDEX,
     "model-*-of-*.safetensors",
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",

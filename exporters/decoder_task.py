@@ -33,7 +33,7 @@ from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
 from exporters.gguf import open_gguf, stored_matrices
 from exporters.graph import tidy
-from exporters.graph_files import CONTENT, need_space, write_graph
+from exporters.graph_files import CONTENT, need_space, weights_bytes, write_graph
 from exporters.half_precision import check_states, put_cache_in_half, put_in_half
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import Layerwise
@@ -97,12 +97,12 @@ class DecoderTask:
     def space(self, graph: ir.Model, precision: Precision) -> int:
         """Bytes that an export writes, about: weights in their precision, what is compared, and what is checked."""
         compared = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * self.facts.vocabulary)
-        checked = unrounded_size(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
+        checked = weights_bytes(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
         file = self.checkpoint.gguf
         if precision is Precision.SOURCE and file is not None:
             # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
             return compared + checked + 2 * file.stat().st_size
-        return compared + checked + weights_size(graph, precision)
+        return compared + checked + rounded_bytes(graph, precision)
 
     def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
         """Read the probe set, and in the same pass what int4 calibrates with."""
@@ -271,15 +271,10 @@ def name_of(recipe: BlockRecipe) -> str:
     return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
 
 
-def unrounded_size(graph: ir.Model) -> int:
-    """Bytes of the weights in float32."""
-    return sum(required(value.const_value).nbytes for value in graph.graph.initializers.values())
-
-
-def weights_size(graph: ir.Model, precision: Precision) -> int:
+def rounded_bytes(graph: ir.Model, precision: Precision) -> int:
     """Bytes of the weights in a precision, about."""
     if precision not in RECIPES:
-        return unrounded_size(graph) // (2 if precision is Precision.FP16 else 1)
+        return weights_bytes(graph) // (2 if precision is Precision.FP16 else 1)
     recipe = default_recipe(precision, [product.inputs for product in linears(graph.graph)])
     total = 0
     for value in graph.graph.initializers.values():

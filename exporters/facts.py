@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.checkpoint import Checkpoint
+from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind, Pooling
 
@@ -139,7 +139,7 @@ def max_length(checkpoint: Checkpoint) -> int:
     settings = checkpoint.read_json("sentence_bert_config.json") or {}
     length = settings.get("max_seq_length")
     if length is None:
-        length = (checkpoint.read_json("tokenizer_config.json") or {}).get("model_max_length")
+        length = (checkpoint.read_json(TOKENIZER_CONFIG) or {}).get("model_max_length")
     return positions if length is None else min(int(length), positions)
 
 

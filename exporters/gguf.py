@@ -25,7 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from exporters.architectures import check_architecture
 from exporters.block_weights import StoredMatrix
-from exporters.checkpoint import WEIGHTS, Checkpoint, read_json
+from exporters.checkpoint import TOKENIZER_CONFIG, WEIGHTS, Checkpoint, read_json
 from exporters.gguf_tokenizer import CONTROL, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.stored_blocks import BLOCK_READERS
 from exporters.stored_tensors import write_tensors
@@ -283,7 +283,7 @@ def write_checkpoint(file: GgufFile, folder: Path) -> None:
         lambda name: float32_of(tensors[name], processor),
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(file))
+    write_json(folder / TOKENIZER_CONFIG, tokenizer_config(file))
     write_json(
         folder / "generation_config.json", {"bos_token_id": file.bos_id, "eos_token_id": list(file.eos_ids) or None}
     )

@@ -50,8 +50,12 @@ def save_graph(model: ir.Model, path: Path) -> None:
     # What is open from there by now goes on with the old files.
     path.unlink(missing_ok=True)
     path.with_name(GRAPH_DATA).unlink(missing_ok=True)
-    weights = sum(required(value.const_value).nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=GRAPH_DATA if weights > LARGEST_PROTOBUF else None)
+    ir.save(model, path, external_data=GRAPH_DATA if weights_bytes(model) > LARGEST_PROTOBUF else None)
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's weights in the types that they have in it, before any rounding."""
+    return sum(required(value.const_value).nbytes for value in model.graph.initializers.values())
 
 
 def is_large(value: ir.Value) -> bool:

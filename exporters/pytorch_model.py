@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import transformers
 
-from exporters.checkpoint import Checkpoint
+from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
 from runtime.errors import CheckpointError
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 OPSET = 20
 """The first with GELU as one operator."""
 NOT_NEEDED = ("pooler.", "embeddings.position_ids")
@@ -38,7 +37,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     changes: dict[str, Any] = {}
     tokenizer_class = transformers.AutoTokenizer
     try:
-        # transformers 5 calls a list so that transformers 4 calls otherwise, and what tokenizer.json alone makes.
+        # As transformers 5 writes them: a list that transformers 4 has under another name, and a class that it does not
+        # have, whose tokenizer is what tokenizer.json says and nothing more.
         if isinstance(settings.get("extra_special_tokens"), list):
             changes["additional_special_tokens"] = settings["extra_special_tokens"]
             changes["extra_special_tokens"] = {}
@@ -48,7 +48,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             return tokenizer_class.from_pretrained(
                 str(checkpoint.folder), local_files_only=True, trust_remote_code=False, **changes
             )
-    # transformers raises what came of a surprise, and tokenizers nothing more exact.
+    # transformers raises whatever a damaged file makes of its code, and tokenizers nothing more exact than this.
     except Exception as error:
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
 
