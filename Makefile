@@ -6,15 +6,17 @@ BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
 DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
 SOURCE_BUNDLE := bundles/SmolLM2-135M-Instruct-source
+PYTEST_MARKS := -m "not slow"
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test lint types tests benchmark clean
+.PHONY: help demo test test-all lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
+	@echo "make test-all   the same, with the slow tests that CI runs too"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -47,6 +49,10 @@ $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
 
 test: lint types tests
 
+# The mark `slow` is for what takes long and seldom breaks alone: sweeps over many seeded checkpoints.
+test-all: PYTEST_MARKS :=
+test-all: lint types tests
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,7 +63,7 @@ types: $(VENV)/.dev
 tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
 	# Each process begins with a half of its own, so that they seldom make the same models.
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_MARKS)
 
 benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(SOURCE_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets

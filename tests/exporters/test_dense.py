@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Dense
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from exporters import export
 from exporters.dense import dense_layers

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sentence_transformers.models import Pooling as ReferencePooling
+from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
 
 from runtime import Pooling
 from runtime.pooling import cosines, normalize, pool, pool_chunks
