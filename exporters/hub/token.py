@@ -11,7 +11,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 
-from exporters.hub.failures import SITE, host
+from exporters.hub.failures import host
+from exporters.hub.settings import SITE, endpoint
 from runtime.errors import InputError, NotSignedInError, OutputError
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -102,7 +103,7 @@ def can_be_token(text: str) -> bool:
 
 def token_for_host(token: Token | None, token_host: str | None) -> Token | None:
     """The token, when it may be sent to where `HF_ENDPOINT` points: the Hub itself, or a host that the user named."""
-    return token if constants.ENDPOINT == SITE or host() == token_host else None
+    return token if endpoint() == SITE or host() == token_host else None
 
 
 def store_token(value: str) -> Path:

@@ -14,6 +14,7 @@ from toolkit.options import token_host_option
 from toolkit.progress import megabytes
 
 if TYPE_CHECKING:
+    from exporters.hub.access import Access
     from exporters.hub.account import Account
     from exporters.hub.token import Token
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def login(*, token_stdin: bool, token_host: str | None) -> None:
     """Store a Hugging Face token where every Hugging Face tool looks for it."""
     from exporters.hub.account import whoami as ask_whoami
-    from exporters.hub.failures import SITE
+    from exporters.hub.settings import SITE
     from exporters.hub.token import Token, read_new_token, store_token
 
     if token_stdin:
@@ -84,7 +85,7 @@ def logout() -> None:
 @token_host_option
 def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     """Tell whether MODEL, a name of the catalog or a Hub id, can be downloaded, and if not, what to do."""
-    from exporters.checkpoint import is_wanted
+    from exporters.checkpoint_files import is_wanted
     from exporters.hub.access import check_access
     from exporters.sources import hub_request, notes_on
 
@@ -100,8 +101,16 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     )
     click.echo(f"{found.repo} can be downloaded {shown}")
     click.echo(f"  commit   {found.commit}")
-    click.echo(f"  licence  {found.licence or 'not stated'}, {'gated' if found.gated else 'public'}")
-    click.echo(f"  size     {megabytes(sum(file.size for file in needed))} in {len(needed)} files that an export needs")
+    click.echo(f"  licence  {found.licence or 'not stated'}, {visibility(found)}")
+    size = megabytes(sum(file.size or 0 for file in needed))
+    click.echo(f"  size     {size} in {len(needed)} files that an export needs")
+
+
+def visibility(access: Access) -> str:
+    """Who may see a model."""
+    if access.gated:
+        return "private, gated" if access.private else "gated"
+    return "private" if access.private else "public"
 
 
 def may_send(token: Token, token_host: str | None) -> Token:
