@@ -8,6 +8,8 @@ Whatever stands at HF_ENDPOINT may be hostile. Its answers are read here and not
 """
 
 from exporters.hub.settings import check_numbers
+from exporters.parts import need
 
+need("hub", "huggingface_hub")
 # Before huggingface_hub is imported, which reads these at once.
 check_numbers()

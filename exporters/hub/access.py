@@ -13,7 +13,7 @@ from exporters.hub.account import Account, at, invalid_token, whoami
 from exporters.hub.failures import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
 from exporters.hub.names import is_file_name, is_hash, is_repo_id, shown
 from exporters.hub.settings import SITE
-from exporters.hub.token import Token, find_token, token_for_host
+from exporters.hub.token import Token, absence, find_token, token_for_host
 from exporters.hub.transport import ask, ask_json
 from runtime.errors import AccessError, EdgekitError, InputError, NetworkError, NotFoundError, NotSignedInError
 
@@ -92,10 +92,15 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
     """
     if not is_repo_id(repo):
         raise InputError(f"`{repo}` cannot be the id of a repository", hint="an id reads `owner/name`")
-    token = find_token()
+    unusable = None
+    try:
+        token = find_token()
+    except NotSignedInError as error:
+        # It does not stand in the way of a public model.
+        token, unusable = None, error
     sent = token_for_host(token, token_host)
     asked = Question(repo, revision, command, sent, token if sent is None else None)
-    notes: list[str] = []
+    notes = [f"{unusable.message}; no token is sent"] if unusable is not None else []
     info = None
     try:
         info = describe(asked)
@@ -103,6 +108,8 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
             ask(f"/api/models/{info.repo}/auth-check", sent)
     except ASKING_FAILED as error:
         found = explain(error, asked, by_hand=info is not None and info.gated == "manual")
+        if unusable is not None and isinstance(found, (NotSignedInError, NotFoundError)):
+            raise unusable from error
         if sent is None or not isinstance(found, NotSignedInError):
             raise found from error
         # A token that is refused makes the Hub refuse public models too: ask once more as nobody.
@@ -238,7 +245,7 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
         )
     if gated:
         return NotSignedInError(
-            f"`{asked.repo}` is gated, and there is no Hugging Face token on this machine",
+            f"`{asked.repo}` is gated, and {absence()} on this machine",
             hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
         )
     return NotFoundError(
