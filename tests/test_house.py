@@ -33,13 +33,13 @@ ORDER = {
         "weightless_trace probe gguf gguf_tokenizer quantize block_weights calibration graph_files layerwise "
         "publisher weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
         "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts choices facts "
-        "sources short_merges checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
-        "rope_parameters architectures"
+        "sources short_merges checkpoint hub.download hub.request hub.access hub.account hub.transport hub.token "
+        "hub.failures hub.names hub.settings wheel checkpoint_files catalog rope_parameters architectures parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
-        "searches turns texts options progress"
+        "searches turns texts options masking progress"
     ),
 }
 
