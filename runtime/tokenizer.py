@@ -146,6 +146,13 @@ def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+NO_TOKENS = "has no tokens"
+NO_TOKENS_HINT = (
+    "leave it out: without special tokens, which this model's tokenizer does not add, there is nothing to read"
+)
+"""The publishers' libraries give no result either: sentence-transformers and transformers raise IndexError."""
+
+
 def checked_text(text: object, name: str) -> str:
     """The same text; raises InputError, with what it is called, for what is no string or not valid Unicode."""
     if not isinstance(text, str):
