@@ -192,8 +192,7 @@ class Embedder(Encoder):
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
         if isinstance(texts, str):
             raise one_string("count_tokens")
-        tokenized = self.tokenizer.stream(texts, prefix=self.prefix(prompt))
-        return np.array([text.tokens + text.dropped for text in tokenized], np.int64)
+        return np.array(list(self.tokenizer.count(texts, prefix=self.prefix(prompt))), np.int64)
 
     @property
     def dimension(self) -> int:
