@@ -105,13 +105,17 @@ class SafeTokenizer:
             raise_unless_of_tokenizers(error)
             raise BundleError(f"the tokenizer `{self.name}` cannot be used: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text without special tokens around it; raises UnreadableError."""
-        faults: dict[int, str] = {}
-        (found,) = self.ids([text], faults)
-        if faults:
-            raise UnreadableError(faults[0])
-        return [int(id_) for id_ in found.ids]
+    def encode(self, text: str, *, enough: int | None = None) -> list[int]:
+        """The ids of a text without special tokens around it; raises UnreadableError.
+
+        Of a long text no more is read when there are more than `enough`.
+        """
+        if len(text) > PIECE:
+            return [int(id_) for id_ in self.long_ids(text, keep=None, left=False, enough=enough).ids]
+        (found,) = self.encoded([text])
+        if isinstance(found, UnreadableError):
+            raise found
+        return list(found)
 
     def ids(
         self,
@@ -153,7 +157,7 @@ class SafeTokenizer:
         """Characters that are tokenized at once, fewer for a tokenizer that makes them longer."""
         return max(1024, int(AT_ONCE * 4 / max(4.0, self.growth)))
 
-    def long_ids(self, text: str, *, keep: int | None, left: bool) -> Ids:
+    def long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> Ids:
         parts: list[NDArray[np.int64]] = []
         total = held = 0
         for group in self.grouped(text):
@@ -164,6 +168,8 @@ class SafeTokenizer:
                 if keep is None or left or held < keep:
                     parts.append(np.array(ids, np.int64))
                     held += len(ids)
+                if enough is not None and total > enough:
+                    return Ids(np.concatenate(parts), total)
                 while keep is not None and left and held - len(parts[0]) >= keep:
                     held -= len(parts.pop(0))
         return Ids(kept(np.concatenate([np.empty(0, np.int64), *parts]), keep, left=left), total)
