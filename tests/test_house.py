@@ -23,7 +23,7 @@ ORDER = {
     "runtime": (
         "replay "
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
-        "detokenizer chat_template messages "
+        "detokenizer chat_template template_sandbox messages "
         "opening reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
         "session pages bundle_writer bundle manifest records targets telemetry errors version"
     ),
