@@ -39,7 +39,7 @@ ORDER = {
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
-        "searches turns texts options progress"
+        "searches turns texts options progress terminal"
     ),
 }
 

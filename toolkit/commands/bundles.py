@@ -11,6 +11,7 @@ import click
 from runtime.manifest import CacheType, Kind
 from runtime.records import write_record
 from toolkit.progress import megabytes
+from toolkit.terminal import escaped_json, say
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -48,7 +49,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
             shown["memory"] = write_record(footprint_of(opened.manifest, opened.manifest.decoder))
         if plan is not None:
             shown["runtime"] = write_record(plan)
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     lines = describe(opened.manifest, opened.size)
     if plan is not None:
@@ -56,7 +57,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 
         lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
-        click.echo(f"{label:<12} {text}")
+        say(f"{label:<12} {text}")
 
 
 def model_of(opened: Bundle) -> Decoder | Embedder | Reranker:
