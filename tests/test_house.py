@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay "
+        "verification replay "
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
         "detokenizer chat_template template_sandbox messages "
         "opening reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
