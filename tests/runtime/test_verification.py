@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime import Bundle, BundleError, EdgekitError, OutOfMemoryError
 from runtime.replay import Replay
-from runtime.verification import memory_for, verify
+from runtime.verification import START, memory_for, verify
 from tests.commands import Finished
 from tests.tiny_bundles import (
     WIDTH,
@@ -214,10 +214,9 @@ def test_errors_come_back_as_they_are(edgekit: Edgekit, folder: Path) -> None:
 
 
 def test_whatever_else_goes_wrong_is_the_bundles_fault(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = "import runtime.verification as v; v.replay = lambda _: 1 / 0; v.child()"
-    monkeypatch.setattr(
-        "runtime.verification.START", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {broken}"
-    )
+    replaced = START.replace("from runtime.verification import child;", "import runtime.verification as tried;")
+    broken = replaced.replace(" child()", " tried.replay = lambda _: 1 / 0; tried.child()")
+    monkeypatch.setattr("runtime.verification.START", broken)
 
     assert refusal(embedder.path).message == (
         f"`{embedder.path}` cannot be verified: ZeroDivisionError: division by zero"
