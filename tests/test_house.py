@@ -21,9 +21,9 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay "
+        "verification replay "
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
-        "detokenizer chat_template messages "
+        "detokenizer chat_template template_sandbox messages "
         "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
         "pieces dense pooling session pages memory cores bundle_writer bundle manifest records targets telemetry "
         "errors version"
@@ -40,7 +40,7 @@ ORDER = {
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
-        "searches turns texts options masking progress"
+        "searches turns texts options masking progress terminal"
     ),
 }
 

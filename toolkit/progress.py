@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import click
 
+from toolkit.terminal import escaped
+
 CLEAR = "\r\x1b[K"
 """Back to the start of a terminal's line, and the line emptied."""
 AT_ONCE = 0.02
@@ -35,13 +37,13 @@ class StageProgress:
         if self.check is not None:
             self.check()
         if sys.stderr.isatty():
-            click.echo(f"  ...     {stage}", err=True, nl=False)
+            click.echo(f"  ...     {escaped(stage)}", err=True, nl=False)
 
     def end(self, stage: str, seconds: float) -> None:
-        click.echo(f"{fresh_line()}  {seconds:5.1f} s {stage}", err=True)
+        click.echo(f"{fresh_line()}  {seconds:5.1f} s {escaped(stage)}", err=True)
 
     def note(self, text: str) -> None:
-        click.echo(f"{fresh_line()}note: {text}", err=True)
+        click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
     def downloaded(self, done: int, total: int) -> None:
         """Show how far a download is: bytes, rate and the time that is left; called again and again."""
