@@ -38,7 +38,7 @@ LINES = [
 ]
 ERRORS = [
     (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
-    (3, "line 3 has no text in a field `text`"),
+    (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
     (5, "line 5 holds a NUL byte, so this is no text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
