@@ -189,7 +189,8 @@ def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "emb
     try:
         yield shown
     finally:
-        click.echo(err=True)
+        if not isinstance(sys.stderr, OwnLines) or sys.stderr.unfinished:
+            click.echo(err=True)
 
 
 class TextProgress:

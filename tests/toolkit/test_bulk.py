@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, Embedder, Embeddings
-from tests.commands import Finished
+from tests.commands import Finished, lines_on_terminal, on_terminal
 from toolkit.resumable import Files, locked
 
 Edgekit = Callable[..., Finished]
@@ -404,6 +404,53 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
     assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
     assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+SLOW = """
+import sys, time, runtime.embedder as e, toolkit.cli as c
+real = e.Embedder.embed_with_report
+def slow(self, texts, *, progress=None, **options):
+    for text in texts:
+        time.sleep(0.1)
+        progress(1)
+    return real(self, texts, **options)
+e.Embedder.embed_with_report = slow
+sys.argv[0] = "edgekit"
+c.main()
+"""
+
+
+def test_ctrl_c_keeps_what_is_done_however_slow_it_is(tiny_bundle: Bundle, tmp_path: Path, edgekit: Edgekit) -> None:
+    """At ten texts a second, some are kept after a second or two, and the count is seen before."""
+    source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out.npy"
+    arguments = ["embed", str(tiny_bundle.path), "--input", str(source), "--output", str(output)]
+
+    shown = on_terminal([sys.executable, "-c", SLOW, *arguments], code=130, interrupt_at="17 texts")
+
+    assert shown.startswith("\r\x1b[Kembedding ...\r\x1b[Kembedding [--------------------]   0%, 1 texts, ")
+    assert lines_on_terminal(shown) == [
+        "note: 8 records are done; the same command goes on after them",
+        "interrupted",
+        "",
+    ]
+    finished = edgekit(*arguments)
+    assert finished.err.startswith("note: 8 records were done before, and it goes on after them\n")
+    assert len(np.load(output)) == 60
+
+
+def test_an_error_beside_a_bar_begins_on_its_own_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"fine\n\xff\n")
+    arguments = [sys.executable, "-m", "toolkit", "embed", str(tiny_bundle.path), "--input", str(tmp_path / "in")]
+
+    lines = lines_on_terminal(on_terminal(arguments, code=2))
+
+    assert lines[0].startswith("embedding [##")
+    assert lines[1:] == [
+        "error: line 2 is not valid UTF-8 at byte 1",
+        "",
+        "hint: convert it, for example with `iconv`",
+        "",
+    ]
 
 
 PEAK = """
