@@ -35,6 +35,9 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             ctx.exit(CLOSED_PIPE)
+        except KeyboardInterrupt as error:
+            # For which click itself would print an empty line.
+            raise click.Abort from error
         return result
 
 
