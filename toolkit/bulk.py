@@ -132,6 +132,8 @@ def failure(found: Record, error: InputError) -> bytes:
 
 def opened_at(path: Path, size: int) -> BinaryIO:
     """A file to be written on after its first `size` bytes, the rest of it cut off."""
+    if size == 0:
+        path.unlink(missing_ok=True)
     file = os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
     file.truncate(size)
     file.seek(size)

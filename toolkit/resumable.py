@@ -114,7 +114,8 @@ def open_own(path: Path, flags: int) -> int:
     try:
         number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        # A link, or a pipe that nobody reads.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
             raise linked(path) from error
         raise
     status = os.fstat(number)

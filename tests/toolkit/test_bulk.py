@@ -75,7 +75,8 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
     arguments += ["--input", tmp_path / "in"] if source == "file" else []
     fine = Embedder(tiny_bundle).embed(["fine", "fine too"])
 
-    finished = edgekit("embed", tiny_bundle.path, *arguments, stdin=b"".join(LINES))
+    stdin = b"" if source == "file" else b"".join(LINES)
+    finished = edgekit("embed", tiny_bundle.path, *arguments, stdin=stdin)
 
     assert finished.code == 1
     assert finished.err == (
@@ -316,6 +317,75 @@ def test_a_record_of_another_version_counts_for_nothing(edgekit: Edgekit, begun:
     (tmp_path / ".out.npy.state").write_text('{"version": 2}')
     assert "were done before" not in edgekit(*begun).err
     assert len(np.load(tmp_path / "out.npy")) == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+        (b"\xff\0", "'utf-"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b"[]", "must be an object"),
+        (b'{"rows": -5}', "its figures contradict one another"),
+        (b'{"output_size": 1000000}', "what it says was done is not there"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_damaged_record_is_told_and_everything_done_anew(
+    edgekit: Edgekit, begun: list[object], tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    state = tmp_path / ".out.npy.state"
+    if content is None:
+        state.unlink()
+        state.mkdir()
+    elif content.startswith(b"{"):
+        state.write_text(json.dumps(json.loads(state.read_text()) | json.loads(content)))
+    else:
+        state.write_bytes(content)
+
+    finished = edgekit(*begun)
+
+    if content is None:
+        assert finished.code == 1
+        assert finished.err.endswith(f"error: `{tmp_path}/out.npy` cannot be written: Is a directory\n")
+        return
+    assert finished.err.startswith(
+        f"note: `{state}`, which says how far an earlier run came, cannot be used, so everything is done anew: {why}"
+    )
+    assert "were done before" not in finished.err
+    assert len(np.load(tmp_path / "out.npy")) == 60
+    assert not np.isnan(np.load(tmp_path / "out.npy")[:7]).any()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", [".out.npy.partial", ".out.npy.failed.partial", ".out.npy.state.next"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_what_a_link_names_is_not_overwritten(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, name: str, kind: str
+) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (path.symlink_to if kind == "link" else path.hardlink_to)(tmp_path / "other")
+    (tmp_path / "in").write_text("fine\n" * 3)
+    arguments = ["embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy"]
+
+    finished = edgekit(*arguments)
+
+    assert (tmp_path / "other").read_bytes() == b"another's"
+    if name == ".out.npy.partial":
+        # The others are replaced, and this one may be another process's.
+        assert finished.code == 1
+        assert finished.err.endswith(
+            f"error: `{path}` is a link or no regular file, and what is done would be written there\n\n"
+            f"hint: remove it: `rm {path}`\n"
+        )
+        path.unlink()
+        finished = edgekit(*arguments)
+    assert finished.code == 0
+    assert len(np.load(tmp_path / "out.npy")) == 3
 
 
 def test_without_the_rows_the_record_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
