@@ -31,6 +31,7 @@ WANTED = (
     "tokenizer.json",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
     "vocab.txt",
