@@ -15,6 +15,7 @@ from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
 from runtime.steps import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
+from tests.tampered import changed_bundle
 
 FOX = "The quick brown fox"
 
@@ -468,3 +469,33 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
 
     with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):
         next(steps)
+
+
+def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encoded = decoder.safe_tokenizer.encoded
+    monkeypatch.setattr(
+        decoder.safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
+    )
+    text = "The quick brown fox. " * 200_000
+
+    for ask in (decoder.generate, decoder.encode_exactly, decoder.prefill, decoder.count_tokens):
+        with pytest.raises(TextTooLongError, match=r"the prompt has at least \d+ tokens, \d+ more than the context"):
+            ask(text)
+    assert sum(read) < len(text) / 10
+
+
+@pytest.mark.parametrize("prompt", ["", [], "\u200b\u200b"])
+def test_a_prompt_without_tokens(prompt: object, tmp_path: Path) -> None:
+    """As transformers, whose `generate` raises for no ids; nothing of the kind reaches the graph."""
+
+    def no_character(content: dict) -> None:
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    bare = Decoder(changed_bundle(bundle, tmp_path / "bare", tokenizer=no_character), threads=1)
+
+    with pytest.raises(InputError) as caught:
+        bare.generate(prompt)
+    assert caught.value.message == ("the prompt has no tokens" if prompt else "the prompt is empty")
+    assert caught.value.hint == "give it at least a word to continue"
