@@ -17,7 +17,7 @@ from exporters.gguf import open_gguf, unpacked, unpacked_size
 from exporters.graph_files import need_space
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
-from exporters.tokenizer_file import special_tokens, tokenizer_text
+from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
@@ -48,9 +48,9 @@ def convert(
             checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
             # What its metadata takes is not needed any more.
             del file
-    tokenizer = tokenizer_text(checkpoint)
-    (writer.folder / TOKENIZER).write_bytes(tokenizer.encode("utf-8"))
-    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, special_tokens(tokenizer))
+    tokenizer = bundle_tokenizer(checkpoint)
+    (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, tokenizer)
     bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
     return Exported(bundle, checkpoint.weights_size)
 
@@ -87,9 +87,9 @@ def key_of(manifest: Manifest, bar: float | None) -> str:
 
 
 def draft_manifest(
-    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, special: dict[str, int]
+    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, tokenizer: BundleTokenizer
 ) -> Manifest:
-    """All of the manifest that the checkpoint's own files decide; `special` are the tokenizer's special tokens."""
+    """All of the manifest that the checkpoint's own files decide."""
     return Manifest(
         schema=SCHEMA,
         kind=kind,
@@ -100,7 +100,9 @@ def draft_manifest(
         inputs=(),
         source=checkpoint.source,
         files={},
-        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special),
+        tokenizer=TokenizerFacts(
+            max_length(checkpoint), lower_case(checkpoint), tokenizer.special_tokens, tokenizer.truncation_side
+        ),
         embedder=None,
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},

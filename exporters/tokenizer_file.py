@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -16,10 +17,26 @@ from exporters.pytorch_model import load_tokenizer
 from exporters.short_merges import with_short_merges
 from runtime.bundle import TOKENIZER
 from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Side
 
 
-def tokenizer_text(checkpoint: Checkpoint) -> str:
-    """The text of a bundle's tokenizer.json: the checkpoint's own where transformers builds the same from it.
+@dataclass(frozen=True)
+class BundleTokenizer:
+    """A bundle's tokenizer, as transformers has it."""
+
+    text: str
+    """Of its tokenizer.json: the checkpoint's own, its merges short, where transformers builds the same from it."""
+    truncation_side: Side
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Name -> id of the tokens that are marked as special."""
+        content: dict[str, Any] = json.loads(self.text)
+        return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
+
+
+def bundle_tokenizer(checkpoint: Checkpoint) -> BundleTokenizer:
+    """The tokenizer that a checkpoint's bundle gets.
 
     Raises CheckpointError where transformers builds none, UnsupportedModelError for one that exists in Python only.
     """
@@ -37,7 +54,8 @@ def tokenizer_text(checkpoint: Checkpoint) -> str:
         )
     built = whole(tokenizer.backend_tokenizer)
     text = path.read_bytes().decode("utf-8")
-    return with_short_merges(text if whole(Tokenizer.from_str(text)) == built else built)
+    text = with_short_merges(text if whole(Tokenizer.from_str(text)) == built else built)
+    return BundleTokenizer(text, Side(tokenizer.truncation_side))
 
 
 def whole(tokenizer: Tokenizer) -> str:
@@ -46,9 +64,3 @@ def whole(tokenizer: Tokenizer) -> str:
     copy.no_truncation()
     copy.no_padding()
     return str(copy.to_str())
-
-
-def special_tokens(text: str) -> dict[str, int]:
-    """Name -> id of the tokens that a tokenizer.json marks as special."""
-    content: dict[str, Any] = json.loads(text)
-    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
