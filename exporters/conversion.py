@@ -101,7 +101,11 @@ def draft_manifest(
         source=checkpoint.source,
         files={},
         tokenizer=TokenizerFacts(
-            max_length(checkpoint), lower_case(checkpoint), tokenizer.special_tokens, tokenizer.truncation_side
+            max_length(checkpoint),
+            lower_case(checkpoint),
+            tokenizer.special_tokens,
+            tokenizer.truncation_side,
+            None if kind is Kind.DECODER else tokenizer.known_tokens,
         ),
         embedder=None,
         certificate=None,

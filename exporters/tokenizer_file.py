@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from exporters.checkpoint import Checkpoint
+from exporters.probe import calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.short_merges import with_short_merges
 from runtime.bundle import TOKENIZER
@@ -27,6 +28,8 @@ class BundleTokenizer:
     text: str
     """Of its tokenizer.json: the checkpoint's own, its merges short, where transformers builds the same from it."""
     truncation_side: Side
+    known_tokens: int | None
+    """How many ids the model knows, where the tokenizer has more."""
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -55,7 +58,28 @@ def bundle_tokenizer(checkpoint: Checkpoint) -> BundleTokenizer:
     built = whole(tokenizer.backend_tokenizer)
     text = path.read_bytes().decode("utf-8")
     text = with_short_merges(text if whole(Tokenizer.from_str(text)) == built else built)
-    return BundleTokenizer(text, Side(tokenizer.truncation_side))
+    return BundleTokenizer(text, Side(tokenizer.truncation_side), known_tokens(checkpoint, tokenizer))
+
+
+def known_tokens(checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+    """How many ids a model knows, where its tokenizer has more, None where it knows all; `tokenizer` is transformers'.
+
+    Publishers add tokens that no text of their use has, and pad vocabularies. Raises CheckpointError where ordinary
+    texts have tokens that the model does not know: it is the tokenizer of another one.
+    """
+    known = int(checkpoint.config["vocab_size"])
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest < known:
+        return None
+    texts = [*probe_texts().texts, *calibration_texts().texts, *(query for query, _ in probe_searches().searches)]
+    met = next((id_ for ids in tokenizer(texts, verbose=False)["input_ids"] for id_ in ids if id_ >= known), None)
+    if met is not None:
+        raise CheckpointError(
+            f"the tokenizer of `{checkpoint.name}` has {largest + 1} tokens, its model knows {known}, and ordinary "
+            f"texts have others, such as `{tokenizer.convert_ids_to_tokens(met)}`",
+            hint="it is the tokenizer of another model, or the weights are",
+        )
+    return known
 
 
 def whole(tokenizer: Tokenizer) -> str:

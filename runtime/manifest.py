@@ -154,6 +154,8 @@ class TokenizerFacts:
     special_tokens: dict[str, int]
     truncation_side: Side = Side.RIGHT
     """Where a text that is too long is cut: at its end, or at its beginning."""
+    known_tokens: int | None = field(default=None, metadata=VOCABULARY)
+    """How many ids an encoder has vectors for, where its tokenizer has more; None where it has one for each."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
+from exporters import export
 from exporters.probe import tokenizer_probe
 from exporters.short_merges import with_short_merges
 from exporters.sources import find_checkpoint
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer, whole
-from runtime import CheckpointError, UnsupportedModelError
+from runtime import CheckpointError, Embedder, Precision, TextError, UnsupportedModelError
 from runtime.manifest import Side
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
 
@@ -33,7 +34,7 @@ def same_ids(folder: Path) -> Tokenizer:
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> dict[str, int]:
-    return BundleTokenizer(tokenizer.to_str(), Side.RIGHT).special_tokens
+    return BundleTokenizer(tokenizer.to_str(), Side.RIGHT, None).special_tokens
 
 
 def test_a_file_that_says_it_all_stays_as_it_is(tiny_checkpoint: Path) -> None:
@@ -114,6 +115,26 @@ def test_a_token_that_is_named_as_a_special_one(tiny_checkpoint: Path) -> None:
     assert {"[NEW]", "[E1]"} <= special_tokens_of(found).keys()
 
 
+def test_tokens_that_the_model_does_not_know(tiny_checkpoint: Path) -> None:
+    """As some publishers have them, and as no ordinary text has one."""
+    checkpoint = find_checkpoint(str(tiny_checkpoint))
+    assert bundle_tokenizer(checkpoint).known_tokens is None
+    change_json(tiny_checkpoint / "tokenizer_config.json", additional_special_tokens=["[NEW]"])
+    assert bundle_tokenizer(checkpoint).known_tokens == 30522
+
+
+def test_the_tokenizer_of_another_model(tiny_checkpoint: Path) -> None:
+    checkpoint = find_checkpoint(str(tiny_checkpoint))
+    checkpoint.config["vocab_size"] = 2000
+
+    with pytest.raises(CheckpointError) as caught:
+        bundle_tokenizer(checkpoint)
+    assert caught.value.message.startswith(
+        "the tokenizer of `tiny-bert` has 30522 tokens, its model knows 2000, and ordinary texts have others, such as `"
+    )
+    assert caught.value.exit_code == 7
+
+
 def test_the_limits_of_the_file_go(tiny_checkpoint: Path) -> None:
     """What was last cut and padded with it, and a token that another file adds."""
     path = tiny_checkpoint / "tokenizer.json"
@@ -160,3 +181,17 @@ def test_a_tokenizer_in_python(tiny_checkpoint: Path, monkeypatch: pytest.Monkey
         bundle_tokenizer(find_checkpoint(str(tiny_checkpoint)))
     assert caught.value.message == "`tiny-bert` has the tokenizer `BertTokenizer`, which exists in Python only"
     assert caught.value.exit_code == 10
+
+
+def test_a_bundle_whose_tokenizer_has_more_tokens_than_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It embeds what sentence-transformers embeds; what makes that fail is refused with the token's name."""
+    change_json(tiny_checkpoint / "tokenizer_config.json", additional_special_tokens=["[NEW]"])
+
+    bundle = export(str(tiny_checkpoint), precision=Precision.FP32, out=tmp_path / "b").bundle
+
+    embedder = Embedder(bundle)
+    assert embedder.embed(["a pump"]).shape == (1, 48)
+    with pytest.raises(TextError) as caught:
+        embedder.embed(["a pump", "a [NEW] pump"])
+    assert caught.value.message == "text 1 has the token `[NEW]`, which the model does not know"
+    assert caught.value.exit_code == 2
