@@ -38,6 +38,7 @@ OF_A_MODEL = (
     "tokenizer.json",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
     "vocab.txt",

@@ -28,9 +28,9 @@ ORDER = {
         "session pages bundle_writer bundle manifest records targets telemetry errors version"
     ),
     "exporters": (
-        "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
-        "layer_errors certify published_embedder decoder_facts encoder jina_bert nomic_bert last_token "
-        "decoder plain_attention weightless_trace probe gguf gguf_tokenizer quantize block_weights "
+        "export_stage conversion unfinished stages tokenizer_file tasks recipes decoder_task block_recipes "
+        "certify_decoder layer_errors certify published_embedder decoder_facts encoder jina_bert nomic_bert "
+        "last_token decoder plain_attention weightless_trace probe gguf gguf_tokenizer quantize block_weights "
         "calibration graph_files layerwise publisher weightless pytorch_model kept_arrays stored_blocks "
         "block_rounding rounding first_token attention half_precision decoder_graph grouped_attention graph "
         "nodes dense stored_tensors pair_facts choices facts modules sources short_merges checkpoint "
