@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from exporters.checkpoint import Checkpoint
 from exporters.grouped_attention import cache_sizes, context_length, takes_heads
 from exporters.probe import probe_texts, tokenizer_probe
@@ -16,6 +14,7 @@ from runtime.decoder import encode_exactly, encode_text
 from runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
 from runtime.manifest import ChatFacts, DecoderFacts, GenerationDefaults
 from runtime.messages import ASSISTANT, SYSTEM, USER, Message
+from runtime.safe_tokenizer import SafeTokenizer
 
 GENERATION = "generation_config.json"
 QUESTION, ANSWER = "What is a pump?", "It moves water."
@@ -111,7 +110,8 @@ def end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
     rendered = rendered_conversation(chat)
     if rendered is None or ANSWER not in rendered:
         return None
-    rest = encode_exactly(tokenizer.backend_tokenizer, rendered.rpartition(ANSWER)[2].lstrip())
+    text = rendered.rpartition(ANSWER)[2].lstrip()
+    rest = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     return rest[0] if rest and rest[0] in special_ids(tokenizer) else None
 
 
@@ -167,7 +167,7 @@ def generation_defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
     )
 
 
-def check_tokens(name: str, tokenizer: Any, own: Tokenizer, facts: DecoderFacts) -> None:
+def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
     """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
     for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, PROBED_LENGTH))):
         expected = tokenizer(text, verbose=False)["input_ids"]
@@ -181,7 +181,7 @@ def check_tokens(name: str, tokenizer: Any, own: Tokenizer, facts: DecoderFacts)
 
 
 def check_conversation(
-    name: str, tokenizer: Any, own: Tokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
+    name: str, tokenizer: Any, own: SafeTokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
 ) -> None:
     """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
     records = [{"role": message.role, "content": message.content} for message in conversation]

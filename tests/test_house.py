@@ -22,10 +22,11 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 ORDER = {
     "runtime": (
         "replay "
-        "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
+        "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
         "detokenizer chat_template messages "
-        "opening reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
-        "session pages bundle_writer bundle manifest records targets telemetry errors version"
+        "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
+        "pieces dense pooling session pages memory cores bundle_writer bundle manifest records targets telemetry "
+        "errors version"
     ),
     "exporters": (
         "export_stage conversion unfinished stages tokenizer_file tasks recipes decoder_task block_recipes "
