@@ -40,7 +40,7 @@ from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization
+from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization, Side
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -156,15 +156,16 @@ class EmbedderTask(EncoderTask):
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         facts = self.facts
+        published = load_tokenizer(self.checkpoint)
         if manifest.tokenizer.lower_case:
             # As the library does it: added tokens keep their case.
             lower_case_first(folder / TOKENIZER)
-            manifest = dataclasses.replace(
-                manifest, tokenizer=dataclasses.replace(manifest.tokenizer, lower_case=False)
-            )
-        self.own_tokenizer = Tokenizer(folder / TOKENIZER, manifest.tokenizer)
+        side = Side(published.truncation_side)
+        tokenizer = dataclasses.replace(manifest.tokenizer, lower_case=False, truncation_side=side)
+        manifest = dataclasses.replace(manifest, tokenizer=tokenizer)
+        self.own_tokenizer = Tokenizer(folder / TOKENIZER, tokenizer)
         if facts.unpooled_tokens:
-            special = set(load_tokenizer(self.checkpoint).all_special_ids)
+            special = set(published.all_special_ids)
             texts = {name: facts.prompts[name] for name in facts.unpooled_tokens}
             counts = {name: prompt_tokens(self.own_tokenizer, text, special) for name, text in texts.items()}
             facts = dataclasses.replace(facts, unpooled_tokens=counts)

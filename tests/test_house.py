@@ -35,8 +35,8 @@ ORDER = {
         "calibration graph_files layerwise publisher weightless pytorch_model kept_arrays stored_blocks "
         "block_rounding rounding first_token attention half_precision decoder_graph grouped_attention graph "
         "nodes dense stored_tensors pair_facts choices facts modules sources short_merges checkpoint "
-        "hub.download hub.access hub.account hub.token hub.failures wheel catalog rope_parameters "
-        "architectures"
+        "hub.download hub.access hub.account hub.token hub.failures wheel catalog rope_parameters unread "
+        "headers architectures"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
