@@ -24,6 +24,8 @@ class Architecture:
     positions: str = DEFAULT_POSITIONS
     positions_after_padding: bool = False
     """Positions are numbered from the padding token's id + 1 on; the rows of the table before that are never used."""
+    padding: int | None = None
+    """The padding token's id where the code has it, whatever a config.json says."""
     implementation: str | None = None
     """The code that such a checkpoint asks for, as `repository--class`; edgekit has its own and never runs that."""
     merged_attention: bool = True
@@ -99,7 +101,7 @@ ARCHITECTURES = {
         Architecture("distilbert", width="dim", heads="n_heads", layers="n_layers"),
         JINA_BERT,
         Architecture("modernbert", merged_attention=False),
-        Architecture("mpnet", positions_after_padding=True),
+        Architecture("mpnet", positions_after_padding=True, padding=1),
         NOMIC_BERT,
         Architecture("qwen3", merged_attention=False, reads_last_token=True, kinds=tuple(Kind)),
         Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -24,7 +24,14 @@ from runtime.manifest import Source
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-WANTED = (
+MODULES = "modules.json"
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where sentence-transformers keeps the settings of its module `Transformer`, in the order in which it looks."""
+MODEL_SETTINGS = "config_sentence_transformers.json"
+OF_A_MODEL = (
     "config.json",
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -36,12 +43,14 @@ WANTED = (
     "generation_config.json",
     "chat_template.jinja",
     "vocab.txt",
-    "modules.json",
-    "[0-9]*_*/config.json",
-    "[0-9]*_*/model.safetensors",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    *TRANSFORMER_SETTINGS,
     *DESCRIPTIONS,
+)
+WANTED = (
+    *OF_A_MODEL,
+    MODULES,
+    *(f"[0-9]*_*/{name}" for name in OF_A_MODEL),
+    MODEL_SETTINGS,
     "LICENSE*",
     "README.md",
 )
@@ -63,11 +72,23 @@ class Checkpoint:
     """The entry of the catalog, for a model that has one."""
     gguf: Path | None = None
     """The GGUF file that the model comes in. Until it is unpacked, `folder` is that file's and `config` is empty."""
+    subfolder: str = ""
+    """Where the model lies in the checkpoint, for one whose modules.json says `0_Transformer` or the like."""
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file of the checkpoint, None when there is no such file."""
+        """The content of a JSON file of the model, None when there is no such file."""
         path = self.folder / name
         return read_json(path) if path.exists() else None
+
+    def read_module_json(self, name: str) -> Any:
+        """The same of a file beside modules.json, or in the folder of a module."""
+        path = self.top / name
+        return read_json(path) if path.exists() else None
+
+    @property
+    def top(self) -> Path:
+        """The folder that was published, which holds modules.json; the model itself may lie in a folder of it."""
+        return self.folder.parents[len(Path(self.subfolder).parts) - 1] if self.subfolder else self.folder
 
     @property
     def architecture(self) -> Architecture:
@@ -134,7 +155,9 @@ def open_without_weights(
     folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
 ) -> Checkpoint:
     """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
-    check_no_adapter(name, (path.name for path in folder.iterdir()))
+    subfolder = transformer_folder(folder, name)
+    folder /= subfolder
+    check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"`{folder}` is no checkpoint: it holds no `config.json`",
@@ -143,9 +166,37 @@ def open_without_weights(
     config = read_json(folder / "config.json")
     check_config(config, name)
     check_packed_files(name, folder)
-    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec)
+    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
     accept(checkpoint)
     return checkpoint
+
+
+def transformer_folder(folder: Path, name: str) -> str:
+    """The subfolder in which modules.json says that the model lies, empty where it lies beside modules.json.
+
+    Raises UnsupportedModelError for a checkpoint that begins with another module and holds no model of transformers.
+    """
+    modules = read_json(folder / MODULES) if (folder / MODULES).exists() else None
+    first = modules[0] if isinstance(modules, list) and modules else None
+    if not isinstance(first, dict):
+        return ""
+    kind, path = first.get("type"), first.get("path")
+    if str(kind).rpartition(".")[2] == "Transformer" and isinstance(path, str):
+        return checked_subfolder(folder, path)
+    if not (folder / "config.json").exists():
+        raise UnsupportedModelError(
+            f"`{name}` begins with the module `{kind}`, which edgekit does not support",
+            hint="supported: models that begin with the module `Transformer`",
+        )
+    return ""
+
+
+def checked_subfolder(folder: Path, path: str) -> str:
+    """The path of a module within a checkpoint, normalized; raises CheckpointError for one that leads out of it."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise CheckpointError(f"`{folder / MODULES}` has a module at `{path}`, which is not a folder of the checkpoint")
+    return "" if str(pure) == "." else str(pure)
 
 
 def open_checkpoint(

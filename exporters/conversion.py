@@ -26,7 +26,16 @@ from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
 """What becomes of a float32 graph, where it is not quantized."""
-LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
