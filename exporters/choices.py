@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporters.checkpoint import Checkpoint
-from exporters.facts import check_kind, embedder_facts, kind_of
+from exporters.facts import check_kind, embedder_facts, kind_of, max_length
 from runtime.errors import InputError
 from runtime.manifest import CacheType, Kind, Precision
 
@@ -49,6 +49,7 @@ class Asked:
         # What a GGUF file holds is told when it is unpacked.
         if checkpoint.gguf is None:
             check_kind(checkpoint, kind)
+            max_length(checkpoint)
             if kind is Kind.EMBEDDER:
                 embedder_facts(checkpoint)
         return Choice(kind, precision, cache, bar)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -14,28 +15,32 @@ from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
 from exporters.certify import (
+    Sample,
     agreement_of,
     certify_embedder,
     certify_reranker,
+    check_exact,
+    check_length,
     check_pairs,
+    exact_samples,
     reference_logits,
-    reference_vectors,
 )
 from exporters.checkpoint import Checkpoint
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
-from exporters.encoder import load_model, rebuild, trace
-from exporters.facts import check_kind, embedder_facts
+from exporters.encoder import IMPLEMENTED_HERE, load_model, rebuild, trace
+from exporters.facts import check_kind, embedder_facts, positions_of
 from exporters.graph_files import save_graph
 from exporters.pair_facts import reranker_facts
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
+from exporters.published_embedder import PublishedEmbedder
 from exporters.pytorch_model import load_tokenizer
 from exporters.recipes import Outputs, Trials
 from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.manifest import CacheType, Certificate, Kind, Manifest, Quantization
+from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization, Side
 from runtime.pairs import PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -145,9 +150,25 @@ class EmbedderTask(EncoderTask):
         super().__init__(checkpoint)
         self.facts = embedder_facts(checkpoint)
         self.layers = dense_layers(checkpoint, self.facts.dimension)
+        self.samples: list[Sample] = []
+        self.reference_name = ""
+        self.own_tokenizer: Tokenizer | None = None
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         facts = self.facts
+        published = load_tokenizer(self.checkpoint)
+        if manifest.tokenizer.lower_case:
+            # As the library does it: added tokens keep their case.
+            lower_case_first(folder / TOKENIZER)
+        side = Side(published.truncation_side)
+        tokenizer = dataclasses.replace(manifest.tokenizer, lower_case=False, truncation_side=side)
+        manifest = dataclasses.replace(manifest, tokenizer=tokenizer)
+        self.own_tokenizer = Tokenizer(folder / TOKENIZER, tokenizer)
+        if facts.unpooled_tokens:
+            special = set(published.all_special_ids)
+            texts = {name: facts.prompts[name] for name in facts.unpooled_tokens}
+            counts = {name: prompt_tokens(self.own_tokenizer, text, special) for name, text in texts.items()}
+            facts = dataclasses.replace(facts, unpooled_tokens=counts)
         if self.layers:
             dimension = self.layers[-1].weight.shape[1]
             facts = dataclasses.replace(facts, dimension=dimension, dense=write_dense(self.layers, folder))
@@ -159,7 +180,21 @@ class EmbedderTask(EncoderTask):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
-        return reference_vectors(model, self.checkpoint, self.layers, manifest, probe_texts().texts)
+        if self.own_tokenizer is None:
+            raise ValueError("a bundle's tokenizer is compared after it was written")
+        here = self.checkpoint.architecture.name in IMPLEMENTED_HERE
+        published = PublishedEmbedder(self.checkpoint, model, implemented_here=here)
+        self.reference_name = published.name
+        check_length(published, manifest, positions_of(self.checkpoint))
+        self.samples = exact_samples(published, self.own_tokenizer, manifest)
+        return published.vectors(probe_texts().texts)
+
+    def quantized(
+        self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
+    ) -> tuple[ir.Model, Manifest]:
+        self.write(graph, bundle.path)
+        check_exact(Embedder(bundle), self.samples)
+        return super().quantized(graph, bundle, expected, bar)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
         texts = calibration_texts().texts[:SAMPLE] if sample else probe_texts().texts
@@ -173,7 +208,28 @@ class EmbedderTask(EncoderTask):
         return float(1 - cosines(found, exact).mean())
 
     def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
-        return certify_embedder(Embedder(bundle), expected, min_cosine=bar)
+        embedder = Embedder(bundle)
+        if bundle.manifest.precision is Precision.FP32:
+            check_exact(embedder, self.samples)
+        return certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=bar)
+
+
+def lower_case_first(path: Path) -> None:
+    """Have a tokenizer.json put texts in lower case before all else, unless it has a step for that already."""
+    content = json.loads(path.read_bytes())
+    normalizer = content.get("normalizer")
+    steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
+    if {"type": "Lowercase"} in steps:
+        return
+    steps = [step for step in steps if step is not None]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: Collection[int]) -> int:
+    """How many tokens sentence-transformers takes a prompt to have: all but a special one at its end."""
+    ids = tokenizer.tokenize([prompt])[0].ids
+    return len(ids) - (len(ids) > 0 and int(ids[-1]) in special)
 
 
 class RerankerTask(EncoderTask):
