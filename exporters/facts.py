@@ -7,6 +7,7 @@ from typing import Any
 
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
+from exporters.cross_encoder import is_cross_encoder
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind, Pooling
 
@@ -30,9 +31,10 @@ def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
     if checkpoint.spec is not None:
         return checkpoint.spec.kind
     modules = str(checkpoint.read_json("modules.json"))
-    if "Pooling" in modules:
+    pairs = is_cross_encoder(checkpoint)
+    if "Pooling" in modules and not pairs:
         return Kind.EMBEDDER
-    if "LogitScore" in modules or is_classifier(checkpoint.config):
+    if pairs or "LogitScore" in modules or is_classifier(checkpoint.config):
         return Kind.RERANKER
     kinds = checkpoint.architecture.kinds
     only_decodes = kinds == (Kind.DECODER,)
