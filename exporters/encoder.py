@@ -45,7 +45,7 @@ from exporters.pair_facts import answer_ids
 from exporters.pooled_classifier import classifier_of_modules
 from exporters.pytorch_model import OPSET, load_tokenizer, load_weights, quiet
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.errors import UnsupportedModelError
+from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
@@ -98,12 +98,25 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "traced.onnx"
         with quiet():
-            optimum_export(model, config_class(model.config), path, opset=OPSET)
+            run_trace(model, config_class(model.config), path)
         traced = ir.load(path)
         # Weights of more than 2 GB come as constants in a file beside the graph.
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(traced)
         ir.external_data.load_to_model(traced)
     return traced
+
+
+def run_trace(model: Any, settings: Any, path: Path) -> None:
+    """Have Optimum write a model's graph; raises CheckpointError where PyTorch cannot run the model."""
+    try:
+        optimum_export(model, settings, path, opset=OPSET)
+    except (MemoryError, OSError):
+        raise
+    # PyTorch raises whatever the settings of a config make of the model's code.
+    except Exception as error:
+        raise CheckpointError(
+            f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json: {error}"
+        ) from error
 
 
 def rebuild(
