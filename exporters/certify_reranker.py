@@ -89,7 +89,7 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}..."
 
 
-def check_exact(reranker: Reranker, reference: PairReference) -> None:
+def check_exact_pairs(reranker: Reranker, reference: PairReference) -> None:
     """Raise UnsupportedModelError where a float32 graph does not give the publisher's scores.
 
     Before anything is quantized: what is seen here is a part of the checkpoint that was read otherwise.

@@ -8,20 +8,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePosixPath
 from typing import Any, Literal, cast
 
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.checkpoint import Checkpoint
+from exporters.checkpoint import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS, Checkpoint, checked_subfolder
+from exporters.modules import (
+    LIBRARY,
+    MODULE_CLASSES,
+    PAIR_MODEL,
+    checked_flag,
+    checked_length,
+    model_type_of,
+    read_object,
+    refuse_unread,
+    shown,
+    transformer_file,
+)
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Scores
 
-MODULES = "modules.json"
-SETTINGS = "config_sentence_transformers.json"
-TRANSFORMER_SETTINGS = "sentence_bert_config.json"
-CROSS_ENCODER = "CrossEncoder"
-OWN_CLASSES = "sentence_transformers."
-"""How the classes begin that sentence-transformers brings; others are code of the checkpoint."""
+CLASSES = MODULE_CLASSES | {
+    f"{LIBRARY}.{place}.{name}": name
+    for name, places in {
+        "LogitScore": ("cross_encoder.modules.logit_score", "cross_encoder.modules"),
+        "LayerNorm": ("sentence_transformer.modules.layer_norm", "sentence_transformer.modules", "models"),
+    }.items()
+    for place in places
+}
+"""Full dotted path -> class: a class of the same name elsewhere is code of the checkpoint."""
 ACTIVATIONS = {
     f"torch.nn.{module}{name}": scores
     for name, home, scores in (
@@ -32,11 +46,11 @@ ACTIVATIONS = {
     for module in ("", "modules.", f"modules.{home}.")
 }
 """Classes of torch by the names under which they can be imported."""
-READ = frozenset(
-    # `unpad_inputs` chooses between two ways to compute the same.
-    {"transformer_task", "modality_config", "module_output_name", "max_seq_length", "do_lower_case", "unpad_inputs"}
-)
-"""The keys of `sentence_bert_config.json` that are read."""
+READ = ("transformer_task", "modality_config", "module_output_name", "max_seq_length", "do_lower_case", "unpad_inputs")
+"""Settings of the module `Transformer` that are read; `unpad_inputs` chooses between two ways to compute the same."""
+EMPTY = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
+"""Options with which a model is loaded, which must be empty."""
+DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name")
 AFTER_TRANSFORMER = frozenset({"Pooling", "Dense", "Normalize", "LayerNorm"})
 """Modules that make a score of token embeddings, in any order; the last is a `Dense`."""
 MOST_LABELS = 1 << 16
@@ -84,9 +98,7 @@ class CrossEncoderFiles:
 
 def is_cross_encoder(checkpoint: Checkpoint) -> bool:
     """Whether sentence-transformers saved it as a `CrossEncoder`, whatever its modules are."""
-    settings = checkpoint.read_json(SETTINGS)
-    saved = checkpoint.read_json(MODULES) is not None
-    return saved and isinstance(settings, dict) and settings.get("model_type") == CROSS_ENCODER
+    return checkpoint.read_module_json(MODULES) is not None and model_type_of(checkpoint) == PAIR_MODEL
 
 
 def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
@@ -96,21 +108,23 @@ def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
     """
     if not is_cross_encoder(checkpoint):
         return plain_cross_encoder(checkpoint)
-    own = read_object(checkpoint, TRANSFORMER_SETTINGS)
+    file, own = transformer_file(checkpoint)
     modules = modules_of(checkpoint)
     form = form_of(checkpoint, own, tuple(kind for kind, _ in modules))
     if form is Form.MODULES:
-        check_dense(checkpoint, modules)
-    check_keys(checkpoint, own)
+        check_modules(checkpoint, modules)
+    known: dict[str, Any] = {**dict.fromkeys(READ, ...), **{key: {} for key in EMPTY}}
+    refuse_unread(checkpoint, file, own, known | {"processing_kwargs": {}, "tokenizer_name_or_path": None})
     length = own.get("max_seq_length")
+    where = f"`max_seq_length` in `{checkpoint.folder / file}`"
     return CrossEncoderFiles(
         form=form,
         saved=True,
         modules=modules,
         messages=message_format(checkpoint, own, form),
         prompt=default_prompt(checkpoint),
-        max_length=None if length is None else positive(length, "max_seq_length", TRANSFORMER_SETTINGS, checkpoint),
-        lower_case=boolean(own.get("do_lower_case", False), "do_lower_case", checkpoint),
+        max_length=None if length is None else checked_length(length, where),
+        lower_case=checked_flag(checkpoint, file, own, "do_lower_case", default=False),
     )
 
 
@@ -126,42 +140,46 @@ def check_cross_encoder(checkpoint: Checkpoint) -> None:
 
 
 def plain_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
-    if answers_in_words(checkpoint.config) and checkpoint.read_json(MODULES) is not None:
+    if answers_in_words(checkpoint.config) and checkpoint.read_module_json(MODULES) is not None:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` has a `{MODULES}`, and its `{SETTINGS}` does not say `model_type: {CROSS_ENCODER}`",
+            f"`{checkpoint.name}` has a `{MODULES}`, and its `{MODEL_SETTINGS}` does not say that it is a "
+            f"`{PAIR_MODEL}`",
             hint="save it with sentence-transformers' `CrossEncoder.save_pretrained`",
         )
     return CrossEncoderFiles(Form.ANSWER if answers_in_words(checkpoint.config) else Form.CLASSIFIER, saved=False)
 
 
 def modules_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
-    """Class and folder of each module after the transformer, which comes first and lies in the checkpoint's folder."""
-    content = checkpoint.read_json(MODULES)
-    try:
-        found = [(module["type"], module["path"]) for module in content]
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"`{checkpoint.folder / MODULES}` must be a list of modules") from error
-    if not all(isinstance(kind, str) and isinstance(path, str) for kind, path in found):
-        raise CheckpointError(f"`{checkpoint.folder / MODULES}` must give each module a `type` and a `path`")
-    for kind, path in found:
-        if not kind.startswith(OWN_CLASSES):
-            raise UnsupportedModelError(
-                f"`{checkpoint.name}` has a module of its own, `{kind}`, and edgekit runs no code from a checkpoint",
-                hint="supported: modules of sentence-transformers",
-            )
-        if path != PurePosixPath(path).name and path != "":
-            raise UnsupportedModelError(
-                f"`{checkpoint.name}` has a module in `{path}`, which is not supported",
-                hint="supported: modules in folders right below that of the checkpoint",
-            )
-    named = tuple((kind.rpartition(".")[2], path) for kind, path in found)
-    if not named or named[0][0] != "Transformer" or named[0][1] != "":
-        first = f"`{found[0][0]}` in `{found[0][1]}`" if found else "none"
+    """Class and folder of each module after the transformer, which comes first; those without effect are left out."""
+    content = checkpoint.read_module_json(MODULES)
+    where = checkpoint.top / MODULES
+    if not isinstance(content, list) or not all(isinstance(module, dict) for module in content):
+        raise CheckpointError(f"`{where}` must be a list of modules")
+    found = []
+    for module in content:
+        refuse_unread(checkpoint, MODULES, module, {"idx": ..., "name": ..., "type": ..., "path": ..., "kwargs": []})
+        kind, path = module.get("type"), module.get("path")
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise CheckpointError(f"`{where}` must give each module a `type` and a `path`")
+        found.append((class_of(checkpoint, kind), checked_subfolder(checkpoint.top, path)))
+    if not found or found[0] != ("Transformer", checkpoint.subfolder):
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` does not begin with a `Transformer` in its own folder: its first module is {first}",
-            hint="save it with sentence-transformers 5.4 or newer",
+            f"`{checkpoint.name}` does not begin with the module `Transformer`",
+            hint="supported: models that begin with the module `Transformer`",
         )
-    return named[1:]
+    return tuple((kind, path) for kind, path in found[1:] if kind != "Dropout")
+
+
+def class_of(checkpoint: Checkpoint, path: str) -> str:
+    """The name of a module's class; raises UnsupportedModelError for a class that is not exported."""
+    if path in CLASSES:
+        return CLASSES[path]
+    own = "" if path.startswith(f"{LIBRARY}.") else "; edgekit runs no code from a checkpoint"
+    known = ", ".join(f"`{name}`" for name in sorted(set(CLASSES.values())))
+    raise UnsupportedModelError(
+        f"`{checkpoint.name}` has a module of a class that is not supported: `{path}`{own}",
+        hint=f"supported modules of sentence-transformers: {known}",
+    )
 
 
 def form_of(checkpoint: Checkpoint, own: Mapping[str, Any], kinds: tuple[str, ...]) -> Form:
@@ -180,36 +198,32 @@ def form_of(checkpoint: Checkpoint, own: Mapping[str, Any], kinds: tuple[str, ..
     )
 
 
-def check_dense(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) -> None:
-    """Refuse dense layers with code of their own, and a last one that gives no scores."""
+def check_modules(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) -> None:
+    """Refuse dense layers with code of their own, keys that are not read, and a last module that gives no scores."""
     for kind, path in modules:
-        config = read_object(checkpoint, f"{path}/config.json")
-        activation = config.get("activation_function")
-        if kind == "Dense" and activation is not None and not str(activation).startswith("torch."):
-            raise UnsupportedModelError(
-                f"the module `{path}` of `{checkpoint.name}` has an activation of its own, `{activation}`, and edgekit "
-                "runs no code from a checkpoint"
-            )
+        file = f"{path}/config.json"
+        config = read_object(checkpoint, file)
+        if kind == "Dense":
+            refuse_unread(checkpoint, file, config, dict.fromkeys(DENSE_KEYS, ...) | {"use_residual": False})
+            activation = config.get("activation_function")
+            if activation is not None and not str(activation).startswith("torch.nn."):
+                raise UnsupportedModelError(
+                    f"`{checkpoint.name}` has a module `Dense` with the activation `{activation}`, which is not "
+                    "supported",
+                    hint="supported: classes of torch.nn",
+                )
         if kind == "Pooling" and config.get("include_prompt") is False and default_prompt(checkpoint):
             raise UnsupportedModelError(
-                f"the module `{path}` of `{checkpoint.name}` leaves the prompt out of pooling (`include_prompt: "
-                "false`), which is not supported for rerankers"
+                f"`{checkpoint.name}` leaves its prompt out of pooling (`include_prompt: false` in `{file}`), which is "
+                "not supported for rerankers"
             )
-    config = read_object(checkpoint, f"{modules[-1][1]}/config.json")
-    if config.get("module_output_name") != "scores":
+    file = f"{modules[-1][1]}/config.json"
+    output = read_object(checkpoint, file).get("module_output_name")
+    if output != "scores":
         raise UnsupportedModelError(
-            f"the last module of `{checkpoint.name}` gives `{config.get('module_output_name')}`, not `scores`"
+            f"the last module of `{checkpoint.name}` gives `{output}`, not `scores` (`module_output_name` in `{file}`)"
         )
     labels_of_dense(checkpoint, modules)
-
-
-def check_keys(checkpoint: Checkpoint, own: Mapping[str, Any]) -> None:
-    unread = sorted(key for key, value in own.items() if key not in READ and value not in (None, {}, [], ""))
-    if unread:
-        raise UnsupportedModelError(
-            f"`{TRANSFORMER_SETTINGS}` of `{checkpoint.name}` sets `{unread[0]}`, which is not supported for rerankers",
-            hint=f"supported: {', '.join(f'`{key}`' for key in sorted(READ))}",
-        )
 
 
 def message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) -> Messages | None:
@@ -217,18 +231,19 @@ def message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) -
     output, name = OUTPUTS[form]
     modalities = own.get("modality_config", {"text": {"method": "forward", "method_output_name": output}})
     if not isinstance(modalities, dict) or not all(isinstance(value, dict) for value in modalities.values()):
-        raise CheckpointError(f"`modality_config` in `{checkpoint.folder / TRANSFORMER_SETTINGS}` must hold objects")
+        raise CheckpointError(f"`modality_config` in `{checkpoint.folder / TRANSFORMER_SETTINGS[0]}` must hold objects")
     as_known = {"method": "forward", "method_output_name": output}
     for modality, told in modalities.items():
         said = {key: value for key, value in told.items() if key != "format"}
         if modality not in ("text", "message") or said != as_known:
             raise UnsupportedModelError(
-                f"`{TRANSFORMER_SETTINGS}` of `{checkpoint.name}` reads `{modality}` by {said}, which is not supported",
+                f"`{TRANSFORMER_SETTINGS[0]}` of `{checkpoint.name}` reads `{modality}` by {said}, which is not "
+                "supported",
                 hint=f"supported: `text` and `message` by {as_known}",
             )
     if own.get("module_output_name", name) != name:
         raise UnsupportedModelError(
-            f"`{TRANSFORMER_SETTINGS}` of `{checkpoint.name}` has `module_output_name` set to "
+            f"`{TRANSFORMER_SETTINGS[0]}` of `{checkpoint.name}` has `module_output_name` set to "
             f"`{own['module_output_name']}`, which is not supported",
             hint=f"supported: `{name}`",
         )
@@ -239,17 +254,17 @@ def message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) -
     form_of_messages = modalities["message"].get("format", "auto")
     if form_of_messages not in ("auto", "flat", "structured"):
         raise CheckpointError(
-            f"the format of messages in `{checkpoint.folder / TRANSFORMER_SETTINGS}` must be flat or structured, not "
-            f"`{form_of_messages}`"
+            f"the format of messages in `{checkpoint.folder / TRANSFORMER_SETTINGS[0]}` must be flat or structured, "
+            f"not {shown(form_of_messages)}"
         )
     return cast("Messages", form_of_messages)
 
 
 def default_prompt(checkpoint: Checkpoint) -> str:
     """The text before every query, empty where none is set."""
-    settings = read_object(checkpoint, SETTINGS)
+    settings = read_object(checkpoint, MODEL_SETTINGS)
     prompts = settings.get("prompts", {})
-    where = checkpoint.folder / SETTINGS
+    where = checkpoint.top / MODEL_SETTINGS
     if not isinstance(prompts, dict) or not all(isinstance(text, (str, type(None))) for text in prompts.values()):
         raise CheckpointError(f"`prompts` in `{where}` must give each name a text")
     name = settings.get("default_prompt_name")
@@ -278,9 +293,9 @@ def activation_of(checkpoint: Checkpoint) -> str | None:
     """The class that a checkpoint names, looked for where and in the order in which sentence-transformers looks."""
     config = checkpoint.config
     if is_cross_encoder(checkpoint):
-        named = read_object(checkpoint, SETTINGS).get("activation_fn")
+        named = read_object(checkpoint, MODEL_SETTINGS).get("activation_fn")
         if named is not None:
-            return class_name(named, "activation_fn", SETTINGS, checkpoint)
+            return class_name(named, "activation_fn", MODEL_SETTINGS, checkpoint)
     if "sentence_transformers" in config:
         settings = config["sentence_transformers"]
         if not isinstance(settings, dict):
@@ -311,7 +326,7 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
         count = checkpoint.config.get("num_labels", 2) if published else 1
         if type(count) is not int or not 1 <= count <= MOST_LABELS:
             raise CheckpointError(
-                f"`num_labels` in `{where}` must be an integer from 1 to {MOST_LABELS}, not `{count}`"
+                f"`num_labels` in `{where}` must be an integer from 1 to {MOST_LABELS}, not {shown(count)}"
             )
         return tuple(f"LABEL_{number}" for number in range(count))
     numbers = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
@@ -324,35 +339,11 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 def labels_of_dense(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     """Names for the scores that the last dense layer gives."""
     path = modules[-1][1]
-    count = positive(
-        read_object(checkpoint, f"{path}/config.json").get("out_features"), "out_features", path, checkpoint
-    )
-    if count > MOST_LABELS:
-        raise CheckpointError(f"`out_features` in `{checkpoint.folder / path}` must be at most {MOST_LABELS}")
-    return tuple(f"LABEL_{number}" for number in range(count))
-
-
-def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file."""
-    content = checkpoint.read_json(name)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise CheckpointError(f"`{checkpoint.folder / name}` must hold an object, not {type(content).__name__}")
-    return content
-
-
-def positive(value: object, key: str, file: str, checkpoint: Checkpoint) -> int:
-    """A whole number above 0, which older files write as 512.0."""
-    whole = isinstance(value, float) and value.is_integer()
-    if not (whole or type(value) is int) or not value >= 1:  # type: ignore[operator] # a number here
-        raise CheckpointError(f"`{key}` in `{checkpoint.folder / file}` must be a positive integer, not `{value}`")
-    return int(value)  # type: ignore[call-overload, no-any-return] # a number here
-
-
-def boolean(value: object, key: str, checkpoint: Checkpoint) -> bool:
-    if not isinstance(value, bool):
+    file = f"{path}/config.json"
+    count = read_object(checkpoint, file).get("out_features")
+    if type(count) is not int or not 1 <= count <= MOST_LABELS:
         raise CheckpointError(
-            f"`{key}` in `{checkpoint.folder / TRANSFORMER_SETTINGS}` must be true or false, not `{value}`"
+            f"`out_features` in `{checkpoint.top / file}` must be an integer from 1 to {MOST_LABELS}, not "
+            f"{shown(count)}"
         )
-    return value
+    return tuple(f"LABEL_{number}" for number in range(count))

@@ -12,14 +12,13 @@ from exporters.cross_encoder import (
     Messages,
     labels_of,
     labels_of_dense,
-    positive,
     read_cross_encoder,
-    read_object,
     scores_of,
 )
-from exporters.facts import required_int
+from exporters.facts import positions_of, required_int
+from exporters.modules import checked_length, read_object
 from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import PairFacts, RerankerFacts, Scores, Side, Truncation
+from runtime.manifest import PairFacts, RerankerFacts, Scores, Truncation
 
 JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -82,7 +81,8 @@ def pair_length(checkpoint: Checkpoint, tokenizer: Any, pair: PairFacts) -> int:
     length = files.max_length
     if length is None:
         given = getattr(tokenizer, "model_max_length", positions)
-        length = min(positive(given, "model_max_length", TOKENIZER_CONFIG, checkpoint), positions)
+        where = f"`model_max_length` in `{checkpoint.folder / TOKENIZER_CONFIG}`"
+        length = min(checked_length(given, where), positions)
     last = last_position(checkpoint)
     length = length if last is None else min(length, last)
     around = len(pair.before) + len(pair.between) + len(pair.after)
@@ -96,17 +96,8 @@ def pair_length(checkpoint: Checkpoint, tokenizer: Any, pair: PairFacts) -> int:
 def last_position(checkpoint: Checkpoint) -> int | None:
     """How many tokens the table of positions is for; None for a model that has none."""
     architecture = checkpoint.architecture
-    positions = required_int(checkpoint, architecture.positions)
-    if architecture.positions_after_padding:
-        padding = checkpoint.config.get("pad_token_id", 1)
-        if type(padding) is not int or not 0 <= padding < positions - 1:
-            raise CheckpointError(
-                f"`pad_token_id` in `{checkpoint.folder / 'config.json'}` must be an integer from 0 to "
-                f"{positions - 2}, not `{padding}`"
-            )
-        return positions - padding - 1
     biased = architecture.name == "deberta-v2" and checkpoint.config.get("position_biased_input", True) is True
-    return positions if biased or architecture.merged_attention else None
+    return positions_of(checkpoint) if biased or architecture.merged_attention else None
 
 
 def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> PairFacts:
@@ -134,7 +125,6 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> Pair
         types[start],
         truncation=Truncation.LONGEST,
         query_prefix=prompt,
-        truncation_side=Side(getattr(tokenizer, "truncation_side", "right")),
     )
 
 

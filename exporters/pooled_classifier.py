@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from exporters.checkpoint import WEIGHTS, Checkpoint, check_safetensors
+from exporters.publisher import readable_folder
 from runtime.errors import CheckpointError
 
 CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}
@@ -45,20 +47,22 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc] # transformers ha
 
 def classifier_of_modules(checkpoint: Checkpoint, model: Any, modules: Sequence[tuple[str, str]]) -> PooledClassifier:
     """Load the modules, given by class and folder, and put them after `model`."""
-    loaded = []
-    for kind, path in modules:
-        weights = checkpoint.folder / path / WEIGHTS
-        if kind in WITH_WEIGHTS:
-            # The library would read a pickle otherwise.
-            if not weights.exists():
-                raise CheckpointError(f"the module in `{checkpoint.folder / path}` holds no `{WEIGHTS}`")
-            check_safetensors(weights)
-        try:
-            loaded.append(CLASSES[kind].load(str(checkpoint.folder), subfolder=path, local_files_only=True))
-        # The library raises whatever a damaged file makes of its code.
-        except Exception as error:
-            raise CheckpointError(f"the module in `{checkpoint.folder / path}` cannot be loaded: {error}") from error
+    with readable_folder(checkpoint) as folder:
+        loaded = [loaded_module(folder, kind, path) for kind, path in modules]
     classifier = PooledClassifier(model, loaded)
     classifier.float()
     classifier.eval()
     return classifier
+
+
+def loaded_module(folder: Path, kind: str, path: str) -> Any:
+    if kind in WITH_WEIGHTS:
+        # The library would read a pickle otherwise.
+        if not (folder / path / WEIGHTS).exists():
+            raise CheckpointError(f"the module in `{path}` holds no `{WEIGHTS}`")
+        check_safetensors(folder / path / WEIGHTS)
+    try:
+        return CLASSES[kind].load(str(folder), subfolder=path, local_files_only=True)
+    # The library raises whatever a damaged file makes of its code.
+    except Exception as error:
+        raise CheckpointError(f"the module in `{path}` cannot be loaded: {error}") from error

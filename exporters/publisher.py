@@ -5,7 +5,11 @@ Nothing is downloaded and no code of a checkpoint runs: `local_files_only`, no `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,9 +17,9 @@ import sentence_transformers
 import torch
 import transformers
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder
 
-from exporters.checkpoint import Checkpoint
+from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
 from exporters.cross_encoder import read_cross_encoder
 from exporters.pair_facts import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
 from exporters.pytorch_model import load_tokenizer, load_weights, quiet
@@ -42,23 +46,62 @@ class PublishedReranker(Protocol):
         """What the publisher makes of the logits."""
 
 
-def open_sentence_transformer(checkpoint: Checkpoint) -> SentenceTransformer:
-    """The embedder as sentence-transformers builds it; raises CheckpointError when it cannot."""
-    model: SentenceTransformer = opened(checkpoint, SentenceTransformer)
-    return model
-
-
 def open_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
     """The reranker as sentence-transformers builds it; raises CheckpointError when it cannot."""
     model: CrossEncoder = opened(checkpoint, CrossEncoder)
     return model
 
 
+@contextmanager
+def readable_folder(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint's folder, or a copy of links where a later version of a library wrote some of its files.
+
+    What those say is put in the terms of the installed versions, which would misread them or fail.
+    """
+    changed = changed_files(checkpoint)
+    settings = checkpoint.read_json(TOKENIZER_CONFIG) or {}
+    later = settings.get("tokenizer_class") == "TokenizersBackend" or isinstance(
+        settings.get("extra_special_tokens"), list
+    )
+    if not changed and not later:
+        yield checkpoint.top
+        return
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in checkpoint.top.rglob("*"):
+            if path.is_file():
+                target = folder / path.relative_to(checkpoint.top)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.absolute())
+        for file, content in changed.items():
+            (folder / file).unlink()
+            (folder / file).write_text(json.dumps(content), encoding="utf-8")
+        if later:
+            written = folder / "written"
+            load_tokenizer(checkpoint).save_pretrained(written)
+            for path in written.iterdir():
+                path.replace(folder / checkpoint.subfolder / path.name)
+        yield folder
+
+
+def changed_files(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Files that the installed versions do not read as they are meant, and what they would have to say."""
+    changed: dict[str, Any] = {}
+    if checkpoint.config != checkpoint.read_json("config.json"):
+        changed[str(PurePosixPath(checkpoint.subfolder) / "config.json")] = checkpoint.config
+    for kind, path in read_cross_encoder(checkpoint).modules:
+        file = f"{path}/config.json"
+        config = checkpoint.read_module_json(file)
+        if kind == "Dense" and "use_residual" in config:
+            changed[file] = {key: value for key, value in config.items() if key != "use_residual"}
+    return changed
+
+
 def opened(checkpoint: Checkpoint, model_class: Callable[..., Any]) -> Any:
-    with quiet():
+    with quiet(), readable_folder(checkpoint) as folder:
         try:
             return model_class(
-                str(checkpoint.folder),
+                str(folder),
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
@@ -66,7 +109,7 @@ def opened(checkpoint: Checkpoint, model_class: Callable[..., Any]) -> Any:
             ).eval()
         # The library raises whatever a damaged file makes of its code.
         except Exception as error:
-            raise CheckpointError(f"sentence-transformers cannot open `{checkpoint.folder}`: {error}") from error
+            raise CheckpointError(f"sentence-transformers cannot open `{checkpoint.top}`: {error}") from error
 
 
 class CrossEncoderReranker:
@@ -106,7 +149,7 @@ class CrossEncoderReranker:
             # The library raises whatever a checkpoint makes of its code.
             except Exception as error:
                 raise CheckpointError(
-                    f"sentence-transformers opens `{self.checkpoint.folder}` and cannot score a pair with it: {error}"
+                    f"sentence-transformers opens `{self.checkpoint.top}` and cannot score a pair with it: {error}"
                 ) from error
 
 

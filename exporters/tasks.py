@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -13,30 +14,35 @@ import numpy as np
 import onnx_ir as ir
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import normalizers
 
 from exporters.calibration import Calibration
-from exporters.certify import certify_embedder, reference_vectors
-from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact, check_tokens
+from exporters.certify import (
+    Sample,
+    certify_embedder,
+    check_exact,
+    check_length,
+    exact_samples,
+)
+from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import Form, read_cross_encoder
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
-from exporters.encoder import load_model, rebuild, trace
-from exporters.facts import check_kind, embedder_facts
+from exporters.encoder import IMPLEMENTED_HERE, load_model, rebuild, trace
+from exporters.facts import check_kind, embedder_facts, positions_of
 from exporters.graph_files import save_graph
 from exporters.pair_facts import pair_length, reference_ids, reranker_facts
 from exporters.pair_probe import pair_probe
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
+from exporters.published_embedder import PublishedEmbedder
 from exporters.publisher import published_reranker
 from exporters.pytorch_model import load_tokenizer
 from exporters.recipes import Outputs, Trials
-from exporters.short_merges import with_short_merges
 from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization
+from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization, Side
 from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -149,9 +155,25 @@ class EmbedderTask(EncoderTask):
         super().__init__(checkpoint)
         self.facts = embedder_facts(checkpoint)
         self.layers = dense_layers(checkpoint, self.facts.dimension)
+        self.samples: list[Sample] = []
+        self.reference_name = ""
+        self.own_tokenizer: Tokenizer | None = None
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         facts = self.facts
+        published = load_tokenizer(self.checkpoint)
+        if manifest.tokenizer.lower_case:
+            # As the library does it: added tokens keep their case.
+            lower_case_first(folder / TOKENIZER)
+        side = Side(published.truncation_side)
+        tokenizer = dataclasses.replace(manifest.tokenizer, lower_case=False, truncation_side=side)
+        manifest = dataclasses.replace(manifest, tokenizer=tokenizer)
+        self.own_tokenizer = Tokenizer(folder / TOKENIZER, tokenizer)
+        if facts.unpooled_tokens:
+            special = set(published.all_special_ids)
+            texts = {name: facts.prompts[name] for name in facts.unpooled_tokens}
+            counts = {name: prompt_tokens(self.own_tokenizer, text, special) for name, text in texts.items()}
+            facts = dataclasses.replace(facts, unpooled_tokens=counts)
         if self.layers:
             dimension = self.layers[-1].weight.shape[1]
             facts = dataclasses.replace(facts, dimension=dimension, dense=write_dense(self.layers, folder))
@@ -163,11 +185,20 @@ class EmbedderTask(EncoderTask):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
-        return reference_vectors(model, self.checkpoint, self.layers, manifest, probe_texts().texts)
+        if self.own_tokenizer is None:
+            raise ValueError("a bundle's tokenizer is compared after it was written")
+        here = self.checkpoint.architecture.name in IMPLEMENTED_HERE
+        published = PublishedEmbedder(self.checkpoint, model, implemented_here=here)
+        self.reference_name = published.name
+        check_length(published, manifest, positions_of(self.checkpoint))
+        self.samples = exact_samples(published, self.own_tokenizer, manifest)
+        return published.vectors(probe_texts().texts)
 
     def quantized(
         self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
+        self.write(graph, bundle.path)
+        check_exact(Embedder(bundle), self.samples)
         return self.with_recipe(graph, bundle, expected, bar)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
@@ -182,7 +213,28 @@ class EmbedderTask(EncoderTask):
         return float(1 - cosines(found, exact).mean())
 
     def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
-        return certify_embedder(Embedder(bundle), expected, min_cosine=bar)
+        embedder = Embedder(bundle)
+        if bundle.manifest.precision is Precision.FP32:
+            check_exact(embedder, self.samples)
+        return certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=bar)
+
+
+def lower_case_first(path: Path) -> None:
+    """Have a tokenizer.json put texts in lower case before all else, unless it has a step for that already."""
+    content = json.loads(path.read_bytes())
+    normalizer = content.get("normalizer")
+    steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
+    if {"type": "Lowercase"} in steps:
+        return
+    steps = [step for step in steps if step is not None]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: Collection[int]) -> int:
+    """How many tokens sentence-transformers takes a prompt to have: all but a special one at its end."""
+    ids = tokenizer.tokenize([prompt])[0].ids
+    return len(ids) - (len(ids) > 0 and int(ids[-1]) in special)
 
 
 class RerankerTask(EncoderTask):
@@ -195,15 +247,18 @@ class RerankerTask(EncoderTask):
         super().__init__(checkpoint)
         self.files = read_cross_encoder(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
-        if self.files.lower_case:
-            lower_case(self.tokenizer.backend_tokenizer)
         self.facts = reranker_facts(checkpoint, self.tokenizer)
         self.max_length = pair_length(checkpoint, self.tokenizer, self.facts.pair)
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         if self.files.lower_case:
-            lower_case_file(folder / TOKENIZER)
-        tokenizer = dataclasses.replace(manifest.tokenizer, max_length=self.max_length, lower_case=False)
+            lower_case_first(folder / TOKENIZER)
+            lower = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+            self.tokenizer.backend_tokenizer.normalizer = lower.normalizer
+        side = Side(self.tokenizer.truncation_side)
+        tokenizer = dataclasses.replace(
+            manifest.tokenizer, max_length=self.max_length, lower_case=False, truncation_side=side
+        )
         own = PairTokenizer(folder / TOKENIZER, tokenizer, self.facts.pair, typed=False)
         # Before the weights are loaded; the publisher's library comes after that.
         pairs = [*probe_searches().pairs, *pair_probe(self.tokenizer, self.max_length)]
@@ -244,7 +299,7 @@ class RerankerTask(EncoderTask):
         self, graph: ir.Model, bundle: Bundle, expected: PairReference, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         self.write(graph, bundle.path)
-        check_exact(Reranker(bundle), expected)
+        check_exact_pairs(Reranker(bundle), expected)
         return self.with_recipe(graph, bundle, expected.logits, bar)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
@@ -260,7 +315,7 @@ class RerankerTask(EncoderTask):
     def certify(self, bundle: Bundle, expected: PairReference, bar: float | None) -> Certificate:
         reranker = Reranker(bundle)
         if bundle.manifest.precision is Precision.FP32:
-            check_exact(reranker, expected)
+            check_exact_pairs(reranker, expected)
         return certify_reranker(reranker, expected, min_tau=bar)
 
 
@@ -268,20 +323,6 @@ def told_apart(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> tuple[Pair, .
     """Of the pairs that show differences, as many as PyTorch computes soon."""
     short = [pair for pair in pairs if len(tokenizer.tokenize([pair])[0].ids) <= TELLING_TOKENS]
     return tuple(short[:: math.ceil(len(short) / TELLING_PAIRS)])
-
-
-def lower_case(tokenizer: Any) -> None:
-    """Let a tokenizer put texts in lower case first, as sentence-transformers does for `do_lower_case`."""
-    known = tokenizer.normalizer
-    stated = str(known.__getstate__()) if known is not None else ""
-    if '"Lowercase"' not in stated and '"lowercase":true' not in stated:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([known] if known is not None else [])])
-
-
-def lower_case_file(path: Path) -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    lower_case(tokenizer)
-    path.write_text(with_short_merges(tokenizer.to_str()), encoding="utf-8")
 
 
 def task_of(checkpoint: Checkpoint, kind: Kind, cache: CacheType = CacheType.FLOAT32) -> Task[Any]:

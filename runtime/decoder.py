@@ -9,8 +9,6 @@ from functools import partial
 from itertools import count
 from typing import SupportsIndex
 
-from tokenizers import Tokenizer
-
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
@@ -20,13 +18,14 @@ from runtime.forward import Forward, check_cache_type, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
+from runtime.safe_tokenizer import SafeTokenizer, open_tokenizer
 from runtime.sampler import Sampling
 from runtime.saved_cache import identity_of, load_cache, save_cache
 from runtime.session import onnxruntime_version
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
-from runtime.tokenizer import checked_text, open_tokenizer
+from runtime.tokenizer import checked_text
 
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
@@ -104,11 +103,11 @@ class Decoder:
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.tokenizer, self.session = opening.finish(
+        self.safe_tokenizer, self.session = opening.finish(
             partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
         )
         check_cache_type(self.session, self.facts)
-        self.tokenizer.no_truncation()
+        self.tokenizer = self.safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
         self.run_tokens = run_tokens(manifest, self.facts)
@@ -225,11 +224,11 @@ class Decoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a raw text, after the token that begins one where the model wants that."""
-        return encode_text(self.tokenizer, self.facts, checked_text(text, "the prompt"))
+        return encode_text(self.safe_tokenizer, self.facts, checked_text(text, "the prompt"))
 
     def encode_exactly(self, text: str) -> list[int]:
         """The ids of a text that writes its special tokens itself, as chat templates do."""
-        return encode_exactly(self.tokenizer, text)
+        return encode_exactly(self.safe_tokenizer, text)
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
@@ -277,16 +276,16 @@ class Decoder:
         return cache
 
 
-def encode_text(tokenizer: Tokenizer, facts: DecoderFacts, text: str) -> list[int]:
+def encode_text(tokenizer: SafeTokenizer, facts: DecoderFacts, text: str) -> list[int]:
     """The ids of a raw text, after the token that begins one where the model wants that."""
     ids = encode_exactly(tokenizer, text)
     begins = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
     return ids if ids[:1] == begins else [*begins, *ids]
 
 
-def encode_exactly(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
     """The ids of a text that writes its special tokens itself."""
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    return tokenizer.encode(text)
 
 
 def checked_id(id_: object, place: int) -> int:

@@ -80,13 +80,29 @@ class Pooling(str, Enum):
     LAST_TOKEN = "last_token"  # noqa: S105
     WEIGHTED_MEAN = "weighted_mean"
     """Each token weighs as much as its position, counted from 1."""
+    MEAN_SQRT = "mean_sqrt"
+    """The sum, divided by the square root of the number of tokens."""
 
 
 class Activation(str, Enum):
-    """What is applied to each component of a layer's result."""
+    """What is applied to each component of a layer's result, with the default parameters of PyTorch's module."""
 
     IDENTITY = "identity"
     TANH = "tanh"
+    ELU = "elu"
+    GELU = "gelu"
+    """By the error function, without an approximation."""
+    HARDSWISH = "hardswish"
+    HARDTANH = "hardtanh"
+    LEAKY_RELU = "leaky_relu"
+    MISH = "mish"
+    RELU = "relu"
+    RELU6 = "relu6"
+    SELU = "selu"
+    SIGMOID = "sigmoid"
+    SILU = "silu"
+    SOFTPLUS = "softplus"
+    SOFTSIGN = "softsign"
 
 
 class Scores(str, Enum):
@@ -156,6 +172,8 @@ class TokenizerFacts:
     lower_case: bool
     """Texts are put in lower case before tokenizing."""
     special_tokens: dict[str, int]
+    truncation_side: Side = Side.RIGHT
+    """Where a text that is too long is cut: at its end, or at its beginning."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +199,15 @@ class EmbedderFacts:
     """The dimensions to which the publisher says its vectors can be shortened."""
     dense: tuple[DenseFacts, ...] = ()
     """Layers between pooling and normalization, in order."""
+    further_poolings: tuple[Pooling, ...] = ()
+    """Whose vectors follow that of `pooling`, concatenated in this order."""
+    unpooled_tokens: dict[str, int] = field(default_factory=dict)
+    """Name of a prompt -> how many of a text's first tokens, special ones included, are left out of pooling with it."""
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """All of them, in the order in which their vectors are concatenated."""
+        return (self.pooling, *self.further_poolings)
 
 
 @dataclass(frozen=True)
@@ -197,8 +224,6 @@ class PairFacts:
     query_suffix: str = ""
     document_prefix: str = ""
     """Texts that are tokenized together with the query and the document."""
-    truncation_side: Side = Side.RIGHT
-    """Where a text is cut."""
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,7 @@ def draw(architecture: str, seed: int) -> Drawn:
         form=of.choice(("plain", "plain", "saved", "saved", "modules")),
         activation=of.choice([*activations, *([f"{ACTIVATION}Softmax"] if labels > 1 else [])]),
     )
-    if drawn.activation == f"{ACTIVATION}Tanh":
-        drawn.refused = "applies `torch.nn.modules.activation.Tanh` to its logits"
-    if drawn.config.get("hidden_act") == "gelu_new" and drawn.form != "modules":
-        drawn.refused = drawn.refused or "traces to a graph that is not the `bert` edgekit knows"
-    if drawn.config.get("relative_attention_num_buckets") == 16:
-        # transformers computes places in a table of 32, whatever the config says.
-        drawn.refused = drawn.refused or "PyTorch cannot run `mpnet` with the settings of its config.json"
+    drawn.refused = refusal_of(drawn)
     if drawn.form != "plain":
         if of.random() < 0.5:
             drawn.settings = {"prompts": {"query": "find: ", "other": "x"}, "default_prompt_name": "query"}
@@ -90,6 +84,14 @@ def draw(architecture: str, seed: int) -> Drawn:
         if architecture == "qwen3":
             drawn.config["architectures"] = ["Qwen3Model"]
     return drawn
+
+
+def refusal_of(drawn: Drawn) -> str | None:
+    if drawn.activation == f"{ACTIVATION}Tanh":
+        return "applies `torch.nn.modules.activation.Tanh` to its logits"
+    # transformers computes places in a table of 32, whatever the config says.
+    small_table = drawn.config.get("relative_attention_num_buckets") == 16
+    return "PyTorch cannot run `mpnet` with the settings of its config.json" if small_table else None
 
 
 def head_settings(architecture: str, of: random.Random) -> dict[str, Any]:

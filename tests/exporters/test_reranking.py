@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder
 
 from exporters import export
 from exporters.architectures import ARCHITECTURES
-from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact
+from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
 from exporters.encoder import load_model
 from exporters.facts import kind_of
 from exporters.pair_facts import pair_facts, reference_ids, reranker_facts
@@ -128,7 +128,7 @@ def test_the_manifest_says_how_pairs_are_read(reranker_bundle: Bundle) -> None:
     assert facts.scores is Scores.RAW
     pair = facts.pair
     assert (pair.before, pair.between, pair.after, pair.document_type) == ((101,), (102,), (102,), 1)
-    assert (pair.truncation.value, pair.truncation_side.value) == ("longest", "right")
+    assert pair.truncation.value == "longest"
     assert reranker_bundle.manifest.inputs == ("input_ids", "token_type_ids")
     assert reranker_bundle.manifest.kind is Kind.RERANKER
     assert reranker_bundle.manifest.embedder is None
@@ -302,20 +302,20 @@ def test_what_differs_from_the_publisher_is_refused_before_quantization(reranker
     logits = reranker.score_with_report(probe_searches().pairs).logits
     exact = reference_of(logits)
 
-    check_exact(reranker, exact)
+    check_exact_pairs(reranker, exact)
     with pytest.raises(UnsupportedModelError) as caught:
-        check_exact(reranker, reference_of(logits + np.float32(3e-5)))
+        check_exact_pairs(reranker, reference_of(logits + np.float32(3e-5)))
     assert caught.value.message.startswith(
         "the exported `tiny-reranker` does not give the logits of sentence-transformers' CrossEncoder: ["
     )
     assert caught.value.hint == "no bundle was written: a part of the checkpoint has a meaning that is not supported"
     assert caught.value.exit_code == 10
     with pytest.raises(UnsupportedModelError, match="does not give the scores of sentence-transformers' CrossEncoder"):
-        check_exact(reranker, dataclasses.replace(exact, telling_scores=1 / (1 + np.exp(-logits[:2]))))
+        check_exact_pairs(reranker, dataclasses.replace(exact, telling_scores=1 / (1 + np.exp(-logits[:2]))))
     with pytest.raises(UnsupportedModelError, match=r"gives 1 numbers for a pair where .* gives 2"):
-        check_exact(reranker, reference_of(np.tile(logits, 2)))
+        check_exact_pairs(reranker, reference_of(np.tile(logits, 2)))
     with pytest.raises(UnsupportedModelError, match="does not give the logits"):
-        check_exact(reranker, reference_of(np.full_like(logits, np.nan)))
+        check_exact_pairs(reranker, reference_of(np.full_like(logits, np.nan)))
 
 
 def test_calibration_and_probe_have_nothing_in_common() -> None:
