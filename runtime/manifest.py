@@ -123,7 +123,11 @@ class Truncation(str, Enum):
     """What is cut from a query and a document that are too long together."""
 
     DOCUMENT = "document"
-    """The end of the document; the query only where it leaves no room for any."""
+    """The end of the document; the query only where it leaves no room for any. In bundles of earlier versions."""
+    LONGEST = "longest"
+    """The longer of the two down to the shorter, then both to half of the room: `longest_first` of `tokenizers`."""
+    END = "end"
+    """The end of the two put together, as where a prompt holds both."""
 
 
 class Side(str, Enum):
