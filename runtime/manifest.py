@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
 
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
 3: rerankers; nothing of schema 2 has another meaning.
 4: decoders; nothing of schema 3 has another meaning.
+5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens;
+   nothing of schema 4 has another meaning.
 """
 OLDEST = 2
 """The first schema that is still read."""
@@ -370,6 +372,8 @@ class GoldenAnswer:
     reference: tuple[int, ...]
     """PyTorch's, up to the first that the bundle's are not."""
     output: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    """The logarithms of the probabilities that the bundle gives the tokens of `output`; none in earlier bundles."""
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,14 @@ CONVERSATIONS = (
 )
 CHATS = (
     CHATML,
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] | upper }}] {{ m['content'] | trim }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}",
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+    (
+        "{{ bos_token }}{% for m in messages %}[{{ m['role'] | upper }}] {{ m['content'] | trim }}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
+    ),
+    (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    ),
 )
 
 
