@@ -217,15 +217,18 @@ def exchange(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[H
             yield head_of(response)
             yield from response.iter_raw()
         return
-    with session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as response:
-        yield head_of(response)
-        # Its errors are of urllib3, which only requests' own reading turns into requests' errors.
-        import urllib3  # noqa: PLC0415 - comes with requests alone
+    # Its errors are of urllib3, which only requests' own reading turns into requests' errors.
+    import urllib3  # noqa: PLC0415 - comes with requests alone
 
-        try:
+    try:
+        with session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as response:
+            yield head_of(response)
             yield from response.raw.stream(BLOCK, decode_content=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise TRANSPORT_ERROR(error) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise TRANSPORT_ERROR(error) from error
+    finally:
+        # A later thread may get this one's number, and with it this session, whose connection the Hub has closed.
+        session.close()
 
 
 def head_of(response: Any) -> Head:
