@@ -75,9 +75,8 @@ def test_what_is_there_is_not_missed() -> None:
 
 def test_the_small_extra_is_a_part_of_the_large_one() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
-    hub, export = (
-        set(re.findall('"(.*?)"', found)) for found in re.findall(r"(?ms)^(?:hub|export) = \[(.*?)\]$", text)
-    )
+    lists = re.findall(r"(?ms)^(?:hub|export) = \[(.*?)\]$", text)
+    hub, export = (set(re.findall('"(.*?)"', found)) for found in lists)
 
     assert {name.partition(">=")[0] for name in hub} == {"huggingface_hub", "PyYAML"}
     assert hub <= export
