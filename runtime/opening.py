@@ -11,7 +11,7 @@ from typing import TypeVar
 from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
 from runtime.encoder import COMMANDS
 from runtime.errors import BundleError
-from runtime.manifest import Kind
+from runtime.manifest import Kind, Precision
 from runtime.session import Session, load_onnxruntime, shared_session
 
 HEAD_START = 0.01
@@ -65,6 +65,7 @@ class Opening:
                 provider=manifest.provider,
                 inputs=manifest.inputs,
                 threads=threads,
+                int8=manifest.precision is Precision.INT8,
             ),
             head_start=HEAD_START,
         )

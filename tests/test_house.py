@@ -25,7 +25,7 @@ ORDER = {
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
         "detokenizer chat_template messages "
         "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
-        "pieces dense pooling session pages memory cores bundle_writer bundle manifest records targets telemetry "
+        "pieces dense pooling session cpu pages memory cores bundle_writer bundle manifest records targets telemetry "
         "errors version"
     ),
     "exporters": (
