@@ -25,7 +25,7 @@ ORDER = {
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
         "detokenizer chat_template template_sandbox messages "
         "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
-        "pieces dense pooling session pages memory cores bundle_writer bundle manifest records targets telemetry "
+        "pieces dense pooling session cpu pages memory cores bundle_writer bundle manifest records targets telemetry "
         "errors version"
     ),
     "exporters": (
@@ -41,8 +41,9 @@ ORDER = {
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
-        "commands.bundles commands.catalog bulk resumable job pipes streams answers interrupts writers notes searches "
-        "prompts record_options turns texts options inputs masking progress terminal"
+        "commands.bundles commands.catalog bulk resumable job pipes streams answers writers notes searches "
+        "prompts record_options turns texts options inputs masking interrupts "
+        "leaving progress terminal"
     ),
 }
 
