@@ -110,6 +110,13 @@ class Truncation(str, Enum):
     """The end of the document; the query only where it leaves no room for any."""
 
 
+class Side(str, Enum):
+    """The end of a text."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the checkpoint of a bundle came from."""
@@ -148,6 +155,8 @@ class TokenizerFacts:
     lower_case: bool
     """Texts are put in lower case before tokenizing."""
     special_tokens: dict[str, int]
+    truncation_side: Side = Side.RIGHT
+    """Where a text that is too long is cut: at its end, or at its beginning."""
 
 
 @dataclass(frozen=True)

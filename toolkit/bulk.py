@@ -15,7 +15,7 @@ import click
 from runtime.batching import in_chunks
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.bundle_writer import flush
-from runtime.errors import EdgekitError, InputError, TextTooLongError
+from runtime.errors import EdgekitError, InputError, TextError
 from toolkit.job import Job
 from toolkit.notes import Notes
 from toolkit.progress import fresh_line
@@ -26,6 +26,8 @@ from toolkit.writers import Record, output_errors, write_ranges, writer_for
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from runtime.results import Embeddings
 
 
 def embed_to_file(
@@ -118,12 +120,7 @@ def embed_chunk(
 
     failed = {index: found.error for index, found in enumerate(chunk) if not isinstance(found, TextRecord)}
     texts = {index: found for index, found in enumerate(chunk) if isinstance(found, TextRecord)}
-    try:
-        embeddings = job.embed([found.text for found in texts.values()])
-    except TextTooLongError as error:
-        for index in [list(texts)[place] for place in error.texts]:
-            failed[index] = job.too_long(texts.pop(index).where)
-        embeddings = job.embed([found.text for found in texts.values()])
+    embeddings = embed_usable(job, texts, failed)
     good = list(texts.values())
     notes = notes.with_texts(good, embeddings)
     if not failed:
@@ -131,6 +128,18 @@ def embed_chunk(
     vectors = np.empty((len(chunk), embeddings.vectors.shape[1]), embeddings.vectors.dtype)
     vectors[list(texts)] = embeddings.vectors
     return vectors, dict(sorted(failed.items())), notes
+
+
+def embed_usable(job: Job, texts: dict[int, TextRecord], failed: dict[int, InputError]) -> Embeddings:
+    """Embed what can be; the others go from `texts` to `failed`, all that have the same fault at once."""
+    try:
+        return job.embed([found.text for found in texts.values()])
+    except TextError as error:
+        if not error.texts:
+            raise
+        for index in [list(texts)[place] for place in error.texts]:
+            failed[index] = job.placed(error, texts.pop(index).where)
+    return embed_usable(job, texts, failed)
 
 
 def failure(found: Record, error: InputError) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import InputError, NotFoundError, TextTooLongError
+from runtime.errors import InputError, NotFoundError, TextError, TextTooLongError
 from toolkit.texts import InputFormat
 from toolkit.writers import OutputFormat
 
@@ -51,6 +51,12 @@ class Job:
         return self.embedder.stream(
             texts, prompt=options.prompt, dim=options.dim, dtype=options.dtype, ranges=self.ranges, long=options.long
         )
+
+    def placed(self, error: TextError, where: str) -> InputError:
+        """The error for a text that stood there in the input."""
+        if isinstance(error, TextTooLongError):
+            return self.too_long(where)
+        return InputError(f"{where} {error.fault}", hint=error.hint)
 
     def too_long(self, where: str) -> TextTooLongError:
         """The error for a text that stood there in the input."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError, TextTooLongError
+from runtime.errors import InputError, TextError
 from runtime.targets import is_special, regular_target_of, target_of
 from toolkit.notes import Notes
 from toolkit.progress import bar
@@ -167,8 +167,10 @@ def embed_in_order(
             total += len(chunk)
             writer.write(chunk, embeddings.vectors)
             progress(sum(record.size for record in chunk), len(chunk))
-    except TextTooLongError as error:
-        raise job.too_long(pending[error.texts[0]].where) from error
+    except TextError as error:
+        if not error.texts:
+            raise
+        raise job.placed(error, pending[error.texts[0]].where) from error
     writer.close()
     return notes, total
 
