@@ -30,6 +30,8 @@ COUNT = {WITHIN: range(1, 1 << 31)}
 WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
 """Of a vector or a head: far more than any model has."""
 LAYERS = {WITHIN: range(1, 1 << 16)}
+IDS = {WITHIN: range(1 << 31)}
+"""Token ids, and types of tokens."""
 VOCABULARY = {WITHIN: range(1, 1 << 24)}
 """Far more than any model has, and no more than what is made for each of them may take."""
 
@@ -178,7 +180,7 @@ class EmbedderFacts:
     prompts: dict[str, str] = field(default_factory=dict)
     """Name -> prefix."""
     default_prompt: str | None = None
-    matryoshka_dimensions: tuple[int, ...] = ()
+    matryoshka_dimensions: tuple[int, ...] = field(default=(), metadata=WIDTH)
     """The dimensions to which the publisher says its vectors can be shortened."""
     dense: tuple[DenseFacts, ...] = ()
     """Layers between pooling and normalization, in order."""
@@ -188,10 +190,10 @@ class EmbedderFacts:
 class PairFacts:
     """How a query and a document become one row of tokens: `before`, query, `between`, document, `after`."""
 
-    before: tuple[int, ...]
-    between: tuple[int, ...]
-    after: tuple[int, ...]
-    document_type: int
+    before: tuple[int, ...] = field(metadata=IDS)
+    between: tuple[int, ...] = field(metadata=IDS)
+    after: tuple[int, ...] = field(metadata=IDS)
+    document_type: int = field(metadata=IDS)
     """The token type of the document and of what stands after it, where all before it is of type 0."""
     truncation: Truncation = Truncation.DOCUMENT
     query_prefix: str = ""
@@ -334,11 +336,11 @@ class GoldenAnswer:
     """A text, and the most probable tokens after it, one after another, with PyTorch and with the bundle."""
 
     text: str
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = field(metadata=IDS)
     """The ids that the text becomes."""
-    reference: tuple[int, ...]
+    reference: tuple[int, ...] = field(metadata=IDS)
     """PyTorch's, up to the first that the bundle's are not."""
-    output: tuple[int, ...]
+    output: tuple[int, ...] = field(metadata=IDS)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class Session:
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
         # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
         options.enable_mem_pattern = threads is None
-        options.log_severity_level = 3
+        # What it would log quotes the graph, raw, on stderr; errors say the same.
+        options.log_severity_level = 4
         # Without it, processors that have no 8-bit dot product (AVX2 without VNNI) add pairs of products in 16 bits,
         # which overflow without a word; where there is one, it changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
