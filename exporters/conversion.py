@@ -61,7 +61,7 @@ def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if task.keeps_work:
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
             task.begin(unfinished.folder, told.advanced)
         with stage(told, "load the weights"):
             model = task.load()

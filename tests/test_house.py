@@ -39,8 +39,8 @@ ORDER = {
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
-        "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
-        "searches turns texts options masking progress terminal"
+        "commands.bundles commands.catalog bulk resumable job pipes streams answers interrupts writers notes searches "
+        "prompts record_options turns texts options inputs masking progress terminal"
     ),
 }
 

@@ -35,16 +35,20 @@ class Answering:
     cache: KVCache
     """One for all answers, so that what their prompts begin with is read once."""
 
-    def begin(self, asked: Asked) -> Stream:
-        """The answer, of which nothing is computed yet; raises InputError as `Decoder.stream` does."""
+    def begin(self, asked: Asked, options: AnswerOptions | None = None) -> Stream:
+        """The answer, of which nothing is computed yet; raises InputError as `Decoder.stream` does.
+
+        `options` are those of this answer, where they are not those of all.
+        """
+        options = options or self.options
         return self.decoder.stream(
             self.wording.prompt(asked),
-            max_tokens=self.options.max_tokens,
-            sampling=self.options.sampling(self.decoder.sampling),
-            stop=self.options.stop,
+            max_tokens=options.max_tokens,
+            sampling=options.sampling(self.decoder.sampling),
+            stop=options.stop,
             top_logprobs=self.top_logprobs,
             cache=self.cache,
-            lookup=self.options.lookup,
+            lookup=options.lookup,
         )
 
 
@@ -116,11 +120,18 @@ def write_text(stream: Stream, file: BinaryIO) -> None:
             ended = text.endswith("\n")
             written += len(text)
 
-    with ending_at_interrupt(stream):
-        for token in stream:
-            write(token.text)
-        # What was held back as the beginning of a stop string comes with no token.
-        write(stream.text[written:])
+    try:
+        with ending_at_interrupt(stream):
+            for token in stream:
+                write(token.text)
+            # What was held back as the beginning of a stop string comes with no token.
+            write(stream.text[written:])
+    except BaseException as error:
+        # An error begins on a line of its own, where it is told on the terminal that has the text.
+        if written and not ended and not isinstance(error, OSError):
+            file.write(b"\n")
+            file.flush()
+        raise
     if not ended:
         file.write(b"\n")
         file.flush()

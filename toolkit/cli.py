@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -16,7 +17,10 @@ from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
 from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
+from toolkit.progress import OwnLines, fresh_line
 
+ESCAPED = "edgekit.escaped"
+"""The name of how to write what an encoding has not."""
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
@@ -32,6 +36,9 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             ctx.exit(CLOSED_PIPE)
+        except KeyboardInterrupt as error:
+            # For which click itself would print an empty line.
+            raise click.Abort from error
         return result
 
 
@@ -59,6 +66,7 @@ def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
     open_closed_streams()
     buffer_stdout()
+    print_everything()
     code = exit_code_of(lambda: cli.main(standalone_mode=False))
     drop_unwritten()
     sys.exit(code)
@@ -82,6 +90,30 @@ def buffer_stdout() -> None:
         )
 
 
+def print_everything() -> None:
+    """Let stdout and stderr take every text, and give what is told a line of its own beside progress.
+
+    What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
+    """
+    codecs.register_error(ESCAPED, escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=ESCAPED)
+        if sys.stderr.isatty():
+            sys.stderr = OwnLines(sys.stderr)
+
+
+def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For characters that an encoding has not: the byte that a surrogate stands for (PEP 383), or an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
+
+
 def drop_unwritten() -> None:
     """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
     try:
@@ -100,7 +132,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        # In place of what the terminal shows of Ctrl-C.
+        click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
     except EdgekitError as error:
         return report(error.message, error.hint, error.exit_code)

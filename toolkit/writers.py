@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import click
 
 from runtime.errors import OutputError
+from toolkit.inputs import FailedRecord
 from toolkit.progress import fresh_line
 from toolkit.terminal import escaped_json
-from toolkit.texts import FailedRecord, TextRecord
+from toolkit.texts import TextRecord
 
 if TYPE_CHECKING:
     import numpy as np

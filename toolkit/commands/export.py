@@ -81,7 +81,7 @@ def export(
     from exporters import Origin
     from exporters import export as export_stage
 
-    with raised_again() as check:
+    with raised_again() as check, StageProgress(check) as progress:
         exported = export_stage(
             source,
             precision=Precision(precision) if precision else None,
@@ -96,7 +96,7 @@ def export(
             max_kl=max_kl,
             cache=CacheType(cache) if cache else None,
             kind=Kind(kind) if kind else None,
-            progress=StageProgress(check),
+            progress=progress,
         )
     summarize(exported)
     click.echo(exported.bundle.path)
