@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError
 from runtime.records import WITHIN, RecordError, read_record, write_record
@@ -403,14 +404,24 @@ def manifest_from_json(text: str) -> Manifest:
     schema = value.get("schema") if isinstance(value, dict) else None
     if type(schema) is int and not OLDEST <= schema <= SCHEMA:
         newer = "update edgekit on this machine, or export the bundle again with the version that runs here"
+        older = f"export it again with this version: `edgekit export {source_of(value)}`"
         raise BundleError(
             f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}",
-            hint=newer if schema > SCHEMA else "export the bundle again with this version",
+            hint=newer
+            if schema > SCHEMA
+            else f"export it again with this version: `edgekit export {source_of(value)}`",
         )
     try:
         return read_record(Manifest, value)
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
+
+
+def source_of(value: dict[str, Any]) -> str:
+    """What an export of a bundle was asked for, as a shell takes it; MODEL where a manifest does not say."""
+    source = value.get("source")
+    requested = source.get("requested") if isinstance(source, dict) else None
+    return shlex.quote(requested) if isinstance(requested, str) and requested else "MODEL"
 
 
 def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
