@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +13,20 @@ from safetensors import SafetensorError, safe_open
 
 from exporters.architectures import Architecture, architecture_of, check_architecture, known_architecture
 from exporters.catalog import ModelSpec
-from exporters.rope_parameters import with_known_names
-from runtime.bundle import MANIFEST, TOKENIZER, sha256_of
-from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import Source
-
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-WANTED = (
-    "config.json",
+from exporters.checkpoint_files import (
     WEIGHTS,
     WEIGHTS_INDEX,
-    "model-*-of-*.safetensors",
-    "tokenizer.json",
-    TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "modules.json",
-    "[0-9]*_*/config.json",
-    "[0-9]*_*/model.safetensors",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "LICENSE*",
-    "README.md",
+    card_header,
+    check_file,
+    check_files,
+    files_in,
+    is_wanted,
+    read_json,
 )
-"""What an export reads: no pickles, no other formats' copies of the weights."""
+from exporters.rope_parameters import with_known_names
+from runtime.bundle import MANIFEST, sha256_of
+from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Source
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Checkpoint:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the checkpoint, None when there is no such file."""
-        path = self.folder / name
+        path = check_file(self.folder, name)
         return read_json(path) if path.exists() else None
 
     @property
@@ -84,21 +68,6 @@ Accept = Callable[[Checkpoint], object]
 
 def accept_any(_checkpoint: Checkpoint) -> None:
     """Have nothing against any model."""
-
-
-def is_wanted(name: str) -> bool:
-    """Whether an export reads a file of this path; `*` stands for anything within one folder."""
-    parts = name.split("/")
-    return any(
-        len(parts) == len(pattern.split("/"))
-        and all(fnmatchcase(part, piece) for part, piece in zip(parts, pattern.split("/"), strict=True))
-        for pattern in WANTED
-    )
-
-
-def describes_weights(name: str) -> bool:
-    """Whether a file that an export reads tells, in a few kilobytes, what the weights are and what for."""
-    return name.endswith(".json") and name != TOKENIZER
 
 
 def check_config(config: Any, name: str) -> None:
@@ -122,6 +91,7 @@ def open_without_weights(
             f"`{folder}` is no checkpoint: it holds no `config.json`",
             hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
         )
+    check_files(folder)
     config = read_json(folder / "config.json")
     check_config(config, name)
     checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec)
@@ -136,19 +106,19 @@ def open_checkpoint(
     checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
     for path in weight_files(folder):
         check_safetensors(path)
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {name: sha256_of(path) for name, path in paths.items() if is_wanted(name)}
+    names = [name for name in files_in(folder) if is_wanted(name) and (folder / name).is_file()]
+    files = {name: sha256_of(folder / name) for name in sorted(names)}
     return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights; raises CheckpointError when there are none."""
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).exists():
         paths = [folder / shard for shard in shards_of(folder)]
         for path in paths:
-            if path.parent != folder or not path.exists():
+            if path.parent != folder or not path.is_file():
                 raise CheckpointError(f"the weights `{path.name}` that `{WEIGHTS_INDEX}` names are missing")
         return paths
     pickled = next(folder.glob("*.bin"), None)
@@ -180,22 +150,12 @@ def check_safetensors(path: Path) -> None:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` is no JSON: {error}") from error
-
-
 def licence_of(folder: Path) -> str | None:
     """The licence that the model card states in its header, None where there is none."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    if not text.startswith("---\n"):
-        return None
     try:
-        header = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
+        header = yaml.safe_load(card_header(folder) or "")
+    # ValueError: dates and numbers that there are not. RecursionError: more levels than are read.
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     licence = header.get("license") if isinstance(header, dict) else None
     return licence if isinstance(licence, str) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import check_file, licence_files
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
 from exporters.gguf import open_gguf, unpacked, unpacked_size
@@ -116,7 +117,7 @@ def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    text = (checkpoint.folder / TOKENIZER).read_bytes().decode("utf-8")
+    text = check_file(checkpoint.folder, TOKENIZER).read_bytes().decode("utf-8")
     (folder / TOKENIZER).write_bytes(with_short_merges(text).encode("utf-8"))
-    for licence in checkpoint.folder.glob("LICENSE*"):
+    for licence in licence_files(checkpoint.folder):
         shutil.copyfile(licence, folder / licence.name)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
 
 from exporters.checkpoint import Checkpoint
 from exporters.grouped_attention import cache_sizes, context_length, takes_heads
@@ -17,6 +16,7 @@ from runtime.decoder import encode_exactly, encode_text
 from runtime.errors import CheckpointError, InputError, UnsupportedModelError
 from runtime.manifest import ChatFacts, DecoderFacts, GenerationDefaults
 from runtime.messages import ASSISTANT, USER, Message
+from runtime.safe_tokenizer import SafeTokenizer
 
 GENERATION = "generation_config.json"
 QUESTION, ANSWER = "What is a pump?", "It moves water."
@@ -96,7 +96,8 @@ def end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
     rendered = rendered_conversation(chat)
     if rendered is None or ANSWER not in rendered:
         return None
-    rest = encode_exactly(tokenizer.backend_tokenizer, rendered.rpartition(ANSWER)[2].lstrip())
+    text = rendered.rpartition(ANSWER)[2].lstrip()
+    rest = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     return rest[0] if rest and rest[0] in special_ids(tokenizer) else None
 
 
@@ -145,7 +146,7 @@ def generation_defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
     )
 
 
-def check_tokens(name: str, tokenizer: Any, own: Tokenizer, facts: DecoderFacts) -> None:
+def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
     """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
     for text in probe_texts().texts:
         compare_ids(name, "a text", encode_text(own, facts, text), tokenizer(text)["input_ids"])

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from exporters.checkpoint import WEIGHTS, Checkpoint, check_safetensors
+from exporters.checkpoint import Checkpoint, check_safetensors
+from exporters.checkpoint_files import WEIGHTS
 from exporters.facts import modules_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Activation, DenseFacts

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind, Pooling
 

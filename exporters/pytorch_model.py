@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG
 from runtime.errors import CheckpointError
 
 OPSET = 20

@@ -24,12 +24,12 @@ from runtime.encoder import (
     checked_batch_tokens,
     stacked,
 )
-from runtime.errors import BundleError, InputError, TextTooLongError
+from runtime.errors import BundleError, InputError, TextError, TextTooLongError
 from runtime.manifest import Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
-from runtime.tokenizer import LongTexts, TokenizedText, Tokenizer
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 QUERY_PROMPTS = ("query",)
@@ -54,6 +54,10 @@ class Embedder(Encoder):
       before anything is computed, `mean` reads it in chunks and pools their vectors, weighted by tokens, before the
       result is normalized.
     - `batch_tokens` bounds the tokens in one run of the graph.
+
+    A text of which the tokenizer makes no token, special tokens included, has no vector, as in sentence-transformers:
+    TextError names it, and all such texts of the call. Most tokenizers add special tokens, with which an empty text
+    has a vector.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
@@ -188,8 +192,7 @@ class Embedder(Encoder):
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
         if isinstance(texts, str):
             raise one_string("count_tokens")
-        tokenized = self.tokenizer.stream(texts, prefix=self.prefix(prompt))
-        return np.array([text.tokens + text.dropped for text in tokenized], np.int64)
+        return np.array(list(self.tokenizer.count(texts, prefix=self.prefix(prompt))), np.int64)
 
     @property
     def dimension(self) -> int:
@@ -273,6 +276,7 @@ class Embedder(Encoder):
                 progress(len(batch))
 
         tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
+        refuse_empty(tokenized, before)
         if request.long is LongTexts.ERROR:
             self.refuse_long(tokenized, before)
         run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
@@ -299,6 +303,13 @@ class Embedder(Encoder):
                 stacklevel=3,
             )
         return embeddings.vectors
+
+
+def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
+    """Raise TextError for texts without tokens, which have no vector."""
+    empty = tuple(index for index, text in enumerate(tokenized) if not text.tokens)
+    if empty:
+        raise TextError(f"text {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
 def length(piece: Piece) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.manifest import CacheType, DecoderFacts
-from runtime.memory import available_memory
+from runtime.memory import available_memory, mebibytes
 
 FIRST_CAPACITY = 256
 """Tokens that the first buffers have room for."""
@@ -189,7 +189,3 @@ def cut(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
 def token_size(facts: DecoderFacts) -> int:
     """Bytes that the keys and values of one token take."""
     return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(DTYPES[facts.cache_type]).itemsize
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"

@@ -55,3 +55,7 @@ def left(folder: Path, limit: str, usage: str, inactive: str) -> int | None:
     # Without a limit, version 2 says `max`.
     except (OSError, ValueError):
         return None
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -24,12 +24,12 @@ from runtime.encoder import (
     characters,
     checked_batch_tokens,
 )
-from runtime.errors import BundleError, InputError, TextTooLongError
+from runtime.errors import BundleError, InputError, TextError, TextTooLongError
 from runtime.manifest import Kind, Scores
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
 from runtime.ranking import OpenRanking, Ranked, Ranking, score
 from runtime.records import choice
-from runtime.tokenizer import LongTexts, checked_text
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 
 Document = TypeVar("Document")
 Search = tuple[str, Iterable[Document]]
@@ -73,6 +73,9 @@ class Reranker(Encoder):
       query only where it leaves no room for any; `error` raises TextTooLongError before anything of its chunk runs.
     - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
     - `batch_tokens` bounds the tokens in one run of the graph.
+
+    An empty query is an error. An empty document has a score, from the tokens of the query; a pair of which the
+    tokenizer makes no token at all, special tokens included, raises TextError, as CrossEncoder fails on it.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
@@ -228,6 +231,7 @@ class Reranker(Encoder):
         for index, pair in enumerate(pairs, before):
             check_pair(pair, index)
         tokenized = self.tokenizer.tokenize(pairs, before=before)
+        refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
             self.refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
@@ -320,6 +324,13 @@ def check_pair(pair: object, index: int) -> None:
         raise InputError(f"pair {index} must be a query and a document", hint="`score([(query, document), ...])`")
     if isinstance(pair[0], str) and not pair[0].strip():
         raise InputError(f"the query of pair {index} is empty")
+
+
+def refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
+    """Raise TextError for pairs without tokens, which have no score."""
+    empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
+    if empty:
+        raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
 def checked_long(long: LongTexts | str) -> LongTexts:

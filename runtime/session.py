@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import GRAPH_DATA
-from runtime.errors import BundleError, MissingPartError, ProviderError
+from runtime.errors import BundleError, InputError, MissingPartError, ProviderError
 from runtime.manifest import Provider
 from runtime.pages import give_back, mapped_regions, on_large_pages
 
@@ -90,6 +90,10 @@ class Session:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""
+        # onnxruntime divides by the number of tokens in some kernels, and the signal that follows ends the process.
+        for name, array in feeds.items():
+            if not array.size:
+                raise InputError(f"there are no tokens to run `{self.path}` on: `{name}` has the shape {array.shape}")
         try:
             return cast("NDArray[np.float32]", self.session.run(None, dict(feeds))[0])
         # onnxruntime's exceptions share no base class but Exception.

@@ -21,11 +21,12 @@ HEAVY = {"torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "h
 # From top to bottom: a module imports only what stands below it.
 ORDER = {
     "runtime": (
-        "replay "
-        "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache memory sampler stops "
-        "detokenizer chat_template messages "
-        "opening reranker ranking pairs embedder results encoder batching cores vectors tokenizer dense pooling "
-        "session pages bundle_writer bundle manifest records targets telemetry errors version"
+        "verification replay "
+        "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
+        "detokenizer chat_template template_sandbox messages "
+        "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
+        "pieces dense pooling session pages memory cores bundle_writer bundle manifest records targets telemetry "
+        "errors version"
     ),
     "exporters": (
         "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
@@ -33,13 +34,13 @@ ORDER = {
         "weightless_trace probe gguf gguf_tokenizer quantize block_weights calibration graph_files layerwise "
         "publisher weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
         "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts choices facts "
-        "sources short_merges checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
-        "rope_parameters architectures"
+        "sources short_merges checkpoint hub.download hub.request hub.access hub.account hub.transport hub.token "
+        "hub.failures hub.names hub.settings wheel checkpoint_files catalog rope_parameters architectures parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk resumable job pipes streams answers interrupts writers notes searches "
-        "prompts record_options turns texts options inputs progress"
+        "prompts record_options turns texts options inputs masking progress terminal"
     ),
 }
 

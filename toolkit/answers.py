@@ -12,6 +12,7 @@ import click
 
 from toolkit.interrupts import ending_at_interrupt
 from toolkit.progress import rated
+from toolkit.terminal import without_controls
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from runtime.stream import Answer, Stream, Token
     from toolkit.options import AnswerOptions
     from toolkit.prompts import Asked, Wording
-
-CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-"""Characters that a terminal obeys, and a model has no reason to say."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def speed(tokens: int, seconds: float) -> str:
 
 def write_text(stream: Stream, file: BinaryIO) -> None:
     """Write an answer as it comes, and end its last line; Ctrl-C ends the answer."""
-    shown: Callable[[str], str] = printable if file is sys.stdout.buffer and sys.stdout.isatty() else str
+    shown: Callable[[str], str] = without_controls if file is sys.stdout.buffer and sys.stdout.isatty() else str
     ended = written = 0
 
     def write(text: str) -> None:
@@ -137,11 +135,6 @@ def write_text(stream: Stream, file: BinaryIO) -> None:
     if not ended:
         file.write(b"\n")
         file.flush()
-
-
-def printable(text: str) -> str:
-    """A text without characters that move the cursor or do other things to a terminal."""
-    return text.translate(CONTROLS)
 
 
 def write_pieces(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:

@@ -14,7 +14,7 @@ import click
 
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.bundle_writer import flush
-from runtime.errors import EdgekitError, InputError, TextTooLongError
+from runtime.errors import EdgekitError, InputError, TextError
 from toolkit.job import Job, chunks_of
 from toolkit.notes import Notes
 from toolkit.progress import Progress, fresh_line
@@ -25,6 +25,8 @@ from toolkit.writers import Record, output_errors, write_ranges, writer_for
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from runtime.results import Embeddings
 
 
 def embed_to_file(
@@ -109,12 +111,7 @@ def embed_chunk(
 
     failed = {index: found.error for index, found in enumerate(chunk) if not isinstance(found, TextRecord)}
     texts = {index: found for index, found in enumerate(chunk) if isinstance(found, TextRecord)}
-    try:
-        embeddings = job.embed([found.text for found in texts.values()], progress=progress)
-    except TextTooLongError as error:
-        for index in [list(texts)[place] for place in error.texts]:
-            failed[index] = job.too_long(texts.pop(index).where)
-        embeddings = job.embed([found.text for found in texts.values()], progress=progress)
+    embeddings = embed_usable(job, texts, failed, progress)
     good = list(texts.values())
     notes = notes.with_texts(good, embeddings)
     if not failed:
@@ -122,6 +119,20 @@ def embed_chunk(
     vectors = np.empty((len(chunk), embeddings.vectors.shape[1]), embeddings.vectors.dtype)
     vectors[list(texts)] = embeddings.vectors
     return vectors, dict(sorted(failed.items())), notes
+
+
+def embed_usable(
+    job: Job, texts: dict[int, TextRecord], failed: dict[int, InputError], progress: Callable[[int], None]
+) -> Embeddings:
+    """Embed what can be; the others go from `texts` to `failed`, all that have the same fault at once."""
+    try:
+        return job.embed([found.text for found in texts.values()], progress=progress)
+    except TextError as error:
+        if not error.texts:
+            raise
+        for index in [list(texts)[place] for place in error.texts]:
+            failed[index] = job.placed(error, texts.pop(index).where)
+    return embed_usable(job, texts, failed, progress)
 
 
 def failure(found: Record, error: InputError) -> bytes:

@@ -15,6 +15,7 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
 from toolkit.progress import OwnLines, fresh_line
 
@@ -126,7 +127,9 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     try:
         code = run()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         # In place of what the terminal shows of Ctrl-C.
@@ -152,5 +155,5 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:
-    tell_error(message, hint)
+    tell_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from runtime.errors import InputError, NotFoundError, TextTooLongError
+from runtime.errors import InputError, NotFoundError, TextError, TextTooLongError
 from toolkit.inputs import InputFormat
 from toolkit.writers import OutputFormat
 
@@ -58,6 +58,12 @@ class Job:
             long=options.long,
             progress=progress,
         )
+
+    def placed(self, error: TextError, where: str) -> InputError:
+        """The error for a text that stood there in the input."""
+        if isinstance(error, TextTooLongError):
+            return self.too_long(where)
+        return InputError(f"{where} {error.fault}", hint=error.hint)
 
     def too_long(self, where: str) -> TextTooLongError:
         """The error for a text that stood there in the input."""

@@ -18,6 +18,8 @@ from typing import BinaryIO, Protocol
 
 import click
 
+from toolkit.terminal import escaped
+
 CLEAR = "\r\x1b[K"
 """Back to the start of a terminal's line, and the line emptied."""
 AT_ONCE = 0.02
@@ -81,7 +83,7 @@ class StageProgress:
             self.check()
         self.quieten()
         if sys.stderr.isatty():
-            show(f"  ...     {stage}")
+            show(f"  ...     {escaped(stage)}")
             self.stop = threading.Event()
             self.thread = threading.Thread(target=self.beat, args=(stage, self.stop), daemon=True)
             self.thread.start()
@@ -92,7 +94,7 @@ class StageProgress:
         while not stop.wait(HEARTBEAT):
             now = time.monotonic()
             if now - self.shown >= HEARTBEAT:
-                show(f"  ...     {stage}, {duration(now - began)}")
+                show(f"  ...     {escaped(stage)}, {duration(now - began)}")
 
     def quieten(self) -> None:
         """Show nothing more of the stage that ran."""
@@ -103,10 +105,10 @@ class StageProgress:
 
     def end(self, stage: str, seconds: float) -> None:
         self.quieten()
-        click.echo(f"{fresh_line()}  {seconds:5.1f} s {stage}", err=True)
+        click.echo(f"{fresh_line()}  {seconds:5.1f} s {escaped(stage)}", err=True)
 
     def note(self, text: str) -> None:
-        click.echo(f"{fresh_line()}note: {text}", err=True)
+        click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
     def counted(self, done: int, total: int, noun: str) -> None:
         """Show how many texts, layers or the like of a stage are done; called after each."""

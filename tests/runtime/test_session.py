@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder, Provider, ProviderError
+from runtime import Bundle, BundleError, Decoder, Embedder, InputError, Provider, ProviderError
 from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
 from tests.decoders import write_decoder
 
@@ -50,6 +50,14 @@ def test_a_run_that_fails(int8_bundle: Bundle) -> None:
 
     with pytest.raises(BundleError, match="onnxruntime cannot run"):
         session.run({"input_ids": np.array([[10**9]])})
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (2, 0)])
+def test_no_graph_runs_on_no_tokens(int8_bundle: Bundle, shape: tuple[int, ...]) -> None:
+    session = Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+
+    with pytest.raises(InputError, match=r"there are no tokens to run `.*` on: `input_ids` has the shape"):
+        session.run({"input_ids": np.zeros(shape, np.int64)})
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:

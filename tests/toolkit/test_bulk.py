@@ -19,6 +19,7 @@ import pytest
 
 from runtime import Bundle, Embedder, Embeddings
 from tests.commands import Finished, lines_on_terminal, on_terminal
+from tests.tampered import changed_bundle, without_special_tokens
 from toolkit.resumable import Files, locked
 
 Edgekit = Callable[..., Finished]
@@ -544,3 +545,31 @@ def test_memory_does_not_grow_with_the_input(tiny_bundle: Bundle, tmp_path: Path
 
     assert np.load(tmp_path / "out.npy").shape == (16_000, 48)
     assert peaks[1] - peaks[0] < 25, f"MiB: {peaks}"
+
+
+def test_lines_without_tokens_are_listed_as_failed(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bare = changed_bundle(tiny_bundle, tmp_path / "bare", tokenizer=without_special_tokens)
+    lines = b"water\n\nwine\n \n" + b"word " * 60 + b"\n"
+
+    finished = edgekit("embed", bare.path, "--output", tmp_path / "out", "--long", "error", stdin=lines)
+
+    assert finished.code == 1
+    failed = [json.loads(line) for line in (tmp_path / "out.failed.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["error"]) for row in failed] == [
+        (2, "line 2 has no tokens"),
+        (4, "line 4 has no tokens"),
+        (5, "line 5 is longer than the 48 tokens that the model reads"),
+    ]
+    rows = [json.loads(line)["embedding"] for line in (tmp_path / "out").read_text().splitlines()]
+    assert [row is None for row in rows] == [False, True, False, True, True]
+
+
+def test_without_an_output_a_line_without_tokens_is_named(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bare = changed_bundle(tiny_bundle, tmp_path / "bare", tokenizer=without_special_tokens)
+
+    finished = edgekit("embed", bare.path, stdin=b"water\n\n")
+
+    assert finished.code == 2
+    assert finished.err.startswith("error: line 2 has no tokens\n\nhint: leave it out")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError, TextTooLongError
+from runtime.errors import InputError, TextError
 from runtime.targets import is_special, regular_target_of, target_of
 from toolkit.inputs import InputFormat, Source
 from toolkit.notes import Notes
@@ -180,8 +180,10 @@ def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, p
     for chunk in chunks_of(records):
         try:
             embeddings = job.embed([record.text for record in chunk], progress=progress.within)
-        except TextTooLongError as error:
-            raise job.too_long(chunk[error.texts[0]].where) from error
+        except TextError as error:
+            if not error.texts:
+                raise
+            raise job.placed(error, chunk[error.texts[0]].where) from error
         notes = notes.with_texts(chunk, embeddings)
         total += len(chunk)
         writer.write(chunk, embeddings.vectors)

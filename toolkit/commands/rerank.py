@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from runtime.errors import InputError, TextTooLongError
+from runtime.errors import InputError, TextError, TextTooLongError
 from toolkit.inputs import InputFormat, Source
 from toolkit.notes import PairNotes
 from toolkit.options import Text, field_option, input_format_option, literal_option, once
@@ -98,8 +98,10 @@ def rerank(
                     text=pending.text_of,
                     progress=pending.scored,
                 )
-            except TextTooLongError as error:
-                raise pending.too_long(error, reranker.max_length) from error
+            except TextError as error:
+                if not error.texts:
+                    raise
+                raise pending.placed(error, reranker.max_length) from error
 
         with open_output(output) as file, bar(stream, enabled=not documents, output=output, verb="ranking") as shown:
             pending.shown = shown
@@ -132,9 +134,11 @@ class Pending:
         else:
             self.shown.within(count)
 
-    def too_long(self, error: TextTooLongError, max_length: int) -> TextTooLongError:
+    def placed(self, error: TextError, max_length: int) -> InputError:
         """The error for a document by where it stood: those that wait are the ones of its call, in their order."""
         where = self.waiting[error.texts[0]].where
+        if not isinstance(error, TextTooLongError):
+            return InputError(f"{where} with its query {error.fault}", hint=error.hint)
         return TextTooLongError(
             f"{where} is with the query longer than the {max_length} tokens that the model reads",
             hint="split it, or leave out `--no-truncate` to have it cut",
