@@ -15,6 +15,7 @@ from runtime.bundle import GRAPH_DATA
 from runtime.errors import BundleError, InputError, MissingPartError, ProviderError
 from runtime.manifest import Provider
 from runtime.pages import give_back, mapped_regions, on_large_pages
+from runtime.targets import native
 
 ORT_NAMES = {
     Provider.CPU: "CPUExecutionProvider",
@@ -61,7 +62,7 @@ class Session:
         before = mapped_regions() if threads is not None else []
         try:
             self.session = ort.InferenceSession(
-                str(path),
+                native(path),
                 options,
                 providers=[ORT_NAMES[provider]],
                 disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
