@@ -22,6 +22,7 @@ from exporters.certify import (
     reference_vectors,
 )
 from exporters.checkpoint import Checkpoint
+from exporters.counts import counted
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
 from exporters.encoder import load_model, rebuild, trace
@@ -155,7 +156,7 @@ class EmbedderTask(EncoderTask):
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer)
-        for text in tokenizer.tokenize(calibration_texts().texts):
+        for text in counted(tokenizer.tokenize(calibration_texts().texts), "texts"):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
@@ -195,7 +196,7 @@ class RerankerTask(EncoderTask):
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         typed = TOKEN_TYPE_IDS in bundle.manifest.inputs
         tokenizer = PairTokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, self.facts.pair, typed=typed)
-        for pair in tokenizer.tokenize(calibration_pairs()):
+        for pair in counted(list(tokenizer.tokenize(calibration_pairs())), "pairs"):
             yield tokenizer.feeds([pair])
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:

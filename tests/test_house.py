@@ -35,7 +35,7 @@ ORDER = {
         "publisher weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
         "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts choices facts "
         "sources short_merges checkpoint hub.download hub.request hub.access hub.account hub.transport hub.token "
-        "hub.failures hub.names hub.settings wheel checkpoint_files catalog rope_parameters architectures parts"
+        "hub.failures hub.names hub.settings wheel checkpoint_files catalog rope_parameters architectures counts parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
