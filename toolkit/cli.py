@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import os
@@ -70,6 +71,11 @@ def main() -> None:
     print_everything()
     code = exit_code_of(lambda: cli.main(standalone_mode=False))
     drop_unwritten()
+    if code == INTERRUPTED:
+        # Python would end itself by SIGINT where Ctrl-C met code that was compiled as it ran, as libraries have it.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
