@@ -55,6 +55,8 @@ class Request:
     batch_tokens: int
     dense: tuple[Dense, ...]
     normalize: bool
+    skip: int = 0
+    """Tokens at the beginning of each text that are left out of pooling."""
 
     def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
         """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized, stored as asked."""
@@ -106,7 +108,8 @@ class Results:
         for row, piece in enumerate(batch):
             if piece.text in self.long:
                 # A copy, so that the whole batch is not kept for one row of it.
-                self.long[piece.text][piece.chunk] = (len(piece.ids), pooled[row].copy())
+                pooled_tokens = max(len(piece.ids) - self.request.skip, 1)
+                self.long[piece.text][piece.chunk] = (pooled_tokens, pooled[row].copy())
             else:
                 self.vectors[piece.text] = self.request.finish(pooled[row : row + 1])[0]
 

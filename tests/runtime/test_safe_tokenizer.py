@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from runtime import Bundle, BundleError, EdgekitError, Embedder, Reranker, TextError
+from runtime import Bundle, BundleError, EdgekitError, Embedder, InputError, Reranker, TextError
 from runtime.manifest import TokenizerFacts
 from runtime.pieces import PATTERNS
 from runtime.safe_tokenizer import LONGEST, SafeTokenizer, open_tokenizer
@@ -200,3 +201,24 @@ def test_texts_after_one_that_fails_are_read(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"text 1 cannot be tokenized by .*: WordLevel error: Missing") as caught:
         tokenizer.tokenize(["a b", "a c", "b"])
     assert caught.value.texts == (1,)
+
+
+def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
+    """Also in a text that is read in pieces, and not where it is cut off before."""
+    path = checkpoint / "tokenizer.json"
+    whole = open_tokenizer(path).tokenizer
+    number, last = max((id_, token) for token, id_ in whole.get_vocab().items() if token.isascii() and token.isalpha())
+    tokenizer = open_tokenizer(path, known=number)
+    fault = f"has the token `{last}`, which the model does not know"
+    faults: dict[int, str] = {}
+    texts = ["a pump", f"a {last} pump", "pump " * 10_000 + last, f"pump {last}"]
+
+    found = tokenizer.ids(texts, faults, first=5)
+
+    assert faults == {6: fault, 7: fault, 8: fault}
+    assert [len(one.ids) for one in found] == [2, 0, 0, 0]
+    faults.clear()
+    assert [len(one.ids) for one in tokenizer.ids(texts, faults, keep=1)] == [1, 1, 1, 1]
+    assert not faults
+    with pytest.raises(InputError, match=re.escape(f"the text {fault}")):
+        tokenizer.spans(texts[3])

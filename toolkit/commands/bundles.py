@@ -128,7 +128,8 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     facts = manifest.embedder
     if facts is not None:
         normalized = "normalized" if facts.normalize else "not normalized"
-        lines.append(("vectors", f"{facts.dimension} wide, pooled by {facts.pooling.value}, {normalized}"))
+        pooled = ", ".join(one.value for one in facts.poolings)
+        lines.append(("vectors", f"{facts.dimension} wide, pooled by {pooled}, {normalized}"))
         lines.append(("prompts", ", ".join(facts.prompts) or "none"))
         if facts.matryoshka_dimensions:
             lines.append(("shortens to", ", ".join(map(str, facts.matryoshka_dimensions))))
