@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.certify import certificate_of
+from exporters.counts import counted
 from exporters.layer_errors import layer_errors
 from exporters.layerwise import Layerwise, Observer
 from exporters.probe import probe_texts
@@ -177,7 +178,7 @@ def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Itera
 def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:
     """Compare a bundle with PyTorch on the probe set."""
     divergences, same, surprises, expected_surprises = [], [], [], []
-    found = bundle_logprobs(decoder, reference.windows)
+    found = bundle_logprobs(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
         for row, other in zip(expected, here, strict=True):
             divergences.append(float(np.exp(row, dtype=np.float64) @ (row.astype(np.float64) - other)))

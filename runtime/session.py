@@ -17,6 +17,7 @@ from runtime.errors import BundleError, EdgekitError, InputError, MissingPartErr
 from runtime.manifest import Provider
 from runtime.memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
 from runtime.pages import give_back, mapped_regions, on_large_pages
+from runtime.targets import native
 
 ORT_NAMES = {
     Provider.CPU: "CPUExecutionProvider",
@@ -79,7 +80,7 @@ class Session:
         before = mapped_regions() if threads is not None else []
         try:
             self.session = ort.InferenceSession(
-                str(path),
+                native(path),
                 options,
                 providers=[ORT_NAMES[provider]],
                 disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],

@@ -37,7 +37,7 @@ ORDER = {
         "decoder_graph grouped_attention graph nodes dense stored_tensors pair_facts choices cross_encoder facts "
         "modules sources short_merges checkpoint hub.download hub.request hub.access hub.account hub.transport "
         "hub.token hub.failures hub.names hub.settings wheel catalog rope_parameters checkpoint_files unread "
-        "headers architectures parts"
+        "headers architectures counts parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
