@@ -99,7 +99,7 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     )
     assert many.err == (
         "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
-        "warning: the query was longer than 128 tokens and cut too\n"
+        "warning: the query was cut: with a document it is longer than 128 tokens\n"
     )
     finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
