@@ -198,7 +198,7 @@ def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bu
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
     assert "scores       raw, as its publisher says" in shown
-    assert "on 24 queries against torch" in shown
+    assert "on 24 queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2].startswith("certificate  8 golden pairs, logits within 0.")
