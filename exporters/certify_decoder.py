@@ -17,7 +17,7 @@ from exporters.probe import probe_texts
 from exporters.weightless import WeightlessDecoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
-from runtime.errors import EdgekitError, UnsupportedModelError
+from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
 from runtime.replay import greedy
@@ -96,7 +96,12 @@ class ProbeReading(Observer):
         return text < len(self.windows)
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
-        del text
+        # Weights that are all numbers may still be so large that what is computed with them is none.
+        if not np.isfinite(logits).all():
+            raise CheckpointError(
+                f"PyTorch gives NaN or infinite logits for text {text} of the probe set, so the model is of no use",
+                hint="its weights or its config.json are damaged; copy or download them again",
+            )
         self.logprobs.append(logprobs_of(logits))
 
     def reference(self) -> DecoderReference:
@@ -183,9 +188,10 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     surprise, expected_surprise = (
         float(np.concatenate(rows).mean(dtype=np.float64)) for rows in (surprises, expected_surprises)
     )
+    mean = float(np.mean(divergences))
     return DecoderAgreement(
-        # Never negative but by what float32 rounds away.
-        kl=max(0.0, float(np.mean(divergences))),
+        # Never negative but by what float32 rounds away; NaN stays NaN, which `max` would make 0 of.
+        kl=0.0 if mean < 0 else mean,
         kl_max=float(np.max(divergences)),
         top=float(np.mean(same)),
         perplexity=float(np.exp(surprise)),

@@ -11,7 +11,8 @@ from enum import Enum
 from typing import Any, Literal, cast
 
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.checkpoint import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS, Checkpoint, checked_subfolder
+from exporters.checkpoint import Checkpoint, checked_subfolder
+from exporters.checkpoint_files import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
 from exporters.modules import (
     LIBRARY,
     MODULE_CLASSES,

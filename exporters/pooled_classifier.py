@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from exporters.checkpoint import WEIGHTS, Checkpoint, check_safetensors
+from exporters.checkpoint import Checkpoint, check_safetensors
+from exporters.checkpoint_files import WEIGHTS
 from exporters.publisher import readable_folder
 from runtime.errors import CheckpointError
 

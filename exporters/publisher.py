@@ -19,7 +19,8 @@ import transformers
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.cross_encoder import read_cross_encoder
 from exporters.pair_facts import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
 from exporters.pytorch_model import load_tokenizer, load_weights, quiet

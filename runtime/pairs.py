@@ -40,7 +40,7 @@ class PairTokenizer:
 
     def __init__(self, path: Path, facts: TokenizerFacts, pair: PairFacts, *, typed: bool) -> None:
         """`typed` says that the graph reads token types too."""
-        self.tokenizer = open_tokenizer(path)
+        self.tokenizer = open_tokenizer(path, known=facts.known_tokens)
         self.pair = pair
         self.typed = typed
         self.left = facts.truncation_side is Side.LEFT
