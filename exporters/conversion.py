@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import licence_files
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
 from exporters.gguf import open_gguf, unpacked, unpacked_size
@@ -70,7 +71,7 @@ def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if task.keeps_work:
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
             task.begin(unfinished.folder, told.advanced)
         with stage(told, "load the weights"):
             model = task.load()
@@ -123,5 +124,5 @@ def draft_manifest(
 
 
 def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in checkpoint.folder.glob("LICENSE*"):
+    for licence in licence_files(checkpoint.top):
         shutil.copyfile(licence, folder / licence.name)

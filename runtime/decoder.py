@@ -201,7 +201,8 @@ class Decoder:
         """Read a prompt, and return the cache that holds it."""
         ids = self.ids_of(prompt)
         cache = self.new_cache()
-        cache.check(len(ids))
+        # One more than it holds: see `Forward.prefill`.
+        cache.check(len(ids) + 1)
         forward = Forward(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache

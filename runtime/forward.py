@@ -86,6 +86,20 @@ class Forward:
         logits: NDArray[np.float32] = bound.logits[0]
         return logits
 
+    def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Read tokens of a prompt: the logits (1, vocabulary) after the last of them.
+
+        An odd number of tokens is padded with one more row, which the cache forgets. onnxruntime's 4-bit kernels
+        (MatMulNBits in blocks of 64 and 128) compute the last row of an odd number as they compute a single one, with
+        other bits. With an even number of rows in every run, the bits of a prompt's keys, values and logits do not
+        depend on how it is split into runs.
+        """
+        if len(ids) % 2 == 0:
+            return self.run(ids, 2)[1:]
+        logits = self.run([*ids, ids[-1]], 2)[:1]
+        self.cache.rewind(self.cache.length - 1)
+        return logits
+
     def stop(self) -> None:
         """Have the run that is going on, and all later ones, fail at their next operator."""
         self.options.terminate = True

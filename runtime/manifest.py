@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ OLDEST = 2
 """The first schema that is still read."""
 COUNT = {WITHIN: range(1, 1 << 31)}
 """Of what there is at least one, up to what the graphs' int32 holds."""
+WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
+"""Of a vector or a head: far more than any model has."""
 LAYERS = {WITHIN: range(1, 1 << 16)}
 VOCABULARY = {WITHIN: range(1, 1 << 24)}
 """Far more than any model has, and no more than what is made for each of them may take."""
@@ -187,7 +190,7 @@ class DenseFacts:
 class EmbedderFacts:
     """What turns the graph's token vectors into a text's vector."""
 
-    dimension: int = field(metadata=COUNT)
+    dimension: int = field(metadata=WIDTH)
     pooling: Pooling
     normalize: bool
     prompts: dict[str, str] = field(default_factory=dict)
@@ -266,8 +269,8 @@ class DecoderFacts:
     sliding_window: int | None
     """How many tokens back attention reaches; None for all."""
     layers: int = field(metadata=LAYERS)
-    kv_heads: int = field(metadata=COUNT)
-    head_size: int = field(metadata=COUNT)
+    kv_heads: int = field(metadata=WIDTH)
+    head_size: int = field(metadata=WIDTH)
     vocabulary: int = field(metadata=VOCABULARY)
     """How many logits the graph gives."""
     bos_id: int | None
@@ -415,13 +418,15 @@ class Manifest:
 def manifest_from_json(text: str) -> Manifest:
     """Read a manifest; raises BundleError that names the field which is wrong."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=without_repeats)
+    except RecordError as error:
+        raise BundleError(f"`manifest.json` is not valid: {error}") from error
     except ValueError as error:
         raise BundleError(f"`manifest.json` is no JSON: {error}") from error
     except RecursionError as error:
         raise BundleError("`manifest.json` nests too deep to be read") from error
     schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, int) and not OLDEST <= schema <= SCHEMA:
+    if type(schema) is int and not OLDEST <= schema <= SCHEMA:
         newer = "update edgekit on this machine, or export the bundle again with the version that runs here"
         raise BundleError(
             f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}",
@@ -431,6 +436,15 @@ def manifest_from_json(text: str) -> Manifest:
         return read_record(Manifest, value)
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
+
+
+def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; what is there twice would mean one thing here and another to who reads it elsewhere."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise RecordError(repeated, "is there twice")
+    return found
 
 
 def manifest_to_json(manifest: Manifest) -> str:

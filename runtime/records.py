@@ -7,6 +7,7 @@ range of an integer may stand in its field's metadata under WITHIN.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -115,6 +116,9 @@ def read_scalar(hint: type, value: object, path: str) -> object:
         raise RecordError(path, f"must be {NOUNS[hint]}, not {describe(value)}")
     if isinstance(value, str):
         check_unicode(value, path)
+    # Comparisons with NaN are all false, so that what holds one would pass for anything.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(path, f"must be a finite number, not `{value}`")
     return value
 
 

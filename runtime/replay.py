@@ -12,12 +12,13 @@ from runtime.bundle import Bundle
 from runtime.decoder import Decoder
 from runtime.embedder import Embedder
 from runtime.encoder import Encoder
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.sampler import Sampling
+from runtime.session import onnxruntime_version
 from runtime.steps import Steps
 
 TOLERANCE = 0.001
@@ -28,8 +29,10 @@ LOGPROB_TOLERANCE = 0.2
 """How much less probable, as a difference of logarithms, a golden token may be here than the one that is chosen."""
 NEAREST = 8
 """Of the most probable tokens, how many a golden one is looked for among."""
-INT8_CURE = "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"
-FLOAT_CURE = "its files are whole, so onnxruntime computes differently here: install the version that `made_with` names"
+LEAST_COSINE = 0.9
+"""To PyTorch: a certificate of less agreement than any export has is none."""
+ONNXRUNTIME = "onnxruntime"
+"""Its name in `made_with`."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,21 @@ class Replay:
 
 def replay(encoder: Encoder | Decoder) -> Replay:
     """Run the golden texts, pairs or prompts again; raises BundleError when one comes out otherwise than certified."""
+    try:
+        return replayed(encoder)
+    # Nobody gave these texts but the bundle.
+    except InputError as error:
+        raise BundleError(f"the certificate of `{encoder.bundle.path}` cannot be replayed: {error.message}") from error
+
+
+def replayed(encoder: Encoder | Decoder) -> Replay:
     certificate = encoder.bundle.manifest.certificate
     decodes = isinstance(encoder, Decoder)
-    if certificate is None or not (certificate.answers if decodes else certificate.golden):
+    answers = [] if certificate is None else [answer for answer in certificate.answers if answer.output]
+    if certificate is None or not (answers if decodes else certificate.golden):
         raise BundleError(f"the bundle `{encoder.bundle.path}` has no certificate to replay")
     if isinstance(encoder, Decoder):
-        return replay_answers(encoder, certificate.answers)
+        return replay_answers(encoder, answers)
     found = outputs_of(encoder, certificate)
     reference, output = (
         unpacked(encoder, vectors, found.shape[1])
@@ -62,8 +74,14 @@ def replay(encoder: Encoder | Decoder) -> Replay:
 
 
 def cure_of(bundle: Bundle) -> str:
-    """What helps where a processor computes otherwise than the one that made a bundle."""
-    return FLOAT_CURE if bundle.manifest.precision in (Precision.FP32, Precision.FP16) else INT8_CURE
+    """What to do where a bundle, whose files are whole, computes something else than it did where it was made."""
+    made, here = bundle.manifest.made_with.get(ONNXRUNTIME), onnxruntime_version()
+    if made is not None and made != here:
+        return f"it was made with onnxruntime {made}, and {here} runs here: install that version, and verify again"
+    other = "another processor than the one that made it, or a certificate of another bundle, would explain it"
+    if bundle.manifest.precision in (Precision.FP32, Precision.FP16):
+        return f"{other}; export it again on this kind of processor"
+    return f"{other}; `--precision fp32` depends less on the processor"
 
 
 def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
@@ -82,6 +100,13 @@ def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
             )
         same += replay_answer(decoder, answer)
         total += len(answer.output)
+    if not same:
+        raise BundleError(
+            f"on this machine the bundle gives none of the {total} tokens that were certified",
+            hint=cure_of(decoder.bundle),
+        )
+    # By the way that answers take, with drafts: it may give other bits, and must not fail.
+    decoder.generate(answers[0].prompt, max_tokens=len(answers[0].output), sampling=Sampling())
     agreement = "all equal" if same == total else f"{same} equal before two tokens that are about as probable"
     return Replay(total, agreement, same == total)
 
@@ -149,9 +174,14 @@ def compare_vectors(
     found: NDArray[np.float32], output: NDArray[np.float32], reference: NDArray[np.float32], cure: str
 ) -> str:
     """The lowest cosine to PyTorch's vectors; raises BundleError where it is lower than certified."""
-    agreement = cosines(found, reference)
-    for here, there in zip(agreement.tolist(), cosines(output, reference).tolist(), strict=True):
-        # Written so that NaN fails too.
+    agreement, certified = cosines(found, reference), cosines(output, reference)
+    # Written so that NaN fails too, here and below.
+    if not (certified >= LEAST_COSINE).all():
+        raise BundleError(
+            f"the certificate has vectors of cosine {certified.min():.4f} to PyTorch's, and certifies nothing below "
+            f"{LEAST_COSINE}"
+        )
+    for here, there in zip(agreement.tolist(), certified.tolist(), strict=True):
         if not here >= there - TOLERANCE:
             raise BundleError(
                 f"on this machine the bundle gives cosine {here:.4f} to PyTorch where {there:.4f} was certified",
@@ -165,8 +195,14 @@ def compare_logits(
 ) -> str:
     """The largest difference to PyTorch's logits; raises BundleError where it is larger than certified."""
     here, there = (float(np.abs(logits - reference).max()) for logits in (found, output))
-    # Written so that NaN fails too.
-    if not here <= there + LOGIT_TOLERANCE * max(float(np.ptp(reference)), 1.0):
+    spread = max(float(np.ptp(reference)), 1.0)
+    # Written so that NaN fails too, here and below.
+    if not there < spread:
+        raise BundleError(
+            f"the certificate has logits that differ from PyTorch's by {there:.4f}, as much as those differ from each "
+            "other, and nothing is certified"
+        )
+    if not here <= there + LOGIT_TOLERANCE * spread:
         raise BundleError(
             f"on this machine a logit differs from PyTorch's by {here:.4f} where {there:.4f} was certified", hint=cure
         )

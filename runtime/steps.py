@@ -166,19 +166,15 @@ class Steps(Iterator[Step]):
         """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
         self.started = perf_counter()
         cache = self.forward.cache
-        # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
-        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held, if it was
-        # read as a prompt: what it holds of an answer was read with as many rows as the answer's runs had.
-        cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
+        # Where all tokens are there, the last is read again for its logits.
+        cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
         self.reused = start = cache.length
         while start < len(self.prompt):
             end = min(start + self.run_tokens, len(self.prompt))
-            if end == len(self.prompt) - 1:
-                end -= 1
-            logits = self.forward.run(self.prompt[start:end], min(2, end - start))
+            logits = self.forward.prefill(self.prompt[start:end])
             start = end
         self.read = perf_counter()
-        return logits[-1:]
+        return logits
 
     def read_answer(self) -> NDArray[np.float32]:
         """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""

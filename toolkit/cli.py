@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -14,8 +15,12 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
+from toolkit.progress import OwnLines, fresh_line
 
+ESCAPED = "edgekit.escaped"
+"""The name of how to write what an encoding has not."""
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
@@ -31,6 +36,9 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             ctx.exit(CLOSED_PIPE)
+        except KeyboardInterrupt as error:
+            # For which click itself would print an empty line.
+            raise click.Abort from error
         return result
 
 
@@ -58,6 +66,7 @@ def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
     open_closed_streams()
     buffer_stdout()
+    print_everything()
     code = exit_code_of(lambda: cli.main(standalone_mode=False))
     drop_unwritten()
     sys.exit(code)
@@ -81,6 +90,30 @@ def buffer_stdout() -> None:
         )
 
 
+def print_everything() -> None:
+    """Let stdout and stderr take every text, and give what is told a line of its own beside progress.
+
+    What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
+    """
+    codecs.register_error(ESCAPED, escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=ESCAPED)
+        if sys.stderr.isatty():
+            sys.stderr = OwnLines(sys.stderr)
+
+
+def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For characters that an encoding has not: the byte that a surrogate stands for (PEP 383), or an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
+
+
 def drop_unwritten() -> None:
     """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
     try:
@@ -94,10 +127,13 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     try:
         code = run()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        # In place of what the terminal shows of Ctrl-C.
+        click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
     except EdgekitError as error:
         return report(error.message, error.hint, error.exit_code)
@@ -119,5 +155,5 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:
-    tell_error(message, hint)
+    tell_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from toolkit.texts import decode
+from toolkit.inputs import decode
 
 PROMPT, MORE = "> ", ". "
 """What stands before the line that a person types, and before a line that goes on with a message."""

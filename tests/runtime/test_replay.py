@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from runtime import Bundle, BundleError, Decoder, Embedder, Precision
 from runtime.forward import Forward
 from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
-from runtime.replay import Replay, greedy, replay
+from runtime.replay import Replay, compare_logits, compare_vectors, greedy, replay
 from tests.decoders import with_facts, write_decoder
 
+OTHER = "another processor than the one that made it, or a certificate of another bundle, would explain it"
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
 
@@ -92,11 +95,8 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
 @pytest.mark.parametrize(
     ("precision", "hint"),
     [
-        (Precision.INT4, "this processor multiplies 8-bit numbers differently: export with `--precision fp32` for it"),
-        (
-            Precision.FP32,
-            "its files are whole, so onnxruntime computes differently here: install the version that `made_with` names",
-        ),
+        (Precision.INT4, f"{OTHER}; `--precision fp32` depends less on the processor"),
+        (Precision.FP32, f"{OTHER}; export it again on this kind of processor"),
     ],
 )
 def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:
@@ -114,6 +114,105 @@ def test_a_decoder_that_says_something_else_is_found_out(decoder: Decoder, preci
         "certified, at place 3 of 16"
     )
     assert caught.value.hint == hint
+
+
+def test_another_onnxruntime_is_told_first(decoder: Decoder) -> None:
+    """Since that can be mended, and is known to compute otherwise."""
+    none = dataclasses.replace(golden(decoder), output=(0, *golden(decoder).output[1:]))
+    manifest = dataclasses.replace(certified(decoder, none).bundle.manifest, made_with={"onnxruntime": "1.22.0"})
+
+    with pytest.raises(BundleError) as caught:
+        replay(Decoder(Bundle(decoder.bundle.path, manifest), threads=1))
+
+    assert caught.value.hint == (
+        f"it was made with onnxruntime 1.22.0, and {onnxruntime.__version__} runs here: install that version, and "
+        "verify again"
+    )
+
+
+def test_nothing_that_is_reproduced_is_no_agreement(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However probable the certified tokens are here."""
+    answer = golden(decoder)
+    (step,) = decoder.steps(answer.prompt, max_tokens=1, top_logprobs=2)
+    changed = dataclasses.replace(answer, output=(step.top_logprobs[1].id, *answer.output[1:]))
+    monkeypatch.setattr("runtime.replay.LOGPROB_TOLERANCE", 100)
+
+    with pytest.raises(BundleError) as caught:
+        replay(certified(decoder, changed, changed))
+
+    assert caught.value.message == "on this machine the bundle gives none of the 32 tokens that were certified"
+
+
+def test_probabilities_that_are_no_numbers_are_no_agreement(tmp_path: Path) -> None:
+    """Of logits that are NaN the first token is the most probable, which a certificate may well hold."""
+    bundle, model = write_decoder(tmp_path / "tiny")
+    model.weights["head"][:] = np.nan
+    onnx.save(model.graph(), bundle.path / "model.onnx")
+    decoder = Decoder(Bundle(bundle.path, bundle.manifest), threads=1)
+    ids = tuple(decoder.encode("The quick fox"))
+
+    with pytest.raises(BundleError, match="gave logits that are no numbers"):
+        replay(certified(decoder, GoldenAnswer("The quick fox", ids, (0, 0), (0, 0))))
+
+
+def test_the_way_that_answers_take_is_tried_too(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on versions of onnxruntime that replay token by token, and crash where drafts are read."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BundleError("onnxruntime cannot run the graph")
+
+    monkeypatch.setattr(Decoder, "generate", fail)
+
+    with pytest.raises(BundleError, match="onnxruntime cannot run the graph"):
+        replay(decoder)
+
+
+def test_a_golden_text_that_is_too_long_is_the_bundles_fault(decoder: Decoder) -> None:
+    answer = dataclasses.replace(golden(decoder), output=(1,) * 5000)
+
+    with pytest.raises(BundleError) as caught:
+        replay(certified(decoder, answer))
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("certified_cosine", [np.nan, 0.0, 0.5])
+def test_vectors_that_certify_nothing(certified_cosine: float) -> None:
+    reference = np.array([[1, 0]], np.float32)
+    output = np.array([[certified_cosine, (1 - certified_cosine**2) ** 0.5]], np.float32)
+
+    with pytest.raises(BundleError, match=r"has vectors of cosine .* to PyTorch's, and certifies nothing below 0\.9"):
+        compare_vectors(output, output, reference, "")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_vectors_of_no_numbers_never_agree(value: float, place: int) -> None:
+    found, output, reference = np.ones((3, 2, 4), np.float32)
+    (found, output, reference)[place][1, 2] = value
+
+    with pytest.raises(BundleError), np.errstate(invalid="ignore", over="ignore"):
+        compare_vectors(found, output, reference, "")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_logits_of_no_numbers_never_agree(value: float, place: int) -> None:
+    found, output, reference = np.ones((3, 2, 1), np.float32)
+    (found, output, reference)[place][1, 0] = value
+
+    with pytest.raises(BundleError), np.errstate(invalid="ignore"):
+        compare_logits(found, output, reference, "")
+
+
+def test_logits_that_certify_nothing() -> None:
+    reference = np.array([[0], [4]], np.float32)
+
+    with pytest.raises(BundleError) as caught:
+        compare_logits(-reference, -reference, reference, "")
+    assert caught.value.message == (
+        "the certificate has logits that differ from PyTorch's by 8.0000, as much as those differ from each other, and "
+        "nothing is certified"
+    )
 
 
 def test_a_token_that_is_about_as_probable_is_no_fault(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

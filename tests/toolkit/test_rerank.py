@@ -134,7 +134,7 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
         (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
         ([], b"a plain line", "error: line 1 is no JSON"),
-        ([], b"[1]", "error: line 1 has no text in a field `query`"),
+        ([], b"[1]", "error: item 1 has no text in a field `query`"),
         ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
