@@ -29,8 +29,8 @@ ORDER = {
         "errors version"
     ),
     "exporters": (
-        "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
-        "layer_errors certify_reranker certify published_embedder decoder_facts encoder jina_bert nomic_bert "
+        "export_stage conversion weights_format unfinished stages tasks recipes decoder_task block_recipes "
+        "certify_decoder layer_errors certify_reranker certify published_embedder decoder_facts encoder jina_bert nomic_bert "
         "last_token pooled_classifier decoder plain_attention weightless_trace tokenizer_file pair_probe probe "
         "gguf gguf_tokenizer quantize block_weights calibration graph_files layerwise publisher weightless "
         "pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention half_precision "
