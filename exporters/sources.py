@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +40,7 @@ from runtime.manifest import Source
 GGUF = ".gguf"
 
 
-class Origin(str, Enum):
+class Origin(StrEnum):
     """The kinds of places that a checkpoint comes from."""
 
     HUB = "hub"
