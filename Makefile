@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
+RERANKER_BUNDLE := .cache/bundles/seeded-reranker-int8
+CROSS := .cache/cross
 DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
 SOURCE_BUNDLE := bundles/SmolLM2-135M-Instruct-source
 PYTEST_MARKS := -m "not slow"
@@ -11,12 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-cross lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
 	@echo "make test-all   the same, with the slow tests that CI runs too"
+	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
+	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -52,6 +56,18 @@ test: lint types tests
 # The mark `slow` is for what takes long and seldom breaks alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
 test-all: lint types tests
+
+# Not with the tests: they fetch packages.
+test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(SOURCE_BUNDLE)/manifest.json
+	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(SOURCE_BUNDLE)
+
+test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(SOURCE_BUNDLE)/manifest.json
+	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
+	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(SOURCE_BUNDLE)
+
+$(RERANKER_BUNDLE)/manifest.json: $(VENV)/.dev
+	$(BIN)/python -m tests.seeded_bundle $(RERANKER_BUNDLE)
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
