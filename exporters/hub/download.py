@@ -302,12 +302,13 @@ def cached_commit(repo: str, revision: str) -> Path | None:
 
 
 def cached(access: Access, name: str) -> Path | None:
-    """A file of the commit in the cache, None when it is not there; raises CheckpointError for a link out of it."""
+    """A file of the commit in the cache; None when it is not there, or a link out of the cache, which is replaced."""
     path = snapshot_of(access) / name
-    if not path.is_file():
+    try:
+        check_file(snapshot_of(access), name)
+    except CheckpointError:
         return None
-    check_file(snapshot_of(access), name)
-    return path
+    return path if path.is_file() else None
 
 
 def cache() -> Path:

@@ -114,6 +114,30 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
     assert not [path for path in any_user.home.rglob("*") if path.is_symlink() and "/blobs/" not in str(path.resolve())]
 
 
+def test_a_cache_with_links_out_of_it_is_mended(user: HubUser, hub: LocalHub) -> None:
+    """As older versions left it that believed the `ETag`: what the link leads to is neither read nor removed."""
+    user.write_token(ADA)
+    with_file(hub, "org/poisoned", "LICENSE", b"the terms")
+    snapshot = user.home / ".cache/huggingface/hub/models--org--poisoned/snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "LICENSE").symlink_to("../../../../token")
+    (snapshot / "config.json").symlink_to(user.home / "nothing")
+    assert (snapshot / "LICENSE").read_text() == ADA
+
+    offline = user.run("export", "org/poisoned", "--revision", "c" * 40, "--offline")
+    found = ask_for(user, hub, ["org/poisoned"])["found"]
+
+    assert offline.code == 6, "it holds no config.json"
+    assert found == {"org/poisoned": ["", ""]}
+    assert (snapshot / "LICENSE").read_text() == "the terms"
+    assert user.token_file.read_text() == ADA
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to(user.token_file)
+    offline = user.run("export", "org/poisoned", "--offline")
+    assert offline.code == 7
+    assert f"`README.md` of `{snapshot}` is a link to `{user.token_file}`, outside of the checkpoint" in offline.err
+
+
 def test_a_file_without_a_hash_is_checked_by_its_tag(any_user: HubUser, hub: LocalHub) -> None:
     """And what else a Hub may say in headers is not read: `X-Repo-Commit` and the links of Xet."""
     with_file(hub, "org/honest", "LICENSE", b"the terms", unhashed=frozenset({"LICENSE", "config.json"}))
