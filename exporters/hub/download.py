@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from exporters.checkpoint_files import check_file, size_limit
+from exporters.checkpoint_files import LARGE, check_file, size_limit
 from exporters.hub.access import Access, HubFile
 from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
 from exporters.hub.names import hash_in, is_file_name, is_hash
@@ -207,7 +207,7 @@ def partial_of(blob: Path) -> Path:
 
 def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
     """Append what comes, and no more than the Hub has announced."""
-    limit = size_limit(file.name) if file.size is None else file.size
+    limit = announced_size(answer, file)
     done = os.fstat(target.fileno()).st_size
     told.here = done
     for block in answer.blocks:
@@ -223,6 +223,17 @@ def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
         told.at(done)
     if file.size is not None and done < file.size:
         raise broken_off(file)
+
+
+def announced_size(answer: Answer, file: HubFile) -> int:
+    """Bytes that a file may have: what the API says, or else the answer itself, as far as the disk has room for it."""
+    if file.size is not None:
+        return file.size
+    length = answer.head.headers.get("content-length", "")
+    if re.fullmatch("[0-9]{1,18}", length) is None:
+        return min(size_limit(file.name), LARGE)
+    need_space(min(int(length), size_limit(file.name)))
+    return min(int(length), size_limit(file.name))
 
 
 def finish(target: FileIO, blob: Path, file: HubFile) -> Path:

@@ -15,6 +15,8 @@ import pytest
 
 from exporters.hub.access import description_in
 from exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
+from exporters.hub.transport import redirected, upgraded
+from runtime import NetworkError
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
 
@@ -205,9 +207,13 @@ def test_a_hub_that_sends_too_much(any_user: HubUser, hub: LocalHub) -> None:
     hub.add("org/huge-config", SMALL_FILES)
     hub.repos["org/huge-config"].lies = {"siblings": [*siblings[1:], {"rfilename": "config.json", "size": 10**9}]}
 
-    answer = ask_for(any_user, hub, ["org/bomb", "org/packed-file", "org/longer", "org/unannounced", "org/huge-config"])
+    hub.add("org/many", SMALL_FILES | {f"LICENSE{number}": b"" for number in range(1000)})
+    models = ["org/many", "org/bomb", "org/packed-file", "org/longer", "org/unannounced", "org/huge-config"]
+
+    answer = ask_for(any_user, hub, models)
 
     found = answer["found"]
+    assert found["org/many"] == ["CheckpointError", "`org/many` has 1,005 files for an export, and may have 1,000"]
     assert found["org/bomb"] == ["NetworkError", f"`{hub.host}` answers with what the Hub would not say"]
     for name, size in {"packed-file": 5, "longer": 5, "unannounced": 16 << 20}.items():
         assert found[f"org/{name}"] == [
@@ -229,6 +235,16 @@ def test_a_packed_answer_is_read(user: HubUser, hub: LocalHub) -> None:
     hub.repos["org/packed"].headers = {"README.md": {"Content-Encoding": "gzip"}}
 
     assert ask_for(user, hub, ["org/packed"])["found"] == {"org/packed": ["", ""]}
+
+
+def test_a_redirect_does_not_take_tls_away() -> None:
+    assert redirected("https://x/a", "/b?c=%20 d") == "https://x/b?c=%20%20d"
+    assert upgraded("http://x/a", "https://x/b")
+    assert not upgraded("http://x/a", "https://y/b")
+    assert not upgraded("http://x:8080/a", "https://x/b")
+    with pytest.raises(NetworkError) as caught:
+        redirected("https://x/a", "http://x/b")
+    assert caught.value.message == "`huggingface.co` redirects to `http://x`, without TLS"
 
 
 def test_an_answer_that_never_ends(any_user: HubUser, hub: LocalHub) -> None:
