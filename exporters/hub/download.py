@@ -157,7 +157,10 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
         if blob.is_file():
             return finish(target, blob, file)
         start = os.fstat(target.fileno()).st_size
-        if file.size is not None and start >= file.size:
+        if start == file.size:
+            return finish(target, blob, file)
+        if file.size is not None and start > file.size:
+            target.truncate(0)
             start = 0
         wanted = {"Range": f"bytes={start}-"} if start else {}
         with opened(url, access.token, timeout=timeout, headers=wanted) as answer:

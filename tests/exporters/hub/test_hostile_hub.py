@@ -89,6 +89,7 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
         "org/blob-up": {"siblings": [{"rfilename": "config.json", "size": 2, "blobId": "../../../token"}]},
         "org/lfs-up": {"siblings": [{"rfilename": "model.safetensors", "lfs": {"sha256": "../../x", "size": 1}}]},
         "org/size-negative": {"siblings": [{"rfilename": "config.json", "size": -5, "blobId": "a" * 40}]},
+        "org/twice": {"siblings": [{"rfilename": "config.json", "blobId": blob * 40} for blob in "ab"]},
         "org/siblings": {"siblings": {"a": 1}},
     }
     for name, lie in lies.items():
