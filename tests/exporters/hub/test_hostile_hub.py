@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from exporters.hub.access import description_in
 from exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
-from exporters.hub.transport import redirected, upgraded
+from exporters.hub.transport import no_network, redirected, upgraded
 from runtime import NetworkError
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
@@ -236,6 +238,20 @@ def test_a_packed_answer_is_read(user: HubUser, hub: LocalHub) -> None:
     hub.repos["org/packed"].headers = {"README.md": {"Content-Encoding": "gzip"}}
 
     assert ask_for(user, hub, ["org/packed"])["found"] == {"org/packed": ["", ""]}
+
+
+def test_nothing_is_asked_while_a_checkpoint_is_converted(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
+    """Its files may name other models, which libraries would ask for with the token that is in force."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    api = HfApi(endpoint=hub.endpoint)
+    assert api.model_info("org/public").id == "org/public"
+    before = len(hub.requests)
+
+    with no_network(), pytest.raises(OfflineModeIsEnabled):
+        api.model_info("org/public")
+    assert len(hub.requests) == before
+    assert api.model_info("org/public").id == "org/public"
 
 
 def test_a_redirect_does_not_take_tls_away() -> None:
