@@ -38,6 +38,8 @@ from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundEr
 from runtime.manifest import Source
 
 GGUF = ".gguf"
+MAX_FILES = 1000
+"""Files that an export downloads at most; the largest models have some hundred."""
 
 
 class Origin(StrEnum):
@@ -193,6 +195,8 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
+    if len(files) > MAX_FILES:
+        raise CheckpointError(f"`{access.repo}` has {len(files):,} files for an export, and may have {MAX_FILES:,}")
     for file in files:
         if (file.size or 0) > size_limit(file.name):
             raise CheckpointError(
