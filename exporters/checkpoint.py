@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,9 @@ from exporters.rope_parameters import with_known_names
 from runtime.bundle import MANIFEST, TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
+
+if TYPE_CHECKING:
+    from exporters.stored_tensors import StoredTensor
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -59,7 +62,11 @@ class Checkpoint:
     spec: ModelSpec | None
     """The entry of the catalog, for a model that has one."""
     gguf: Path | None = None
-    """The GGUF file that the model comes in. Until it is unpacked, `folder` is that file's and `config` is empty."""
+    """The GGUF file that the model comes in. Until it is described, `folder` is that file's and `config` is empty."""
+    block_types: frozenset[str] = frozenset()
+    """The types of the blocks in which the GGUF file holds its matrices; none where it is not quantized."""
+    tensors: Mapping[str, StoredTensor] | None = None
+    """The weights, where they are in no safetensors files."""
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the checkpoint, None when there is no such file."""

@@ -13,8 +13,8 @@ from typing import Any
 from exporters.checkpoint import Checkpoint
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
-from exporters.gguf import open_gguf, unpacked, unpacked_size
-from exporters.graph_files import need_space
+from exporters.gguf import described_checkpoint
+from exporters.gguf_facts import open_gguf
 from exporters.short_merges import with_short_merges
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
@@ -43,12 +43,8 @@ def convert(
 ) -> Exported:
     """Make the bundle of a checkpoint that was chosen."""
     if checkpoint.gguf is not None:
-        with stage(told, "unpack the GGUF file"):
-            file = open_gguf(checkpoint.gguf)
-            need_space(writer.target.parent, unpacked_size(file))
-            checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
-            # What its metadata takes is not needed any more.
-            del file
+        with stage(told, "read the GGUF file"):
+            checkpoint = described_checkpoint(checkpoint, open_gguf(checkpoint.gguf), writer.scratch / "checkpoint")
     draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider)
     bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
     return Exported(bundle, checkpoint.weights_size)

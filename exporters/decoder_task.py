@@ -31,7 +31,8 @@ from exporters.checkpoint import Checkpoint
 from exporters.decoder import rebuild, trace
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
-from exporters.gguf import open_gguf, stored_matrices
+from exporters.gguf import stored_matrices
+from exporters.gguf_facts import open_gguf
 from exporters.graph import tidy
 from exporters.graph_files import CONTENT, need_space, weights_bytes, write_graph
 from exporters.half_precision import check_states, put_cache_in_half, put_in_half

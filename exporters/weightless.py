@@ -90,7 +90,10 @@ def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
             model.tie_weights()
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {error}") from error
-    tensors = named_as_in(model, stored_tensors(weight_files(checkpoint.folder)))
+    stored = checkpoint.tensors
+    if stored is None:
+        stored = stored_tensors(weight_files(checkpoint.folder))
+    tensors = named_as_in(model, stored)
     check_tensors(checkpoint, model, tensors)
     held = {}
     for name, parameter in list(model.named_parameters()):

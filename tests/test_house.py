@@ -30,10 +30,11 @@ ORDER = {
     "exporters": (
         "export_stage conversion unfinished stages tasks recipes decoder_task block_recipes certify_decoder "
         "layer_errors certify decoder_facts encoder jina_bert nomic_bert last_token decoder plain_attention "
-        "weightless_trace probe gguf gguf_tokenizer quantize block_weights calibration graph_files layerwise "
-        "publisher weightless pytorch_model kept_arrays stored_blocks block_rounding rounding first_token attention "
-        "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts choices facts "
-        "sources short_merges checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
+        "weightless_trace probe gguf quantize block_weights calibration graph_files layerwise "
+        "publisher weightless pytorch_model kept_arrays first_token attention "
+        "half_precision decoder_graph grouped_attention graph nodes stored_tensors dense pair_facts choices "
+        "stored_blocks block_rounding rounding facts sources gguf_facts gguf_tokenizer gguf_header short_merges "
+        "checkpoint hub.download hub.access hub.account hub.token hub.failures wheel catalog "
         "rope_parameters architectures"
     ),
     "toolkit": (

@@ -50,7 +50,8 @@ def seeded(name: str, **settings: object) -> transformers.PreTrainedModel:
     model_type, own = MODELS[name]
     config = transformers.AutoConfig.for_model(model_type, **TINY | own | settings)
     torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    # As an export reads it: the plain attention, which alone caps logits as Gemma 2 does.
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -10,8 +10,12 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 
 from exporters.block_weights import KnownRows
-from exporters.gguf import ARCHITECTURES, GgufFile, open_gguf, stored_matrices, write_checkpoint
-from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
+from exporters.checkpoint import Checkpoint
+from exporters.gguf import described_checkpoint, stored_matrices
+from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
+from exporters.sources import find_checkpoint
+from exporters.weightless import WeightlessDecoder, open_decoder
+from runtime.errors import CheckpointError, EdgekitError, NotFoundError
 from tests.exporters.gguf_files import MODELS, SPECIAL, TOKENS, seeded, write_gguf
 
 IDS = torch.randint(0, len(TOKENS), (1, 40), generator=torch.Generator().manual_seed(5))
@@ -27,22 +31,28 @@ def logits_of(model: transformers.PreTrainedModel) -> torch.Tensor:
         return model(IDS).logits
 
 
+def described(path: Path, folder: Path) -> Checkpoint:
+    return described_checkpoint(find_checkpoint(str(path)), open_gguf(path), folder)
+
+
+def logits_of_file(path: Path, folder: Path) -> tuple[WeightlessDecoder, torch.Tensor]:
+    """The model that an export reads, with all weights in memory, and its logits."""
+    decoder = open_decoder(described(path, folder))
+    with decoder.with_weights(decoder.model):
+        return decoder, logits_of(decoder.model)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_is_the_one_that_was_written(name: str, tmp_path: Path) -> None:
     """Config and weights, by the logits; a text is longer than the windows."""
     model = seeded(name)
     write_gguf(tmp_path / "model.gguf", model)
 
-    write_checkpoint(open_gguf(tmp_path / "model.gguf"), tmp_path / "checkpoint")
+    found, logits = logits_of_file(tmp_path / "model.gguf", tmp_path / "checkpoint")
 
-    found, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "checkpoint", output_loading_info=True, dtype="auto"
-    )
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert found.dtype == torch.float32
-    assert type(found) is type(model)
-    difference = (logits_of(found.eval()) - logits_of(model)).abs().max() / logits_of(model).abs().max()
+    assert found.config.torch_dtype == torch.float32
+    assert type(found.model) is type(model)
+    difference = (logits - logits_of(model)).abs().max() / logits_of(model).abs().max()
     print(f"largest difference {difference:.1e}")
     assert difference < 1e-5
 
@@ -67,7 +77,7 @@ def test_what_the_real_file_says(smollm: GgufFile) -> None:
 
 
 def test_the_files_beside_the_weights(tiny: Path, tmp_path: Path) -> None:
-    write_checkpoint(open_gguf(tiny), tmp_path)
+    described(tiny, tmp_path)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path)
@@ -83,16 +93,15 @@ def test_the_rows_of_a_model_are_found_in_the_files_blocks(kind: Type, tmp_path:
     """Though transformers turns those of queries and keys about, and the embedding is of another type."""
     types = {"token_embd.weight": Type.Q8_0, "norm.weight": Type.F32, ".weight": kind}
     write_gguf(tmp_path / "model.gguf", seeded("llama"), types=types)
-    file = open_gguf(tmp_path / "model.gguf")
-    write_checkpoint(file, tmp_path)
-    weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
-    known = KnownRows(stored_matrices(file))
+    weights = described(tmp_path / "model.gguf", tmp_path).tensors
+    assert weights is not None
+    known = KnownRows(stored_matrices(open_gguf(tmp_path / "model.gguf")))
     layer = "model.layers.1.self_attn"
-    merged = np.concatenate([weights[f"{layer}.{part}_proj.weight"].numpy() for part in "qkv"])
+    merged = np.concatenate([weights[f"{layer}.{part}_proj.weight"].read() for part in "qkv"])
 
     for rows, bits in (
         (merged, 4 if kind in (Type.Q4_0, Type.Q4_1) else 8),
-        (weights["lm_head.weight"].numpy(), 8),
+        (weights["model.embed_tokens.weight"].read(), 8),
     ):
         found = known.find("matrix", rows)
 
@@ -101,28 +110,23 @@ def test_the_rows_of_a_model_are_found_in_the_files_blocks(kind: Type, tmp_path:
         assert np.abs(found.dequantized().T - rows).max() < 1e-6
 
 
-def test_a_precision_that_cannot_be_kept(tiny: Path, tmp_path: Path) -> None:
-    odd = write_gguf(tmp_path / "odd.gguf", seeded("llama", hidden_size=256), types={"attn_v.weight": Type.TQ1_0})
-
-    for path, what in ((tiny, "no weights in blocks"), (odd, "weights of the type `TQ1_0`")):
-        with pytest.raises(UnsupportedModelError) as caught:
-            next(stored_matrices(open_gguf(path)))
-
-        assert caught.value.message == f"`{path.name}` has {what}, so its own precision cannot be kept"
-        assert caught.value.hint is not None
-        assert caught.value.hint.startswith("kept are `Q4_0`, ")
-        assert "--precision int4" in caught.value.hint
-
-
 def refused(path: Path) -> EdgekitError:
     with pytest.raises(EdgekitError) as caught:
-        write_checkpoint(open_gguf(path), path.parent / "never")
+        described(path, path.parent / "never")
     assert not (path.parent / "never").exists()
     return caught.value
 
 
-@pytest.mark.parametrize("share", [0.999, 0.5, 0.2, 0.01])
-def test_a_file_that_is_cut_short(share: float, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("share", "within"),
+    [
+        (0.999, "within the tensor `blk.1.ffn_norm.weight`, which takes 256 bytes from 320160 on"),
+        (0.5, "within the tensor `blk.0.ffn_up.weight`, which takes 24576 bytes from 147360 on"),
+        (0.01, "within the metadata `tokenizer.ggml.tokens`"),
+        (0.00002, "within its first bytes"),
+    ],
+)
+def test_a_file_that_is_cut_short(share: float, within: str, tiny: Path, tmp_path: Path) -> None:
     """In the last tensor, in the weights, in the metadata, at its very beginning."""
     content = tiny.read_bytes()
     path = tmp_path / "cut.gguf"
@@ -131,9 +135,7 @@ def test_a_file_that_is_cut_short(share: float, tiny: Path, tmp_path: Path) -> N
     error = refused(path)
 
     size = path.stat().st_size
-    assert (
-        error.message == f"`{path}` is cut short or damaged: its {size} bytes do not hold what its beginning promises"
-    )
+    assert error.message == f"`{path}` is cut short or damaged: it has {size} bytes and ends {within}"
     assert error.hint == "copy or download the file again"
     assert error.exit_code == 7
 
@@ -181,11 +183,11 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     [
         (
             {"rope.scaling.type": "yarn"},
-            "`m.gguf` has `llama.rope.scaling.type` set to `yarn`, and edgekit does not know such a `llama`",
+            "`m.gguf` has `llama.rope.scaling.type` set to `yarn`, which edgekit does not read",
         ),
         (
             {"expert_count": 8},
-            "`m.gguf` has `llama.expert_count` set to `8`, and edgekit does not know such a `llama`",
+            "`m.gguf` has `llama.expert_count` set to `8`, which edgekit does not read",
         ),
         (
             {"attention.head_count_kv": [2, 1]},
@@ -218,10 +220,9 @@ def test_a_phi_3_whose_whole_context_was_trained(tmp_path: Path) -> None:
     fields = {"rope.scaling.original_context_length": 128, "attention.sliding_window": 0}
     write_gguf(tmp_path / "m.gguf", model, fields=fields)
 
-    write_checkpoint(open_gguf(tmp_path / "m.gguf"), tmp_path / "checkpoint")
+    _, logits = logits_of_file(tmp_path / "m.gguf", tmp_path / "checkpoint")
 
-    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="auto").eval()
-    assert (logits_of(found) - logits_of(model)).abs().max() < 1e-5
+    assert (logits - logits_of(model)).abs().max() < 1e-5
 
 
 def test_a_phi_3_that_reads_further_than_it_was_trained(tmp_path: Path) -> None:
@@ -258,8 +259,10 @@ def test_weights_that_have_no_place(tmp_path: Path) -> None:
 
     error = refused(path)
 
-    assert error.message == f"`{path}` holds 28 tensors, of which 8 have no place in a `llama`"
-    assert error.exit_code == 7
+    assert error.message == (
+        f"`{path}` holds 28 tensors, of which 8 have no place in a `llama`, such as `blk.0.attn_q.bias`"
+    )
+    assert error.exit_code == 10
 
 
 def test_weights_of_the_wrong_size(tmp_path: Path) -> None:
@@ -285,4 +288,4 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
 
     assert open_gguf(stated).eos_ids == (2, 1)
     assert open_gguf(silent).eos_ids == (SPECIAL.index("<|im_end|>"),)
-    assert refused(beyond).message == f"`beyond.gguf` has {len(TOKENS)} tokens, and ends texts with number 9999"
+    assert refused(beyond).message == f"`beyond.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.eos_token_id` is 9999"

@@ -233,7 +233,7 @@ def refused(**changes: object) -> EdgekitError:
             {"token_type": [NORMAL]},
             f"`m.gguf` has {len(TOKENS)} tokens, but not a type for each or some of them twice",
         ),
-        ({"bos_token_id": 9999}, f"`m.gguf` has {len(TOKENS)} tokens, and begins texts with number 9999"),
+        ({"bos_token_id": 9999}, f"`m.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.bos_token_id` is 9999"),
         ({"merges": ["ab"]}, "`m.gguf` has a merge that is none: `ab`"),
         (sentence_pieces(scores=[1.0]), "`m.gguf` has 274 tokens, but not a score for each"),
     ],
