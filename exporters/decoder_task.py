@@ -41,11 +41,12 @@ from exporters.layerwise import Layerwise
 from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
+from exporters.stored_blocks import BLOCK_READERS
 from exporters.stored_tensors import StreamedTensor, Told
 from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
-from runtime.errors import BundleError, UnsupportedModelError
+from runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from runtime.tokenizer import open_tokenizer
 
@@ -54,6 +55,8 @@ PROMPT = 256
 CALIBRATION_TOKENS = 2048
 """Of the calibration texts: more of them change the divergence by less than the choice of the texts does."""
 IN_BLOCKS = "MatMulNBits"
+SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
+"""In the certificate of a GGUF file whose weights were rounded anew: `kl_mean` and `top1_agreement` without that."""
 
 
 class DecoderTask:
@@ -68,6 +71,8 @@ class DecoderTask:
         self.facts = dataclasses.replace(decoder_facts(checkpoint, self.tokenizer), cache_type=cache)
         self.kept: KeptArrays | None = None
         """What is made of the weights, by the last recipe that was tried."""
+        self.of_source: Mapping[str, float] = {}
+        """How far a GGUF file's own blocks are from PyTorch, where its weights are rounded anew: `SOURCE_FIGURES`."""
         self.squares: Mapping[str, NDArray[np.float32]] = {}
         """Matrix, by its name in the checkpoint -> what its input's squares add up to on calibration texts."""
 
@@ -100,10 +105,12 @@ class DecoderTask:
         compared = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * self.facts.vocabulary)
         checked = weights_bytes(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
         file = self.checkpoint.gguf
-        if precision is Precision.SOURCE and file is not None:
-            # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
-            return compared + checked + 2 * file.stat().st_size
-        return compared + checked + rounded_bytes(graph, precision)
+        # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
+        kept = 0 if file is None else 2 * file.stat().st_size
+        if precision is Precision.SOURCE:
+            return compared + checked + kept
+        measured = kept if self.rounds_anew(precision) else 0
+        return compared + checked + max(measured, rounded_bytes(graph, precision))
 
     def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
         """Read the probe set, and in the same pass what int4 calibrates with."""
@@ -143,8 +150,10 @@ class DecoderTask:
             put_cache_in_half(graph.graph)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
-            self.keep(graph)
+            self.keep(graph, self.weights())
             return graph, with_blocks(bundle.manifest, graph, products, "source")
+        if self.rounds_anew(precision):
+            self.of_source = self.measured_source(graph, bundle, expected)
         trials = BlockTrials(graph, self, bundle)
         recipe = default_recipe(precision, trials.inputs)
         if bar is not None:
@@ -169,11 +178,34 @@ class DecoderTask:
 
         KeptArrays(self.work / "checks").keep("unrounded", measure)
 
-    def keep(self, graph: ir.Model) -> None:
+    def rounds_anew(self, precision: Precision) -> bool:
+        """Whether weights that are in blocks already, and could be kept so, are put in others."""
+        types = self.checkpoint.block_types
+        return precision in RECIPES and bool(types) and types <= BLOCK_READERS.keys()
+
+    def measured_source(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> Mapping[str, float]:
+        """What the certificate of the same model in `source` would say; nothing where that cannot be made here."""
+
+        def measure() -> Made:
+            with TemporaryDirectory(dir=self.work) as folder:
+                made, weights = graph.clone(), KeptArrays(Path(folder) / GRAPH_DATA)
+                self.keep(made, weights)
+                source = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
+                write_graph(made, weights, source.path / GRAPH)
+                found = agreement_with(Decoder(source), expected)
+                return Made({CONTENT: np.array([found.kl, found.top])})
+
+        try:
+            found = KeptArrays(self.work / "checks").keep("source", measure).array(CONTENT)
+        except (UnsupportedModelError, OutOfMemoryError):
+            return {}
+        return dict(zip(SOURCE_FIGURES, found.tolist(), strict=True))
+
+    def keep(self, graph: ir.Model, weights: KeptArrays) -> None:
         """Let the graph read the blocks of the file that the weights come from."""
         if self.checkpoint.gguf is None:
             raise ValueError("only a GGUF file holds blocks to keep")
-        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=self.weights().keep)
+        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
         share_embedding(graph.graph)
         tidy(graph)
 
@@ -209,7 +241,8 @@ class DecoderTask:
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
         with self.refusing_what_does_not_run():
-            return certify_decoder(bundle, expected, max_kl=bar)
+            certificate = certify_decoder(bundle, expected, max_kl=bar)
+        return dataclasses.replace(certificate, figures={**certificate.figures, **self.of_source})
 
     @contextmanager
     def refusing_what_does_not_run(self) -> Iterator[None]:

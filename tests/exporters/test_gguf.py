@@ -288,4 +288,6 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
 
     assert open_gguf(stated).eos_ids == (2, 1)
     assert open_gguf(silent).eos_ids == (SPECIAL.index("<|im_end|>"),)
-    assert refused(beyond).message == f"`beyond.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.eos_token_id` is 9999"
+    assert (
+        refused(beyond).message == f"`beyond.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.eos_token_id` is 9999"
+    )
