@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from exporters.choices import Asked
 from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
-from exporters.unfinished import folder_of
+from exporters.unfinished import folder_of, left_by_others
 from runtime.bundle_writer import BundleWriter
 from runtime.errors import InputError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
@@ -80,11 +80,27 @@ def export(
     name = bundle_name(checkpoint.name, choice.precision, choice.cache)
     target = Path(out) if out is not None else Path("bundles") / name
     writer = BundleWriter(target)
-    with output_errors(writer), writer:
+    for left in left_by_others(writer.target):
+        told.note(
+            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
+            "same command resumes it, and the folder can be removed"
+        )
+    with output_errors(writer), telling_what_is_kept(writer.target, told), writer:
         with stage(told, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
         return convert(checkpoint, choice, provider, writer, told)
+
+
+@contextmanager
+def telling_what_is_kept(target: Path, told: Progress) -> Iterator[None]:
+    """Say at Ctrl-C that the same export goes on from there, where something is kept of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder_of(target).exists():
+            told.note(f"what is done is kept in `{folder_of(target)}`: the same command resumes the export")
+        raise
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:

@@ -159,9 +159,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     assert caught.value.message.startswith("the export writes about ")
     assert caught.value.message.endswith(f" MB in `{tmp_path}`, and 1.0 MB are free")
     assert caught.value.hint == "free some space, or choose another folder with `--out`"
-    with pytest.raises(OutputError, match=r"the export writes about 2\.\d MB in"):
-        export(str(write_gguf(tmp_path / "m.gguf", seeded("llama", vocab_size=8192))), out=tmp_path / "b")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32, Precision.FP16])
