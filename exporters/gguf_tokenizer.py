@@ -331,10 +331,12 @@ def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         if kind in (*WITHOUT_TEXT, USER_DEFINED):
             ids = tokenizer.encode(token, add_special_tokens=False).ids
             if ids != [number]:
-                raise CheckpointError(f"`{vocabulary.name}`: its token `{token}` is number {number} and becomes {ids}")
+                raise CheckpointError(
+                    f"`{vocabulary.name}`: its token `{shown(token)}` is number {number} and becomes {ids[:8]}"
+                )
     back = tokenizer.decode(tokenizer.encode(SAMPLE, add_special_tokens=False).ids, skip_special_tokens=False)
     if back != SAMPLE:
-        raise CheckpointError(f"the tokenizer of `{vocabulary.name}` makes `{back}` of `{SAMPLE}`")
+        raise CheckpointError(f"the tokenizer of `{vocabulary.name}` makes `{shown(back)}` of `{shown(SAMPLE)}`")
 
 
 def compare(tokenizer: Tokenizer, published: Tokenizer, vocabulary: Vocabulary) -> None:

@@ -202,12 +202,17 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     }
 
 
-def test_any_precision_can_be_made_of_a_gguf_file(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_that_is_not_quantized_is_exported_as_any_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "tiny.BF16.gguf", seeded("llama"), types={"norm.weight": Type.F32, ".weight": Type.BF16})
 
-    bundle = export(str(gguf)).bundle
+    bundle = export("tiny.BF16.gguf").bundle
 
-    assert bundle.path == Path("bundles/tiny.Q4_1-int4")
+    assert bundle.path == Path("bundles/tiny.BF16-int4")
+    assert bundle.manifest.certificate is not None
+    assert "source_kl_mean" not in bundle.manifest.certificate.figures
     assert bundle.manifest.blocks is not None
     assert bundle.manifest.blocks.rounding == "importance"
 

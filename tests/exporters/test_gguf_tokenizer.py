@@ -255,7 +255,8 @@ def test_a_vocabulary_that_cannot_write_every_text() -> None:
 
     error = refused(tokens=tokens)
 
-    assert error.message == f"the tokenizer of `m.gguf` makes `{SAMPLE.replace('G', '')}` of `{SAMPLE}`"
+    shown = SAMPLE.replace("\n", "\\n").replace("\t", "\\t")
+    assert error.message == f"the tokenizer of `m.gguf` makes `{shown.replace('G', '')}` of `{shown}`"
     assert error.exit_code == 7
 
 
