@@ -150,8 +150,8 @@ class DecoderTask:
             put_cache_in_half(graph.graph)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
-            self.keep(graph, self.weights())
-            return graph, with_blocks(bundle.manifest, graph, products, "source")
+            exact = self.keep(graph, self.weights())
+            return graph, with_blocks(bundle.manifest, graph, products, "source", exact)
         if self.rounds_anew(precision):
             self.of_source = self.measured_source(graph, bundle, expected)
         trials = BlockTrials(graph, self, bundle)
@@ -201,13 +201,14 @@ class DecoderTask:
             return {}
         return dict(zip(SOURCE_FIGURES, found.tolist(), strict=True))
 
-    def keep(self, graph: ir.Model, weights: KeptArrays) -> None:
-        """Let the graph read the blocks of the file that the weights come from."""
+    def keep(self, graph: ir.Model, weights: KeptArrays) -> int:
+        """Let the graph read the blocks of the file that the weights come from; how many products read others too."""
         if self.checkpoint.gguf is None:
             raise ValueError("only a GGUF file holds blocks to keep")
-        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
+        exact = keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
         share_embedding(graph.graph)
         tidy(graph)
+        return exact
 
     def weights(self, recipe: str = "weights") -> KeptArrays:
         """What is made of the weights by a recipe; what was made by another one goes."""
@@ -321,8 +322,10 @@ def rounded_bytes(graph: ir.Model, precision: Precision) -> int:
     return total
 
 
-def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: str) -> Manifest:
-    """The manifest with what its graph's matrices have become."""
+def with_blocks(
+    manifest: Manifest, graph: ir.Model, products: int, rounding: str, exact: int | None = None
+) -> Manifest:
+    """The manifest with what its graph's matrices have become; `exact` of the products read float32, also in part."""
     nodes = [node for node in graph.graph if node.op_type == IN_BLOCKS]
     if not nodes:
         return manifest
@@ -330,7 +333,7 @@ def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: st
     output = next((node for node in reversed(list(graph.graph)) if node.op_type in (IN_BLOCKS, "MatMul")), nodes[-1])
     blocks = WeightBlocks(
         products=products,
-        exact_products=products - len(nodes),
+        exact_products=products - len(nodes) if exact is None else exact,
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),

@@ -24,7 +24,7 @@ LARGEST = 2**20
 """Of sizes that have no bound of their own."""
 INTEGERS: Mapping[str, tuple[int, int]] = {
     "block_count": (1, 1024),
-    "context_length": (1, 2**24),
+    "context_length": (1, 2**22),
     "embedding_length": (1, LARGEST),
     "feed_forward_length": (1, LARGEST),
     "attention.head_count": (1, 2**14),
@@ -34,7 +34,7 @@ INTEGERS: Mapping[str, tuple[int, int]] = {
     "rope.dimension_count": (1, 2**14),
     "vocab_size": (1, 2**24),
     "attention.sliding_window": (0, 2**31),
-    "rope.scaling.original_context_length": (1, 2**24),
+    "rope.scaling.original_context_length": (1, 2**22),
 }
 """The whole numbers that are read about a model, after the architecture's name: the least and the largest."""
 NUMBERS = (

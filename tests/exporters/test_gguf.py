@@ -103,7 +103,7 @@ def test_the_rows_of_a_model_are_found_in_the_files_blocks(kind: Type, tmp_path:
         (merged, 4 if kind in (Type.Q4_0, Type.Q4_1) else 8),
         (weights["model.embed_tokens.weight"].read(), 8),
     ):
-        found = known.find("matrix", rows)
+        found = known.find(rows)
 
         assert found is not None
         assert found.bits == bits
