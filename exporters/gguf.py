@@ -245,7 +245,8 @@ def check_finite(file: GgufFile) -> None:
             if tensor.type in SCALES:
                 finite = all(np.isfinite(scales).all() for scales in scales_of(tensor.type, rows))
             else:
-                finite = bool(np.isfinite(dequantize(rows, GGMLQuantizationType[tensor.type])).all())
+                with np.errstate(all="ignore"):
+                    finite = bool(np.isfinite(dequantize(rows, GGMLQuantizationType[tensor.type])).all())
             if not finite:
                 raise CheckpointError(
                     f"`{file.path}` has a number that is not finite (NaN or Inf) in the tensor `{shown(tensor.name)}`",

@@ -6,6 +6,7 @@ name. What is left out is what llama.cpp leaves out too: names, authors, and the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -333,8 +334,9 @@ def sampling_of(metadata: Metadata) -> dict[str, float]:
     found = {}
     for key in (name.removeprefix(prefix) for name in metadata.fields if name.startswith(prefix)):
         if key in SAMPLING:
-            value = metadata.of_type(prefix + key, (int, float), "a number")
-            found[SAMPLING[key]] = value
+            found[SAMPLING[key]] = metadata.of_type(prefix + key, (int, float), "a number")
+            if not math.isfinite(found[SAMPLING[key]]):
+                raise metadata.wrong(prefix + key, "a finite number")
         elif key not in SAMPLING_WITHOUT_EFFECT and metadata.fields[prefix + key] != 0:
             raise unread(metadata, prefix + key)
     return found

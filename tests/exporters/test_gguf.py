@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from gguf import GGMLQuantizationType as Type
 
 from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
+from exporters.decoder_facts import decoder_facts
 from exporters.gguf import described_checkpoint, stored_matrices
 from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
+from exporters.gguf_header import read_header
+from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
 from exporters.weightless import WeightlessDecoder, open_decoder
-from runtime.errors import CheckpointError, EdgekitError, NotFoundError
-from tests.exporters.gguf_files import MODELS, SPECIAL, TOKENS, seeded, write_gguf
+from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
+from tests.exporters.gguf_files import MODELS, SPECIAL, TOKENS, rewritten, seeded, write_gguf
 
 IDS = torch.randint(0, len(TOKENS), (1, 40), generator=torch.Generator().manual_seed(5))
 
@@ -29,6 +33,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits_of(model: transformers.PreTrainedModel) -> torch.Tensor:
     with torch.inference_mode():
         return model(IDS).logits
+
+
+EPSILON = "llama.attention.layer_norm_rms_epsilon"
 
 
 def described(path: Path, folder: Path) -> Checkpoint:
@@ -291,3 +298,189 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
     assert (
         refused(beyond).message == f"`beyond.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.eos_token_id` is 9999"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "hint"),
+    [
+        (
+            {"general.type": "adapter"},
+            "`m.gguf` has `general.type` set to `adapter`, so it is not a model",
+            "merge it into its model first",
+        ),
+        (
+            {"general.type": "mmproj"},
+            "`m.gguf` has `general.type` set to `mmproj`, so it is not a model",
+            "it reads pictures or sound for a model; export the model's own file",
+        ),
+        ({"general.type": "x\x1b"}, "`m.gguf` has `general.type` set to `x\\x1b`, so it is not a model", "export the"),
+        ({"clip.has_vision_encoder": True}, "`m.gguf` has `clip.has_vision_encoder` set to `True`, which edgekit", ""),
+        ({"adapter.lora.alpha": 2.0}, "`m.gguf` has `adapter.lora.alpha` set to `2.0`, which edgekit does not", ""),
+        ({"rope.scaling.factor": 8.0}, "`m.gguf` has `llama.rope.scaling.factor` set to `8.0`, which edgekit", ""),
+        ({"attn_logit_softcapping": 50.0}, "`m.gguf` has `llama.attn_logit_softcapping` set to `50.0`, which", ""),
+        ({"attention.sliding_window": 8}, "`m.gguf` has `llama.attention.sliding_window` set to `8`, which", ""),
+        ({"attention.scale": 0.5}, "`m.gguf` has `llama.attention.scale` set to `0.5`, which edgekit does not", ""),
+        ({"attention.causal": False}, "`m.gguf` has `llama.attention.causal` set to `False`, which edgekit does", ""),
+        ({"general.sampling.mirostat": 2}, "`m.gguf` has `general.sampling.mirostat` set to `2`, which edgekit", ""),
+    ],
+    ids=str,
+)
+def test_what_is_not_read_is_refused_by_name(fields: dict, message: str, hint: str, tmp_path: Path) -> None:
+    """When the file is found, before torch is needed for anything."""
+    path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_checkpoint(str(path))
+
+    assert caught.value.message.startswith(message)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint or "without it the model would be another one; export the Hub's")
+    assert caught.value.exit_code == 10
+
+
+def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
+    fields = {"general.quantization_version": 1}
+    types = {"attn_v.weight": Type.Q4_0}
+    plain = write_gguf(tmp_path / "plain.gguf", seeded("llama"), fields=fields)
+    path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields, types=types)
+
+    assert open_gguf(plain).block_types == frozenset()
+    error = refused(path)
+
+    assert error.message == "`m.gguf` has `general.quantization_version` set to `1`, which edgekit does not read"
+    assert error.exit_code == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"general.license": 5},
+            "`m.gguf` has `general.license` set to `5` (int); it must be a string",
+        ),
+        (
+            {"general.license": ["mit"]},
+            "`m.gguf` has `general.license` set to `a list of 1`; it must be a string",
+        ),
+        (
+            {"general.license": "x" * 201},
+            "`m.gguf` has a string of 201 characters as `general.license`, and at most 200 are read",
+        ),
+        (
+            {"block_count": 65536},
+            "`m.gguf` has `llama.block_count` set to `65536` (int); it must be from 1 to 1024",
+        ),
+        ({"block_count": 3}, "`m.gguf` states 3 blocks in `llama.block_count` and has tensors of 2"),
+        ({"block_count": 1}, "`m.gguf` states 1 blocks in `llama.block_count` and has tensors of 2"),
+        (
+            {"embedding_length": 2**31},
+            "`m.gguf` has `llama.embedding_length` set to `2147483648` (int); it must be from 1 to 1048576",
+        ),
+        (
+            {"embedding_length": 128, "rope.dimension_count": 32},
+            f"`m.gguf` has `token_embd.weight` of the shape [{len(TOKENS)}, 64] instead of ['tokens', 128]",
+        ),
+        (
+            {"vocab_size": 300},
+            f"`m.gguf` has `token_embd.weight` of the shape [{len(TOKENS)}, 64] instead of [300, 64]",
+        ),
+        ({"attention.head_count": 3}, "`m.gguf` has an embedding of 64 numbers, which 3 heads cannot share"),
+        ({"attention.head_count_kv": 3}, "`m.gguf` has 4 heads, which cannot share 3 of keys and values"),
+        (
+            {"attention.layer_norm_rms_epsilon": float("nan")},
+            f"`m.gguf` has `{EPSILON}` set to `nan` (float); it must be a finite number above 0",
+        ),
+        (
+            {"rope.freq_base": -1.0},
+            "`m.gguf` has `llama.rope.freq_base` set to `-1.0` (float); it must be a finite number above 0",
+        ),
+        (
+            {"context_length": "128"},
+            "`m.gguf` has `llama.context_length` set to `128` (str); it must be an integer",
+        ),
+        (
+            {"general.sampling.temp": float("inf")},
+            "`m.gguf` has `general.sampling.temp` set to `inf` (float); it must be a finite number",
+        ),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be(fields: dict, message: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)
+
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(str(path))
+
+    assert caught.value.message == message
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("blk.1.ffn_norm.weight", Type.F32),
+        ("blk.0.attn_k.weight", Type.F16),
+        ("token_embd.weight", Type.BF16),
+        ("blk.1.ffn_down.weight", Type.Q4_1),
+        ("blk.1.ffn_up.weight", Type.Q8_0),
+        ("blk.0.attn_v.weight", Type.TQ2_0),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_not_finite_are_refused_with_their_tensors_name(
+    name: str, kind: Type, value: float, tmp_path: Path
+) -> None:
+    """In weights, and in the scale of a block."""
+    model = seeded("llama", hidden_size=256, intermediate_size=256)
+    path = write_gguf(tmp_path / "m.gguf", model, types={name: kind})
+    tensor = next(found for found in open_gguf(path).tensors if found.name == name)
+    wrong = {
+        Type.F32: np.array([value], "<f4").tobytes(),
+        Type.BF16: (np.array([value], "<f4").view("<u4") >> 16).astype("<u2").tobytes(),
+    }.get(kind, np.array([value], "<f2").tobytes())
+    place = tensor.nbytes - len(wrong) if kind is Type.TQ2_0 else {Type.Q4_1: 20, Type.Q8_0: 34}.get(kind, 40)
+    content = bytearray(path.read_bytes())
+    content[tensor.start + place : tensor.start + place + len(wrong)] = wrong
+    path.write_bytes(content)
+
+    error = refused(path)
+
+    assert error.message == f"`{path}` has a number that is not finite (NaN or Inf) in the tensor `{name}`"
+    assert error.hint == "the file was made from damaged weights, or damaged itself: copy or download it again"
+    assert error.exit_code == 7
+
+
+def test_a_file_that_was_cut_while_it_was_read(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny.read_bytes())
+    weights = described(path, tmp_path / "described").tensors
+    assert weights is not None
+    path.write_bytes(tiny.read_bytes()[:-100])
+
+    with pytest.raises(CheckpointError, match=r"ends within the tensor `output_norm\.weight`"):
+        [tensor.read() for tensor in weights.values()]
+
+
+def test_how_the_publisher_chooses_tokens(tmp_path: Path) -> None:
+    sampling = {"temp": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "penalty_repeat": 1.05, "mirostat": 0}
+    fields = {f"general.sampling.{key}": value for key, value in sampling.items()}
+    checkpoint = described(write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields), tmp_path / "described")
+
+    found = decoder_facts(checkpoint, load_tokenizer(checkpoint)).generation
+
+    assert dataclasses.asdict(found) == pytest.approx(
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05}
+    )
+
+
+def test_sizes_that_are_not_said_are_llama_cpps(tmp_path: Path) -> None:
+    model = seeded("llama", num_key_value_heads=4, rope_theta=10000.0)
+    own = write_gguf(tmp_path / "own.gguf", model)
+    known = read_header(own).fields
+    keys = ("llama.attention.head_count_kv", "llama.rope.freq_base", "llama.rope.dimension_count")
+    silent = rewritten(own, {key: value for key, value in known.items() if key not in keys}, tmp_path / "silent.gguf")
+
+    _, logits = logits_of_file(silent, tmp_path / "checkpoint")
+
+    assert (logits - logits_of(model)).abs().max() < 1e-5

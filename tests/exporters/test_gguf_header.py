@@ -30,7 +30,7 @@ from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
 from exporters.weightless import open_decoder
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
-from tests.exporters.gguf_files import seeded, write_gguf
+from tests.exporters.gguf_files import rewritten, seeded, write_gguf
 
 NUMBERS_OF_MODELS = tuple(f"llama.{name}" for name in NUMBERS)
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
@@ -404,21 +404,3 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
                 open_gguf(changed)
             assert caught.value.exit_code == (10 if isinstance(other, list) and key.startswith("llama.") else 7)
             assert f"`{key}`" in caught.value.message
-
-
-def rewritten(path: Path, fields: dict[str, object], target: Path) -> Path:
-    """The same tensors with other metadata."""
-    old = gguf.GGUFReader(str(path))
-    writer = gguf.GGUFWriter(str(target), str(fields["general.architecture"]))
-    adders = {bool: writer.add_bool, int: writer.add_int64, float: writer.add_float64, str: writer.add_string}
-    for key, value in fields.items():
-        if key in writer.kv_data[0]:
-            del writer.kv_data[0][key]
-        adders.get(type(value), writer.add_array)(key, value)
-    for tensor in old.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
