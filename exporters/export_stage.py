@@ -44,8 +44,9 @@ def export(
     """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache;
-    a bundle that is there is replaced when the new one is complete. `token_host` is a host beside the Hub's own that
-    the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files say.
+    a bundle that is there is replaced when the new one is complete. `precision` is by default `SOURCE` for a quantized
+    GGUF file, else what the catalog says, else int8, and int4 for a decoder. `token_host` is a host beside the Hub's own
+    that the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files say.
     `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close a
     reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
     next token may be from it, as the mean KL divergence over the probe set in nats; the fastest recipe of the precision

@@ -44,7 +44,7 @@ LLAMA3_FACTORS: dict[str, float] = {
 }
 """Those of every Llama 3.1 and later. A file holds what comes of them, for each frequency, instead."""
 ROWS_AT_ONCE = 2**12
-"""Of a matrix that is looked through for numbers that are not finite."""
+"""Of a matrix that is dequantized, or looked through for numbers that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,19 @@ class DequantizedTensor(StoredTensor):
 
 
 def dequantized(tensor: GgufTensor) -> NDArray[np.float32]:
-    return np.asarray(dequantize(tensor.bytes(), GGMLQuantizationType[tensor.type]), np.float32)
+    """The numbers of a tensor as ggml has them, some rows at a time: in one call they would be in memory twice."""
+    found = np.empty(tensor.shape, np.float32)
+    rows = found.reshape(-1, tensor.shape[-1])
+    for start, data in rows_of(tensor):
+        rows[start : start + len(data)] = dequantize(data, GGMLQuantizationType[tensor.type])
+    return found
+
+
+def rows_of(tensor: GgufTensor) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Some rows (rows, bytes) at a time, with the number of the first."""
+    data = tensor.bytes().reshape(tensor.size // tensor.shape[-1], -1)
+    for start in range(0, len(data), ROWS_AT_ONCE):
+        yield start, data[start : start + ROWS_AT_ONCE]
 
 
 def described_checkpoint(checkpoint: Checkpoint, file: GgufFile, folder: Path) -> Checkpoint:
@@ -239,9 +251,7 @@ def check_weights(file: GgufFile, model: Any, tensors: Mapping[str, StoredTensor
 def check_finite(file: GgufFile) -> None:
     """Raise CheckpointError for a tensor with a number that is not finite; of blocks, the scales are looked at."""
     for tensor in file.tensors:
-        data = tensor.bytes().reshape(-1, tensor.nbytes // math.prod(tensor.shape[:-1]))
-        for start in range(0, len(data), ROWS_AT_ONCE):
-            rows = data[start : start + ROWS_AT_ONCE]
+        for _, rows in rows_of(tensor):
             if tensor.type in SCALES:
                 finite = all(np.isfinite(scales).all() for scales in scales_of(tensor.type, rows))
             else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -9,17 +10,21 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
+from tokenizers import Tokenizer
 
 from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
-from exporters.decoder_facts import decoder_facts
+from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.gguf import described_checkpoint, stored_matrices
 from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
 from exporters.gguf_header import read_header
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
 from exporters.weightless import WeightlessDecoder, open_decoder
+from runtime.chat_template import ChatTemplate
 from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
+from runtime.messages import Message
+from tests.commands import Finished
 from tests.exporters.gguf_files import MODELS, SPECIAL, TOKENS, rewritten, seeded, write_gguf
 
 IDS = torch.randint(0, len(TOKENS), (1, 40), generator=torch.Generator().manual_seed(5))
@@ -484,3 +489,35 @@ def test_sizes_that_are_not_said_are_llama_cpps(tmp_path: Path) -> None:
     _, logits = logits_of_file(silent, tmp_path / "checkpoint")
 
     assert (logits - logits_of(model)).abs().max() < 1e-5
+
+
+def test_the_real_files_conversations_are_those_of_transformers(smollm: GgufFile, tmp_path: Path) -> None:
+    """Rendered by its own template, and with the ids of the tokenizer that was made of its metadata."""
+    checkpoint = described(smollm.path, tmp_path)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = decoder_facts(checkpoint, tokenizer)
+    assert facts.chat is not None
+    asked = [{"role": "user", "content": "Grüße 12!"}, {"role": "assistant", "content": "Ja"}]
+
+    rendered = ChatTemplate(facts.chat).render([Message(**turn) for turn in asked], for_answer=True)
+
+    assert rendered == tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert rendered == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nGrüße 12!<|im_end|>\n<|im_start|>assistant\nJa<|im_end|>\n<|im_start|>assistant\n"
+    )
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert own.encode(rendered, add_special_tokens=False).ids == tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True
+    )
+    check_tokens(checkpoint.name, tokenizer, own, facts)
+
+
+def test_a_license_that_is_a_number_on_the_command_line(edgekit: Callable[..., Finished], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"general.license": 2})
+
+    finished = edgekit("export", path, "--out", tmp_path / "b")
+
+    assert finished.code == 7
+    assert finished.err.endswith("error: `m.gguf` has `general.license` set to `2` (int); it must be a string\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
