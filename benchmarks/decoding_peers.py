@@ -68,7 +68,7 @@ def transformers_folder() -> Path:
     """The weights of the file in float32, in Hugging Face layout."""
     target = CACHE / f"{MODEL}-transformers-{version('transformers')}"
     if not target.exists():
-        from exporters.checkpoint import WEIGHTS
+        from exporters.checkpoint_files import WEIGHTS
         from exporters.gguf import described_checkpoint
         from exporters.gguf_facts import open_gguf
         from exporters.stored_tensors import write_tensors

@@ -48,7 +48,7 @@ from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
-from runtime.tokenizer import open_tokenizer
+from runtime.safe_tokenizer import open_tokenizer
 
 PROMPT = 256
 """Tokens of a text that a decoder is calibrated with: enough to attend to."""
@@ -82,7 +82,6 @@ class DecoderTask:
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         own = open_tokenizer(folder / TOKENIZER)
-        own.no_truncation()
         check_tokens(self.checkpoint.name, self.tokenizer, own, self.facts)
         tokens = dataclasses.replace(manifest.tokenizer, max_length=self.facts.context_length)
         return dataclasses.replace(manifest, tokenizer=tokens, decoder=self.facts)

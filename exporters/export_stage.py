@@ -17,8 +17,9 @@ from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of, left_by_others
 from runtime.bundle_writer import BundleWriter
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, NotFoundError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
+from runtime.targets import is_utf8
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
@@ -45,10 +46,10 @@ def export(
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache;
     a bundle that is there is replaced when the new one is complete. `precision` is by default `SOURCE` for a quantized
-    GGUF file, else what the catalog says, else int8, and int4 for a decoder. `token_host` is a host beside the Hub's own
-    that the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files say.
-    `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close a
-    reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
+    GGUF file, else what the catalog says, else int8, and int4 for a decoder. `token_host` is a host beside the Hub's
+    own that the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files
+    say. `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close
+    a reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
     next token may be from it, as the mean KL divergence over the probe set in nats; the fastest recipe of the precision
     that holds it is searched. `cache` is the type of a decoder's keys and values, by default float32, and float16 where
     everything is: half of the memory, slower on CPUs, and for int8, int4 and source. `Precision.FP16` is for GPUs and
@@ -66,6 +67,10 @@ def export(
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    check_working_directory()
+    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
+        check_name(Path(source).absolute())
+    check_name(Path(out if out is not None else "bundles").absolute())
     asked = Asked(kind, precision, cache, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
     with stage(told, "find the checkpoint"):
         checkpoint = find_checkpoint(
@@ -86,22 +91,34 @@ def export(
             f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
             "same command resumes it, and the folder can be removed"
         )
-    with output_errors(writer), telling_what_is_kept(writer.target, told), writer:
+    with output_errors(writer), writer:
         with stage(told, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
         return convert(checkpoint, choice, provider, writer, told)
 
 
-@contextmanager
-def telling_what_is_kept(target: Path, told: Progress) -> Iterator[None]:
-    """Say at Ctrl-C that the same export goes on from there, where something is kept of it."""
+def check_working_directory() -> None:
+    """Raise NotFoundError where the working directory was removed, which torch and others need."""
     try:
-        yield
-    except KeyboardInterrupt:
-        if folder_of(target).exists():
-            told.note(f"what is done is kept in `{folder_of(target)}`: the same command resumes the export")
-        raise
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "the working directory of this process was removed", hint="change to one that exists: `cd ~`"
+        ) from error
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a path that torch and safetensors, which take strings for UTF-8, cannot open."""
+    if is_utf8(path):
+        return
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        hint = "give the folder another name"
+    else:
+        hint = "the encoding of the locale is another: set `PYTHONUTF8=1`"
+    raise InputError(f"the path `{path}` is not UTF-8, which libraries of the export need", hint=hint)
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:

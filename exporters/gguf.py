@@ -25,7 +25,8 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from exporters.architectures import check_architecture
 from exporters.block_weights import StoredMatrix
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint, read_json
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG, read_json
 from exporters.gguf_facts import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size
 from exporters.gguf_header import GgufTensor, shown
 from exporters.gguf_tokenizer import make_tokenizer

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         OutputError,
         ProviderError,
+        TextError,
         TextTooLongError,
         UnsupportedModelError,
     )
@@ -88,6 +89,7 @@ __all__ = [
     "Step",
     "Stream",
     "TelemetryWarning",
+    "TextError",
     "TextTooLongError",
     "Token",
     "TokenLogprob",
@@ -142,6 +144,7 @@ HOMES = {
     "Step": "steps",
     "Stream": "stream",
     "TelemetryWarning": "telemetry",
+    "TextError": "errors",
     "TextTooLongError": "errors",
     "Token": "stream",
     "TokenLogprob": "steps",

@@ -24,12 +24,12 @@ from runtime.encoder import (
     checked_batch_tokens,
     stacked,
 )
-from runtime.errors import BundleError, InputError, TextTooLongError
-from runtime.manifest import Kind
+from runtime.errors import BundleError, InputError, TextError, TextTooLongError
+from runtime.manifest import EmbedderFacts, Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
-from runtime.tokenizer import LongTexts, TokenizedText, Tokenizer
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 QUERY_PROMPTS = ("query",)
@@ -54,6 +54,10 @@ class Embedder(Encoder):
       before anything is computed, `mean` reads it in chunks and pools their vectors, weighted by tokens, before the
       result is normalized.
     - `batch_tokens` bounds the tokens in one run of the graph.
+
+    A text of which the tokenizer makes no token, special tokens included, has no vector, as in sentence-transformers:
+    TextError names it, and all such texts of the call. Most tokenizers add special tokens, with which an empty text
+    has a vector.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
@@ -65,7 +69,14 @@ class Embedder(Encoder):
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
-        self.width = width_before(self.dense, self.facts.dimension)
+        self.unpooled = unpooled_tokens(self.facts)
+        pooled = width_before(self.dense, self.facts.dimension)
+        self.width, rest = divmod(pooled, len(self.facts.poolings))
+        if rest:
+            raise BundleError(
+                f"the manifest of `{self.bundle.path}` has vectors of {pooled} components pooled in "
+                f"{len(self.facts.poolings)} ways, of which each must give as many"
+            )
         if self.session.width is not None:
             self.check_width(self.session.width)
 
@@ -188,8 +199,7 @@ class Embedder(Encoder):
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
         if isinstance(texts, str):
             raise one_string("count_tokens")
-        tokenized = self.tokenizer.stream(texts, prefix=self.prefix(prompt))
-        return np.array([text.tokens + text.dropped for text in tokenized], np.int64)
+        return np.array(list(self.tokenizer.count(texts, prefix=self.prefix(prompt))), np.int64)
 
     @property
     def dimension(self) -> int:
@@ -245,6 +255,7 @@ class Embedder(Encoder):
             dtype=stored,
             ranges=ranges,
             dense=self.dense,
+            skip=self.unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
             batch_tokens=checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,
@@ -265,14 +276,14 @@ class Embedder(Encoder):
 
         def run(batch: list[Piece]) -> None:
             ids = stacked([piece.ids for piece in batch])
-            vectors = self.session.run({INPUT_IDS: ids})
             # A graph need not say its width before it runs.
-            self.check_width(vectors.shape[-1])
-            results.take(batch, pool(vectors, self.facts.pooling))
+            vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], self.width))
+            results.take(batch, pool(vectors, self.facts.poolings, skip=request.skip))
             if progress is not None:
                 progress(len(batch))
 
         tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
+        refuse_empty(tokenized, before)
         if request.long is LongTexts.ERROR:
             self.refuse_long(tokenized, before)
         run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
@@ -299,6 +310,25 @@ class Embedder(Encoder):
                 stacklevel=3,
             )
         return embeddings.vectors
+
+
+def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:
+    """The text of a prompt -> how many tokens of a text with it are left out of pooling; raises BundleError."""
+    found = {}
+    for name, tokens in facts.unpooled_tokens.items():
+        if name not in facts.prompts or tokens < 0:
+            raise BundleError(
+                f"`embedder.unpooled_tokens` in `manifest.json` is not valid: `{name}` with {tokens} tokens"
+            )
+        found[facts.prompts[name]] = tokens
+    return found
+
+
+def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
+    """Raise TextError for texts without tokens, which have no vector."""
+    empty = tuple(index for index, text in enumerate(tokenized) if not text.tokens)
+    if empty:
+        raise TextError(f"text {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
 def length(piece: Piece) -> int:

@@ -4,7 +4,8 @@
     ├── OutputError              1   the result cannot be written: no space, no such folder, no permission
     ├── MissingPartError         1   a part of edgekit that the command needs is not installed
     ├── InputError               2   a text, an option or a file of texts that cannot be used
-    │   └── TextTooLongError     2   a text is longer than the model reads, and cutting it was forbidden
+    │   └── TextError            2   texts of a call that cannot be used: one has no tokens, for example
+    │       └── TextTooLongError 2   a text is longer than the model reads, and cutting it was forbidden
     ├── NotSignedInError         3   a Hub token is needed, and there is none, or it is not valid
     ├── AccessError              4   the Hub knows the token's user and does not give them access
     ├── NotFoundError            5   no such bundle, file or model
@@ -52,13 +53,21 @@ class InputError(EdgekitError, ValueError):
     exit_code = 2
 
 
-class TextTooLongError(InputError):
-    """A text is longer than the model reads, and cutting it was forbidden."""
+class TextError(InputError):
+    """Texts of a call cannot be used; all others can."""
 
-    def __init__(self, message: str, *, hint: str | None = None, texts: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, texts: tuple[int, ...] = (), fault: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.texts = texts
-        """The indices of all texts of the call that are too long, or of a stream's chunk, counted from its first."""
+        """The indices of all texts with this fault in the call, or in a stream's chunk, counted from its first."""
+        self.fault = message if fault is None else fault
+        """The message without its subject, for callers that know where a text came from: `has no tokens`."""
+
+
+class TextTooLongError(TextError):
+    """A text is longer than the model reads, and cutting it was forbidden."""
 
 
 class NotSignedInError(EdgekitError):

@@ -24,12 +24,12 @@ from runtime.encoder import (
     characters,
     checked_batch_tokens,
 )
-from runtime.errors import BundleError, InputError, TextTooLongError
+from runtime.errors import BundleError, InputError, TextError, TextTooLongError
 from runtime.manifest import Kind, Scores
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
 from runtime.ranking import OpenRanking, Ranked, Ranking, score
 from runtime.records import choice
-from runtime.tokenizer import LongTexts, checked_text
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 
 Document = TypeVar("Document")
 Search = tuple[str, Iterable[Document]]
@@ -50,7 +50,7 @@ class PairScores:
     dropped: NDArray[np.int64]
     """(pairs,): how many tokens were cut off the document."""
     query_dropped: NDArray[np.int64]
-    """(pairs,): how many tokens were cut off the query, which happens where it leaves no room for a document."""
+    """(pairs,): how many tokens were cut off the query."""
 
     @property
     def truncated(self) -> list[int]:
@@ -69,10 +69,13 @@ class Reranker(Encoder):
     - `scores` is what is made of the logits: `raw` leaves them, `sigmoid` puts each between 0 and 1, `softmax` weighs
       the labels of a pair against each other; without it, what the publisher says. The order never depends on it.
     - `label` names the label to rank by, for models that have several.
-    - `long` is what happens to a pair longer than the model reads: `truncate` cuts the end of the document, and the
-      query only where it leaves no room for any; `error` raises TextTooLongError before anything of its chunk runs.
+    - `long` is what happens to a pair longer than the model reads: `truncate` cuts it as the publisher's
+      library does, the longer of the two first; `error` raises TextTooLongError before anything of its chunk runs.
     - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
     - `batch_tokens` bounds the tokens in one run of the graph.
+
+    An empty query is an error. An empty document has a score, from the tokens of the query; a pair of which the
+    tokenizer makes no token at all, special tokens included, raises TextError, as CrossEncoder fails on it.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
@@ -228,12 +231,20 @@ class Reranker(Encoder):
         for index, pair in enumerate(pairs, before):
             check_pair(pair, index)
         tokenized = self.tokenizer.tokenize(pairs, before=before)
+        refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
             self.refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run(batch: list[int]) -> None:
-            logits[batch] = self.session.run(self.tokenizer.feeds([tokenized[index] for index in batch]))
+            feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
+            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            if not np.isfinite(found).all():
+                raise BundleError(
+                    f"the graph `{self.session.path}` gives logits that are not finite numbers",
+                    hint="run `edgekit verify` on the bundle, and export it again if it fails",
+                )
+            logits[batch] = found
             if progress is not None:
                 progress(len(batch))
 
@@ -322,6 +333,13 @@ def check_pair(pair: object, index: int) -> None:
         raise InputError(f"the query of pair {index} is empty")
 
 
+def refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
+    """Raise TextError for pairs without tokens, which have no score."""
+    empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
+    if empty:
+        raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
+
+
 def checked_long(long: LongTexts | str) -> LongTexts:
     chosen = choice(LongTexts, long, "long")
     if chosen is LongTexts.MEAN:
@@ -339,9 +357,12 @@ def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> 
     if cut:
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
     if queries:
-        which, verb = ("the query", "was") if queries == 1 else (f"{queries} queries", "were")
-        message = f"{which} left no room for a document in {max_length} tokens and {verb} cut"
-        warnings.warn(message, TruncationWarning, stacklevel=3)
+        warnings.warn(cut_query_message(queries, max_length), TruncationWarning, stacklevel=3)
+
+
+def cut_query_message(queries: int, max_length: int) -> str:
+    which, pronoun = ("the query was", "it is") if queries == 1 else (f"{queries} queries were", "they are")
+    return f"{which} cut: with a document {pronoun} longer than {max_length} tokens"
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
-from runtime.errors import BundleError, InputError
-from runtime.manifest import TokenizerFacts
+from runtime.errors import BundleError, InputError, TextError
+from runtime.manifest import Side, TokenizerFacts
+from runtime.safe_tokenizer import UnreadableError, open_tokenizer
 
 BLOCK = 256
-"""Texts tokenized at once; bounds what `tokenizers` keeps beside the ids."""
+"""Texts tokenized before the first of them is given."""
 SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])|(?=\n)")  # noqa: RUF001 - CJK
 
 
@@ -56,37 +56,66 @@ class Tokenizer:
     """A tokenizer.json, opened with the manifest's limits."""
 
     def __init__(self, path: Path, facts: TokenizerFacts) -> None:
-        self.tokenizer = open_tokenizer(path)
+        """Raises BundleError for a file that is no tokenizer, or limits that leave no room for a text."""
+        self.tokenizer = open_tokenizer(path, known=facts.known_tokens)
         self.facts = facts
-        self.tokenizer.enable_truncation(facts.max_length)
+        self.before, self.after = self.tokenizer.before, self.tokenizer.after
+        self.room = facts.max_length - len(self.before) - len(self.after)
+        """Tokens of a text that fit between the special tokens."""
+        if self.room < 0:
+            raise self.no_room()
 
     def tokenize(
         self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE, before: int = 0
     ) -> list[TokenizedText]:
         """Tokenize texts with their special tokens and `prefix` before each, none longer than the manifest's length.
 
-        Raises InputError for what is no string or not valid Unicode, by its place after the `before` texts of earlier
-        calls. `LongTexts.ERROR` is the caller's to raise: a text is cut as with TRUNCATE, and `dropped` tells.
+        Raises InputError for what is no string or not valid Unicode, and TextError for what the tokenizer cannot read,
+        by its place after the `before` texts of earlier calls. `LongTexts.ERROR` is the caller's to raise: a text is
+        cut as with TRUNCATE, and `dropped` tells.
         """
-        return list(self.stream(texts, prefix=prefix, long=long, before=before))
+        faults: dict[int, str] = {}
+        found = list(self.read(texts, faults, prefix=prefix, long=long, before=before))
+        refuse_faulty(faults, before)
+        return found
 
-    def stream(
-        self, texts: Sequence[str], *, prefix: str = "", long: LongTexts = LongTexts.TRUNCATE, before: int = 0
+    def count(self, texts: Sequence[str], *, prefix: str = "") -> Iterator[int]:
+        """How many tokens each text has before it is cut, special tokens included; raises as `tokenize` does."""
+        faults: dict[int, str] = {}
+        for text in self.read(texts, faults, prefix=prefix):
+            refuse_faulty(faults, 0)
+            yield text.tokens + text.dropped
+        refuse_faulty(faults, 0)
+
+    def read(
+        self,
+        texts: Sequence[str],
+        faults: dict[int, str],
+        *,
+        prefix: str = "",
+        long: LongTexts = LongTexts.TRUNCATE,
+        before: int = 0,
     ) -> Iterator[TokenizedText]:
-        """Tokenize as `tokenize` does, a block at a time as they are asked for."""
+        """Tokenize a block at a time; a text that cannot be read has no tokens, and its fault goes into `faults`."""
+        left = self.facts.truncation_side is Side.LEFT
         for start in range(0, len(texts), BLOCK):
             block = [
                 self.prepared(text, index, prefix)
                 for index, text in enumerate(texts[start : start + BLOCK], before + start)
             ]
-            for text, encoding in zip(block, self.tokenizer.encode_batch_fast(block), strict=True):
-                if not encoding.overflowing:
-                    yield TokenizedText((np.array(encoding.ids, np.int64),), 0)
-                elif long is LongTexts.MEAN:
-                    yield TokenizedText(self.split(text, prefix), 0)
+            found = self.tokenizer.ids(block, faults, keep=self.room, left=left, first=start)
+            for place, (text, ids) in enumerate(zip(block, found, strict=True)):
+                dropped = ids.total - len(ids.ids)
+                if dropped and long is LongTexts.MEAN:
+                    try:
+                        yield TokenizedText(self.split(text, prefix), 0)
+                        continue
+                    except UnreadableError as error:
+                        faults[start + place] = error.fault
+                if start + place in faults:
+                    yield TokenizedText((np.empty(0, np.int64),), 0)
                 else:
-                    dropped = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
-                    yield TokenizedText((np.array(encoding.ids, np.int64),), dropped)
+                    yield TokenizedText((np.concatenate([self.before, ids.ids, self.after]),), dropped)
 
     def split(self, text: str, prefix: str) -> tuple[NDArray[np.int64], ...]:
         """The ids of a long prepared text in chunks that the model can read, at the last end of a sentence that fits.
@@ -94,21 +123,18 @@ class Tokenizer:
         A chunk holds the special tokens of any text, the tokens of the prefix, and the next tokens of the text; where
         no sentence ends within the window it is filled up. Raises InputError when the prefix leaves no room.
         """
-        before, after = self.special_tokens_around()
-        whole = self.tokenizer.encode(text)
-        parts = [whole, *whole.overflowing]
-        body = slice(before, -after or None)
-        ids = np.concatenate([np.array(part.ids[body], np.int64) for part in parts])
-        starts, ends = np.concatenate([np.array(part.offsets[body], np.int64).reshape(-1, 2) for part in parts]).T
-        head, tail = np.array(whole.ids[:before], np.int64), np.array(whole.ids[len(whole.ids) - after :], np.int64)
-        repeated = int(np.searchsorted(ends, len(self.cased(prefix)), side="right")) if prefix else 0
-        room = self.facts.max_length - before - after - repeated
+        if self.room < 1:
+            raise self.no_room()
+        spans = self.tokenizer.spans(text)
+        ids = spans.ids
+        repeated = int(np.searchsorted(spans.ends, len(self.cased(prefix)), side="right")) if prefix else 0
+        room = self.room - repeated
         if room < 1:
             raise InputError(
                 f"the prompt alone has {repeated} tokens, and the model reads {self.facts.max_length}",
                 hint="a long text cannot be read in chunks behind it; use another prompt, or have long texts cut",
             )
-        cuts = np.searchsorted(starts, [match.start() for match in SENTENCE_END.finditer(text)]).tolist()
+        cuts = np.searchsorted(spans.starts, [match.start() for match in SENTENCE_END.finditer(text)]).tolist()
         chunks = []
         start = repeated
         while start < len(ids):
@@ -117,16 +143,12 @@ class Tokenizer:
                 place = bisect_right(cuts, end) - 1
                 if place >= 0 and cuts[place] > start:
                     end = cuts[place]
-            chunks.append(np.concatenate([head, ids[:repeated], ids[start:end], tail]))
+            chunks.append(np.concatenate([self.before, ids[:repeated], ids[start:end], self.after]))
             start = end
         return tuple(chunks)
 
-    def special_tokens_around(self) -> tuple[int, int]:
-        """How many special tokens stand before and after every text."""
-        mask = self.tokenizer.encode("a").special_tokens_mask
-        if 0 not in mask:
-            raise BundleError(f"the model reads {self.facts.max_length} tokens, which leaves no room for a text")
-        return mask.index(0), mask[::-1].index(0)
+    def no_room(self) -> BundleError:
+        return BundleError(f"the model reads {self.facts.max_length} tokens, which leaves no room for a text")
 
     def prepared(self, text: object, index: int, prefix: str) -> str:
         return self.cased(prefix + checked_text(text, f"text {index}"))
@@ -135,15 +157,19 @@ class Tokenizer:
         return text.lower() if self.facts.lower_case else text
 
 
-def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json without the padding that it may ask for; raises BundleError when it is none."""
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    # `tokenizers` raises bare Exception for a file that it cannot read, and has no class of its own.
-    except Exception as error:
-        raise BundleError(f"`{path}` is no tokenizer: {error}") from error
-    tokenizer.no_padding()
-    return tokenizer
+def refuse_faulty(faults: Mapping[int, str], before: int) -> None:
+    """Raise TextError for the first text that cannot be read, and all that have the same fault."""
+    if faults:
+        first, fault = min(faults.items())
+        same = tuple(sorted(index for index, other in faults.items() if other == fault))
+        raise TextError(f"text {before + first} {fault}", texts=same, fault=fault)
+
+
+NO_TOKENS = "has no tokens"
+NO_TOKENS_HINT = (
+    "leave it out: without special tokens, which this model's tokenizer does not add, there is nothing to read"
+)
+"""The publishers' libraries give no result either: sentence-transformers and transformers raise IndexError."""
 
 
 def checked_text(text: object, name: str) -> str:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
-from tokenizers import Tokenizer
 
 from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.chat_template import ChatTemplate
 from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
 from runtime.messages import Message
+from runtime.safe_tokenizer import open_tokenizer
 from tests.commands import Finished
 from tests.exporters.gguf_files import MODELS, SPECIAL, TOKENS, rewritten, seeded, write_gguf
 
@@ -506,7 +506,7 @@ def test_the_real_files_conversations_are_those_of_transformers(smollm: GgufFile
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nGrüße 12!<|im_end|>\n<|im_start|>assistant\nJa<|im_end|>\n<|im_start|>assistant\n"
     )
-    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    own = open_tokenizer(tmp_path / "tokenizer.json")
     assert own.encode(rendered, add_special_tokens=False).ids == tokenizer.apply_chat_template(
         asked, add_generation_prompt=True
     )

@@ -115,9 +115,8 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         export(str(file), out=tmp_path / "b" / "b", progress=told)
 
     assert [path.name for path in (tmp_path / "b").iterdir()] == [".b.unfinished"]
-    assert told.notes == [
-        f"what is done is kept in `{tmp_path / 'b' / '.b.unfinished'}`: the same command resumes the export"
-    ]
+    kept = tmp_path / "b" / ".b.unfinished"
+    assert told.notes == [f"what is done is kept in `{kept}`; the same command resumes from there"]
 
 
 def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from exporters.checkpoint import is_wanted
-from exporters.sources import Origin, find_checkpoint, hub_request
+from exporters.checkpoint_files import is_wanted
+from exporters.hub.request import hub_request
+from exporters.sources import Origin, find_checkpoint
 from runtime import InputError, NotFoundError
 from tests.exporters.gguf_files import seeded, write_gguf
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +26,7 @@ from runtime import (
     LongTexts,
     Pooling,
     Precision,
+    TextError,
     TextTooLongError,
     TruncationWarning,
     VectorType,
@@ -34,6 +38,7 @@ from runtime.pooling import cosines, normalize, pool
 from runtime.session import Session
 from runtime.vectors import unit_ranges
 from tests.encoder_checkpoints import write_tiny_checkpoint
+from tests.tampered import changed_bundle, without_special_tokens
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
@@ -543,3 +548,65 @@ def test_a_length_that_special_tokens_fill(edit_manifest: EditManifest) -> None:
 
     assert caught.value.message == "the model reads 2 tokens, which leaves no room for a text"
     assert embedder.embed_with_report(["some words"]).tokens.tolist() == [2]
+
+
+@pytest.fixture(scope="module")
+def bare_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose tokenizer adds no special tokens."""
+    return changed_bundle(tiny_bundle, tmp_path_factory.mktemp("bare") / "bare", tokenizer=without_special_tokens)
+
+
+NO_TOKENS_HINT = (
+    "hint: leave it out: without special tokens, which this model's tokenizer does not add, there is nothing to read"
+)
+
+
+def test_texts_without_tokens_leave_the_process_alive(bare_bundle: Bundle) -> None:
+    """onnxruntime divides by the number of tokens: SIGFPE. In a process of its own, which it would end."""
+    code = """
+import sys
+from runtime import Embedder, TextError
+embedder = Embedder(sys.argv[1])
+for texts in ([""], ["water", " ", "wine", ""], ["\\u200b\\n"]):
+    for long in ("truncate", "error", "mean"):
+        try:
+            embedder.embed(texts, long=long)
+        except TextError as error:
+            print(error.texts, error)
+print(embedder.count_tokens(["", "water"]), embedder.embed(["water"]).shape, embedder.embed([]).shape)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code, str(bare_bundle.path)], capture_output=True, text=True, check=True
+    )
+
+    def expected(texts: str, first: int) -> str:
+        return f"{texts} text {first} has no tokens\n\n{NO_TOKENS_HINT}\n"
+
+    several = [expected("(0,)", 0), expected("(1, 3)", 1), expected("(0,)", 0)]
+    assert finished.stdout == "".join(text * 3 for text in several) + "[0 1] (1, 48) (0, 48)\n"
+
+
+def test_a_text_without_tokens_has_no_vector_in_sentence_transformers(
+    tiny_checkpoint: Path, bare_bundle: Bundle
+) -> None:
+    """Where the publisher's library has no result, there is none here, and the empty text is as any where it has."""
+    reference = SentenceTransformer(str(tiny_checkpoint), device="cpu", local_files_only=True)
+    with_special_tokens = export(str(tiny_checkpoint), precision=Precision.FP32, out=tiny_checkpoint / "out").bundle
+    found = Embedder(with_special_tokens).embed(["", " "])
+    assert np.allclose(found, reference.encode(["", " "]), atol=1e-5)
+
+    shutil.copyfile(bare_bundle.file("tokenizer.json"), tiny_checkpoint / "tokenizer.json")
+    bare = SentenceTransformer(str(tiny_checkpoint), device="cpu", local_files_only=True)
+    with pytest.raises(IndexError):
+        bare.encode([""])
+    with pytest.raises(TextError, match="text 0 has no tokens"):
+        Embedder(bare_bundle).embed([""])
+
+
+def test_in_a_stream_a_text_without_tokens_is_named_by_its_place(bare_bundle: Bundle) -> None:
+    parts = Embedder(bare_bundle).stream(["a", "b", "c", ""], chunk=2)
+    assert len(next(parts).vectors) == 2
+
+    with pytest.raises(TextError, match="text 3 has no tokens") as caught:
+        next(parts)
+    assert caught.value.texts == (1,)

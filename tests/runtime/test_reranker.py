@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from runtime import (
     BundleError,
     Embedder,
     InputError,
+    Manifest,
     Precision,
     Reranker,
     TextTooLongError,
@@ -27,6 +31,7 @@ from runtime import (
 )
 from runtime.ranking import kendall_tau
 from tests.encoder_checkpoints import write_reranker, write_reranker_on_minilm
+from tests.tampered import changed_bundle
 
 AS_WIDE_AS_MS_MARCOS = {
     "hidden_size": 384,
@@ -161,13 +166,13 @@ def test_no_documents_give_an_empty_ranking(reranker: Reranker) -> None:
     assert reranker.rank_many([]) == []
 
 
-def test_only_the_document_is_cut_unless_the_query_leaves_no_room(reranker: Reranker) -> None:
+def test_the_longer_of_the_two_is_cut(reranker: Reranker) -> None:
     long = " ".join(["water"] * 300)
     report = reranker.score_with_report([("a b c", long), (long, "x"), ("a", "b")])
 
-    assert report.tokens.tolist() == [128, 128 - 3 - 125 + 3 + 63, 5]
+    assert report.tokens.tolist() == [128, 128, 5]
     assert report.dropped.tolist() == [300 - 122, 0, 0]
-    assert report.query_dropped.tolist() == [0, 300 - 62, 0]
+    assert report.query_dropped.tolist() == [0, 300 - 124, 0]
     assert report.truncated == [0, 1]
     with pytest.warns(TruncationWarning, match="1 of 2 documents was longer than 128 tokens with the query"):
         reranker.rank("a", [long, "b"])
@@ -184,10 +189,10 @@ def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
     with pytest.warns(TruncationWarning) as told_of_many:
         reranker.rank_many([(long, ["a"]), ("q", ["a", long]), (f"{long} x", ["a"])])
 
-    assert [str(one.message) for one in told] == ["the query left no room for a document in 128 tokens and was cut"]
+    assert [str(one.message) for one in told] == ["the query was cut: with a document it is longer than 128 tokens"]
     assert [str(one.message) for one in told_of_many] == [
         "1 of 4 documents was longer than 128 tokens with the query and cut there",
-        "2 queries left no room for a document in 128 tokens and were cut",
+        "2 queries were cut: with a document they are longer than 128 tokens",
     ]
     assert {one.filename for one in (*told, *told_of_many)} == {__file__}
 
@@ -309,3 +314,30 @@ def test_int8_ranks_much_as_pytorch_does(reranker_checkpoint: Path, reranker_bun
     expected = model.predict(pairs, show_progress_bar=False)
 
     assert kendall_tau(Reranker(reranker_bundle).score(pairs).tolist(), expected.tolist()) > 0.9
+
+
+def test_a_pair_without_tokens_leaves_the_process_alive(reranker_bundle: Bundle, tmp_path: Path) -> None:
+    """As CrossEncoder, which fails on it; with tokens in the query or the document there is a score."""
+
+    def without_special_tokens(manifest: Manifest) -> Manifest:
+        pair = dataclasses.replace(manifest.reranker.pair, before=(), between=(), after=())
+        return dataclasses.replace(manifest, reranker=dataclasses.replace(manifest.reranker, pair=pair))
+
+    bare = changed_bundle(reranker_bundle, tmp_path / "bare", manifest=without_special_tokens)
+    code = """
+import sys
+from runtime import Reranker, TextError
+reranker = Reranker(sys.argv[1])
+try:
+    reranker.score([("\\u200b", "wine"), ("\\u200b", ""), ("water", ""), ("\\u200b", " ")])
+except TextError as error:
+    print(error.texts, error.message)
+try:
+    reranker.rank("\\u200b", ["wine", "\\u200b"])
+except TextError as error:
+    print(error.texts, error.message)
+print(reranker.score([("\\u200b", "wine"), ("water", "")]).shape)
+"""
+    finished = subprocess.run([sys.executable, "-c", code, str(bare.path)], capture_output=True, text=True, check=True)
+
+    assert finished.stdout.splitlines() == ["(1, 3) pair 1 has no tokens", "(1,) pair 1 has no tokens", "(2,)"]

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder, Provider, ProviderError
+from runtime import Bundle, BundleError, Decoder, Embedder, InputError, Provider, ProviderError
 from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
 from tests.decoders import write_decoder
 
@@ -50,6 +50,14 @@ def test_a_run_that_fails(int8_bundle: Bundle) -> None:
 
     with pytest.raises(BundleError, match="onnxruntime cannot run"):
         session.run({"input_ids": np.array([[10**9]])})
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (2, 0)])
+def test_no_graph_runs_on_no_tokens(int8_bundle: Bundle, shape: tuple[int, ...]) -> None:
+    session = Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+
+    with pytest.raises(InputError, match=r"there are no tokens to run `.*` on: `input_ids` has the shape"):
+        session.run({"input_ids": np.zeros(shape, np.int64)})
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
@@ -185,6 +193,7 @@ def test_large_int8_products_do_not_overflow(tmp_path: Path) -> None:
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
 
-    found = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"]).run({"rows": rows})
+    session = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"], int8=True)
+    found = session.run({"rows": rows})
 
     assert np.array_equal(found, (rows.astype(np.int64) - 128) @ matrix.astype(np.int64))
