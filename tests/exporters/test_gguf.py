@@ -21,6 +21,7 @@ from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
 from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.chat_template import ChatTemplate
+from runtime.decoder import encode_exactly
 from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
 from runtime.messages import Message
 from runtime.safe_tokenizer import open_tokenizer
@@ -507,9 +508,7 @@ def test_the_real_files_conversations_are_those_of_transformers(smollm: GgufFile
         "<|im_start|>user\nGrüße 12!<|im_end|>\n<|im_start|>assistant\nJa<|im_end|>\n<|im_start|>assistant\n"
     )
     own = open_tokenizer(tmp_path / "tokenizer.json")
-    assert own.encode(rendered, add_special_tokens=False).ids == tokenizer.apply_chat_template(
-        asked, add_generation_prompt=True
-    )
+    assert encode_exactly(own, rendered) == tokenizer.apply_chat_template(asked, add_generation_prompt=True)
     check_tokens(checkpoint.name, tokenizer, own, facts)
 
 
