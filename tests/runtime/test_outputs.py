@@ -70,7 +70,10 @@ CHANGES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "integers": lambda model: ending(model, "Cast", kind=TensorProto.INT64, to=TensorProto.INT64),
     "a sequence": lambda model: ending(model, "SequenceConstruct", kind=TensorProto.UNDEFINED),
 }
-REFUSED = r"gives an output of the shape|gives vectors of 9 components|the first output of the graph .* must be `tensor\(float\)`"
+REFUSED = (
+    r"gives an output of the shape|gives vectors of 9 components|the first output of the graph .* must be "
+    r"`tensor\(float\)`"
+)
 
 
 @pytest.mark.parametrize("change", CHANGES)
