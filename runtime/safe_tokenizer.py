@@ -30,7 +30,7 @@ AT_ONCE = 1 << 16
 LONGEST = 1 << 20
 """Characters that may follow one another without a place where the tokenizer can be given them in pieces."""
 BYTES = {"Unigram": 128}
-"""That `tokenizers` takes for each byte of a text that is one word, by the kind of its model, as measured on Chinese."""
+"""That `tokenizers` takes for each byte of a long word, by the kind of its model, as measured on Chinese."""
 MOST_BYTES = 256
 """The same for all other kinds."""
 GROWTH = 256
