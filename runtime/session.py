@@ -17,6 +17,7 @@ from runtime.errors import BundleError, EdgekitError, InputError, MissingPartErr
 from runtime.manifest import Provider
 from runtime.memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
 from runtime.pages import give_back, mapped_regions, on_large_pages
+from runtime.targets import native
 
 ORT_NAMES = {
     Provider.CPU: "CPUExecutionProvider",
@@ -68,7 +69,8 @@ class Session:
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
         # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
         options.enable_mem_pattern = threads is None
-        options.log_severity_level = 3
+        # What it would log quotes the graph, raw, on stderr; errors say the same.
+        options.log_severity_level = 4
         self.int8 = int8_arithmetic(ort) if int8 and provider is Provider.CPU else None
         # It takes 1.6 times as long, so it is asked for only where it is needed.
         if self.int8 is not None and self.int8.precision_mode:
@@ -78,7 +80,7 @@ class Session:
         before = mapped_regions() if threads is not None else []
         try:
             self.session = ort.InferenceSession(
-                str(path),
+                native(path),
                 options,
                 providers=[ORT_NAMES[provider]],
                 disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],

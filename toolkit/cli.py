@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -88,8 +90,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_unwritten()
     if code == INTERRUPTED:
-        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts.
-        sys.stderr.flush()
+        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts, and
+        # where Ctrl-C met code that was compiled as it ran, as libraries have it, Python would end itself by SIGINT.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -128,12 +132,13 @@ def print_everything() -> None:
     What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
     """
     codecs.register_error(ESCAPED, escaped)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=ESCAPED)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors=ESCAPED)
-        if sys.stderr.isatty():
-            sys.stderr = OwnLines(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # ASCII is what the C locale says of terminals that know more (PEP 540); click takes it for UTF-8 too.
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=ESCAPED)
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.isatty():
+        sys.stderr = OwnLines(sys.stderr)
 
 
 def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -143,7 +148,8 @@ def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     character = error.object[error.start]
     if 0xDC80 <= ord(character) <= 0xDCFF:
         return bytes([ord(character) - 0xDC00]), error.start + 1
-    return character.encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
+    # As in JSON, which may be what is written.
+    return json.dumps(character)[1:-1], error.start + 1
 
 
 def drop_unwritten() -> None:

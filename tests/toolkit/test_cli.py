@@ -145,3 +145,13 @@ def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
         )
 
     assert (finished.returncode, finished.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_ctrl_c_in_code_that_is_compiled_as_it_runs_ends_with_130() -> None:
+    """As named tuples and dataclasses are made while torch is imported."""
+    code = (
+        "import toolkit.cli as c; c.cli = lambda: 0; c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, b"", b"interrupted\n")

@@ -200,8 +200,7 @@ def verify(*, bundle: str, time_limit: float | None) -> None:
         opened=lambda provider: say(f"graph        opens on {provider}, inputs as the manifest lists them"),
     )
     same = "the same" if replayed.same_bits else "not the same"
-    what = "tokens" if kind is Kind.DECODER else "bits"
     say(
         f"certificate  {replayed.count} golden {GOLDEN[kind]}, "
-        f"{replayed.agreement}, {same} {what} as on the machine that made it"
+        f"{replayed.agreement}, {same} bits as on the machine that made it"
     )
