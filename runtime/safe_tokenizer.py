@@ -29,8 +29,10 @@ AT_ONCE = 1 << 16
 """Characters of all texts that are tokenized at once: what `tokenizers` keeps of them stays below 50 MiB."""
 LONGEST = 1 << 20
 """Characters that may follow one another without a place where the tokenizer can be given them in pieces."""
-BYTES = 256
-"""That `tokenizers` takes for each byte of a text, as measured; less for most."""
+BYTES = {"Unigram": 128}
+"""That `tokenizers` takes for each byte of a long word, by the kind of its model, as measured on Chinese."""
+MOST_BYTES = 256
+"""The same for all other kinds."""
 GROWTH = 256
 """How many times its size a text may become on the way through normalizer and pre-tokenizer."""
 SPECIAL_TOKENS = 1024
@@ -230,7 +232,8 @@ class SafeTokenizer:
         """Raise UnreadableError for a piece that could not be cut and for which there is no memory."""
         if len(piece) <= AT_ONCE:
             return
-        need = round(len(piece.encode("utf-8", "surrogatepass")) * BYTES * max(1.0, self.growth / 4))
+        each = BYTES.get(type(self.tokenizer.model).__name__, MOST_BYTES)
+        need = round(len(piece.encode("utf-8", "surrogatepass")) * each * max(1.0, self.growth / 4))
         free = available_memory()
         if free is not None and need > free:
             raise UnreadableError(
