@@ -407,9 +407,7 @@ def manifest_from_json(text: str) -> Manifest:
         older = f"export it again with this version: `edgekit export {source_of(value)}`"
         raise BundleError(
             f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}",
-            hint=newer
-            if schema > SCHEMA
-            else f"export it again with this version: `edgekit export {source_of(value)}`",
+            hint=newer if schema > SCHEMA else older,
         )
     try:
         return read_record(Manifest, value)
