@@ -24,6 +24,8 @@ class Architecture:
     positions: str = DEFAULT_POSITIONS
     positions_after_padding: bool = False
     """Positions are numbered from the padding token's id + 1 on; the rows of the table before that are never used."""
+    padding: int | None = None
+    """The padding token's id where the code has it, whatever a config.json says."""
     implementation: str | None = None
     """The code that such a checkpoint asks for, as `repository--class`; edgekit has its own and never runs that."""
     merged_attention: bool = True
@@ -36,6 +38,11 @@ class Architecture:
     """What models of it are exported for."""
     plain_attention: bool = False
     """A decoder that edgekit has no faster form of, which is to agree with PyTorch before it is quantized."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its models read texts in both directions."""
+        return Kind.DECODER not in self.kinds
 
 
 ABSOLUTE = {"position_embedding_type": ("absolute", None)}
@@ -71,13 +78,11 @@ NOMIC_BERT = Architecture(
         "use_rms_norm": (False, None),
     },
 )
-NOT_QUANTIZED = {"quantization_config": (None,)}
-"""Published in 32 or 16 bits: what is packed otherwise must be unpacked by the code that packed it."""
 
 
-def decoder(name: str, must_be: Mapping[str, tuple[object, ...]] = NOT_QUANTIZED) -> Architecture:
+def decoder(name: str, must_be: Mapping[str, tuple[object, ...]] | None = None) -> Architecture:
     """A decoder whose attention transformers lets be replaced, so that all else in its config is followed exactly."""
-    return Architecture(name, merged_attention=False, must_be=must_be, kinds=(Kind.DECODER,))
+    return Architecture(name, merged_attention=False, must_be=must_be or {}, kinds=(Kind.DECODER,))
 
 
 ARCHITECTURES = {
@@ -86,7 +91,7 @@ ARCHITECTURES = {
         Architecture("bert", must_be=ABSOLUTE),
         Architecture("deberta-v2", merged_attention=False, kinds=(Kind.RERANKER,)),
         decoder("gemma2"),
-        decoder("gemma3_text", {**NOT_QUANTIZED, "use_bidirectional_attention": (False, None)}),
+        decoder("gemma3_text", {"use_bidirectional_attention": (False, None)}),
         decoder("granite"),
         decoder("llama"),
         decoder("mistral"),
@@ -96,9 +101,9 @@ ARCHITECTURES = {
         Architecture("distilbert", width="dim", heads="n_heads", layers="n_layers"),
         JINA_BERT,
         Architecture("modernbert", merged_attention=False),
-        Architecture("mpnet", positions_after_padding=True),
+        Architecture("mpnet", positions_after_padding=True, padding=1),
         NOMIC_BERT,
-        Architecture("qwen3", merged_attention=False, reads_last_token=True, must_be=NOT_QUANTIZED, kinds=tuple(Kind)),
+        Architecture("qwen3", merged_attention=False, reads_last_token=True, kinds=tuple(Kind)),
         Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),
         Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
     )
@@ -109,7 +114,7 @@ NOT_PLAIN = frozenset(
         # Which expert reads a token, or what a picture is, a trace would fix as it was for one text.
         *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "vision_config", "text_config"),
         # What is kept of a token is not a key and a value.
-        *("kv_lora_rank", "ssm_cfg", "state_size", "conv_L_cache", "quantization_config"),
+        *("kv_lora_rank", "ssm_cfg", "state_size", "conv_L_cache"),
     }
 )
 """Keys of a config.json whose decoder is none that plain attention would be enough for."""

@@ -4,66 +4,127 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 
-from exporters.checkpoint import Checkpoint
-from exporters.dense import DenseLayer
-from exporters.pair_facts import reference_ids
-from exporters.probe import PairSet, TextSet, probe_searches, probe_texts
-from exporters.pytorch_model import load_tokenizer
+from exporters.probe import PairSet, TextSet, probe_texts, tokenizer_probe
+from exporters.published_embedder import PublishedEmbedder
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
-from runtime.manifest import Activation, Certificate, Golden, GoldenAnswer, Manifest, Precision, pack_vector
-from runtime.pairs import Pair, PairTokenizer
-from runtime.pooling import cosines, normalize, pool
-from runtime.ranking import kendall_tau
-from runtime.reranker import Reranker
+from runtime.manifest import Certificate, Golden, GoldenAnswer, Manifest, Precision, pack_vector
+from runtime.pooling import cosines
+from runtime.tokenizer import Tokenizer
 
 GOLDEN_TEXTS = 8
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
 """Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""
-LOWEST_TAU = {Precision.FP32: 0.99, Precision.INT8: 0.7}
-"""The same for the mean of Kendall's tau over the queries of the probe set. Of a trained model's documents, most answer
-a query not at all and score alike, so that their order is chance."""
-LARGEST_DIFFERENCE = 1e-3
-"""Of a float32 reranker's logit from PyTorch's, on any pair of the probe set."""
-TOP = 10
-NOISE = 1e-4
-"""Logits of PyTorch that differ less may change places between two ways to compute the same in float32."""
+LARGEST_DIFFERENCE_OF_VECTORS = 1e-5
+"""Of a component of a float32 vector from the publisher's library, as a part of the vector's length."""
+EXACT_TEXTS = 32
+"""How many texts are compared so, behind the default prompt or none."""
+LONGEST_EXACT = 1024
+"""Tokens of the longest of them: attention in plain PyTorch takes the square of it in memory."""
+PROMPTED = ("The pump runs dry.", "Zwei Sätze. Noch einer!", "", "word " * 600)
+"""Texts that are compared behind every other prompt."""
+LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"
 
 
-def reference_vectors(
-    model: Any, checkpoint: Checkpoint, layers: Sequence[DenseLayer], manifest: Manifest, texts: Sequence[str]
-) -> NDArray[np.float32]:
-    """Embed with PyTorch and transformers' own tokenizer, one text at a time: (texts, dimension)."""
-    facts = manifest.embedder
+@dataclass(frozen=True)
+class Sample:
+    """Texts behind a prompt, and their vectors (texts, dimension) by the library that the model was published for."""
+
+    prompt: str | None
+    """Its name, None for the default one or none."""
+    texts: tuple[str, ...]
+    vectors: NDArray[np.float32]
+
+
+def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manifest) -> list[Sample]:
+    """What a float32 graph must agree with to the last digits: texts that show differences, and every prompt.
+
+    Raises UnsupportedModelError where the bundle's tokenizer `own` reads any text of the probes otherwise than the
+    library, and leaves out texts without a token, or with one that the model does not know.
+    """
+    facts, length = manifest.embedder, manifest.tokenizer.max_length
     if facts is None:
         raise ValueError("only embedders have vectors")
-    tokenizer = load_tokenizer(checkpoint)
-    prefix = facts.prompts[facts.default_prompt] if facts.default_prompt is not None else ""
-    vectors = []
-    for text in texts:
-        given = (prefix + text).lower() if manifest.tokenizer.lower_case else prefix + text
-        encoded = tokenizer(given, truncation=True, max_length=manifest.tokenizer.max_length, return_tensors="pt")
-        with torch.inference_mode():
-            tokens = model(input_ids=encoded["input_ids"]).last_hidden_state.numpy()
-        vectors.append(pool(tokens.swapaxes(0, 1), facts.pooling)[0])
-    found = np.stack(vectors)
-    for layer in layers:
-        product = torch.from_numpy(found) @ torch.from_numpy(layer.weight) + torch.from_numpy(layer.bias)
-        found = (product.tanh() if layer.activation is Activation.TANH else product).numpy()
-    return normalize(found) if facts.normalize else found
+    telling = tokenizer_probe(published.tokenizer, length)
+    samples = []
+    named = sorted({text: name for name, text in facts.prompts.items() if text}.values())
+    for prompt in (None, *named):
+        name = prompt or facts.default_prompt
+        prefix = facts.prompts[name] if name is not None else ""
+        texts = (*telling, *probe_texts().texts) if prompt is None else PROMPTED
+        read = [(text, check_ids(published, own, text, prompt, prefix)) for text in texts]
+        short = [text for text, tokens in read if 0 < tokens <= LONGEST_EXACT][:EXACT_TEXTS]
+        samples.append(Sample(prompt, tuple(short), published.vectors(short, prompt)))
+    return samples
+
+
+def check_ids(published: PublishedEmbedder, own: Tokenizer, text: str, prompt: str | None, prefix: str) -> int:
+    """How many tokens a text has; raises UnsupportedModelError where they are others than the library's.
+
+    0 for a text with a token that the model does not know: the library fails on it, and the bundle refuses it.
+    """
+    expected, known = published.ids(text, prompt), own.facts.known_tokens
+    if known is not None and max(expected, default=0) >= known:
+        return 0
+    found = own.tokenize([text], prefix=prefix)[0].ids.tolist()
+    if found == expected:
+        return len(found)
+    pairs = zip(found, expected, strict=False)
+    place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
+    shown = f"{text[:40]}..." if len(text) > 40 else text
+    raise UnsupportedModelError(
+        f"`{published.checkpoint.name}` reads the text {shown!r} as other tokens than its tokenizer.json: from token "
+        f"{place} on {expected[place : place + 8]} with sentence-transformers, and {found[place : place + 8]} here"
+    )
+
+
+def check_length(published: PublishedEmbedder, manifest: Manifest, positions: int) -> None:
+    """Raise UnsupportedModelError where the library cuts texts at another length, within the model's positions."""
+    theirs, ours = min(published.max_length or positions, positions), manifest.tokenizer.max_length
+    if theirs != ours:
+        raise UnsupportedModelError(
+            f"`{manifest.name}` reads {theirs} tokens of a text with sentence-transformers, and would read {ours} here"
+        )
+    published.cut_at(ours)
+
+
+def check_exact(embedder: Embedder, samples: Sequence[Sample]) -> None:
+    """Raise UnsupportedModelError where a float32 bundle gives other vectors than the publisher's library.
+
+    Run before a graph is quantized: a misreading must not hide in what int8 loses.
+    """
+    for sample in samples:
+        found = embedder.embed_with_report(sample.texts, prompt=sample.prompt).vectors
+        if found.shape != sample.vectors.shape:
+            raise UnsupportedModelError(
+                f"`{embedder.bundle.manifest.name}` gives vectors of {sample.vectors.shape[1]} components with "
+                f"sentence-transformers, and of {found.shape[1]} here"
+            )
+        lengths = np.maximum(np.linalg.norm(sample.vectors, axis=1), np.finfo(np.float32).tiny)
+        differences = np.abs(found - sample.vectors).max(axis=1) / lengths
+        worst = int(differences.argmax())
+        # Written so that NaN fails too.
+        if not differences.max() <= LARGEST_DIFFERENCE_OF_VECTORS:
+            behind = f" behind the prompt `{sample.prompt}`" if sample.prompt is not None else ""
+            raise UnsupportedModelError(
+                f"the float32 graph of `{embedder.bundle.manifest.name}` gives another vector than "
+                f"sentence-transformers for the text {sample.texts[worst][:40]!r}{behind}: a component differs by "
+                f"{differences[worst]:.2g} of the vector's length, and at most {LARGEST_DIFFERENCE_OF_VECTORS:g} is "
+                "rounding",
+                hint="no bundle was written; the checkpoint has something that edgekit does not support",
+            )
 
 
 def certify_embedder(
-    embedder: Embedder, expected: NDArray[np.float32], *, min_cosine: float | None = None
+    embedder: Embedder, expected: NDArray[np.float32], *, reference: str, min_cosine: float | None = None
 ) -> Certificate:
-    """Compare a bundle with its reference on the probe set; `expected` are the `reference_vectors` of its texts.
+    """Compare a bundle with its `reference` on the probe set; `expected` are the vectors of its texts.
 
     Raises EdgekitError when they agree less than `min_cosine`, or so little that something must be wrong.
     """
@@ -76,8 +137,9 @@ def certify_embedder(
     if not agreement.min() >= lowest:
         worst = int(agreement.argmin())
         raise EdgekitError(
-            f"the exported `{manifest.name}` does not agree with PyTorch: cosine {agreement.min():.4f} on text {worst} "
-            f"of the probe set, and {manifest.precision.value} must reach {lowest:g}",
+            f"the exported `{manifest.name}` does not agree with sentence-transformers: cosine "
+            f"{agreement.min():.4f} on text {worst} of the probe set, and {manifest.precision.value} must reach "
+            f"{lowest:g}",
             hint=hint_of(manifest.precision, f"--min-cosine {lowest:g}"),
         )
     golden = tuple(
@@ -85,101 +147,7 @@ def certify_embedder(
         for index in golden_places(len(probe.texts))
     )
     figures = {"cosine_mean": float(agreement.mean()), "cosine_min": float(agreement.min())}
-    return certificate_of(probe, len(probe.texts), figures, golden)
-
-
-def reference_logits(model: Any, tokenizer: Any, manifest: Manifest, pairs: Sequence[Pair]) -> NDArray[Any]:
-    """Score with PyTorch and transformers' own `tokenizer`, one pair at a time: float32 (pairs, labels)."""
-    facts = manifest.reranker
-    if facts is None:
-        raise ValueError("only rerankers have logits")
-    logits = []
-    for query, document in pairs:
-        ids = reference_ids(tokenizer, facts.pair, manifest.tokenizer.max_length, query, document)
-        with torch.inference_mode():
-            logits.append(model(**{name: torch.tensor([row]) for name, row in ids.items()}).logits[0].numpy())
-    return np.stack(logits)
-
-
-def check_pairs(name: str, tokenizer: Any, own: PairTokenizer, max_length: int) -> None:
-    """Raise UnsupportedModelError where the runtime puts pairs together otherwise than transformers' `tokenizer`."""
-    pairs = probe_searches().pairs
-    for (query, document), found in zip(pairs, own.tokenize(pairs), strict=True):
-        expected = reference_ids(tokenizer, own.pair, max_length, query, document)["input_ids"]
-        if found.ids.tolist() != expected:
-            raise UnsupportedModelError(
-                f"the tokenizer of `{name}` puts a query and a document together in a way that edgekit does "
-                f"not know: {found.ids.tolist()[:8]}... instead of {expected[:8]}..."
-            )
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two rerankers rank the documents of several queries."""
-
-    taus: NDArray[np.float64]
-    """Kendall's tau of each ranking."""
-    top: float
-    """Share of the first one's best ten documents that the other has among its best ten, on average."""
-    largest_difference: float
-    """Between two logits of the same pair."""
-    swapped: int
-    """Neighbours in the first one's order that the other one has the other way round, by more than noise."""
-
-
-def agreement_of(searches: PairSet, found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
-    """Compare logits (pairs, labels) with those of PyTorch; each label of each query makes a ranking."""
-    taus, shared, swapped, start = [], [], 0, 0
-    for _, documents in searches.searches:
-        rows = slice(start, start + len(documents))
-        start += len(documents)
-        for here, there in zip(found[rows].T, expected[rows].T, strict=True):
-            taus.append(kendall_tau(here.tolist(), there.tolist()))
-            order = np.argsort(-there, kind="stable")
-            best = set(order[:TOP].tolist())
-            shared.append(len(best & set(np.argsort(-here, kind="stable")[:TOP].tolist())) / len(best))
-            apart = there[order[:-1]] - there[order[1:]] > NOISE
-            swapped += int((apart & (here[order[:-1]] < here[order[1:]])).sum())
-    return Agreement(np.array(taus), float(np.mean(shared)), float(np.abs(found - expected).max()), swapped)
-
-
-def certify_reranker(reranker: Reranker, expected: NDArray[np.float32], *, min_tau: float | None = None) -> Certificate:
-    """Compare a bundle with its reference on the probe set; `expected` are the `reference_logits` of its pairs.
-
-    Raises EdgekitError when they agree less than `min_tau`, or so little that something must be wrong.
-    """
-    probe = probe_searches()
-    pairs = probe.pairs
-    manifest = reranker.bundle.manifest
-    found = reranker.score_with_report(pairs).logits
-    agreement = agreement_of(probe, found, expected)
-    tau, lowest = float(agreement.taus.mean()), max(LOWEST_TAU[manifest.precision], min_tau or 0)
-    # Written so that NaN fails too.
-    if not tau >= lowest:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not rank as PyTorch does: Kendall's tau {tau:.4f} on average over "
-            f"{len(probe.searches)} queries, and {manifest.precision.value} must reach {lowest:g}",
-            hint=hint_of(manifest.precision, f"--min-tau {lowest:g}"),
-        )
-    if manifest.precision is Precision.FP32 and not agreement.largest_difference <= LARGEST_DIFFERENCE:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not score as PyTorch does: a logit differs by "
-            f"{agreement.largest_difference:.4f}, and fp32 must stay within {LARGEST_DIFFERENCE:g}",
-            hint="no bundle was written",
-        )
-    golden = tuple(
-        Golden(document, pack_vector(expected[index]), pack_vector(found[index]), query)
-        for index in golden_places(len(pairs))
-        for query, document in [pairs[index]]
-    )
-    figures = {
-        "tau_mean": tau,
-        "tau_min": float(agreement.taus.min()),
-        "top10_overlap": agreement.top,
-        "largest_difference": agreement.largest_difference,
-        "swapped_neighbours": float(agreement.swapped),
-    }
-    return certificate_of(probe, len(probe.searches), figures, golden)
+    return certificate_of(probe, len(probe.texts), figures, golden, reference=reference)
 
 
 def hint_of(precision: Precision, option: str) -> str:
@@ -200,9 +168,11 @@ def certificate_of(
     figures: dict[str, float],
     golden: tuple[Golden, ...],
     answers: tuple[GoldenAnswer, ...] = (),
+    *,
+    reference: str = LIBRARIES,
 ) -> Certificate:
     return Certificate(
-        reference=f"torch {torch.__version__}, transformers {transformers.__version__}, float32",
+        reference=reference,
         probe=probe.name,
         probe_sha256=probe.sha256,
         probe_size=size,

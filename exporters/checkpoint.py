@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from exporters.architectures import Architecture, architecture_of, check_architecture, known_architecture
 from exporters.catalog import ModelSpec
 from exporters.checkpoint_files import (
+    MODULES,
     WEIGHTS,
     WEIGHTS_INDEX,
     card_header,
@@ -23,7 +23,9 @@ from exporters.checkpoint_files import (
     is_wanted,
     read_json,
 )
+from exporters.headers import Header, check_shards, check_sizes, read_headers
 from exporters.rope_parameters import with_known_names
+from exporters.unread import check_no_adapter, check_packed_files, check_unread
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
@@ -44,11 +46,22 @@ class Checkpoint:
     """The entry of the catalog, for a model that has one."""
     gguf: Path | None = None
     """The GGUF file that the model comes in. Until it is unpacked, `folder` is that file's and `config` is empty."""
+    subfolder: str = ""
+    """Where the model lies in the checkpoint, for one whose modules.json says `0_Transformer` or the like."""
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file of the checkpoint, None when there is no such file."""
-        path = check_file(self.folder, name)
+        """The content of a JSON file of the model, None when there is no such file."""
+        return self.read_module_json(f"{self.subfolder}/{name}" if self.subfolder else name)
+
+    def read_module_json(self, name: str) -> Any:
+        """The same of a file beside modules.json, or in the folder of a module."""
+        path = check_file(self.top, name)
         return read_json(path) if path.exists() else None
+
+    @property
+    def top(self) -> Path:
+        """The folder that was published, which holds modules.json; the model itself may lie in a folder of it."""
+        return self.folder.parents[len(Path(self.subfolder).parts) - 1] if self.subfolder else self.folder
 
     @property
     def architecture(self) -> Architecture:
@@ -80,23 +93,69 @@ def check_config(config: Any, name: str) -> None:
             hint="without that code the model would be exported as something else and give wrong results",
         )
     check_architecture(name, config)
+    check_unread(name, config, encoder=known_architecture(name, config).is_encoder)
+    check_padding(config, name)
+
+
+def check_padding(config: Mapping[str, Any], name: str) -> None:
+    """Raise CheckpointError for a padding token that is none of the vocabulary: positions may be counted from it."""
+    padding, size = config.get("pad_token_id", 0), config.get("vocab_size")
+    counted = known_architecture(name, config).positions_after_padding
+    if padding is None and not counted:
+        return
+    if type(padding) is not int or (type(size) is int and not -size <= padding < size) or (counted and padding < 0):
+        raise CheckpointError(
+            f"`pad_token_id` in the config.json of `{name}` must be the id of a token, not `{padding}`"
+        )
 
 
 def open_without_weights(
     folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
 ) -> Checkpoint:
     """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
+    check_files(folder)
+    subfolder = transformer_folder(folder, name)
+    folder /= subfolder
+    check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"`{folder}` is no checkpoint: it holds no `config.json`",
             hint="it is a bundle already: see `edgekit inspect`" if (folder / MANIFEST).exists() else None,
         )
-    check_files(folder)
     config = read_json(folder / "config.json")
     check_config(config, name)
-    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec)
+    check_packed_files(name, folder)
+    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
     accept(checkpoint)
     return checkpoint
+
+
+def transformer_folder(folder: Path, name: str) -> str:
+    """The subfolder in which modules.json says that the model lies, empty where it lies beside modules.json.
+
+    Raises UnsupportedModelError for a checkpoint that begins with another module and holds no model of transformers.
+    """
+    modules = read_json(folder / MODULES) if (folder / MODULES).exists() else None
+    first = modules[0] if isinstance(modules, list) and modules else None
+    if not isinstance(first, dict):
+        return ""
+    kind, path = first.get("type"), first.get("path")
+    if str(kind).rpartition(".")[2] == "Transformer" and isinstance(path, str):
+        return checked_subfolder(folder, path)
+    if not (folder / "config.json").exists():
+        raise UnsupportedModelError(
+            f"`{name}` begins with the module `{kind}`, which edgekit does not support",
+            hint="supported: models that begin with the module `Transformer`",
+        )
+    return ""
+
+
+def checked_subfolder(folder: Path, path: str) -> str:
+    """The path of a module within a checkpoint, normalized; raises CheckpointError for one that leads out of it."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise CheckpointError(f"`{folder / MODULES}` has a module at `{path}`, which is not a folder of the checkpoint")
+    return "" if str(pure) == "." else str(pure)
 
 
 def open_checkpoint(
@@ -104,8 +163,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
     checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
-    for path in weight_files(folder):
-        check_safetensors(path)
+    check_weights(checkpoint)
     names = [name for name in files_in(folder) if is_wanted(name) and (folder / name).is_file()]
     files = {name: sha256_of(folder / name) for name in sorted(names)}
     return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
@@ -139,15 +197,19 @@ def shards_of(folder: Path) -> list[str]:
     return sorted(set(shards.values()))
 
 
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Read the headers only: whole files, an index that fits them, and the sizes that config.json promises."""
+    files = weight_files(checkpoint.folder)
+    shards: dict[str, dict[str, Header]] = {path.name: read_headers(path) for path in files}
+    if not (checkpoint.folder / WEIGHTS).exists():
+        check_shards(read_json(checkpoint.folder / WEIGHTS_INDEX)["weight_map"], shards)
+    headers = [header for found in shards.values() for header in found.values()]
+    check_sizes(checkpoint.name, checkpoint.config, headers)
+
+
 def check_safetensors(path: Path) -> None:
-    """Read the header only; the library compares it with the file's length and each tensor's shape with its place."""
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"the weights `{path}` are damaged: {error}", hint="copy or download the file again"
-        ) from error
+    """Read the header only; raises CheckpointError for a file that is damaged."""
+    read_headers(path)
 
 
 def licence_of(folder: Path) -> str | None:

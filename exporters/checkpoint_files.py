@@ -10,12 +10,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from exporters.unread import DESCRIPTIONS
 from runtime.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-WANTED = (
+MODULES = "modules.json"
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where sentence-transformers keeps the settings of its module `Transformer`, in the order in which it looks."""
+MODEL_SETTINGS = "config_sentence_transformers.json"
+OF_A_MODEL = (
     "config.json",
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -23,14 +31,18 @@ WANTED = (
     "tokenizer.json",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
     "vocab.txt",
-    "modules.json",
-    "[0-9]*_*/config.json",
-    "[0-9]*_*/model.safetensors",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    *TRANSFORMER_SETTINGS,
+    *DESCRIPTIONS,
+)
+WANTED = (
+    *OF_A_MODEL,
+    MODULES,
+    *(f"[0-9]*_*/{name}" for name in OF_A_MODEL),
+    MODEL_SETTINGS,
     "LICENSE*",
     "README.md",
 )

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporters.checkpoint import Checkpoint
-from exporters.facts import check_kind, embedder_facts, kind_of
+from exporters.cross_encoder import check_cross_encoder
+from exporters.facts import check_kind, embedder_facts, kind_of, max_length
 from runtime.errors import InputError
 from runtime.manifest import CacheType, Kind, Precision
 
@@ -49,8 +50,11 @@ class Asked:
         # What a GGUF file holds is told when it is unpacked.
         if checkpoint.gguf is None:
             check_kind(checkpoint, kind)
+            max_length(checkpoint)
             if kind is Kind.EMBEDDER:
                 embedder_facts(checkpoint)
+            elif kind is Kind.RERANKER:
+                check_cross_encoder(checkpoint)
         return Choice(kind, precision, cache, bar)
 
 

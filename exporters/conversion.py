@@ -11,24 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import check_file, licence_files
+from exporters.checkpoint_files import licence_files
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
 from exporters.gguf import open_gguf, unpacked, unpacked_size
 from exporters.graph_files import need_space
-from exporters.short_merges import with_short_merges
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
+from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
+from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
-from runtime.errors import CheckpointError
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
 from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
 """What becomes of a float32 graph, where it is not quantized."""
-LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnxruntime", "tokenizers", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,18 @@ def convert(
             checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
             # What its metadata takes is not needed any more.
             del file
-    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider)
+    else:
+        checkpoint = with_format(checkpoint, writer.scratch / "weights")
+    tokenizer = bundle_tokenizer(checkpoint)
+    (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, tokenizer)
     bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
     return Exported(bundle, checkpoint.weights_size)
 
 
 def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress, bar: float | None) -> Bundle:
     precision = draft.precision
-    copy_tokenizer(task.checkpoint, writer.folder)
+    copy_licences(task.checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if task.keeps_work:
@@ -86,7 +99,9 @@ def key_of(manifest: Manifest, bar: float | None) -> str:
     return f"{manifest_to_json(manifest)}{bar}\n"
 
 
-def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider) -> Manifest:
+def draft_manifest(
+    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, tokenizer: BundleTokenizer
+) -> Manifest:
     """All of the manifest that the checkpoint's own files decide."""
     return Manifest(
         schema=SCHEMA,
@@ -98,26 +113,19 @@ def draft_manifest(checkpoint: Checkpoint, kind: Kind, precision: Precision, pro
         inputs=(),
         source=checkpoint.source,
         files={},
-        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special_tokens(checkpoint)),
+        tokenizer=TokenizerFacts(
+            max_length(checkpoint),
+            lower_case(checkpoint),
+            tokenizer.special_tokens,
+            tokenizer.truncation_side,
+            None if kind is Kind.DECODER else tokenizer.known_tokens,
+        ),
         embedder=None,
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
     )
 
 
-def special_tokens(checkpoint: Checkpoint) -> dict[str, int]:
-    """Name -> id of the tokens that tokenizer.json marks as special."""
-    content = checkpoint.read_json(TOKENIZER)
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
-            hint="load its tokenizer with transformers' `AutoTokenizer` and save it with `save_pretrained`",
-        )
-    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
-
-
-def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    text = check_file(checkpoint.folder, TOKENIZER).read_bytes().decode("utf-8")
-    (folder / TOKENIZER).write_bytes(with_short_merges(text).encode("utf-8"))
-    for licence in licence_files(checkpoint.folder):
+def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
+    for licence in licence_files(checkpoint.top):
         shutil.copyfile(licence, folder / licence.name)

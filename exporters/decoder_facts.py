@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jinja2 import TemplateError
 
 from exporters.checkpoint import Checkpoint
 from exporters.grouped_attention import cache_sizes, context_length, takes_heads
-from exporters.probe import probe_texts
+from exporters.probe import probe_texts, tokenizer_probe
 from exporters.pytorch_model import load_config
+from exporters.tokenizer_file import known_tokens
 from runtime.chat_template import ChatTemplate
 from runtime.decoder import encode_exactly, encode_text
-from runtime.errors import CheckpointError, InputError, UnsupportedModelError
+from runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
 from runtime.manifest import ChatFacts, DecoderFacts, GenerationDefaults
-from runtime.messages import ASSISTANT, USER, Message
+from runtime.messages import ASSISTANT, SYSTEM, USER, Message
 from runtime.safe_tokenizer import SafeTokenizer
 
 GENERATION = "generation_config.json"
 QUESTION, ANSWER = "What is a pump?", "It moves water."
 SLIDING = "sliding_attention"
+PROBED_LENGTH = 64
+"""Tokens of the longest texts that show how a tokenizer reads: the runtime cuts no prompts."""
+CONVERSATIONS = tuple(
+    tuple(Message(role, content) for role, content in shape)
+    for shape in (
+        ((USER, QUESTION),),
+        ((USER, QUESTION), (ASSISTANT, ANSWER)),
+        ((SYSTEM, "You are brief."), (USER, QUESTION), (ASSISTANT, ANSWER), (USER, "Which ones?\n\n - and why?")),
+        ((SYSTEM, ""), (USER, "  spaces  around \n"), (ASSISTANT, "\n\nIt is.  "), (USER, "größer, 東京, 🙂 <b>&</b>")),
+        ((USER, "one"), (ASSISTANT, "<think>\nhm\n</think>\n\ntwo"), (USER, "three"), (ASSISTANT, "four")),
+        ((USER, "one"), (USER, "two")),
+        ((ASSISTANT, ANSWER), (USER, QUESTION)),
+    )
+)
+"""Shapes of conversations in which templates differ: with a system message, several turns, thoughts, turns that repeat,
+an answer first."""
 
 
 def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
@@ -35,12 +50,8 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         raise CheckpointError(f"`{checkpoint.folder / GENERATION}` must be an object")
     chat = chat_facts(tokenizer)
     vocabulary = int(config.vocab_size)
-    # Gemma 3's, which reads no pictures, has the token for one all the same.
-    unknown = set(tokenizer.get_vocab().values()) - special_ids(tokenizer) - set(range(vocabulary))
-    if unknown:
-        raise CheckpointError(
-            f"the tokenizer of `{checkpoint.name}` has {len(tokenizer)} tokens, and its model knows {vocabulary}"
-        )
+    # Gemma 3's, which reads no pictures, has the token for one all the same; the runtime refuses it in a prompt.
+    known_tokens(checkpoint, tokenizer)
     return DecoderFacts(
         context_length=context_length(config),
         sliding_window=sliding_window(config),
@@ -109,6 +120,8 @@ def rendered_conversation(chat: ChatFacts | None) -> str | None:
         return ChatTemplate(chat).render([Message(USER, QUESTION), Message(ASSISTANT, ANSWER)], for_answer=False)
     except InputError:
         return None
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -123,7 +136,12 @@ def chat_facts(tokenizer: Any) -> ChatFacts | None:
     if not template:
         return None
     named = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    return ChatFacts(str(template), named)
+    facts = ChatFacts(str(template), named)
+    try:
+        ChatTemplate(facts)
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
+    return facts
 
 
 def generation_defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
@@ -148,22 +166,54 @@ def generation_defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
 
 def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
     """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
-    for text in probe_texts().texts:
-        compare_ids(name, "a text", encode_text(own, facts, text), tokenizer(text)["input_ids"])
-    rendered = rendered_conversation(facts.chat)
-    if facts.chat is None or rendered is None:
-        return
-    conversation = [{"role": USER, "content": QUESTION}, {"role": ASSISTANT, "content": ANSWER}]
+    for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, PROBED_LENGTH))):
+        expected = tokenizer(text, verbose=False)["input_ids"]
+        # The runtime begins a text with that token once, whether the text has it already or not.
+        doubled = facts.add_bos and expected[:2] == [facts.bos_id] * 2
+        compare_ids(name, f"the text `{text[:40]}`", encode_text(own, facts, text), expected[doubled:])
+    if facts.chat is not None:
+        for conversation in CONVERSATIONS:
+            for for_answer in (False, True):
+                check_conversation(name, tokenizer, own, facts.chat, conversation, for_answer=for_answer)
+
+
+def check_conversation(
+    name: str, tokenizer: Any, own: SafeTokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
+) -> None:
+    """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
+    records = [{"role": message.role, "content": message.content} for message in conversation]
+    options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
+    expected = refusal = None
     try:
-        expected = tokenizer.apply_chat_template(conversation, chat_template=facts.chat.template)
-    except (TemplateError, ValueError, TypeError, LookupError) as error:
-        raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {error}") from error
-    compare_ids(name, "a conversation", encode_exactly(own, rendered), expected)
+        expected = tokenizer.apply_chat_template(records, tokenize=False, **options)
+    # A template is a program, and fails on messages that it was not written for with any of Python's errors.
+    except Exception as error:  # noqa: BLE001
+        refusal = error
+    try:
+        rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
+    except InputError as error:
+        if expected is not None:
+            raise UnsupportedModelError(f"edgekit cannot render the chat template of `{name}`: {error}") from error
+        return
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
+    if expected is None:
+        raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {refusal}")
+    if rendered != expected:
+        raise UnsupportedModelError(
+            f"the chat template of `{name}` writes another text here than with transformers: "
+            f"{rendered[-80:]!r} instead of {expected[-80:]!r}"
+        )
+    compare_ids(
+        name, "a conversation", encode_exactly(own, rendered), tokenizer.apply_chat_template(records, **options)
+    )
 
 
 def compare_ids(name: str, what: str, found: list[int], expected: list[int]) -> None:
     if found != expected:
+        pairs = zip(found, expected, strict=False)
+        place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
         raise UnsupportedModelError(
             f"the tokenizer of `{name}` makes tokens of {what} in a way that edgekit does not know: "
-            f"{found[:8]}... instead of {expected[:8]}..."
+            f"from token {place} on {found[place : place + 8]} instead of {expected[place : place + 8]}"
         )

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from exporters.checkpoint import Checkpoint, check_safetensors
 from exporters.checkpoint_files import WEIGHTS
-from exporters.facts import modules_of
-from runtime.errors import CheckpointError, UnsupportedModelError
+from exporters.facts import dense_shapes
+from exporters.modules import DenseSettings, modules_of
+from exporters.stored_tensors import STORED_AS, stored_tensors
+from runtime.errors import CheckpointError
 from runtime.manifest import Activation, DenseFacts
-
-ACTIVATIONS = {
-    "torch.nn.modules.activation.Tanh": Activation.TANH,
-    "torch.nn.modules.linear.Identity": Activation.IDENTITY,
-}
 
 
 @dataclass(frozen=True)
@@ -33,36 +29,39 @@ class DenseLayer:
 
 def dense_layers(checkpoint: Checkpoint, width: int) -> list[DenseLayer]:
     """Read a checkpoint's layers, the first of which takes pooled vectors of `width` components."""
-    layers: list[DenseLayer] = []
-    for path in modules_of(checkpoint).dense:
-        layers.append(read_dense(checkpoint, path))
-        if layers[-1].weight.shape[0] != width:
-            raise CheckpointError(
-                f"the module in `{checkpoint.folder / path}` reads vectors of {layers[-1].weight.shape[0]} components, "
-                f"and what comes before gives {width}"
-            )
-        width = layers[-1].weight.shape[1]
-    return layers
+    paths, shapes = modules_of(checkpoint).dense, dense_shapes(checkpoint, width)
+    return [read_dense(checkpoint, path, settings) for path, settings in zip(paths, shapes, strict=True)]
 
 
-def read_dense(checkpoint: Checkpoint, path: str) -> DenseLayer:
-    config = checkpoint.read_json(f"{path}/config.json")
-    asked = config.get("activation_function") if isinstance(config, dict) else None
-    if asked not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` has a module `Dense` with the activation `{asked}`, which edgekit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in ACTIVATIONS)}",
-        )
-    weights = checkpoint.folder / path / WEIGHTS
+def read_dense(checkpoint: Checkpoint, path: str, settings: DenseSettings) -> DenseLayer:
+    """The weights of a layer; raises CheckpointError where they are not those that its config promises."""
+    weights = checkpoint.top / path / WEIGHTS
     if not weights.exists():
-        raise CheckpointError(f"the module in `{checkpoint.folder / path}` holds no `{WEIGHTS}`")
+        raise CheckpointError(f"the module in `{checkpoint.top / path}` holds no `{WEIGHTS}`")
     check_safetensors(weights)
-    tensors = load_file(weights)
-    if "linear.weight" not in tensors or tensors["linear.weight"].ndim != 2:
-        raise CheckpointError(f"`{weights}` holds no matrix `linear.weight`")
-    weight = tensors["linear.weight"].T.astype(np.float32)
-    bias = tensors.get("linear.bias", np.zeros(weight.shape[1])).astype(np.float32)
-    return DenseLayer(np.ascontiguousarray(weight), bias, ACTIVATIONS[asked])
+    tensors = stored_tensors([weights])
+    promised: dict[str, tuple[int, ...]] = {"linear.weight": (settings.outputs, settings.inputs)}
+    if settings.bias:
+        promised["linear.bias"] = (settings.outputs,)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != promised:
+        raise CheckpointError(
+            f"`{weights}` holds the tensors {described(found)}, and its config.json promises {described(promised)}"
+        )
+    unknown = next((tensor for tensor in tensors.values() if tensor.dtype not in STORED_AS), None)
+    if unknown is not None:
+        raise CheckpointError(f"`{unknown.name}` in `{weights}` is stored as {unknown.dtype}, which is not supported")
+    arrays = {name: tensor.read() for name, tensor in tensors.items()}
+    infinite = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+    if infinite is not None:
+        raise CheckpointError(f"`{infinite}` in `{weights}` holds numbers that are NaN or infinite")
+    weight = np.ascontiguousarray(arrays["linear.weight"].T)
+    bias = arrays.get("linear.bias", np.zeros(settings.outputs, np.float32))
+    return DenseLayer(weight, bias, settings.activation)
+
+
+def described(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"`{name}` {list(shape)}" for name, shape in sorted(shapes.items())) or "none"
 
 
 def write_dense(layers: Sequence[DenseLayer], folder: Path) -> tuple[DenseFacts, ...]:

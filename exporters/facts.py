@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import TOKENIZER_CONFIG
+from exporters.checkpoint_files import MODULES, TOKENIZER_CONFIG
+from exporters.modules import (
+    EMBEDDING_MODEL,
+    PAIR_MODEL,
+    DenseSettings,
+    check_transformer,
+    checked_length,
+    dense_settings,
+    model_settings,
+    model_type_of,
+    modules_of,
+    pooling_settings,
+    read_object,
+    shown,
+    transformer_settings,
+)
 from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import EmbedderFacts, Kind, Pooling
-
-POOLING_KEYS = {
-    "pooling_mode_cls_token": Pooling.CLS,
-    "pooling_mode_mean_tokens": Pooling.MEAN,
-    "pooling_mode_max_tokens": Pooling.MAX,
-    "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
-    "pooling_mode_weightedmean_tokens": Pooling.WEIGHTED_MEAN,
-}
+from runtime.manifest import EmbedderFacts, Kind
 
 
 def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
@@ -28,12 +32,16 @@ def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
         return asked
     if checkpoint.gguf is not None:
         return Kind.DECODER
-    if checkpoint.spec is not None:
-        return checkpoint.spec.kind
-    modules = str(checkpoint.read_json("modules.json"))
-    if "Pooling" in modules:
+    return checkpoint.spec.kind if checkpoint.spec is not None else kind_by_files(checkpoint)
+
+
+def kind_by_files(checkpoint: Checkpoint) -> Kind:
+    """What a model's own files say; raises UnsupportedModelError for a type of sentence-transformers beside these."""
+    pairs = model_type_of(checkpoint) == PAIR_MODEL
+    modules = str(checkpoint.read_module_json(MODULES))
+    if "Pooling" in modules and not pairs:
         return Kind.EMBEDDER
-    if "LogitScore" in modules or is_classifier(checkpoint.config):
+    if pairs or "LogitScore" in modules or is_classifier(checkpoint.config):
         return Kind.RERANKER
     kinds = checkpoint.architecture.kinds
     only_decodes = kinds == (Kind.DECODER,)
@@ -52,59 +60,45 @@ def check_kind(checkpoint: Checkpoint, kind: Kind) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Modules:
-    """The folders in which sentence-transformers keeps what follows the transformer."""
-
-    pooling: str
-    dense: tuple[str, ...]
-    normalize: bool
-
-
-def modules_of(checkpoint: Checkpoint) -> Modules:
-    """What modules.json says; raises UnsupportedModelError for modules, or an order of them, that are not known."""
-    modules = checkpoint.read_json("modules.json")
-    if modules is None:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` does not say how its tokens become one vector: it holds no `modules.json`",
-            hint="an embedder is published in the layout of sentence-transformers; export that one",
-        )
-    try:
-        found = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"`{checkpoint.folder / 'modules.json'}` is not a list of modules") from error
-    kinds = [kind for kind, _ in found]
-    hint = "known are `Transformer`, `Pooling`, any number of `Dense`, and `Normalize`, in this order"
-    unknown = set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}
-    if unknown:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` has a module that edgekit does not know: `{min(unknown)}`", hint=hint
-        )
-    normalize = kinds[-1:] == ["Normalize"]
-    if kinds != ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense"), *["Normalize"] * normalize]:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` has its modules in an order that edgekit does not know: {', '.join(kinds) or 'none'}",
-            hint=hint,
-        )
-    return Modules(found[1][1], tuple(path for kind, path in found if kind == "Dense"), normalize)
-
-
 def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:
     """Pooling, normalization, prompts and dimensions, from the files of the checkpoint; nothing is guessed.
 
-    `dimension` is that of the pooled vectors, before any dense layer.
+    `dimension` is that of the pooled vectors, before any dense layer. Raises UnsupportedModelError for what is not
+    exported exactly, and for every setting that is not read.
     """
+    settings = model_settings(checkpoint)
+    if settings.model_type != EMBEDDING_MODEL:
+        raise UnsupportedModelError(f"`{checkpoint.name}` is a `{settings.model_type}`, not an embedder")
     modules = modules_of(checkpoint)
-    pooling = checkpoint.read_json(f"{modules.pooling}/config.json")
-    settings = checkpoint.read_json("config_sentence_transformers.json") or {}
+    check_transformer(checkpoint)
+    pooling = pooling_settings(checkpoint, modules.pooling)
+    dimension = required_int(checkpoint, checkpoint.architecture.width) * len(pooling.modes)
+    dense_shapes(checkpoint, dimension)
     return EmbedderFacts(
-        dimension=required_int(checkpoint, checkpoint.architecture.width),
-        pooling=pooling_of(checkpoint, pooling),
+        dimension=dimension,
+        pooling=pooling.modes[0],
         normalize=modules.normalize,
-        prompts=dict(settings.get("prompts") or {}),
-        default_prompt=settings.get("default_prompt_name"),
+        prompts=settings.prompts,
+        default_prompt=settings.default_prompt,
         matryoshka_dimensions=matryoshka_dimensions(checkpoint),
+        further_poolings=pooling.modes[1:],
+        # How many they are is not known before the tokenizer is there.
+        unpooled_tokens={} if pooling.include_prompt else {name: 0 for name, text in settings.prompts.items() if text},
     )
+
+
+def dense_shapes(checkpoint: Checkpoint, width: int) -> list[DenseSettings]:
+    """The dense layers, the first of which takes vectors of `width` components; CheckpointError for others."""
+    layers = []
+    for path in modules_of(checkpoint).dense:
+        layers.append(dense_settings(checkpoint, path))
+        if layers[-1].inputs != width:
+            raise CheckpointError(
+                f"the module in `{checkpoint.top / path}` reads vectors of {layers[-1].inputs} components, and what "
+                f"comes before gives {width}"
+            )
+        width = layers[-1].outputs
+    return layers
 
 
 def matryoshka_dimensions(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -120,33 +114,57 @@ def matryoshka_dimensions(checkpoint: Checkpoint) -> tuple[int, ...]:
     return tuple(sorted(set(listed), reverse=True))
 
 
-def pooling_of(checkpoint: Checkpoint, config: Any) -> Pooling:
-    if not isinstance(config, dict):
-        raise CheckpointError(f"`{checkpoint.folder}` has a module `Pooling` without its config.json")
-    chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    if len(chosen) != 1 or chosen[0] not in POOLING_KEYS or config.get("include_prompt") is False:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` pools its tokens in a way that edgekit does not know: {', '.join(chosen) or 'none'}",
-            hint=f"known is one of {', '.join(POOLING_KEYS)}",
-        )
-    return POOLING_KEYS[chosen[0]]
-
-
 def max_length(checkpoint: Checkpoint) -> int:
     """Tokens that the model reads, special ones included: as sentence-transformers sets it, within its positions."""
-    positions = required_int(checkpoint, checkpoint.architecture.positions)
-    if checkpoint.architecture.positions_after_padding:
-        positions -= int(checkpoint.config.get("pad_token_id", 1)) + 1
-    settings = checkpoint.read_json("sentence_bert_config.json") or {}
-    length = settings.get("max_seq_length")
+    settings = transformer_settings(checkpoint)
+    length = settings.max_length
     if length is None:
-        length = (checkpoint.read_json(TOKENIZER_CONFIG) or {}).get("model_max_length")
-    return positions if length is None else min(int(length), positions)
+        tokenizer = read_object(checkpoint, TOKENIZER_CONFIG, of_model=True)
+        stated = tokenizer.get("model_max_length")
+        where = f"`model_max_length` in `{checkpoint.folder / TOKENIZER_CONFIG}`"
+        length = None if stated is None else checked_length(stated, where)
+    positions = positions_of(checkpoint)
+    return positions if length is None else min(length, positions)
+
+
+def positions_of(checkpoint: Checkpoint) -> int:
+    """How many tokens a model has positions for."""
+    positions = required_int(checkpoint, checkpoint.architecture.positions)
+    padding = padding_id(checkpoint)
+    if checkpoint.architecture.positions_after_padding:
+        positions -= padding + 1
+        if positions < 1:
+            raise CheckpointError(
+                f"`{checkpoint.architecture.positions}` in `{checkpoint.folder / 'config.json'}` leaves no position "
+                f"behind `pad_token_id` {padding}"
+            )
+    return positions
+
+
+def padding_id(checkpoint: Checkpoint) -> int:
+    """The id of the padding token; raises CheckpointError for what is no id of the embedding table.
+
+    It may be null where positions do not depend on it.
+    """
+    architecture = checkpoint.architecture
+    if architecture.padding is not None:
+        return architecture.padding
+    found = checkpoint.config.get("pad_token_id", 1 if architecture.positions_after_padding else 0)
+    if found is None and not architecture.positions_after_padding:
+        return 0
+    vocabulary = checkpoint.config.get("vocab_size")
+    last = vocabulary - 1 if type(vocabulary) is int else None
+    if type(found) is not int or found < 0 or (last is not None and found > last):
+        raise CheckpointError(
+            f"`pad_token_id` in `{checkpoint.folder / 'config.json'}` must be an id from 0 to {last}, not "
+            f"{shown(found)}"
+        )
+    return found
 
 
 def lower_case(checkpoint: Checkpoint) -> bool:
     """Whether texts are put in lower case before they reach the tokenizer (which may do it once more itself)."""
-    return bool((checkpoint.read_json("sentence_bert_config.json") or {}).get("do_lower_case", False))
+    return transformer_settings(checkpoint).lower_case
 
 
 def required_int(checkpoint: Checkpoint, key: str) -> int:

@@ -16,12 +16,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.headers import read_headers
 from runtime.errors import CheckpointError
 
 STORED_AS: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """The types of weights that are read, by safetensors' names; numpy has no bfloat16."""
+READ_AS: Mapping[str, type[np.generic]] = {**STORED_AS, "F64": np.float64}
+"""Those, and one that transformers rounds to float32 when it loads an encoder."""
 NUMBERS_AT_ONCE = 2**24
-"""Numbers of two tensors that are compared at a time."""
+"""Numbers that are compared or looked at at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class StoredTensor:
 
     def flat(self, first: int, count: int) -> NDArray[np.float32]:
         """Some of the numbers in their order in the file; raises CheckpointError when it ends before they do."""
-        kind = np.dtype(STORED_AS[self.dtype])
+        kind = np.dtype(READ_AS[self.dtype])
         found = np.fromfile(self.path, kind, count, offset=self.start + first * kind.itemsize)
         if len(found) != count:
             raise CheckpointError(
@@ -60,11 +63,22 @@ class StoredTensor:
                 hint="copy or download the file again",
             )
         if self.dtype != "BF16":
-            return found.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):
+                return self.finite(found.astype(np.float32, copy=False))
         # The upper half of a float32.
         widened = found.astype(np.uint32)
         np.left_shift(widened, 16, out=widened)
-        return widened.view(np.float32)
+        return self.finite(widened.view(np.float32))
+
+    def finite(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same; raises CheckpointError where one of the numbers is none."""
+        # NaN is the least and the greatest of any numbers that it is among.
+        if len(found) and not (np.isfinite(found.min()) and np.isfinite(found.max())):
+            raise CheckpointError(
+                f"the weights `{self.path}` are damaged: `{self.name}` holds NaN or infinite numbers",
+                hint="copy or download the file again; where it is as published, the model is of no use",
+            )
+        return found
 
     def equals(self, other: StoredTensor) -> bool:
         """Whether both hold the same numbers in the same shape, compared some at a time."""
@@ -76,20 +90,20 @@ class StoredTensor:
         counts = [(first, min(NUMBERS_AT_ONCE, self.size - first)) for first in places]
         return all(np.array_equal(self.flat(*part), other.flat(*part)) for part in counts)
 
+    def check_finite(self) -> None:
+        """Read all of it, some at a time; raises CheckpointError where one of the numbers is none."""
+        for first in range(0, self.size, NUMBERS_AT_ONCE):
+            self.flat(first, min(NUMBERS_AT_ONCE, self.size - first))
+
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     """Name -> tensor of everything in some safetensors files; raises CheckpointError for types that are not read."""
     found: dict[str, StoredTensor] = {}
     for path in files:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
+        for name, header in read_headers(path).items():
             if name in found:
                 raise CheckpointError(f"`{name}` is in `{found[name].path.name}` and in `{path.name}`")
-            start = 8 + length + int(entry["data_offsets"][0])
-            found[name] = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), start)
+            found[name] = StoredTensor(path, name, header.dtype, header.shape, header.start)
     return found
 
 

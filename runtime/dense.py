@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,51 @@ START = b"\x93NUMPY\x01\x00"
 """Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
 HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
 FLOAT32 = "<f4"
+Floats = NDArray[np.float32]
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+"""Klambauer et al. 2017 (arXiv:1706.02515), to the digits that PyTorch has."""
+error_function = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def sigmoid(values: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-values.astype(np.float64))), np.float32)
+
+
+def gelu(values: Floats) -> Floats:
+    wide = values.astype(np.float64)
+    return np.asarray(wide * 0.5 * (1 + error_function(wide / math.sqrt(2))), np.float32)
+
+
+def elu(values: Floats) -> Floats:
+    return np.asarray(np.where(values > 0, values, np.expm1(np.minimum(values, np.float32(0)))))
+
+
+def selu(values: Floats) -> Floats:
+    return np.asarray(np.float32(SELU_SCALE) * np.where(values > 0, values, np.float32(SELU_ALPHA) * elu(values)))
+
+
+def softplus(values: Floats) -> Floats:
+    return np.asarray(np.logaddexp(np.float32(0), values))
+
+
+FUNCTIONS: dict[Activation, Callable[[Floats], Floats]] = {
+    Activation.IDENTITY: lambda values: values,
+    Activation.TANH: np.tanh,
+    Activation.ELU: elu,
+    Activation.GELU: gelu,
+    Activation.HARDSWISH: lambda values: values * np.clip(values + 3, 0, 6) / np.float32(6),
+    Activation.HARDTANH: lambda values: np.clip(values, -1, 1),
+    Activation.LEAKY_RELU: lambda values: np.where(values > 0, values, np.float32(0.01) * values),
+    Activation.MISH: lambda values: values * np.tanh(softplus(values)),
+    Activation.RELU: lambda values: np.maximum(values, np.float32(0)),
+    Activation.RELU6: lambda values: np.clip(values, 0, 6),
+    Activation.SELU: selu,
+    Activation.SIGMOID: sigmoid,
+    Activation.SILU: lambda values: values * sigmoid(values),
+    Activation.SOFTPLUS: softplus,
+    Activation.SOFTSIGN: lambda values: values / (1 + np.abs(values)),
+}
 
 
 class Dense:
@@ -45,7 +90,7 @@ class Dense:
         for vector, product in zip(vectors, products, strict=True):
             np.matmul(vector, self.weight, out=product)
         products += self.bias
-        return np.tanh(products) if self.activation is Activation.TANH else products
+        return FUNCTIONS[self.activation](products)
 
 
 def read_arrays(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

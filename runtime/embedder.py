@@ -25,7 +25,7 @@ from runtime.encoder import (
     stacked,
 )
 from runtime.errors import BundleError, InputError, TextError, TextTooLongError
-from runtime.manifest import Kind
+from runtime.manifest import EmbedderFacts, Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
@@ -69,7 +69,14 @@ class Embedder(Encoder):
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
-        self.width = width_before(self.dense, self.facts.dimension)
+        self.unpooled = unpooled_tokens(self.facts)
+        pooled = width_before(self.dense, self.facts.dimension)
+        self.width, rest = divmod(pooled, len(self.facts.poolings))
+        if rest:
+            raise BundleError(
+                f"the manifest of `{self.bundle.path}` has vectors of {pooled} components pooled in "
+                f"{len(self.facts.poolings)} ways, of which each must give as many"
+            )
         if self.session.width is not None:
             self.check_width(self.session.width)
 
@@ -248,6 +255,7 @@ class Embedder(Encoder):
             dtype=stored,
             ranges=ranges,
             dense=self.dense,
+            skip=self.unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
             batch_tokens=checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,
@@ -268,10 +276,9 @@ class Embedder(Encoder):
 
         def run(batch: list[Piece]) -> None:
             ids = stacked([piece.ids for piece in batch])
-            vectors = self.session.run({INPUT_IDS: ids})
             # A graph need not say its width before it runs.
-            self.check_width(vectors.shape[-1])
-            results.take(batch, pool(vectors, self.facts.pooling))
+            vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], self.width))
+            results.take(batch, pool(vectors, self.facts.poolings, skip=request.skip))
             if progress is not None:
                 progress(len(batch))
 
@@ -303,6 +310,18 @@ class Embedder(Encoder):
                 stacklevel=3,
             )
         return embeddings.vectors
+
+
+def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:
+    """The text of a prompt -> how many tokens of a text with it are left out of pooling; raises BundleError."""
+    found = {}
+    for name, tokens in facts.unpooled_tokens.items():
+        if name not in facts.prompts or tokens < 0:
+            raise BundleError(
+                f"`embedder.unpooled_tokens` in `manifest.json` is not valid: `{name}` with {tokens} tokens"
+            )
+        found[facts.prompts[name]] = tokens
+    return found
 
 
 def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
 
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
 3: rerankers; nothing of schema 2 has another meaning.
 4: decoders; nothing of schema 3 has another meaning.
+5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens;
+   nothing of schema 4 has another meaning.
 """
 OLDEST = 2
 """The first schema that is still read."""
@@ -86,13 +88,29 @@ class Pooling(str, Enum):
     LAST_TOKEN = "last_token"  # noqa: S105
     WEIGHTED_MEAN = "weighted_mean"
     """Each token weighs as much as its position, counted from 1."""
+    MEAN_SQRT = "mean_sqrt"
+    """The sum, divided by the square root of the number of tokens."""
 
 
 class Activation(str, Enum):
-    """What is applied to each component of a layer's result."""
+    """What is applied to each component of a layer's result, with the default parameters of PyTorch's module."""
 
     IDENTITY = "identity"
     TANH = "tanh"
+    ELU = "elu"
+    GELU = "gelu"
+    """By the error function, without an approximation."""
+    HARDSWISH = "hardswish"
+    HARDTANH = "hardtanh"
+    LEAKY_RELU = "leaky_relu"
+    MISH = "mish"
+    RELU = "relu"
+    RELU6 = "relu6"
+    SELU = "selu"
+    SIGMOID = "sigmoid"
+    SILU = "silu"
+    SOFTPLUS = "softplus"
+    SOFTSIGN = "softsign"
 
 
 class Scores(str, Enum):
@@ -110,7 +128,11 @@ class Truncation(str, Enum):
     """What is cut from a query and a document that are too long together."""
 
     DOCUMENT = "document"
-    """The end of the document; the query only where it leaves no room for any."""
+    """The end of the document; the query only where it leaves no room for any. In bundles of earlier versions."""
+    LONGEST = "longest"
+    """The longer of the two down to the shorter, then both to half of the room: `longest_first` of `tokenizers`."""
+    END = "end"
+    """The end of the two put together, as where a prompt holds both."""
 
 
 class Side(str, Enum):
@@ -160,6 +182,8 @@ class TokenizerFacts:
     special_tokens: dict[str, int]
     truncation_side: Side = Side.RIGHT
     """Where a text that is too long is cut: at its end, or at its beginning."""
+    known_tokens: int | None = field(default=None, metadata=VOCABULARY)
+    """How many ids an encoder has vectors for, where its tokenizer has more; None where it has one for each."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +209,15 @@ class EmbedderFacts:
     """The dimensions to which the publisher says its vectors can be shortened."""
     dense: tuple[DenseFacts, ...] = ()
     """Layers between pooling and normalization, in order."""
+    further_poolings: tuple[Pooling, ...] = ()
+    """Whose vectors follow that of `pooling`, concatenated in this order."""
+    unpooled_tokens: dict[str, int] = field(default_factory=dict)
+    """Name of a prompt -> how many of a text's first tokens, special ones included, are left out of pooling with it."""
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """All of them, in the order in which their vectors are concatenated."""
+        return (self.pooling, *self.further_poolings)
 
 
 @dataclass(frozen=True)
@@ -342,6 +375,8 @@ class GoldenAnswer:
     reference: tuple[int, ...] = field(metadata=IDS)
     """PyTorch's, up to the first that the bundle's are not."""
     output: tuple[int, ...] = field(metadata=IDS)
+    logprobs: tuple[float, ...] = ()
+    """The logarithms of the probabilities that the bundle gives the tokens of `output`; none in earlier bundles."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.dense import Dense
+from runtime.errors import BundleError
 from runtime.pooling import normalize, pool_chunks, shorten
 from runtime.tokenizer import LongTexts, TokenizedText
 from runtime.vectors import STORED, VectorType, convert, stored_width
@@ -55,6 +56,8 @@ class Request:
     batch_tokens: int
     dense: tuple[Dense, ...]
     normalize: bool
+    skip: int = 0
+    """Tokens at the beginning of each text that are left out of pooling."""
 
     def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
         """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized, stored as asked."""
@@ -64,6 +67,11 @@ class Request:
             pooled = shorten(pooled, self.dim)
         if self.normalize:
             pooled = normalize(pooled)
+        if not np.isfinite(pooled).all():
+            raise BundleError(
+                "the bundle gives vectors that are not finite numbers",
+                hint="run `edgekit verify` on it, and export it again if it fails",
+            )
         return convert(pooled, self.dtype, ranges=self.ranges)
 
 
@@ -106,7 +114,8 @@ class Results:
         for row, piece in enumerate(batch):
             if piece.text in self.long:
                 # A copy, so that the whole batch is not kept for one row of it.
-                self.long[piece.text][piece.chunk] = (len(piece.ids), pooled[row].copy())
+                pooled_tokens = max(len(piece.ids) - self.request.skip, 1)
+                self.long[piece.text][piece.chunk] = (pooled_tokens, pooled[row].copy())
             else:
                 self.vectors[piece.text] = self.request.finish(pooled[row : row + 1])[0]
 

@@ -1,4 +1,4 @@
-"""Files to be written: what a path names, known before anything is computed for it."""
+"""Paths: files to be written, known before anything is computed for them, and names as libraries need them."""
 
 from __future__ import annotations
 
@@ -107,3 +107,26 @@ def remove_abandoned(target: Path) -> None:
                     path.unlink()
             finally:
                 os.close(descriptor)
+
+
+class NameInBytes:
+    """A path that gives its bytes, for libraries that would write its characters in UTF-8 whatever the locale has."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+def native(path: Path) -> str | NameInBytes:
+    """A path for onnxruntime, which takes a string for UTF-8; names on a disk may be any bytes (PEP 383)."""
+    return str(path) if is_utf8(path) else NameInBytes(path)
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the bytes of a path are those of its characters in UTF-8."""
+    try:
+        return os.fsencode(path) == str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from exporters.architectures import ARCHITECTURES, architecture_of, check_architecture
+from exporters.architectures import architecture_of, check_architecture
 from exporters.sources import find_checkpoint
 from runtime import UnsupportedModelError
-from runtime.manifest import Kind
 from tests.encoder_checkpoints import TINY_CONFIGS, edit_config
 
 
@@ -53,17 +52,6 @@ def test_a_variant_that_is_not_implemented_is_refused(architecture: str, changes
 
     with pytest.raises(UnsupportedModelError, match=f"`org/model` has `{shown}` set to .*know such a `{architecture}`"):
         check_architecture("org/model", config | changes)
-
-
-@pytest.mark.parametrize(
-    "name", sorted(name for name, known in ARCHITECTURES.items() if known.kinds == (Kind.DECODER,))
-)
-def test_a_decoder_that_is_published_quantized_is_refused(name: str) -> None:
-    config = {"model_type": name}
-    check_architecture("org/model", config)
-
-    with pytest.raises(UnsupportedModelError, match=r"`org/model` has `quantization_config` set to .*'bits': 4"):
-        check_architecture("org/model", config | {"quantization_config": {"bits": 4}})
 
 
 def test_a_gemma_that_sees_what_follows_is_no_decoder() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
 from exporters.pytorch_model import load_tokenizer
 from runtime import CheckpointError, UnsupportedModelError
 from runtime.manifest import DecoderFacts, GenerationDefaults
-from runtime.tokenizer import open_tokenizer
+from runtime.safe_tokenizer import open_tokenizer
 from tests.decoders import CHATML
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
 from tests.exporters.decoders import tiny_config
@@ -147,8 +148,10 @@ def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         facts_of(folder)
     assert caught.value.exit_code == 10
-    assert caught.value.message.startswith(
-        "the tokenizer of `tiny` makes tokens of a text in a way that edgekit does not know: ["
+    assert re.fullmatch(
+        r"the tokenizer of `tiny` makes tokens of the text `.{40}` in a way that edgekit does not know: "
+        r"from token \d+ on \[\] instead of \[2\]",
+        caught.value.message,
     )
 
 
@@ -161,7 +164,8 @@ def test_a_conversation_of_other_tokens_is_refused(folder: Path) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }}"
     facts = dataclasses.replace(facts, chat=dataclasses.replace(other, template=template))
 
-    with pytest.raises(UnsupportedModelError, match="makes tokens of a conversation in a way that edgekit does not"):
+    message = r"the chat template of `tiny` writes another text here than with transformers: '<\|im_start\|>What is"
+    with pytest.raises(UnsupportedModelError, match=message):
         check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
 
 
@@ -181,8 +185,12 @@ def test_a_special_token_that_the_model_does_not_know(tmp_path: Path) -> None:
 def test_more_tokens_than_the_model_knows(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", vocab_size=200)
 
-    with pytest.raises(CheckpointError, match=r"the tokenizer of `tiny` has \d+ tokens, and its model knows 200"):
+    with pytest.raises(CheckpointError) as caught:
         facts_of(folder)
+    assert re.fullmatch(
+        r"the tokenizer of `tiny` has \d+ tokens, its model knows 200, and ordinary texts have others, such as `.+`",
+        caught.value.message,
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,3 +237,38 @@ def test_a_context_without_room(folder: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         golden_prompt(tokenizer, facts)
     assert caught.value.message == "a context of 2 tokens has no room for a word and what follows it"
+
+
+def test_a_template_that_edgekit_cannot_render(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = opened(folder)
+    tokenizer = load_tokenizer(checkpoint)
+    facts = decoder_facts(checkpoint, tokenizer)
+    assert facts.chat is not None
+    refuses = dataclasses.replace(facts.chat, template="{{ raise_exception('no') }}")
+    facts = dataclasses.replace(facts, chat=refuses)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *_, **__: "text")
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
+    assert caught.value.message.startswith("edgekit cannot render the chat template of `tiny`: the model's chat ")
+
+
+def test_what_only_some_conversations_may_be(folder: Path) -> None:
+    """As Gemma's, which has no system messages, and wants roles in turn: transformers refuses the same ones."""
+    change_json(
+        folder / "tokenizer_config.json",
+        chat_template="{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] | trim }}{% endfor %}"
+        "{% if add_generation_prompt %}answer:{% endif %}",
+    )
+
+    assert facts_of(folder).chat is not None
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ 'a' * ", "{% for m in messages %}"])
+def test_a_template_that_is_none(folder: Path, template: str) -> None:
+    change_json(folder / "tokenizer_config.json", chat_template=template)
+
+    with pytest.raises(CheckpointError, match=r"^the chat template cannot be read: ") as caught:
+        facts_of(folder)
+    assert caught.value.exit_code == 7

@@ -143,7 +143,6 @@ def test_a_grown_cache_goes_on_as_pytorch_does(tmp_path: Path) -> None:
     [
         {"num_local_experts": 4},
         {"layer_types": ["full_attention", "linear_attention"]},
-        {"quantization_config": {"bits": 4}},
         {"architectures": ["GPTNeoXModel"]},
         {"model_type": "bloom", "architectures": ["BloomForCausalLM"]},
         {"model_type": "no_such_thing"},

@@ -19,7 +19,6 @@ def matrix(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_type_is_read_as_torch_widens_it(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = {"first": matrix(7, 5, dtype), "second": matrix(3, 9, dtype), "norm": matrix(1, 6, dtype)[0]}
-    weights["first"][2, 3] = float("-inf")
     save_file(weights, tmp_path / "m.safetensors")
 
     found = stored_tensors([tmp_path / "m.safetensors"])
@@ -96,3 +95,32 @@ def test_a_tally_counts_tensors_and_bytes() -> None:
     tally.advance(70)
 
     assert told == [(1, 2, 30, 100), (2, 2, 100, 100)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none_are_told_with_the_tensors_name(
+    dtype: torch.dtype, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its very end, of which a part is looked at on its own."""
+    monkeypatch.setattr("exporters.stored_tensors.NUMBERS_AT_ONCE", 16)
+    path = tmp_path / "m.safetensors"
+    weights = {"good": torch.full((5, 7), 60000.0, dtype=dtype), "bad": torch.zeros(5, 7, dtype=dtype)}
+    weights["bad"][4, 6] = value
+    save_file(weights, path)
+    found = stored_tensors([path])
+
+    found["good"].check_finite()
+    for look in (found["bad"].check_finite, found["bad"].read):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        assert caught.value.message == f"the weights `{path}` are damaged: `bad` holds NaN or infinite numbers"
+        assert caught.value.exit_code == 7
+
+
+def test_a_number_beyond_float32(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"wide": torch.tensor([1e300], dtype=torch.float64)}, path)
+
+    with pytest.raises(CheckpointError, match="`wide` holds NaN or infinite numbers"):
+        stored_tensors([path])["wide"].check_finite()
