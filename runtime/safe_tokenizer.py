@@ -37,6 +37,9 @@ GROWTH = 256
 """How many times its size a text may become on the way through normalizer and pre-tokenizer."""
 SPECIAL_TOKENS = 1024
 """Most that may stand around a text."""
+MOST_PARTS = {b"{": 1 << 15, b",": 1 << 22}
+"""Added tokens are objects, and reading them takes the square of their number: as many take seconds. No published
+tokenizer has a third of them, or of the entries of its vocabulary and its merges."""
 PROBES = ("a", "A", "1", ".", "the", " a", "\u6771")
 """Texts of which a tokenizer makes at least a token, one of them."""
 
@@ -290,12 +293,24 @@ def open_tokenizer(path: Path, *, known: int | None = None) -> SafeTokenizer:
         content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    check_counts(path, content)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise BundleError(f"`{path}` is no tokenizer: {error}") from error
     return SafeTokenizer(tokenizer, str(path), known=known)
+
+
+def check_counts(path: Path, content: bytes) -> None:
+    """Refuse a tokenizer.json that `tokenizers` would read for minutes, by what it must hold at least."""
+    for character, most in MOST_PARTS.items():
+        found = content.count(character)
+        if found > most:
+            raise BundleError(
+                f"the tokenizer `{path}` has {found} times `{character.decode()}`, which stands in it once for each "
+                f"token, and {most} are allowed"
+            )
 
 
 def kept(ids: NDArray[np.int64], keep: int | None, *, left: bool) -> NDArray[np.int64]:

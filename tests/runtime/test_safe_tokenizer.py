@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,34 @@ def test_texts_after_one_that_fails_are_read(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"text 1 cannot be tokenized by .*: WordLevel error: Missing") as caught:
         tokenizer.tokenize(["a b", "a c", "b"])
     assert caught.value.texts == (1,)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"added_tokens": [{}] * 40_000}, "has 40001 times `{`, which stands in it once for each token, and 32768 are"),
+        ({"model": {"vocab": [[]] * 5_000_000}}, "times `,`, which stands in it once for each token, and 4194304 are"),
+    ],
+)
+def test_a_tokenizer_that_would_be_read_for_minutes(tmp_path: Path, part: dict, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(part))
+    begun = time.monotonic()
+
+    with pytest.raises(BundleError) as caught:
+        open_tokenizer(path)
+
+    assert message in caught.value.message
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("content", ["[" * 10_000_000, '{"added_tokens":' * 2_000, '{"a":' * 200 + "1" + "}" * 200])
+def test_a_tokenizer_that_nests_deep(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+
+    with pytest.raises(BundleError, match="is no tokenizer: "):
+        open_tokenizer(path)
 
 
 def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
