@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -137,6 +138,14 @@ def decode(raw: bytes, number: int) -> str:
     if raw.endswith(b"\n"):
         raw = raw[: -2 if raw.endswith(b"\r\n") else -1]
     return decoded(raw, number)
+
+
+def as_typed(text: str) -> str:
+    """A text that the locale made of bytes: what they are in UTF-8, where they are that."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def decoded(raw: bytes, number: int) -> str:

@@ -111,14 +111,17 @@ def generate(
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
             refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
-            with open_output(output) as file, bar(stream, enabled=True, output=output, verb="answering") as shown:
+            with (
+                open_output(output, keeps=True) as file,
+                bar(stream, enabled=True, output=output, verb="answering") as shown,
+            ):
                 totals = answer_lines(answering, found, file, tokens=as_json or logprobs is not None, shown=shown)
             totals.tell(asked=rates)
             return
     if logprobs is not None and not as_json:
         raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
     answer = answering.begin(f"{prompt}\n\n{found}" if follows else found)
-    with open_output(output) as file:
+    with open_output(output, keeps=True) as file:
         if in_pieces:
             write_pieces(answer, file, decoder=decoder)
         elif as_json:

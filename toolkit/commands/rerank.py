@@ -103,7 +103,10 @@ def rerank(
                     raise
                 raise pending.placed(error, reranker.max_length) from error
 
-        with open_output(output) as file, bar(stream, enabled=not documents, output=output, verb="ranking") as shown:
+        with (
+            open_output(output, keeps=True) as file,
+            bar(stream, enabled=not documents, output=output, verb="ranking") as shown,
+        ):
             pending.shown = shown
             if query is None:
                 notes = rank_lines(rank, searches_of(Source(stream), reading), file, shown)
