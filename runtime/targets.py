@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import os
+import re
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import OutputError
 
@@ -50,6 +58,55 @@ def mode_of(path: Path) -> int | None:
         return path.stat().st_mode
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file beside the target that takes its place when the block is done, and is gone when it raises.
+
+    What a process that was killed left of another try is removed. Raises OSError.
+    """
+    remove_abandoned(target)
+    partial, file = new_partial(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def new_partial(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside a target, locked as long as it is open, by which others see that it is in use."""
+    while True:
+        partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+        file = partial.open("xb")
+        # Some file systems know no locks; there, nothing is ever removed.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Before it was locked, someone may have taken it for abandoned.
+        if partial.exists():
+            return partial, file
+        file.close()
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove the files beside a target that no process holds any more; their numbers may be those of others by now."""
+    known = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.partial")
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        if known.fullmatch(path.name) is None:
+            continue
+        # One that is a link, is in use or belongs to someone else stays.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 class NameInBytes:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,20 +18,34 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.interrupts import raised_again
+from toolkit.leaving import INTERRUPTED, leave_at_interrupt
 from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
 from toolkit.progress import OwnLines, fresh_line
 
 ESCAPED = "edgekit.escaped"
 """The name of how to write what an encoding has not."""
-INTERRUPTED = 130
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
-"""What a shell reports for a process ended by SIGINT or SIGPIPE, and edgekit's own code for memory."""
+"""What a shell reports for a process ended by SIGPIPE, and edgekit's own code for memory."""
+RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
+"""Commands that need the libraries that run a model."""
 
 
 class Commands(click.Group):
     """A group whose reader may leave early, as with `| head -1`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        # Before libraries are loaded that end the process themselves where memory is short.
+        if name in RUN_MODELS and not {"-h", "--help"} & set(rest):
+            from runtime.memory import check_libraries
+
+            check_libraries()
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -66,17 +81,31 @@ cli.add_command(chat.chat)
 
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
+    leave_at_interrupt()
     open_closed_streams()
     buffer_stdout()
     print_everything()
-    code = exit_code_of(lambda: cli.main(standalone_mode=False))
+    code = exit_code_of(run_interruptibly)
+    # Nothing is left to be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_unwritten()
     if code == INTERRUPTED:
-        # Python would end itself by SIGINT where Ctrl-C met code that was compiled as it ran, as libraries have it.
+        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts, and
+        # where Ctrl-C met code that was compiled as it ran, as libraries have it, Python would end itself by SIGINT.
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def run_interruptibly() -> object:
+    """Run the command; whatever a library makes of Ctrl-C, it is an interrupt."""
+    with raised_again() as check:
+        try:
+            return cli.main(standalone_mode=False)
+        except Exception:
+            check()
+            raise
 
 
 def open_closed_streams() -> None:

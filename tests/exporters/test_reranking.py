@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 from exporters import export
@@ -335,3 +338,148 @@ def test_the_reference_is_ready_to_run(reranker_checkpoint: Path) -> None:
 
     assert not model.training
     assert model.classifier.weight.dtype == torch.float32
+
+
+CHAT_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements.<|im_end|>\n<|im_start|>user\n"
+    '<Instruct>: {{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first '
+    '| default("Given a web search query, retrieve relevant passages", true) }}\n'
+    '<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
+    '<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""As Qwen3-Reranker has it since sentence-transformers 5.4."""
+
+
+def write_templated_decoder(folder: Path, checkpoint: Path, template: str, prompt: str | None = None) -> None:
+    """A decoder that answers yes or no, with a chat template for pairs, as sentence-transformers saves it."""
+    write_answering_decoder(folder, checkpoint)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    with quiet():
+        model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+        if prompt is not None:
+            model.prompts, model.default_prompt_name = {"query": prompt}, "query"
+        model.save_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("prompt", [None, "Find what is true"])
+@pytest.mark.filterwarnings("ignore::runtime.TruncationWarning")
+def test_a_chat_template_puts_the_pair_together(
+    checkpoint: Path, tmp_path: Path, prompt: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, CHAT_TEMPLATE, prompt)
+    pairs = [*PAIRS[:3], (" a\n", "\n b "), ("water " * 300, "a"), ("a", "water " * 300), ("a", "")]
+    with quiet():
+        model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+        expected = [model.predict([pair], show_progress_bar=False)[0] for pair in pairs]
+
+    assert kind_of(find_checkpoint(str(folder)), None) is Kind.RERANKER
+    bundle = export(str(folder), precision=Precision.FP32, out=tmp_path / "bundle").bundle
+
+    facts, certificate = bundle.manifest.reranker, bundle.manifest.certificate
+    assert facts is not None
+    assert certificate is not None
+    assert (facts.labels, facts.pair.truncation.value, facts.pair.before) == (("yes",), "end", ())
+    assert (prompt or "Given a web search query") in facts.pair.query_prefix
+    assert certificate.reference.startswith("sentence-transformers 5.")
+    assert np.abs(Reranker(bundle).score(pairs) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for m in messages %}{{ m.content | trim }} {% endfor %}",
+            "the chat template of `qwen` does not put a query before a document, each as it is",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "the chat template of `qwen` does not put a query before a document, each as it is",
+        ),
+        (
+            "{{ raise_exception('one user message only') }}",
+            "the chat template of `qwen` takes no messages of the roles `query` and `document`: one user message only",
+        ),
+        (
+            "{{ messages[0].content }}{{ messages[1].content }}",
+            "the tokens that `qwen` has for a document depend on the prompt before it, which is not supported",
+        ),
+    ],
+)
+def test_a_chat_template_that_is_not_followed(checkpoint: Path, tmp_path: Path, template: str, message: str) -> None:
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, template)
+    found = find_checkpoint(str(folder))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        reranker_facts(found, load_tokenizer(found))
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"true_token_id": None}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": True, "false_token_id": 1}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": 1, "false_token_id": 10**9}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": 1, "module_input_name": "x"}, "reads `x`, which is not supported"),
+    ],
+)
+def test_answers_that_are_no_tokens(checkpoint: Path, tmp_path: Path, stated: dict, message: str) -> None:
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, CHAT_TEMPLATE)
+    (folder / "1_LogitScore" / "config.json").write_text(json.dumps(stated))
+    found = find_checkpoint(str(folder))
+
+    with pytest.raises(EdgekitError, match=message) as caught:
+        reranker_facts(found, load_tokenizer(found))
+    assert caught.value.exit_code in (7, 10)
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_a_head_that_the_file_lacks_is_never_random(checkpoint: Path, tmp_path: Path, architecture: str) -> None:
+    """Of every tensor of a classifier that its encoder does not have."""
+    folder = tmp_path / "tiny"
+    write_reranker(folder, checkpoint, architecture)
+    with quiet():
+        encoder = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(str(folder)))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    known = set(encoder.state_dict())
+    head = sorted(name for name in tensors if name not in known and name.partition(".")[2] not in known)
+    if architecture == "deberta-v2":
+        assert "pooler.dense.weight" in head
+    assert head
+    for name in [*head, *(["bert.pooler.dense.weight"] if architecture == "bert" else [])]:
+        save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+            load_model(find_checkpoint(str(folder)), Kind.RERANKER)
+        assert caught.value.exit_code == 7
+
+
+def test_files_of_later_versions_are_read_as_they_are_meant(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers 5 writes of a tokenizer and of rotary positions, which transformers 4 would misread."""
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    older, later = tmp_path / "older", tmp_path / "later"
+    write_reranker(older, checkpoint, "qwen3", rope_theta=500.0)
+    shutil.copytree(older, later)
+    with quiet():
+        model = CrossEncoder(str(older), device="cpu", local_files_only=True)
+        expected = [model.predict([pair], show_progress_bar=False)[0] for pair in PAIRS[:6]]
+    config = json.loads((later / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+    (later / "config.json").write_text(json.dumps(config))
+    path = later / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": []}))
+
+    bundle = export(str(later), precision=Precision.FP32, out=tmp_path / "bundle").bundle
+
+    found = Reranker(bundle).score_with_report(PAIRS[:6]).logits[:, 0]
+    assert np.abs(found - expected).max() < 1e-5

@@ -98,7 +98,10 @@ def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
 
 
 def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; import toolkit.__main__"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; "
+        "from toolkit.__main__ import main; main()"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
