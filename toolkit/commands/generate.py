@@ -30,7 +30,7 @@ from toolkit.progress import Progress, bar
 from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
 from toolkit.record_options import with_fields
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, check_argument, refuse_file_name
+from toolkit.texts import Reading, check_argument, refuse_file_name, refuse_file_path
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def generate(
     Records of JSON or CSV are prompts of their own, and each gets a line with its `text`.
     """
     check_usage(bundle, prompt, source, literal=literal)
+    refuse_file_path(system, "--system", literal=literal)
     if in_pieces and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
 
