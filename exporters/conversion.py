@@ -117,5 +117,5 @@ def draft_manifest(
 
 
 def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in checkpoint.folder.glob("LICENSE*"):
+    for licence in checkpoint.top.glob("LICENSE*"):
         shutil.copyfile(licence, folder / licence.name)

@@ -9,17 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder
 
 from exporters.checkpoint import Checkpoint
 from exporters.pytorch_model import quiet
 from runtime.errors import CheckpointError
-
-
-def open_sentence_transformer(checkpoint: Checkpoint) -> SentenceTransformer:
-    """The embedder as sentence-transformers builds it; raises CheckpointError when it cannot."""
-    model: SentenceTransformer = opened(checkpoint, SentenceTransformer)
-    return model
 
 
 def open_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
