@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING
 
-from runtime.errors import MissingPartError
+from exporters.parts import need
 
-NEEDED = ("huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "torch", "transformers", "yaml")
-
-if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-    raise MissingPartError(
-        f"the export stage is not installed here: there is no {', '.join(f'`{name}`' for name in missing)}",
-        hint="on the machine that exports, run `pip install 'edgekit[cpu,export]'`",
-    )
+NEEDED = (
+    *("gguf", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "sentence_transformers"),
+    *("torch", "transformers", "yaml"),
+)
 
 if TYPE_CHECKING:
     from exporters.catalog import ModelSpec, load_catalog
@@ -32,12 +28,17 @@ HOMES = {
     "load_catalog": "exporters.catalog",
 }
 
+WITH_TORCH = ("Exported", "Origin", "export")
+"""What is part of the export stage; the catalog is read without it."""
+
 __all__ = ["Exported", "ModelSpec", "Origin", "export", "load_catalog"]
 
 
 def __getattr__(name: str) -> object:
     if name not in HOMES:
         raise AttributeError(f"module `exporters` has no `{name}`")
+    if name in WITH_TORCH:
+        need("export", *NEEDED)
     value = getattr(importlib.import_module(HOMES[name]), name)
     globals()[name] = value
     return value

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,47 +12,23 @@ import yaml
 
 from exporters.architectures import Architecture, architecture_of, check_architecture, known_architecture
 from exporters.catalog import ModelSpec
-from exporters.headers import Header, check_shards, check_sizes, read_headers
-from exporters.rope_parameters import with_known_names
-from exporters.unread import DESCRIPTIONS, check_no_adapter, check_packed_files, check_unread
-from runtime.bundle import MANIFEST, TOKENIZER, sha256_of
-from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import Source
-
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-MODULES = "modules.json"
-TRANSFORMER_SETTINGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Where sentence-transformers keeps the settings of its module `Transformer`, in the order in which it looks."""
-MODEL_SETTINGS = "config_sentence_transformers.json"
-OF_A_MODEL = (
-    "config.json",
+from exporters.checkpoint_files import (
+    MODULES,
     WEIGHTS,
     WEIGHTS_INDEX,
-    "model-*-of-*.safetensors",
-    "tokenizer.json",
-    TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    *TRANSFORMER_SETTINGS,
-    *DESCRIPTIONS,
+    card_header,
+    check_file,
+    check_files,
+    files_in,
+    is_wanted,
+    read_json,
 )
-WANTED = (
-    *OF_A_MODEL,
-    MODULES,
-    *(f"[0-9]*_*/{name}" for name in OF_A_MODEL),
-    MODEL_SETTINGS,
-    "LICENSE*",
-    "README.md",
-)
-"""What an export reads: no pickles, no other formats' copies of the weights."""
+from exporters.headers import Header, check_shards, check_sizes, read_headers
+from exporters.rope_parameters import with_known_names
+from exporters.unread import check_no_adapter, check_packed_files, check_unread
+from runtime.bundle import MANIFEST, sha256_of
+from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Source
 
 
 @dataclass(frozen=True)
@@ -77,12 +51,12 @@ class Checkpoint:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the model, None when there is no such file."""
-        path = self.folder / name
+        path = check_file(self.top, f"{self.subfolder}/{name}" if self.subfolder else name)
         return read_json(path) if path.exists() else None
 
     def read_module_json(self, name: str) -> Any:
         """The same of a file beside modules.json, or in the folder of a module."""
-        path = self.top / name
+        path = check_file(self.top, name)
         return read_json(path) if path.exists() else None
 
     @property
@@ -108,21 +82,6 @@ Accept = Callable[[Checkpoint], object]
 
 def accept_any(_checkpoint: Checkpoint) -> None:
     """Have nothing against any model."""
-
-
-def is_wanted(name: str) -> bool:
-    """Whether an export reads a file of this path; `*` stands for anything within one folder."""
-    parts = name.split("/")
-    return any(
-        len(parts) == len(pattern.split("/"))
-        and all(fnmatchcase(part, piece) for part, piece in zip(parts, pattern.split("/"), strict=True))
-        for pattern in WANTED
-    )
-
-
-def describes_weights(name: str) -> bool:
-    """Whether a file that an export reads tells, in a few kilobytes, what the weights are and what for."""
-    return name.endswith(".json") and name != TOKENIZER
 
 
 def check_config(config: Any, name: str) -> None:
@@ -155,6 +114,7 @@ def open_without_weights(
     folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
 ) -> Checkpoint:
     """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
+    check_files(folder)
     subfolder = transformer_folder(folder, name)
     folder /= subfolder
     check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
@@ -205,19 +165,19 @@ def open_checkpoint(
     """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
     checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
     check_weights(checkpoint)
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {name: sha256_of(path) for name, path in paths.items() if is_wanted(name)}
+    names = [name for name in files_in(folder) if is_wanted(name) and (folder / name).is_file()]
+    files = {name: sha256_of(folder / name) for name in sorted(names)}
     return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights; raises CheckpointError when there are none."""
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).exists():
         paths = [folder / shard for shard in shards_of(folder)]
         for path in paths:
-            if path.parent != folder or not path.exists():
+            if path.parent != folder or not path.is_file():
                 raise CheckpointError(f"the weights `{path.name}` that `{WEIGHTS_INDEX}` names are missing")
         return paths
     pickled = next(folder.glob("*.bin"), None)
@@ -253,24 +213,12 @@ def check_safetensors(path: Path) -> None:
     read_headers(path)
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` is no JSON: {error}") from error
-    except RecursionError as error:
-        raise CheckpointError(f"`{path}` nests too deep to be read") from error
-
-
 def licence_of(folder: Path) -> str | None:
     """The licence that the model card states in its header, None where there is none."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    if not text.startswith("---\n"):
-        return None
     try:
-        header = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
+        header = yaml.safe_load(card_header(folder) or "")
+    # ValueError: dates and numbers that there are not. RecursionError: more levels than are read.
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     licence = header.get("license") if isinstance(header, dict) else None
     return licence if isinstance(licence, str) else None

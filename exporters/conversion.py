@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import licence_files
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
 from exporters.gguf import open_gguf, unpacked, unpacked_size
@@ -117,5 +118,5 @@ def draft_manifest(
 
 
 def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in checkpoint.top.glob("LICENSE*"):
+    for licence in licence_files(checkpoint.top):
         shutil.copyfile(licence, folder / licence.name)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.checkpoint import WEIGHTS, Checkpoint, check_safetensors
+from exporters.checkpoint import Checkpoint, check_safetensors
+from exporters.checkpoint_files import WEIGHTS
 from exporters.facts import dense_shapes
 from exporters.modules import DenseSettings, modules_of
 from exporters.stored_tensors import STORED_AS, stored_tensors

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.choices import Asked
+from exporters.hub.transport import no_network
 from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of
@@ -84,7 +85,8 @@ def export(
         with stage(told, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
-        return convert(checkpoint, choice, provider, writer, told)
+        with no_network():
+            return convert(checkpoint, choice, provider, writer, told)
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:

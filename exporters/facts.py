@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.checkpoint import MODULES, TOKENIZER_CONFIG, Checkpoint
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import MODULES, TOKENIZER_CONFIG
 from exporters.modules import (
     EMBEDDING_MODEL,
     PAIR_MODEL,

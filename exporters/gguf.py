@@ -25,7 +25,8 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from exporters.architectures import check_architecture
 from exporters.block_weights import StoredMatrix
-from exporters.checkpoint import TOKENIZER_CONFIG, WEIGHTS, Checkpoint, read_json
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG, WEIGHTS, read_json
 from exporters.gguf_tokenizer import CONTROL, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.stored_blocks import BLOCK_READERS
 from exporters.stored_tensors import write_tensors

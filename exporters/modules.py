@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporters.checkpoint import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS, Checkpoint, checked_subfolder
+from exporters.checkpoint import Checkpoint, checked_subfolder
+from exporters.checkpoint_files import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Activation, Pooling
 

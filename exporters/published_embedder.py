@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Transformer
 
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint
+from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.pytorch_model import load_config, load_tokenizer, quiet
 from runtime.errors import CheckpointError
 

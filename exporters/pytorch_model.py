@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from exporters.checkpoint import TOKENIZER_CONFIG, Checkpoint, weight_files
+from exporters.checkpoint import Checkpoint, weight_files
+from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.headers import shown
 from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError

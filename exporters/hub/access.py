@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub import constants
 
-from exporters.hub.account import Account, ask, invalid_token, whoami
-from exporters.hub.failures import ASKING_FAILED, SITE, TIMEOUT, host, network_failure, status_of, strange_answer
-from exporters.hub.token import Token, exposure, find_token, token_for_host
+from exporters.hub.account import Account, at, invalid_token, whoami
+from exporters.hub.failures import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
+from exporters.hub.names import is_file_name, is_hash, is_repo_id, shown
+from exporters.hub.settings import SITE
+from exporters.hub.token import Token, absence, find_token, token_for_host
+from exporters.hub.transport import ask, ask_json
 from runtime.errors import AccessError, EdgekitError, InputError, NetworkError, NotFoundError, NotSignedInError
 
 FINE_GRAINED = "fineGrained"
@@ -27,11 +25,23 @@ class HubFile:
     """A file of a repository, and the hash by which what arrives is checked."""
 
     name: str
-    size: int
-    sha256: str | None
-    """For files in the Hub's large file storage."""
-    blob: str | None
-    """git's hash of the content, for the others."""
+    size: int | None
+    """None where the Hub does not say."""
+    hash: str | None
+    """SHA-256 for files in the Hub's large file storage, git's hash of the content for others; None where the Hub does
+    not say, which `ETag` must do then."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the Hub says of a repository at a revision, in strict forms."""
+
+    repo: str
+    commit: str | None
+    gated: bool | str
+    private: bool
+    licence: str | None
+    files: tuple[HubFile, ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Access:
     commit: str
     """What the revision means now."""
     gated: bool
+    private: bool
     granted_at: str | None
     """For a gated model: when the Hub confirmed that access is granted, in UTC."""
     licence: str | None
@@ -79,18 +90,26 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
     NotSignedInError: a token is needed and there is none, or it is invalid, or it may not go to this host. AccessError:
     the token is fine and access is not granted. NotFoundError, NetworkError, InputError: as their names say.
     """
-    token = find_token()
+    if not is_repo_id(repo):
+        raise InputError(f"`{repo}` cannot be the id of a repository", hint="an id reads `owner/name`")
+    unusable = None
+    try:
+        token = find_token()
+    except NotSignedInError as error:
+        # It does not stand in the way of a public model.
+        token, unusable = None, error
     sent = token_for_host(token, token_host)
     asked = Question(repo, revision, command, sent, token if sent is None else None)
-    exposed = exposure() if token is not None else None
-    notes = [exposed] if exposed is not None else []
+    notes = [f"{unusable.message}; no token is sent"] if unusable is not None else []
     info = None
     try:
-        info = model_info(asked)
+        info = describe(asked)
         if info.gated:
-            ask(f"/api/models/{info.id}/auth-check", sent)
+            ask(f"/api/models/{info.repo}/auth-check", sent)
     except ASKING_FAILED as error:
         found = explain(error, asked, by_hand=info is not None and info.gated == "manual")
+        if unusable is not None and isinstance(found, (NotSignedInError, NotFoundError)):
+            raise unusable from error
         if sent is None or not isinstance(found, NotSignedInError):
             raise found from error
         # A token that is refused makes the Hub refuse public models too: ask once more as nobody.
@@ -98,13 +117,13 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
         info = public_info(asked, found)
         sent = None
         notes.append(f"{found.message}; the model is public, so it is downloaded without a token")
-    return describe(info, asked, sent, notes)
+    return granted(info, asked, sent, notes)
 
 
-def public_info(asked: Question, refused: EdgekitError) -> ModelInfo:
+def public_info(asked: Question, refused: EdgekitError) -> Description:
     """The model when it needs no token; raises `refused` when it does."""
     try:
-        info = model_info(asked)
+        info = describe(asked)
     except ASKING_FAILED as error:
         raise refused from error
     if info.gated:
@@ -112,57 +131,82 @@ def public_info(asked: Question, refused: EdgekitError) -> ModelInfo:
     return info
 
 
-def model_info(asked: Question) -> ModelInfo:
-    api = HfApi(endpoint=constants.ENDPOINT, token=asked.token.value if asked.token is not None else False)
-    return api.model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT, files_metadata=True)
+def describe(asked: Question) -> Description:
+    """Ask what a repository holds; raises what ASKING_FAILED names."""
+    path = f"/api/models/{asked.repo}/revision/{quote(asked.revision, safe='')}?blobs=true"
+    return description_in(ask_json(path, asked.token))
 
 
-def describe(info: ModelInfo, asked: Question, token: Token | None, notes: list[str]) -> Access:
-    if info.sha is None:
+def description_in(found: Any) -> Description:
+    """Read the Hub's answer about a repository; raises ValueError for one of any other form."""
+    repo, commit, gated = at(found).get("id"), found.get("sha"), found.get("gated") or False
+    licence, siblings = at(found, "cardData").get("license"), found.get("siblings") or []
+    if not isinstance(repo, str) or not is_repo_id(repo):
+        raise ValueError("no repository")
+    if not isinstance(gated, (bool, str)) or not isinstance(siblings, list):
+        raise ValueError("a description of another form")  # noqa: TRY004 - the answer's fault
+    if commit is not None and not is_hash(commit):
+        raise ValueError("no commit")
+    # What has another name than a file can have here is read by nobody.
+    files = tuple(file_in(entry) for entry in siblings if is_file_name(at(entry).get("rfilename")))
+    if len({file.name for file in files}) < len(files):
+        raise ValueError("two files of one name")
+    stated = shown(licence) if isinstance(licence, str) else None
+    return Description(repo, commit, gated, found.get("private") is True, stated, files)
+
+
+def file_in(entry: Any) -> HubFile:
+    large = at(entry, "lfs")
+    size = entry.get("size", large.get("size"))
+    expected = large.get("sha256") or large.get("oid") if large else entry.get("blobId")
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+        raise ValueError("a size that is none")
+    if expected is not None and not is_hash(expected):
+        raise ValueError("a hash that is none")
+    return HubFile(entry["rfilename"], size, expected)
+
+
+def granted(info: Description, asked: Question, token: Token | None, notes: list[str]) -> Access:
+    if info.commit is None:
         raise NetworkError(
             f"`{host()}` does not say which commit `{asked.revision}` of `{asked.repo}` is",
             hint="what stands there does not speak the Hub's protocol whole; check HF_ENDPOINT",
         )
-    files = tuple(
-        HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs is not None else None, file.blob_id)
-        for file in info.siblings or ()
-    )
-    licence = info.card_data.get("license") if info.card_data is not None else None
     gated = bool(info.gated)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Access(
         requested=asked.repo,
-        repo=info.id,
+        repo=info.repo,
         revision=asked.revision,
-        commit=info.sha,
+        commit=info.commit,
         gated=gated,
+        private=info.private,
         granted_at=now if gated else None,
-        licence=licence if isinstance(licence, str) else None,
-        files=files,
+        licence=info.licence,
+        files=info.files,
         token=token,
         notes=tuple(notes),
     )
 
 
 def explain(error: Exception, asked: Question, *, by_hand: bool) -> EdgekitError:
-    """Turn a failure of huggingface_hub into the error that says what happened and what to do.
+    """Turn a failure to ask the Hub into the error that says what happened and what to do.
 
     `by_hand`: the Hub has said before the failure that the model's owners decide on each request.
     """
     broken = network_failure(error)
     if broken is not None:
         return broken
-    if isinstance(error, HFValidationError):
-        return InputError(f"`{asked.repo}` cannot be the id of a repository", hint="an id reads `owner/name`")
-    if isinstance(error, RevisionNotFoundError):
+    if not isinstance(error, HubAnswerError):
+        return strange_answer(error)
+    if error.code == "RevisionNotFound":
         return NotFoundError(
             f"`{asked.repo}` has no revision `{asked.revision}`",
             hint=f"its branches and commits are listed at {page_of(asked.repo)}/commits/main",
         )
-    status = status_of(error)
-    if isinstance(error, GatedRepoError) or status == 403:
+    if error.code == "GatedRepo" or error.status == 403:
         return refusal(asked, gated=True, by_hand=by_hand)
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+    if error.code == "RepoNotFound" or error.status in (401, 404):
         return refusal(asked, gated=False, by_hand=by_hand)
     return strange_answer(error)
 
@@ -201,7 +245,7 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
         )
     if gated:
         return NotSignedInError(
-            f"`{asked.repo}` is gated, and there is no Hugging Face token on this machine",
+            f"`{asked.repo}` is gated, and {absence()} on this machine",
             hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
         )
     return NotFoundError(

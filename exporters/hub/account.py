@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import constants
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-from exporters.hub.failures import ASKING_FAILED, SITE, TIMEOUT, network_failure, status_of, strange_answer
+from exporters.hub.failures import ASKING_FAILED, HubAnswerError, network_failure, strange_answer
+from exporters.hub.names import shown
+from exporters.hub.settings import SITE
 from exporters.hub.token import Token
+from exporters.hub.transport import ask_json
 from runtime.errors import NotSignedInError
 
 
@@ -26,29 +26,46 @@ class Account:
     """For a fine-grained token: what it may do, such as `ada: repo.content.read`."""
 
 
-def ask(path: str, token: Token | None) -> Any:
-    """GET a path of the Hub's API, with a time limit, which huggingface_hub's own calls lack in some versions."""
-    headers = build_hf_headers(token=token.value if token is not None else False)
-    response = get_session().get(f"{constants.ENDPOINT}{path}", headers=headers, timeout=TIMEOUT)
-    hf_raise_for_status(response)
-    return response
-
-
 def whoami(token: Token) -> Account:
     """Ask the Hub whose token this is; raises NotSignedInError when it is not valid, else NetworkError."""
     try:
-        found = ask("/api/whoami-v2", token).json()
+        return account_in(ask_json("/api/whoami-v2", token))
     except ASKING_FAILED as error:
-        if status_of(error) in (401, 403):
+        if isinstance(error, HubAnswerError) and error.status in (401, 403):
             raise invalid_token(token) from error
         raise network_failure(error) or strange_answer(error) from error
-    details = (found.get("auth") or {}).get("accessToken") or {}
-    fine = details.get("fineGrained") or {}
-    scopes = [
-        f"{(scope.get('entity') or {}).get('name', 'everything')}: {', '.join(scope.get('permissions', []))}"
-        for scope in fine.get("scoped", [])
-    ]
-    return Account(str(found.get("name")), details.get("role"), fine.get("canReadGatedRepos"), tuple(scopes))
+
+
+def account_in(found: Any) -> Account:
+    """Read what the Hub says of a token; raises ValueError for an answer of any other form."""
+    details = at(found, "auth", "accessToken")
+    fine = at(details, "fineGrained")
+    user, role, reads_gated = at(found).get("name"), details.get("role"), fine.get("canReadGatedRepos")
+    scoped = fine.get("scoped", [])
+    if not isinstance(user, str) or not user.strip() or not isinstance(scoped, list):
+        raise ValueError("no user")
+    return Account(
+        shown(user),
+        shown(role) if isinstance(role, str) else None,
+        reads_gated if isinstance(reads_gated, bool) else None,
+        tuple(scope_in(scope) for scope in scoped),
+    )
+
+
+def scope_in(scope: Any) -> str:
+    name, permissions = at(scope, "entity").get("name", "everything"), at(scope).get("permissions", [])
+    if not isinstance(name, str) or not isinstance(permissions, list):
+        raise ValueError("a scope of another form")  # noqa: TRY004 - the answer's fault
+    return shown(f"{name}: {', '.join(map(str, permissions))}")
+
+
+def at(found: Any, *keys: str) -> dict[str, Any]:
+    """An object within an object, an empty one where there is none; raises ValueError for anything else."""
+    for key in (None, *keys):
+        found = found if key is None else (found.get(key) or {})
+        if not isinstance(found, dict):
+            raise ValueError("no object")  # noqa: TRY004 - the answer's fault
+    return dict(found)
 
 
 def invalid_token(token: Token, command: str | None = None) -> NotSignedInError:

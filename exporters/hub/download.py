@@ -1,32 +1,71 @@
-"""Files of a repository, into the cache that all Hugging Face tools share, checked by hash."""
+"""Files of a repository, into the cache that all Hugging Face tools share, checked by hash.
+
+The cache has huggingface_hub's layout: `blobs/HASH`, and in `snapshots/COMMIT` links to them by name. A blob's name is
+the hash of its content and a commit is a hash too, so nothing that a Hub says decides where a file is written.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from huggingface_hub import constants
 
+from exporters.checkpoint_files import LARGE, check_file, size_limit
 from exporters.hub.access import Access, HubFile
-from exporters.hub.failures import TRANSPORT_ERROR, host, network_failure
+from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
+from exporters.hub.names import hash_in, is_file_name, is_hash
+from exporters.hub.settings import endpoint
+from exporters.hub.transport import Answer, opened, refuse
 from runtime.bundle import sha256_of
-from runtime.errors import CheckpointError, NetworkError, OutputError
+from runtime.errors import CheckpointError, EdgekitError, InputError, NetworkError, OutputError
 
-WATCH_SECONDS = 0.2
+TOLD_SECONDS = 0.2
+ATTEMPTS = 5
+"""How often a download that breaks off goes on by itself, as long as each time something comes."""
+PARTIAL = ".edgekit.incomplete"
 
 Progress = Callable[[int, int], None]
 """Is told bytes done and bytes in all."""
+
+
+class Told:
+    """Tells how far the download of several files is, now and then."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.before = 0
+        """Bytes of the files that are complete."""
+        self.here = 0
+        """Bytes of the file that is being downloaded."""
+        self.last = 0.0
+
+    def at(self, here: int) -> None:
+        """So many bytes of a file are there."""
+        self.here = here
+        now = time.monotonic()
+        if self.progress is not None and now - self.last >= TOLD_SECONDS:
+            self.last = now
+            self.progress(min(self.before + here, self.total), self.total)
+
+    def complete(self, file: HubFile) -> None:
+        self.before += file.size or 0
+        self.here = 0
+
+    def finish(self) -> None:
+        if self.progress is not None:
+            self.progress(self.total, self.total)
 
 
 def download(access: Access, files: Sequence[HubFile], progress: Progress | None = None) -> Path:
@@ -36,14 +75,21 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
     is too small, NetworkError when the connection fails, CheckpointError when what came is not what the Hub promised.
     """
     missing = [file for file in files if cached(access, file.name) is None]
-    need_space(sum(file.size for file in missing))
-    with no_bars(), watched(access, files, progress):
+    need_space(sum(file.size or 0 for file in missing))
+    told = Told(progress, sum(file.size or 0 for file in files))
+    try:
         for file in files:
-            fetch(access, file)
-    first = cached(access, files[0].name)
-    if first is None:
-        raise CheckpointError(f"`{files[0].name}` is not in the cache although it was downloaded")
-    return first.parents[len(Path(files[0].name).parts) - 1]
+            fetch(access, file, told)
+            told.complete(file)
+    except OSError as error:
+        if isinstance(error, EdgekitError):
+            raise
+        raise OutputError(
+            f"the cache `{cache()}` cannot be written: {error.strerror}",
+            hint="set HF_HOME to a folder that you may write to",
+        ) from error
+    told.finish()
+    return snapshot_of(access)
 
 
 def remember(access: Access) -> None:
@@ -51,56 +97,197 @@ def remember(access: Access) -> None:
 
     Not before all is there that an export reads: until then an older commit may be the one that is complete.
     """
-    name = Path(access.revision)
-    if access.revision != access.commit and not name.is_absolute() and ".." not in name.parts:
-        path = folder_of(access) / "refs" / name
+    if access.revision != access.commit and is_file_name(access.revision):
+        path = folder_of(access.repo) / "refs" / access.revision
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(access.commit, encoding="utf-8")
 
 
-def folder_of(access: Access) -> Path:
-    """The repository's folder in the cache."""
-    return cache() / f"models--{access.repo.replace('/', '--')}"
+def folder_of(repo: str) -> Path:
+    """A repository's folder in the cache."""
+    return cache() / f"models--{repo.replace('/', '--')}"
 
 
-def fetch(access: Access, file: HubFile) -> None:
-    try:
-        path = hf_hub_download(
-            access.repo,
-            file.name,
-            revision=access.commit,
-            token=access.token.value if access.token is not None else False,
+def snapshot_of(access: Access) -> Path:
+    return folder_of(access.repo) / "snapshots" / access.commit
+
+
+def fetch(access: Access, file: HubFile, told: Told) -> None:
+    """Bring one file into the cache, checked by its hash."""
+    found = cached(access, file.name)
+    if found is not None and file.hash is not None:
+        check(found, file.name, file.hash)
+        return
+    blobs = folder_of(access.repo) / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        before = told.here
+        try:
+            blob = fetch_blob(access, file, blobs, told)
+        except ASKING_FAILED as error:
+            if isinstance(error, EdgekitError) or (isinstance(error, OSError) and error.errno in DISK):
+                raise
+            if told.here > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
+                continue
+            raise failure(error, file) from error
+        link(blob, snapshot_of(access) / file.name)
+        return
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""What goes wrong with files, and not with connections."""
+
+
+def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
+    """Download the content of a file to where its hash says; raises CheckpointError for any other content."""
+    url = f"{endpoint()}/{access.repo}/resolve/{access.commit}/{quote(file.name)}"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if file.hash is None:
+        with opened(url, access.token, timeout=timeout) as answer:
+            refuse(answer.head)
+            blob = blobs / hash_of(answer, file)
+            with partial_file(blob) as target:
+                if not blob.is_file():
+                    target.truncate(0)
+                    write(answer, file, target, told)
+                return finish(target, blob, file)
+    blob = blobs / file.hash
+    with partial_file(blob) as target:
+        # Another process may have been faster while this one waited, or another tool.
+        if blob.is_file():
+            return finish(target, blob, file)
+        start = os.fstat(target.fileno()).st_size
+        if start == file.size:
+            return finish(target, blob, file)
+        if file.size is not None and start > file.size:
+            target.truncate(0)
+            start = 0
+        wanted = {"Range": f"bytes={start}-"} if start else {}
+        with opened(url, access.token, timeout=timeout, headers=wanted) as answer:
+            begins = re.match("bytes ([0-9]{1,18})-", answer.head.headers.get("content-range", ""))
+            goes_on = answer.head.status == 206 and begins is not None and int(begins[1]) == start
+            if start and not goes_on:
+                target.truncate(0)
+            refuse(answer.head)
+            write(answer, file, target, told)
+        return finish(target, blob, file)
+
+
+def hash_of(answer: Answer, file: HubFile) -> str:
+    """The hash of a file as the Hub's headers give it; raises NetworkError where they give none."""
+    found = hash_in(answer.own.get("x-linked-etag") or answer.own.get("etag"))
+    if found is None:
+        raise NetworkError(
+            f"`{host()}` does not give the hash of `{file.name}`, so what it sends cannot be checked",
+            hint="what stands there does not speak the Hub's protocol whole; check HF_ENDPOINT",
         )
-    # OSError: requests' exceptions are some, and so are those that huggingface_hub raises for a wrong length.
-    except (OSError, HfHubHTTPError, TRANSPORT_ERROR, EntryNotFoundError) as error:
-        raise failure(error, file) from error
-    check(Path(path), file)
+    return found
+
+
+@contextmanager
+def partial_file(blob: Path) -> Iterator[FileIO]:
+    """The beginning of a file that is not complete, for one process at a time; its end is where writing goes on."""
+    path = partial_of(blob)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        with FileIO(descriptor, "r+") as file:
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever had the lock may have made a blob of that file, or removed it.
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                continue
+            try:
+                yield file
+            except CheckpointError:
+                path.unlink(missing_ok=True)
+                raise
+            return
+
+
+def partial_of(blob: Path) -> Path:
+    return blob.with_name(blob.name + PARTIAL)
+
+
+def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
+    """Append what comes, and no more than the Hub has announced."""
+    limit = announced_size(answer, file)
+    done = os.fstat(target.fileno()).st_size
+    told.here = done
+    for block in answer.blocks:
+        done += len(block)
+        if done > limit:
+            raise CheckpointError(
+                f"`{file.name}` from `{host()}` is larger than the {limit} bytes that were announced",
+                hint="something between here and the Hub changes files; check HF_ENDPOINT",
+            )
+        rest = memoryview(block)
+        while rest:
+            rest = rest[target.write(rest) :]
+        told.at(done)
+    if file.size is not None and done < file.size:
+        raise broken_off(file)
+
+
+def announced_size(answer: Answer, file: HubFile) -> int:
+    """Bytes that a file may have: what the API says, or else the answer itself, as far as the disk has room for it."""
+    if file.size is not None:
+        return file.size
+    length = answer.head.headers.get("content-length", "")
+    if re.fullmatch("[0-9]{1,18}", length) is None:
+        return min(size_limit(file.name), LARGE)
+    need_space(min(int(length), size_limit(file.name)))
+    return min(int(length), size_limit(file.name))
+
+
+def finish(target: FileIO, blob: Path, file: HubFile) -> Path:
+    """Let a complete file be the blob of its hash; raises CheckpointError where its content has another."""
+    partial = partial_of(blob)
+    if blob.is_file():
+        partial.unlink(missing_ok=True)
+        check(blob, file.name, blob.name)
+        return blob
+    check(partial, file.name, blob.name)
+    os.fsync(target.fileno())
+    os.replace(partial, blob)
+    return blob
+
+
+def link(blob: Path, path: Path) -> None:
+    """Let a snapshot name a blob, by a link as huggingface_hub makes it, or a copy where there are no links."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copyfile(blob, path)
 
 
 def failure(error: Exception, file: HubFile) -> Exception:
-    broken = network_failure(error)
-    if broken is not None:
-        return broken
-    if isinstance(error, OSError) and error.errno is not None:
-        return OutputError(f"`{file.name}` cannot be written to the cache `{cache()}`: {error.strerror}")
+    if isinstance(error, HubAnswerError) and network_failure(error) is None:
+        return NetworkError(
+            f"`{host()}` answers {error.status} for `{file.name}`",
+            hint="run the command again, it goes on where it was",
+        )
+    return network_failure(error) or broken_off(file)
+
+
+def broken_off(file: HubFile) -> NetworkError:
     return NetworkError(
         f"the download of `{file.name}` from `{host()}` broke", hint="run the command again, it goes on where it was"
     )
 
 
-def check(path: Path, file: HubFile) -> None:
+def check(path: Path, name: str, expected: str) -> None:
     """Compare a file with the hash that the Hub gave; a file that differs is removed from the cache."""
-    if file.sha256 is not None:
-        expected, found = file.sha256, sha256_of(path)
-    elif file.blob is not None:
-        expected, found = file.blob, git_hash_of(path)
-    else:
-        return
+    found = sha256_of(path) if len(expected) == 64 else git_hash_of(path)
     if found != expected:
-        path.resolve().unlink(missing_ok=True)
+        if path.is_symlink():
+            path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"`{file.name}` from `{host()}` is not what the Hub promised: its hash is {found[:16]}... "
+            f"`{name}` from `{host()}` is not what the Hub promised: its hash is {found[:16]}... "
             f"instead of {expected[:16]}...",
             hint="run the command again; if it stays so, something between here and the Hub changes files",
         )
@@ -108,22 +295,43 @@ def check(path: Path, file: HubFile) -> None:
 
 def git_hash_of(path: Path) -> str:
     """Git's name for a file's content: sha1 over a header with its length, and the content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cached_commit(repo: str, revision: str) -> Path | None:
     """The folder in the cache that holds a revision of a repository, None when there is none."""
-    found = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    commit = revision
+    if not is_hash(revision):
+        path = folder_of(repo) / "refs" / revision
+        if not is_file_name(revision) or not path.is_file():
+            return None
+        with path.open(encoding="utf-8", errors="replace") as file:
+            commit = file.read(100).strip()
+    folder = folder_of(repo) / "snapshots" / commit
+    return folder if is_hash(commit) and (folder / "config.json").is_file() else None
 
 
 def cached(access: Access, name: str) -> Path | None:
-    found = try_to_load_from_cache(access.repo, name, revision=access.commit)
-    return Path(found) if isinstance(found, str) else None
+    """A file of the commit in the cache; None when it is not there, or a link out of the cache, which is replaced."""
+    path = snapshot_of(access) / name
+    try:
+        check_file(snapshot_of(access), name)
+    except CheckpointError:
+        return None
+    return path if path.is_file() else None
 
 
 def cache() -> Path:
+    """The folder that huggingface_hub keeps its downloads in; raises InputError for a user without a home."""
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise InputError(
+            f"this user, number {os.getuid()}, has no home folder, so there is no place to download to",
+            hint="set HF_HOME to a folder for downloads, or HOME",
+        )
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -138,52 +346,3 @@ def need_space(size: int) -> None:
             f"the download needs {size / 1e6:,.1f} MB in `{cache()}`, and {free / 1e6:,.1f} MB are free",
             hint="free some space, or set HF_HOME to a folder on a larger disk",
         )
-
-
-@contextmanager
-def watched(access: Access, files: Sequence[HubFile], progress: Progress | None) -> Iterator[None]:
-    """Tell `progress` how far the download is, by what lies in the cache: no version's own bars are needed for that."""
-    if progress is None:
-        yield
-        return
-    total = sum(file.size for file in files)
-    blobs = folder_of(access) / "blobs"
-    stop = threading.Event()
-
-    def tell() -> None:
-        done = sum(file.size for file in files if cached(access, file.name) is not None)
-        partial = sum(size_of(path) for path in blobs.glob("*.incomplete")) if blobs.exists() else 0
-        progress(min(done + partial, total), total)
-
-    def watch() -> None:
-        while not stop.wait(WATCH_SECONDS):
-            tell()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-    tell()
-
-
-def size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Keep huggingface_hub's own bars, one for each file, off the terminal."""
-    before = are_progress_bars_disabled()
-    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
-            enable_progress_bars()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import socket
 import ssl
 import urllib.request
@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from runtime.errors import NetworkError
+from exporters.hub.settings import endpoint
+from runtime.errors import EdgekitError, NetworkError
 
-SITE = "https://huggingface.co"
-"""Where people accept terms and make tokens, whatever mirror the files come from."""
 TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT
 """Seconds to wait for an answer of the Hub: huggingface_hub's own setting, 10 unless the environment changes it."""
+OFFLINE = "with the model in the cache, `--offline` needs no network"
 HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
 
 # The root of the exceptions of whichever HTTP library this huggingface_hub is built on.
@@ -28,46 +28,74 @@ TRANSPORT_ERROR: type[Exception] = next(
     if base.__module__.partition(".")[0] in HTTP_LIBRARIES and issubclass(base, Exception)
 )
 
+HTTP_LIBRARY = TRANSPORT_ERROR.__module__.partition(".")[0]
+
+
+class HubAnswerError(Exception):
+    """The Hub answered with a status that says no."""
+
+    def __init__(self, status: int, code: str | None = None, retry_after: str | None = None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.code = code
+        """The Hub's own name for it, such as `GatedRepo`."""
+        self.retry_after = retry_after
+
+
+class SlowHubError(Exception):
+    """Too little of an answer came in a time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 # All that asking the Hub can raise: an answer that says no, none at all, or one that is not the Hub's protocol.
-ASKING_FAILED = (HfHubHTTPError, TRANSPORT_ERROR, OSError, ValueError, KeyError)
-
-
-def status_of(error: BaseException) -> int | None:
-    """The status of the answer that made a request fail, None when there was no answer."""
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None)
+ASKING_FAILED = (HubAnswerError, SlowHubError, TRANSPORT_ERROR, OSError, ValueError)
 
 
 def host() -> str:
     """The host that HF_ENDPOINT names, with its port and without a password; `huggingface.co` by default."""
-    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
+    return urlsplit(endpoint()).netloc.rpartition("@")[2]
 
 
-def network_failure(error: BaseException) -> NetworkError | None:
+def network_failure(error: BaseException) -> EdgekitError | None:
     """The error to raise when the Hub could not be asked or did not answer as it should; None for any other failure."""
+    if isinstance(error, EdgekitError):
+        return error
     for cause in causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return offline_failure()
-    if any(isinstance(cause, json.JSONDecodeError) for cause in causes(error)):
-        return strange_answer(error)
-    status = status_of(error)
-    if status == 429:
-        return NetworkError(f"`{host()}` answers 429: too many requests", hint=f"{wait_of(error)}, then try again")
-    if status is not None and status >= 500:
+    if isinstance(error, SlowHubError):
         return NetworkError(
-            f"`{host()}` answers {status}: it is down or overloaded", hint="try again later, or use `--offline`"
+            f"`{host()}` sent almost nothing for {error.seconds:.0f} seconds", hint=f"try again; {OFFLINE}"
         )
+    if isinstance(error, HubAnswerError):
+        return answer_failure(error)
     # What a broken connection is wrapped in differs from version to version; what broke it is in its causes.
     transport = any(
         isinstance(cause, (TRANSPORT_ERROR, socket.gaierror, TimeoutError, ssl.SSLError)) for cause in causes(error)
     )
-    return connection_failure(error) if status is None and transport else None
+    if transport:
+        return connection_failure(error)
+    return strange_answer(error) if isinstance(error, ValueError) else None
+
+
+def answer_failure(error: HubAnswerError) -> NetworkError | None:
+    """The error for a status that says nothing about what was asked for."""
+    status = error.status
+    if status == 429:
+        return NetworkError(f"`{host()}` answers 429: too many requests", hint=f"{wait_of(error)}, then try again")
+    if status >= 500:
+        return NetworkError(
+            f"`{host()}` answers {status}: it is down or overloaded", hint="try again later, or use `--offline`"
+        )
+    return None
 
 
 def connection_failure(error: BaseException) -> NetworkError:
     found = list(causes(error))
     proxy = proxy_in_use()
-    offline = "with the model in the cache, `--offline` needs no network"
     if any(isinstance(cause, ssl.SSLError) for cause in found):
         return NetworkError(
             f"the TLS certificate of `{host()}` is not trusted here",
@@ -81,22 +109,22 @@ def connection_failure(error: BaseException) -> NetworkError:
         variable, address = proxy
         return NetworkError(
             f"the proxy `{address}` on the way to `{host()}` cannot be used",
-            hint=f"correct or unset `{variable}`; {offline}",
+            hint=f"correct or unset `{variable}`; {OFFLINE}",
         )
     if any(isinstance(cause, socket.gaierror) for cause in found):
-        return NetworkError(f"the name `{host()}` cannot be resolved", hint=f"check the network and its DNS; {offline}")
+        return NetworkError(f"the name `{host()}` cannot be resolved", hint=f"check the network and its DNS; {OFFLINE}")
     if any(isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout") for cause in found):
-        return NetworkError(f"`{host()}` did not answer within {TIMEOUT} seconds", hint=f"try again; {offline}")
+        return NetworkError(f"`{host()}` did not answer within {TIMEOUT} seconds", hint=f"try again; {OFFLINE}")
     if any(isinstance(cause, ConnectionRefusedError) for cause in found):
-        return NetworkError(f"`{host()}` refuses the connection", hint=f"check HF_ENDPOINT and the network; {offline}")
+        return NetworkError(f"`{host()}` refuses the connection", hint=f"check HF_ENDPOINT and the network; {OFFLINE}")
     return NetworkError(
-        f"the connection to `{host()}` broke", hint=f"run the command again, it goes on where it was; {offline}"
+        f"the connection to `{host()}` broke", hint=f"run the command again, it goes on where it was; {OFFLINE}"
     )
 
 
 def proxy_in_use() -> tuple[str, str] | None:
     """The variable that names a proxy on the way to the Hub, and the proxy's host without its password."""
-    scheme = urlsplit(constants.ENDPOINT).scheme
+    scheme = urlsplit(endpoint()).scheme
     if urllib.request.proxy_bypass(host()):
         return None
     for variable in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
@@ -106,11 +134,18 @@ def proxy_in_use() -> tuple[str, str] | None:
 
 
 def strange_answer(error: BaseException) -> NetworkError:
-    status = status_of(error)
+    answers = (
+        f"answers {error.status}" if isinstance(error, HubAnswerError) else "answers with what the Hub would not say"
+    )
     return NetworkError(
-        f"`{host()}` answers {status}" if status is not None else f"`{host()}` answers with what the Hub would not say",
+        f"`{host()}` {answers}",
         hint="something else may stand there in the Hub's name, such as a proxy's sign-in page; check HF_ENDPOINT",
     )
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network."""
+    return constants.HF_HUB_OFFLINE
 
 
 def offline_failure() -> NetworkError:
@@ -123,11 +158,10 @@ def offline_failure() -> NetworkError:
     )
 
 
-def wait_of(error: BaseException) -> str:
+def wait_of(error: HubAnswerError) -> str:
     """What a 429 says about how long to wait."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    seconds = headers.get("Retry-After", "")
-    return f"wait {seconds} seconds" if seconds.isdigit() else "wait some minutes"
+    seconds = error.retry_after or ""
+    return f"wait {seconds} seconds" if re.fullmatch("[0-9]{1,6}", seconds) else "wait some minutes"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
 
-from exporters.hub.failures import SITE, host
+from exporters.hub.failures import host
+from exporters.hub.settings import SITE, endpoint
 from runtime.errors import InputError, NotSignedInError, OutputError
 
+FORM = re.compile(r"[!-~]+")
+"""One word of printable ASCII; anything else would not even survive in a header."""
+QUOTED = re.compile(r"""(["'`]).*\1""")
+ASSIGNED = re.compile(r"(?:export\s+|set\s+)?\$?[A-Za-z_]\w*\s*[:=].*|\{.*\}|Bearer\s.*", re.DOTALL | re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"hf_(?:[.*\u2026_-]*|x+)|[.\u2026]+|<.*>|\[.*\]|\$\{?\w+\}?|(?:hf_)?(?:your|my)[-_ ].*|.*token[-_ ]here",
+    re.IGNORECASE,
+)
+MAX_FILE = 64 * 1024
+LEFT_BEHIND = re.compile(r"\d+|partial")
+"""How the names of files end that a killed `login` left beside the token file, after a dot."""
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What huggingface_hub reads before the file, in this order."""
 
@@ -48,7 +60,7 @@ def find_token() -> Token | None:
     text = read_token_file(path)
     if text is not None:
         return checked(renewed_token() or text, f"the file `{path}`")
-    other = huggingface_hub.get_token()
+    other = renewed_token()
     return checked(other, "huggingface_hub's own sources") if other else None
 
 
@@ -57,36 +69,70 @@ def token_path() -> Path:
     return Path(constants.HF_TOKEN_PATH)
 
 
+def stored_tokens_path() -> Path:
+    """Where `hf auth login` keeps tokens by name."""
+    return Path(constants.HF_STORED_TOKENS_PATH)
+
+
 def read_token_file(path: Path) -> str | None:
     """The content of the token file, None where there is no file or nothing in it."""
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE)
+    # NotADirectoryError: a part of the path is a file, so that there is none behind it either.
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except IsADirectoryError as error:
+        raise NotSignedInError(
+            f"`{path}` is a folder, and the token is kept in a file of that name",
+            hint=f"remove it with `rmdir {path}`, or set HF_TOKEN_PATH to a file; then run `edgekit login`",
+        ) from error
+    except PermissionError as error:
         raise NotSignedInError(
             f"the token file `{path}` cannot be read: {error.strerror}", hint=f"`chmod 600 {path}` as its owner"
+        ) from error
+    except OSError as error:
+        raise NotSignedInError(
+            f"the token file `{path}` cannot be read: {error.strerror}",
+            hint="set HF_TOKEN_PATH to another file, or HF_TOKEN to the token",
         ) from error
     # Windows' shells write UTF-16 when a token is put into a file with `echo`.
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return content.decode(encoding, errors="replace").strip() or None
 
 
+def no_token() -> NotSignedInError:
+    """What to say where a token is needed and there is none."""
+    return NotSignedInError(f"{absence()} on this machine", hint="run `edgekit login`")
+
+
+def absence() -> str:
+    """Why there is no token, in words."""
+    path = token_path()
+    if path.is_file() and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return f"the token file `{path}` is empty, and there is no other token"
+    return "there is no Hugging Face token"
+
+
 def renewed_token() -> str | None:
     """The stored token as huggingface_hub gives it: those of a browser login expire, and only it can renew them."""
     try:
         return huggingface_hub.get_token()
-    except UnicodeDecodeError:
-        # It reads UTF-8 only, and what it writes itself is UTF-8.
+    except (UnicodeDecodeError, OSError):
+        # It reads UTF-8 only, and what it writes itself is UTF-8; and a path behind a file is an error to it.
         return None
 
 
 def checked(value: str, source: str, variable: str | None = None) -> Token:
     cleaned = clean(value)
-    if not can_be_token(cleaned):
+    problem = problem_of(cleaned)
+    if problem is not None:
+        alone = "as copied from the site"
         raise NotSignedInError(
-            f"the token from {source} holds characters that no token has",
-            hint="write the token alone, as copied from the site, or run `edgekit login`",
+            f"the token from {source} {problem}",
+            hint=f"set `{variable}` to the token alone, {alone}"
+            if variable is not None
+            else f"write the token alone, {alone}, or run `edgekit login`",
         )
     return Token(cleaned, source, variable)
 
@@ -95,14 +141,25 @@ def clean(text: str) -> str:
     return text.strip().strip("\ufeff").strip()
 
 
-def can_be_token(text: str) -> bool:
-    """A token is one word of printable ASCII; anything else would not even survive in a header."""
-    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+def problem_of(text: str) -> str | None:
+    """Why a text cannot be a token, None where it can be one."""
+    problems = (
+        (PLACEHOLDER.fullmatch(text.strip("\"'`")), "is the placeholder of some instructions"),
+        (QUOTED.fullmatch(text), "stands in quotation marks"),
+        (ASSIGNED.fullmatch(text), "has more before it, such as a name"),
+        (not FORM.fullmatch(text), "holds characters that no token has"),
+    )
+    return next((problem for found, problem in problems if found), None)
+
+
+def may_be_sent(token_host: str | None) -> bool:
+    """Whether a token may go to where `HF_ENDPOINT` points: the Hub itself, or a host that the user named."""
+    return endpoint() == SITE or host() == token_host
 
 
 def token_for_host(token: Token | None, token_host: str | None) -> Token | None:
-    """The token, when it may be sent to where `HF_ENDPOINT` points: the Hub itself, or a host that the user named."""
-    return token if constants.ENDPOINT == SITE or host() == token_host else None
+    """The token, when it may be sent to the host that is asked."""
+    return token if may_be_sent(token_host) else None
 
 
 def store_token(value: str) -> Path:
@@ -111,41 +168,68 @@ def store_token(value: str) -> Path:
     A folder that `HF_TOKEN_PATH` names and that others use too, such as /tmp, keeps its rights.
     """
     path = token_path()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.is_absolute() and str(path).startswith("~"):
+        raise OutputError(
+            f"this user, number {os.getuid()}, has no home folder, so there is no place for the token",
+            hint="set HF_TOKEN_PATH to a file, or HOME to a folder",
+        )
+    partial = path.with_name(f".{path.name}.partial")
     try:
         own_folder = not path.parent.exists() or path.parent == Path(constants.HF_HOME)
         path.parent.mkdir(parents=True, exist_ok=True)
         if own_folder:
             path.parent.chmod(0o700)
-        # Beside the file and then in its place, so that it is never there with other rights or half.
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(value)
-        os.replace(partial, path)
+        for leftover in leftovers():
+            leftover.unlink(missing_ok=True)
+        try:
+            # Beside the file and then in its place, so that it is never there with other rights or half.
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(value)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise OutputError(f"the token cannot be written to `{path}`: {error.strerror}") from error
     return path
 
 
-def remove_token() -> Path | None:
-    """Delete the token file; None when there was none."""
+def leftovers() -> list[Path]:
+    """Files with a token beside the token file, which a `login` left that was killed."""
     path = token_path()
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OutputError(f"the token file `{path}` cannot be removed: {error.strerror}") from error
-    return path
+        beside = sorted(path.parent.iterdir())
+    except OSError:
+        return []
+    start = f".{path.name}."
+    return [
+        other
+        for other in beside
+        if other.name.startswith(start) and LEFT_BEHIND.fullmatch(other.name.removeprefix(start)) and other.is_file()
+    ]
+
+
+def remove_token() -> list[Path]:
+    """Delete the token file and what a killed `login` left beside it; returns what was there."""
+    path, removed = token_path(), []
+    for found in (path, *leftovers()):
+        try:
+            found.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise OutputError(f"the token file `{found}` cannot be removed: {error.strerror}") from error
+        removed.append(found)
+    return removed
 
 
 def read_new_token(text: str) -> str:
     """Check what a person typed or piped in; raises InputError for what cannot be a token."""
     cleaned = clean(text)
-    if not can_be_token(cleaned):
-        raise InputError("that is no token", hint=f"copy one from {SITE}/settings/tokens; it begins with `hf_`")
+    problem = problem_of(cleaned)
+    if problem is not None:
+        known = f": it {problem}" if cleaned else ""
+        raise InputError(f"that is no token{known}", hint=f"copy one from {SITE}/settings/tokens; it begins with `hf_`")
     return cleaned
 
 

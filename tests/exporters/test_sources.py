@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from exporters.checkpoint import is_wanted
-from exporters.sources import Origin, find_checkpoint, hub_request
+from exporters.checkpoint_files import is_wanted
+from exporters.hub.request import hub_request
+from exporters.sources import Origin, find_checkpoint
 from runtime import InputError, NotFoundError
 
 

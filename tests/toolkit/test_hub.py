@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -11,19 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Finished, read_terminal
+from tests.commands import read_terminal
 from tests.hub_server import LocalHub
-from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser
+from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser, error_of
 
 SITE = "https://huggingface.co"
-
-
-def error_of(finished: Finished) -> tuple[int, str, str]:
-    """Exit code, message and hint."""
-    assert finished.out == b"", finished.out
-    text = finished.err[finished.err.index("error: ") :]
-    message, _, hint = text.partition("\n\nhint: ")
-    return finished.code, message.removeprefix("error: ").strip(), hint.strip()
 
 
 def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
@@ -352,15 +346,95 @@ def test_the_token_file_may_stand_elsewhere(any_user: HubUser, tmp_path: Path) -
         assert f"from the file `{tmp_path / path}`".encode() in any_user.run("whoami", **{name: str(value)}).out
 
 
-@pytest.mark.parametrize("content", ["hf_two words", "hf_ümlaut", "hf_\u0001"])
-def test_a_token_that_cannot_be_one(any_user: HubUser, content: str) -> None:
-    any_user.write_token(content)
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("hf_two words", "holds characters that no token has"),
+        ("hf_ümlaut", "holds characters that no token has"),
+        ("hf_\u0001", "holds characters that no token has"),
+        (f'"{ADA}"', "stands in quotation marks"),
+        (f"'{ADA}'\n", "stands in quotation marks"),
+        (f"HF_TOKEN={ADA}", "has more before it, such as a name"),
+        (f"export HF_TOKEN='{ADA}'\n", "has more before it, such as a name"),
+        (f"token: {ADA}", "has more before it, such as a name"),
+        (f"Bearer {ADA}", "has more before it, such as a name"),
+        (json.dumps({"token": ADA}), "has more before it, such as a name"),
+        ("hf_...", "is the placeholder of some instructions"),
+        ("hf_xxxxxxxxxx", "is the placeholder of some instructions"),
+        ("<your token>", "is the placeholder of some instructions"),
+        ("$HF_TOKEN", "is the placeholder of some instructions"),
+    ],
+)
+def test_a_token_that_cannot_be_one(user: HubUser, hub: LocalHub, content: str, problem: str) -> None:
+    """It is sent to nobody; and a public model needs none."""
+    user.write_token(content)
 
-    assert error_of(any_user.run("whoami")) == (
+    assert error_of(user.run("whoami")) == (
         3,
-        f"the token from the file `{any_user.token_file}` holds characters that no token has",
+        f"the token from the file `{user.token_file}` {problem}",
         "write the token alone, as copied from the site, or run `edgekit login`",
     )
+    assert not hub.requests
+
+
+def test_a_token_that_cannot_be_one_does_not_stand_in_the_way_of_a_public_model(any_user: HubUser) -> None:
+    any_user.write_token(f'"{ADA}"')
+    problem = f"the token from the file `{any_user.token_file}` stands in quotation marks"
+
+    finished = any_user.run("access", "org/public")
+
+    assert (finished.code, finished.err) == (0, f"note: {problem}; no token is sent\n")
+    for model in ("org/gated", "org/private"):
+        assert error_of(any_user.run("access", model))[:2] == (3, problem)
+    in_variable = error_of(any_user.run("access", "org/gated", HF_TOKEN="hf_..."))
+    assert in_variable == (
+        3,
+        "the token from the environment variable `HF_TOKEN` is the placeholder of some instructions",
+        "set `HF_TOKEN` to the token alone, as copied from the site",
+    )
+
+
+def test_a_token_file_that_is_empty_a_folder_or_behind_a_file(user: HubUser, tmp_path: Path) -> None:
+    user.write_token(" \n")
+    empty = f"the token file `{user.token_file}` is empty, and there is no other token on this machine"
+    assert error_of(user.run("whoami")) == (3, empty, "run `edgekit login`")
+    assert error_of(user.run("access", "org/gated"))[1] == f"`org/gated` is gated, and {empty}"
+    user.token_file.unlink()
+    user.token_file.mkdir()
+    assert error_of(user.run("whoami")) == (
+        3,
+        f"`{user.token_file}` is a folder, and the token is kept in a file of that name",
+        f"remove it with `rmdir {user.token_file}`, or set HF_TOKEN_PATH to a file; then run `edgekit login`",
+    )
+    (tmp_path / "a-file").write_text("")
+    missing = user.run("whoami", HOME=str(tmp_path / "a-file"))
+    assert error_of(missing) == (3, "there is no Hugging Face token on this machine", "run `edgekit login`")
+
+
+def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: LocalHub) -> None:
+    """`run` looks for it in all that is printed."""
+    assert error_of(user.run("login", ADA)) == (
+        2,
+        "a token is not taken from the command line, which other users and the shell's history see",
+        (
+            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if what you typed was a token, "
+            f"make a new one at {SITE}/settings/tokens"
+        ),
+    )
+    for arguments in (
+        ["login", "--token", ADA],
+        ["login", f"--token={ADA}"],
+        ["login", f"--token-stdin={ADA}"],
+        ["whoami", ADA],
+        ["logout", ADA],
+        ["models", ADA],
+        [ADA],
+        ["access", ADA],
+        ["access", f"org/{ADA}"],
+        ["access", "org/public", "--revision", ADA],
+    ):
+        assert user.run(*arguments).code in (2, 5), arguments
+    assert all(request.authorization is None for request in hub.requests)
 
 
 def test_a_fine_grained_token_is_described(any_user: HubUser) -> None:
@@ -378,7 +452,7 @@ def test_a_token_file_that_others_can_read(any_user: HubUser) -> None:
     warning = f"others on this machine can read `{any_user.token_file}`: run `chmod 600 {any_user.token_file}`"
 
     assert any_user.run("whoami").err == f"warning: {warning}\n"
-    assert any_user.run("access", "org/public").err == f"note: {warning}\n"
+    assert any_user.run("access", "org/public").err == "", "it is not repeated with every command"
 
 
 def test_whoami_without_a_token(any_user: HubUser) -> None:
@@ -430,11 +504,23 @@ def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
     assert any_user.token_file.read_text() == ADA
 
 
-@pytest.mark.parametrize("text", [b"", b"\n", b"two words", "ümlaut".encode(), b"\xff\xfe"])
-def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"", ""),
+        (b"\n", ""),
+        (b"two words", ": it holds characters that no token has"),
+        ("ümlaut".encode(), ": it holds characters that no token has"),
+        (b"\xff\xfe", ": it holds characters that no token has"),
+        (b"'hf_abcdefghijkl'", ": it stands in quotation marks"),
+        (b"HF_TOKEN=hf_abcdefghijkl", ": it has more before it, such as a name"),
+        (b"hf_...", ": it is the placeholder of some instructions"),
+    ],
+)
+def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
     assert error_of(user.run("login", "--token-stdin", stdin=text)) == (
         2,
-        "that is no token",
+        f"that is no token{problem}",
         f"copy one from {SITE}/settings/tokens; it begins with `hf_`",
     )
     assert not hub.requests
@@ -512,6 +598,82 @@ def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> Non
     assert any_user.run("logout").out == b"there was no stored token\n"
 
 
+KILLED_LOGIN = """
+import os, signal
+import exporters.hub.token as token
+token.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+token.store_token("{}")
+"""
+
+
+def test_what_a_killed_login_left_is_removed(user: HubUser) -> None:
+    def kill() -> list[Path]:
+        killed = subprocess.run([sys.executable, "-c", KILLED_LOGIN.format(BOB)], env=user.environment, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        return [path for path in user.token_file.parent.iterdir() if path.is_file()]
+
+    (left,) = kill()
+    assert left.read_text() == BOB
+    old = user.token_file.with_name(".token.4711")
+    old.write_text(BOB)
+    (user.token_file.with_name(".token.lock")).write_text("another tool's")
+
+    assert user.run("logout").out.decode().splitlines() == [f"removed {old}", f"removed {left}"]
+    kill()
+    assert user.run("login", "--token-stdin", stdin=ADA.encode()).code == 0
+    assert sorted(path.name for path in user.token_file.parent.iterdir()) == [".token.lock", "token"]
+    assert user.token_file.read_text() == ADA
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"name": None},
+        {"name": ""},
+        {"name": 3},
+        [],
+        "ada",
+        None,
+        {"name": "ada", "auth": "x"},
+        {"name": "ada", "auth": {"accessToken": [1]}},
+        {"name": "ada", "auth": {"accessToken": {"fineGrained": {"scoped": {"a": 1}}}}},
+        {"name": "ada", "auth": {"accessToken": {"fineGrained": {"scoped": [1]}}}},
+        {"name": "ada", "auth": {"accessToken": {"fineGrained": {"scoped": [{"permissions": 3}]}}}},
+    ],
+)
+def test_an_account_of_another_form(user: HubUser, hub: LocalHub, answer: object) -> None:
+    """What stands there in the Hub's name does not get to say who one is, and the token is not stored."""
+    hub.answers = {"/api/whoami-v2": json.dumps(answer).encode()}
+
+    assert error_of(user.run("login", "--token-stdin", stdin=ADA.encode()))[:2] == (
+        6,
+        f"`{hub.host}` answers with what the Hub would not say",
+    )
+    assert not user.token_file.exists()
+
+
+def test_the_name_of_an_account_is_shown_without_escape_sequences(user: HubUser, hub: LocalHub) -> None:
+    details = {"role": "\x1b[31m", "fineGrained": {"scoped": [{"entity": {"name": "\x1b[2J"}, "permissions": ["\n"]}]}}
+    hub.answers = {"/api/whoami-v2": json.dumps({"name": "a\x1b]0;x\x07", "auth": {"accessToken": details}}).encode()}
+
+    finished = user.run("whoami", HF_TOKEN=ADA)
+
+    assert finished.code == 0
+    assert b"\x1b" not in finished.out
+    assert finished.out.decode().splitlines()[0] == "user     a\\x1b]0;x\\x07"
+
+
+def test_a_private_model_is_not_called_public(any_user: HubUser) -> None:
+    assert b"  licence  apache-2.0, private\n" in any_user.run("access", "org/private", HF_TOKEN=ADA).out
+
+
+def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(user: HubUser, hub: LocalHub) -> None:
+    finished = user.run("login", stdin=b"", EDGEKIT_TOKEN_HOST=None)
+
+    assert error_of(finished)[1] == f"the token is not sent to `{hub.host}`, which is not the Hub"
+
+
 def test_no_log_shows_a_token(any_user: HubUser) -> None:
     """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
     for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
@@ -525,7 +687,7 @@ import sys
 import exporters.hub.access
 def broken(info, asked, token, notes):
     raise ZeroDivisionError("a bug while a token is at hand")
-exporters.hub.access.describe = broken
+exporters.hub.access.granted = broken
 sys.argv = ["edgekit", "access", "org/gated"]
 import toolkit.__main__
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,29 +12,40 @@ from runtime.errors import InputError, NotSignedInError
 from toolkit.options import token_host_option
 from toolkit.progress import megabytes
 
+MAX_INPUT = 64 * 1024
+
 if TYPE_CHECKING:
+    from exporters.hub.access import Access
     from exporters.hub.account import Account
     from exporters.hub.token import Token
 
 
-@click.command()
+@click.command(context_settings={"allow_extra_args": True})
 @click.option("--token-stdin", is_flag=True, help="Read the token from stdin, for scripts.")
 @token_host_option
-def login(*, token_stdin: bool, token_host: str | None) -> None:
+@click.pass_context
+def login(context: click.Context, *, token_stdin: bool, token_host: str | None) -> None:
     """Store a Hugging Face token where every Hugging Face tool looks for it."""
     from exporters.hub.account import whoami as ask_whoami
-    from exporters.hub.failures import SITE
+    from exporters.hub.settings import SITE
     from exporters.hub.token import Token, read_new_token, store_token
 
+    if context.args:
+        raise InputError(
+            "a token is not taken from the command line, which other users and the shell's history see",
+            hint="run `edgekit login` alone, or pipe the token in with `--token-stdin`; if what you typed was a token, "
+            f"make a new one at {SITE}/settings/tokens",
+        )
+    check_host(token_host)
     if token_stdin:
-        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        text = sys.stdin.buffer.read(MAX_INPUT).decode("utf-8", errors="replace")
     elif sys.stdin.isatty():
         click.echo(f"A token is made at {SITE}/settings/tokens; to read models it needs no more than `read`.", err=True)
         text = click.prompt("Token (not shown)", hide_input=True, err=True)
     else:
         raise InputError("stdin is no terminal to ask for a token", hint="pipe it in with `--token-stdin`")
     token = Token(read_new_token(text), "what you entered")
-    account = ask_whoami(may_send(token, token_host))
+    account = ask_whoami(token)
     path = store_token(token.value)
     click.echo(f"signed in as {account.user}; the token {token.masked} is in {path}")
     for variable in variables_in_force():
@@ -47,12 +57,13 @@ def login(*, token_stdin: bool, token_host: str | None) -> None:
 def whoami(*, token_host: str | None) -> None:
     """Show whose token is in force, where it came from, and what it may do."""
     from exporters.hub.account import whoami as ask_whoami
-    from exporters.hub.token import exposure, find_token
+    from exporters.hub.token import exposure, find_token, no_token
 
     token = find_token()
     if token is None:
-        raise NotSignedInError("there is no Hugging Face token on this machine", hint="run `edgekit login`")
-    account = ask_whoami(may_send(token, token_host))
+        raise no_token()
+    check_host(token_host)
+    account = ask_whoami(token)
     for label, text in describe(account, token):
         click.echo(f"{label:<8} {text}")
     exposed = exposure()
@@ -63,17 +74,18 @@ def whoami(*, token_host: str | None) -> None:
 @click.command()
 def logout() -> None:
     """Remove the stored token."""
-    from huggingface_hub import constants
+    from exporters.hub.token import remove_token, stored_tokens_path
 
-    from exporters.hub.token import remove_token
-
-    path = remove_token()
-    click.echo(f"removed {path}" if path is not None else "there was no stored token")
+    removed = remove_token()
+    for path in removed:
+        click.echo(f"removed {path}")
+    if not removed:
+        click.echo("there was no stored token")
     for variable in variables_in_force():
         click.echo(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
-    if Path(constants.HF_STORED_TOKENS_PATH).exists():
+    if stored_tokens_path().exists():
         click.echo(
-            f"warning: tokens that `hf auth login` saved by name remain in `{constants.HF_STORED_TOKENS_PATH}`",
+            f"warning: tokens that `hf auth login` saved by name remain in `{stored_tokens_path()}`",
             err=True,
         )
 
@@ -84,9 +96,9 @@ def logout() -> None:
 @token_host_option
 def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     """Tell whether MODEL, a name of the catalog or a Hub id, can be downloaded, and if not, what to do."""
-    from exporters.checkpoint import is_wanted
+    from exporters.checkpoint_files import is_wanted
     from exporters.hub.access import check_access
-    from exporters.sources import hub_request, notes_on
+    from exporters.hub.request import hub_request, notes_on
 
     request = hub_request(model, revision)
     found = check_access(request.repo, request.revision, command=f"edgekit access {model}", token_host=token_host)
@@ -100,21 +112,28 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     )
     click.echo(f"{found.repo} can be downloaded {shown}")
     click.echo(f"  commit   {found.commit}")
-    click.echo(f"  licence  {found.licence or 'not stated'}, {'gated' if found.gated else 'public'}")
-    click.echo(f"  size     {megabytes(sum(file.size for file in needed))} in {len(needed)} files that an export needs")
+    click.echo(f"  licence  {found.licence or 'not stated'}, {visibility(found)}")
+    size = megabytes(sum(file.size or 0 for file in needed))
+    click.echo(f"  size     {size} in {len(needed)} files that an export needs")
 
 
-def may_send(token: Token, token_host: str | None) -> Token:
-    """The token, when the host that is asked may have it."""
+def visibility(access: Access) -> str:
+    """Who may see a model."""
+    if access.gated:
+        return "private, gated" if access.private else "gated"
+    return "private" if access.private else "public"
+
+
+def check_host(token_host: str | None) -> None:
+    """Raise NotSignedInError when a token may not go to the host that is asked."""
     from exporters.hub.failures import host
-    from exporters.hub.token import token_for_host
+    from exporters.hub.token import may_be_sent
 
-    if token_for_host(token, token_host) is None:
+    if not may_be_sent(token_host):
         raise NotSignedInError(
             f"the token is not sent to `{host()}`, which is not the Hub",
             hint=f"if that host may have it, add `--token-host {host()}`",
         )
-    return token
 
 
 def variables_in_force() -> list[str]:
