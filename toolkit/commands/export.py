@@ -147,4 +147,5 @@ def agreement(certificate: Certificate, kind: Kind) -> str:
             f"tau      {figures['tau_mean']:.5f} mean, {figures['tau_min']:.5f} min to PyTorch, on {count} queries; "
             f"{figures['top10_overlap']:.0%} of the best ten are the same"
         )
-    return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to PyTorch, on {count} texts"
+    library = certificate.reference.partition(", ")[0]
+    return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to {library}, on {count} texts"
