@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.certify import certificate_of
+from exporters.counts import counted
 from exporters.layer_errors import layer_errors
 from exporters.layerwise import Layerwise, Observer
 from exporters.probe import probe_texts
 from exporters.weightless import WeightlessDecoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
-from runtime.errors import EdgekitError, UnsupportedModelError
+from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
-from runtime.replay import greedy
+from runtime.replay import golden_answer
 
 WINDOW = 512
 """Tokens of the probe set that are read at once, each window on its own."""
@@ -96,7 +97,12 @@ class ProbeReading(Observer):
         return text < len(self.windows)
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
-        del text
+        # Weights that are all numbers may still be so large that what is computed with them is none.
+        if not np.isfinite(logits).all():
+            raise CheckpointError(
+                f"PyTorch gives NaN or infinite logits for text {text} of the probe set, so the model is of no use",
+                hint="its weights or its config.json are damaged; copy or download them again",
+            )
         self.logprobs.append(logprobs_of(logits))
 
     def reference(self) -> DecoderReference:
@@ -172,7 +178,7 @@ def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Itera
 def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:
     """Compare a bundle with PyTorch on the probe set."""
     divergences, same, surprises, expected_surprises = [], [], [], []
-    found = bundle_logprobs(decoder, reference.windows)
+    found = bundle_logprobs(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
         for row, other in zip(expected, here, strict=True):
             divergences.append(float(np.exp(row, dtype=np.float64) @ (row.astype(np.float64) - other)))
@@ -183,9 +189,10 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     surprise, expected_surprise = (
         float(np.concatenate(rows).mean(dtype=np.float64)) for rows in (surprises, expected_surprises)
     )
+    mean = float(np.mean(divergences))
     return DecoderAgreement(
-        # Never negative but by what float32 rounds away.
-        kl=max(0.0, float(np.mean(divergences))),
+        # Never negative but by what float32 rounds away; NaN stays NaN, which `max` would make 0 of.
+        kl=0.0 if mean < 0 else mean,
         kl_max=float(np.max(divergences)),
         top=float(np.mean(same)),
         perplexity=float(np.exp(surprise)),
@@ -201,11 +208,11 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
     decoder = Decoder(bundle)
     found = checked_agreement(decoder, reference, max_kl=max_kl)
     count = min(GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
-    answer = tuple(greedy(decoder, reference.prompt, count))
+    answer, logprobs = golden_answer(decoder, reference.prompt, count)
     # One at a time: a session holds all weights of the bundle, and PyTorch a layer of its own in float32.
     del decoder
     expected = followed(reference.decoder, reference.prompt, answer)
-    golden = GoldenAnswer(reference.text, reference.prompt, expected, answer)
+    golden = GoldenAnswer(reference.text, reference.prompt, expected, answer, logprobs)
     figures = {
         "kl_mean": found.kl,
         "kl_max": found.kl_max,

@@ -18,8 +18,9 @@ from exporters.gguf import open_gguf, unpacked, unpacked_size
 from exporters.graph_files import need_space
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
-from exporters.tokenizer_file import special_tokens, tokenizer_text
+from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
+from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
@@ -58,9 +59,11 @@ def convert(
             checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
             # What its metadata takes is not needed any more.
             del file
-    tokenizer = tokenizer_text(checkpoint)
-    (writer.folder / TOKENIZER).write_bytes(tokenizer.encode("utf-8"))
-    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, special_tokens(tokenizer))
+    else:
+        checkpoint = with_format(checkpoint, writer.scratch / "weights")
+    tokenizer = bundle_tokenizer(checkpoint)
+    (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
+    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, tokenizer)
     bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
     return Exported(bundle, checkpoint.weights_size)
 
@@ -71,7 +74,7 @@ def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if task.keeps_work:
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar)))
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
             task.begin(unfinished.folder, told.advanced)
         with stage(told, "load the weights"):
             model = task.load()
@@ -97,9 +100,9 @@ def key_of(manifest: Manifest, bar: float | None) -> str:
 
 
 def draft_manifest(
-    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, special: dict[str, int]
+    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, tokenizer: BundleTokenizer
 ) -> Manifest:
-    """All of the manifest that the checkpoint's own files decide; `special` are the tokenizer's special tokens."""
+    """All of the manifest that the checkpoint's own files decide."""
     return Manifest(
         schema=SCHEMA,
         kind=kind,
@@ -110,7 +113,13 @@ def draft_manifest(
         inputs=(),
         source=checkpoint.source,
         files={},
-        tokenizer=TokenizerFacts(max_length(checkpoint), lower_case(checkpoint), special),
+        tokenizer=TokenizerFacts(
+            max_length(checkpoint),
+            lower_case(checkpoint),
+            tokenizer.special_tokens,
+            tokenizer.truncation_side,
+            None if kind is Kind.DECODER else tokenizer.known_tokens,
+        ),
         embedder=None,
         certificate=None,
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},

@@ -8,6 +8,7 @@ written in the same order has the same bytes, however often it was broken off.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -89,13 +90,16 @@ class KeptArrays:
         self.journal = path.with_name(f"{path.name}.journal")
         self.entries: dict[str, Entry] = {}
         self.end = 0
-        path.touch()
-        self.journal.touch()
+        for file in (path, self.journal):
+            # Whatever else has the name, such as a link to another's file, is not ours to write through.
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                remove(file)
+            file.touch()
         if path.stat().st_nlink > 1:
             self.leave_to_others()
-        with path.open("r+b") as file:
-            self.read_journal(file)
-            file.truncate(self.end)
+        with path.open("r+b") as content:
+            self.read_journal(content)
+            content.truncate(self.end)
 
     def leave_to_others(self) -> None:
         """Go on with a copy, so that a bundle that has the same file stays as it is when this one changes."""
@@ -110,9 +114,11 @@ class KeptArrays:
         for line in lines:
             try:
                 entry = read_record(Entry, json.loads(line))
-            except (ValueError, RecordError):
+            except (ValueError, RecordError, RecursionError):
                 break
-            if entry.start != self.end or digest_of(file, entry.start, entry.end) != entry.digest:
+            if entry.start != self.end or not is_within(entry):
+                break
+            if digest_of(file, entry.start, entry.end) != entry.digest:
                 break
             self.entries[entry.name], self.end, whole = entry, entry.end, whole + len(line)
         os.truncate(self.journal, whole)
@@ -154,6 +160,29 @@ class KeptArrays:
             journal.write(json.dumps(write_record(entry)) + "\n")
         self.entries[name] = entry
         return entry
+
+
+def is_within(entry: Entry) -> bool:
+    """Whether an entry's arrays lie in it and are as large as they must be."""
+    try:
+        return all(
+            entry.start <= place.start
+            and place.start + place.size <= entry.end
+            and min(place.shape, default=1) >= 0
+            and not np.dtype(place.dtype).hasobject
+            and place.size == np.dtype(place.dtype).itemsize * math.prod(place.shape)
+            for place in entry.arrays.values()
+        )
+    # What a dtype cannot be made of.
+    except (TypeError, ValueError):
+        return False
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def digest_of(file: BinaryIO, start: int, end: int) -> str | None:

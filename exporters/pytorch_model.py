@@ -16,7 +16,7 @@ from exporters.checkpoint import Checkpoint, weight_files
 from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.headers import shown
 from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, EdgekitError
 
 OPSET = 20
 """The first with GELU as one operator."""
@@ -32,6 +32,8 @@ COMPUTED = ("position_ids", "inv_freq", "masked_bias")
 """How tensors end that models compute for themselves and that old versions of transformers saved."""
 SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions", "dim")
 """How keys end whose values count something."""
+NEEDED = ("_eps", "_epsilon", "_theta", "_size", "_layers", "num_attention_heads", "_positions", "_embeddings")
+"""How keys end that may not be null where they have a value by default."""
 LARGEST = 2**31
 FEW_TOKENS = torch.tensor([[0, 1, 2]])
 
@@ -59,7 +61,7 @@ def check_types(checkpoint: Checkpoint, usual: Any) -> None:
     """Raise CheckpointError for a value of another type than transformers' own has, in the `usual` config."""
     for key, value in checkpoint.config.items():
         own = getattr(usual, str(key), None)
-        wanted = None if value is None else wrong_type(key, value, own)
+        wanted = wrong_type(key, value, own)
         if wanted is not None:
             raise CheckpointError(
                 f"`{key}` in the config.json of `{checkpoint.name}` must be {wanted}, not `{shown(repr(value))}`"
@@ -68,6 +70,8 @@ def check_types(checkpoint: Checkpoint, usual: Any) -> None:
 
 def wrong_type(key: str, value: Any, own: Any) -> str | None:
     """What a value should be, by the one that transformers has for it, where it is not."""
+    if value is None:
+        return "a number" if type(own) in (int, float) and key.endswith(NEEDED) else None
     number = type(value) in (int, float)
     ids = isinstance(value, list) and all(type(one) is int for one in value)
     if type(own) is int and key.endswith(SIZES):
@@ -121,33 +125,22 @@ def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
         if tensor.dtype in READ_AS:
             tensor.check_finite()
     config = load_config(checkpoint, getattr(model_class, "config_class", None))
-    with quiet():
-        try:
-            model, info = model_class.from_pretrained(
-                str(checkpoint.folder),
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                # The plain attention traces to the operators that `merge_attention` looks for.
-                attn_implementation="eager",
-                output_loading_info=True,
-                # What does not fit is told by its name.
-                ignore_mismatched_sizes=True,
-            )
-        # transformers and torch raise whatever settings that do not go together make of their code.
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {reason}") from error
-    for key, shape, promised in sorted(info["mismatched_keys"]):
-        raise CheckpointError(
-            f"in `{checkpoint.folder}`, `{key}` has the shape {tuple(shape)}, and its config.json promises "
-            f"{tuple(promised)}"
+    with quiet(), refusing_what_fails(checkpoint):
+        with torch.device("meta"):
+            check_shapes(checkpoint, getattr(model_class, "from_config", model_class)(config), tensors)
+        model, info = model_class.from_pretrained(
+            str(checkpoint.folder),
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            # The plain attention traces to the operators that `merge_attention` looks for.
+            attn_implementation="eager",
+            output_loading_info=True,
         )
     model.eval()
     check_superfluous(checkpoint, model, info["unexpected_keys"])
-    check_integers(checkpoint, tensors, info["unexpected_keys"])
     check_missing(checkpoint, model, info["missing_keys"])
     return model
 
@@ -169,15 +162,44 @@ def check_superfluous(checkpoint: Checkpoint, model: Any, unexpected: Iterable[s
         )
 
 
-def check_integers(checkpoint: Checkpoint, tensors: Mapping[str, StoredTensor], unexpected: Iterable[str]) -> None:
-    """Raise CheckpointError for weights that are whole numbers: those of a quantized model, without their scales."""
-    unread = set(unexpected)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in READ_AS and name not in unread and not name.endswith(COMPUTED):
+def check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError for tensors that do not fit a model, which is on torch's `meta` device and has no content.
+
+    Told before anything of that size is made: transformers gives random numbers to what is missing.
+    """
+    largest = max((tensor.size for tensor in tensors.values()), default=0)
+    prefix = f"{shapes.base_model_prefix}."
+    for name, parameter in shapes.named_parameters():
+        promised = tuple(parameter.shape)
+        names = (name, prefix + name, name.removeprefix(prefix))
+        tensor = next((tensors[one] for one in names if one in tensors), None)
+        if tensor is None and parameter.numel() > largest:
             raise CheckpointError(
-                f"in `{checkpoint.folder}`, `{name}` is of the type `{tensor.dtype}`",
+                f"the config.json of `{checkpoint.name}` promises `{name}` in the shape {promised}, and none of its "
+                "tensors is as large"
+            )
+        if tensor is not None and tensor.shape != promised:
+            raise CheckpointError(
+                f"in `{checkpoint.folder}`, `{tensor.name}` has the shape {tensor.shape}, and its config.json promises "
+                f"{promised}"
+            )
+        if tensor is not None and tensor.dtype not in READ_AS:
+            raise CheckpointError(
+                f"in `{checkpoint.folder}`, `{tensor.name}` is of the type `{tensor.dtype}`",
                 hint=f"read are {', '.join(f'`{known}`' for known in READ_AS)}",
             )
+
+
+@contextmanager
+def refusing_what_fails(checkpoint: Checkpoint) -> Iterator[None]:
+    """Transformers and torch raise whatever settings that do not go together make of their code."""
+    try:
+        yield
+    except EdgekitError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {reason}") from error
 
 
 def check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) -> None:

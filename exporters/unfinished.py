@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,26 +26,46 @@ class Unfinished:
     and when the next one to the same target is another one.
     """
 
-    def __init__(self, target: Path, key: str) -> None:
-        """`key` tells exports apart: it holds all that decides what is kept."""
+    def __init__(self, target: Path, key: str, note: Callable[[str], None] | None = None) -> None:
+        """`key` tells exports apart: it holds all that decides what is kept; `note` is told of work that is removed."""
         self.target = target
         self.folder = folder_of(target)
         self.key = key
+        self.note = note
         self.lock: int | None = None
 
     def __enter__(self) -> Unfinished:  # noqa: PYI034 - Self came with Python 3.11
         while self.lock is None:
+            self.refuse_link()
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = self.locked()
-        said = self.folder / KEY
-        if not said.exists() or said.read_text(encoding="utf-8") != self.key:
+        if self.said() != self.key.encode():
+            if self.note is not None and any(path.name not in (KEY, LOCK) for path in self.folder.iterdir()):
+                self.note(f"what an earlier export left in `{self.folder}` is not for this one, and is removed")
             for path in self.folder.iterdir():
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 elif path.name != LOCK:
                     path.unlink()
-            said.write_text(self.key, encoding="utf-8")
+            with (self.folder / KEY).open("xb") as file:
+                file.write(self.key.encode())
         return self
+
+    def refuse_link(self) -> None:
+        """Raise OutputError for something else under the folder's name, such as a link to what would be emptied."""
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise OutputError(
+                f"`{self.folder}` is a link or no folder, and what is done would be kept there",
+                hint=f"remove it: `rm {shlex.quote(str(self.folder))}`",
+            )
+
+    def said(self) -> bytes | None:
+        """The key of what is there; None for one that cannot be read, whose work is removed as that of another is."""
+        path = self.folder / KEY
+        try:
+            return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        except OSError:
+            return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -51,6 +73,8 @@ class Unfinished:
         begun = {path.name for path in self.folder.iterdir()} - {KEY, LOCK}
         if kind is None or issubclass(kind, Exception) or not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.note is not None:
+            self.note(f"what is done is kept in `{self.folder}`; the same command resumes from there")
         if self.lock is not None:
             os.close(self.lock)
 
@@ -58,7 +82,13 @@ class Unfinished:
         """The lock, held as long as the process lives; None where the folder went away before it was taken."""
         path = self.folder / LOCK
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link or a folder there is none of ours.
+            if path.is_symlink() or path.is_dir():
+                raise OutputError(
+                    f"`{path}` is a link or a folder, where a file is locked",
+                    hint=f"remove what is in the way: `rm -r {shlex.quote(str(self.folder))}`",
+                )
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             return None
         try:

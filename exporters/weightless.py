@@ -19,7 +19,7 @@ from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from exporters.checkpoint import Checkpoint, weight_files
-from exporters.pytorch_model import load_config, quiet
+from exporters.pytorch_model import load_config, quiet, refusing_what_fails
 from exporters.stored_tensors import STORED_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError
 
@@ -80,16 +80,13 @@ class WeightlessDecoder:
 def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
     """The model that a checkpoint holds; raises CheckpointError where its tensors do not fit its config."""
     config = load_config(checkpoint)
-    with quiet():
-        try:
-            with no_init_weights(), parameters_without_memory():
-                # The plain attention is the one that other ways of computing it are measured by.
-                model = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
-                )
-            model.tie_weights()
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {error}") from error
+    with quiet(), refusing_what_fails(checkpoint):
+        with no_init_weights(), parameters_without_memory():
+            # The plain attention is the one that other ways of computing it are measured by.
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+            )
+        model.tie_weights()
     tensors = named_as_in(model, stored_tensors(weight_files(checkpoint.folder)))
     check_tensors(checkpoint, model, tensors)
     held = {}

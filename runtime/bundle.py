@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,16 @@ GRAPH_DATA = f"{GRAPH}.data"
 TOKENIZER = "tokenizer.json"
 HASHED = 1 << 20
 """Bytes that are hashed at once. The C library keeps more memory for itself once it has seen larger arrays go."""
+LARGEST_MANIFEST = 1 << 20
+"""Bytes. The largest part is golden vectors, of 4,096 numbers not 400 KB."""
+LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 27}
+"""Bytes of files that a library reads at once: protobuf's own limit, and four times the largest tokenizer published."""
+LARGEST_BUNDLE = 1 << 38
+"""Bytes of all files, which are read to be hashed."""
+DEPTH = 8
+"""Folders within one another."""
+MOST_FILES = 10_000
+"""Of them a manifest of that size could list no more."""
 NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """A new export is the cure for a file that is not as it was: it cannot be mended."""
 
@@ -59,11 +70,7 @@ class Bundle:
                 if (folder / "config.json").exists()
                 else None,
             )
-        try:
-            text = manifest_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError(f"`{MANIFEST}` is no UTF-8 text") from error
-        manifest = manifest_from_json(text)
+        manifest = manifest_from_json(read_manifest(manifest_file))
         check_names(folder, manifest.files)
         for layer in manifest.embedder.dense if manifest.embedder is not None else ():
             if layer.file not in manifest.files:
@@ -97,10 +104,29 @@ class Bundle:
         return sum(record.size for record in self.manifest.files.values())
 
 
+def read_manifest(path: Path) -> str:
+    """The text of a manifest, of which no more is read than one may have."""
+    try:
+        # What is no file was refused; if it became one meanwhile, it is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    if len(content) > LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, which no manifest has")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"`{MANIFEST}` is no UTF-8 text") from error
+
+
 def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     """Compare a folder with the list of its files: names first, then sizes."""
     for name in files:
         check_path(name)
+    check_spelling(files)
+    check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
     for name in sorted(found - set(files)):
         raise BundleError(
@@ -123,27 +149,60 @@ def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
 def check_path(name: str) -> None:
     """Refuse a path that is absolute, leaves the folder or is not written in the plain way."""
     parts = PurePosixPath(name).parts
-    if not parts or name != "/".join(parts) or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
+    if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         raise BundleError(f"the path `{name}` leaves the folder or is not written plainly")
 
 
-def walk(folder: Path, prefix: str = "") -> list[str]:
-    """Relative paths of everything below a folder that is not itself a folder; links are not followed."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                names += walk(Path(entry.path), f"{name}/")
-            else:
-                names.append(name)
-    return names
+def check_spelling(files: Iterable[str]) -> None:
+    """Refuse names that are one file where case or the form of accents does not count, as on macOS."""
+    known: dict[str, str] = {}
+    for name in (*files, MANIFEST):
+        other = known.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        if other != name:
+            raise BundleError(f"the manifest lists `{other}` and `{name}`, which are the same file on some systems")
+
+
+def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
+    """Refuse what would be read for hours, or takes all memory, before anything of it is read."""
+    for name, record in files.items():
+        most = LARGEST.get(name, LARGEST_BUNDLE)
+        if not 0 <= record.size <= most:
+            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes, and {most} are allowed")
+    total = sum(record.size for record in files.values())
+    if total > LARGEST_BUNDLE:
+        raise BundleError(f"the files of `{folder}` have {total} bytes, and {LARGEST_BUNDLE} are allowed")
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Relative paths of everything below a folder that is not itself a folder; links are not followed.
+
+    Raises BundleError where folders nest deeper, or hold more, than those of a bundle.
+    """
+    pending = [""]
+    count = 0
+    while pending:
+        prefix = pending.pop()
+        if prefix.count("/") > DEPTH:
+            raise BundleError(f"the folders in `{folder}` are more than {DEPTH} deep")
+        try:
+            with os.scandir(folder / prefix) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > MOST_FILES:
+                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is no bundle")
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{prefix}{entry.name}/")
+                    else:
+                        yield f"{prefix}{entry.name}"
+        except OSError as error:
+            raise BundleError(f"`{folder / prefix}` cannot be read: {error.strerror or error}") from error
 
 
 def is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return False
 
 

@@ -54,13 +54,18 @@ class BundleWriter:
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def commit(self, manifest: Manifest) -> Bundle:
-        """Hash the files, write the manifest, flush all to disk and rename; returns the finished bundle."""
+        """Hash the files, write the manifest, flush all to disk and rename; returns the finished bundle.
+
+        Raises BundleError where the bundle could not be opened again, such as for a manifest with NaN.
+        """
         files = {}
         for name in sorted(walk(self.folder)):
             path = self.folder / name
             files[name] = FileRecord(path.stat().st_size, sha256_of(path))
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
+        # What could not be opened is not put in the place of what can.
+        Bundle.listed(self.folder)
         for name in [*files, MANIFEST, "."]:
             flush(self.folder / name)
         move_into_place(self.folder, self.target)

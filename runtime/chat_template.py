@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.errors import BundleError, InputError
 from runtime.manifest import ChatFacts
@@ -15,12 +14,13 @@ from runtime.tokenizer import checked_text
 
 if TYPE_CHECKING:
     import jinja2
-    from jinja2 import nodes
-    from jinja2.parser import Parser
-    from jinja2.runtime import Macro
 
 USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
 """Roles about which a template is asked, whether it names them or not."""
+LARGEST = 1 << 17
+"""Characters of a template; the longest published ones have some 20,000."""
+DATE_FORM = 256
+"""Characters of a template's form for dates."""
 
 
 class ChatTemplate:
@@ -31,6 +31,8 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - only what chats pays for it
 
         self.facts = facts
+        if len(facts.template) > LARGEST:
+            raise BundleError(f"the chat template has {len(facts.template)} characters, and {LARGEST} are allowed")
         try:
             self.template = environment().from_string(facts.template)
         except TemplateSyntaxError as error:
@@ -48,18 +50,24 @@ class ChatTemplate:
         """The text of a conversation; with `for_answer` it ends where the assistant's next message begins.
 
         Raises InputError with the template's own words for what it refuses, and for a role that it does not know, and
-        BundleError for a template that does no template's work.
+        BundleError for a template that does no template's work, or more than a template may.
         """
         from jinja2 import TemplateError  # noqa: PLC0415
         from jinja2.exceptions import SecurityError  # noqa: PLC0415
 
+        from runtime.template_sandbox import Budget, TemplateLimitError, spending  # noqa: PLC0415
+
         for index, message in enumerate(messages):
             self.check(message, index)
         records = [{"role": message.role, "content": message.content} for message in messages]
+        size = sum(len(message.content) for message in messages)
         try:
-            text = self.template.render(
-                self.facts.tokens, messages=records, tools=None, documents=None, add_generation_prompt=for_answer
-            )
+            with spending(Budget(size, items=3 * len(messages))):
+                text = self.template.render(
+                    self.facts.tokens, messages=records, tools=None, documents=None, add_generation_prompt=for_answer
+                )
+        except TemplateLimitError as error:
+            raise BundleError(f"the chat template {error}") from error
         except SecurityError as error:
             raise BundleError(f"the chat template does what is not allowed: {error}") from error
         except RefusedError as error:
@@ -99,41 +107,18 @@ def refuse(message: str) -> None:
 
 def strftime_now(form: str) -> str:
     """The local time, for templates that tell the model the date."""
+    # The system's strftime makes up to 256 characters of each.
+    if len(form) > DATE_FORM:
+        raise ValueError(f"a form for dates of {len(form)} characters")
     return datetime.now().strftime(form)  # noqa: DTZ005 - the date where the user is
-
-
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters are those that templates know
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
-) -> str:
-    """JSON without jinja2's escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @cache
 def environment() -> jinja2.Environment:
     """What transformers offers to templates, and nothing else: they come with models and may not touch this process."""
-    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415 - only what chats pays for it
-    from jinja2.nodes import CallBlock  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+    # Only what chats pays for jinja2.
+    from runtime.template_sandbox import BoundedEnvironment  # noqa: PLC0415
 
-    class Generation(Extension):
-        """The tag around what the assistant said, which matters in training alone."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 wants it
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
-
-        def content(self, caller: Macro) -> str:
-            return caller()
-
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    sandbox.filters["tojson"] = to_json
-    sandbox.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
-    return sandbox
+    found = BoundedEnvironment()
+    found.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+    return found

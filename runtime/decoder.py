@@ -14,7 +14,7 @@ from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_cache_type, input_names
+from runtime.forward import Forward, check_interface, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
@@ -27,6 +27,8 @@ from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
 from runtime.tokenizer import checked_text
 
+SEVERAL = 4
+"""Times the context up to which the tokens of a prompt that is too long are counted."""
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
 
@@ -106,7 +108,7 @@ class Decoder:
         self.safe_tokenizer, self.session = opening.finish(
             partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
         )
-        check_cache_type(self.session, self.facts)
+        check_interface(self.session, self.facts)
         self.tokenizer = self.safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
@@ -199,7 +201,8 @@ class Decoder:
         """Read a prompt, and return the cache that holds it."""
         ids = self.ids_of(prompt)
         cache = self.new_cache()
-        cache.check(len(ids))
+        # One more than it holds: see `Forward.prefill`.
+        cache.check(len(ids) + 1, prompt=len(ids))
         forward = Forward(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
@@ -224,11 +227,18 @@ class Decoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a raw text, after the token that begins one where the model wants that."""
-        return encode_text(self.safe_tokenizer, self.facts, checked_text(text, "the prompt"))
+        return begun(self.encode_exactly(checked_text(text, "the prompt")), self.facts)
 
     def encode_exactly(self, text: str) -> list[int]:
-        """The ids of a text that writes its special tokens itself, as chat templates do."""
-        return encode_exactly(self.safe_tokenizer, text)
+        """The ids of a text that writes its special tokens itself, as chat templates do.
+
+        Raises TextTooLongError for a text of more than several times the context, of which no more is read, and
+        InputError for one that the tokenizer cannot read.
+        """
+        ids = self.safe_tokenizer.encode(text, enough=SEVERAL * self.context)
+        if len(ids) > SEVERAL * self.context:
+            raise self.too_long(len(ids), "at least ")
+        return ids
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
@@ -243,20 +253,23 @@ class Decoder:
                     f"token {place} of the prompt is {id_}, and the vocabulary has {self.facts.vocabulary} tokens"
                 )
         if len(ids) >= self.context:
-            raise TextTooLongError(
-                f"the prompt has {len(ids)} tokens, {len(ids) - self.context + 1} more than the context of "
-                f"{self.context} has room for with an answer",
-                hint="shorten it" if self.context == self.facts.context_length else "shorten it, or raise `context`",
-                texts=(0,),
-            )
+            raise self.too_long(len(ids))
         return ids
+
+    def too_long(self, tokens: int, bound: str = "") -> TextTooLongError:
+        return TextTooLongError(
+            f"the prompt has {bound}{tokens} tokens, {tokens - self.context + 1} more than the context of "
+            f"{self.context} has room for with an answer",
+            hint="shorten it" if self.context == self.facts.context_length else "shorten it, or raise `context`",
+            texts=(0,),
+        )
 
     def checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
         """How many tokens an answer may have after a prompt of so many."""
         context = min(self.context, cache.limit)
         room = max(0, context - prompt)
         if max_tokens is None:
-            cache.check(prompt + 1)
+            cache.check(prompt + 1, prompt=prompt)
             return min(room, cache.largest_that_fits() - prompt)
         if max_tokens < 1:
             raise InputError(f"`max_tokens` must be at least 1, not {max_tokens}")
@@ -266,7 +279,7 @@ class Decoder:
                 f"context of {context}"
             )
         # The last token is never read, but as a draft.
-        cache.check(prompt + max_tokens)
+        cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:
@@ -278,7 +291,11 @@ class Decoder:
 
 def encode_text(tokenizer: SafeTokenizer, facts: DecoderFacts, text: str) -> list[int]:
     """The ids of a raw text, after the token that begins one where the model wants that."""
-    ids = encode_exactly(tokenizer, text)
+    return begun(encode_exactly(tokenizer, text), facts)
+
+
+def begun(ids: list[int], facts: DecoderFacts) -> list[int]:
+    """Ids after the token that begins a text where the model wants that, unless they begin with it."""
     begins = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
     return ids if ids[:1] == begins else [*begins, *ids]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +15,12 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.manifest import Activation, DenseFacts
 
+LARGEST = 1 << 30
+"""Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""
+START = b"\x93NUMPY\x01\x00"
+"""Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
+HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
+FLOAT32 = "<f4"
 Floats = NDArray[np.float32]
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 """Klambauer et al. 2017 (arXiv:1706.02515), to the digits that PyTorch has."""
@@ -66,18 +74,13 @@ class Dense:
     def __init__(self, path: Path, facts: DenseFacts) -> None:
         """Read `weight`, float32 (inputs, outputs), and `bias`, float32 (outputs,); raises BundleError without them."""
         self.path = path
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                self.weight, self.bias = arrays["weight"], arrays["bias"]
-        # A file of one array is no context manager, which Python 3.10 says with another error than later ones.
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise BundleError(f"`{path}` does not hold the arrays `weight` and `bias`: {error}") from error
+        self.weight, self.bias = read_arrays(path)
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[1:]:
             raise BundleError(
                 f"`{path}` holds arrays that do not fit each other: {self.weight.shape}, {self.bias.shape}"
             )
-        if not self.weight.dtype == self.bias.dtype == np.float32:
-            raise BundleError(f"`{path}` holds arrays of {self.weight.dtype} and {self.bias.dtype}, not of float32")
+        if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
+            raise BundleError(f"`{path}` holds weights that are not finite numbers")
         self.activation = facts.activation
 
     def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,6 +91,50 @@ class Dense:
             np.matmul(vector, self.weight, out=product)
         products += self.bias
         return FUNCTIONS[self.activation](products)
+
+
+def read_arrays(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The arrays `weight` and `bias` of an .npz file; nothing larger than the file is made of it."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise BundleError(f"`{path}` has more than {LARGEST} bytes, which no layer has")
+        with zipfile.ZipFile(path) as archive:
+            return read_array(archive, "weight.npy"), read_array(archive, "bias.npy")
+    # What zipfile raises for files that are none, and for those that are encrypted or packed in ways it does not know.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        RuntimeError,
+        NotImplementedError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BundleError(f"`{path}` does not hold the arrays `weight` and `bias`: {error}") from error
+
+
+def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"`{name}` is compressed")
+    with archive.open(entry) as file:
+        if file.read(len(START)) != START:
+            raise ValueError(f"`{name}` is no array that numpy.save wrote")
+        (size,) = struct.unpack("<H", file.read(2))
+        found = HEADER.fullmatch(file.read(size).decode("latin-1"))
+        if found is None:
+            raise ValueError(f"`{name}` is no array of one or two dimensions")
+        kind, transposed, *lengths = found.groups()
+        if kind != FLOAT32:
+            raise ValueError(f"`{name}` holds numbers of type `{kind}`, not `{FLOAT32}`, which is float32")
+        shape = [int(length) for length in lengths if length is not None]
+        count = math.prod(shape)
+        content = file.read()
+    if len(content) != 4 * count:
+        raise ValueError(f"`{name}` holds {len(content)} bytes instead of {4 * count}")
+    return np.frombuffer(content, np.float32).reshape(shape, order="F" if transposed == "True" else "C")
 
 
 def width_before(layers: Sequence[Dense], dimension: int) -> int:

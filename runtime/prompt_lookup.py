@@ -8,13 +8,16 @@ A run with a draft takes longer than one without, so a draft must be right often
 was made: what would be drafted is compared with what comes, for each token of the prompt and of the answer, which costs
 a microsecond or two. Where no draft pays, a run has one row, and takes as long as if nothing were looked up.
 
-onnxruntime's kernels add up a single row in another order than several, and activations that are rounded to 8 bits
-make more of it, so that tokens of about the same probability change places. Any two numbers of rows from two on give
-the same bits (measured, int4 and float32). So what a text becomes could hang on which of its tokens were read in a run
-with a draft. It hangs on nothing but the text: whether there is a draft at a token (`pays`) follows from the tokens up
-to it, and stays so for as long as the drafted ones are right, wherever one run ends and the next begins. Neither the
-length of a draft, nor where an answer is to end, nor what a cache held of the prompt, if it was read as a prompt,
-changes a bit. Tokens of an earlier answer were read with one row each where no draft paid, and are not read again.
+onnxruntime's kernels add up a single row in another order than several, and the last row of an odd number as a single
+one. Activations that are rounded to 8 bits make more of it, so that tokens of about the same probability change places.
+So each run has one row, or an even number of rows, which all give the same bits: prompts are padded to it
+(`Forward.prefill`), and a token is read with a draft, of 1, 3 or 7 tokens, or alone. What a text becomes could still
+hang on which of its tokens were read in a run with a draft. It hangs on nothing but the text: whether there is a draft
+at a token (`pays`) follows from the tokens up to it, and stays so for as long as the drafted ones are right, wherever
+one run ends and the next begins. Neither the length of a draft, nor where an answer is to end, nor what a cache held of
+the prompt, if it was read as a prompt, changes a bit. The one exception: tokens of an earlier answer were read with one
+row each where no draft paid, and are not read again, so a conversation's next answer may differ in its last bits from
+one whose whole text is read as a prompt.
 """
 
 from __future__ import annotations

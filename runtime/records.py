@@ -1,12 +1,13 @@
 """Frozen dataclasses <-> plain JSON values, strictly: what is missing, unknown or of another type is named by its path.
 
 Known field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`. The
-range of an integer may stand in its field's metadata under WITHIN.
+range of an integer, or of all in a tuple, may stand in its field's metadata under WITHIN.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -50,6 +51,9 @@ def read_record(record: type[Record], value: object, path: str = "") -> Record:
 
 
 def check_range(value: object, within: range | None, path: str) -> None:
+    if within is not None and isinstance(value, tuple):
+        for index, item in enumerate(value):
+            check_range(item, within, f"{path}[{index}]")
     if within is not None and isinstance(value, int) and value not in within:
         raise RecordError(path, f"must be from {within.start} to {within.stop - 1}, not {describe(value)}")
 
@@ -115,6 +119,9 @@ def read_scalar(hint: type, value: object, path: str) -> object:
         raise RecordError(path, f"must be {NOUNS[hint]}, not {describe(value)}")
     if isinstance(value, str):
         check_unicode(value, path)
+    # Comparisons with NaN are all false, so that what holds one would pass for anything.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(path, f"must be a finite number, not `{value}`")
     return value
 
 

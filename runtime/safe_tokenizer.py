@@ -60,9 +60,15 @@ class Spans:
 class SafeTokenizer:
     """A tokenizer without truncation and padding, which are this package's own."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = "tokenizer.json") -> None:
-        """Raises BundleError for a tokenizer that reads no text, or that would blow texts up."""
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, name: str = "tokenizer.json", *, known: int | None = None
+    ) -> None:
+        """`known` is how many ids the model knows, where the tokenizer has more.
+
+        Raises BundleError for a tokenizer that reads no text, or that would blow texts up.
+        """
         self.tokenizer = tokenizer
+        self.known = known
         self.name = name
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -105,13 +111,17 @@ class SafeTokenizer:
             raise_unless_of_tokenizers(error)
             raise BundleError(f"the tokenizer `{self.name}` cannot be used: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text without special tokens around it; raises UnreadableError."""
-        faults: dict[int, str] = {}
-        (found,) = self.ids([text], faults)
-        if faults:
-            raise UnreadableError(faults[0])
-        return [int(id_) for id_ in found.ids]
+    def encode(self, text: str, *, enough: int | None = None) -> list[int]:
+        """The ids of a text without special tokens around it; raises UnreadableError.
+
+        Of a long text no more is read when there are more than `enough`.
+        """
+        if len(text) > PIECE:
+            return [int(id_) for id_ in self.long_ids(text, keep=None, left=False, enough=enough).ids]
+        (found,) = self.encoded([text])
+        if isinstance(found, UnreadableError):
+            raise found
+        return list(found)
 
     def ids(
         self,
@@ -145,15 +155,24 @@ class SafeTokenizer:
                 else:
                     ids = np.array(one, np.int64)
                     found[index] = Ids(kept(ids, keep, left=left), len(ids))
+        for index in [index for index, one in found.items() if self.unknown(one.ids) is not None]:
+            faults[first + index] = str(self.unknown(found.pop(index).ids))
         nothing = Ids(np.empty(0, np.int64), 0)
         return [found.get(index, nothing) for index in range(len(texts))]
+
+    def unknown(self, ids: NDArray[np.int64]) -> str | None:
+        """What a text suffers from that has a token which the model has no vector for; None where it has none."""
+        if self.known is None or not (ids >= self.known).any():
+            return None
+        token = self.tokenizer.id_to_token(int(ids[ids >= self.known][0]))
+        return f"has the token `{token}`, which the model does not know"
 
     @property
     def at_once(self) -> int:
         """Characters that are tokenized at once, fewer for a tokenizer that makes them longer."""
         return max(1024, int(AT_ONCE * 4 / max(4.0, self.growth)))
 
-    def long_ids(self, text: str, *, keep: int | None, left: bool) -> Ids:
+    def long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> Ids:
         parts: list[NDArray[np.int64]] = []
         total = held = 0
         for group in self.grouped(text):
@@ -164,6 +183,8 @@ class SafeTokenizer:
                 if keep is None or left or held < keep:
                     parts.append(np.array(ids, np.int64))
                     held += len(ids)
+                if enough is not None and total > enough:
+                    return Ids(np.concatenate(parts), total)
                 while keep is not None and left and held - len(parts[0]) >= keep:
                     held -= len(parts.pop(0))
         return Ids(kept(np.concatenate([np.empty(0, np.int64), *parts]), keep, left=left), total)
@@ -179,7 +200,11 @@ class SafeTokenizer:
             offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + start)
             start += len(piece)
         starts, ends = np.concatenate(offsets).T
-        return Spans(np.concatenate(ids), starts, ends)
+        whole = np.concatenate(ids)
+        fault = self.unknown(whole)
+        if fault is not None:
+            raise UnreadableError(fault)
+        return Spans(whole, starts, ends)
 
     def grouped(self, text: str, *, at_once: int | None = None) -> Iterator[list[str]]:
         """Pieces of a long text, as many as are tokenized at once."""
@@ -252,14 +277,22 @@ def raise_unless_of_tokenizers(error: BaseException) -> None:
         raise error
 
 
-def open_tokenizer(path: Path) -> SafeTokenizer:
-    """Open a tokenizer.json; raises BundleError when it is none, or cannot be used."""
+def open_tokenizer(path: Path, *, known: int | None = None) -> SafeTokenizer:
+    """Open a tokenizer.json, of whose ids a model knows the first `known`, or all.
+
+    Raises BundleError when it is none, or cannot be used.
+    """
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # Not from_file, which takes a path for UTF-8, as no name on a disk needs to be.
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise BundleError(f"`{path}` is no tokenizer: {error}") from error
-    return SafeTokenizer(tokenizer, str(path))
+    return SafeTokenizer(tokenizer, str(path), known=known)
 
 
 def kept(ids: NDArray[np.int64], keep: int | None, *, left: bool) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.forward import Forward
 from runtime.prompt_lookup import PromptLookup
-from runtime.sampler import Penalties, Sampling, make_sampler
+from runtime.sampler import Penalties, Sampler, Sampling, make_sampler
 
 
 class FinishReason(str, Enum):
@@ -86,11 +86,13 @@ class Steps(Iterator[Step]):
         eos_ids: Collection[int],
         sampling: Sampling,
         run_tokens: int,
+        sampler: Sampler | None = None,
         top_logprobs: int = 0,
         lookup: bool = False,
     ) -> None:
         """Continue `prompt`, of which the cache of `forward` may hold a beginning already.
 
+        `sampler` chooses the tokens, by default one that does as `sampling` says.
         At most `run_tokens` of it go through the graph in one run, which bounds the memory of what is computed.
         """
         vocabulary = forward.cache.facts.vocabulary
@@ -103,7 +105,7 @@ class Steps(Iterator[Step]):
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
         """The tokens of the answer so far, the one that ended it included."""
-        self.sampler = make_sampler(
+        self.sampler = sampler or make_sampler(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -166,19 +168,15 @@ class Steps(Iterator[Step]):
         """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
         self.started = perf_counter()
         cache = self.forward.cache
-        # Where all are there, the last is read again for its logits, and the one before with it: see `prompt_lookup` on
-        # runs with one row. So an answer is the same to the bit however much of its prompt the cache held, if it was
-        # read as a prompt: what it holds of an answer was read with as many rows as the answer's runs had.
-        cache.rewind(min(cache.common_prefix(self.prompt), max(0, len(self.prompt) - 2)))
+        # Where all tokens are there, the last is read again for its logits.
+        cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
         self.reused = start = cache.length
         while start < len(self.prompt):
             end = min(start + self.run_tokens, len(self.prompt))
-            if end == len(self.prompt) - 1:
-                end -= 1
-            logits = self.forward.run(self.prompt[start:end], min(2, end - start))
+            logits = self.forward.prefill(self.prompt[start:end])
             start = end
         self.read = perf_counter()
-        return logits[-1:]
+        return logits
 
     def read_answer(self) -> NDArray[np.float32]:
         """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""

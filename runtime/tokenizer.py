@@ -57,7 +57,7 @@ class Tokenizer:
 
     def __init__(self, path: Path, facts: TokenizerFacts) -> None:
         """Raises BundleError for a file that is no tokenizer, or limits that leave no room for a text."""
-        self.tokenizer = open_tokenizer(path)
+        self.tokenizer = open_tokenizer(path, known=facts.known_tokens)
         self.facts = facts
         self.before, self.after = self.tokenizer.before, self.tokenizer.after
         self.room = facts.max_length - len(self.before) - len(self.after)

@@ -12,6 +12,7 @@ import click
 
 from toolkit.interrupts import ending_at_interrupt
 from toolkit.progress import rated
+from toolkit.terminal import without_controls
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from runtime.stream import Answer, Stream, Token
     from toolkit.options import AnswerOptions
     from toolkit.prompts import Asked, Wording
-
-CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-"""Characters that a terminal obeys, and a model has no reason to say."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,20 @@ class Answering:
     cache: KVCache
     """One for all answers, so that what their prompts begin with is read once."""
 
-    def begin(self, asked: Asked) -> Stream:
-        """The answer, of which nothing is computed yet; raises InputError as `Decoder.stream` does."""
+    def begin(self, asked: Asked, options: AnswerOptions | None = None) -> Stream:
+        """The answer, of which nothing is computed yet; raises InputError as `Decoder.stream` does.
+
+        `options` are those of this answer, where they are not those of all.
+        """
+        options = options or self.options
         return self.decoder.stream(
             self.wording.prompt(asked),
-            max_tokens=self.options.max_tokens,
-            sampling=self.options.sampling(self.decoder.sampling),
-            stop=self.options.stop,
+            max_tokens=options.max_tokens,
+            sampling=options.sampling(self.decoder.sampling),
+            stop=options.stop,
             top_logprobs=self.top_logprobs,
             cache=self.cache,
-            lookup=self.options.lookup,
+            lookup=options.lookup,
         )
 
 
@@ -107,7 +109,7 @@ def speed(tokens: int, seconds: float) -> str:
 
 def write_text(stream: Stream, file: BinaryIO) -> None:
     """Write an answer as it comes, and end its last line; Ctrl-C ends the answer."""
-    shown: Callable[[str], str] = printable if file is sys.stdout.buffer and sys.stdout.isatty() else str
+    shown: Callable[[str], str] = without_controls if file is sys.stdout.buffer and sys.stdout.isatty() else str
     ended = written = 0
 
     def write(text: str) -> None:
@@ -118,19 +120,21 @@ def write_text(stream: Stream, file: BinaryIO) -> None:
             ended = text.endswith("\n")
             written += len(text)
 
-    with ending_at_interrupt(stream):
-        for token in stream:
-            write(token.text)
-        # What was held back as the beginning of a stop string comes with no token.
-        write(stream.text[written:])
+    try:
+        with ending_at_interrupt(stream):
+            for token in stream:
+                write(token.text)
+            # What was held back as the beginning of a stop string comes with no token.
+            write(stream.text[written:])
+    except BaseException as error:
+        # An error begins on a line of its own, where it is told on the terminal that has the text.
+        if written and not ended and not isinstance(error, OSError):
+            file.write(b"\n")
+            file.flush()
+        raise
     if not ended:
         file.write(b"\n")
         file.flush()
-
-
-def printable(text: str) -> str:
-    """A text without characters that move the cursor or do other things to a terminal."""
-    return text.translate(CONTROLS)
 
 
 def write_pieces(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:

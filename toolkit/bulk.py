@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from runtime.batching import in_chunks
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.bundle_writer import flush
 from runtime.errors import EdgekitError, InputError, TextError
-from toolkit.job import Job
+from toolkit.job import Job, chunks_of
 from toolkit.notes import Notes
-from toolkit.progress import fresh_line
-from toolkit.resumable import Done, Files, HashedLines, done_before, locked, record
-from toolkit.texts import RecordReader, TextRecord
+from toolkit.progress import Progress, fresh_line
+from toolkit.resumable import Done, Files, HashedSource, done_before, locked, open_own, record
+from toolkit.texts import Reading, RecordReader, TextRecord
 from toolkit.writers import Record, output_errors, write_ranges, writer_for
 
 if TYPE_CHECKING:
@@ -31,13 +30,12 @@ if TYPE_CHECKING:
 
 
 def embed_to_file(
-    job: Job, stream: BinaryIO, *, target: Path, restart: bool, progress: Callable[[int, int], None]
+    job: Job, stream: BinaryIO, *, reading: Reading, target: Path, restart: bool, progress: Progress
 ) -> Done:
     """Embed the texts of a stream into a file, which appears when all is done; returns how it went.
 
-    What was done before of a regular file is not done again, unless `restart`. `progress` is called with the bytes and
-    the records done since the last call. Raises OutputError when another process writes the same output, InputError
-    when it was begun with something else.
+    What was done before of a regular file is not done again, unless `restart`. `progress` is told what is done. Raises
+    OutputError when another process writes the same output, InputError when it was begun with something else.
     """
     options = job.options
     # No text at all: a prompt, a type or ranges that cannot be used end it before a file is touched.
@@ -45,34 +43,33 @@ def embed_to_file(
     files = Files(target)
     input_size = regular_size(stream)
     bundle = sha256_of(job.embedder.bundle.path / MANIFEST)
-    lines = HashedLines(stream)
-    done = begun = Done(bundle=bundle, options=options, input_size=input_size or 0, input_format=options.input_format)
+    source = HashedSource(stream)
+    done = begun = Done(bundle=bundle, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
-            done = done_before(files, begun, lines=lines)
+            done = done_before(files, begun, source=source)
         if done is begun:
             files.state.unlink(missing_ok=True)
         else:
             click.echo(f"{fresh_line()}note: {done.rows} records were done before, and it goes on after them", err=True)
-            progress(done.read, 0)
+            progress.advance(done.read, 0)
         try:
             with opened_at(files.failed_partial, done.failed_size) as failures:
                 file.truncate(done.output_size)
                 file.seek(done.output_size)
                 writer = writer_for(options.output_format, file, empty=nothing.vectors, rows=done.rows)
-                reader = RecordReader(lines, done.input_format, number=done.lines)
+                reader = RecordReader(source, reading, place=None if done is begun else done.place)
                 for chunk in chunks_of(reader):
-                    vectors, failed, notes = embed_chunk(job, chunk, notes=done.notes)
+                    vectors, failed, notes = embed_chunk(job, chunk, notes=done.notes, progress=progress.within)
                     writer.write(chunk, vectors, failed=failed)
                     for index, error in failed.items():
                         failures.write(failure(chunk[index], error))
                     before = done
                     done = replace(
                         done,
-                        input_format=reader.format,
-                        read=lines.size,
-                        read_sha256=lines.hash.hexdigest(),
-                        lines=reader.number,
+                        place=reader.place,
+                        read=source.size,
+                        read_sha256=source.hash.hexdigest(),
                         rows=done.rows + len(chunk),
                         output_size=file.tell(),
                         failed=done.failed + len(failed),
@@ -81,7 +78,7 @@ def embed_to_file(
                     )
                     if input_size is not None:
                         record(files, done, file, failures)
-                    progress(done.read - before.read, len(chunk))
+                    progress.advance(done.read - before.read, len(chunk))
                 writer.close()
                 file.flush()
                 os.fsync(file.fileno())
@@ -106,21 +103,15 @@ def report(job: Job, done: Done, *, target: Path) -> None:
         )
 
 
-def chunks_of(reader: RecordReader) -> Iterator[list[Record]]:
-    from runtime.encoder import CHUNK, CHUNK_CHARACTERS
-
-    return in_chunks(reader, CHUNK, size=lambda read: read.size, most=CHUNK_CHARACTERS)
-
-
 def embed_chunk(
-    job: Job, chunk: Sequence[Record], *, notes: Notes
+    job: Job, chunk: Sequence[Record], *, notes: Notes, progress: Callable[[int], None]
 ) -> tuple[NDArray[Any], dict[int, InputError], Notes]:
     """A row for each record, those that failed by their place, and the notes with what is to tell of the others."""
     import numpy as np
 
     failed = {index: found.error for index, found in enumerate(chunk) if not isinstance(found, TextRecord)}
     texts = {index: found for index, found in enumerate(chunk) if isinstance(found, TextRecord)}
-    embeddings = embed_usable(job, texts, failed)
+    embeddings = embed_usable(job, texts, failed, progress)
     good = list(texts.values())
     notes = notes.with_texts(good, embeddings)
     if not failed:
@@ -130,27 +121,31 @@ def embed_chunk(
     return vectors, dict(sorted(failed.items())), notes
 
 
-def embed_usable(job: Job, texts: dict[int, TextRecord], failed: dict[int, InputError]) -> Embeddings:
+def embed_usable(
+    job: Job, texts: dict[int, TextRecord], failed: dict[int, InputError], progress: Callable[[int], None]
+) -> Embeddings:
     """Embed what can be; the others go from `texts` to `failed`, all that have the same fault at once."""
     try:
-        return job.embed([found.text for found in texts.values()])
+        return job.embed([found.text for found in texts.values()], progress=progress)
     except TextError as error:
         if not error.texts:
             raise
         for index in [list(texts)[place] for place in error.texts]:
             failed[index] = job.placed(error, texts.pop(index).where)
-    return embed_usable(job, texts, failed)
+    return embed_usable(job, texts, failed, progress)
 
 
 def failure(found: Record, error: InputError) -> bytes:
     """A line of the list of failed records."""
-    line = int(found.where.removeprefix("line "))
-    return json.dumps({"line": line, "error": error.message}, ensure_ascii=False).encode() + b"\n"
+    noun, number = found.where.split(" ")
+    return json.dumps({noun: int(number), "error": error.message}, ensure_ascii=False).encode() + b"\n"
 
 
 def opened_at(path: Path, size: int) -> BinaryIO:
     """A file to be written on after its first `size` bytes, the rest of it cut off."""
-    file = path.open("ab")
+    if size == 0:
+        path.unlink(missing_ok=True)
+    file = os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
     file.truncate(size)
     file.seek(size)
     return file

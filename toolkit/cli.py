@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import io
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,17 +18,34 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.interrupts import raised_again
+from toolkit.leaving import INTERRUPTED, leave_at_interrupt
 from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
+from toolkit.progress import OwnLines, fresh_line
 
-INTERRUPTED = 130
+ESCAPED = "edgekit.escaped"
+"""The name of how to write what an encoding has not."""
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
-"""What a shell reports for a process ended by SIGINT or SIGPIPE, and edgekit's own code for memory."""
+"""What a shell reports for a process ended by SIGPIPE, and edgekit's own code for memory."""
+RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
+"""Commands that need the libraries that run a model."""
 
 
 class Commands(click.Group):
     """A group whose reader may leave early, as with `| head -1`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        # Before libraries are loaded that end the process themselves where memory is short.
+        if name in RUN_MODELS and not {"-h", "--help"} & set(rest):
+            from runtime.memory import check_libraries
+
+            check_libraries()
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -32,6 +53,9 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             ctx.exit(CLOSED_PIPE)
+        except KeyboardInterrupt as error:
+            # For which click itself would print an empty line.
+            raise click.Abort from error
         return result
 
 
@@ -57,11 +81,31 @@ cli.add_command(chat.chat)
 
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
+    leave_at_interrupt()
     open_closed_streams()
     buffer_stdout()
-    code = exit_code_of(lambda: cli.main(standalone_mode=False))
+    print_everything()
+    code = exit_code_of(run_interruptibly)
+    # Nothing is left to be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_unwritten()
+    if code == INTERRUPTED:
+        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts, and
+        # where Ctrl-C met code that was compiled as it ran, as libraries have it, Python would end itself by SIGINT.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def run_interruptibly() -> object:
+    """Run the command; whatever a library makes of Ctrl-C, it is an interrupt."""
+    with raised_again() as check:
+        try:
+            return cli.main(standalone_mode=False)
+        except Exception:
+            check()
+            raise
 
 
 def open_closed_streams() -> None:
@@ -82,6 +126,32 @@ def buffer_stdout() -> None:
         )
 
 
+def print_everything() -> None:
+    """Let stdout and stderr take every text, and give what is told a line of its own beside progress.
+
+    What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
+    """
+    codecs.register_error(ESCAPED, escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # ASCII is what the C locale says of terminals that know more (PEP 540); click takes it for UTF-8 too.
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=ESCAPED)
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.isatty():
+        sys.stderr = OwnLines(sys.stderr)
+
+
+def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For characters that an encoding has not: the byte that a surrogate stands for (PEP 383), or an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    # As in JSON, which may be what is written.
+    return json.dumps(character)[1:-1], error.start + 1
+
+
 def drop_unwritten() -> None:
     """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
     try:
@@ -100,7 +170,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        # In place of what the terminal shows of Ctrl-C.
+        click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
     except EdgekitError as error:
         return report(error.message, error.hint, error.exit_code)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
-
+from toolkit.terminal import say
 from toolkit.texts import TextRecord
 
 if TYPE_CHECKING:
@@ -55,10 +54,10 @@ class Notes:
 
         if self.cut.count:
             message = truncation_message(self.cut.count, total, max_length)
-            click.echo(f"warning: {message} ({self.cut})", err=True)
+            say(f"warning: {message} ({self.cut})", err=True)
         if self.split.count:
             verb = "was" if self.split.count == 1 else "were"
-            click.echo(
+            say(
                 f"note: {self.split.count} of {total} texts {verb} longer than {max_length} tokens and read in chunks "
                 f"({self.split})",
                 err=True,
@@ -75,7 +74,7 @@ class PairNotes:
     cut: Places = Places()
     empty: Places = Places()
     queries: int = 0
-    """How many queries were cut, which happens where one leaves no room for a document."""
+    """How many queries were cut beside one of their documents."""
 
     def with_ranking(self, ranking: Ranking[TextRecord], *, prefix: str = "") -> PairNotes:
         """These notes and those on one more ranking, whose documents are called by their index after `prefix`."""
@@ -88,21 +87,20 @@ class PairNotes:
 
     def print(self, max_length: int) -> None:
         """Warn of what a person should know."""
-        from runtime.reranker import truncation_message
+        from runtime.reranker import cut_query_message, truncation_message
 
         if self.cut.count:
             message = truncation_message(self.cut.count, self.documents, max_length)
-            click.echo(f"warning: {message} ({self.cut})", err=True)
+            say(f"warning: {message} ({self.cut})", err=True)
         if self.queries:
-            which = "the query was" if self.queries == 1 else f"{self.queries} queries were"
-            click.echo(f"warning: {which} longer than {max_length} tokens and cut too", err=True)
+            say(f"warning: {cut_query_message(self.queries, max_length)}", err=True)
         if self.empty.count:
             warn_of_empty(self.empty, self.documents, "document", "score")
 
 
 def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
     verb = "is" if empty.count == 1 else "are"
-    click.echo(
+    say(
         f"warning: {empty.count} of {total} {noun}s {verb} empty, and the {result} of an empty {noun} means nothing "
         f"({empty})",
         err=True,
@@ -110,6 +108,7 @@ def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
 
 
 def tell_error(message: str, hint: str | None) -> None:
-    click.echo(f"error: {message}", err=True)
+    say(f"error: {message}", err=True)
     if hint is not None:
-        click.echo(f"\nhint: {hint}", err=True)
+        say("", err=True)
+        say(f"hint: {hint}", err=True)

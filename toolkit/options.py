@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from runtime.errors import InputError
+from toolkit.inputs import InputFormat
 
 if TYPE_CHECKING:
     from runtime.sampler import Sampling
@@ -16,13 +21,44 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 KEPT = "edgekit.answer_options"
 """Where a command's context keeps the values of answer_options until AnswerOptions takes them."""
 
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """A text as it was typed: in UTF-8, whatever the locale takes its bytes for."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        try:
+            return os.fsencode(value).decode("utf-8")
+        except UnicodeError:
+            return str(value)
+
+
+def only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of an option that may be given once; raises InputError for a second one, which would be dropped."""
+    if len(values) < 2:
+        return values[0] if values else None
+    name = parameter.opts[0]
+    shown = ", ".join(f"`{value}`" for value in values)
+    if name == "--input":
+        hint = f"run it once for each, or give one pipe: `awk 1 {' '.join(map(shlex.quote, values))} | edgekit ...`"
+    else:
+        hint = f"give `{name}` once"
+    raise InputError(f"`{name}` was given {len(values)} times, and takes one value: {shown}", hint=hint)
+
+
+def once(name: str, *names: str, **settings: Any) -> Callable[[Function], Function]:
+    """An option that takes one value, and says so where it is given several."""
+    return click.option(name, *names, multiple=True, callback=only_one, **settings)
+
+
 token_host_option = click.option(
     "--token-host",
     metavar="HOST",
     envvar="EDGEKIT_TOKEN_HOST",
     help="Send the token to this host too, when HF_ENDPOINT names it.  [env: EDGEKIT_TOKEN_HOST]",
 )
-system_option = click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+system_option = once("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Cores for each token.  [default: all usable ones]"
 )
@@ -31,6 +67,28 @@ context_option = click.option(
 )
 rates_option = click.option(
     "--rates", is_flag=True, help="Tell on stderr how fast it was, which a terminal is told in any case."
+)
+
+
+def input_format_option(help_text: str) -> Callable[[Function], Function]:
+    """How an input holds texts, recognized where it is not said."""
+    return click.option(
+        "--input-format",
+        type=click.Choice([choice.value for choice in InputFormat]),
+        default="auto",
+        show_default=True,
+        help=help_text,
+    )
+
+
+field_option = once(
+    "--field",
+    type=Text(),
+    metavar="NAME",
+    help="The field or column that holds the text, in JSON and CSV.  [default: text]",
+)
+literal_option = click.option(
+    "--literal", is_flag=True, help="An argument is a text, even where it is the name of a file."
 )
 
 
@@ -87,7 +145,9 @@ def answer_options(command: Function) -> Function:
         answer_option("--presence-penalty", type=float, metavar="X", help="Taken from what the answer has already."),
         answer_option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has it."),
         answer_option("--seed", type=int, metavar="N", help="The same seed gives the same text on the same machine."),
-        answer_option("--stop", multiple=True, metavar="TEXT", help="End an answer before TEXT; may be repeated."),
+        answer_option(
+            "--stop", multiple=True, type=Text(), metavar="TEXT", help="End an answer before TEXT; may be repeated."
+        ),
         answer_option(
             "--lookup/--no-lookup",
             default=True,

@@ -1,16 +1,24 @@
-"""What a person sees while something runs: on stderr, and bars only on a terminal."""
+"""What a person sees while something runs: on stderr, and bars only on a terminal.
+
+A line of progress begins with CLEAR, which empties the line that it replaces, and has no end. All that is no progress
+begins on a line of its own: `OwnLines` sees to it, whoever writes.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import click
+
+from toolkit.terminal import escaped
 
 CLEAR = "\r\x1b[K"
 """Back to the start of a terminal's line, and the line emptied."""
@@ -18,10 +26,39 @@ AT_ONCE = 0.02
 """Seconds in which no weight is done anew."""
 WIDTH = 20
 """Characters of a bar."""
+HEARTBEAT = 1.0
+"""Seconds after which a stage that tells nothing shows that it still runs."""
+REDRAW = 0.1
+"""Seconds between two lines that show a count."""
+
+
+class OwnLines(io.TextIOWrapper):
+    """Stderr on a terminal, which ends a line of progress before anything else is written, an error or a warning."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+        self.unfinished = False
+        self.writing = threading.RLock()
+
+    def write(self, text: str, /) -> int:
+        with self.writing:
+            if self.unfinished and text and not text.startswith(("\r", "\n")):
+                super().write("\n")
+            if text:
+                self.unfinished = text.startswith(CLEAR) and not text.endswith("\n")
+            return super().write(text)
+
+
+def show(line: str) -> None:
+    """Show a line of progress in place of the one before."""
+    click.echo(f"{CLEAR}{line}", err=True, nl=False)
 
 
 class StageProgress:
-    """A line for each stage with the time it took; on a terminal the line is there while the stage runs."""
+    """A line for each stage with the time it took; on a terminal the line is there while the stage runs.
+
+    Used as a context manager, so that nothing is shown any more after an error.
+    """
 
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         """`check` is called before each stage."""
@@ -30,18 +67,57 @@ class StageProgress:
         """When the download began to be shown, and the bytes that were there then."""
         self.advance: tuple[float, int, float] | None = None
         """When weights began to be done, the bytes that were done then, and when it was last told."""
+        self.shown = 0.0
+        """When a line was last shown."""
+        self.stop: threading.Event | None = None
+        self.thread: threading.Thread | None = None
+
+    def __enter__(self) -> StageProgress:  # noqa: PYI034 - Self came with Python 3.11
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.quieten()
 
     def begin(self, stage: str) -> None:
         if self.check is not None:
             self.check()
+        self.quieten()
         if sys.stderr.isatty():
-            click.echo(f"  ...     {stage}", err=True, nl=False)
+            show(f"  ...     {escaped(stage)}")
+            self.stop = threading.Event()
+            self.thread = threading.Thread(target=self.beat, args=(stage, self.stop), daemon=True)
+            self.thread.start()
+
+    def beat(self, stage: str, stop: threading.Event) -> None:
+        """Show how long a stage has run, where nothing else is shown of it."""
+        began = time.monotonic()
+        while not stop.wait(HEARTBEAT):
+            now = time.monotonic()
+            if now - self.shown >= HEARTBEAT:
+                show(f"  ...     {escaped(stage)}, {duration(now - began)}")
+
+    def quieten(self) -> None:
+        """Show nothing more of the stage that ran."""
+        if self.stop is not None and self.thread is not None:
+            self.stop.set()
+            self.thread.join()
+        self.stop = self.thread = None
 
     def end(self, stage: str, seconds: float) -> None:
-        click.echo(f"{fresh_line()}  {seconds:5.1f} s {stage}", err=True)
+        self.quieten()
+        click.echo(f"{fresh_line()}  {seconds:5.1f} s {escaped(stage)}", err=True)
 
     def note(self, text: str) -> None:
-        click.echo(f"{fresh_line()}note: {text}", err=True)
+        click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
+
+    def counted(self, done: int, total: int, noun: str) -> None:
+        """Show how many texts, layers or the like of a stage are done; called after each."""
+        if sys.stderr.isatty() and (done == total or time.monotonic() - self.shown >= REDRAW):
+            self.draw(f"  {done} of {total} {noun}")
+
+    def draw(self, line: str) -> None:
+        self.shown = time.monotonic()
+        show(line)
 
     def downloaded(self, done: int, total: int) -> None:
         """Show how far a download is: bytes, rate and the time that is left; called again and again."""
@@ -53,8 +129,8 @@ class StageProgress:
         since, before = self.download
         rate = (done - before) / (now - since) if now > since else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        shown = f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}"
-        click.echo(f"{CLEAR}{shown}", err=True, nl=False)
+        self.shown = now
+        show(f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}")
 
     def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None:
         """Show how many of the weights are done; called after each."""
@@ -68,8 +144,8 @@ class StageProgress:
             return
         rate = (size - before) / (now - since) if now > since else 0.0
         left = f", {duration((of_size - size) / rate)} left" if rate > 0 else ""
-        shown = f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}"
-        click.echo(f"{CLEAR}{shown}", err=True, nl=False)
+        self.shown = now
+        show(f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}")
 
 
 def fresh_line() -> str:
@@ -81,26 +157,46 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-@contextmanager
-def bar(stream: BinaryIO, *, enabled: bool, verb: str = "embedding") -> Iterator[Callable[[int, int], None]]:
-    """Show how far a stream of texts is; called with the bytes and the texts done since the last call.
+class Progress(Protocol):
+    """Is told how far a stream of texts is."""
 
-    A bar with rate and time left over a file, whose size is known; a running count for a pipe. What is passed over with
-    no texts was done before, and does not count for the rate.
+    def advance(self, size: int, texts: int) -> None:
+        """So many bytes and texts more are done; what is passed over with no texts was done before."""
+
+    def within(self, texts: int) -> None:
+        """So many texts more of those that are computed together are done; called from several threads."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def advance(self, size: int, texts: int) -> None: ...
+
+    def within(self, texts: int) -> None: ...
+
+
+@contextmanager
+def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "embedding") -> Iterator[Progress]:
+    """Show how far a stream of texts is, from the beginning on.
+
+    A bar with rate and time left over a file, whose size is known; a running count for a pipe. Nothing where results go
+    to the terminal itself.
     """
-    if not enabled or not sys.stderr.isatty():
-        yield lambda _bytes, _texts: None
+    if not enabled or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
+        yield NoProgress()
         return
     status = os.fstat(stream.fileno())
     shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None, verb=verb)
+    show(f"{verb} ...")
     try:
-        yield shown.advance
+        yield shown
     finally:
-        click.echo(err=True)
+        if not isinstance(sys.stderr, OwnLines) or sys.stderr.unfinished:
+            click.echo(err=True)
 
 
 class TextProgress:
-    """How far a stream of `total` bytes is; None where that is not known."""
+    """How far a stream of `total` bytes is; None where that is not known. What was done before counts for no rate."""
 
     def __init__(self, total: int | None, *, verb: str = "embedding") -> None:
         self.total = total
@@ -109,23 +205,40 @@ class TextProgress:
         self.done = 0
         self.skipped = 0
         self.texts = 0
+        self.ahead = 0
+        """Texts that are computed, and not written yet."""
+        self.shown = 0.0
+        self.counting = threading.Lock()
 
     def advance(self, size: int, texts: int) -> None:
-        self.done += size
-        self.texts += texts
-        if texts == 0:
-            self.skipped += size
-            return
-        click.echo(f"{CLEAR}{self.line(time.monotonic() - self.start)}", err=True, nl=False)
+        with self.counting:
+            self.done += size
+            self.texts += texts
+            self.ahead = 0
+            if texts == 0:
+                self.skipped += size
+                return
+            show(self.line(time.monotonic() - self.start))
+
+    def within(self, texts: int) -> None:
+        with self.counting:
+            self.ahead += texts
+            now = time.monotonic()
+            if now - self.shown < REDRAW:
+                return
+            self.shown = now
+            show(self.line(now - self.start))
 
     def line(self, seconds: float) -> str:
-        rate = f"{self.texts} texts, {rated(self.texts / max(seconds, 1e-9))} texts/s"
+        texts = self.texts + self.ahead
+        rate = f"{texts} texts, {rated(texts / max(seconds, 1e-9))} texts/s"
         if self.total is None:
             return f"{self.verb} {megabytes(self.done)}, {rate}"
         part = self.done / max(self.total, 1)
         filled = int(part * WIDTH)
-        left = seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
-        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}, {duration(left)} left"
+        new = self.done - self.skipped
+        left = f", {duration(seconds * (self.total - self.done) / new)} left" if new else ""
+        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
 
 
 def rated(rate: float) -> str:

@@ -6,22 +6,28 @@ of the one before, so the record never claims a row that is not there.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import click
+
 from runtime.bundle_writer import flush
 from runtime.errors import InputError, OutputError
-from runtime.records import RecordError, read_record, write_record
+from runtime.records import read_record, write_record
+from toolkit.inputs import InputFormat, Place, Source
 from toolkit.job import Options
 from toolkit.notes import Notes
-from toolkit.texts import InputFormat
+from toolkit.progress import fresh_line
 
 BLOCK = 1 << 20
 
@@ -35,12 +41,11 @@ class Done:
     options: Options
     input_size: int
     """Bytes of the whole input."""
-    input_format: InputFormat
-    """What `auto` took."""
+    place: Place = field(default_factory=Place)
+    """How the input is read, and where that came to."""
     read: int = 0
     """Bytes of the input that are done."""
     read_sha256: str = ""
-    lines: int = 0
     rows: int = 0
     output_size: int = 0
     failed: int = 0
@@ -87,12 +92,11 @@ class Files:
             path.unlink(missing_ok=True)
 
 
-class HashedLines:
-    """The lines of a stream, with the bytes given so far and their hash."""
+class HashedSource(Source):
+    """A source with the hash of the bytes that were read so far."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.size = 0
+        super().__init__(stream)
         self.hash = hashlib.sha256()
 
     def skip(self, size: int) -> None:
@@ -100,21 +104,48 @@ class HashedLines:
         while self.size < size and (block := self.stream.read(min(BLOCK, size - self.size))):
             self.take(block)
 
-    def __iter__(self) -> Iterator[bytes]:
-        for line in self.stream:
-            self.take(line)
-            yield line
-
     def take(self, data: bytes) -> None:
-        self.size += len(data)
+        super().take(data)
         self.hash.update(data)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that lies beside an output; raises OutputError for a link, which would have its target written."""
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        # A link, or a pipe that nobody reads.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise linked(path) from error
+        raise
+    status = os.fstat(number)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return number
+    os.close(number)
+    raise linked(path)
+
+
+def linked(path: Path) -> OutputError:
+    return OutputError(
+        f"`{path}` is a link or no regular file, and what is done would be written there",
+        hint=f"remove it: `rm {shlex.quote(str(path))}`",
+    )
+
+
+def write_own(path: Path, text: str) -> None:
+    """Write a small file that lies beside an output, in place of whatever has its name."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
 def locked(files: Files) -> Iterator[BinaryIO]:
     """The hidden file, open to read and write and locked; raises OutputError when another process has it."""
     while True:
-        with os.fdopen(os.open(files.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with os.fdopen(open_own(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -135,20 +166,24 @@ def is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def done_before(files: Files, begun: Done, *, lines: HashedLines) -> Done:
-    """How far a run like `begun` came before it was killed, `lines` put behind that; `begun` when there was none.
+def done_before(files: Files, begun: Done, *, source: HashedSource) -> Done:
+    """How far a run like `begun` came before it was killed, `source` put behind that; `begun` when there was none.
 
     Raises InputError when what is there was begun with another bundle, input or other options.
     """
     try:
-        found = read_record(Done, json.loads(files.state.read_bytes()))
-    except (FileNotFoundError, RecordError):
-        # A record that does not fit is of another version of edgekit.
+        found = checked(read_record(Done, json.loads(files.state.read_bytes())))
+    except FileNotFoundError:
+        return begun
+    # RecordError is a ValueError, as are those of JSON and UTF-8.
+    except (ValueError, RecursionError, OSError) as error:
+        tell_unusable(files, f"{error}" or type(error).__name__)
         return begun
     if not files.failed_partial.exists() and files.failed.exists():
         # Killed between the two renames at the very end.
         files.failed.replace(files.failed_partial)
     if size_of(files.partial) < found.output_size or size_of(files.failed_partial) < found.failed_size:
+        tell_unusable(files, "what it says was done is not there")
         return begun
     other = None
     if found.bundle != begun.bundle:
@@ -158,8 +193,8 @@ def done_before(files: Files, begun: Done, *, lines: HashedLines) -> Done:
     elif found.input_size != begun.input_size:
         other = "another input"
     else:
-        lines.skip(found.read)
-        if lines.hash.hexdigest() != found.read_sha256:
+        source.skip(found.read)
+        if source.hash.hexdigest() != found.read_sha256:
             other = "another input"
     if other is not None:
         raise InputError(
@@ -167,6 +202,23 @@ def done_before(files: Files, begun: Done, *, lines: HashedLines) -> Done:
             hint="run the command as it was then to go on, or add `--restart` to begin anew",
         )
     return found
+
+
+def checked(done: Done) -> Done:
+    """The same; raises ValueError for figures that nothing could have."""
+    figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.place.number)
+    if min(figures) < 0 or done.place.format is InputFormat.AUTO or len(done.place.delimiter) != 1:
+        raise ValueError("its figures contradict one another")
+    return done
+
+
+def tell_unusable(files: Files, why: str) -> None:
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in why)
+    click.echo(
+        f"{fresh_line()}note: `{files.state}`, which says how far an earlier run came, cannot be used, "
+        f"so everything is done anew: {shown}",
+        err=True,
+    )
 
 
 def size_of(path: Path) -> int:
@@ -178,7 +230,6 @@ def record(files: Files, done: Done, *written: BinaryIO) -> None:
     for file in written:
         file.flush()
         os.fsync(file.fileno())
-    files.next_state.write_text(json.dumps(write_record(done)), encoding="utf-8")
-    flush(files.next_state)
+    write_own(files.next_state, json.dumps(write_record(done)))
     files.next_state.replace(files.state)
     flush(files.target.parent)

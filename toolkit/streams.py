@@ -73,7 +73,9 @@ def open_output(output: str | None) -> Iterator[BinaryIO]:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with output_errors(target, partial):
         try:
-            with partial.open("wb") as file:
+            # What a killed process of this number left there goes; a link there must not be followed.
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as file:
                 yield file
             partial.replace(target)
         finally:

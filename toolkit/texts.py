@@ -1,23 +1,21 @@
-"""Texts as they come to a command: as arguments, one a line, or JSONL with a field `text`."""
+"""Texts as they come to a command: as arguments, or from an input, one a line or in a field of each record."""
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import shlex
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
+from toolkit.inputs import AS_TEXT, FailedRecord, InputFormat, Item, ItemReader, Place, Source, quoted, recognized
 
-
-class InputFormat(str, Enum):
-    """How a file or a pipe holds texts."""
-
-    AUTO = "auto"
-    TEXT = "text"
-    JSONL = "jsonl"
+FIELD = "text"
+"""The field that holds the text, unless `--field` names another."""
 
 
 @dataclass(frozen=True)
@@ -33,115 +31,146 @@ class TextRecord:
 
 
 @dataclass(frozen=True)
-class FailedRecord:
-    """A line that holds no text which could be used."""
+class Reading:
+    """How the command line says that an input is to be read."""
 
-    error: InputError
-    fields: dict[str, Any]
-    """The number of the line, for want of anything else."""
-    where: str
-    size: int
+    format: InputFormat = InputFormat.AUTO
+    field: str | None = None
+    """The field that holds the text; None for the usual one."""
+    name: str | None = None
+    """Of the file, None for stdin."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it says so itself, so that a record without that field is at fault and not the reading."""
+        return self.format is not InputFormat.AUTO or self.field is not None
+
+    def begin(self, source: Source, *, tables: bool = True) -> Place:
+        """Where to begin; raises InputError for a field in plain text."""
+        place = recognized(source, self.format, name=self.name, column=self.field, tables=tables)
+        if self.field is not None and place.format is InputFormat.TEXT:
+            raise InputError(
+                f"`--field {self.field}` names a field, and plain text has none",
+                hint="give JSON or CSV, with `--input-format csv` for a pipe, or leave out `--field`",
+            )
+        return place
 
 
 def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
     for number, text in enumerate(texts, start=1):
-        try:
-            size = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise InputError(f"text {number} is not valid UTF-8") from error
-        yield TextRecord(text, {"text": text}, f"text {number}", size)
+        check_argument(text, f"text {number}")
+        yield TextRecord(text, {"text": text}, f"text {number}", len(text.encode("utf-8")))
 
 
-def from_stream(lines: Iterable[bytes], input_format: InputFormat) -> Iterator[TextRecord]:
-    """Read texts line by line; raises InputError that names the line for what is no text."""
-    for record in RecordReader(lines, input_format):
+def check_argument(text: str, name: str) -> None:
+    """Raises InputError for what is not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid UTF-8") from error
+
+
+def refuse_file_name(text: str, noun: str) -> None:
+    """Raises InputError for an argument that evidently names a file, or a folder by a path."""
+    try:
+        mode = Path(text).stat().st_mode if text else 0
+    except (OSError, ValueError):
+        return
+    is_file = stat.S_ISREG(mode)
+    is_folder = stat.S_ISDIR(mode) and os.sep in text.strip(os.sep + ".")
+    if is_file:
+        raise InputError(
+            f"`{text}` is a file, and an argument is taken as a {noun} itself",
+            hint=f"`--input {text}` reads it; `--literal` takes the name as the {noun}",
+        )
+    if is_folder:
+        raise InputError(
+            f"`{text}` is a folder, and an argument is taken as a {noun} itself",
+            hint=f"name a file in it with `--input`; `--literal` takes the name as the {noun}",
+        )
+
+
+def from_stream(source: Source, reading: Reading) -> Iterator[TextRecord]:
+    """Read texts one by one; raises InputError that says where for what is no text."""
+    for record in RecordReader(source, reading):
         if isinstance(record, FailedRecord):
             raise record.error
         yield record
 
 
 class RecordReader:
-    """Reads texts line by line, and gives a FailedRecord for what is no text.
+    """Reads texts one by one, and gives a FailedRecord for what is no text.
 
-    `auto` takes lines for JSONL when the first that can be read is a JSON object with a field `text`; `format` is what
-    it took. Lines of nothing are texts in plain text, and no records in JSONL. `number` lines were read before.
+    Where nothing says which field holds the text, a first record without the usual one raises InputError with the
+    fields that it has: all others would fail as well.
     """
 
-    def __init__(self, lines: Iterable[bytes], input_format: InputFormat, *, number: int = 0) -> None:
-        self.lines = lines
-        self.format = input_format
-        self.number = number
+    def __init__(self, source: Source, reading: Reading, *, place: Place | None = None) -> None:
+        """`place` is where an earlier reading came to, None to begin."""
+        self.field = reading.field or FIELD
+        self.sure = reading.certain or place is not None
+        self.items = ItemReader(source, place or reading.begin(source))
+
+    @property
+    def place(self) -> Place:
+        return self.items.place
 
     def __iter__(self) -> Iterator[TextRecord | FailedRecord]:
-        for raw in self.lines:
-            self.number += 1
-            where = f"line {self.number}"
+        for item in self.items:
+            if isinstance(item, FailedRecord):
+                yield item
+                continue
             try:
-                line = decode(raw, self.number)
-                if self.format is InputFormat.AUTO:
-                    self.format = InputFormat.JSONL if looks_like_jsonl(line) else InputFormat.TEXT
-                if self.format is InputFormat.TEXT:
-                    yield TextRecord(line, {"text": line}, where, len(raw))
-                elif line.strip():
-                    fields = parse(line, self.number)
-                    yield TextRecord(fields["text"], fields, where, len(raw))
+                record: TextRecord | FailedRecord = record_of(item, self.field)
             except InputError as error:
-                yield FailedRecord(error, {"line": self.number}, where, len(raw))
+                if not self.sure:
+                    raise InputError(
+                        error.message, hint=f"{error.hint}; {AS_TEXT}" if error.hint else AS_TEXT
+                    ) from error
+                noun, number = item.where.split(" ")
+                record = FailedRecord(error, {noun: int(number)}, item.where, item.size)
+            self.sure = True
+            yield record
 
 
-def decode(raw: bytes, number: int) -> str:
-    if b"\0" in raw:
-        raise InputError(f"line {number} holds a NUL byte, so this is no text", hint="give texts in UTF-8, one a line")
-    try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"line {number} is not valid UTF-8 at byte {error.start + 1}", hint="convert it, for example with `iconv`"
-        ) from error
-    return line.rstrip("\r\n")
+def or_as_text(error: InputError) -> InputError:
+    """The error of an input whose format was only recognized, with what to do where that is wrong."""
+    return InputError(error.message, hint=f"{error.hint}; {AS_TEXT}" if error.hint else AS_TEXT)
 
 
-def looks_like_jsonl(line: str) -> bool:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "text" in value
+def record_of(item: Item, field: str) -> TextRecord:
+    """The text of an item; raises InputError for one that has none."""
+    if isinstance(item.value, str):
+        text, fields = item.value, {FIELD: item.value}
+    else:
+        text, fields = field_of(item.value, field, item.where), item.value
+    check_unicode(text, f"the text in {item.where}")
+    return TextRecord(text, fields, item.where, item.size)
 
 
-def parse_object(line: str, number: int) -> dict[str, Any]:
-    """The JSON object in a line; one without fields for what is JSON but no object.
-
-    Raises InputError also for numbers that would go out as what is no JSON.
-    """
-
-    def refuse(literal: str) -> float:
-        raise InputError(
-            f"line {number} holds `{literal}`, which cannot be passed on as a number of JSON",
-            hint="give it in quotes, or null",
-        )
-
-    def finite(digits: str) -> float:
-        found = float(digits)
-        return found if math.isfinite(found) else refuse(digits)
-
-    try:
-        value = json.loads(line, parse_float=finite, parse_constant=refuse)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"line {number} is no JSON: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"line {number} is JSON that is nested too deep") from error
-    return value if isinstance(value, dict) else {}
+def field_of(value: Any, field: str, where: str) -> str:
+    """The text in a field of a record; raises InputError that names the fields that are there."""
+    text = value.get(field) if isinstance(value, dict) else None
+    if isinstance(text, str):
+        return text
+    message = f"{where} has no text in {quoted([field]) if field != FIELD else 'a field `text`'}"
+    if not isinstance(value, dict):
+        raise InputError(message, hint="give an object or a string each")
+    if field in value:
+        raise InputError(f"{message} but {type_name(text)}")
+    sizes = {name: len(found) for name, found in value.items() if isinstance(found, str) and name.isprintable()}
+    longest = max(sizes, key=sizes.__getitem__, default=None)
+    raise InputError(
+        f"{message}; its fields are {quoted(value)}" if value else message,
+        hint=f"name the field that holds the text, for example `--field {shlex.quote(longest)}`" if longest else None,
+    )
 
 
-def parse(line: str, number: int) -> dict[str, Any]:
-    value = parse_object(line, number)
-    if not isinstance(value.get("text"), str):
-        raise InputError(f"line {number} has no text in a field `text`")
-    check_unicode(value["text"], f"the text in line {number}")
-    return value
+def type_name(value: object) -> str:
+    """What JSON calls it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "an object" if isinstance(value, dict) else "an array" if isinstance(value, list) else "a number"
 
 
 def check_unicode(text: str, name: str) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import click
 
 from runtime.errors import OutputError
+from toolkit.inputs import FailedRecord
 from toolkit.progress import fresh_line
-from toolkit.texts import FailedRecord, TextRecord
+from toolkit.terminal import escaped_json
+from toolkit.texts import TextRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,11 +166,8 @@ def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
 
 def object_to_json(fields: dict[str, Any]) -> bytes:
     """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are no JSON."""
-    try:
-        return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
-        return json.dumps(fields, allow_nan=False).encode()
+    # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
+    return escaped_json(json.dumps(fields, ensure_ascii=False, allow_nan=False)).encode()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from exporters.checkpoint import Checkpoint, licence_of
 from exporters.checkpoint_files import check_files, read_json, size_limit
-from exporters.conversion import copy_tokenizer
+from exporters.conversion import copy_licences
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError
 from runtime.manifest import Source
@@ -80,7 +80,7 @@ def test_links_that_stay(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
     assert {"LICENSE", "tokenizer.json", "model.safetensors"} <= found.source.files.keys()
     (tmp_path / "bundle").mkdir()
-    copy_tokenizer(found, tmp_path / "bundle")
+    copy_licences(found, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "LICENSE").read_text() == "the terms"
     assert not (tmp_path / "bundle" / "LICENSE").is_symlink()
 
@@ -91,7 +91,7 @@ def test_a_link_that_is_made_after_the_check_is_not_copied(tiny_checkpoint: Path
     (tmp_path / "bundle").mkdir()
 
     with pytest.raises(CheckpointError, match=r"`LICENSE` of .* is a link to"):
-        copy_tokenizer(found, tmp_path / "bundle")
+        copy_licences(found, tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "LICENSE").exists()
 
 
@@ -111,9 +111,9 @@ def test_a_folder_of_licences_is_not_a_licence(tiny_checkpoint: Path, tmp_path: 
     (tiny_checkpoint / "LICENSE").write_text("the terms")
     (tmp_path / "bundle").mkdir()
 
-    copy_tokenizer(find_checkpoint(str(tiny_checkpoint)), tmp_path / "bundle")
+    copy_licences(find_checkpoint(str(tiny_checkpoint)), tmp_path / "bundle")
 
-    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["LICENSE", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["LICENSE"]
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "config.json", "special_tokens_map.json"])

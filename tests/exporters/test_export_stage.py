@@ -303,7 +303,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_unwritable(
     def unreadable(_text: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tiny_checkpoint / "tokenizer.json"))
 
-    monkeypatch.setattr("exporters.conversion.tokenizer_text", unreadable)
+    monkeypatch.setattr("exporters.conversion.bundle_tokenizer", unreadable)
     with pytest.raises(PermissionError) as caught:
         tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32)
     assert not isinstance(caught.value, OutputError)

@@ -94,6 +94,106 @@ def test_bytes_that_changed_are_made_again_with_all_after_them(tmp_path: Path) -
     assert fill(KeptArrays(tmp_path / "data")) == ["b", "c", "d"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"{}",
+        b"null",
+        "places behind the end",
+        "a size that the shape has not",
+        "a type of objects",
+    ],
+)
+def test_a_damaged_journal_costs_no_more_than_what_it_told(line: bytes | str, tmp_path: Path) -> None:
+    fill(KeptArrays(tmp_path / "data"))
+    expected, journal = (tmp_path / "data").read_bytes(), (tmp_path / "data.journal").read_bytes()
+    lines = journal.split(b"\n")
+    changes = {
+        "places behind the end": (b'"size": 60', b'"size": 61'),
+        "a size that the shape has not": (b'"shape": [3, 5]', b'"shape": [3, 6]'),
+        "a type of objects": (b'"<f4"', b'"|O"'),
+    }
+    lines[0] = line if isinstance(line, bytes) else lines[0].replace(*changes[line])
+    assert lines != journal.split(b"\n")
+    (tmp_path / "data.journal").write_bytes(b"\n".join(lines))
+
+    assert fill(KeptArrays(tmp_path / "data")) == ["a", "b", "c", "d"]
+    assert (tmp_path / "data").read_bytes() == expected
+    assert (tmp_path / "data.journal").read_bytes() == journal
+
+
+@pytest.mark.parametrize("name", ["data", "data.journal"])
+def test_a_link_is_not_written_through(name: str, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    (tmp_path / name).symlink_to(tmp_path / "other")
+
+    assert fill(KeptArrays(tmp_path / "data")) == ["a", "b", "c", "d"]
+    assert (tmp_path / "other").read_bytes() == b"another's"
+    assert fill(KeptArrays(tmp_path / "data")) == []
+
+
+def damage(folder: Path, kind: str) -> None:
+    key = folder / "key"
+    key.unlink()
+    if kind == "folder":
+        (key / "more").mkdir(parents=True)
+    elif kind == "link":
+        key.symlink_to("/nothing")
+    elif kind != "none":
+        key.write_bytes({"empty": b"", "garbage": b"\xff\0", "cut": b"on"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["none", "empty", "garbage", "cut", "folder", "link"])
+def test_a_damaged_key_begins_anew_and_says_so(kind: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    folder = tmp_path / ".bundle.unfinished"
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one") as unfinished:
+        (unfinished.folder / "file").touch()
+        raise KeyboardInterrupt
+    damage(folder, kind)
+
+    with Unfinished(tmp_path / "bundle", "one", notes.append) as unfinished:
+        assert {path.name for path in unfinished.folder.iterdir()} == {"key", "lock"}
+        assert (unfinished.folder / "key").read_text() == "one"
+
+    assert notes == [f"what an earlier export left in `{folder}` is not for this one, and is removed"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_says_what_is_kept(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append):
+        raise KeyboardInterrupt
+    assert notes == []
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append) as unfinished:
+        (unfinished.folder / "file").touch()
+        raise KeyboardInterrupt
+    assert notes == [f"what is done is kept in `{unfinished.folder}`; the same command resumes from there"]
+
+
+def test_what_a_link_names_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    folder = tmp_path / ".bundle.unfinished"
+    folder.symlink_to(tmp_path / "mine")
+
+    with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
+        pass
+
+    assert caught.value.message == f"`{folder}` is a link or no folder, and what is done would be kept there"
+    assert caught.value.hint == f"remove it: `rm {folder}`"
+    assert (tmp_path / "mine" / "file").exists()
+    folder.unlink()
+    folder.mkdir()
+    (folder / "lock").symlink_to(tmp_path / "mine" / "file")
+    with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
+        pass
+    assert caught.value.hint == f"remove what is in the way: `rm -r {folder}`"
+
+
 def test_what_is_kept_in_memory_is_the_same() -> None:
     found = in_memory("a", lambda: made("a"))
 

@@ -10,11 +10,12 @@ import pytest
 from exporters.architectures import ARCHITECTURES
 from runtime import Kind
 from tests.exporters.drawn_checkpoints import Drawn, DrawnEmbedder, check_drawn
+from tests.exporters.drawn_decoders import DrawnDecoder
 
 SEEDS = 20
 AT_ONCE = {("bert", 0), ("modernbert", 1), ("qwen3", 2), ("xlm-roberta", 3), ("nomic_bert", 4)}
 """The few that run with the fast tests."""
-DRAWN: dict[Kind, Callable[[str, int], Drawn]] = {Kind.EMBEDDER: DrawnEmbedder}
+DRAWN: dict[Kind, Callable[[str, int], Drawn]] = {Kind.EMBEDDER: DrawnEmbedder, Kind.DECODER: DrawnDecoder}
 """How the checkpoints of a kind are drawn, for all architectures that are exported as that kind."""
 CASES = [
     pytest.param(

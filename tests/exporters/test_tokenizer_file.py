@@ -7,11 +7,13 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
+from exporters import export
 from exporters.probe import tokenizer_probe
 from exporters.short_merges import with_short_merges
 from exporters.sources import find_checkpoint
-from exporters.tokenizer_file import special_tokens, tokenizer_text, whole
-from runtime import CheckpointError, UnsupportedModelError
+from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer, whole
+from runtime import CheckpointError, Embedder, Precision, TextError, UnsupportedModelError
+from runtime.manifest import Side
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
 
 FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -24,26 +26,33 @@ def transformers_own(folder: Path) -> transformers.PreTrainedTokenizerFast:
 
 def same_ids(folder: Path) -> Tokenizer:
     """The tokenizer that a bundle of this checkpoint gets, once it has given the ids that transformers gives."""
-    found = Tokenizer.from_str(tokenizer_text(find_checkpoint(str(folder))))
+    found = Tokenizer.from_str(bundle_tokenizer(find_checkpoint(str(folder))).text)
     expected = transformers_own(folder)
     for text in (*TEXTS, *tokenizer_probe(expected, 32)):
         assert found.encode(text).ids == expected(text)["input_ids"], text
     return found
 
 
+def special_tokens_of(tokenizer: Tokenizer) -> dict[str, int]:
+    return BundleTokenizer(tokenizer.to_str(), Side.RIGHT, None).special_tokens
+
+
 def test_a_file_that_says_it_all_stays_as_it_is(tiny_checkpoint: Path) -> None:
     path = tiny_checkpoint / "tokenizer.json"
 
-    assert tokenizer_text(find_checkpoint(str(tiny_checkpoint))) == with_short_merges(path.read_text(encoding="utf-8"))
+    found = bundle_tokenizer(find_checkpoint(str(tiny_checkpoint)))
+
+    assert found.text == with_short_merges(path.read_text(encoding="utf-8"))
+    assert found.truncation_side is Side.RIGHT
 
 
 def test_so_does_a_decoders(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny")
 
-    text = tokenizer_text(opened(folder))
+    found = bundle_tokenizer(opened(folder))
 
-    assert text == with_short_merges((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    assert special_tokens(text) == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    assert found.text == with_short_merges((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert found.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +78,7 @@ def test_a_token_of_added_tokens_decoder(tiny_checkpoint: Path) -> None:
     found = same_ids(tiny_checkpoint)
 
     assert found.encode("see [NEW]", add_special_tokens=False).ids[-1] == 30522
-    assert special_tokens(found.to_str())["[NEW]"] == 30522
+    assert special_tokens_of(found)["[NEW]"] == 30522
 
 
 def test_an_unused_token_that_gets_another_name(tiny_checkpoint: Path) -> None:
@@ -95,7 +104,7 @@ def test_a_token_of_special_tokens_map(tmp_path: Path) -> None:
     found = same_ids(folder)
 
     assert found.token_to_id("<|new|>") in found.encode("see <|new|>").ids
-    assert "<|new|>" in special_tokens(found.to_str())
+    assert "<|new|>" in special_tokens_of(found)
 
 
 def test_a_token_that_is_named_as_a_special_one(tiny_checkpoint: Path) -> None:
@@ -103,7 +112,27 @@ def test_a_token_that_is_named_as_a_special_one(tiny_checkpoint: Path) -> None:
 
     found = same_ids(tiny_checkpoint)
 
-    assert {"[NEW]", "[E1]"} <= special_tokens(found.to_str()).keys()
+    assert {"[NEW]", "[E1]"} <= special_tokens_of(found).keys()
+
+
+def test_tokens_that_the_model_does_not_know(tiny_checkpoint: Path) -> None:
+    """As some publishers have them, and as no ordinary text has one."""
+    checkpoint = find_checkpoint(str(tiny_checkpoint))
+    assert bundle_tokenizer(checkpoint).known_tokens is None
+    change_json(tiny_checkpoint / "tokenizer_config.json", additional_special_tokens=["[NEW]"])
+    assert bundle_tokenizer(checkpoint).known_tokens == 30522
+
+
+def test_the_tokenizer_of_another_model(tiny_checkpoint: Path) -> None:
+    checkpoint = find_checkpoint(str(tiny_checkpoint))
+    checkpoint.config["vocab_size"] = 2000
+
+    with pytest.raises(CheckpointError) as caught:
+        bundle_tokenizer(checkpoint)
+    assert caught.value.message.startswith(
+        "the tokenizer of `tiny-bert` has 30522 tokens, its model knows 2000, and ordinary texts have others, such as `"
+    )
+    assert caught.value.exit_code == 7
 
 
 def test_the_limits_of_the_file_go(tiny_checkpoint: Path) -> None:
@@ -115,16 +144,29 @@ def test_the_limits_of_the_file_go(tiny_checkpoint: Path) -> None:
     write_json(tiny_checkpoint / "added_tokens.json", {"[NEW]": 30522})
     change_json(tiny_checkpoint / "tokenizer_config.json", added_tokens_decoder=None)
 
-    found = json.loads(tokenizer_text(find_checkpoint(str(tiny_checkpoint))))
+    found = json.loads(bundle_tokenizer(find_checkpoint(str(tiny_checkpoint))).text)
 
     assert (found["truncation"], found["padding"]) == (None, None)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
+def test_the_side_on_which_texts_are_cut(tiny_checkpoint: Path, file: str) -> None:
+    if file == "tokenizer.json":
+        limits = {"max_length": 128, "strategy": "LongestFirst", "stride": 0, "direction": "Left"}
+        change_json(tiny_checkpoint / file, truncation=limits)
+    else:
+        change_json(tiny_checkpoint / file, truncation_side="left")
+
+    side = bundle_tokenizer(find_checkpoint(str(tiny_checkpoint))).truncation_side
+
+    assert side.value == transformers_own(tiny_checkpoint).truncation_side.lower() == "left"
 
 
 def test_no_tokenizer(tiny_checkpoint: Path) -> None:
     (tiny_checkpoint / "tokenizer.json").unlink()
 
     with pytest.raises(CheckpointError) as caught:
-        tokenizer_text(find_checkpoint(str(tiny_checkpoint)))
+        bundle_tokenizer(find_checkpoint(str(tiny_checkpoint)))
     assert caught.value.message == f"`{tiny_checkpoint}` holds no `tokenizer.json`"
     assert (
         caught.value.hint == "load its tokenizer with transformers' `AutoTokenizer` and save it with `save_pretrained`"
@@ -136,6 +178,20 @@ def test_a_tokenizer_in_python(tiny_checkpoint: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("exporters.tokenizer_file.load_tokenizer", lambda _: slow)
 
     with pytest.raises(UnsupportedModelError) as caught:
-        tokenizer_text(find_checkpoint(str(tiny_checkpoint)))
+        bundle_tokenizer(find_checkpoint(str(tiny_checkpoint)))
     assert caught.value.message == "`tiny-bert` has the tokenizer `BertTokenizer`, which exists in Python only"
     assert caught.value.exit_code == 10
+
+
+def test_a_bundle_whose_tokenizer_has_more_tokens_than_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It embeds what sentence-transformers embeds; what makes that fail is refused with the token's name."""
+    change_json(tiny_checkpoint / "tokenizer_config.json", additional_special_tokens=["[NEW]"])
+
+    bundle = export(str(tiny_checkpoint), precision=Precision.FP32, out=tmp_path / "b").bundle
+
+    embedder = Embedder(bundle)
+    assert embedder.embed(["a pump"]).shape == (1, 48)
+    with pytest.raises(TextError) as caught:
+        embedder.embed(["a pump", "a [NEW] pump"])
+    assert caught.value.message == "text 1 has the token `[NEW]`, which the model does not know"
+    assert caught.value.exit_code == 2

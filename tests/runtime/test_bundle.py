@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +125,131 @@ def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
     (bundle_copy / "manifest.json").write_bytes(b"\xff\xfe")
 
     assert refusal(bundle_copy).message == "`manifest.json` is no UTF-8 text"
+
+
+@pytest.fixture
+def small(written: tuple[Bundle, object], tmp_path: Path) -> Path:
+    """The bundle of a tiny decoder that a test may damage."""
+    shutil.copytree(written[0].path, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def add_files(folder: Path, **sizes: int) -> None:
+    """List more files in a manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] |= {name: {"size": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 1, 8 << 30])
+def test_a_manifest_of_gigabytes_is_not_read(small: Path, size: int) -> None:
+    os.truncate(small / "manifest.json", size)
+    begun = time.monotonic()
+
+    assert refusal(small).message == f"`{small / 'manifest.json'}` has more than 1048576 bytes, which no manifest has"
+    assert time.monotonic() - begun < 1
+
+
+def test_a_manifest_of_many_numbers(small: Path) -> None:
+    (small / "manifest.json").write_text(f'{{"schema": 4, "inputs": [{"1," * 20_000_000}1]}}')
+
+    assert "has more than 1048576 bytes" in refusal(small).message
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "model.onnx", "more"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(small: Path, name: str) -> None:
+    (small / name).unlink(missing_ok=True)
+    os.mkfifo(small / name)
+
+    assert refusal(small).message == {
+        "manifest.json": f"`{small}` is no bundle: it holds no `manifest.json`",
+        "more": f"`{small}` holds `more`, which its manifest does not list",
+    }.get(name, f"`{name}` in the bundle `{small}` is a link or no regular file")
+
+
+def test_a_device_in_the_place_of_a_file(small: Path) -> None:
+    (small / "tokenizer.json").unlink()
+    (small / "tokenizer.json").symlink_to("/dev/zero")
+
+    assert "is a link or no regular file" in refusal(small).message
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "most"),
+    [
+        ("tokenizer.json", 1 << 40, 1 << 27),
+        ("model.onnx", 1 << 31, (1 << 31) - 1),
+        ("model.onnx.data", 1 << 39, 1 << 38),
+        ("dense-0.npz", -1, 1 << 38),
+        ("tokenizer.json", 10**30, 1 << 27),
+    ],
+)
+def test_a_file_that_would_be_read_for_hours(small: Path, name: str, size: int, most: int) -> None:
+    add_files(small, **{name: size})
+    begun = time.monotonic()
+
+    assert refusal(small).message == f"`{name}` in the bundle `{small}` has {size} bytes, and {most} are allowed"
+    assert time.monotonic() - begun < 1
+
+
+def test_files_that_are_too_much_together(small: Path) -> None:
+    add_files(small, **{str(number): 1 << 37 for number in range(3)})
+
+    assert refusal(small).message.startswith(f"the files of `{small}` have 4123")
+
+
+@pytest.mark.parametrize("size", [0, 3, 5])
+def test_a_size_that_is_another(small: Path, size: int) -> None:
+    (small / "more").write_text("four")
+    add_files(small, more=size)
+
+    assert refusal(small).message == f"`more` in the bundle `{small}` has 4 bytes instead of {size}"
+
+
+@pytest.mark.parametrize("depth", [10, 200])
+def test_folders_deep_within_one_another(small: Path, depth: int) -> None:
+    descriptors = [os.open(small, os.O_RDONLY)]
+    try:
+        for _ in range(depth):
+            os.mkdir("d", dir_fd=descriptors[-1])
+            descriptors.append(os.open("d", os.O_RDONLY, dir_fd=descriptors[-1]))
+            os.close(descriptors.pop(0))
+    finally:
+        os.close(descriptors[-1])
+
+    assert refusal(small).message == f"the folders in `{small}` are more than 8 deep"
+    subprocess.run(["rm", "-r", small], check=True)
+
+
+def test_a_path_deeper_than_a_bundle_has(small: Path) -> None:
+    add_files(small, **{"d/" * 5000 + "a": 1})
+
+    assert refusal(small).message.endswith("leaves the folder or is not written plainly")
+
+
+def test_more_files_than_a_manifest_could_list(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.bundle.MOST_FILES", 20)
+    for number in range(20):
+        (small / str(number)).touch()
+
+    assert refusal(small).message == f"`{small}` holds more than 20 files, and is no bundle"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a.txt", "A.TXT"), ("manifest.json", "Manifest.json"), ("\u00e9", "e\u0301"), ("ß", "SS")]
+)
+def test_names_that_are_the_same_on_some_systems(small: Path, first: str, second: str) -> None:
+    add_files(small, **{name: 1 for name in (first, second) if name != "manifest.json"})
+
+    assert set(re.findall("`([^`]+)`", refusal(small).message)) == {first, second}
+    assert refusal(small).message.endswith("which are the same file on some systems")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "a\u202eb", "a\x9b", "a\u2028"])
+def test_names_that_a_terminal_would_obey(small: Path, name: str) -> None:
+    add_files(small, **{name: 1})
+
+    assert refusal(small).message == f"the path `{name}` leaves the folder or is not written plainly"
 
 
 def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> None:

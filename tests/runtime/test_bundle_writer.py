@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, InputError, bundle_writer
+from runtime import Bundle, BundleError, Certificate, InputError, bundle_writer
 from runtime.bundle_writer import BundleWriter
 
 
@@ -90,6 +91,29 @@ def test_an_interrupt_around_the_two_renames_leaves_a_bundle(
 
     assert Bundle.open(bundle_copy).manifest == int8_bundle.manifest
     assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"architecture": 5}, "`architecture` must be text, not `5`"),
+        ({"made_with": {"torch": None}}, "`made_with.torch` must be text, not nothing"),
+        (
+            {"certificate": Certificate("", "", "", 1, {"kl_mean": float("nan")}, ())},
+            "`certificate.figures.kl_mean` must be a finite number, not `nan`",
+        ),
+    ],
+)
+def test_what_could_not_be_opened_is_not_written(
+    written: tuple[Bundle, object], tmp_path: Path, change: dict, problem: str
+) -> None:
+    bundle, _ = written
+    with pytest.raises(BundleError) as caught, BundleWriter(tmp_path / "new") as writer:
+        fill(writer, bundle)
+        writer.commit(dataclasses.replace(bundle.manifest, **change))
+
+    assert caught.value.message == f"`manifest.json` is not valid: {problem}"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:

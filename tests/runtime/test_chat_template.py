@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jinja2
 import pytest
@@ -222,15 +223,162 @@ def test_a_template_that_is_beyond_what_python_reads(template: str, problem: str
     assert caught.value.exit_code == 7
 
 
+def broken(template: str, *messages: Message) -> str:
+    """The message of the BundleError that a template ends in."""
+    with pytest.raises(BundleError) as caught:
+        ChatTemplate(ChatFacts(template, {})).render(messages or CONVERSATIONS[0])
+    assert caught.value.exit_code == 7
+    return caught.value.message
+
+
 @pytest.mark.parametrize(
-    "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[0].content|center(10**15) }}"]
+    "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% block a %}{{ self.a() }}{% endblock %}"]
 )
 def test_a_template_without_an_end(template: str) -> None:
-    with pytest.raises(BundleError) as caught:
-        ChatTemplate(ChatFacts(template, {})).render(CONVERSATIONS[0])
+    assert broken(template) == "the chat template calls itself without an end, or takes all memory"
 
-    assert caught.value.message == "the chat template calls itself without an end, or takes all memory"
-    assert caught.value.exit_code == 7
+
+DOUBLED = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = VALUE %}{% endfor %}{{ ns.x }}"
+STEPS = "the chat template takes more than 10782 steps"
+CHARACTERS = "the chat template makes more than 2001280 characters"
+WIDTH = "the chat template asks for a width or a number of more than 10000"
+NOT_ALLOWED = "the chat template does what is not allowed: "
+LONG = "{% set x = 'ab' * 500000 %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", STEPS),
+        ("{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}", STEPS),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{{ loop.last }}{% endfor %}{% endfor %}", STEPS),
+        ("{% for a in [1] recursive %}{% if loop.depth < 99 %}{{ loop([1, 1]) }}{% endif %}{% endfor %}", STEPS),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", STEPS),
+        ("{% for a in range(99999) %}{{ range(99999)|map('string')|join|length }}{% endfor %}", STEPS),
+        (DOUBLED.replace("VALUE", "[ns.x, ns.x]"), STEPS),
+        (DOUBLED.replace("VALUE", "(ns.x, ns.x)"), STEPS),
+        (DOUBLED.replace("VALUE", "{1: ns.x, 2: ns.x}"), STEPS),
+        (DOUBLED.replace("VALUE", "ns.x + ns.x"), STEPS),
+        (DOUBLED.replace("VALUE", "ns.x ~ ns.x"), CHARACTERS),
+        (DOUBLED.replace("VALUE", "dict(a=ns.x, b=ns.x)"), STEPS),
+        ("{% macro f() %}{{ f(varargs, varargs) }}{% endmacro %}{{ f(1) }}", STEPS),
+        (LONG + "{% for a in range(99) %}{{ x }}{% endfor %}", CHARACTERS),
+        (LONG + "{% set y %}{% for a in range(99) %}{{ x }}{% endfor %}{% endset %}", CHARACTERS),
+        (LONG + "{{ ([x] * 999)|join }}", CHARACTERS),
+        (LONG + "{{ range(99999)|map(attribute='a', default=x)|join }}", CHARACTERS),
+        (LONG + "{{ x.replace('a', x) }}", CHARACTERS),
+        (LONG + "{{ x|replace('', x) }}", CHARACTERS),
+        (LONG + "{{ x.join(x) }}", CHARACTERS),
+        (LONG + "{{ ('{0}' * 9999).format(x) }}", CHARACTERS),
+        (LONG + "{{ ('%(a)s' * 9999)|format(a=x) }}", CHARACTERS),
+        (LONG + "{{ ('%(a)s' * 9999) % {'a': x} }}", CHARACTERS),
+        (LONG + "{{ x.split('a') }}", "the chat template takes more than"),
+        ("{{ 'a' * 10**10 }}", CHARACTERS),
+        ("{{ 10**10 * ['a'] }}", CHARACTERS),
+        ("{{ ('a'|safe) * 10**10 }}", CHARACTERS),
+        ("{{ '%10000000000d' % 1 }}", WIDTH),
+        ("{{ '%.10000000000f' % 1 }}", WIDTH),
+        ("{{ '%*d' % (10**10, 1) }}", NOT_ALLOWED + "a format whose width is an argument"),
+        ("{{ '{:10000000000}'.format(1) }}", WIDTH),
+        ("{{ '{:{}}'.format(1, 10**10) }}", WIDTH),
+        ("{{ ['a']|map('center', 10**10)|join }}", WIDTH),
+        ("{{ 'a'.ljust(10**10) }}", WIDTH),
+        ("{% filter indent(10**10) %}a{% endfilter %}", WIDTH),
+        ("{{ [1]|batch(10**10, 1)|list }}", WIDTH),
+        ("{{ 5|round(10**9, 'floor') }}", WIDTH),
+        ("{{ [1]|tojson(indent=10**10) }}", WIDTH),
+        ("{{ (10**9999) ** 9999 }}", "the chat template computes a number of more than 65536 bits"),
+        ("{{ (1).to_bytes(10**10, 'big') }}", NOT_ALLOWED + "the method `to_bytes` is not offered to templates"),
+        ("{{ ([[]] * 99)|sum(start=[]) }}", NOT_ALLOWED + "`sum` of what are no numbers"),
+        ("{{ dict.update(dict(), a=1) }}", NOT_ALLOWED + "access to attribute 'update' of 'type' object is unsafe."),
+    ],
+)
+def test_a_template_that_asks_for_too_much(template: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With smaller bounds, which are reached sooner."""
+    monkeypatch.setattr("runtime.template_sandbox.STEPS", 10_000)
+    monkeypatch.setattr("runtime.template_sandbox.CHARACTERS", 2_000_000)
+
+    assert broken(template).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 262926 steps",
+        ),
+        ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "makes more than 16778496 characters"),
+    ],
+)
+def test_the_bounds_themselves(template: str, problem: str) -> None:
+    assert broken(template) == f"the chat template {problem}"
+
+
+def test_a_template_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.template_sandbox.SECONDS", 0.2)
+
+    assert broken("{% for i in range(99999) %}{{ range(99999)|max }}{% endfor %}") == (
+        "the chat template takes more than 0.2 s"
+    )
+
+
+def test_a_template_of_endless_text() -> None:
+    with pytest.raises(BundleError) as caught:
+        ChatTemplate(ChatFacts("{{ a }}" * 20_000, {}))
+
+    assert caught.value.message == "the chat template has 140000 characters, and 131072 are allowed"
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    """Bounds grow with the messages, even for a template that looks at all of them for each."""
+    template = (
+        "{% set ns = namespace(text='') %}{% for message in messages %}{% set before = messages[:loop.index]|list %}"
+        "{% set ns.text = ns.text + message.content.strip() %}{% endfor %}{{ ns.text }}"
+    )
+    messages = [Message("user", "word " * 400)] * 500
+
+    assert len(ChatTemplate(ChatFacts(template, {})).render(messages)) == 500 * 1999
+
+
+def test_a_conversation_at_once_with_one_that_is_refused() -> None:
+    """Each thread has its own budget."""
+    good, bad = ChatTemplate(ChatFacts(CHATML, TOKENS)), ChatTemplate(ChatFacts("{{ 'a' * 10**10 }}", {}))
+
+    def render(number: int) -> str:
+        try:
+            return (bad if number % 2 else good).render(CONVERSATIONS[0])
+        except BundleError as error:
+            return error.message
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(render, range(40)))
+    assert found == [good.render(CONVERSATIONS[0]), "the chat template makes more than 16778496 characters"] * 20
+
+
+OFFERED = """
+{% macro card(title, tags=('a',)) %}[{{ title|upper }}:{{ tags|join('/') }}{{ caller() if caller else '' }}{{ varargs }}]{% endmacro %}
+{{ card('x') }}{{ card('y', ['b', 'c'], 1, 2) }}{% call card('z') %}!{% endcall %}
+{% set ns = namespace(seen=[], n=0) %}
+{% for m in messages recursive %}{% set ns.seen = ns.seen + [m.role] %}{% set ns.n = ns.n + 2 ** 3 % 5 // 1 %}{{ loop.index }}/{{ loop.length }} {{ loop.cycle('odd', 'even') }} {{ loop.previtem.role if not loop.first }}{% else %}none{% endfor %}
+{{ ns.seen }} {{ ns.n }} {{ ns.seen|unique|list }} {{ messages|map(attribute='role')|join(', ') }}
+{{ messages|selectattr('role', 'equalto', 'user')|list|length }} {{ messages|rejectattr('role', 'equalto', 'user')|map(attribute='content')|list }}
+{{ nothing|default('d') }}{{ nothing }}{{ nothing|string }}{{ nothing|join }}{{ nothing|list }}{% for x in nothing %}{% else %}empty{% endfor %}
+{{ 'a,b;c'.split(',')|last }} {{ ' x '.strip() }}{{ 'Abc'.lower().replace('b', 'BB').startswith('aBB') }} {{ 'ab'.center(6, '*') }} {{ '-'.join(['1', '2']) }}
+{{ '%s is %5.2f%%' % ('x', 2.5) }} {{ '{:>4}|{a!r}'.format(7, a='q') }} {{ '%s'|format('f') }} {{ '{a}'.format_map({'a': 1}) }}
+{{ {'b': 1, 'a': [1, {'c': none}]}|tojson }} {{ {'b': 1, 'a': 'é<'}|tojson(indent=2, sort_keys=true) }} {{ {'b': 1, 'a': 2}|dictsort }} {{ {'k': 'v'}.items()|list }} {{ [3, 1, 2]|sort(reverse=true) }}
+{{ 'a\nb'|indent(2) }} {{ 'some words here'|title|truncate(11) }} {{ '<b>'|e }} {{ 3.7|round|int }} {{ [1, 2, 3]|sum }} {{ [1, 2, 3]|batch(2, 0)|list }} {{ 'abc'|reverse }} {{ 'a b'|wordcount }} {{ [1, 2, 3][::-1] }}
+{{ 'x' ~ 1 ~ none }} {{ 1 if messages is iterable and messages is not string }} {{ 'user' in ns.seen }} {{ dict(a=1) }} {{ range(3)|list }} {{ joiner('|')() }}{{ cycler(1, 2).next() }}
+{% set block %}  {{ 'captured' }}  {% endset %}{{ block|trim }}{% filter upper %}filtered{% endfilter %}
+"""
+
+
+def test_what_is_offered_works_as_in_transformers(reference: transformers.PreTrainedTokenizerFast) -> None:
+    records = [{"role": message.role, "content": message.content} for message in CONVERSATIONS[1]]
+
+    expected = reference.apply_chat_template(records, chat_template=OFFERED, tokenize=False)
+
+    assert ChatTemplate(ChatFacts(OFFERED, TOKENS)).render(CONVERSATIONS[1], for_answer=False) == expected
 
 
 def test_a_template_that_writes_half_a_character() -> None:

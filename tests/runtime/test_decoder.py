@@ -15,6 +15,7 @@ from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
 from runtime.steps import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
+from tests.tampered import changed_bundle
 
 FOX = "The quick brown fox"
 
@@ -70,18 +71,29 @@ def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) 
     assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
 
 
-@pytest.mark.parametrize("length", [1, 2, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
-def test_a_prompt_is_never_read_in_a_run_of_one_row(decoder: Decoder, length: int) -> None:
-    """Kernels for one row give other bits, so that an answer would depend on what the cache held."""
+@pytest.mark.parametrize("length", [1, 2, 3, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
+def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int) -> None:
+    """Kernels compute a single row, and the last of an odd number, with other bits."""
     steps = decoder.steps([5] * length, max_tokens=2)
     run, rows = steps.forward.run, []
     steps.forward.run = lambda *arguments: (rows.append(len(arguments[0])), run(*arguments))[1]
 
     next(steps)
 
-    assert sum(rows) == length
+    assert all(count % 2 == 0 for count in rows)
+    assert sum(rows) == length + length % 2
     assert max(rows) <= decoder.run_tokens == LARGEST_RUN
-    assert min(rows) >= min(2, length)
+    assert steps.forward.cache.ids == [5] * length
+
+
+def test_a_prompt_of_odd_length_fills_the_context(decoder: Decoder) -> None:
+    """Its row of padding needs no room beyond that of the answer's first token."""
+    context = 64
+    small = Decoder(decoder.bundle, threads=1, context=context)
+    ids = np.random.default_rng(3).integers(3, decoder.facts.vocabulary, context - 1).tolist()
+
+    assert [step.id for step in small.steps(ids)] == [step.id for step in decoder.steps(ids, max_tokens=1)]
+    assert small.prefill(ids).ids == ids
 
 
 def test_ids_and_text_are_the_same_prompt(decoder: Decoder) -> None:
@@ -204,7 +216,7 @@ def test_a_cache_is_read_from_where_the_prompt_leaves_it(decoder: Decoder) -> No
     assert decoder.generate(FOX, max_tokens=20, cache=cache).text == decoder.generate(FOX, max_tokens=20).text
     again = decoder.generate(FOX, max_tokens=20, cache=cache)
     assert again.text == decoder.generate(FOX, max_tokens=20).text
-    assert again.rates.reused_tokens == len(ids) - 2, "the last token is read again for its logits"
+    assert again.rates.reused_tokens == len(ids) - 1, "the last token is read again for its logits"
 
 
 def test_an_answer_grows_its_buffers(decoder: Decoder, reference: TinyDecoder) -> None:
@@ -464,7 +476,37 @@ def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
 def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
     steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
-    steps.forward.run = lambda *_: np.full((1, decoder.facts.vocabulary), np.nan, np.float32)
+    steps.forward.run = lambda *_: np.full((2, decoder.facts.vocabulary), np.nan, np.float32)
 
     with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):
         next(steps)
+
+
+def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encoded = decoder.safe_tokenizer.encoded
+    monkeypatch.setattr(
+        decoder.safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
+    )
+    text = "The quick brown fox. " * 200_000
+
+    for ask in (decoder.generate, decoder.encode_exactly, decoder.prefill, decoder.count_tokens):
+        with pytest.raises(TextTooLongError, match=r"the prompt has at least \d+ tokens, \d+ more than the context"):
+            ask(text)
+    assert sum(read) < len(text) / 10
+
+
+@pytest.mark.parametrize("prompt", ["", [], "\u200b\u200b"])
+def test_a_prompt_without_tokens(prompt: object, tmp_path: Path) -> None:
+    """As transformers, whose `generate` raises for no ids; nothing of the kind reaches the graph."""
+
+    def no_character(content: dict) -> None:
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    bare = Decoder(changed_bundle(bundle, tmp_path / "bare", tokenizer=no_character), threads=1)
+
+    with pytest.raises(InputError) as caught:
+        bare.generate(prompt)
+    assert caught.value.message == ("the prompt has no tokens" if prompt else "the prompt is empty")
+    assert caught.value.hint == "give it at least a word to continue"

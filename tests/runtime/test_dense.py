@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,4 +98,45 @@ def test_numbers_of_another_type(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         Dense(tmp_path / "dense.npz", FACTS)
 
-    assert caught.value.message == f"`{tmp_path / 'dense.npz'}` holds arrays of float64 and float64, not of float32"
+    assert caught.value.message == (
+        f"`{tmp_path / 'dense.npz'}` does not hold the arrays `weight` and `bias`: "
+        "`weight.npy` holds numbers of type `<f8`, not `<f4`, which is float32"
+    )
+
+
+def damaged(path: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Dense(path, FACTS)
+    assert caught.value.exit_code == 7
+    return caught.value.message
+
+
+def test_weights_of_columns_one_after_another(tmp_path: Path) -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.savez(tmp_path / "dense.npz", weight=np.asfortranarray(weight), bias=np.zeros(3, np.float32))
+
+    assert np.array_equal(Dense(tmp_path / "dense.npz", FACTS).weight, weight)
+
+
+def test_a_file_that_becomes_larger_when_it_is_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "dense.npz", weight=np.zeros((4096, 4096), "f4"), bias=np.zeros(4096, "f4"))
+
+    assert damaged(tmp_path / "dense.npz").endswith("`weight.npy` is compressed")
+
+
+@pytest.mark.parametrize("shape", ["(999999, 999999)", "(3,)", "(-3, 3)", "(3, 3, 1)", "()", "(3, 3), 'x': (3,)"])
+def test_a_shape_that_is_another(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "dense.npz"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("weight.npy", "bias.npy"):
+            archive.writestr(name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(36))
+
+    assert "does not hold the arrays `weight` and `bias`: `weight.npy`" in damaged(path)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
+    np.savez(tmp_path / "dense.npz", weight=np.full((3, 3), number, "f4"), bias=np.zeros(3, "f4"))
+
+    assert damaged(tmp_path / "dense.npz") == f"`{tmp_path / 'dense.npz'}` holds weights that are not finite numbers"

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from runtime import Bundle, BundleError
 from runtime.manifest import (
     OLDEST,
     SCHEMA,
+    Certificate,
     WeightBlocks,
     manifest_from_json,
     manifest_to_json,
@@ -24,7 +26,7 @@ def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export the bundle again")]
+    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export it again")]
 )
 def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: str) -> None:
     with pytest.raises(BundleError) as caught:
@@ -34,6 +36,23 @@ def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: st
         caught.value.message == f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}"
     )
     assert (caught.value.hint or "").startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ({"requested": "intfloat/e5-small"}, "intfloat/e5-small"),
+        ({"requested": "my models/x; rm -rf ~"}, "'my models/x; rm -rf ~'"),
+        ({"requested": 3}, "MODEL"),
+        ({}, "MODEL"),
+        (None, "MODEL"),
+    ],
+)
+def test_a_bundle_that_is_too_old_says_how_it_is_exported_again(source: object, command: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json(json.dumps({"schema": 1, "source": source}))
+
+    assert caught.value.hint == f"export it again with this version: `edgekit export {command}`"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul"])
@@ -50,13 +69,53 @@ def test_endless_brackets_are_refused() -> None:
     assert caught.value.exit_code == 7
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("place", ["figures", "layer_errors", "generation"])
+def test_numbers_that_compare_as_false(written: tuple[Bundle, object], number: str, place: str) -> None:
+    """JSON of Python's may hold them, and whatever is compared with NaN passes or fails by how it is written."""
+    manifest = write_record(written[0].manifest)
+    manifest["certificate"] = write_record(Certificate("numpy", "none", "", 1, {}, ()))
+    if place == "generation":
+        manifest["decoder"]["generation"]["top_p"] = "HERE"
+    else:
+        manifest["certificate"][place] = {"kl_mean": "HERE"} if place == "figures" else ["HERE"]
+
+    with pytest.raises(
+        BundleError, match=r"`manifest\.json` is not valid: `.*` must be a finite number, not `-?(nan|inf)`"
+    ):
+        manifest_from_json(json.dumps(manifest).replace('"HERE"', number))
+
+
+def test_a_key_that_is_there_twice() -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json('{"schema": 4, "kind": "embedder", "kind": "decoder"}')
+
+    assert caught.value.message == "`manifest.json` is not valid: `kind` is there twice"
+
+
+def test_many_numbers_are_read_within_seconds() -> None:
+    """As many as a manifest of the largest size holds."""
+    numbers = json.dumps([1] * 340_000)
+    begun = time.monotonic()
+    with pytest.raises(BundleError):
+        manifest_from_json(f'{{"schema": 4, "kind": {numbers}}}')
+
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("schema", ["true", "null", "4.0", '"4"', "[4]"])
+def test_a_schema_that_is_no_number(schema: str) -> None:
+    with pytest.raises(BundleError, match=r"`manifest\.json` is not valid: "):
+        manifest_from_json(f'{{"schema": {schema}}}')
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value", "allowed"),
     [
         ("decoder", "layers", 0, "from 1 to 65535"),
         ("decoder", "layers", -1, "from 1 to 65535"),
-        ("decoder", "head_size", 0, "from 1 to 2147483647"),
-        ("decoder", "kv_heads", 0, "from 1 to 2147483647"),
+        ("decoder", "head_size", 0, "from 1 to 65536"),
+        ("decoder", "kv_heads", 0, "from 1 to 65536"),
         ("decoder", "vocabulary", 10**13, "from 1 to 16777215"),
         ("decoder", "context_length", 1, "from 2 to 2147483647"),
         ("tokenizer", "max_length", -1, "from 1 to 2147483647"),

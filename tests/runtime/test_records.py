@@ -67,6 +67,8 @@ def test_a_record_survives_the_way_there_and_back() -> None:
         ({"name": "a\ud800"}, "`name` is not valid Unicode: surrogates not allowed at character 1"),
         ({"by_name": {"\udfff": []}}, "`by_name` is not valid Unicode: surrogates not allowed at character 0"),
         ({"leaves": [{"size": 1, "weight": 10**400}]}, "`leaves[0].weight` is too large a number"),
+        ({"leaves": [{"size": 1, "weight": float("nan")}]}, "`leaves[0].weight` must be a finite number, not `nan`"),
+        ({"leaves": [{"size": 1, "weight": float("-inf")}]}, "`leaves[0].weight` must be a finite number, not `-inf`"),
         ({"rings": 0}, "`rings` must be from 1 to 999, not `0`"),
         ({"rings": 1000}, "`rings` must be from 1 to 999, not `1000`"),
         ({"tall": 1}, "`tall` must be true or false, not `1`"),

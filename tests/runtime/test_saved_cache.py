@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, 
         assert np.array_equal(found[:, :, : cache.length], expected[:, :, : cache.length])
     answer = decoder.generate(PROMPT, max_tokens=20, cache=cache)
     assert answer.text == decoder.generate(PROMPT, max_tokens=20).text
-    assert answer.rates.reused_tokens == len(original.ids) - 2
+    assert answer.rates.reused_tokens == len(original.ids) - 1
 
 
 def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path, tmp_path: Path) -> None:
@@ -195,3 +196,21 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
         small.load(saved)
 
     assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
+
+
+def test_what_a_killed_save_left_is_removed(decoder: Decoder, saved: Path) -> None:
+    left = saved.with_name(f".{saved.name}.99.0a1b2c3d.partial")
+    left.write_bytes(b"half of a cache")
+
+    decoder.save(saved, decoder.load(saved))
+
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("size", [1 << 27, 1 << 33, (1 << 64) - 1])
+def test_a_header_of_gigabytes_is_not_read(decoder: Decoder, saved: Path, size: int) -> None:
+    saved.write_bytes(FORMAT + SIZE.pack(size))
+    os.truncate(saved, 16 << 30)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)

@@ -8,6 +8,7 @@ import pytest
 
 from runtime import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
 from runtime.chat import USER
+from runtime.forward import Forward
 from runtime.kv_cache import KVCache
 from runtime.messages import Message
 from runtime.prompt_lookup import RUN_COSTS, PromptLookup
@@ -122,6 +123,32 @@ def test_an_answer_goes_on_after_a_run_that_failed(decoder: Decoder, number: int
 def test_without_lookup_nothing_is_looked_up(decoder: Decoder) -> None:
     assert decoder.steps("Hello", lookup=False).lookup is None
     assert decoder.steps("Hello").lookup is not None
+
+
+@pytest.mark.parametrize("cases", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundle: Bundle, cases: int) -> None:
+    """However a text is split into cached tokens, runs and a draft: its blocks of 64 give a single row other bits."""
+    decoder = Decoder(smollm_bundle, threads=1)
+    rng = np.random.default_rng(cases)
+
+    def read(cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
+        steps = Steps(
+            Forward(decoder.session, cache), ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=run_tokens
+        )
+        return steps.read_prompt()[-1].copy()
+
+    for _ in range(cases):
+        ids = rng.integers(0, decoder.facts.vocabulary, rng.integers(1, 90)).tolist()
+        expected = read(decoder.new_cache(), ids, decoder.run_tokens)
+        cache = decoder.new_cache()
+        for length in sorted(rng.integers(1, len(ids) + 1, rng.integers(0, 3)).tolist()):
+            read(cache, [*ids[:length], *rng.integers(0, decoder.facts.vocabulary, 3).tolist()], 33)
+        assert np.array_equal(read(cache, ids, int(rng.integers(1, 70))), expected)
+        drafted = int(rng.choice(list(RUN_COSTS)))
+        if drafted < len(ids):
+            cache = decoder.new_cache()
+            read(cache, ids[:-drafted], decoder.run_tokens)
+            assert np.array_equal(Forward(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])

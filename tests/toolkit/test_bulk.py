@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, Embedder, Embeddings
-from tests.commands import Finished
+from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tampered import changed_bundle, without_special_tokens
 from toolkit.resumable import Files, locked
 
@@ -39,7 +39,7 @@ LINES = [
 ]
 ERRORS = [
     (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
-    (3, "line 3 has no text in a field `text`"),
+    (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
     (5, "line 5 holds a NUL byte, so this is no text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
@@ -76,7 +76,8 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
     arguments += ["--input", tmp_path / "in"] if source == "file" else []
     fine = Embedder(tiny_bundle).embed(["fine", "fine too"])
 
-    finished = edgekit("embed", tiny_bundle.path, *arguments, stdin=b"".join(LINES))
+    stdin = b"" if source == "file" else b"".join(LINES)
+    finished = edgekit("embed", tiny_bundle.path, *arguments, stdin=stdin)
 
     assert finished.code == 1
     assert finished.err == (
@@ -319,6 +320,75 @@ def test_a_record_of_another_version_counts_for_nothing(edgekit: Edgekit, begun:
     assert len(np.load(tmp_path / "out.npy")) == 60
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+        (b"\xff\0", ""),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b"[]", "must be an object"),
+        (b'{"rows": -5}', "its figures contradict one another"),
+        (b'{"output_size": 1000000}', "what it says was done is not there"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_damaged_record_is_told_and_everything_done_anew(
+    edgekit: Edgekit, begun: list[object], tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    state = tmp_path / ".out.npy.state"
+    if content is None:
+        state.unlink()
+        state.mkdir()
+    elif content.startswith(b"{"):
+        state.write_text(json.dumps(json.loads(state.read_text()) | json.loads(content)))
+    else:
+        state.write_bytes(content)
+
+    finished = edgekit(*begun)
+
+    if content is None:
+        assert finished.code == 1
+        assert finished.err.endswith(f"error: `{tmp_path}/out.npy` cannot be written: Is a directory\n")
+        return
+    assert finished.err.startswith(
+        f"note: `{state}`, which says how far an earlier run came, cannot be used, so everything is done anew: {why}"
+    )
+    assert "were done before" not in finished.err
+    assert len(np.load(tmp_path / "out.npy")) == 60
+    assert not np.isnan(np.load(tmp_path / "out.npy")[:7]).any()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", [".out.npy.partial", ".out.npy.failed.partial", ".out.npy.state.next"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_what_a_link_names_is_not_overwritten(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, name: str, kind: str
+) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (path.symlink_to if kind == "link" else path.hardlink_to)(tmp_path / "other")
+    (tmp_path / "in").write_text("fine\n" * 3)
+    arguments = ["embed", tiny_bundle.path, "--input", tmp_path / "in", "--output", tmp_path / "out.npy"]
+
+    finished = edgekit(*arguments)
+
+    assert (tmp_path / "other").read_bytes() == b"another's"
+    if name == ".out.npy.partial":
+        # The others are replaced, and this one may be another process's.
+        assert finished.code == 1
+        assert finished.err.endswith(
+            f"error: `{path}` is a link or no regular file, and what is done would be written there\n\n"
+            f"hint: remove it: `rm {path}`\n"
+        )
+        path.unlink()
+        finished = edgekit(*arguments)
+    assert finished.code == 0
+    assert len(np.load(tmp_path / "out.npy")) == 3
+
+
 def test_without_the_rows_the_record_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
     (tmp_path / ".out.npy.partial").unlink()
 
@@ -405,6 +475,53 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
     assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
     assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+SLOW = """
+import sys, time, runtime.embedder as e, toolkit.cli as c
+real = e.Embedder.embed_with_report
+def slow(self, texts, *, progress=None, **options):
+    for text in texts:
+        time.sleep(0.1)
+        progress(1)
+    return real(self, texts, **options)
+e.Embedder.embed_with_report = slow
+sys.argv[0] = "edgekit"
+c.main()
+"""
+
+
+def test_ctrl_c_keeps_what_is_done_however_slow_it_is(tiny_bundle: Bundle, tmp_path: Path, edgekit: Edgekit) -> None:
+    """At ten texts a second, some are kept after a second or two, and the count is seen before."""
+    source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out.npy"
+    arguments = ["embed", str(tiny_bundle.path), "--input", str(source), "--output", str(output)]
+
+    shown = on_terminal([sys.executable, "-c", SLOW, *arguments], code=130, interrupt_at="17 texts")
+
+    assert shown.startswith("\r\x1b[Kembedding ...\r\x1b[Kembedding [--------------------]   0%, 1 texts, ")
+    assert lines_on_terminal(shown) == [
+        "note: 8 records are done; the same command goes on after them",
+        "interrupted",
+        "",
+    ]
+    finished = edgekit(*arguments)
+    assert finished.err.startswith("note: 8 records were done before, and it goes on after them\n")
+    assert len(np.load(output)) == 60
+
+
+def test_an_error_beside_a_bar_begins_on_its_own_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"fine\n\xff\n")
+    arguments = [sys.executable, "-m", "toolkit", "embed", str(tiny_bundle.path), "--input", str(tmp_path / "in")]
+
+    lines = lines_on_terminal(on_terminal(arguments, code=2))
+
+    assert lines[0].startswith("embedding [##")
+    assert lines[1:] == [
+        "error: line 2 is not valid UTF-8 at byte 1",
+        "",
+        "hint: convert it, for example with `iconv`",
+        "",
+    ]
 
 
 PEAK = """

@@ -7,7 +7,6 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def test_the_format_follows_the_name_of_the_output(
 def test_more_texts_than_a_chunk_stay_in_order(
     edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.embedder.Embedder.stream", partialmethod(Embedder.stream, chunk=4))
+    monkeypatch.setattr("runtime.encoder.CHUNK", 4)
     texts = [f"{'number ' * (index % 5)}{index}" for index in range(11)]
 
     finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
@@ -291,7 +290,8 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
     for options, used in [([], unit_ranges(384)), (["--ranges", tmp_path / "own.npy"], own)]:
         for given in (TEXTS, []):
             arguments = ["--dtype", "int8", "--output", output, *options, *given]
-            finished = edgekit("embed", int8_bundle.path, *arguments, stdin="\n".join(TEXTS).encode())
+            stdin = b"" if given else "\n".join(TEXTS).encode()
+            finished = edgekit("embed", int8_bundle.path, *arguments, stdin=stdin)
             assert (finished.code, finished.err) == (0, note)
             assert np.array_equal(np.load(ranges_file), used)
             assert np.array_equal(np.load(output), embedder.embed(TEXTS, dtype="int8", ranges=used))

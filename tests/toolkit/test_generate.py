@@ -99,8 +99,9 @@ def test_the_text_of_a_file_follows_the_prompt(asked: Edgekit, decoder: Decoder)
     expected = ended(answer_to(decoder, CHATML.format('Shorten:\n\n{"text": 5}')))
 
     assert asked("Shorten:", "--input", "-", stdin=b'{"text": 5}\n').out == expected
-    # Without a file that is named, what stdin holds is no part of the prompt.
-    assert asked("Hello", stdin=b"fox").out == asked("Hello").out
+    # So does that of a pipe, as with `llm` and `ollama`.
+    assert asked("Shorten:", stdin=b'{"text": 5}\n').out == expected
+    assert asked("Hello", stdin=b"").out == asked("Hello", stdin=b"\n").out == asked("Hello").out
 
 
 def test_options_change_the_answer_as_they_do_in_python(asked: Edgekit, decoder: Decoder) -> None:
@@ -409,7 +410,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         ([], b'{"prompt": " "}', "error: line 1: the prompt is empty\n"),
         ([], b'{"prompt": "\\ud800"}', "error: the prompt in line 1 is not valid Unicode"),
         ([], b'{"prompt": "a", "messages": []}', "error: line 1 has both a `prompt` and `messages`\n\nhint: give"),
-        (["--input-format", "jsonl"], b'{"text": "a"}', "error: line 1 has neither a `prompt` nor `messages`\n"),
+        (["--input-format", "jsonl"], b'{"text": "a"}', "error: line 1 has neither a `prompt` nor `messages`; its"),
         ([], b'{"messages": []}', "error: line 1 has no list of messages in its field `messages`"),
         ([], b'{"messages": [5]}', "error: line 1: message 0 must have `role` and `content` and nothing else"),
         ([], b'{"messages": [{"role": "x", "content": "a"}]}', "error: line 1: message 0 has the role `x`, which the"),

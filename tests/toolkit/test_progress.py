@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
+from tests.commands import lines_on_terminal, on_terminal
 from toolkit.progress import StageProgress, TextProgress, duration, rated
 
 
@@ -60,3 +62,97 @@ def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]
     StageProgress().advanced(1, 2, 10, 20)
 
     assert capsys.readouterr().err == ""
+
+
+TELL = """
+import sys, time, toolkit.cli as cli, toolkit.progress as progress
+from runtime.errors import InputError
+cli.print_everything()
+progress.HEARTBEAT = 0.2
+{}
+"""
+
+
+def told(code: str, exit_code: int = 0) -> tuple[str, list[str]]:
+    shown = on_terminal([sys.executable, "-c", TELL.format(code)], code=exit_code)
+    return shown, lines_on_terminal(shown)
+
+
+def test_what_is_no_progress_begins_on_a_line_of_its_own() -> None:
+    """Whoever writes it: an error, a warning of a library, a log, a question."""
+    _, lines = told(
+        """
+import logging, warnings
+with progress.StageProgress() as told:
+    told.begin("trace")
+    warnings.warn("a warning of a library")
+    told.counted(3, 9, "texts")
+    logging.getLogger("torch").warning("a log")
+    told.advanced(1, 2, 10, 20)
+    print("a print", file=sys.stderr)
+    told.end("trace", 1.0)
+    told.begin("quantize")
+    told.note("it is large")
+    told.downloaded(5, 10)
+def fail(): raise InputError("it broke", hint="mend it")
+cli.exit_code_of(fail)
+"""
+    )
+
+    assert lines[0] == "  ...     trace"
+    assert lines[1].endswith("UserWarning: a warning of a library")
+    assert lines[2:] == [
+        "  3 of 9 texts",
+        "a log",
+        "  1 of 2 tensors, 0.0 MB of 0.0 MB",
+        "a print",
+        "    1.0 s trace",
+        "note: it is large",
+        "  0.0 MB of 0.0 MB, 0.0 MB/s",
+        "error: it broke",
+        "",
+        "hint: mend it",
+        "",
+    ]
+
+
+def test_a_stage_shows_that_it_runs_and_stops_at_an_error() -> None:
+    shown, lines = told(
+        """
+def run():
+    with progress.StageProgress() as told:
+        told.begin("trace")
+        time.sleep(0.7)
+        told.counted(3, 9, "texts")
+        raise InputError("it broke")
+cli.exit_code_of(run)
+time.sleep(0.5)
+"""
+    )
+
+    assert shown.count("trace, 0 s") + shown.count("trace, 1 s") >= 2
+    assert lines == ["  3 of 9 texts", "error: it broke", ""]
+
+
+def test_counts_are_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    progress = StageProgress()
+
+    for number in range(1, 1001):
+        progress.counted(number, 1000, "texts")
+
+    lines = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert lines[0] == "  1 of 1000 texts"
+    assert lines[-1] == "  1000 of 1000 texts"
+    assert len(lines) < 100
+
+
+def test_texts_that_are_computed_count_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    progress = TextProgress(1000)
+
+    progress.within(3)
+    assert "  0%, 3 texts, " in terminal.getvalue()
+    assert "left" not in terminal.getvalue()
+    progress.advance(500, 8)
+    assert " 50%, 8 texts, " in terminal.getvalue()

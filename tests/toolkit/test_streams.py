@@ -39,6 +39,17 @@ def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
     assert list((tmp_path / "folder").iterdir()) == [tmp_path / "folder" / "file"]
 
 
+def test_a_link_under_the_name_of_the_unfinished_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    (tmp_path / f".out.{os.getpid()}.partial").symlink_to("other")
+
+    write(tmp_path / "out", b"new")
+
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert not (tmp_path / "out").is_symlink()
+    assert (tmp_path / "other").read_bytes() == b"another's"
+
+
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -5,11 +5,12 @@ import io
 import pytest
 
 from runtime import InputError
-from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+from toolkit.inputs import InputFormat, Source
+from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
 
 
 def read(content: bytes, input_format: InputFormat = InputFormat.AUTO) -> list[TextRecord]:
-    return list(from_stream(io.BytesIO(content), input_format))
+    return list(from_stream(Source(io.BytesIO(content)), Reading(input_format)))
 
 
 def test_every_line_is_a_text_even_an_empty_one() -> None:
@@ -30,7 +31,7 @@ def test_jsonl_is_seen_by_its_first_line() -> None:
     ]
 
 
-@pytest.mark.parametrize("line", [b"{not json}", b'{"id": 1}', b'["text"]', b'"text"', b"3"])
+@pytest.mark.parametrize("line", [b"{not json}", b"[1] not json", b"[sic]", b'"text"', b"3"])
 def test_other_first_lines_are_texts(line: bytes) -> None:
     assert [record.text for record in read(line)] == [line.decode()]
 
@@ -45,8 +46,8 @@ def test_the_format_can_be_said() -> None:
     ("content", "message"),
     [
         (b'{"text": "a"}\n{"text": "b"\n', "line 2 is no JSON: Expecting ',' delimiter"),
-        (b'{"text": "a"}\n{"id": 2}\n', "line 2 has no text in a field `text`"),
-        (b'{"text": "a"}\n{"text": 2}\n', "line 2 has no text in a field `text`"),
+        (b'{"text": "a"}\n{"id": 2}\n', "line 2 has no text in a field `text`; its fields are `id`"),
+        (b'{"text": "a"}\n{"text": 2}\n', "line 2 has no text in a field `text` but a number"),
         (b'{"text": "a"}\n[1]\n', "line 2 has no text in a field `text`"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "the text in line 2 is not valid Unicode: surrogates not allowed"),
         (b"a\n\xff\xfeb\n", "line 2 is not valid UTF-8 at byte 1"),
@@ -67,9 +68,8 @@ def test_arguments_are_texts() -> None:
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1.5e400"])
 def test_numbers_that_could_not_go_out_again_are_refused(literal: str) -> None:
-    records = from_stream(
-        [b'{"text": "a", "x": 1e308}\n', f'{{"text": "b", "x": [{literal}]}}'.encode()], InputFormat.AUTO
-    )
+    content = b'{"text": "a", "x": 1e308}\n' + f'{{"text": "b", "x": [{literal}]}}'.encode()
+    records = from_stream(Source(io.BytesIO(content)), Reading())
 
     assert next(records).fields["x"] == 1e308
     with pytest.raises(InputError) as caught:

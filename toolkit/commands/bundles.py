@@ -11,15 +11,13 @@ import click
 from runtime.manifest import CacheType, Kind
 from runtime.records import write_record
 from toolkit.progress import megabytes
+from toolkit.terminal import escaped_json, say
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.decoder import Decoder, DecoderPlan
-    from runtime.embedder import Embedder
+    from runtime.decoder import DecoderPlan
     from runtime.encoder import Plan
     from runtime.footprint import Footprint
     from runtime.manifest import DecoderFacts, Manifest
-    from runtime.reranker import Reranker
 
 
 PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
@@ -41,14 +39,18 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     from runtime.footprint import footprint_of
 
     opened = Bundle.open(bundle)
-    plan = model_of(opened).plan if runtime else None
+    plan = None
+    if runtime:
+        from runtime.verification import model_of
+
+        plan = model_of(opened).plan
     if as_json:
         shown = write_record(opened.manifest)
         if opened.manifest.decoder is not None:
             shown["memory"] = write_record(footprint_of(opened.manifest, opened.manifest.decoder))
         if plan is not None:
             shown["runtime"] = write_record(plan)
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     lines = describe(opened.manifest, opened.size)
     if plan is not None:
@@ -56,31 +58,21 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 
         lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
-        click.echo(f"{label:<12} {text}")
-
-
-def model_of(opened: Bundle) -> Decoder | Embedder | Reranker:
-    """A bundle ready to run, as what it is for."""
-    if opened.manifest.kind is Kind.DECODER:
-        from runtime.decoder import Decoder
-
-        return Decoder(opened)
-    if opened.manifest.kind is Kind.RERANKER:
-        from runtime.reranker import Reranker
-
-        return Reranker(opened)
-    from runtime.embedder import Embedder
-
-    return Embedder(opened)
+        say(f"{label:<12} {text}")
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """What runs on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
+    int8 = []
+    if plan.int8 is not None:
+        features = f"; it has {', '.join(plan.int8.features)}" if plan.int8.features else ""
+        int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
         ("workers", f"{plan.workers}, each on one core: {plan.cores.reason}"),
         ("batches", f"up to {plan.batch_tokens} tokens, of texts of one length, not padded"),
         ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}; its optimizers left out: {disabled}"),
+        *int8,
     ]
 
 
@@ -185,20 +177,30 @@ def told_by_layers(errors: Sequence[float]) -> str:
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-def verify(*, bundle: str) -> None:
-    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden outputs."""
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up after this time.  [default: 120, and 1 for each megabyte]",
+)
+def verify(*, bundle: str, time_limit: float | None) -> None:
+    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden outputs.
+
+    The graph is opened in a process of its own, with bounded time and memory.
+    """
+    from runtime import verification
     from runtime.bundle import Bundle
-    from runtime.replay import replay
 
     opened = Bundle.open(bundle)
     kind = opened.manifest.kind
-    click.echo(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
-    model = model_of(opened)
-    click.echo(f"graph        opens on {model.session.provider.value}, inputs as the manifest lists them")
-    replayed = replay(model)
+    say(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
+    replayed = verification.verify(
+        opened,
+        seconds=time_limit,
+        opened=lambda provider: say(f"graph        opens on {provider}, inputs as the manifest lists them"),
+    )
     same = "the same" if replayed.same_bits else "not the same"
-    what = "tokens" if kind is Kind.DECODER else "bits"
-    click.echo(
+    say(
         f"certificate  {replayed.count} golden {GOLDEN[kind]}, "
-        f"{replayed.agreement}, {same} {what} as on the machine that made it"
+        f"{replayed.agreement}, {same} bits as on the machine that made it"
     )

@@ -19,6 +19,7 @@ from toolkit.options import (
     system_option,
     threads_option,
 )
+from toolkit.terminal import say
 from toolkit.turns import from_pipe, from_terminal, turns_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def chat(*, bundle: str, system: str | None, threads: int | None, context: int |
     )
     typed = sys.stdin.isatty()
     if typed:
-        click.echo(f"{decoder.bundle.manifest.name}; /help lists commands, Ctrl-D leaves", err=True)
+        say(f"{decoder.bundle.manifest.name}; /help lists commands, Ctrl-D leaves", err=True)
     try:
         for turn in turns_of(from_terminal() if typed else from_pipe(sys.stdin.buffer)):
             try:

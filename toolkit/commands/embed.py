@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -13,10 +12,13 @@ import click
 
 from runtime.errors import InputError, TextError
 from runtime.targets import is_special, regular_target_of, target_of
+from toolkit.inputs import InputFormat, Source
 from toolkit.notes import Notes
-from toolkit.progress import bar
+from toolkit.options import Text, field_option, input_format_option, literal_option, once
+from toolkit.pipes import check_inputs
+from toolkit.progress import Progress, bar
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
@@ -25,28 +27,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.argument("texts", nargs=-1)
-@click.option("--input", "source", metavar="FILE", help="Read texts from a file, `-` for stdin.")
-@click.option(
-    "--input-format",
-    type=click.Choice([choice.value for choice in InputFormat]),
-    default="auto",
-    show_default=True,
-    help="One text a line, or JSONL with a field `text` whose other fields are passed through.",
-)
+@click.argument("texts", nargs=-1, type=Text())
+@once("--input", "source", metavar="FILE", help="Read texts from a file, `-` for stdin.")
+@input_format_option("One text a line, or a text in a field of each record, whose other fields are passed through.")
+@field_option
+@literal_option
 @click.option(
     "--format",
     "output_format",
     type=click.Choice([choice.value for choice in OutputFormat]),
     help="[default: npy for an output of that name, else jsonl]",
 )
-@click.option(
+@once(
     "--output",
     metavar="FILE",
     help="Write to a file, which appears when all is done; what was killed half-way goes on when it is run again.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with what is done of the output.")
-@click.option("--prompt", metavar="NAME", help="Put the model's prompt of this name before every text.")
+@once("--prompt", type=Text(), metavar="NAME", help="Put the model's prompt of this name before every text.")
 @click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
 @click.option(
     "--dtype",
@@ -55,7 +53,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How vectors are stored; binary and ubinary are a bit for each component, packed in int8 and uint8.",
 )
-@click.option("--ranges", "ranges_file", metavar="FILE", help="The ranges that int8 covers, as npy (2, dimension).")
+@once("--ranges", "ranges_file", metavar="FILE", help="The ranges that int8 covers, as npy (2, dimension).")
 @click.option(
     "--long",
     "long_texts",
@@ -70,6 +68,8 @@ def embed(
     texts: tuple[str, ...],
     source: str | None,
     input_format: str,
+    field: str | None,
+    literal: bool,
     output_format: str | None,
     output: str | None,
     restart: bool,
@@ -83,15 +83,15 @@ def embed(
     """Turn texts into vectors: arguments, a file, or what comes through a pipe.
 
     jsonl writes an object a line, json one array of them, npy an array (texts, dimension). In a file or a pipe every
-    line is a text, empty ones included, so that line n of the output belongs to line n of the input.
+    line is a text, empty ones included, so that line n of the output belongs to line n of the input. JSON, JSONL, CSV
+    and TSV are read as what they are, the text in the field `text` or in the one that --field names.
 
     With --output, a line that holds no text does not end the run: it gets a row of NaN, of zeros for integers, or the
     embedding null, and a line in FILE.failed.jsonl; the exit code is 1 then.
     """
-    if texts and source is not None:
-        raise InputError("texts came as arguments and with `--input`: give one of the two")
     if not texts and source is None and sys.stdin.isatty():
         raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
+    check_inputs(texts, source, noun="text", field=field, literal=literal)
     if output_format is None:
         output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
     if output is None and output_format == "npy" and sys.stdout.isatty():
@@ -100,38 +100,56 @@ def embed(
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
     from runtime.embedder import Embedder
-    from toolkit.bulk import embed_to_file, report
     from toolkit.job import Job, Options, read_ranges
-    from toolkit.resumable import Files
 
-    target = target_named(output, resumed=not texts)
+    # What cannot be written to is told before a file is read.
+    target_named(output, resumed=not texts)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = Options(
         output_format=OutputFormat(output_format),
         input_format=InputFormat(input_format),
+        field=field,
         prompt=prompt,
         dim=dim,
         dtype=dtype,
         ranges_sha256=hashlib.sha256(ranges.tobytes()).hexdigest() if ranges is not None else None,
         long="error" if no_truncate else long_texts or "truncate",
     )
-    with open_input(source) as stream:
+    run(
+        lambda: Job(Embedder(bundle), options=options, ranges=ranges),
+        texts,
+        Reading(options.input_format, field, source),
+        output=output,
+        restart=restart,
+    )
+
+
+def run(
+    open_job: Callable[[], Job], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
+) -> None:
+    """Embed texts, or what is read where there are none, and tell what there is to tell about them."""
+    from toolkit.bulk import embed_to_file, report
+    from toolkit.resumable import Files
+
+    target = target_named(output, resumed=not texts)
+    with open_input(reading.name) as stream, bar(stream, enabled=not texts, output=output) as shown:
         if not texts:
             refuse_input(stream, output)
-        job = Job(Embedder(bundle), options=options, ranges=ranges)
+        job = open_job()
         if target is not None and not texts:
-            with bar(stream, enabled=True) as shown:
-                done = embed_to_file(job, stream, target=target, restart=restart, progress=shown)
-            report(job, done, target=target)
-            return
-        records = from_arguments(texts) if texts else from_stream(stream, options.input_format)
-        with open_output(output) as file, bar(stream, enabled=not texts) as shown:
-            notes, total = embed_in_order(job, records, file=file, progress=shown)
+            done = embed_to_file(job, stream, reading=reading, target=target, restart=restart, progress=shown)
+        else:
+            records = from_arguments(texts) if texts else from_stream(Source(stream), reading)
+            with open_output(output) as file:
+                notes, total = embed_in_order(job, records, file=file, progress=shown)
+    if target is not None and not texts:
+        report(job, done, target=target)
+        return
     notes.print(total, job.embedder.max_length)
     covered = job.embed([]).ranges
     if covered is not None and target is not None and not is_special(target):
         write_ranges(Files(target).ranges, covered)
-    elif covered is not None and ranges is None:
+    elif covered is not None and job.ranges is None:
         reach = f"{covered[1, 0]:.4f}"
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
 
@@ -145,13 +163,13 @@ def target_named(output: str | None, *, resumed: bool) -> Path | None:
     return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
 
 
-def embed_in_order(
-    job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Callable[[int, int], None]
-) -> tuple[Notes, int]:
+def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress) -> tuple[Notes, int]:
     """Write the vectors of records as they come, chunk by chunk; returns the notes and the number of texts.
 
     The first record that cannot be used ends it.
     """
+    from toolkit.job import chunks_of
+
     empty = job.embed([]).vectors
     writer = (
         NpyPipeWriter(file, empty)
@@ -159,24 +177,16 @@ def embed_in_order(
         else writer_for(job.options.output_format, file, empty=empty)
     )
     notes, total = Notes(), 0
-    pending: deque[TextRecord] = deque()
-    try:
-        for embeddings in job.stream(texts_of(records, pending)):
-            chunk = [pending.popleft() for _ in embeddings.tokens]
-            notes = notes.with_texts(chunk, embeddings)
-            total += len(chunk)
-            writer.write(chunk, embeddings.vectors)
-            progress(sum(record.size for record in chunk), len(chunk))
-    except TextError as error:
-        if not error.texts:
-            raise
-        raise job.placed(error, pending[error.texts[0]].where) from error
+    for chunk in chunks_of(records):
+        try:
+            embeddings = job.embed([record.text for record in chunk], progress=progress.within)
+        except TextError as error:
+            if not error.texts:
+                raise
+            raise job.placed(error, chunk[error.texts[0]].where) from error
+        notes = notes.with_texts(chunk, embeddings)
+        total += len(chunk)
+        writer.write(chunk, embeddings.vectors)
+        progress.advance(sum(record.size for record in chunk), len(chunk))
     writer.close()
     return notes, total
-
-
-def texts_of(records: Iterable[TextRecord], pending: deque[TextRecord]) -> Iterator[str]:
-    """The texts of records, which wait in `pending` for their vectors."""
-    for record in records:
-        pending.append(record)
-        yield record.text

@@ -10,6 +10,7 @@ from runtime.manifest import CacheType, Certificate, Kind, Precision, Provider
 from toolkit.interrupts import raised_again
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
+from toolkit.terminal import say
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
@@ -80,7 +81,7 @@ def export(
     from exporters import Origin
     from exporters import export as export_stage
 
-    with raised_again() as check:
+    with raised_again() as check, StageProgress(check) as progress:
         exported = export_stage(
             source,
             precision=Precision(precision) if precision else None,
@@ -95,7 +96,7 @@ def export(
             max_kl=max_kl,
             cache=CacheType(cache) if cache else None,
             kind=Kind(kind) if kind else None,
-            progress=StageProgress(check),
+            progress=progress,
         )
     summarize(exported)
     click.echo(exported.bundle.path)
@@ -105,25 +106,26 @@ def summarize(exported: Exported) -> None:
     bundle = exported.bundle
     certificate = bundle.manifest.certificate
     path = click.format_filename(bundle.path)
-    click.echo(f"\n{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
-    click.echo(
-        f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True
-    )
+    say("", err=True)
+    say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
+    say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
-        click.echo(f"  {agreement(certificate, kind)}", err=True)
+        say(f"  {agreement(certificate, kind)}", err=True)
+        say(f"  against  {certificate.reference}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
-        click.echo(f"  {precision.value:<8} {how}", err=True)
+        say(f"  {precision.value:<8} {how}", err=True)
     facts = bundle.manifest.decoder
     if facts is not None and facts.plain_attention:
         form = f"`{bundle.manifest.architecture}` with heads of {facts.head_size}"
-        click.echo(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
+        say(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
     if precision is Precision.FP16:
-        click.echo("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
+        say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
-        click.echo("  cache    keys and values in float16: half of the memory, slower on a CPU", err=True)
-    click.echo(f"  next     edgekit {NEXT[kind].format(path)}\n", err=True)
+        say("  cache    keys and values in float16: half of the memory, slower on a CPU", err=True)
+    say(f"  next     edgekit {NEXT[kind].format(path)}", err=True)
+    say("", err=True)
 
 
 NEXT = {
@@ -147,5 +149,4 @@ def agreement(certificate: Certificate, kind: Kind) -> str:
             f"tau      {figures['tau_mean']:.5f} mean, {figures['tau_min']:.5f} min to PyTorch, on {count} queries; "
             f"{figures['top10_overlap']:.0%} of the best ten are the same"
         )
-    library = certificate.reference.partition(", ")[0]
-    return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to {library}, on {count} texts"
+    return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to PyTorch, on {count} texts"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -11,18 +11,26 @@ import click
 from runtime.errors import InputError
 from runtime.targets import regular_target_of
 from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
+from toolkit.inputs import InputFormat, Source
 from toolkit.options import (
     AnswerOptions,
+    Text,
     answer_options,
     context_option,
+    field_option,
+    input_format_option,
+    literal_option,
+    once,
     rates_option,
     system_option,
     threads_option,
 )
-from toolkit.progress import bar
+from toolkit.pipes import carries_input, refuse_pipe_beside
+from toolkit.progress import Progress, bar
 from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
+from toolkit.record_options import with_fields
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import InputFormat
+from toolkit.texts import Reading, check_argument, refuse_file_name
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -31,17 +39,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.argument("prompt", required=False)
-@click.option(
-    "--input", "source", metavar="FILE", help="Read the prompt, or what follows it, from a file, `-` for stdin."
-)
-@click.option(
-    "--input-format",
-    type=click.Choice([choice.value for choice in InputFormat]),
-    default="auto",
-    show_default=True,
-    help="One prompt, or JSONL with `prompt` or `messages` a line, whose other fields are passed through.",
-)
+@click.argument("prompt", required=False, type=Text())
+@once("--input", "source", metavar="FILE", help="Read the prompt, or what follows it, from a file, `-` for stdin.")
+@input_format_option("One prompt, or records with `prompt` or `messages`, whose other fields are passed through.")
+@field_option
+@literal_option
 @click.option(
     "--chat/--no-chat",
     default=None,
@@ -52,9 +54,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="An object with text, tokens, finish reason and rates.")
 @click.option("--stream", "in_pieces", is_flag=True, help="With --json: an object a line for each token as it comes.")
 @click.option("--logprobs", type=click.IntRange(min=0), metavar="N", help="Name the N most probable tokens each time.")
-@click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
-@click.option("--save-prefix", metavar="FILE", help="Keep what was read of the prompt in a file.")
-@click.option("--load-prefix", metavar="FILE", help="Read only that of the prompt which such a file does not hold.")
+@once("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
+@once("--save-prefix", metavar="FILE", help="Keep what was read of the prompt in a file.")
+@once("--load-prefix", metavar="FILE", help="Read only that of the prompt which such a file does not hold.")
 @threads_option
 @context_option
 @rates_option
@@ -64,6 +66,8 @@ def generate(
     prompt: str | None,
     source: str | None,
     input_format: str,
+    field: str | None,
+    literal: bool,
     chat: bool | None,
     system: str | None,
     as_json: bool,
@@ -78,15 +82,10 @@ def generate(
 ) -> None:
     """Answer a question, or continue a text: an argument, a file, or what comes through a pipe.
 
-    The answer is written as it comes; Ctrl-C ends it. Where a file is named beside PROMPT, its text follows PROMPT.
-    Lines of JSON are prompts of their own, and each gets a line with its `text`.
+    The answer is written as it comes; Ctrl-C ends it. The text of a file or a pipe beside PROMPT follows PROMPT.
+    Records of JSON or CSV are prompts of their own, and each gets a line with its `text`.
     """
-    if prompt is None and source is None and sys.stdin.isatty():
-        raise InputError(
-            "no prompt",
-            hint=f'edgekit generate {bundle} "some question", or `--input FILE`, or a pipe; '
-            f"`edgekit chat {bundle}` for a conversation",
-        )
+    check_usage(bundle, prompt, source, literal=literal)
     if in_pieces and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
 
@@ -96,26 +95,29 @@ def generate(
     from runtime.decoder import Decoder
 
     options = AnswerOptions.given()
+    reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:
+        # A pipe that nobody names is read where it carries something; that is seen before the model is opened.
+        follows = prompt is not None and (source is not None or carries_input(stream))
         decoder = Decoder(bundle, threads=threads, context=context)
         wording = Wording(decoder, chat=chat, system=system)
         cache = decoder.load(load_prefix) if load_prefix is not None else decoder.new_cache()
         answering = Answering(decoder, wording, options, logprobs or 0, cache)
-        if prompt is not None and source is None:
+        if prompt is not None and not follows:
             found: str | Iterator[PromptRecord] = prompt
         else:
             refuse_input(stream, output)
             refuse_input(stream, save_prefix, option="--save-prefix")
-            found = read_prompts(stream, InputFormat(input_format))
+            found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
             refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
-            with open_output(output) as file, bar(stream, enabled=True, verb="answering") as shown:
+            with open_output(output) as file, bar(stream, enabled=True, output=output, verb="answering") as shown:
                 totals = answer_lines(answering, found, file, tokens=as_json or logprobs is not None, shown=shown)
             totals.tell(asked=rates)
             return
     if logprobs is not None and not as_json:
         raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
-    answer = answering.begin(f"{prompt}\n\n{found}" if prompt is not None and source is not None else found)
+    answer = answering.begin(f"{prompt}\n\n{found}" if follows else found)
     with open_output(output) as file:
         if in_pieces:
             write_pieces(answer, file, decoder=decoder)
@@ -129,6 +131,22 @@ def generate(
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
         decoder.save(prefix, cache)
+
+
+def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
+    """Raises InputError where nothing is asked, where a file and a pipe come together, and for the name of a file."""
+    if prompt is None and source is None and sys.stdin.isatty():
+        raise InputError(
+            "no prompt",
+            hint=f'edgekit generate {bundle} "some question", or `--input FILE`, or a pipe; '
+            f"`edgekit chat {bundle}` for a conversation",
+        )
+    if prompt is not None:
+        check_argument(prompt, "the prompt")
+        if not literal:
+            refuse_file_name(prompt, "prompt")
+    if source is not None:
+        refuse_pipe_beside(f"the input is `{source}`", source)
 
 
 def refuse_for_lines(*, prompt: str | None, in_pieces: bool, save_prefix: str | None) -> None:
@@ -152,19 +170,19 @@ def answer_lines(
     file: BinaryIO,
     *,
     tokens: bool,
-    shown: Callable[[int, int], None],
+    shown: Progress,
 ) -> Totals:
     """Write a line for each prompt as soon as it is answered; an answer that was interrupted is not written."""
     totals = Totals()
     for record in records:
         with placed(record.where):
-            stream = answering.begin(record.asked)
+            stream = answering.begin(record.asked, with_fields(answering.options, record.fields, record.taken))
         answer = whole(stream)
         end_if_cancelled(stream)
         fields = record.fields | answer_fields(answer, stream, answering.decoder, tokens=tokens)
         file.write(object_to_json(fields) + b"\n")
         file.flush()
-        shown(record.size, 1)
+        shown.advance(record.size, 1)
         totals = totals.with_answer(answer.rates)
     return totals
 

@@ -11,6 +11,7 @@ import click
 from runtime.errors import InputError, NotSignedInError
 from toolkit.options import token_host_option
 from toolkit.progress import megabytes
+from toolkit.terminal import say
 
 MAX_INPUT = 64 * 1024
 
@@ -40,16 +41,16 @@ def login(context: click.Context, *, token_stdin: bool, token_host: str | None) 
     if token_stdin:
         text = sys.stdin.buffer.read(MAX_INPUT).decode("utf-8", errors="replace")
     elif sys.stdin.isatty():
-        click.echo(f"A token is made at {SITE}/settings/tokens; to read models it needs no more than `read`.", err=True)
+        say(f"A token is made at {SITE}/settings/tokens; to read models it needs no more than `read`.", err=True)
         text = click.prompt("Token (not shown)", hide_input=True, err=True)
     else:
         raise InputError("stdin is no terminal to ask for a token", hint="pipe it in with `--token-stdin`")
     token = Token(read_new_token(text), "what you entered")
     account = ask_whoami(token)
     path = store_token(token.value)
-    click.echo(f"signed in as {account.user}; the token {token.masked} is in {path}")
+    say(f"signed in as {account.user}; the token {token.masked} is in {path}")
     for variable in variables_in_force():
-        click.echo(f"warning: the environment variable `{variable}` is set and goes before the file", err=True)
+        say(f"warning: the environment variable `{variable}` is set and goes before the file", err=True)
 
 
 @click.command()
@@ -65,10 +66,10 @@ def whoami(*, token_host: str | None) -> None:
     check_host(token_host)
     account = ask_whoami(token)
     for label, text in describe(account, token):
-        click.echo(f"{label:<8} {text}")
+        say(f"{label:<8} {text}")
     exposed = exposure()
     if exposed is not None:
-        click.echo(f"warning: {exposed}", err=True)
+        say(f"warning: {exposed}", err=True)
 
 
 @click.command()
@@ -78,13 +79,13 @@ def logout() -> None:
 
     removed = remove_token()
     for path in removed:
-        click.echo(f"removed {path}")
+        say(f"removed {path}")
     if not removed:
-        click.echo("there was no stored token")
+        say("there was no stored token")
     for variable in variables_in_force():
-        click.echo(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
+        say(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
     if stored_tokens_path().exists():
-        click.echo(
+        say(
             f"warning: tokens that `hf auth login` saved by name remain in `{stored_tokens_path()}`",
             err=True,
         )
@@ -103,18 +104,18 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     request = hub_request(model, revision)
     found = check_access(request.repo, request.revision, command=f"edgekit access {model}", token_host=token_host)
     for note in notes_on(found):
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     needed = [file for file in found.files if is_wanted(file.name)]
     shown = (
         f"with the token {found.token.masked} from {found.token.source}"
         if found.token is not None
         else "without a token"
     )
-    click.echo(f"{found.repo} can be downloaded {shown}")
-    click.echo(f"  commit   {found.commit}")
-    click.echo(f"  licence  {found.licence or 'not stated'}, {visibility(found)}")
+    say(f"{found.repo} can be downloaded {shown}")
+    say(f"  commit   {found.commit}")
+    say(f"  licence  {found.licence or 'not stated'}, {visibility(found)}")
     size = megabytes(sum(file.size or 0 for file in needed))
-    click.echo(f"  size     {size} in {len(needed)} files that an export needs")
+    say(f"  size     {size} in {len(needed)} files that an export needs")
 
 
 def visibility(access: Access) -> str:

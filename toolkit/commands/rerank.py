@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from runtime.errors import InputError, TextError, TextTooLongError
+from toolkit.inputs import InputFormat, Source
 from toolkit.notes import PairNotes
-from toolkit.progress import bar
+from toolkit.options import Text, field_option, input_format_option, literal_option, once
+from toolkit.pipes import check_inputs
+from toolkit.progress import NoProgress, Progress, bar
 from toolkit.searches import SearchRecord, searches_of
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import InputFormat, TextRecord, from_arguments, from_stream
+from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -25,24 +28,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.argument("documents", nargs=-1)
-@click.option("--query", metavar="Q", help="What all documents are ranked for.  [default: each line has its own]")
-@click.option("--input", "source", metavar="FILE", help="Read documents from a file, `-` for stdin.")
-@click.option(
-    "--input-format",
-    type=click.Choice([choice.value for choice in InputFormat]),
-    default="auto",
-    show_default=True,
-    help="With --query: one document a line, or JSONL with a field `text` whose other fields are passed through.",
+@click.argument("documents", nargs=-1, type=Text())
+@once("--query", type=Text(), metavar="Q", help="What all documents are ranked for.  [default: each line has its own]")
+@once("--input", "source", metavar="FILE", help="Read documents from a file, `-` for stdin.")
+@input_format_option(
+    "With --query: one document a line, or one in a field of each record, whose others are passed through."
 )
-@click.option("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
+@field_option
+@literal_option
+@once("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
 @click.option("--top-n", type=click.IntRange(min=1), metavar="N", help="Give the best N only.  [default: all]")
 @click.option(
     "--scores",
     type=click.Choice(["raw", "sigmoid", "softmax"]),
     help="What is made of the logits; the order never depends on it.  [default: what the model's publisher says]",
 )
-@click.option("--label", metavar="NAME", help="The label to rank by, for a model that has several.")
+@once("--label", type=Text(), metavar="NAME", help="The label to rank by, for a model that has several.")
 @click.option("--no-truncate", is_flag=True, help="A document that does not fit beside the query is an error.")
 def rerank(
     *,
@@ -51,6 +52,8 @@ def rerank(
     query: str | None,
     source: str | None,
     input_format: str,
+    field: str | None,
+    literal: bool,
     output: str | None,
     top_n: int | None,
     scores: str | None,
@@ -63,8 +66,6 @@ def rerank(
     line of JSON for each, with its `index`, from 0, and its `score`. Without it, each line of the input is a search
     of its own, {"query": "...", "documents": [...]}, and gets a line with its `results`.
     """
-    if documents and source is not None:
-        raise InputError("documents came as arguments and with `--input`: give one of the two")
     if documents and query is None:
         raise InputError("no query", hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT...')
     if not documents and source is None and sys.stdin.isatty():
@@ -72,15 +73,19 @@ def rerank(
             "no documents to rank",
             hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT..., or `--input FILE`, or a pipe',
         )
+    if query is not None:
+        check_argument(query, "the query")
+    check_inputs(documents, source, noun="document", field=field, literal=literal)
 
     from runtime.reranker import Reranker
 
+    reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:
         if not documents:
             refuse_input(stream, output)
         reranker = Reranker(bundle)
 
-        pending = Pending()
+        pending = Pending(sized=query is not None)
 
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
             try:
@@ -98,33 +103,40 @@ def rerank(
                     raise
                 raise pending.placed(error, reranker.max_length) from error
 
-        with open_output(output) as file, bar(stream, enabled=not documents, verb="ranking") as shown:
+        with open_output(output) as file, bar(stream, enabled=not documents, output=output, verb="ranking") as shown:
+            pending.shown = shown
             if query is None:
-                notes = rank_lines(rank, searches_of(stream), file, shown)
+                notes = rank_lines(rank, searches_of(Source(stream), reading), file, shown)
             else:
-                records = from_arguments(documents) if documents else from_stream(stream, InputFormat(input_format))
-                notes = rank_one(rank, query, records, file, shown)
+                records = from_arguments(documents) if documents else from_stream(Source(stream), reading)
+                notes = rank_one(rank, query, records, file)
     notes.print(reranker.max_length)
 
 
 class Pending:
-    """Where the documents stood that are read and not scored yet."""
+    """The documents that are read and not scored yet: where they stood, and their sizes."""
 
-    def __init__(self) -> None:
-        self.where: deque[str] = deque()
+    def __init__(self, *, sized: bool) -> None:
+        """Those of one query are `sized`, and shown when they are scored; others when their search is done."""
+        self.waiting: deque[TextRecord] = deque()
+        self.sized = sized
+        self.shown: Progress = NoProgress()
 
     def text_of(self, record: TextRecord) -> str:
-        self.where.append(record.where)
+        self.waiting.append(record)
         return record.text
 
     def scored(self, count: int) -> None:
         """So many more are scored; called from several threads."""
-        for _ in range(count):
-            self.where.popleft()
+        size = sum(self.waiting.popleft().size for _ in range(count))
+        if self.sized:
+            self.shown.advance(size, count)
+        else:
+            self.shown.within(count)
 
     def placed(self, error: TextError, max_length: int) -> InputError:
         """The error for a document by where it stood: those that wait are the ones of its call, in their order."""
-        where = self.where[error.texts[0]]
+        where = self.waiting[error.texts[0]].where
         if not isinstance(error, TextTooLongError):
             return InputError(f"{where} with its query {error.fault}", hint=error.hint)
         return TextTooLongError(
@@ -133,20 +145,16 @@ class Pending:
         )
 
 
-def rank_one(
-    rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO, shown: Callable[[int, int], None]
-) -> PairNotes:
+def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> PairNotes:
     """Write a line for each document, the best first."""
     notes = PairNotes()
-    for ranking in rank([(query, told(records, shown))]):
+    for ranking in rank([(query, records)]):
         file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
-def rank_lines(
-    rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Callable[[int, int], None]
-) -> PairNotes:
+def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> PairNotes:
     """Write a line for each search, with its results, as soon as it is done."""
     notes = PairNotes()
     begun: deque[SearchRecord] = deque()
@@ -161,16 +169,9 @@ def rank_lines(
         fields = {name: value for name, value in search.fields.items() if name != "documents"}
         file.write(object_to_json(fields | {"results": [fields_of(one) for one in ranking.ranked]}) + b"\n")
         file.flush()
-        shown(search.size, ranking.documents)
+        shown.advance(search.size, ranking.documents)
         notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
     return notes
-
-
-def told(records: Iterable[TextRecord], shown: Callable[[int, int], None]) -> Iterator[TextRecord]:
-    """The same records, their sizes told as they are read."""
-    for record in records:
-        yield record
-        shown(record.size, 1)
 
 
 def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:

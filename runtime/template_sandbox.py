@@ -1,0 +1,491 @@
+"""jinja2 for chat templates, bounded in steps, characters and CPU time: templates come with models and are not trusted.
+
+Every place where a template can make a value, or go around once more, spends from a budget: loops, operators, calls,
+filters, lists and what is written. What an operation would make is known before it is made. Only filters and methods
+whose cost is known are offered. A list or a string is made of what was paid for, so a single operation is short, and
+the time is looked at between two of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
+
+STEPS = 1 << 18
+"""Iterations, calls and items that a rendering may take, apart from those that messages need."""
+CHARACTERS = 1 << 24
+"""Characters that a rendering may make in all, with those of values that are not written."""
+SHARE = 256
+"""How much more is allowed for each character of the messages: templates copy them a few times."""
+SECONDS = 10.0
+"""Of CPU time. Published templates take some milliseconds."""
+BITS = 1 << 16
+"""Of an integer."""
+WIDTH = 10_000
+"""For which numbers in formats, and numbers given to filters, may ask."""
+
+
+class TemplateLimitError(Exception):
+    """A template asks for more than a rendering may take."""
+
+
+class Budget:
+    """What one rendering may still take."""
+
+    def __init__(self, size: int = 0, items: int = 0) -> None:
+        """For messages of so many characters and so many values."""
+        # Some templates look at all messages for each of them.
+        self.most_steps = STEPS + size + SHARE * items + items * items
+        self.most_characters = CHARACTERS + SHARE * size
+        self.steps = self.most_steps
+        self.characters = self.most_characters
+        self.deadline = time.thread_time() + SECONDS
+
+    def step(self, count: int = 1) -> None:
+        """Go around once more, or look at so many values."""
+        self.steps -= count
+        if self.steps < 0:
+            raise TemplateLimitError(f"takes more than {self.most_steps} steps")
+        if time.thread_time() > self.deadline:
+            raise TemplateLimitError(f"takes more than {SECONDS:g} s")
+
+    def afford(self, count: int) -> None:
+        """See that so many characters may be made."""
+        if count > self.characters:
+            raise TemplateLimitError(f"makes more than {self.most_characters} characters")
+
+    def made(self, value: Any) -> Any:
+        """Pay for a value that was made; a list only holds what was paid for, but may hold it any number of times."""
+        size = self.weight(value)
+        if isinstance(value, (str, bytes)):
+            self.characters -= size
+        return value
+
+    def weight(self, value: Any) -> int:
+        """Characters that a value would have as text, about, each item counted as often as it stands there."""
+        size = 0
+        pending = [value]
+        while pending:
+            found = pending.pop()
+            if isinstance(found, (str, bytes)):
+                size += len(found)
+            elif isinstance(found, Mapping):
+                self.step(len(found))
+                pending += [*found.keys(), *found.values()]
+            elif isinstance(found, (list, tuple, set, frozenset)):
+                self.step(len(found))
+                pending += found
+            elif isinstance(found, int):
+                size += found.bit_length() >> 2
+            size += 1
+            self.afford(size)
+        return size
+
+    def items(self, value: Iterable[Any]) -> Iterator[Any]:
+        """The items of a value, a step each."""
+        for item in value:
+            self.step()
+            yield item
+
+    def listed(self, value: Any) -> Any:
+        """A value of which it is known how large it is: what gives its items one by one becomes a list."""
+        if not isinstance(value, Iterator):
+            return value
+        found = []
+        size = 0
+        for item in self.items(value):
+            size += self.weight(item)
+            self.afford(size)
+            found.append(item)
+        return found
+
+
+class Counted:
+    """What a loop goes over, a step for each item."""
+
+    def __init__(self, value: Any, budget: Budget) -> None:
+        self.value = value
+        self.budget = budget
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.budget.items(self.value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
+"""Raises where a filter or a method would make too much of a value with these arguments."""
+
+
+def grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
+    """What makes no more than a few times its value and its arguments, which are paid for."""
+
+
+def grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """What makes as much as a number says, or that for each item or line of its value."""
+    given = [*arguments, *named.values()]
+    numbers = [number for number in given if isinstance(number, (int, float))]
+    if any(abs(number) > WIDTH for number in numbers):
+        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    texts = max((len(text) for text in given if isinstance(text, str)), default=1)
+    budget.afford(budget.weight(value) * max(1, texts, *map(abs, map(int, numbers))))
+
+
+def grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    old, new = [str(argument) for argument in (*arguments, *(named[name] for name in ("old", "new") if name in named))][
+        :2
+    ]
+    text = str(value)
+    budget.afford(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+
+
+def grows_by_joining(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    separators = [len(text) for text in (*arguments, *named.values()) if isinstance(text, str)]
+    count = len(value) if isinstance(value, Sized) else 1
+    budget.afford(budget.weight(value) + count * max(separators, default=0))
+
+
+def grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    check_percents(budget, str(value), arguments or named)
+
+
+def adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Adding up lists takes the square of their number."""
+    if not isinstance((arguments[1:2] or (named.get("start", 0),))[0], (int, float)):
+        raise SecurityError("`sum` of what are no numbers")
+
+
+PLAIN_FILTERS = (
+    "abs attr capitalize count d default dictsort e escape filesizeformat first float forceescape groupby int items "
+    "last length list lower map max min random reject rejectattr reverse safe select selectattr sort string title "
+    "tojson trim unique upper urlencode wordcount"
+)
+FILTERS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_FILTERS.split(), grows_little) | {
+    "batch": grows_by_numbers,
+    "center": grows_by_numbers,
+    "format": grows_by_formatting,
+    "indent": grows_by_numbers,
+    "join": grows_by_joining,
+    "replace": grows_by_replacing,
+    "round": grows_by_numbers,
+    "slice": grows_by_numbers,
+    "sum": adds_numbers,
+    "truncate": grows_by_numbers,
+}
+"""The filters that templates may use. jinja2 has a few more, which make HTML or take long."""
+CONSUMING = frozenset(
+    {"batch", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"}
+)
+"""Those that read all items of their value at once."""
+PLAIN_METHODS = (
+    "capitalize casefold count encode decode endswith find index isalnum isalpha isascii isdecimal isdigit "
+    "isidentifier islower isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix "
+    "removesuffix rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
+)
+TEXT_METHODS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_METHODS.split(), grows_little) | {
+    "center": grows_by_numbers,
+    "expandtabs": grows_by_numbers,
+    "join": grows_by_joining,
+    "ljust": grows_by_numbers,
+    "replace": grows_by_replacing,
+    "rjust": grows_by_numbers,
+    "zfill": grows_by_numbers,
+}
+"""The methods of texts that templates may use; `format` has a formatter of its own."""
+NUMBER_METHODS = ("bit_length", "is_integer")
+LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
+COUNTED, MADE = "counted ", "made "
+"""Filters that the compiler puts in; no template can write such a name."""
+
+
+def check_percents(budget: Budget, form: str, values: Any) -> None:
+    """See that a text with `%s` and the like makes no more than may be made."""
+    widest = count = 0
+    for match in PERCENT.finditer(form):
+        count += 1
+        if "*" in match.groups():
+            raise SecurityError("a format whose width is an argument")
+        widest = max([widest, *(int(digits[:9]) for digits in match.groups() if digits)])
+    if widest > WIDTH:
+        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    # What is named may be written as often as it is named.
+    budget.afford(len(form) + (count * (budget.weight(values) + widest)))
+
+
+def check_format(budget: Budget, specification: str, value: Any) -> None:
+    """The same for one field of `str.format`."""
+    if any(len(digits) > 9 or int(digits) > WIDTH for digits in re.findall(r"\d+", specification)):
+        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    budget.step()
+    budget.afford(budget.weight(value))
+
+
+class Formatter(SandboxedFormatter):
+    """`str.format` for templates."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        budget = current()
+        check_format(budget, format_spec, value)
+        return budget.made(super().format_field(value, format_spec))
+
+
+class EscapeFormatter(SandboxedEscapeFormatter):
+    """The same for text that is escaped for HTML."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        budget = current()
+        check_format(budget, format_spec, value)
+        return budget.made(super().format_field(value, format_spec))
+
+
+LOCAL = threading.local()
+
+
+def current() -> Budget:
+    """The budget of the rendering on this thread; a small one while a template is compiled."""
+    budget: Budget | None = getattr(LOCAL, "budget", None)
+    return Budget() if budget is None else budget
+
+
+@contextmanager
+def spending(budget: Budget) -> Iterator[None]:
+    """Have what is rendered on this thread spend from a budget."""
+    before = getattr(LOCAL, "budget", None)
+    LOCAL.budget = budget
+    try:
+        yield
+    finally:
+        LOCAL.budget = before
+
+
+class Generation(Extension):
+    """The tag around what the assistant said, which matters in training alone."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 wants it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
+
+    def content(self, caller: Macro) -> str:
+        return str(caller())
+
+
+class PlainNamespace(Namespace):
+    """A namespace that does not write what it holds, which may hold it again."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+class Spending(NodeTransformer):
+    """Has loops, lists and joined texts pay."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2's names
+        self.generic_visit(node)
+        node.iter = filtered(node.iter, COUNTED)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        return filtered(self.generic_visit(node), MADE)
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        constant = all(isinstance(item, nodes.Const) for item in node.items)
+        self.generic_visit(node)
+        return node if constant else filtered(node, MADE)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        return filtered(self.generic_visit(node), MADE)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        # What a loop or an assignment gives names to is no value.
+        constant = node.ctx != "load" or all(isinstance(item, nodes.Const) for item in node.items)
+        self.generic_visit(node)
+        return node if constant else filtered(node, MADE)
+
+
+def filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    found = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    found.environment = node.environment
+    return found
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """What transformers offers to templates, each operation paid for."""
+
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], **options)
+        self.filters["tojson"] = to_json
+        self.filters = {name: paying(name, self.filters[name], sizer) for name, sizer in FILTERS.items()}
+        self.filters |= {COUNTED: counted, MADE: made}
+        del self.globals["lipsum"]
+        self.globals["namespace"] = PlainNamespace
+
+    def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
+        return super()._generate(Spending().visit(source), *arguments, **options)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # `dict.update(...)` would change what was looked at.
+        return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """Join what was written."""
+        budget = current()
+        found = []
+        for part in parts:
+            budget.afford(len(part))
+            budget.characters -= len(part)
+            found.append(part)
+        budget.step()
+        return "".join(found)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = current()
+        budget.step()
+        if operator == "*":
+            check_product(budget, left, right)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            check_bits(left.bit_length() * abs(right))
+        elif operator == "%" and isinstance(left, (str, bytes)):
+            check_percents(budget, str(left), right)
+        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+            budget.afford(len(left) + len(right))
+        return budget.made(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        budget = current()
+        budget.step()
+        budget.afford(budget.weight((arguments, named)))
+        owner = getattr(called, "__self__", None)
+        if isinstance(owner, (str, bytes, int, float)):
+            arguments = pay_for_method(budget, owner, called.__name__, arguments, named)
+        elif isinstance(called, LoopContext):
+            arguments = tuple(Counted(argument, budget) for argument in arguments)
+        found = super().call(context, called, *arguments, **named)
+        return budget.made(found)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The formatter that `str.format` and `str.format_map` become."""
+        if super().wrap_str_format(value) is None:
+            return None
+        form = value.__self__
+        formatter = EscapeFormatter(self, escape=form.escape) if isinstance(form, Markup) else Formatter(self)
+
+        def formatted(*arguments: Any, **named: Any) -> str:
+            if value.__name__ == "format_map":
+                (named,), arguments = arguments, ()
+            text: str = type(form)(formatter.vformat(form, arguments, named))
+            return text
+
+        return formatted
+
+
+def check_product(budget: Budget, left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        check_bits(left.bit_length() + right.bit_length())
+    for value, count in ((left, right), (right, left)):
+        if isinstance(value, (str, bytes, list, tuple)) and isinstance(count, int):
+            budget.afford(budget.weight(value) * max(0, count))
+
+
+def check_bits(bits: int) -> None:
+    if bits > BITS:
+        raise TemplateLimitError(f"computes a number of more than {BITS} bits")
+
+
+def pay_for_method(
+    budget: Budget, owner: Any, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """See that a method of a text or a number makes no more than may be made; the arguments to call it with."""
+    known = TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(NUMBER_METHODS, grows_little)
+    if name not in known:
+        raise SecurityError(f"the method `{name}` is not offered to templates")
+    if name == "join" and arguments:
+        items = budget.listed(arguments[0])
+        grows_by_joining(budget, items, (owner,), {})
+        return (items,)
+    if name in {"split", "rsplit"}:
+        separator = next((text for text in (*arguments, *named.values()) if isinstance(text, str)), None)
+        budget.step(owner.count(separator) if separator else len(owner) // 2)
+    elif name == "splitlines":
+        budget.step(sum(map(owner.count, LINE_ENDS)))
+    known[name](budget, owner, arguments, named)
+    return arguments
+
+
+def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..., Any]:
+    """A filter that pays for what it makes."""
+    wants = getattr(function, "jinja_pass_arg", None)
+
+    # Never computed while a template is compiled.
+    @jinja2.pass_context
+    def filtering(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
+        budget = current()
+        budget.step()
+        budget.afford(budget.weight((arguments, named)))
+        if name in CONSUMING:
+            value = budget.listed(value)
+        sizer(budget, value, arguments, named)
+        first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
+        passed = [first[wants.name]] if wants is not None else []
+        found = function(*passed, value, *arguments, **named)
+        return budget.made(found)
+
+    return filtering
+
+
+@jinja2.pass_context
+def counted(_context: Context, value: Any) -> Any:
+    return Counted(value, current())
+
+
+@jinja2.pass_context
+def made(_context: Context, value: Any) -> Any:
+    return current().made(value)
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters are those that templates know
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
+    """JSON without jinja2's escapes for HTML."""
+    budget = current()
+    if indent is None:
+        longest = max(map(len, separators), default=0) if separators is not None else 2
+        # A character becomes six at most.
+        budget.afford(budget.weight(value) * max(1, longest))
+        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    if isinstance(indent, int) and indent > WIDTH:
+        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    found, size = [], 0
+    for part in encoder.iterencode(value):
+        budget.step()
+        size += len(part)
+        budget.afford(size)
+        found.append(part)
+    return "".join(found)
