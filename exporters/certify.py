@@ -46,7 +46,7 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
     """What a float32 graph must agree with to the last digits: texts that show differences, and every prompt.
 
     Raises UnsupportedModelError where the bundle's tokenizer `own` reads any text of the probes otherwise than the
-    library, and leaves out texts without a token, or with one that the model does not know.
+    library, and leaves out texts without a token that would be pooled, or with one that the model does not know.
     """
     facts, length = manifest.embedder, manifest.tokenizer.max_length
     if facts is None:
@@ -59,8 +59,10 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
         prefix = facts.prompts[name] if name is not None else ""
         texts = (*telling, *probe_texts().texts) if prompt is None else PROMPTED
         read = [(text, check_ids(published, own, text, prompt, prefix)) for text in texts]
-        short = [text for text, tokens in read if 0 < tokens <= LONGEST_EXACT][:EXACT_TEXTS]
-        samples.append(Sample(prompt, tuple(short), published.vectors(short, prompt)))
+        unpooled = facts.unpooled_tokens.get(name, 0) if name is not None else 0
+        short = [text for text, tokens in read if unpooled < tokens <= LONGEST_EXACT][:EXACT_TEXTS]
+        if short:
+            samples.append(Sample(prompt, tuple(short), published.vectors(short, prompt)))
     return samples
 
 
@@ -107,7 +109,8 @@ def check_exact(embedder: Embedder, samples: Sequence[Sample]) -> None:
                 f"sentence-transformers, and of {found.shape[1]} here"
             )
         lengths = np.maximum(np.linalg.norm(sample.vectors, axis=1), np.finfo(np.float32).tiny)
-        differences = np.abs(found - sample.vectors).max(axis=1) / lengths
+        with np.errstate(invalid="ignore"):
+            differences = np.abs(found - sample.vectors).max(axis=1) / lengths
         worst = int(differences.argmax())
         # Written so that NaN fails too.
         if not differences.max() <= LARGEST_DIFFERENCE_OF_VECTORS:

@@ -38,6 +38,7 @@ OF_A_MODEL = (
     *TRANSFORMER_SETTINGS,
     *DESCRIPTIONS,
 )
+"""Of a model, at the top of a checkpoint or in the folder of a module."""
 WANTED = (
     *OF_A_MODEL,
     MODULES,

@@ -17,7 +17,6 @@ from exporters.modules import (
     modules_of,
     pooling_settings,
     read_object,
-    shown,
     transformer_settings,
 )
 from runtime.errors import CheckpointError, UnsupportedModelError
@@ -129,37 +128,19 @@ def max_length(checkpoint: Checkpoint) -> int:
 
 def positions_of(checkpoint: Checkpoint) -> int:
     """How many tokens a model has positions for."""
-    positions = required_int(checkpoint, checkpoint.architecture.positions)
-    padding = padding_id(checkpoint)
-    if checkpoint.architecture.positions_after_padding:
+    architecture = checkpoint.architecture
+    positions = required_int(checkpoint, architecture.positions)
+    if architecture.positions_after_padding:
+        padding = architecture.padding
+        if padding is None:
+            padding = int(checkpoint.config.get("pad_token_id", 1))
         positions -= padding + 1
         if positions < 1:
             raise CheckpointError(
-                f"`{checkpoint.architecture.positions}` in `{checkpoint.folder / 'config.json'}` leaves no position "
-                f"behind `pad_token_id` {padding}"
+                f"`{architecture.positions}` in `{checkpoint.folder / 'config.json'}` leaves no position behind that "
+                f"of the padding token, {padding}"
             )
     return positions
-
-
-def padding_id(checkpoint: Checkpoint) -> int:
-    """The id of the padding token; raises CheckpointError for what is no id of the embedding table.
-
-    It may be null where positions do not depend on it.
-    """
-    architecture = checkpoint.architecture
-    if architecture.padding is not None:
-        return architecture.padding
-    found = checkpoint.config.get("pad_token_id", 1 if architecture.positions_after_padding else 0)
-    if found is None and not architecture.positions_after_padding:
-        return 0
-    vocabulary = checkpoint.config.get("vocab_size")
-    last = vocabulary - 1 if type(vocabulary) is int else None
-    if type(found) is not int or found < 0 or (last is not None and found > last):
-        raise CheckpointError(
-            f"`pad_token_id` in `{checkpoint.folder / 'config.json'}` must be an id from 0 to {last}, not "
-            f"{shown(found)}"
-        )
-    return found
 
 
 def lower_case(checkpoint: Checkpoint) -> bool:

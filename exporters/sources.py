@@ -205,8 +205,11 @@ def needed_files(access: Access) -> list[HubFile]:
                 f"`{file.name}` of `{access.repo}` has {(file.size or 0) / 1e6:,.1f} MB, and such a file may have "
                 f"{size_limit(file.name) / 1e6:,.1f} MB"
             )
+    names = {file.name for file in files}
+    # In checkpoints of version 1 of sentence-transformers, the model lies in the folder of its module.
+    homes = [name.removesuffix(TOKENIZER) for name in names if name.endswith(TOKENIZER)] or [""]
     for name in ("config.json", TOKENIZER):
-        if not any(file.name == name for file in files):
+        if not any(f"{home}{name}" in names for home in homes):
             raise CheckpointError(f"`{access.repo}` is no checkpoint that edgekit can read: it holds no `{name}`")
     return files
 

@@ -43,7 +43,18 @@ from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization, Side
+from runtime.errors import UnsupportedModelError
+from runtime.manifest import (
+    CacheType,
+    Certificate,
+    EmbedderFacts,
+    Kind,
+    Manifest,
+    Pooling,
+    Precision,
+    Quantization,
+    Side,
+)
 from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
@@ -175,6 +186,7 @@ class EmbedderTask(EncoderTask):
             texts = {name: facts.prompts[name] for name in facts.unpooled_tokens}
             counts = {name: prompt_tokens(self.own_tokenizer, text, special) for name, text in texts.items()}
             facts = dataclasses.replace(facts, unpooled_tokens=counts)
+            check_room(manifest, facts)
         if self.layers:
             dimension = self.layers[-1].weight.shape[1]
             facts = dataclasses.replace(facts, dimension=dimension, dense=write_dense(self.layers, folder))
@@ -230,6 +242,16 @@ def lower_case_first(path: Path) -> None:
     steps = [step for step in steps if step is not None]
     content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def check_room(manifest: Manifest, facts: EmbedderFacts) -> None:
+    """Raise UnsupportedModelError for a prompt that takes all tokens, where the maximum over others is asked for."""
+    name, tokens = max(facts.unpooled_tokens.items(), key=lambda entry: entry[1])
+    if Pooling.MAX in facts.poolings and tokens >= manifest.tokenizer.max_length:
+        raise UnsupportedModelError(
+            f"`{manifest.name}` reads {manifest.tokenizer.max_length} tokens, which its prompt `{name}` takes alone, "
+            "and leaves the prompt out of pooling, so that no text would have a vector"
+        )
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: Collection[int]) -> int:

@@ -287,11 +287,14 @@ class DrawnEmbedder:
         # The library fails on texts beyond the positions.
         model.max_seq_length = min(model.max_seq_length, embedder.max_length)
         for prompt in (None, *bundle.manifest.embedder.prompts):
-            texts = [
-                text
-                for text in TEXTS
-                if model.preprocess([text], prompt=model.prompts.get(prompt, ""))["input_ids"].numel()
-            ]
+            name = prompt or model.default_prompt_name
+            prefix = model.prompts[name] if name else ""
+            unpooled = bundle.manifest.embedder.unpooled_tokens.get(name, 0)
+            counts = [model.preprocess([text], prompt=prefix)["input_ids"].numel() for text in TEXTS]
+            # Of a text that ends within such a prompt the library makes zeros, or an infinite maximum.
+            texts = [text for text, tokens in zip(TEXTS, counts, strict=True) if tokens > unpooled]
+            if not texts:
+                continue
             expected = model.encode(texts, prompt_name=prompt, batch_size=1, show_progress_bar=False)
             found = embedder.embed_with_report(texts, prompt=prompt).vectors
             lengths = np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
 from exporters import export
 from exporters.dense import dense_layers
 from exporters.sources import find_checkpoint
-from runtime import BundleError, CheckpointError, Embedder, Precision, UnsupportedModelError
+from runtime import BundleError, CheckpointError, Embedder, Precision
 from tests.encoder_checkpoints import edit_config
 
 TEXTS = ["a", "The pump runs dry.", "Zwei Sätze. Noch einer!"]
@@ -37,7 +38,7 @@ def add_dense(folder: Path, layers: list[Dense]) -> None:
     "layers",
     [
         [(48, 20, True, torch.nn.Tanh())],
-        [(48, 64, False, torch.nn.Identity()), (64, 32, True, torch.nn.Tanh())],
+        [(48, 64, False, torch.nn.GELU()), (64, 32, True, torch.nn.Identity())],
     ],
 )
 def test_vectors_are_those_of_sentence_transformers(tiny_checkpoint: Path, tmp_path: Path, layers: list) -> None:
@@ -65,18 +66,6 @@ def with_dense(tiny_checkpoint: Path) -> Path:
     return tiny_checkpoint
 
 
-def test_an_activation_that_is_not_known(with_dense: Path) -> None:
-    edit_config(with_dense / "2_Dense", activation_function="torch.nn.modules.activation.GELU")
-
-    with pytest.raises(UnsupportedModelError) as caught:
-        dense_layers(find_checkpoint(str(with_dense)), 48)
-    assert caught.value.message == (
-        "`tiny-bert` has a module `Dense` with the activation `torch.nn.modules.activation.GELU`, which edgekit does "
-        "not know"
-    )
-    assert caught.value.exit_code == 10
-
-
 def test_weights_that_are_missing(with_dense: Path) -> None:
     (with_dense / "2_Dense" / "model.safetensors").unlink()
 
@@ -84,10 +73,56 @@ def test_weights_that_are_missing(with_dense: Path) -> None:
         dense_layers(find_checkpoint(str(with_dense)), 48)
 
 
-def test_weights_of_another_name(with_dense: Path) -> None:
-    save_file({"weight": torch.zeros(20, 48)}, with_dense / "2_Dense" / "model.safetensors")
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.zeros(20, 48)},
+        {"linear.weight": torch.zeros(20, 48)},
+        {"linear.weight": torch.zeros(48, 20), "linear.bias": torch.zeros(20)},
+        {"linear.weight": torch.zeros(20, 48), "linear.bias": torch.zeros(20), "residual": torch.zeros(1)},
+        {},
+    ],
+)
+def test_weights_that_are_not_those_of_the_config(with_dense: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, with_dense / "2_Dense" / "model.safetensors")
 
-    with pytest.raises(CheckpointError, match=r"holds no matrix `linear\.weight`"):
+    with pytest.raises(
+        CheckpointError, match=r"holds the tensors .*, and its config.json promises `linear\.bias` \[20\]"
+    ):
+        dense_layers(find_checkpoint(str(with_dense)), 48)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["linear.weight", "linear.bias"])
+def test_weights_that_are_no_numbers(with_dense: Path, name: str, wrong: float) -> None:
+    path = with_dense / "2_Dense" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[3] = wrong
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError) as caught:
+        dense_layers(find_checkpoint(str(with_dense)), 48)
+    assert f"`{name}`" in caught.value.message
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_the_size(with_dense: Path, dtype: torch.dtype) -> None:
+    path = with_dense / "2_Dense" / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+
+    (layer,) = dense_layers(find_checkpoint(str(with_dense)), 48)
+
+    assert np.array_equal(layer.weight, tensors["linear.weight"].float().numpy().T)
+    assert np.array_equal(layer.bias, tensors["linear.bias"].float().numpy())
+
+
+def test_weights_of_another_type(with_dense: Path) -> None:
+    save_file({"linear.weight": torch.zeros(20, 48, dtype=torch.int32)}, with_dense / "2_Dense" / "model.safetensors")
+    edit_config(with_dense / "2_Dense", bias=False)
+
+    with pytest.raises(CheckpointError, match="I32"):
         dense_layers(find_checkpoint(str(with_dense)), 48)
 
 

@@ -119,6 +119,63 @@ def test_every_known_architecture_gives_the_vectors_of_pytorch(
             assert np.array_equal(Embedder(exported.bundle).embed_with_report([text]).vectors[0], vector)
 
 
+def test_the_model_that_modules_name_is_exported(tiny_checkpoint: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """It lies in a folder, as version 1 of sentence-transformers has it, and another model lies at the top."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder / "0_Transformer")
+    for name in ("modules.json", "1_Pooling"):
+        shutil.move(folder / "0_Transformer" / name, folder / name)
+    write_tiny_checkpoint(tmp_path / "other", checkpoint, "distilbert")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tmp_path / "other" / name, folder / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "LICENSE").write_text("do what you like")
+
+    bundle = tiny_export(folder, tmp_path / "bundle", Precision.FP32).bundle
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert bundle.manifest.architecture == "bert"
+    assert np.abs(Embedder(bundle).embed_with_report(TEXTS).vectors - model.encode(TEXTS)).max() < 1e-5
+    assert {"0_Transformer/config.json", "0_Transformer/model.safetensors"} <= bundle.manifest.source.files.keys()
+    assert (bundle.path / "LICENSE").read_text() == "do what you like"
+
+
+def test_a_bundle_of_before_opens_and_gives_the_same(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """What manifests have now and had not then is left out."""
+    shutil.copytree(tiny_bundle.path, tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    for record, key in (
+        ("embedder", "further_poolings"),
+        ("embedder", "unpooled_tokens"),
+        ("tokenizer", "truncation_side"),
+    ):
+        del manifest[record][key]
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+
+    vectors = Embedder(tmp_path / "old").embed_with_report(TEXTS).vectors
+
+    assert np.array_equal(vectors, Embedder(tiny_bundle).embed_with_report(TEXTS).vectors)
+
+
+def test_prompts_that_are_left_out_of_pooling(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """For long texts in chunks too: each chunk has the prompt, and what is pooled is the text alone."""
+    config = {"embedding_dimension": 48, "pooling_mode": ["mean", "cls"], "include_prompt": False}
+    (tiny_checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    prompts = {"prompts": {"q": "Represent this: "}, "default_prompt_name": "q"}
+    (tiny_checkpoint / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    bundle = tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32).bundle
+    model = SentenceTransformer(str(tiny_checkpoint), device="cpu", local_files_only=True)
+    embedder = Embedder(bundle)
+
+    assert bundle.manifest.embedder.unpooled_tokens == {"q": 4}
+    assert np.abs(embedder.embed_with_report(TEXTS).vectors - model.encode(TEXTS)).max() < 1e-5
+    short = TEXTS[1]
+    assert np.array_equal(embedder.embed([short], long="mean"), embedder.embed([short]))
+    assert np.isfinite(embedder.embed(["word " * 300], long="mean")).all()
+
+
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
 def test_weights_that_one_file_cannot_hold_lie_beside_it(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from exporters.choices import Asked
 from exporters.facts import embedder_facts, lower_case, max_length
 from exporters.sources import find_checkpoint
-from runtime import CheckpointError, Pooling, UnsupportedModelError
+from runtime import CheckpointError, Kind, Pooling
+from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint
+
+BARS = dict.fromkeys(Kind)
 
 
 def write(folder: Path, name: str, value: object) -> None:
@@ -66,39 +71,74 @@ def test_lower_case_comes_from_the_settings(tiny_checkpoint: Path) -> None:
     assert lower_case(find_checkpoint(str(tiny_checkpoint)))
 
 
+def test_the_length_may_be_among_the_options_of_the_tokenizer(tiny_checkpoint: Path) -> None:
+    settings = {"max_seq_length": 40, "tokenizer_args": {"model_max_length": 20}}
+    write(tiny_checkpoint, "sentence_bert_config.json", settings)
+
+    assert max_length(find_checkpoint(str(tiny_checkpoint))) == 20
+
+
+@pytest.mark.parametrize("name", ["sentence_roberta_config.json", "sentence_distilbert_config.json"])
+def test_settings_under_the_names_of_version_1(tiny_checkpoint: Path, name: str) -> None:
+    (tiny_checkpoint / "sentence_bert_config.json").unlink()
+    write(tiny_checkpoint, name, {"max_seq_length": 17, "do_lower_case": True})
+    found = find_checkpoint(str(tiny_checkpoint))
+
+    assert (max_length(found), lower_case(found)) == (17, True)
+    assert name in found.source.files
+
+
+NO_LENGTHS = [-1, 0, True, "abc", math.nan, math.inf, 12.5, [64]]
+
+
+@pytest.mark.parametrize("value", NO_LENGTHS)
+@pytest.mark.parametrize("file", ["sentence_bert_config.json", "tokenizer_config.json"])
+def test_a_length_that_is_none(tiny_checkpoint: Path, file: str, value: object) -> None:
+    (tiny_checkpoint / "sentence_bert_config.json").unlink()
+    key = "max_seq_length" if file.startswith("sentence") else "model_max_length"
+    write(tiny_checkpoint, file, {key: value})
+
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(str(tiny_checkpoint), accept=Asked(None, None, None, BARS).choose)
+    shown = "true" if value is True else repr(value)
+    assert caught.value.message == f"`{key}` in `{tiny_checkpoint / file}` must be a positive integer, not `{shown}`"
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("value", [None, -1, 30522, 30600, "0", True])
+def test_a_padding_token_that_is_none(checkpoint: Path, tmp_path: Path, value: object) -> None:
+    """Models of RoBERTa's family number positions from its id on."""
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, "roberta")
+    edit_config(tmp_path / "tiny", pad_token_id=value)
+
+    with pytest.raises(CheckpointError, match=r"`pad_token_id` in .* must be the id of a token, not ") as caught:
+        find_checkpoint(str(tmp_path / "tiny"), accept=Asked(None, None, None, BARS).choose)
+    assert caught.value.exit_code == 7
+
+
+def test_a_padding_token_behind_which_no_position_is_left(checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, "xlm-roberta")
+    edit_config(tmp_path / "tiny", pad_token_id=65)
+
+    with pytest.raises(CheckpointError, match=r"`max_position_embeddings` in .* leaves no position behind that of"):
+        max_length(find_checkpoint(str(tmp_path / "tiny")))
+
+
+def test_a_padding_token_that_does_not_matter(tiny_checkpoint: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """BERT numbers positions from 0 on, and MPNet from 2 on, whatever is said."""
+    edit_config(tiny_checkpoint, pad_token_id=None)
+    write_tiny_checkpoint(tmp_path / "mpnet", checkpoint, "mpnet")
+    edit_config(tmp_path / "mpnet", pad_token_id=0)
+    (tmp_path / "mpnet" / "sentence_bert_config.json").unlink()
+
+    assert max_length(find_checkpoint(str(tiny_checkpoint))) == 48
+    assert max_length(find_checkpoint(str(tmp_path / "mpnet"))) == 64
+
+
 def test_without_modules_nothing_is_guessed(tiny_checkpoint: Path) -> None:
     (tiny_checkpoint / "modules.json").unlink()
 
     with pytest.raises(CheckpointError, match="does not say how its tokens become one vector"):
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-
-
-@pytest.mark.parametrize("modules", [[{"path": ""}], [3], 3])
-def test_modules_that_are_none(tiny_checkpoint: Path, modules: object) -> None:
-    write(tiny_checkpoint, "modules.json", modules)
-
-    with pytest.raises(CheckpointError, match="is not a list of modules"):
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-
-
-def test_an_unknown_module(tiny_checkpoint: Path) -> None:
-    modules = json.loads((tiny_checkpoint / "modules.json").read_text())
-    lstm = {"idx": 3, "name": "3", "path": "3_LSTM", "type": "sentence_transformers.models.LSTM"}
-    write(tiny_checkpoint, "modules.json", [*modules, lstm])
-
-    with pytest.raises(UnsupportedModelError, match="has a module that edgekit does not know: `LSTM`") as caught:
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-    assert caught.value.hint == (
-        "known are `Transformer`, `Pooling`, any number of `Dense`, and `Normalize`, in this order"
-    )
-
-
-@pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2), (0, 1, 2, 2), (1,)])
-def test_modules_in_another_order(tiny_checkpoint: Path, order: tuple[int, ...]) -> None:
-    modules = json.loads((tiny_checkpoint / "modules.json").read_text())
-    write(tiny_checkpoint, "modules.json", [modules[index] for index in order])
-
-    with pytest.raises(UnsupportedModelError, match="has its modules in an order that edgekit does not know: "):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))
 
 
@@ -115,40 +155,6 @@ def test_dimensions_that_are_none(tiny_checkpoint: Path, listed: object) -> None
     write(tiny_checkpoint, "config.json", config | {"matryoshka_dimensions": listed})
 
     with pytest.raises(CheckpointError, match=r"`matryoshka_dimensions` in .* must be a list of positive integers"):
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-
-
-def test_no_pooling(tiny_checkpoint: Path) -> None:
-    modules = json.loads((tiny_checkpoint / "modules.json").read_text())
-    write(tiny_checkpoint, "modules.json", modules[:1])
-
-    with pytest.raises(UnsupportedModelError, match="in an order that edgekit does not know: Transformer"):
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-
-
-@pytest.mark.parametrize(
-    ("config", "shown"),
-    [
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "pooling_mode_mean_sqrt_len_tokens"),
-        (
-            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-            "pooling_mode_cls_token, pooling_mode_mean",
-        ),
-        ({}, "none"),
-        ({"pooling_mode_mean_tokens": True, "include_prompt": False}, "pooling_mode_mean_tokens"),
-    ],
-)
-def test_a_pooling_that_is_not_known(tiny_checkpoint: Path, config: dict, shown: str) -> None:
-    write(tiny_checkpoint, "1_Pooling/config.json", config)
-
-    with pytest.raises(UnsupportedModelError, match=f"pools its tokens in a way that edgekit does not know: {shown}"):
-        embedder_facts(find_checkpoint(str(tiny_checkpoint)))
-
-
-def test_a_pooling_without_its_file(tiny_checkpoint: Path) -> None:
-    (tiny_checkpoint / "1_Pooling" / "config.json").unlink()
-
-    with pytest.raises(CheckpointError, match="has a module `Pooling` without its config"):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))
 
 

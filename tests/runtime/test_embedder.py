@@ -413,7 +413,7 @@ def test_position_weighted_pooling_in_a_bundle(edit_manifest: EditManifest) -> N
     ids = embedder.tokenizer.tokenize(["the pump runs dry"])[0].ids[np.newaxis]
     tokens = embedder.session.run({"input_ids": ids})
 
-    assert np.array_equal(embedder.embed(["the pump runs dry"]), normalize(pool(tokens, Pooling.WEIGHTED_MEAN)))
+    assert np.array_equal(embedder.embed(["the pump runs dry"]), normalize(pool(tokens, [Pooling.WEIGHTED_MEAN])))
 
 
 def test_the_plan_says_what_runs(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
