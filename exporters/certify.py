@@ -46,7 +46,7 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
     """What a float32 graph must agree with to the last digits: texts that show differences, and every prompt.
 
     Raises UnsupportedModelError where the bundle's tokenizer `own` reads any text of the probes otherwise than the
-    library, and leaves out texts without a token.
+    library, and leaves out texts without a token, or with one that the model does not know.
     """
     facts, length = manifest.embedder, manifest.tokenizer.max_length
     if facts is None:
@@ -65,8 +65,14 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
 
 
 def check_ids(published: PublishedEmbedder, own: Tokenizer, text: str, prompt: str | None, prefix: str) -> int:
-    """How many tokens a text has; raises UnsupportedModelError where they are others than the library's."""
-    expected, found = published.ids(text, prompt), own.tokenize([text], prefix=prefix)[0].ids.tolist()
+    """How many tokens a text has; raises UnsupportedModelError where they are others than the library's.
+
+    0 for a text with a token that the model does not know: the library fails on it, and the bundle refuses it.
+    """
+    expected, known = published.ids(text, prompt), own.facts.known_tokens
+    if known is not None and max(expected, default=0) >= known:
+        return 0
+    found = own.tokenize([text], prefix=prefix)[0].ids.tolist()
     if found == expected:
         return len(found)
     pairs = zip(found, expected, strict=False)

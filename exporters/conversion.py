@@ -20,6 +20,7 @@ from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
+from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
@@ -58,6 +59,8 @@ def convert(
             checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
             # What its metadata takes is not needed any more.
             del file
+    else:
+        checkpoint = with_format(checkpoint, writer.scratch / "weights")
     tokenizer = bundle_tokenizer(checkpoint)
     (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
     draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, tokenizer)

@@ -25,6 +25,7 @@ from exporters.certify import (
 )
 from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
 from exporters.checkpoint import Checkpoint
+from exporters.counts import counted
 from exporters.cross_encoder import Form, read_cross_encoder
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
@@ -181,7 +182,7 @@ class EmbedderTask(EncoderTask):
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer)
-        for text in tokenizer.tokenize(calibration_texts().texts):
+        for text in counted(tokenizer.tokenize(calibration_texts().texts), "texts"):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
@@ -286,7 +287,7 @@ class RerankerTask(EncoderTask):
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         typed = TOKEN_TYPE_IDS in bundle.manifest.inputs
         tokenizer = PairTokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, self.facts.pair, typed=typed)
-        for pair in tokenizer.tokenize(calibration_pairs()):
+        for pair in counted(list(tokenizer.tokenize(calibration_pairs())), "pairs"):
             yield tokenizer.feeds([pair])
 
     def reference(self, model: Any, manifest: Manifest) -> PairReference:  # noqa: ARG002 - told by the facts
@@ -297,7 +298,7 @@ class RerankerTask(EncoderTask):
         telling = told_apart(self.telling, self.own)
         return PairReference(
             library.name,
-            np.stack([library.logits(pair) for pair in probe_searches().pairs]),
+            np.stack([library.logits(pair) for pair in counted(probe_searches().pairs, "pairs")]),
             telling,
             np.stack([library.logits(pair) for pair in telling]),
             np.stack([library.scores(pair) for pair in telling[:SCORED_PAIRS]]),

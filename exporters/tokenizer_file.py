@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import check_file
 from exporters.probe import calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer
 from exporters.short_merges import with_short_merges
@@ -43,7 +44,7 @@ def bundle_tokenizer(checkpoint: Checkpoint) -> BundleTokenizer:
 
     Raises CheckpointError where transformers builds none, UnsupportedModelError for one that exists in Python only.
     """
-    path = checkpoint.folder / TOKENIZER
+    path = check_file(checkpoint.folder, TOKENIZER)
     if not path.is_file():
         raise CheckpointError(
             f"`{checkpoint.folder}` holds no `{TOKENIZER}`",

@@ -237,7 +237,14 @@ class Reranker(Encoder):
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run(batch: list[int]) -> None:
-            logits[batch] = self.session.run(self.tokenizer.feeds([tokenized[index] for index in batch]))
+            feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
+            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            if not np.isfinite(found).all():
+                raise BundleError(
+                    f"the graph `{self.session.path}` gives logits that are not finite numbers",
+                    hint="run `edgekit verify` on the bundle, and export it again if it fails",
+                )
+            logits[batch] = found
             if progress is not None:
                 progress(len(batch))
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tokenizers import processors
 
 from exporters.pytorch_model import quiet
 from runtime import Bundle, Decoder, Kind, Message
+from runtime.chat_template import ChatTemplate
 from runtime.forward import Forward
 from tests.decoders import CHATML
 from tests.exporters.drawn_tokenizers import ADDED, add_tokens, trained
@@ -40,13 +42,15 @@ CONVERSATIONS = (
     (("user", "What is a pump?"),),
     (("system", "Be brief."), ("user", " Why? "), ("assistant", "It moves\nwater."), ("user", "And?")),
 )
-CHATS = (
-    CHATML,
+UPPER = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] | upper }}] {{ m['content'] | trim }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}",
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+    "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
 )
+WITHOUT_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+)
+CHATS = (CHATML, UPPER, WITHOUT_SYSTEM)
 
 
 class DrawnDecoder:
@@ -170,8 +174,6 @@ class DrawnDecoder:
         settings |= {"bos_token": "<s>", "eos_token": draw.choice(["</s>", "<|im_end|>"])}
         settings["clean_up_tokenization_spaces"] = draw.random() < 0.5
         if draw.random() < 0.4:
-            from tokenizers import processors
-
             bos = ("<s>", tokenizer.token_to_id("<s>"))
             tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
         template = draw.choice([None, *CHATS])
@@ -206,7 +208,8 @@ class DrawnDecoder:
     def compare_tokens(decoder: Decoder, tokenizer: Any) -> None:
         for text in TEXTS:
             assert decoder.encode(text) == tokenizer(text)["input_ids"], text
-        template = decoder.template
+        chat = decoder.facts.chat
+        template = ChatTemplate(chat) if chat is not None else None
         assert (template is None) == (tokenizer.chat_template is None)
         for conversation in CONVERSATIONS if template is not None else ():
             records = [{"role": role, "content": content} for role, content in conversation]
