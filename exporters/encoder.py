@@ -20,6 +20,7 @@ from optimum.utils import NormalizedTextConfig
 from exporters.architectures import JINA_BERT, NOMIC_BERT, answers_in_words
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
+from exporters.decoder import UNTESTED, refusing_what_fails
 from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
 from exporters.graph import (
@@ -83,7 +84,7 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         )
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "traced.onnx"
-        with quiet():
+        with quiet(), refusing_what_fails(model):
             optimum_export(model, config_class(model.config), path, opset=OPSET)
         traced = ir.load(path)
         # Weights of more than 2 GB come as constants in a file beside the graph.
@@ -127,7 +128,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None 
     if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` edgekit knows",
-            hint="its config.json asks for something that edgekit has not been tested with",
+            hint=UNTESTED,
         )
 
 
