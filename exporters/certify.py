@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 
-from exporters.pair_facts import reference_ids
-from exporters.probe import PairSet, TextSet, probe_searches, probe_texts, tokenizer_probe
+from exporters.probe import PairSet, TextSet, probe_texts, tokenizer_probe
 from exporters.published_embedder import PublishedEmbedder
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
 from runtime.manifest import Certificate, Golden, GoldenAnswer, Manifest, Precision, pack_vector
-from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines
-from runtime.ranking import kendall_tau
-from runtime.reranker import Reranker
 from runtime.tokenizer import Tokenizer
 
 GOLDEN_TEXTS = 8
@@ -35,14 +30,6 @@ LONGEST_EXACT = 1024
 PROMPTED = ("The pump runs dry.", "Zwei Sätze. Noch einer!", "", "word " * 600)
 """Texts that are compared behind every other prompt."""
 LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"
-LOWEST_TAU = {Precision.FP32: 0.99, Precision.INT8: 0.7}
-"""The same for the mean of Kendall's tau over the queries of the probe set. Of a trained model's documents, most answer
-a query not at all and score alike, so that their order is chance."""
-LARGEST_DIFFERENCE = 1e-3
-"""Of a float32 reranker's logit from PyTorch's, on any pair of the probe set."""
-TOP = 10
-NOISE = 1e-4
-"""Logits of PyTorch that differ less may change places between two ways to compute the same in float32."""
 
 
 @dataclass(frozen=True)
@@ -161,100 +148,6 @@ def certify_embedder(
     )
     figures = {"cosine_mean": float(agreement.mean()), "cosine_min": float(agreement.min())}
     return certificate_of(probe, len(probe.texts), figures, golden, reference=reference)
-
-
-def reference_logits(model: Any, tokenizer: Any, manifest: Manifest, pairs: Sequence[Pair]) -> NDArray[Any]:
-    """Score with PyTorch and transformers' own `tokenizer`, one pair at a time: float32 (pairs, labels)."""
-    facts = manifest.reranker
-    if facts is None:
-        raise ValueError("only rerankers have logits")
-    logits = []
-    for query, document in pairs:
-        ids = reference_ids(tokenizer, facts.pair, manifest.tokenizer.max_length, query, document)
-        with torch.inference_mode():
-            logits.append(model(**{name: torch.tensor([row]) for name, row in ids.items()}).logits[0].numpy())
-    return np.stack(logits)
-
-
-def check_pairs(name: str, tokenizer: Any, own: PairTokenizer, max_length: int) -> None:
-    """Raise UnsupportedModelError where the runtime puts pairs together otherwise than transformers' `tokenizer`."""
-    pairs = probe_searches().pairs
-    for (query, document), found in zip(pairs, own.tokenize(pairs), strict=True):
-        expected = reference_ids(tokenizer, own.pair, max_length, query, document)["input_ids"]
-        if found.ids.tolist() != expected:
-            raise UnsupportedModelError(
-                f"the tokenizer of `{name}` puts a query and a document together in a way that edgekit does "
-                f"not know: {found.ids.tolist()[:8]}... instead of {expected[:8]}..."
-            )
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two rerankers rank the documents of several queries."""
-
-    taus: NDArray[np.float64]
-    """Kendall's tau of each ranking."""
-    top: float
-    """Share of the first one's best ten documents that the other has among its best ten, on average."""
-    largest_difference: float
-    """Between two logits of the same pair."""
-    swapped: int
-    """Neighbours in the first one's order that the other one has the other way round, by more than noise."""
-
-
-def agreement_of(searches: PairSet, found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
-    """Compare logits (pairs, labels) with those of PyTorch; each label of each query makes a ranking."""
-    taus, shared, swapped, start = [], [], 0, 0
-    for _, documents in searches.searches:
-        rows = slice(start, start + len(documents))
-        start += len(documents)
-        for here, there in zip(found[rows].T, expected[rows].T, strict=True):
-            taus.append(kendall_tau(here.tolist(), there.tolist()))
-            order = np.argsort(-there, kind="stable")
-            best = set(order[:TOP].tolist())
-            shared.append(len(best & set(np.argsort(-here, kind="stable")[:TOP].tolist())) / len(best))
-            apart = there[order[:-1]] - there[order[1:]] > NOISE
-            swapped += int((apart & (here[order[:-1]] < here[order[1:]])).sum())
-    return Agreement(np.array(taus), float(np.mean(shared)), float(np.abs(found - expected).max()), swapped)
-
-
-def certify_reranker(reranker: Reranker, expected: NDArray[np.float32], *, min_tau: float | None = None) -> Certificate:
-    """Compare a bundle with its reference on the probe set; `expected` are the `reference_logits` of its pairs.
-
-    Raises EdgekitError when they agree less than `min_tau`, or so little that something must be wrong.
-    """
-    probe = probe_searches()
-    pairs = probe.pairs
-    manifest = reranker.bundle.manifest
-    found = reranker.score_with_report(pairs).logits
-    agreement = agreement_of(probe, found, expected)
-    tau, lowest = float(agreement.taus.mean()), max(LOWEST_TAU[manifest.precision], min_tau or 0)
-    # Written so that NaN fails too.
-    if not tau >= lowest:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not rank as PyTorch does: Kendall's tau {tau:.4f} on average over "
-            f"{len(probe.searches)} queries, and {manifest.precision.value} must reach {lowest:g}",
-            hint=hint_of(manifest.precision, f"--min-tau {lowest:g}"),
-        )
-    if manifest.precision is Precision.FP32 and not agreement.largest_difference <= LARGEST_DIFFERENCE:
-        raise EdgekitError(
-            f"the exported `{manifest.name}` does not score as PyTorch does: a logit differs by "
-            f"{agreement.largest_difference:.4f}, and fp32 must stay within {LARGEST_DIFFERENCE:g}",
-            hint="no bundle was written",
-        )
-    golden = tuple(
-        Golden(document, pack_vector(expected[index]), pack_vector(found[index]), query)
-        for index in golden_places(len(pairs))
-        for query, document in [pairs[index]]
-    )
-    figures = {
-        "tau_mean": tau,
-        "tau_min": float(agreement.taus.min()),
-        "top10_overlap": agreement.top,
-        "largest_difference": agreement.largest_difference,
-        "swapped_neighbours": float(agreement.swapped),
-    }
-    return certificate_of(probe, len(probe.searches), figures, golden)
 
 
 def hint_of(precision: Precision, option: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.certify import certificate_of
+from exporters.counts import counted
 from exporters.layer_errors import layer_errors
 from exporters.layerwise import Layerwise, Observer
 from exporters.probe import probe_texts
@@ -20,7 +21,7 @@ from runtime.decoder import Decoder
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
-from runtime.replay import greedy
+from runtime.replay import golden_answer
 
 WINDOW = 512
 """Tokens of the probe set that are read at once, each window on its own."""
@@ -177,7 +178,7 @@ def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Itera
 def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:
     """Compare a bundle with PyTorch on the probe set."""
     divergences, same, surprises, expected_surprises = [], [], [], []
-    found = bundle_logprobs(decoder, reference.windows)
+    found = bundle_logprobs(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
         for row, other in zip(expected, here, strict=True):
             divergences.append(float(np.exp(row, dtype=np.float64) @ (row.astype(np.float64) - other)))
@@ -207,11 +208,11 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
     decoder = Decoder(bundle)
     found = checked_agreement(decoder, reference, max_kl=max_kl)
     count = min(GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
-    answer = tuple(greedy(decoder, reference.prompt, count))
+    answer, logprobs = golden_answer(decoder, reference.prompt, count)
     # One at a time: a session holds all weights of the bundle, and PyTorch a layer of its own in float32.
     del decoder
     expected = followed(reference.decoder, reference.prompt, answer)
-    golden = GoldenAnswer(reference.text, reference.prompt, expected, answer)
+    golden = GoldenAnswer(reference.text, reference.prompt, expected, answer, logprobs)
     figures = {
         "kl_mean": found.kl,
         "kl_max": found.kl_max,

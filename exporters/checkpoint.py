@@ -51,8 +51,7 @@ class Checkpoint:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the model, None when there is no such file."""
-        path = check_file(self.folder, name)
-        return read_json(path) if path.exists() else None
+        return self.read_module_json(f"{self.subfolder}/{name}" if self.subfolder else name)
 
     def read_module_json(self, name: str) -> Any:
         """The same of a file beside modules.json, or in the folder of a module."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporters.checkpoint import Checkpoint
+from exporters.cross_encoder import check_cross_encoder
 from exporters.facts import check_kind, embedder_facts, kind_of, max_length
 from runtime.errors import InputError
 from runtime.manifest import CacheType, Kind, Precision
@@ -52,6 +53,8 @@ class Asked:
             max_length(checkpoint)
             if kind is Kind.EMBEDDER:
                 embedder_facts(checkpoint)
+            elif kind is Kind.RERANKER:
+                check_cross_encoder(checkpoint)
         return Choice(kind, precision, cache, bar)
 
 

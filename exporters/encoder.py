@@ -5,6 +5,7 @@ Embedders give the vectors of tokens, rerankers the logits of a classifier over 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +18,11 @@ from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 
-from exporters.architectures import JINA_BERT, NOMIC_BERT, answers_in_words
+from exporters.architectures import JINA_BERT, NOMIC_BERT
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
-from exporters.decoder import UNTESTED, refusing_what_fails
+from exporters.cross_encoder import Form, labels_of, read_cross_encoder
+from exporters.decoder import UNTESTED
 from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
 from exporters.graph import (
@@ -41,9 +43,10 @@ from exporters.jina_bert import JinaBertModel, alibi_slopes
 from exporters.last_token import LastTokenClassifier, classifier_of_answers
 from exporters.nomic_bert import NomicBertModel
 from exporters.pair_facts import answer_ids
+from exporters.pooled_classifier import classifier_of_modules
 from exporters.pytorch_model import OPSET, load_tokenizer, load_weights, quiet
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
-from runtime.errors import UnsupportedModelError
+from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
@@ -64,13 +67,24 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
     if kind is Kind.EMBEDDER:
         return load_weights(checkpoint, IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel))
-    if answers_in_words(checkpoint.config):
+    files = read_cross_encoder(checkpoint)
+    if files.form is Form.ANSWER:
         model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
         return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
-    model = load_weights(checkpoint, transformers.AutoModelForSequenceClassification)
+    if files.form is Form.MODULES:
+        model = load_weights(checkpoint, transformers.AutoModel)
+        return classifier_of_modules(checkpoint, model, files.modules)
+    model = load_weights(with_labels(checkpoint), transformers.AutoModelForSequenceClassification)
     if checkpoint.architecture.reads_last_token:
-        return LastTokenClassifier(model.model, model.score)
+        return LastTokenClassifier(model.model, model.score, padding=model.config.pad_token_id)
     return model
+
+
+def with_labels(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with as many labels in its config as sentence-transformers reads from it."""
+    labels = dict(enumerate(labels_of(checkpoint)))
+    config = {key: value for key, value in checkpoint.config.items() if key not in ("num_labels", "label2id")}
+    return replace(checkpoint, config=config | {"id2label": labels})
 
 
 def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
@@ -84,8 +98,8 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         )
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "traced.onnx"
-        with quiet(), refusing_what_fails(model):
-            optimum_export(model, config_class(model.config), path, opset=OPSET)
+        with quiet():
+            run_trace(model, config_class(model.config), path)
         traced = ir.load(path)
         # Weights of more than 2 GB come as constants in a file beside the graph.
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(traced)
@@ -93,8 +107,25 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
     return traced
 
 
-def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None = None) -> None:
+def run_trace(model: Any, settings: Any, path: Path) -> None:
+    """Have Optimum write a model's graph; raises CheckpointError where PyTorch cannot run the model."""
+    try:
+        optimum_export(model, settings, path, opset=OPSET)
+    except (MemoryError, OSError):
+        raise
+    # PyTorch raises whatever the settings of a config make of the model's code.
+    except Exception as error:
+        raise CheckpointError(
+            f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json: {error}"
+        ) from error
+
+
+def rebuild(
+    traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None = None, *, pooled: bool = False
+) -> None:
     """Turn a traced encoder into one that runs on rows of tokens of batches without padding.
+
+    `pooled` says that a reranker's scores come from all tokens, which the layers then keep in three dimensions.
 
     It reads token ids (batch, tokens) and gives token vectors (tokens, batch, width). That of a reranker, which
     `manifest` describes, reads token types (batch, tokens) too where pairs have them, and gives logits (batch, labels).
@@ -111,7 +142,7 @@ def rebuild(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None 
     else:
         drop_token_types(graph)
     set_head_apart(graph)
-    if architecture.merged_attention:
+    if architecture.merged_attention and not pooled:
         whole = merge_bert(traced, checkpoint)
         if whole and reranker is not None:
             narrow_last_layer(graph)

@@ -17,8 +17,9 @@ from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of
 from runtime.bundle_writer import BundleWriter
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, NotFoundError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
+from runtime.targets import is_utf8
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
@@ -65,6 +66,10 @@ def export(
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    check_working_directory()
+    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
+        check_name(Path(source).absolute())
+    check_name(Path(out if out is not None else "bundles").absolute())
     asked = Asked(kind, precision, cache, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
     with stage(told, "find the checkpoint"):
         checkpoint = find_checkpoint(
@@ -85,6 +90,29 @@ def export(
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
         return convert(checkpoint, choice, provider, writer, told)
+
+
+def check_working_directory() -> None:
+    """Raise NotFoundError where the working directory was removed, which torch and others need."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "the working directory of this process was removed", hint="change to one that exists: `cd ~`"
+        ) from error
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a path that torch and safetensors, which take strings for UTF-8, cannot open."""
+    if is_utf8(path):
+        return
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        hint = "give the folder another name"
+    else:
+        hint = "the encoding of the locale is another: set `PYTHONUTF8=1`"
+    raise InputError(f"the path `{path}` is not UTF-8, which libraries of the export need", hint=hint)
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:

@@ -38,7 +38,14 @@ from exporters.stored_tensors import side_by_side
 from runtime.encoder import TOKEN_TYPE_IDS
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
-ROW_WISE = frozenset({"MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu", "Split"})
+ROW_WISE = frozenset(
+    {
+        *("MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Tanh", "Relu", "Split"),
+        # What other activations are made of.
+        *("Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg", "Pow", "Selu"),
+        *("Sigmoid", "Softplus", "Sqrt", "Sub"),
+    }
+)
 LARGE = 2**17
 """More elements than a norm has."""
 RMS_NORM = "SimplifiedLayerNormalization"

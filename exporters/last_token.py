@@ -11,20 +11,27 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class LastTokenClassifier(PreTrainedModel):  # type: ignore[misc] # transformers has no types
-    """A decoder and a product with the vector of each text's last token.
+    """A decoder and a linear layer on the vector of each text's last token.
 
-    transformers' own looks for the last token that is no padding in every text, and scores all tokens to use one.
+    transformers' own scores all tokens to use one. With the id of a token for `padding`, the last token is, as there,
+    the last that is another one: a text may end with it.
     """
 
-    def __init__(self, model: Any, score: nn.Linear) -> None:
+    def __init__(self, model: Any, score: nn.Linear, *, padding: int | None = None) -> None:
         super().__init__(model.config)
         self.model = model
         self.score = score
+        self.padding = padding
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
         """Logits, float32 (batch, labels), of token ids, int64 (batch, tokens), without padding."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return SequenceClassifierOutput(logits=self.score(hidden[:, -1]))
+        if self.padding is None:
+            return SequenceClassifierOutput(logits=self.score(hidden[:, -1]))
+        numbers = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (numbers * (input_ids != self.padding)).amax(dim=1)
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        return SequenceClassifierOutput(logits=self.score(hidden[rows, last]))
 
 
 def classifier_of_answers(causal: Any, relevant: int, irrelevant: int | None) -> LastTokenClassifier:

@@ -1,16 +1,26 @@
-"""How a reranker wants to be used, from its config and its tokenizer: labels, activation, how pairs become tokens."""
+"""How a reranker wants to be used, from its files and its tokenizer: labels, activation, how pairs become tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from exporters.architectures import answers_in_words
 from exporters.checkpoint import Checkpoint
+from exporters.checkpoint_files import TOKENIZER_CONFIG
+from exporters.cross_encoder import (
+    CrossEncoderFiles,
+    Form,
+    Messages,
+    labels_of,
+    labels_of_dense,
+    read_cross_encoder,
+    scores_of,
+)
+from exporters.facts import positions_of, required_int
+from exporters.modules import checked_length, read_object
 from runtime.errors import CheckpointError, UnsupportedModelError
-from runtime.manifest import PairFacts, RerankerFacts, Scores
+from runtime.manifest import PairFacts, RerankerFacts, Scores, Truncation
 
-ACTIVATIONS = {"Identity": Scores.RAW, "Sigmoid": Scores.SIGMOID}
-"""Classes of `torch.nn` that sentence-transformers names in a config, without the modules in which they lie."""
 JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
@@ -22,53 +32,77 @@ DOCUMENT_PREFIX = " "
 AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 """The prompt of Qwen3-Reranker (its model card, 2025), which answers with one of two words."""
 ANSWERS = ("yes", "no")
+QUERY_MARK, DOCUMENT_MARK = "  Which way is north  ", "  Follow the needle  "
+BOUNDARIES = tuple(
+    (query, document)
+    for query in ("a", "\n b ")
+    for document in ("a", " a", "\n\na ", "A", "1", "!", "\u0301", "漢", "😀", "  ", "", "</s>")
+)
+"""Pairs whose texts may grow together with what stands around them."""
 
 
 def reranker_facts(checkpoint: Checkpoint, tokenizer: Any) -> RerankerFacts:
     """Labels, activation and pairs; `tokenizer` is that of transformers. Nothing is guessed."""
-    if answers_in_words(checkpoint.config):
-        return RerankerFacts((ANSWERS[0],), Scores.SIGMOID, prompt_facts(checkpoint, tokenizer))
-    labels = labels_of(checkpoint)
-    return RerankerFacts(labels, scores_of(checkpoint, len(labels)), pair_facts(checkpoint, tokenizer))
+    files = read_cross_encoder(checkpoint)
+    if follows_model_card(files):
+        return RerankerFacts((ANSWERS[0],), Scores.SIGMOID, prompt_facts(tokenizer))
+    labels = label_names(checkpoint, files, tokenizer)
+    template = getattr(tokenizer, "chat_template", None) is not None
+    # Without settings of its own, a chat template puts the pairs together where there is one.
+    inferred: Messages | None = "auto" if template else None
+    messages = files.messages if files.saved else inferred
+    if messages is None:
+        pair = pair_facts(checkpoint, tokenizer, files.prompt)
+    else:
+        pair = template_facts(checkpoint, renderer(checkpoint, tokenizer, files.prompt, messages), tokenizer)
+    return RerankerFacts(labels, scores_of(checkpoint, len(labels)), pair)
 
 
-def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The names of the logits; those of transformers' default where the config names none."""
-    named = checkpoint.config.get("id2label")
-    if named is None:
-        count = checkpoint.config.get("num_labels", 2)
-        if type(count) is not int or count < 1:
-            raise CheckpointError(f"`num_labels` in `{checkpoint.folder / 'config.json'}` must be a positive integer")
-        return tuple(f"LABEL_{number}" for number in range(count))
-    numbers = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
-    if not numbers or set(named) != set(numbers) or len(set(named.values())) != len(numbers):
-        raise CheckpointError(
-            f"`id2label` in `{checkpoint.folder / 'config.json'}` must give the labels 0, 1, ... names of their own"
-        )
-    return tuple(str(named[number]) for number in numbers)
+def follows_model_card(files: CrossEncoderFiles) -> bool:
+    """Whether it is a decoder as transformers saves it, which says nothing of pairs: Qwen3-Reranker's card does."""
+    return files.form is Form.ANSWER and not files.saved
 
 
-def scores_of(checkpoint: Checkpoint, labels: int) -> Scores:
-    """What the publisher makes of the logits, under the key of sentence-transformers 4 and newer or the older one.
+def label_names(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> tuple[str, ...]:
+    if files.form is Form.CLASSIFIER:
+        return labels_of(checkpoint)
+    if files.form is Form.MODULES:
+        return labels_of_dense(checkpoint, files.modules)
+    relevant, _ = answer_ids(checkpoint, tokenizer)
+    return (str(tokenizer.convert_ids_to_tokens(relevant)),)
 
-    Without either, as sentence-transformers has it: a sigmoid for one label, the logits for more.
+
+def pair_length(checkpoint: Checkpoint, tokenizer: Any, pair: PairFacts) -> int:
+    """Tokens of a pair that the model reads, special ones included: sentence-transformers' `max_seq_length`.
+
+    Within the rows of a table of positions, beyond which the library fails.
     """
-    settings = checkpoint.config.get("sentence_transformers")
-    named = settings.get("activation_fn") if isinstance(settings, dict) else None
-    named = named or checkpoint.config.get("sbert_ce_default_activation_function")
-    if named is None:
-        return Scores.SIGMOID if labels == 1 else Scores.RAW
-    module, _, name = str(named).rpartition(".")
-    if not module.startswith("torch.nn") or name not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` applies `{named}` to its logits, which edgekit does not know",
-            hint=f"known are {', '.join(f'`torch.nn.{known}`' for known in ACTIVATIONS)}",
+    files = read_cross_encoder(checkpoint)
+    positions = required_int(checkpoint, checkpoint.architecture.positions)
+    length = files.max_length
+    if length is None:
+        given = getattr(tokenizer, "model_max_length", positions)
+        where = f"`model_max_length` in `{checkpoint.folder / TOKENIZER_CONFIG}`"
+        length = min(checked_length(given, where), positions)
+    last = last_position(checkpoint)
+    length = length if last is None else min(length, last)
+    around = len(pair.before) + len(pair.between) + len(pair.after)
+    if length < around + 2:
+        raise CheckpointError(
+            f"`{checkpoint.name}` reads {length} tokens, which leaves no room for a query and a document"
         )
-    return ACTIVATIONS[name]
+    return length
 
 
-def pair_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
-    """What a tokenizer puts around the two texts of a pair, found by having it read one."""
+def last_position(checkpoint: Checkpoint) -> int | None:
+    """How many tokens the table of positions is for; None for a model that has none."""
+    architecture = checkpoint.architecture
+    biased = architecture.name == "deberta-v2" and checkpoint.config.get("position_biased_input", True) is True
+    return positions_of(checkpoint) if biased or architecture.merged_attention else None
+
+
+def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> PairFacts:
+    """What a tokenizer puts around the two texts of a pair, found by having it read one; `prompt` goes before both."""
     encoded = tokenizer("a", "b")
     sequences = encoded.sequence_ids()
     both = {0, 1} <= set(sequences)
@@ -81,9 +115,18 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
     types = encoded.get("token_type_ids") or [0] * len(ids)
     if set(types[:start]) != {0} or len(set(types[start:])) != 1:
         raise UnsupportedModelError(
-            f"the tokenizer of `{checkpoint.name}` gives tokens of a pair types that edgekit does not know: {types}"
+            f"the tokenizer of `{checkpoint.name}` gives the tokens of a pair the types {types}, which is not "
+            "supported",
+            hint="supported: type 0 up to the document, and one type from there on",
         )
-    return PairFacts(tuple(ids[:first]), tuple(ids[last:start]), tuple(ids[end:]), types[start])
+    return PairFacts(
+        tuple(ids[:first]),
+        tuple(ids[last:start]),
+        tuple(ids[end:]),
+        types[start],
+        truncation=Truncation.LONGEST,
+        query_prefix=prompt,
+    )
 
 
 def place_of(sequences: list[int | None], number: int) -> tuple[int, int]:
@@ -91,20 +134,90 @@ def place_of(sequences: list[int | None], number: int) -> tuple[int, int]:
     return sequences.index(number), len(sequences) - sequences[::-1].index(number)
 
 
-def prompt_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
-    """The prompt of Qwen3-Reranker; raises UnsupportedModelError for a decoder that says it has another one."""
-    template = getattr(tokenizer, "chat_template", None)
-    if checkpoint.read_json("modules.json") is not None and JUDGE not in str(template):
+Renderer = Callable[[str, str], str]
+"""A query and a document to the text that the model reads."""
+
+
+def renderer(checkpoint: Checkpoint, tokenizer: Any, prompt: str, messages: Messages) -> Renderer:
+    """sentence-transformers' way to put a pair into the chat template: messages of the roles `query` and `document`."""
+    # Loads torch and transformers.
+    from sentence_transformers.base.modality import InputFormatter  # noqa: PLC0415
+
+    formatter = InputFormatter(checkpoint.config["model_type"], message_format=messages, processor=tokenizer)
+
+    def rendered(query: str, document: str) -> str:
+        conversation = formatter.pair_to_messages((query, document))
+        if prompt:
+            [conversation] = formatter.prepend_prompt_to_messages([conversation], prompt)
+        try:
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        # A template raises whatever it wants to.
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the chat template of `{checkpoint.name}` takes no messages of the roles `query` and "
+                f"`document`: {error}",
+                hint="sentence-transformers puts pairs together with it where a tokenizer has one",
+            ) from error
+
+    return rendered
+
+
+def template_facts(checkpoint: Checkpoint, rendered: Renderer, tokenizer: Any) -> PairFacts:
+    """What a chat template puts around the two texts of a pair, found by rendering some."""
+    query, document = QUERY_MARK, DOCUMENT_MARK
+    text = rendered(query, document)
+    head, _, rest = text.partition(query)
+    middle, _, tail = rest.partition(document)
+    unlike = next(
+        (
+            pair
+            for pair in [(query, document), *BOUNDARIES]
+            if rendered(*pair) != head + pair[0] + middle + pair[1] + tail
+        ),
+        None,
+    )
+    if unlike is not None:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` asks for relevance in words that edgekit does not know",
-            hint="known is the prompt of Qwen3-Reranker",
+            f"the chat template of `{checkpoint.name}` does not put a query before a document, each as it is",
+            hint=f"the query {unlike[0]!r} and the document {unlike[1]!r} become {rendered(*unlike)[-200:]!r}",
         )
+    if getattr(tokenizer, "truncation_side", "right") != "right":
+        raise UnsupportedModelError(
+            f"the tokenizer of `{checkpoint.name}` cuts its prompts at the left, which is not supported"
+        )
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    after = ids(tail)
+    stripped = middle.rstrip()
+    for end, start in ((stripped, middle[len(stripped) :]), (middle, "")):
+        if all(ids(rendered(*pair)) == ids(head + pair[0] + end) + ids(start + pair[1]) + after for pair in BOUNDARIES):
+            return PairFacts(
+                (),
+                (),
+                tuple(after),
+                document_type=0,
+                truncation=Truncation.END,
+                query_prefix=head,
+                query_suffix=end,
+                document_prefix=start,
+            )
+    raise UnsupportedModelError(
+        f"the tokens that `{checkpoint.name}` has for a document depend on the prompt before it, which is not supported"
+    )
+
+
+def prompt_facts(tokenizer: Any) -> PairFacts:
+    """The prompt of Qwen3-Reranker's model card."""
     before, after = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (BEFORE, AFTER))
     return PairFacts(
         before,
         (),
         after,
         document_type=0,
+        truncation=Truncation.END,
         query_prefix=QUERY_PREFIX,
         query_suffix=QUERY_SUFFIX,
         document_prefix=DOCUMENT_PREFIX,
@@ -113,9 +226,25 @@ def prompt_facts(checkpoint: Checkpoint, tokenizer: Any) -> PairFacts:
 
 def answer_ids(checkpoint: Checkpoint, tokenizer: Any) -> tuple[int, int | None]:
     """The ids of the words for relevant and for not; None where the score is the logit of the first alone."""
-    stated = checkpoint.read_json("1_LogitScore/config.json")
-    if stated is not None:
-        return int(stated["true_token_id"]), stated.get("false_token_id")
+    files = read_cross_encoder(checkpoint)
+    if files.saved:
+        name = f"{files.modules[0][1]}/config.json"
+        stated = read_object(checkpoint, name)
+        relevant, irrelevant = stated.get("true_token_id"), stated.get("false_token_id")
+        vocabulary = required_int(checkpoint, "vocab_size")
+        given = [relevant] if irrelevant is None else [relevant, irrelevant]
+        if not all(type(one) is int and 0 <= one < vocabulary for one in given):
+            raise CheckpointError(
+                f"`true_token_id` and `false_token_id` in `{checkpoint.folder / name}` must be ids below {vocabulary}, "
+                f"not `{relevant}` and `{irrelevant}`"
+            )
+        if stated.get("module_input_name", "causal_logits") != "causal_logits":
+            raise UnsupportedModelError(
+                f"the module `LogitScore` of `{checkpoint.name}` reads `{stated['module_input_name']}`, which is not "
+                "supported",
+                hint="supported: `causal_logits`",
+            )
+        return int(relevant), irrelevant  # type: ignore[arg-type] # an integer here
     yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ANSWERS)
     if yes is None or no is None or yes == no:
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` has no tokens `yes` and `no`")
@@ -123,14 +252,13 @@ def answer_ids(checkpoint: Checkpoint, tokenizer: Any) -> tuple[int, int | None]
 
 
 def reference_ids(tokenizer: Any, facts: PairFacts, max_length: int, query: str, document: str) -> dict[str, list[int]]:
-    """What transformers' own tokenizer makes of a pair, the document cut where both are too long: the model's inputs.
-
-    Prompts are put together as Qwen3-Reranker's model card does: one text, between the tokens before and after it.
-    """
-    if facts.query_prefix:
-        room = max_length - len(facts.before) - len(facts.after)
+    """What transformers' own tokenizer makes of a pair, cut as sentence-transformers has it: the model's inputs."""
+    if facts.truncation is Truncation.END:
         text = facts.query_prefix + query + facts.query_suffix + facts.document_prefix + document
-        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
-        return {"input_ids": [*facts.before, *ids, *facts.after]}
-    encoded = tokenizer(query, document, truncation="only_second", max_length=max_length)
-    return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        room = max_length - len(facts.before) - len(facts.after)
+        return {"input_ids": [*facts.before, *ids[:room], *facts.after]}
+    # A batch, as the library has it: of one pair, transformers drops an empty document.
+    batch = [[facts.query_prefix + query, document]]
+    encoded = tokenizer(batch, truncation="longest_first", max_length=max_length)
+    return {name: encoded[name][0] for name in ("input_ids", "token_type_ids") if name in encoded}

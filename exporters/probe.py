@@ -44,9 +44,14 @@ class TextSet:
     texts: tuple[str, ...]
 
 
+def lines_of(content: bytes) -> list[str]:
+    r"""The lines of a file, ended by \n alone: `splitlines` would end them at U+2028 and others too."""
+    return content.decode("utf-8").removesuffix("\n").split("\n")
+
+
 def load_texts(name: str) -> TextSet:
     content = (DATA / f"{name}.txt").read_bytes()
-    return TextSet(name, hashlib.sha256(content).hexdigest(), tuple(content.decode("utf-8").splitlines()))
+    return TextSet(name, hashlib.sha256(content).hexdigest(), tuple(lines_of(content)))
 
 
 def calibration_texts() -> TextSet:
@@ -64,7 +69,7 @@ def probe_searches() -> PairSet:
     content = (DATA / "searches.jsonl").read_bytes()
     probe = probe_texts()
     searches = []
-    for number, line in enumerate(content.decode("utf-8").splitlines()):
+    for number, line in enumerate(lines_of(content)):
         search = json.loads(line)
         places = [int(place) - 1 for place in search["answers"]]
         others = ((number + STRIDE * step) % len(probe.texts) for step in range(len(probe.texts)))

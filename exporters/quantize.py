@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from exporters.attention import values_behind
 from exporters.calibration import Calibration
+from exporters.counts import counted
 from exporters.first_token import FirstTokens, follow_first_tokens
 from exporters.graph import RMS_NORM
 from exporters.nodes import (
@@ -85,7 +86,7 @@ def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) 
     products = {linear.matmul: number for number, linear in enumerate(linears(graph))}
     exact = {required(matmul.inputs[0]) for matmul, number in products.items() if number in recipe.exact}
     first = follow_first_tokens(graph) if recipe.precise_first_token else FirstTokens({}, set())
-    for linear in list(linears(graph)):
+    for linear in counted(list(linears(graph)), "matrices"):
         # The same for all tokens, which calibration has seen.
         origin = first.origins.get(linear.input, linear.input)
         if products[linear.matmul] in recipe.exact if linear.matmul in products else origin in exact:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
+from exporters.counts import counted
 from exporters.first_token import path_of_first_tokens
 from exporters.graph import tidy
 from exporters.graph_files import save_graph
@@ -67,7 +68,9 @@ def find_recipe(
             return recipe
         best = max(best, found)
     everything = frozenset(range(products))
-    harm = [damage(replace(recipe, exact=everything - {number})) for number in range(products)]
+    harm = [
+        damage(replace(recipe, exact=everything - {number})) for number in counted(range(products), "matrices tried")
+    ]
     ranked = sorted(range(products), key=lambda number: -harm[number])
     too_few, enough = 0, 1
     while True:

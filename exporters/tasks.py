@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+import tokenizers
 from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
 from exporters.certify import (
     Sample,
-    agreement_of,
     certify_embedder,
-    certify_reranker,
     check_exact,
     check_length,
-    check_pairs,
     exact_samples,
-    reference_logits,
 )
+from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
 from exporters.checkpoint import Checkpoint
+from exporters.counts import counted
+from exporters.cross_encoder import Form, read_cross_encoder
 from exporters.decoder_task import DecoderTask
 from exporters.dense import dense_layers, write_dense
 from exporters.encoder import IMPLEMENTED_HERE, load_model, rebuild, trace
 from exporters.facts import check_kind, embedder_facts, positions_of
 from exporters.graph_files import save_graph
-from exporters.pair_facts import reranker_facts
+from exporters.pair_facts import pair_length, reference_ids, reranker_facts
+from exporters.pair_probe import pair_probe
 from exporters.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.published_embedder import PublishedEmbedder
+from exporters.publisher import published_reranker
 from exporters.pytorch_model import load_tokenizer
 from exporters.recipes import Outputs, Trials
 from exporters.stored_tensors import Told
@@ -41,13 +44,16 @@ from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import CacheType, Certificate, Kind, Manifest, Precision, Quantization, Side
-from runtime.pairs import PairTokenizer
+from runtime.pairs import Pair, PairTokenizer
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.tokenizer import Tokenizer
 
 SAMPLE = 48
 """Calibration texts on which a single product's share in the error is measured."""
+
+TELLING_TOKENS, TELLING_PAIRS, SCORED_PAIRS = 512, 48, 8
+"""Of the pairs that show differences: the longest and the most that have reference logits, and how many have scores."""
 
 Feeds = Mapping[str, NDArray[np.int64]]
 Expected = TypeVar("Expected")
@@ -115,7 +121,7 @@ class EncoderTask:
         rebuild(graph, self.checkpoint, manifest)
         return graph
 
-    def quantized(
+    def with_recipe(
         self, graph: ir.Model, bundle: Bundle, expected: Outputs, bar: float | None
     ) -> tuple[ir.Model, Manifest]:
         calibration = Calibration(graph, self.calibration_feeds(bundle), scratch=bundle.path)
@@ -176,7 +182,7 @@ class EmbedderTask(EncoderTask):
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         tokenizer = Tokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer)
-        for text in tokenizer.tokenize(calibration_texts().texts):
+        for text in counted(tokenizer.tokenize(calibration_texts().texts), "texts"):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
     def reference(self, model: Any, manifest: Manifest) -> Outputs:
@@ -194,7 +200,7 @@ class EmbedderTask(EncoderTask):
     ) -> tuple[ir.Model, Manifest]:
         self.write(graph, bundle.path)
         check_exact(Embedder(bundle), self.samples)
-        return super().quantized(graph, bundle, expected, bar)
+        return self.with_recipe(graph, bundle, expected, bar)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
         texts = calibration_texts().texts[:SAMPLE] if sample else probe_texts().texts
@@ -240,22 +246,62 @@ class RerankerTask(EncoderTask):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
+        self.files = read_cross_encoder(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
         self.facts = reranker_facts(checkpoint, self.tokenizer)
+        self.max_length = pair_length(checkpoint, self.tokenizer, self.facts.pair)
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
-        own = PairTokenizer(folder / TOKENIZER, manifest.tokenizer, self.facts.pair, typed=False)
-        check_pairs(self.checkpoint.name, self.tokenizer, own, manifest.tokenizer.max_length)
-        return dataclasses.replace(manifest, reranker=self.facts)
+        if self.files.lower_case:
+            lower_case_first(folder / TOKENIZER)
+            lower = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+            self.tokenizer.backend_tokenizer.normalizer = lower.normalizer
+        side = Side(self.tokenizer.truncation_side)
+        tokenizer = dataclasses.replace(
+            manifest.tokenizer, max_length=self.max_length, lower_case=False, truncation_side=side
+        )
+        own = PairTokenizer(folder / TOKENIZER, tokenizer, self.facts.pair, typed=False)
+        # Before the weights are loaded; the publisher's library comes after that.
+        pairs = [*probe_searches().pairs, *pair_probe(self.tokenizer, self.max_length)]
+        check_tokens(self.checkpoint.name, own, pairs, self.reads_with_transformers)
+        self.own = own
+        return dataclasses.replace(manifest, reranker=self.facts, tokenizer=tokenizer)
+
+    def reads_with_transformers(self, pair: Pair) -> Mapping[str, list[int]]:
+        return reference_ids(self.tokenizer, self.facts.pair, self.max_length, *pair)
+
+    def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
+        graph = trace(model, scratch, self.kind)
+        rebuild(graph, self.checkpoint, manifest, pooled=self.files.form is Form.MODULES)
+        return graph
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         typed = TOKEN_TYPE_IDS in bundle.manifest.inputs
         tokenizer = PairTokenizer(bundle.file(TOKENIZER), bundle.manifest.tokenizer, self.facts.pair, typed=typed)
-        for pair in tokenizer.tokenize(calibration_pairs()):
+        for pair in counted(list(tokenizer.tokenize(calibration_pairs())), "pairs"):
             yield tokenizer.feeds([pair])
 
-    def reference(self, model: Any, manifest: Manifest) -> Outputs:
-        return reference_logits(model, self.tokenizer, manifest, probe_searches().pairs)
+    def reference(self, model: Any, manifest: Manifest) -> PairReference:  # noqa: ARG002 - told by the facts
+        # The library loads its own; two copies of the weights are not to be in memory at once.
+        model.to("meta")
+        library = published_reranker(self.checkpoint, self.max_length)
+        pairs = pair_probe(self.tokenizer, self.max_length)
+        check_tokens(self.checkpoint.name, self.own, pairs, library.tokens)
+        telling = told_apart(pairs, self.own)
+        return PairReference(
+            library.name,
+            np.stack([library.logits(pair) for pair in counted(probe_searches().pairs, "pairs")]),
+            telling,
+            np.stack([library.logits(pair) for pair in telling]),
+            np.stack([library.scores(pair) for pair in telling[:SCORED_PAIRS]]),
+        )
+
+    def quantized(
+        self, graph: ir.Model, bundle: Bundle, expected: PairReference, bar: float | None
+    ) -> tuple[ir.Model, Manifest]:
+        self.write(graph, bundle.path)
+        check_exact_pairs(Reranker(bundle), expected)
+        return self.with_recipe(graph, bundle, expected.logits, bar)
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
         pairs = calibration_pairs()[:SAMPLE] if sample else probe_searches().pairs
@@ -267,8 +313,17 @@ class RerankerTask(EncoderTask):
     def damage(self, found: Outputs, exact: Outputs) -> float:
         return float(np.abs(found - exact).mean())
 
-    def certify(self, bundle: Bundle, expected: Outputs, bar: float | None) -> Certificate:
-        return certify_reranker(Reranker(bundle), expected, min_tau=bar)
+    def certify(self, bundle: Bundle, expected: PairReference, bar: float | None) -> Certificate:
+        reranker = Reranker(bundle)
+        if bundle.manifest.precision is Precision.FP32:
+            check_exact_pairs(reranker, expected)
+        return certify_reranker(reranker, expected, min_tau=bar)
+
+
+def told_apart(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> tuple[Pair, ...]:
+    """Of the pairs that show differences, as many as PyTorch computes soon."""
+    short = [pair for pair in pairs if len(tokenizer.tokenize([pair])[0].ids) <= TELLING_TOKENS]
+    return tuple(short[:: math.ceil(len(short) / TELLING_PAIRS)])
 
 
 def task_of(checkpoint: Checkpoint, kind: Kind, cache: CacheType = CacheType.FLOAT32) -> Task[Any]:

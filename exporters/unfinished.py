@@ -73,6 +73,8 @@ class Unfinished:
         begun = {path.name for path in self.folder.iterdir()} - {KEY, LOCK}
         if kind is None or issubclass(kind, Exception) or not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.note is not None:
+            self.note(f"what is done is kept in `{self.folder}`; the same command resumes from there")
         if self.lock is not None:
             os.close(self.lock)
 

@@ -14,7 +14,7 @@ from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_cache_type, input_names
+from runtime.forward import Forward, check_interface, input_names
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
 from runtime.opening import Opening
@@ -108,7 +108,7 @@ class Decoder:
         self.safe_tokenizer, self.session = opening.finish(
             partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
         )
-        check_cache_type(self.session, self.facts)
+        check_interface(self.session, self.facts)
         self.tokenizer = self.safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
@@ -202,7 +202,7 @@ class Decoder:
         ids = self.ids_of(prompt)
         cache = self.new_cache()
         # One more than it holds: see `Forward.prefill`.
-        cache.check(len(ids) + 1)
+        cache.check(len(ids) + 1, prompt=len(ids))
         forward = Forward(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
@@ -269,7 +269,7 @@ class Decoder:
         context = min(self.context, cache.limit)
         room = max(0, context - prompt)
         if max_tokens is None:
-            cache.check(prompt + 1)
+            cache.check(prompt + 1, prompt=prompt)
             return min(room, cache.largest_that_fits() - prompt)
         if max_tokens < 1:
             raise InputError(f"`max_tokens` must be at least 1, not {max_tokens}")
@@ -279,7 +279,7 @@ class Decoder:
                 f"context of {context}"
             )
         # The last token is never read, but as a draft.
-        cache.check(prompt + max_tokens)
+        cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:

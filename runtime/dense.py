@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.manifest import Activation, DenseFacts
 
+LARGEST = 1 << 30
+"""Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""
+START = b"\x93NUMPY\x01\x00"
+"""Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
+HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
+FLOAT32 = "<f4"
 Floats = NDArray[np.float32]
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 """Klambauer et al. 2017 (arXiv:1706.02515), to the digits that PyTorch has."""
@@ -60,12 +66,6 @@ FUNCTIONS: dict[Activation, Callable[[Floats], Floats]] = {
     Activation.SOFTPLUS: softplus,
     Activation.SOFTSIGN: lambda values: values / (1 + np.abs(values)),
 }
-LARGEST = 1 << 30
-"""Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""
-START = b"\x93NUMPY\x01\x00"
-"""Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
-HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
-FLOAT32 = "<f4"
 
 
 class Dense:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from runtime.bundle import GRAPH, Bundle
 from runtime.cores import Cores, find_cores
+from runtime.cpu import Int8Arithmetic
 from runtime.errors import BundleError, InputError
-from runtime.manifest import Kind, Provider
+from runtime.manifest import Kind, Precision, Provider
 from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
 
 INPUT_IDS = "input_ids"
@@ -43,6 +44,8 @@ class Plan:
     onnxruntime: str
     """Its version."""
     disabled_optimizers: tuple[str, ...]
+    int8: Int8Arithmetic | None
+    """How int8 matmuls run; None for a graph that has none."""
 
 
 class Encoder:
@@ -67,7 +70,12 @@ class Encoder:
             raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and known are {known}")
         self.cores = find_cores()
         self.workers = workers or self.cores.usable
-        self.session = shared_session(self.bundle.file(GRAPH), provider=manifest.provider, inputs=manifest.inputs)
+        self.session = shared_session(
+            self.bundle.file(GRAPH),
+            provider=manifest.provider,
+            inputs=manifest.inputs,
+            int8=manifest.precision is Precision.INT8,
+        )
 
     @property
     def max_length(self) -> int:
@@ -84,6 +92,7 @@ class Encoder:
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
+            int8=self.session.int8,
         )
 
 

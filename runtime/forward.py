@@ -12,13 +12,14 @@ from runtime.encoder import INPUT_IDS
 from runtime.errors import BundleError
 from runtime.kv_cache import Bound, KVCache
 from runtime.manifest import CacheType, DecoderFacts
-from runtime.session import Session, load_onnxruntime
+from runtime.session import FLOATS, Session, failure, load_onnxruntime
 
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"
 LOGIT_POSITIONS = "logit_positions"
 LOGITS = "logits"
-GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: "tensor(float)", CacheType.FLOAT16: "tensor(float16)"}
+INT64, INT32 = "tensor(int64)", "tensor(int32)"
+GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
 """What onnxruntime calls the types of keys and values."""
 KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
@@ -46,14 +47,40 @@ def cache_names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def check_cache_type(session: Session, facts: DecoderFacts) -> None:
-    """Raise BundleError where a graph takes keys and values of another type than its manifest says."""
+def check_interface(session: Session, facts: DecoderFacts) -> None:
+    """Raise BundleError where a graph reads or gives anything else than its manifest says."""
+    cached = GRAPH_TYPES[facts.cache_type]
     found = session.session.get_inputs()[-1].type
-    if found != GRAPH_TYPES[facts.cache_type]:
+    if found != cached:
         raise BundleError(
             f"the graph `{session.path}` takes keys and values as `{found}`, and the manifest says "
             f"{facts.cache_type.value}"
         )
+    types = {INPUT_IDS: INT64, LAST_POSITIONS: INT32, TOTAL_LENGTH: INT32, LOGIT_POSITIONS: INT64, LOGITS: FLOATS}
+    inputs, outputs = session.session.get_inputs(), session.session.get_outputs()
+    names = output_names(facts.layers)
+    given = [value.name for value in outputs]
+    if given != list(names):
+        raise BundleError(f"the graph `{session.path}` has the outputs {given}, and a decoder has {list(names)}")
+    sizes = {LOGITS: (1, None, facts.vocabulary)}
+    cache = (1, facts.kv_heads, None, facts.head_size)
+    for value in (*inputs, *outputs):
+        wanted = types.get(value.name, cached)
+        if value.type != wanted:
+            raise BundleError(f"`{value.name}` of the graph `{session.path}` must be `{wanted}`, not `{value.type}`")
+        shape = sizes.get(value.name, None if value.name in types else cache)
+        if shape is not None and not agrees(value.shape, shape):
+            raise BundleError(
+                f"`{value.name}` of the graph `{session.path}` has the shape {value.shape}, which is not that of the "
+                "manifest's decoder"
+            )
+
+
+def agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
+    """Whether the shape that a graph states, in which names and None stand for any size, can be the one wanted."""
+    return len(found) == len(wanted) and all(
+        own == size for own, size in zip(found, wanted, strict=True) if isinstance(own, int) and size is not None
+    )
 
 
 class Forward:
@@ -81,7 +108,7 @@ class Forward:
             self.session.session.run_with_iobinding(bound.binding, self.options)
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise BundleError(f"onnxruntime cannot run `{self.session.path}`: {error}") from error
+            raise failure(self.session.path, "run", error, needed=cache.size) from error
         cache.ids.extend(ids)
         logits: NDArray[np.float32] = bound.logits[0]
         return logits

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.manifest import CacheType, DecoderFacts
-from runtime.memory import available_memory, mebibytes
+from runtime.memory import SPARE, available_memory, mebibytes
 
 FIRST_CAPACITY = 256
 """Tokens that the first buffers have room for."""
-SPARE = 64 << 20
-"""Bytes that a cache leaves free: the graph needs some while it runs."""
 LARGE = 4 << 20
 """Bytes of a buffer from which on it is to lie on large pages."""
 DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
@@ -106,8 +104,11 @@ class KVCache:
         # What the buffers have room for is there, however little is free now.
         return max(self.capacity, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
 
-    def check(self, tokens: int) -> None:
-        """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory."""
+    def check(self, tokens: int, *, prompt: int = 0) -> None:
+        """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory.
+
+        `prompt` is how many of the tokens are those of a prompt, for a hint that can be followed.
+        """
         if tokens > self.limit:
             raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were asked for")
         if tokens > self.capacity and (largest := self.largest_that_fits()) < tokens:
@@ -115,9 +116,7 @@ class KVCache:
             raise OutOfMemoryError(
                 f"the keys and values of {tokens} tokens take {mebibytes(needed)}, and there is memory for {largest} "
                 f"tokens",
-                hint=f"ask for a context of at most {largest} tokens, or free memory"
-                if largest
-                else "free memory, or run on a machine that has more",
+                hint=hint_for(largest, prompt),
             )
 
     def reserve(self, tokens: int) -> None:
@@ -152,6 +151,15 @@ class KVCache:
         self.capacity = capacity
 
 
+def hint_for(largest: int, prompt: int) -> str:
+    """What helps where there is memory for so many tokens: a shorter answer, and where that is not enough a prompt."""
+    if largest < 2:
+        return "free memory, or run on a machine that has more"
+    if largest > prompt:
+        return f"free memory, or ask for at most {largest - prompt} tokens (`max_tokens`)"
+    return f"free memory, or shorten the prompt to fewer than {largest} tokens"
+
+
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros on pages of their own.
 
@@ -165,7 +173,7 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     except OSError as error:
         raise OutOfMemoryError(
             f"the system does not give {mebibytes(size)} for keys and values: {error.strerror}",
-            hint="free memory, or ask for a smaller context",
+            hint="free memory, or ask for fewer tokens",
         ) from error
     # As numpy asks for its own arrays, from the same size on; a kernel without large pages refuses it.
     if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):

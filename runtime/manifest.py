@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError
 from runtime.records import WITHIN, RecordError, read_record, write_record
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
 
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
 3: rerankers; nothing of schema 2 has another meaning.
 4: decoders; nothing of schema 3 has another meaning.
+5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens;
+   nothing of schema 4 has another meaning.
 """
 OLDEST = 2
 """The first schema that is still read."""
@@ -30,6 +33,8 @@ COUNT = {WITHIN: range(1, 1 << 31)}
 WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
 """Of a vector or a head: far more than any model has."""
 LAYERS = {WITHIN: range(1, 1 << 16)}
+IDS = {WITHIN: range(1 << 31)}
+"""Token ids, and types of tokens."""
 VOCABULARY = {WITHIN: range(1, 1 << 24)}
 """Far more than any model has, and no more than what is made for each of them may take."""
 
@@ -123,7 +128,11 @@ class Truncation(str, Enum):
     """What is cut from a query and a document that are too long together."""
 
     DOCUMENT = "document"
-    """The end of the document; the query only where it leaves no room for any."""
+    """The end of the document; the query only where it leaves no room for any. In bundles of earlier versions."""
+    LONGEST = "longest"
+    """The longer of the two down to the shorter, then both to half of the room: `longest_first` of `tokenizers`."""
+    END = "end"
+    """The end of the two put together, as where a prompt holds both."""
 
 
 class Side(str, Enum):
@@ -196,7 +205,7 @@ class EmbedderFacts:
     prompts: dict[str, str] = field(default_factory=dict)
     """Name -> prefix."""
     default_prompt: str | None = None
-    matryoshka_dimensions: tuple[int, ...] = ()
+    matryoshka_dimensions: tuple[int, ...] = field(default=(), metadata=WIDTH)
     """The dimensions to which the publisher says its vectors can be shortened."""
     dense: tuple[DenseFacts, ...] = ()
     """Layers between pooling and normalization, in order."""
@@ -215,10 +224,10 @@ class EmbedderFacts:
 class PairFacts:
     """How a query and a document become one row of tokens: `before`, query, `between`, document, `after`."""
 
-    before: tuple[int, ...]
-    between: tuple[int, ...]
-    after: tuple[int, ...]
-    document_type: int
+    before: tuple[int, ...] = field(metadata=IDS)
+    between: tuple[int, ...] = field(metadata=IDS)
+    after: tuple[int, ...] = field(metadata=IDS)
+    document_type: int = field(metadata=IDS)
     """The token type of the document and of what stands after it, where all before it is of type 0."""
     truncation: Truncation = Truncation.DOCUMENT
     query_prefix: str = ""
@@ -361,11 +370,13 @@ class GoldenAnswer:
     """A text, and the most probable tokens after it, one after another, with PyTorch and with the bundle."""
 
     text: str
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = field(metadata=IDS)
     """The ids that the text becomes."""
-    reference: tuple[int, ...]
+    reference: tuple[int, ...] = field(metadata=IDS)
     """PyTorch's, up to the first that the bundle's are not."""
-    output: tuple[int, ...]
+    output: tuple[int, ...] = field(metadata=IDS)
+    logprobs: tuple[float, ...] = ()
+    """The logarithms of the probabilities that the bundle gives the tokens of `output`; none in earlier bundles."""
 
 
 @dataclass(frozen=True)
@@ -428,14 +439,22 @@ def manifest_from_json(text: str) -> Manifest:
     schema = value.get("schema") if isinstance(value, dict) else None
     if type(schema) is int and not OLDEST <= schema <= SCHEMA:
         newer = "update edgekit on this machine, or export the bundle again with the version that runs here"
+        older = f"export it again with this version: `edgekit export {source_of(value)}`"
         raise BundleError(
             f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}",
-            hint=newer if schema > SCHEMA else "export the bundle again with this version",
+            hint=newer if schema > SCHEMA else older,
         )
     try:
         return read_record(Manifest, value)
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
+
+
+def source_of(value: dict[str, Any]) -> str:
+    """What an export of a bundle was asked for, as a shell takes it; MODEL where a manifest does not say."""
+    source = value.get("source")
+    requested = source.get("requested") if isinstance(source, dict) else None
+    return shlex.quote(requested) if isinstance(requested, str) and requested else "MODEL"
 
 
 def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeVar
 
 from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
 from runtime.encoder import COMMANDS
 from runtime.errors import BundleError
-from runtime.manifest import Kind
+from runtime.manifest import Kind, Precision
 from runtime.session import Session, load_onnxruntime, shared_session
 
 HEAD_START = 0.01
@@ -65,6 +65,7 @@ class Opening:
                 provider=manifest.provider,
                 inputs=manifest.inputs,
                 threads=threads,
+                int8=manifest.precision is Precision.INT8,
             ),
             head_start=HEAD_START,
         )
@@ -83,19 +84,27 @@ def at_once(
     results: list[Second] = []
     errors: list[BaseException] = []
 
+    # An interrupted `Thread.join` takes its thread for ended (CPython 3.10 to 3.12), which then is not waited for when
+    # Python ends, and aborts the process within C++. Waiting for an event has no such effect.
+    done = Event()
+
     def call_second() -> None:
         try:
             results.append(second())
         except BaseException as error:  # noqa: BLE001 - raised below, on the thread that wants it
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = Thread(target=call_second)
-    thread.start()
+    Thread(target=call_second).start()
     try:
-        thread.join(head_start)
+        done.wait(head_start)
         found = first()
-    finally:
-        thread.join()
+    # An interrupt does not wait, for what may take a minute.
+    except Exception:
+        done.wait()
+        raise
+    done.wait()
     if errors:
         raise errors[0]
     return found, results[0]

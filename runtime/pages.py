@@ -44,7 +44,8 @@ class Region(NamedTuple):
 def mapped_regions(maps: Path = MAPS) -> list[Region]:
     """What this process has mapped readable and writable, or from a file; none where the system does not say."""
     try:
-        lines = maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # Not `splitlines`, and no text mode: a path may hold what they take for the end of a line.
+        lines = maps.read_bytes().decode("utf-8", "surrogateescape").rstrip("\n").split("\n")
     except OSError:
         return []
     regions = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, stacked
 from runtime.errors import BundleError, TextError
-from runtime.manifest import PairFacts, TokenizerFacts
+from runtime.manifest import PairFacts, Side, TokenizerFacts, Truncation
 from runtime.safe_tokenizer import open_tokenizer
 from runtime.tokenizer import checked_text
 
@@ -30,9 +30,9 @@ class TokenizedPair:
     document_start: int
     """Where the document's tokens begin."""
     dropped: int
-    """Tokens that were cut off at the end of the document."""
+    """Tokens that were cut off the document."""
     query_dropped: int
-    """Tokens that were cut off at the end of the query."""
+    """Tokens that were cut off the query."""
 
 
 class PairTokenizer:
@@ -43,6 +43,7 @@ class PairTokenizer:
         self.tokenizer = open_tokenizer(path, known=facts.known_tokens)
         self.pair = pair
         self.typed = typed
+        self.left = facts.truncation_side is Side.LEFT
         self.before, self.between, self.after = (
             np.array(ids, np.int64) for ids in (pair.before, pair.between, pair.after)
         )
@@ -96,21 +97,42 @@ class PairTokenizer:
 
     def joined(self, text: str, query: NDArray[np.int64], document: NDArray[np.int64]) -> TokenizedPair:
         """One row of a query, whose text is given too, and a document, cut to what the model reads."""
-        query_dropped = 0
-        if len(query) + min(len(document), 1) > self.room:
-            whole = len(query)
-            query = self.shortened(text)
-            query_dropped = whole - len(query)
-        kept = document[: self.room - len(query)]
+        whole = len(query), len(document)
+        if self.pair.truncation is Truncation.DOCUMENT:
+            if len(query) + min(len(document), 1) > self.room:
+                query = self.shortened(text)
+            document = document[: self.room - len(query)]
+        else:
+            lengths = longest_first if self.pair.truncation is Truncation.LONGEST else from_the_end
+            query, document = (
+                ids[len(ids) - length :] if self.left else ids[:length]
+                for ids, length in zip((query, document), lengths(*whole, self.room), strict=True)
+            )
         head = [self.before, query, self.between]
         return TokenizedPair(
-            ids=np.concatenate([*head, kept, self.after]),
+            ids=np.concatenate([*head, document, self.after]),
             document_start=sum(map(len, head)),
-            dropped=len(document) - len(kept),
-            query_dropped=query_dropped,
+            dropped=whole[1] - len(document),
+            query_dropped=whole[0] - len(query),
         )
 
     def shortened(self, query: str) -> NDArray[np.int64]:
         """The first tokens of a query that leaves no room for a document, in half of the room."""
         start, suffix = self.ids([self.pair.query_prefix + query, self.pair.query_suffix])
         return np.concatenate([start[: max(1, self.room // 2 - len(suffix))], suffix])
+
+
+def longest_first(query: int, document: int, room: int) -> tuple[int, int]:
+    """How many tokens `tokenizers` leaves of a query and a document with its strategy `longest_first`."""
+    if query + document <= room:
+        return query, document
+    short = min(query, document)
+    if 2 * short <= room:
+        return (short, room - short) if query <= document else (room - short, short)
+    return (room // 2, room - room // 2) if query <= document else (room - room // 2, room // 2)
+
+
+def from_the_end(query: int, document: int, room: int) -> tuple[int, int]:
+    """How many tokens are left of a query and a document that are cut as one text."""
+    kept = min(query, room)
+    return kept, min(document, room - kept)

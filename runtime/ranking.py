@@ -42,7 +42,7 @@ class Ranking(Generic[Document]):
     empty: tuple[int, ...]
     """The indices of the documents that hold no text."""
     query_dropped: int
-    """Tokens that were cut off the query, which happens where it leaves no room for a document."""
+    """The most tokens that were cut off the query beside one of the documents."""
 
 
 class OpenRanking(Generic[Document]):

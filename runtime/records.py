@@ -1,7 +1,7 @@
 """Frozen dataclasses <-> plain JSON values, strictly: what is missing, unknown or of another type is named by its path.
 
 Known field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`. The
-range of an integer may stand in its field's metadata under WITHIN.
+range of an integer, or of all in a tuple, may stand in its field's metadata under WITHIN.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ def read_record(record: type[Record], value: object, path: str = "") -> Record:
 
 
 def check_range(value: object, within: range | None, path: str) -> None:
+    if within is not None and isinstance(value, tuple):
+        for index, item in enumerate(value):
+            check_range(item, within, f"{path}[{index}]")
     if within is not None and isinstance(value, int) and value not in within:
         raise RecordError(path, f"must be from {within.start} to {within.stop - 1}, not {describe(value)}")
 

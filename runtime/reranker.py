@@ -50,7 +50,7 @@ class PairScores:
     dropped: NDArray[np.int64]
     """(pairs,): how many tokens were cut off the document."""
     query_dropped: NDArray[np.int64]
-    """(pairs,): how many tokens were cut off the query, which happens where it leaves no room for a document."""
+    """(pairs,): how many tokens were cut off the query."""
 
     @property
     def truncated(self) -> list[int]:
@@ -69,8 +69,8 @@ class Reranker(Encoder):
     - `scores` is what is made of the logits: `raw` leaves them, `sigmoid` puts each between 0 and 1, `softmax` weighs
       the labels of a pair against each other; without it, what the publisher says. The order never depends on it.
     - `label` names the label to rank by, for models that have several.
-    - `long` is what happens to a pair longer than the model reads: `truncate` cuts the end of the document, and the
-      query only where it leaves no room for any; `error` raises TextTooLongError before anything of its chunk runs.
+    - `long` is what happens to a pair longer than the model reads: `truncate` cuts it as the publisher's
+      library does, the longer of the two first; `error` raises TextTooLongError before anything of its chunk runs.
     - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
     - `batch_tokens` bounds the tokens in one run of the graph.
 
@@ -237,7 +237,14 @@ class Reranker(Encoder):
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run(batch: list[int]) -> None:
-            logits[batch] = self.session.run(self.tokenizer.feeds([tokenized[index] for index in batch]))
+            feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
+            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            if not np.isfinite(found).all():
+                raise BundleError(
+                    f"the graph `{self.session.path}` gives logits that are not finite numbers",
+                    hint="run `edgekit verify` on the bundle, and export it again if it fails",
+                )
+            logits[batch] = found
             if progress is not None:
                 progress(len(batch))
 
@@ -350,9 +357,12 @@ def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> 
     if cut:
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
     if queries:
-        which, verb = ("the query", "was") if queries == 1 else (f"{queries} queries", "were")
-        message = f"{which} left no room for a document in {max_length} tokens and {verb} cut"
-        warnings.warn(message, TruncationWarning, stacklevel=3)
+        warnings.warn(cut_query_message(queries, max_length), TruncationWarning, stacklevel=3)
+
+
+def cut_query_message(queries: int, max_length: int) -> str:
+    which, pronoun = ("the query was", "it is") if queries == 1 else (f"{queries} queries were", "they are")
+    return f"{which} cut: with a document {pronoun} longer than {max_length} tokens"
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.dense import Dense
+from runtime.errors import BundleError
 from runtime.pooling import normalize, pool_chunks, shorten
 from runtime.tokenizer import LongTexts, TokenizedText
 from runtime.vectors import STORED, VectorType, convert, stored_width
@@ -66,6 +67,11 @@ class Request:
             pooled = shorten(pooled, self.dim)
         if self.normalize:
             pooled = normalize(pooled)
+        if not np.isfinite(pooled).all():
+            raise BundleError(
+                "the bundle gives vectors that are not finite numbers",
+                hint="run `edgekit verify` on it, and export it again if it fails",
+            )
         return convert(pooled, self.dtype, ranges=self.ranges)
 
 

@@ -283,7 +283,12 @@ def open_tokenizer(path: Path, *, known: int | None = None) -> SafeTokenizer:
     Raises BundleError when it is none, or cannot be used.
     """
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # Not from_file, which takes a path for UTF-8, as no name on a disk needs to be.
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise BundleError(f"`{path}` is no tokenizer: {error}") from error

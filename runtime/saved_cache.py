@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -26,12 +25,14 @@ from runtime.kv_cache import KVCache, token_size
 from runtime.manifest import CacheType
 from runtime.messages import Message
 from runtime.records import RecordError, read_record, write_record
-from runtime.targets import regular_target_of
+from runtime.targets import regular_target_of, replacing
 
 FORMAT = b"edgekit keys and values 2\n"
 """1 had a checksum that did not cover the header."""
 SIZE = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")
+LARGEST_HEADER = 1 << 26
+"""Bytes; that of a million tokens with their text has a quarter of them."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,14 @@ def save_cache(
     kind = cache.facts.cache_type
     header = Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation, kind)
     content = json.dumps(write_record(header), ensure_ascii=False).encode("utf-8")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
-        try:
-            with partial.open("xb") as file:
-                file.write(FORMAT + SIZE.pack(len(content)) + content)
-                checksum = zlib.crc32(content)
-                for part in parts(cache):
-                    file.write(part)
-                    checksum = zlib.crc32(part, checksum)
-                file.write(CHECKSUM.pack(checksum))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(target) as file:
+            file.write(FORMAT + SIZE.pack(len(content)) + content)
+            checksum = zlib.crc32(content)
+            for part in parts(cache):
+                file.write(part)
+                checksum = zlib.crc32(part, checksum)
+            file.write(CHECKSUM.pack(checksum))
     except OSError as error:
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
@@ -140,7 +134,10 @@ def read_header(file: BinaryIO, source: Path) -> tuple[Header, int]:
         )
     size = file.read(SIZE.size)
     try:
-        content = file.read(*SIZE.unpack(size)) if len(size) == SIZE.size else b""
+        (count,) = SIZE.unpack(size) if len(size) == SIZE.size else (0,)
+        if count > LARGEST_HEADER:
+            raise damaged(source)
+        content = file.read(count)
         return read_record(Header, json.loads(content.decode("utf-8"))), zlib.crc32(content)
     except (ValueError, RecordError, OverflowError, MemoryError, RecursionError) as error:
         raise damaged(source) from error

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import GRAPH_DATA
-from runtime.errors import BundleError, InputError, MissingPartError, ProviderError
+from runtime.cpu import PRECISION_MODE, int8_arithmetic
+from runtime.errors import BundleError, EdgekitError, InputError, MissingPartError, OutOfMemoryError, ProviderError
 from runtime.manifest import Provider
+from runtime.memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
 from runtime.pages import give_back, mapped_regions, on_large_pages
+from runtime.targets import native
 
 ORT_NAMES = {
     Provider.CPU: "CPUExecutionProvider",
@@ -22,6 +25,9 @@ ORT_NAMES = {
     Provider.COREML: "CoreMLExecutionProvider",
 }
 
+GENERAL = {"Fail", "RuntimeException"}
+"""The classes of onnxruntime's exceptions that say no more than that something failed."""
+FLOATS = "tensor(float)"
 # Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
 # twin for decoders, without a mean, is faster.
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
@@ -35,11 +41,20 @@ class Session:
     products of some microseconds each, and waking a sleeping thread takes as long.
     """
 
-    def __init__(self, path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: Provider,
+        inputs: Sequence[str],
+        threads: int | None = None,
+        int8: bool = False,
+    ) -> None:
         """Open `path` on `provider`; raises ProviderError when that is not what the session gets.
 
         `inputs` are the names that the manifest promises; BundleError when the graph has others. `threads` are those of
-        a decoder; None opens the session of an encoder.
+        a decoder; None opens the session of an encoder. `int8` says that the graph has int8 matmuls. Raises
+        OutOfMemoryError before weights are loaded for which there is no memory.
         """
         if provider not in available_providers():
             raise ProviderError(
@@ -54,21 +69,25 @@ class Session:
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
         # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
         options.enable_mem_pattern = threads is None
-        options.log_severity_level = 3
-        # Without it, processors that have no 8-bit dot product (AVX2 without VNNI) add pairs of products in 16 bits,
-        # which overflow without a word; where there is one, it changes nothing.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        # What it would log quotes the graph, raw, on stderr; errors say the same.
+        options.log_severity_level = 4
+        self.int8 = int8_arithmetic(ort) if int8 and provider is Provider.CPU else None
+        # It takes 1.6 times as long, so it is asked for only where it is needed.
+        if self.int8 is not None and self.int8.precision_mode:
+            options.add_session_config_entry(PRECISION_MODE, "1")
+        self.weights = size_of_weights(path)
+        check_memory(self.weights, f"the weights of `{path}`")
         before = mapped_regions() if threads is not None else []
         try:
             self.session = ort.InferenceSession(
-                str(path),
+                native(path),
                 options,
                 providers=[ORT_NAMES[provider]],
                 disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
             )
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise BundleError(f"onnxruntime cannot open `{path}`: {error}") from error
+            raise failure(path, "open", error, needed=self.weights) from error
         obtained = self.session.get_providers()[0]
         if obtained != ORT_NAMES[provider]:
             raise ProviderError(f"`{provider.value}` was asked for and onnxruntime took `{obtained}` instead")
@@ -77,6 +96,9 @@ class Session:
         found = [value.name for value in self.session.get_inputs()]
         if found != list(inputs):
             raise BundleError(f"the graph `{path}` has the inputs {found}, the manifest says {list(inputs)}")
+        outputs = self.session.get_outputs()
+        if outputs[0].type != FLOATS:
+            raise BundleError(f"the first output of the graph `{path}` must be `{FLOATS}`, not `{outputs[0].type}`")
         # A decoder reads all its weights for each token; an encoder's are small and read once for many.
         if threads is not None and provider is Provider.CPU:
             give_back(path.parent)
@@ -88,17 +110,25 @@ class Session:
         shape = self.session.get_outputs()[0].shape
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the graph and return its first output; raises BundleError when onnxruntime cannot."""
+    def run(self, feeds: Mapping[str, NDArray[Any]], shape: Sequence[int | None] | None = None) -> NDArray[np.float32]:
+        """Run the graph and return its first output, float32.
+
+        Raises BundleError when onnxruntime cannot, or where the output has another shape than `shape`, in which None
+        stands for any size; OutOfMemoryError where memory was short.
+        """
         # onnxruntime divides by the number of tokens in some kernels, and the signal that follows ends the process.
         for name, array in feeds.items():
             if not array.size:
                 raise InputError(f"there are no tokens to run `{self.path}` on: `{name}` has the shape {array.shape}")
         try:
-            return cast("NDArray[np.float32]", self.session.run(None, dict(feeds))[0])
+            found = self.session.run(None, dict(feeds))[0]
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise BundleError(f"onnxruntime cannot run `{self.path}`: {error}") from error
+            raise failure(self.path, "run", error, needed=self.weights) from error
+        if shape is not None and not fits(found.shape, shape):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise BundleError(f"the graph `{self.path}` gives an output of the shape {found.shape}, not ({wanted})")
+        return cast("NDArray[np.float32]", found)
 
 
 OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
@@ -106,7 +136,9 @@ OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
 OPENING = threading.Lock()
 
 
-def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None) -> Session:
+def shared_session(
+    path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None, int8: bool = False
+) -> Session:
     """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
 
     A file that was replaced is another file: device, inode, size and time of its last change tell, of the graph and of
@@ -114,12 +146,42 @@ def shared_session(path: Path, *, provider: Provider, inputs: Sequence[str], thr
     """
     data = path.with_name(GRAPH_DATA)
     files = [path, data] if data.exists() else [path]
-    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads)
+    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads, int8)
     with OPENING:
         session = OPEN.get(key)
         if session is None:
-            session = OPEN[key] = Session(path, provider=provider, inputs=inputs, threads=threads)
+            session = OPEN[key] = Session(path, provider=provider, inputs=inputs, threads=threads, int8=int8)
         return session
+
+
+def fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
+
+
+def size_of_weights(path: Path) -> int:
+    """Bytes that an open graph takes at least.
+
+    What lies in the graph's own file is read and then copied, as measured, what lies beside it is packed once.
+    """
+    data = path.with_name(GRAPH_DATA)
+    try:
+        return 2 * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    except OSError:
+        return 0
+
+
+def failure(path: Path, verb: str, error: Exception, *, needed: int) -> EdgekitError:
+    """What a failure of onnxruntime means: too little memory, where there is none now, and else a broken bundle.
+
+    onnxruntime has no status of its own for an allocation that failed: it is a general one, with the name of C++'s
+    exception as its text.
+    """
+    short = max(needed, SPARE)
+    free = smallest_limit()
+    if isinstance(error, MemoryError) or (type(error).__name__ in GENERAL and free is not None and free.left < short):
+        limit = "" if free is None else f": {free.described}"
+        return OutOfMemoryError(f"there is too little memory to {verb} `{path}`{limit}", hint=MEMORY_HINT)
+    return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
 
 
 def state_of(path: Path) -> tuple[int, ...]:

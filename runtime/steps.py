@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import BundleError
 from runtime.forward import Forward
 from runtime.prompt_lookup import PromptLookup
-from runtime.sampler import Penalties, Sampling, make_sampler
+from runtime.sampler import Penalties, Sampler, Sampling, make_sampler
 
 
 class FinishReason(str, Enum):
@@ -86,11 +86,13 @@ class Steps(Iterator[Step]):
         eos_ids: Collection[int],
         sampling: Sampling,
         run_tokens: int,
+        sampler: Sampler | None = None,
         top_logprobs: int = 0,
         lookup: bool = False,
     ) -> None:
         """Continue `prompt`, of which the cache of `forward` may hold a beginning already.
 
+        `sampler` chooses the tokens, by default one that does as `sampling` says.
         At most `run_tokens` of it go through the graph in one run, which bounds the memory of what is computed.
         """
         vocabulary = forward.cache.facts.vocabulary
@@ -103,7 +105,7 @@ class Steps(Iterator[Step]):
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
         """The tokens of the answer so far, the one that ended it included."""
-        self.sampler = make_sampler(
+        self.sampler = sampler or make_sampler(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -50,8 +50,8 @@ class Repo:
     granted: set[str] = field(default_factory=set)
     """Users who may read it although it is gated or private."""
     trouble: str | None = None
-    """`429`, `503`, `slow`, `html`, `drip` or `bomb`: how the API answers instead; `cut` or `wrong`: what the storage
-    sends."""
+    """`429`, `503`, `slow`, `html`, `drip` or `bomb`: how the API answers instead; `cut`, `wrong` or
+    `drip-file`: what the storage sends."""
     lies: dict[str, object] = field(default_factory=dict)
     """What the API says otherwise of the repository."""
     unhashed: frozenset[str] = frozenset()
@@ -350,6 +350,10 @@ def answer_storage(hub: LocalHub, request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
     if request.command == "HEAD":
         return
+    if repo.trouble == "drip-file":
+        for position in range(start, len(content)):
+            request.wfile.write(content[position : position + 1])
+            time.sleep(0.1)
     end = max(start, len(content) // 2) if repo.trouble == "cut" else len(content)
     for position in range(start, end, BLOCK):
         block = content[position : min(position + BLOCK, end)]

@@ -28,7 +28,7 @@ def blocks() -> list[tuple[str, str, str]]:
 
 
 def test_every_console_block_is_checked() -> None:
-    assert len(blocks()) == PAGE.read_text("utf-8").count("```console") == 14
+    assert len(blocks()) == PAGE.read_text("utf-8").count("```console") == 15
 
 
 @pytest.mark.parametrize(("who", "command", "shown"), blocks())

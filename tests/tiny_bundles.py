@@ -1,4 +1,4 @@
-"""Bundles of an embedder and a reranker of a few kilobytes, made without the exporters; graphs may be replaced."""
+"""Bundles of an embedder and a reranker of a few kilobytes, made without exporters, whose graphs may be replaced."""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
-"""`python -m toolkit` is `edgekit`."""
+"""`python -m toolkit` is `edgekit`, which begins here so that Ctrl-C is heard before the rest is imported."""
 
-from toolkit.cli import main
+from toolkit.leaving import leave_at_interrupt
 
-main()
+leave_at_interrupt()
+
+from toolkit.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

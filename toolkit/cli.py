@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,20 +18,34 @@ import click
 from runtime.errors import EdgekitError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.interrupts import raised_again
+from toolkit.leaving import INTERRUPTED, leave_at_interrupt
 from toolkit.masking import without_tokens
 from toolkit.notes import tell_error
 from toolkit.progress import OwnLines, fresh_line
 
 ESCAPED = "edgekit.escaped"
 """The name of how to write what an encoding has not."""
-INTERRUPTED = 130
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
-"""What a shell reports for a process ended by SIGINT or SIGPIPE, and edgekit's own code for memory."""
+"""What a shell reports for a process ended by SIGPIPE, and edgekit's own code for memory."""
+RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
+"""Commands that need the libraries that run a model."""
 
 
 class Commands(click.Group):
     """A group whose reader may leave early, as with `| head -1`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        # Before libraries are loaded that end the process themselves where memory is short.
+        if name in RUN_MODELS and not {"-h", "--help"} & set(rest):
+            from runtime.memory import check_libraries
+
+            check_libraries()
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -64,12 +81,31 @@ cli.add_command(chat.chat)
 
 def main() -> None:
     """Run the command line and end the process with the exit code that errors.py names."""
+    leave_at_interrupt()
     open_closed_streams()
     buffer_stdout()
     print_everything()
-    code = exit_code_of(lambda: cli.main(standalone_mode=False))
+    code = exit_code_of(run_interruptibly)
+    # Nothing is left to be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_unwritten()
+    if code == INTERRUPTED:
+        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts, and
+        # where Ctrl-C met code that was compiled as it ran, as libraries have it, Python would end itself by SIGINT.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def run_interruptibly() -> object:
+    """Run the command; whatever a library makes of Ctrl-C, it is an interrupt."""
+    with raised_again() as check:
+        try:
+            return cli.main(standalone_mode=False)
+        except Exception:
+            check()
+            raise
 
 
 def open_closed_streams() -> None:
@@ -96,12 +132,13 @@ def print_everything() -> None:
     What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
     """
     codecs.register_error(ESCAPED, escaped)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=ESCAPED)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors=ESCAPED)
-        if sys.stderr.isatty():
-            sys.stderr = OwnLines(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # ASCII is what the C locale says of terminals that know more (PEP 540); click takes it for UTF-8 too.
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=ESCAPED)
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.isatty():
+        sys.stderr = OwnLines(sys.stderr)
 
 
 def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -111,7 +148,8 @@ def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     character = error.object[error.start]
     if 0xDC80 <= ord(character) <= 0xDCFF:
         return bytes([ord(character) - 0xDC00]), error.start + 1
-    return character.encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
+    # As in JSON, which may be what is written.
+    return json.dumps(character)[1:-1], error.start + 1
 
 
 def drop_unwritten() -> None:

@@ -13,28 +13,50 @@ if TYPE_CHECKING:
     from runtime.stream import Stream
 
 
+RAISED = threading.Event()
+"""Set when Ctrl-C has raised KeyboardInterrupt and nobody has dealt with it."""
+
+
 @contextmanager
 def raised_again() -> Iterator[Callable[[], None]]:
     """Have Ctrl-C raise KeyboardInterrupt, and once more where the function that is given is called afterwards.
 
     Libraries that look for others by importing them catch whatever comes of that, an interrupt included.
     """
-    interrupted = False
+    before = RAISED.is_set()
+    RAISED.clear()
 
     def interrupt(_number: int, _frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
+        RAISED.set()
         raise KeyboardInterrupt
 
     def check() -> None:
-        if interrupted:
+        if RAISED.is_set():
             raise KeyboardInterrupt
 
-    handler = signal.signal(signal.SIGINT, interrupt)
-    try:
+    with handling(interrupt):
         yield check
+    if before:
+        RAISED.set()
+
+
+def dealt_with() -> None:
+    """Say that an interrupt that was raised has had its effect, and is no reason for what comes later."""
+    RAISED.clear()
+
+
+@contextmanager
+def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have a function called at Ctrl-C, unless that is ignored, as in the background."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -49,6 +71,7 @@ def ending_at_interrupt(stream: Stream) -> Iterator[None]:
     def cancel(_number: int, _frame: object) -> None:
         nonlocal interrupted
         if interrupted:
+            RAISED.set()
             raise KeyboardInterrupt
         interrupted = True
         stream.cancel()
@@ -62,13 +85,12 @@ def ending_at_interrupt(stream: Stream) -> Iterator[None]:
     os.set_blocking(theirs, False)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    handler = signal.signal(signal.SIGINT, cancel)
     woken = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     try:
-        yield
+        with handling(cancel):
+            yield
     finally:
         signal.set_wakeup_fd(woken)
-        signal.signal(signal.SIGINT, handler)
         os.close(theirs)
         thread.join()
         os.close(ours)

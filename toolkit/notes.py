@@ -74,7 +74,7 @@ class PairNotes:
     cut: Places = Places()
     empty: Places = Places()
     queries: int = 0
-    """How many queries were cut, which happens where one leaves no room for a document."""
+    """How many queries were cut beside one of their documents."""
 
     def with_ranking(self, ranking: Ranking[TextRecord], *, prefix: str = "") -> PairNotes:
         """These notes and those on one more ranking, whose documents are called by their index after `prefix`."""
@@ -87,14 +87,13 @@ class PairNotes:
 
     def print(self, max_length: int) -> None:
         """Warn of what a person should know."""
-        from runtime.reranker import truncation_message
+        from runtime.reranker import cut_query_message, truncation_message
 
         if self.cut.count:
             message = truncation_message(self.cut.count, self.documents, max_length)
             say(f"warning: {message} ({self.cut})", err=True)
         if self.queries:
-            which = "the query was" if self.queries == 1 else f"{self.queries} queries were"
-            say(f"warning: {which} longer than {max_length} tokens and cut too", err=True)
+            say(f"warning: {cut_query_message(self.queries, max_length)}", err=True)
         if self.empty.count:
             warn_of_empty(self.empty, self.documents, "document", "score")
 

@@ -53,8 +53,11 @@ WRAPPERS = {
 PROC = Path("/proc")
 
 
-def carries_input(stream: BinaryIO) -> bool:
-    """Whether stdin, open as `stream`, has bytes that are meant for this command; may wait for another program."""
+def carries_input(stream: BinaryIO, *, wanted: bool = True) -> bool:
+    """Whether stdin, open as `stream`, has bytes that are meant for this command; may wait for another program.
+
+    Where it is `wanted`, a note says what is not read.
+    """
     try:
         number = stream.fileno()
         status = os.fstat(number)
@@ -65,10 +68,10 @@ def carries_input(stream: BinaryIO) -> bool:
     if left == 0:
         return False
     if is_callers_own(status) or (left is not None and left < status.st_size):
-        if left or waiting_bytes(number):
+        if wanted and (left or waiting_bytes(number)):
             tell_unread()
         return False
-    return (left is not None or comes_in_time(number, status)) and holds_something(stream)
+    return (left is not None or comes_in_time(number, status, wanted=wanted)) and holds_something(stream)
 
 
 def left_in(number: int, status: os.stat_result) -> int | None:
@@ -81,16 +84,19 @@ def left_in(number: int, status: os.stat_result) -> int | None:
     return None if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode) else 0
 
 
-def comes_in_time(number: int, status: os.stat_result) -> bool:
+def comes_in_time(number: int, status: os.stat_result, *, wanted: bool) -> bool:
     """Wait for the first byte or the end; False where nothing comes and nobody but the caller could send it."""
+    if stat.S_ISSOCK(status.st_mode) or is_held_by_caller(status):
+        comes = is_ready(number, PATIENCE if wanted else 0)
+        if wanted and not comes:
+            click.echo(
+                f"note: nothing came through stdin in {PATIENCE:.0f} seconds, so it is not read; "
+                "`--input -` waits for it",
+                err=True,
+            )
+        return comes
     if is_ready(number, PATIENCE):
         return True
-    if stat.S_ISSOCK(status.st_mode) or is_held_by_caller(status):
-        click.echo(
-            f"note: nothing came through stdin in {PATIENCE:.0f} seconds, so it is not read; `--input -` waits for it",
-            err=True,
-        )
-        return False
     click.echo("note: waiting for what comes through the pipe; without one, add `< /dev/null`", err=True)
     return True
 
@@ -178,7 +184,7 @@ def refuse_pipe_beside(what: str, source: str | None = None) -> None:
             is_source = source is not None and same(Path(source), os.fstat(stream.fileno()))
         except OSError:
             is_source = False
-        if is_source or not carries_input(stream):
+        if is_source or not carries_input(stream, wanted=False):
             return
     raise InputError(
         f"{what}, and something comes through stdin as well: one of the two would be dropped",

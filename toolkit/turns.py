@@ -9,6 +9,7 @@ from contextlib import suppress
 import click
 
 from toolkit.inputs import decode
+from toolkit.interrupts import dealt_with
 
 PROMPT, MORE = "> ", ". "
 """What stands before the line that a person types, and before a line that goes on with a message."""
@@ -33,6 +34,7 @@ def turns_of(read: Read) -> Iterator[str]:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
+            dealt_with()
             click.echo("\nnote: Ctrl-D or `/exit` leaves", err=True)
             continue
         if turn.strip():

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 
 from exporters.checkpoint_files import check_file, size_limit
 from exporters.hub.access import Access, HubFile
-from exporters.hub.failures import ASKING_FAILED, HubAnswerError, host, network_failure
+from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
 from exporters.hub.names import hash_in, is_file_name, is_hash
 from exporters.hub.settings import endpoint
 from exporters.hub.transport import Answer, opened, refuse
@@ -127,7 +127,7 @@ def fetch(access: Access, file: HubFile, told: Told) -> None:
         except ASKING_FAILED as error:
             if isinstance(error, EdgekitError) or (isinstance(error, OSError) and error.errno in DISK):
                 raise
-            if told.here > before and attempt < ATTEMPTS:
+            if told.here > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
                 continue
             raise failure(error, file) from error
         link(blob, snapshot_of(access) / file.name)
@@ -172,8 +172,7 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
 
 def hash_of(answer: Answer, file: HubFile) -> str:
     """The hash of a file as the Hub's headers give it; raises NetworkError where they give none."""
-    headers = answer.first.headers
-    found = hash_in(headers.get("x-linked-etag") or headers.get("etag"))
+    found = hash_in(answer.own.get("x-linked-etag") or answer.own.get("etag"))
     if found is None:
         raise NetworkError(
             f"`{host()}` does not give the hash of `{file.name}`, so what it sends cannot be checked",

@@ -143,6 +143,11 @@ def strange_answer(error: BaseException) -> NetworkError:
     )
 
 
+def is_offline() -> bool:
+    """Whether the environment forbids the network."""
+    return constants.HF_HUB_OFFLINE
+
+
 def offline_failure() -> NetworkError:
     switch = next(
         (name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), "HF_HUB_OFFLINE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import ssl
 import urllib.request
 from pathlib import Path
@@ -13,9 +14,12 @@ from runtime.errors import InputError, NetworkError
 
 SITE = "https://huggingface.co"
 """Where people accept terms and make tokens, whatever mirror the files come from."""
-SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
-NUMBERS = (*SECONDS, "HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD")
-"""What huggingface_hub reads as whole numbers when it is imported, and does not start with anything else."""
+NUMBERS = {
+    "HF_HUB_ETAG_TIMEOUT": 86_400,
+    "HF_HUB_DOWNLOAD_TIMEOUT": 86_400,
+    "HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD": 10**15,
+}
+"""What huggingface_hub reads as whole numbers when it is imported, where anything else ends it -> the largest."""
 CERTIFICATES = {
     "requests": ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     "httpx": ("SSL_CERT_FILE", "SSL_CERT_DIR"),
@@ -29,13 +33,16 @@ PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 def check_numbers() -> None:
     """Raise InputError for a time limit that is not a number. An empty variable counts as one that is not set."""
-    for name in NUMBERS:
+    for name, largest in NUMBERS.items():
         value = os.environ.get(name)
-        if value is not None and not value.strip():
+        if value is None:
+            continue
+        if not value.strip():
             del os.environ[name]
-        elif value is not None and (not value.strip().isdecimal() or int(value) == 0):
+        elif re.fullmatch("[0-9]{1,16}", value.strip()) is None or int(value) > largest:
             raise InputError(
-                f"`{name}` must be a whole number above 0, not `{value}`", hint=f"correct it, or `unset {name}`"
+                f"`{name}` must be a whole number from 0 to {largest}, not `{value}`",
+                hint=f"correct it, or `unset {name}`",
             )
 
 
@@ -44,7 +51,7 @@ def endpoint() -> str:
     value = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or SITE
     if web_host(value, ("http", "https")) is None:
         raise InputError(
-            f"`HF_ENDPOINT` must be a URL, not `{without_password(value)}`",
+            f"`HF_ENDPOINT` must be a URL, not `{without_password(os.environ['HF_ENDPOINT'].strip())}`",
             hint="write it as `https://HOST`, or `unset HF_ENDPOINT`",
         )
     return value

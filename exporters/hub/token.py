@@ -60,7 +60,7 @@ def find_token() -> Token | None:
     text = read_token_file(path)
     if text is not None:
         return checked(renewed_token() or text, f"the file `{path}`")
-    other = huggingface_hub.get_token()
+    other = renewed_token()
     return checked(other, "huggingface_hub's own sources") if other else None
 
 
@@ -118,8 +118,8 @@ def renewed_token() -> str | None:
     """The stored token as huggingface_hub gives it: those of a browser login expire, and only it can renew them."""
     try:
         return huggingface_hub.get_token()
-    except UnicodeDecodeError:
-        # It reads UTF-8 only, and what it writes itself is UTF-8.
+    except (UnicodeDecodeError, OSError):
+        # It reads UTF-8 only, and what it writes itself is UTF-8; and a path behind a file is an error to it.
         return None
 
 

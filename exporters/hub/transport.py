@@ -50,8 +50,8 @@ class Answer:
     """An answer whose content is still to come."""
 
     head: Head
-    first: Head
-    """What the host that was asked answered, before redirects."""
+    own: Mapping[str, str]
+    """The headers of the host that was asked, before it redirected to another."""
     blocks: Iterator[bytes]
 
 
@@ -87,7 +87,7 @@ def opened(
 ) -> Iterator[Answer]:
     """GET a URL, redirects followed; the token is left out as soon as one leads to another host."""
     check_network_settings(HTTP_LIBRARY)
-    first: Head | None = None
+    asked, own = place_of(url), dict[str, str]()
     for _ in range(MAX_REDIRECTS + 1):
         sent = build_hf_headers(token=token.value if token is not None else False) | dict(headers or {})
         # Each request has a thread and so, with requests, a session of its own.
@@ -97,9 +97,9 @@ def opened(
             head = next(items, None)
             if not isinstance(head, Head):
                 raise ValueError("an answer without a status")  # noqa: TRY004 - the Hub's fault
-            first = first or head
+            own |= head.headers if place_of(url) == asked else {}
             if head.status not in REDIRECTS:
-                yield Answer(head, first, decoded(items, head.headers.get("content-encoding", "")))
+                yield Answer(head, own, decoded(items, head.headers.get("content-encoding", "")))
                 return
         finally:
             items.close()
@@ -217,15 +217,18 @@ def exchange(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[H
             yield head_of(response)
             yield from response.iter_raw()
         return
-    with session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as response:
-        yield head_of(response)
-        # Its errors are of urllib3, which only requests' own reading turns into requests' errors.
-        import urllib3  # noqa: PLC0415 - comes with requests alone
+    # Its errors are of urllib3, which only requests' own reading turns into requests' errors.
+    import urllib3  # noqa: PLC0415 - comes with requests alone
 
-        try:
+    try:
+        with session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as response:
+            yield head_of(response)
             yield from response.raw.stream(BLOCK, decode_content=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise TRANSPORT_ERROR(error) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise TRANSPORT_ERROR(error) from error
+    finally:
+        # A later thread may get this one's number, and with it this session, whose connection the Hub has closed.
+        session.close()
 
 
 def head_of(response: Any) -> Head:

@@ -104,8 +104,8 @@ OLD_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "
 class DrawnEmbedder:
     """An embedder: architecture, rotation, tokenizer, lengths, pooling, dense layers, prompts and layout are drawn.
 
-    Refused may be `do_lower_case` of the module `Transformer` where an added token has capitals: the library matches it
-    by the normalizer that it replaces, and no tokenizer.json can say so.
+    Refused may be a `do_lower_case` that tokenizer.json has not, where an added token has capitals: the libraries match
+    it by the normalizer that they replace, and no tokenizer.json can say so.
     """
 
     kind = Kind.EMBEDDER
@@ -123,7 +123,7 @@ class DrawnEmbedder:
         self.write_model(folder, vocabulary + draw.choice([0, 0, 5]))
         modules = self.modules()
         settings = self.settings()
-        if settings["do_lower_case"] and any(token != token.lower() for token in added_tokens(folder)):
+        if any(token in ADDED and token != token.lower() for token in added_tokens(folder)):
             self.excuse = "as other tokens than its tokenizer.json"
         # The library saves today's layout only where it can open the model, which it cannot with code.
         if self.architecture not in CODE and draw.random() < 0.5:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from exporters.catalog import find_model, load_catalog
+from exporters.sources import find_checkpoint
 from runtime import EdgekitError, Kind, NotFoundError, Precision
 
 ENTRY = """
@@ -101,3 +102,54 @@ def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(NotFoundError, match="`minilm` is neither a model of the catalog nor a folder") as caught:
         find_model("minilm")
     assert "`all-MiniLM-L6-v2`" in (caught.value.hint or "")
+
+
+KNOWN = "; `edgekit models` prints the catalog"
+WRITTEN = "models of the Hub are written `owner/name`"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/org/name",
+        "https://huggingface.co/org/name/",
+        "http://www.huggingface.co/org/name/tree/main",
+        "https://hf.co/org/name?library=transformers#usage",
+        "huggingface.co/org/name",
+        "https://mirror.example/org/name/blob/main/config.json",
+        "https://huggingface.co/api/models/org/name",
+        "https://huggingface.co/org/name/resolve/main/model.gguf",
+        "hf://org/name",
+        "org/name/",
+        "org/name/tree/main",
+    ],
+)
+def test_a_pasted_address(address: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find_checkpoint(address)
+    assert caught.value.message == f"`{address}` is neither a model of the catalog nor a folder"
+    assert caught.value.hint == f"{WRITTEN}: `org/name`{KNOWN}"
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("mistral", ["mistral-7b-instruct-v0.1"]),
+        ("Mistral-7B", ["mistral-7b-instruct-v0.1"]),
+        ("smollm", ["SmolLM2-135M-Instruct"]),
+        ("smolm2", ["SmolLM2-135M-Instruct"]),
+        ("all-MiniLM-L6-v3", ["all-MiniLM-L6-v2"]),
+        ("ms-macro-MiniLM-L-12-v2", ["ms-marco-MiniLM-L-12-v2"]),
+    ],
+)
+def test_a_name_like_one_of_the_catalog(name: str, close: list[str]) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find_checkpoint(name)
+    assert caught.value.hint == f"the catalog has {', '.join(f'`{other}`' for other in close)}, and {WRITTEN}{KNOWN}"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "https://huggingface.co/datasets/org/texts", "https://huggingface.co/gpt2"])
+def test_a_name_like_none_of_the_catalog(name: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find_checkpoint(name)
+    assert caught.value.hint == f"{WRITTEN}, such as `sentence-transformers/all-MiniLM-L6-v2`{KNOWN}"

@@ -163,6 +163,17 @@ def test_a_damaged_key_begins_anew_and_says_so(kind: str, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupted_export_says_what_is_kept(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append):
+        raise KeyboardInterrupt
+    assert notes == []
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append) as unfinished:
+        (unfinished.folder / "file").touch()
+        raise KeyboardInterrupt
+    assert notes == [f"what is done is kept in `{unfinished.folder}`; the same command resumes from there"]
+
+
 def test_what_a_link_names_is_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 from exporters import export
 from exporters.architectures import ARCHITECTURES
-from exporters.certify import agreement_of, certify_reranker
+from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
 from exporters.encoder import load_model
 from exporters.facts import kind_of
-from exporters.pair_facts import labels_of, pair_facts, reference_ids, reranker_facts, scores_of
+from exporters.pair_facts import pair_facts, reference_ids, reranker_facts
 from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer, quiet
 from exporters.sources import find_checkpoint
@@ -34,7 +37,7 @@ from runtime import (
     UnsupportedModelError,
 )
 from runtime.ranking import kendall_tau
-from tests.encoder_checkpoints import edit_config, write_reranker, write_tiny_checkpoint
+from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
 WORDS = " ".join(calibration_texts().texts).split()
@@ -105,6 +108,8 @@ def test_a_decoder_that_answers_yes_or_no(checkpoint: Path, tmp_path: Path, monk
 
     assert bundle.manifest.reranker is not None
     assert (bundle.manifest.reranker.labels, bundle.manifest.reranker.scores) == (("yes",), Scores.SIGMOID)
+    assert bundle.manifest.certificate is not None
+    assert bundle.manifest.certificate.reference.startswith("the model card of Qwen3-Reranker, transformers 4.")
     with pytest.warns(TruncationWarning):
         assert np.abs(Reranker(bundle).score(PAIRS) - expected).max() < 1e-6
 
@@ -119,18 +124,6 @@ def write_answering_decoder(folder: Path, checkpoint: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 256}))
 
 
-def test_a_decoder_with_a_prompt_of_its_own_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "qwen"
-    write_answering_decoder(folder, checkpoint)
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_LogitScore", "type": "x.LogitScore"}]
-    (folder / "modules.json").write_text(json.dumps(modules))
-
-    assert kind_of(find_checkpoint(str(folder)), None) is Kind.RERANKER
-    with pytest.raises(UnsupportedModelError, match="asks for relevance in words that edgekit does not know"):
-        export(str(folder), out=tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
-
-
 def test_the_manifest_says_how_pairs_are_read(reranker_bundle: Bundle) -> None:
     facts = reranker_bundle.manifest.reranker
     assert facts is not None
@@ -138,52 +131,10 @@ def test_the_manifest_says_how_pairs_are_read(reranker_bundle: Bundle) -> None:
     assert facts.scores is Scores.RAW
     pair = facts.pair
     assert (pair.before, pair.between, pair.after, pair.document_type) == ((101,), (102,), (102,), 1)
-    assert pair.truncation.value == "document"
+    assert pair.truncation.value == "longest"
     assert reranker_bundle.manifest.inputs == ("input_ids", "token_type_ids")
     assert reranker_bundle.manifest.kind is Kind.RERANKER
     assert reranker_bundle.manifest.embedder is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "labels", "expected"),
-    [
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, 1, Scores.RAW),
-        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, 1, Scores.RAW),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, 3, Scores.SIGMOID),
-        ({}, 1, Scores.SIGMOID),
-        ({}, 3, Scores.RAW),
-    ],
-)
-def test_the_activation_is_what_the_checkpoint_states(
-    tiny_checkpoint: Path, changes: dict, labels: int, expected: Scores
-) -> None:
-    edit_config(tiny_checkpoint, **changes)
-
-    assert scores_of(find_checkpoint(str(tiny_checkpoint)), labels) is expected
-
-
-@pytest.mark.parametrize("name", ["torch.nn.modules.activation.Tanh", "mine.Identity"])
-def test_an_unknown_activation_is_refused(tiny_checkpoint: Path, name: str) -> None:
-    edit_config(tiny_checkpoint, sentence_transformers={"activation_fn": name})
-
-    with pytest.raises(UnsupportedModelError, match=f"applies `{name}` to its logits") as caught:
-        scores_of(find_checkpoint(str(tiny_checkpoint)), 1)
-    assert caught.value.hint == "known are `torch.nn.Identity`, `torch.nn.Sigmoid`"
-
-
-def test_labels_have_the_names_of_the_config(tiny_checkpoint: Path) -> None:
-    def labels(**changes: object) -> tuple[str, ...]:
-        edit_config(tiny_checkpoint, **changes)
-        return labels_of(find_checkpoint(str(tiny_checkpoint)))
-
-    assert labels() == ("LABEL_0", "LABEL_1")
-    assert labels(num_labels=1) == ("LABEL_0",)
-    assert labels(id2label={"1": "b", "0": "a"}) == ("a", "b")
-    for wrong in ({"0": "a", "2": "b"}, {"0": "a", "1": "a"}, {}, "a"):
-        with pytest.raises(CheckpointError, match=r"`id2label` in .* must give the labels 0, 1, \.\.\. names"):
-            labels(id2label=wrong)
-    with pytest.raises(CheckpointError, match=r"`num_labels` in .* must be a positive integer"):
-        labels(id2label=None, num_labels=0)
 
 
 class Encoded(dict):
@@ -200,8 +151,8 @@ class Encoded(dict):
     [
         ([None, 1, None, 0, None], [0, 0, 0, 1, 1], "does not put a query before a document"),
         ([None, 0, None, None], [0, 0, 0, 0], "does not put a query before a document"),
-        ([None, 0, None, 1, None], [0, 0, 0, 1, 2], "gives tokens of a pair types that edgekit does not know"),
-        ([None, 0, None, 1, None], [1, 0, 0, 1, 1], "gives tokens of a pair types that edgekit does not know"),
+        ([None, 0, None, 1, None], [0, 0, 0, 1, 2], "gives the tokens of a pair the types"),
+        ([None, 0, None, 1, None], [1, 0, 0, 1, 1], "gives the tokens of a pair the types"),
     ],
 )
 def test_a_tokenizer_that_puts_pairs_together_otherwise(
@@ -293,6 +244,8 @@ def test_the_certificate_says_how_rankings_agree(reranker_checkpoint: Path, tmp_
     certificate = bundle.manifest.certificate
     assert certificate is not None
 
+    assert certificate.reference.startswith("sentence-transformers 5.")
+    assert " CrossEncoder, transformers 4." in certificate.reference
     assert certificate.probe == "searches"
     assert certificate.probe_size == len(probe_searches().searches)
     assert certificate.figures["tau_mean"] > 0.9999
@@ -317,19 +270,25 @@ def test_agreement_counts_what_it_says() -> None:
     assert agreement.swapped == 1
 
 
+def reference_of(logits: np.ndarray) -> PairReference:
+    """A reference that gives these logits for the probe set, and for its first two pairs as scores too."""
+    pairs = tuple(probe_searches().pairs[:2])
+    return PairReference("the library", logits, pairs, logits[:2], logits[:2])
+
+
 def test_a_reranker_that_is_wrong_gets_no_certificate(reranker_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker(reranker_bundle)
     found = reranker.score_with_report(probe_searches().pairs)
     with pytest.raises(
         EdgekitError, match=r"does not rank as PyTorch does: Kendall's tau -1\.0000 on average"
     ) as caught:
-        certify_reranker(reranker, -found.logits)
+        certify_reranker(reranker, reference_of(-found.logits))
     assert caught.value.message.endswith("over 24 queries, and int8 must reach 0.7")
     assert caught.value.hint == "no bundle was written; try `--min-tau 0.7`, or `--precision fp32`"
     with pytest.raises(EdgekitError, match="Kendall's tau nan"):
         broken = dataclasses.replace(found, logits=np.full_like(found.logits, np.nan))
         monkeypatch.setattr(Reranker, "score_with_report", lambda *_: broken)
-        certify_reranker(reranker, found.logits)
+        certify_reranker(reranker, reference_of(found.logits))
 
 
 def test_float32_must_score_as_pytorch_does(reranker_bundle: Bundle) -> None:
@@ -338,7 +297,28 @@ def test_float32_must_score_as_pytorch_does(reranker_bundle: Bundle) -> None:
     logits = reranker.score_with_report(probe_searches().pairs).logits
 
     with pytest.raises(EdgekitError, match=r"a logit differs by 0\.5000, and fp32 must stay within 0\.001"):
-        certify_reranker(reranker, logits + np.float32(0.5))
+        certify_reranker(reranker, reference_of(logits + np.float32(0.5)))
+
+
+def test_what_differs_from_the_publisher_is_refused_before_quantization(reranker_bundle: Bundle) -> None:
+    reranker = Reranker(reranker_bundle)
+    logits = reranker.score_with_report(probe_searches().pairs).logits
+    exact = reference_of(logits)
+
+    check_exact_pairs(reranker, exact)
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_exact_pairs(reranker, reference_of(logits + np.float32(3e-5)))
+    assert caught.value.message.startswith(
+        "the exported `tiny-reranker` does not give the logits of sentence-transformers' CrossEncoder: ["
+    )
+    assert caught.value.hint == "no bundle was written: a part of the checkpoint has a meaning that is not supported"
+    assert caught.value.exit_code == 10
+    with pytest.raises(UnsupportedModelError, match="does not give the scores of sentence-transformers' CrossEncoder"):
+        check_exact_pairs(reranker, dataclasses.replace(exact, telling_scores=1 / (1 + np.exp(-logits[:2]))))
+    with pytest.raises(UnsupportedModelError, match=r"gives 1 numbers for a pair where .* gives 2"):
+        check_exact_pairs(reranker, reference_of(np.tile(logits, 2)))
+    with pytest.raises(UnsupportedModelError, match="does not give the logits"):
+        check_exact_pairs(reranker, reference_of(np.full_like(logits, np.nan)))
 
 
 def test_calibration_and_probe_have_nothing_in_common() -> None:
@@ -358,3 +338,148 @@ def test_the_reference_is_ready_to_run(reranker_checkpoint: Path) -> None:
 
     assert not model.training
     assert model.classifier.weight.dtype == torch.float32
+
+
+CHAT_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements.<|im_end|>\n<|im_start|>user\n"
+    '<Instruct>: {{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first '
+    '| default("Given a web search query, retrieve relevant passages", true) }}\n'
+    '<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
+    '<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""As Qwen3-Reranker has it since sentence-transformers 5.4."""
+
+
+def write_templated_decoder(folder: Path, checkpoint: Path, template: str, prompt: str | None = None) -> None:
+    """A decoder that answers yes or no, with a chat template for pairs, as sentence-transformers saves it."""
+    write_answering_decoder(folder, checkpoint)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    with quiet():
+        model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+        if prompt is not None:
+            model.prompts, model.default_prompt_name = {"query": prompt}, "query"
+        model.save_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("prompt", [None, "Find what is true"])
+@pytest.mark.filterwarnings("ignore::runtime.TruncationWarning")
+def test_a_chat_template_puts_the_pair_together(
+    checkpoint: Path, tmp_path: Path, prompt: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, CHAT_TEMPLATE, prompt)
+    pairs = [*PAIRS[:3], (" a\n", "\n b "), ("water " * 300, "a"), ("a", "water " * 300), ("a", "")]
+    with quiet():
+        model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+        expected = [model.predict([pair], show_progress_bar=False)[0] for pair in pairs]
+
+    assert kind_of(find_checkpoint(str(folder)), None) is Kind.RERANKER
+    bundle = export(str(folder), precision=Precision.FP32, out=tmp_path / "bundle").bundle
+
+    facts, certificate = bundle.manifest.reranker, bundle.manifest.certificate
+    assert facts is not None
+    assert certificate is not None
+    assert (facts.labels, facts.pair.truncation.value, facts.pair.before) == (("yes",), "end", ())
+    assert (prompt or "Given a web search query") in facts.pair.query_prefix
+    assert certificate.reference.startswith("sentence-transformers 5.")
+    assert np.abs(Reranker(bundle).score(pairs) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for m in messages %}{{ m.content | trim }} {% endfor %}",
+            "the chat template of `qwen` does not put a query before a document, each as it is",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "the chat template of `qwen` does not put a query before a document, each as it is",
+        ),
+        (
+            "{{ raise_exception('one user message only') }}",
+            "the chat template of `qwen` takes no messages of the roles `query` and `document`: one user message only",
+        ),
+        (
+            "{{ messages[0].content }}{{ messages[1].content }}",
+            "the tokens that `qwen` has for a document depend on the prompt before it, which is not supported",
+        ),
+    ],
+)
+def test_a_chat_template_that_is_not_followed(checkpoint: Path, tmp_path: Path, template: str, message: str) -> None:
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, template)
+    found = find_checkpoint(str(folder))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        reranker_facts(found, load_tokenizer(found))
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"true_token_id": None}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": True, "false_token_id": 1}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": 1, "false_token_id": 10**9}, "`true_token_id` and `false_token_id` in "),
+        ({"true_token_id": 1, "module_input_name": "x"}, "reads `x`, which is not supported"),
+    ],
+)
+def test_answers_that_are_no_tokens(checkpoint: Path, tmp_path: Path, stated: dict, message: str) -> None:
+    folder = tmp_path / "qwen"
+    write_templated_decoder(folder, checkpoint, CHAT_TEMPLATE)
+    (folder / "1_LogitScore" / "config.json").write_text(json.dumps(stated))
+    found = find_checkpoint(str(folder))
+
+    with pytest.raises(EdgekitError, match=message) as caught:
+        reranker_facts(found, load_tokenizer(found))
+    assert caught.value.exit_code in (7, 10)
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_a_head_that_the_file_lacks_is_never_random(checkpoint: Path, tmp_path: Path, architecture: str) -> None:
+    """Of every tensor of a classifier that its encoder does not have."""
+    folder = tmp_path / "tiny"
+    write_reranker(folder, checkpoint, architecture)
+    with quiet():
+        encoder = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(str(folder)))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    known = set(encoder.state_dict())
+    head = sorted(name for name in tensors if name not in known and name.partition(".")[2] not in known)
+    if architecture == "deberta-v2":
+        assert "pooler.dense.weight" in head
+    assert head
+    for name in [*head, *(["bert.pooler.dense.weight"] if architecture == "bert" else [])]:
+        save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+            load_model(find_checkpoint(str(folder)), Kind.RERANKER)
+        assert caught.value.exit_code == 7
+
+
+def test_files_of_later_versions_are_read_as_they_are_meant(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers 5 writes of a tokenizer and of rotary positions, which transformers 4 would misread."""
+    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    older, later = tmp_path / "older", tmp_path / "later"
+    write_reranker(older, checkpoint, "qwen3", rope_theta=500.0)
+    shutil.copytree(older, later)
+    with quiet():
+        model = CrossEncoder(str(older), device="cpu", local_files_only=True)
+        expected = [model.predict([pair], show_progress_bar=False)[0] for pair in PAIRS[:6]]
+    config = json.loads((later / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+    (later / "config.json").write_text(json.dumps(config))
+    path = later / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": []}))
+
+    bundle = export(str(later), precision=Precision.FP32, out=tmp_path / "bundle").bundle
+
+    found = Reranker(bundle).score_with_report(PAIRS[:6]).logits[:, 0]
+    assert np.abs(found - expected).max() < 1e-5

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_before_it_is_taken() -> None:
     assert caught.value.message == (
         "the keys and values of 4000 tokens take 1 MiB, and there is memory for 1500 tokens"
     )
-    assert caught.value.hint == "ask for a context of at most 1500 tokens, or free memory"
+    assert caught.value.hint == "free memory, or ask for at most 1500 tokens (`max_tokens`)"
     assert caught.value.exit_code == 9
     assert cache.buffers == []
     cache.reserve(1400)
@@ -196,7 +196,7 @@ def test_a_system_that_gives_less_than_it_said(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(OutOfMemoryError) as caught:
             grown.reserve(1000)
         assert caught.value.message == ("the system does not give 0 MiB for keys and values: Cannot allocate memory")
-        assert caught.value.hint == "free memory, or ask for a smaller context"
+        assert caught.value.hint == "free memory, or ask for fewer tokens"
         assert caught.value.exit_code == 9
 
     assert (empty.capacity, empty.buffers) == (0, [])

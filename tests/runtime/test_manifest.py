@@ -26,7 +26,7 @@ def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export the bundle again")]
+    ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export it again")]
 )
 def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: str) -> None:
     with pytest.raises(BundleError) as caught:
@@ -36,6 +36,23 @@ def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: st
         caught.value.message == f"the bundle has schema {schema}, and this edgekit reads schemas {OLDEST} to {SCHEMA}"
     )
     assert (caught.value.hint or "").startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ({"requested": "intfloat/e5-small"}, "intfloat/e5-small"),
+        ({"requested": "my models/x; rm -rf ~"}, "'my models/x; rm -rf ~'"),
+        ({"requested": 3}, "MODEL"),
+        ({}, "MODEL"),
+        (None, "MODEL"),
+    ],
+)
+def test_a_bundle_that_is_too_old_says_how_it_is_exported_again(source: object, command: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json(json.dumps({"schema": 1, "source": source}))
+
+    assert caught.value.hint == f"export it again with this version: `edgekit export {command}`"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul"])

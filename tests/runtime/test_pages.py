@@ -164,3 +164,11 @@ def test_a_decoders_session_keeps_no_page_of_what_it_packed_and_computes_the_sam
     expected = rows @ weights.T
     # Activations are rounded to 8 bits.
     assert np.abs(session.run({"rows": rows}) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_a_path_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    line = "7f0000000000-7f0000001000 r--p 00000000 08:01 42                         {}\n"
+    paths = ["/tmp/a\u2028b", "/tmp/a\rb", "/tmp/a\x85b\x0c"]
+    (tmp_path / "maps").write_bytes("".join(line.format(path) for path in paths).encode())
+
+    assert [region.file for region in mapped_regions(tmp_path / "maps")] == paths

@@ -166,13 +166,13 @@ def test_no_documents_give_an_empty_ranking(reranker: Reranker) -> None:
     assert reranker.rank_many([]) == []
 
 
-def test_only_the_document_is_cut_unless_the_query_leaves_no_room(reranker: Reranker) -> None:
+def test_the_longer_of_the_two_is_cut(reranker: Reranker) -> None:
     long = " ".join(["water"] * 300)
     report = reranker.score_with_report([("a b c", long), (long, "x"), ("a", "b")])
 
-    assert report.tokens.tolist() == [128, 128 - 3 - 125 + 3 + 63, 5]
+    assert report.tokens.tolist() == [128, 128, 5]
     assert report.dropped.tolist() == [300 - 122, 0, 0]
-    assert report.query_dropped.tolist() == [0, 300 - 62, 0]
+    assert report.query_dropped.tolist() == [0, 300 - 124, 0]
     assert report.truncated == [0, 1]
     with pytest.warns(TruncationWarning, match="1 of 2 documents was longer than 128 tokens with the query"):
         reranker.rank("a", [long, "b"])
@@ -189,10 +189,10 @@ def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
     with pytest.warns(TruncationWarning) as told_of_many:
         reranker.rank_many([(long, ["a"]), ("q", ["a", long]), (f"{long} x", ["a"])])
 
-    assert [str(one.message) for one in told] == ["the query left no room for a document in 128 tokens and was cut"]
+    assert [str(one.message) for one in told] == ["the query was cut: with a document it is longer than 128 tokens"]
     assert [str(one.message) for one in told_of_many] == [
         "1 of 4 documents was longer than 128 tokens with the query and cut there",
-        "2 queries left no room for a document in 128 tokens and were cut",
+        "2 queries were cut: with a document they are longer than 128 tokens",
     ]
     assert {one.filename for one in (*told, *told_of_many)} == {__file__}
 

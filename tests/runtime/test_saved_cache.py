@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,21 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
         small.load(saved)
 
     assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
+
+
+def test_what_a_killed_save_left_is_removed(decoder: Decoder, saved: Path) -> None:
+    left = saved.with_name(f".{saved.name}.99.0a1b2c3d.partial")
+    left.write_bytes(b"half of a cache")
+
+    decoder.save(saved, decoder.load(saved))
+
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("size", [1 << 27, 1 << 33, (1 << 64) - 1])
+def test_a_header_of_gigabytes_is_not_read(decoder: Decoder, saved: Path, size: int) -> None:
+    saved.write_bytes(FORMAT + SIZE.pack(size))
+    os.truncate(saved, 16 << 30)
+
+    with pytest.raises(InputError, match="was cut short or changed"):
+        decoder.load(saved)

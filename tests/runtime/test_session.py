@@ -193,6 +193,7 @@ def test_large_int8_products_do_not_overflow(tmp_path: Path) -> None:
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
 
-    found = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"]).run({"rows": rows})
+    session = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"], int8=True)
+    found = session.run({"rows": rows})
 
     assert np.array_equal(found, (rows.astype(np.int64) - 128) @ matrix.astype(np.int64))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import OutputError
-from runtime.targets import is_special, regular_target_of, target_of
+from runtime.targets import is_special, regular_target_of, remove_abandoned, replacing, target_of
 
 
 def test_a_file_and_one_that_is_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +75,88 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         assert caught.value.message == f"`{name}` cannot be written: {why}"
     with pytest.raises(OutputError, match="the name of the file to write is empty"):
         target_of("")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from runtime.targets import is_special, regular_target_of, remove_abandoned, replacing, target_of
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "saved"
+    target.write_bytes(b"old")
+    with replacing(target) as file:
+        file.write(b"new")
+        assert target.read_bytes() == b"old"
+
+    assert target.read_bytes() == b"new"
+    with pytest.raises(ZeroDivisionError), replacing(target) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """And not what a process that still writes has, whatever their numbers are: a container's are always the same."""
+    target = tmp_path / "saved[1]"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE) as writing:
+        assert writing.stdout is not None
+        writing.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        same_number = left.rename(left.with_name(left.name.replace(f".{writing.pid}.", f".{os.getpid()}.")))
+        remove_abandoned(target)
+        assert same_number.exists()
+        writing.kill()
+        writing.wait()
+    with replacing(target) as file:
+        file.write(b"whole")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["saved[1]"]
+
+
+def test_what_only_looks_like_it_stays(tmp_path: Path) -> None:
+    target, other = tmp_path / "saved", tmp_path / "mine"
+    other.touch()
+    stay = [
+        ".saved.partial",
+        ".saved.1.partial",
+        ".saved.12.0a1b2c3d.txt",
+        ".saved.x.0a1b2c3d.partial",
+        ".more.1.0a1b2c3d.partial",
+    ]
+    for name in stay:
+        (tmp_path / name).touch()
+    (tmp_path / ".saved.1.0a1b2c3d.partial").symlink_to(other)
+    (tmp_path / ".saved.2.0a1b2c3d.partial").mkdir()
+    os.mkfifo(tmp_path / ".saved.3.0a1b2c3d.partial")
+    (tmp_path / ".saved.4.0a1b2c3d.partial").touch()
+
+    remove_abandoned(target)
+
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *stay,
+        "mine",
+        *(f".saved.{number}.0a1b2c3d.partial" for number in (1, 2, 3)),
+    }
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".saved.4.0a1b2c3d.partial").touch()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with replacing(tmp_path / "saved") as file:
+        file.write(b"whole")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".saved.4.0a1b2c3d.partial", "saved"]

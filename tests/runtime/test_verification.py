@@ -88,7 +88,7 @@ def test_bundles_of_each_kind(tmp_path: Path) -> None:
         "write_reranker": 3,
         "write_certified_decoder": 6,
     }
-    assert found["write_certified_decoder"] == Replay(6, "all equal", same_bits=True)
+    assert found["write_certified_decoder"] == Replay(6, "log-probabilities within 0.00000 on average", same_bits=True)
     assert found["write_embedder"].agreement == "cosine 1.00000 min to PyTorch"
 
 

@@ -98,7 +98,10 @@ def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
 
 
 def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; import toolkit.__main__"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; "
+        "from toolkit.__main__ import main; main()"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
@@ -142,3 +145,13 @@ def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
         )
 
     assert (finished.returncode, finished.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_ctrl_c_in_code_that_is_compiled_as_it_runs_ends_with_130() -> None:
+    """As named tuples and dataclasses are made while torch is imported."""
+    code = (
+        "import toolkit.cli as c; c.cli = lambda: 0; c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, b"", b"interrupted\n")

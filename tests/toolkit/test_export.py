@@ -26,6 +26,7 @@ def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoin
     assert "tiny-bert, int8" in lines
     assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
     assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
+    assert any(line.startswith("  against  sentence-transformers 5.") for line in lines)
     assert f'  next     edgekit embed {out} "some text"' in lines
 
 

@@ -698,6 +698,7 @@ def broken(info, asked, token, notes):
 exporters.hub.access.granted = broken
 sys.argv = ["edgekit", "access", "org/gated"]
 import toolkit.__main__
+toolkit.__main__.main()
 """
     environment = any_user.environment | {"HF_TOKEN": ADA, "EDGEKIT_TRACEBACK": "1"}
     finished = subprocess.run(

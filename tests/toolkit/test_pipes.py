@@ -112,6 +112,31 @@ def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
     theirs.close()
 
 
+@linux
+@pytest.mark.parametrize("arguments", [["a text"], ["--input", "{file}"]])
+def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_path: Path, arguments: list[str]) -> None:
+    """With texts given, in a loop and with a pipe that the caller holds open."""
+    (tmp_path / "in").write_text("a text\n")
+    command = [sys.executable, "-m", "toolkit", "embed", "nothing"]
+    command += [argument.format(file=tmp_path / "in") for argument in arguments]
+    loop = subprocess.run(
+        ["bash", "-c", 'while read line; do "$@"; done', "bash", *command],
+        input=b"a\nb\n",
+        capture_output=True,
+        check=False,
+    )
+    idle = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert idle.stderr is not None
+    told = idle.stderr.read()
+
+    missing = b"error: there is no bundle at `nothing`\n"
+    assert loop.stderr.count(missing) == 2
+    assert b"stdin" not in loop.stderr + told
+    assert told.startswith(missing)
+    assert idle.wait() == 5
+    idle.communicate()
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [

@@ -99,7 +99,7 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     )
     assert many.err == (
         "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
-        "warning: the query was longer than 128 tokens and cut too\n"
+        "warning: the query was cut: with a document it is longer than 128 tokens\n"
     )
     finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
@@ -198,7 +198,7 @@ def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bu
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
     assert "scores       raw, as its publisher says" in shown
-    assert "on 24 queries against torch" in shown
+    assert "on 24 queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2].startswith("certificate  8 golden pairs, logits within 0.")

@@ -64,10 +64,15 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """What runs on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
+    int8 = []
+    if plan.int8 is not None:
+        features = f"; it has {', '.join(plan.int8.features)}" if plan.int8.features else ""
+        int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
         ("workers", f"{plan.workers}, each on one core: {plan.cores.reason}"),
         ("batches", f"up to {plan.batch_tokens} tokens, of texts of one length, not padded"),
         ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}; its optimizers left out: {disabled}"),
+        *int8,
     ]
 
 
@@ -195,8 +200,7 @@ def verify(*, bundle: str, time_limit: float | None) -> None:
         opened=lambda provider: say(f"graph        opens on {provider}, inputs as the manifest lists them"),
     )
     same = "the same" if replayed.same_bits else "not the same"
-    what = "tokens" if kind is Kind.DECODER else "bits"
     say(
         f"certificate  {replayed.count} golden {GOLDEN[kind]}, "
-        f"{replayed.agreement}, {same} {what} as on the machine that made it"
+        f"{replayed.agreement}, {same} bits as on the machine that made it"
     )

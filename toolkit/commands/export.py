@@ -112,6 +112,7 @@ def summarize(exported: Exported) -> None:
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
         say(f"  {agreement(certificate, kind)}", err=True)
+        say(f"  against  {certificate.reference}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)

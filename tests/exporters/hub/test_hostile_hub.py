@@ -208,11 +208,15 @@ def test_a_packed_answer_is_read(user: HubUser, hub: LocalHub) -> None:
 
 
 def test_an_answer_that_never_ends(any_user: HubUser, hub: LocalHub) -> None:
+    """Neither in its headers nor in its content, where each read brings a byte."""
     hub.add("org/drip", SMALL_FILES, trouble="drip")
+    hub.add("org/drip-file", SMALL_FILES, trouble="drip-file")
+    seconds = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
-    found = ask_for(any_user, hub, ["org/drip"], HF_HUB_ETAG_TIMEOUT="1")["found"]
+    found = ask_for(any_user, hub, ["org/drip", "org/drip-file"], **seconds)["found"]
 
-    assert found == {"org/drip": ["NetworkError", f"`{hub.host}` sent almost nothing for 3 seconds"]}
+    slow = ["NetworkError", f"`{hub.host}` sent almost nothing for 3 seconds"]
+    assert found == {"org/drip": slow, "org/drip-file": slow}
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"3", b"null", b"[]", b"{}", b'{"id": "org/x"', b"\xff\xfe\x00"])

@@ -1,0 +1,101 @@
+"""Seeded changes to bundles, hashes recomputed: each ends in exit code 7 or 9, or in results that are whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime import BundleError, InputError
+from tests.tampering import SUBJECTS, attempt, use, write_subjects
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+"""Seconds for one bundle: what takes longer hangs."""
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tampered")
+    write_subjects(folder)
+    return folder
+
+
+def problems(folder: Path, first: int, *, most: int, seconds: float) -> Iterator[tuple[int, str]]:
+    """The seeds whose bundles ended otherwise, tried in a process that is started again when it ends."""
+    deadline = time.monotonic() + seconds
+    seed = first
+    while seed < first + most and time.monotonic() < deadline:
+        command = [sys.executable, "-m", "tests.tampering", str(folder), str(seed), str(first + most - seed)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+            assert process.stdout is not None
+            try:
+                for told in lines(process.stdout.fileno(), deadline):
+                    if "begin" in told:
+                        seed = told["begin"]
+                    elif told["problem"] is not None:
+                        yield seed, told["problem"]
+            except TimeoutError:
+                yield seed, "hangs"
+            finally:
+                process.kill()
+            if time.monotonic() < deadline and process.wait() not in (0, -9):
+                yield seed, f"ends the process with {process.returncode}"
+        seed += 1
+
+
+def lines(descriptor: int, deadline: float) -> Iterator[dict]:
+    rest = b""
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([descriptor], [], [], PATIENCE)
+        if not ready:
+            raise TimeoutError
+        content = os.read(descriptor, 1 << 16)
+        if not content:
+            return
+        *complete, rest = (rest + content).split(b"\n")
+        yield from map(json.loads, complete)
+
+
+def test_what_was_not_tampered_with(subjects: Path) -> None:
+    """Otherwise refusing everything would pass."""
+    for name in SUBJECTS:
+        use(subjects / name)
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (ZeroDivisionError("zero"), "ZeroDivisionError: zero at "),
+        (InputError("the text"), "InputError: the text"),
+        (BundleError("the bundle"), None),
+    ],
+)
+def test_what_is_a_problem(
+    subjects: Path, monkeypatch: pytest.MonkeyPatch, broken: BaseException, problem: str | None
+) -> None:
+    def use(_: Path) -> None:
+        raise broken
+
+    monkeypatch.setattr("tests.tampering.use", use)
+    found = attempt(subjects, 0)
+
+    assert found is problem is None or str(found).startswith(str(problem))
+
+
+def test_a_few_hundred(subjects: Path) -> None:
+    assert list(problems(subjects, 0, most=300, seconds=30)) == []
+
+
+@pytest.mark.slow
+def test_thousands(subjects: Path) -> None:
+    """As many as are tried within a minute, up to 10,000."""
+    assert list(itertools.islice(problems(subjects, 1_000, most=10_000, seconds=60), 20)) == []

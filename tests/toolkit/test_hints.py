@@ -1,0 +1,114 @@
+"""Hints name options that the command has, values that the options take, and commands that there are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from toolkit.cli import cli
+
+ROOT = Path(__file__).parents[2]
+OF_OTHER_PROGRAMS = {"--merge"}
+COMMAND = rf"(?:^edgekit (?={'|'.join(cli.commands)})|`edgekit )([a-z]+)([^`]*)"
+
+
+def hints_in(path: Path) -> list[str]:
+    """The texts that are told as hints, with {} for what is put into them."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (isinstance(node, ast.keyword) and node.arg == "hint") or (
+            isinstance(node, ast.Assign)
+            and any(isinstance(target, ast.Name) and target.id.lower().endswith("hint") for target in node.targets)
+        ):
+            found += [text for part in alternatives(node.value) if (text := text_of(part))]
+    return found
+
+
+def alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.IfExp):
+        return [*alternatives(node.body), *alternatives(node.orelse)]
+    return [node]
+
+
+def text_of(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    return {
+        name: parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def imports_of(path: Path) -> set[Path]:
+    """The modules of toolkit that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("toolkit"):
+            for name in (f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)):
+                module = ROOT / (name.replace(".", "/") + ".py")
+                if module.exists():
+                    found.add(module)
+    return found
+
+
+def commands_that_use() -> dict[Path, set[str]]:
+    """Module of toolkit -> the commands that it is imported for."""
+    found: dict[Path, set[str]] = {}
+    for name, command in cli.commands.items():
+        assert command.callback is not None
+        pending = [ROOT / (command.callback.__module__.replace(".", "/") + ".py")]
+        while pending:
+            module = pending.pop()
+            if name not in found.setdefault(module, set()):
+                found[module].add(name)
+                pending += imports_of(module)
+    return found
+
+
+USERS = commands_that_use()
+TOOLKIT = [(path, hint) for path in sorted((ROOT / "toolkit").rglob("*.py")) for hint in hints_in(path)]
+OTHERS = [
+    (path, hint)
+    for package in ("runtime", "exporters")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    for hint in hints_in(path)
+]
+
+
+def test_hints_are_found() -> None:
+    assert len(TOOLKIT) > 40
+    assert len(OTHERS) > 60
+    assert all(USERS.get(path) for path, _ in TOOLKIT if path.name != "cli.py")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"), [*TOOLKIT, *OTHERS], ids=lambda value: value.stem if isinstance(value, Path) else value[:40]
+)
+def test_a_hint_can_be_followed(path: Path, hint: str) -> None:
+    names = USERS.get(path) or set(cli.commands)
+    # What stands behind a command is for that one.
+    named = re.findall(COMMAND, hint)
+    for command, text in named:
+        assert command in cli.commands
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text):
+            assert option in options_of(cli.commands[command]), f"`{command}` has no `{option}`"
+    rest = re.sub(COMMAND, "", hint)
+    for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z-]*)(?:[ =]([\w.]+))?", rest):
+        having = [
+            name for name in names | {command for command, _ in named} if option in options_of(cli.commands[name])
+        ]
+        assert having or option in OF_OTHER_PROGRAMS, f"no command of {sorted(names)} has `{option}`"
+        for name in having:
+            kind = options_of(cli.commands[name])[option].type
+            if isinstance(kind, click.Choice) and value and f"`{option} {value}" in rest:
+                assert value in kind.choices
