@@ -32,6 +32,15 @@ COMPUTED = ("position_ids", "inv_freq", "masked_bias")
 """How tensors end that models compute for themselves and that old versions of transformers saved."""
 SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions", "dim")
 """How keys end whose values count something."""
+COUNTS = ("_size", "_layers", "_heads", "_dim")
+"""How those end that are never negative, as others are where they are switched off."""
+NUMBERS = frozenset(
+    {
+        *("attn_logit_softcapping", "final_logit_softcapping", "head_dim", "num_key_value_heads"),
+        *("original_max_position_embeddings", "partial_rotary_factor", "rope_theta", "rotary_pct", "sliding_window"),
+    }
+)
+"""Keys that some classes have no number for by default."""
 NEEDED = ("_eps", "_epsilon", "_theta", "_size", "_layers", "num_attention_heads", "_positions", "_embeddings")
 """How keys end that may not be null where they have a value by default."""
 LARGEST = 2**31
@@ -75,8 +84,11 @@ def wrong_type(key: str, value: Any, own: Any) -> str | None:
     number = type(value) in (int, float)
     ids = isinstance(value, list) and all(type(one) is int for one in value)
     if type(own) is int and key.endswith(SIZES):
-        return None if type(value) is int and abs(value) < LARGEST else f"an integer below {LARGEST}"
-    if type(own) in (int, float):
+        lowest = 0 if key.endswith(COUNTS) else 1 - LARGEST
+        return (
+            None if type(value) is int and lowest <= value < LARGEST else f"an integer from {lowest} to {LARGEST - 1}"
+        )
+    if type(own) in (int, float) or key in NUMBERS:
         fits = number and isfinite(value) and abs(value) < LARGEST
         return None if fits or (ids and key.endswith("_token_id")) else "a number"
     if type(own) is bool:

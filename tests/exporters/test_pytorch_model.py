@@ -172,9 +172,10 @@ def test_weights_that_are_whole_numbers(tiny_checkpoint: Path) -> None:
         ("layer_norm_eps", [1e-12], "a number, not `[1e-12]`"),
         ("layer_norm_eps", float("nan"), "a number, not `nan`"),
         ("layer_norm_eps", True, "a number, not `True`"),
-        ("intermediate_size", 96.0, "an integer below 2147483648, not `96.0`"),
-        ("intermediate_size", 10**12, "an integer below 2147483648, not `1000000000000`"),
-        ("num_attention_heads", "4", "an integer below 2147483648, not `'4'`"),
+        ("intermediate_size", 96.0, "an integer from 0 to 2147483647, not `96.0`"),
+        ("intermediate_size", 10**12, "an integer from 0 to 2147483647, not `1000000000000`"),
+        ("num_attention_heads", -1, "an integer from 0 to 2147483647, not `-1`"),
+        ("num_attention_heads", "4", "an integer from 0 to 2147483647, not `'4'`"),
         ("hidden_act", 3, "a string, not `3`"),
         ("use_cache", "yes", "true or false, not `'yes'`"),
         ("classifier_dropout", "0.1", "a number, not `'0.1'`"),
@@ -195,7 +196,9 @@ def test_settings_that_transformers_makes_no_model_of(tiny_checkpoint: Path, cha
     assert refusal(tiny_checkpoint).startswith(f"`{tiny_checkpoint}` cannot be loaded: ")
 
 
-@pytest.mark.parametrize("changes", [{"rope_theta": "10000"}, {"head_dim": "16"}, {"rms_norm_eps": None}])
+@pytest.mark.parametrize(
+    "changes", [{"rope_theta": "10000"}, {"head_dim": "16"}, {"rms_norm_eps": None}, {"sliding_window": {}}]
+)
 def test_a_decoders_settings(tmp_path: Path, changes: dict) -> None:
     folder = write_checkpoint(tmp_path / "tiny")
     edit_config(folder, **changes)
