@@ -17,6 +17,7 @@ from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.headers import shown
 from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError, EdgekitError
+from runtime.safe_tokenizer import raise_unless_of_tokenizers
 
 OPSET = 20
 """The first with GELU as one operator."""
@@ -43,6 +44,8 @@ NUMBERS = frozenset(
 """Keys that some classes have no number for by default."""
 NEEDED = ("_eps", "_epsilon", "_theta", "_size", "_layers", "num_attention_heads", "_positions", "_embeddings")
 """How keys end that may not be null where they have a value by default."""
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""transformers' name for what it warns of once."""
 LARGEST = 2**31
 FEW_TOKENS = torch.tensor([[0, 1, 2]])
 
@@ -122,12 +125,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         if settings.get("tokenizer_class") == "TokenizersBackend":
             tokenizer_class = transformers.PreTrainedTokenizerFast
         with quiet():
-            return tokenizer_class.from_pretrained(
+            found = tokenizer_class.from_pretrained(
                 str(checkpoint.folder), local_files_only=True, trust_remote_code=False, **changes
             )
-    # transformers raises whatever a damaged file makes of its code, and tokenizers nothing more exact than this.
-    except Exception as error:
+            # Some settings and some processors of tokenizer.json fail on the first text, and on all of them.
+            found("a")
+    # transformers raises whatever a damaged file makes of its code, and tokenizers nothing more exact than this; its
+    # panics are BaseExceptions.
+    except BaseException as error:
+        raise_unless_of_tokenizers(error)
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
+    # Texts may be longer than what `model_max_length` says, which is no news to who compares tokens.
+    found.deprecation_warnings[TOO_LONG] = True
+    return found
 
 
 def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:

@@ -31,12 +31,23 @@ def test_a_tokenizer_saved_by_transformers_5(tmp_path: Path) -> None:
     assert "<|im_start|>" in found.all_special_tokens
 
 
+NO_SUCH_TOKEN = {
+    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+
+
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
         ("tokenizer_config.json", {"tokenizer_class": "OtherTokenizer"}),
         ("tokenizer.json", {"model": {"type": "Other"}}),
         ("tokenizer.json", {"added_tokens": None}),
+        ("tokenizer_config.json", {"model_input_names": 3}),
+        ("tokenizer_config.json", {"truncation_side": "middle"}),
+        # `tokenizers` panics on it, which is no Exception in Python.
+        ("tokenizer.json", {"post_processor": {"type": "TemplateProcessing"} | NO_SUCH_TOKEN}),
     ],
 )
 def test_a_tokenizer_that_transformers_cannot_load(file: str, changes: dict, tmp_path: Path) -> None:
