@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from exporters.parts import need
 
-NEEDED = ("huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "torch", "transformers", "yaml")
+NEEDED = (
+    *("gguf", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "sentence_transformers"),
+    *("torch", "transformers", "yaml"),
+)
 
 if TYPE_CHECKING:
     from exporters.catalog import ModelSpec, load_catalog

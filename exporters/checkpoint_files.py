@@ -131,7 +131,7 @@ def check_file(folder: Path, name: str) -> Path:
         )
     try:
         found = target.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return path
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"`{name}` of `{folder}` is not a file")

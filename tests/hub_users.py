@@ -91,3 +91,11 @@ def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
         "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),
     }
     return HubUser(home, environment)
+
+
+def error_of(finished: Finished) -> tuple[int, str, str]:
+    """Exit code, message and hint."""
+    assert finished.out == b"", finished.out
+    text = finished.err[finished.err.index("error: ") :]
+    message, _, hint = text.partition("\n\nhint: ")
+    return finished.code, message.removeprefix("error: ").strip(), hint.strip()

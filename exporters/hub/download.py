@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from exporters.checkpoint_files import check_file, size_limit
+from exporters.checkpoint_files import LARGE, check_file, size_limit
 from exporters.hub.access import Access, HubFile
 from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
 from exporters.hub.names import hash_in, is_file_name, is_hash
@@ -157,7 +157,10 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
         if blob.is_file():
             return finish(target, blob, file)
         start = os.fstat(target.fileno()).st_size
-        if file.size is not None and start >= file.size:
+        if start == file.size:
+            return finish(target, blob, file)
+        if file.size is not None and start > file.size:
+            target.truncate(0)
             start = 0
         wanted = {"Range": f"bytes={start}-"} if start else {}
         with opened(url, access.token, timeout=timeout, headers=wanted) as answer:
@@ -207,7 +210,7 @@ def partial_of(blob: Path) -> Path:
 
 def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
     """Append what comes, and no more than the Hub has announced."""
-    limit = size_limit(file.name) if file.size is None else file.size
+    limit = announced_size(answer, file)
     done = os.fstat(target.fileno()).st_size
     told.here = done
     for block in answer.blocks:
@@ -223,6 +226,17 @@ def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
         told.at(done)
     if file.size is not None and done < file.size:
         raise broken_off(file)
+
+
+def announced_size(answer: Answer, file: HubFile) -> int:
+    """Bytes that a file may have: what the API says, or else the answer itself, as far as the disk has room for it."""
+    if file.size is not None:
+        return file.size
+    length = answer.head.headers.get("content-length", "")
+    if re.fullmatch("[0-9]{1,18}", length) is None:
+        return min(size_limit(file.name), LARGE)
+    need_space(min(int(length), size_limit(file.name)))
+    return min(int(length), size_limit(file.name))
 
 
 def finish(target: FileIO, blob: Path, file: HubFile) -> Path:
@@ -302,12 +316,13 @@ def cached_commit(repo: str, revision: str) -> Path | None:
 
 
 def cached(access: Access, name: str) -> Path | None:
-    """A file of the commit in the cache, None when it is not there; raises CheckpointError for a link out of it."""
+    """A file of the commit in the cache; None when it is not there, or a link out of the cache, which is replaced."""
     path = snapshot_of(access) / name
-    if not path.is_file():
+    try:
+        check_file(snapshot_of(access), name)
+    except CheckpointError:
         return None
-    check_file(snapshot_of(access), name)
-    return path
+    return path if path.is_file() else None
 
 
 def cache() -> Path:

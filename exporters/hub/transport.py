@@ -18,6 +18,8 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+import huggingface_hub.utils
+from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from exporters.hub.failures import HTTP_LIBRARY, TIMEOUT, TRANSPORT_ERROR, HubAnswerError, SlowHubError, host
@@ -53,6 +55,29 @@ class Answer:
     own: Mapping[str, str]
     """The headers of the host that was asked, before it redirected to another."""
     blocks: Iterator[bytes]
+
+
+@contextmanager
+def no_network() -> Iterator[None]:
+    """Let no library ask the Hub: what is converted lies here, whatever other models its files name.
+
+    They would ask with the token that is in force, and whatever host HF_ENDPOINT names.
+    """
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    reset_sessions()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        reset_sessions()
+
+
+def reset_sessions() -> None:
+    """Let huggingface_hub 0.36 look again whether it may use the network; later versions look at each request."""
+    reset = getattr(huggingface_hub.utils, "reset_sessions", None)
+    if reset is not None:
+        reset()
 
 
 def ask(path: str, token: Token | None) -> bytes:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
 from exporters import Exported, Origin, export, graph_files
@@ -339,3 +340,17 @@ def test_an_interrupted_export_leaves_the_old_bundle(
         assert not list(left.rglob("manifest.json")), "what is left is no bundle"
         tiny_export(tiny_checkpoint, out, Precision.FP32)
         assert [path.name for path in out.parent.iterdir()] == ["bundle"], "the next export cleans up"
+
+
+def test_a_checkpoint_is_converted_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """What its files name of the Hub is not asked for, with whatever token is in force."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    seen = []
+    monkeypatch.setattr("exporters.conversion.convert", lambda *_: seen.append(constants.HF_HUB_OFFLINE))
+
+    export(str(tiny_checkpoint), out=tmp_path / "bundle")
+
+    assert seen == [True]
+    assert constants.HF_HUB_OFFLINE is False

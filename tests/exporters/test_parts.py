@@ -14,7 +14,7 @@ from exporters.parts import need
 from runtime import MissingPartError
 from tests.hub_users import ADA, HubUser
 
-EXPORT_ALONE = sorted({*NEEDED} - {"huggingface_hub", "yaml"} | {"sentence_transformers", "gguf"})
+EXPORT_ALONE = sorted({*NEEDED} - {"huggingface_hub", "yaml"})
 BLOCKED = """
 import sys
 class NoOnnxruntime:
@@ -49,7 +49,7 @@ def test_the_commands_that_need_no_torch(any_user: HubUser) -> None:
         assert shown in finished.stdout + finished.stderr, finished.stderr
     finished = run(any_user, EXPORT_ALONE, "export", "org/public")
     assert finished.returncode == 1
-    assert finished.stderr.startswith("error: the export stage is not installed here: there is no `onnx`, ")
+    assert finished.stderr.startswith("error: the export stage is not installed here: there is no `gguf`, `onnx`, ")
     assert finished.stderr.endswith("hint: on the machine that exports, run `pip install 'edgekit[cpu,export]'`\n")
 
 

@@ -60,8 +60,10 @@ def test_inspect_says_what_would_run_here(
         "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
         "batches      up to 256 tokens, of texts of one length, not padded",
         f"runs on      cpu, by onnxruntime {onnxruntime.__version__}; its optimizers left out: SkipLayerNormFusion",
-        "int8         int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; "
-        "it has avx2",
+        (
+            "int8         int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is "
+            "on; it has avx2"
+        ),
     ]
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)
     assert printed.pop("runtime") == {

@@ -13,19 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Finished, read_terminal
+from tests.commands import read_terminal
 from tests.hub_server import LocalHub
-from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser
+from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser, error_of
 
 SITE = "https://huggingface.co"
-
-
-def error_of(finished: Finished) -> tuple[int, str, str]:
-    """Exit code, message and hint."""
-    assert finished.out == b"", finished.out
-    text = finished.err[finished.err.index("error: ") :]
-    message, _, hint = text.partition("\n\nhint: ")
-    return finished.code, message.removeprefix("error: ").strip(), hint.strip()
 
 
 def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:

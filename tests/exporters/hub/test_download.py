@@ -18,7 +18,7 @@ import pytest
 from exporters.hub.download import git_hash_of, need_space
 from runtime import OutputError
 from tests.hub_server import LocalHub
-from tests.hub_users import ADA, HubUser, user_of
+from tests.hub_users import ADA, SMALL_FILES, HubUser, user_of
 
 # Downloads what an export needs and prints where it lies, as `edgekit export` does, in a process of its own and without
 # torch: so it runs with the generations of huggingface_hub that transformers does not accept.
@@ -133,6 +133,56 @@ def test_a_download_that_breaks_off_again_and_again(any_user: HubUser, hub: Loca
     assert found["hint"].startswith("run the command again, it goes on where it was")
 
 
+def test_a_file_that_the_hub_lists_and_does_not_have(any_user: HubUser, hub: LocalHub) -> None:
+    names = [*SMALL_FILES, "LICENSE"]
+    hub.repos["org/public"].lies = {"siblings": [{"rfilename": name, "blobId": "a" * 40, "size": 5} for name in names]}
+    del hub.repos["org/public"].files["config.json"]
+
+    assert run(any_user, hub, "org/public") == {
+        "error": "NetworkError",
+        "message": f"`{hub.host}` answers 404 for `config.json`",
+        "hint": "run the command again, it goes on where it was",
+    }
+
+
+def test_a_cache_that_cannot_be_written(user: HubUser, hub: LocalHub, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+
+    assert run(user, hub, "org/public", HF_HUB_CACHE=str(tmp_path / "a-file" / "hub")) == {
+        "error": "OutputError",
+        "message": f"the cache `{tmp_path / 'a-file' / 'hub'}` cannot be written: Not a directory",
+        "hint": "set HF_HOME to a folder that you may write to",
+    }
+
+
+@pytest.mark.parametrize(("left", "wanted"), [(300_000, None), (300_001, None), (299_999, "bytes=299999-")])
+def test_what_is_left_of_a_download_that_was_broken_off_late(
+    user: HubUser, hub: LocalHub, left: int, wanted: str | None
+) -> None:
+    """Between its last byte and its new name, and longer than it may be."""
+    blobs = user.home / ".cache/huggingface/hub/models--org--public/blobs"
+    blobs.mkdir(parents=True)
+    sha256 = hub.repos["org/public"].files["model.safetensors"].sha256
+    (blobs / f"{sha256}.edgekit.incomplete").write_bytes(bytes(left))
+
+    folder = Path(run(user, hub, "org/public")["folder"])
+
+    assert (folder / "model.safetensors").read_bytes() == bytes(300_000)
+    asked = [request.range for request in hub.requests if request.server == "storage"]
+    assert asked == ([] if left == 300_000 else [wanted])
+    assert not list(blobs.glob("*.incomplete"))
+
+
+def test_two_downloads_at_once(user: HubUser, hub: LocalHub) -> None:
+    hub.bytes_per_second = 3e5
+    processes = [start(user, hub, "org/public") for _ in range(3)]
+
+    found = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+
+    assert len({answer["folder"] for answer in found}) == 1
+    assert hub.stored_bytes == 300_000, "the others waited for the first"
+
+
 def test_gits_hash() -> None:
     path = Path(__file__)
     expected = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
@@ -154,7 +204,7 @@ def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 CHUNK = 10 * 2**20
-"""huggingface_hub 0.36 writes what it receives in blocks of this size; of a block that is cut off nothing is kept."""
+"""So much is there before a download is killed."""
 SIZE = 4 * CHUNK
 SEEDS = range(12)
 
@@ -197,7 +247,7 @@ def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
 
 
 def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A dozen kills, with the huggingface_hub that an export runs with; later ones begin a broken file anew."""
+    """A dozen kills."""
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda seed: kill_and_resume(seed, tmp_path), SEEDS))
 

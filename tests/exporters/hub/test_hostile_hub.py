@@ -12,9 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from exporters.hub.access import description_in
 from exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
+from exporters.hub.transport import no_network, redirected, upgraded
+from runtime import NetworkError
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
 
@@ -87,6 +91,7 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
         "org/blob-up": {"siblings": [{"rfilename": "config.json", "size": 2, "blobId": "../../../token"}]},
         "org/lfs-up": {"siblings": [{"rfilename": "model.safetensors", "lfs": {"sha256": "../../x", "size": 1}}]},
         "org/size-negative": {"siblings": [{"rfilename": "config.json", "size": -5, "blobId": "a" * 40}]},
+        "org/twice": {"siblings": [{"rfilename": "config.json", "blobId": blob * 40} for blob in "ab"]},
         "org/siblings": {"siblings": {"a": 1}},
     }
     for name, lie in lies.items():
@@ -112,6 +117,30 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
     assert all(name.startswith(".cache/huggingface/hub/models--org--") for name in written)
     assert not [name for name in written if name.endswith("LICENSE")]
     assert not [path for path in any_user.home.rglob("*") if path.is_symlink() and "/blobs/" not in str(path.resolve())]
+
+
+def test_a_cache_with_links_out_of_it_is_mended(user: HubUser, hub: LocalHub) -> None:
+    """As older versions left it that believed the `ETag`: what the link leads to is neither read nor removed."""
+    user.write_token(ADA)
+    with_file(hub, "org/poisoned", "LICENSE", b"the terms")
+    snapshot = user.home / ".cache/huggingface/hub/models--org--poisoned/snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "LICENSE").symlink_to("../../../../token")
+    (snapshot / "config.json").symlink_to(user.home / "nothing")
+    assert (snapshot / "LICENSE").read_text() == ADA
+
+    offline = user.run("export", "org/poisoned", "--revision", "c" * 40, "--offline")
+    found = ask_for(user, hub, ["org/poisoned"])["found"]
+
+    assert offline.code == 6, "it holds no config.json"
+    assert found == {"org/poisoned": ["", ""]}
+    assert (snapshot / "LICENSE").read_text() == "the terms"
+    assert user.token_file.read_text() == ADA
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to(user.token_file)
+    offline = user.run("export", "org/poisoned", "--offline")
+    assert offline.code == 7
+    assert f"`README.md` of `{snapshot}` is a link to `{user.token_file}`, outside of the checkpoint" in offline.err
 
 
 def test_a_file_without_a_hash_is_checked_by_its_tag(any_user: HubUser, hub: LocalHub) -> None:
@@ -181,9 +210,13 @@ def test_a_hub_that_sends_too_much(any_user: HubUser, hub: LocalHub) -> None:
     hub.add("org/huge-config", SMALL_FILES)
     hub.repos["org/huge-config"].lies = {"siblings": [*siblings[1:], {"rfilename": "config.json", "size": 10**9}]}
 
-    answer = ask_for(any_user, hub, ["org/bomb", "org/packed-file", "org/longer", "org/unannounced", "org/huge-config"])
+    hub.add("org/many", SMALL_FILES | {f"LICENSE{number}": b"" for number in range(1000)})
+    models = ["org/many", "org/bomb", "org/packed-file", "org/longer", "org/unannounced", "org/huge-config"]
+
+    answer = ask_for(any_user, hub, models)
 
     found = answer["found"]
+    assert found["org/many"] == ["CheckpointError", "`org/many` has 1,005 files for an export, and may have 1,000"]
     assert found["org/bomb"] == ["NetworkError", f"`{hub.host}` answers with what the Hub would not say"]
     for name, size in {"packed-file": 5, "longer": 5, "unannounced": 16 << 20}.items():
         assert found[f"org/{name}"] == [
@@ -207,16 +240,44 @@ def test_a_packed_answer_is_read(user: HubUser, hub: LocalHub) -> None:
     assert ask_for(user, hub, ["org/packed"])["found"] == {"org/packed": ["", ""]}
 
 
-def test_an_answer_that_never_ends(any_user: HubUser, hub: LocalHub) -> None:
-    """Neither in its headers nor in its content, where each read brings a byte."""
+def test_nothing_is_asked_while_a_checkpoint_is_converted(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
+    """Its files may name other models, which libraries would ask for with the token that is in force."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    api = HfApi(endpoint=hub.endpoint)
+    assert api.model_info("org/public").id == "org/public"
+    before = len(hub.requests)
+
+    with no_network(), pytest.raises(OfflineModeIsEnabled):
+        api.model_info("org/public")
+    assert len(hub.requests) == before
+    assert api.model_info("org/public").id == "org/public"
+
+
+def test_a_redirect_does_not_take_tls_away() -> None:
+    assert redirected("https://x/a", "/b?c=%20 d") == "https://x/b?c=%20%20d"
+    assert upgraded("http://x/a", "https://x/b")
+    assert not upgraded("http://x/a", "https://y/b")
+    assert not upgraded("http://x:8080/a", "https://x/b")
+    with pytest.raises(NetworkError) as caught:
+        redirected("https://x/a", "http://x/b")
+    assert caught.value.message == "`huggingface.co` redirects to `http://x`, without TLS"
+
+
+def test_a_header_that_never_ends(any_user: HubUser, hub: LocalHub) -> None:
     hub.add("org/drip", SMALL_FILES, trouble="drip")
+
+    found = ask_for(any_user, hub, ["org/drip"], HF_HUB_ETAG_TIMEOUT="1")["found"]
+
+    assert found == {"org/drip": ["NetworkError", f"`{hub.host}` sent almost nothing for 3 seconds"]}
+
+
+def test_a_file_that_comes_byte_by_byte(user: HubUser, hub: LocalHub) -> None:
     hub.add("org/drip-file", SMALL_FILES, trouble="drip-file")
-    seconds = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
-    found = ask_for(any_user, hub, ["org/drip", "org/drip-file"], **seconds)["found"]
+    found = ask_for(user, hub, ["org/drip-file"], HF_HUB_DOWNLOAD_TIMEOUT="1")["found"]
 
-    slow = ["NetworkError", f"`{hub.host}` sent almost nothing for 3 seconds"]
-    assert found == {"org/drip": slow, "org/drip-file": slow}
+    assert found == {"org/drip-file": ["NetworkError", f"`{hub.host}` sent almost nothing for 3 seconds"]}
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"3", b"null", b"[]", b"{}", b'{"id": "org/x"', b"\xff\xfe\x00"])

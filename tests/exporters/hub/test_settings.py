@@ -9,8 +9,7 @@ import pytest
 
 from exporters.hub.settings import check_network_settings, check_numbers, endpoint
 from runtime import InputError, NetworkError
-from tests.hub_users import ADA, HubUser
-from tests.toolkit.test_hub import error_of
+from tests.hub_users import ADA, HubUser, error_of
 
 LIBRARIES = ("requests", "httpx", "httpx2")
 VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE")
