@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sentence_transformers.quantization import quantize_embeddings
 from sentence_transformers.util import cos_sim, dot_score
+from sentence_transformers.util.quantization import quantize_embeddings
 
 from runtime import InputError, Metric, VectorType, convert, ranges_of, similarity
 from runtime.pooling import cosines, normalize

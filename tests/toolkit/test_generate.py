@@ -316,7 +316,7 @@ def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None
         asked("Hello", "--rates").err,
     )
     assert re.fullmatch(
-        rf"2 answers; read {count + 2} tokens at [\d.]+/s, {count - 2} more were known; wrote 24 at [\d.]+/s\n",
+        rf"2 answers; read {count + 1} tokens at [\d.]+/s, {count - 1} more were known; wrote 24 at [\d.]+/s\n",
         asked("--rates", stdin=line + b"\n" + line).err,
     )
 

@@ -166,13 +166,13 @@ def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
     ("content", "name", "message", "hint"),
     [
         (
-            gzip.compress(b"one\n"),
+            gzip.compress(b"one\n", mtime=0),
             "a b.jsonl.gz",
             "the input is compressed with gzip",
             "`gzip -dc 'a b.jsonl.gz' | edge",
         ),
         (
-            gzip.compress(b"one\n"),
+            gzip.compress(b"one\n", mtime=0),
             None,
             "the input is compressed with gzip",
             "unpack it: `gzip -dc FILE | edgekit ...`",
