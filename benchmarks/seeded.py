@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ ACTIVATION = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-class Shape(str, Enum):
+class Shape(StrEnum):
     """What is seeded."""
 
     TWELVE_LAYERS = f"seeded-{RERANKER}"

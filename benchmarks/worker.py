@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ Rerank = Callable[[list[Search]], Outputs]
 """Searches to scores: (searches, documents)."""
 
 
-class Task(str, Enum):
+class Task(StrEnum):
     """What is done."""
 
     EMBED = "embed"
     RERANK = "rerank"
 
 
-class System(str, Enum):
+class System(StrEnum):
     """What can be measured."""
 
     EDGEKIT = "edgekit"

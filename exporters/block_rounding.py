@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ COLUMNS_IN_TURN = 512
 Part = TypeVar("Part")
 
 
-class Rounding(str, Enum):
+class Rounding(StrEnum):
     """How weights become levels, each better and slower than the one before."""
 
     NEAREST = "nearest"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +34,8 @@ INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level at which it multiplies with 8-bit activations, a scale for each block: the fast one."""
 VECTORS = "word_vectors"
 """What a table of them is called where it is no product's matrix."""
+MOST_RANGES = 8
+"""Parts of a product's outputs that are in blocks and not by turns; the most are those of three merged matrices."""
 MOMENTS_AT_ONCE = 2**31
 """Bytes of second moments that are held at a time."""
 
@@ -159,32 +162,49 @@ def packed(matrix: BlockMatrix, *, vectors: bool) -> Made:
     return Made(arrays, {"inputs": matrix.inputs, "bits": matrix.bits, "block": matrix.block})
 
 
-def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix], *, keep: Keep = in_memory) -> None:
+def keep_blocks(model: ir.Model, stored: Iterable[StoredMatrix], *, keep: Keep = in_memory) -> int:
     """Let the products and the word vectors of a decoder's float32 graph read the blocks of the file it comes from.
 
     Each output of a matrix of the graph is looked up by its weights, so outputs may be merged or in another order; the
-    weights must be those that the file's stand for, to the bit. Matrices whose outputs are in no blocks stay as they
-    are. Raises UnsupportedModelError for one of which only some are.
+    weights must be those that the file's stand for, to the bit. Outputs that are in no blocks stay as they are, also
+    beside others of a matrix that are: files may hold the matrices of values in float16 where those of keys are in
+    blocks. Returns how many products read weights that are in none.
     """
     graph = model.graph
     known = KnownRows(stored)
     matmul, tables = output_product(graph), list(word_vectors(graph))
     output: tuple[str, BlockMatrix] | None = None
+    exact = 0
     for product in list(linears(graph)):
-        found = known.find(product.name, product.weight.T)
-        if found is None:
+        weights = product.weight.T
+        ranges = known.ranges(product.name, weights)
+        if len(ranges) > 1 or not ranges[0].stored:
+            exact += 1
+            if len(ranges) > 1:
+                put_ranges(graph, product, [(one, known.find(weights[one.start : one.stop])) for one in ranges], keep)
             continue
+        found = required(known.find(weights))
         is_output = product.matmul is matmul
         if is_output:
             output = product.name, found
         blocks = functools.partial(packed, found, vectors=is_output)
         put_product(graph, product, keep(product.name, blocks))
     for gather in tables:
-        found = known.find(VECTORS, np.asarray(table_of(gather).numpy(), np.float32))
-        if found is not None:
-            shared = output is not None and same_blocks(output[1], found)
+        table = known.find(np.asarray(table_of(gather).numpy(), np.float32))
+        if table is not None:
+            shared = output is not None and same_blocks(output[1], table)
             name = output[0] if output is not None and shared else VECTORS
-            put_vectors(graph, gather, name, keep(name, functools.partial(packed, found, vectors=True)))
+            put_vectors(graph, gather, name, keep(name, functools.partial(packed, table, vectors=True)))
+    return exact
+
+
+@dataclass(frozen=True)
+class Range:
+    """Outputs of a matrix, one after another, that are all in blocks or all not."""
+
+    start: int
+    stop: int
+    stored: bool
 
 
 class KnownRows:
@@ -199,17 +219,23 @@ class KnownRows:
             for row, digest in enumerate(digests(matrix.weights)):
                 self.places.setdefault(digest, {})[number] = row
 
-    def find(self, name: str, rows: NDArray[np.float32]) -> BlockMatrix | None:
-        """The blocks of rows (outputs, inputs), None where they are in none."""
-        places = [self.places.get(digest, {}) for digest in digests(rows)]
-        missing = sum(not options for options in places)
-        if missing == len(places):
-            return None
-        if missing:
+    def ranges(self, name: str, rows: NDArray[np.float32]) -> list[Range]:
+        """Which rows (outputs, inputs) are in blocks; raises UnsupportedModelError where they change too often."""
+        stored = np.array([digest in self.places for digest in digests(rows)])
+        edges = [0, *(np.flatnonzero(np.diff(stored)) + 1).tolist(), len(stored)]
+        if len(edges) > MOST_RANGES + 1:
             raise UnsupportedModelError(
-                f"of the {len(places)} outputs of `{name}`, {missing} are not stored in blocks",
+                f"of the {len(stored)} outputs of `{name}`, {np.count_nonzero(~stored)} are not stored in blocks, "
+                "here and there",
                 hint="use `--precision int4`, which rounds all weights anew",
             )
+        return [Range(start, stop, bool(stored[start])) for start, stop in pairwise(edges)]
+
+    def find(self, rows: NDArray[np.float32]) -> BlockMatrix | None:
+        """The blocks of rows (outputs, inputs), None unless all of them are in some."""
+        places = [self.places.get(digest, {}) for digest in digests(rows)]
+        if not all(places):
+            return None
         # Rows of zeros are in many matrices; the one that the rows around them are in has them in the right form.
         number = Counter(number for options in places for number in options).most_common(1)[0][0]
         numbers = np.empty(len(places), np.int64)
@@ -314,17 +340,49 @@ def table_of(gather: ir.Node) -> ir.TensorProtocol:
 
 
 def put_product(graph: ir.Graph, product: Linear, matrix: Kept) -> None:
-    """Let a product read a matrix in blocks instead of its own.
+    """Let a product read a matrix in blocks instead of its own."""
+    put_result(product, multiplied(graph, product, product.name, product.outputs, matrix))
+
+
+def put_ranges(
+    graph: ir.Graph, product: Linear, ranges: Sequence[tuple[Range, BlockMatrix | None]], keep: Keep
+) -> None:
+    """Let a product read some of its outputs from blocks, and the others from what is left of its own matrix."""
+    results = []
+    for one, found in ranges:
+        name = f"{product.name}_from_{one.start}"
+        if found is None:
+            exact = keep(name, functools.partial(columns, product, one)).arrays["exact"]
+            matrix = constant(graph, f"{name}_exact", exact)
+            results.append(insert(product.matmul, "MatMul", [product.input, matrix]))
+        else:
+            blocks = keep(name, functools.partial(packed, found, vectors=False))
+            results.append(multiplied(graph, product, name, one.stop - one.start, blocks))
+    put_result(product, insert(product.matmul, "Concat", results, {"axis": -1}))
+
+
+def columns(product: Linear, of: Range) -> Made:
+    return Made({"exact": np.ascontiguousarray(product.weight[:, of.start : of.stop])})
+
+
+def put_result(product: Linear, result: ir.Value) -> None:
+    old = product.matmul.outputs[0]
+    result.shape, result.type = old.shape, old.type
+    replace(old, result)
+
+
+def multiplied(graph: ir.Graph, product: Linear, name: str, outputs: int, matrix: Kept) -> ir.Value:
+    """What a product's input gives with a matrix in blocks.
 
     Where blocks have offsets, their part is the sum of each block's inputs times the offsets: a weight is
     `scale * (level - zero) + offset`, so the product is what MatMulNBits gives plus that.
     """
-    matmul, name = product.matmul, product.name
+    matmul = product.matmul
     parts = [part for part in ("levels", "scales", "zeros") if part in matrix.arrays]
     inputs = [product.input, *(constant(graph, f"{name}_{part}", matrix.arrays[part]) for part in parts)]
     attributes = {
         "K": matrix.facts["inputs"],
-        "N": product.outputs,
+        "N": outputs,
         "bits": matrix.facts["bits"],
         "block_size": matrix.facts["block"],
         "accuracy_level": INT8_ACTIVATIONS,
@@ -334,9 +392,7 @@ def put_product(graph: ir.Graph, product: Linear, matrix: Kept) -> None:
         offsets = constant(graph, f"{name}_offsets", matrix.arrays["offsets"])
         sums = block_sums(graph, product.input, matmul, matrix.facts["block"])
         result = insert(matmul, "Add", [result, insert(matmul, "MatMul", [sums, offsets])])
-    old = matmul.outputs[0]
-    result.shape, result.type = old.shape, old.type
-    replace(old, result)
+    return result
 
 
 def block_sums(graph: ir.Graph, value: ir.Value, before: ir.Node, block: int) -> ir.Value:

@@ -47,7 +47,7 @@ class ModelSpec:
     licence: str
     gated: bool
     precision: Precision
-    """What it is exported to unless the user says otherwise."""
+    """What it is exported to unless the user says otherwise, or it comes in a GGUF file that is quantized."""
     wheel: Wheel | None = None
     files: dict[str, str] = field(default_factory=dict)
     """Relative path -> sha256 of the files of the checkpoint, where they are known."""

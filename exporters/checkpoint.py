@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,6 +30,9 @@ from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
 
+if TYPE_CHECKING:
+    from exporters.stored_tensors import StoredTensor
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -45,7 +48,11 @@ class Checkpoint:
     spec: ModelSpec | None
     """The entry of the catalog, for a model that has one."""
     gguf: Path | None = None
-    """The GGUF file that the model comes in. Until it is unpacked, `folder` is that file's and `config` is empty."""
+    """The GGUF file that the model comes in. Until it is described, `folder` is that file's and `config` is empty."""
+    block_types: frozenset[str] = frozenset()
+    """The types of the blocks in which the GGUF file holds its matrices; none where it is not quantized."""
+    tensors: Mapping[str, StoredTensor] | None = None
+    """The weights, where they are in no safetensors files."""
     subfolder: str = ""
     """Where the model lies in the checkpoint, for one whose modules.json says `0_Transformer` or the like."""
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import check_cross_encoder
 from exporters.facts import check_kind, embedder_facts, kind_of, max_length
-from runtime.errors import InputError
+from exporters.stored_blocks import BLOCK_READERS
+from runtime.errors import InputError, UnsupportedModelError
 from runtime.manifest import CacheType, Kind, Precision
 
 PRECISIONS = {
@@ -47,7 +48,7 @@ class Asked:
         precision = self.precision or default_precision(checkpoint, kind)
         check_precision(checkpoint, kind, precision)
         cache = checked_cache(kind, precision, self.cache)
-        # What a GGUF file holds is told when it is unpacked.
+        # What a GGUF file says was checked when it was found.
         if checkpoint.gguf is None:
             check_kind(checkpoint, kind)
             max_length(checkpoint)
@@ -82,7 +83,12 @@ def checked_bar(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
 
 
 def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
-    """What the catalog says, else the smallest that holds what a model of this kind is for."""
+    """The file's own blocks, where it is quantized; else what the catalog says, or what a model of this kind is for.
+
+    Rounding weights anew that are in blocks already costs much more than keeping them: see `docs/export.md`.
+    """
+    if checkpoint.block_types and kind is Kind.DECODER:
+        return Precision.SOURCE
     if checkpoint.spec is not None:
         return checkpoint.spec.precision
     return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
@@ -90,15 +96,30 @@ def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
 
 def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
     """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
-    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.gguf is not None]
+    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.block_types]
     choices = ", ".join(f"`{one.value}`" for one in known)
     if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
+        without = "comes in none" if checkpoint.gguf is None else "has no weights in blocks"
         raise InputError(
-            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` comes in none",
+            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` {without}",
             hint=f"choose one of {choices}",
         )
+    if precision is Precision.SOURCE:
+        check_blocks(checkpoint)
     if precision not in known:
         raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedModelError for blocks that cannot be kept as they are."""
+    unknown = sorted(checkpoint.block_types - BLOCK_READERS.keys())
+    if unknown:
+        kinds = " and ".join(f"`{kind}`" for kind in unknown)
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` has weights of the type {kinds}, so its own precision cannot be kept",
+            hint=f"kept are {', '.join(f'`{kind}`' for kind in BLOCK_READERS)}; "
+            "`--precision int8` or `int4` rounds any weights anew",
+        )
 
 
 def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:

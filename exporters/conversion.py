@@ -14,8 +14,8 @@ from exporters.checkpoint import Checkpoint
 from exporters.checkpoint_files import licence_files
 from exporters.choices import Choice
 from exporters.facts import lower_case, max_length
-from exporters.gguf import open_gguf, unpacked, unpacked_size
-from exporters.graph_files import need_space
+from exporters.gguf import described_checkpoint
+from exporters.gguf_facts import open_gguf
 from exporters.stages import Progress, stage
 from exporters.tasks import Task, task_of
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
@@ -24,6 +24,7 @@ from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from runtime.session import OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
@@ -53,12 +54,8 @@ def convert(
 ) -> Exported:
     """Make the bundle of a checkpoint that was chosen."""
     if checkpoint.gguf is not None:
-        with stage(told, "unpack the GGUF file"):
-            file = open_gguf(checkpoint.gguf)
-            need_space(writer.target.parent, unpacked_size(file))
-            checkpoint = unpacked(checkpoint, file, writer.scratch / "checkpoint")
-            # What its metadata takes is not needed any more.
-            del file
+        with stage(told, "read the GGUF file"):
+            checkpoint = described_checkpoint(checkpoint, open_gguf(checkpoint.gguf), writer.scratch / "checkpoint")
     else:
         checkpoint = with_format(checkpoint, writer.scratch / "weights")
     tokenizer = bundle_tokenizer(checkpoint)
@@ -122,6 +119,7 @@ def draft_manifest(
         ),
         embedder=None,
         certificate=None,
+        requires={ONNXRUNTIME: OLDEST_ONNXRUNTIME},
         made_with={"edgekit": __version__} | {library: version(library) for library in LIBRARIES},
     )
 

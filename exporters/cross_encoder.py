@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal, cast
 
 from exporters.architectures import answers_in_words, is_classifier
@@ -60,7 +60,7 @@ MOST_LABELS = 1 << 16
 Messages = Literal["auto", "flat", "structured"]
 
 
-class Form(str, Enum):
+class Form(StrEnum):
     """How a pair becomes logits."""
 
     CLASSIFIER = "sequence-classification"

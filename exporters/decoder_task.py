@@ -31,7 +31,8 @@ from exporters.checkpoint import Checkpoint
 from exporters.decoder import rebuild, trace
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
-from exporters.gguf import open_gguf, stored_matrices
+from exporters.gguf import stored_matrices
+from exporters.gguf_facts import open_gguf
 from exporters.graph import tidy
 from exporters.graph_files import CONTENT, need_space, weights_bytes, write_graph
 from exporters.half_precision import check_states, put_cache_in_half, put_in_half
@@ -40,11 +41,12 @@ from exporters.layerwise import Layerwise
 from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
 from exporters.pytorch_model import load_tokenizer
+from exporters.stored_blocks import BLOCK_READERS
 from exporters.stored_tensors import StreamedTensor, Told
 from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
-from runtime.errors import BundleError, UnsupportedModelError
+from runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from runtime.safe_tokenizer import open_tokenizer
 
@@ -53,6 +55,8 @@ PROMPT = 256
 CALIBRATION_TOKENS = 2048
 """Of the calibration texts: more of them change the divergence by less than the choice of the texts does."""
 IN_BLOCKS = "MatMulNBits"
+SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
+"""In the certificate of a GGUF file whose weights were rounded anew: `kl_mean` and `top1_agreement` without that."""
 
 
 class DecoderTask:
@@ -67,6 +71,8 @@ class DecoderTask:
         self.facts = dataclasses.replace(decoder_facts(checkpoint, self.tokenizer), cache_type=cache)
         self.kept: KeptArrays | None = None
         """What is made of the weights, by the last recipe that was tried."""
+        self.of_source: Mapping[str, float] = {}
+        """How far a GGUF file's own blocks are from PyTorch, where its weights are rounded anew: `SOURCE_FIGURES`."""
         self.squares: Mapping[str, NDArray[np.float32]] = {}
         """Matrix, by its name in the checkpoint -> what its input's squares add up to on calibration texts."""
 
@@ -98,10 +104,12 @@ class DecoderTask:
         compared = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * self.facts.vocabulary)
         checked = weights_bytes(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
         file = self.checkpoint.gguf
-        if precision is Precision.SOURCE and file is not None:
-            # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
-            return compared + checked + 2 * file.stat().st_size
-        return compared + checked + rounded_bytes(graph, precision)
+        # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
+        kept = 0 if file is None else 2 * file.stat().st_size
+        if precision is Precision.SOURCE:
+            return compared + checked + kept
+        measured = kept if self.rounds_anew(precision) else 0
+        return compared + checked + max(measured, rounded_bytes(graph, precision))
 
     def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
         """Read the probe set, and in the same pass what int4 calibrates with."""
@@ -141,8 +149,10 @@ class DecoderTask:
             put_cache_in_half(graph.graph)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
-            self.keep(graph)
-            return graph, with_blocks(bundle.manifest, graph, products, "source")
+            exact = self.keep(graph, self.weights())
+            return graph, with_blocks(bundle.manifest, graph, products, "source", exact)
+        if self.rounds_anew(precision):
+            self.of_source = self.measured_source(graph, bundle, expected)
         trials = BlockTrials(graph, self, bundle)
         recipe = default_recipe(precision, trials.inputs)
         if bar is not None:
@@ -167,13 +177,37 @@ class DecoderTask:
 
         KeptArrays(self.work / "checks").keep("unrounded", measure)
 
-    def keep(self, graph: ir.Model) -> None:
-        """Let the graph read the blocks of the file that the weights come from."""
+    def rounds_anew(self, precision: Precision) -> bool:
+        """Whether weights that are in blocks already, and could be kept so, are put in others."""
+        types = self.checkpoint.block_types
+        return precision in RECIPES and bool(types) and types <= BLOCK_READERS.keys()
+
+    def measured_source(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> Mapping[str, float]:
+        """What the certificate of the same model in `source` would say; nothing where that cannot be made here."""
+
+        def measure() -> Made:
+            with TemporaryDirectory(dir=self.work) as folder:
+                made, weights = graph.clone(), KeptArrays(Path(folder) / GRAPH_DATA)
+                self.keep(made, weights)
+                source = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
+                write_graph(made, weights, source.path / GRAPH)
+                found = agreement_with(Decoder(source), expected)
+                return Made({CONTENT: np.array([found.kl, found.top])})
+
+        try:
+            found = KeptArrays(self.work / "checks").keep("source", measure).array(CONTENT)
+        except (UnsupportedModelError, OutOfMemoryError):
+            return {}
+        return dict(zip(SOURCE_FIGURES, found.tolist(), strict=True))
+
+    def keep(self, graph: ir.Model, weights: KeptArrays) -> int:
+        """Let the graph read the blocks of the file that the weights come from; how many products read others too."""
         if self.checkpoint.gguf is None:
             raise ValueError("only a GGUF file holds blocks to keep")
-        keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=self.weights().keep)
+        exact = keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
         share_embedding(graph.graph)
         tidy(graph)
+        return exact
 
     def weights(self, recipe: str = "weights") -> KeptArrays:
         """What is made of the weights by a recipe; what was made by another one goes."""
@@ -207,7 +241,8 @@ class DecoderTask:
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
         with self.refusing_what_does_not_run():
-            return certify_decoder(bundle, expected, max_kl=bar)
+            certificate = certify_decoder(bundle, expected, max_kl=bar)
+        return dataclasses.replace(certificate, figures={**certificate.figures, **self.of_source})
 
     @contextmanager
     def refusing_what_does_not_run(self) -> Iterator[None]:
@@ -286,8 +321,10 @@ def rounded_bytes(graph: ir.Model, precision: Precision) -> int:
     return total
 
 
-def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: str) -> Manifest:
-    """The manifest with what its graph's matrices have become."""
+def with_blocks(
+    manifest: Manifest, graph: ir.Model, products: int, rounding: str, exact: int | None = None
+) -> Manifest:
+    """The manifest with what its graph's matrices have become; `exact` of the products read float32, also in part."""
     nodes = [node for node in graph.graph if node.op_type == IN_BLOCKS]
     if not nodes:
         return manifest
@@ -295,7 +332,7 @@ def with_blocks(manifest: Manifest, graph: ir.Model, products: int, rounding: st
     output = next((node for node in reversed(list(graph.graph)) if node.op_type in (IN_BLOCKS, "MatMul")), nodes[-1])
     blocks = WeightBlocks(
         products=products,
-        exact_products=products - len(nodes),
+        exact_products=products - len(nodes) if exact is None else exact,
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),

@@ -16,7 +16,7 @@ from exporters.choices import Asked
 from exporters.hub.transport import no_network
 from exporters.sources import Origin, find_checkpoint
 from exporters.stages import Progress, Silence, stage
-from exporters.unfinished import folder_of
+from exporters.unfinished import folder_of, left_by_others
 from runtime.bundle_writer import BundleWriter
 from runtime.errors import InputError, NotFoundError, OutputError
 from runtime.manifest import CacheType, Kind, Precision, Provider
@@ -46,10 +46,11 @@ def export(
     """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
 
     `out` is the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache;
-    a bundle that is there is replaced when the new one is complete. `token_host` is a host beside the Hub's own that
-    the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files say.
-    `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close a
-    reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
+    a bundle that is there is replaced when the new one is complete. `precision` is by default `SOURCE` for a quantized
+    GGUF file, else what the catalog says, else int8, and int4 for a decoder. `token_host` is a host beside the Hub's
+    own that the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files
+    say. `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close
+    a reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
     next token may be from it, as the mean KL divergence over the probe set in nats; the fastest recipe of the precision
     that holds it is searched. `cache` is the type of a decoder's keys and values, by default float32, and float16 where
     everything is: half of the memory, slower on CPUs, and for int8, int4 and source. `Precision.FP16` is for GPUs and
@@ -86,6 +87,11 @@ def export(
     name = bundle_name(checkpoint.name, choice.precision, choice.cache)
     target = Path(out) if out is not None else Path("bundles") / name
     writer = BundleWriter(target)
+    for left in left_by_others(writer.target):
+        told.note(
+            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
+            "same command resumes it, and the folder can be removed"
+        )
     with output_errors(writer), writer:
         with stage(told, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.

@@ -6,17 +6,23 @@ it makes one that begins every text with the token that begins a turn, and takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from runtime.errors import CheckpointError, UnsupportedModelError
+from exporters.gguf_header import LONGEST_NAME, Metadata, shown
+from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Types of tokens that stand in text as they are, and are never made of pieces."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+"""Types of tokens; all but the first stand in text as they are, and are never made of pieces."""
+KINDS = range(1, 7)
+"""All of them, those that are not used and those of bytes too."""
+PREFIX, TOKEN_ID = "tokenizer.ggml.", "_token_id"
+HUGGING_FACE = "tokenizer.huggingface.json"
 WITHOUT_TEXT = (UNKNOWN, CONTROL)
 WORD_START = "▁"
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -24,6 +30,14 @@ REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SAMPLE = "Grüße aus 東京: 1234 it's\n\n  three\tspaces   🙂 <b>!"
 """What every tokenizer must give back as it was."""
+COMPARED = (
+    "The pump does not start, so what's to be done? They'd have said: I'LL see.",
+    "  two spaces before and after  ",
+    "\tx = {'a': [1, 22, 333, 4444]}\r\n\r\n",
+    "naïve Straße привет e\u0301 नमस्ते \u4f60\u597d\uff0c\u4e16\u754c \uff76\uff9e ١٢٣ ½",
+    "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea … — “quoted” \u200b\u00a0 HelloWorld /usr/lib/x.so\n\n\n",
+)
+"""Where two tokenizers that are not the same differ."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,29 @@ SPLITTINGS = {
 """By the names and with the patterns of llama.cpp's src/llama-vocab.cpp."""
 
 
+ID_KEYS = frozenset(
+    {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "cls", "prefix", "suffix", "middle"}
+    | {f"fim_{part}" for part in ("pre", "suf", "mid", "pad", "rep", "sep")}
+)
+"""Before `_token_id`: the tokens that a file names, by llama.cpp's spelling."""
+NO_TOKEN = (2**32 - 1, -1)
+"""llama.cpp's number for a token that there is none of."""
+MOST_TOKENS = 2**21
+READ = frozenset({"model", "pre", "tokens", "token_type", "merges", "scores", "add_bos_token", "add_space_prefix"})
+"""After `tokenizer.ggml.`, beside the tokens that a file names."""
+WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
+    ("add_eos_token", False),
+    ("add_sep_token", False),
+    ("remove_extra_whitespaces", False),
+    ("precompiled_charsmap", []),
+    ("token_type_count", 1),
+)
+"""Of other things that are said about a tokenizer, what says that it does no such thing."""
+OTHERS_READ = ("tokenizer.chat_template", "tokenizer.chat_templates", HUGGING_FACE)
+OF_SENTENCE_PIECES = (None, "default")
+"""What `tokenizer.ggml.pre` is where text is not cut before its pieces are merged."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What a GGUF file says about its tokens."""
@@ -79,9 +116,16 @@ class Vocabulary:
     types: tuple[int, ...]
     merges: tuple[str, ...]
     scores: tuple[float, ...]
-    bos_id: int | None
+    ids: Mapping[str, int]
+    """The tokens that the file names, such as `eos_token_id`."""
     add_bos: bool | None
-    add_space_prefix: bool
+    add_space_prefix: bool | None
+    published: str | None = field(default=None, repr=False)
+    """The tokenizer.json of the original checkpoint, where the file has it: what is made is compared with it."""
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.ids.get("bos_token_id")
 
     @property
     def adds_bos(self) -> bool:
@@ -94,33 +138,64 @@ class Vocabulary:
 
 
 def read_vocabulary(name: str, fields: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary in a file's metadata; raises CheckpointError when a part is missing or does not fit the rest."""
+    """The vocabulary in a file's metadata.
 
-    def found(key: str) -> Any:
-        return fields.get(f"tokenizer.ggml.{key}")
-
-    tokens = tuple(found("tokens") or ())
-    types = tuple(found("token_type") or [1] * len(tokens))
-    if not tokens or found("model") is None:
+    Raises CheckpointError when a part is missing or does not fit the rest, UnsupportedModelError for what is not read.
+    """
+    metadata = Metadata(name, fields)
+    check_keys(metadata)
+    tokens = metadata.texts(f"{PREFIX}tokens")
+    model = metadata.text(f"{PREFIX}model", LONGEST_NAME)
+    if not tokens or model is None:
         raise CheckpointError(f"`{name}` holds no tokenizer")
-    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+    types = metadata.integers(f"{PREFIX}token_type") or [NORMAL] * len(tokens)
+    if len(tokens) > MOST_TOKENS or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise CheckpointError(f"`{name}` has {len(tokens)} tokens, but not a type for each or some of them twice")
-    bos_id = found("bos_token_id")
-    if bos_id is not None and bos_id >= len(tokens):
-        raise CheckpointError(f"`{name}` has {len(tokens)} tokens, and begins texts with number {bos_id}")
-    prefix = found("add_space_prefix")
+    odd = next((kind for kind in types if kind not in KINDS), None)
+    if odd is not None:
+        raise CheckpointError(f"`{name}` has a token of the type {odd} (`{PREFIX}token_type`); known are 1 to 6")
     return Vocabulary(
         name,
-        str(found("model")),
-        found("pre"),
-        tokens,
-        types,
-        tuple(found("merges") or ()),
-        tuple(found("scores") or ()),
-        bos_id,
-        found("add_bos_token"),
-        prefix is None or bool(prefix),
+        model,
+        metadata.text(f"{PREFIX}pre", LONGEST_NAME),
+        tuple(tokens),
+        tuple(types),
+        tuple(metadata.texts(f"{PREFIX}merges")),
+        tuple(metadata.numbers(f"{PREFIX}scores")),
+        token_ids(metadata, len(tokens)),
+        metadata.flag(f"{PREFIX}add_bos_token"),
+        metadata.flag(f"{PREFIX}add_space_prefix"),
+        metadata.text(HUGGING_FACE),
     )
+
+
+def check_keys(metadata: Metadata) -> None:
+    """Raise UnsupportedModelError for something about the tokenizer that is not read."""
+    for key, value in metadata.fields.items():
+        if not key.startswith("tokenizer.") or key.startswith(OTHERS_READ):
+            continue
+        own = key.removeprefix(PREFIX)
+        known = own in READ or own.removesuffix(TOKEN_ID) in ID_KEYS or (own, value) in WITHOUT_EFFECT
+        if own == key or not known:
+            raise UnsupportedModelError(
+                f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which edgekit does not read",
+                hint="texts would become other tokens; export the Hub's checkpoint instead",
+            )
+
+
+def token_ids(metadata: Metadata, count: int) -> dict[str, int]:
+    """The tokens that a file names; raises CheckpointError for a number that no token has."""
+    found = {}
+    for name in sorted(ID_KEYS):
+        key = f"{PREFIX}{name}{TOKEN_ID}"
+        if metadata.fields.get(key) in NO_TOKEN:
+            continue
+        number = metadata.integer(key, -(2**63), 2**63)
+        if number is not None and not 0 <= number < count:
+            raise CheckpointError(f"`{metadata.name}` has {count} tokens, and `{key}` is {number}")
+        if number is not None:
+            found[f"{name}{TOKEN_ID}"] = number
+    return found
 
 
 def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
@@ -132,21 +207,35 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     makers = {"gpt2": byte_level, "llama": sentence_pieces}
     if vocabulary.model not in makers:
         raise UnsupportedModelError(
-            f"`{vocabulary.name}` has a tokenizer of the kind `{vocabulary.model}`, which edgekit does not know",
+            f"`{vocabulary.name}` has a tokenizer of the kind `{shown(vocabulary.model)}`, which edgekit does not know",
             hint=f"known are {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
         )
-    tokenizer = makers[vocabulary.model](vocabulary)
-    for kind in WITHOUT_TEXT:
-        special = [AddedToken(token, normalized=False, special=True) for token in of_type(vocabulary, kind)]
-        tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_type(vocabulary, USER_DEFINED)])
-    if vocabulary.adds_bos and vocabulary.bos_id is not None:
-        bos = vocabulary.tokens[vocabulary.bos_id]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos_id)]
-        )
-    check(tokenizer, vocabulary)
-    return tokenizer
+    with panics_in_words(vocabulary):
+        tokenizer = makers[vocabulary.model](vocabulary)
+        for kind in WITHOUT_TEXT:
+            special = [AddedToken(token, normalized=False, special=True) for token in of_type(vocabulary, kind)]
+            tokenizer.add_special_tokens(special)
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_type(vocabulary, USER_DEFINED)])
+        if vocabulary.adds_bos and vocabulary.bos_id is not None:
+            bos = vocabulary.tokens[vocabulary.bos_id]
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos_id)]
+            )
+        check(tokenizer, vocabulary)
+        if vocabulary.published is not None:
+            compare(tokenizer, Tokenizer.from_str(vocabulary.published), vocabulary)
+        return tokenizer
+
+
+@contextmanager
+def panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
+    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are no `Exception`s."""
+    try:
+        yield
+    except (EdgekitError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"the tokenizer of `{vocabulary.name}` cannot be used: {shown(error)}") from error
 
 
 def of_type(vocabulary: Vocabulary, wanted: int) -> list[str]:
@@ -155,7 +244,7 @@ def of_type(vocabulary: Vocabulary, wanted: int) -> list[str]:
 
 def splitting_of(vocabulary: Vocabulary) -> Splitting:
     if vocabulary.splitting not in SPLITTINGS:
-        named = "nothing" if vocabulary.splitting is None else f"`{vocabulary.splitting}`"
+        named = "nothing" if vocabulary.splitting is None else f"`{shown(vocabulary.splitting)}`"
         raise UnsupportedModelError(
             f"`{vocabulary.name}` says {named} about how its tokenizer cuts text (`tokenizer.ggml.pre`)",
             hint=f"known are {', '.join(f'`{known}`' for known in SPLITTINGS)}; export the Hub's checkpoint instead",
@@ -166,6 +255,11 @@ def splitting_of(vocabulary: Vocabulary) -> Splitting:
 def byte_level(vocabulary: Vocabulary) -> Tokenizer:
     """Byte-pair encoding on bytes, each written as a character, as GPT-2 has it."""
     splitting = splitting_of(vocabulary)
+    if vocabulary.add_space_prefix:
+        raise UnsupportedModelError(
+            f"`{vocabulary.name}` has `{PREFIX}add_space_prefix` set in a tokenizer of the kind `gpt2`",
+            hint="llama.cpp and transformers read that in different ways; export the Hub's checkpoint instead",
+        )
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     merges = [cut_merge(vocabulary, merge) for merge in vocabulary.merges]
     try:
@@ -189,7 +283,7 @@ def cut_merge(vocabulary: Vocabulary, merge: str) -> tuple[str, str]:
     # Tokens of bytes hold no space, so the one there is stands between the two.
     left, _, right = merge.partition(" ")
     if not left or not right:
-        raise CheckpointError(f"`{vocabulary.name}` has a merge that is none: `{merge}`")
+        raise CheckpointError(f"`{vocabulary.name}` has a merge that is none: `{shown(merge)}`")
     return left, right
 
 
@@ -197,13 +291,19 @@ def sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
     """Byte-pair encoding on characters, with a token for each byte that no other has, as SentencePiece has it."""
     if len(vocabulary.scores) != len(vocabulary.tokens):
         raise CheckpointError(f"`{vocabulary.name}` has {len(vocabulary.tokens)} tokens, but not a score for each")
+    if vocabulary.splitting not in OF_SENTENCE_PIECES:
+        raise UnsupportedModelError(
+            f"`{vocabulary.name}` has `{PREFIX}pre` set to `{shown(vocabulary.splitting)}` in a tokenizer of the kind "
+            "`llama`, which cuts no text before its pieces are merged",
+            hint="export the Hub's checkpoint instead",
+        )
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     unknown = next(iter(of_type(vocabulary, UNKNOWN)), None)
     merges = merges_by_score(vocabulary, ids)
     tokenizer = Tokenizer(BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     as_space = normalizers.Replace(" ", WORD_START)
     steps: list[Any] = [decoders.Replace(WORD_START, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if vocabulary.add_space_prefix:
+    if vocabulary.add_space_prefix is not False:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), as_space])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
@@ -231,7 +331,21 @@ def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         if kind in (*WITHOUT_TEXT, USER_DEFINED):
             ids = tokenizer.encode(token, add_special_tokens=False).ids
             if ids != [number]:
-                raise CheckpointError(f"`{vocabulary.name}`: its token `{token}` is number {number} and becomes {ids}")
+                raise CheckpointError(
+                    f"`{vocabulary.name}`: its token `{shown(token)}` is number {number} and becomes {ids[:8]}"
+                )
     back = tokenizer.decode(tokenizer.encode(SAMPLE, add_special_tokens=False).ids, skip_special_tokens=False)
     if back != SAMPLE:
-        raise CheckpointError(f"the tokenizer of `{vocabulary.name}` makes `{back}` of `{SAMPLE}`")
+        raise CheckpointError(f"the tokenizer of `{vocabulary.name}` makes `{shown(back)}` of `{shown(SAMPLE)}`")
+
+
+def compare(tokenizer: Tokenizer, published: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Raise UnsupportedModelError where the original checkpoint's tokenizer makes other tokens of a text."""
+    for text in (SAMPLE, *COMPARED):
+        found, expected = (one.encode(text, add_special_tokens=False).ids for one in (tokenizer, published))
+        if found != expected:
+            raise UnsupportedModelError(
+                f"`{vocabulary.name}` has two tokenizers: its metadata makes {found[:8]}... of a text, and its "
+                f"`{HUGGING_FACE}` {expected[:8]}...",
+                hint="export the Hub's checkpoint instead",
+            )

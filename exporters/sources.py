@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,8 @@ from exporters.checkpoint_files import (
     read_json,
     size_limit,
 )
+from exporters.gguf_facts import open_gguf
+from exporters.gguf_tokenizer import make_tokenizer
 from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import is_offline, offline_failure
@@ -42,7 +44,7 @@ MAX_FILES = 1000
 """Files that an export downloads at most; the largest models have some hundred."""
 
 
-class Origin(str, Enum):
+class Origin(StrEnum):
     """The kinds of places that a checkpoint comes from."""
 
     HUB = "hub"
@@ -100,17 +102,17 @@ def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
 
 
 def open_file(path: Path, requested: str) -> Checkpoint:
-    """A GGUF file, not yet unpacked."""
+    """A GGUF file, of which the weights are not read yet."""
     source = Source(Origin.FILE.value, requested, path.name, None, None, None, None, {})
     return packed(path, path.name.removesuffix(GGUF), source)
 
 
 def packed(path: Path, name: str, source: Source, spec: ModelSpec | None = None) -> Checkpoint:
-    """A checkpoint that lies in a GGUF file; raises NotFoundError when there is none."""
-    if not path.is_file():
-        raise NotFoundError(f"there is no file `{path}`")
+    """A checkpoint that lies in a GGUF file; raises an error for one that is not exported, whatever is asked for."""
+    file = open_gguf(path)
+    make_tokenizer(file.vocabulary)
     source = dataclasses.replace(source, files={path.name: sha256_of(path)})
-    return Checkpoint(name, path.parent, {}, source, spec, path)
+    return Checkpoint(name, path.parent, {}, source, spec, path, file.block_types)
 
 
 def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpoint:

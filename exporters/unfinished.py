@@ -7,16 +7,54 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from runtime.errors import OutputError
 
 KEY, LOCK = "key", "lock"
+ENDING = ".unfinished"
 
 
 def folder_of(target: Path) -> Path:
-    return target.parent / f".{target.name}.unfinished"
+    return target.parent / f".{target.name}{ENDING}"
+
+
+@dataclass(frozen=True)
+class Left:
+    """The work of an export that was broken off and not begun again."""
+
+    target: Path
+    folder: Path
+    size: int
+    """Bytes."""
+
+
+def left_by_others(target: Path) -> list[Left]:
+    """What exports to other targets in the same folder have left, those that run now not counted."""
+    found = []
+    for folder in sorted(target.parent.glob(f".*{ENDING}")):
+        other = target.with_name(folder.name[1:].removesuffix(ENDING))
+        if other != target and folder.is_dir() and not is_locked(folder / LOCK):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+            found.append(Left(other, folder, size))
+    return found
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)
 
 
 class Unfinished:

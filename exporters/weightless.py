@@ -87,7 +87,10 @@ def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
                 config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             )
         model.tie_weights()
-    tensors = named_as_in(model, stored_tensors(weight_files(checkpoint.folder)))
+    stored = checkpoint.tensors
+    if stored is None:
+        stored = stored_tensors(weight_files(checkpoint.folder))
+    tensors = named_as_in(model, stored)
     check_tensors(checkpoint, model, tensors)
     held = {}
     for name, parameter in list(model.named_parameters()):

@@ -8,16 +8,23 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
-import glob
+import fcntl
 import os
+import re
 import secrets
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 
 from runtime.bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
 from runtime.errors import InputError
 from runtime.manifest import FileRecord, Manifest, manifest_to_json
+
+STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
+"""The name of a folder in which a bundle is built."""
+LONGEST_UNLOCKED = 3600.0
+"""Seconds after which a folder without a lock is abandoned, whatever process has the number in its name."""
 
 
 class BundleWriter:
@@ -34,6 +41,7 @@ class BundleWriter:
         self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
         """For files that the export needs on its way and that are not part of the bundle."""
+        self.lock: int | None = None
 
     def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
         if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
@@ -44,6 +52,9 @@ class BundleWriter:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.remove_abandoned()
         self.staging.mkdir()
+        # Held as long as the process lives, so that nobody takes this folder for one that was abandoned.
+        self.lock = os.open(self.staging, os.O_RDONLY)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.folder.mkdir()
         self.scratch.mkdir()
         return self
@@ -52,6 +63,8 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         shutil.rmtree(self.staging, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
 
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files, write the manifest, flush all to disk and rename; returns the finished bundle.
@@ -73,11 +86,32 @@ class BundleWriter:
         return Bundle(self.path, manifest)
 
     def remove_abandoned(self) -> None:
-        """Remove what an export to the same target left when it was killed."""
-        for path in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.*.partial"):
-            pid = path.name.split(".")[-3]
-            if pid.isdigit() and not is_running(int(pid)):
+        """Remove what exports to this target, or to others beside it, left when they were killed."""
+        for path in self.target.parent.glob(".*.partial"):
+            found = STAGING.fullmatch(path.name)
+            if found is not None and is_abandoned(path, int(found["pid"])):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_abandoned(staging: Path, pid: int) -> bool:
+    """Whether nobody writes to a folder beside a target any more.
+
+    Who writes holds a lock, which no other process sees before it is taken: the process must be gone too. Numbers of
+    processes come again, always the same in containers, so an old folder without a lock is nobody's whatever runs.
+    """
+    try:
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        old = time.time() - os.fstat(lock).st_mtime > LONGEST_UNLOCKED
+        return old or pid == os.getpid() or not is_running(pid)
+    finally:
+        os.close(lock)
 
 
 def is_running(pid: int) -> bool:

@@ -14,7 +14,7 @@ from runtime.cores import Cores, find_cores
 from runtime.cpu import Int8Arithmetic
 from runtime.errors import BundleError, InputError
 from runtime.manifest import Kind, Precision, Provider
-from runtime.session import DISABLED_OPTIMIZERS, onnxruntime_version, shared_session
+from runtime.session import DISABLED_OPTIMIZERS, check_requirements, onnxruntime_version, shared_session
 
 INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
@@ -68,6 +68,7 @@ class Encoder:
         if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
             known = " and ".join(f"`{name}`" for name in inputs)
             raise BundleError(f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and known are {known}")
+        check_requirements(self.bundle)
         self.cores = find_cores()
         self.workers = workers or self.cores.usable
         self.session = shared_session(

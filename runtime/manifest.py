@@ -7,7 +7,7 @@ import json
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError
@@ -23,8 +23,8 @@ SCHEMA = 5
 2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
 3: rerankers; nothing of schema 2 has another meaning.
 4: decoders; nothing of schema 3 has another meaning.
-5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens;
-   nothing of schema 4 has another meaning.
+5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens,
+   the versions that a bundle requires; nothing of schema 4 has another meaning.
 """
 OLDEST = 2
 """The first schema that is still read."""
@@ -39,7 +39,7 @@ VOCABULARY = {WITHIN: range(1, 1 << 24)}
 """Far more than any model has, and no more than what is made for each of them may take."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What a model is for."""
 
     EMBEDDER = "embedder"
@@ -52,7 +52,7 @@ class Kind(str, Enum):
         return f"{'an' if self.value[0] in 'aeiou' else 'a'} {self.value}"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """How a bundle's weights are stored and multiplied."""
 
     FP32 = "fp32"
@@ -64,7 +64,7 @@ class Precision(str, Enum):
     """As the file that the weights come from holds them."""
 
 
-class Provider(str, Enum):
+class Provider(StrEnum):
     """The hardware that runs a graph."""
 
     CPU = "cpu"
@@ -72,14 +72,14 @@ class Provider(str, Enum):
     COREML = "coreml"
 
 
-class CacheType(str, Enum):
+class CacheType(StrEnum):
     """The numbers in which a decoder's graph reads and writes keys and values."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
 
 
-class Pooling(str, Enum):
+class Pooling(StrEnum):
     """How the vectors of a text's tokens become one."""
 
     CLS = "cls"
@@ -92,7 +92,7 @@ class Pooling(str, Enum):
     """The sum, divided by the square root of the number of tokens."""
 
 
-class Activation(str, Enum):
+class Activation(StrEnum):
     """What is applied to each component of a layer's result, with the default parameters of PyTorch's module."""
 
     IDENTITY = "identity"
@@ -113,7 +113,7 @@ class Activation(str, Enum):
     SOFTSIGN = "softsign"
 
 
-class Scores(str, Enum):
+class Scores(StrEnum):
     """What is made of a reranker's logits."""
 
     RAW = "raw"
@@ -124,7 +124,7 @@ class Scores(str, Enum):
     """The logits of a pair's labels against each other, adding up to 1."""
 
 
-class Truncation(str, Enum):
+class Truncation(StrEnum):
     """What is cut from a query and a document that are too long together."""
 
     DOCUMENT = "document"
@@ -135,7 +135,7 @@ class Truncation(str, Enum):
     """The end of the two put together, as where a prompt holds both."""
 
 
-class Side(str, Enum):
+class Side(StrEnum):
     """The end of a text."""
 
     LEFT = "left"
@@ -424,6 +424,8 @@ class Manifest:
     decoder: DecoderFacts | None = None
     blocks: WeightBlocks | None = None
     """None for a graph without weights in blocks."""
+    requires: dict[str, str] = field(default_factory=dict)
+    """Package -> the lowest version that runs the graph as certified; empty in bundles of earlier schemas."""
 
 
 def manifest_from_json(text: str) -> Manifest:

@@ -12,7 +12,7 @@ from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
 from runtime.encoder import COMMANDS
 from runtime.errors import BundleError
 from runtime.manifest import Kind, Precision
-from runtime.session import Session, load_onnxruntime, shared_session
+from runtime.session import Session, check_requirements, load_onnxruntime, shared_session
 
 HEAD_START = 0.01
 """Seconds after which onnxruntime has Python's lock or no need of it; `tokenizers` has it until its file is read."""
@@ -57,6 +57,7 @@ class Opening:
         Where the graph cannot be opened and its weights were changed, that they were is told.
         """
         manifest = self.bundle.manifest
+        check_requirements(self.bundle)
         return at_once(
             partial(self.open_and_check, tokenizer),
             partial(
@@ -66,6 +67,7 @@ class Opening:
                 inputs=manifest.inputs,
                 threads=threads,
                 int8=manifest.precision is Precision.INT8,
+                symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,
             ),
             head_start=HEAD_START,
         )

@@ -18,7 +18,7 @@ from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpac
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.sampler import Sampling
-from runtime.session import onnxruntime_version
+from runtime.session import ONNXRUNTIME, onnxruntime_version
 from runtime.steps import Steps
 
 TOLERANCE = 0.001
@@ -38,8 +38,6 @@ FURTHEST = 2.0
 """How far a single one may be: 0.8 was the most that was seen of any kernel."""
 LEAST_COSINE = 0.9
 """To PyTorch: a certificate of less agreement than any export has is none."""
-ONNXRUNTIME = "onnxruntime"
-"""Its name in `made_with`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import GRAPH_DATA
-from runtime.cpu import PRECISION_MODE, int8_arithmetic
+from runtime.bundle import GRAPH_DATA, Bundle
+from runtime.cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
 from runtime.errors import BundleError, EdgekitError, InputError, MissingPartError, OutOfMemoryError, ProviderError
 from runtime.manifest import Provider
 from runtime.memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
@@ -25,6 +26,12 @@ ORT_NAMES = {
     Provider.COREML: "CoreMLExecutionProvider",
 }
 
+ONNXRUNTIME = "onnxruntime"
+"""Its name in a manifest's `requires` and `made_with`."""
+OLDEST_ONNXRUNTIME = "1.30"
+"""The first that runs every graph that edgekit makes. 1.23 and 1.24 give a decoder's tokens wrong, 1.25 to 1.29 end the
+process, and those before 1.23 cannot open it (1.20 to 1.32 tried)."""
+INSTALL = "pip install 'onnxruntime>={}'"
 GENERAL = {"Fail", "RuntimeException"}
 """The classes of onnxruntime's exceptions that say no more than that something failed."""
 FLOATS = "tensor(float)"
@@ -49,12 +56,14 @@ class Session:
         inputs: Sequence[str],
         threads: int | None = None,
         int8: bool = False,
+        symmetric_blocks: bool = False,
     ) -> None:
         """Open `path` on `provider`; raises ProviderError when that is not what the session gets.
 
         `inputs` are the names that the manifest promises; BundleError when the graph has others. `threads` are those of
-        a decoder; None opens the session of an encoder. `int8` says that the graph has int8 matmuls. Raises
-        OutOfMemoryError before weights are loaded for which there is no memory.
+        a decoder; None opens the session of an encoder. `int8` says that the graph has int8 matmuls,
+        `symmetric_blocks` that it has 4-bit ones without zero points. Raises OutOfMemoryError
+        before weights are loaded for which there is no memory.
         """
         if provider not in available_providers():
             raise ProviderError(
@@ -75,6 +84,8 @@ class Session:
         # It takes 1.6 times as long, so it is asked for only where it is needed.
         if self.int8 is not None and self.int8.precision_mode:
             options.add_session_config_entry(PRECISION_MODE, "1")
+        if symmetric_blocks and provider is Provider.CPU:
+            options.add_session_config_entry(WITHOUT_KLEIDIAI, "1")
         self.weights = size_of_weights(path)
         check_memory(self.weights, f"the weights of `{path}`")
         before = mapped_regions() if threads is not None else []
@@ -137,7 +148,13 @@ OPENING = threading.Lock()
 
 
 def shared_session(
-    path: Path, *, provider: Provider, inputs: Sequence[str], threads: int | None = None, int8: bool = False
+    path: Path,
+    *,
+    provider: Provider,
+    inputs: Sequence[str],
+    threads: int | None = None,
+    int8: bool = False,
+    symmetric_blocks: bool = False,
 ) -> Session:
     """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
 
@@ -146,11 +163,18 @@ def shared_session(
     """
     data = path.with_name(GRAPH_DATA)
     files = [path, data] if data.exists() else [path]
-    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads, int8)
+    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads, int8, symmetric_blocks)
     with OPENING:
         session = OPEN.get(key)
         if session is None:
-            session = OPEN[key] = Session(path, provider=provider, inputs=inputs, threads=threads, int8=int8)
+            session = OPEN[key] = Session(
+                path,
+                provider=provider,
+                inputs=inputs,
+                threads=threads,
+                int8=int8,
+                symmetric_blocks=symmetric_blocks,
+            )
         return session
 
 
@@ -199,7 +223,27 @@ def load_onnxruntime() -> Any:
             "onnxruntime is not installed, and edgekit runs models with it",
             hint="install one of the two, never both: `pip install 'edgekit[cpu]'` or `pip install 'edgekit[cuda]'`",
         ) from error
+    if release(onnxruntime.__version__) < release(OLDEST_ONNXRUNTIME):
+        raise MissingPartError(
+            f"onnxruntime {onnxruntime.__version__} is installed, and edgekit needs {OLDEST_ONNXRUNTIME} or newer",
+            hint=f"run `{INSTALL.format(OLDEST_ONNXRUNTIME)}`; versions before it crash or give wrong tokens",
+        )
     return onnxruntime
+
+
+def check_requirements(bundle: Bundle) -> None:
+    """Raise BundleError for a bundle whose graph needs a newer onnxruntime than this one."""
+    needed, here = bundle.manifest.requires.get(ONNXRUNTIME), onnxruntime_version()
+    if needed is not None and release(here) < release(needed):
+        raise BundleError(
+            f"the bundle `{bundle.path}` needs onnxruntime {needed} or newer, and {here} is installed",
+            hint=f"run `{INSTALL.format(needed)}`",
+        )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: (1, 30, 0) of `1.30.0rc1`; none of what is no version."""
+    return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version, maxsplit=1)[0])))
 
 
 def onnxruntime_version() -> str:

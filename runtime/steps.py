@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from time import perf_counter
 
 import numpy as np
@@ -17,7 +17,7 @@ from runtime.prompt_lookup import PromptLookup
 from runtime.sampler import Penalties, Sampler, Sampling, make_sampler
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why an answer ended."""
 
     STOP = "stop"

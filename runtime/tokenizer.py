@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ BLOCK = 256
 SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])|(?=\n)")  # noqa: RUF001 - CJK
 
 
-class LongTexts(str, Enum):
+class LongTexts(StrEnum):
     """What happens to a text that is longer than the model reads."""
 
     TRUNCATE = "truncate"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ UNIT_RANGE = 6.0
 """int8 without ranges of its own covers this many times 1 / sqrt(dimension), the mean size of a unit vector's parts."""
 
 
-class VectorType(str, Enum):
+class VectorType(StrEnum):
     """How the numbers of a vector are stored."""
 
     FLOAT32 = "float32"
@@ -38,7 +38,7 @@ STORED: dict[VectorType, type[np.generic]] = {
 PACKED = frozenset({VectorType.BINARY, VectorType.UBINARY})
 
 
-class Metric(str, Enum):
+class Metric(StrEnum):
     """What makes two vectors similar."""
 
     COSINE = "cosine"

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
 
-class InputFormat(str, Enum):
+class InputFormat(StrEnum):
     """How a file or a pipe holds texts."""
 
     AUTO = "auto"

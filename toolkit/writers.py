@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Record = TextRecord | FailedRecord
 
 
-class OutputFormat(str, Enum):
+class OutputFormat(StrEnum):
     """How vectors are written."""
 
     JSONL = "jsonl"

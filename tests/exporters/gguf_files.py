@@ -12,6 +12,7 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 from tokenizers import pre_tokenizers
 
+ANY_ARCHITECTURE = ("general.", "split.", "adapter.", "clip.")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 MERGES = ["Ġ t", "h e", "Ġt he", "i n", "Ġ Ġ", "1 2"]
 SPECIAL = ["<|begin|>", "<|im_start|>", "<|im_end|>"]
@@ -50,7 +51,8 @@ def seeded(name: str, **settings: object) -> transformers.PreTrainedModel:
     model_type, own = MODELS[name]
     config = transformers.AutoConfig.for_model(model_type, **TINY | own | settings)
     torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    # As an export reads it: the plain attention, which alone caps logits as Gemma 2 does.
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -74,7 +76,7 @@ def write_gguf(
     writer.add_chat_template("{{ messages[0]['content'] }}")
     writer.add_license("apache-2.0")
     for key, value in (fields or {}).items():
-        add(writer, key if key.startswith(("general.", "split.")) else f"{name}.{key}", value)
+        add(writer, key if key.startswith(ANY_ARCHITECTURE) else f"{name}.{key}", value)
     for key, value in (TOKENIZER | dict(tokenizer or {})).items():
         if value is not None:
             add(writer, f"tokenizer.ggml.{key}", value)
@@ -149,3 +151,21 @@ def add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
 def turned(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head's halves by turns: llama.cpp rotates neighbours where transformers rotates halves."""
     return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def rewritten(path: Path, fields: dict[str, object], target: Path) -> Path:
+    """The same tensors with other metadata."""
+    old = gguf.GGUFReader(str(path))
+    writer = gguf.GGUFWriter(str(target), str(fields["general.architecture"]))
+    adders = {bool: writer.add_bool, int: writer.add_int64, float: writer.add_float64, str: writer.add_string}
+    for key, value in fields.items():
+        if key in writer.kv_data[0]:
+            del writer.kv_data[0][key]
+        adders.get(type(value), writer.add_array)(key, value)
+    for tensor in old.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

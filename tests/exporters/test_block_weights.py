@@ -230,14 +230,33 @@ def test_rows_of_zeros_are_taken_from_the_matrix_around_them() -> None:
     assert node.attributes["bits"].as_int() == 4
 
 
-def test_a_matrix_that_is_only_partly_in_blocks_is_refused() -> None:
+@pytest.mark.parametrize("first", [True, False], ids=["the first outputs", "the last ones"])
+def test_a_matrix_that_is_only_partly_in_blocks_keeps_both_parts(*, first: bool) -> None:
+    """As files have them where the matrices of values are in float16, or those of half of a merged product."""
     blocks = in_blocks(weights()["up"][:, :100], BlockForm(4, 32, symmetric=True))
-    part = np.concatenate([blocks.dequantized(), weights()["up"][:, 100:]], axis=1)
-    model = decoder(weights() | {"up": part})
+    pieces = [blocks.dequantized(), weights()["up"][:, 100:]]
+    given = weights() | {"up": np.concatenate(pieces if first else pieces[::-1], axis=1)}
+    expected = logits_of(decoder(given))
+    model = decoder(given)
+
+    exact = keep_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
+
+    assert exact == len(list(linears(decoder(given).graph))), "no product is in blocks alone"
+    (node,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    assert node.attributes["N"].as_int() == 100
+    assert np.abs(logits_of(in_float32(model)) - expected).max() < 1e-5
+
+
+def test_outputs_that_are_in_blocks_here_and_there_are_refused() -> None:
+    blocks = in_blocks(weights()["up"], BlockForm(4, 32, symmetric=True))
+    mixed = np.where(np.arange(INNER) % 2, blocks.dequantized(), weights()["up"])
+    model = decoder(weights() | {"up": np.ascontiguousarray(mixed)})
 
     with pytest.raises(UnsupportedModelError) as caught:
         keep_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
 
-    assert caught.value.message == f"of the {INNER} outputs of `up`, {INNER - 100} are not stored in blocks"
+    assert (
+        caught.value.message == f"of the {INNER} outputs of `up`, {INNER // 2} are not stored in blocks, here and there"
+    )
     assert caught.value.hint == "use `--precision int4`, which rounds all weights anew"
     assert caught.value.exit_code == 10

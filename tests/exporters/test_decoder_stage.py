@@ -169,18 +169,19 @@ def test_the_stages_are_told_in_order(folder: Path, gguf: Path, tmp_path: Path) 
     assert told.stages == STAGES
 
     told = Recorder()
-    export(str(gguf), precision=Precision.SOURCE, out=tmp_path / "b", progress=told)
-    expected = [*STAGES[:2], "unpack the GGUF file", *STAGES[2:]]
+    export(str(gguf), out=tmp_path / "b", progress=told)
+    expected = [*STAGES[:2], "read the GGUF file", *STAGES[2:]]
     assert told.stages == [
         "keep the blocks of the file" if stage == "quantize to int4" else stage for stage in expected
     ]
 
 
 def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
-    exported = export(str(gguf), precision=Precision.SOURCE, out=tmp_path / "b")
+    exported = export(str(gguf), out=tmp_path / "b")
     manifest = exported.bundle.manifest
     certificate, blocks, facts = manifest.certificate, manifest.blocks, manifest.decoder
 
+    assert manifest.precision is Precision.SOURCE
     assert (manifest.name, manifest.architecture, manifest.source.licence) == ("tiny.Q4_1", "llama", "apache-2.0")
     assert (manifest.source.origin, manifest.source.resolved) == ("file", "tiny.Q4_1.gguf")
     assert manifest.source.files.keys() == {"tiny.Q4_1.gguf"}
@@ -201,12 +202,17 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     }
 
 
-def test_any_precision_can_be_made_of_a_gguf_file(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_that_is_not_quantized_is_exported_as_any_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "tiny.BF16.gguf", seeded("llama"), types={"norm.weight": Type.F32, ".weight": Type.BF16})
 
-    bundle = export(str(gguf)).bundle
+    bundle = export("tiny.BF16.gguf").bundle
 
-    assert bundle.path == Path("bundles/tiny.Q4_1-int4")
+    assert bundle.path == Path("bundles/tiny.BF16-int4")
+    assert bundle.manifest.certificate is not None
+    assert "source_kl_mean" not in bundle.manifest.certificate.figures
     assert bundle.manifest.blocks is not None
     assert bundle.manifest.blocks.rounding == "importance"
 
@@ -459,6 +465,31 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     ]
 
 
+def test_rounding_a_files_blocks_anew_says_what_that_costs(edgekit: object, gguf: Path, tmp_path: Path) -> None:
+    """Beside what the file's own blocks give, which is what their own bundle says of itself."""
+    own = export(str(gguf), out=tmp_path / "own").bundle.manifest.certificate
+    assert own is not None
+
+    finished: Finished = edgekit("export", gguf, "--precision", "int4", "--out", tmp_path / "int4")
+
+    certificate = Bundle.open(tmp_path / "int4").manifest.certificate
+    assert certificate is not None
+    figures = certificate.figures
+    print(figures)
+    assert (figures["source_kl_mean"], figures["source_top1_agreement"]) == (
+        own.figures["kl_mean"],
+        own.figures["top1_agreement"],
+    )
+    assert figures["kl_mean"] > 2 * figures["source_kl_mean"]
+    lines = finished.err.splitlines()
+    kl, top = own.figures["kl_mean"], own.figures["top1_agreement"]
+    line = f"  source   KL {kl:.5f} and {top:.1%} with the file's own blocks: leave out `--precision` to keep them"
+    assert line in lines
+    shown = edgekit("inspect", tmp_path / "int4").out.decode()
+    assert "source kl mean 0.0" in shown
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["int4", "own"]
+
+
 def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     """From its GGUF file, whose own rounding the other one here comes on top of."""
     manifest = smollm_bundle.manifest
@@ -472,6 +503,9 @@ def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     # Plain rounding in blocks of 32 is at 0.431.
     assert certificate.figures["kl_mean"] < 0.6 * 0.431
     assert certificate.figures["top1_agreement"] > 0.6
+    # What is kept of it by default.
+    assert certificate.figures["source_kl_mean"] < 0.006
+    assert certificate.figures["source_top1_agreement"] > 0.92
     assert (facts.context_length, facts.add_bos, facts.eos_ids) == (8192, False, (2, 0))
     assert len(certificate.answers[0].output) == 64
     decoder = Decoder(smollm_bundle)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,9 +11,10 @@ import regex
 import sentencepiece
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from exporters.gguf import GgufFile
-from exporters.gguf_tokenizer import SAMPLE, SPLITTINGS, Vocabulary, make_tokenizer, read_vocabulary
+from exporters.gguf_facts import GgufFile
+from exporters.gguf_tokenizer import COMPARED, SAMPLE, SPLITTINGS, Vocabulary, make_tokenizer, read_vocabulary
 from exporters.probe import calibration_texts
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 from tests.assets import vocabulary_path
@@ -233,7 +237,7 @@ def refused(**changes: object) -> EdgekitError:
             {"token_type": [NORMAL]},
             f"`m.gguf` has {len(TOKENS)} tokens, but not a type for each or some of them twice",
         ),
-        ({"bos_token_id": 9999}, f"`m.gguf` has {len(TOKENS)} tokens, and begins texts with number 9999"),
+        ({"bos_token_id": 9999}, f"`m.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.bos_token_id` is 9999"),
         ({"merges": ["ab"]}, "`m.gguf` has a merge that is none: `ab`"),
         (sentence_pieces(scores=[1.0]), "`m.gguf` has 274 tokens, but not a score for each"),
     ],
@@ -255,7 +259,8 @@ def test_a_vocabulary_that_cannot_write_every_text() -> None:
 
     error = refused(tokens=tokens)
 
-    assert error.message == f"the tokenizer of `m.gguf` makes `{SAMPLE.replace('G', '')}` of `{SAMPLE}`"
+    shown = SAMPLE.replace("\n", "\\n").replace("\t", "\\t")
+    assert error.message == f"the tokenizer of `m.gguf` makes `{shown.replace('G', '')}` of `{shown}`"
     assert error.exit_code == 7
 
 
@@ -275,3 +280,144 @@ def test_tokenizers_that_are_not_known(changes: dict, message: str) -> None:
     assert error.hint is not None
     assert error.hint.startswith("known are ")
     assert error.exit_code == 10
+
+
+@pytest.mark.parametrize(
+    ("pre", "kind"), [("gpt-2", transformers.GPT2Tokenizer), ("qwen2", transformers.Qwen2Tokenizer)]
+)
+def test_ids_are_those_of_the_publishers_own_tokenizer(pre: str, kind: type, smollm: GgufFile, tmp_path: Path) -> None:
+    """transformers' code in Python for the family, which shares nothing with tokenizers but the vocabulary."""
+    real = smollm.vocabulary
+    ids = {token: number for number, token in enumerate(real.tokens)}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(real.merges), encoding="utf-8")
+    own = kind(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), unk_token="<|endoftext|>")
+
+    tokenizer = make_tokenizer(dataclasses.replace(real, splitting=pre))
+
+    for text in [*calibration_texts().texts[::4], *HARD, *COMPARED]:
+        assert tokenizer.encode(text).ids == own.convert_tokens_to_ids(own.tokenize(text)), text
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "llama3", "llama-v3"])
+def test_llama_3_cuts_text_as_the_publishers_pattern_does(name: str) -> None:
+    """That of transformers' converter, by another engine for regular expressions."""
+    pattern = inspect.signature(TikTokenConverter).parameters["pattern"].default
+    splitter = make_tokenizer(vocabulary(pre=name)).pre_tokenizer
+
+    for text in [*calibration_texts().texts[::4], *HARD, *COMPARED]:
+        cuts = [text[start:end] for _, (start, end) in splitter.pre_tokenize_str(text)]
+        assert cuts == regex.findall(pattern, text), text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer.ggml.add_eos_token", True),
+        ("tokenizer.ggml.add_sep_token", True),
+        ("tokenizer.ggml.remove_extra_whitespaces", True),
+        ("tokenizer.ggml.precompiled_charsmap", [1, 2]),
+        ("tokenizer.ggml.token_type_count", 2),
+        ("tokenizer.ggml.normalizer", "nfkc"),
+        ("tokenizer.rwkv.world", "x"),
+        ("tokenizer.ggml.eos_token_ids", [1]),
+    ],
+)
+def test_what_is_not_read_about_a_tokenizer_is_refused_by_name(key: str, value: object) -> None:
+    fields = {f"tokenizer.ggml.{name}": own for name, own in TOKENIZER.items()}
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        read_vocabulary("m.gguf", fields | {key: value})
+
+    shown = "a list of " + str(len(value)) if isinstance(value, list) else value
+    assert caught.value.message == f"`m.gguf` has `{key}` set to `{shown}`, which edgekit does not read"
+    assert caught.value.hint == "texts would become other tokens; export the Hub's checkpoint instead"
+    assert caught.value.exit_code == 10
+
+
+def test_settings_of_other_kinds_of_tokenizers() -> None:
+    error = refused(add_space_prefix=True)
+    assert error.message == "`m.gguf` has `tokenizer.ggml.add_space_prefix` set in a tokenizer of the kind `gpt2`"
+    assert error.exit_code == 10
+
+    error = refused(**sentence_pieces(pre="llama-bpe"))
+    assert error.message == (
+        "`m.gguf` has `tokenizer.ggml.pre` set to `llama-bpe` in a tokenizer of the kind `llama`, which cuts no text "
+        "before its pieces are merged"
+    )
+    assert error.exit_code == 10
+    make_tokenizer(vocabulary(**sentence_pieces(pre="default")))
+
+
+def test_settings_without_effect_and_tokens_that_there_are_none_of() -> None:
+    found = vocabulary(
+        add_eos_token=False, remove_extra_whitespaces=False, fim_pre_token_id=3, padding_token_id=2**32 - 1
+    )
+
+    assert found.ids == {"bos_token_id": 0, "eos_token_id": 2, "fim_pre_token_id": 3}
+
+
+@pytest.mark.parametrize("number", [-2, len(TOKENS), 2**40])
+@pytest.mark.parametrize("name", ["bos", "eos", "eot", "padding", "unknown"])
+def test_tokens_that_are_not_there(name: str, number: int) -> None:
+    error = refused(**{f"{name}_token_id": number})
+
+    assert error.message == f"`m.gguf` has {len(TOKENS)} tokens, and `tokenizer.ggml.{name}_token_id` is {number}"
+    assert error.exit_code == 7
+
+
+def test_types_of_tokens_that_are_not_known() -> None:
+    error = refused(token_type=[NORMAL] * (len(TOKENS) - 1) + [9])
+
+    assert error.message == "`m.gguf` has a token of the type 9 (`tokenizer.ggml.token_type`); known are 1 to 6"
+
+
+def test_scores_that_are_no_numbers() -> None:
+    fields = sentence_pieces()
+    error = refused(**sentence_pieces(scores=[float("nan"), *fields["scores"][1:]]))
+
+    assert error.message == "`m.gguf` has a number in `tokenizer.ggml.scores` that is not finite"
+    assert error.exit_code == 7
+
+
+def published(tokenizer: Tokenizer, **changes: object) -> Vocabulary:
+    """The vocabulary of a file that has the publisher's tokenizer too."""
+    return dataclasses.replace(vocabulary(**changes), published=tokenizer.to_str())
+
+
+def test_a_file_with_two_tokenizers_is_exported_where_they_agree() -> None:
+    own = make_tokenizer(vocabulary(pre="qwen2"))
+
+    make_tokenizer(published(own, pre="qwen2"))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        make_tokenizer(published(own, pre="gpt-2"))
+    assert caught.value.message.startswith("`m.gguf` has two tokenizers: its metadata makes [")
+    assert "`tokenizer.huggingface.json` [" in caught.value.message
+    assert caught.value.exit_code == 10
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[" * 100_000, '{"model": {"type": "BPE"}}'])
+def test_a_published_tokenizer_that_cannot_be_used(content: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        make_tokenizer(dataclasses.replace(vocabulary(), published=content))
+
+    assert caught.value.message.startswith("the tokenizer of `m.gguf` cannot be used: ")
+    assert caught.value.exit_code == 7
+
+
+def test_a_panic_of_tokenizers_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no `Exception`."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: object) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr("exporters.gguf_tokenizer.check", panics)
+
+    error = refused()
+
+    assert error.message == ("the tokenizer of `m.gguf` cannot be used: called `Option::unwrap()` on a `None` value")
+    assert error.exit_code == 7

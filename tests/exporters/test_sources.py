@@ -4,11 +4,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Type
 
 from exporters.checkpoint_files import is_wanted
 from exporters.hub.request import hub_request
 from exporters.sources import Origin, find_checkpoint
 from runtime import InputError, NotFoundError
+from tests.exporters.gguf_files import seeded, write_gguf
 
 
 @pytest.mark.parametrize("source", ["./nothing", "/nothing/at/all", "~/nothing"])
@@ -22,15 +24,16 @@ def test_a_name_that_must_be_a_folder() -> None:
         find_checkpoint("all-MiniLM-L6-v2", origin=Origin.FOLDER)
 
 
-def test_a_file_is_taken_for_gguf_and_not_unpacked_yet(tmp_path: Path) -> None:
-    (tmp_path / "model.Q4_0.gguf").write_bytes(b"GGUF")
+def test_a_file_is_taken_for_gguf(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.Q4_0.gguf", seeded("llama"), types={"attn_v.weight": Type.Q4_0})
 
     checkpoint = find_checkpoint(str(tmp_path / "model.Q4_0.gguf"))
 
     assert (checkpoint.name, checkpoint.gguf) == ("model.Q4_0", tmp_path / "model.Q4_0.gguf")
     assert (checkpoint.source.origin, checkpoint.source.resolved) == ("file", "model.Q4_0.gguf")
-    assert checkpoint.source.files == {"model.Q4_0.gguf": hashlib.sha256(b"GGUF").hexdigest()}
-    assert checkpoint.weights_size == 4
+    assert checkpoint.source.files == {"model.Q4_0.gguf": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert checkpoint.weights_size == path.stat().st_size
+    assert checkpoint.block_types == {"Q4_0"}
 
 
 def test_a_file_that_is_not_there() -> None:

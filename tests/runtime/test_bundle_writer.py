@@ -139,3 +139,30 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     with BundleWriter(tmp_path / "bundle"):
         assert not left.exists()
     assert mine.exists()
+
+
+def test_what_killed_exports_left_is_removed_whatever_it_was_for(tmp_path: Path) -> None:
+    """Also where a process has the number again that wrote it, as the first one of every container has."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = {
+        "of another target": tmp_path / f".other.{int(gone.stdout)}.0a1b2c3d.partial",
+        "of this number": tmp_path / f".other.{os.getpid()}.0a1b2c3d.partial",
+        "old": tmp_path / f".other.{os.getppid()}.0a1b2c3d.partial",
+    }
+    kept = {
+        "of a process that runs": tmp_path / f".other.{os.getppid()}.0a1b2c3e.partial",
+        "of another name": tmp_path / ".thesis.partial",
+        "a file": tmp_path / f".file.{int(gone.stdout)}.0a1b2c3d.partial",
+        "behind a link": tmp_path / "elsewhere",
+    }
+    for path in (*left.values(), *kept.values()):
+        path.touch() if path.name.startswith(".file") else path.mkdir()
+    (tmp_path / f".link.{int(gone.stdout)}.0a1b2c3d.partial").symlink_to(kept["behind a link"])
+    os.utime(left["old"], (0, 0))
+    with BundleWriter(tmp_path / "running") as running:
+        os.utime(running.staging, (0, 0))
+
+        with BundleWriter(tmp_path / "bundle"):
+            assert {name for name, path in left.items() if path.exists()} == set()
+            assert {name for name, path in kept.items() if path.exists()} == set(kept)
+            assert running.folder.exists(), "it holds its lock"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,17 @@ import onnxruntime
 import pytest
 
 from runtime import Bundle, Decoder, Embedder, Provider
-from runtime.cpu import LARGEST, PRECISION_MODE, PRODUCT, Int8Arithmetic, cpu_features, int8_arithmetic
+from runtime.cpu import (
+    LARGEST,
+    PRECISION_MODE,
+    PRODUCT,
+    WITHOUT_KLEIDIAI,
+    Int8Arithmetic,
+    cpu_features,
+    int8_arithmetic,
+)
 from runtime.cpu import products_overflow as asked
+from runtime.manifest import WeightBlocks
 from runtime.session import Session
 from tests.commands import Finished
 
@@ -77,13 +87,17 @@ def test_the_graph_is_a_valid_one_that_multiplies_by_the_largest_weights() -> No
     )[0].shape == (2, 16)
 
 
-@pytest.mark.skipif("avx512_vnni" not in cpu_features(), reason="needs a CPU of which the answer is known")
-def test_products_are_exact_with_vnni() -> None:
-    assert int8_arithmetic(onnxruntime).precision_mode is False
+def test_this_cpu() -> None:
+    """Of x86, those overflow that have AVX2 and no 8-bit dot product; ARM never does."""
+    features = set(cpu_features())
+
+    overflows = int8_arithmetic(onnxruntime).precision_mode
+
+    assert overflows is ("avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
-def opened_with(path: Path, monkeypatch: pytest.MonkeyPatch, *, int8: bool) -> Any:
-    """The options that reach onnxruntime when a graph is opened."""
+def options_given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options that reach onnxruntime when graphs are opened from now on."""
     given: list[Any] = []
     open_session = onnxruntime.InferenceSession
 
@@ -92,13 +106,18 @@ def opened_with(path: Path, monkeypatch: pytest.MonkeyPatch, *, int8: bool) -> A
         return open_session(model, options, **others)
 
     monkeypatch.setattr("onnxruntime.InferenceSession", recorded)
+    return given
+
+
+def opened_with(path: Path, monkeypatch: pytest.MonkeyPatch, *, int8: bool) -> Any:
+    given = options_given(monkeypatch)
     Session(path, provider=Provider.CPU, inputs=["input_ids"], int8=int8)
     return given[-1]
 
 
-def entry(options: Any) -> str | None:
+def entry(options: Any, name: str = PRECISION_MODE) -> str | None:
     try:
-        return str(options.get_session_config_entry(PRECISION_MODE))
+        return str(options.get_session_config_entry(name))
     # What onnxruntime raises for an entry that was not set.
     except RuntimeError:
         return None
@@ -131,6 +150,21 @@ def test_bundles_without_int8_matmuls_do_not_ask(
     monkeypatch.setattr("runtime.session.int8_arithmetic", never)
     assert Embedder(tiny_bundle).plan.int8 is None
     assert Decoder(written[0], threads=1).session.int8 is None
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kleidiai_is_left_out_for_symmetric_blocks_alone(
+    written: tuple[Bundle, object],
+    monkeypatch: pytest.MonkeyPatch,
+    symmetric: bool,  # noqa: FBT001
+) -> None:
+    bundle = written[0]
+    blocks = WeightBlocks(1, 0, 4, 4, 32, 32, symmetric, "nearest")
+    given = options_given(monkeypatch)
+
+    Decoder(Bundle(bundle.path, dataclasses.replace(bundle.manifest, blocks=blocks)), threads=1)
+
+    assert entry(given[-1], WITHOUT_KLEIDIAI) == ("1" if symmetric else None)
 
 
 @pytest.mark.parametrize("overflows", [True, False])

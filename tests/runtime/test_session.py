@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import shutil
@@ -14,8 +15,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder, InputError, Provider, ProviderError
-from runtime.session import OPEN, ORT_NAMES, Session, available_providers, shared_session
+from runtime import Bundle, BundleError, Decoder, Embedder, InputError, MissingPartError, Provider, ProviderError
+from runtime.session import (
+    OLDEST_ONNXRUNTIME,
+    OPEN,
+    ORT_NAMES,
+    Session,
+    available_providers,
+    load_onnxruntime,
+    shared_session,
+)
 from tests.decoders import write_decoder
 
 
@@ -197,3 +206,44 @@ def test_large_int8_products_do_not_overflow(tmp_path: Path) -> None:
     found = session.run({"rows": rows})
 
     assert np.array_equal(found, (rows.astype(np.int64) - 128) @ matrix.astype(np.int64))
+
+
+@pytest.mark.parametrize("version", ["1.20.0", "1.29.1", "0.9"])
+def test_an_onnxruntime_that_is_too_old_is_refused(tiny_bundle: Bundle, version: str) -> None:
+    """Those between give a decoder's tokens wrong, or end the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxruntime.__version__", version)
+        with pytest.raises(MissingPartError) as caught:
+            Embedder(tiny_bundle)
+    assert caught.value.message == f"onnxruntime {version} is installed, and edgekit needs 1.30 or newer"
+    assert caught.value.hint == ("run `pip install 'onnxruntime>=1.30'`; versions before it crash or give wrong tokens")
+
+
+@pytest.mark.parametrize(
+    ("needed", "opens"), [("1.30", True), (onnxruntime.__version__, True), ("1.999", False), ("2.0.1", False)]
+)
+def test_a_bundle_that_requires_a_newer_onnxruntime(
+    tiny_bundle: Bundle,
+    written: tuple[Bundle, object],
+    needed: str,
+    opens: bool,  # noqa: FBT001
+) -> None:
+    for model, bundle in ((Embedder, tiny_bundle), (Decoder, written[0])):
+        changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, requires={"onnxruntime": needed}))
+        if opens:
+            model(changed)
+            continue
+        with pytest.raises(BundleError) as caught:
+            model(changed)
+        assert caught.value.message == (
+            f"the bundle `{bundle.path}` needs onnxruntime {needed} or newer, and {onnxruntime.__version__} is "
+            "installed"
+        )
+        assert caught.value.hint == f"run `pip install 'onnxruntime>={needed}'`"
+
+
+def test_exports_say_what_they_require(tiny_bundle: Bundle) -> None:
+    assert tiny_bundle.manifest.requires == {"onnxruntime": OLDEST_ONNXRUNTIME}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxruntime.__version__", "1.30.0rc1+local")
+        assert load_onnxruntime() is onnxruntime

@@ -25,6 +25,8 @@ def test_models_as_a_table(edgekit: Edgekit) -> None:
         "hub",
         "mistralai/Mistral-7B-Instruct-v0.1",
     ]
+    (smollm,) = (line for line in lines if line.startswith("SmolLM2"))
+    assert "  decoder   int4, source from wheel  apache-2.0" in smollm, "its package holds a quantized GGUF file"
 
 
 def test_models_as_json(edgekit: Edgekit) -> None:

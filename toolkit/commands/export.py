@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source")
-@click.option("--precision", type=click.Choice([choice.value for choice in Precision]), help="Default: the catalog's.")
+@click.option(
+    "--precision",
+    type=click.Choice([choice.value for choice in Precision]),
+    help="Default: `source` for a quantized GGUF file, else the catalog's, else int8, and int4 for an LLM.",
+)
 @click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
 @click.option(
@@ -113,6 +117,8 @@ def summarize(exported: Exported) -> None:
     if certificate is not None:
         say(f"  {agreement(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
+        if "source_kl_mean" in certificate.figures:
+            say(f"  {beside_source(certificate)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
@@ -134,6 +140,15 @@ NEXT = {
     Kind.DECODER: 'generate {} "some prompt"',
 }
 """What to do with a bundle, whose path goes into the braces."""
+
+
+def beside_source(certificate: Certificate) -> str:
+    """What a GGUF file's own blocks would give on the same texts, where its weights were rounded anew."""
+    figures = certificate.figures
+    return (
+        f"source   KL {figures['source_kl_mean']:.5f} and {figures['source_top1_agreement']:.1%} with the file's own "
+        "blocks: leave out `--precision` to keep them"
+    )
 
 
 def agreement(certificate: Certificate, kind: Kind) -> str:
