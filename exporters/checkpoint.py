@@ -14,6 +14,7 @@ from exporters.architectures import Architecture, architecture_of, check_archite
 from exporters.catalog import ModelSpec
 from exporters.checkpoint_files import (
     MODULES,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     WEIGHTS_INDEX,
     card_header,
@@ -25,7 +26,7 @@ from exporters.checkpoint_files import (
 )
 from exporters.headers import Header, check_shards, check_sizes, read_headers
 from exporters.rope_parameters import with_known_names
-from exporters.unread import check_no_adapter, check_packed_files, check_unread
+from exporters.unread import check_no_adapter, check_packed_files, check_tokenizer_code, check_unread
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
@@ -132,6 +133,8 @@ def open_without_weights(
     config = read_json(folder / "config.json")
     check_config(config, name)
     check_packed_files(name, folder)
+    tokenizer = check_file(folder, TOKENIZER_CONFIG)
+    check_tokenizer_code(name, read_json(tokenizer) if tokenizer.exists() else None)
     checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
     accept(checkpoint)
     return checkpoint

@@ -141,6 +141,12 @@ def check_cross_encoder(checkpoint: Checkpoint) -> None:
 
 
 def plain_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
+    if checkpoint.subfolder:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` has its model in `{checkpoint.subfolder}`, where sentence-transformers does not look "
+            f"for it: its `{MODEL_SETTINGS}` does not say that it is a `{PAIR_MODEL}`",
+            hint="save it with sentence-transformers' `CrossEncoder.save_pretrained`",
+        )
     if answers_in_words(checkpoint.config) and checkpoint.read_module_json(MODULES) is not None:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` has a `{MODULES}`, and its `{MODEL_SETTINGS}` does not say that it is a "

@@ -9,7 +9,7 @@ The graph reads new tokens beside the keys and values of those before, and gives
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from runtime.forward import input_names
 
 NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
+UNTESTED = "its config.json asks for something that edgekit has not been tested with"
 
 
 def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = None, plain: bool = False) -> ir.Model:
@@ -58,7 +59,8 @@ def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = Non
     config_class = PlainOnnxConfig if plain else DecoderOnnxConfig
     config = config_class(model.config, context_length=min(length or longest, longest))
     path = scratch / "traced.onnx"
-    with quiet(), refusing_what_fails(model) if plain else nullcontext(), traceable(decoder) as held:
+    hint = "edgekit has no form of its own for this architecture, and its code does not trace as it is"
+    with quiet(), refusing_what_fails(model, hint if plain else UNTESTED), traceable(decoder) as held:
         # Mending sizes would open a session on a graph that nobody can run; `rebuild` states those of the outputs.
         optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
     traced = ir.load(path)
@@ -69,16 +71,17 @@ def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = Non
 
 
 @contextmanager
-def refusing_what_fails(model: Any) -> Iterator[None]:
-    """Code that nobody has traced before may fail in any way; the tracer prints its graph then, which helps no user."""
+def refusing_what_fails(model: Any, hint: str = UNTESTED) -> Iterator[None]:
+    """Code that nobody has traced before may fail in any way, and so may settings that nobody has.
+
+    The tracer prints its graph then, which helps no user.
+    """
     try:
         with redirect_stdout(StringIO()):
             yield
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"`{type(model).__name__}` cannot be traced: {str(error).strip().splitlines()[0]}",
-            hint="edgekit has no form of its own for this architecture, and its code does not trace as it is",
-        ) from error
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"`{type(model).__name__}` cannot be traced: {reason}", hint=hint) from error
 
 
 def rebuild(traced: ir.Model) -> None:
@@ -111,5 +114,5 @@ def check_decoder(graph: ir.Graph) -> None:
     if names != input_names(layers) or (grouped and any(node.op_type in NOT_LEFT for node in graph)):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
-            hint="its config.json asks for something that edgekit has not been tested with",
+            hint=UNTESTED,
         )

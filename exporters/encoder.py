@@ -22,6 +22,7 @@ from exporters.architectures import JINA_BERT, NOMIC_BERT
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import Form, labels_of, read_cross_encoder
+from exporters.decoder import UNTESTED
 from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
 from exporters.graph import (
@@ -158,7 +159,7 @@ def rebuild(
     if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` edgekit knows",
-            hint="its config.json asks for something that edgekit has not been tested with",
+            hint=UNTESTED,
         )
 
 

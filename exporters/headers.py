@@ -103,9 +103,9 @@ def check_sizes(name: str, config: Mapping[str, Any], headers: Sequence[Header])
     """Raise CheckpointError for a config whose layers, width or vocabulary its tensors do not have."""
     dimensions = {size for header in headers for size in header.shape}
     for key in (*LAYERS, *WIDTHS, *POSITIONS):
-        value = config.get(key)
-        if value is None:
+        if key not in config or (config[key] is None and key in POSITIONS):
             continue
+        value = config[key]
         if type(value) is not int or value < 1:
             raise CheckpointError(
                 f"`{key}` in the config.json of `{name}` must be a positive integer, not `{shown(value)}`"

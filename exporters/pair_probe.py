@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from exporters.probe import tokenizer_probe
@@ -19,7 +19,19 @@ def pair_probe(tokenizer: Any, max_length: int) -> list[tuple[str, str]]:
     texts = tokenizer_probe(tokenizer, max_length)
     as_documents = [(QUERY, text) for text in texts]
     as_queries = [(text, DOCUMENT) for text in texts if text.strip()]
-    return [*as_documents, *as_queries, (QUERY, ""), *long_pairs(max_length)]
+    around = [(QUERY, around_length(tokenizer, max_length + more)) for more in (-1, 0, 1)]
+    return [*as_documents, *as_queries, (QUERY, ""), *around, *long_pairs(max_length)]
+
+
+def around_length(tokenizer: Any, length: int) -> str:
+    """A document that makes a pair with `QUERY` of so many tokens, or of the nearest number that its words can have."""
+    one, two = (count_tokens(tokenizer, ["a"] * count) for count in (1, 2))
+    return " ".join(["a"] * max(1, 1 + (length - one) // max(two - one, 1)))
+
+
+def count_tokens(tokenizer: Any, words: Sequence[str]) -> int:
+    batch = [[QUERY, " ".join(words)]]
+    return len(tokenizer(batch, truncation=False, verbose=False)["input_ids"][0])
 
 
 def long_pairs(max_length: int) -> Iterator[tuple[str, str]]:

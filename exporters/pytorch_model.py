@@ -17,6 +17,7 @@ from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.headers import shown
 from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError, EdgekitError
+from runtime.safe_tokenizer import raise_unless_of_tokenizers
 
 OPSET = 20
 """The first with GELU as one operator."""
@@ -32,8 +33,19 @@ COMPUTED = ("position_ids", "inv_freq", "masked_bias")
 """How tensors end that models compute for themselves and that old versions of transformers saved."""
 SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions", "dim")
 """How keys end whose values count something."""
+COUNTS = ("_size", "_layers", "_heads", "_dim")
+"""How those end that are never negative, as others are where they are switched off."""
+NUMBERS = frozenset(
+    {
+        *("attn_logit_softcapping", "final_logit_softcapping", "head_dim", "num_key_value_heads"),
+        *("original_max_position_embeddings", "partial_rotary_factor", "rope_theta", "rotary_pct", "sliding_window"),
+    }
+)
+"""Keys that some classes have no number for by default."""
 NEEDED = ("_eps", "_epsilon", "_theta", "_size", "_layers", "num_attention_heads", "_positions", "_embeddings")
 """How keys end that may not be null where they have a value by default."""
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""transformers' name for what it warns of once."""
 LARGEST = 2**31
 FEW_TOKENS = torch.tensor([[0, 1, 2]])
 
@@ -75,8 +87,11 @@ def wrong_type(key: str, value: Any, own: Any) -> str | None:
     number = type(value) in (int, float)
     ids = isinstance(value, list) and all(type(one) is int for one in value)
     if type(own) is int and key.endswith(SIZES):
-        return None if type(value) is int and abs(value) < LARGEST else f"an integer below {LARGEST}"
-    if type(own) in (int, float):
+        lowest = 0 if key.endswith(COUNTS) else 1 - LARGEST
+        return (
+            None if type(value) is int and lowest <= value < LARGEST else f"an integer from {lowest} to {LARGEST - 1}"
+        )
+    if type(own) in (int, float) or key in NUMBERS:
         fits = number and isfinite(value) and abs(value) < LARGEST
         return None if fits or (ids and key.endswith("_token_id")) else "a number"
     if type(own) is bool:
@@ -110,12 +125,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         if settings.get("tokenizer_class") == "TokenizersBackend":
             tokenizer_class = transformers.PreTrainedTokenizerFast
         with quiet():
-            return tokenizer_class.from_pretrained(
+            found = tokenizer_class.from_pretrained(
                 str(checkpoint.folder), local_files_only=True, trust_remote_code=False, **changes
             )
-    # transformers raises whatever a damaged file makes of its code, and tokenizers nothing more exact than this.
-    except Exception as error:
+            # Some settings and some processors of tokenizer.json fail on the first text, and on all of them.
+            found("a")
+    # transformers raises whatever a damaged file makes of its code, and tokenizers nothing more exact than this; its
+    # panics are BaseExceptions.
+    except BaseException as error:
+        raise_unless_of_tokenizers(error)
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
+    # Texts may be longer than what `model_max_length` says, which is no news to who compares tokens.
+    found.deprecation_warnings[TOO_LONG] = True
+    return found
 
 
 def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:

@@ -283,11 +283,20 @@ class RerankerTask(EncoderTask):
             manifest.tokenizer, max_length=self.max_length, lower_case=False, truncation_side=side
         )
         own = PairTokenizer(folder / TOKENIZER, tokenizer, self.facts.pair, typed=False)
+        pairs = pair_probe(self.tokenizer, self.max_length)
+        self.telling = [pair for pair in pairs if self.is_known(pair, tokenizer.known_tokens)]
         # Before the weights are loaded; the publisher's library comes after that.
-        pairs = [*probe_searches().pairs, *pair_probe(self.tokenizer, self.max_length)]
+        pairs = [*probe_searches().pairs, *self.telling]
         check_tokens(self.checkpoint.name, own, pairs, self.reads_with_transformers)
         self.own = own
         return dataclasses.replace(manifest, reranker=self.facts, tokenizer=tokenizer)
+
+    def is_known(self, pair: Pair, known: int | None) -> bool:
+        """Whether the model knows all tokens of a pair; the library fails on others."""
+        if known is None:
+            return True
+        found = self.tokenizer(list(pair), add_special_tokens=False, verbose=False)["input_ids"]
+        return all(id_ < known for ids in found for id_ in ids)
 
     def reads_with_transformers(self, pair: Pair) -> Mapping[str, list[int]]:
         return reference_ids(self.tokenizer, self.facts.pair, self.max_length, *pair)
@@ -307,9 +316,8 @@ class RerankerTask(EncoderTask):
         # The library loads its own; two copies of the weights are not to be in memory at once.
         model.to("meta")
         library = published_reranker(self.checkpoint, self.max_length)
-        pairs = pair_probe(self.tokenizer, self.max_length)
-        check_tokens(self.checkpoint.name, self.own, pairs, library.tokens)
-        telling = told_apart(pairs, self.own)
+        check_tokens(self.checkpoint.name, self.own, self.telling, library.tokens)
+        telling = told_apart(self.telling, self.own)
         return PairReference(
             library.name,
             np.stack([library.logits(pair) for pair in counted(probe_searches().pairs, "pairs")]),

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from exporters.checkpoint import Checkpoint
 from exporters.checkpoint_files import check_file
 from exporters.probe import calibration_texts, probe_searches, probe_texts
-from exporters.pytorch_model import load_tokenizer
+from exporters.pytorch_model import load_config, load_tokenizer
 from exporters.short_merges import with_short_merges
 from runtime.bundle import TOKENIZER
 from runtime.errors import CheckpointError, UnsupportedModelError
@@ -68,7 +68,7 @@ def known_tokens(checkpoint: Checkpoint, tokenizer: Any) -> int | None:
     Publishers add tokens that no text of their use has, and pad vocabularies. Raises CheckpointError where ordinary
     texts have tokens that the model does not know: it is the tokenizer of another one.
     """
-    known = int(checkpoint.config["vocab_size"])
+    known: int = checkpoint.config.get("vocab_size") or load_config(checkpoint).vocab_size
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest < known:
         return None

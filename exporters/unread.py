@@ -62,6 +62,17 @@ def check_packed_files(name: str, folder: Path) -> None:
             )
 
 
+def check_tokenizer_code(name: str, settings: Any) -> None:
+    """Raise UnsupportedModelError for a tokenizer_config.json whose tokenizer is code of the checkpoint."""
+    auto_map = settings.get("auto_map") if isinstance(settings, Mapping) else None
+    if isinstance(auto_map, Mapping) and auto_map.get("AutoTokenizer"):
+        raise UnsupportedModelError(
+            f"`{name}` brings the code of its own tokenizer (`auto_map` in tokenizer_config.json), and edgekit runs no "
+            "code from a checkpoint",
+            hint="load it with transformers where you trust the code, and save its `backend_tokenizer`",
+        )
+
+
 def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
     """Raise UnsupportedModelError for parts of a config.json that would be left out."""
     for key in QUANTIZED:

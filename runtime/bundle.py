@@ -25,8 +25,8 @@ HASHED = 1 << 20
 """Bytes that are hashed at once. The C library keeps more memory for itself once it has seen larger arrays go."""
 LARGEST_MANIFEST = 1 << 20
 """Bytes. The largest part is golden vectors, of 4,096 numbers not 400 KB."""
-LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 27}
-"""Bytes of files that a library reads at once: protobuf's own limit, and four times the largest tokenizer published."""
+LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
+"""Bytes of files that a library reads at once: protobuf's own limit, and twice the largest tokenizer published."""
 LARGEST_BUNDLE = 1 << 38
 """Bytes of all files, which are read to be hashed."""
 DEPTH = 8

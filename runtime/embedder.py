@@ -276,8 +276,9 @@ class Embedder(Encoder):
 
         def run(batch: list[Piece]) -> None:
             ids = stacked([piece.ids for piece in batch])
+            vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], None))
             # A graph need not say its width before it runs.
-            vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], self.width))
+            self.check_width(vectors.shape[-1])
             results.take(batch, pool(vectors, self.facts.poolings, skip=request.skip))
             if progress is not None:
                 progress(len(batch))

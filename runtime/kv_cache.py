@@ -154,7 +154,7 @@ class KVCache:
 def hint_for(largest: int, prompt: int) -> str:
     """What helps where there is memory for so many tokens: a shorter answer, and where that is not enough a prompt."""
     if largest < 2:
-        return "free memory, or run on a machine that has more"
+        return "free memory or raise the limit on it, or run on a machine that has more"
     if largest > prompt:
         return f"free memory, or ask for at most {largest - prompt} tokens (`max_tokens`)"
     return f"free memory, or shorten the prompt to fewer than {largest} tokens"

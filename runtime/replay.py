@@ -105,6 +105,7 @@ def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
                 "on this machine a golden text has other tokens than were certified: "
                 f"{ids[:8]}... instead of {list(answer.prompt[:8])}..."
             )
+        check_answer(decoder, answer)
         steps = list(answer_steps(decoder, answer.prompt, len(answer.output), given=answer.output))
         found = [step.logprob for step in steps]
         most_probable = [step.top_logprobs[0] for step in steps]
@@ -122,6 +123,18 @@ def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
             hint=cure_of(decoder.bundle),
         )
     return Replay(len(distances), f"log-probabilities within {mean:.5f} on average", same)
+
+
+def check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
+    """Raise BundleError for a golden answer that the model could not have given."""
+    vocabulary, room = decoder.facts.vocabulary, decoder.facts.context_length - len(answer.prompt)
+    largest = max((*answer.prompt, *answer.output))
+    if largest >= vocabulary or len(answer.output) > room or len(answer.logprobs) not in (0, len(answer.output)):
+        raise BundleError(
+            f"the certificate of `{decoder.bundle.path}` has an answer that its model cannot give: "
+            f"{len(answer.output)} tokens where {room} fit, {len(answer.logprobs)} log-probabilities, and {largest} as "
+            f"the largest id of {vocabulary}"
+        )
 
 
 def tolerance_of(bundle: Bundle) -> float:

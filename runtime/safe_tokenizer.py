@@ -29,12 +29,17 @@ AT_ONCE = 1 << 16
 """Characters of all texts that are tokenized at once: what `tokenizers` keeps of them stays below 50 MiB."""
 LONGEST = 1 << 20
 """Characters that may follow one another without a place where the tokenizer can be given them in pieces."""
-BYTES = 256
-"""That `tokenizers` takes for each byte of a text, as measured; less for most."""
+BYTES = {"Unigram": 128}
+"""That `tokenizers` takes for each byte of a long word, by the kind of its model, as measured on Chinese."""
+MOST_BYTES = 256
+"""The same for all other kinds."""
 GROWTH = 256
 """How many times its size a text may become on the way through normalizer and pre-tokenizer."""
 SPECIAL_TOKENS = 1024
 """Most that may stand around a text."""
+MOST_PARTS = {b"{": 1 << 15, b",": 1 << 22}
+"""Added tokens are objects, and reading them takes the square of their number: as many take seconds. No published
+tokenizer has a third of them, or of the entries of its vocabulary and its merges."""
 PROBES = ("a", "A", "1", ".", "the", " a", "\u6771")
 """Texts of which a tokenizer makes at least a token, one of them."""
 
@@ -230,7 +235,8 @@ class SafeTokenizer:
         """Raise UnreadableError for a piece that could not be cut and for which there is no memory."""
         if len(piece) <= AT_ONCE:
             return
-        need = round(len(piece.encode("utf-8", "surrogatepass")) * BYTES * max(1.0, self.growth / 4))
+        each = BYTES.get(type(self.tokenizer.model).__name__, MOST_BYTES)
+        need = round(len(piece.encode("utf-8", "surrogatepass")) * each * max(1.0, self.growth / 4))
         free = available_memory()
         if free is not None and need > free:
             raise UnreadableError(
@@ -287,12 +293,24 @@ def open_tokenizer(path: Path, *, known: int | None = None) -> SafeTokenizer:
         content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    check_counts(path, content)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise BundleError(f"`{path}` is no tokenizer: {error}") from error
     return SafeTokenizer(tokenizer, str(path), known=known)
+
+
+def check_counts(path: Path, content: bytes) -> None:
+    """Refuse a tokenizer.json that `tokenizers` would read for minutes, by what it must hold at least."""
+    for character, most in MOST_PARTS.items():
+        found = content.count(character)
+        if found > most:
+            raise BundleError(
+                f"the tokenizer `{path}` has {found} times `{character.decode()}`, which stands in it once for each "
+                f"token, and {most} are allowed"
+            )
 
 
 def kept(ids: NDArray[np.int64], keep: int | None, *, left: bool) -> NDArray[np.int64]:

@@ -223,6 +223,18 @@ def load_onnxruntime() -> Any:
             "onnxruntime is not installed, and edgekit runs models with it",
             hint="install one of the two, never both: `pip install 'edgekit[cpu]'` or `pip install 'edgekit[cuda]'`",
         ) from error
+    # What the loader of libraries could not map, and what onnxruntime makes of C++'s own exception, are both this.
+    except ImportError as error:
+        free = smallest_limit()
+        if free is not None and free.left < SPARE:
+            raise OutOfMemoryError(
+                f"there is too little memory to load onnxruntime: {free.described}",
+                hint="free memory or raise the limit",
+            ) from error
+        raise MissingPartError(
+            f"onnxruntime cannot be loaded: {error}",
+            hint="install it again, in a version for this Python and this system: `pip install 'edgekit[cpu]'`",
+        ) from error
     if release(onnxruntime.__version__) < release(OLDEST_ONNXRUNTIME):
         raise MissingPartError(
             f"onnxruntime {onnxruntime.__version__} is installed, and edgekit needs {OLDEST_ONNXRUNTIME} or newer",

@@ -9,7 +9,9 @@ import codecs
 import csv
 import json
 import math
+import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -54,7 +56,25 @@ OBJECT_BEGINS = re.compile(r'\s*\[?\s*\{\s*("|$)')
 """An object, or an array of them: no prose begins like this."""
 ARRAY_BEGINS = re.compile(r'\s*\[\s*["\[{]')
 """The same for a line that is so long that only its beginning was looked at."""
-COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*")
+COLUMN_NAME = re.compile(r"[^\W\d]([^!?]{,38}[^\s.!?])?")
+"""As short as a name, and no sentence: prose has a space behind its commas."""
+PACKED = {
+    b"\x1f\x8b": ("gzip", "gzip -dc"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -dc"),
+    b"BZh91AY&SY": ("bzip2", "bzip2 -dc"),
+    b"\xfd7zXZ": ("xz", "xz -dc"),
+}
+"""What compressed files begin with, what they are, and what unpacks them."""
+BINARY = {
+    b"PK\x03\x04": "a ZIP archive or an Office document",
+    b"%PDF": "a PDF",
+    b"PAR1\x15": "Parquet",
+    b"\x93NUMPY": "an npy file",
+    b"GGUF\x03\x00": "a GGUF file",
+    b"ARROW1\x00": "Arrow",
+    b"SQLite format 3\x00": "a SQLite database",
+}
+"""What other files begin with that hold texts, but not as text."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +159,14 @@ def decode(raw: bytes, number: int) -> str:
     return decoded(raw, number)
 
 
+def as_typed(text: str) -> str:
+    """A text that the locale made of bytes: what they are in UTF-8, where they are that."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def decoded(raw: bytes, number: int) -> str:
     if b"\0" in raw:
         raise InputError(f"line {number} holds a NUL byte, so this is no text", hint="give texts in UTF-8, one a line")
@@ -158,6 +186,7 @@ def recognized(
     What is given decides; then the file's name, where it says JSON or a table; then the first line that is not empty.
     `column` is a field that must be there. Without `tables`, only a name makes a table.
     """
+    refuse_binary(first_bytes(source), name)
     named = SUFFIXES.get(Path(name).suffix.lower()) if name is not None else None
     wanted = given if given is not InputFormat.AUTO else named
     if wanted in (InputFormat.CSV, InputFormat.TSV):
@@ -178,10 +207,29 @@ def recognized(
     return Place(InputFormat.TEXT)
 
 
+def first_bytes(source: Source) -> bytes:
+    return source.ahead[0] if source.ahead else source.look()
+
+
+def refuse_binary(beginning: bytes, name: str | None) -> None:
+    """Raises InputError for a file that is evidently no text, with what makes it one."""
+    for start, (kind, command) in PACKED.items():
+        if beginning.startswith(start):
+            file = shlex.quote(name) if name is not None and name != "-" else "FILE"
+            raise InputError(
+                f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | edgekit ...`"
+            )
+    for start, kind in BINARY.items():
+        if beginning.startswith(start):
+            raise InputError(f"the input is {kind}, not text", hint="convert it to plain text, JSONL or CSV first")
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError("the input is UTF-16, not UTF-8", hint="convert it: `iconv -f UTF-16 -t UTF-8`")
+
+
 def first_line(source: Source) -> str:
     """The first line that can be read and is not empty, or its beginning; "" where there is none nearby."""
     for number in range(1, LOOKED_AT + 1):
-        raw = source.look()
+        raw = source.ahead[number - 1] if number <= len(source.ahead) else source.look()
         if len(raw) == BLOCK:
             return raw.decode("utf-8-sig", errors="ignore")
         try:

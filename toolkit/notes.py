@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from toolkit.inputs import as_typed
 from toolkit.terminal import say
 from toolkit.texts import TextRecord
 
@@ -108,7 +109,8 @@ def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
 
 
 def tell_error(message: str, hint: str | None) -> None:
-    say(f"error: {message}", err=True)
+    # Names of files are the bytes that they are, which a locale without UTF-8 shows as escapes.
+    say(f"error: {as_typed(message)}", err=True)
     if hint is not None:
         say("", err=True)
-        say(f"hint: {hint}", err=True)
+        say(f"hint: {as_typed(hint)}", err=True)

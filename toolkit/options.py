@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runtime.errors import InputError
-from toolkit.inputs import InputFormat
+from toolkit.inputs import InputFormat, as_typed
 
 if TYPE_CHECKING:
     from runtime.sampler import Sampling
@@ -28,10 +27,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        try:
-            return os.fsencode(value).decode("utf-8")
-        except UnicodeError:
-            return str(value)
+        return as_typed(value)
 
 
 def only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:

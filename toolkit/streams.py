@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import click
+
 from runtime.errors import InputError, NotFoundError
 from runtime.targets import is_special, target_of
+from toolkit.progress import fresh_line
 from toolkit.writers import output_errors
 
 if TYPE_CHECKING:
@@ -57,10 +60,11 @@ def open_input(source: str | None) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_output(output: str | None) -> Iterator[BinaryIO]:
+def open_output(output: str | None, *, keeps: bool = False) -> Iterator[BinaryIO]:
     """Stdout, a device or a pipe, or a file beside the one that was named, which takes its place when all is written.
 
-    Raises OutputError for a name that cannot be written to.
+    Where it `keeps`, what was written before an error or Ctrl-C stays beside it, under a name that a note tells. Raises
+    OutputError for a name that cannot be written to.
     """
     if output is None:
         yield sys.stdout.buffer
@@ -78,6 +82,12 @@ def open_output(output: str | None) -> Iterator[BinaryIO]:
             with partial.open("xb") as file:
                 yield file
             partial.replace(target)
+        except BaseException:
+            if keeps and partial.exists() and partial.stat().st_size:
+                incomplete = target.with_name(f"{target.name}.incomplete")
+                partial.replace(incomplete)
+                click.echo(f"{fresh_line()}note: what was done is in `{incomplete}`", err=True)
+            raise
         finally:
             partial.unlink(missing_ok=True)
 

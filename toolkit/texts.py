@@ -71,14 +71,23 @@ def check_argument(text: str, name: str) -> None:
 
 
 def refuse_file_name(text: str, noun: str) -> None:
-    """Raises InputError for an argument that evidently names a file, or a folder by a path."""
+    """Raises InputError for an argument that evidently names a file, or a folder by a path, or stdin."""
+    if text == "-":
+        raise InputError(
+            f"`-` is taken as a {noun} itself",
+            hint=f"`--input -` reads stdin; `--literal` takes the dash as the {noun}",
+        )
+    if text.startswith("@") and is_file(text[1:]):
+        raise InputError(
+            f"`{text}` is taken as a {noun} itself, and `{text[1:]}` is a file",
+            hint=f"`--input {text[1:]}` reads it; `--literal` takes the name as the {noun}",
+        )
     try:
         mode = Path(text).stat().st_mode if text else 0
     except (OSError, ValueError):
         return
-    is_file = stat.S_ISREG(mode)
     is_folder = stat.S_ISDIR(mode) and os.sep in text.strip(os.sep + ".")
-    if is_file:
+    if stat.S_ISREG(mode):
         raise InputError(
             f"`{text}` is a file, and an argument is taken as a {noun} itself",
             hint=f"`--input {text}` reads it; `--literal` takes the name as the {noun}",
@@ -88,6 +97,23 @@ def refuse_file_name(text: str, noun: str) -> None:
             f"`{text}` is a folder, and an argument is taken as a {noun} itself",
             hint=f"name a file in it with `--input`; `--literal` takes the name as the {noun}",
         )
+
+
+def refuse_file_path(text: str | None, option: str, *, literal: bool) -> None:
+    """Raises InputError for the value of an option that is the path of a file: one with a folder or a suffix."""
+    if literal or text is None or not (os.sep in text or Path(text).suffix) or not is_file(text):
+        return
+    raise InputError(
+        f"`{text}` is a file, and `{option}` takes the text itself",
+        hint=f'`{option} "$(cat {shlex.quote(text)})"` takes what is in it; `--literal` takes the name as the text',
+    )
+
+
+def is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def from_stream(source: Source, reading: Reading) -> Iterator[TextRecord]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from toolkit.inputs import decode
+from toolkit.inputs import as_typed, decode
 from toolkit.interrupts import dealt_with
 
 PROMPT, MORE = "> ", ". "
@@ -80,7 +80,7 @@ def from_terminal() -> Read:
 
     def read(prompt: str) -> str:
         try:
-            return input(prompt)
+            return as_typed(input(prompt))
         except UnicodeDecodeError:
             click.echo("error: what was typed is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
             return read(prompt)
@@ -93,4 +93,4 @@ def from_typed_lines(prompt: str) -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.rstrip("\n")
+    return as_typed(line.rstrip("\n"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,23 @@ def test_a_decoder_with_modules_that_is_not_said_to_be_a_cross_encoder(saved: Pa
         choose(saved)
     assert caught.value.hint == "save it with sentence-transformers' `CrossEncoder.save_pretrained`"
     assert caught.value.exit_code == 10
+
+
+def test_a_model_in_a_folder_of_its_own(saved: Path) -> None:
+    """As versions 1 to 4 saved embedders; what lies beside `modules.json` is then another model."""
+    (saved / "0_Transformer").mkdir()
+    for path in [path for path in saved.iterdir() if path.is_file()]:
+        if path.name not in ("modules.json", "config_sentence_transformers.json"):
+            shutil.copyfile(path, saved / "0_Transformer" / path.name)
+    edit_config(saved, id2label={"0": "a", "1": "b"})
+    edit_config(saved / "0_Transformer", id2label={"0": "relevant"})
+    put(saved, "modules.json", [modules(TRANSFORMER)[0] | {"path": "0_Transformer"}])
+    change(saved, "config_sentence_transformers.json", prompts={"a": "find: "}, default_prompt_name="a")
+
+    assert read(saved) == CrossEncoderFiles(Form.CLASSIFIER, saved=True, prompt="find: ")
+    assert labels_of(find_checkpoint(str(saved))) == ("relevant",)
+    change(saved, "config_sentence_transformers.json", model_type="SentenceTransformer")
+    with pytest.raises(
+        UnsupportedModelError, match="has its model in `0_Transformer`, where sentence-transformers does"
+    ):
+        choose(saved)

@@ -76,6 +76,7 @@ def test_shards_that_do_not(tmp_path: Path, change: dict, message: str) -> None:
         ({"hidden_size": "48"}, "`hidden_size` in the config.json of `tiny-bert` must be a positive integer, not `48`"),
         ({"num_hidden_layers": -1}, "must be a positive integer, not `-1`"),
         ({"num_hidden_layers": 2.0}, "must be a positive integer, not `2.0`"),
+        ({"vocab_size": None}, "must be a positive integer, not `None`"),
         ({"vocab_size": True}, "must be a positive integer, not `True`"),
         ({"vocab_size": [5] * 1000}, "must be a positive integer, not `[5, 5, 5"),
     ],

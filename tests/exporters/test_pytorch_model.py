@@ -31,12 +31,23 @@ def test_a_tokenizer_saved_by_transformers_5(tmp_path: Path) -> None:
     assert "<|im_start|>" in found.all_special_tokens
 
 
+NO_SUCH_TOKEN = {
+    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+
+
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
         ("tokenizer_config.json", {"tokenizer_class": "OtherTokenizer"}),
         ("tokenizer.json", {"model": {"type": "Other"}}),
         ("tokenizer.json", {"added_tokens": None}),
+        ("tokenizer_config.json", {"model_input_names": 3}),
+        ("tokenizer_config.json", {"truncation_side": "middle"}),
+        # `tokenizers` panics on it, which is no Exception in Python.
+        ("tokenizer.json", {"post_processor": {"type": "TemplateProcessing"} | NO_SUCH_TOKEN}),
     ],
 )
 def test_a_tokenizer_that_transformers_cannot_load(file: str, changes: dict, tmp_path: Path) -> None:
@@ -172,9 +183,10 @@ def test_weights_that_are_whole_numbers(tiny_checkpoint: Path) -> None:
         ("layer_norm_eps", [1e-12], "a number, not `[1e-12]`"),
         ("layer_norm_eps", float("nan"), "a number, not `nan`"),
         ("layer_norm_eps", True, "a number, not `True`"),
-        ("intermediate_size", 96.0, "an integer below 2147483648, not `96.0`"),
-        ("intermediate_size", 10**12, "an integer below 2147483648, not `1000000000000`"),
-        ("num_attention_heads", "4", "an integer below 2147483648, not `'4'`"),
+        ("intermediate_size", 96.0, "an integer from 0 to 2147483647, not `96.0`"),
+        ("intermediate_size", 10**12, "an integer from 0 to 2147483647, not `1000000000000`"),
+        ("num_attention_heads", -1, "an integer from 0 to 2147483647, not `-1`"),
+        ("num_attention_heads", "4", "an integer from 0 to 2147483647, not `'4'`"),
         ("hidden_act", 3, "a string, not `3`"),
         ("use_cache", "yes", "true or false, not `'yes'`"),
         ("classifier_dropout", "0.1", "a number, not `'0.1'`"),
@@ -195,7 +207,9 @@ def test_settings_that_transformers_makes_no_model_of(tiny_checkpoint: Path, cha
     assert refusal(tiny_checkpoint).startswith(f"`{tiny_checkpoint}` cannot be loaded: ")
 
 
-@pytest.mark.parametrize("changes", [{"rope_theta": "10000"}, {"head_dim": "16"}, {"rms_norm_eps": None}])
+@pytest.mark.parametrize(
+    "changes", [{"rope_theta": "10000"}, {"head_dim": "16"}, {"rms_norm_eps": None}, {"sliding_window": {}}]
+)
 def test_a_decoders_settings(tmp_path: Path, changes: dict) -> None:
     folder = write_checkpoint(tmp_path / "tiny")
     edit_config(folder, **changes)

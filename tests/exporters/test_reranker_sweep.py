@@ -27,7 +27,7 @@ CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERAN
 SEEDS = 20
 IN_EVERY_RUN = 2
 """Of the seeds of two architectures; the others are slow together."""
-WORDS = "water boil north a rope unforgettable needle Straße 12 slip CAFÉ don't 東京 😀 ".split()  # noqa: SIM905
+WORDS = "water boil north a rope unforgettable needle Straße 12 slip CAFÉ don't 東京 😀 É [unused4] ".split()  # noqa: SIM905
 LINEAR = "torch.nn.modules.linear."
 ACTIVATION = "torch.nn.modules.activation."
 
@@ -81,9 +81,24 @@ def draw(architecture: str, seed: int) -> Drawn:
         drawn.dropped = ("model_max_length",)
     if drawn.form == "modules":
         drawn.modules = tuple(drawn_modules(of, labels))
-        if architecture == "qwen3":
-            drawn.config["architectures"] = ["Qwen3Model"]
+    drawn.tokenizer |= tokenizer_settings(of)
     return drawn
+
+
+def tokenizer_settings(of: random.Random) -> dict[str, Any]:
+    """Settings that make another tokenizer of the same `tokenizer.json`."""
+    choices = {
+        "do_lower_case": (None, True, False),
+        "strip_accents": (None, None, True, False),
+        "tokenize_chinese_chars": (None, True, False),
+    }
+    drawn: dict[str, Any] = {key: of.choice(values) for key, values in choices.items()}
+    if of.random() < 0.4:
+        drawn["added_tokens_decoder"] = {
+            "5": dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), False)
+            | {"content": "[unused4]", "lstrip": of.random() < 0.5}
+        }
+    return {key: value for key, value in drawn.items() if value is not None}
 
 
 def refusal_of(drawn: Drawn) -> str | None:

@@ -137,3 +137,12 @@ def test_code_that_nothing_names_does_no_harm(folder: Path) -> None:
     (folder / "modeling.py").write_text("raise SystemExit")
 
     find_checkpoint(str(folder))
+
+
+def test_a_tokenizer_in_code(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+
+    assert refusal(folder).message == (
+        "`tiny` brings the code of its own tokenizer (`auto_map` in tokenizer_config.json), and edgekit runs no code "
+        "from a checkpoint"
+    )

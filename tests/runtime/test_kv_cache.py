@@ -129,7 +129,7 @@ def test_where_nothing_fits() -> None:
         KVCache(FACTS, available=lambda: 1000).reserve(1)
 
     assert caught.value.message.endswith("there is memory for 0 tokens")
-    assert caught.value.hint == "free memory, or run on a machine that has more"
+    assert caught.value.hint == "free memory or raise the limit on it, or run on a machine that has more"
 
 
 def test_where_the_system_does_not_say_nothing_is_refused() -> None:
@@ -228,3 +228,22 @@ def test_rewinding_to_what_is_not_there(length: int) -> None:
         filled(10).rewind(length)
 
     assert caught.value.message == f"the cache holds 10 tokens and cannot be rewound to {length}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "hint"),
+    [
+        (100, 4000, "free memory, or ask for at most 1400 tokens (`max_tokens`)"),
+        (1600, 1601, "free memory, or shorten the prompt to fewer than 1500 tokens"),
+        (1500, 1501, "free memory, or shorten the prompt to fewer than 1500 tokens"),
+    ],
+)
+def test_a_hint_can_be_followed(prompt: int, tokens: int, hint: str) -> None:
+    """It was to ask for a context of 1500, which would have said to raise the context."""
+    cache = KVCache(FACTS, available=lambda: SPARE + 1500 * TOKEN)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        cache.check(tokens, prompt=prompt)
+    assert caught.value.hint == hint
+    shorter = min(prompt, 1499)
+    cache.check(1500 if prompt == shorter else shorter + 1, prompt=shorter)

@@ -100,7 +100,7 @@ def test_many_numbers_are_read_within_seconds() -> None:
     with pytest.raises(BundleError):
         manifest_from_json(f'{{"schema": 4, "kind": {numbers}}}')
 
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize("schema", ["true", "null", "4.0", '"4"', "[4]"])

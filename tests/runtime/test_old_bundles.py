@@ -36,8 +36,8 @@ def old_bundle(name: str, target: Path) -> tuple[Bundle, Certificate]:
     return bundle, bundle.manifest.certificate
 
 
-def test_every_schema_that_is_read_is_here() -> None:
-    assert {int(name.partition("-")[2]) for name in NAMES} == set(range(OLDEST, SCHEMA + 1))
+def test_every_older_schema_that_is_read_is_here() -> None:
+    assert {int(name.partition("-")[2]) for name in NAMES} == set(range(OLDEST, SCHEMA))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,4 +61,4 @@ def test_an_old_bundle_gives_what_it_gave(name: str, tmp_path: Path) -> None:
         (answer,) = certificate.answers
         decoder = Decoder(bundle, threads=1)
         assert [step.id for step in decoder.steps(answer.prompt, max_tokens=6)] == list(answer.output)
-        assert replay(decoder).agreement == "all equal"
+        assert replay(decoder).agreement == "log-probabilities within 0.00000 on average"

@@ -208,12 +208,20 @@ def test_golden_tokens_are_read_as_answers_are(decoder: Decoder, monkeypatch: py
     assert len(expected) == len(repeating)
 
 
-def test_a_golden_text_that_is_too_long_is_the_bundles_fault(decoder: Decoder) -> None:
-    answer = dataclasses.replace(golden(decoder), output=(1,) * 5000)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": (1,) * 5000, "logprobs": ()},
+        {"output": (1, 10**6), "logprobs": ()},
+        {"output": (1, 2), "logprobs": (-0.5,)},
+        {"output": (1, 2), "logprobs": (-0.5,) * 3},
+    ],
+)
+def test_a_golden_answer_that_no_model_gave_is_the_bundles_fault(decoder: Decoder, change: dict) -> None:
+    answer = dataclasses.replace(golden(decoder), **change)
 
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(BundleError, match="has an answer that its model cannot give: "):
         replay(certified(decoder, answer))
-    assert caught.value.exit_code == 7
 
 
 @pytest.mark.parametrize("certified_cosine", [np.nan, 0.0, 0.5])

@@ -214,7 +214,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
 def test_pairs_are_counted_from_the_first(
     reranker: Reranker, last: object, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reranker.session, "run", lambda feeds: np.zeros((len(feeds["input_ids"]), 1), np.float32))
+    monkeypatch.setattr(reranker.session, "run", lambda feeds, _: np.zeros((len(feeds["input_ids"]), 1), np.float32))
 
     with pytest.raises(InputError) as caught:
         reranker.rank("q", ["a"] * 600 + [last], long="error")

@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from runtime.manifest import TokenizerFacts
 from runtime.pieces import PATTERNS
 from runtime.safe_tokenizer import LONGEST, SafeTokenizer, open_tokenizer
 from runtime.tokenizer import Tokenizer
+from tests.commands import Finished
+from tests.decoders import write_decoder
 from tests.tampered import changed_bundle
+from tests.tiny_bundles import write_embedder, write_reranker
 
 WORDS = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
 PLAIN: dict[str, Any] = {
@@ -123,16 +128,21 @@ def test_millions_of_spaces_before_a_letter(pattern: str) -> None:
     assert faults[0].startswith(f"has more than {LONGEST} characters without a place")
 
 
-def test_a_text_that_fails_is_named_in_every_kind(tiny_bundle: Bundle, reranker_bundle: Bundle, tmp_path: Path) -> None:
+BAD = "x" * 60 + "y"
+
+
+def catastrophic(content: dict[str, Any]) -> None:
+    """Put a pattern before the others that never ends on BAD."""
+    pattern = {"type": "Split", "pattern": {"Regex": "(x+)+$"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, content["pre_tokenizer"]]}
+
+
+def test_a_text_that_fails_is_named_in_every_kind(tmp_path: Path) -> None:
     """The pattern is put into bundles that were fine, and the process goes on after each failure."""
-
-    def catastrophic(content: dict[str, Any]) -> None:
-        pattern = {"type": "Split", "pattern": {"Regex": "(x+)+$"}, "behavior": "Isolated", "invert": False}
-        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, {"type": "BertPreTokenizer"}]}
-
-    bad = "x" * 60 + "y"
-    embedder = Embedder(changed_bundle(tiny_bundle, tmp_path / "embedder", tokenizer=catastrophic))
-    reranker = Reranker(changed_bundle(reranker_bundle, tmp_path / "reranker", tokenizer=catastrophic))
+    written = write_embedder(tmp_path / "embedder"), write_reranker(tmp_path / "reranker")
+    embedder = Embedder(changed_bundle(written[0], tmp_path / "bad-embedder", tokenizer=catastrophic))
+    reranker = Reranker(changed_bundle(written[1], tmp_path / "bad-reranker", tokenizer=catastrophic))
+    bad = BAD
     with pytest.raises(TextError, match=r"text 1 cannot be tokenized by .*: Onig") as caught:
         embedder.embed(["fine", bad, "water", bad])
     assert caught.value.texts == (1, 3)
@@ -143,7 +153,7 @@ def test_a_text_that_fails_is_named_in_every_kind(tiny_bundle: Bundle, reranker_
     with pytest.raises(TextError, match="the query of pair 1 cannot be tokenized") as caught:
         reranker.score([("fine", "fine"), (bad, "fine"), (bad, "water")])
     assert caught.value.texts == (1, 2)
-    assert embedder.embed(["fine"]).shape == (1, 48)
+    assert embedder.embed(["fine"]).shape == (1, 8)
     assert reranker.score([("fine", "fine")]).shape == (1,)
 
 
@@ -203,6 +213,34 @@ def test_texts_after_one_that_fails_are_read(tmp_path: Path) -> None:
     assert caught.value.texts == (1,)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"added_tokens": [{}] * 40_000}, "has 40001 times `{`, which stands in it once for each token, and 32768 are"),
+        ({"model": {"vocab": [[]] * 5_000_000}}, "times `,`, which stands in it once for each token, and 4194304 are"),
+    ],
+)
+def test_a_tokenizer_that_would_be_read_for_minutes(tmp_path: Path, part: dict, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(part))
+    begun = time.monotonic()
+
+    with pytest.raises(BundleError) as caught:
+        open_tokenizer(path)
+
+    assert message in caught.value.message
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("content", ["[" * 10_000_000, '{"added_tokens":' * 2_000, '{"a":' * 200 + "1" + "}" * 200])
+def test_a_tokenizer_that_nests_deep(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+
+    with pytest.raises(BundleError, match="is no tokenizer: "):
+        open_tokenizer(path)
+
+
 def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
     """Also in a text that is read in pieces, and not where it is cut off before."""
     path = checkpoint / "tokenizer.json"
@@ -222,3 +260,28 @@ def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
     assert not faults
     with pytest.raises(InputError, match=re.escape(f"the text {fault}")):
         tokenizer.spans(texts[3])
+
+
+def test_commands_name_the_line_that_cannot_be_tokenized(edgekit: Callable[..., Finished], tmp_path: Path) -> None:
+    def path(write: Callable[[Path], Bundle], name: str) -> Path:
+        return changed_bundle(write(tmp_path / name), tmp_path / f"{name}-bad", tokenizer=catastrophic).path
+
+    embedder, reranker = path(write_embedder, "embedder"), path(write_reranker, "reranker")
+    decoder = path(lambda target: write_decoder(target)[0], "decoder")
+    lines = f"fine\n{BAD}\nfox\n".encode()
+    runs = {
+        "line 2 cannot be": edgekit("embed", embedder, stdin=lines),
+        "line 2 with its query cannot be": edgekit("rerank", reranker, "--query", "fox", stdin=lines),
+        "the text cannot be": edgekit("generate", decoder, BAD, "--no-chat"),
+    }
+
+    for begin, finished in runs.items():
+        assert finished.code == 2, finished.err
+        assert f"error: {begin} tokenized by `" in finished.err
+        assert "bug" not in finished.err
+        assert "Traceback" not in finished.err
+    to_file = edgekit("embed", embedder, "--output", tmp_path / "out", stdin=lines)
+    assert to_file.code == 1
+    (failed,) = [json.loads(line) for line in (tmp_path / "out.failed.jsonl").read_text().splitlines()]
+    assert failed["line"] == 2
+    assert failed["error"].startswith("line 2 cannot be tokenized by `")

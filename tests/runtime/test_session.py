@@ -15,13 +15,26 @@ import onnx
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder, InputError, MissingPartError, Provider, ProviderError
+from runtime import (
+    Bundle,
+    BundleError,
+    Decoder,
+    EdgekitError,
+    Embedder,
+    InputError,
+    MissingPartError,
+    OutOfMemoryError,
+    Provider,
+    ProviderError,
+)
+from runtime.memory import Limit
 from runtime.session import (
     OLDEST_ONNXRUNTIME,
     OPEN,
     ORT_NAMES,
     Session,
     available_providers,
+    failure,
     load_onnxruntime,
     shared_session,
 )
@@ -247,3 +260,60 @@ def test_exports_say_what_they_require(tiny_bundle: Bundle) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxruntime.__version__", "1.30.0rc1+local")
         assert load_onnxruntime() is onnxruntime
+
+
+class RuntimeException(Exception):  # noqa: N818
+    """Named as onnxruntime's general exception."""
+
+
+class InvalidGraph(Exception):  # noqa: N818
+    """Named as onnxruntime's exception for a graph that is not one."""
+
+
+@pytest.mark.parametrize(
+    ("error", "left", "expected"),
+    [
+        (RuntimeException("std::bad_alloc"), 10 << 20, OutOfMemoryError),
+        (RuntimeException("std::bad_alloc"), 2 << 30, BundleError),
+        (RuntimeException("something else"), 10 << 20, OutOfMemoryError),
+        (InvalidGraph("std::bad_alloc"), 10 << 20, BundleError),
+        (MemoryError(), 2 << 30, OutOfMemoryError),
+    ],
+)
+def test_a_failure_where_memory_is_short_is_one_of_memory(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, left: int, expected: type[EdgekitError]
+) -> None:
+    """By the class of the exception and the memory that is free now, never by the text."""
+    monkeypatch.setattr("runtime.session.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
+
+    found = failure(Path("model.onnx"), "run", error, needed=100 << 20)
+
+    assert type(found) is expected
+    if expected is OutOfMemoryError:
+        assert found.exit_code == 9
+        assert found.message.startswith("there is too little memory to run `model.onnx`: ")
+
+
+def test_weights_for_which_there_is_no_memory(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.memory.smallest_limit", lambda: Limit(30 << 20, "the memory limit"))
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("the weights were loaded"))
+
+    with pytest.raises(OutOfMemoryError, match=r"the weights of `.*` take at least 45 MiB, and 30 MiB are left by"):
+        Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [(10 << 20, "there is too little memory to load onnxruntime: 10 MiB are left"), (2 << 30, "cannot be loaded: odd")],
+)
+def test_an_onnxruntime_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, left: int, message: str) -> None:
+    monkeypatch.setattr("runtime.session.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
+
+    def refuse(*_: object) -> object:
+        raise ImportError("odd")
+
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr("builtins.__import__", refuse)
+
+    with pytest.raises(EdgekitError, match=message):
+        load_onnxruntime()

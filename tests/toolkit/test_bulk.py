@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -231,6 +232,40 @@ def test_what_was_done_is_not_done_again(
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
     assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
     assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("form", ["array", "pretty", "csv", "tsv"])
+def test_records_of_any_form_are_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, form: str) -> None:
+    records = [{"id": str(number), "content": f"pump,\n{'word ' * (number % 9)}{number}"} for number in range(60)]
+    source = tmp_path / f"in.{'json' if form in ('array', 'pretty') else form}"
+    if form in ("array", "pretty"):
+        source.write_text(json.dumps(records, indent=2 if form == "pretty" else None))
+    else:
+        with source.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "content"], delimiter="," if form == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(records)
+    arguments = ["embed", tiny_bundle.path, "--input", source, "--output"]
+
+    refused = edgekit(*arguments, tmp_path / "out")
+    assert refused.code == 2
+    assert "has no text in a field `text`; its fields are `id`, `content`\n" in refused.err
+    assert "`--field content`" in refused.err
+    assert names(tmp_path) == [source.name], "nothing is begun of it"
+    with pytest.MonkeyPatch.context() as patch:
+        break_after(patch, 3)
+        with pytest.raises(Killed):
+            edgekit(*arguments, tmp_path / "out", "--field", "content")
+    other = edgekit(*arguments, tmp_path / "out", "--field", "id")
+    finished = edgekit(*arguments, tmp_path / "out", "--field", "content")
+
+    assert other.err.startswith(f"error: `{tmp_path}/out` was begun with other options, and 24 records of it are done")
+    assert finished == Finished(0, b"", "note: 24 records were done before, and it goes on after them\n")
+    found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [{name: row[name] for name in ("id", "content")} for row in found] == records
+    expected = Embedder(tiny_bundle).embed([record["content"] for record in records])
+    assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
 
 
 @pytest.fixture

@@ -50,14 +50,18 @@ def test_inspect_says_what_would_run_here(
     (tmp_path / "cpu.max").write_text("250000 100000")
     monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
+    monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
+    monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
 
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
 
     assert finished.code == 0
-    assert finished.out.decode().splitlines()[-3:] == [
+    overflow = "int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; it has avx2"
+    assert finished.out.decode().splitlines()[-4:] == [
         "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
         "batches      up to 256 tokens, of texts of one length, not padded",
         f"runs on      cpu, by onnxruntime {onnxruntime.__version__}; its optimizers left out: SkipLayerNormFusion",
+        f"int8         {overflow}",
     ]
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)
     assert printed.pop("runtime") == {
@@ -67,6 +71,7 @@ def test_inspect_says_what_would_run_here(
         "provider": "cpu",
         "onnxruntime": onnxruntime.__version__,
         "disabled_optimizers": ["SkipLayerNormFusion"],
+        "int8": {"precision_mode": True, "features": ["avx2"]},
     }
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from runtime import Bundle
-from tests.commands import Finished
+from tests.commands import Finished, lines_on_terminal, on_terminal
 
 Edgekit = Callable[..., Finished]
 
@@ -49,3 +52,19 @@ def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: 
         assert finished.code == code, finished.err
         assert message in finished.err
         assert finished.out == b""
+
+
+def test_on_a_terminal_an_error_begins_on_a_line_of_its_own() -> None:
+    """Where a stage is shown, as in the case of a model that needs a sign-in."""
+    shown = on_terminal([sys.executable, "-m", "toolkit", "export", "./nothing"], code=5)
+
+    assert lines_on_terminal(shown)[:2] == ["  ...     find the checkpoint", "error: there is no folder `./nothing`"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_torch_is_imported(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "toolkit", "export", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
+    shown = on_terminal(arguments, code=130, interrupt_at="import torch, transformers and Optimum, 1 s")
+
+    assert lines_on_terminal(shown)[-2:] == ["interrupted", ""]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-bert"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 
 import pytest
 
@@ -157,6 +160,44 @@ def test_prose_stays_prose(content: bytes) -> None:
 def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
     name = "x.csv" if content.startswith((b"id,text\n1\n", b"text,text")) else None
     assert refusal(content, name).message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message", "hint"),
+    [
+        (
+            gzip.compress(b"one\n"),
+            "a b.jsonl.gz",
+            "the input is compressed with gzip",
+            "`gzip -dc 'a b.jsonl.gz' | edge",
+        ),
+        (
+            gzip.compress(b"one\n"),
+            None,
+            "the input is compressed with gzip",
+            "unpack it: `gzip -dc FILE | edgekit ...`",
+        ),
+        (bz2.compress(b"one\n"), "x.bz2", "the input is compressed with bzip2", "`bzip2 -dc x.bz2 | edgekit ...`"),
+        (lzma.compress(b"one\n"), "x.xz", "the input is compressed with xz", "`xz -dc x.xz | edgekit ...`"),
+        (b"PK\x03\x04...", "x.docx", "the input is a ZIP archive or an Office document, not text", "convert it to"),
+        (b"%PDF-1.7\n", "x.pdf", "the input is a PDF, not text", "convert it to plain text, JSONL or CSV first"),
+        ("one\n".encode("utf-16"), "x.csv", "the input is UTF-16, not UTF-8", "`iconv -f UTF-16 -t UTF-8`"),
+    ],
+)
+def test_what_is_no_text_is_named(content: bytes, name: str | None, message: str, hint: str) -> None:
+    for input_format in (InputFormat.AUTO, InputFormat.TEXT, InputFormat.JSONL):
+        error = refusal(content, name, format=input_format)
+        assert error.message == message
+        assert error.hint is not None
+        assert hint in error.hint
+    assert texts(b"GGUF is a format\nPKs\n") == ["GGUF is a format", "PKs"]
+
+
+def test_names_of_columns_may_be_of_several_words() -> None:
+    content = b"Question Text,Answer (short)\nWhat is it?,water\n"
+
+    assert refusal(content).message.endswith("its fields are `Question Text`, `Answer (short)`")
+    assert texts(content, field="Question Text") == ["What is it?"]
 
 
 def test_a_table_goes_on_after_a_broken_row() -> None:

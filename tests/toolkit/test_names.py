@@ -101,7 +101,7 @@ def test_a_locale_that_knows_only_ascii(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert [json.loads(line)["text"] for line in finished.out.splitlines()] == ["größer", "東京"]
     missing = run("embed", "nichts-größer", "a", cwd=tmp_path, **C_LOCALE)
     assert missing.code == 5
-    assert missing.err.startswith("error: there is no bundle at `nichts-gr")
+    assert missing.err.startswith("error: there is no bundle at `nichts-größer`\n")
     (tmp_path / "größe.jsonl").write_text('{"text": "größer"}\n', encoding="utf-8")
     read = run("embed", "bündel", "--input", "größe.jsonl", "--output", "länge.jsonl", cwd=tmp_path, **C_LOCALE)
     assert (read.code, read.err) == (0, "")

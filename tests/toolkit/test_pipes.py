@@ -199,6 +199,49 @@ def test_the_name_of_a_file_is_not_taken_for_a_text(
 
 
 @pytest.mark.parametrize(
+    ("command", "options", "noun"),
+    [("embed", [], "text"), ("rerank", ["--query", "q"], "document"), ("generate", [], "prompt")],
+)
+def test_other_ways_to_name_an_input_are_not_taken_for_texts(
+    edgekit: Edgekit, tmp_path: Path, command: str, options: list[str], noun: str
+) -> None:
+    (tmp_path / "x.txt").write_text("a text")
+
+    dash = edgekit(command, "nothing", *options, "-")
+    at = edgekit(command, "nothing", *options, f"@{tmp_path}/x.txt")
+
+    assert (dash.code, at.code) == (2, 2)
+    assert dash.err == (
+        f"error: `-` is taken as a {noun} itself\n\n"
+        f"hint: `--input -` reads stdin; `--literal` takes the dash as the {noun}\n"
+    )
+    assert at.err.startswith(
+        f"error: `@{tmp_path}/x.txt` is taken as a {noun} itself, and `{tmp_path}/x.txt` is a file"
+    )
+    assert edgekit(command, "nothing", *options, "-", "--literal").code == 5
+    assert edgekit(command, "nothing", *options, "@someone").code == 5
+
+
+@pytest.mark.parametrize(("command", "option"), [("rerank", "--query"), ("generate", "--system"), ("chat", "--system")])
+def test_an_option_that_takes_a_text_is_not_given_a_file(
+    edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my prompt.txt").write_text("Be brief.")
+    (tmp_path / "water").write_text("Be brief.")
+
+    finished = edgekit(command, "nothing", option, "my prompt.txt")
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err == (
+        f"error: `my prompt.txt` is a file, and `{option}` takes the text itself\n\n"
+        f"hint: `{option} \"$(cat 'my prompt.txt')\"` takes what is in it; `--literal` takes the name as the text\n"
+    )
+    for arguments in ([option, "my prompt.txt", "--literal"], [option, "water"], [option, "no/file.txt"]):
+        assert edgekit(command, "nothing", *arguments).code == 5
+
+
+@pytest.mark.parametrize(
     ("command", "option"),
     [
         ("embed", "--input"),

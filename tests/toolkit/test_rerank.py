@@ -53,6 +53,62 @@ def test_fields_are_passed_through(edgekit: Edgekit, reranker_bundle: Bundle, ex
     assert rows(finished.out) == [{"id": row["index"], "tags": ["ü"]} | row for row in expected]
 
 
+@pytest.mark.parametrize("form", ["lines", "array", "csv"])
+def test_documents_in_a_field_of_another_name(
+    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path, form: str
+) -> None:
+    records = [{"body": text} for text in DOCUMENTS]
+    contents = {
+        "lines": "\n".join(map(json.dumps, records)),
+        "array": json.dumps(records, indent=2),
+        "csv": "\n".join(["body", *DOCUMENTS]),
+    }
+    path = tmp_path / {"lines": "in.jsonl", "array": "in.json", "csv": "in.csv"}[form]
+    path.write_text(contents[form], encoding="utf-8")
+    command = ("rerank", reranker_bundle.path, "--query", "safe water", "--input", path)
+
+    refused = edgekit(*command)
+    assert (refused.code, refused.out) == (2, b"")
+    assert "has no text in a field `text`; its fields are `body`\n" in refused.err
+    found = rows(edgekit(*command, "--field", "body").out)
+    assert found == [{"body": row["text"], "index": row["index"], "score": row["score"]} for row in expected]
+
+
+def test_searches_in_an_array_with_documents_in_another_field(
+    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]
+) -> None:
+    searches = [{"query": "safe water", "documents": [{"body": text} for text in DOCUMENTS]}]
+    command = ("rerank", reranker_bundle.path)
+
+    finished = edgekit(*command, "--field", "body", stdin=json.dumps(searches, indent=1).encode())
+    (found,) = rows(finished.out)
+    assert [row["index"] for row in found["results"]] == [row["index"] for row in expected]
+    refused = edgekit(*command, stdin=json.dumps(searches).encode())
+    assert refused.err.startswith("error: document 1 in item 1 has no text in a field `text`; its fields are `body`\n")
+    for search, message in [
+        ({"question": "q", "documents": []}, "line 1 has no text in a field `query`; its fields are `question`, `docu"),
+        ({"query": "q", "texts": ["a"]}, "line 1 has no list in a field `documents`; its fields are `query`, `texts`"),
+        ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that a record cannot have"),
+    ]:
+        finished = edgekit(*command, stdin=json.dumps(search).encode())
+        assert (finished.code, finished.out) == (2, b"")
+        assert finished.err.startswith(f"error: {message}")
+
+
+def test_rankings_before_an_error_are_kept_beside_the_output(
+    edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    finished = edgekit(
+        "rerank", reranker_bundle.path, "--output", output, stdin=b'{"query": "q", "documents": ["a"]}\n{'
+    )
+
+    assert finished.code == 2
+    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is no JSON")
+    assert [row["query"] for row in rows((tmp_path / "out.incomplete").read_bytes())] == ["q"]
+    assert not output.exists()
+
+
 def test_a_search_in_each_line(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
     lines = [
         {"query": "safe water", "documents": DOCUMENTS, "id": 7},

@@ -125,3 +125,23 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
     with open_input(os.devnull) as stream:
         # What is not replaced comes to no harm.
         refuse_input(stream, os.devnull)
+
+
+def test_what_was_done_before_an_error_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    output.write_bytes(b"old")
+
+    def fail(content: bytes, *, keeps: bool) -> None:
+        with pytest.raises(KeyboardInterrupt), open_output(str(output), keeps=keeps) as file:
+            file.write(content)
+            raise KeyboardInterrupt
+
+    fail(b"new", keeps=False)
+    fail(b"", keeps=True)
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == [output]
+    fail(b"new", keeps=True)
+    assert capsys.readouterr().err == f"note: what was done is in `{output}.incomplete`\n"
+    assert output.read_bytes() == b"old"
+    assert (tmp_path / "out.incomplete").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 2

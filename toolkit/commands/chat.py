@@ -15,11 +15,13 @@ from toolkit.options import (
     AnswerOptions,
     answer_options,
     context_option,
+    literal_option,
     rates_option,
     system_option,
     threads_option,
 )
 from toolkit.terminal import say
+from toolkit.texts import refuse_file_path
 from toolkit.turns import from_pipe, from_terminal, turns_of
 
 if TYPE_CHECKING:
@@ -42,11 +44,14 @@ closes it. Ctrl-C ends an answer. A message that begins with / needs a space bef
 @click.command()
 @click.argument("bundle", type=click.Path())
 @system_option
+@literal_option
 @answer_options
 @threads_option
 @context_option
 @rates_option
-def chat(*, bundle: str, system: str | None, threads: int | None, context: int | None, rates: bool) -> None:
+def chat(
+    *, bundle: str, system: str | None, literal: bool, threads: int | None, context: int | None, rates: bool
+) -> None:
     """Talk with a model: each line is a message, and /help lists what else there is.
 
     From a pipe, each line is a message too, and the first that is refused ends it.
@@ -54,6 +59,7 @@ def chat(*, bundle: str, system: str | None, threads: int | None, context: int |
     from runtime.chat import Chat
     from runtime.decoder import Decoder
 
+    refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.given()
     decoder = Decoder(bundle, threads=threads, context=context)
     if decoder.facts.chat is None:

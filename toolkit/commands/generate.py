@@ -30,7 +30,7 @@ from toolkit.progress import Progress, bar
 from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
 from toolkit.record_options import with_fields
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, check_argument, refuse_file_name
+from toolkit.texts import Reading, check_argument, refuse_file_name, refuse_file_path
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def generate(
     Records of JSON or CSV are prompts of their own, and each gets a line with its `text`.
     """
     check_usage(bundle, prompt, source, literal=literal)
+    refuse_file_path(system, "--system", literal=literal)
     if in_pieces and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
 
@@ -111,14 +112,17 @@ def generate(
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
             refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
-            with open_output(output) as file, bar(stream, enabled=True, output=output, verb="answering") as shown:
+            with (
+                open_output(output, keeps=True) as file,
+                bar(stream, enabled=True, output=output, verb="answering") as shown,
+            ):
                 totals = answer_lines(answering, found, file, tokens=as_json or logprobs is not None, shown=shown)
             totals.tell(asked=rates)
             return
     if logprobs is not None and not as_json:
         raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
     answer = answering.begin(f"{prompt}\n\n{found}" if follows else found)
-    with open_output(output) as file:
+    with open_output(output, keeps=True) as file:
         if in_pieces:
             write_pieces(answer, file, decoder=decoder)
         elif as_json:

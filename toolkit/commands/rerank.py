@@ -17,7 +17,7 @@ from toolkit.pipes import check_inputs
 from toolkit.progress import NoProgress, Progress, bar
 from toolkit.searches import SearchRecord, searches_of
 from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream
+from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def rerank(
         )
     if query is not None:
         check_argument(query, "the query")
+        refuse_file_path(query, "--query", literal=literal)
     check_inputs(documents, source, noun="document", field=field, literal=literal)
 
     from runtime.reranker import Reranker
@@ -103,7 +104,10 @@ def rerank(
                     raise
                 raise pending.placed(error, reranker.max_length) from error
 
-        with open_output(output) as file, bar(stream, enabled=not documents, output=output, verb="ranking") as shown:
+        with (
+            open_output(output, keeps=True) as file,
+            bar(stream, enabled=not documents, output=output, verb="ranking") as shown,
+        ):
             pending.shown = shown
             if query is None:
                 notes = rank_lines(rank, searches_of(Source(stream), reading), file, shown)
