@@ -14,6 +14,7 @@ from tests.exporters.drawn_decoders import DrawnDecoder
 
 SEEDS = 20
 AT_ONCE = {("bert", 0), ("modernbert", 1), ("qwen3", 2), ("xlm-roberta", 3), ("nomic_bert", 4)}
+AT_ONCE |= {("llama", 0), ("gemma2", 1), ("phi3", 1), ("smollm3", 2)}
 """The few that run with the fast tests."""
 DRAWN: dict[Kind, Callable[[str, int], Drawn]] = {Kind.EMBEDDER: DrawnEmbedder, Kind.DECODER: DrawnDecoder}
 """How the checkpoints of a kind are drawn, for all architectures that are exported as that kind."""
