@@ -95,6 +95,8 @@ class Session:
                 options,
                 providers=[ORT_NAMES[provider]],
                 disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
+                # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
+                enable_fallback=0,
             )
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:

@@ -58,8 +58,7 @@ def convert(
     """Store float32 (texts, dimension) as `vector_type`: (texts, dimension), or (texts, dimension / 8) for bits.
 
     int8 needs `ranges`, float32 (2, dimension): the lowest and the highest value of each component become -128 and 127.
-    The definitions are those of sentence-transformers' `quantize_embeddings`; but a value outside its range gets the
-    nearest end, where that function wraps around to the other end.
+    The definitions are those of sentence-transformers' `quantize_embeddings` (5.7).
     """
     if vector_type is VectorType.FLOAT32:
         return vectors
@@ -70,8 +69,8 @@ def convert(
         steps = (ranges[1] - ranges[0]) / np.float32(255)
         # A component that never varies carries nothing; any step gives it one value instead of a division by zero.
         steps[steps == 0] = 1
-        scaled: NDArray[np.float32] = (vectors - ranges[0]) / steps - np.float32(128)
-        return scaled.clip(-128, 127).astype(np.int8)
+        scaled: NDArray[np.float32] = np.floor((vectors - ranges[0]) / steps)
+        return (scaled.clip(0, 255) - np.float32(128)).astype(np.int8)
     bits = np.packbits(vectors > 0, axis=1)
     return bits if vector_type is VectorType.UBINARY else np.asarray((bits ^ np.uint8(128)).view(np.int8))
 

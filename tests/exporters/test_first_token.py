@@ -16,6 +16,7 @@ from exporters.quantize import Recipe, quantize_encoder
 from exporters.recipes import PRECISE
 from exporters.sources import find_checkpoint
 from exporters.tasks import RerankerTask
+from exporters.tokenizer_file import bundle_tokenizer
 from runtime import Kind, Precision, Provider
 from tests.exporters.graphs import make_model, run, token_rows
 
@@ -29,7 +30,7 @@ LAYERS = 2
 def classifier(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The float32 graph of a small cross-encoder."""
     checkpoint = find_checkpoint(str(reranker_checkpoint))
-    draft = draft_manifest(checkpoint, Kind.RERANKER, Precision.FP32, Provider.CPU)
+    draft = draft_manifest(checkpoint, Kind.RERANKER, Precision.FP32, Provider.CPU, bundle_tokenizer(checkpoint))
     scratch = tmp_path_factory.mktemp("first-token")
     (scratch / "tokenizer.json").write_bytes((reranker_checkpoint / "tokenizer.json").read_bytes())
     manifest = RerankerTask(checkpoint).described(draft, scratch)

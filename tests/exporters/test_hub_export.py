@@ -157,10 +157,10 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaModel"]}
             "`model` is an embedder of the architecture `llama`, of which edgekit exports decoders only",
         ),
         (
-            {"1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}},
+            {"1_Pooling/config.json": {"pooling_mode_median_tokens": True}},
             [],
             10,
-            "`model` pools its tokens in a way that edgekit does not know",
+            "`model` has `pooling_mode_median_tokens` set to `true` in `1_Pooling/config.json`",
         ),
         ({}, ["--precision", "int4"], 2, "embedders are not exported to `int4`"),
         ({}, ["--min-tau", "0.9"], 2, "`min_tau` is for rerankers, and this is an embedder"),

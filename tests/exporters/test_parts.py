@@ -25,7 +25,8 @@ sys.meta_path.insert(0, NoOnnxruntime())
 for name in {blocked}:
     sys.modules[name] = None
 sys.argv = ["edgekit", *sys.argv[1:]]
-import toolkit.__main__
+from toolkit.__main__ import main
+main()
 """
 
 

@@ -118,7 +118,7 @@ def test_plain_paths_are_fine(name: str) -> None:
 def test_a_newer_schema(edit_manifest: EditManifest) -> None:
     path = edit_manifest(lambda manifest: manifest.update(schema=99))
 
-    assert refusal(path).message == "the bundle has schema 99, and this edgekit reads schemas 2 to 4"
+    assert refusal(path).message == "the bundle has schema 99, and this edgekit reads schemas 2 to 5"
 
 
 def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:

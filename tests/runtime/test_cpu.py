@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -161,6 +162,7 @@ def test_kleidiai_is_left_out_for_symmetric_blocks_alone(
     bundle = written[0]
     blocks = WeightBlocks(1, 0, 4, 4, 32, 32, symmetric, "nearest")
     given = options_given(monkeypatch)
+    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
 
     Decoder(Bundle(bundle.path, dataclasses.replace(bundle.manifest, blocks=blocks)), threads=1)
 

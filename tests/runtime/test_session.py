@@ -317,3 +317,30 @@ def test_exports_say_what_they_require(tiny_bundle: Bundle) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxruntime.__version__", "1.30.0rc1+local")
         assert load_onnxruntime() is onnxruntime
+
+
+def test_a_graph_that_fails_is_tried_once_and_prints_nothing(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime would try it again on the CPU, and say so on stdout, between the data."""
+    model = onnx.load(tiny_bundle.file("model.onnx"))
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "model.onnx")
+    tries: list[object] = []
+    create = onnxruntime.InferenceSession._create_inference_session
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession._create_inference_session",
+        lambda *arguments, **options: (tries.append(arguments), create(*arguments, **options))[1],
+    )
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a provider failed")
+
+    with pytest.raises(BundleError, match="onnxruntime cannot open"):
+        Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["input_ids"])
+    monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", fail)
+    with pytest.raises(BundleError, match="a provider failed"):
+        Session(tiny_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+
+    assert len(tries) == 1
+    assert capfd.readouterr().out == ""

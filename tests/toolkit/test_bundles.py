@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import onnxruntime
 import pytest
@@ -51,6 +52,8 @@ def test_inspect_says_what_would_run_here(
     monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
     monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
+    # What another test holds open was asked before.
+    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
     monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
 
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
