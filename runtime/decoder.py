@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -242,6 +242,8 @@ class Decoder:
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
+        if not isinstance(prompt, Sized) or getattr(prompt, "ndim", 1) != 1:
+            raise InputError("the prompt must be a text or a list of token ids")
         if len(prompt) == 0:
             raise InputError("the prompt is empty", hint="give it at least a word to continue")
         ids = self.encode(prompt) if isinstance(prompt, str) else list(map(checked_id, prompt, count()))

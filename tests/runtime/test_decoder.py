@@ -311,6 +311,8 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [
+        (None, {}, InputError, "the prompt must be a text or a list of token ids"),
+        (np.array([[1, 2]]), {}, InputError, "the prompt must be a text or a list of token ids"),
         ("", {}, InputError, "the prompt is empty"),
         ([], {}, InputError, "the prompt is empty"),
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
