@@ -273,6 +273,8 @@ class Decoder:
         if max_tokens is None:
             cache.check(prompt + 1, prompt=prompt)
             return min(room, cache.largest_that_fits() - prompt)
+        if not isinstance(max_tokens, SupportsIndex):
+            raise InputError(f"`max_tokens` must be an integer, not {type(max_tokens).__name__}")
         if max_tokens < 1:
             raise InputError(f"`max_tokens` must be at least 1, not {max_tokens}")
         if max_tokens > room:
@@ -285,6 +287,10 @@ class Decoder:
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:
+        if not isinstance(cache, KVCache):
+            raise InputError(
+                f"`cache` must be a KVCache, not {type(cache).__name__}", hint="make one with `decoder.new_cache()`"
+            )
         # Models that were trained on from the same one have the same facts.
         if cache.facts != self.facts or cache.identity != self.identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
