@@ -29,6 +29,8 @@ from runtime.tokenizer import checked_text
 
 SEVERAL = 4
 """Times the context up to which the tokens of a prompt that is too long are counted."""
+MOST_THREADS = 1024
+"""onnxruntime starts each of them at once, and would not end with a hundred thousand."""
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
 
@@ -87,6 +89,10 @@ class Decoder:
         self.identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
+        if threads is not None and threads > MOST_THREADS:
+            raise InputError(
+                f"`threads` must be at most {MOST_THREADS}, not {threads}", hint="leave it out for all cores"
+            )
         if context is not None and not 2 <= context <= self.facts.context_length:
             raise InputError(
                 f"`context` must be from 2 to {self.facts.context_length}, which the model has, not {context}"

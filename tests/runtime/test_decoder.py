@@ -377,6 +377,7 @@ def test_a_smaller_context(decoder: Decoder) -> None:
     ("options", "message"),
     [
         ({"threads": 0}, "`threads` must be at least 1, not 0"),
+        ({"threads": 100_000}, "`threads` must be at most 1024, not 100000"),
         ({"context": 1}, "`context` must be from 2 to 1024, which the model has, not 1"),
         ({"context": 1025}, "`context` must be from 2 to 1024, which the model has, not 1025"),
     ],
