@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import SupportsIndex, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,8 @@ class Reranker(Encoder):
 
         `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
         """
+        if top_n is not None and not isinstance(top_n, SupportsIndex):
+            raise InputError(f"`top_n` must be an integer, not {type(top_n).__name__}")
         if top_n is not None and top_n < 1:
             raise InputError(f"`top_n` must be at least 1, not {top_n}")
         chosen, place = self.checked_scores(scores), self.place_of(label)

@@ -238,6 +238,7 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.rank("a", None), "`documents` must be a list of texts, not NoneType"),
         (lambda it: it.rank("a", {"b": 1}), "`documents` must be a list of texts, not dict"),
         (lambda it: it.rank_many([("a",)]), "search 0 must be a query and its documents"),
+        (lambda it: it.rank("a", ["b"], top_n="1"), "`top_n` must be an integer, not str"),
         (lambda it: it.rank_many(None), "`searches` must be a list of queries with their documents"),
         (lambda it: it.score(None), "`pairs` must be a list"),
         (lambda it: it.score(["a"]), "pair 0 must be a query and a document"),
