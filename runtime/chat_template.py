@@ -23,6 +23,15 @@ DATE_FORM = 256
 """Characters of a template's form for dates."""
 
 
+RENDERING_ERRORS = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
+    *(RuntimeError, StopIteration, AssertionError, BufferError, OSError),
+)
+"""What Python raises where a template does something with values that it did not expect."""
+SHOWN = 1000
+"""Characters of a template's own words in a message."""
+
+
 class ChatTemplate:
     """A template, rendered as transformers' `apply_chat_template` renders it."""
 
@@ -72,14 +81,13 @@ class ChatTemplate:
             raise BundleError(f"the chat template does what is not allowed: {error}") from error
         except RefusedError as error:
             raise InputError(
-                f"the model's chat template refuses these messages: {error}",
-                hint=f"their roles are {', '.join(f'`{message.role}`' for message in messages)}",
+                f"the model's chat template refuses these messages: {shortened(error)}",
+                hint=f"their roles are {shortened(', '.join(f'`{message.role}`' for message in messages))}",
             ) from error
-        # What a template does with values that it did not expect is any of Python's errors.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            raise InputError(f"the model's chat template cannot render these messages: {error}") from error
         except (RecursionError, MemoryError) as error:
             raise BundleError("the chat template calls itself without an end, or takes all memory") from error
+        except (*RENDERING_ERRORS, TemplateError) as error:
+            raise InputError(f"the model's chat template cannot render these messages: {shortened(error)}") from error
         try:
             return checked_text(text, "what the chat template writes")
         # The messages are valid, so the template is to blame.
@@ -101,8 +109,14 @@ class RefusedError(Exception):
     """What a template says with `raise_exception`."""
 
 
-def refuse(message: str) -> None:
-    raise RefusedError(message)
+def refuse(message: object) -> None:
+    # Text at once: what a list holds may nest too deep to be written.
+    raise RefusedError(str(message))
+
+
+def shortened(what: object) -> str:
+    text = str(what)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def strftime_now(form: str) -> str:

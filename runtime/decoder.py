@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -29,6 +29,8 @@ from runtime.tokenizer import checked_text
 
 SEVERAL = 4
 """Times the context up to which the tokens of a prompt that is too long are counted."""
+MOST_THREADS = 1024
+"""onnxruntime starts each of them at once, and would not end with a hundred thousand."""
 Prompt = str | Sequence[int]
 """A text that is continued as it is, or the ids of its tokens."""
 
@@ -87,6 +89,10 @@ class Decoder:
         self.identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
+        if threads is not None and threads > MOST_THREADS:
+            raise InputError(
+                f"`threads` must be at most {MOST_THREADS}, not {threads}", hint="leave it out for all cores"
+            )
         if context is not None and not 2 <= context <= self.facts.context_length:
             raise InputError(
                 f"`context` must be from 2 to {self.facts.context_length}, which the model has, not {context}"
@@ -242,6 +248,8 @@ class Decoder:
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
+        if not isinstance(prompt, Sized) or getattr(prompt, "ndim", 1) != 1:
+            raise InputError("the prompt must be a text or a list of token ids")
         if len(prompt) == 0:
             raise InputError("the prompt is empty", hint="give it at least a word to continue")
         ids = self.encode(prompt) if isinstance(prompt, str) else list(map(checked_id, prompt, count()))
@@ -271,6 +279,8 @@ class Decoder:
         if max_tokens is None:
             cache.check(prompt + 1, prompt=prompt)
             return min(room, cache.largest_that_fits() - prompt)
+        if not isinstance(max_tokens, SupportsIndex):
+            raise InputError(f"`max_tokens` must be an integer, not {type(max_tokens).__name__}")
         if max_tokens < 1:
             raise InputError(f"`max_tokens` must be at least 1, not {max_tokens}")
         if max_tokens > room:
@@ -283,6 +293,10 @@ class Decoder:
         return max_tokens
 
     def checked_cache(self, cache: KVCache) -> KVCache:
+        if not isinstance(cache, KVCache):
+            raise InputError(
+                f"`cache` must be a KVCache, not {type(cache).__name__}", hint="make one with `decoder.new_cache()`"
+            )
         # Models that were trained on from the same one have the same facts.
         if cache.facts != self.facts or cache.identity != self.identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")

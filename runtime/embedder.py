@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ class Embedder(Encoder):
         When `texts` raises, the vectors of what it gave before come first. With `long="error"` nothing of the chunk
         that holds a long text is computed.
         """
-        if isinstance(texts, str):
+        if not isinstance(texts, Iterable) or isinstance(texts, (str, bytes, Mapping)):
             raise one_string("stream")
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
@@ -197,7 +197,7 @@ class Embedder(Encoder):
 
     def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
-        if isinstance(texts, str):
+        if not is_list(texts):
             raise one_string("count_tokens")
         return np.array(list(self.tokenizer.count(texts, prefix=self.prefix(prompt))), np.int64)
 
@@ -270,7 +270,7 @@ class Embedder(Encoder):
         progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
         """Embed texts; messages count them from the `before` texts of earlier chunks on."""
-        if isinstance(texts, str):
+        if not is_list(texts):
             raise one_string("embed")
         results = Results(len(texts), request)
 
@@ -334,6 +334,11 @@ def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
 
 def length(piece: Piece) -> int:
     return len(piece.ids)
+
+
+def is_list(texts: object) -> bool:
+    """Whether these are several values in an order: a list, a tuple, an array."""
+    return isinstance(texts, Sized) and hasattr(texts, "__getitem__") and not isinstance(texts, (str, bytes, Mapping))
 
 
 def one_string(method: str) -> InputError:

@@ -100,7 +100,10 @@ class Forward:
         cache = self.cache
         length = cache.length + len(ids)
         cache.reserve(length)
-        bound = cache.bindings.get((len(ids), positions)) or self.bind(len(ids), positions)
+        bound = cache.bindings.get((len(ids), positions))
+        # A cache may go on with another decoder of the same bundle, which has a session of its own.
+        if bound is None or bound.session is not self.session.session:
+            bound = self.bind(len(ids), positions)
         bound.input_ids[0] = ids
         bound.last_positions[0] = length - 1
         bound.total_length[()] = length
@@ -136,6 +139,7 @@ class Forward:
         value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
         facts = self.cache.facts
         bound = Bound(
+            session=self.session.session,
             binding=self.session.session.io_binding(),
             input_ids=np.zeros((1, tokens), np.int64),
             last_positions=np.zeros(1, np.int32),

@@ -30,6 +30,8 @@ PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOU
 class Bound:
     """A graph's inputs and outputs for one number of new tokens, bound to buffers that are written before each run."""
 
+    session: Any
+    """The one that made the binding; no other runs it."""
     binding: Any
     """onnxruntime's IOBinding."""
     input_ids: NDArray[np.int64]

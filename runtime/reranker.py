@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import SupportsIndex, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,8 @@ class Reranker(Encoder):
 
         `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
         """
+        if top_n is not None and not isinstance(top_n, SupportsIndex):
+            raise InputError(f"`top_n` must be an integer, not {type(top_n).__name__}")
         if top_n is not None and top_n < 1:
             raise InputError(f"`top_n` must be at least 1, not {top_n}")
         chosen, place = self.checked_scores(scores), self.place_of(label)
@@ -197,6 +199,8 @@ class Reranker(Encoder):
 
         `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
         """
+        if not isinstance(pairs, Iterable):
+            raise InputError("`pairs` must be a list", hint="`score([(query, document), ...])`")
         return self.run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
 
     def stream(
@@ -290,6 +294,9 @@ class Reranker(Encoder):
             )
 
 
+SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
+
+
 def pairs_of(
     searches: Iterable[Search[Document]],
     open_rankings: deque[OpenRanking[Document]],
@@ -297,11 +304,18 @@ def pairs_of(
     text: Callable[[Document], str] | None,
 ) -> Iterator[Pair]:
     """The pairs of searches one after another; each search has a ranking in `open_rankings` that awaits its scores."""
-    for query, documents in searches:
+    if not isinstance(searches, Iterable):
+        raise InputError("`searches` must be a list of queries with their documents", hint=SEARCHES)
+    for number, search in enumerate(searches):
+        if not isinstance(search, (tuple, list)) or len(search) != 2:
+            raise InputError(f"search {number} must be a query and its documents", hint=SEARCHES)
+        query, documents = search
         if not checked_text(query, "the query").strip():
             raise InputError("the query is empty")
         if isinstance(documents, str):
             raise InputError("`documents` must be a list of texts, not one text")
+        if not isinstance(documents, Iterable) or isinstance(documents, (bytes, Mapping)):
+            raise InputError(f"`documents` must be a list of texts, not {type(documents).__name__}")
         ranking = new()
         open_rankings.append(ranking)
         for document in documents:

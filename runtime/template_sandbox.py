@@ -210,9 +210,10 @@ TEXT_METHODS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_METHODS.split(), grows_l
 }
 """The methods of texts that templates may use; `format` has a formatter of its own."""
 NUMBER_METHODS = ("bit_length", "is_integer")
+ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
-COUNTED, MADE = "counted ", "made "
+COUNTED, MADE, JOINED = "counted ", "made ", "joined "
 """Filters that the compiler puts in; no template can write such a name."""
 
 
@@ -306,7 +307,13 @@ class Spending(NodeTransformer):
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        return filtered(self.generic_visit(node), MADE)
+        self.generic_visit(node)
+        return filtered(nodes.List(node.nodes, lineno=node.lineno), JOINED)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        # jinja2 compiles a slice to Python's own, past everything that could be paid for.
+        return filtered(node, MADE) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         constant = all(isinstance(item, nodes.Const) for item in node.items)
@@ -338,7 +345,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], **options)
         self.filters["tojson"] = to_json
         self.filters = {name: paying(name, self.filters[name], sizer) for name, sizer in FILTERS.items()}
-        self.filters |= {COUNTED: counted, MADE: made}
+        self.filters |= {COUNTED: counted, MADE: made, JOINED: joined}
         del self.globals["lipsum"]
         self.globals["namespace"] = PlainNamespace
 
@@ -425,6 +432,8 @@ def pay_for_method(
         items = budget.listed(arguments[0])
         grows_by_joining(budget, items, (owner,), {})
         return (items,)
+    if name in {"encode", "decode"}:
+        check_encoding(arguments, named)
     if name in {"split", "rsplit"}:
         separator = next((text for text in (*arguments, *named.values()) if isinstance(text, str)), None)
         budget.step(owner.count(separator) if separator else len(owner) // 2)
@@ -432,6 +441,13 @@ def pay_for_method(
         budget.step(sum(map(owner.count, LINE_ENDS)))
     known[name](budget, owner, arguments, named)
     return arguments
+
+
+def check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Raises for encodings other than the usual ones: Python has some that take the square of a text's length."""
+    encoding = str(arguments[0] if arguments else named.get("encoding", "utf-8"))
+    if encoding.lower().replace("_", "-") not in ENCODINGS:
+        raise SecurityError("an encoding that is not offered to templates")
 
 
 def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..., Any]:
@@ -445,6 +461,9 @@ def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..
         budget.step()
         budget.afford(budget.weight((arguments, named)))
         if name in CONSUMING:
+            if isinstance(value, (str, bytes)):
+                # Each character becomes an item.
+                budget.step(len(value))
             value = budget.listed(value)
         sizer(budget, value, arguments, named)
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
@@ -463,6 +482,22 @@ def counted(_context: Context, value: Any) -> Any:
 @jinja2.pass_context
 def made(_context: Context, value: Any) -> Any:
     return current().made(value)
+
+
+@jinja2.pass_context
+def joined(_context: Context, values: list[Any]) -> str:
+    """What `~` makes of all its values at once."""
+    budget = current()
+    texts = []
+    size = 0
+    for value in values:
+        # A character becomes ten at most where a list is written.
+        budget.weight(value)
+        texts.append(value if isinstance(value, str) else str(value))
+        size += len(texts[-1])
+        budget.afford(size)
+    text: str = budget.made("".join(texts))
+    return text
 
 
 def to_json(

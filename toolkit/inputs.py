@@ -51,6 +51,7 @@ MOST_OF_A_FIELD = 1 << 26
 LOOKED_AT = 64
 """Lines that are looked at for one that holds something."""
 SHOWN_FIELDS = 8
+SHOWN_DIGITS = 40
 AS_TEXT = "to have it read as plain text, add `--input-format text`"
 OBJECT_BEGINS = re.compile(r'\s*\[?\s*\{\s*("|$)')
 """An object, or an array of them: no prose begins like this."""
@@ -248,7 +249,8 @@ def json_format(line: str, *, cut: bool) -> InputFormat | None:
         return None
     several = InputFormat.JSON
     try:
-        return InputFormat.JSONL if isinstance(json.loads(text), dict) else several
+        # Numbers are none of the format's business, and Python refuses to read those of thousands of digits.
+        return InputFormat.JSONL if isinstance(json.loads(text, parse_int=str), dict) else several
     except RecursionError:
         return InputFormat.JSONL
     except json.JSONDecodeError as error:
@@ -277,7 +279,11 @@ def table_delimiter(source: Source, header: str, column: str | None) -> str | No
 
 
 def split_row(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+    """The fields of a header; none where it is not valid CSV, which is refused where its rows are read."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def delimiter_of(header: str, wanted: InputFormat) -> str:
@@ -293,6 +299,8 @@ class ItemReader:
     def __init__(self, source: Source, place: Place) -> None:
         self.source = source
         self.place = place
+        self.last_line = ""
+        """Of a table."""
 
     def __iter__(self) -> Iterator[Item | FailedRecord]:
         if self.place.format in (InputFormat.CSV, InputFormat.TSV):
@@ -362,12 +370,9 @@ class ItemReader:
             except StopIteration:
                 return
             except csv.Error as error:
+                failed = not_csv(first, error, self.last_line, alone=self.place.number == first)
                 if self.place.number > first or not self.place.columns:
-                    raise InputError(
-                        f"the row that begins in line {first} is not valid CSV: {error}",
-                        hint='put quotes around a field that holds a quote, and double those in it: "a ""b"" c"',
-                    ) from error
-                failed = InputError(f"{where} is not valid CSV: {error}")
+                    raise failed from error
                 yield FailedRecord(failed, {"line": first}, where, self.source.size - size)
                 continue
             except InputError as error:
@@ -390,7 +395,22 @@ class ItemReader:
         """Lines with what ends them, since fields in quotes may hold line breaks."""
         while raw := self.source.next_line():
             self.source.take(raw)
-            yield decoded(raw, self.advance(number=self.place.number + 1))
+            self.last_line = decoded(raw, self.advance(number=self.place.number + 1))
+            yield self.last_line
+
+
+def not_csv(number: int, error: csv.Error, line: str, *, alone: bool) -> InputError:
+    if "\r" in line.rstrip("\r\n"):
+        return InputError(
+            f"line {number} is not valid CSV: it holds a carriage return that ends no line",
+            hint="convert old line ends with `tr '\\r' '\\n'`, or put quotes around the field",
+        )
+    return InputError(
+        f"line {number} is not valid CSV: {error}"
+        if alone
+        else f"the row that begins in line {number} is not valid CSV: {error}",
+        hint='put quotes around a field that holds a quote, and double those in it: "a ""b"" c"',
+    )
 
 
 def checked_header(names: list[str], where: str) -> tuple[str, ...]:
@@ -445,6 +465,7 @@ class Buffer:
             try:
                 value, end = json.JSONDecoder(
                     parse_float=lambda digits, found=literals: finite(digits, found.append),  # type: ignore[misc]
+                    parse_int=lambda digits, found=literals: whole(digits, found.append),  # type: ignore[misc]
                     parse_constant=literals.append,
                 ).raw_decode(self.text, self.at)
             except RecursionError as error:
@@ -476,9 +497,19 @@ def finite(digits: str, refuse: Any) -> float:
     return found
 
 
+def whole(digits: str, refuse: Any) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        # Of more digits than Python reads or writes.
+        refuse(digits)
+        return 0
+
+
 def not_json(where: str, literal: str) -> InputError:
+    shown = literal if len(literal) <= SHOWN_DIGITS else f"{literal[:SHOWN_DIGITS]}..."
     return InputError(
-        f"{where} holds `{literal}`, which cannot be passed on as a number of JSON",
+        f"{where} holds `{shown}`, which cannot be passed on as a number of JSON",
         hint="give it in quotes, or null",
     )
 
@@ -488,7 +519,10 @@ def parse_value(line: str, where: str) -> Any:
     literals: list[str] = []
     try:
         value = json.loads(
-            line, parse_float=lambda digits: finite(digits, literals.append), parse_constant=literals.append
+            line,
+            parse_float=lambda digits: finite(digits, literals.append),
+            parse_int=lambda digits: whole(digits, literals.append),
+            parse_constant=literals.append,
         )
     except ValueError as error:
         raise InputError(f"{where} is no JSON: {error}") from error

@@ -273,6 +273,10 @@ LONG = "{% set x = 'ab' * 500000 %}"
         (LONG + "{{ ('%(a)s' * 9999)|format(a=x) }}", CHARACTERS),
         (LONG + "{{ ('%(a)s' * 9999) % {'a': x} }}", CHARACTERS),
         (LONG + "{{ x.split('a') }}", "the chat template takes more than"),
+        (LONG + "{{ x" + " ~ x" * 20000 + " }}", CHARACTERS),
+        (LONG + "".join(f"{{% set y{number} = x[1:] %}}" for number in range(99)), CHARACTERS),
+        (LONG + "{{ x|list|length }}", STEPS),
+        (LONG + "{{ x.encode('idna') }}", NOT_ALLOWED + "an encoding that is not offered to templates"),
         ("{{ 'a' * 10**10 }}", CHARACTERS),
         ("{{ 10**10 * ['a'] }}", CHARACTERS),
         ("{{ ('a'|safe) * 10**10 }}", CHARACTERS),
@@ -367,7 +371,7 @@ OFFERED = """
 {{ 'a,b;c'.split(',')|last }} {{ ' x '.strip() }}{{ 'Abc'.lower().replace('b', 'BB').startswith('aBB') }} {{ 'ab'.center(6, '*') }} {{ '-'.join(['1', '2']) }}
 {{ '%s is %5.2f%%' % ('x', 2.5) }} {{ '{:>4}|{a!r}'.format(7, a='q') }} {{ '%s'|format('f') }} {{ '{a}'.format_map({'a': 1}) }}
 {{ {'b': 1, 'a': [1, {'c': none}]}|tojson }} {{ {'b': 1, 'a': 'é<'}|tojson(indent=2, sort_keys=true) }} {{ {'b': 1, 'a': 2}|dictsort }} {{ {'k': 'v'}.items()|list }} {{ [3, 1, 2]|sort(reverse=true) }}
-{{ 'a\nb'|indent(2) }} {{ 'some words here'|title|truncate(11) }} {{ '<b>'|e }} {{ 3.7|round|int }} {{ [1, 2, 3]|sum }} {{ [1, 2, 3]|batch(2, 0)|list }} {{ 'abc'|reverse }} {{ 'a b'|wordcount }} {{ [1, 2, 3][::-1] }}
+{{ 'a\nb'|indent(2) }} {{ 'some words here'|title|truncate(11) }} {{ 'word'[1:3] ~ 'é'.encode('utf-8').decode() ~ ('<'|safe) }} {{ '<b>'|e }} {{ 3.7|round|int }} {{ [1, 2, 3]|sum }} {{ [1, 2, 3]|batch(2, 0)|list }} {{ 'abc'|reverse }} {{ 'a b'|wordcount }} {{ [1, 2, 3][::-1] }}
 {{ 'x' ~ 1 ~ none }} {{ 1 if messages is iterable and messages is not string }} {{ 'user' in ns.seen }} {{ dict(a=1) }} {{ range(3)|list }} {{ joiner('|')() }}{{ cycler(1, 2).next() }}
 {% set block %}  {{ 'captured' }}  {% endset %}{{ block|trim }}{% filter upper %}filtered{% endfilter %}
 """
@@ -391,10 +395,20 @@ def test_a_template_that_writes_half_a_character() -> None:
     assert caught.value.exit_code == 7
 
 
-@pytest.mark.parametrize("template", ["{{ messages[5].content.strip() }}", "{{ 1 + messages }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ messages[5].content.strip() }}", "{{ 1 + messages }}", "{{ 1 / 0 }}", "{{ cycler() }}"]
+)
 def test_a_template_that_fails_on_these_messages(template: str) -> None:
     with pytest.raises(InputError, match="the model's chat template cannot render these messages: "):
         ChatTemplate(ChatFacts(template, {})).render(CONVERSATIONS[0])
+
+
+@pytest.mark.parametrize("said", ["'a' * 10**6", "['a' * 10**6]"])
+def test_what_a_template_says_is_shortened(said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ChatTemplate(ChatFacts("{{ raise_exception(" + said + ") }}", {})).render(CONVERSATIONS[0])
+
+    assert len(caught.value.message) < 2000
 
 
 def test_jinja_is_loaded_only_by_who_chats() -> None:

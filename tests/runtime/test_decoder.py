@@ -311,6 +311,9 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [
+        ("a", {"max_tokens": "2"}, InputError, "`max_tokens` must be an integer, not str"),
+        (None, {}, InputError, "the prompt must be a text or a list of token ids"),
+        (np.array([[1, 2]]), {}, InputError, "the prompt must be a text or a list of token ids"),
         ("", {}, InputError, "the prompt is empty"),
         ([], {}, InputError, "the prompt is empty"),
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
@@ -374,6 +377,7 @@ def test_a_smaller_context(decoder: Decoder) -> None:
     ("options", "message"),
     [
         ({"threads": 0}, "`threads` must be at least 1, not 0"),
+        ({"threads": 100_000}, "`threads` must be at most 1024, not 100000"),
         ({"context": 1}, "`context` must be from 2 to 1024, which the model has, not 1"),
         ({"context": 1025}, "`context` must be from 2 to 1024, which the model has, not 1025"),
     ],
@@ -410,6 +414,21 @@ def test_the_cache_of_another_model(decoder: Decoder) -> None:
         decoder.stream(FOX, cache=cache)
 
     assert caught.value.message == "the cache was made for another model"
+
+
+def test_a_cache_goes_on_with_another_decoder_of_its_bundle(decoder: Decoder) -> None:
+    """Whose session is another, as with other threads; what was bound for the first is not for it."""
+    others = Decoder(decoder.bundle, threads=1), Decoder(decoder.bundle, threads=2)
+    assert others[0].session is not others[1].session
+    expected = others[0].generate(FOX, max_tokens=3).text
+    cache = decoder.new_cache()
+
+    assert [it.generate(FOX, max_tokens=3, cache=cache).text for it in (*others, *others)] == [expected] * 4
+
+
+def test_what_is_no_cache(decoder: Decoder) -> None:
+    with pytest.raises(InputError, match="`cache` must be a KVCache, not str"):
+        decoder.generate(FOX, cache="saved")  # type: ignore[arg-type]
 
 
 def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:

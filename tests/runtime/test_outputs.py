@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import Bundle, BundleError, Decoder, Embedder, Pooling, Reranker
+from runtime import Bundle, BundleError, Decoder, Embedder, InputError, Pooling, Reranker
 from tests.commands import Finished
 from tests.decoders import write_decoder
 from tests.tiny_bundles import embedder_graph, rehash, replace_graph, reranker_graph, write_embedder, write_reranker
@@ -74,6 +74,15 @@ REFUSED = (
     r"gives an output of the shape|gives vectors of 9 components|the first output of the graph .* must be "
     r"`tensor\(float\)`"
 )
+
+
+@pytest.mark.parametrize("texts", [None, 1, {"text": "a"}, {"a"}, b"a"])
+def test_what_is_no_list_of_texts(embedder: Bundle, texts: object) -> None:
+    """As JSON from a client may be."""
+    model = Embedder(embedder)
+    for call in (model.embed, model.count_tokens):
+        with pytest.raises(InputError, match="`texts` must be a list of strings"):
+            call(texts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -155,10 +155,14 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b"id,text\n1\n", "line 2 has 1 columns, and the header 2"),
         (b"text,text\na,b\n", "the header in line 1 names `text` more than once"),
         (b'id,text\n1,"a\n2,b\n', "the row that begins in line 2 is not valid CSV: unexpected end of data"),
+        (b"id,text\r1,a\r", "line 1 is not valid CSV: it holds a carriage return that ends no line"),
+        (b"id,text\n1,a\rb\n", "line 2 is not valid CSV: it holds a carriage return that ends no line"),
+        (b'{"text": "a", "x": ' + b"9" * 5000 + b"}", f"line 1 holds `{'9' * 40}...`, which cannot be"),
+        (b'[{"text": "a", "x": ' + b"9" * 5000 + b"}]", f"item 1 holds `{'9' * 40}...`, which cannot be"),
     ],
 )
 def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
-    name = "x.csv" if content.startswith((b"id,text\n1\n", b"text,text")) else None
+    name = "x.csv" if content.startswith((b"id,text\n1\n", b"text,text", b"id,text\r", b"id,text\n1,a\r")) else None
     assert refusal(content, name).message.startswith(message)
 
 
@@ -191,6 +195,10 @@ def test_what_is_no_text_is_named(content: bytes, name: str | None, message: str
         assert error.hint is not None
         assert hint in error.hint
     assert texts(b"GGUF is a format\nPKs\n") == ["GGUF is a format", "PKs"]
+
+
+def test_prose_with_carriage_returns_is_one_text() -> None:
+    assert texts(b"one\rtwo, three\r") == ["one\rtwo, three\r"]
 
 
 def test_names_of_columns_may_be_of_several_words() -> None:
