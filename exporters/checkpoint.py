@@ -26,7 +26,13 @@ from exporters.checkpoint_files import (
 )
 from exporters.headers import Header, check_shards, check_sizes, read_headers
 from exporters.rope_parameters import with_known_names
-from exporters.unread import check_no_adapter, check_packed_files, check_tokenizer_code, check_unread
+from exporters.unread import (
+    check_no_adapter,
+    check_packed_files,
+    check_tokenizer_code,
+    check_tokenizer_paths,
+    check_unread,
+)
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
@@ -134,7 +140,9 @@ def open_without_weights(
     check_config(config, name)
     check_packed_files(name, folder)
     tokenizer = check_file(folder, TOKENIZER_CONFIG)
-    check_tokenizer_code(name, read_json(tokenizer) if tokenizer.exists() else None)
+    settings = read_json(tokenizer) if tokenizer.exists() else None
+    check_tokenizer_code(name, settings)
+    check_tokenizer_paths(name, settings)
     checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
     accept(checkpoint)
     return checkpoint
