@@ -22,11 +22,18 @@ from exporters.checkpoint_files import (
     check_files,
     files_in,
     is_wanted,
+    is_wanted_of_module,
     read_json,
 )
 from exporters.headers import Header, check_shards, check_sizes, read_headers
 from exporters.rope_parameters import with_known_names
-from exporters.unread import check_no_adapter, check_packed_files, check_tokenizer_code, check_unread
+from exporters.unread import (
+    check_no_adapter,
+    check_packed_files,
+    check_tokenizer_code,
+    check_tokenizer_paths,
+    check_unread,
+)
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
@@ -134,7 +141,9 @@ def open_without_weights(
     check_config(config, name)
     check_packed_files(name, folder)
     tokenizer = check_file(folder, TOKENIZER_CONFIG)
-    check_tokenizer_code(name, read_json(tokenizer) if tokenizer.exists() else None)
+    settings = read_json(tokenizer) if tokenizer.exists() else None
+    check_tokenizer_code(name, settings)
+    check_tokenizer_paths(name, settings)
     checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
     accept(checkpoint)
     return checkpoint
@@ -160,11 +169,24 @@ def transformer_folder(folder: Path, name: str) -> str:
     return ""
 
 
+def module_folders(folder: Path) -> frozenset[str]:
+    """The folders that modules.json names, whatever they are called."""
+    modules = read_json(folder / MODULES) if (folder / MODULES).exists() else None
+    paths = (module.get("path") for module in modules if isinstance(module, dict)) if isinstance(modules, list) else ()
+    return frozenset(checked_subfolder(folder, path) for path in paths if isinstance(path, str))
+
+
 def checked_subfolder(folder: Path, path: str) -> str:
     """The path of a module within a checkpoint, normalized; raises CheckpointError for one that leads out of it."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
         raise CheckpointError(f"`{folder / MODULES}` has a module at `{path}`, which is not a folder of the checkpoint")
+    if len(pure.parts) > 1:
+        # Files are seen to be no links, of bounded size, and hashed, in the folders at the top.
+        raise UnsupportedModelError(
+            f"`{folder / MODULES}` has a module at `{path}`, a folder within a folder, where edgekit reads nothing",
+            hint="sentence-transformers saves each module in a folder beside `modules.json`; save the model again",
+        )
     return "" if str(pure) == "." else str(pure)
 
 
@@ -174,7 +196,12 @@ def open_checkpoint(
     """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
     checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
     check_weights(checkpoint)
-    names = [name for name in files_in(folder) if is_wanted(name) and (folder / name).is_file()]
+    modules = module_folders(folder)
+    names = [
+        name
+        for name in files_in(folder)
+        if (is_wanted(name) or is_wanted_of_module(name, modules)) and (folder / name).is_file()
+    ]
     files = {name: sha256_of(folder / name) for name in sorted(names)}
     return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def is_wanted(name: str) -> bool:
         and all(fnmatchcase(part, piece) for part, piece in zip(parts, pattern.split("/"), strict=True))
         for pattern in WANTED
     )
+
+
+def is_wanted_of_module(name: str, folders: Collection[str]) -> bool:
+    """Whether an export reads a file of this path, where these are the folders of the modules."""
+    folder, _, last = name.rpartition("/")
+    return folder in folders and any(fnmatchcase(last, pattern) for pattern in OF_A_MODEL)
 
 
 def describes_weights(name: str) -> bool:

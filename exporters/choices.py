@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import check_cross_encoder
 from exporters.facts import check_kind, embedder_facts, kind_of, max_length
+from exporters.generation import generation_defaults
 from exporters.stored_blocks import BLOCK_READERS
 from runtime.errors import InputError, UnsupportedModelError
 from runtime.manifest import CacheType, Kind, Precision
@@ -56,6 +57,8 @@ class Asked:
                 embedder_facts(checkpoint)
             elif kind is Kind.RERANKER:
                 check_cross_encoder(checkpoint)
+            else:
+                generation_defaults(checkpoint)
         return Choice(kind, precision, cache, bar)
 
 

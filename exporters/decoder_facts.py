@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
+from exporters.generation import generation_defaults, generation_settings
 from exporters.grouped_attention import cache_sizes, context_length, takes_heads
 from exporters.probe import probe_texts, tokenizer_probe
 from exporters.pytorch_model import load_config
@@ -13,11 +14,10 @@ from exporters.tokenizer_file import known_tokens
 from runtime.chat_template import ChatTemplate
 from runtime.decoder import encode_exactly, encode_text
 from runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
-from runtime.manifest import ChatFacts, DecoderFacts, GenerationDefaults
+from runtime.manifest import ChatFacts, DecoderFacts
 from runtime.messages import ASSISTANT, SYSTEM, USER, Message
 from runtime.safe_tokenizer import SafeTokenizer
 
-GENERATION = "generation_config.json"
 QUESTION, ANSWER = "What is a pump?", "It moves water."
 SLIDING = "sliding_attention"
 PROBED_LENGTH = 64
@@ -45,9 +45,7 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
     """
     config = load_config(checkpoint)
     sizes = cache_sizes(config)
-    generation = checkpoint.read_json(GENERATION) or {}
-    if not isinstance(generation, dict):
-        raise CheckpointError(f"`{checkpoint.folder / GENERATION}` must be an object")
+    generation = generation_settings(checkpoint)
     chat = chat_facts(tokenizer)
     vocabulary = int(config.vocab_size)
     # Gemma 3's, which reads no pictures, has the token for one all the same; the runtime refuses it in a prompt.
@@ -63,7 +61,7 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         add_bos=begins_with_bos(tokenizer),
         eos_ids=eos_ids(checkpoint, generation, tokenizer, chat),
         chat=chat,
-        generation=generation_defaults(generation),
+        generation=generation_defaults(checkpoint),
         plain_attention=checkpoint.architecture.plain_attention or not takes_heads(config),
     )
 
@@ -144,26 +142,6 @@ def chat_facts(tokenizer: Any) -> ChatFacts | None:
     return facts
 
 
-def generation_defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
-    """What generation_config.json says about choosing tokens; it samples only where `do_sample` is set."""
-
-    def number(key: str) -> float | None:
-        value = generation.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-    penalty = number("repetition_penalty")
-    if generation.get("do_sample") is not True:
-        return GenerationDefaults(repetition_penalty=penalty)
-    temperature, top_k = number("temperature"), number("top_k")
-    return GenerationDefaults(
-        temperature=1.0 if temperature is None else temperature,
-        top_k=None if top_k is None else int(top_k),
-        top_p=number("top_p"),
-        min_p=number("min_p"),
-        repetition_penalty=penalty,
-    )
-
-
 def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
     """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
     for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, PROBED_LENGTH))):
@@ -183,22 +161,23 @@ def check_conversation(
     """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
     records = [{"role": message.role, "content": message.content} for message in conversation]
     options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
-    expected = refusal = None
-    try:
-        expected = tokenizer.apply_chat_template(records, tokenize=False, **options)
-    # A template is a program, and fails on messages that it was not written for with any of Python's errors.
-    except Exception as error:  # noqa: BLE001
-        refusal = error
+    expected = rendered = refusal = None
+    # edgekit's own rendering is bounded, and comes first: that of transformers would go through any loop to its end.
     try:
         rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
     except InputError as error:
-        if expected is not None:
-            raise UnsupportedModelError(f"edgekit cannot render the chat template of `{name}`: {error}") from error
-        return
+        refusal = error
     except BundleError as error:
         raise CheckpointError(error.message) from error
-    if expected is None:
-        raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {refusal}")
+    try:
+        expected = tokenizer.apply_chat_template(records, tokenize=False, **options)
+    # A template is a program, and fails on messages that it was not written for with any of Python's errors.
+    except Exception as error:
+        if rendered is not None:
+            raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {error}") from error
+        return
+    if rendered is None:
+        raise UnsupportedModelError(f"edgekit cannot render the chat template of `{name}`: {refusal}") from refusal
     if rendered != expected:
         raise UnsupportedModelError(
             f"the chat template of `{name}` writes another text here than with transformers: "

@@ -22,6 +22,9 @@ from exporters.modules import (
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import EmbedderFacts, Kind
 
+ROTATES_BY_LENGTH = "longrope"
+"""The rotation whose angles depend on how long a text is."""
+
 
 def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
     """What a model is for: what the user or the catalog says, else what its own files do."""
@@ -56,6 +59,14 @@ def check_kind(checkpoint: Checkpoint, kind: Kind) -> None:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` is {kind.articled} of the architecture `{architecture.name}`, of which "
             f"edgekit exports {known} only"
+        )
+    scaling = checkpoint.config.get("rope_scaling")
+    form = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
+    # A trace has the angles of one length; a decoder's context ends where they change.
+    if form == ROTATES_BY_LENGTH and kind is not Kind.DECODER:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` rotates long texts by other angles than short ones (`rope_scaling` in config.json: "
+            f"`{form}`), which edgekit does not export for {kind.value}s"
         )
 
 

@@ -27,6 +27,13 @@ WITHOUT_MEANING = frozenset({"generation_config", "transformers.js_config"})
 """Parts of a config.json that change nothing about a model."""
 MUST_BE_OFF = ("is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder")
 """Of encoders; decoders attend in one direction anyway."""
+OTHER_DIRECTION: Mapping[str, bool] = {"is_causal": False, "use_bidirectional_attention": True}
+"""Keys with which transformers 5 lets a decoder read texts in both directions; transformers 4 does not know them."""
+OTHER_WEIGHTS = "transformers_weights"
+"""The key of a config.json that names another file than the usual one."""
+TOKENIZER_PATHS: Mapping[str, object] = {"tokenizer_file": None, "fast_tokenizer_files": ["tokenizer.json"]}
+"""Keys of a tokenizer_config.json by which transformers reads another file than tokenizer.json, anywhere on the disk ->
+the value with which it does not."""
 BASE_MODEL = "export the model in 16 or 32 bits that it was made from; `--precision` quantizes it"
 
 
@@ -73,6 +80,20 @@ def check_tokenizer_code(name: str, settings: Any) -> None:
         )
 
 
+def check_tokenizer_paths(name: str, settings: Any) -> None:
+    """Raise UnsupportedModelError for a tokenizer_config.json that names the files of its tokenizer.
+
+    transformers reads that path in place of tokenizer.json, whether it lies in the checkpoint or not.
+    """
+    for key, harmless in TOKENIZER_PATHS.items() if isinstance(settings, Mapping) else ():
+        if settings.get(key) not in (None, harmless):
+            raise UnsupportedModelError(
+                f"`{name}` names the file of its tokenizer (`{key}` in tokenizer_config.json), and edgekit reads none "
+                "but tokenizer.json",
+                hint=f"export a copy without `{key}`, where tokenizer.json is the tokenizer that is meant",
+            )
+
+
 def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
     """Raise UnsupportedModelError for parts of a config.json that would be left out."""
     for key in QUANTIZED:
@@ -90,6 +111,7 @@ def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None
                 f"`{name}` consists of more than edgekit reads: `{key}` in its config.json",
                 hint="a model of several parts, such as text and pictures, is not exported",
             )
+    check_later(name, config, encoder=encoder)
     for key in MUST_BE_OFF if encoder else MUST_BE_OFF[:1]:
         if config.get(key):
             raise UnsupportedModelError(
@@ -98,3 +120,20 @@ def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None
             )
     if config.get("pruned_heads"):
         raise UnsupportedModelError(f"`{name}` has heads removed (`pruned_heads`), which edgekit does not export")
+
+
+def check_later(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
+    """Raise UnsupportedModelError for keys of a config.json that this transformers or edgekit's own readers ignore."""
+    if config.get(OTHER_WEIGHTS) is not None:
+        raise UnsupportedModelError(
+            f"`{name}` has its weights in another file than the usual one (`{OTHER_WEIGHTS}` in config.json: "
+            f"`{config[OTHER_WEIGHTS]}`), which edgekit does not read",
+            hint="load it with transformers and save it with `save_pretrained`",
+        )
+    for key, value in () if encoder else OTHER_DIRECTION.items():
+        if config.get(key) is not None and bool(config[key]) is value:
+            raise UnsupportedModelError(
+                f"`{name}` reads texts in both directions (`{key}` in config.json: `{str(value).lower()}`), which this "
+                f"version of edgekit does not do with a `{config.get('model_type')}`",
+                hint="its vectors or answers would be those of another model",
+            )

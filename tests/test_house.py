@@ -34,8 +34,9 @@ ORDER = {
         "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace tokenizer_file "
         "pair_probe probe gguf quantize block_weights calibration graph_files layerwise publisher "
         "weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
-        "grouped_attention graph nodes dense stored_tensors pair_facts choices stored_blocks block_rounding rounding "
-        "cross_encoder facts modules sources gguf_facts gguf_tokenizer gguf_header short_merges checkpoint "
+        "grouped_attention graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
+        "block_rounding rounding cross_encoder facts modules sources gguf_facts gguf_tokenizer gguf_header "
+        "short_merges checkpoint "
         "hub.download hub.request hub.access hub.account hub.transport hub.token hub.failures hub.names hub.settings "
         "wheel catalog rope_parameters checkpoint_files unread headers architectures counts parts"
     ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import tokenizers
 from tokenizers import processors
 
 from exporters.certify_decoder import golden_prompt
+from exporters.choices import Asked
 from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
+from exporters.generation import generation_defaults
 from exporters.pytorch_model import load_tokenizer
-from runtime import CheckpointError, UnsupportedModelError
+from runtime import CheckpointError, Kind, UnsupportedModelError
 from runtime.manifest import DecoderFacts, GenerationDefaults
 from runtime.safe_tokenizer import open_tokenizer
 from tests.decoders import CHATML
@@ -107,7 +110,9 @@ def test_of_several_templates_the_default_one(folder: Path) -> None:
     [
         ({"temperature": 0.6, "top_p": 0.9}, GenerationDefaults()),
         ({"repetition_penalty": 1.1}, GenerationDefaults(repetition_penalty=1.1)),
-        ({"do_sample": True}, GenerationDefaults(temperature=1.0)),
+        ({"do_sample": True}, GenerationDefaults(temperature=1.0, top_k=50)),
+        ({"do_sample": True, "top_k": None, "num_beams": 1}, GenerationDefaults(temperature=1.0)),
+        ({"typical_p": 0.5, "bad_words_ids": [], "max_length": 20, "chat_format": "chatml"}, GenerationDefaults()),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05},
             GenerationDefaults(0.6, 20, 0.95, 0.0, 1.05),
@@ -124,6 +129,53 @@ def test_a_generation_config_that_is_none(folder: Path) -> None:
     write_json(folder / "generation_config.json", [1])
 
     with pytest.raises(CheckpointError, match=r"`.*generation_config.json` must be an object"):
+        facts_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("suppress_tokens", [5]),
+        ("bad_words_ids", [[4, 5]]),
+        ("no_repeat_ngram_size", 3),
+        ("num_beams", 4),
+        ("min_new_tokens", 9),
+        ("typical_p", 0.5),
+    ],
+)
+def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, value: object) -> None:
+    write_json(folder / "generation_config.json", {"do_sample": True, key: value})
+    asked = Asked(None, None, None, dict.fromkeys(Kind))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        asked.choose(opened(folder))
+    assert caught.value.message.startswith(f"`tiny` has `{key}` set to `{value}` in `generation_config.json`, which ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("temperature", -1), ("temperature", "0.6"), ("temperature", math.nan), ("top_p", 7), ("top_k", math.inf)),
+        *(("top_k", 1.5), ("top_k", 10**400), ("repetition_penalty", 0), ("min_p", True)),
+    ],
+)
+def test_a_way_to_choose_tokens_that_is_none(folder: Path, key: str, value: object) -> None:
+    write_json(folder / "generation_config.json", {"do_sample": True, key: value})
+
+    with pytest.raises(CheckpointError, match=rf"^`.*{key}") as caught:
+        generation_defaults(opened(folder))
+    assert "generation_config.json" in caught.value.message
+
+
+def test_a_template_without_an_end_for_some_conversations(folder: Path) -> None:
+    """The libraries' own rendering has no bounds, and is not asked before edgekit's."""
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    change_json(
+        folder / "tokenizer_config.json",
+        chat_template="{% if messages[0]['role'] == 'system' %}" + endless + "{% endif %}{{ messages[0]['content'] }}",
+    )
+
+    with pytest.raises(CheckpointError, match=r"^the chat template "):
         facts_of(folder)
 
 

@@ -9,7 +9,7 @@ import pytest
 from exporters.choices import Asked
 from exporters.facts import embedder_facts, lower_case, max_length
 from exporters.sources import find_checkpoint
-from runtime import CheckpointError, Kind, Pooling
+from runtime import CheckpointError, Kind, Pooling, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint
 
 BARS = dict.fromkeys(Kind)
@@ -165,3 +165,17 @@ def test_a_size_that_is_no_size(tiny_checkpoint: Path, value: object) -> None:
 
     with pytest.raises(CheckpointError, match=r"`hidden_size` in .* must be a positive integer, not"):
         embedder_facts(find_checkpoint(str(tiny_checkpoint)))
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+@pytest.mark.parametrize("kind", [Kind.EMBEDDER, Kind.RERANKER])
+def test_a_rotation_that_depends_on_the_length_of_a_text(
+    kind: Kind, key: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A trace holds the angles of short texts, and no certificate has a text that is long enough to show it."""
+    folder = tmp_path / "tiny-qwen3"
+    write_tiny_checkpoint(folder, checkpoint, "qwen3")
+    edit_config(folder, rope_scaling={key: "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6})
+
+    with pytest.raises(UnsupportedModelError, match=r"rotates long texts by other angles .*`longrope`"):
+        Asked(kind, None, None, BARS).choose(find_checkpoint(str(folder)))

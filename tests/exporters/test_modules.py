@@ -416,3 +416,27 @@ def test_every_activation_has_the_class_that_it_is_named_for() -> None:
         assert found.dtype == expected.dtype
         assert abs(found - expected).max() <= 2e-6, name
     assert set(ACTIVATIONS.values()) == set(FUNCTIONS) == set(Activation)
+
+
+def test_the_files_of_modules_are_named_in_the_source_whatever_their_folders_are_called(tiny_checkpoint: Path) -> None:
+    """What a bundle says it was made from has every file that was read, the weights above all."""
+    folder = tiny_checkpoint / "encoder"
+    folder.mkdir()
+    for path in list(tiny_checkpoint.iterdir()):
+        if path.is_file() and path.name != MODULES:
+            path.rename(folder / path.name)
+    (tiny_checkpoint / "1_Pooling").rename(tiny_checkpoint / "pooling")
+    edit(tiny_checkpoint, MODULES, lambda modules: modules[0].update(path="encoder"))
+    edit(tiny_checkpoint, MODULES, lambda modules: modules[1].update(path="pooling"))
+
+    files = find_checkpoint(str(tiny_checkpoint)).source.files
+
+    assert {"encoder/model.safetensors", "encoder/tokenizer.json", "pooling/config.json", MODULES} <= files.keys()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_module_in_a_folder_within_a_folder(place: int, tiny_checkpoint: Path) -> None:
+    """Links, sizes and hashes of files are looked at no deeper."""
+    edit(tiny_checkpoint, MODULES, lambda modules: modules[place].update(path="a/b"))
+
+    assert "has a module at `a/b`, a folder within a folder" in unsupported(tiny_checkpoint)

@@ -146,3 +146,41 @@ def test_a_tokenizer_in_code(folder: Path) -> None:
         "`tiny` brings the code of its own tokenizer (`auto_map` in tokenizer_config.json), and edgekit runs no code "
         "from a checkpoint"
     )
+
+
+def test_weights_in_a_file_of_another_name(folder: Path) -> None:
+    """transformers loads that one, and `model.safetensors` beside it may be another model."""
+    edit_config(folder, transformers_weights="other.safetensors")
+
+    assert "`transformers_weights` in config.json: `other.safetensors`" in refusal(folder).message
+
+
+@pytest.mark.parametrize(("key", "value"), [("is_causal", False), ("use_bidirectional_attention", True)])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "mistral"])
+def test_decoders_that_read_in_both_directions(model_type: str, key: str, *, value: bool) -> None:
+    """transformers 5 reads these keys, and the version that exports does not know them."""
+    with pytest.raises(UnsupportedModelError, match=f"reads texts in both directions .`{key}`"):
+        check_unread("org/model", {"model_type": model_type, key: value}, encoder=False)
+    for harmless in (not value, None):
+        check_unread("org/model", {"model_type": model_type, key: harmless}, encoder=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer_file", "/etc/passwd"),
+        ("tokenizer_file", "tokenizer.json"),
+        ("fast_tokenizer_files", ["tokenizer.4.0.0.json", "tokenizer.json"]),
+    ],
+)
+def test_a_tokenizer_in_a_file_of_another_name(folder: Path, key: str, value: object) -> None:
+    """transformers would read a path from anywhere on this machine, and put what is there in the bundle."""
+    change_json(folder / "tokenizer_config.json", **{key: value})
+
+    assert f"names the file of its tokenizer (`{key}` in tokenizer_config.json)" in refusal(folder).message
+
+
+def test_the_usual_name_of_a_tokenizer(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.json"])
+
+    assert find_checkpoint(str(folder)).name == "tiny"
