@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,10 @@ from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from io import BufferedReader
+
+
+Fault = Callable[[str], InputError]
+"""Gives the error for a value, by where it stands."""
 
 
 class InputFormat(StrEnum):
@@ -355,7 +359,7 @@ class ItemReader:
             self.advance(number=number)
             where, size = f"item {number}", self.source.size - size
             if refused is not None:
-                yield FailedRecord(not_json(where, refused), {"item": number}, where, size)
+                yield FailedRecord(refused(where), {"item": number}, where, size)
             else:
                 yield Item(value, where, size)
 
@@ -458,16 +462,12 @@ class Buffer:
     def pass_over(self) -> None:
         self.at += 1
 
-    def value(self, number: int) -> tuple[Any, str | None]:
-        """The next value, and a literal in it that could not go out again as JSON."""
+    def value(self, number: int) -> tuple[Any, Fault | None]:
+        """The next value, and a fault in it for which it is refused."""
         while True:
-            literals: list[str] = []
+            faults: list[Fault] = []
             try:
-                value, end = json.JSONDecoder(
-                    parse_float=lambda digits, found=literals: finite(digits, found.append),  # type: ignore[misc]
-                    parse_int=lambda digits, found=literals: whole(digits, found.append),  # type: ignore[misc]
-                    parse_constant=literals.append,
-                ).raw_decode(self.text, self.at)
+                value, end = json.JSONDecoder(**hooks(faults)).raw_decode(self.text, self.at)
             except RecursionError as error:
                 raise InputError(f"item {number} is JSON that is nested too deep") from error
             except ValueError as error:
@@ -478,7 +478,7 @@ class Buffer:
                 # More digits may follow.
                 continue
             self.at = end
-            return value, literals[0] if literals else None
+            return value, faults[0] if faults else None
 
     def taken(self) -> None:
         """Forget what was passed over, and note that it was read."""
@@ -490,20 +490,39 @@ def broken(why: str) -> InputError:
     return InputError(f"this is not valid JSON: {why}", hint=f"mend it; {AS_TEXT}")
 
 
-def finite(digits: str, refuse: Any) -> float:
-    found = float(digits)
-    if not math.isfinite(found):
-        refuse(digits)
-    return found
+def hooks(faults: list[Fault]) -> dict[str, Any]:
+    """What Python's JSON decoder is given, which takes more than JSON: what is wrong goes to `faults`."""
+
+    def refuse(digits: str) -> None:
+        faults.append(lambda where: not_json(where, digits))
+
+    def finite(digits: str) -> float:
+        found = float(digits)
+        if not math.isfinite(found):
+            refuse(digits)
+        return found
+
+    def whole(digits: str) -> int:
+        try:
+            return int(digits)
+        except ValueError:
+            # Of more digits than Python reads or writes.
+            refuse(digits)
+            return 0
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = next(name for name in names if names.count(name) > 1)
+            faults.append(lambda where: repeats(where, repeated))
+        return found
+
+    return {"parse_float": finite, "parse_int": whole, "parse_constant": refuse, "object_pairs_hook": without_repeats}
 
 
-def whole(digits: str, refuse: Any) -> int:
-    try:
-        return int(digits)
-    except ValueError:
-        # Of more digits than Python reads or writes.
-        refuse(digits)
-        return 0
+def repeats(where: str, name: str) -> InputError:
+    return InputError(f"{where} has the field {quoted([name])} more than once", hint="leave one of them")
 
 
 def not_json(where: str, literal: str) -> InputError:
@@ -515,21 +534,16 @@ def not_json(where: str, literal: str) -> InputError:
 
 
 def parse_value(line: str, where: str) -> Any:
-    """The JSON value in a line; raises InputError also for numbers that would go out as what is no JSON."""
-    literals: list[str] = []
+    """The JSON value in a line; raises InputError also for numbers that JSON does not have, and for a field twice."""
+    faults: list[Fault] = []
     try:
-        value = json.loads(
-            line,
-            parse_float=lambda digits: finite(digits, literals.append),
-            parse_int=lambda digits: whole(digits, literals.append),
-            parse_constant=literals.append,
-        )
+        value = json.loads(line, **hooks(faults))
     except ValueError as error:
         raise InputError(f"{where} is no JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"{where} is JSON that is nested too deep") from error
-    if literals:
-        raise not_json(where, literals[0])
+    if faults:
+        raise faults[0](where)
     return value
 
 

@@ -146,6 +146,8 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b'[\n{"text": "a"},\n]', "this is not valid JSON: item 2 cannot be read: "),
         (b'["a"]\n["b"]\n', "more follows after the end of the JSON array, after item 1"),
         (b'[{"text": "a", "x": NaN}]', "item 1 holds `NaN`, which cannot be passed on as a number of JSON"),
+        (b'[{"text": "a", "text": "b"}]', "item 1 has the field `text` more than once"),
+        (b'{"id": {"a": 1, "a": 1}, "text": "a"}', "line 1 has the field `a` more than once"),
         (b'[{"text": "a"}, 5]', "item 2 has no text in a field `text`"),
         (b'[["a"]]', "item 1 has no text in a field `text`"),
         (b'[{"text": null}]', "item 1 has no text in a field `text` but null"),
