@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,10 @@ from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 from tests.hub_server import LocalHub, User
 from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
 from tests.silence import be_silent_for_long
+
+# A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
