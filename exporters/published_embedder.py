@@ -7,7 +7,6 @@ versions are put in its terms.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +84,7 @@ class PublishedEmbedder:
     @contextmanager
     def reported(self) -> Iterator[None]:
         """Raise CheckpointError for what the library makes of a checkpoint that it could open."""
-        with silent():
+        with quiet():
             try:
                 yield
             # The library and torch raise whatever a checkpoint makes of their code.
@@ -97,7 +96,7 @@ class PublishedEmbedder:
 
 def opened(checkpoint: Checkpoint, model: Any, *, implemented_here: bool) -> SentenceTransformer:
     """The model as the library builds it, around the transformer `model` where edgekit implements that."""
-    with silent(), TemporaryDirectory() as folder:
+    with quiet(), TemporaryDirectory() as folder:
         try:
             reader = Reader(checkpoint, model if implemented_here else None, Path(folder))
             found: SentenceTransformer = model_class(reader)(
@@ -182,16 +181,3 @@ class TokensAlone(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> Any:
         return self.model(input_ids=input_ids)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep the remarks of sentence-transformers and transformers to themselves."""
-    logger = logging.getLogger("sentence_transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        logger.setLevel(before)

@@ -254,6 +254,9 @@ def quiet() -> Iterator[None]:
     """Keep the libraries' remarks to themselves; what matters in them is checked and reported by edgekit."""
     before = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
+    library = logging.getLogger("sentence_transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()
     try:
@@ -261,6 +264,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        library.setLevel(level)
         transformers.logging.set_verbosity(before)
         if bars:
             transformers.logging.enable_progress_bar()
