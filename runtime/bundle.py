@@ -99,6 +99,14 @@ class Bundle:
         return path
 
     @property
+    def digest(self) -> str:
+        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
+
+        `sha256sum manifest.json` prints the same.
+        """
+        return sha256_of(self.path / MANIFEST)
+
+    @property
     def size(self) -> int:
         """Bytes of all files that the manifest lists."""
         return sum(record.size for record in self.manifest.files.values())

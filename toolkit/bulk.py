@@ -16,10 +16,10 @@ from runtime.bundle import MANIFEST, sha256_of
 from runtime.bundle_writer import flush
 from runtime.errors import EdgekitError, InputError, TextError
 from toolkit.job import Job, chunks_of
-from toolkit.notes import Notes
 from toolkit.progress import Progress, fresh_line
 from toolkit.resumable import Done, Files, HashedSource, done_before, locked, open_own, record
 from toolkit.texts import Reading, RecordReader, TextRecord
+from toolkit.warnings_report import Notes
 from toolkit.writers import Record, output_errors, write_ranges, writer_for
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from runtime.errors import InputError, OutputError
 from runtime.records import read_record, write_record
 from toolkit.inputs import InputFormat, Place, Source
 from toolkit.job import Options
-from toolkit.notes import Notes
 from toolkit.progress import fresh_line
+from toolkit.warnings_report import Notes
 
 BLOCK = 1 << 20
 

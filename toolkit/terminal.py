@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import click
 
@@ -62,3 +63,11 @@ def without_controls(text: str) -> str:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line for people."""
     click.echo(escaped(text), err=err)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows for people, in columns as wide as their longest cell."""
+    shown = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

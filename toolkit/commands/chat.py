@@ -10,8 +10,12 @@ import click
 
 from runtime.errors import BundleError, EdgekitError, InputError, TextTooLongError
 from toolkit.answers import Totals, write_text
-from toolkit.notes import tell_error
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.options import (
+    LENGTH_OPTIONS,
+    PERFORMANCE_OPTIONS,
+    SAMPLING_OPTIONS,
     AnswerOptions,
     answer_options,
     context_option,
@@ -23,6 +27,7 @@ from toolkit.options import (
 from toolkit.terminal import say
 from toolkit.texts import refuse_file_path
 from toolkit.turns import from_pipe, from_terminal, turns_of
+from toolkit.warnings_report import print_error
 
 if TYPE_CHECKING:
     from runtime.chat import Chat
@@ -41,8 +46,21 @@ A line that ends with \\ goes on in the next one. """ opens a message of several
 closes it. Ctrl-C ends an answer. A message that begins with / needs a space before it.'''
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Conversation": "--system --literal --on-full",
+        "Length": LENGTH_OPTIONS,
+        "Sampling": SAMPLING_OPTIONS,
+        "Performance": PERFORMANCE_OPTIONS,
+    },
+    examples=[
+        "edgekit chat SmolLM2-135M-Instruct-int4",
+        'edgekit chat SmolLM2-135M-Instruct-int4 --system "Answer in one sentence." --temperature 0.7',
+        "edgekit chat SmolLM2-135M-Instruct-int4 < messages.txt",
+    ],
+)
+@bundle_argument()
 @system_option
 @literal_option
 @answer_options
@@ -52,15 +70,16 @@ closes it. Ctrl-C ends an answer. A message that begins with / needs a space bef
 def chat(
     *, bundle: str, system: str | None, literal: bool, threads: int | None, context: int | None, rates: bool
 ) -> None:
-    """Talk with a model: each line is a message, and /help lists what else there is.
+    """Chat with a model in the terminal.
 
-    From a pipe, each line is a message too, and the first that is refused ends it.
+    Each line is a message; /help lists the commands. From a pipe, each line is a message too, and the first error ends
+    the conversation.
     """
     from runtime.chat import Chat
     from runtime.decoder import Decoder
 
     refuse_file_path(system, "--system", literal=literal)
-    options = AnswerOptions.given()
+    options = AnswerOptions.from_command_line()
     decoder = Decoder(bundle, threads=threads, context=context)
     if decoder.facts.chat is None:
         raise BundleError(
@@ -80,7 +99,7 @@ def chat(
             except EdgekitError as error:
                 if not typed:
                     raise
-                tell_error(error.message, error.hint)
+                print_error(error.message, error.hint)
             except click.Abort:
                 if not typed:
                     raise

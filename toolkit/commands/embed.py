@@ -12,56 +12,75 @@ import click
 
 from runtime.errors import InputError, TextError
 from runtime.targets import is_special, regular_target_of, target_of
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
-from toolkit.notes import Notes
 from toolkit.options import Text, field_option, input_format_option, literal_option, once
 from toolkit.pipes import check_inputs
 from toolkit.progress import Progress, bar
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
+from toolkit.warnings_report import Notes
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
     from toolkit.job import Job
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Input": "--input --input-format --field --literal",
+        "Output": "--output --format --restart",
+        "Embeddings": "--prompt --dim --dtype --ranges --long --no-truncate",
+    },
+    examples=[
+        'edgekit embed all-MiniLM-L6-v2-int8 "the pump does not start"',
+        "edgekit embed all-MiniLM-L6-v2-int8 --input corpus.jsonl --output corpus.npy",
+        "edgekit embed all-MiniLM-L6-v2-int8 --dtype int8 < notes.txt > embeddings.jsonl",
+    ],
+)
+@bundle_argument()
 @click.argument("texts", nargs=-1, type=Text())
-@once("--input", "source", metavar="FILE", help="Read texts from a file, `-` for stdin.")
-@input_format_option("One text a line, or a text in a field of each record, whose other fields are passed through.")
+@once("--input", "source", metavar="FILE", help="Read texts from FILE, `-` for stdin.")
+@input_format_option("One text per line, or one per record in --field; other fields are copied to the output.")
 @field_option
 @literal_option
 @click.option(
     "--format",
     "output_format",
     type=click.Choice([choice.value for choice in OutputFormat]),
-    help="[default: npy for an output of that name, else jsonl]",
+    help="Output format.  [default: npy if FILE ends with .npy, else jsonl]",
 )
 @once(
     "--output",
     metavar="FILE",
-    help="Write to a file, which appears when all is done; what was killed half-way goes on when it is run again.",
+    help="Write to FILE atomically. An interrupted run resumes when repeated.",
 )
-@click.option("--restart", is_flag=True, help="Begin anew instead of going on with what is done of the output.")
-@once("--prompt", type=Text(), metavar="NAME", help="Put the model's prompt of this name before every text.")
-@click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
+@click.option("--restart", is_flag=True, help="Start from the beginning instead of resuming.")
+@once("--prompt", type=Text(), metavar="NAME", help="Prepend the model's prompt of this name to every text.")
+@click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Truncate embeddings to N dimensions (Matryoshka) and normalize again.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8", "binary", "ubinary"]),
     default="float32",
     show_default=True,
-    help="How vectors are stored; binary and ubinary are a bit for each component, packed in int8 and uint8.",
+    help="Type of the embeddings; binary and ubinary pack one bit per dimension in int8 and uint8.",
 )
-@once("--ranges", "ranges_file", metavar="FILE", help="The ranges that int8 covers, as npy (2, dimension).")
+@once("--ranges", "ranges_file", metavar="FILE", help="Ranges for `--dtype int8`: npy, float32 (2, dimension).")
 @click.option(
     "--long",
     "long_texts",
     type=click.Choice(["truncate", "error", "mean"]),
-    help="A text longer than the model reads is cut, an error, or read in chunks whose mean it gets.  "
+    help="Texts over the model's limit: truncate, error, or mean (average the embeddings of chunks).  "
     "[default: truncate]",
 )
-@click.option("--no-truncate", is_flag=True, help="The same as `--long error`.")
+@click.option("--no-truncate", is_flag=True, help="Same as `--long error`.")
 def embed(
     *,
     bundle: str,
@@ -80,14 +99,14 @@ def embed(
     long_texts: str | None,
     no_truncate: bool,
 ) -> None:
-    """Turn texts into vectors: arguments, a file, or what comes through a pipe.
+    """Compute embeddings of texts: arguments, a file or a pipe.
 
-    jsonl writes an object a line, json one array of them, npy an array (texts, dimension). In a file or a pipe every
-    line is a text, empty ones included, so that line n of the output belongs to line n of the input. JSON, JSONL, CSV
-    and TSV are read as what they are, the text in the field `text` or in the one that --field names.
+    jsonl writes one object per line, json an array of objects, npy an array (texts, dimension). In plain text every
+    line is a text, empty lines too: line n of the output belongs to line n of the input. JSON, JSONL, CSV and TSV are
+    detected, with the text in the field `text` or in --field.
 
-    With --output, a line that holds no text does not end the run: it gets a row of NaN, of zeros for integers, or the
-    embedding null, and a line in FILE.failed.jsonl; the exit code is 1 then.
+    With --output, an invalid record does not end the run: its embedding is NaN (zeros for integer types, null in
+    JSON), FILE.failed.jsonl says why, and the exit code is 1.
     """
     if not texts and source is None and sys.stdin.isatty():
         raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
@@ -95,7 +114,7 @@ def embed(
     if output_format is None:
         output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
     if output is None and output_format == "npy" and sys.stdout.isatty():
-        raise InputError("npy is binary and stdout is a terminal", hint="add `--output vectors.npy`")
+        raise InputError("npy is binary, and stdout is a terminal", hint="add `--output embeddings.npy`")
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 

@@ -11,8 +11,13 @@ import click
 from runtime.errors import InputError
 from runtime.targets import regular_target_of
 from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
 from toolkit.options import (
+    LENGTH_OPTIONS,
+    PERFORMANCE_OPTIONS,
+    SAMPLING_OPTIONS,
     AnswerOptions,
     Text,
     answer_options,
@@ -37,26 +42,51 @@ if TYPE_CHECKING:
     from runtime.stream import Stream
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Prompt": "--input --input-format --field --literal --chat --raw --system",
+        "Length": LENGTH_OPTIONS,
+        "Sampling": SAMPLING_OPTIONS,
+        "Output": "--json --stream --logprobs --output",
+        "Performance": f"{PERFORMANCE_OPTIONS} --save-prefix --load-prefix",
+    },
+    examples=[
+        'edgekit generate SmolLM2-135M-Instruct-int4 "Why is the sky blue?"',
+        'edgekit generate SmolLM2-135M-Instruct-int4 "Summarize this text:" --input notes.txt --max-tokens 100',
+        'edgekit generate SmolLM2-135M-Instruct-int4 --raw "Once upon a time" --temperature 0.7',
+        "edgekit generate SmolLM2-135M-Instruct-int4 < questions.jsonl > answers.jsonl",
+    ],
+)
+@bundle_argument()
 @click.argument("prompt", required=False, type=Text())
-@once("--input", "source", metavar="FILE", help="Read the prompt, or what follows it, from a file, `-` for stdin.")
-@input_format_option("One prompt, or records with `prompt` or `messages`, whose other fields are passed through.")
+@once(
+    "--input", "source", metavar="FILE", help="Read the prompt, or text to append to PROMPT, from FILE, `-` for stdin."
+)
+@input_format_option("One prompt, or records with `prompt` or `messages`; other fields are copied to the output.")
 @field_option
 @literal_option
 @click.option(
-    "--chat/--no-chat",
+    "--chat/--raw",
+    " /--no-chat",
     default=None,
-    help="Ask as in a conversation, or have the text continued as it is.  [default: chat, where the model can]",
+    help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
 @answer_options
-@click.option("--json", "as_json", is_flag=True, help="An object with text, tokens, finish reason and rates.")
-@click.option("--stream", "in_pieces", is_flag=True, help="With --json: an object a line for each token as it comes.")
-@click.option("--logprobs", type=click.IntRange(min=0), metavar="N", help="Name the N most probable tokens each time.")
-@once("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
-@once("--save-prefix", metavar="FILE", help="Keep what was read of the prompt in a file.")
-@once("--load-prefix", metavar="FILE", help="Read only that of the prompt which such a file does not hold.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason and rates.")
+@click.option(
+    "--stream", "in_pieces", is_flag=True, help="With --json: print one JSON object per token as it is generated."
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --json: add the N most probable tokens at each position.",
+)
+@once("--output", metavar="FILE", help="Write to FILE atomically.")
+@once("--save-prefix", metavar="FILE", help="Save the prompt's KV cache to FILE.")
+@once("--load-prefix", metavar="FILE", help="Reuse a KV cache saved with --save-prefix.")
 @threads_option
 @context_option
 @rates_option
@@ -80,10 +110,12 @@ def generate(
     context: int | None,
     rates: bool,
 ) -> None:
-    """Answer a question, or continue a text: an argument, a file, or what comes through a pipe.
+    """Generate text from a prompt: an argument, a file or a pipe.
 
-    The answer is written as it comes; Ctrl-C ends it. The text of a file or a pipe beside PROMPT follows PROMPT.
-    Records of JSON or CSV are prompts of their own, and each gets a line with its `text`.
+    If the bundle has a chat template, the prompt is sent as a user message, as `decoder.chat` does in Python; with
+    --raw the model continues it as it is, as `decoder.generate` does. The answer is printed as it is generated;
+    Ctrl-C ends it. A file or a pipe beside PROMPT is appended to PROMPT. JSON and CSV records are prompts of their
+    own, each answered with one JSON line.
     """
     check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
@@ -95,7 +127,7 @@ def generate(
 
     from runtime.decoder import Decoder
 
-    options = AnswerOptions.given()
+    options = AnswerOptions.from_command_line()
     reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:
         # A pipe that nobody names is read where it carries something; that is seen before the model is opened.

@@ -108,7 +108,7 @@ def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
     )
 
 
-def tell_error(message: str, hint: str | None) -> None:
+def print_error(message: str, hint: str | None) -> None:
     # Names of files are the bytes that they are, which a locale without UTF-8 shows as escapes.
     say(f"error: {as_typed(message)}", err=True)
     if hint is not None:
