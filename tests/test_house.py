@@ -42,8 +42,9 @@ ORDER = {
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
-        "commands.bundles commands.catalog bulk resumable job pipes streams answers writers warnings_report searches "
-        "prompts record_options turns texts options bundle_names help inputs masking interrupts "
+        "commands.bundles commands.catalog bulk chat_session resumable job pipes streams answer_output word_wrap "
+        "writers warnings_report searches "
+        "prompts record_options chat_input texts options bundle_names help inputs masking interrupts "
         "leaving progress terminal"
     ),
 }

@@ -45,7 +45,7 @@ class OwnLines(io.TextIOWrapper):
             if self.unfinished and text and not text.startswith(("\r", "\n")):
                 super().write("\n")
             if text:
-                self.unfinished = text.startswith(CLEAR) and not text.endswith("\n")
+                self.unfinished = text.startswith(CLEAR) and text != CLEAR and not text.endswith("\n")
             return super().write(text)
 
 
@@ -239,6 +239,39 @@ class TextProgress:
         new = self.done - self.skipped
         left = f", {duration(seconds * (self.total - self.done) / new)} left" if new else ""
         return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
+
+
+@contextmanager
+def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Show on a terminal how far the prefill of a prompt is, once it takes longer than a second.
+
+    `count` gives the tokens of the prompt in the KV cache, and all of them; it is called from another thread.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        began, shown = time.monotonic(), False
+        start, _ = count()
+        while not stop.wait(REDRAW if shown else HEARTBEAT):
+            done, total = count()
+            seconds = time.monotonic() - began
+            rate = (done - start) / seconds
+            left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+            show(f"prompt: {done} of {total} tokens{left}")
+            shown = True
+        if shown:
+            click.echo(CLEAR, err=True, nl=False)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def rated(rate: float) -> str:

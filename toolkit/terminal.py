@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -58,6 +61,17 @@ def escape_json(character: str) -> str:
 def without_controls(text: str) -> str:
     """A text with its lines and tabs as they are, and U+FFFD for what moves the cursor or turns text around."""
     return STEERING.sub("\ufffd", text)
+
+
+def has_colors(*, err: bool = True) -> bool:
+    """Whether stderr, or stdout, is a terminal with colors, and NO_COLOR (no-color.org) is not set."""
+    stream = sys.stderr if err else sys.stdout
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+
+
+def styled(text: str, *, err: bool = True, **style: Any) -> str:
+    """A text in colors, where stderr, or stdout, has them."""
+    return click.style(text, **style) if has_colors(err=err) else text
 
 
 def say(text: str, *, err: bool = False) -> None:

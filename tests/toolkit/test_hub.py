@@ -28,7 +28,7 @@ def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
         "org/public can be downloaded without a token",
         f"  commit   {'c' * 40}",
         "  license  apache-2.0, public",
-        "  size     0.3 MB in 5 files that an export needs",
+        "  size     0.3 MB in 5 files needed for an export",
     ]
     assert all(request.authorization is None for request in hub.requests)
 
@@ -417,8 +417,8 @@ def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: Local
         2,
         "a token cannot be given on the command line, where other users and the shell history see it",
         (
-            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if what you typed was a token, "
-            f"make a new one at {SITE}/settings/tokens"
+            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
+            f"replace it at {SITE}/settings/tokens"
         ),
     )
     for arguments in (
@@ -489,7 +489,9 @@ def test_login_leaves_a_shared_folder_as_it_is(any_user: HubUser, tmp_path: Path
 def test_login_says_what_goes_before_the_file(any_user: HubUser) -> None:
     finished = any_user.run("login", "--token-stdin", stdin=ADA.encode(), HF_TOKEN=BOB)
 
-    assert finished.err == "warning: the environment variable `HF_TOKEN` is set and takes precedence over the token file\n"
+    assert (
+        finished.err == "warning: the environment variable `HF_TOKEN` is set and takes precedence over the token file\n"
+    )
 
 
 def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:

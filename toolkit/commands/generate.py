@@ -10,7 +10,14 @@ import click
 
 from runtime.errors import InputError
 from runtime.targets import regular_target_of
-from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
+from toolkit.answer_output import (
+    GenerationStats,
+    Generator,
+    answer_fields,
+    complete_answer,
+    write_text,
+    write_token_lines,
+)
 from toolkit.bundle_names import bundle_argument
 from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
@@ -76,7 +83,7 @@ if TYPE_CHECKING:
 @answer_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason and rates.")
 @click.option(
-    "--stream", "in_pieces", is_flag=True, help="With --json: print one JSON object per token as it is generated."
+    "--stream", "token_lines", is_flag=True, help="With --json: print one JSON object per token as it is generated."
 )
 @click.option(
     "--logprobs",
@@ -101,7 +108,7 @@ def generate(
     chat: bool | None,
     system: str | None,
     as_json: bool,
-    in_pieces: bool,
+    token_lines: bool,
     logprobs: int | None,
     output: str | None,
     save_prefix: str | None,
@@ -119,7 +126,7 @@ def generate(
     """
     check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
-    if in_pieces and not as_json:
+    if token_lines and not as_json:
         raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
 
     # Looked at before minutes are spent on an answer.
@@ -135,7 +142,7 @@ def generate(
         decoder = Decoder(bundle, threads=threads, context=context)
         wording = Wording(decoder, chat=chat, system=system)
         cache = decoder.load(load_prefix) if load_prefix is not None else decoder.new_cache()
-        answering = Answering(decoder, wording, options, logprobs or 0, cache)
+        generator = Generator(decoder, wording, options, logprobs or 0, cache)
         if prompt is not None and not follows:
             found: str | Iterator[PromptRecord] = prompt
         else:
@@ -143,26 +150,26 @@ def generate(
             refuse_input(stream, save_prefix, option="--save-prefix")
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
-            refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
+            refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
             with (
                 open_output(output, keeps=True) as file,
                 bar(stream, enabled=True, output=output, verb="answering") as shown,
             ):
-                totals = answer_lines(answering, found, file, tokens=as_json or logprobs is not None, shown=shown)
-            totals.tell(asked=rates)
+                stats = answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
+            stats.print(requested=rates)
             return
     if logprobs is not None and not as_json:
         raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
-    answer = answering.begin(f"{prompt}\n\n{found}" if follows else found)
+    answer = generator.start(f"{prompt}\n\n{found}" if follows else found)
     with open_output(output, keeps=True) as file:
-        if in_pieces:
-            write_pieces(answer, file, decoder=decoder)
+        if token_lines:
+            write_token_lines(answer, file, decoder=decoder)
         elif as_json:
-            file.write(object_to_json(answer_fields(whole(answer), answer, decoder, tokens=True)) + b"\n")
+            file.write(object_to_json(answer_fields(complete_answer(answer), answer, decoder, tokens=True)) + b"\n")
         else:
             write_text(answer, file)
         file.flush()
-        Totals().with_answer(answer.rates).tell(asked=rates)
+        GenerationStats().with_answer(answer.rates).print(requested=rates)
         end_if_cancelled(answer)
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
@@ -185,14 +192,14 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
         refuse_pipe_beside(f"the input is `{source}`", source)
 
 
-def refuse_for_lines(*, prompt: str | None, in_pieces: bool, save_prefix: str | None) -> None:
+def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
     """Refuse what makes no sense for prompts that are lines of JSON."""
     if prompt is not None:
         raise InputError(
             "a prompt came as an argument, and the input has prompts of its own, a line of JSON each",
             hint="leave one of them out, or add `--input-format text` to have the input follow the prompt",
         )
-    if in_pieces:
+    if token_lines:
         raise InputError("`--stream` is for one prompt, and these are lines of them", hint="leave out `--stream`")
     if save_prefix is not None:
         raise InputError(
@@ -201,26 +208,26 @@ def refuse_for_lines(*, prompt: str | None, in_pieces: bool, save_prefix: str | 
 
 
 def answer_lines(
-    answering: Answering,
+    generator: Generator,
     records: Iterable[PromptRecord],
     file: BinaryIO,
     *,
     tokens: bool,
     shown: Progress,
-) -> Totals:
+) -> GenerationStats:
     """Write a line for each prompt as soon as it is answered; an answer that was interrupted is not written."""
-    totals = Totals()
+    stats = GenerationStats()
     for record in records:
         with placed(record.where):
-            stream = answering.begin(record.asked, with_fields(answering.options, record.fields, record.taken))
-        answer = whole(stream)
+            stream = generator.start(record.asked, with_fields(generator.options, record.fields, record.taken))
+        answer = complete_answer(stream)
         end_if_cancelled(stream)
-        fields = record.fields | answer_fields(answer, stream, answering.decoder, tokens=tokens)
+        fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)
         file.write(object_to_json(fields) + b"\n")
         file.flush()
         shown.advance(record.size, 1)
-        totals = totals.with_answer(answer.rates)
-    return totals
+        stats = stats.with_answer(answer.rates)
+    return stats
 
 
 def end_if_cancelled(stream: Stream) -> None:
