@@ -128,7 +128,7 @@ def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, in
     assert finished.code == 0
     assert finished.err.splitlines() == [
         "warning: 7 of 10 texts were longer than 256 tokens and cut there (line 3, line 5, line 6, line 7, ...)",
-        "warning: 2 of 10 texts are empty, and the vector of an empty text means nothing (line 2, line 4)",
+        "warning: 2 of 10 texts are empty, and the embedding of an empty text is meaningless (line 2, line 4)",
     ]
     assert len(rows(finished.out)) == 10
 
@@ -138,7 +138,7 @@ def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle:
 
     assert finished.err.splitlines() == [
         "warning: 1 of 2 texts was longer than 256 tokens and cut there (text 2)",
-        "warning: 1 of 2 texts is empty, and the vector of an empty text means nothing (text 1)",
+        "warning: 1 of 2 texts is empty, and the embedding of an empty text is meaningless (text 1)",
     ]
 
 
@@ -155,8 +155,8 @@ def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle, option:
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        "error: text 2 is longer than the 256 tokens that the model reads\n\n"
-        "hint: split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks\n"
+        "error: text 2 is longer than the model's limit of 256 tokens\n\n"
+        "hint: split it, or use `--long truncate`, or `--long mean` to average the embeddings of its chunks\n"
     )
 
 
@@ -165,7 +165,7 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
     finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
 
     assert finished.code == 0
-    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens and read in chunks (text 2)\n"
+    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens, embedded in chunks (text 2)\n"
     assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(texts, long="mean"))
 
 
@@ -207,12 +207,12 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
         (
             ["x", "--dtype", "int8", "--ranges", tmp_path / "text"],
             2,
-            f"error: `{tmp_path / 'text'}` is no npy file\n\nhint: `--ranges` takes the file that a run with ",
+            f"error: `{tmp_path / 'text'}` is not an npy file\n\nhint: `--ranges` takes the .ranges.npy file of a ",
         ),
         (
             ["x", "--dtype", "int8", "--ranges", tmp_path / "words.npy"],
             2,
-            f"error: `{tmp_path / 'words.npy'}` holds no numbers but <U1",
+            f"error: `{tmp_path / 'words.npy'}` must hold numbers, not <U1",
         ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
@@ -273,7 +273,7 @@ def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tm
     finished = edgekit("embed", int8_bundle.path, "--dtype", "int8", "water")
     told = edgekit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
 
-    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for vectors of length 1\n"
+    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for normalized embeddings\n"
     assert told.err == ""
     assert told.out == finished.out
 

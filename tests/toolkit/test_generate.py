@@ -307,24 +307,25 @@ def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) 
     assert path.read_text() == "Hello"
 
 
-def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None:
+def test_rates_are_printed_on_request(asked: Edgekit, decoder: Decoder) -> None:
     count = len(decoder.encode_exactly(CHATML.format("Hello")))
     line = json.dumps({"prompt": "Hello"}).encode()
 
     assert re.fullmatch(
-        rf"read {count} tokens at [\d.]+/s; wrote 12 at [\d.]+/s; first after \d\.\d\d s\n",
+        rf"prompt: {count} tokens, [\d.]+ tok/s; generated 12 tokens, [\d.]+ tok/s; first token \d\.\d\d s\n",
         asked("Hello", "--rates").err,
     )
+    prompts = rf"prompt: {2 * count} tokens \({count - 1} cached\), [\d.]+ tok/s"
     assert re.fullmatch(
-        rf"2 answers; read {count + 1} tokens at [\d.]+/s, {count - 1} more were known; wrote 24 at [\d.]+/s\n",
+        rf"2 answers; {prompts}; generated 24 tokens, [\d.]+ tok/s\n",
         asked("--rates", stdin=line + b"\n" + line).err,
     )
 
 
-def test_a_terminal_is_told_the_rates(decoder_bundle: Bundle) -> None:
+def test_rates_are_printed_on_a_terminal(decoder_bundle: Bundle) -> None:
     command = [sys.executable, "-m", "toolkit", "generate", str(decoder_bundle.path), "Hello", "--max-tokens", "3"]
 
-    assert "; wrote 3 at " in on_terminal(command)
+    assert "; generated 3 tokens, " in on_terminal(command)
 
 
 @pytest.mark.usefixtures("interrupted")
@@ -335,7 +336,7 @@ def test_an_interrupt_ends_the_answer(asked: Edgekit, decoder: Decoder) -> None:
     assert finished.code == 130
     assert finished.out.startswith(first_three.rstrip("\ufffd").encode())
     assert finished.out.endswith(b"\n")
-    assert "; wrote 3 at " in finished.err
+    assert "; generated 3 tokens, " in finished.err
     assert finished.err.endswith("interrupted\n")
 
 
@@ -396,13 +397,13 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--seed", -1], b"", "error: `seed` must be 0 or more, not -1\n"),
         (["a", "--stop", ""], b"", "error: stop string 0 is empty, and every answer would end before it begins"),
         (["a", "--context", 5000], b"", "error: `context` must be from 2 to 1024, which the model has, not 5000\n"),
-        (["a", "--logprobs", 5], b"", "error: `--logprobs` are told in JSON\n\nhint: add `--json`\n"),
+        (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
-        (["a", "--stream"], b"", "error: `--stream` is for JSON, since text comes as a stream already\n"),
+        (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
         (["a", "--system", "b", "--no-chat"], b"", "error: `--system` is a message, and without a chat template"),
         ([], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
-        (["a", "--input", "-"], b'{"prompt": "b"}', "error: a prompt came as an argument, and the input has prompts"),
+        (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
         (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` is for one prompt, and these are lines of"),
         (["--save-prefix", "x"], b'{"prompt": "b"}', "error: `--save-prefix` is for one prompt, and these are lines"),
         (["--no-chat"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),

@@ -151,7 +151,7 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     assert one.code == many.code == 0
     assert one.err == (
         "warning: 2 of 4 documents were longer than 128 tokens with the query and cut there (1, 3)\n"
-        "warning: 1 of 4 documents is empty, and the score of an empty document means nothing (2)\n"
+        "warning: 1 of 4 documents is empty, and the score of an empty document is meaningless (2)\n"
     )
     assert many.err == (
         "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
@@ -160,8 +160,8 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        "error: text 2 is with the query longer than the 128 tokens that the model reads\n\n"
-        "hint: split it, or leave out `--no-truncate` to have it cut\n"
+        "error: text 2 and its query are longer than the model's limit of 128 tokens\n\n"
+        "hint: split it, or leave out `--no-truncate` to truncate it\n"
     )
 
 
@@ -175,7 +175,7 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
     found = edgekit(*command, stdin="\n".join(map(json.dumps, searches)).encode())
 
     assert (lines.code, lines.out) == (2, b"")
-    assert lines.err.startswith("error: line 600 is with the query longer than the 128 tokens that the model reads\n")
+    assert lines.err.startswith("error: line 600 and its query are longer than the model's limit of 128 tokens\n")
     assert found.code == 2
     assert found.err.startswith("error: document 50 in line 2 is with the query longer than the 128 tokens ")
 

@@ -20,11 +20,11 @@ from toolkit.pipes import check_inputs
 from toolkit.progress import Progress, bar
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
-from toolkit.warnings_report import Notes
+from toolkit.warnings_report import TextWarnings
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
-    from toolkit.job import Job
+    from toolkit.job import EmbedRun
 
 
 @click.command(
@@ -119,12 +119,12 @@ def embed(
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
     from runtime.embedder import Embedder
-    from toolkit.job import Job, Options, read_ranges
+    from toolkit.job import EmbedOptions, EmbedRun, read_ranges
 
-    # What cannot be written to is told before a file is read.
+    # Raises for an invalid output before anything is read.
     target_named(output, resumed=not texts)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
-    options = Options(
+    options = EmbedOptions(
         output_format=OutputFormat(output_format),
         input_format=InputFormat(input_format),
         field=field,
@@ -135,7 +135,7 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     run(
-        lambda: Job(Embedder(bundle), options=options, ranges=ranges),
+        lambda: EmbedRun(Embedder(bundle), options=options, ranges=ranges),
         texts,
         Reading(options.input_format, field, source),
         output=output,
@@ -144,17 +144,17 @@ def embed(
 
 
 def run(
-    open_job: Callable[[], Job], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
+    open_run: Callable[[], EmbedRun], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
 ) -> None:
-    """Embed texts, or what is read where there are none, and tell what there is to tell about them."""
+    """Embed texts, or the input if there are none, and print the warnings."""
     from toolkit.bulk import embed_to_file, report
-    from toolkit.resumable import Files
+    from toolkit.resumable import OutputFiles
 
     target = target_named(output, resumed=not texts)
     with open_input(reading.name) as stream, bar(stream, enabled=not texts, output=output) as shown:
         if not texts:
             refuse_input(stream, output)
-        job = open_job()
+        job = open_run()
         if target is not None and not texts:
             done = embed_to_file(job, stream, reading=reading, target=target, restart=restart, progress=shown)
         else:
@@ -167,14 +167,14 @@ def run(
     notes.print(total, job.embedder.max_length)
     covered = job.embed([]).ranges
     if covered is not None and target is not None and not is_special(target):
-        write_ranges(Files(target).ranges, covered)
+        write_ranges(OutputFiles(target).ranges, covered)
     elif covered is not None and job.ranges is None:
         reach = f"{covered[1, 0]:.4f}"
-        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
+        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for normalized embeddings", err=True)
 
 
 def target_named(output: str | None, *, resumed: bool) -> Path | None:
-    """The file of `--output`, if there is one; raises OutputError for one that cannot be written, or gone on with."""
+    """The path of `--output`, None for stdout; raises OutputError if it cannot be written, or resumed."""
     if output is None:
         return None
     if not resumed:
@@ -182,10 +182,12 @@ def target_named(output: str | None, *, resumed: bool) -> Path | None:
     return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
 
 
-def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress) -> tuple[Notes, int]:
-    """Write the vectors of records as they come, chunk by chunk; returns the notes and the number of texts.
+def embed_in_order(
+    job: EmbedRun, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress
+) -> tuple[TextWarnings, int]:
+    """Write embeddings chunk by chunk; returns the warnings and the number of texts.
 
-    The first record that cannot be used ends it.
+    The first invalid record raises InputError.
     """
     from toolkit.job import chunks_of
 
@@ -195,7 +197,7 @@ def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, p
         if job.options.output_format is OutputFormat.NPY
         else writer_for(job.options.output_format, file, empty=empty)
     )
-    notes, total = Notes(), 0
+    notes, total = TextWarnings(), 0
     for chunk in chunks_of(records):
         try:
             embeddings = job.embed([record.text for record in chunk], progress=progress.within)

@@ -127,9 +127,9 @@ def generate(
     check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
     if token_lines and not as_json:
-        raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
+        raise InputError("`--stream` needs `--json`: plain text is streamed already", hint="add `--json`")
 
-    # Looked at before minutes are spent on an answer.
+    # Checked before minutes are spent on an answer.
     prefix = regular_target_of(save_prefix) if save_prefix is not None else None
 
     from runtime.decoder import Decoder
@@ -137,7 +137,7 @@ def generate(
     options = AnswerOptions.from_command_line()
     reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:
-        # A pipe that nobody names is read where it carries something; that is seen before the model is opened.
+        # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
         decoder = Decoder(bundle, threads=threads, context=context)
         wording = Wording(decoder, chat=chat, system=system)
@@ -159,7 +159,7 @@ def generate(
             stats.print(requested=rates)
             return
     if logprobs is not None and not as_json:
-        raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
+        raise InputError("`--logprobs` needs `--json`", hint="add `--json`")
     answer = generator.start(f"{prompt}\n\n{found}" if follows else found)
     with open_output(output, keeps=True) as file:
         if token_lines:
@@ -177,7 +177,7 @@ def generate(
 
 
 def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
-    """Raises InputError where nothing is asked, where a file and a pipe come together, and for the name of a file."""
+    """Raises InputError without a prompt, for a file together with a pipe, and for a prompt that names a file."""
     if prompt is None and source is None and sys.stdin.isatty():
         raise InputError(
             "no prompt",
@@ -193,17 +193,17 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
 
 
 def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
-    """Refuse what makes no sense for prompts that are lines of JSON."""
+    """Raises InputError for options that need a single prompt."""
     if prompt is not None:
         raise InputError(
-            "a prompt came as an argument, and the input has prompts of its own, a line of JSON each",
-            hint="leave one of them out, or add `--input-format text` to have the input follow the prompt",
+            "PROMPT was given, and the input has prompts of its own, one per record",
+            hint="leave one of them out, or add `--input-format text` to append the input to PROMPT",
         )
     if token_lines:
-        raise InputError("`--stream` is for one prompt, and these are lines of them", hint="leave out `--stream`")
+        raise InputError("`--stream` needs a single prompt, and the input has many", hint="leave out `--stream`")
     if save_prefix is not None:
         raise InputError(
-            "`--save-prefix` is for one prompt, and these are lines of them", hint="save it from one first"
+            "`--save-prefix` needs a single prompt, and the input has many", hint="save it with a single prompt first"
         )
 
 
@@ -215,7 +215,7 @@ def answer_lines(
     tokens: bool,
     shown: Progress,
 ) -> GenerationStats:
-    """Write a line for each prompt as soon as it is answered; an answer that was interrupted is not written."""
+    """Write a line per prompt as soon as it is answered, except an interrupted answer."""
     stats = GenerationStats()
     for record in records:
         with placed(record.where):
@@ -231,7 +231,7 @@ def answer_lines(
 
 
 def end_if_cancelled(stream: Stream) -> None:
-    """End the command as an interrupted one, where Ctrl-C ended its answer."""
+    """Raises click.Abort if Ctrl-C ended the answer."""
     from runtime.steps import FinishReason
 
     if stream.finish_reason is FinishReason.CANCELLED:

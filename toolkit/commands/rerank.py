@@ -19,7 +19,7 @@ from toolkit.progress import NoProgress, Progress, bar
 from toolkit.searches import SearchRecord, searches_of
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
-from toolkit.warnings_report import PairNotes
+from toolkit.warnings_report import DocumentWarnings
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def rerank(
 
 
 class Pending:
-    """The documents that are read and not scored yet: where they stood, and their sizes."""
+    """Documents that are read but not scored yet: their places and sizes."""
 
     def __init__(self, *, sized: bool) -> None:
-        """Those of one query are `sized`, and shown when they are scored; others when their search is done."""
+        """With `sized`, progress advances as documents are scored; else with each finished search."""
         self.waiting: deque[TextRecord] = deque()
         self.sized = sized
         self.shown: Progress = NoProgress()
@@ -147,7 +147,7 @@ class Pending:
         return record.text
 
     def scored(self, count: int) -> None:
-        """So many more are scored; called from several threads."""
+        """Count more scored documents; called from several threads."""
         size = sum(self.waiting.popleft().size for _ in range(count))
         if self.sized:
             self.shown.advance(size, count)
@@ -155,28 +155,28 @@ class Pending:
             self.shown.within(count)
 
     def placed(self, error: TextError, max_length: int) -> InputError:
-        """The error for a document by where it stood: those that wait are the ones of its call, in their order."""
+        """The error with the document's place in the input; pending are the documents of the failed call, in order."""
         where = self.waiting[error.texts[0]].where
         if not isinstance(error, TextTooLongError):
             return InputError(f"{where} with its query {error.fault}", hint=error.hint)
         return TextTooLongError(
-            f"{where} is with the query longer than the {max_length} tokens that the model reads",
-            hint="split it, or leave out `--no-truncate` to have it cut",
+            f"{where} and its query are longer than the model's limit of {max_length} tokens",
+            hint="split it, or leave out `--no-truncate` to truncate it",
         )
 
 
-def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> PairNotes:
-    """Write a line for each document, the best first."""
-    notes = PairNotes()
+def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
+    """Write a line per document, best first."""
+    notes = DocumentWarnings()
     for ranking in rank([(query, records)]):
         file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
-def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> PairNotes:
-    """Write a line for each search, with its results, as soon as it is done."""
-    notes = PairNotes()
+def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
+    """Write a line with the results of each search as soon as it is ranked."""
+    notes = DocumentWarnings()
     begun: deque[SearchRecord] = deque()
 
     def handed_over() -> Iterator[tuple[str, Iterable[TextRecord]]]:
@@ -195,5 +195,5 @@ def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, sho
 
 
 def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
-    """What is written of a document: the fields that came in, its place then, and its score."""
+    """The output fields of a document: its input fields, its index in the input, and its score."""
     return {**one.document.fields, "index": one.index, "score": one.score}
