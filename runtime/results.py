@@ -13,7 +13,7 @@ from runtime.dense import Dense
 from runtime.errors import BundleError
 from runtime.pooling import normalize, pool_chunks, shorten
 from runtime.tokenizer import LongTexts, TokenizedText
-from runtime.vectors import STORED, VectorType, convert, stored_width
+from runtime.vectors import STORED, VectorType, quantize_embeddings, stored_width
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Request:
                 "the bundle gives vectors that are not finite numbers",
                 hint="run `edgekit verify` on it, and export it again if it fails",
             )
-        return convert(pooled, self.dtype, ranges=self.ranges)
+        return quantize_embeddings(pooled, self.dtype, ranges=self.ranges)
 
 
 class Piece(NamedTuple):

@@ -14,7 +14,7 @@ GREEDY = Sampling()
 
 def read_tokens(chat: Chat) -> int:
     """How many tokens of the last prompt were read, not found in the cache."""
-    rates = chat.stream.rates
+    rates = chat._stream.rates
     return rates.prompt_tokens - rates.reused_tokens
 
 
@@ -76,8 +76,8 @@ def test_the_tokens_of_an_answer_stay_as_the_model_chose_them(decoder: Decoder) 
     said(chat, "More")
 
     place = len(stream.steps.prompt)
-    assert chat.stream.steps.prompt[place : place + 6] == ids
-    assert chat.stream.steps.prompt[:place] == stream.steps.prompt
+    assert chat._stream.steps.prompt[place : place + 6] == ids
+    assert chat._stream.steps.prompt[:place] == stream.steps.prompt
 
 
 @pytest.mark.parametrize("options", [{"stop": ["zzz"]}, {}], ids=["stop strings that never come", "none"])
@@ -90,8 +90,8 @@ def test_a_second_answer_is_that_of_a_fresh_conversation(decoder: Decoder, optio
     messages = [Message("user", "Hello fox"), Message("assistant", first), Message("user", "And?")]
     fresh = expected_answer(decoder, messages, 12)
     # Equal where the answer's text is cut into the tokens that it was made of.
-    whole = decoder.encode_exactly(chat.template.render(messages))
-    assert second == fresh or chat.stream.steps.prompt != whole
+    whole = decoder.encode_exactly(decoder.apply_chat_template(messages))
+    assert second == fresh or chat._stream.steps.prompt != whole
 
 
 def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: Decoder) -> None:
@@ -105,8 +105,8 @@ def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: D
     said(chat, "And?")
 
     assert chat.messages[1] == Message("assistant", shown)
-    assert chat.stream.steps.prompt == decoder.encode_exactly(
-        chat.template.render([Message("user", "Hello"), Message("assistant", shown), Message("user", "And?")])
+    assert chat._stream.steps.prompt == decoder.encode_exactly(
+        decoder.apply_chat_template([Message("user", "Hello"), Message("assistant", shown), Message("user", "And?")])
     )
 
 
@@ -145,7 +145,7 @@ def test_an_edited_message_is_read_from_where_it_differs(decoder: Decoder) -> No
     messages = [Message("system", "Be brief and kind."), Message("user", "The quick brown dog")]
     assert answer.text == expected_answer(decoder, messages, 12)
     assert chat.messages == (*messages, Message("assistant", answer.text))
-    common = decoder.encode_exactly(chat.template.render(messages[:1], for_answer=False))
+    common = decoder.encode_exactly(decoder.apply_chat_template(messages[:1], add_generation_prompt=False))
     assert answer.rates.reused_tokens > len(common)
 
 
@@ -233,7 +233,7 @@ def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder,
 
 
 def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prompt", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prompt", decoder.prefill("Hello"))
 
     with pytest.raises(InputError) as caught:
         Chat.load(tmp_path / "prompt", decoder)

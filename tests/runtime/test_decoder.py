@@ -439,7 +439,7 @@ def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:
     cache = other.prefill(FOX)
     assert cache.facts == decoder.facts
 
-    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save("saved", cache)):
+    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save_cache("saved", cache)):
         with pytest.raises(InputError) as caught:
             use()
         assert caught.value.message == "the cache was made for another model"

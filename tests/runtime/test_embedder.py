@@ -30,8 +30,8 @@ from runtime import (
     TextTooLongError,
     TruncationWarning,
     VectorType,
-    convert,
-    ranges_of,
+    embedding_ranges,
+    quantize_embeddings,
 )
 from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
@@ -365,17 +365,17 @@ def test_what_is_no_string_is_named_by_place_and_type(embedder: Embedder, other:
     for run in (embedder.embed, embedder.embed_passages, lambda texts: list(embedder.stream(texts))):
         with pytest.raises(InputError) as caught:
             run(["water", other])
-        assert caught.value.message == f"text 1 is no string but {type(other).__name__}"
+        assert caught.value.message == f"text 1 must be a string, not {type(other).__name__}"
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(None, (60, 384)), (20, (60, 20))])
 def test_vectors_are_stored_as_asked(embedder: Embedder, dim: int | None, shape: tuple[int, int]) -> None:
     exact = embedder.embed(TEXTS, dim=dim)
-    ranges = ranges_of(exact[:30])
+    ranges = embedding_ranges(exact[:30])
     for dtype, asked in [("float16", None), ("int8", ranges), ("int8", None), ("binary", None), ("ubinary", None)]:
         found = embedder.embed_with_report(TEXTS, dim=dim, dtype=dtype, ranges=asked)
         used = asked if asked is not None or dtype != "int8" else unit_ranges(shape[1])
-        assert np.array_equal(found.vectors, convert(exact, VectorType(dtype), ranges=used))
+        assert np.array_equal(found.vectors, quantize_embeddings(exact, VectorType(dtype), ranges=used))
         assert np.array_equal(found.ranges, used) if used is not None else found.ranges is None
         assert found.vectors.shape == ((60, (shape[1] + 7) // 8) if dtype.endswith("binary") else shape)
 
@@ -510,7 +510,7 @@ def test_a_dimension_that_the_graph_does_not_give(
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (5, "text 7 is no string but int"),
+        (5, "text 7 must be a string, not int"),
         ("\ud800", "text 7 is not valid Unicode: surrogates not allowed at character 0"),
         ("water " * 300, "text 7 has 302 tokens, and the model reads 256"),
     ],

@@ -11,7 +11,7 @@ from runtime.messages import Message, messages_of
     [
         ({"role": "user"}, "message 0 must have `role` and `content` and nothing else"),
         ("Hello", "message 0 must have `role` and `content` and nothing else"),
-        ({"role": "user", "content": 1}, "the content of message 0 is no string but int"),
+        ({"role": "user", "content": 1}, "the content of message 0 must be a string, not int"),
         (
             {"role": "user", "content": "\ud800"},
             "the content of message 0 is not valid Unicode: surrogates not allowed at character 0",

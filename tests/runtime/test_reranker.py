@@ -207,7 +207,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (None, "the document of pair 600 is no string but NoneType"),
+        (None, "the document of pair 600 must be a string, not NoneType"),
         ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
     ],
 )
@@ -222,7 +222,7 @@ def test_pairs_are_counted_from_the_first(
     assert caught.value.message == message
     with pytest.raises(InputError, match="the query of pair 4 is empty"):
         list(reranker.stream([("q", "a")] * 4 + [("", "a")], chunk=3))
-    with pytest.raises(InputError, match="the query of pair 4 is no string but int"):
+    with pytest.raises(InputError, match="the query of pair 4 must be a string, not int"):
         list(reranker.stream([("q", "a")] * 4 + [(5, "a")], chunk=3))
 
 
@@ -231,8 +231,8 @@ def test_pairs_are_counted_from_the_first(
     [
         (lambda it: it.rank("  ", ["a"]), "the query is empty"),
         (lambda it: it.score([("a", "b"), ("", "c")]), "the query of pair 1 is empty"),
-        (lambda it: it.rank(5, ["a"]), "the query is no string but int"),
-        (lambda it: it.rank("a", ["b", None]), "the document of pair 1 is no string but NoneType"),
+        (lambda it: it.rank(5, ["a"]), "the query must be a string, not int"),
+        (lambda it: it.rank("a", ["b", None]), "the document of pair 1 must be a string, not NoneType"),
         (lambda it: it.rank("a", ["\ud800"]), "the document of pair 0 is not valid Unicode"),
         (lambda it: it.rank("a", "documents"), "`documents` must be a list of texts, not one text"),
         (lambda it: it.rank("a", None), "`documents` must be a list of texts, not NoneType"),

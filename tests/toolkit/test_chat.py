@@ -125,13 +125,13 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
 
 
 def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prefix", decoder.prefill("Hello"))
     finished = talk(f"/load {tmp_path}/prefix", "Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
-        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+        "hint: load it with `decoder.load_cache(path)`, or `edgekit generate --load-prefix`\n"
     )
 
 

@@ -265,7 +265,7 @@ def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
 def test_a_saved_prefix_holds_the_prompt_alone(asked: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
     asked("Hello", "--save-prefix", tmp_path / "prefix")
 
-    assert decoder.load(tmp_path / "prefix").ids == decoder.encode_exactly(CHATML.format("Hello"))
+    assert decoder.load_cache(tmp_path / "prefix").ids == decoder.encode_exactly(CHATML.format("Hello"))
 
 
 def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_bundle: Bundle, tmp_path: Path) -> None:
