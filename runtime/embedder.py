@@ -103,9 +103,9 @@ class Embedder(Encoder, Closable):
         A single string gives one vector (dimension,). Texts that are cut are reported with a TruncationWarning.
 
             >>> embedder.embed(["hello", "world"]).shape
-            (2, 8)
+            (2, 384)
             >>> embedder.embed("hello").shape
-            (8,)
+            (384,)
         """
         single = isinstance(texts, str)
         request = self._checked_request(
@@ -128,7 +128,7 @@ class Embedder(Encoder, Closable):
         Like sentence-transformers' `encode_query`, it does not fall back to the default prompt.
 
             >>> embedder.embed_query("water pump broken").shape
-            (8,)
+            (384,)
         """
         if not isinstance(query, str):
             raise InputError(
@@ -156,7 +156,7 @@ class Embedder(Encoder, Closable):
         `encode_document` means the same, but gives every model an empty `document` that hides the other two.
 
             >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
-            (2, 8)
+            (2, 384)
         """
         request = self._checked_request(
             self._first_prompt(PASSAGE_PROMPTS),
@@ -187,7 +187,7 @@ class Embedder(Encoder, Closable):
 
             >>> report = embedder.embed_with_report(["hello", "world"])
             >>> report.vectors.shape, report.dropped.tolist()
-            ((2, 8), [0, 0])
+            ((2, 384), [0, 0])
         """
         request = self._checked_request(
             self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
@@ -212,7 +212,7 @@ class Embedder(Encoder, Closable):
         that holds a long text is computed.
 
             >>> [report.vectors.shape for report in embedder.stream((f"line {n}" for n in range(5)), chunk=2)]
-            [(2, 8), (2, 8), (1, 8)]
+            [(2, 384), (2, 384), (1, 384)]
         """
         check_texts(texts, "texts")
         if chunk < 1:

@@ -22,7 +22,7 @@ def load(bundle: Bundle | str | os.PathLike[str]) -> Embedder | Reranker | Decod
 
         >>> with load(embedder_bundle) as model:
         ...     model.embed("Hello").shape
-        (8,)
+        (384,)
     """
     kind = (bundle if isinstance(bundle, Bundle) else Bundle.listed(bundle)).manifest.kind
     # Each imports what it runs with: a process that decodes does not wait for what embeds.

@@ -42,7 +42,7 @@ PAIR_CHUNK = 512
 
 @dataclass(frozen=True)
 class PairScores:
-    """The logits of pairs, and what happened on the way to them."""
+    """The logits of pairs with a report: token counts and what was truncated."""
 
     logits: NDArray[np.float32]
     """(pairs, labels)"""
@@ -52,6 +52,9 @@ class PairScores:
     """(pairs,): how many tokens were cut off the document."""
     query_dropped: NDArray[np.int64]
     """(pairs,): how many tokens were cut off the query."""
+
+    def __repr__(self) -> str:
+        return f"<PairScores of {len(self.tokens)} pairs: {self.logits.shape}, {len(self.truncated)} truncated>"
 
     @property
     def truncated(self) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import BundleError, Chat, Decoder, FinishReason, InputError, Message, Sampling
+from runtime import Chat, Decoder, FinishReason, InputError, Message, Sampling
 from runtime.chat_template import ChatTemplate
 from runtime.manifest import ChatFacts
 from tests.decoders import CHATML, with_facts
@@ -193,10 +193,15 @@ def test_a_template_writes_the_beginning_of_the_text_itself(decoder: Decoder) ->
 
 
 def test_a_model_without_a_template(decoder: Decoder) -> None:
-    with pytest.raises(BundleError) as caught:
-        Chat(with_facts(decoder, chat=None))
+    other = with_facts(decoder, chat=None)
 
-    assert caught.value.message == (f"`{decoder.bundle.path}` has no chat template, so it does not tell who says what")
+    for use in (lambda: Chat(other), lambda: other.chat([{"role": "user", "content": "Hello"}])):
+        with pytest.raises(InputError) as caught:
+            use()
+        assert caught.value.message == f"`{decoder.bundle.path}` has no chat template, so it cannot answer messages"
+        assert caught.value.hint == (
+            "have it continue a text with `generate`, or use a model that was trained for conversations"
+        )
 
 
 def test_there_must_be_something_to_answer_again(decoder: Decoder) -> None:
@@ -213,8 +218,8 @@ def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
     for index in (-1, 0, 2, 3):
         with pytest.raises(InputError) as caught:
             chat.edit(index, "Hi")
-        assert caught.value.message == f"message {index} is none of the user's"
-        assert caught.value.hint == "those are 1"
+        assert caught.value.message == f"message {index} is not the user's"
+        assert caught.value.hint == "the user's are 1"
 
 
 def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder, tmp_path: Path) -> None:
@@ -239,3 +244,56 @@ def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> 
         Chat.load(tmp_path / "prompt", decoder)
 
     assert caught.value.message == f"`{tmp_path / 'prompt'}` holds what was read of a prompt, and no conversation"
+
+
+def test_a_conversation_that_is_given_goes_on(decoder: Decoder) -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm"}]
+    chat = Chat(decoder, system="Be brief.", messages=messages)
+    expected = [Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hm")]
+    assert chat.messages == tuple(expected)
+
+    assert said(chat, "And?") == expected_answer(decoder, [*expected, Message("user", "And?")], 12)
+    chat.reset()
+    assert chat.messages == tuple(expected[:1])
+
+
+def test_a_message_without_an_answer_gets_its_first(decoder: Decoder) -> None:
+    chat = Chat(decoder, messages=[{"role": "user", "content": "Hello"}])
+
+    answer = chat.regenerate(max_tokens=12).answer().text
+
+    assert answer == expected_answer(decoder, [Message("user", "Hello")], 12)
+    assert chat.messages == (Message("user", "Hello"), Message("assistant", answer))
+
+
+def test_messages_keep_their_own_system_message(decoder: Decoder) -> None:
+    chat = Chat(decoder, system="Be brief.", messages=[{"role": "system", "content": "Be kind."}])
+
+    assert chat.messages == (Message("system", "Be kind."),)
+    assert chat.system == "Be kind."
+    with pytest.raises(InputError, match="there is no answer yet to give again"):
+        chat.regenerate()
+
+
+def test_a_closed_conversation_keeps_its_messages_and_reads_them_again(decoder: Decoder) -> None:
+    with Chat(decoder) as chat:
+        said(chat, "Hello fox")
+        assert repr(chat) == f"<Chat of 2 messages, {chat.cache.length} cached tokens>"
+    before = chat.messages
+    assert chat.cache.length == 0
+
+    said(chat, "And?")
+
+    assert chat.messages[:2] == before
+    assert read_tokens(chat) == len(chat._stream.steps.prompt)
+
+
+def test_options_are_keywords_as_in_the_decoder(decoder: Decoder) -> None:
+    chat = Chat(decoder)
+    sampled = chat.send("Hello", max_tokens=9, temperature=2.0, seed=1).answer().text
+
+    again = chat.regenerate(max_tokens=9, sampling=Sampling(temperature=2, seed=1)).answer().text
+
+    assert again == sampled
+    with pytest.raises(TypeError, match="unexpected keyword argument `temprature`; did you mean `temperature`"):
+        chat.send("Hello", temprature=1)

@@ -141,10 +141,42 @@ def test_a_text_of_nothing_has_a_vector_of_length_one(embedder: Embedder, text: 
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
-def test_one_string_instead_of_a_list(embedder: Embedder) -> None:
-    with pytest.raises(InputError, match="`texts` must be a list of strings") as caught:
-        embedder.embed("hello")
-    assert caught.value.hint == "for one text, pass a list of one: `embed([text])`"
+def test_one_string_has_one_vector(embedder: Embedder) -> None:
+    vector = embedder.embed("hello")
+
+    assert vector.shape == (384,)
+    assert np.array_equal(vector, embedder.embed(["hello"])[0])
+    assert embedder.embed("").shape == (384,)
+    assert embedder.embed("hello", dtype="ubinary").shape == (48,)
+
+
+def test_texts_are_any_iterable(embedder: Embedder) -> None:
+    texts = ["hello", "world", "water"]
+    expected = embedder.embed(texts)
+
+    for some in (iter(texts), (text for text in texts), tuple(texts), np.array(texts), dict.fromkeys(texts).keys()):
+        assert np.array_equal(embedder.embed(some), expected)
+    assert np.array_equal(embedder.embed_passages(iter(texts)), embedder.embed_passages(texts))
+    assert embedder.embed_with_report(iter(texts)).vectors.shape == (3, 384)
+    assert embedder.count_tokens(iter(texts)).tolist() == embedder.count_tokens(texts).tolist()
+
+
+def test_what_is_not_texts(embedder: Embedder) -> None:
+    for some in (5, None, b"hello", {"hello": 1}):
+        for run in (embedder.embed, embedder.embed_with_report, embedder.stream, embedder.count_tokens):
+            with pytest.raises(InputError) as caught:
+                run(some)
+            assert caught.value.message == f"`texts` must be an iterable of strings, not {type(some).__name__}"
+    with pytest.raises(InputError, match="`passages` must be an iterable of strings, not int"):
+        embedder.embed_passages(5)
+
+
+def test_one_string_where_several_are_needed(embedder: Embedder) -> None:
+    for run in (embedder.embed_with_report, embedder.stream, embedder.count_tokens):
+        with pytest.raises(InputError) as caught:
+            run("hello")
+        assert caught.value.message == "`texts` must be several strings, not one"
+        assert caught.value.hint == "for one text, pass a list: `[text]`"
 
 
 def test_cut_texts_are_counted_and_warned_about(embedder: Embedder) -> None:

@@ -40,8 +40,8 @@ def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path
     half = Decoder(write_decoder(tmp_path / "half", cache=CacheType.FLOAT16)[0], threads=1)
     original = half.prefill(PROMPT)
 
-    half.save(tmp_path / "saved16", original)
-    cache = half.load(tmp_path / "saved16")
+    half.save_cache(tmp_path / "saved16", original)
+    cache = half.load_cache(tmp_path / "saved16")
 
     assert cache.dtype == np.float16
     for found, expected in zip(cache.buffers, original.buffers, strict=True):
@@ -53,7 +53,7 @@ def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path
     assert answer.text == half.generate(PROMPT, max_tokens=20).text
     for reader, path in [(decoder, tmp_path / "saved16"), (half, saved)]:
         with pytest.raises(InputError, match="was saved with another bundle"):
-            reader.load(path)
+            reader.load_cache(path)
 
 
 def test_a_type_that_the_bundle_does_not_have(decoder: Decoder, saved: Path) -> None:
@@ -109,7 +109,7 @@ def test_another_bundle_is_refused(decoder: Decoder, saved: Path) -> None:
     other = Decoder(Bundle(decoder.bundle.path, dataclasses.replace(manifest, files=files)), threads=1)
 
     with pytest.raises(InputError) as caught:
-        other.load(saved)
+        other.load_cache(saved)
 
     assert caught.value.message == (
         f"`{saved}` was saved with another bundle, `tiny-decoder`, and this is `{decoder.bundle.path}`"
@@ -193,7 +193,7 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
     tokens = len(decoder.encode(PROMPT))
 
     with pytest.raises(InputError) as caught:
-        small.load(saved)
+        small.load_cache(saved)
 
     assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
 
