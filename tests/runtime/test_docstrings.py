@@ -17,8 +17,8 @@ from tests import tiny_bundles
 from tests.decoders import write_decoder
 
 UNSHOWN = """
-    close dimension max_length plan new_cache encode encode_exactly check_chat_template save_cache load_cache messages send
-    regenerate edit reset save load count_tokens
+    close dimension max_length plan new_cache encode encode_exactly check_chat_template save_cache load_cache messages
+    send regenerate edit reset save load count_tokens
 """
 """Methods and properties whose use is seen from their names and types, or from the example of their class."""
 
