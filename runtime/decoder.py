@@ -100,7 +100,7 @@ class Decoder(Closable):
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
         self.facts = manifest.decoder
-        self.identity = identity_of(self.bundle)
+        self._identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
         if threads is not None and threads > MOST_THREADS:
@@ -125,11 +125,11 @@ class Decoder(Closable):
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.safe_tokenizer, self.session = opening.finish(
+        self._safe_tokenizer, self.session = opening.finish(
             partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
         )
         check_interface(self.session, self.facts)
-        self.tokenizer = self.safe_tokenizer.tokenizer
+        self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
         self.run_tokens = run_tokens(manifest, self.facts)
@@ -254,7 +254,7 @@ class Decoder(Closable):
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts that begin alike: what they have in common is computed once."""
-        return KVCache(self.facts, identity=self.identity, limit=self.context)
+        return KVCache(self.facts, identity=self._identity, limit=self.context)
 
     def prefill(self, prompt: Prompt) -> KVCache:
         """Compute the KV cache of a prompt.
@@ -299,7 +299,7 @@ class Decoder(Closable):
         Raises TextTooLongError for a text of more than several times the context, of which no more is read, and
         InputError for one that the tokenizer cannot read.
         """
-        ids = self.safe_tokenizer.encode(text, enough=SEVERAL * self.context)
+        ids = self._safe_tokenizer.encode(text, enough=SEVERAL * self.context)
         if len(ids) > SEVERAL * self.context:
             raise self._too_long(len(ids), "at least ")
         return ids
@@ -356,7 +356,7 @@ class Decoder(Closable):
                 f"`cache` must be a KVCache, not {type(cache).__name__}", hint="make one with `decoder.new_cache()`"
             )
         # Models that were trained on from the same one have the same facts.
-        if cache.facts != self.facts or cache.identity != self.identity:
+        if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 

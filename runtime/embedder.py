@@ -75,10 +75,10 @@ class Embedder(Encoder, Closable):
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how tokens become a vector")
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
-        self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
-        self.unpooled = unpooled_tokens(self.facts)
-        pooled = width_before(self.dense, self.facts.dimension)
-        self.width, rest = divmod(pooled, len(self.facts.poolings))
+        self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
+        self._unpooled = unpooled_tokens(self.facts)
+        pooled = width_before(self._dense, self.facts.dimension)
+        self._width, rest = divmod(pooled, len(self.facts.poolings))
         if rest:
             raise BundleError(
                 f"the manifest of `{self.bundle.path}` has vectors of {pooled} components pooled in "
@@ -243,10 +243,10 @@ class Embedder(Encoder, Closable):
 
     def _check_width(self, found: int) -> None:
         """Raise BundleError where the graph gives wider or narrower vectors than the manifest says."""
-        if found != self.width:
+        if found != self._width:
             raise BundleError(
                 f"the graph `{self.session.path}` gives vectors of {found} components, and by the manifest it should "
-                f"give {self.width}"
+                f"give {self._width}"
             )
 
     def _prefix(self, prompt: str | None) -> str:
@@ -291,8 +291,8 @@ class Embedder(Encoder, Closable):
             dim=width,
             dtype=stored,
             ranges=ranges,
-            dense=self.dense,
-            skip=self.unpooled.get(prefix, 0),
+            dense=self._dense,
+            skip=self._unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
             batch_tokens=checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,

@@ -57,10 +57,10 @@ class Stream(Iterator[Token]):
 
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.steps = steps
-        self.detokenizer = detokenizer
-        self.stops = stops
-        self.pieces: list[str] = []
-        self.stopped_by_string = False
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._pieces: list[str] = []
+        self._stopped_by_string = False
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None while it has not."""
 
@@ -72,12 +72,12 @@ class Stream(Iterator[Token]):
             # Cancelled: text that was held back for a stop string goes with the token that would have completed it.
             self.finish_reason = self.steps.finish_reason
             raise StopIteration
-        text, self.stopped_by_string = self.stops.push(self.detokenizer.push(step.id))
-        if not self.stopped_by_string and self.steps.finish_reason is not None:
-            rest, self.stopped_by_string = self.stops.push(self.detokenizer.end())
-            text += rest if self.stopped_by_string else rest + self.stops.end()
-        self.finish_reason = FinishReason.STOP if self.stopped_by_string else self.steps.finish_reason
-        self.pieces.append(text)
+        text, self._stopped_by_string = self._stops.push(self._detokenizer.push(step.id))
+        if not self._stopped_by_string and self.steps.finish_reason is not None:
+            rest, self._stopped_by_string = self._stops.push(self._detokenizer.end())
+            text += rest if self._stopped_by_string else rest + self._stops.end()
+        self.finish_reason = FinishReason.STOP if self._stopped_by_string else self.steps.finish_reason
+        self._pieces.append(text)
         return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
 
     def cancel(self) -> None:
@@ -100,12 +100,12 @@ class Stream(Iterator[Token]):
 
     def __repr__(self) -> str:
         state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
-        return f"<Stream of {len(self.pieces)} tokens, {state}>"
+        return f"<Stream of {len(self._pieces)} tokens, {state}>"
 
     @property
     def text(self) -> str:
         """The text of the answer so far."""
-        return "".join(self.pieces)
+        return "".join(self._pieces)
 
     @property
     def usage(self) -> Usage:

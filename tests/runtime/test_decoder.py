@@ -248,7 +248,7 @@ def test_a_cancelled_answer_has_no_text_but_that_of_its_tokens(decoder: Decoder)
     whole = decoder.generate(FOX, max_tokens=10).text
     stream = decoder.stream(FOX, max_tokens=10, stop=whole[2:] + "and more")
     shown = [next(stream).text for _ in range(9)]
-    assert stream.stops.held
+    assert stream._stops.held
 
     stream.cancel()
 
@@ -528,9 +528,9 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
 
 def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    encoded = decoder.safe_tokenizer.encoded
+    encoded = decoder._safe_tokenizer.encoded
     monkeypatch.setattr(
-        decoder.safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
+        decoder._safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
     )
     text = "The quick brown fox. " * 200_000
 

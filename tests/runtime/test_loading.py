@@ -128,6 +128,8 @@ def test_reports_are_short(tmp_path: Path) -> None:
 
     assert repr(embeddings) == "<Embeddings of 2 texts: float32 (2, 8), 1 truncated>"
     assert repr(scores) == "<PairScores of 1 pairs: (1, 1), 0 truncated>"
+    assert repr(Bundle.open(tmp_path / "a")) == f"<Bundle '{tmp_path / 'a'}': embedder, fp32>"
+    assert repr(Decoder(tmp_path / "c").prefill([5] * 9)) == "<KVCache of 9 tokens, 0 MiB>"
     assert repr(answer) == "Answer(text='', finish_reason=<FinishReason.STOP: 'stop'>)"
 
 
