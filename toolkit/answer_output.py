@@ -6,12 +6,15 @@ import dataclasses
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from runtime.errors import InputError
 from toolkit.interrupts import ending_at_interrupt
 from toolkit.progress import prefill_progress, rated
+from toolkit.prompts import as_messages
 from toolkit.terminal import without_controls
 from toolkit.word_wrap import WordWrap
 from toolkit.writers import object_to_json
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from runtime.steps import Rates
     from runtime.stream import Answer, Stream, Token
     from toolkit.options import AnswerOptions
-    from toolkit.prompts import Asked, Wording
+    from toolkit.prompts import Asked
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Generator:
     """A decoder with the prompt format, options and KV cache of its answers."""
 
     decoder: Decoder
-    wording: Wording
+    chat: bool
+    """Whether prompts go through the chat template, or are continued as raw text."""
+    system: str | None
     options: AnswerOptions
     top_logprobs: int
     cache: KVCache
@@ -38,16 +43,12 @@ class Generator:
 
     def start(self, asked: Asked, options: AnswerOptions | None = None) -> Stream:
         """Start an answer, by default with the options of all; raises InputError as `Decoder.stream` does."""
-        options = options or self.options
-        return self.decoder.stream(
-            self.wording.prompt(asked),
-            max_tokens=options.max_tokens,
-            sampling=options.sampling(self.decoder.sampling),
-            stop=options.stop,
-            top_logprobs=self.top_logprobs,
-            cache=self.cache,
-            lookup=options.lookup,
-        )
+        given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
+        if self.chat:
+            return self.decoder.stream_chat(as_messages(asked, self.system), cache=self.cache, **given)
+        if not isinstance(asked, str):
+            raise InputError("`messages` need a chat template, and none is used here", hint="use `prompt` instead")
+        return self.decoder.stream(asked, cache=self.cache, **given)
 
 
 @dataclass(frozen=True)
@@ -124,26 +125,16 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
     def shown(text: str) -> str:
         return wrapped(without_controls(text)) if on_terminal else text
 
-    ended = written = 0
-
-    def write(text: str) -> None:
-        nonlocal ended, written
-        if text:
-            file.write(shown(text).encode("utf-8"))
-            file.flush()
-            ended = text.endswith("\n")
-            written += len(text)
-
+    ended = written = False
     try:
         with ending_at_interrupt(stream):
             with prefill_progress(lambda: prompt_progress(stream)):
                 first = next(stream, None)
-            if first is not None:
-                write(first.text)
-            for token in stream:
-                write(token.text)
-            # Text that was held back as a possible stop string comes with no token.
-            write(stream.text[written:])
+            for token in chain([first] if first is not None else [], stream):
+                if token.text:
+                    file.write(shown(token.text).encode("utf-8"))
+                    file.flush()
+                    ended, written = token.text.endswith("\n"), True
     except BaseException as error:
         # An error message on the same terminal begins on a line of its own.
         if written and not ended and not isinstance(error, OSError):
@@ -157,14 +148,11 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
 def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:
     """Write one JSON object per token as it is generated, then one with the finish reason and rates."""
-    written = 0
     with ending_at_interrupt(stream):
         for token in stream:
             file.write(object_to_json(_token_fields(token, stream, decoder)) + b"\n")
             file.flush()
-            written += len(token.text)
-    ended = {"text": stream.text[written:]} | _end_fields(stream)
-    file.write(object_to_json(ended) + b"\n")
+    file.write(object_to_json(_end_fields(stream)) + b"\n")
     file.flush()
 
 

@@ -130,13 +130,7 @@ class ChatSession:
         """Send a message, and write the answer as it is generated."""
         self._make_room(text)
         try:
-            stream = self.chat.send(
-                text,
-                max_tokens=self.options.max_tokens,
-                sampling=self.sampling,
-                stop=self.options.stop,
-                lookup=self.options.lookup,
-            )
+            stream = self.chat.send(text, **vars(self.options))
         except TextTooLongError as error:
             raise InputError(error.message, hint="`/reset` starts a new conversation") from error
         self._write(stream)
@@ -150,14 +144,7 @@ class ChatSession:
             why = "decoding is greedy" if self.sampling.temperature == 0 else "the seed is fixed"
             other = "temperature 0.7" if self.sampling.temperature == 0 else "seed N"
             click.echo(f"note: {why}, so the answer will be the same; `/set {other}` gives another", err=True)
-        self._write(
-            self.chat.regenerate(
-                max_tokens=self.options.max_tokens,
-                sampling=self.sampling,
-                stop=self.options.stop,
-                lookup=self.options.lookup,
-            )
-        )
+        self._write(self.chat.regenerate(**vars(self.options)))
 
     def _write(self, stream: Stream) -> None:
         from runtime.steps import FinishReason
@@ -190,12 +177,13 @@ class ChatSession:
         dropped = len(before) - len(kept)
         if dropped == 0 or (self.on_full is OnFull.ASK and not _confirm_drop(dropped)):
             return
-        self.chat = _conversation(self.chat, kept)
+        self.chat = type(self.chat)(self.chat.decoder, messages=kept)
         click.echo(f"note: dropped the oldest {dropped} messages, since the context is full", err=True)
 
     def _count_tokens(self, messages: Sequence[Message]) -> int:
         try:
-            return len(self.chat.decoder.encode_exactly(self.chat.template.render(messages)))
+            decoder = self.chat.decoder
+            return len(decoder.encode_exactly(decoder.apply_chat_template(messages)))
         except TextTooLongError:
             # Several times the context, which is not counted further.
             return sys.maxsize
@@ -211,8 +199,8 @@ class ChatSession:
             return
         system = Message(SYSTEM, text)
         # Raises InputError for a template that has no system messages.
-        self.chat.template.render([system, Message(USER, "Hello")])
-        self.chat = _conversation(self.chat, [system, *rest])
+        self.chat.decoder.apply_chat_template([system, Message(USER, "Hello")])
+        self.chat = type(self.chat)(self.chat.decoder, messages=[system, *rest])
 
     def _set(self, setting: str) -> None:
         """Set an option of the next answers, or show them all."""
@@ -258,16 +246,6 @@ def messages_that_fit(
         if count_tokens(kept) <= limit:
             return kept
     return list(messages)
-
-
-def _conversation(chat: Chat, messages: Sequence[Message]) -> Chat:
-    """A chat with the same decoder that continues from these messages."""
-    from runtime.messages import SYSTEM
-
-    system = messages[0].content if messages and messages[0].role == SYSTEM else None
-    found = type(chat)(chat.decoder, system=system)
-    found.said = list(messages)
-    return found
 
 
 def _confirm_drop(count: int) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Bundle, Chat, Decoder, InputError, Sampling
-from runtime.messages import Message, messages_of
+from runtime.messages import Message
 from runtime.stream import Stream
 from tests.commands import Finished, read_terminal
 from tests.decoders import CHATML, CONTEXT, write_decoder
@@ -131,13 +131,13 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
 
 
 def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prefix", decoder.prefill("Hello"))
     finished = talk(f"/load {tmp_path}/prefix", "Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
-        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+        "hint: load it with `decoder.load_cache(path)`, or `edgekit generate --load-prefix`\n"
     )
 
 
@@ -246,10 +246,10 @@ def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
     bundle, _ = write_decoder(tmp_path / "base", chat=None)
     finished = edgekit("chat", bundle.path, stdin=b"Hello")
 
-    assert (finished.code, finished.out) == (7, b"")
+    assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `{bundle.path}` has no chat template\n\n"
-        f'hint: `edgekit generate {bundle.path} "Once upon a time"` continues a text\n'
+        f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n\n"
+        "hint: have it continue a text with `generate`, or use a model that was trained for conversations\n"
     )
 
 
@@ -448,8 +448,7 @@ def test_the_system_message_is_set_during_a_conversation(talk: Edgekit, decoder:
         {"role": "assistant", "content": first},
         {"role": "user", "content": "Hm"},
     ]
-    template = Chat(decoder).template
-    second = decoder.generate(decoder.encode_exactly(template.render(messages_of(messages))), max_tokens=9).text
+    second = decoder.chat(messages, max_tokens=9).text
 
     assert finished.out == written(first, second, alone)
     assert finished.err == "no system message is set\nsystem: Be brief.\n"

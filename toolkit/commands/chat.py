@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from runtime.errors import BundleError, EdgekitError
+from runtime.errors import EdgekitError
 from toolkit.bundle_names import bundle_argument
 from toolkit.chat_input import from_pipe, from_terminal, turns_of
 from toolkit.chat_session import ChatSession, OnFull
@@ -78,11 +78,6 @@ def chat(
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
     decoder = Decoder(bundle, threads=threads, context=context)
-    if decoder.facts.chat is None:
-        raise BundleError(
-            f"`{bundle}` has no chat template",
-            hint=f'`edgekit generate {bundle} "Once upon a time"` continues a text',
-        )
     typed = sys.stdin.isatty()
     session = ChatSession(
         Chat(decoder, system=system),
