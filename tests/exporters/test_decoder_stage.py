@@ -428,9 +428,7 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     assert finished.code == 0
     lines = finished.err.splitlines()
     assert "tiny-llama, int8" in lines
-    assert any(
-        line.startswith("  KL       0.0") and "of the most probable tokens are the same" in line for line in lines
-    )
+    assert any(line.startswith("  KL       0.0") and "of the most probable tokens agree" in line for line in lines)
     assert "  int8     9 products, 8 bits in blocks of 64, with zero points, rounded to the nearest level" in lines
     assert f'  next     edgekit generate {out} "some prompt"' in lines
 
@@ -438,30 +436,32 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     told = dict(line.split(None, 1) for line in shown.out.decode().splitlines() if not line.startswith("made"))
     assert told["kind"] == "decoder, architecture llama"
     assert told["context"] == "512 tokens, prompt and answer together"
-    assert re.fullmatch(r"weights take \d\.\d MB, keys and values 0\.3 MB for 512 tokens", told["memory"])
-    assert told["template"] == "yes, for conversations"
-    assert told["sampling"] == "none, greedy"
+    assert re.fullmatch(r"weights \d\.\d MB, KV cache 0\.3 MB for 512 tokens", told["memory"])
+    assert told["template"] == "chat template"
+    assert told["sampling"] == "greedy"
     assert told["certificate"].startswith("kl mean 0.0")
     assert " tokens against torch " in told["certificate"]
     assert re.fullmatch(
-        r"hidden states are \d\.\d\d% off PyTorch's after layer 1, \d\.\d\d% after layer 2, "
-        r"at most \d\.\d\d%, after layer [12]",
+        r"relative error of the hidden states against PyTorch: \d\.\d\d% after layer 1, \d\.\d\d% after layer 2, "
+        r"at most \d\.\d\d% \(layer [12]\)",
         told["layers"],
     )
-    assert told["fits"] == "as many tokens as the model reads, keys and values in the memory that is free now"
+    assert told["fits"] == "the whole context: the KV cache that the free memory has room for now"
     printed = json.loads(edgekit("inspect", out, "--runtime", "--json").out)
+    del printed["digest"]
     assert printed.pop("memory").keys() == {"weights", "lengths"}
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}
     assert printed == json.loads((out / "manifest.json").read_text())
 
     verified = edgekit("verify", out)
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[1:] == [
-        "graph        opens on cpu, inputs as the manifest lists them",
+    assert verified.out.decode().splitlines()[2:] == [
+        "graph        opens on cpu; inputs match the manifest",
         (
-            "certificate  64 golden tokens, log-probabilities within 0.00000 on average, "
-            "the same bits as on the machine that made it"
+            "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "
+            "bits identical to the exporting machine's"
         ),
+        f"ok: {out}",
     ]
 
 

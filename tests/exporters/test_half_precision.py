@@ -286,17 +286,18 @@ def test_what_the_command_line_tells(edgekit: Any, folder: Path, tmp_path: Path)
     assert " s round to float16\n" in finished.err
     assert "  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller\n" in finished.err
     shown = edgekit("inspect", out).out.decode()
-    assert "precision    fp16, made for cpu\n" in shown
-    assert "keys and values 0.1 MB for 512 tokens\n" in shown
-    assert "cache        keys and values in float16, half of the memory of float32\n" in shown
+    assert "precision    fp16, for the provider cpu\n" in shown
+    assert "KV cache 0.1 MB for 512 tokens\n" in shown
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
     verified = edgekit("verify", out)
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[1:] == [
-        "graph        opens on cpu, inputs as the manifest lists them",
+    assert verified.out.decode().splitlines()[2:] == [
+        "graph        opens on cpu; inputs match the manifest",
         (
-            "certificate  64 golden tokens, log-probabilities within 0.00000 on average, "
-            "the same bits as on the machine that made it"
+            "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "
+            "bits identical to the exporting machine's"
         ),
+        f"ok: {out}",
     ]
 
 
@@ -311,9 +312,9 @@ def test_what_the_command_line_tells_of_a_cache(edgekit: Any, folder: Path, tmp_
     finished: Finished = edgekit("export", folder, "--cache", "float16", "--out", out)
 
     assert finished.code == 0
-    assert "  cache    keys and values in float16: half of the memory, slower on a CPU\n" in finished.err
+    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
     shown = edgekit("inspect", out).out.decode()
-    assert "cache        keys and values in float16, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
     assert edgekit("verify", out).code == 0
     refused: Finished = edgekit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2

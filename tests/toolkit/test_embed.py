@@ -363,4 +363,4 @@ def test_binary_is_not_put_on_a_terminal(int8_bundle: Bundle) -> None:
     os.close(ours)
 
     assert finished.returncode == 2
-    assert finished.stderr == "error: npy is binary and stdout is a terminal\n\nhint: add `--output vectors.npy`\n"
+    assert finished.stderr == "error: npy is binary, and stdout is a terminal\n\nhint: add `--output embeddings.npy`\n"

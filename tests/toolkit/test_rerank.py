@@ -177,7 +177,9 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
     assert (lines.code, lines.out) == (2, b"")
     assert lines.err.startswith("error: line 600 and its query are longer than the model's limit of 128 tokens\n")
     assert found.code == 2
-    assert found.err.startswith("error: document 50 in line 2 is with the query longer than the 128 tokens ")
+    assert found.err.startswith(
+        "error: document 50 in line 2 and its query are longer than the model's limit of 128 tokens"
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,11 +255,11 @@ def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bu
 
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
-    assert "scores       raw, as its publisher says" in shown
+    assert "scores       raw (the publisher's default)" in shown
     assert "on 24 queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[2].startswith("certificate  8 golden pairs, logits within 0.")
+    assert verified.out.decode().splitlines()[3].startswith("certificate  8 golden pairs: logits within 0.")
 
 
 def test_progress_on_a_terminal(reranker_bundle: Bundle, tmp_path: Path) -> None:

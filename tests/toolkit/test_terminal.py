@@ -18,7 +18,7 @@ from tests.hub_server import LocalHub
 from tests.hub_users import SMALL_FILES, HubUser
 from toolkit.cli import exit_code_of
 from toolkit.progress import StageProgress
-from toolkit.terminal import escaped, escaped_json, without_controls
+from toolkit.terminal import escaped, escaped_json, program_name, without_controls
 from toolkit.writers import object_to_json
 
 Edgekit = Callable[..., Finished]
@@ -133,3 +133,18 @@ def test_the_hub(user: HubUser, hub: LocalHub) -> None:
 
     assert not OBEYED.search(finished.out.decode() + finished.err)
     assert finished.code != 0 or SHOWN in finished.out.decode()
+
+
+def test_the_program_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its name where the PATH finds this one, else by the path that was typed; and as in `python -m` otherwise."""
+    program = tmp_path / "my bin" / "edgekit"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.argv", [str(program)])
+
+    assert program_name() == f"'{program}'"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert program_name() == "edgekit"
+    monkeypatch.setattr("sys.argv", ["/somewhere/__main__.py"])
+    assert program_name() == "edgekit"

@@ -11,7 +11,7 @@ from toolkit.help import ExampleCommand
 from toolkit.interrupts import raised_again
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
-from toolkit.terminal import say
+from toolkit.terminal import program_name, say
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
@@ -151,7 +151,7 @@ def summarize(exported: Exported) -> None:
         say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
         say("  cache    float16 KV cache: half of the memory, slower on a CPU", err=True)
-    say(f"  next     edgekit {NEXT[kind].format(path)}", err=True)
+    say(f"  next     {program_name()} {NEXT[kind].format(path)}", err=True)
     say("", err=True)
 
 
