@@ -46,7 +46,7 @@ ORDER = {
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
         "commands.bundles commands.catalog bulk chat_session resumable job pipes streams answer_output word_wrap "
         "writers warnings_report searches "
-        "prompts record_options chat_input texts options bundle_names help inputs masking interrupts "
+        "prompts record_options chat_input texts options answer_options bundle_names help inputs masking interrupts "
         "leaving progress terminal"
     ),
 }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from runtime.kv_cache import KVCache
     from runtime.steps import Rates
     from runtime.stream import Answer, Stream, Token
-    from toolkit.options import AnswerOptions
+    from toolkit.answer_options import AnswerOptions
     from toolkit.prompts import Asked
 
 

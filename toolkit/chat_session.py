@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.messages import Message
     from runtime.sampler import Sampling
     from runtime.stream import Stream
-    from toolkit.options import AnswerOptions
+    from toolkit.answer_options import AnswerOptions
 
 HELP = '''\
 /regenerate        generate another answer to the last message

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from runtime.errors import InputError
+from toolkit.answer_options import META_KEY
 from toolkit.inputs import InputFormat, as_typed
 
-if TYPE_CHECKING:
-    from runtime.sampler import Sampling
-
 Function = TypeVar("Function", bound=Callable[..., Any])
-_META_KEY = "edgekit.answer_options"
-"""Key of the answer options' values in the context's `meta`."""
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -95,36 +89,8 @@ field_option = once(
 literal_option = click.option("--literal", is_flag=True, help="Take arguments as texts even if they are file names.")
 
 
-@dataclass(frozen=True)
-class AnswerOptions:
-    """Length, sampling and stop options of answers; None where the command line gives none."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    lookup: bool = True
-
-    @classmethod
-    def from_command_line(cls) -> AnswerOptions:
-        """The values given to the current command, which must have `answer_options`."""
-        return cls(**click.get_current_context().meta[_META_KEY])
-
-    def sampling(self, defaults: Sampling) -> Sampling:
-        """The publisher's sampling defaults, overridden by these options; raises InputError for an invalid value."""
-        names = {field.name for field in dataclasses.fields(defaults)}
-        given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        return dataclasses.replace(defaults, **given)
-
-
 def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    context.meta.setdefault(_META_KEY, {})[parameter.name] = value
+    context.meta.setdefault(META_KEY, {})[parameter.name] = value
 
 
 def _answer_option(name: str, **settings: Any) -> Callable[[Function], Function]:

@@ -19,9 +19,9 @@ from runtime.messages import Message
 from runtime.stream import Stream
 from tests.commands import Finished, read_terminal
 from tests.decoders import CHATML, CONTEXT, write_decoder
+from toolkit.answer_options import AnswerOptions
 from toolkit.answer_output import prompt_progress
 from toolkit.chat_session import ChatSession, OnFull, messages_that_fit
-from toolkit.options import AnswerOptions
 from toolkit.progress import CLEAR, prefill_progress
 
 Edgekit = Callable[..., Finished]

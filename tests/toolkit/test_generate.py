@@ -408,7 +408,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (
             ["--save-prefix", "x"],
             b'{"prompt": "b"}',
-            "error: `--save-prefix` needs a single prompt, and the input has many",
+            "error: `--save-prefix` needs a single prompt, and",
         ),
         (["--no-chat"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
         ([], b'{"prompt": 5}', "error: line 1 has no text in its field `prompt`"),

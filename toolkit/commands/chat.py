@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import click
 
 from runtime.errors import EdgekitError
+from toolkit.answer_options import AnswerOptions
 from toolkit.bundle_names import bundle_argument
 from toolkit.chat_input import from_pipe, from_terminal, turns_of
 from toolkit.chat_session import ChatSession, OnFull
@@ -16,7 +17,6 @@ from toolkit.options import (
     LENGTH_OPTIONS,
     PERFORMANCE_OPTIONS,
     SAMPLING_OPTIONS,
-    AnswerOptions,
     answer_options,
     context_option,
     literal_option,

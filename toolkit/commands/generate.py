@@ -10,6 +10,7 @@ import click
 
 from runtime.errors import InputError
 from runtime.targets import regular_target_of
+from toolkit.answer_options import AnswerOptions
 from toolkit.answer_output import (
     GenerationStats,
     Generator,
@@ -25,7 +26,6 @@ from toolkit.options import (
     LENGTH_OPTIONS,
     PERFORMANCE_OPTIONS,
     SAMPLING_OPTIONS,
-    AnswerOptions,
     Text,
     answer_options,
     context_option,
