@@ -98,6 +98,9 @@ class Bundle:
             raise BundleError(f"the bundle `{self.path}` has no `{name}`")
         return path
 
+    def __repr__(self) -> str:
+        return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
+
     @property
     def size(self) -> int:
         """Bytes of all files that the manifest lists."""

@@ -13,6 +13,7 @@ from runtime.bundle import GRAPH, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.cpu import Int8Arithmetic
 from runtime.errors import BundleError, InputError
+from runtime.kinds import check_kind
 from runtime.manifest import Kind, Precision, Provider
 from runtime.session import DISABLED_OPTIMIZERS, check_requirements, onnxruntime_version, shared_session
 
@@ -25,7 +26,6 @@ CHUNK = 1024
 """Texts that a stream embeds before it gives their vectors."""
 CHUNK_CHARACTERS = 1 << 22
 """Characters that end a chunk of a stream early, so that its memory is bounded for long texts too."""
-COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
 
 
 class TruncationWarning(UserWarning):
@@ -57,12 +57,7 @@ class Encoder:
         """Open a bundle of `kind` whose graph may have these `inputs`, of which INPUT_IDS must be the first."""
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
-        if manifest.kind is not kind:
-            command = COMMANDS.get(manifest.kind, "inspect")
-            raise BundleError(
-                f"`{self.bundle.path}` is {manifest.kind.articled}, not {kind.articled}",
-                hint=f"use `edgekit {command} {self.bundle.path}`",
-            )
+        check_kind(self.bundle, kind)
         if workers is not None and workers < 1:
             raise InputError(f"`workers` must be at least 1, not {workers}")
         if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:

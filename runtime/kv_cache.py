@@ -75,6 +75,9 @@ class KVCache:
         self.bindings: dict[tuple[int, int], Bound] = {}
         """Bindings of the graph to these buffers, by the numbers of new tokens and of logits."""
 
+    def __repr__(self) -> str:
+        return f"<KVCache of {self.length} tokens, {mebibytes(self.size)}>"
+
     @property
     def length(self) -> int:
         """How many tokens it holds."""

@@ -9,8 +9,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from runtime.bundle import GRAPH, GRAPH_DATA, Bundle
-from runtime.encoder import COMMANDS
-from runtime.errors import BundleError
+from runtime.kinds import check_kind
 from runtime.manifest import Kind, Precision
 from runtime.session import Session, check_requirements, load_onnxruntime, shared_session
 
@@ -36,13 +35,7 @@ class Opening:
             self.bundle = bundle
         else:
             self.bundle, _ = at_once(partial(self.checked_but_for_weights, bundle), load_onnxruntime)
-        kind = self.bundle.manifest.kind
-        if kind is not Kind.DECODER:
-            command = COMMANDS.get(kind, "inspect")
-            raise BundleError(
-                f"`{self.bundle.path}` is {kind.articled}, not {Kind.DECODER.articled}",
-                hint=f"use `edgekit {command} {self.bundle.path}`",
-            )
+        check_kind(self.bundle, Kind.DECODER)
 
     def checked_but_for_weights(self, path: str | os.PathLike[str]) -> Bundle:
         bundle = Bundle.listed(path)

@@ -175,7 +175,7 @@ NO_TOKENS_HINT = (
 def checked_text(text: object, name: str) -> str:
     """The same text; raises InputError, with what it is called, for what is no string or not valid Unicode."""
     if not isinstance(text, str):
-        raise InputError(f"{name} is no string but {type(text).__name__}")
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
     # The usual text is ASCII, and asking for that costs nothing.
     if not text.isascii():
         try:

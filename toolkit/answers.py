@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from runtime.errors import InputError
 from toolkit.interrupts import ending_at_interrupt
 from toolkit.progress import rated
+from toolkit.prompts import as_messages
 from toolkit.terminal import without_controls
 from toolkit.writers import object_to_json
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.steps import Rates
     from runtime.stream import Answer, Stream, Token
     from toolkit.options import AnswerOptions
-    from toolkit.prompts import Asked, Wording
+    from toolkit.prompts import Asked
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Answering:
     """A decoder with all that its answers need to be begun."""
 
     decoder: Decoder
-    wording: Wording
+    chat: bool
+    """Whether what is asked is put into the model's chat template, or continued as it is."""
+    system: str | None
     options: AnswerOptions
     top_logprobs: int
     cache: KVCache
@@ -40,16 +44,14 @@ class Answering:
 
         `options` are those of this answer, where they are not those of all.
         """
-        options = options or self.options
-        return self.decoder.stream(
-            self.wording.prompt(asked),
-            max_tokens=options.max_tokens,
-            sampling=options.sampling(self.decoder.sampling),
-            stop=options.stop,
-            top_logprobs=self.top_logprobs,
-            cache=self.cache,
-            lookup=options.lookup,
-        )
+        given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
+        if self.chat:
+            return self.decoder.stream_chat(as_messages(asked, self.system), cache=self.cache, **given)
+        if not isinstance(asked, str):
+            raise InputError(
+                "`messages` need a chat template, and none is used here", hint="give a text in `prompt` instead"
+            )
+        return self.decoder.stream(asked, cache=self.cache, **given)
 
 
 @dataclass(frozen=True)
@@ -110,22 +112,13 @@ def speed(tokens: int, seconds: float) -> str:
 def write_text(stream: Stream, file: BinaryIO) -> None:
     """Write an answer as it comes, and end its last line; Ctrl-C ends the answer."""
     shown: Callable[[str], str] = without_controls if file is sys.stdout.buffer and sys.stdout.isatty() else str
-    ended = written = 0
-
-    def write(text: str) -> None:
-        nonlocal ended, written
-        if text:
-            file.write(shown(text).encode("utf-8"))
-            file.flush()
-            ended = text.endswith("\n")
-            written += len(text)
-
+    ended = written = False
     try:
         with ending_at_interrupt(stream):
-            for token in stream:
-                write(token.text)
-            # What was held back as the beginning of a stop string comes with no token.
-            write(stream.text[written:])
+            for text in (token.text for token in stream if token.text):
+                file.write(shown(text).encode("utf-8"))
+                file.flush()
+                ended, written = text.endswith("\n"), True
     except BaseException as error:
         # An error begins on a line of its own, where it is told on the terminal that has the text.
         if written and not ended and not isinstance(error, OSError):
@@ -139,14 +132,11 @@ def write_text(stream: Stream, file: BinaryIO) -> None:
 
 def write_pieces(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:
     """Write an object a line for each token as it comes, and one that says how the answer ended."""
-    written = 0
     with ending_at_interrupt(stream):
         for token in stream:
             file.write(object_to_json(token_fields(token, stream, decoder)) + b"\n")
             file.flush()
-            written += len(token.text)
-    ended = {"text": stream.text[written:]} | end_fields(stream)
-    file.write(object_to_json(ended) + b"\n")
+    file.write(object_to_json(end_fields(stream)) + b"\n")
     file.flush()
 
 

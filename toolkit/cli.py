@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from runtime.errors import EdgekitError
+from runtime.errors import EdgekitError, WrongKindError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
 from toolkit.interrupts import raised_again
@@ -173,6 +173,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         # In place of what the terminal shows of Ctrl-C.
         click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
+    except WrongKindError as error:
+        return report(error.message, f"use `{error.command}`", error.exit_code)
     except EdgekitError as error:
         return report(error.message, error.hint, error.exit_code)
     except MemoryError:

@@ -244,14 +244,14 @@ def test_what_a_float16_cache_costs_and_saves(half_cache: Bundle, folder: Path, 
     assert {buffer.dtype for buffer in cache.buffers} == {np.dtype(np.float16)}
     assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == cache.capacity * token_size(facts)
     assert replay(decoder).same_bits
-    decoder.save(tmp_path / "saved", cache)
-    found = decoder.load(tmp_path / "saved")
+    decoder.save_cache(tmp_path / "saved", cache)
+    found = decoder.load_cache(tmp_path / "saved")
     assert all(
         np.array_equal(one[:, :, : cache.length], two[:, :, : cache.length])
         for one, two in zip(found.buffers, cache.buffers, strict=True)
     )
     with pytest.raises(InputError, match="was saved with another bundle"):
-        Decoder(plain, threads=1).load(tmp_path / "saved")
+        Decoder(plain, threads=1).load_cache(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.SOURCE])

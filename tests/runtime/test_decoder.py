@@ -243,6 +243,29 @@ def test_an_answer_can_be_cancelled_at_any_moment(decoder: Decoder, tokens: int)
     assert stream.answer().finish_reason is FinishReason.CANCELLED
 
 
+def test_a_cancelled_answer_has_no_text_but_that_of_its_tokens(decoder: Decoder) -> None:
+    """What was held back because a stop string might begin there was never shown, and is not said."""
+    whole = decoder.generate(FOX, max_tokens=10).text
+    stream = decoder.stream(FOX, max_tokens=10, stop=whole[2:] + "and more")
+    shown = [next(stream).text for _ in range(9)]
+    assert stream._stops.held
+
+    stream.cancel()
+
+    assert list(stream) == []
+    assert stream.text == "".join(shown)
+
+
+def test_a_stream_ends_with_its_block(decoder: Decoder) -> None:
+    with decoder.stream(FOX) as stream:
+        next(stream)
+        assert repr(stream) == "<Stream of 1 tokens, running>"
+
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert repr(stream) == "<Stream of 1 tokens, finished: cancelled>"
+    assert stream.usage.completion_tokens == 1
+
+
 def test_closing_ends_an_answer(decoder: Decoder) -> None:
     stream = decoder.stream(FOX)
     next(stream)
@@ -319,7 +342,7 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
         ([5, -1], {}, InputError, "token 1 of the prompt is -1, and the vocabulary has 320 tokens"),
         ([5, 320], {}, InputError, "token 1 of the prompt is 320, and the vocabulary has 320 tokens"),
-        ([5, "a"], {}, InputError, "token 1 of the prompt is no integer but str"),
+        ([5, "a"], {}, InputError, "token 1 of the prompt must be an integer, not str"),
         ([5], {"max_tokens": 0}, InputError, "`max_tokens` must be at least 1, not 0"),
         (
             [5],
@@ -439,7 +462,7 @@ def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:
     cache = other.prefill(FOX)
     assert cache.facts == decoder.facts
 
-    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save("saved", cache)):
+    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save_cache("saved", cache)):
         with pytest.raises(InputError) as caught:
             use()
         assert caught.value.message == "the cache was made for another model"
@@ -452,11 +475,13 @@ def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
         Decoder(int8_bundle)
 
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a decoder"
-    assert caught.value.hint == f"use `edgekit embed {int8_bundle.path}`"
+    assert caught.value.hint == (
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+    )
 
 
 def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
-    with pytest.raises(BundleError, match="and those of a decoder with 3 layers are known"):
+    with pytest.raises(BundleError, match="; supported: those of a decoder with 3 layers"):
         with_facts(decoder, layers=3)
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, cache_type=CacheType.FLOAT16)
@@ -503,9 +528,9 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
 
 def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    encoded = decoder.safe_tokenizer.encoded
+    encoded = decoder._safe_tokenizer.encoded
     monkeypatch.setattr(
-        decoder.safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
+        decoder._safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
     )
     text = "The quick brown fox. " * 200_000
 

@@ -19,14 +19,14 @@ PROMPT = "The quick brown fox jumps over the lazy dog. "
 
 @pytest.fixture
 def saved(decoder: Decoder, tmp_path: Path) -> Path:
-    decoder.save(tmp_path / "saved", decoder.prefill(PROMPT))
+    decoder.save_cache(tmp_path / "saved", decoder.prefill(PROMPT))
     return tmp_path / "saved"
 
 
 def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, saved: Path) -> None:
     original = decoder.prefill(PROMPT)
 
-    cache = decoder.load(saved)
+    cache = decoder.load_cache(saved)
 
     assert cache.ids == original.ids == decoder.encode(PROMPT)
     for found, expected in zip(cache.buffers, original.buffers, strict=True):
@@ -40,8 +40,8 @@ def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path
     half = Decoder(write_decoder(tmp_path / "half", cache=CacheType.FLOAT16)[0], threads=1)
     original = half.prefill(PROMPT)
 
-    half.save(tmp_path / "saved16", original)
-    cache = half.load(tmp_path / "saved16")
+    half.save_cache(tmp_path / "saved16", original)
+    cache = half.load_cache(tmp_path / "saved16")
 
     assert cache.dtype == np.float16
     for found, expected in zip(cache.buffers, original.buffers, strict=True):
@@ -53,7 +53,7 @@ def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path
     assert answer.text == half.generate(PROMPT, max_tokens=20).text
     for reader, path in [(decoder, tmp_path / "saved16"), (half, saved)]:
         with pytest.raises(InputError, match="was saved with another bundle"):
-            reader.load(path)
+            reader.load_cache(path)
 
 
 def test_a_type_that_the_bundle_does_not_have(decoder: Decoder, saved: Path) -> None:
@@ -62,14 +62,14 @@ def test_a_type_that_the_bundle_does_not_have(decoder: Decoder, saved: Path) -> 
     saved.write_bytes(content.replace(b'"cache_type": "float32"', b'"cache_type": "float16"'))
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
 
 def test_a_file_of_an_older_format(decoder: Decoder, saved: Path) -> None:
     saved.write_bytes(saved.read_bytes().replace(FORMAT, b"edgekit keys and values 1\n"))
 
     with pytest.raises(InputError) as caught:
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
     assert caught.value.message == f"`{saved}` holds no keys and values that this edgekit knows"
     assert caught.value.hint == "if another version of edgekit saved it, read the prompt again and save it anew"
@@ -86,7 +86,7 @@ def test_an_id_that_was_changed(decoder: Decoder, saved: Path) -> None:
     assert header["ids"] != decoder.encode(PROMPT)
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
 
 def test_a_header_of_endless_brackets(decoder: Decoder, saved: Path) -> None:
@@ -94,13 +94,13 @@ def test_a_header_of_endless_brackets(decoder: Decoder, saved: Path) -> None:
     saved.write_bytes(FORMAT + SIZE.pack(len(content)) + content)
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
 
 def test_an_empty_cache_can_be_saved(decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "empty", decoder.new_cache())
+    decoder.save_cache(tmp_path / "empty", decoder.new_cache())
 
-    assert decoder.load(tmp_path / "empty").length == 0
+    assert decoder.load_cache(tmp_path / "empty").length == 0
 
 
 def test_another_bundle_is_refused(decoder: Decoder, saved: Path) -> None:
@@ -109,7 +109,7 @@ def test_another_bundle_is_refused(decoder: Decoder, saved: Path) -> None:
     other = Decoder(Bundle(decoder.bundle.path, dataclasses.replace(manifest, files=files)), threads=1)
 
     with pytest.raises(InputError) as caught:
-        other.load(saved)
+        other.load_cache(saved)
 
     assert caught.value.message == (
         f"`{saved}` was saved with another bundle, `tiny-decoder`, and this is `{decoder.bundle.path}`"
@@ -122,7 +122,7 @@ def test_a_file_that_was_cut_short(decoder: Decoder, saved: Path, cut: int) -> N
     saved.write_bytes(saved.read_bytes()[:cut])
 
     with pytest.raises(InputError) as caught:
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
     assert caught.value.message == f"`{saved}` was cut short or changed"
     assert caught.value.hint == "read the prompt again and save it anew"
@@ -135,39 +135,39 @@ def test_a_file_that_was_changed(decoder: Decoder, saved: Path, place: int) -> N
     saved.write_bytes(content)
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
 
 def test_a_token_that_the_model_does_not_have(decoder: Decoder, saved: Path) -> None:
     cache = decoder.prefill(PROMPT)
     cache.ids[0] = decoder.facts.vocabulary
-    decoder.save(saved, cache)
+    decoder.save_cache(saved, cache)
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)
 
 
 def test_a_file_of_another_kind(decoder: Decoder, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("Hello")
 
     with pytest.raises(InputError) as caught:
-        decoder.load(tmp_path / "text")
+        decoder.load_cache(tmp_path / "text")
 
     assert caught.value.message == f"`{tmp_path / 'text'}` holds no keys and values that this edgekit knows"
 
 
 def test_a_file_that_is_not_there(decoder: Decoder, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
-        decoder.load(tmp_path / "none")
+        decoder.load_cache(tmp_path / "none")
 
     assert caught.value.message == f"there is no file `{tmp_path / 'none'}`"
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        decoder.load(tmp_path)
+        decoder.load_cache(tmp_path)
 
 
 def test_a_place_that_cannot_be_written(decoder: Decoder, tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
-        decoder.save(tmp_path / "none" / "saved", decoder.new_cache())
+        decoder.save_cache(tmp_path / "none" / "saved", decoder.new_cache())
 
     assert caught.value.message == f"`{tmp_path / 'none' / 'saved'}` cannot be written: No such file or directory"
 
@@ -182,7 +182,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match="cannot be written: No space left on device"):
-        decoder.save(saved, decoder.prefill("Hello"))
+        decoder.save_cache(saved, decoder.prefill("Hello"))
 
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -193,7 +193,7 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
     tokens = len(decoder.encode(PROMPT))
 
     with pytest.raises(InputError) as caught:
-        small.load(saved)
+        small.load_cache(saved)
 
     assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
 
@@ -202,7 +202,7 @@ def test_what_a_killed_save_left_is_removed(decoder: Decoder, saved: Path) -> No
     left = saved.with_name(f".{saved.name}.99.0a1b2c3d.partial")
     left.write_bytes(b"half of a cache")
 
-    decoder.save(saved, decoder.load(saved))
+    decoder.save_cache(saved, decoder.load_cache(saved))
 
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -213,4 +213,4 @@ def test_a_header_of_gigabytes_is_not_read(decoder: Decoder, saved: Path, size: 
     os.truncate(saved, 16 << 30)
 
     with pytest.raises(InputError, match="was cut short or changed"):
-        decoder.load(saved)
+        decoder.load_cache(saved)

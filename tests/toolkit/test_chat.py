@@ -125,13 +125,13 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
 
 
 def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prefix", decoder.prefill("Hello"))
     finished = talk(f"/load {tmp_path}/prefix", "Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
-        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+        "hint: load it with `decoder.load_cache(path)`, or `edgekit generate --load-prefix`\n"
     )
 
 
@@ -213,10 +213,10 @@ def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
     bundle, _ = write_decoder(tmp_path / "base", chat=None)
     finished = edgekit("chat", bundle.path, stdin=b"Hello")
 
-    assert (finished.code, finished.out) == (7, b"")
+    assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `{bundle.path}` has no chat template, so it does not tell who says what\n\n"
-        f'hint: `edgekit generate {bundle.path} "Once upon a time"` continues a text\n'
+        f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n\n"
+        "hint: have it continue a text with `generate`, or use a model that was trained for conversations\n"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, Embedder, ranges_of
+from runtime import Bundle, Embedder, embedding_ranges
 from runtime.vectors import unit_ranges
 from tests.commands import Finished, on_terminal
 
@@ -282,7 +282,7 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
     edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path
 ) -> None:
     embedder = Embedder(int8_bundle)
-    own = ranges_of(embedder.embed(TEXTS))
+    own = embedding_ranges(embedder.embed(TEXTS))
     np.save(tmp_path / "own.npy", own)
     output, ranges_file = tmp_path / "out.npy", tmp_path / "out.npy.ranges.npy"
     note = f"note: the ranges that int8 covers are in `{ranges_file}`; give queries the same with `--ranges`\n"

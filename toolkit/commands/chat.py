@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.errors import BundleError, EdgekitError, InputError, TextTooLongError
+from runtime.errors import EdgekitError, InputError, TextTooLongError
 from toolkit.answers import Totals, write_text
 from toolkit.notes import tell_error
 from toolkit.options import (
@@ -62,11 +62,6 @@ def chat(
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.given()
     decoder = Decoder(bundle, threads=threads, context=context)
-    if decoder.facts.chat is None:
-        raise BundleError(
-            f"`{bundle}` has no chat template, so it does not tell who says what",
-            hint=f'`edgekit generate {bundle} "Once upon a time"` continues a text',
-        )
     conversation = Conversation(
         Chat(decoder, system=system), options=options, sampling=options.sampling(decoder.sampling)
     )
@@ -134,13 +129,7 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Send a message, and write the answer as it comes."""
         try:
-            stream = self.chat.send(
-                text,
-                max_tokens=self.options.max_tokens,
-                sampling=self.sampling,
-                stop=self.options.stop,
-                lookup=self.options.lookup,
-            )
+            stream = self.chat.send(text, **vars(self.options))
         except TextTooLongError as error:
             raise InputError(error.message, hint="`/reset` begins anew") from error
         self.write(stream)
@@ -153,14 +142,7 @@ class Conversation:
         if self.sampling.temperature == 0 or self.sampling.seed is not None:
             why = "the most probable tokens are taken" if self.sampling.temperature == 0 else "a seed was given"
             click.echo(f"note: {why}, so this will be the same answer; `--temperature 0.7` gives others", err=True)
-        self.write(
-            self.chat.regenerate(
-                max_tokens=self.options.max_tokens,
-                sampling=self.sampling,
-                stop=self.options.stop,
-                lookup=self.options.lookup,
-            )
-        )
+        self.write(self.chat.regenerate(**vars(self.options)))
 
     def write(self, stream: Stream) -> None:
         from runtime.steps import FinishReason

@@ -27,7 +27,7 @@ from toolkit.options import (
 )
 from toolkit.pipes import carries_input, refuse_pipe_beside
 from toolkit.progress import Progress, bar
-from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
+from toolkit.prompts import PromptRecord, placed, read_prompts, uses_template
 from toolkit.record_options import with_fields
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, check_argument, refuse_file_name, refuse_file_path
@@ -101,9 +101,9 @@ def generate(
         # A pipe that nobody names is read where it carries something; that is seen before the model is opened.
         follows = prompt is not None and (source is not None or carries_input(stream))
         decoder = Decoder(bundle, threads=threads, context=context)
-        wording = Wording(decoder, chat=chat, system=system)
-        cache = decoder.load(load_prefix) if load_prefix is not None else decoder.new_cache()
-        answering = Answering(decoder, wording, options, logprobs or 0, cache)
+        templated = uses_template(decoder, chat=chat, system=system)
+        cache = decoder.load_cache(load_prefix) if load_prefix is not None else decoder.new_cache()
+        answering = Answering(decoder, templated, system, options, logprobs or 0, cache)
         if prompt is not None and not follows:
             found: str | Iterator[PromptRecord] = prompt
         else:
@@ -134,7 +134,7 @@ def generate(
         end_if_cancelled(answer)
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
-        decoder.save(prefix, cache)
+        decoder.save_cache(prefix, cache)
 
 
 def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
