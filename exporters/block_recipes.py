@@ -1,11 +1,25 @@
-"""The fastest way to put a decoder's matrices in blocks that holds a divergence, found by trying."""
+"""Block-wise quantization recipes of decoders, and the search for the fastest one within a KL divergence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
 
 from exporters.block_rounding import Rounding
-from exporters.block_weights import BlockRecipe
+from exporters.block_weights import BlockRecipe, Moments, quantize_decoder
+from exporters.certify_decoder import DecoderReference, agreement_with
+from exporters.fastest_recipe import find_fastest
+from exporters.graph import tidy
+from exporters.graph_files import CONTENT, write_graph
+from exporters.kept_arrays import KeptArrays, Made
+from exporters.nodes import linears
+from exporters.stored_tensors import Told
+from runtime.bundle import GRAPH, Bundle
+from runtime.decoder import Decoder
 from runtime.errors import EdgekitError
 from runtime.manifest import Precision
 
@@ -56,14 +70,75 @@ def find_block_recipe(
     recipes: Sequence[BlockRecipe], divergence: Callable[[BlockRecipe], float], *, max_kl: float, precision: Precision
 ) -> BlockRecipe:
     """The first recipe with a divergence of at most `max_kl` from PyTorch; raises EdgekitError when none has."""
-    best = float("inf")
-    for recipe in recipes:
-        found = divergence(recipe)
-        if found <= max_kl:
-            return recipe
-        best = min(best, found)
+    found = find_fastest(recipes, lambda recipe: -divergence(recipe), threshold=-max_kl)
+    if found.recipe is not None:
+        return found.recipe
     finer = "`--precision int8`" if precision is Precision.INT4 else "`--precision fp32`"
     raise EdgekitError(
-        f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: it is {best:.5f} at best",
+        f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: "
+        f"it is {-found.best:.5f} at best",
         hint=f"no bundle was written; ask for less, or use {finer}",
     )
+
+
+class BlockTrials:
+    """Quantizes one float32 graph by one recipe after another, and measures the results."""
+
+    def __init__(
+        self,
+        graph: ir.Model,
+        bundle: Bundle,
+        work: Path,
+        *,
+        moments: Moments,
+        weights: Callable[[str], KeptArrays],
+        told: Told | None = None,
+    ) -> None:
+        """Take the bundle being made: its folder takes the graphs, its manifest describes them.
+
+        `work` keeps what was measured, `moments` gives activation statistics, and `weights` the store for the weights
+        of a recipe, by its key.
+        """
+        self.graph = graph
+        self.bundle = bundle
+        self.inputs = [linear.inputs for linear in linears(graph.graph)]
+        """Input width of each linear layer."""
+        self._moments = moments
+        self._weights = weights
+        self._told = told
+        self._work = work
+        self._last: tuple[BlockRecipe, ir.Model] | None = None
+
+    def quantized(self, recipe: BlockRecipe) -> ir.Model:
+        """Quantize a copy of the graph; the float32 weights stay as they are."""
+        if self._last is None or self._last[0] != recipe:
+            made = self.graph.clone()
+            quantize_decoder(made, recipe, self._moments, keep=self._weights(_key_of(recipe)).keep, told=self._told)
+            tidy(made)
+            self._last = (recipe, made)
+        return self._last[1]
+
+    def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
+        """KL divergence from PyTorch; measured once, also when the export is interrupted and resumed."""
+
+        def measure() -> Made:
+            graph = self.quantized(recipe)
+            write_graph(graph, self._weights(_key_of(recipe)), self.bundle.path / GRAPH, told=self._told)
+            return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
+
+        found = KeptArrays(self._work / "trials").keep(_key_of(recipe), measure)
+        return float(found.array(CONTENT)[0])
+
+    def find(self, precision: Precision, max_kl: float | None, expected: DecoderReference) -> BlockRecipe:
+        """Return the fastest recipe within `max_kl` of PyTorch, or the default recipe where no limit is asked for."""
+        if max_kl is None:
+            return default_recipe(precision, self.inputs)
+        recipes = recipes_for(precision, self.inputs)
+        return find_block_recipe(
+            recipes, lambda recipe: self.divergence(recipe, expected), max_kl=max_kl, precision=precision
+        )
+
+
+def _key_of(recipe: BlockRecipe) -> str:
+    """Name the work files of a recipe."""
+    return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()

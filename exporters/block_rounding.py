@@ -120,6 +120,14 @@ class BlockMatrix:
         return packed(np.pad(self.zeros, ((0, 0), (0, odd))), self.bits)
 
 
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A weight matrix (outputs, inputs) of a file that is quantized already: its dequantized weights and its blocks."""
+
+    weights: NDArray[np.float32]
+    blocks: BlockMatrix
+
+
 def packed(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return levels if bits == 8 else levels[..., 0::2] | (levels[..., 1::2] << np.uint8(4))
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 
+from exporters.decoder_facts import context_length
 from exporters.decoder_graph import (
     attentions,
     drop_head_shapes,
@@ -28,11 +29,7 @@ from exporters.decoder_graph import (
     state_outputs,
 )
 from exporters.graph import fold_small_constants, fuse_rms_norms, merge_products, tidy
-from exporters.grouped_attention import (
-    DecoderOnnxConfig,
-    check_rotation,
-    context_length,
-)
+from exporters.grouped_attention import DecoderOnnxConfig, check_rotation
 from exporters.plain_attention import PlainOnnxConfig
 from exporters.pytorch_model import OPSET, quiet
 from exporters.weightless import WeightlessDecoder

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
 from exporters.generation import generation_defaults, generation_settings
-from exporters.grouped_attention import cache_sizes, context_length, takes_heads
 from exporters.probe import probe_texts, tokenizer_probe
 from exporters.pytorch_model import load_config
 from exporters.tokenizer_file import known_tokens
@@ -20,6 +20,8 @@ from runtime.safe_tokenizer import SafeTokenizer
 
 QUESTION, ANSWER = "What is a pump?", "It moves water."
 SLIDING = "sliding_attention"
+HEAD_SIZE_MULTIPLE = 16
+"""GroupQueryAttention needs the head size, and its rotated part, to be a multiple of this."""
 PROBED_LENGTH = 64
 """Tokens of the longest texts that show how a tokenizer reads: the runtime cuts no prompts."""
 CONVERSATIONS = tuple(
@@ -62,8 +64,46 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         eos_ids=eos_ids(checkpoint, generation, tokenizer, chat),
         chat=chat,
         generation=generation_defaults(checkpoint),
-        plain_attention=checkpoint.architecture.plain_attention or not takes_heads(config),
+        plain_attention=checkpoint.architecture.plain_attention or not rotary_supported(config),
     )
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Shape of a decoder's KV cache."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+
+
+def cache_sizes(config: Any) -> CacheSizes:
+    """Read the cache's shape from a transformers config."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSizes(config.num_hidden_layers, heads, kv_heads, head_size)
+
+
+def rotary_supported(config: Any) -> bool:
+    """Whether GroupQueryAttention supports rotary embeddings for the head size of a model."""
+    size = cache_sizes(config).head_size
+    rotated = int(size * (getattr(config, "partial_rotary_factor", None) or 1))
+    return size % HEAD_SIZE_MULTIPLE == 0 and rotated % HEAD_SIZE_MULTIPLE == 0
+
+
+def context_length(config: Any) -> int:
+    """Return the longest context that one rotary table serves.
+
+    longrope switches to other angles, for all tokens, once a text exceeds the original training length. Keys that are
+    cached already keep the old angles, which is not the model that was trained.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {}
+    length: int = config.max_position_embeddings
+    if scaling.get("rope_type", scaling.get("type")) == "longrope":
+        return min(length, getattr(config, "original_max_position_embeddings", None) or length)
+    return length
 
 
 def sliding_window(config: Any) -> int | None:

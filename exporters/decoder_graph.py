@@ -11,6 +11,7 @@ from operator import itemgetter
 import numpy as np
 import onnx_ir as ir
 
+from exporters.embedding_gather import embedding_table
 from exporters.graph import RMS_NORM, ROW_WISE, after
 from exporters.grouped_attention import GROUPED_ATTENTION
 from exporters.nodes import (
@@ -18,7 +19,6 @@ from exporters.nodes import (
     array_of,
     constant,
     constant_of,
-    graph_input,
     insert,
     insert_node,
     linear_of,
@@ -27,7 +27,6 @@ from exporters.nodes import (
     required,
 )
 from exporters.stored_tensors import StreamedTensor
-from runtime.encoder import INPUT_IDS
 from runtime.forward import LOGIT_POSITIONS
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
@@ -259,7 +258,7 @@ def output_is_tied(graph: ir.Graph) -> bool:
     """Whether the matrix (width, vocabulary) of the output product holds the numbers of the embedding's table."""
     product = output_product(graph)
     matrix = constant_of(product.inputs[1]) if product is not None else None
-    table = constant_of(embedding_of(graph))
+    table = constant_of(embedding_table(graph))
     if matrix is None or table is None or tuple(matrix.shape) != tuple(table.shape)[::-1]:
         return False
     if isinstance(matrix, StreamedTensor) and isinstance(table, StreamedTensor):
@@ -274,18 +273,11 @@ def share_embedding(graph: ir.Graph) -> bool:
     """
     if not output_is_tied(graph):
         return False
-    table, product = required(embedding_of(graph)), required(output_product(graph))
+    table, product = required(embedding_table(graph)), required(output_product(graph))
     inputs = [product.inputs[0], table]
     replace(product.outputs[0], insert(product, "FusedMatMul", inputs, {"transB": 1}, domain=ORT_DOMAIN))
     graph.remove(product, safe=True)
     return True
-
-
-def embedding_of(graph: ir.Graph) -> ir.Value | None:
-    """The table of the tokens' vectors, (vocabulary, width)."""
-    ids = graph_input(graph, INPUT_IDS)
-    gathers = [use.node for use in ids.uses()] if ids is not None else []
-    return next((node.inputs[0] for node in gathers if node.op_type == "Gather"), None)
 
 
 def output_product(graph: ir.Graph) -> ir.Node | None:

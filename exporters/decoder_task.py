@@ -6,7 +6,6 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
@@ -15,9 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.block_recipes import RECIPES, default_recipe, find_block_recipe, recipes_for
-from exporters.block_weights import BlockRecipe, keep_blocks, quantize_decoder
-from exporters.calibration import MomentsReading
+from exporters.block_recipes import RECIPES, BlockTrials, default_recipe
 from exporters.certify_decoder import (
     LARGEST_REFERENCE,
     MOST_TOKENS,
@@ -29,13 +26,16 @@ from exporters.certify_decoder import (
 )
 from exporters.checkpoint import Checkpoint
 from exporters.decoder import rebuild, trace
+from exporters.decoder_calibration import MomentsReading
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
+from exporters.float16_cache import put_cache_in_half
 from exporters.gguf import stored_matrices
+from exporters.gguf_blocks import keep_blocks
 from exporters.gguf_facts import open_gguf
 from exporters.graph import tidy
 from exporters.graph_files import CONTENT, need_space, weights_bytes, write_graph
-from exporters.half_precision import check_states, put_cache_in_half, put_in_half
+from exporters.half_precision import check_states, put_in_half
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import Layerwise
 from exporters.nodes import Linear, linears, required
@@ -153,17 +153,10 @@ class DecoderTask:
             return graph, with_blocks(bundle.manifest, graph, products, "source", exact)
         if self.rounds_anew(precision):
             self.of_source = self.measured_source(graph, bundle, expected)
-        trials = BlockTrials(graph, self, bundle)
-        recipe = default_recipe(precision, trials.inputs)
-        if bar is not None:
-
-            def divergence(tried: BlockRecipe) -> float:
-                return trials.divergence(tried, expected)
-
-            recipes = recipes_for(precision, trials.inputs)
-            recipe = find_block_recipe(recipes, divergence, max_kl=bar, precision=precision)
+        trials = BlockTrials(graph, bundle, self.work, moments=self.moments, weights=self.weights, told=self.told)
+        recipe = trials.find(precision, bar, expected)
         made = trials.quantized(recipe)
-        return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
+        return made, with_blocks(bundle.manifest, made, len(trials.inputs), recipe.rounding.value)
 
     def check_unrounded(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
         """Raise EdgekitError for a graph that is not PyTorch's: rounded weights would hide a small mistake."""
@@ -258,51 +251,12 @@ class DecoderTask:
             ) from error
 
 
-class BlockTrials:
-    """Puts one float32 graph in blocks by one recipe after another, and measures what comes out."""
-
-    def __init__(self, graph: ir.Model, task: DecoderTask, bundle: Bundle) -> None:
-        """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
-        self.graph = graph
-        self.task = task
-        self.bundle = bundle
-        self.inputs = [product.inputs for product in linears(graph.graph)]
-        """Of each product."""
-        self.products = len(self.inputs)
-        self.last: tuple[BlockRecipe, ir.Model] | None = None
-
-    def quantized(self, recipe: BlockRecipe) -> ir.Model:
-        """A graph of its own; the matrices that it is made from stay as they are."""
-        if self.last is None or self.last[0] != recipe:
-            made = self.graph.clone()
-            quantize_decoder(
-                made, recipe, self.task.moments, keep=self.task.weights(name_of(recipe)).keep, told=self.task.told
-            )
-            tidy(made)
-            self.last = (recipe, made)
-        return self.last[1]
-
-    def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
-        """How far the bundle would be from PyTorch; measured once, however often the export is broken off."""
-
-        def measure() -> Made:
-            self.task.write(self.quantized(recipe), self.bundle.path)
-            return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
-
-        found = KeptArrays(self.task.work / "trials").keep(name_of(recipe), measure)
-        return float(found.array(CONTENT)[0])
-
-
 def source_of(product: Linear) -> str:
     """The name, in the checkpoint, of a matrix that reads what a product reads."""
     matrix = product.matrix
     if not isinstance(matrix, StreamedTensor):
         raise TypeError(f"the matrix `{product.name}` comes from no tensor of the checkpoint")
     return matrix.parts[0].name
-
-
-def name_of(recipe: BlockRecipe) -> str:
-    return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
 
 
 def rounded_bytes(graph: ir.Model, precision: Precision) -> int:

@@ -24,7 +24,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from exporters.architectures import check_architecture
-from exporters.block_weights import StoredMatrix
+from exporters.block_rounding import StoredMatrix
 from exporters.checkpoint import Checkpoint
 from exporters.checkpoint_files import TOKENIZER_CONFIG, read_json
 from exporters.gguf_facts import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.onnx.symbolic_helper import parse_args
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from exporters.decoder_facts import HEAD_SIZE_MULTIPLE, CacheSizes, cache_sizes
 from exporters.nodes import ORT_DOMAIN
 from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
@@ -37,31 +37,11 @@ SCHEMA = (
 """Of queries, keys and values (batch, heads, tokens, head size): (batch, tokens, heads, head size), and the cache."""
 ATTENTION_NAME = "edgekit_grouped_query"
 """The name under which transformers knows the attention function while a model is traced."""
-MULTIPLE = 16
-"""Of which the operator wants the size of a head, and of what is rotated of it, to be a multiple."""
 ROTATE = "apply_rotary_pos_emb"
 """What every family calls the function that rotates queries and keys."""
 
 Past = Sequence[tuple[Tensor, Tensor]]
 """The keys and values of each layer, (batch, heads, capacity, head size)."""
-
-
-@dataclass(frozen=True)
-class CacheSizes:
-    """How many keys and values a decoder has for each token, and how large they are."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-
-
-def cache_sizes(config: Any) -> CacheSizes:
-    """The sizes that transformers' config of a decoder gives."""
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return CacheSizes(config.num_hidden_layers, heads, kv_heads, head_size)
 
 
 def check_rotation(model: nn.Module) -> None:
@@ -70,13 +50,13 @@ def check_rotation(model: nn.Module) -> None:
     The operator turns the first half of what it rotates against the second, as most families do.
     """
     for size in (cache_sizes(model.config).head_size, *(2 * len(module.inv_freq) for module in rotaries(model))):
-        if size % MULTIPLE:
+        if size % HEAD_SIZE_MULTIPLE:
             raise UnsupportedModelError(
                 f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's "
-                f"attention takes multiples of {MULTIPLE} only"
+                f"attention takes multiples of {HEAD_SIZE_MULTIPLE} only"
             )
-    vectors = torch.linspace(-1, 2, 4 * MULTIPLE).view(1, 1, 4, MULTIPLE)
-    angles = torch.linspace(0, 3, 2 * MULTIPLE).view(1, 4, MULTIPLE // 2)
+    vectors = torch.linspace(-1, 2, 4 * HEAD_SIZE_MULTIPLE).view(1, 1, 4, HEAD_SIZE_MULTIPLE)
+    angles = torch.linspace(0, 3, 2 * HEAD_SIZE_MULTIPLE).view(1, 4, HEAD_SIZE_MULTIPLE // 2)
     cos, sin = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
     first, second = vectors.chunk(2, dim=-1)
     expected = vectors * cos + torch.cat([-second, first], dim=-1) * sin
@@ -88,29 +68,9 @@ def check_rotation(model: nn.Module) -> None:
             )
 
 
-def takes_heads(config: Any) -> bool:
-    """Whether onnxruntime's operator rotates heads of the size that a model has."""
-    size = cache_sizes(config).head_size
-    rotated = int(size * (getattr(config, "partial_rotary_factor", None) or 1))
-    return size % MULTIPLE == 0 and rotated % MULTIPLE == 0
-
-
 def rotaries(model: nn.Module) -> list[Any]:
     """The modules of a model that compute angles."""
     return [module for module in model.modules() if hasattr(module, "inv_freq")]
-
-
-def context_length(config: Any) -> int:
-    """The tokens that a decoder can read with one table of angles.
-
-    longrope takes other angles, for all tokens, when a text becomes longer than what the model was first trained on;
-    with the keys of earlier tokens kept that is no longer the model that was trained.
-    """
-    scaling = getattr(config, "rope_scaling", None) or {}
-    length: int = config.max_position_embeddings
-    if scaling.get("rope_type", scaling.get("type")) == "longrope":
-        return min(length, getattr(config, "original_max_position_embeddings", None) or length)
-    return length
 
 
 def zeros_of_attention(

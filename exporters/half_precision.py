@@ -13,16 +13,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.decoder_graph import KEY, PAST_KEY, QUERY, VALUE, attentions
-from exporters.nodes import constant, constant_of, insert, only_user, replace, required, values_after
+from exporters.embedding_gather import streamed_gathers
+from exporters.nodes import constant, constant_of, insert, replace, required, values_after
 from exporters.stored_tensors import StreamedTensor
 from runtime.errors import UnsupportedModelError
 from runtime.forward import input_names
 
 LARGEST = float(np.finfo(np.float16).max)
 """Of the numbers that float16 has."""
-COS, SIN = 7, 8
-"""The places of the tables of angles among the attention's inputs."""
 INSTEAD = "use `--precision int4`, `int8` or `fp32`"
 
 
@@ -102,7 +100,9 @@ def put_in_half(graph: ir.Graph) -> None:
     replace(logits, exact.outputs[0])
     exact.replace_input_with(0, logits)
     graph.insert_after(required(logits.producer()), [exact])
-    halves = values_after(graph, [*cache_inputs(graph), *word_vectors(graph)]) - {exact.outputs[0]}
+    halves = values_after(graph, [*cache_inputs(graph), *(node.outputs[0] for node in streamed_gathers(graph))]) - {
+        exact.outputs[0]
+    }
     rounded = Halves(graph)
     for node in list(graph):
         if node is exact or not any(output in halves for output in node.outputs):
@@ -121,53 +121,6 @@ def put_in_half(graph: ir.Graph) -> None:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
 
 
-def put_cache_in_half(graph: ir.Graph) -> None:
-    """Let the attention alone be float16, so that the keys and values are.
-
-    Raises UnsupportedModelError for a cache that is used otherwise than edgekit's attentions do.
-    """
-    rounded = Halves(graph)
-    for attention in attentions(graph):
-        for place in (QUERY, KEY, VALUE, COS, SIN):
-            value = attention.inputs[place] if place < len(attention.inputs) else None
-            if value is not None:
-                attention.replace_input_with(place, rounded.of(value, attention))
-        give_exact(attention.outputs[0])
-        for value in (*attention.inputs[PAST_KEY : PAST_KEY + 2], *attention.outputs[1:3]):
-            required(value).type = ir.TensorType(ir.DataType.FLOAT16)
-    if not attentions(graph):
-        for past in cache_inputs(graph):
-            put_kept_in_half(past, rounded)
-
-
-def put_kept_in_half(past: ir.Value, rounded: Halves) -> None:
-    """The same for a cache of the attention in plain operators: what is kept of new tokens, and picked for them."""
-    scatter = only_user(past, "ScatterElements")
-    picks = [node for node, _ in scatter.outputs[0].uses()] if scatter is not None else []
-    if scatter is None or any(node.op_type != "Gather" for node in picks):
-        raise UnsupportedModelError(
-            "the attention of the model uses its keys and values in a way that edgekit has no float16 for",
-            hint="leave out `--cache float16`",
-        )
-    scatter.replace_input_with(2, rounded.of(required(scatter.inputs[2]), scatter))
-    for pick in picks:
-        give_exact(pick.outputs[0])
-    for value in (past, scatter.outputs[0]):
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
-
-
-def give_exact(value: ir.Value) -> None:
-    """Give a value that is float16 now to what reads it in float32."""
-    node = required(value.producer())
-    exact = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
-    value.replace_all_uses_with(exact.outputs[0])
-    exact.replace_input_with(0, value)
-    exact.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    exact.outputs[0].shape = value.shape
-    value.type = ir.TensorType(ir.DataType.FLOAT16)
-    required(node.graph).insert_after(node, [exact])
-
-
 def cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
     found = insert(before, "Cast", [value], {"to": dtype.value})
     found.type, found.shape = ir.TensorType(dtype), value.shape
@@ -177,15 +130,6 @@ def cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
 def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
     """The keys and values of each layer, which come last."""
     return graph.inputs[len(input_names(0)) :]
-
-
-def word_vectors(graph: ir.Graph) -> list[ir.Value]:
-    """What is picked from tables that come from the checkpoint, of tokens or of positions."""
-    return [
-        node.outputs[0]
-        for node in graph
-        if node.op_type == "Gather" and isinstance(constant_of(node.inputs[0]), StreamedTensor)
-    ]
 
 
 def dtype_of(value: ir.Value) -> ir.DataType | None:

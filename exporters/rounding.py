@@ -49,6 +49,16 @@ def nearest(steps: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.asarray(levels)
 
 
+def second_moments(rows: NDArray[np.float32], *, squares_only: bool = False) -> NDArray[np.float32]:
+    """Second moments of activations (tokens, width): `rows.T @ rows`, (width, width), or only its diagonal, (width,).
+
+    Summed in float64: float32 sums differ between the kernels of a BLAS library, and one bit decides how a weight
+    halfway between two levels is rounded, so the same export would not give the same bytes.
+    """
+    exact = rows.astype(np.float64)
+    return np.asarray(np.square(exact).sum(axis=0) if squares_only else exact.T @ exact, np.float32)
+
+
 def make_up_factors(moments: NDArray[np.float32]) -> NDArray[np.float64]:
     """How an error in each row of a matrix is best made up for by the rows after it: (inputs, inputs).
 

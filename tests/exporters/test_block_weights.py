@@ -5,8 +5,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks
-from exporters.block_weights import BlockRecipe, StoredMatrix, keep_blocks, quantize_decoder
+from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, StoredMatrix, in_blocks
+from exporters.block_weights import BlockRecipe, quantize_decoder
+from exporters.gguf_blocks import keep_blocks
 from exporters.graph import tidy
 from exporters.nodes import linears
 from runtime.errors import UnsupportedModelError

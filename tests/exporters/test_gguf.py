@@ -11,10 +11,10 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 
-from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.gguf import described_checkpoint, stored_matrices
+from exporters.gguf_blocks import KnownRows
 from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
 from exporters.gguf_header import read_header
 from exporters.pytorch_model import load_tokenizer

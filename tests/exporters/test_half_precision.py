@@ -14,8 +14,9 @@ from exporters import export
 from exporters.decoder import rebuild
 from exporters.decoder_graph import share_embedding
 from exporters.export_stage import bundle_name
+from exporters.float16_cache import put_cache_in_half
 from exporters.graph import tidy
-from exporters.half_precision import HalfTensor, in_half, put_cache_in_half, put_in_half
+from exporters.half_precision import HalfTensor, in_half, put_in_half
 from exporters.stored_tensors import StreamedTensor
 from runtime import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
 from runtime.forward import Forward

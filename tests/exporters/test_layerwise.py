@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from exporters.calibration import MomentsReading
 from exporters.decoder import rebuild, trace
+from exporters.decoder_calibration import MomentsReading
 from exporters.layerwise import Layerwise, Observer
 from exporters.nodes import linears
 from exporters.weightless import open_decoder

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from exporters import decoder_task, export
-from exporters.decoder_task import BlockTrials
+from exporters.block_recipes import BlockTrials
 from exporters.layerwise import Layerwise
 from exporters.stages import Silence
 from runtime import InputError, OutputError, Precision
