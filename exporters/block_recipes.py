@@ -35,41 +35,41 @@ RECIPES = {
         BlockRecipe(bits=8, block=32, rounding=Rounding.NEAREST, output_bits=8),
     ),
 }
-"""In the order of their speed; the first is the one that is taken where nothing is asked for and a model is not wide.
+"""From the fastest to the most accurate; the first is the default of models that are not wide.
 
-The output matrix decides between tokens: its smaller blocks bring SmolLM2's divergence from 0.276 to 0.253, and that of
-all matrices to 0.206, where plain rounding in blocks of 32 has 0.431. With 8 bits, rounding by importance is no closer
-to PyTorch than to the nearest level.
+The output matrix decides between tokens: a smaller block size for it lowers SmolLM2's KL divergence from 0.276 to
+0.253, and for all matrices to 0.206, where round-to-nearest with blocks of 32 has 0.431. With 8 bits,
+importance-weighted rounding is no closer to PyTorch than round-to-nearest.
 """
 
 COARSE = BlockRecipe(block=128, output_block=32)
-"""Faster by a fifth on layers of Mistral-7B's shape, and less exact: SmolLM2's divergence is 0.341 with it."""
+"""A fifth faster on layers of Mistral-7B's shape, and less accurate: SmolLM2's KL divergence is 0.341 with it."""
 WIDE = 3584
-"""Inputs of each matrix from which on a model gets blocks of 128 where nothing is asked for.
+"""Models whose matrices all have at least this many inputs get blocks of 128 by default.
 
-Models of 7 billion weights and more are so wide, and their 4-bit weights are published in such blocks: there, of a
-Llama 2 7B in them, Lin et al. 2023 (AWQ) tell a perplexity of 5.60 where float16 has 5.47. Smaller models lose more.
+Models of 7B parameters and more are that wide, and their 4-bit weights are published with group size 128: Lin et al.
+2023 (AWQ) report a perplexity of 5.60 for Llama 2 7B, where float16 has 5.47. Smaller models lose more.
 """
 
 
 def recipes_for(precision: Precision, inputs: Collection[int]) -> tuple[BlockRecipe, ...]:
-    """What is tried for a divergence, in the order of speed; `inputs` are those of each matrix.
+    """Return the recipes to search, fastest first; `inputs` are the input widths of the matrices.
 
-    Large blocks make nothing faster where a matrix does not fill them.
+    Large blocks are not faster where a matrix does not fill them.
     """
     fills = precision is Precision.INT4 and all(count % COARSE.block == 0 for count in inputs)
     return (COARSE, *RECIPES[precision]) if fills else RECIPES[precision]
 
 
 def default_recipe(precision: Precision, inputs: Collection[int]) -> BlockRecipe:
-    """What is taken where no divergence is asked for; `inputs` are those of each matrix."""
+    """Return the recipe without a KL target; `inputs` are the input widths of the matrices."""
     return recipes_for(precision, inputs)[0] if min(inputs, default=0) >= WIDE else RECIPES[precision][0]
 
 
 def find_block_recipe(
     recipes: Sequence[BlockRecipe], divergence: Callable[[BlockRecipe], float], *, max_kl: float, precision: Precision
 ) -> BlockRecipe:
-    """The first recipe with a divergence of at most `max_kl` from PyTorch; raises EdgekitError when none has."""
+    """Return the first recipe within a KL divergence of `max_kl`; raises EdgekitError where there is none."""
     found = find_fastest(recipes, lambda recipe: -divergence(recipe), threshold=-max_kl)
     if found.recipe is not None:
         return found.recipe

@@ -10,22 +10,22 @@ from exporters.rounding import second_moments
 from exporters.stored_tensors import StoredTensor
 
 
-class MomentsReading(Observer):
-    """Adds up the second moments of what goes into products."""
+class MomentsObserver(Observer):
+    """Sums the second moments of the inputs of linear layers."""
 
     def __init__(self, first: int, *, squares_only: bool, wanted: frozenset[str] | None = None) -> None:
-        """Of the texts from number `first` on, for the matrices `wanted`, by their names in the checkpoint, or all."""
+        """Observe texts from number `first` on; `wanted` are weights by their names in the checkpoint, None for all."""
         self.first = first
         self.squares_only = squares_only
         self.wanted = wanted
         self.found: dict[str, NDArray[np.float32]] = {}
         self.last: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        """The rows before and what came of them: several products read the same."""
+        """The last input and its moments: several linear layers share an input."""
 
-    def product(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
+    def linear(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
         if text < self.first or (self.wanted is not None and matrix.name not in self.wanted):
             return
-        # Held here, they cannot have given their place in memory to others.
+        # Referenced here, so its memory cannot have been reused.
         if self.last is None or self.last[0].ctypes.data != rows.ctypes.data or self.last[0].shape != rows.shape:
             self.last = rows, second_moments(rows, squares_only=self.squares_only)
         found = self.last[1]
