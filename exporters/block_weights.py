@@ -25,8 +25,8 @@ from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks
 from exporters.decoder_graph import output_is_tied, output_product
 from exporters.kept_arrays import Keep, Kept, Made, in_memory
 from exporters.nodes import ORT_DOMAIN, Linear, constant, constant_of, insert, linears, replace, required
+from exporters.progress import Progress, WeightCounter
 from exporters.rounding import make_up_factors
-from exporters.stored_tensors import Tally, Told
 from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
 
@@ -81,7 +81,7 @@ def quantize_decoder(
     moments: Moments | None = None,
     *,
     keep: Keep = in_memory,
-    told: Told | None = None,
+    told: Progress | None = None,
 ) -> None:
     """Put the matrices of a decoder's float32 graph and its table of word vectors in blocks, one after another.
 
@@ -96,7 +96,7 @@ def quantize_decoder(
     if recipe.rounding is not Rounding.NEAREST and moments is None:
         raise ValueError(f"rounding by {recipe.rounding.value} needs calibration texts")
     matrices = [*(product.matrix for product in products), *([] if tied else map(table_of, tables))]
-    tally = Tally(told, [matrix.nbytes for matrix in matrices])
+    tally = WeightCounter(told, [matrix.nbytes for matrix in matrices])
     for group in groups(products, recipe.rounding):
         inputs = InputMoments(group, recipe.rounding, moments)
         for product in group:

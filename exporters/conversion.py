@@ -13,11 +13,11 @@ from typing import Any
 from exporters.checkpoint import Checkpoint
 from exporters.checkpoint_files import licence_files
 from exporters.choices import Choice
-from exporters.facts import lower_case, max_length
 from exporters.gguf import described_checkpoint
 from exporters.gguf_facts import open_gguf
-from exporters.stages import Progress, stage
-from exporters.tasks import Task, task_of
+from exporters.kind import lower_case, max_length
+from exporters.progress import Progress, stage
+from exporters.tasks import ResumableTask, Task, task_of
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
 from exporters.weights_format import with_format
@@ -70,9 +70,9 @@ def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress
     copy_licences(task.checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
-        if task.keeps_work:
+        if isinstance(task, ResumableTask):
             unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
-            task.begin(unfinished.folder, told.advanced)
+            task.begin(unfinished.folder, told)
         with stage(told, "load the weights"):
             model = task.load()
         with stage(told, "trace with Optimum"):

@@ -34,7 +34,7 @@ from exporters.grouped_attention import (
     context_length,
 )
 from exporters.plain_attention import PlainOnnxConfig
-from exporters.pytorch_model import OPSET, quiet
+from exporters.pytorch_model import OPSET, UNTESTED, quiet
 from exporters.weightless import WeightlessDecoder
 from exporters.weightless_trace import resolve, traceable
 from runtime.errors import UnsupportedModelError
@@ -42,7 +42,6 @@ from runtime.forward import input_names
 
 NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
-UNTESTED = "its config.json asks for something that edgekit has not been tested with"
 
 
 def trace(decoder: WeightlessDecoder, scratch: Path, *, length: int | None = None, plain: bool = False) -> ir.Model:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -40,9 +39,10 @@ from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import Layerwise
 from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
+from exporters.progress import Progress
 from exporters.pytorch_model import load_tokenizer
 from exporters.stored_blocks import BLOCK_READERS
-from exporters.stored_tensors import StreamedTensor, Told
+from exporters.stored_tensors import StreamedTensor
 from exporters.weightless import WeightlessDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
@@ -62,8 +62,6 @@ SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
 class DecoderTask:
     """The next token's probabilities; agreement is their divergence from PyTorch's, 0 at best."""
 
-    keeps_work: ClassVar[bool] = True
-
     def __init__(self, checkpoint: Checkpoint, *, cache: CacheType = CacheType.FLOAT32) -> None:
         """`cache` is the type of the graph's keys and values."""
         self.checkpoint = checkpoint
@@ -76,7 +74,7 @@ class DecoderTask:
         self.squares: Mapping[str, NDArray[np.float32]] = {}
         """Matrix, by its name in the checkpoint -> what its input's squares add up to on calibration texts."""
 
-    def begin(self, work: Path, told: Told) -> None:
+    def begin(self, work: Path, told: Progress) -> None:
         self.work = work
         self.told = told
 
@@ -237,7 +235,7 @@ class DecoderTask:
         return {product: found[source] for product, source in names.items()}
 
     def write(self, graph: ir.Model, folder: Path) -> None:
-        write_graph(graph, self.kept or self.weights(), folder / GRAPH, told=self.told)
+        write_graph(graph, self.kept or self.weights(), folder / GRAPH, progress=self.told)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
         with self.refusing_what_does_not_run():

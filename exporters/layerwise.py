@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.stored_tensors import StoredTensor, Tally, Told
+from exporters.progress import Progress, WeightCounter
+from exporters.stored_tensors import StoredTensor
 from exporters.weightless import PRODUCTS, WeightlessDecoder
 
 
@@ -53,7 +54,7 @@ class Layerwise:
         self.in_tuple = False
         """Whether layers return their states as the first of several things."""
 
-    def run(self, told: Told | None = None) -> None:
+    def run(self, told: Progress | None = None) -> None:
         """Read all texts; `told` is told of the matrices that are done with."""
         model, layers = self.decoder.model, self.decoder.layers
         vectors, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -62,7 +63,7 @@ class Layerwise:
         others = [module for module, _, _ in self.decoder.held_in(model) if module not in known]
         parts = [[vectors, layers[0], *others], *([layer] for layer in layers[1:]), [output, *others]]
         held = [[held.tensor for module in part for _, _, held in self.decoder.held_in(module)] for part in parts]
-        tally = Tally(told, [tensor.nbytes for tensors in held for tensor in tensors])
+        tally = WeightCounter(told, [tensor.nbytes for tensors in held for tensor in tensors])
         with torch.inference_mode(), self.hooks():
             for number, (part, tensors) in enumerate(zip(parts, held, strict=True)):
                 with self.decoder.with_weights(*part):

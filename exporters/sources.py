@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.catalog import ModelSpec, is_address
@@ -33,6 +32,7 @@ from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import is_offline, offline_failure
 from exporters.hub.request import HubRequest, hub_request, notes_on
+from exporters.progress import Progress
 from exporters.unread import check_no_adapter
 from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.bundle import TOKENIZER, sha256_of
@@ -54,14 +54,6 @@ class Origin(StrEnum):
     """In the format GGUF."""
 
 
-class Listener(Protocol):
-    """Is told what a person should know while a checkpoint is found."""
-
-    def note(self, text: str) -> None: ...
-
-    def downloaded(self, done: int, total: int) -> None: ...
-
-
 def find_checkpoint(
     source: str,
     *,
@@ -70,7 +62,7 @@ def find_checkpoint(
     offline: bool = False,
     token_host: str | None = None,
     accept: Accept = accept_any,
-    listener: Listener | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Bring the checkpoint that `source` names to local disk: a folder, a GGUF file, a catalog name or a Hub id.
 
@@ -92,7 +84,7 @@ def find_checkpoint(
         return open_wheel(request, accept, offline=offline)
     if offline or is_offline():
         return open_cached(request, accept)
-    return open_hub(request, accept, token_host=token_host, listener=listener)
+    return open_hub(request, accept, token_host=token_host, progress=progress)
 
 
 def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
@@ -129,19 +121,18 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
     return open_checkpoint(folder, spec.name, source, spec=spec, accept=accept)
 
 
-def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
+def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, progress: Progress | None) -> Checkpoint:
     """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
     command, name, spec = f"edgekit export {request.requested}", request.name, request.spec
     try:
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
-        if listener is not None:
+        if progress is not None:
             for note in notes_on(access):
-                listener.note(note)
+                progress.note(note)
         files = needed_files(access)
         licence = access.licence or (spec.licence if spec is not None else None)
         gated, granted_at = access.gated, access.granted_at
         source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, licence, gated, granted_at, {})
-        progress = listener.downloaded if listener is not None else None
         descriptions = download(access, [file for file in files if describes_weights(file.name)])
         open_without_weights(descriptions, name, source, spec=spec, accept=accept)
         folder = download(access, files, progress)

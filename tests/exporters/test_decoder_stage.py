@@ -15,11 +15,11 @@ from exporters.block_recipes import COARSE, RECIPES, WIDE, default_recipe, find_
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import LARGEST_KL
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.probe import probe_texts
+from exporters.progress import NoProgress
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.stages import Silence
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,
@@ -53,7 +53,7 @@ STAGES = [
 ]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from exporters import Exported, Origin, export, graph_files
 from exporters.architectures import ARCHITECTURES
 from exporters.encoder import IMPLEMENTED_HERE
-from exporters.stages import Progress, Silence
+from exporters.progress import NoProgress, Progress
 from runtime import (
     Bundle,
     CheckpointError,
@@ -50,7 +50,7 @@ STAGES = [
 TEXTS = ["a", "The pump runs dry.", "word " * 100, "Zwei Sätze. Noch einer!"]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:
@@ -357,7 +357,7 @@ def test_no_space_left_for_the_graph_leaves_the_old_bundle(
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("exporters.tasks.save_graph", full)
+    monkeypatch.setattr("exporters.encoder_task.save_graph", full)
     with pytest.raises(OutputError) as caught:
         tiny_export(tiny_checkpoint, out, Precision.FP32)
 
