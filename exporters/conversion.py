@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import licence_files
+from exporters.checkpoint_files import license_files
 from exporters.choices import Choice
 from exporters.gguf import described_checkpoint
 from exporters.gguf_facts import open_gguf
@@ -67,7 +67,7 @@ def convert(
 
 def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress, bar: float | None) -> Bundle:
     precision = draft.precision
-    copy_licences(task.checkpoint, writer.folder)
+    copy_licenses(task.checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
         if isinstance(task, ResumableTask):
@@ -124,6 +124,6 @@ def draft_manifest(
     )
 
 
-def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in licence_files(checkpoint.top):
-        shutil.copyfile(licence, folder / licence.name)
+def copy_licenses(checkpoint: Checkpoint, folder: Path) -> None:
+    for path in license_files(checkpoint.top):
+        shutil.copyfile(path, folder / path.name)

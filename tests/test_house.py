@@ -226,7 +226,7 @@ def test_the_readmes_table_is_the_catalog() -> None:
     rows = re.findall(r"^\| `([\w.-]+)` \| (\w+) \| (\w+) \| ([\w.-]+) \| (\w+) \|", readme(), re.MULTILINE)
 
     assert rows == [
-        (spec.name, spec.kind.value, spec.precision.value, spec.licence, "gated" if spec.gated else "public")
+        (spec.name, spec.kind.value, spec.precision.value, spec.license, "gated" if spec.gated else "public")
         for spec in load_catalog().values()
     ]
 

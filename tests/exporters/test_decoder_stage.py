@@ -182,7 +182,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     certificate, blocks, facts = manifest.certificate, manifest.blocks, manifest.decoder
 
     assert manifest.precision is Precision.SOURCE
-    assert (manifest.name, manifest.architecture, manifest.source.licence) == ("tiny.Q4_1", "llama", "apache-2.0")
+    assert (manifest.name, manifest.architecture, manifest.source.license) == ("tiny.Q4_1", "llama", "apache-2.0")
     assert (manifest.source.origin, manifest.source.resolved) == ("file", "tiny.Q4_1.gguf")
     assert manifest.source.files.keys() == {"tiny.Q4_1.gguf"}
     assert exported.checkpoint_size == gguf.stat().st_size

@@ -222,7 +222,7 @@ def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Pat
 
     assert manifest.schema == SCHEMA
     assert (manifest.name, manifest.architecture, manifest.inputs) == ("all-MiniLM-L6-v2", "bert", ("input_ids",))
-    assert (manifest.source.requested, manifest.source.licence) == ("all-MiniLM-L6-v2", "apache-2.0")
+    assert (manifest.source.requested, manifest.source.license) == ("all-MiniLM-L6-v2", "apache-2.0")
     assert manifest.source.files.keys() == {
         path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
     }
@@ -231,7 +231,7 @@ def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Pat
     assert manifest.made_with.keys() >= {"edgekit", "torch", "transformers", "optimum", "onnxruntime"}
 
 
-def test_the_licence_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_license_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tiny_checkpoint / "LICENSE").write_text("do what you like")
 
     bundle = tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32).bundle
