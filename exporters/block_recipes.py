@@ -17,7 +17,7 @@ from exporters.graph import tidy
 from exporters.graph_files import CONTENT, write_graph
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.nodes import linears
-from exporters.stored_tensors import Told
+from exporters.progress import Progress
 from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import EdgekitError
@@ -92,7 +92,7 @@ class BlockTrials:
         *,
         moments: Moments,
         weights: Callable[[str], KeptArrays],
-        told: Told | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Take the bundle being made: its folder takes the graphs, its manifest describes them.
 
@@ -105,7 +105,7 @@ class BlockTrials:
         """Input width of each linear layer."""
         self._moments = moments
         self._weights = weights
-        self._told = told
+        self._progress = progress
         self._work = work
         self._last: tuple[BlockRecipe, ir.Model] | None = None
 
@@ -113,7 +113,9 @@ class BlockTrials:
         """Quantize a copy of the graph; the float32 weights stay as they are."""
         if self._last is None or self._last[0] != recipe:
             made = self.graph.clone()
-            quantize_decoder(made, recipe, self._moments, keep=self._weights(_key_of(recipe)).keep, told=self._told)
+            quantize_decoder(
+                made, recipe, self._moments, keep=self._weights(_key_of(recipe)).keep, progress=self._progress
+            )
             tidy(made)
             self._last = (recipe, made)
         return self._last[1]
@@ -123,7 +125,7 @@ class BlockTrials:
 
         def measure() -> Made:
             graph = self.quantized(recipe)
-            write_graph(graph, self._weights(_key_of(recipe)), self.bundle.path / GRAPH, told=self._told)
+            write_graph(graph, self._weights(_key_of(recipe)), self.bundle.path / GRAPH, progress=self._progress)
             return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
 
         found = KeptArrays(self._work / "trials").keep(_key_of(recipe), measure)

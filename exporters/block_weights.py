@@ -22,8 +22,8 @@ from exporters.decoder_graph import output_is_tied, output_matmul
 from exporters.embedding_gather import embedding_gathers, table_of
 from exporters.kept_arrays import Keep, Kept, Made, in_memory
 from exporters.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace, required
+from exporters.progress import Progress, WeightCounter
 from exporters.rounding import inverse_hessian_cholesky
-from exporters.stored_tensors import Tally, Told
 
 _INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level 4: int8 activations with a scale per block, the fastest kernel."""
@@ -66,7 +66,7 @@ def quantize_decoder(
     moments: Moments | None = None,
     *,
     keep: Keep = in_memory,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Quantize the linear layers and token embeddings of a decoder's float32 graph in place, one matrix at a time.
 
@@ -81,7 +81,7 @@ def quantize_decoder(
     if recipe.rounding is not Rounding.NEAREST and moments is None:
         raise ValueError(f"{recipe.rounding.value} rounding needs calibration texts")
     matrices = [*(linear.matrix for linear in layers), *([] if tied else map(table_of, tables))]
-    tally = Tally(told, [matrix.nbytes for matrix in matrices])
+    counter = WeightCounter(progress, [matrix.nbytes for matrix in matrices])
     for group in _groups(layers, recipe.rounding):
         inputs = _InputMoments(group, recipe.rounding, moments)
         for linear in group:
@@ -89,7 +89,7 @@ def quantize_decoder(
             form = recipe.output_form if is_output else recipe.form
             size = linear.matrix.nbytes
             blocks = keep(linear.name, functools.partial(_quantize_linear, linear, form, inputs, tied and is_output))
-            tally.advance(size)
+            counter.advance(size)
             if tied and is_output:
                 for gather in tables:
                     replace_embedding(graph, gather, linear.name, blocks)
@@ -103,7 +103,7 @@ def quantize_decoder(
                 EMBEDDING,
                 keep(EMBEDDING, functools.partial(_quantize_table, gather, recipe, least_squares)),
             )
-            tally.advance(table_of(gather).nbytes)
+            counter.advance(table_of(gather).nbytes)
 
 
 class _InputMoments:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.certify import certificate_of
-from exporters.counts import counted
+from exporters.certificate import certificate_of
 from exporters.layer_errors import layer_errors
 from exporters.layerwise import LayerwiseForward, Observer
 from exporters.probe import probe_texts
+from exporters.progress import counted
 from exporters.weightless import LazyDecoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder

@@ -31,7 +31,7 @@ from exporters.decoder_graph import (
 from exporters.graph import fold_small_constants, fuse_rms_norms, merge_products, tidy
 from exporters.grouped_attention import DecoderOnnxConfig, check_rotation
 from exporters.plain_attention import PlainOnnxConfig
-from exporters.pytorch_model import OPSET, quiet
+from exporters.pytorch_model import OPSET, UNTESTED, quiet
 from exporters.weightless import LazyDecoder
 from exporters.weightless_trace import resolve, traceable
 from runtime.errors import UnsupportedModelError
@@ -39,7 +39,6 @@ from runtime.forward import input_names
 
 _REMOVED_OPERATORS = frozenset({"Shape", "Transpose", "Cast"})
 """Operators of traced decoders that must not be left in a rebuilt one."""
-UNTESTED = "its config.json asks for something that edgekit has not been tested with"
 
 
 def trace(decoder: LazyDecoder, scratch: Path, *, length: int | None = None, plain: bool = False) -> ir.Model:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -40,9 +39,10 @@ from exporters.kept_arrays import KeptArrays, Made
 from exporters.layerwise import LayerwiseForward
 from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
+from exporters.progress import Progress
 from exporters.pytorch_model import load_tokenizer
 from exporters.stored_blocks import BLOCK_READERS
-from exporters.stored_tensors import StreamedTensor, Told
+from exporters.stored_tensors import StreamedTensor
 from exporters.weightless import LazyDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
@@ -62,8 +62,6 @@ _SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
 class DecoderTask:
     """Export task of decoders; accuracy is the KL divergence of next-token probabilities from PyTorch's."""
 
-    keeps_work: ClassVar[bool] = True
-
     def __init__(self, checkpoint: Checkpoint, *, cache: CacheType = CacheType.FLOAT32) -> None:
         """`cache` is the type of the graph's KV cache."""
         self.checkpoint = checkpoint
@@ -72,13 +70,13 @@ class DecoderTask:
         self.kept: KeptArrays | None = None
         """The weights quantized by the last recipe tried."""
         self.of_source: Mapping[str, float] = {}
-        """How far a GGUF file's own blocks are from PyTorch, where its weights are rounded anew: `SOURCE_FIGURES`."""
+        """How far a GGUF file's own blocks are from PyTorch, where its weights are requantized: `_SOURCE_FIGURES`."""
         self.squares: Mapping[str, NDArray[np.float32]] = {}
         """Weight, by its name in the checkpoint -> the sum of its squared inputs on calibration texts."""
 
-    def begin(self, work: Path, told: Told) -> None:
+    def begin(self, work: Path, progress: Progress) -> None:
         self.work = work
-        self.told = told
+        self.progress = progress
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         own = open_tokenizer(folder / TOKENIZER)
@@ -120,7 +118,7 @@ class DecoderTask:
             texts += self._calibration_windows()
 
         def read() -> Made:
-            LayerwiseForward(model, texts, probe, moments).run(self.told)
+            LayerwiseForward(model, texts, probe, moments).run(self.progress)
             found = {f"logprobs {number}": array for number, array in enumerate(probe.logprobs)}
             found |= {f"states {number}": array for number, array in enumerate(probe.states)}
             return Made(found | {f"squares {name}": array for name, array in moments.found.items()})
@@ -153,7 +151,9 @@ class DecoderTask:
             return graph, _with_blocks(bundle.manifest, graph, products, "source", exact)
         if self._requantizes(precision):
             self.of_source = self._measure_source(graph, bundle, expected)
-        trials = BlockTrials(graph, bundle, self.work, moments=self._moments, weights=self._weights_of, told=self.told)
+        trials = BlockTrials(
+            graph, bundle, self.work, moments=self._moments, weights=self._weights_of, progress=self.progress
+        )
         recipe = trials.find(precision, bar, expected)
         made = trials.quantized(recipe)
         return made, _with_blocks(bundle.manifest, made, len(trials.inputs), recipe.rounding.value)
@@ -230,7 +230,7 @@ class DecoderTask:
         return {name: found[source] for name, source in names.items()}
 
     def write(self, graph: ir.Model, folder: Path) -> None:
-        write_graph(graph, self.kept or self._weights_of(), folder / GRAPH, told=self.told)
+        write_graph(graph, self.kept or self._weights_of(), folder / GRAPH, progress=self.progress)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
         with self._refusing_broken_graphs():

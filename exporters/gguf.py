@@ -96,7 +96,7 @@ def described_checkpoint(checkpoint: Checkpoint, file: GgufFile, folder: Path) -
     _write_description(file, config, folder)
     written = read_json(folder / "config.json")
     check_architecture(checkpoint.name, written)
-    source = dataclasses.replace(checkpoint.source, licence=checkpoint.source.licence or file.licence)
+    source = dataclasses.replace(checkpoint.source, license=checkpoint.source.license or file.license)
     return dataclasses.replace(checkpoint, folder=folder, config=written, source=source, tensors=tensors)
 
 

@@ -111,7 +111,7 @@ _SAMPLING = {
 """After `general.sampling.`: what generation_config.json calls it."""
 _SAMPLING_WITHOUT_EFFECT = frozenset({"sequence", "penalty_last_n", "xtc_threshold", "mirostat_tau", "mirostat_eta"})
 """What only sets up the other ways to choose tokens, or their order."""
-_LONGEST_LICENCE = 200
+_LONGEST_LICENSE = 200
 _LONGEST_TEMPLATE = 2**18
 """Characters."""
 _ENDS = (
@@ -138,7 +138,7 @@ class GgufFile:
     vocabulary: Vocabulary
     eos_ids: tuple[int, ...]
     chat_template: str | None
-    licence: str | None
+    license: str | None
     sampling: Mapping[str, float]
     """How the publisher chooses tokens, as generation_config.json names it."""
     header: GgufHeader = field(repr=False)
@@ -190,7 +190,7 @@ def open_gguf(path: Path) -> GgufFile:
         vocabulary,
         _eos_ids(vocabulary),
         metadata.text("tokenizer.chat_template", _LONGEST_TEMPLATE),
-        metadata.text("general.license", _LONGEST_LICENCE),
+        metadata.text("general.license", _LONGEST_LICENSE),
         _sampling_of(metadata),
         header,
     )

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.stored_tensors import StoredTensor, Tally, Told
+from exporters.progress import Progress, WeightCounter
+from exporters.stored_tensors import StoredTensor
 from exporters.weightless import LINEAR_MODULES, LazyDecoder
 
 
@@ -52,8 +53,8 @@ class LayerwiseForward:
         self._in_tuple = False
         """Whether layers return a tuple that starts with the hidden states."""
 
-    def run(self, told: Told | None = None) -> None:
-        """Run all texts; `told` gets progress, matrix by matrix."""
+    def run(self, progress: Progress | None = None) -> None:
+        """Run all texts; `progress` is updated matrix by matrix."""
         model, layers = self.decoder.model, self.decoder.layers
         embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
         known = {embeddings, output, *(inner for layer in layers for inner in layer.modules())}
@@ -63,7 +64,7 @@ class LayerwiseForward:
         stored = [
             [lazy.tensor for module in part for _, _, lazy in self.decoder.lazy_weights_in(module)] for part in parts
         ]
-        tally = Tally(told, [tensor.nbytes for tensors in stored for tensor in tensors])
+        counter = WeightCounter(progress, [tensor.nbytes for tensors in stored for tensor in tensors])
         with torch.inference_mode(), self._hooks():
             for number, (part, tensors) in enumerate(zip(parts, stored, strict=True)):
                 with self.decoder.with_weights(*part):
@@ -74,7 +75,7 @@ class LayerwiseForward:
                     else:
                         self._run_last()
                 for tensor in tensors:
-                    tally.advance(tensor.nbytes)
+                    counter.advance(tensor.nbytes)
 
     def _run_next(self, number: int) -> None:
         """Run each text through one more layer."""

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from exporters.attention import values_behind
 from exporters.calibration import Calibration
-from exporters.counts import counted
 from exporters.embedding_gather import embedding_gathers, table_of
 from exporters.first_token import FirstTokens, follow_first_tokens
 from exporters.graph import RMS_NORM
@@ -42,6 +41,7 @@ from exporters.nodes import (
     replace,
     required,
 )
+from exporters.progress import counted
 from exporters.rounding import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
 
 NORMS = ("LayerNormalization", RMS_NORM)

@@ -55,7 +55,9 @@ def show(line: str) -> None:
 
 
 class StageProgress:
-    """A line for each stage with the time it took; on a terminal the line is there while the stage runs.
+    """The progress of an export (`exporters.Progress`): a line for each stage with the time it took.
+
+    On a terminal the line is there while the stage runs.
 
     Used as a context manager, so that nothing is shown any more after an error.
     """
@@ -63,10 +65,8 @@ class StageProgress:
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         """`check` is called before each stage."""
         self.check = check
-        self.download: tuple[float, int] | None = None
-        """When the download began to be shown, and the bytes that were there then."""
-        self.advance: tuple[float, int, float] | None = None
-        """When weights began to be done, the bytes that were done then, and when it was last told."""
+        self.measured: tuple[float, int, float] | None = None
+        """When bytes began to be counted, how many were done then, and when they were last counted."""
         self.shown = 0.0
         """When a line was last shown."""
         self.stop: threading.Event | None = None
@@ -82,6 +82,7 @@ class StageProgress:
         if self.check is not None:
             self.check()
         self.quieten()
+        self.measured = None
         if sys.stderr.isatty():
             show(f"  ...     {escaped(stage)}")
             self.stop = threading.Event()
@@ -110,42 +111,29 @@ class StageProgress:
     def note(self, text: str) -> None:
         click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
-    def counted(self, done: int, total: int, noun: str) -> None:
-        """Show how many texts, layers or the like of a stage are done; called after each."""
-        if sys.stderr.isatty() and (done == total or time.monotonic() - self.shown >= REDRAW):
-            self.draw(f"  {done} of {total} {noun}")
-
-    def draw(self, line: str) -> None:
-        self.shown = time.monotonic()
-        show(line)
-
-    def downloaded(self, done: int, total: int) -> None:
-        """Show how far a download is: bytes, rate and the time that is left; called again and again."""
-        if not sys.stderr.isatty():
-            return
+    def update(self, done: int, total: int, unit: str) -> None:
+        """Show how many of a stage's items are done; of bytes, the rate and the time that is left too."""
         now = time.monotonic()
-        if self.download is None:
-            self.download = (now, done)
-        since, before = self.download
-        rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        self.shown = now
-        show(f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}")
+        if unit == "bytes":
+            self.update_bytes(done, total, now)
+        elif sys.stderr.isatty() and (done == total or now - self.shown >= REDRAW):
+            self.draw(f"  {done} of {total} {unit}", now)
 
-    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None:
-        """Show how many of the weights are done; called after each."""
-        now = time.monotonic()
-        if tensors == 1 or self.advance is None or now - self.advance[2] < AT_ONCE:
+    def update_bytes(self, done: int, total: int, now: float) -> None:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
             # The first of a stage, or what was done before and took no time now: no rate follows from that.
-            self.advance = (now, size, now)
-        since, before, _ = self.advance
-        self.advance = (since, before, now)
+            self.measured = (now, done, now)
+        since, before, _ = self.measured
+        self.measured = (since, before, now)
         if not sys.stderr.isatty():
             return
-        rate = (size - before) / (now - since) if now > since else 0.0
-        left = f", {duration((of_size - size) / rate)} left" if rate > 0 else ""
+        rate = (done - before) / (now - since) if now > since else 0.0
+        left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
+        self.draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
+
+    def draw(self, line: str, now: float) -> None:
         self.shown = now
-        show(f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}")
+        show(line)
 
 
 def fresh_line() -> str:

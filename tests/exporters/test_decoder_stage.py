@@ -15,11 +15,11 @@ from exporters.block_recipes import COARSE, RECIPES, WIDE, default_recipe, find_
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
 from exporters.certify_decoder import MAX_KL
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.probe import probe_texts
+from exporters.progress import NoProgress
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.stages import Silence
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,
@@ -53,7 +53,7 @@ STAGES = [
 ]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     certificate, blocks, facts = manifest.certificate, manifest.blocks, manifest.decoder
 
     assert manifest.precision is Precision.SOURCE
-    assert (manifest.name, manifest.architecture, manifest.source.licence) == ("tiny.Q4_1", "llama", "apache-2.0")
+    assert (manifest.name, manifest.architecture, manifest.source.license) == ("tiny.Q4_1", "llama", "apache-2.0")
     assert (manifest.source.origin, manifest.source.resolved) == ("file", "tiny.Q4_1.gguf")
     assert manifest.source.files.keys() == {"tiny.Q4_1.gguf"}
     assert exported.checkpoint_size == gguf.stat().st_size

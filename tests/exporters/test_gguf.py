@@ -77,7 +77,7 @@ def test_every_architecture_is_tested() -> None:
 def test_what_the_real_file_says(smollm: GgufFile) -> None:
     file = smollm
 
-    assert (file.architecture, file.context_length, file.licence) == ("llama", 8192, "apache-2.0")
+    assert (file.architecture, file.context_length, file.license) == ("llama", 8192, "apache-2.0")
     assert (file.bos_id, file.add_bos) == (1, False)
     # The one that the file states, and <|endoftext|>.
     assert file.eos_ids == (2, 0)

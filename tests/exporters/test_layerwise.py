@@ -11,6 +11,7 @@ from exporters.decoder import rebuild, trace
 from exporters.decoder_calibration import MomentsObserver
 from exporters.layerwise import LayerwiseForward, Observer
 from exporters.nodes import linears
+from exporters.progress import BYTES, NoProgress
 from exporters.weightless import open_decoder
 from tests.exporters.decoders import FAMILIES, loaded, logits_of, token_ids, write_decoder
 from tests.exporters.graph_runs import moments_by_graph, prompts
@@ -37,14 +38,24 @@ class Recorder(Observer):
         self.found[text] = logits
 
 
+class Counts(NoProgress):
+    """Remembers the updates of a pass."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, int, str]] = []
+
+    def update(self, done: int, total: int, unit: str) -> None:
+        self.updates.append((done, total, unit))
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: Path) -> None:
     decoder = open_decoder(write_decoder(tmp_path, family))
     texts = [token_ids(count) for count in (200, 7, 130)]
     recorder = Recorder(decoder.model)
-    told: list[tuple[int, ...]] = []
+    progress = Counts()
 
-    LayerwiseForward(decoder, [text.tolist() for text in texts], recorder).run(lambda *counts: told.append(counts))
+    LayerwiseForward(decoder, [text.tolist() for text in texts], recorder).run(progress)
 
     model = loaded(tmp_path)
     for number, text in enumerate(texts):
@@ -56,8 +67,11 @@ def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: 
     assert sorted(recorder.found) == [0, 2]
     assert recorder.layers_in_memory == [{"0"}] * 3 + [{"1"}] * 3
     assert all(parameter.is_meta for parameter in decoder.lazy_weights)
-    assert [counts[0] for counts in told] == list(range(1, told[-1][1] + 1))
-    assert told[-1][2] == told[-1][3] > 0
+    done, totals, units = zip(*progress.updates, strict=True)
+    assert list(done) == sorted(set(done))
+    assert done[-1] == totals[-1] > 0
+    assert set(totals) == {totals[-1]}
+    assert set(units) == {BYTES}
 
 
 @pytest.mark.parametrize("family", ["llama, tied", "gemma2", "phi3"])

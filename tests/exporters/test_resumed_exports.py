@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from exporters import decoder_task, export
 from exporters.block_recipes import BlockTrials
 from exporters.layerwise import LayerwiseForward
-from exporters.stages import Silence
+from exporters.progress import NoProgress
 from runtime import InputError, OutputError, Precision
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import Manifest
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Stages(Silence):
+class Stages(NoProgress):
     """Keeps the stages and the notes of an export."""
 
     def __init__(self) -> None:

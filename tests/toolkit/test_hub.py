@@ -27,7 +27,7 @@ def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
     assert finished.out.decode().splitlines() == [
         "org/public can be downloaded without a token",
         f"  commit   {'c' * 40}",
-        "  licence  apache-2.0, public",
+        "  license  apache-2.0, public",
         "  size     0.3 MB in 5 files that an export needs",
     ]
     assert all(request.authorization is None for request in hub.requests)
@@ -40,7 +40,7 @@ def test_a_granted_model(any_user: HubUser) -> None:
     assert finished.out.decode().splitlines()[0] == (
         "org/gated can be downloaded with the token hf_****0001 from the environment variable `HF_TOKEN`"
     )
-    assert finished.err == f"note: `org/gated` is gated, its licence is apache-2.0: {SITE}/org/gated has the terms\n"
+    assert finished.err == f"note: `org/gated` is gated, its license is apache-2.0: {SITE}/org/gated has the terms\n"
 
 
 @pytest.mark.parametrize("token", [REVOKED, EXPIRED])
@@ -665,7 +665,7 @@ def test_the_name_of_an_account_is_shown_without_escape_sequences(user: HubUser,
 
 
 def test_a_private_model_is_not_called_public(any_user: HubUser) -> None:
-    assert b"  licence  apache-2.0, private\n" in any_user.run("access", "org/private", HF_TOKEN=ADA).out
+    assert b"  license  apache-2.0, private\n" in any_user.run("access", "org/private", HF_TOKEN=ADA).out
 
 
 def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(user: HubUser, hub: LocalHub) -> None:

