@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.certify import certificate_of, golden_places, hint_of
+from exporters.certificate import certificate_of, golden_places, hint_of
 from exporters.probe import PairSet, probe_searches
 from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.errors import EdgekitError, UnsupportedModelError

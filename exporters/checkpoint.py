@@ -249,12 +249,12 @@ def check_safetensors(path: Path) -> None:
     read_headers(path)
 
 
-def licence_of(folder: Path) -> str | None:
-    """The licence that the model card states in its header, None where there is none."""
+def license_of(folder: Path) -> str | None:
+    """The license that the model card states in its header, None where there is none."""
     try:
         header = yaml.safe_load(card_header(folder) or "")
     # ValueError: dates and numbers that there are not. RecursionError: more levels than are read.
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    licence = header.get("license") if isinstance(header, dict) else None
-    return licence if isinstance(licence, str) else None
+    found = header.get("license") if isinstance(header, dict) else None
+    return found if isinstance(found, str) else None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import check_cross_encoder
-from exporters.facts import check_kind, embedder_facts, kind_of, max_length
+from exporters.facts import embedder_facts
 from exporters.generation import generation_defaults
+from exporters.kind import check_kind, kind_of, max_length
 from exporters.stored_blocks import BLOCK_READERS
 from runtime.errors import InputError, UnsupportedModelError
 from runtime.manifest import CacheType, Kind, Precision

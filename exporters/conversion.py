@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import licence_files
+from exporters.checkpoint_files import license_files
 from exporters.choices import Choice
-from exporters.facts import lower_case, max_length
 from exporters.gguf import described_checkpoint
 from exporters.gguf_facts import open_gguf
-from exporters.stages import Progress, stage
-from exporters.tasks import Task, task_of
+from exporters.kind import lower_case, max_length
+from exporters.progress import Progress, stage
+from exporters.tasks import ResumableTask, Task, task_of
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
 from exporters.weights_format import with_format
@@ -67,12 +67,12 @@ def convert(
 
 def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress, bar: float | None) -> Bundle:
     precision = draft.precision
-    copy_licences(task.checkpoint, writer.folder)
+    copy_licenses(task.checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
-        if task.keeps_work:
+        if isinstance(task, ResumableTask):
             unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
-            task.begin(unfinished.folder, told.advanced)
+            task.begin(unfinished.folder, told)
         with stage(told, "load the weights"):
             model = task.load()
         with stage(told, "trace with Optimum"):
@@ -124,6 +124,6 @@ def draft_manifest(
     )
 
 
-def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in licence_files(checkpoint.top):
-        shutil.copyfile(licence, folder / licence.name)
+def copy_licenses(checkpoint: Checkpoint, folder: Path) -> None:
+    for path in license_files(checkpoint.top):
+        shutil.copyfile(path, folder / path.name)

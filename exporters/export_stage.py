@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from exporters.choices import Asked
 from exporters.hub.transport import no_network
+from exporters.progress import NoProgress, Progress, stage
 from exporters.sources import Origin, find_checkpoint
-from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of, left_by_others
 from runtime.bundle_writer import BundleWriter
 from runtime.errors import InputError, NotFoundError, OutputError
@@ -60,7 +60,7 @@ def export(
     InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
     Of a decoder, what a killed or interrupted call has done stays beside `out`, and the same call goes on from there.
     """
-    told = progress or Silence()
+    told = progress or NoProgress()
     for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
         if bar is not None and not 0 < bar < 1:
             raise InputError(f"`{name}` must lie between 0 and 1, not {bar}")
@@ -81,7 +81,7 @@ def export(
             offline=offline,
             token_host=token_host,
             accept=asked.choose,
-            listener=told,
+            progress=told,
         )
     choice = asked.choose(checkpoint)
     name = bundle_name(checkpoint.name, choice.precision, choice.cache)

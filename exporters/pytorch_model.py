@@ -21,6 +21,8 @@ from runtime.safe_tokenizer import raise_unless_of_tokenizers
 
 OPSET = 20
 """The first with GELU as one operator."""
+UNTESTED = "its config.json asks for something that edgekit has not been tested with"
+"""The hint for a model that traces to a graph unlike that of its architecture."""
 HEADS = frozenset(
     {
         *("classifier", "cls", "decoder", "discriminator_predictions", "generator_predictions", "head", "lm_head"),

@@ -176,23 +176,3 @@ def side_by_side(matrices: Sequence[ir.TensorProtocol]) -> NDArray[np.float32] |
     if len(streamed) == len(matrices):
         return StreamedTensor([part for matrix in streamed for part in matrix.parts], transposed=True)
     return np.concatenate([np.asarray(matrix.numpy(), np.float32) for matrix in matrices], axis=1)
-
-
-Told = Callable[[int, int, int, int], None]
-"""Is told tensors done and in all, and their bytes done and in all."""
-
-
-class Tally:
-    """Counts the tensors that are done."""
-
-    def __init__(self, told: Told | None, sizes: Sequence[int]) -> None:
-        """`sizes` are the bytes of each."""
-        self.told = told
-        self.count, self.total = len(sizes), sum(sizes)
-        self.done = self.size = 0
-
-    def advance(self, size: int) -> None:
-        self.done += 1
-        self.size += size
-        if self.told is not None:
-            self.told(self.done, self.count, self.size, self.total)

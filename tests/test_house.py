@@ -31,16 +31,17 @@ ORDER = {
         "telemetry errors version"
     ),
     "exporters": (
-        "export_stage conversion weights_format unfinished stages tasks recipes decoder_task block_recipes "
-        "certify_decoder layer_errors certify_reranker certify published_embedder decoder_facts encoder jina_bert "
-        "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace tokenizer_file "
-        "pair_probe probe gguf quantize block_weights calibration graph_files layerwise publisher "
-        "weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
-        "grouped_attention graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
-        "block_rounding rounding cross_encoder facts modules sources gguf_facts gguf_tokenizer gguf_header "
-        "short_merges checkpoint "
+        "export_stage conversion weights_format unfinished tasks encoder_task recipes decoder_task block_recipes "
+        "certify_decoder layer_errors certify_reranker certify certificate published_embedder encoder jina_bert "
+        "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace gguf_blocks block_weights "
+        "float16_cache half_precision decoder_graph grouped_attention decoder_facts tokenizer_file "
+        "pair_probe probe gguf quantize calibration graph_files decoder_calibration layerwise publisher "
+        "weightless pytorch_model kept_arrays first_token attention embedding_gather "
+        "flatten graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
+        "block_rounding rounding fastest_recipe cross_encoder facts kind modules sources gguf_facts gguf_tokenizer "
+        "gguf_header short_merges checkpoint "
         "hub.download hub.request hub.access hub.account hub.transport hub.token hub.failures hub.names hub.settings "
-        "wheel catalog rope_parameters checkpoint_files unread headers architectures counts parts"
+        "wheel catalog rope_parameters checkpoint_files unread headers architectures progress parts"
     ),
     "toolkit": (
         "__main__ cli commands.chat commands.generate commands.embed commands.rerank commands.export commands.hub "
@@ -229,7 +230,7 @@ def test_the_readmes_table_is_the_catalog() -> None:
     rows = re.findall(r"^\| `([\w.-]+)` \| (\w+) \| (\w+) \| ([\w.-]+) \| (\w+) \|", readme(), re.MULTILINE)
 
     assert rows == [
-        (spec.name, spec.kind.value, spec.precision.value, spec.licence, "gated" if spec.gated else "public")
+        (spec.name, spec.kind.value, spec.precision.value, spec.license, "gated" if spec.gated else "public")
         for spec in load_catalog().values()
     ]
 

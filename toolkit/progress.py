@@ -55,7 +55,7 @@ def show(line: str) -> None:
 
 
 class StageProgress:
-    """Print each stage with its duration; on a terminal, show it while it runs.
+    """Print each stage of an export with its duration; on a terminal, show it while it runs (`exporters.Progress`).
 
     Used as a context manager, which ends the display after an error.
     """
@@ -63,10 +63,8 @@ class StageProgress:
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         """`check` is called before each stage."""
         self.check = check
-        self.download: tuple[float, int] | None = None
-        """Time and bytes at the first report of the download."""
-        self.advance: tuple[float, int, float] | None = None
-        """Time and bytes at the first report of the tensors, and the time of the last."""
+        self.measured: tuple[float, int, float] | None = None
+        """Time and bytes at the first report of a stage, and the time of the last."""
         self.shown = 0.0
         """When a line was last shown."""
         self.stop: threading.Event | None = None
@@ -82,6 +80,7 @@ class StageProgress:
         if self.check is not None:
             self.check()
         self.quieten()
+        self.measured = None
         if sys.stderr.isatty():
             show(f"  ...     {escaped(stage)}")
             self.stop = threading.Event()
@@ -110,42 +109,29 @@ class StageProgress:
     def note(self, text: str) -> None:
         click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
-    def counted(self, done: int, total: int, noun: str) -> None:
-        """Show how many texts, layers, ... of a stage are done; called after each."""
-        if sys.stderr.isatty() and (done == total or time.monotonic() - self.shown >= REDRAW):
-            self.draw(f"  {done} of {total} {noun}")
-
-    def draw(self, line: str) -> None:
-        self.shown = time.monotonic()
-        show(line)
-
-    def downloaded(self, done: int, total: int) -> None:
-        """Show a download's bytes, rate and time left."""
-        if not sys.stderr.isatty():
-            return
+    def update(self, done: int, total: int, unit: str) -> None:
+        """Show how many items of a stage are done; for bytes, the rate and the time left too."""
         now = time.monotonic()
-        if self.download is None:
-            self.download = (now, done)
-        since, before = self.download
-        rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        self.shown = now
-        show(f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}")
+        if unit == "bytes":
+            self.update_bytes(done, total, now)
+        elif sys.stderr.isatty() and (done == total or now - self.shown >= REDRAW):
+            self.draw(f"  {done} of {total} {unit}", now)
 
-    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None:
-        """Show how many tensors are done; called after each."""
-        now = time.monotonic()
-        if tensors == 1 or self.advance is None or now - self.advance[2] < AT_ONCE:
+    def update_bytes(self, done: int, total: int, now: float) -> None:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
             # The first of a stage, or a resumed one: not used for the rate.
-            self.advance = (now, size, now)
-        since, before, _ = self.advance
-        self.advance = (since, before, now)
+            self.measured = (now, done, now)
+        since, before, _ = self.measured
+        self.measured = (since, before, now)
         if not sys.stderr.isatty():
             return
-        rate = (size - before) / (now - since) if now > since else 0.0
-        left = f", {duration((of_size - size) / rate)} left" if rate > 0 else ""
+        rate = (done - before) / (now - since) if now > since else 0.0
+        left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
+        self.draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
+
+    def draw(self, line: str, now: float) -> None:
         self.shown = now
-        show(f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}")
+        show(line)
 
 
 def fresh_line() -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from exporters.choices import Asked
 from exporters.cross_encoder import CrossEncoderFiles, Form, labels_of, read_cross_encoder, scores_of
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, EdgekitError, Kind, Scores, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config

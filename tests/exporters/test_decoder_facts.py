@@ -288,7 +288,7 @@ def test_a_context_without_room(folder: Path) -> None:
 
     with pytest.raises(UnsupportedModelError) as caught:
         golden_prompt(tokenizer, facts)
-    assert caught.value.message == "a context of 2 tokens has no room for a word and what follows it"
+    assert caught.value.message == "a context of 2 tokens is too short for a word and its continuation"
 
 
 def test_a_template_that_edgekit_cannot_render(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

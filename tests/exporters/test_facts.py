@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from exporters.choices import Asked
-from exporters.facts import embedder_facts, lower_case, max_length
+from exporters.facts import embedder_facts
+from exporters.kind import lower_case, max_length
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, Kind, Pooling, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint

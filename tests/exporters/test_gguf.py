@@ -11,15 +11,15 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 
-from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.gguf import described_checkpoint, stored_matrices
+from exporters.gguf_blocks import RowIndex
 from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
 from exporters.gguf_header import read_header
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.weightless import WeightlessDecoder, open_decoder
+from exporters.weightless import LazyDecoder, open_decoder
 from runtime.chat_template import ChatTemplate
 from runtime.decoder import encode_exactly
 from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
@@ -48,7 +48,7 @@ def described(path: Path, folder: Path) -> Checkpoint:
     return described_checkpoint(find_checkpoint(str(path)), open_gguf(path), folder)
 
 
-def logits_of_file(path: Path, folder: Path) -> tuple[WeightlessDecoder, torch.Tensor]:
+def logits_of_file(path: Path, folder: Path) -> tuple[LazyDecoder, torch.Tensor]:
     """The model that an export reads, with all weights in memory, and its logits."""
     decoder = open_decoder(described(path, folder))
     with decoder.with_weights(decoder.model):
@@ -77,7 +77,7 @@ def test_every_architecture_is_tested() -> None:
 def test_what_the_real_file_says(smollm: GgufFile) -> None:
     file = smollm
 
-    assert (file.architecture, file.context_length, file.licence) == ("llama", 8192, "apache-2.0")
+    assert (file.architecture, file.context_length, file.license) == ("llama", 8192, "apache-2.0")
     assert (file.bos_id, file.add_bos) == (1, False)
     # The one that the file states, and <|endoftext|>.
     assert file.eos_ids == (2, 0)
@@ -108,7 +108,7 @@ def test_the_rows_of_a_model_are_found_in_the_files_blocks(kind: Type, tmp_path:
     write_gguf(tmp_path / "model.gguf", seeded("llama"), types=types)
     weights = described(tmp_path / "model.gguf", tmp_path).tensors
     assert weights is not None
-    known = KnownRows(stored_matrices(open_gguf(tmp_path / "model.gguf")))
+    known = RowIndex(stored_matrices(open_gguf(tmp_path / "model.gguf")))
     layer = "model.layers.1.self_attn"
     merged = np.concatenate([weights[f"{layer}.{part}_proj.weight"].read() for part in "qkv"])
 

@@ -164,7 +164,7 @@ def test_code_that_does_not_trace_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 10
     assert caught.value.message == "`GPTNeoXForCausalLM` cannot be traced: 'NoneType' object is not callable"
     assert caught.value.hint == (
-        "edgekit has no form of its own for this architecture, and its code does not trace as it is"
+        "edgekit has no support of its own for this architecture, and its code cannot be traced as it is"
     )
 
 
@@ -175,7 +175,7 @@ def test_a_graph_that_does_not_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(folder), out=tmp_path / "b")
     assert caught.value.message == "`tiny-cohere` traces to a graph that onnxruntime cannot run"
-    assert caught.value.hint == "edgekit has no form of its own for `cohere`"
+    assert caught.value.hint == "edgekit has no support of its own for `cohere`"
     assert not (tmp_path / "b").exists()
 
 
@@ -190,6 +190,6 @@ def test_a_graph_that_is_not_pytorchs_is_refused_in_any_precision(
     monkeypatch.setattr(PlainPatcher, "attend", attend_to_few)
     folder = write_checkpoint(tmp_path / "tiny-olmo2", "olmo2")
 
-    with pytest.raises(EdgekitError, match=r"does not predict as PyTorch does: .*and fp32 must stay within 1e-05"):
+    with pytest.raises(EdgekitError, match=r"differs from PyTorch: .*and fp32 must stay within 1e-05"):
         export(str(folder), precision=Precision.INT4, out=tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -19,7 +19,7 @@ from exporters import export
 from exporters.architectures import ARCHITECTURES
 from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
 from exporters.encoder import load_model
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.pair_facts import pair_facts, reference_ids, reranker_facts
 from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer, quiet

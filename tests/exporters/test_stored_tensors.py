@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from exporters.stored_tensors import StreamedTensor, Tally, side_by_side, stored_tensors
+from exporters.stored_tensors import StreamedTensor, side_by_side, stored_tensors
 from runtime.errors import CheckpointError
 
 
@@ -85,16 +85,6 @@ def test_one_matrix_is_the_transpose_of_another_by_their_numbers(
     assert StreamedTensor([stored["same"]], transposed=True).is_transpose_of(vectors)
     assert not StreamedTensor([stored["other"]], transposed=True).is_transpose_of(vectors)
     assert not vectors.is_transpose_of(vectors)
-
-
-def test_a_tally_counts_tensors_and_bytes() -> None:
-    told: list[tuple[int, ...]] = []
-    tally = Tally(lambda *counts: told.append(counts), [30, 70])
-
-    tally.advance(30)
-    tally.advance(70)
-
-    assert told == [(1, 2, 30, 100), (2, 2, 100, 100)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -40,7 +40,7 @@ def test_a_granted_model(any_user: HubUser) -> None:
     assert finished.out.decode().splitlines()[0] == (
         "org/gated can be downloaded with the token hf_****0001 from the environment variable `HF_TOKEN`"
     )
-    assert finished.err == f"note: `org/gated` is gated, its licence is apache-2.0: {SITE}/org/gated has the terms\n"
+    assert finished.err == f"note: `org/gated` is gated, its license is apache-2.0: {SITE}/org/gated has the terms\n"
 
 
 @pytest.mark.parametrize("token", [REVOKED, EXPIRED])

@@ -84,7 +84,7 @@ def hostile_bundle(bundle: Bundle, folder: Path) -> Path:
     shutil.copytree(bundle.path, folder)
     manifest = write_record(bundle.manifest)
     manifest |= {"name": HOSTILE, "architecture": HOSTILE, "made_with": {HOSTILE: HOSTILE}}
-    manifest["source"] |= dict.fromkeys(("resolved", "origin", "revision", "licence"), HOSTILE)
+    manifest["source"] |= dict.fromkeys(("resolved", "origin", "revision", "license"), HOSTILE)
     manifest["certificate"] = write_record(Certificate(HOSTILE, HOSTILE, "", 1, {HOSTILE: 0.5}, ()))
     manifest["decoder"]["chat"] = {"template": "{{ raise_exception(messages[0].content ~ bos_token) }}"}
     manifest["decoder"]["chat"]["tokens"] = {"bos_token": HOSTILE}
@@ -127,7 +127,7 @@ def test_a_file_of_a_bundle(edgekit: Edgekit, decoder_bundle: Bundle, tmp_path: 
 
 
 def test_the_hub(user: HubUser, hub: LocalHub) -> None:
-    hub.add("org/hostile", SMALL_FILES, licence=HOSTILE)
+    hub.add("org/hostile", SMALL_FILES, license=HOSTILE)
 
     finished = user.run("access", "org/hostile")
 

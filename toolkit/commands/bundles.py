@@ -213,7 +213,7 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             "source",
             f"{source.resolved} ({source.origin})" + (f", revision {source.revision}" if source.revision else ""),
         ),
-        ("license", f"{source.licence or 'not stated'}, {'gated' if source.gated else 'public'}"),
+        ("license", f"{source.license or 'not stated'}, {'gated' if source.gated else 'public'}"),
         ("size", f"{megabytes(size)} in {len(manifest.files)} files"),
         ("max length", f"{manifest.tokenizer.max_length} tokens"),
     ]

