@@ -27,8 +27,8 @@ from exporters.kept_arrays import Keep, Kept, Made, in_memory
 from exporters.nodes import ORT_DOMAIN, Linear, constant, constant_of, insert, linears, replace, required
 from exporters.rounding import make_up_factors
 from exporters.stored_tensors import Tally, Told
-from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
+from runtime.graph_io import INPUT_IDS
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level at which it multiplies with 8-bit activations, a scale for each block: the fast one."""

@@ -38,7 +38,7 @@ from exporters.pytorch_model import OPSET, quiet
 from exporters.weightless import WeightlessDecoder
 from exporters.weightless_trace import resolve, traceable
 from runtime.errors import UnsupportedModelError
-from runtime.forward import input_names
+from runtime.graph_io import decoder_inputs
 
 NOT_LEFT = frozenset({"Shape", "Transpose", "Cast"})
 """Operators that stand in a traced decoder and in no rebuilt one."""
@@ -110,8 +110,8 @@ def check_decoder(graph: ir.Graph) -> None:
     """Raise UnsupportedModelError for a graph with inputs that are not a decoder's, or with sizes left to compute."""
     grouped = len(attentions(graph))
     names = tuple(value.name for value in graph.inputs)
-    layers = grouped or (len(names) - len(input_names(0))) // 2
-    if names != input_names(layers) or (grouped and any(node.op_type in NOT_LEFT for node in graph)):
+    layers = grouped or (len(names) - len(decoder_inputs(0))) // 2
+    if names != decoder_inputs(layers) or (grouped and any(node.op_type in NOT_LEFT for node in graph)):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not what edgekit knows",
             hint=UNTESTED,

@@ -27,8 +27,7 @@ from exporters.nodes import (
     required,
 )
 from exporters.stored_tensors import StreamedTensor
-from runtime.encoder import INPUT_IDS
-from runtime.forward import LOGIT_POSITIONS
+from runtime.graph_io import INPUT_IDS, LOGIT_POSITIONS
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
 ELEMENT_WISE = frozenset({"Sigmoid", "Div", "Sub", "Pow", "Cast", "Neg", "Exp", "Erf"})

@@ -35,7 +35,7 @@ from exporters.nodes import (
     token_count,
 )
 from exporters.stored_tensors import side_by_side
-from runtime.encoder import TOKEN_TYPE_IDS
+from runtime.graph_io import TOKEN_TYPE_IDS
 
 # Operators that treat each token's row on its own, whatever dimensions stand before the last.
 ROW_WISE = frozenset(

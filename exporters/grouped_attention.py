@@ -23,9 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from exporters.nodes import ORT_DOMAIN
-from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
 
 GROUPED_ATTENTION = "GroupQueryAttention"
 OPERATOR = "edgekit::grouped_query_attention"

@@ -17,7 +17,7 @@ from exporters.decoder_graph import KEY, PAST_KEY, QUERY, VALUE, attentions
 from exporters.nodes import constant, constant_of, insert, only_user, replace, required, values_after
 from exporters.stored_tensors import StreamedTensor
 from runtime.errors import UnsupportedModelError
-from runtime.forward import input_names
+from runtime.graph_io import decoder_inputs
 
 LARGEST = float(np.finfo(np.float16).max)
 """Of the numbers that float16 has."""
@@ -176,7 +176,7 @@ def cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
 
 def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
     """The keys and values of each layer, which come last."""
-    return graph.inputs[len(input_names(0)) :]
+    return graph.inputs[len(decoder_inputs(0)) :]
 
 
 def word_vectors(graph: ir.Graph) -> list[ir.Value]:

@@ -43,7 +43,7 @@ from exporters.nodes import (
     required,
 )
 from exporters.rounding import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
-from runtime.encoder import INPUT_IDS
+from runtime.graph_io import INPUT_IDS
 
 NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17

@@ -42,8 +42,8 @@ from exporters.recipes import Outputs, Trials
 from exporters.stored_tensors import Told
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.errors import UnsupportedModelError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import (
     CacheType,
     Certificate,

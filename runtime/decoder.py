@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import SupportsIndex
 
-from runtime.bundle import TOKENIZER, Bundle
+from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_interface, input_names
+from runtime.forward import Forward, check_interface
+from runtime.graph_io import decoder_inputs
 from runtime.kv_cache import KVCache
-from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
-from runtime.opening import Opening
+from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
+from runtime.onnxruntime_import import check_requirements, onnxruntime_version
+from runtime.open_sessions import shared_session
 from runtime.safe_tokenizer import SafeTokenizer, open_tokenizer
 from runtime.sampler import Sampling
 from runtime.saved_cache import identity_of, load_cache, save_cache
-from runtime.session import onnxruntime_version
+from runtime.session import SessionConfig
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
@@ -80,8 +81,8 @@ class Decoder:
 
         `context` bounds the tokens of a prompt and its answer, by default as the model does.
         """
-        opening = Opening(bundle)
-        self.bundle = opening.bundle
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle.check_kind(Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
@@ -103,7 +104,7 @@ class Decoder:
                 f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
                 f"{self.facts.vocabulary} tokens"
             )
-        if manifest.inputs != input_names(self.facts.layers):
+        if manifest.inputs != decoder_inputs(self.facts.layers):
             raise BundleError(
                 f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and those of a decoder with "
                 f"{self.facts.layers} layers are known"
@@ -111,9 +112,10 @@ class Decoder:
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.safe_tokenizer, self.session = opening.finish(
-            partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
-        )
+        check_requirements(self.bundle)
+        # In this order: a tokenizer takes the most memory while it is read, a session when it is open.
+        self.safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest, threads=self.threads))
         check_interface(self.session, self.facts)
         self.tokenizer = self.safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)

@@ -8,43 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.encoder import INPUT_IDS
 from runtime.errors import BundleError
+from runtime.graph_io import (
+    INPUT_IDS,
+    LAST_POSITIONS,
+    LOGIT_POSITIONS,
+    LOGITS,
+    TOTAL_LENGTH,
+    decoder_inputs,
+    decoder_outputs,
+)
 from runtime.kv_cache import Bound, KVCache
 from runtime.manifest import CacheType, DecoderFacts
-from runtime.session import FLOATS, Session, failure, load_onnxruntime
+from runtime.onnxruntime_import import load_onnxruntime
+from runtime.session import FLOATS, Session, failure
 
-LAST_POSITIONS = "last_positions"
-TOTAL_LENGTH = "total_length"
-LOGIT_POSITIONS = "logit_positions"
-LOGITS = "logits"
 INT64, INT32 = "tensor(int64)", "tensor(int32)"
 GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
 """What onnxruntime calls the types of keys and values."""
 KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
-
-
-def input_names(layers: int) -> tuple[str, ...]:
-    """The inputs of a decoder's graph, in order.
-
-    - `input_ids`, int64 (1, tokens): the new tokens
-    - `last_positions`, int32 (1,): the position of the last of them in the sequence
-    - `total_length`, int32 (): tokens before and new ones
-    - `logit_positions`, int64 (positions,): for which of the new tokens logits are wanted
-    - `past.{layer}.key` and `.value`, of the cache's type (1, kv_heads, capacity, head_size)
-    """
-    return (INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers))
-
-
-def output_names(layers: int) -> tuple[str, ...]:
-    """The outputs, in order: `logits`, float32 (1, positions, vocabulary), and the buffers of the inputs again."""
-    return (LOGITS, *cache_names("present", layers))
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def check_interface(session: Session, facts: DecoderFacts) -> None:
@@ -58,7 +41,7 @@ def check_interface(session: Session, facts: DecoderFacts) -> None:
         )
     types = {INPUT_IDS: INT64, LAST_POSITIONS: INT32, TOTAL_LENGTH: INT32, LOGIT_POSITIONS: INT64, LOGITS: FLOATS}
     inputs, outputs = session.session.get_inputs(), session.session.get_outputs()
-    names = output_names(facts.layers)
+    names = decoder_outputs(facts.layers)
     given = [value.name for value in outputs]
     if given != list(names):
         raise BundleError(f"the graph `{session.path}` has the outputs {given}, and a decoder has {list(names)}")
@@ -149,9 +132,9 @@ class Forward:
         inputs: list[NDArray[Any]] = [bound.input_ids, bound.last_positions, bound.total_length]
         inputs.append(np.arange(tokens - positions, tokens))
         caches = list(map(value_of, self.cache.buffers))
-        for name, value in zip(input_names(facts.layers), [*map(value_of, inputs), *caches], strict=True):
+        for name, value in zip(decoder_inputs(facts.layers), [*map(value_of, inputs), *caches], strict=True):
             bound.binding.bind_ortvalue_input(name, value)
-        for name, value in zip(output_names(facts.layers), [value_of(bound.logits), *caches], strict=True):
+        for name, value in zip(decoder_outputs(facts.layers), [value_of(bound.logits), *caches], strict=True):
             bound.binding.bind_ortvalue_output(name, value)
         if tokens <= KEPT_TOKENS:
             self.cache.bindings[tokens, positions] = bound

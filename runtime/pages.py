@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,18 @@ WORTH_MOVING = 256 << 20
 """Bytes of packed weights from which on they are moved to large pages: smaller ones gain little, and start later."""
 MADV_DONTNEED, MADV_COLLAPSE = 4, 25
 """Advice of madvise(2); the second came with Linux 6.1, and does its work before it returns."""
+
+
+@contextmanager
+def weights_on_huge_pages(folder: Path) -> Iterator[None]:
+    """Open a decoder's graph inside the block; afterwards its weights are in memory once, and on huge pages if large.
+
+    `folder` holds the graph's files, of which mapped pages are freed.
+    """
+    before = mapped_regions()
+    yield
+    give_back(folder)
+    on_large_pages(before)
 
 
 class Region(NamedTuple):

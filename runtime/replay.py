@@ -15,10 +15,10 @@ from runtime.encoder import Encoder
 from runtime.errors import BundleError, InputError
 from runtime.forward import Forward
 from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
+from runtime.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.sampler import Sampling
-from runtime.session import ONNXRUNTIME, onnxruntime_version
 from runtime.steps import Steps
 
 TOLERANCE = 0.001

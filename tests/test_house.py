@@ -24,8 +24,9 @@ ORDER = {
         "verification replay "
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache sampler stops "
         "detokenizer chat_template template_sandbox messages "
-        "opening reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
-        "pieces dense pooling session cpu pages memory cores bundle_writer bundle manifest records targets telemetry "
+        "reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
+        "pieces dense pooling open_sessions session providers onnxruntime_import cpu pages memory cores "
+        "bundle_writer bundle graph_io manifest records targets telemetry "
         "errors version"
     ),
     "exporters": (

@@ -256,7 +256,7 @@ def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> Non
     path = edit_manifest(lambda manifest: manifest.update(inputs=["input_ids", "attention_mask"]))
 
     with pytest.raises(
-        BundleError, match=r"wants the inputs \['input_ids', 'attention_mask'\], and known are `input_ids`"
+        BundleError, match=r"expects the inputs \['input_ids', 'attention_mask'\]; supported: `input_ids`"
     ):
         Embedder(path)
 

@@ -25,7 +25,7 @@ from runtime.cpu import (
 )
 from runtime.cpu import products_overflow as asked
 from runtime.manifest import WeightBlocks
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 from tests.commands import Finished
 
 
@@ -112,7 +112,7 @@ def options_given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def opened_with(path: Path, monkeypatch: pytest.MonkeyPatch, *, int8: bool) -> Any:
     given = options_given(monkeypatch)
-    Session(path, provider=Provider.CPU, inputs=["input_ids"], int8=int8)
+    Session(path, SessionConfig(Provider.CPU, ("input_ids",), int8=int8))
     return given[-1]
 
 
@@ -162,7 +162,7 @@ def test_kleidiai_is_left_out_for_symmetric_blocks_alone(
     bundle = written[0]
     blocks = WeightBlocks(1, 0, 4, 4, 32, 32, symmetric, "nearest")
     given = options_given(monkeypatch)
-    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
+    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
 
     Decoder(Bundle(bundle.path, dataclasses.replace(bundle.manifest, blocks=blocks)), threads=1)
 

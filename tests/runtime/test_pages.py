@@ -12,7 +12,7 @@ from onnx.external_data_helper import set_external_data
 
 from runtime.manifest import Provider
 from runtime.pages import LARGE_PAGE, Region, give_back, mapped_regions, on_large_pages, own_bytes
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 
 LISTING = """\
 55d0c8a00000-55d0c8c00000 rw-p 00000000 00:00 0                          [heap]
@@ -155,7 +155,7 @@ def test_a_decoders_session_keeps_no_page_of_what_it_packed_and_computes_the_sam
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.save(model, graph_file, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
 
-    session = Session(graph_file, provider=Provider.CPU, inputs=["rows"], threads=1)
+    session = Session(graph_file, SessionConfig(Provider.CPU, ("rows",), threads=1))
 
     assert resident(tmp_path / "model.onnx.data") == 0
     rows = rng.normal(size=(3, width)).astype(np.float32)

@@ -53,7 +53,7 @@ def test_inspect_says_what_would_run_here(
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
     monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
     # What another test holds open was asked before.
-    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
+    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
 
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
@@ -132,7 +132,7 @@ def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
     edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
-    monkeypatch.setattr("runtime.session.shared_session", None)
+    monkeypatch.setattr("runtime.open_sessions.shared_session", None)
 
     printed = json.loads(edgekit("inspect", bundle.path, "--json").out)
     text = edgekit("inspect", bundle.path).out.decode()
