@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import BundleError, NotFoundError
-from runtime.manifest import FileRecord, Kind, Manifest, manifest_from_json
+from runtime.manifest import FileRecord, Manifest, manifest_from_json
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -33,8 +33,6 @@ DEPTH = 8
 """Folders within one another."""
 MOST_FILES = 10_000
 """Of them a manifest of that size could list no more."""
-_COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
-"""The command that runs a bundle of each kind."""
 NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """A new export is the cure for a file that is not as it was: it cannot be mended."""
 
@@ -92,15 +90,6 @@ class Bundle:
                     f"the manifest says {expected[:16]}...",
                     hint=NEW_COPY,
                 )
-
-    def check_kind(self, kind: Kind) -> None:
-        """Raise BundleError, with the command for what it is, where the bundle is not of this kind."""
-        found = self.manifest.kind
-        if found is not kind:
-            raise BundleError(
-                f"`{self.path}` is {found.articled}, not {kind.articled}",
-                hint=f"use `edgekit {_COMMANDS[found]} {self.path}`",
-            )
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle; raises BundleError when there is no such file."""

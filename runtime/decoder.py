@@ -15,6 +15,7 @@ from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
 from runtime.forward import Forward, check_interface
 from runtime.graph_io import decoder_inputs
+from runtime.kinds import check_kind
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from runtime.onnxruntime_import import check_requirements, onnxruntime_version
@@ -82,7 +83,7 @@ class Decoder:
         `context` bounds the tokens of a prompt and its answer, by default as the model does.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.bundle.check_kind(Kind.DECODER)
+        check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")

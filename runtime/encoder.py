@@ -10,6 +10,7 @@ from runtime.bundle import GRAPH, Bundle
 from runtime.cores import Cores, find_cores
 from runtime.cpu import Int8Arithmetic
 from runtime.errors import BundleError, InputError
+from runtime.kinds import check_kind
 from runtime.manifest import Kind, Provider
 from runtime.onnxruntime_import import check_requirements, onnxruntime_version
 from runtime.open_sessions import shared_session
@@ -52,7 +53,7 @@ class Encoder:
         """Open a bundle of `kind`; its graph has the first of `inputs`, or more of them in this order."""
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
-        self.bundle.check_kind(kind)
+        check_kind(self.bundle, kind)
         if workers is not None and workers < 1:
             raise InputError(f"`workers` must be at least 1, not {workers}")
         if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:

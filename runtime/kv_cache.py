@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ LARGE = 4 << 20
 """Bytes of a buffer from which on it is to lie on large pages."""
 DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
 """Of the buffers."""
-PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,8 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """
     size = dtype.itemsize * math.prod(shape)
     try:
-        # Elsewhere than on Windows the pages would be shared with a process that is forked.
-        pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
+        # Private: by default a forked process would share the pages.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise OutOfMemoryError(
             f"the system does not give {mebibytes(size)} for keys and values: {error.strerror}",

@@ -26,14 +26,14 @@ ORDER = {
         "detokenizer chat_template template_sandbox messages "
         "reranker ranking pairs embedder results encoder batching vectors tokenizer safe_tokenizer "
         "pieces dense pooling open_sessions session providers onnxruntime_import cpu pages memory cores "
-        "bundle_writer bundle graph_io manifest records targets telemetry "
+        "bundle_writer kinds bundle graph_io manifest records targets telemetry "
         "errors version"
     ),
     "exporters": (
         "export_stage conversion weights_format unfinished stages tasks recipes decoder_task block_recipes "
         "certify_decoder layer_errors certify_reranker certify published_embedder decoder_facts encoder jina_bert "
         "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace tokenizer_file "
-        "pair_probe probe gguf quantize block_weights calibration graph_files layerwise publisher "
+        "rank_correlation pair_probe probe gguf quantize block_weights calibration graph_files layerwise publisher "
         "weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
         "grouped_attention graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
         "block_rounding rounding cross_encoder facts modules sources gguf_facts gguf_tokenizer gguf_header "
