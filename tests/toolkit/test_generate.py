@@ -277,7 +277,7 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
     assert finished.err == (
         f"error: `{tmp_path}/prefix` was saved with another bundle, `tiny-decoder`, and this is "
         f"`{decoder_bundle.path}`\n\n"
-        "hint: load it with that bundle, or read the prompt again and save it anew\n"
+        "hint: load it with that bundle, or prefill the prompt again and save a new file\n"
     )
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
 
