@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
-from runtime.footprint import LARGEST_RUN
+from runtime.footprint import _LARGEST_RUN
 from runtime.forward import Forward
 from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
@@ -66,12 +66,12 @@ def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyD
 
 
 def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) -> None:
-    ids = np.random.default_rng(2).integers(3, reference.vocabulary, LARGEST_RUN + 40).tolist()
+    ids = np.random.default_rng(2).integers(3, reference.vocabulary, _LARGEST_RUN + 40).tolist()
 
     assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
+@pytest.mark.parametrize("length", [1, 2, 3, _LARGEST_RUN, _LARGEST_RUN + 1, _LARGEST_RUN + 2])
 def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int) -> None:
     """Kernels compute a single row, and the last of an odd number, with other bits."""
     steps = decoder.steps([5] * length, max_tokens=2)
@@ -82,7 +82,7 @@ def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int)
 
     assert all(count % 2 == 0 for count in rows)
     assert sum(rows) == length + length % 2
-    assert max(rows) <= decoder.run_tokens == LARGEST_RUN
+    assert max(rows) <= decoder.run_tokens == _LARGEST_RUN
     assert steps.forward.cache.ids == [5] * length
 
 
