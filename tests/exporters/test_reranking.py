@@ -501,7 +501,9 @@ def test_a_token_that_the_model_does_not_know_is_no_obstacle(
     reranker = Reranker(export(str(folder), precision=Precision.FP32, out=tmp_path / "bundle").bundle)
 
     assert reranker.score([("a", "b")]).shape == (1,)
-    with pytest.raises(InputError, match="the document of pair 0 has the token `<new>`, which the model does not know"):
+    with pytest.raises(
+        InputError, match="the document of pair 0 has the token `<new>`, which is not in the model's vocabulary"
+    ):
         reranker.score([("a", "b <new>")])
 
 

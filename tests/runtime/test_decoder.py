@@ -397,7 +397,7 @@ def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Deco
     with pytest.raises(OutOfMemoryError) as caught:
         decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
-    assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
+    assert caught.value.message == ("the KV cache of 101 tokens takes 0 MiB, and there is memory for 100 tokens")
     assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
     cache = decoder.new_cache()
     cache.available = lambda: free if cache.capacity == 0 else SPARE
@@ -461,7 +461,7 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, cache_type=CacheType.FLOAT16)
     assert caught.value.message == (
-        f"the graph `{decoder.session.path}` takes keys and values as `tensor(float)`, and the manifest says float16"
+        f"the graph `{decoder.session.path}` has a KV cache of type `tensor(float)`, and the manifest says float16"
     )
     assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)

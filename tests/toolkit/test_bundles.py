@@ -51,7 +51,7 @@ def test_inspect_says_what_would_run_here(
     (tmp_path / "cpu.max").write_text("250000 100000")
     monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
-    monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
+    monkeypatch.setattr("runtime.cpu.matmuls_overflow", lambda _: True)
     # What another test holds open was asked before.
     monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
@@ -59,7 +59,7 @@ def test_inspect_says_what_would_run_here(
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
 
     assert finished.code == 0
-    mode = "int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; it has avx2"
+    mode = "int8 matmuls overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; it has avx2"
     assert finished.out.decode().splitlines()[-4:] == [
         "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
         "batches      up to 256 tokens, of texts of one length, not padded",

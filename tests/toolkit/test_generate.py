@@ -288,7 +288,7 @@ def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edg
         (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
         (".", "`.` cannot be written: it is a folder\n"),
         ("", "the name of the file to write is empty\n\nhint: name a file\n"),
-        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is no regular file\n"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is not a regular file\n"),
     ]:
         assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
 
