@@ -13,7 +13,7 @@ from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_interface
+from runtime.forward import ModelRunner, check_interface
 from runtime.graph_io import decoder_inputs
 from runtime.kinds import check_kind
 from runtime.kv_cache import KVCache
@@ -192,7 +192,7 @@ class Decoder:
                 f"not {top_logprobs}"
             )
         return Steps(
-            Forward(self.session, cache),
+            ModelRunner(self.session, cache),
             ids,
             max_tokens=self.checked_max_tokens(max_tokens, len(ids), cache),
             eos_ids=self.facts.eos_ids,
@@ -210,9 +210,9 @@ class Decoder:
         """Read a prompt, and return the cache that holds it."""
         ids = self.ids_of(prompt)
         cache = self.new_cache()
-        # One more than it holds: see `Forward.prefill`.
+        # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
-        forward = Forward(self.session, cache)
+        forward = ModelRunner(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
 

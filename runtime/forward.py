@@ -66,7 +66,7 @@ def agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
     )
 
 
-class Forward:
+class ModelRunner:
     """Runs a decoder's graph for one answer; `stop` ends a run from another thread."""
 
     def __init__(self, session: Session, cache: KVCache) -> None:

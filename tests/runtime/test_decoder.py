@@ -9,7 +9,7 @@ import pytest
 
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from runtime.footprint import _LARGEST_RUN
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
@@ -39,7 +39,7 @@ def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(
     expected = reference.logits(ids)
 
     for chunk in (300, 128, 17, 1):
-        forward = Forward(decoder.session, decoder.new_cache())
+        forward = ModelRunner(decoder.session, decoder.new_cache())
         found = [
             forward.run(ids[start : start + chunk], len(ids[start : start + chunk])).copy()
             for start in range(0, 300, chunk)
