@@ -19,7 +19,7 @@ from exporters.weightless import LazyDecoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
 from runtime.replay import golden_answer
 
@@ -172,7 +172,7 @@ def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Itera
     cache = decoder.new_cache()
     for window in windows:
         cache.rewind(0)
-        yield _log_softmax(Forward(decoder.session, cache).run(window, len(window)))
+        yield _log_softmax(ModelRunner(decoder.session, cache).run(window, len(window)))
 
 
 def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:

@@ -24,7 +24,7 @@ from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
-from runtime.session import OLDEST_ONNXRUNTIME, ONNXRUNTIME
+from runtime.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}

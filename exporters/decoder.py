@@ -35,7 +35,7 @@ from exporters.pytorch_model import OPSET, UNTESTED, quiet
 from exporters.weightless import LazyDecoder
 from exporters.weightless_trace import resolve, traceable
 from runtime.errors import UnsupportedModelError
-from runtime.forward import input_names
+from runtime.graph_io import decoder_inputs
 
 _REMOVED_OPERATORS = frozenset({"Shape", "Transpose", "Cast"})
 """Operators of traced decoders that must not be left in a rebuilt one."""
@@ -105,8 +105,8 @@ def _check_graph(graph: ir.Graph) -> None:
     """Raise UnsupportedModelError for a graph with other inputs than a decoder's, or with shape computations left."""
     grouped = len(attentions(graph))
     names = tuple(value.name for value in graph.inputs)
-    layers = grouped or (len(names) - len(input_names(0))) // 2
-    if names != input_names(layers) or (grouped and any(node.op_type in _REMOVED_OPERATORS for node in graph)):
+    layers = grouped or (len(names) - len(decoder_inputs(0))) // 2
+    if names != decoder_inputs(layers) or (grouped and any(node.op_type in _REMOVED_OPERATORS for node in graph)):
         raise UnsupportedModelError(
             f"a decoder of {layers} layers traces to a graph that is not supported",
             hint=UNTESTED,

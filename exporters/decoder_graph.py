@@ -27,7 +27,7 @@ from exporters.nodes import (
     required,
 )
 from exporters.stored_tensors import StreamedTensor
-from runtime.forward import LOGIT_POSITIONS
+from runtime.graph_io import LOGIT_POSITIONS
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _ELEMENT_WISE = frozenset({"Sigmoid", "Div", "Sub", "Pow", "Cast", "Neg", "Exp", "Erf"})

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from exporters.nodes import constant_of, required
 from exporters.stored_tensors import StreamedTensor
-from runtime.encoder import INPUT_IDS
+from runtime.graph_io import INPUT_IDS
 
 
 def embedding_gathers(graph: ir.Graph) -> list[ir.Node]:

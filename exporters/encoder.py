@@ -40,8 +40,8 @@ from exporters.nomic_bert import NomicBertModel
 from exporters.pair_facts import answer_ids
 from exporters.pooled_classifier import classifier_of_modules
 from exporters.pytorch_model import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}

@@ -40,8 +40,8 @@ from exporters.pytorch_model import load_tokenizer
 from exporters.recipes import Measured, Outputs, Trials
 from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.embedder import Embedder
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.errors import UnsupportedModelError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import (
     Certificate,
     EmbedderFacts,

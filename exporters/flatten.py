@@ -26,7 +26,7 @@ from exporters.nodes import (
     rows_of,
     token_count,
 )
-from runtime.encoder import TOKEN_TYPE_IDS
+from runtime.graph_io import TOKEN_TYPE_IDS
 
 
 def rows_at_products(graph: ir.Graph) -> None:

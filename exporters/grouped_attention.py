@@ -23,9 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from exporters.decoder_facts import HEAD_SIZE_MULTIPLE, CacheSizes, cache_sizes
 from exporters.nodes import ORT_DOMAIN
-from runtime.encoder import INPUT_IDS
 from runtime.errors import UnsupportedModelError
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
 
 GROUP_QUERY_ATTENTION = "GroupQueryAttention"
 _OPERATOR = "edgekit::grouped_query_attention"

@@ -17,7 +17,7 @@ from exporters.embedding_gather import streamed_gathers
 from exporters.nodes import constant, constant_of, insert, replace, required, values_after
 from exporters.stored_tensors import StreamedTensor
 from runtime.errors import UnsupportedModelError
-from runtime.forward import input_names
+from runtime.graph_io import decoder_inputs
 
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 """The largest finite float16."""
@@ -129,7 +129,7 @@ def _cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
 
 def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
     """Return the inputs of the KV cache, which come last."""
-    return graph.inputs[len(input_names(0)) :]
+    return graph.inputs[len(decoder_inputs(0)) :]
 
 
 def _dtype_of(value: ir.Value) -> ir.DataType | None:

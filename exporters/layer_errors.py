@@ -15,10 +15,10 @@ from exporters.graph import RMS_NORM
 from exporters.nodes import constant_of
 from runtime import kv_cache
 from runtime.cores import find_cores
-from runtime.encoder import INPUT_IDS
-from runtime.forward import GRAPH_TYPES, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.forward import GRAPH_TYPES
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 from runtime.manifest import Provider
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 
 _DTYPES = {GRAPH_TYPES[cache_type]: dtype for cache_type, dtype in kv_cache.DTYPES.items()}
 """onnxruntime's type names of KV caches -> numpy types."""
@@ -45,7 +45,7 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
     try:
         ir.save(model, path)
         inputs = [value.name or "" for value in model.graph.inputs]
-        opened = Session(path, provider=Provider.CPU, inputs=inputs, threads=find_cores().usable)
+        opened = Session(path, SessionConfig(Provider.CPU, tuple(inputs), threads=find_cores().usable))
     finally:
         path.unlink(missing_ok=True)
     found = opened.session.run(None, _inputs_for(opened.session, ids))

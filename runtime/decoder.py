@@ -5,28 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import SupportsIndex, Unpack
 
 from runtime import saved_cache
-from runtime.bundle import TOKENIZER, Bundle
+from runtime.bundle import GRAPH, TOKENIZER, Bundle
 from runtime.chat_template import ChatTemplate
 from runtime.closing import Closable
 from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_interface, input_names
+from runtime.forward import ModelRunner, check_interface
 from runtime.generation_options import CheckedOptions, GenerationOptions, checked_options
+from runtime.graph_io import decoder_inputs
+from runtime.kinds import check_kind
 from runtime.kv_cache import KVCache
-from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
+from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from runtime.messages import EXAMPLE, Messages, messages_of
-from runtime.opening import Opening
+from runtime.onnxruntime_import import check_requirements, onnxruntime_version
+from runtime.open_sessions import shared_session
 from runtime.safe_tokenizer import SafeTokenizer, open_tokenizer
 from runtime.sampler import Sampling
 from runtime.saved_cache import identity_of
-from runtime.session import onnxruntime_version
+from runtime.session import SessionConfig
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
@@ -94,8 +97,8 @@ class Decoder(Closable):
         its answer, by default as many as the model has; the KV cache grows with what is used. Raises NotFoundError,
         BundleError for a bundle that is damaged or of another kind, InputError, and OutOfMemoryError.
         """
-        opening = Opening(bundle)
-        self.bundle = opening.bundle
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
@@ -117,7 +120,7 @@ class Decoder(Closable):
                 f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
                 f"{self.facts.vocabulary} tokens"
             )
-        if manifest.inputs != input_names(self.facts.layers):
+        if manifest.inputs != decoder_inputs(self.facts.layers):
             raise BundleError(
                 f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: those of a decoder with "
                 f"{self.facts.layers} layers"
@@ -125,9 +128,10 @@ class Decoder(Closable):
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self._safe_tokenizer, self.session = opening.finish(
-            partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
-        )
+        check_requirements(self.bundle)
+        # In this order: a tokenizer takes the most memory while it is read, a session when it is open.
+        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest, threads=self.threads))
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
@@ -241,7 +245,7 @@ class Decoder(Closable):
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
         return Steps(
-            Forward(self.session, cache),
+            ModelRunner(self.session, cache),
             ids,
             max_tokens=self._checked_max_tokens(chosen.max_tokens, len(ids), cache),
             eos_ids=self.facts.eos_ids,
@@ -265,9 +269,9 @@ class Decoder(Closable):
         self._check_open()
         ids = self._ids_of(prompt)
         cache = self.new_cache()
-        # One more than it holds: see `Forward.prefill`.
+        # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
-        forward = Forward(self.session, cache)
+        forward = ModelRunner(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
 

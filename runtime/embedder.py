@@ -18,19 +18,18 @@ from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK,
     CHUNK_CHARACTERS,
-    INPUT_IDS,
     Encoder,
     TruncationWarning,
     characters,
     checked_batch_tokens,
-    stacked,
 )
 from runtime.errors import BundleError, InputError, TextError, TextTooLongError
+from runtime.graph_io import INPUT_IDS
 from runtime.manifest import EmbedderFacts, Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
-from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, stack_ids
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 QUERY_PROMPTS = ("query",)
@@ -312,7 +311,7 @@ class Embedder(Encoder, Closable):
         results = Results(len(texts), request)
 
         def run_batch(batch: list[Piece]) -> None:
-            ids = stacked([piece.ids for piece in batch])
+            ids = stack_ids([piece.ids for piece in batch])
             vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], None))
             # A graph need not say its width before it runs.
             self._check_width(vectors.shape[-1])

@@ -435,7 +435,7 @@ def manifest_from_json(text: str) -> Manifest:
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
     except ValueError as error:
-        raise BundleError(f"`manifest.json` is no JSON: {error}") from error
+        raise BundleError(f"`manifest.json` is not valid JSON: {error}") from error
     except RecursionError as error:
         raise BundleError("`manifest.json` nests too deep to be read") from error
     schema = value.get("schema") if isinstance(value, dict) else None

@@ -18,14 +18,13 @@ from runtime.closing import Closable
 from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK_CHARACTERS,
-    INPUT_IDS,
-    TOKEN_TYPE_IDS,
     Encoder,
     TruncationWarning,
     characters,
     checked_batch_tokens,
 )
 from runtime.errors import BundleError, InputError, TextError, TextTooLongError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import Kind, Scores
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
 from runtime.ranking import OpenRanking, Ranked, Ranking, score

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BundleError, InputError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.prompt_lookup import PromptLookup
 from runtime.sampler import Penalties, Sampler, Sampling, make_sampler
 
@@ -100,7 +100,7 @@ class Steps(Iterator[Step]):
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ModelRunner,
         prompt: list[int],
         *,
         max_tokens: int,

@@ -25,9 +25,9 @@ ORDER = {
         "chat decoder stream steps prompt_lookup forward saved_cache footprint kv_cache generation_options "
         "sampler stops "
         "detokenizer chat_template template_sandbox messages "
-        "opening reranker ranking pairs embedder closing results encoder batching vectors tokenizer "
+        "reranker ranking pairs embedder closing results encoder batching vectors tokenizer "
         "safe_tokenizer "
-        "pieces dense pooling session cpu pages memory cores bundle_writer kinds bundle manifest records targets "
+        "pieces dense pooling open_sessions session providers onnxruntime_import cpu pages memory cores bundle_writer kinds bundle graph_io manifest records targets "
         "telemetry errors version"
     ),
     "exporters": (
@@ -35,7 +35,7 @@ ORDER = {
         "certify_decoder layer_errors certify_reranker certify certificate published_embedder encoder jina_bert "
         "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace gguf_blocks block_weights "
         "float16_cache half_precision decoder_graph grouped_attention decoder_facts tokenizer_file "
-        "pair_probe probe gguf quantize calibration graph_files decoder_calibration layerwise publisher "
+        "rank_correlation pair_probe probe gguf quantize calibration graph_files decoder_calibration layerwise publisher "
         "weightless pytorch_model kept_arrays first_token attention embedding_gather "
         "flatten graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
         "block_rounding rounding fastest_recipe cross_encoder facts kind modules sources gguf_facts gguf_tokenizer "

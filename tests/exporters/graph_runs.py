@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from exporters import rounding
 from exporters.calibration import session_that_gives
 from exporters.nodes import Linear, linears
-from runtime.encoder import INPUT_IDS
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 
 
 def moments_in(

@@ -33,7 +33,7 @@ from runtime import (
     Precision,
     UnsupportedModelError,
 )
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.replay import replay
 from tests.assets import DECODER
 from tests.commands import Finished
@@ -90,7 +90,7 @@ def divergence(bundle: Bundle, folder: Path, ids: np.ndarray) -> float:
     """The mean KL divergence from PyTorch, computed by PyTorch."""
     expected = torch.from_numpy(logits_of(loaded(folder), ids)).double().log_softmax(-1)
     decoder = Decoder(bundle, threads=1)
-    found = torch.from_numpy(Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), len(ids)).copy())
+    found = torch.from_numpy(ModelRunner(decoder.session, decoder.new_cache()).run(ids.tolist(), len(ids)).copy())
     found = found.double().log_softmax(-1)
     return float(torch.nn.functional.kl_div(found, expected, log_target=True, reduction="batchmean"))
 

@@ -19,7 +19,7 @@ from exporters.graph import tidy
 from exporters.half_precision import Float16Tensor, convert_to_float16, to_float16
 from exporters.stored_tensors import StreamedTensor
 from runtime import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.kv_cache import token_size
 from runtime.replay import replay
 from tests.commands import Finished
@@ -207,7 +207,7 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     assert certificate.figures["kl_mean"] < 1e-4
     assert 0 < max(certificate.layer_errors) < 0.005
     decoder = Decoder(fp16, threads=1)
-    forward = Forward(decoder.session, decoder.new_cache())
+    forward = ModelRunner(decoder.session, decoder.new_cache())
     found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])])
     assert forward.cache.buffers[0].dtype == np.float16
     assert forward.cache.capacity > 256, "grown"

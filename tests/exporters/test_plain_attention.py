@@ -14,7 +14,7 @@ from exporters.decoder import trace
 from exporters.plain_attention import PlainPatcher
 from exporters.weightless import open_decoder
 from runtime import Decoder, EdgekitError, Precision, UnsupportedModelError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import Kind
 from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint
@@ -113,7 +113,7 @@ def test_a_known_family_with_heads_that_the_fused_one_does_not_take(tmp_path: Pa
     decoder = Decoder(bundle)
     ids = token_ids(TOKENS)
 
-    found = Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), TOKENS)
+    found = ModelRunner(decoder.session, decoder.new_cache()).run(ids.tolist(), TOKENS)
 
     assert np.abs(found - logits_of(loaded(folder), ids)).max() < CLOSE
     assert bundle.manifest.decoder is not None
@@ -127,7 +127,7 @@ def test_a_grown_cache_goes_on_as_pytorch_does(tmp_path: Path) -> None:
     ids = token_ids(300)
     expected = logits_of(loaded(folder), ids)
 
-    forward = Forward(decoder.session, decoder.new_cache())
+    forward = ModelRunner(decoder.session, decoder.new_cache())
     found = [forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])]
 
     assert forward.cache.capacity > 256

@@ -193,5 +193,5 @@ def test_a_bundle_whose_tokenizer_has_more_tokens_than_its_model(tiny_checkpoint
     assert embedder.embed(["a pump"]).shape == (1, 48)
     with pytest.raises(TextError) as caught:
         embedder.embed(["a pump", "a [NEW] pump"])
-    assert caught.value.message == "text 1 has the token `[NEW]`, which the model does not know"
+    assert caught.value.message == "text 1 has the token `[NEW]`, which is not in the model's vocabulary"
     assert caught.value.exit_code == 2

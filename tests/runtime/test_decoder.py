@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
-from runtime.footprint import LARGEST_RUN
-from runtime.forward import Forward
+from runtime.footprint import _LARGEST_RUN
+from runtime.forward import ModelRunner
 from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
@@ -39,7 +39,7 @@ def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(
     expected = reference.logits(ids)
 
     for chunk in (300, 128, 17, 1):
-        forward = Forward(decoder.session, decoder.new_cache())
+        forward = ModelRunner(decoder.session, decoder.new_cache())
         found = [
             forward.run(ids[start : start + chunk], len(ids[start : start + chunk])).copy()
             for start in range(0, 300, chunk)
@@ -66,12 +66,12 @@ def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyD
 
 
 def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) -> None:
-    ids = np.random.default_rng(2).integers(3, reference.vocabulary, LARGEST_RUN + 40).tolist()
+    ids = np.random.default_rng(2).integers(3, reference.vocabulary, _LARGEST_RUN + 40).tolist()
 
     assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
+@pytest.mark.parametrize("length", [1, 2, 3, _LARGEST_RUN, _LARGEST_RUN + 1, _LARGEST_RUN + 2])
 def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int) -> None:
     """Kernels compute a single row, and the last of an odd number, with other bits."""
     steps = decoder.steps([5] * length, max_tokens=2)
@@ -82,7 +82,7 @@ def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int)
 
     assert all(count % 2 == 0 for count in rows)
     assert sum(rows) == length + length % 2
-    assert max(rows) <= decoder.run_tokens == LARGEST_RUN
+    assert max(rows) <= decoder.run_tokens == _LARGEST_RUN
     assert steps.forward.cache.ids == [5] * length
 
 
@@ -420,7 +420,7 @@ def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Deco
     with pytest.raises(OutOfMemoryError) as caught:
         decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
-    assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
+    assert caught.value.message == ("the KV cache of 101 tokens takes 0 MiB, and there is memory for 100 tokens")
     assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
     cache = decoder.new_cache()
     cache.available = lambda: free if cache.capacity == 0 else SPARE
@@ -486,7 +486,7 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, cache_type=CacheType.FLOAT16)
     assert caught.value.message == (
-        f"the graph `{decoder.session.path}` takes keys and values as `tensor(float)`, and the manifest says float16"
+        f"the graph `{decoder.session.path}` has a KV cache of type `tensor(float)`, and the manifest says float16"
     )
     assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)

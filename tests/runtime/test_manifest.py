@@ -68,7 +68,7 @@ def test_a_bundle_that_is_too_old_says_how_it_is_exported_again(source: object, 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul"])
 def test_text_that_is_no_json_is_refused(text: str) -> None:
-    with pytest.raises(BundleError, match=r"`manifest\.json` is no JSON"):
+    with pytest.raises(BundleError, match=r"`manifest\.json` is not valid JSON"):
         manifest_from_json(text)
 
 

@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder
 from benchmarks.ranking_accuracy import agreement_of, scores_of_pytorch
 from benchmarks.texts import pairs_of_any_length
 from exporters import export
+from exporters.rank_correlation import kendall_tau
 from runtime import (
     Bundle,
     BundleError,
@@ -29,7 +30,6 @@ from runtime import (
     TextTooLongError,
     TruncationWarning,
 )
-from runtime.ranking import kendall_tau
 from tests.encoder_checkpoints import write_reranker, write_reranker_on_minilm
 from tests.tampered import changed_bundle
 

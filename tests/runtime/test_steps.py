@@ -8,7 +8,7 @@ import pytest
 
 from runtime import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
 from runtime.chat import USER
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.kv_cache import KVCache
 from runtime.messages import Message
 from runtime.prompt_lookup import RUN_COSTS, PromptLookup
@@ -133,7 +133,12 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
 
     def read(cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
         steps = Steps(
-            Forward(decoder.session, cache), ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=run_tokens
+            ModelRunner(decoder.session, cache),
+            ids,
+            max_tokens=1,
+            eos_ids=(),
+            sampling=Sampling(),
+            run_tokens=run_tokens,
         )
         return steps.read_prompt()[-1].copy()
 
@@ -148,7 +153,7 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
         if drafted < len(ids):
             cache = decoder.new_cache()
             read(cache, ids[:-drafted], decoder.run_tokens)
-            assert np.array_equal(Forward(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
+            assert np.array_equal(ModelRunner(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])

@@ -131,5 +131,5 @@ def test_half_a_character_is_refused(checkpoint: Path) -> None:
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
 
-    with pytest.raises(BundleError, match="is no tokenizer"):
+    with pytest.raises(BundleError, match="is not a tokenizer"):
         tokenizer_of(tmp_path)

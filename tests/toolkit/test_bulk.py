@@ -156,7 +156,7 @@ def test_only_a_file_can_be_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, 
 
     assert (finished.code, finished.out) == (1, b"")
     assert finished.err == (
-        f"error: `{pipe}` cannot be written: it is no regular file\n\n"
+        f"error: `{pipe}` cannot be written: it is not a regular file\n\n"
         f"hint: leave out `--output` and send stdout there: `> {pipe}`\n"
     )
     assert names(tmp_path) == ["pipe"]

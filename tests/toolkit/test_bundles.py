@@ -58,16 +58,16 @@ def test_inspect_says_what_would_run_here(
     (tmp_path / "cpu.max").write_text("250000 100000")
     monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
-    monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
+    monkeypatch.setattr("runtime.cpu.matmuls_overflow", lambda _: True)
     # What another test holds open was asked before.
-    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
+    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
 
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
 
     assert finished.code == 0
     mode = (
-        "int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; "
+        "int8 matmuls overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; "
         "CPU features: avx2"
     )
     assert finished.out.decode().splitlines()[-4:] == [
@@ -145,7 +145,7 @@ def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
     edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
-    monkeypatch.setattr("runtime.session.shared_session", None)
+    monkeypatch.setattr("runtime.open_sessions.shared_session", None)
 
     printed = json.loads(edgekit("inspect", bundle.path, "--json").out)
     del printed["digest"]

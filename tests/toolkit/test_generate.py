@@ -277,7 +277,7 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
     assert finished.err == (
         f"error: `{tmp_path}/prefix` was saved with another bundle, `tiny-decoder`, and this is "
         f"`{decoder_bundle.path}`\n\n"
-        "hint: load it with that bundle, or read the prompt again and save it anew\n"
+        "hint: load it with that bundle, or prefill the prompt again and save a new file\n"
     )
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
 
@@ -288,7 +288,7 @@ def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edg
         (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
         (".", "`.` cannot be written: it is a folder\n"),
         ("", "the name of the file to write is empty\n\nhint: name a file\n"),
-        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is no regular file\n"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is not a regular file\n"),
     ]:
         assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
 
