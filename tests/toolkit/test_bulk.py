@@ -39,10 +39,10 @@ LINES = [
     b'{"text": "too large", "x": 1e999}\n',
 ]
 ERRORS = [
-    (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
+    (2, "line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
-    (5, "line 5 holds a NUL byte, so this is no text"),
+    (5, "line 5 holds a NUL byte, so this is not text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "line 10 is JSON that is nested too deep"),
     (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),

@@ -214,7 +214,7 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
         ),
         (["/regenerate"], 2, "error: there is no answer yet to regenerate\n\nhint: send a message first\n"),
         (["Hello", "dog " * 2000], 2, "error: the prompt has "),
-        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is no text"),
+        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is not text"),
     ],
 )
 def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], code: int, message: str) -> None:

@@ -230,7 +230,7 @@ def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
     assert asked("--input-format", "text", stdin=line).out == ended(answer_to(decoder, CHATML.format(line.decode())))
     finished = asked("--input-format", "jsonl", stdin=b"Hello")
     assert finished.code == 2
-    assert finished.err.startswith("error: line 1 is no JSON")
+    assert finished.err.startswith("error: line 1 is not valid JSON")
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
@@ -246,7 +246,7 @@ def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
 
     assert finished.code == 2
     assert [row["prompt"] for row in rows(finished.out)] == ["a"]
-    assert finished.err.startswith("error: line 2 is no JSON")
+    assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
 def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
         (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
         (["a", "--system", "b", "--no-chat"], b"", "error: `--system` is a message, and without a chat template"),
-        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
+        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
         (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
         (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` needs a single prompt, and the input has many"),

@@ -104,7 +104,7 @@ def test_rankings_before_an_error_are_kept_beside_the_output(
     )
 
     assert finished.code == 2
-    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is no JSON")
+    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is not valid JSON")
     assert [row["query"] for row in rows((tmp_path / "out.incomplete").read_bytes())] == ["q"]
     assert not output.exists()
 
@@ -188,13 +188,13 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
         (["--query", "q", "--input", "-", "a"], b"", "error: documents came as arguments and with `--input`"),
         (["--query", "q", "--scores", "softmax", "a"], b"", "error: `softmax` weighs labels against each other"),
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
-        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
-        ([], b"a plain line", "error: line 1 is no JSON"),
+        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        ([], b"a plain line", "error: line 1 is not valid JSON"),
         ([], b"[1]", "error: item 1 has no text in a field `query`"),
         ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
-        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is no text and has none"),
+        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is not a text and has none"),
         ([], b'{"query": "q", "documents": ["\\ud800"]}', "error: document 1 in line 1 is not valid Unicode"),
         ([], b'{"query": "\\ud800", "documents": []}', "error: the query in line 1 is not valid Unicode"),
     ],
@@ -213,7 +213,7 @@ def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundl
 
     assert finished.code == 2
     assert [row["query"] for row in rows(finished.out)] == ["q"]
-    assert finished.err.startswith("error: line 2 is no JSON")
+    assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
 def test_the_input_is_not_replaced(edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path) -> None:
