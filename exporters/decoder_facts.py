@@ -1,4 +1,4 @@
-"""How a decoder wants to be used, from the files of its checkpoint, compared with what transformers makes of them."""
+"""Facts of a decoder from its checkpoint: cache shape, context, special tokens, chat template, generation defaults."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
 
 
 def _rendered_conversation(chat: ChatFacts | None) -> str | None:
-    """A question and its answer as the template writes them, None where it wants other messages."""
+    """Render a question and its answer, None where the template refuses them."""
     if chat is None:
         return None
     try:
@@ -202,7 +202,7 @@ def _check_conversation(
     records = [{"role": message.role, "content": message.content} for message in conversation]
     options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
     expected = rendered = refusal = None
-    # edgekit's own rendering is bounded, and comes first: that of transformers would go through any loop to its end.
+    # edgekit's rendering is bounded and comes first: transformers would run any loop to its end.
     try:
         rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
     except InputError as error:
@@ -233,6 +233,6 @@ def _compare_ids(name: str, what: str, found: list[int], expected: list[int]) ->
         pairs = zip(found, expected, strict=False)
         place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
         raise UnsupportedModelError(
-            f"the tokenizer of `{name}` makes tokens of {what} in a way that edgekit does not know: "
+            f"the tokenizer of `{name}` tokenizes {what} in a way that is not supported: "
             f"from token {place} on {found[place : place + 8]} instead of {expected[place : place + 8]}"
         )

@@ -115,7 +115,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _tokenizer_config(file: GgufFile) -> dict[str, Any]:
-    """What transformers, and edgekit, read beside tokenizer.json."""
+    """tokenizer_config.json, as transformers and edgekit read it."""
     ids = {"bos_token": file.bos_id, "eos_token": next(iter(file.eos_ids), None)}
     for name, key in (("unk_token", "unknown"), ("pad_token", "padding")):
         ids[name] = file.vocabulary.ids.get(f"{key}_token_id")
@@ -268,7 +268,7 @@ def _check_finite(file: GgufFile) -> None:
 
 
 def stored_matrices(file: GgufFile) -> Iterator[StoredMatrix]:
-    """The matrices that the file holds in blocks, all of types that are known: see `choices.check_blocks`."""
+    """Yield the quantized matrices of a file, all of supported types: see `choices.check_blocks`."""
     for tensor in file.tensors:
         if len(tensor.shape) == 2 and tensor.in_blocks:
             blocks = BLOCK_READERS[tensor.type](tensor.bytes())

@@ -209,9 +209,8 @@ def _checked_architecture(metadata: Metadata) -> str:
     if architecture not in ARCHITECTURES:
         supported = ", ".join(f"`{known}`" for known in ARCHITECTURES)
         raise UnsupportedModelError(
-            f"`{metadata.name}` has the architecture `{shown(architecture)}`, which edgekit does not know in a GGUF "
-            "file",
-            hint=f"known are {supported}; {HUB}",
+            f"`{metadata.name}` has the architecture `{shown(architecture)}`, which is not supported in GGUF files",
+            hint=f"supported: {supported}; {HUB}",
         )
     return architecture
 
@@ -244,7 +243,7 @@ def _described(metadata: Metadata, architecture: str) -> dict[str, Any]:
             raise _unread(metadata, prefix + key)
         if isinstance(value, list):
             raise UnsupportedModelError(
-                f"`{metadata.name}` has `{prefix}{key}` set for each layer, and edgekit knows layers that are alike",
+                f"`{metadata.name}` has `{prefix}{key}` set for each layer, and only equal layers are supported",
                 hint=HUB,
             )
     found: dict[str, Any] = {
@@ -262,7 +261,7 @@ def _described(metadata: Metadata, architecture: str) -> dict[str, Any]:
 
 def _unread(metadata: Metadata, key: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"`{metadata.name}` has `{shown(key)}` set to `{shown(metadata.fields[key])}`, which edgekit does not read",
+        f"`{metadata.name}` has `{shown(key)}` set to `{shown(metadata.fields[key])}`, which is not supported",
         hint=f"without it the model would be another one; {HUB}",
     )
 
@@ -281,7 +280,7 @@ def _check_sizes(name: str, architecture: str, about: Mapping[str, Any]) -> None
     if trained != context:
         raise UnsupportedModelError(
             f"`{name}` reads {context} tokens and was trained on {trained}, "
-            f"and edgekit does not know such a `{architecture}`",
+            f"which is not supported for `{architecture}`",
             hint=HUB,
         )
     head = head_size(about)
@@ -289,7 +288,7 @@ def _check_sizes(name: str, architecture: str, about: Mapping[str, Any]) -> None
     if rotated != head or values != head or head % 2:
         raise UnsupportedModelError(
             f"`{name}` has heads of {head} numbers, of which it rotates {rotated}, and values of {values}",
-            hint=f"known are heads that are rotated whole; {HUB}",
+            hint=f"supported: heads that are rotated as a whole; {HUB}",
         )
 
 
@@ -302,7 +301,7 @@ def _check_tensors(name: str, architecture: str, about: Mapping[str, Any], tenso
     """Compare the tensors with the sizes that are stated, so that no model is made of sizes that nothing has."""
     names = {tensor.name: tensor for tensor in tensors}
     if ROPE_FACTORS in names and architecture != "llama":
-        raise UnsupportedModelError(f"`{name}` has `{ROPE_FACTORS}`, and edgekit knows it in a `llama` only", hint=HUB)
+        raise UnsupportedModelError(f"`{name}` has `{ROPE_FACTORS}`, which is supported for `llama` only", hint=HUB)
     numbers = {int(found[1]) for found in map(_BLOCK_NAME.match, names) if found is not None}
     stated = about["block_count"]
     if numbers != set(range(stated)):

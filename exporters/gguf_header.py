@@ -198,7 +198,7 @@ class Metadata:
 
     def of_type(self, key: str, types: tuple[type, ...], what: str) -> Any:
         found = self.fields.get(key)
-        # A bool is no integer here.
+        # A bool is not an integer here.
         if found is not None and type(found) not in types:
             raise self.wrong(key, what)
         return found
@@ -247,7 +247,7 @@ class _HeaderReader:
                 hint="convert the original checkpoint with today's llama.cpp, or export that checkpoint",
             )
         if magic != _MAGIC:
-            raise CheckpointError(f"`{self.path}` is no GGUF file: it does not begin with `GGUF`")
+            raise CheckpointError(f"`{self.path}` is not a GGUF file: it does not begin with `GGUF`")
         self.place = len(_MAGIC)
         version = self.number("I")
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -381,7 +381,7 @@ def _tensor_at(reader: _HeaderReader, described: _Described, first: int, alignme
             path, f"states the shape {list(described.shape)} for the tensor `{name}`, which {kind} does not have"
         )
     if described.offset % alignment:
-        raise _damaged(path, f"has the tensor `{name}` at {described.offset}, which is no multiple of {alignment}")
+        raise _damaged(path, f"has the tensor `{name}` at {described.offset}, which is not a multiple of {alignment}")
     start, nbytes = first + described.offset, count // block * size
     if start + nbytes > reader.size:
         raise _damaged(path, f"ends within the tensor `{name}`, which takes {nbytes} bytes from {start} on")

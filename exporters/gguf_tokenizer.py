@@ -153,7 +153,7 @@ def read_vocabulary(name: str, fields: Mapping[str, Any]) -> Vocabulary:
         raise CheckpointError(f"`{name}` has {len(tokens)} tokens, but not a type for each or some of them twice")
     odd = next((kind for kind in types if kind not in _KINDS), None)
     if odd is not None:
-        raise CheckpointError(f"`{name}` has a token of the type {odd} (`{_PREFIX}token_type`); known are 1 to 6")
+        raise CheckpointError(f"`{name}` has a token of the type {odd} (`{_PREFIX}token_type`); supported: 1 to 6")
     return Vocabulary(
         name,
         model,
@@ -178,7 +178,7 @@ def _check_keys(metadata: Metadata) -> None:
         known = own in _READ or own.removesuffix(_TOKEN_ID) in _ID_KEYS or (own, value) in _WITHOUT_EFFECT
         if own == key or not known:
             raise UnsupportedModelError(
-                f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which edgekit does not read",
+                f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which is not supported",
                 hint="texts would become other tokens; export the Hub's checkpoint instead",
             )
 
@@ -201,14 +201,14 @@ def _token_ids(metadata: Metadata, count: int) -> dict[str, int]:
 def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer of a vocabulary, checked: special tokens have their ids, and text comes back as it was.
 
-    Raises UnsupportedModelError for a kind of tokenizer that edgekit does not know, CheckpointError for one that does
+    Raises UnsupportedModelError for a kind of tokenizer that is not supported, CheckpointError for one that does
     not work.
     """
     makers = {"gpt2": _byte_level, "llama": _sentence_pieces}
     if vocabulary.model not in makers:
         raise UnsupportedModelError(
-            f"`{vocabulary.name}` has a tokenizer of the kind `{shown(vocabulary.model)}`, which edgekit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
+            f"`{vocabulary.name}` has a tokenizer of the kind `{shown(vocabulary.model)}`, which is not supported",
+            hint=f"supported: {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
         )
     with _panics_in_words(vocabulary):
         tokenizer = makers[vocabulary.model](vocabulary)
@@ -229,7 +229,7 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 @contextmanager
 def _panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
-    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are no `Exception`s."""
+    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are not `Exception`s."""
     try:
         yield
     except (EdgekitError, KeyboardInterrupt, SystemExit):
@@ -247,7 +247,7 @@ def _splitting_of(vocabulary: Vocabulary) -> _Splitting:
         named = "nothing" if vocabulary.splitting is None else f"`{shown(vocabulary.splitting)}`"
         raise UnsupportedModelError(
             f"`{vocabulary.name}` says {named} about how its tokenizer cuts text (`tokenizer.ggml.pre`)",
-            hint=f"known are {', '.join(f'`{known}`' for known in SPLITTINGS)}; export the Hub's checkpoint instead",
+            hint=f"supported: {', '.join(f'`{known}`' for known in SPLITTINGS)}; export the Hub's checkpoint instead",
         )
     return SPLITTINGS[vocabulary.splitting]
 

@@ -189,5 +189,5 @@ def _check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Sto
         if tensor.dtype not in STORED_AS:
             raise CheckpointError(
                 f"in `{checkpoint.folder}`, `{tensor.name}` is of the type `{tensor.dtype}`",
-                hint=f"read are {', '.join(f'`{known}`' for known in STORED_AS)}",
+                hint=f"supported: {', '.join(f'`{known}`' for known in STORED_AS)}",
             )

@@ -201,7 +201,7 @@ def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
         facts_of(folder)
     assert caught.value.exit_code == 10
     assert re.fullmatch(
-        r"the tokenizer of `tiny` makes tokens of the text `.{40}` in a way that edgekit does not know: "
+        r"the tokenizer of `tiny` tokenizes the text `.{40}` in a way that is not supported: "
         r"from token \d+ on \[\] instead of \[2\]",
         caught.value.message,
     )

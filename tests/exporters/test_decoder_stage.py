@@ -267,7 +267,7 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         export("nothing.gguf", out=tmp_path / "b")
     with pytest.raises(NotFoundError, match=r"there is no file `nothing`"):
         export("nothing", origin=Origin.FILE, out=tmp_path / "b")
-    with pytest.raises(CheckpointError, match=r"config.json` is no GGUF file: it does not begin with `GGUF`"):
+    with pytest.raises(CheckpointError, match=r"config.json` is not a GGUF file: it does not begin with `GGUF`"):
         export(str(folder / "config.json"), out=tmp_path / "b")
     with pytest.raises(InputError, match="is not taken from the Hub, so it has no revision"):
         export("nothing.gguf", revision="main", out=tmp_path / "b")
