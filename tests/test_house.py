@@ -33,7 +33,7 @@ ORDER = {
         "certify_decoder layer_errors certify_reranker certify certificate published_embedder decoder_facts encoder "
         "jina_bert nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace tokenizer_file "
         "pair_probe probe gguf quantize block_weights calibration graph_files layerwise publisher "
-        "weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
+        "published_model weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
         "grouped_attention flatten graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
         "block_rounding rounding cross_encoder facts kind modules sources gguf_facts gguf_tokenizer gguf_header "
         "short_merges checkpoint "
