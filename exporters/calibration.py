@@ -14,10 +14,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from exporters.graph_files import save_graph
+from exporters.headers import StoredTensor
 from exporters.layerwise import Observer
 from exporters.nodes import linears
 from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
-from exporters.stored_tensors import StoredTensor
 from runtime.bundle import GRAPH
 from runtime.cores import find_cores
 
