@@ -36,7 +36,7 @@ ORDER = {
         "published_model weightless pytorch_model kept_arrays first_token attention half_precision decoder_graph "
         "grouped_attention flatten graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
         "block_rounding rounding cross_encoder facts kind modules sources gguf_facts gguf_tokenizer gguf_header "
-        "short_merges checkpoint "
+        "checkpoint "
         "hub.download hub.request hub.access hub.account hub.transport hub.token hub.failures hub.names hub.settings "
         "wheel catalog rope_parameters checkpoint_files unread headers architectures progress parts"
     ),
