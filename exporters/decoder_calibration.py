@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.headers import StoredTensor
 from exporters.layerwise import Observer
 from exporters.rounding import second_moments
-from exporters.stored_tensors import StoredTensor
 
 
 class MomentsObserver(Observer):

@@ -30,8 +30,8 @@ from exporters.checkpoint_files import TOKENIZER_CONFIG, read_json
 from exporters.gguf_facts import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size
 from exporters.gguf_header import GgufTensor, shown
 from exporters.gguf_tokenizer import make_tokenizer
+from exporters.headers import StoredTensor
 from exporters.stored_blocks import BLOCK_READERS, SCALES, scales_of
-from exporters.stored_tensors import StoredTensor
 from runtime.errors import CheckpointError, UnsupportedModelError
 
 _MODEL_TYPES = {"gemma3": "gemma3_text"}

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from exporters.headers import StoredTensor
 from exporters.progress import Progress, WeightCounter
-from exporters.stored_tensors import StoredTensor
 from exporters.weightless import LINEAR_MODULES, LazyDecoder
 
 

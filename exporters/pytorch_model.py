@@ -14,8 +14,7 @@ import transformers
 
 from exporters.checkpoint import Checkpoint, weight_files
 from exporters.checkpoint_files import TOKENIZER_CONFIG
-from exporters.headers import shown
-from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
+from exporters.headers import READ_AS, StoredTensor, shown, stored_tensors
 from runtime.errors import CheckpointError, EdgekitError
 from runtime.safe_tokenizer import raise_unless_of_tokenizers
 

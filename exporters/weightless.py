@@ -19,8 +19,8 @@ from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from exporters.checkpoint import Checkpoint, weight_files
+from exporters.headers import STORED_AS, StoredTensor, stored_tensors
 from exporters.pytorch_model import load_config, quiet, refusing_what_fails
-from exporters.stored_tensors import STORED_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError
 
 LINEAR_MODULES = (nn.Linear, Conv1D)

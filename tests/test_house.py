@@ -35,11 +35,11 @@ ORDER = {
         "certify_decoder layer_errors certify_reranker certify certificate published_embedder encoder jina_bert "
         "nomic_bert last_token pooled_classifier decoder plain_attention weightless_trace gguf_blocks block_weights "
         "float16_cache half_precision decoder_graph grouped_attention decoder_facts tokenizer_file "
-        "rank_correlation pair_probe probe gguf quantize calibration graph_files decoder_calibration layerwise publisher "
+        "rank_correlation pair_probe probe gguf quantize calibration graph_files decoder_calibration layerwise publisher published_model "
         "weightless pytorch_model kept_arrays first_token attention embedding_gather "
         "flatten graph nodes dense stored_tensors pair_facts choices generation stored_blocks "
         "block_rounding rounding fastest_recipe cross_encoder facts kind modules sources gguf_facts gguf_tokenizer "
-        "gguf_header short_merges checkpoint "
+        "gguf_header checkpoint "
         "hub.download hub.request hub.access hub.account hub.transport hub.token hub.failures hub.names hub.settings "
         "wheel catalog rope_parameters checkpoint_files unread headers architectures progress parts"
     ),

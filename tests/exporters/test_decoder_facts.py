@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import processors
 
 from exporters.certify_decoder import golden_prompt
-from exporters.choices import Asked
+from exporters.choices import ExportOptions
 from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
 from exporters.generation import generation_defaults
 from exporters.pytorch_model import load_tokenizer
@@ -145,10 +145,10 @@ def test_a_generation_config_that_is_none(folder: Path) -> None:
 )
 def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, value: object) -> None:
     write_json(folder / "generation_config.json", {"do_sample": True, key: value})
-    asked = Asked(None, None, None, dict.fromkeys(Kind))
+    asked = ExportOptions(None, None, None, dict.fromkeys(Kind))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        asked.choose(opened(folder))
+        asked.plan(opened(folder))
     assert caught.value.message.startswith(f"`tiny` has `{key}` set to `{value}` in `generation_config.json`, which ")
 
 

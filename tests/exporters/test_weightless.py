@@ -154,8 +154,8 @@ def test_tensors_that_do_not_fit_the_config_are_refused(
 def test_nothing_large_is_read_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_decoder(tmp_path / "c", "qwen3")
     sizes = []
-    read = "exporters.stored_tensors.StoredTensor.flat"
-    from exporters.stored_tensors import StoredTensor
+    read = "exporters.headers.StoredTensor.flat"
+    from exporters.headers import StoredTensor
 
     flat = StoredTensor.flat
     monkeypatch.setattr(read, lambda tensor, first, count: (sizes.append(count), flat(tensor, first, count))[1])
