@@ -1,19 +1,36 @@
-"""A scatter plot and a plot of curves as SVG, so that no library is needed for two pictures."""
+"""A scatter plot and a line plot as SVG, each system named beside its point or the end of its line."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from math import ceil, floor, log10
+from typing import Any
 
-WIDTH, HEIGHT = 860, 480
-LEFT, RIGHT, TOP, BOTTOM = 80, 30, 50, 60
-FONT = 'font-family="sans-serif" font-size="13" fill="#222"'
-LINE = 17
-"""The height of a line of text, in pixels."""
-LETTER = 6.6
-"""About the width of a letter."""
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox, IdentityTransform
+
+WIDTH, HEIGHT = 9.0, 5.0
+"""In inches."""
+SVG_DPI = 72
+"""What SVG has, so that places are in pixels of the document."""
+OURS, OTHERS, GRID = "#c0392b", "#2c5f8a", "#dddddd"
+BESIDE = 9
+"""Pixels between a place and its name."""
+# The same figures give the same bytes, and text stays text, in a font that the reader has.
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "benchmarks",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+}
+ROOM = 0.22
+"""Of the width, for the names beside the ends of lines."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Point:
     x: float
     y: float
     ours: bool = False
-    """Shown in the other colour."""
+    """Shown in the other color."""
 
 
 @dataclass(frozen=True)
@@ -34,107 +51,77 @@ class Curve:
     name: str
     places: Sequence[tuple[float, float]]
     ours: bool = False
-    """Shown in the other colour."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """From values to pixels, with round numbers marked."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-    step: float
-
-    def place(self, value: float) -> float:
-        return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
-
-    def marks(self) -> list[float]:
-        return [self.low + self.step * number for number in range(round((self.high - self.low) / self.step) + 1)]
-
-
-def axis_of(low: float, high: float, first: float, last: float) -> Axis:
-    """An axis over these values that begins and ends at a round number."""
-    rough = (high - low or 1.0) / 6
-    power = 10.0 ** floor(log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    # Rounded first, so that 1.0 / 0.002 is 500 and not a little more.
-    begin, end = floor(round(low / step, 6)), ceil(round(high / step, 6))
-    return Axis(begin * step, max(end, begin + 1) * step, first, last, step)
+    """Shown in the other color."""
 
 
 def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> str:
-    """The plot as an SVG document."""
-    across = axis_of(0, max(point.x for point in points), LEFT, WIDTH - RIGHT)
-    up = axis_of(min(point.y for point in points), max(point.y for point in points), HEIGHT - BOTTOM, TOP)
-    return "\n".join([*frame(title, x_label, y_label, across, up), *named(points, across, up), "</svg>", ""])
+    """The plot as an SVG document; x begins at 0."""
+    with mpl.rc_context(STYLE):
+        figure, axes = empty(title, x_label, y_label)
+        for point in points:
+            axes.plot(point.x, point.y, "o", color=color_of(point), markersize=8, zorder=3)
+        axes.set_xlim(left=0)
+        axes.margins(0.06)
+        name_places(figure, axes, points)
+        return svg_of(figure)
 
 
 def curves(title: str, x_label: str, y_label: str, drawn: Sequence[Curve]) -> str:
-    """A plot of lines as an SVG document, each named at its last place."""
-    places = [place for curve in drawn for place in curve.places]
-    # The names stand to the right of the lines' ends.
-    room = 20 + LETTER * max(len(curve.name) for curve in drawn)
-    across = axis_of(0, max(x for x, _ in places), LEFT, WIDTH - RIGHT - room)
-    up = axis_of(0, max(y for _, y in places), HEIGHT - BOTTOM, TOP)
-    parts = frame(title, x_label, y_label, across, up)
-    for curve in drawn:
-        path = " L".join(f"{across.place(x):.1f} {up.place(y):.1f}" for x, y in curve.places)
-        parts.append(f'<path d="M{path}" stroke="{colour_of(curve)}" stroke-width="2" fill="none"/>')
-    ends = [Point(curve.name, *curve.places[-1], ours=curve.ours) for curve in drawn]
-    return "\n".join([*parts, *named(ends, across, up), "</svg>", ""])
+    """A plot of lines as an SVG document, each named at its last place; both axes begin at 0."""
+    with mpl.rc_context(STYLE):
+        figure, axes = empty(title, x_label, y_label, room=ROOM)
+        for curve in drawn:
+            xs, ys = zip(*curve.places, strict=True)
+            axes.plot(xs, ys, "o-", color=color_of(curve), linewidth=2, markersize=4, zorder=3)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        name_places(figure, axes, [Point(curve.name, *curve.places[-1], ours=curve.ours) for curve in drawn])
+        return svg_of(figure)
 
 
-def frame(title: str, x_label: str, y_label: str, across: Axis, up: Axis) -> list[str]:
-    """The beginning of a document: title, axes and their marks."""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(WIDTH / 2, 24, title, "middle"),
-        text((across.first + across.last) / 2, HEIGHT - 14, x_label, "middle"),
-        f'<g transform="rotate(-90 18 {HEIGHT / 2})">{text(18, HEIGHT / 2, y_label, "middle")}</g>',
-    ]
-    for mark in across.marks():
-        x = across.place(mark)
-        parts += [line(x, TOP, x, HEIGHT - BOTTOM), text(x, HEIGHT - BOTTOM + 18, f"{mark:g}", "middle")]
-    for mark in up.marks():
-        y = up.place(mark)
-        parts += [line(LEFT, y, across.last, y), text(LEFT - 8, y + 4, f"{mark:.5g}", "end")]
-    return parts
+def empty(title: str, x_label: str, y_label: str, *, room: float = 0) -> tuple[Figure, Axes]:
+    """A figure whose axes leave `room` at its right side, as a part of its width."""
+    # Not by pyplot, which would keep the figure and look for a screen.
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=SVG_DPI, layout=ConstrainedLayoutEngine(rect=(0, 0, 1 - room, 1)))
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.ticklabel_format(useOffset=False)
+    axes.grid(color=GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
-def named(points: Sequence[Point], across: Axis, up: Axis) -> list[str]:
-    """The points with their names, none of which stands on another."""
-    parts = []
-    # Where no label may stand: a line of text, from here to there. At first only the points themselves.
-    taken = [(up.place(point.y) + 4, across.place(point.x) - 6, across.place(point.x) + 6) for point in points]
-    for point in sorted(points, key=lambda point: -point.x):
-        x, y = across.place(point.x), up.place(point.y)
-        to_left = x + 10 + LETTER * len(point.name) > WIDTH - RIGHT
-        start = x - 10 - LETTER * len(point.name) if to_left else x + 10
-        end = start + LETTER * len(point.name)
-        label = y + 4
-        while any(label - LINE < other < label + LINE and start < stop and begin < end for other, begin, stop in taken):
-            label += LINE
-        taken.append((label, start, end))
-        colour = colour_of(point)
-        beside = x - 8 if to_left else x + 8
-        parts += [
-            f'<path d="M{x:.1f} {y:.1f} V{label - 4:.1f} H{beside:.1f}" stroke="{colour}" fill="none"/>',
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-            text(end if to_left else start, label, point.name, "end" if to_left else "start"),
-        ]
-    return parts
+def name_places(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Write each name beside its point, lower where another name or point is in the way, with a line to its point."""
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    # The axes stay where they are now: to make room for a name is to move it.
+    figure.set_layout_engine("none")
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    places = {point: axes.transData.transform((point.x, point.y)) for point in points}
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
+    in_pixels = IdentityTransform()
+    for point in sorted(points, key=lambda point: (-point.y, point.x)):
+        x, y = places[point]
+        name = figure.text(x, y, point.name, transform=in_pixels, color=color_of(point), verticalalignment="center")
+        fits = x + BESIDE + name.get_window_extent(renderer).width < figure.bbox.width
+        end = x + BESIDE if fits else x - BESIDE
+        name.set(x=end, horizontalalignment="left" if fits else "right")
+        while any(name.get_window_extent(renderer).overlaps(box) for box in taken):
+            y -= 1
+            name.set_y(y)
+        taken.append(name.get_window_extent(renderer).padded(1))
+        line = Line2D([x, end], [places[point][1], y], transform=in_pixels, color=color_of(point), linewidth=0.7)
+        figure.add_artist(line)
 
 
-def colour_of(drawn: Point | Curve) -> str:
-    return "#c0392b" if drawn.ours else "#2c5f8a"
+def color_of(drawn: Point | Curve) -> str:
+    return OURS if drawn.ours else OTHERS
 
 
-def text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<path d="M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f}" stroke="#ddd"/>'
+def svg_of(figure: Figure) -> str:
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    return written.getvalue()

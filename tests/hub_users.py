@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.commands import Finished
+from tests.forks import Forks
 from tests.hub_server import LocalHub
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +37,19 @@ assert "torch" not in sys.modules
 """
 
 
+COMMANDS = ("toolkit.cli", "exporters.hub.access", "exporters.hub.account", "exporters.hub.download")
+EXPORTS = (*COMMANDS, "exporters.conversion")
+"""What is imported before a command is run in a fork."""
+
+
+@cache
+def forks(modules: tuple[str, ...], path: str) -> Forks:
+    """The process whose forks run commands; started when it is first asked for, once in each process of the tests."""
+    started = Forks(modules, path)
+    atexit.register(started.close)
+    return started
+
+
 @dataclass
 class HubUser:
     """Runs edgekit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
@@ -48,25 +64,39 @@ class HubUser:
         environment = self.environment | {name: value for name, value in changes.items() if value is not None}
         for name in [name for name, value in changes.items() if value is None]:
             environment.pop(name, None)
-        command = [*prefix, sys.executable, "-m", "toolkit", *map(str, arguments)]
-        finished = subprocess.run(
-            command, input=stdin, capture_output=True, env=environment, check=False, cwd=self.home
-        )
+        command = ["-m", "toolkit", *map(str, arguments)]
+        if prefix:
+            finished = subprocess.run(
+                [*prefix, sys.executable, *command],
+                input=stdin,
+                capture_output=True,
+                env=environment,
+                check=False,
+                cwd=self.home,
+            )
+        else:
+            modules = EXPORTS if arguments[:1] == ("export",) else COMMANDS
+            finished = self.fork(modules, command, environment, stdin)
         shown = finished.stdout + finished.stderr
         assert b"Traceback" not in shown, shown.decode()
         for secret in SECRETS:
             assert secret.encode() not in shown
         return Finished(finished.returncode, finished.stdout, finished.stderr.decode())
 
+    def run_code(self, code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a program as this person; `changes` are environment variables."""
+        return self.fork(COMMANDS, ["-c", code, *arguments], self.environment | changes)
+
+    def fork(
+        self, modules: tuple[str, ...], command: Sequence[str], environment: dict[str, str], stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        started = forks(modules, self.environment["PYTHONPATH"])
+        return started.run(command, env=environment, cwd=self.home, stdin=stdin)
+
     def download(self, source: str) -> None:
         """Do of an export what comes first, in a process that ends before it loads torch."""
-        subprocess.run(
-            [sys.executable, "-c", DOWNLOAD, source],
-            env=self.environment,
-            check=True,
-            capture_output=True,
-            cwd=self.home,
-        )
+        finished = self.run_code(DOWNLOAD, source)
+        assert finished.returncode == 0, finished.stderr.decode()
 
     @property
     def token_file(self) -> Path:

@@ -1,7 +1,7 @@
 """Exports a checkpoint again and again, killed at a random moment of one stage after another, and then to its end.
 
-`python -m tests.exporters.killed_exports CHECKPOINT BUNDLE SEED STAGE...` prints how many entries of earlier work each
-kill left.
+`python -m tests.exporters.killed_exports PROBE CHECKPOINT BUNDLE SEED STAGE...` prints how many entries of earlier work
+each kill left; the folder PROBE has the texts to certify on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 # Imported once, and torch with it: each export is a fork of this process, which has started no thread yet.
 import exporters.conversion  # noqa: F401
+from exporters import probe
 from exporters.export_stage import export
 from exporters.progress import NoProgress
 from exporters.unfinished import folder_of
@@ -39,7 +40,8 @@ class Struck(NoProgress):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(checkpoint: str, out: str, seed: str, *stages: str) -> None:
+def main(probe_folder: str, checkpoint: str, out: str, seed: str, *stages: str) -> None:
+    probe.DATA = Path(probe_folder)
     chance = random.Random(int(seed))
     for stage in stages:
         status = ended(checkpoint, out, Struck(stage, chance.uniform(0.001, LONGEST)))

@@ -27,6 +27,7 @@ def scores(fp32_bundle: Bundle, int8_bundle: Bundle) -> tuple[Accuracy, Accuracy
     return fp32, int8
 
 
+@pytest.mark.slow
 def test_int8_vectors_are_close_to_fp32_on_2000_held_out_sentences(scores: tuple[Accuracy, Accuracy]) -> None:
     fp32, int8 = scores
 
@@ -38,6 +39,7 @@ def test_int8_vectors_are_close_to_fp32_on_2000_held_out_sentences(scores: tuple
     assert agreement.min() >= 0.997
 
 
+@pytest.mark.slow
 def test_int8_agrees_with_people_as_fp32_does(scores: tuple[Accuracy, Accuracy]) -> None:
     fp32, int8 = scores
 
@@ -46,6 +48,7 @@ def test_int8_agrees_with_people_as_fp32_does(scores: tuple[Accuracy, Accuracy])
     assert int8.judgement == pytest.approx(fp32.judgement, abs=0.005)
 
 
+@pytest.mark.slow
 def test_int8_finds_the_answers_that_fp32_finds(scores: tuple[Accuracy, Accuracy]) -> None:
     fp32, int8 = scores
 

@@ -490,6 +490,7 @@ def test_rounding_a_files_blocks_anew_says_what_that_costs(edgekit: object, gguf
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["int4", "own"]
 
 
+@pytest.mark.slow
 def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     """From its GGUF file, whose own rounding the other one here comes on top of."""
     manifest = smollm_bundle.manifest
@@ -515,6 +516,7 @@ def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     assert answer.text.startswith(" Paris")
 
 
+@pytest.mark.slow
 def test_the_wheels_checkpoint_may_also_be_named_by_its_file(smollm_bundle: Bundle) -> None:
     (name,) = smollm_bundle.manifest.source.files
     path = fetch_checkpoint(find_model(DECODER), offline=True) / name

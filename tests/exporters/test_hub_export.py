@@ -27,6 +27,7 @@ def weights_of(path: Path) -> dict[str, bytes]:
     return {tensor.name: tensor.SerializeToString() for tensor in onnx.load(path).graph.initializer}
 
 
+@pytest.mark.slow
 def test_an_export_from_the_hub_equals_the_one_from_the_wheel(
     user: HubUser, hub: LocalHub, checkpoint: Path, fp32_bundle: Bundle
 ) -> None:
@@ -316,6 +317,7 @@ def test_other_weights_than_the_catalog_names(user: HubUser, hub: LocalHub, tiny
     assert "hint: the repository has other weights now than the catalog names" in finished.err
 
 
+@pytest.mark.slow
 def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
     hub.add("org/tiny", tiny_files)
     hub.bytes_per_second = 6e6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import transformers
 
 from exporters import export
 from exporters.jina_bert import alibi_bias, alibi_slopes
-from exporters.probe import load_texts
 from runtime import Bundle, Precision
 from runtime.session import Session, SessionConfig
 from tests.encoder_checkpoints import TINY_CONFIGS, write_checkpoint
@@ -71,14 +69,10 @@ def test_the_bias_falls_alike_in_both_directions() -> None:
 
 
 # Several layers where that takes seconds, one at the longest: a layer uses the memory of the one before.
-@pytest.mark.parametrize(("layers", "lengths"), [(4, (16, 600)), (1, (8192,))])
+@pytest.mark.parametrize(("layers", "lengths"), [(4, (16, 600)), pytest.param(1, (8192,), marks=pytest.mark.slow)])
 def test_vectors_are_those_of_the_book_up_to_8192_tokens_within_two_gibibytes(
-    checkpoint: Path, tmp_path: Path, layers: int, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, layers: int, lengths: tuple[int, ...]
 ) -> None:
-    # Most of an export's time goes to its certificate, which is not what is tested here.
-    probe = load_texts("probe")
-    few = dataclasses.replace(probe, texts=probe.texts[:8])
-    monkeypatch.setattr("exporters.probe.load_texts", lambda _: few)
     folder = tmp_path / "jina"
     write_checkpoint(folder, checkpoint, "jina-bert", REAL | {"num_hidden_layers": layers})
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8192}))

@@ -45,10 +45,10 @@ EditManifest = Callable[[Callable[[dict], None]], Path]
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path, held_out: list[str]) -> NDArray[np.float32]:
-    """What sentence-transformers (torch, float32) gives for the held-out texts."""
+    """What sentence-transformers (torch, float32) gives for the first 200 held-out texts."""
     model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
     assert model.max_seq_length == 256
-    return np.asarray(model.encode(held_out, batch_size=16, show_progress_bar=False))
+    return np.asarray(model.encode(held_out[:200], batch_size=16, show_progress_bar=False))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def embedder(int8_bundle: Bundle) -> Embedder:
 
 @pytest.mark.parametrize(
     ("precision", "count", "mean", "lowest"),
-    [(Precision.FP32, 150, 0.99999, 0.99999), (Precision.INT8, 500, 0.997, 0.99)],
+    [(Precision.FP32, 150, 0.99999, 0.99999), (Precision.INT8, 200, 0.997, 0.99)],
 )
 def test_vectors_are_those_of_sentence_transformers(
     request: pytest.FixtureRequest,

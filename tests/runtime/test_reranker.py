@@ -45,7 +45,10 @@ AS_WIDE_AS_MS_MARCOS = {
 """The shape of ms-marco-MiniLM-L-12-v2, with a third of its layers: the benchmark has all."""
 
 
-@pytest.fixture(scope="module", params=["the real MiniLM under a seeded head", "seeded layers"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("the real MiniLM under a seeded head", marks=pytest.mark.slow), "seeded layers"],
+)
 def cross_encoder(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cross-encoder") / ("real" if "real" in request.param else "seeded")
     if "real" in request.param:
@@ -55,6 +58,7 @@ def cross_encoder(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_fac
     return folder
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_scores_are_those_of_sentence_transformers(
     cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,8 @@ def test_without_lookup_nothing_is_looked_up(decoder: Decoder) -> None:
     assert decoder.steps("Hello").lookup is not None
 
 
-@pytest.mark.parametrize("cases", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [100])
 def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundle: Bundle, cases: int) -> None:
     """However a text is split into cached tokens, runs and a draft: its blocks of 64 give a single row other bits."""
     decoder = Decoder(smollm_bundle, threads=1)
@@ -156,6 +157,7 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
             assert np.array_equal(ModelRunner(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
 def test_the_real_model_in_4_bits_gives_the_same_bits_whatever_was_read_and_drafted_before(
     smollm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampling: Sampling

@@ -20,8 +20,8 @@ from tests.hub_users import ADA, BOB, EVE, EXPIRED, REVOKED, ROOT, HubUser, erro
 SITE = "https://huggingface.co"
 
 
-def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
-    finished = any_user.run("access", "org/public")
+def test_a_public_model_needs_nothing(every_user: HubUser, hub: LocalHub) -> None:
+    finished = every_user.run("access", "org/public")
 
     assert (finished.code, finished.err) == (0, "")
     assert finished.out.decode().splitlines() == [
@@ -33,8 +33,8 @@ def test_a_public_model_needs_nothing(any_user: HubUser, hub: LocalHub) -> None:
     assert all(request.authorization is None for request in hub.requests)
 
 
-def test_a_granted_model(any_user: HubUser) -> None:
-    finished = any_user.run("access", "org/gated", HF_TOKEN=ADA)
+def test_a_granted_model(every_user: HubUser) -> None:
+    finished = every_user.run("access", "org/gated", HF_TOKEN=ADA)
 
     assert finished.code == 0
     assert finished.out.decode().splitlines()[0] == (
@@ -55,8 +55,8 @@ def test_a_stale_token_does_not_stand_in_the_way_of_a_public_model(any_user: Hub
     )
 
 
-def test_a_renamed_model(any_user: HubUser) -> None:
-    finished = any_user.run("access", "org/old-name")
+def test_a_renamed_model(every_user: HubUser) -> None:
+    finished = every_user.run("access", "org/old-name")
 
     assert finished.code == 0
     assert finished.err == "note: `org/old-name` is called `org/public` now\n"
@@ -85,17 +85,17 @@ def test_the_password_of_a_mirror_is_not_shown(any_user: HubUser) -> None:
     assert "secret" not in finished.err
 
 
-def test_a_token_that_is_invalid(any_user: HubUser) -> None:
-    any_user.write_token(REVOKED)
-    file = any_user.token_file
+def test_a_token_that_is_invalid(every_user: HubUser) -> None:
+    every_user.write_token(REVOKED)
+    file = every_user.token_file
     for model in ("org/gated", "org/private"):
         again = f"edgekit access {model}"
-        assert error_of(any_user.run("access", model)) == (
+        assert error_of(every_user.run("access", model)) == (
             3,
             f"the Hub refuses the token hf_****0004 from the file `{file}`: it is invalid or has expired",
             f"make a new one at {SITE}/settings/tokens and run `edgekit login`, then run `{again}` again",
         )
-    code, _, hint = error_of(any_user.run("access", "org/gated", HF_TOKEN=REVOKED))
+    code, _, hint = error_of(every_user.run("access", "org/gated", HF_TOKEN=REVOKED))
     assert code == 3
     assert f"make a new one at {SITE}/settings/tokens and set `HF_TOKEN` to it" in hint
 
@@ -162,17 +162,17 @@ OFFLINE = "with the model in the cache, `--offline` needs no network"
 NO_NETWORK = ("unshare", "--map-root-user", "--net")
 
 
-def test_a_hub_that_refuses_connections(any_user: HubUser) -> None:
-    assert error_of(any_user.run("access", "org/public", HF_ENDPOINT="http://127.0.0.1:9")) == (
+def test_a_hub_that_refuses_connections(every_user: HubUser) -> None:
+    assert error_of(every_user.run("access", "org/public", HF_ENDPOINT="http://127.0.0.1:9")) == (
         6,
         "`127.0.0.1:9` refuses the connection",
         f"check HF_ENDPOINT and the network; {OFFLINE}",
     )
 
 
-def test_a_name_that_does_not_resolve(any_user: HubUser) -> None:
+def test_a_name_that_does_not_resolve(every_user: HubUser) -> None:
     """In a namespace without network, so that no resolver is asked either."""
-    finished = any_user.run("access", "org/public", HF_ENDPOINT=None, prefix=NO_NETWORK)
+    finished = every_user.run("access", "org/public", HF_ENDPOINT=None, prefix=NO_NETWORK)
 
     assert error_of(finished) == (
         6,
@@ -181,9 +181,9 @@ def test_a_name_that_does_not_resolve(any_user: HubUser) -> None:
     )
 
 
-def test_the_token_does_not_follow_a_redirection_to_another_host(any_user: HubUser, hub: LocalHub) -> None:
+def test_the_token_does_not_follow_a_redirection_to_another_host(every_user: HubUser, hub: LocalHub) -> None:
     hub.renamed["org/elsewhere"] = f"http://localhost:{hub.storage.server_port}/api/models/org/public"
-    finished = any_user.run("access", "org/elsewhere", HF_TOKEN=ADA)
+    finished = every_user.run("access", "org/elsewhere", HF_TOKEN=ADA)
 
     assert finished.code == 6
     away = [request for request in hub.requests if request.server == "storage"]
@@ -191,8 +191,8 @@ def test_the_token_does_not_follow_a_redirection_to_another_host(any_user: HubUs
     assert all(request.authorization is None for request in away)
 
 
-def test_a_proxy_that_cannot_be_reached(any_user: HubUser) -> None:
-    finished = any_user.run(
+def test_a_proxy_that_cannot_be_reached(every_user: HubUser) -> None:
+    finished = every_user.run(
         "access", "org/public", HF_ENDPOINT="http://hub.example", http_proxy="http://me:secret@127.0.0.1:9"
     )
 
@@ -204,9 +204,9 @@ def test_a_proxy_that_cannot_be_reached(any_user: HubUser) -> None:
     assert "secret" not in finished.err
 
 
-def test_a_certificate_that_is_not_trusted(any_user: HubUser, tmp_path: Path) -> None:
+def test_a_certificate_that_is_not_trusted(every_user: HubUser, tmp_path: Path) -> None:
     with tls_server(tmp_path) as port:
-        finished = any_user.run("access", "org/public", HF_ENDPOINT=f"https://localhost:{port}")
+        finished = every_user.run("access", "org/public", HF_ENDPOINT=f"https://localhost:{port}")
 
     assert error_of(finished) == (
         6,
@@ -262,8 +262,8 @@ def test_a_hub_that_does_not_work(any_user: HubUser, hub: LocalHub, model: str, 
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_mode(any_user: HubUser, hub: LocalHub, switch: str) -> None:
-    assert error_of(any_user.run("access", "org/public", **{switch: "1"})) == (
+def test_offline_mode(every_user: HubUser, hub: LocalHub, switch: str) -> None:
+    assert error_of(every_user.run("access", "org/public", **{switch: "1"})) == (
         6,
         f"offline mode is switched on by `{switch}`, so `{hub.host}` was not asked",
         f"unset `{switch}` on a machine with a network; a model in the cache is exported with `--offline`",
@@ -316,12 +316,12 @@ def test_a_token_file_written_by_hand(any_user: HubUser, content: str | bytes) -
     ]
 
 
-def test_what_the_hugging_face_cli_stored_is_used(any_user: HubUser, hub: LocalHub) -> None:
-    code = "import sys, huggingface_hub; huggingface_hub.login(token=sys.stdin.read())"
-    subprocess.run([sys.executable, "-c", code], input=ADA, text=True, env=any_user.environment, check=True)
+def test_what_the_hugging_face_cli_stored_is_used(every_user: HubUser, hub: LocalHub) -> None:
+    code = f"import huggingface_hub; huggingface_hub.login(token={ADA!r})"
+    assert every_user.run_code(code).returncode == 0
 
-    assert any_user.run("whoami").out.startswith(b"user     ada\n")
-    assert any_user.run("access", "org/gated").code == 0
+    assert every_user.run("whoami").out.startswith(b"user     ada\n")
+    assert every_user.run("access", "org/gated").code == 0
     assert hub.requests
 
 
@@ -676,10 +676,10 @@ def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(use
     assert error_of(finished)[1] == f"the token is not sent to `{hub.host}`, which is not the Hugging Face Hub"
 
 
-def test_no_log_shows_a_token(any_user: HubUser) -> None:
+def test_no_log_shows_a_token(every_user: HubUser) -> None:
     """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
     for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
-        finished = any_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", EDGEKIT_TRACEBACK="1")
+        finished = every_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", EDGEKIT_TRACEBACK="1")
         assert finished.code == 0
 
 
@@ -694,17 +694,14 @@ sys.argv = ["edgekit", "access", "org/gated"]
 import toolkit.__main__
 toolkit.__main__.main()
 """
-    environment = any_user.environment | {"HF_TOKEN": ADA, "EDGEKIT_TRACEBACK": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
-    )
+    finished = any_user.run_code(code, HF_TOKEN=ADA, EDGEKIT_TRACEBACK="1")
 
     assert finished.returncode == 1
-    assert "Traceback" in finished.stderr
+    assert b"Traceback" in finished.stderr
     assert (
-        "something in edgekit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
+        b"something in edgekit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
     )
-    assert ADA not in finished.stdout + finished.stderr
+    assert ADA.encode() not in finished.stdout + finished.stderr
 
 
 def test_the_local_hub_is_there_to_try_by_hand(tmp_path: Path) -> None:

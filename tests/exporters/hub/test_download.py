@@ -56,21 +56,21 @@ def start(user: HubUser, hub: LocalHub, model: str, **environment: str) -> subpr
 
 
 def run(user: HubUser, hub: LocalHub, model: str, **environment: str) -> dict:
-    out, errors = start(user, hub, model, **environment).communicate(timeout=60)
-    assert "Traceback" not in errors
-    assert out, errors
-    return json.loads(out)
+    finished = user.run_code(DOWNLOAD, model, hub.host, **environment)
+    assert b"Traceback" not in finished.stderr
+    assert finished.stdout, finished.stderr
+    return json.loads(finished.stdout)
 
 
-def test_only_what_an_export_needs_is_downloaded_and_shared(any_user: HubUser, hub: LocalHub) -> None:
-    found = run(any_user, hub, "org/public")
+def test_only_what_an_export_needs_is_downloaded_and_shared(every_user: HubUser, hub: LocalHub) -> None:
+    found = run(every_user, hub, "org/public")
     folder = Path(found["folder"])
 
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "README.md"}
     for name in names:
         assert (folder / name).read_bytes() == hub.repos["org/public"].files[name].content
-    assert folder == any_user.home / ".cache/huggingface/hub/models--org--public/snapshots" / ("c" * 40)
+    assert folder == every_user.home / ".cache/huggingface/hub/models--org--public/snapshots" / ("c" * 40)
     total = sum(len(hub.repos["org/public"].files[name].content) for name in names)
     assert found["told"][-1] == [total, total]
 
@@ -83,18 +83,18 @@ def test_what_is_there_is_not_downloaded_again(any_user: HubUser, hub: LocalHub)
     assert hub.stored_bytes == sent == 300_000
 
 
-def test_what_another_tool_downloaded_is_used(any_user: HubUser, hub: LocalHub) -> None:
+def test_what_another_tool_downloaded_is_used(every_user: HubUser, hub: LocalHub) -> None:
     code = "import huggingface_hub as h; h.snapshot_download('org/public', allow_patterns=['*.safetensors', '*.json'])"
-    subprocess.run([sys.executable, "-c", code], env=any_user.environment, check=True, capture_output=True)
+    assert every_user.run_code(code).returncode == 0
     sent = hub.stored_bytes
     assert sent >= 300_000
 
-    run(any_user, hub, "org/public")
+    run(every_user, hub, "org/public")
     assert hub.stored_bytes == sent
 
 
-def test_the_token_does_not_follow_to_the_storage(any_user: HubUser, hub: LocalHub) -> None:
-    run(any_user, hub, "org/gated", HF_TOKEN=ADA)
+def test_the_token_does_not_follow_to_the_storage(every_user: HubUser, hub: LocalHub) -> None:
+    run(every_user, hub, "org/gated", HF_TOKEN=ADA)
 
     to_hub = [request for request in hub.requests if request.server == "hub"]
     to_storage = [request for request in hub.requests if request.server == "storage"]
@@ -128,9 +128,9 @@ def test_a_small_file_of_the_wrong_content_is_noticed_too(any_user: HubUser, hub
     assert found["message"].startswith(f"`config.json` from `{hub.host}` is not what the Hub promised")
 
 
-def test_a_download_that_breaks_off_again_and_again(any_user: HubUser, hub: LocalHub) -> None:
+def test_a_download_that_breaks_off_again_and_again(every_user: HubUser, hub: LocalHub) -> None:
     hub.repos["org/public"].trouble = "cut"
-    found = run(any_user, hub, "org/public")
+    found = run(every_user, hub, "org/public")
 
     assert found["error"] == "NetworkError"
     assert hub.host in found["message"]
@@ -211,7 +211,6 @@ def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 CHUNK = 10 * 2**20
 """So much is there before a download is killed."""
 SIZE = 4 * CHUNK
-SEEDS = range(12)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -251,10 +250,10 @@ def kill_and_resume(seed: int, folder: Path) -> tuple[int, str | None]:
         hub.close()
 
 
-def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A dozen kills."""
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 12), marks=pytest.mark.slow)])
+def test_a_killed_download_goes_on_where_it_was(tmp_path: Path, seeds: range) -> None:
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda seed: kill_and_resume(seed, tmp_path), SEEDS))
+        results = list(pool.map(lambda seed: kill_and_resume(seed, tmp_path), seeds))
 
     for left, wanted in results:
         assert left >= CHUNK

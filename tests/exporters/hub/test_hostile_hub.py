@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,14 +42,7 @@ print(json.dumps({"found": found, "peak": peak}))
 
 
 def ask_for(user: HubUser, hub: LocalHub, models: list[str], **environment: str) -> dict:
-    finished = subprocess.run(
-        [sys.executable, "-c", DOWNLOAD_ALL, hub.host, *models],
-        env=user.environment | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    finished = user.run_code(DOWNLOAD_ALL, hub.host, *models, **environment)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)
 
@@ -64,14 +55,14 @@ def with_file(hub: LocalHub, name: str, path: str, content: bytes, **facts: obje
     hub.add(name, SMALL_FILES | {path: content}, **facts)
 
 
-def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
+def test_a_hub_whose_names_are_paths(every_user: HubUser, hub: LocalHub) -> None:
     """The `ETag` of a file without a hash, the commit, the id, file names and hashes lead out of the cache."""
-    any_user.write_token(ADA)
-    secret = any_user.token_file
+    every_user.write_token(ADA)
+    secret = every_user.token_file
     for name, tag in {
         "org/etag-reads": '"../../../token"',
         "org/etag-writes": '"../../../../../.profile"',
-        "org/etag-absolute": f'"{any_user.home}/.bashrc"',
+        "org/etag-absolute": f'"{every_user.home}/.bashrc"',
         "org/etag-empty": '""',
         "org/etag-weak": 'W/"0123"',
         "org/etag-linked": f'"{"a" * 40}"',
@@ -83,7 +74,7 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
     hub.repos["org/etag-of-another"].headers = {"LICENSE": {"ETag": f'"{"a" * 40}"'}}
     lies = {
         "org/commit-up": {"sha": "../../../../x"},
-        "org/commit-absolute": {"sha": str(any_user.home / "x")},
+        "org/commit-absolute": {"sha": str(every_user.home / "x")},
         "org/commit-upper": {"sha": "C" * 40},
         "org/commit-none": {"sha": 3},
         "org/id-up": {"id": "../../x"},
@@ -96,9 +87,9 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
     }
     for name, lie in lies.items():
         hub.add(name, SMALL_FILES, lies=lie)
-    before = files_under(any_user.home)
+    before = files_under(every_user.home)
 
-    found = ask_for(any_user, hub, [name for name in hub.repos if name.startswith(("org/etag", *lies))])["found"]
+    found = ask_for(every_user, hub, [name for name in hub.repos if name.startswith(("org/etag", *lies))])["found"]
 
     strange = f"`{hub.host}` answers with what the Hub would not say"
     assert {name: error for name, error in found.items() if name in lies} == {
@@ -113,10 +104,12 @@ def test_a_hub_whose_names_are_paths(any_user: HubUser, hub: LocalHub) -> None:
     assert kind == "CheckpointError"
     assert message.startswith(f"`LICENSE` from `{hub.host}` is not what the Hub promised")
     assert secret.read_text() == ADA
-    written = files_under(any_user.home) - before
+    written = files_under(every_user.home) - before
     assert all(name.startswith(".cache/huggingface/hub/models--org--") for name in written)
     assert not [name for name in written if name.endswith("LICENSE")]
-    assert not [path for path in any_user.home.rglob("*") if path.is_symlink() and "/blobs/" not in str(path.resolve())]
+    assert not [
+        path for path in every_user.home.rglob("*") if path.is_symlink() and "/blobs/" not in str(path.resolve())
+    ]
 
 
 def test_a_cache_with_links_out_of_it_is_mended(user: HubUser, hub: LocalHub) -> None:
@@ -196,7 +189,7 @@ def test_a_redirect_to_nowhere(user: HubUser, hub: LocalHub, location: str) -> N
     assert (kind, message.startswith(f"`{hub.host}` ")) == ("NetworkError", True), message
 
 
-def test_a_hub_that_sends_too_much(any_user: HubUser, hub: LocalHub) -> None:
+def test_a_hub_that_sends_too_much(every_user: HubUser, hub: LocalHub) -> None:
     """Packed or not, announced or not: memory stays small and the disk too."""
     hub.add("org/bomb", SMALL_FILES, trouble="bomb")
     with_file(hub, "org/packed-file", "LICENSE", b"short", sent={"LICENSE": BOMB})
@@ -213,7 +206,7 @@ def test_a_hub_that_sends_too_much(any_user: HubUser, hub: LocalHub) -> None:
     hub.add("org/many", SMALL_FILES | {f"LICENSE{number}": b"" for number in range(1000)})
     models = ["org/many", "org/bomb", "org/packed-file", "org/longer", "org/unannounced", "org/huge-config"]
 
-    answer = ask_for(any_user, hub, models)
+    answer = ask_for(every_user, hub, models)
 
     found = answer["found"]
     assert found["org/many"] == ["CheckpointError", "`org/many` has 1,005 files for an export, and may have 1,000"]
@@ -228,7 +221,7 @@ def test_a_hub_that_sends_too_much(any_user: HubUser, hub: LocalHub) -> None:
         "`config.json` of `org/huge-config` has 1,000.0 MB, and such a file may have 16.8 MB",
     ]
     assert answer["peak"] < 200
-    assert sum(path.stat().st_size for path in any_user.home.rglob("*") if path.is_file()) < 2 << 20
+    assert sum(path.stat().st_size for path in every_user.home.rglob("*") if path.is_file()) < 2 << 20
 
 
 def test_a_packed_answer_is_read(user: HubUser, hub: LocalHub) -> None:
