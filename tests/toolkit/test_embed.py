@@ -180,7 +180,10 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
             b"fine\nbad\0\n",
             "error: line 2 holds a NUL byte, so this is not text\n\nhint: give texts in UTF-8, one a line\n",
         ),
-        (b'{"text": "fine"}\n{"text": \n', "error: line 2 is not valid JSON: Expecting value: line 1 column 10 (char 9)\n"),
+        (
+            b'{"text": "fine"}\n{"text": \n',
+            "error: line 2 is not valid JSON: Expecting value: line 1 column 10 (char 9)\n",
+        ),
     ],
 )
 def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
