@@ -330,7 +330,7 @@ def test_tokens_are_counted_before_any_cut(embedder: Embedder) -> None:
 
     assert counted.dtype == np.int64
     assert counted.tolist() == [2, 3, 302]
-    with pytest.raises(InputError, match="`texts` must be a list of strings"):
+    with pytest.raises(InputError, match="`texts` must be several strings, not one"):
         embedder.count_tokens("water")
 
 
@@ -383,7 +383,7 @@ def test_a_stream_ends_a_chunk_of_long_texts_early(embedder: Embedder, monkeypat
 
 def test_a_stream_checks_its_options_at_once(embedder: Embedder) -> None:
     for texts, options, message in [
-        ("water", {}, "`texts` must be a list of strings"),
+        ("water", {}, "`texts` must be several strings, not one"),
         (["water"], {"chunk": 0}, "`chunk` must be at least 1, not 0"),
         (["water"], {"prompt": "query"}, "the model has no prompt `query`"),
     ]:
