@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.peers import BUNDLE, MODEL, REPOSITORY, ortkit_name
 from benchmarks.table import print_table
 from benchmarks.texts import held_out_passages, held_out_sentences, judged_texts
+from ortkit import Embedder
 from ortkit.exporters.certification.probe import calibration_texts, probe_texts
 from ortkit.exporters.sources import Origin, find_checkpoint
-from ortkit import Embedder
 from ortkit.runtime.encoder.pooling import cosines
 
 PASSAGES = REPOSITORY / "docs" / "examples" / "passages.jsonl"

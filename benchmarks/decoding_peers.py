@@ -69,9 +69,9 @@ def transformers_folder() -> Path:
     target = CACHE / f"{MODEL}-transformers-{version('transformers')}"
     if not target.exists():
         from ortkit.exporters.checkpoint.files import WEIGHTS
+        from ortkit.exporters.checkpoint.safetensors_reader import write_tensors
         from ortkit.exporters.gguf.file import described_checkpoint
         from ortkit.exporters.gguf.metadata import open_gguf
-        from ortkit.exporters.checkpoint.safetensors_reader import write_tensors
 
         found = wheel_checkpoint()
         with written_whole(target) as folder:

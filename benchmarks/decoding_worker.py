@@ -63,8 +63,8 @@ class Ortkit:
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
         from ortkit import Sampling
-        from ortkit.runtime.decoder.model_runner import ModelRunner
         from ortkit.runtime.decoder.generation import Steps
+        from ortkit.runtime.decoder.model_runner import ModelRunner
 
         decoder = self.decoder
         forward = ModelRunner(decoder.session, decoder.new_cache())

@@ -16,8 +16,8 @@ from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import CORPUS, read_lines
 from ortkit import Decoder, Sampling
-from ortkit.runtime.text.messages import USER, Message
 from ortkit.runtime.decoder.prompt_lookup import PromptLookup
+from ortkit.runtime.text.messages import USER, Message
 
 NEWS = 3
 """Which text of the corpus is quoted."""

@@ -20,9 +20,9 @@ from benchmarks.peers import BUNDLE, MODEL, ortkit_name
 from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
 from ortkit import Bundle, Decoder, Embedder, Kind
+from ortkit.runtime.bundle.manifest import DecoderFacts, Manifest
 from ortkit.runtime.decoder.memory_estimate import footprint_of, graph_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.bundle.manifest import DecoderFacts, Manifest
 
 FEWEST_WORDS, MOST_WORDS = 3, 500
 PROMPTS = (22, 900)

@@ -15,8 +15,8 @@ from benchmarks.peers import (
     ONNX_GRAPH,
     PEERS,
     RERANKER,
-    ortkit_name,
     openvino_folder,
+    ortkit_name,
     peers_python,
     sentence_transformers_int8_folder,
     version_in,
@@ -25,9 +25,9 @@ from benchmarks.seeded import Shape, bundle_of, flashrank_folder, onnx_folder, s
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
 from benchmarks.worker import Search, System, Task
+from ortkit import Bundle, Precision
 from ortkit.exporters.certification.probe import calibration_pairs
 from ortkit.exporters.certification.rank_correlation import kendall_tau
-from ortkit import Bundle, Precision
 
 SEARCH, RANKED = "search", "ranked"
 """Sets that the workers read: the search that is timed, the searches whose order is compared."""

@@ -14,8 +14,8 @@ from benchmarks.accuracy import Retrieval, most_similar, question_set
 from benchmarks.peers import BUNDLE, MODEL, ortkit_name
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
-from ortkit.exporters.certification.rank_correlation import kendall_tau
 from ortkit import Embedder, Precision, Reranker
+from ortkit.exporters.certification.rank_correlation import kendall_tau
 
 CANDIDATES = 50
 """Passages that are reranked."""

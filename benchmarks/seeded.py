@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import CACHE, FLASHRANK_FILE, MODEL, ONNX_GRAPH, REPOSITORY, RERANKER, write_graph, written_whole
+from ortkit import Precision
 from ortkit.exporters.export_stage import export
 from ortkit.exporters.models.loading import quiet
 from ortkit.exporters.sources import Origin, find_checkpoint
-from ortkit import Precision
 
 TWELVE_LAYERS: dict[str, Any] = {
     "vocab_size": 30522,

@@ -14,8 +14,8 @@ from benchmarks.peers import (
     FASTEMBED_MODEL,
     MODEL,
     PEERS,
-    ortkit_name,
     fastembed_folder,
+    ortkit_name,
     peers_python,
     version_in,
 )

@@ -14,13 +14,13 @@ NEEDED = (
 
 if TYPE_CHECKING:
     from .checkpoint.catalog import ModelSpec, load_catalog
-    from .pipeline import Exported
     from .export_stage import export
+    from .pipeline import Exported
     from .progress import Progress
     from .sources import Origin
 
 # Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
-# that of a module here, or which of the two `from ortkit.exporters import` gives would depend on what was imported before.
+# that of a module here, or what `from ortkit.exporters import` gives would depend on what was imported before.
 HOMES = {
     "Exported": "ortkit.exporters.pipeline",
     "ModelSpec": "ortkit.exporters.checkpoint.catalog",

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import ExportOptions
+from ..runtime.bundle.manifest import CacheType, Kind, Precision, Provider
+from ..runtime.bundle.writer import BundleWriter
+from ..runtime.errors import InputError, NotFoundError, OutputError
+from ..runtime.output_path import is_utf8
 from .hub.transport import no_network
+from .options import ExportOptions
 from .progress import NoProgress, Progress, stage
 from .sources import Origin, find_checkpoint
 from .workdir import folder_of, left_by_others
-from ..runtime.bundle.writer import BundleWriter
-from ..runtime.errors import InputError, NotFoundError, OutputError
-from ..runtime.bundle.manifest import CacheType, Kind, Precision, Provider
-from ..runtime.output_path import is_utf8
 
 if TYPE_CHECKING:
     from .pipeline import Exported

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..runtime.bundle.manifest import CacheType, Kind, Precision
+from ..runtime.errors import InputError, UnsupportedModelError
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.cross_encoder import check_cross_encoder
-from .encoder.config import embedder_facts
 from .checkpoint.generation_config import generation_defaults
 from .checkpoint.kind import check_kind, kind_of, max_length
+from .encoder.config import embedder_facts
 from .gguf.block_formats import BLOCK_READERS
-from ..runtime.errors import InputError, UnsupportedModelError
-from ..runtime.bundle.manifest import CacheType, Kind, Precision
 
 PRECISIONS = {
     Kind.EMBEDDER: (Precision.FP32, Precision.INT8),

@@ -10,22 +10,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.files import license_files
-from .options import ExportPlan
-from .gguf.file import described_checkpoint
-from .gguf.metadata import open_gguf
-from .checkpoint.kind import lower_case, max_length
-from .progress import Progress, stage
-from .task import ResumableTask, Task, task_of
-from .models.tokenizer import BundleTokenizer, bundle_tokenizer
-from .workdir import Unfinished
-from .models.weights_format import with_format
 from ..runtime.bundle.bundle import TOKENIZER, Bundle
-from ..runtime.bundle.writer import BundleWriter
 from ..runtime.bundle.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from ..runtime.bundle.writer import BundleWriter
 from ..runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from ..runtime.version import __version__
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.files import license_files
+from .checkpoint.kind import lower_case, max_length
+from .gguf.file import described_checkpoint
+from .gguf.metadata import open_gguf
+from .models.tokenizer import BundleTokenizer, bundle_tokenizer
+from .models.weights_format import with_format
+from .options import ExportPlan
+from .progress import Progress, stage
+from .task import ResumableTask, Task, task_of
+from .workdir import Unfinished
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
 """What becomes of a float32 graph, where it is not quantized."""

@@ -6,10 +6,23 @@ import dataclasses
 from enum import StrEnum
 from pathlib import Path
 
+from ..runtime.bundle.bundle import TOKENIZER, sha256_of
+from ..runtime.bundle.manifest import Source
+from ..runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
 from .checkpoint.architectures import answers_in_words, is_classifier
 from .checkpoint.catalog import ModelSpec, is_address
-from .checkpoint.checkpoint import Accept, Checkpoint, accept_any, license_of, open_checkpoint, open_without_weights, shards_of
+from .checkpoint.checkpoint import (
+    Accept,
+    Checkpoint,
+    accept_any,
+    license_of,
+    open_checkpoint,
+    open_without_weights,
+    shards_of,
+)
 from .checkpoint.files import WEIGHTS, WEIGHTS_INDEX, check_files, describes_weights, is_wanted, read_json, size_limit
+from .checkpoint.unsupported import check_no_adapter
+from .checkpoint.wheel import compare_sha256, fetch_checkpoint
 from .gguf.metadata import open_gguf
 from .gguf.tokenizer import make_tokenizer
 from .hub.access import Access, HubFile, check_access
@@ -17,11 +30,6 @@ from .hub.download import cache, cached_commit, download, remember
 from .hub.errors import is_offline, offline_failure
 from .hub.request import HubRequest, hub_request, notes_on
 from .progress import Progress
-from .checkpoint.unsupported import check_no_adapter
-from .checkpoint.wheel import compare_sha256, fetch_checkpoint
-from ..runtime.bundle.bundle import TOKENIZER, sha256_of
-from ..runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
-from ..runtime.bundle.manifest import Source
 
 GGUF = ".gguf"
 MAX_FILES = 1000

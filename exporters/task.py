@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.kind import check_kind
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import CacheType, Certificate, Kind, Manifest
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.kind import check_kind
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle.bundle import Bundle
-from .decoder.decoder import Decoder
-from .encoder.embedder import Embedder
-from .encoder.base import Encoder
-from .errors import BundleError, InputError
-from .decoder.model_runner import ModelRunner
 from .bundle.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
-from .session.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
+from .decoder.decoder import Decoder
+from .decoder.generation import Steps
+from .decoder.model_runner import ModelRunner
+from .decoder.sampler import Sampling
+from .encoder.base import Encoder
+from .encoder.embedder import Embedder
 from .encoder.pooling import cosines
 from .encoder.reranker import Reranker
-from .decoder.sampler import Sampling
-from .decoder.generation import Steps
+from .errors import BundleError, InputError
+from .session.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
 
 TOLERANCE = 0.001
 """How much further from PyTorch a golden vector may be here than on the machine that made the bundle, in cosine."""

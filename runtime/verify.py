@@ -21,13 +21,13 @@ from typing import Any
 
 from . import errors
 from .bundle.bundle import Bundle
+from .bundle.manifest import Kind
 from .decoder.decoder import Decoder
 from .encoder.embedder import Embedder
-from .errors import BundleError, OrtkitError
-from .bundle.manifest import Kind
-from .session.memory import available_memory
-from .replay import Replay, replay
 from .encoder.reranker import Reranker
+from .errors import BundleError, OrtkitError
+from .replay import Replay, replay
+from .session.memory import available_memory
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ortkit.runtime.verify import child; child()"
 SECONDS = 120.0

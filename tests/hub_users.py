@@ -37,7 +37,12 @@ assert "torch" not in sys.modules
 """
 
 
-COMMANDS = ("ortkit.toolkit.cli", "ortkit.exporters.hub.access", "ortkit.exporters.hub.account", "ortkit.exporters.hub.download")
+COMMANDS = (
+    "ortkit.toolkit.cli",
+    "ortkit.exporters.hub.access",
+    "ortkit.exporters.hub.account",
+    "ortkit.exporters.hub.download",
+)
 EXPORTS = (*COMMANDS, "ortkit.exporters.pipeline")
 """What is imported before a command is run in a fork."""
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ortkit import Bundle, Chat, Decoder, OrtkitError, Embedder, Kind, Reranker
+from ortkit import Bundle, Chat, Decoder, Embedder, Kind, OrtkitError, Reranker
 from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER
 from ortkit.runtime.errors import TextError
 from ortkit.runtime.replay import replay

@@ -12,12 +12,12 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ortkit.exporters import export
 from ortkit import Bundle, Chat, Decoder, Sampling
+from ortkit.exporters import export
+from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.text.detokenizer import Detokenizer
 from ortkit.runtime.text.messages import Message
-from ortkit.runtime.decoder.generation import FinishReason
 from tests.assets import vocabulary_path
 from tests.commands import Finished
 from tests.seeded_checkpoints import Shape, write_seeded

@@ -14,8 +14,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
 from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.manifest import (
+    SCHEMA,
+    Activation,
+    Certificate,
+    DenseFacts,
+    EmbedderFacts,
+    Golden,
+    GoldenAnswer,
+    Manifest,
+    PairFacts,
+    RerankerFacts,
+    Source,
+    TokenizerFacts,
+    pack_vector,
+)
 from ortkit.runtime.bundle.writer import BundleWriter
-from ortkit.runtime.bundle.manifest import SCHEMA, Activation, Certificate, DenseFacts, EmbedderFacts, Golden, GoldenAnswer, Manifest, PairFacts, RerankerFacts, Source, TokenizerFacts, pack_vector
 from tests.decoders import write_decoder, write_tokenizer
 
 WIDTH, DENSE = 8, 6

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import transformers
 
-from .probe import PairSet, TextSet
 from ...runtime.bundle.manifest import Certificate, Golden, GoldenAnswer, Precision
+from .probe import PairSet, TextSet
 
 GOLDEN_TEXTS = 8
 LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"

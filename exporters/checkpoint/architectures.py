@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
-from ...runtime.errors import UnsupportedModelError
 from ...runtime.bundle.manifest import Kind
+from ...runtime.errors import UnsupportedModelError
 
 DEFAULT_POSITIONS = "max_position_embeddings"
 

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..extras import need
-from ...runtime.errors import OrtkitError, NotFoundError
 from ...runtime.bundle.manifest import Kind, Precision
 from ...runtime.bundle.records import RecordError, read_record
+from ...runtime.errors import NotFoundError, OrtkitError
+from ..extras import need
 
 need("hub", "yaml")
 
@@ -21,7 +21,7 @@ NOT_MODELS = ("datasets", "spaces", "docs", "papers", "collections", "settings",
 PART = re.compile(r"[\w.-]{1,96}", re.ASCII)
 
 # Beside the package in an installed wheel it lies inside; in a checkout it lies at the top, where people look for it.
-CATALOG_FILES = (Path(__file__).with_name("models.yaml"), Path(__file__).parents[2] / "models.yaml")
+CATALOG_FILES = (Path(__file__).parents[1] / "models.yaml", Path(__file__).resolve().parents[2] / "models.yaml")
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,27 @@ from typing import Any
 
 import yaml
 
+from ...runtime.bundle.bundle import MANIFEST, sha256_of
+from ...runtime.bundle.manifest import Source
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .architectures import Architecture, architecture_of, check_architecture, known_architecture
 from .catalog import ModelSpec
-from .files import MODULES, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, card_header, check_file, check_files, files_in, is_wanted, is_wanted_of_module, read_json
-from .safetensors_reader import StoredTensor, check_shards, check_sizes, read_headers
+from .files import (
+    MODULES,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    card_header,
+    check_file,
+    check_files,
+    files_in,
+    is_wanted,
+    is_wanted_of_module,
+    read_json,
+)
 from .rope_config import with_known_names
+from .safetensors_reader import StoredTensor, check_shards, check_sizes, read_headers
 from .unsupported import check_no_adapter, check_packed_files, check_tokenizer_code, check_tokenizer_paths, check_unread
-from ...runtime.bundle.bundle import MANIFEST, sha256_of
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import Source
 
 
 @dataclass(frozen=True)

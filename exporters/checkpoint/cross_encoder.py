@@ -10,12 +10,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, cast
 
+from ...runtime.bundle.manifest import Scores
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .architectures import answers_in_words, is_classifier
 from .checkpoint import Checkpoint, checked_subfolder
 from .files import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
-from .sentence_transformers import LIBRARY, MODULE_CLASSES, PAIR_MODEL, checked_flag, checked_length, model_type_of, read_object, refuse_unread, shown, transformer_file
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import Scores
+from .sentence_transformers import (
+    LIBRARY,
+    MODULE_CLASSES,
+    PAIR_MODEL,
+    checked_flag,
+    checked_length,
+    model_type_of,
+    read_object,
+    refuse_unread,
+    shown,
+    transformer_file,
+)
 
 CLASSES = MODULE_CLASSES | {
     f"{LIBRARY}.{place}.{name}": name

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .unsupported import DESCRIPTIONS
 from ...runtime.errors import CheckpointError
+from .unsupported import DESCRIPTIONS
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .checkpoint import Checkpoint
-from .sentence_transformers import shown
-from ...runtime.errors import CheckpointError, InputError, UnsupportedModelError
 from ...runtime.bundle.manifest import GenerationDefaults
 from ...runtime.decoder.sampler import Sampling
+from ...runtime.errors import CheckpointError, InputError, UnsupportedModelError
+from .checkpoint import Checkpoint
+from .sentence_transformers import shown
 
 GENERATION = "generation_config.json"
 TOP_K = 50

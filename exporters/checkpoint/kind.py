@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ...runtime.bundle.manifest import Kind
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .architectures import answers_in_words, is_classifier
 from .checkpoint import Checkpoint
 from .files import MODULES, TOKENIZER_CONFIG
 from .sentence_transformers import PAIR_MODEL, checked_length, model_type_of, read_object, transformer_settings
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import Kind
 
 ROTATES_BY_LENGTH = "longrope"
 """The rotation whose angles depend on how long a text is."""

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.bundle.manifest import Activation, Pooling
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .checkpoint import Checkpoint, checked_subfolder
 from .files import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import Activation, Pooling
 
 LIBRARY = "sentence_transformers"
 DEFINED_IN = {

@@ -11,9 +11,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .catalog import ModelSpec, Wheel
 from ...runtime.bundle.bundle import sha256_of
 from ...runtime.errors import CheckpointError, InputError, MissingPartError, NetworkError
+from .catalog import ModelSpec, Wheel
 
 STDERR = 2
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.safetensors_reader import StoredTensor
-from .layerwise import Observer
 from ..quantization.gptq import second_moments
+from .layerwise import Observer
 
 
 class MomentsObserver(Observer):

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle.bundle import GRAPH, Bundle
+from ...runtime.bundle.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
+from ...runtime.decoder.decoder import Decoder
+from ...runtime.decoder.model_runner import ModelRunner
+from ...runtime.errors import CheckpointError, OrtkitError, UnsupportedModelError
+from ...runtime.replay import golden_answer
 from ..certification.certificate import certificate_of
-from .layer_errors import layer_errors
-from .layerwise import LayerwiseForward, Observer
 from ..certification.probe import probe_texts
 from ..progress import counted
+from .layer_errors import layer_errors
+from .layerwise import LayerwiseForward, Observer
 from .lazy_model import LazyDecoder
-from ...runtime.bundle.bundle import GRAPH, Bundle
-from ...runtime.decoder.decoder import Decoder
-from ...runtime.errors import CheckpointError, OrtkitError, UnsupportedModelError
-from ...runtime.decoder.model_runner import ModelRunner
-from ...runtime.bundle.manifest import Certificate, DecoderFacts, GoldenAnswer, Precision
-from ...runtime.replay import golden_answer
 
 _WINDOW = 512
 """Tokens per window of the probe set; each window is a text of its own."""

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.generation_config import generation_defaults, generation_settings
-from ..certification.probe import probe_texts, tokenizer_probe
-from ..models.loading import load_config
-from ..models.tokenizer import known_tokens
-from ...runtime.text.chat_template import ChatTemplate
+from ...runtime.bundle.manifest import ChatFacts, DecoderFacts
 from ...runtime.decoder.decoder import encode_exactly, encode_text
 from ...runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
-from ...runtime.bundle.manifest import ChatFacts, DecoderFacts
+from ...runtime.text.chat_template import ChatTemplate
 from ...runtime.text.messages import ASSISTANT, SYSTEM, USER, Message
 from ...runtime.text.safe_tokenizer import SafeTokenizer
+from ..certification.probe import probe_texts, tokenizer_probe
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.generation_config import generation_defaults, generation_settings
+from ..models.loading import load_config
+from ..models.tokenizer import known_tokens
 
 _QUESTION, _ANSWER = "What is a pump?", "It moves water."
 _SLIDING = "sliding_attention"

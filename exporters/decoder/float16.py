@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...runtime.bundle.graph_io import decoder_inputs
+from ...runtime.errors import UnsupportedModelError
 from ..graph.embedding import streamed_gathers
 from ..graph.nodes import constant, constant_of, insert, replace, required, values_after
 from ..graph.streamed_tensor import StreamedTensor
-from ...runtime.errors import UnsupportedModelError
-from ...runtime.bundle.graph_io import decoder_inputs
 
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 """The largest finite float16."""

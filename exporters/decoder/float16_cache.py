@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .passes import KEY, PAST_KEY, QUERY, VALUE, attentions
-from .float16 import Float16Values, cache_inputs
-from ..graph.nodes import only_user, required
 from ...runtime.errors import UnsupportedModelError
+from ..graph.nodes import only_user, required
+from .float16 import Float16Values, cache_inputs
+from .passes import KEY, PAST_KEY, QUERY, VALUE, attentions
 
 _COS, _SIN = 7, 8
 """The positions of the rotary tables among the attention's inputs."""

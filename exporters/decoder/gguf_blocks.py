@@ -13,13 +13,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quantization.blockwise import BlockMatrix, StoredMatrix
-from .weight_only import EMBEDDING, insert_matmul_nbits, packed_arrays, replace_embedding, replace_linear, replace_output
-from .passes import output_matmul
-from ..graph.embedding import embedding_gathers, table_of
-from ..graph.array_store import Keep, Made, in_memory
-from ..graph.nodes import Linear, constant, insert, linears, required
 from ...runtime.errors import UnsupportedModelError
+from ..graph.array_store import Keep, Made, in_memory
+from ..graph.embedding import embedding_gathers, table_of
+from ..graph.nodes import Linear, constant, insert, linears, required
+from ..quantization.blockwise import BlockMatrix, StoredMatrix
+from .passes import output_matmul
+from .weight_only import (
+    EMBEDDING,
+    insert_matmul_nbits,
+    packed_arrays,
+    replace_embedding,
+    replace_linear,
+    replace_output,
+)
 
 _MOST_RANGES = 8
 """Most ranges of a merged matrix that alternate between quantized and float; three merged matrices have fewer."""

@@ -21,10 +21,10 @@ from torch.onnx.symbolic_helper import parse_args
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .config import HEAD_SIZE_MULTIPLE, CacheSizes, cache_sizes
-from ..graph.nodes import ORT_DOMAIN
-from ...runtime.errors import UnsupportedModelError
 from ...runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, cache_names
+from ...runtime.errors import UnsupportedModelError
+from ..graph.nodes import ORT_DOMAIN
+from .config import HEAD_SIZE_MULTIPLE, CacheSizes, cache_sizes
 
 GROUP_QUERY_ATTENTION = "GroupQueryAttention"
 _OPERATOR = "ortkit::grouped_query_attention"

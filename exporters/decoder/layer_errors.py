@@ -10,15 +10,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .passes import SKIP_NORM, attentions
-from ..graph.passes import RMS_NORM
-from ..graph.nodes import constant_of
-from ...runtime.decoder import kv_cache
-from ...runtime.session.cores import find_cores
-from ...runtime.decoder.model_runner import GRAPH_TYPES
 from ...runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 from ...runtime.bundle.manifest import Provider
+from ...runtime.decoder import kv_cache
+from ...runtime.decoder.model_runner import GRAPH_TYPES
+from ...runtime.session.cores import find_cores
 from ...runtime.session.session import Session, SessionConfig
+from ..graph.nodes import constant_of
+from ..graph.passes import RMS_NORM
+from .passes import SKIP_NORM, attentions
 
 _DTYPES = {GRAPH_TYPES[cache_type]: dtype for cache_type, dtype in kv_cache.DTYPES.items()}
 """onnxruntime's type names of KV caches -> numpy types."""

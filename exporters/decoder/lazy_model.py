@@ -18,10 +18,10 @@ from torch import nn
 from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
+from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.safetensors_reader import STORED_AS, StoredTensor, stored_tensors
 from ..models.loading import load_config, quiet, refusing_what_fails
-from ...runtime.errors import CheckpointError
 
 LINEAR_MODULES = (nn.Linear, Conv1D)
 """Modules that are linear layers."""

@@ -11,12 +11,23 @@ from operator import itemgetter
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.embedding import embedding_table
-from ..graph.passes import RMS_NORM, ROW_WISE, after
-from .group_query_attention import GROUP_QUERY_ATTENTION
-from ..graph.nodes import ORT_DOMAIN, array_of, constant, constant_of, insert, insert_node, linear_of, only_user, replace, required
-from ..graph.streamed_tensor import StreamedTensor
 from ...runtime.bundle.graph_io import LOGIT_POSITIONS
+from ..graph.embedding import embedding_table
+from ..graph.nodes import (
+    ORT_DOMAIN,
+    array_of,
+    constant,
+    constant_of,
+    insert,
+    insert_node,
+    linear_of,
+    only_user,
+    replace,
+    required,
+)
+from ..graph.passes import RMS_NORM, ROW_WISE, after
+from ..graph.streamed_tensor import StreamedTensor
+from .group_query_attention import GROUP_QUERY_ATTENTION
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _ELEMENT_WISE = frozenset({"Sigmoid", "Div", "Sub", "Pow", "Cast", "Neg", "Exp", "Erf"})

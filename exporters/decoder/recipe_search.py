@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..quantization.blockwise import Rounding
-from .weight_only import BlockRecipe, Moments, quantize_decoder
-from .certify import DecoderReference, agreement_with
-from ..quantization.fastest_recipe import find_fastest
-from ..graph.passes import tidy
-from ..graph.external_data import CONTENT, write_graph
-from ..graph.array_store import KeptArrays, Made
-from ..graph.nodes import linears
-from ..progress import Progress
 from ...runtime.bundle.bundle import GRAPH, Bundle
+from ...runtime.bundle.manifest import Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import OrtkitError
-from ...runtime.bundle.manifest import Precision
+from ..graph.array_store import KeptArrays, Made
+from ..graph.external_data import CONTENT, write_graph
+from ..graph.nodes import linears
+from ..graph.passes import tidy
+from ..progress import Progress
+from ..quantization.blockwise import Rounding
+from ..quantization.fastest_recipe import find_fastest
+from .certify import DecoderReference, agreement_with
+from .weight_only import BlockRecipe, Moments, quantize_decoder
 
 RECIPES = {
     Precision.INT4: (

@@ -13,34 +13,42 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .recipe_search import RECIPES, BlockTrials, default_recipe
-from .certify import MAX_PROBE_TOKENS, MAX_REFERENCE_LOGITS, DecoderReference, ProbeObserver, agreement_with, certify_decoder, checked_agreement
-from ..checkpoint.checkpoint import Checkpoint
-from .tracing import rebuild, trace
-from .calibration import MomentsObserver
-from .config import check_tokens, decoder_facts
-from .passes import share_embedding
-from .float16_cache import convert_cache_to_float16
-from ..gguf.file import stored_matrices
-from .gguf_blocks import keep_gguf_blocks
-from ..gguf.metadata import open_gguf
-from ..graph.passes import tidy
-from ..graph.external_data import CONTENT, need_space, weights_bytes, write_graph
-from .float16 import check_hidden_states, convert_to_float16
-from ..graph.array_store import KeptArrays, Made
-from .layerwise import LayerwiseForward
-from ..graph.nodes import Linear, linears, required
-from ..certification.probe import calibration_texts
-from ..progress import Progress
-from ..models.loading import load_tokenizer
-from ..gguf.block_formats import BLOCK_READERS
-from ..graph.streamed_tensor import StreamedTensor
-from .lazy_model import LazyDecoder, open_decoder
 from ...runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
+from ...runtime.bundle.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
-from ...runtime.bundle.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from ...runtime.text.safe_tokenizer import open_tokenizer
+from ..certification.probe import calibration_texts
+from ..checkpoint.checkpoint import Checkpoint
+from ..gguf.block_formats import BLOCK_READERS
+from ..gguf.file import stored_matrices
+from ..gguf.metadata import open_gguf
+from ..graph.array_store import KeptArrays, Made
+from ..graph.external_data import CONTENT, need_space, weights_bytes, write_graph
+from ..graph.nodes import Linear, linears, required
+from ..graph.passes import tidy
+from ..graph.streamed_tensor import StreamedTensor
+from ..models.loading import load_tokenizer
+from ..progress import Progress
+from .calibration import MomentsObserver
+from .certify import (
+    MAX_PROBE_TOKENS,
+    MAX_REFERENCE_LOGITS,
+    DecoderReference,
+    ProbeObserver,
+    agreement_with,
+    certify_decoder,
+    checked_agreement,
+)
+from .config import check_tokens, decoder_facts
+from .float16 import check_hidden_states, convert_to_float16
+from .float16_cache import convert_cache_to_float16
+from .gguf_blocks import keep_gguf_blocks
+from .layerwise import LayerwiseForward
+from .lazy_model import LazyDecoder, open_decoder
+from .passes import share_embedding
+from .recipe_search import RECIPES, BlockTrials, default_recipe
+from .tracing import rebuild, trace
 
 _CALIBRATION_LENGTH = 256
 """Tokens per calibration text: enough context for the attention."""

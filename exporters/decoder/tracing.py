@@ -18,16 +18,24 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 
-from .config import context_length
-from .passes import attentions, drop_head_reshapes, fuse_skip_norms, gather_positions_early, pack_qkv, set_cache_shapes, slices_to_split
+from ...runtime.bundle.graph_io import decoder_inputs
+from ...runtime.errors import UnsupportedModelError
 from ..graph.passes import fold_small_constants, fuse_rms_norms, merge_products, tidy
-from .group_query_attention import DecoderOnnxConfig, check_rotation
-from .plain_attention import PlainOnnxConfig
 from ..models.loading import OPSET, UNTESTED, quiet
+from .config import context_length
+from .group_query_attention import DecoderOnnxConfig, check_rotation
 from .lazy_model import LazyDecoder
 from .lazy_tracing import resolve, traceable
-from ...runtime.errors import UnsupportedModelError
-from ...runtime.bundle.graph_io import decoder_inputs
+from .passes import (
+    attentions,
+    drop_head_reshapes,
+    fuse_skip_norms,
+    gather_positions_early,
+    pack_qkv,
+    set_cache_shapes,
+    slices_to_split,
+)
+from .plain_attention import PlainOnnxConfig
 
 _REMOVED_OPERATORS = frozenset({"Shape", "Transpose", "Cast"})
 """Operators of traced decoders that must not be left in a rebuilt one."""

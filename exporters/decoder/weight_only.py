@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..quantization.blockwise import BlockFormat, BlockMatrix, Rounding, gptq_quantize_blockwise, quantize_blockwise
-from .passes import output_is_tied, output_matmul
-from ..graph.embedding import embedding_gathers, table_of
 from ..graph.array_store import Keep, Kept, Made, in_memory
+from ..graph.embedding import embedding_gathers, table_of
 from ..graph.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace, required
 from ..progress import Progress, WeightCounter
+from ..quantization.blockwise import BlockFormat, BlockMatrix, Rounding, gptq_quantize_blockwise, quantize_blockwise
 from ..quantization.gptq import inverse_hessian_cholesky
+from .passes import output_is_tied, output_matmul
 
 _INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level 4: int8 activations with a scale per block, the fastest kernel."""

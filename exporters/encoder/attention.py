@@ -8,7 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.nodes import ATTENTION_MASK, ORT_DOMAIN, Linear, array_of, constant, insert, insert_linear, insert_node, length_and_batch, linear_before, only_user, replace, required, rows_of, token_count
+from ..graph.nodes import (
+    ATTENTION_MASK,
+    ORT_DOMAIN,
+    Linear,
+    array_of,
+    constant,
+    insert,
+    insert_linear,
+    insert_node,
+    length_and_batch,
+    linear_before,
+    only_user,
+    replace,
+    required,
+    rows_of,
+    token_count,
+)
 
 WHOLE = 1024
 """Up to this many tokens the scores of all pairs are held at once."""

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ...runtime.bundle.bundle import GRAPH
+from ...runtime.session.cores import find_cores
 from ..graph.external_data import save_graph
 from ..graph.nodes import linears
 from ..quantization.gptq import SMALLEST, QuantizedWeight, quantize_weight, second_moments
-from ...runtime.bundle.bundle import GRAPH
-from ...runtime.session.cores import find_cores
 
 TOGETHER = 16
 """Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""

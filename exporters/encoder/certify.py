@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle.manifest import Certificate, Golden, Manifest, Precision, pack_vector
+from ...runtime.encoder.embedder import Embedder
+from ...runtime.encoder.pooling import cosines
+from ...runtime.errors import OrtkitError, UnsupportedModelError
+from ...runtime.text.tokenizer import Tokenizer
 from ..certification.certificate import certificate_of, golden_places, hint_of
 from ..certification.probe import probe_texts, tokenizer_probe
 from .embedder_reference import PublishedEmbedder
-from ...runtime.encoder.embedder import Embedder
-from ...runtime.errors import OrtkitError, UnsupportedModelError
-from ...runtime.bundle.manifest import Certificate, Golden, Manifest, Precision, pack_vector
-from ...runtime.encoder.pooling import cosines
-from ...runtime.text.tokenizer import Tokenizer
 
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
 """Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""

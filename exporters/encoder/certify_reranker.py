@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
+from ...runtime.bundle.manifest import Certificate, Golden, Precision, pack_vector
+from ...runtime.encoder.ranking import score
+from ...runtime.encoder.reranker import Reranker
+from ...runtime.errors import OrtkitError, UnsupportedModelError
+from ...runtime.text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..certification.certificate import certificate_of, golden_places, hint_of
 from ..certification.probe import PairSet, probe_searches
 from ..certification.rank_correlation import kendall_tau
-from ...runtime.errors import OrtkitError, UnsupportedModelError
-from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
-from ...runtime.bundle.manifest import Certificate, Golden, Precision, pack_vector
-from ...runtime.text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
-from ...runtime.encoder.ranking import score
-from ...runtime.encoder.reranker import Reranker
 
 Inputs = Mapping[str, list[int]]
 """A model's inputs for one pair, by name."""

@@ -11,10 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.nodes import (
+    array_of,
+    batch_alone,
+    constant,
+    insert,
+    insert_linear,
+    insert_node,
+    only_user,
+    replace,
+    required,
+    rows_of,
+    values_after,
+)
+from ..graph.passes import after, is_row_wise
 from .attention import Heads, MergedAttention, attend, merged_attention
 from .flatten import first_rows
-from ..graph.passes import after, is_row_wise
-from ..graph.nodes import array_of, batch_alone, constant, insert, insert_linear, insert_node, only_user, replace, required, rows_of, values_after
 
 Rows = dict[ir.Value, ir.Value]
 """A value for all tokens (tokens * batch, width) -> the same for first tokens only (batch, width)."""

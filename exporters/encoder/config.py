@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from ...runtime.bundle.manifest import EmbedderFacts
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.kind import required_int
-from ..checkpoint.sentence_transformers import EMBEDDING_MODEL, DenseSettings, check_transformer, dense_settings, model_settings, modules_of, pooling_settings
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import EmbedderFacts
+from ..checkpoint.sentence_transformers import (
+    EMBEDDING_MODEL,
+    DenseSettings,
+    check_transformer,
+    dense_settings,
+    model_settings,
+    modules_of,
+    pooling_settings,
+)
 
 
 def embedder_facts(checkpoint: Checkpoint) -> EmbedderFacts:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle.manifest import Activation, DenseFacts
+from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint, check_safetensors
 from ..checkpoint.files import WEIGHTS
-from .config import dense_shapes
 from ..checkpoint.safetensors_reader import STORED_AS, stored_tensors
 from ..checkpoint.sentence_transformers import DenseSettings, modules_of
-from ...runtime.errors import CheckpointError
-from ...runtime.bundle.manifest import Activation, DenseFacts
+from .config import dense_shapes
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 
-from ..checkpoint.checkpoint import Checkpoint
-from ..models.published_model import VERSIONS, open_published
-from ..models.loading import quiet
 from ...runtime.errors import CheckpointError
+from ..checkpoint.checkpoint import Checkpoint
+from ..models.loading import quiet
+from ..models.published_model import VERSIONS, open_published
 
 LIBRARY = f"sentence-transformers {sentence_transformers.__version__}"
 

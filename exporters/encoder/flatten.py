@@ -8,9 +8,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.passes import after, is_row_wise
-from ..graph.nodes import ATTENTION_MASK, POSITION_IDS, array_of, batch_alone, batch_and_length, constant, graph_input, insert, insert_node, length_and_batch, linears, replace, required, rows_of, token_count
 from ...runtime.bundle.graph_io import TOKEN_TYPE_IDS
+from ..graph.nodes import (
+    ATTENTION_MASK,
+    POSITION_IDS,
+    array_of,
+    batch_alone,
+    batch_and_length,
+    constant,
+    graph_input,
+    insert,
+    insert_node,
+    length_and_batch,
+    linears,
+    replace,
+    required,
+    rows_of,
+    token_count,
+)
+from ..graph.passes import after, is_row_wise
 
 
 def rows_at_products(graph: ir.Graph) -> None:

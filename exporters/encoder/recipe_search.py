@@ -10,15 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .calibration import Calibration
-from .cls_token import path_of_first_tokens
-from ..graph.passes import tidy
-from ..graph.external_data import save_graph
-from ..graph.nodes import linears
-from ..progress import counted
-from .int8 import Recipe, quantize_encoder
 from ...runtime.bundle.bundle import GRAPH, Bundle
 from ...runtime.errors import OrtkitError
+from ..graph.external_data import save_graph
+from ..graph.nodes import linears
+from ..graph.passes import tidy
+from ..progress import counted
+from .calibration import Calibration
+from .cls_token import path_of_first_tokens
+from .int8 import Recipe, quantize_encoder
 
 Outputs = NDArray[np.float32]
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...runtime.bundle.manifest import PairFacts, RerankerFacts, Scores, Truncation
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.cross_encoder import (
+    CrossEncoderFiles,
+    Form,
+    Messages,
+    labels_of,
+    labels_of_dense,
+    read_cross_encoder,
+    scores_of,
+)
 from ..checkpoint.files import TOKENIZER_CONFIG
-from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, Messages, labels_of, labels_of_dense, read_cross_encoder, scores_of
 from ..checkpoint.kind import positions_of, required_int
 from ..checkpoint.sentence_transformers import checked_length, read_object
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import PairFacts, RerankerFacts, Scores, Truncation
 
 JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "

@@ -12,12 +12,12 @@ import transformers
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
+from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import read_cross_encoder
-from .reranker_config import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
-from ..models.published_model import VERSIONS, open_published
 from ..models.loading import load_tokenizer, load_weights, quiet
-from ...runtime.errors import CheckpointError
+from ..models.published_model import VERSIONS, open_published
+from .reranker_config import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
 
 Pair = tuple[str, str]
 """A query and a document."""

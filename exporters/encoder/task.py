@@ -14,33 +14,42 @@ import onnx_ir as ir
 import tokenizers
 from numpy.typing import NDArray
 
+from ...runtime.bundle.bundle import GRAPH, TOKENIZER, Bundle
+from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
+from ...runtime.bundle.manifest import (
+    Certificate,
+    EmbedderFacts,
+    Kind,
+    Manifest,
+    Pooling,
+    Precision,
+    Quantization,
+    Side,
+)
+from ...runtime.encoder.embedder import Embedder
+from ...runtime.encoder.pooling import cosines
+from ...runtime.encoder.reranker import Reranker
+from ...runtime.errors import UnsupportedModelError
+from ...runtime.text.pair_tokenizer import Pair, PairTokenizer
+from ...runtime.text.tokenizer import Tokenizer
+from ..certification.pair_probe import pair_probe
+from ..certification.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.cross_encoder import Form, read_cross_encoder
+from ..checkpoint.kind import positions_of
+from ..graph.external_data import save_graph
+from ..models.loading import load_tokenizer
+from ..progress import counted
 from .calibration import Calibration
 from .certify import Sample, certify_embedder, check_exact, check_length, exact_samples
 from .certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
-from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.cross_encoder import Form, read_cross_encoder
-from .dense import dense_layers, write_dense
-from .tracing import IMPLEMENTED_HERE, load_model, rebuild, trace
 from .config import embedder_facts
-from ..graph.external_data import save_graph
-from ..checkpoint.kind import positions_of
-from .reranker_config import pair_length, reference_ids, reranker_facts
-from ..certification.pair_probe import pair_probe
-from ..certification.probe import calibration_pairs, calibration_texts, probe_searches, probe_texts
-from ..progress import counted
+from .dense import dense_layers, write_dense
 from .embedder_reference import PublishedEmbedder
-from .reranker_reference import published_reranker
-from ..models.loading import load_tokenizer
 from .recipe_search import Measured, Outputs, Trials
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER, Bundle
-from ...runtime.encoder.embedder import Embedder
-from ...runtime.errors import UnsupportedModelError
-from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
-from ...runtime.bundle.manifest import Certificate, EmbedderFacts, Kind, Manifest, Pooling, Precision, Quantization, Side
-from ...runtime.text.pair_tokenizer import Pair, PairTokenizer
-from ...runtime.encoder.pooling import cosines
-from ...runtime.encoder.reranker import Reranker
-from ...runtime.text.tokenizer import Tokenizer
+from .reranker_config import pair_length, reference_ids, reranker_facts
+from .reranker_reference import published_reranker
+from .tracing import IMPLEMENTED_HERE, load_model, rebuild, trace
 
 TELLING_TOKENS, TELLING_PAIRS, SCORED_PAIRS = 512, 48, 8
 """Of the pairs that show differences: the longest and the most that have reference logits, and how many have scores."""

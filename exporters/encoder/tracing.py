@@ -18,23 +18,31 @@ from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 
-from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
-from .attention import merge_attention
-from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.cross_encoder import Form, labels_of, read_cross_encoder
-from .cls_token import narrow_last_layer
-from .flatten import assume_whole_texts, drop_token_types, give_tokens_first, rows_at_products, run_on_rows, set_head_apart, shapes_from_ids
-from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
-from ..models.jina_bert import JinaBertModel, alibi_slopes
-from ..checkpoint.kind import required_int
-from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
-from ..models.nomic_bert import NomicBertModel
-from .reranker_config import answer_ids
-from ..models.pooled_classifier import classifier_of_modules
-from ..models.loading import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
-from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ...runtime.bundle.manifest import Kind, Manifest
+from ...runtime.errors import CheckpointError, UnsupportedModelError
+from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.cross_encoder import Form, labels_of, read_cross_encoder
+from ..checkpoint.kind import required_int
+from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
+from ..models.jina_bert import JinaBertModel, alibi_slopes
+from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
+from ..models.loading import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
+from ..models.nomic_bert import NomicBertModel
+from ..models.pooled_classifier import classifier_of_modules
+from .attention import merge_attention
+from .cls_token import narrow_last_layer
+from .flatten import (
+    assume_whole_texts,
+    drop_token_types,
+    give_tokens_first,
+    rows_at_products,
+    run_on_rows,
+    set_head_apart,
+    shapes_from_ids,
+)
+from .reranker_config import answer_ids
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
 """What transformers does not have."""

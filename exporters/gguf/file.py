@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..checkpoint.architectures import check_architecture
-from ..quantization.blockwise import StoredMatrix
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.files import TOKENIZER_CONFIG, read_json
-from .metadata import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size
-from .header import GgufTensor, shown
-from .tokenizer import make_tokenizer
 from ..checkpoint.safetensors_reader import StoredTensor
+from ..quantization.blockwise import StoredMatrix
 from .block_formats import BLOCK_READERS, SCALES, scales_of
-from ...runtime.errors import CheckpointError, UnsupportedModelError
+from .header import GgufTensor, shown
+from .metadata import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size
+from .tokenizer import make_tokenizer
 
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 """The names that transformers has for them where it has others."""

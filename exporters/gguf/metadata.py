@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .header import GgufHeader, GgufTensor, Metadata, read_header, shown
 from .tokenizer import CONTROL, Vocabulary, read_vocabulary
-from ...runtime.errors import CheckpointError, UnsupportedModelError
 
 HUB = "export the Hub's checkpoint instead"
 ROPE_FACTORS = "rope_freqs.weight"

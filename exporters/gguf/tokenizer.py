@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from .header import LONGEST_NAME, Metadata, shown
 from ...runtime.errors import CheckpointError, OrtkitError, UnsupportedModelError
+from .header import LONGEST_NAME, Metadata, shown
 
 _NORMAL, _UNKNOWN, CONTROL, _USER_DEFINED = 1, 2, 3, 4
 """Types of tokens; all but the first stand in text as they are, and are never made of pieces."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...runtime.bundle.graph_io import INPUT_IDS
 from .nodes import constant_of, required
 from .streamed_tensor import StreamedTensor
-from ...runtime.bundle.graph_io import INPUT_IDS
 
 
 def embedding_gathers(graph: ir.Graph) -> list[ir.Node]:

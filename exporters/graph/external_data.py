@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .array_store import KeptArrays, Made
-from .nodes import required
-from ..progress import Progress, WeightCounter
 from ...runtime.bundle.bundle import GRAPH_DATA
 from ...runtime.errors import OutputError
+from ..progress import Progress, WeightCounter
+from .array_store import KeptArrays, Made
+from .nodes import required
 
 LARGEST_PROTOBUF = 2**31 - 2**26
 """Bytes of weights that fit a graph's own file, with room for the graph itself: protobuf ends at 2 GiB."""

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
+from ...runtime.errors import AccessError, InputError, NetworkError, NotFoundError, NotSignedInError, OrtkitError
 from .account import Account, at, invalid_token, whoami
 from .errors import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
 from .names import is_file_name, is_hash, is_repo_id, shown
 from .settings import SITE
 from .token import Token, absence, find_token, token_for_host
 from .transport import ask, ask_json
-from ...runtime.errors import AccessError, OrtkitError, InputError, NetworkError, NotFoundError, NotSignedInError
 
 FINE_GRAINED = "fineGrained"
 

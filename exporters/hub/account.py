@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.errors import NotSignedInError
 from .errors import ASKING_FAILED, HubAnswerError, network_failure, strange_answer
 from .names import shown
 from .settings import SITE
 from .token import Token
 from .transport import ask_json
-from ...runtime.errors import NotSignedInError
 
 
 @dataclass(frozen=True)

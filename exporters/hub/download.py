@@ -20,15 +20,15 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
+from ...runtime.bundle.bundle import sha256_of
+from ...runtime.errors import CheckpointError, InputError, NetworkError, OrtkitError, OutputError
 from ..checkpoint.files import LARGE, check_file, size_limit
+from ..progress import DownloadCounter, Progress
 from .access import Access, HubFile
 from .errors import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
 from .names import hash_in, is_file_name, is_hash
 from .settings import endpoint
 from .transport import Answer, opened, refuse
-from ..progress import DownloadCounter, Progress
-from ...runtime.bundle.bundle import sha256_of
-from ...runtime.errors import CheckpointError, OrtkitError, InputError, NetworkError, OutputError
 
 ATTEMPTS = 5
 """How often a download that breaks off goes on by itself, as long as each time something comes."""

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from ...runtime.errors import NetworkError, OrtkitError
 from .settings import endpoint
-from ...runtime.errors import OrtkitError, NetworkError
 
 TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT
 """Seconds to wait for an answer of the Hub: huggingface_hub's own setting, 10 unless the environment changes it."""

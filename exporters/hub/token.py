@@ -11,9 +11,9 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 
+from ...runtime.errors import InputError, NotSignedInError, OutputError
 from .errors import host
 from .settings import SITE, endpoint
-from ...runtime.errors import InputError, NotSignedInError, OutputError
 
 FORM = re.compile(r"[!-~]+")
 """One word of printable ASCII; anything else would not even survive in a header."""

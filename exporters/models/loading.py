@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 
+from ...runtime.errors import CheckpointError, OrtkitError
+from ...runtime.text.safe_tokenizer import raise_unless_of_tokenizers
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.files import TOKENIZER_CONFIG
 from ..checkpoint.safetensors_reader import READ_AS, StoredTensor, shown, stored_tensors
-from ...runtime.errors import CheckpointError, OrtkitError
-from ...runtime.text.safe_tokenizer import raise_unless_of_tokenizers
 
 OPSET = 20
 """The first with GELU as one operator."""

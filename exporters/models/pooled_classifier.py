@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint, check_safetensors
 from ..checkpoint.files import WEIGHTS
 from .published_model import readable_folder
-from ...runtime.errors import CheckpointError
 
 CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}
 WITH_WEIGHTS = ("Dense", "LayerNorm")

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import transformers
 
+from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.files import MODULES, TOKENIZER_CONFIG
 from .loading import load_tokenizer, quiet
-from ...runtime.errors import CheckpointError
 
 VERSIONS = f"transformers {transformers.__version__}, torch {torch.__version__}, float32"
 

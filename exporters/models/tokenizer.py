@@ -12,13 +12,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ...runtime.bundle.bundle import TOKENIZER
+from ...runtime.bundle.manifest import Side
+from ...runtime.errors import CheckpointError, UnsupportedModelError
+from ..certification.probe import calibration_texts, probe_searches, probe_texts
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.files import check_file
-from ..certification.probe import calibration_texts, probe_searches, probe_texts
 from .loading import load_config, load_tokenizer
-from ...runtime.bundle.bundle import TOKENIZER
-from ...runtime.errors import CheckpointError, UnsupportedModelError
-from ...runtime.bundle.manifest import Side
 
 
 @dataclass(frozen=True)

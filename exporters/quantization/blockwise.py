@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .gptq import SMALLEST, gptq_quantize
-from ...runtime.session.cores import find_cores
 from ...runtime.errors import InputError
+from ...runtime.session.cores import find_cores
+from .gptq import SMALLEST, gptq_quantize
 
 _BITS = (4, 8)
 _BLOCK_SIZES = (32, 64, 128)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .bundle import Bundle
 from ..errors import WrongKindError
+from .bundle import Bundle
 from .manifest import Kind
 
 COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}

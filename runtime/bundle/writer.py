@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
 from ..errors import InputError
-from .manifest import FileRecord, Manifest, manifest_to_json
 from ..output_path import try_lock
+from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from .manifest import FileRecord, Manifest, manifest_to_json
 
 STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
 """Names of staging folders."""

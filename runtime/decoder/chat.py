@@ -6,13 +6,13 @@ import os
 from types import TracebackType
 from typing import Self, Unpack
 
-from .decoder import Decoder
-from ..text.detokenizer import Detokenizer
 from ..errors import InputError
-from .generation_options import GenerationOptions
+from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
-from .prompt_cache import Conversation, load_cache, save_cache
+from .decoder import Decoder
 from .generation import FinishReason
+from .generation_options import GenerationOptions
+from .prompt_cache import Conversation, load_cache, save_cache
 from .stream import Stream
 
 

@@ -9,31 +9,31 @@ from functools import cached_property
 from itertools import count
 from typing import SupportsIndex, Unpack
 
-from . import prompt_cache as saved_cache
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
-from ..text.chat_template import ChatTemplate
-from ..session.closing import Closable
-from ..session.cores import Cores, find_cores
-from ..text.detokenizer import Detokenizer, Vocabulary
-from ..errors import BundleError, InputError, TextTooLongError
-from .memory_estimate import run_tokens
-from .model_runner import ModelRunner, check_interface
-from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
-from .kv_cache import KVCache
 from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
-from ..text.messages import EXAMPLE, Messages, messages_of
+from ..errors import BundleError, InputError, TextTooLongError
+from ..session.closing import Closable
+from ..session.cores import Cores, find_cores
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
-from ..text.safe_tokenizer import SafeTokenizer, open_tokenizer
-from .sampler import Sampling
-from .prompt_cache import identity_of
 from ..session.session import SessionConfig
-from .generation import Steps
+from ..text.chat_template import ChatTemplate
+from ..text.detokenizer import Detokenizer, Vocabulary
+from ..text.messages import EXAMPLE, Messages, messages_of
+from ..text.safe_tokenizer import SafeTokenizer, open_tokenizer
 from ..text.stop_strings import StopStrings
-from .stream import Answer, Stream
 from ..text.tokenizer import checked_text
+from . import prompt_cache as saved_cache
+from .generation import Steps
+from .generation_options import CheckedOptions, GenerationOptions, checked_options
+from .kv_cache import KVCache
+from .memory_estimate import run_tokens
+from .model_runner import ModelRunner, check_interface
+from .prompt_cache import identity_of
+from .sampler import Sampling
+from .stream import Answer, Stream
 
 SEVERAL = 4
 """Times the context up to which the tokens of a prompt that is too long are counted."""

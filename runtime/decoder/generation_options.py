@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ..errors import InputError
-from .sampler import Sampler, Sampling
 from ..text.tokenizer import checked_text
+from .sampler import Sampler, Sampling
 
 
 class GenerationOptions(TypedDict, total=False):

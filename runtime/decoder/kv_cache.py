@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, OutOfMemoryError
 from ..bundle.manifest import CacheType, DecoderFacts
+from ..errors import InputError, OutOfMemoryError
 from ..session.memory import SPARE, available_memory, mebibytes
 
 FIRST_CAPACITY = 256

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..bundle.bundle import GRAPH
-from .kv_cache import token_size
 from ..bundle.manifest import DecoderFacts, Manifest, Precision, Provider, WeightBlocks
+from .kv_cache import token_size
 
 LENGTHS = (1024, 4096, 8192)
 """Tokens, prompt and answer together, to estimate the memory for."""

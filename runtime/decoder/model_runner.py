@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError
-from ..bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, LOGITS, TOTAL_LENGTH, decoder_inputs, decoder_outputs
-from .kv_cache import Bound, KVCache
+from ..bundle.graph_io import (
+    INPUT_IDS,
+    LAST_POSITIONS,
+    LOGIT_POSITIONS,
+    LOGITS,
+    TOTAL_LENGTH,
+    decoder_inputs,
+    decoder_outputs,
+)
 from ..bundle.manifest import CacheType, DecoderFacts
+from ..errors import BundleError
 from ..session.onnxruntime_import import load_onnxruntime
 from ..session.session import FLOATS, Session, failure
+from .kv_cache import Bound, KVCache
 
 INT64, INT32 = "tensor(int64)", "tensor(int32)"
 GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}

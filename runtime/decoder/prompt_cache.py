@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..errors import InputError, NotFoundError, OutputError
-from .kv_cache import KVCache, token_size
 from ..bundle.manifest import CacheType, DecoderFacts
-from ..text.messages import Message
 from ..bundle.records import RecordError, read_record, write_record
+from ..errors import InputError, NotFoundError, OutputError
 from ..output_path import regular_target_of, replacing
+from ..text.messages import Message
+from .kv_cache import KVCache, token_size
 
 _FORMAT = {"format": "prompt_cache", "version": "1"}
 _SIZE = struct.Struct("<Q")

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from ..text.detokenizer import Detokenizer
-from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
 from ..text.stop_strings import StopStrings
+from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
 
 
 @dataclass(frozen=True)

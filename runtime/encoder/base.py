@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bundle.bundle import GRAPH, Bundle
-from ..session.cores import Cores, find_cores
-from ..session.cpu import Int8Arithmetic
-from ..errors import BundleError, InputError
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import Kind, Provider
+from ..errors import BundleError, InputError
+from ..session.cores import Cores, find_cores
+from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.session import DISABLED_OPTIMIZERS, SessionConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError
 from ..bundle.manifest import Activation, DenseFacts
+from ..errors import BundleError
 
 LARGEST = 1 << 30
 """Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""

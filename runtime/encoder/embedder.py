@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batching import batches, in_chunks, numbered, run_all
 from ..bundle.bundle import TOKENIZER, Bundle
-from ..session.closing import Closable
-from .dense import Dense, width_before
-from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
-from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import EmbedderFacts, Kind
-from .pooling import pool
 from ..bundle.records import choice
-from .embeddings import Embeddings, Piece, Request, Results
+from ..errors import BundleError, InputError, TextError, TextTooLongError
+from ..session.closing import Closable
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, stack_ids
+from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
+from .batching import batches, in_chunks, numbered, run_all
+from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
+from .embeddings import Embeddings, Piece, Request, Results
+from .pooling import pool
 
 QUERY_PROMPTS = ("query",)
 PASSAGE_PROMPTS = ("document", "passage", "corpus")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.records import choice
 from ..errors import InputError
 from .pooling import normalize
-from ..bundle.records import choice
 
 UNIT_RANGE = 6.0
 """int8 without ranges of its own covers this many times 1 / sqrt(dimension), the mean size of a unit vector's parts."""

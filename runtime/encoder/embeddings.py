@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dense import Dense
 from ..errors import BundleError
-from .pooling import normalize, pool_chunks, shorten
 from ..text.tokenizer import LongTexts, TokenizedText
+from .dense import Dense
 from .embedding_types import STORED, VectorType, quantize_embeddings, stored_width
+from .pooling import normalize, pool_chunks, shorten
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..bundle.manifest import Pooling
+from ..errors import InputError
 
 EPSILON = np.float32(1e-12)
 """What PyTorch's `normalize` puts in place of a norm of zero."""

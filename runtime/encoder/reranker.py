@@ -12,17 +12,17 @@ from typing import SupportsIndex, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .batching import batches, in_chunks, numbered, run_all
 from ..bundle.bundle import TOKENIZER, Bundle
-from ..session.closing import Closable
-from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
-from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ..bundle.manifest import Kind, Scores
-from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
-from .ranking import OpenRanking, Ranked, Ranking, score
 from ..bundle.records import choice
+from ..errors import BundleError, InputError, TextError, TextTooLongError
+from ..session.closing import Closable
+from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
+from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
+from .batching import batches, in_chunks, numbered, run_all
+from .ranking import OpenRanking, Ranked, Ranking, score
 
 Document = TypeVar("Document")
 Search = tuple[str, Iterable[Document]]

@@ -7,8 +7,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cores import MEMBERSHIP, ROOT, control_groups
 from ..errors import OutOfMemoryError
+from .cores import MEMBERSHIP, ROOT, control_groups
 
 MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")

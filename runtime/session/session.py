@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.bundle import GRAPH_DATA
-from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
-from ..errors import BundleError, OrtkitError, InputError, OutOfMemoryError, ProviderError
 from ..bundle.manifest import Manifest, Precision, Provider
+from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
+from ..output_path import native
+from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
+from .huge_pages import weights_on_huge_pages
 from .memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
 from .onnxruntime_import import load_onnxruntime
-from .huge_pages import weights_on_huge_pages
 from .providers import ORT_NAMES, available_providers, named
-from ..output_path import native
 
 FLOATS = "tensor(float)"
 # Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its

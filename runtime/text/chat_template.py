@@ -7,8 +7,8 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..errors import BundleError, InputError
 from ..bundle.manifest import ChatFacts
+from ..errors import BundleError, InputError
 from .messages import ASSISTANT, SYSTEM, USER, Message
 from .tokenizer import checked_text
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, TextError
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ..bundle.manifest import PairFacts, Side, TokenizerFacts, Truncation
+from ..errors import BundleError, TextError
 from .safe_tokenizer import open_tokenizer
 from .tokenizer import checked_text, stack_ids
 

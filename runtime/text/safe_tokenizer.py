@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from ..errors import BundleError, OrtkitError, InputError
+from ..errors import BundleError, InputError, OrtkitError
 from ..session.memory import available_memory, mebibytes
 from .split_points import AddedToken, Cuts, UncutError, cuts_of, flat, pieces, state_of
 

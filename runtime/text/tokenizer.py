@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, InputError, TextError
 from ..bundle.manifest import Side, TokenizerFacts
+from ..errors import BundleError, InputError, TextError
 from .safe_tokenizer import UnreadableError, open_tokenizer
 
 BLOCK = 256

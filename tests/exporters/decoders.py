@@ -14,9 +14,9 @@ import transformers
 from numpy.typing import NDArray
 
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit.exporters.decoder.tracing import rebuild, trace
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.decoder.lazy_model import open_decoder
 
 VOCABULARY = 320
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

@@ -19,12 +19,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from ortkit import Bundle, CheckpointError, Embedder, Kind, Precision, UnsupportedModelError
 from ortkit.exporters import export
-from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE, load_model
 from ortkit.exporters.encoder.embedder_reference import PublishedEmbedder
+from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE, load_model
 from ortkit.exporters.models.loading import quiet
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import Bundle, CheckpointError, Embedder, Kind, Precision, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
 from tests.exporters.drawn_tokenizers import ADDED, added_tokens, write_tokenizer
 

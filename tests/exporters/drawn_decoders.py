@@ -12,10 +12,10 @@ import torch
 import transformers
 from tokenizers import processors
 
-from ortkit.exporters.models.loading import quiet
 from ortkit import Bundle, Decoder, Kind, Message
-from ortkit.runtime.text.chat_template import ChatTemplate
+from ortkit.exporters.models.loading import quiet
 from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.runtime.text.chat_template import ChatTemplate
 from tests.decoders import CHATML
 from tests.exporters.drawn_tokenizers import ADDED, add_tokens, trained
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ortkit.exporters.quantization import gptq as rounding
 from ortkit.exporters.encoder.calibration import session_that_gives
 from ortkit.exporters.graph.nodes import Linear, linears
+from ortkit.exporters.quantization import gptq as rounding
 from ortkit.runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 
 

@@ -6,8 +6,8 @@ import scipy.stats
 
 from benchmarks.accuracy import SENTENCES, Accuracy, Embed, measure, most_similar, question_set, shared, spearman
 from benchmarks.texts import held_out_sentences, judged_texts
-from ortkit.exporters.certification.probe import calibration_texts, probe_texts
 from ortkit import Bundle, Embedder
+from ortkit.exporters.certification.probe import calibration_texts, probe_texts
 from ortkit.runtime.encoder.pooling import cosines
 
 

@@ -18,12 +18,22 @@ import transformers
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
+from ortkit import (
+    Bundle,
+    CheckpointError,
+    Embedder,
+    InputError,
+    Kind,
+    OutputError,
+    Precision,
+    Provider,
+    UnsupportedModelError,
+)
 from ortkit.exporters import Exported, Origin, export
-from ortkit.exporters.graph import external_data as graph_files
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE
+from ortkit.exporters.graph import external_data as graph_files
 from ortkit.exporters.progress import NoProgress, Progress
-from ortkit import Bundle, CheckpointError, Embedder, InputError, Kind, OutputError, Precision, Provider, UnsupportedModelError
 from ortkit.runtime.bundle.manifest import SCHEMA
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters import by_the_book

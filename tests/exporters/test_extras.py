@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ortkit import MissingPartError
 from ortkit.exporters import NEEDED
 from ortkit.exporters.extras import need
-from ortkit import MissingPartError
 from tests.hub_users import ADA, HubUser
 
 EXPORT_ALONE = sorted({*NEEDED} - {"huggingface_hub", "yaml"})

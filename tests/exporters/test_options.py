@@ -7,8 +7,8 @@ import pytest
 from ortkit.exporters.checkpoint.catalog import ModelSpec, find_model
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 from ortkit.exporters.options import check_precision, default_precision
-from ortkit.runtime.errors import InputError, UnsupportedModelError
 from ortkit.runtime.bundle.manifest import Kind, Precision, Source
+from ortkit.runtime.errors import InputError, UnsupportedModelError
 from tests.assets import DECODER
 
 SOURCE = Source("file", "m.gguf", "m.gguf", None, None, None, None, {})

@@ -17,10 +17,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from ortkit import Kind, OrtkitError, Precision, Reranker
 from ortkit.exporters import export
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from ortkit.exporters.models.loading import quiet
-from ortkit import OrtkitError, Kind, Precision, Reranker
 from tests.encoder_checkpoints import RERANKER_CONFIGS, TINY_CONFIGS, edit_config
 
 CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)

@@ -15,17 +15,35 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 
+from ortkit import (
+    Bundle,
+    CheckpointError,
+    InputError,
+    Kind,
+    OrtkitError,
+    Precision,
+    Reranker,
+    Scores,
+    TruncationWarning,
+    UnsupportedModelError,
+)
 from ortkit.exporters import export
-from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
-from ortkit.exporters.encoder.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
-from ortkit.exporters.encoder.tracing import load_model
-from ortkit.exporters.checkpoint.kind import kind_of
-from ortkit.exporters.encoder.reranker_config import pair_facts, reference_ids, reranker_facts
-from ortkit.exporters.certification.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
-from ortkit.exporters.models.loading import load_tokenizer, quiet
+from ortkit.exporters.certification.probe import (
+    CANDIDATES,
+    PairSet,
+    calibration_pairs,
+    calibration_texts,
+    probe_searches,
+    probe_texts,
+)
 from ortkit.exporters.certification.rank_correlation import kendall_tau
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.checkpoint.kind import kind_of
+from ortkit.exporters.encoder.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
+from ortkit.exporters.encoder.reranker_config import pair_facts, reference_ids, reranker_facts
+from ortkit.exporters.encoder.tracing import load_model
+from ortkit.exporters.models.loading import load_tokenizer, quiet
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import Bundle, CheckpointError, OrtkitError, InputError, Kind, Precision, Reranker, Scores, TruncationWarning, UnsupportedModelError
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from ortkit.exporters.decoder import task as decoder_task
-from ortkit.exporters import export
-from ortkit.exporters.decoder.recipe_search import BlockTrials
-from ortkit.exporters.decoder.layerwise import LayerwiseForward
-from ortkit.exporters.progress import NoProgress
 from ortkit import InputError, OutputError, Precision
-from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.exporters import export
+from ortkit.exporters.decoder import task as decoder_task
+from ortkit.exporters.decoder.layerwise import LayerwiseForward
+from ortkit.exporters.decoder.recipe_search import BlockTrials
+from ortkit.exporters.progress import NoProgress
 from ortkit.runtime.bundle.manifest import Manifest
+from ortkit.runtime.bundle.writer import BundleWriter
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -225,7 +225,9 @@ def test_recipes_that_were_measured_are_not_measured_again(
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ortkit.exporters.graph.external_data.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+    monkeypatch.setattr(
+        "ortkit.exporters.graph.external_data.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6})
+    )
 
     with pytest.raises(OutputError) as caught:
         export(str(checkpoint), out=tmp_path / "b")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from ortkit import Kind
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from tests.exporters.drawn_checkpoints import Drawn, DrawnEmbedder, check_drawn
 from tests.exporters.drawn_decoders import DrawnDecoder
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ortkit import runtime
-from ortkit import Chat, Decoder, Embedder, Reranker
+from ortkit import Chat, Decoder, Embedder, Reranker, runtime
 from tests import tiny_bundles
 from tests.decoders import write_decoder
 

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 
 from ortkit import Bundle, BundleError, Decoder, Embedder, Precision
-from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
 from tests.decoders import with_facts, write_decoder
 

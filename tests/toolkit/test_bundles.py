@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 
 from ortkit import Bundle
-from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
-from tests.commands import Finished
-from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
+from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
 from ortkit.toolkit.commands.bundles import describe_decoder
 from ortkit.toolkit.console.progress import megabytes
+from tests.commands import Finished
+from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
 
 Ortkit = Callable[..., Finished]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from ortkit import Bundle, Chat, Decoder, InputError, Sampling
-from ortkit.runtime.text.messages import Message
 from ortkit.runtime.decoder.stream import Stream
-from tests.commands import Finished, read_terminal
-from tests.decoders import CHATML, CONTEXT, write_decoder
-from ortkit.toolkit.io.answer_options import AnswerOptions
-from ortkit.toolkit.io.answer_output import prompt_progress
+from ortkit.runtime.text.messages import Message
 from ortkit.toolkit.commands.chat_session import ChatSession, OnFull, messages_that_fit
 from ortkit.toolkit.console.progress import CLEAR, prefill_progress
+from ortkit.toolkit.io.answer_options import AnswerOptions
+from ortkit.toolkit.io.answer_output import prompt_progress
+from tests.commands import Finished, read_terminal
+from tests.decoders import CHATML, CONTEXT, write_decoder
 
 Ortkit = Callable[..., Finished]
 

@@ -15,9 +15,9 @@ import pytest
 
 from ortkit import Bundle
 from ortkit.runtime import errors
-from tests.commands import Finished
 from ortkit.toolkit.cli import cli, exit_code_of
 from ortkit.toolkit.console.help import ExampleCommand, close_names
+from tests.commands import Finished
 
 Ortkit = Callable[..., Finished]
 LEAVES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.OrtkitError)]
@@ -200,7 +200,8 @@ def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
 def test_ctrl_c_in_code_that_is_compiled_as_it_runs_ends_with_130() -> None:
     """As named tuples and dataclasses are made while torch is imported."""
     code = (
-        "import ortkit.toolkit.cli as c; c.cli = lambda: 0; c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
+        "import ortkit.toolkit.cli as c; c.cli = lambda: 0; "
+        "c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
 

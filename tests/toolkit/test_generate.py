@@ -12,10 +12,10 @@ import pytest
 
 from ortkit import Bundle, Decoder, Sampling
 from ortkit.runtime.decoder.generation import Steps
-from tests.commands import Finished, on_terminal
-from tests.decoders import write_decoder
 from ortkit.toolkit.commands.chat import chat
 from ortkit.toolkit.commands.generate import generate
+from tests.commands import Finished, on_terminal
+from tests.decoders import write_decoder
 
 Ortkit = Callable[..., Finished]
 PROMPT = "The quick brown fox"

@@ -285,9 +285,7 @@ def test_a_mirror_does_not_get_the_token(any_user: HubUser, hub: LocalHub) -> No
     assert any_user.run("access", "org/public", HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None).code == 0
     assert hub.requests
     assert all(request.authorization is None for request in hub.requests)
-    assert (
-        any_user.run("access", "org/gated", "--token-host", hub.host, HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None).code == 0
-    )
+    assert any_user.run("access", "org/gated", "--token-host", hub.host, HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None).code == 0
     another = any_user.run("access", "org/gated", HF_TOKEN=ADA, ORTKIT_TOKEN_HOST="another.example")
     assert another.code == 3
 

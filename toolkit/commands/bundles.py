@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.errors import OrtkitError
 from ...runtime.bundle.manifest import CacheType, Kind
 from ...runtime.bundle.records import write_record
-from .bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
+from ...runtime.errors import OrtkitError
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
+from .bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
 
 if TYPE_CHECKING:
-    from ...runtime.decoder.decoder import DecoderPlan
-    from ...runtime.encoder.base import Plan
-    from ...runtime.decoder.memory_estimate import Footprint
     from ...runtime.bundle.manifest import DecoderFacts, Manifest
+    from ...runtime.decoder.decoder import DecoderPlan
+    from ...runtime.decoder.memory_estimate import Footprint
+    from ...runtime.encoder.base import Plan
     from ...runtime.replay import Replay
 
 

@@ -8,15 +8,25 @@ from collections.abc import Iterable
 import click
 
 from ...runtime.errors import OrtkitError
-from ..io.answer_options import AnswerOptions
-from .bundle_names import bundle_argument
-from ..io.chat_input import from_pipe, from_terminal, turns_of
-from .chat_session import ChatSession, OnFull
 from ..console.help import ExampleCommand
-from .options import LENGTH_OPTIONS, PERFORMANCE_OPTIONS, SAMPLING_OPTIONS, answer_options, context_option, literal_option, rates_option, system_option, threads_option
 from ..console.terminal import say
+from ..io.answer_options import AnswerOptions
+from ..io.chat_input import from_pipe, from_terminal, turns_of
 from ..io.texts import refuse_file_path
 from ..io.warnings_report import print_error
+from .bundle_names import bundle_argument
+from .chat_session import ChatSession, OnFull
+from .options import (
+    LENGTH_OPTIONS,
+    PERFORMANCE_OPTIONS,
+    SAMPLING_OPTIONS,
+    answer_options,
+    context_option,
+    literal_option,
+    rates_option,
+    system_option,
+    threads_option,
+)
 
 
 @click.command(

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ...runtime.errors import InputError, TextTooLongError
-from ..io.answer_output import GenerationStats, write_text
 from ..console.help import close_names
-from ..io.record_options import KINDS, option_value
 from ..console.terminal import styled
+from ..io.answer_output import GenerationStats, write_text
+from ..io.record_options import KINDS, option_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ...runtime.decoder.chat import Chat
-    from ...runtime.text.messages import Message
     from ...runtime.decoder.sampler import Sampling
     from ...runtime.decoder.stream import Stream
+    from ...runtime.text.messages import Message
     from ..io.answer_options import AnswerOptions
 
 HELP = '''\

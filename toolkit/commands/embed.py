@@ -12,16 +12,16 @@ import click
 
 from ...runtime.errors import InputError, TextError
 from ...runtime.output_path import is_special, regular_target_of, target_of
-from .bundle_names import bundle_argument
 from ..console.help import ExampleCommand
-from ..io.inputs import InputFormat, Source
-from .options import Text, field_option, input_format_option, literal_option, once
-from ..io.pipes import check_inputs
 from ..console.progress import Progress, bar
+from ..io.inputs import InputFormat, Source
+from ..io.pipes import check_inputs
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import Reading, TextRecord, from_arguments, from_stream
 from ..io.warnings_report import TextWarnings
 from ..io.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
+from .bundle_names import bundle_argument
+from .options import Text, field_option, input_format_option, literal_option, once
 
 if TYPE_CHECKING:
     from ..io.embed_run import EmbedRun

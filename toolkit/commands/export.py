@@ -9,9 +9,9 @@ import click
 from ...runtime.bundle.manifest import CacheType, Certificate, Kind, Precision, Provider
 from ..console.help import ExampleCommand
 from ..console.interrupts import raised_again
-from .options import token_host_option
 from ..console.progress import StageProgress, megabytes
 from ..console.terminal import program_name, say
+from .options import token_host_option
 
 if TYPE_CHECKING:
     from ...exporters.pipeline import Exported

@@ -10,19 +10,33 @@ import click
 
 from ...runtime.errors import InputError
 from ...runtime.output_path import regular_target_of
+from ..console.help import ExampleCommand
+from ..console.progress import Progress, bar
 from ..io.answer_options import AnswerOptions
 from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
-from .bundle_names import bundle_argument
-from ..console.help import ExampleCommand
 from ..io.inputs import InputFormat, Source
-from .options import LENGTH_OPTIONS, PERFORMANCE_OPTIONS, SAMPLING_OPTIONS, Text, answer_options, context_option, field_option, input_format_option, literal_option, once, rates_option, system_option, threads_option
 from ..io.pipes import carries_input, refuse_pipe_beside
-from ..console.progress import Progress, bar
 from ..io.prompts import PromptRecord, placed, read_prompts, uses_template
 from ..io.record_options import with_fields
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import Reading, check_argument, refuse_file_name, refuse_file_path
 from ..io.writers import object_to_json
+from .bundle_names import bundle_argument
+from .options import (
+    LENGTH_OPTIONS,
+    PERFORMANCE_OPTIONS,
+    SAMPLING_OPTIONS,
+    Text,
+    answer_options,
+    context_option,
+    field_option,
+    input_format_option,
+    literal_option,
+    once,
+    rates_option,
+    system_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from ...runtime.decoder.stream import Stream

@@ -10,9 +10,9 @@ import click
 
 from ...runtime.errors import InputError, NotSignedInError
 from ..console.help import ExampleCommand
-from .options import token_host_option
 from ..console.progress import megabytes
 from ..console.terminal import say
+from .options import token_host_option
 
 MAX_INPUT = 64 * 1024
 

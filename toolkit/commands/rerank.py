@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from ...runtime.errors import InputError, TextError, TextTooLongError
-from .bundle_names import bundle_argument
 from ..console.help import ExampleCommand
-from ..io.inputs import InputFormat, Source
-from .options import Text, field_option, input_format_option, literal_option, once
-from ..io.pipes import check_inputs
 from ..console.progress import NoProgress, Progress, bar
+from ..io.inputs import InputFormat, Source
+from ..io.pipes import check_inputs
 from ..io.searches import SearchRecord, searches_of
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
 from ..io.warnings_report import DocumentWarnings
 from ..io.writers import object_to_json
+from .bundle_names import bundle_argument
+from .options import Text, field_option, input_format_option, literal_option, once
 
 if TYPE_CHECKING:
     from ...runtime.encoder.ranking import Ranked, Ranking

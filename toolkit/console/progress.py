@@ -55,7 +55,7 @@ def show(line: str) -> None:
 
 
 class StageProgress:
-    """Print each stage of an export with its duration; on a terminal, show it while it runs (`ortkit.exporters.Progress`).
+    """Print each stage of an export with its duration; on a terminal, show it while it runs (`exporters.Progress`).
 
     Used as a context manager, which ends the display after an error.
     """

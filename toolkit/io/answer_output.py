@@ -14,15 +14,15 @@ import click
 from ...runtime.errors import InputError
 from ..console.interrupts import ending_at_interrupt
 from ..console.progress import prefill_progress, rated
-from .prompts import as_messages
 from ..console.terminal import without_controls
 from ..console.word_wrap import WordWrap
+from .prompts import as_messages
 from .writers import object_to_json
 
 if TYPE_CHECKING:
     from ...runtime.decoder.decoder import Decoder
-    from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.generation import Rates
+    from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
     from .prompts import Asked

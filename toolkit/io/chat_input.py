@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import click
 
-from .inputs import as_typed, decode
 from ..console.interrupts import dealt_with
 from ..console.terminal import styled
+from .inputs import as_typed, decode
 
 PROMPT, MORE = "> ", ". "
 """Prompts for a message, and for its further lines."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from ...runtime.bundle.writer import flush
-from ...runtime.errors import OrtkitError, InputError, TextError
-from .embed_run import EmbedRun, chunks_of
+from ...runtime.errors import InputError, OrtkitError, TextError
 from ..console.progress import Progress, fresh_line
+from .embed_run import EmbedRun, chunks_of
 from .resumable import HashedSource, OutputFiles, ResumeState, done_before, locked, open_own, record
 from .texts import Reading, RecordReader, TextRecord
 from .warnings_report import TextWarnings

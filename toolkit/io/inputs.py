@@ -221,9 +221,7 @@ def refuse_binary(beginning: bytes, name: str | None) -> None:
     for start, (kind, command) in PACKED.items():
         if beginning.startswith(start):
             file = shlex.quote(name) if name is not None and name != "-" else "FILE"
-            raise InputError(
-                f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | ortkit ...`"
-            )
+            raise InputError(f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | ortkit ...`")
     for start, kind in BINARY.items():
         if beginning.startswith(start):
             raise InputError(f"the input is {kind}, not text", hint="convert it to plain text, JSONL or CSV first")

@@ -21,12 +21,12 @@ from typing import BinaryIO
 
 import click
 
+from ...runtime.bundle.records import read_record, write_record
 from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OutputError
-from ...runtime.bundle.records import read_record, write_record
-from .inputs import InputFormat, Place, Source
-from .embed_run import EmbedOptions
 from ..console.progress import fresh_line
+from .embed_run import EmbedOptions
+from .inputs import InputFormat, Place, Source
 from .warnings_report import TextWarnings
 
 BLOCK = 1 << 20

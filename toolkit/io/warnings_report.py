@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .inputs import as_typed
 from ..console.terminal import say
+from .inputs import as_typed
 from .texts import TextRecord
 
 if TYPE_CHECKING:
-    from ...runtime.encoder.ranking import Ranking
     from ...runtime.encoder.embeddings import Embeddings
+    from ...runtime.encoder.ranking import Ranking
 
 SHOWN = 4
 """Places that are named; the rest becomes `...`."""

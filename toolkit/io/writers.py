@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import click
 
 from ...runtime.errors import OutputError
-from .inputs import FailedRecord
 from ..console.progress import fresh_line
 from ..console.terminal import escaped_json
+from .inputs import FailedRecord
 from .texts import TextRecord
 
 if TYPE_CHECKING:

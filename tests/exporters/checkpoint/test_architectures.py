@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ortkit import UnsupportedModelError
 from ortkit.exporters.checkpoint.architectures import architecture_of, check_architecture
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import UnsupportedModelError
 from tests.encoder_checkpoints import TINY_CONFIGS, edit_config
 
 

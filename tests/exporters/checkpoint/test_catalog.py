@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ortkit import Kind, NotFoundError, OrtkitError, Precision
 from ortkit.exporters.checkpoint.catalog import find_model, load_catalog
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import OrtkitError, Kind, NotFoundError, Precision
 
 ENTRY = """
 models:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ortkit.exporters.sources import Origin, find_checkpoint
 from ortkit import CheckpointError, OrtkitError, UnsupportedModelError
+from ortkit.exporters.sources import Origin, find_checkpoint
 from tests.encoder_checkpoints import edit_config
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ortkit.exporters.options import ExportOptions
+from ortkit import CheckpointError, Kind, OrtkitError, Scores, UnsupportedModelError
 from ortkit.exporters.checkpoint.cross_encoder import CrossEncoderFiles, Form, labels_of, read_cross_encoder, scores_of
 from ortkit.exporters.checkpoint.kind import kind_of
+from ortkit.exporters.options import ExportOptions
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import CheckpointError, OrtkitError, Kind, Scores, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"

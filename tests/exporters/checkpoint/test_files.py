@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ortkit import CheckpointError
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint, license_of
 from ortkit.exporters.checkpoint.files import check_files, read_json, size_limit
 from ortkit.exporters.pipeline import copy_licenses
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import CheckpointError
 from ortkit.runtime.bundle.manifest import Source
 
 SOURCE = Source("folder", "x", "x", None, None, None, None, {})

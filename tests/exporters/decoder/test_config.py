@@ -10,12 +10,12 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
-from ortkit.exporters.decoder.certify import golden_prompt
-from ortkit.exporters.options import ExportOptions
-from ortkit.exporters.decoder.config import check_tokens, decoder_facts, sliding_window
-from ortkit.exporters.checkpoint.generation_config import generation_defaults
-from ortkit.exporters.models.loading import load_tokenizer
 from ortkit import CheckpointError, Kind, UnsupportedModelError
+from ortkit.exporters.checkpoint.generation_config import generation_defaults
+from ortkit.exporters.decoder.certify import golden_prompt
+from ortkit.exporters.decoder.config import check_tokens, decoder_facts, sliding_window
+from ortkit.exporters.models.loading import load_tokenizer
+from ortkit.exporters.options import ExportOptions
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.text.safe_tokenizer import open_tokenizer
 from tests.decoders import CHATML

@@ -10,19 +10,30 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from ortkit import (
+    Bundle,
+    CacheType,
+    CheckpointError,
+    Decoder,
+    InputError,
+    Kind,
+    NotFoundError,
+    OrtkitError,
+    Precision,
+    UnsupportedModelError,
+)
 from ortkit.exporters import Origin, export
+from ortkit.exporters.certification.probe import probe_texts
+from ortkit.exporters.checkpoint.catalog import find_model
+from ortkit.exporters.checkpoint.kind import kind_of
+from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 from ortkit.exporters.decoder import recipe_search as block_recipes
+from ortkit.exporters.decoder.certify import MAX_KL
 from ortkit.exporters.decoder.recipe_search import COARSE, RECIPES, WIDE, default_recipe, find_block_recipe, recipes_for
 from ortkit.exporters.decoder.weight_only import BlockRecipe
-from ortkit.exporters.checkpoint.catalog import find_model
-from ortkit.exporters.decoder.certify import MAX_KL
-from ortkit.exporters.checkpoint.kind import kind_of
-from ortkit.exporters.certification.probe import probe_texts
-from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.models.loading import load_tokenizer
+from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
-from ortkit import Bundle, CacheType, CheckpointError, Decoder, OrtkitError, InputError, Kind, NotFoundError, Precision, UnsupportedModelError
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER

@@ -10,17 +10,17 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from ortkit.exporters import export
-from ortkit.exporters.decoder.tracing import rebuild
-from ortkit.exporters.decoder.passes import share_embedding
-from ortkit.exporters.export_stage import bundle_name
-from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
-from ortkit.exporters.graph.passes import tidy
-from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
-from ortkit.exporters.graph.streamed_tensor import StreamedTensor
 from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
-from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.exporters import export
+from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
+from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
+from ortkit.exporters.decoder.passes import share_embedding
+from ortkit.exporters.decoder.tracing import rebuild
+from ortkit.exporters.export_stage import bundle_name
+from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.graph.streamed_tensor import StreamedTensor
 from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint

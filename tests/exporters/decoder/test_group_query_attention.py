@@ -9,11 +9,17 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ortkit.exporters.decoder.tracing import trace
-from ortkit.exporters.decoder.config import cache_sizes, context_length
-from ortkit.exporters.decoder.group_query_attention import ATTENTION_NAME, DecoderOnnxConfig, DecoderPatcher, check_rotation, use_rotary_tables
-from ortkit.exporters.decoder.lazy_model import LazyDecoder
 from ortkit import UnsupportedModelError
+from ortkit.exporters.decoder.config import cache_sizes, context_length
+from ortkit.exporters.decoder.group_query_attention import (
+    ATTENTION_NAME,
+    DecoderOnnxConfig,
+    DecoderPatcher,
+    check_rotation,
+    use_rotary_tables,
+)
+from ortkit.exporters.decoder.lazy_model import LazyDecoder
+from ortkit.exporters.decoder.tracing import trace
 from tests.exporters.decoders import LONGROPE, TINY, tiny_config, tiny_decoder
 
 

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.decoder.layer_errors import layer_errors, states_after_layers
+from ortkit.exporters.decoder.tracing import rebuild
 from tests.exporters.decoders import FAMILIES, exported, loaded, token_ids, traced, write_decoder
 
 IDS = token_ids(90)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ortkit.exporters.decoder.tracing import rebuild, trace
 from ortkit.exporters.decoder.calibration import MomentsObserver
 from ortkit.exporters.decoder.layerwise import LayerwiseForward, Observer
+from ortkit.exporters.decoder.lazy_model import open_decoder
+from ortkit.exporters.decoder.tracing import rebuild, trace
 from ortkit.exporters.graph.nodes import linears
 from ortkit.exporters.progress import BYTES, NoProgress
-from ortkit.exporters.decoder.lazy_model import open_decoder
 from tests.exporters.decoders import FAMILIES, loaded, logits_of, token_ids, write_decoder
 from tests.exporters.graph_runs import moments_by_graph, prompts
 

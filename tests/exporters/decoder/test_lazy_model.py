@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ortkit.exporters.quantization.blockwise import BlockFormat, Rounding, quantize_blockwise
-from ortkit.exporters.decoder.weight_only import BlockRecipe, quantize_decoder
-from ortkit.exporters.decoder.tracing import rebuild
-from ortkit.exporters.sources import find_checkpoint
 from ortkit.exporters.decoder.lazy_model import open_decoder
+from ortkit.exporters.decoder.tracing import rebuild
+from ortkit.exporters.decoder.weight_only import BlockRecipe, quantize_decoder
+from ortkit.exporters.quantization.blockwise import BlockFormat, Rounding, quantize_blockwise
+from ortkit.exporters.sources import find_checkpoint
 from ortkit.runtime.errors import CheckpointError
 from tests.exporters.decoders import FAMILIES, loaded, traced, write_decoder
 from tests.seeded_checkpoints import Shape, write_seeded

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ortkit import Decoder, OrtkitError, Precision, UnsupportedModelError
 from ortkit.exporters import export
 from ortkit.exporters.checkpoint.architectures import architecture_of
-from ortkit.exporters.decoder.tracing import trace
-from ortkit.exporters.decoder.plain_attention import PlainPatcher
 from ortkit.exporters.decoder.lazy_model import open_decoder
-from ortkit import Decoder, OrtkitError, Precision, UnsupportedModelError
-from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.exporters.decoder.plain_attention import PlainPatcher
+from ortkit.exporters.decoder.tracing import trace
 from ortkit.runtime.bundle.manifest import Kind
+from ortkit.runtime.decoder.model_runner import ModelRunner
 from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.decoders import (

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ortkit.exporters.decoder.tracing import rebuild, trace
-from ortkit.exporters.decoder.passes import share_embedding
-from ortkit.exporters.graph.passes import tidy
-from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.graph.streamed_tensor import StreamedTensor
-from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit import CheckpointError, UnsupportedModelError
+from ortkit.exporters.decoder.lazy_model import open_decoder
+from ortkit.exporters.decoder.passes import share_embedding
+from ortkit.exporters.decoder.tracing import rebuild, trace
+from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit.exporters.sources import find_checkpoint
 from tests.exporters.decoders import (
     FAMILIES,
     VOCABULARY,

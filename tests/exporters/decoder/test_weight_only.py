@@ -5,11 +5,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from ortkit.exporters.quantization.blockwise import BlockFormat, BlockMatrix, Rounding, StoredMatrix, quantize_blockwise
-from ortkit.exporters.decoder.weight_only import BlockRecipe, quantize_decoder
 from ortkit.exporters.decoder.gguf_blocks import keep_gguf_blocks
-from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.decoder.weight_only import BlockRecipe, quantize_decoder
 from ortkit.exporters.graph.nodes import linears
+from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.quantization.blockwise import BlockFormat, BlockMatrix, Rounding, StoredMatrix, quantize_blockwise
 from ortkit.runtime.errors import UnsupportedModelError
 from tests.exporters.graph_runs import moments_by_graph, prompts
 from tests.exporters.graphs import make_model

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from ortkit import Bundle, Embedder, OrtkitError, Precision, UnsupportedModelError
 from ortkit.exporters import export
-from ortkit.exporters.encoder.certify import Sample, certify_embedder, check_exact, check_length
-from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.certification.probe import calibration_texts, probe_texts
+from ortkit.exporters.encoder.certify import Sample, certify_embedder, check_exact, check_length
 from ortkit.exporters.encoder.embedder_reference import PublishedEmbedder
+from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import Bundle, OrtkitError, Embedder, Precision, UnsupportedModelError
 
 REFERENCE = "a reference"
 
@@ -117,7 +117,9 @@ def test_int8_is_made_of_an_exact_graph_only(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A misreading that int8's own error would hide: here the float32 graph is off by a thousandth."""
-    monkeypatch.setattr("ortkit.runtime.encoder.embedder.pool", lambda tokens, *_, **__: tokens.mean(0) + np.float32(1e-3))
+    monkeypatch.setattr(
+        "ortkit.runtime.encoder.embedder.pool", lambda tokens, *_, **__: tokens.mean(0) + np.float32(1e-3)
+    )
 
     with pytest.raises(UnsupportedModelError, match="the float32 graph of `tiny-bert` gives another vector"):
         export(str(tiny_checkpoint), precision=Precision.INT8, out=tmp_path / "bundle")

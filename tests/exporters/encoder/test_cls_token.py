@@ -7,17 +7,17 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from ortkit import Kind, Precision, Provider
 from ortkit.exporters.encoder.calibration import Calibration
-from ortkit.exporters.pipeline import draft_manifest
-from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
-from ortkit.exporters.encoder.task import RerankerTask
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
-from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
 from ortkit.exporters.encoder.recipe_search import PRECISE
-from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.encoder.task import RerankerTask
+from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
+from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
-from ortkit import Kind, Precision, Provider
+from ortkit.exporters.pipeline import draft_manifest
+from ortkit.exporters.sources import find_checkpoint
 from tests.exporters.graphs import make_model, run, token_rows
 
 RNG = np.random.default_rng(4)

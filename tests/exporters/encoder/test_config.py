@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ortkit.exporters.options import ExportOptions
-from ortkit.exporters.encoder.config import embedder_facts
-from ortkit.exporters.checkpoint.kind import lower_case, max_length
-from ortkit.exporters.sources import find_checkpoint
 from ortkit import CheckpointError, Kind, Pooling, UnsupportedModelError
+from ortkit.exporters.checkpoint.kind import lower_case, max_length
+from ortkit.exporters.encoder.config import embedder_facts
+from ortkit.exporters.options import ExportOptions
+from ortkit.exporters.sources import find_checkpoint
 from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint
 
 NO_THRESHOLDS = dict.fromkeys(Kind)

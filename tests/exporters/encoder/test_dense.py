@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
+from ortkit import BundleError, CheckpointError, Embedder, Precision
 from ortkit.exporters import export
 from ortkit.exporters.encoder.dense import dense_layers
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import BundleError, CheckpointError, Embedder, Precision
 from tests.encoder_checkpoints import edit_config
 
 TEXTS = ["a", "The pump runs dry.", "Zwei Sätze. Noch einer!"]

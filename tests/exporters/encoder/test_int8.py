@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from ortkit.exporters.encoder.calibration import Calibration
-from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
-from ortkit.exporters.graph.passes import tidy
-from ortkit.exporters.graph.nodes import linears
 from ortkit.exporters.encoder.int8 import GELU_FLOOR, Recipe, quantize_encoder, smooth_contexts
+from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
+from ortkit.exporters.graph.nodes import linears
+from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.sources import find_checkpoint
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ortkit import Embedder, InputError, OrtkitError, Precision
 from ortkit.exporters import export
 from ortkit.exporters.encoder.int8 import Recipe
 from ortkit.exporters.encoder.recipe_search import OF_FIRST_TOKENS, PLAIN, PRECISE, find_recipe
-from ortkit import OrtkitError, Embedder, InputError, Precision
 from tests.commands import Finished
 
 HARM = [0.1, 0.5, 0.2, 0.9, 0.05, 0.3, 0.01, 0.4]

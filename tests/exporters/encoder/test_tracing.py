@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ortkit import CheckpointError, UnsupportedModelError
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.sources import find_checkpoint
-from ortkit import CheckpointError, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
 
 

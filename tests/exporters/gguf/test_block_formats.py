@@ -4,8 +4,8 @@ import gguf
 import numpy as np
 import pytest
 
-from ortkit.exporters.quantization.blockwise import BlockMatrix
 from ortkit.exporters.gguf.block_formats import BLOCK_READERS, BYTES, SCALES, scales_of
+from ortkit.exporters.quantization.blockwise import BlockMatrix
 
 EXACT = {"Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS"}
 

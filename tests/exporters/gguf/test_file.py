@@ -13,16 +13,16 @@ from gguf import GGMLQuantizationType as Type
 
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 from ortkit.exporters.decoder.config import check_tokens, decoder_facts
-from ortkit.exporters.gguf.file import described_checkpoint, stored_matrices
 from ortkit.exporters.decoder.gguf_blocks import RowIndex
-from ortkit.exporters.gguf.metadata import ARCHITECTURES, GgufFile, open_gguf
+from ortkit.exporters.decoder.lazy_model import LazyDecoder, open_decoder
+from ortkit.exporters.gguf.file import described_checkpoint, stored_matrices
 from ortkit.exporters.gguf.header import read_header
+from ortkit.exporters.gguf.metadata import ARCHITECTURES, GgufFile, open_gguf
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.decoder.lazy_model import LazyDecoder, open_decoder
-from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.decoder.decoder import encode_exactly
-from ortkit.runtime.errors import CheckpointError, OrtkitError, NotFoundError, UnsupportedModelError
+from ortkit.runtime.errors import CheckpointError, NotFoundError, OrtkitError, UnsupportedModelError
+from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.text.messages import Message
 from ortkit.runtime.text.safe_tokenizer import open_tokenizer
 from tests.commands import Finished

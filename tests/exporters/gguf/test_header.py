@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 
 from ortkit.exporters.decoder.config import decoder_facts
+from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit.exporters.gguf.file import described_checkpoint
+from ortkit.exporters.gguf.header import (
+    LARGEST_HEADER,
+    LONGEST_STRING,
+    MOST_ELEMENTS,
+    MOST_ENTRIES,
+    TYPES,
+    read_header,
+    shown,
+)
 from ortkit.exporters.gguf.metadata import NUMBERS, open_gguf
-from ortkit.exporters.gguf.header import LARGEST_HEADER, LONGEST_STRING, MOST_ELEMENTS, MOST_ENTRIES, TYPES, read_header, shown
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit.runtime.errors import CheckpointError, OrtkitError, UnsupportedModelError
 from tests.exporters.gguf_files import rewritten, seeded, write_gguf
 

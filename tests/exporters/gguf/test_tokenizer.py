@@ -13,9 +13,9 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from ortkit.exporters.certification.probe import calibration_texts
 from ortkit.exporters.gguf.metadata import GgufFile
 from ortkit.exporters.gguf.tokenizer import COMPARED, SAMPLE, SPLITTINGS, Vocabulary, make_tokenizer, read_vocabulary
-from ortkit.exporters.certification.probe import calibration_texts
 from ortkit.runtime.errors import CheckpointError, OrtkitError, UnsupportedModelError
 from tests.assets import vocabulary_path
 from tests.exporters.gguf_files import BYTE, CONTROL, MERGES, NORMAL, TOKENIZER, TOKENS, UNKNOWN, USER_DEFINED

@@ -8,10 +8,24 @@ import pytest
 import torch
 
 from ortkit.exporters.encoder.attention import merge_attention
+from ortkit.exporters.encoder.flatten import (
+    assume_whole_texts,
+    drop_token_types,
+    give_tokens_first,
+    rows_at_products,
+    run_on_rows,
+    shapes_from_ids,
+)
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
-from ortkit.exporters.encoder.flatten import assume_whole_texts, drop_token_types, give_tokens_first, rows_at_products, run_on_rows, shapes_from_ids
-from ortkit.exporters.graph.passes import RMS_NORM, drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
 from ortkit.exporters.graph.nodes import batch_and_length, constant, linears
+from ortkit.exporters.graph.passes import (
+    RMS_NORM,
+    drop_unused_inputs,
+    fold_constants,
+    fuse_rms_norms,
+    merge_products,
+    tidy,
+)
 from ortkit.exporters.sources import find_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 

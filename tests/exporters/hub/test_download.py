@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ortkit.exporters.hub.download import git_hash_of, need_space
 from ortkit import OutputError
+from ortkit.exporters.hub.download import git_hash_of, need_space
 from tests.hub_server import LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser, user_of
 

@@ -13,10 +13,10 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ortkit import NetworkError
 from ortkit.exporters.hub.access import description_in
 from ortkit.exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
 from ortkit.exporters.hub.transport import no_network, redirected, upgraded
-from ortkit import NetworkError
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.models.loading import load_tokenizer
-from ortkit.exporters.decoder.lazy_model import open_decoder
-from ortkit.runtime.errors import CheckpointError
 from ortkit.runtime.bundle.manifest import Kind
+from ortkit.runtime.errors import CheckpointError
 from tests.encoder_checkpoints import edit_config, write_reranker
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint
 

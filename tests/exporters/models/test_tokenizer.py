@@ -7,11 +7,11 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
+from ortkit import CheckpointError, Embedder, Precision, TextError, UnsupportedModelError
 from ortkit.exporters import export
 from ortkit.exporters.certification.probe import tokenizer_probe
-from ortkit.exporters.sources import find_checkpoint
 from ortkit.exporters.models.tokenizer import BundleTokenizer, bundle_tokenizer, whole, with_merges_as_strings
-from ortkit import CheckpointError, Embedder, Precision, TextError, UnsupportedModelError
+from ortkit.exporters.sources import find_checkpoint
 from ortkit.runtime.bundle.manifest import Side
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
 

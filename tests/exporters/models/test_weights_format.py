@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from ortkit import Embedder, Precision
 from ortkit.exporters import export
 from ortkit.exporters.encoder.tracing import load_model
-from ortkit.exporters.sources import find_checkpoint
 from ortkit.exporters.models.weights_format import with_format
-from ortkit import Embedder, Precision
+from ortkit.exporters.sources import find_checkpoint
 
 SAID = [None, {"format": "pt"}, {"format": "mlx"}]
 UNSAID = [{"made_by": "another tool"}, {"format": "np"}, {"format": "", "x": "y"}]

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ortkit.exporters.quantization.blockwise import COLUMNS, GPTQ_COLUMNS, BlockFormat, BlockMatrix, gptq_quantize_blockwise, quantize_blockwise
+from ortkit.exporters.quantization.blockwise import (
+    COLUMNS,
+    GPTQ_COLUMNS,
+    BlockFormat,
+    BlockMatrix,
+    gptq_quantize_blockwise,
+    quantize_blockwise,
+)
 from ortkit.exporters.quantization.gptq import inverse_hessian_cholesky
 from ortkit.runtime.errors import InputError
 from tests.exporters.graphs import make_model, run

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ortkit.exporters.quantization.gptq import LEVELS, gptq_quantize, inverse_hessian_cholesky, quantize_weight, round_to_levels
+from ortkit.exporters.quantization.gptq import (
+    LEVELS,
+    gptq_quantize,
+    inverse_hessian_cholesky,
+    quantize_weight,
+    round_to_levels,
+)
 
 FINITE = st.floats(-1e3, 1e3, width=32)
 RNG = np.random.default_rng(8)

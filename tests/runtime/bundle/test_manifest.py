@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, BundleError
-from ortkit.runtime.bundle.manifest import OLDEST, SCHEMA, Certificate, WeightBlocks, manifest_from_json, manifest_to_json, pack_vector, unpack_vector
+from ortkit.runtime.bundle.manifest import (
+    OLDEST,
+    SCHEMA,
+    Certificate,
+    WeightBlocks,
+    manifest_from_json,
+    manifest_to_json,
+    pack_vector,
+    unpack_vector,
+)
 from ortkit.runtime.bundle.records import write_record
 
 
@@ -34,9 +43,7 @@ def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: st
     with pytest.raises(BundleError) as caught:
         manifest_from_json(json.dumps({"schema": schema, "unheard": "of"}))
 
-    assert (
-        caught.value.message == f"the bundle has schema {schema}, and this ortkit reads schemas {OLDEST} to {SCHEMA}"
-    )
+    assert caught.value.message == f"the bundle has schema {schema}, and this ortkit reads schemas {OLDEST} to {SCHEMA}"
     assert (caught.value.hint or "").startswith(advice)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ortkit import Chat, Decoder, FinishReason, InputError, Message, Sampling
-from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.bundle.manifest import ChatFacts
+from ortkit.runtime.text.chat_template import ChatTemplate
 from tests.decoders import CHATML, with_facts
 
 GREEDY = Sampling()

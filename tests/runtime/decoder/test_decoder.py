@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from ortkit.runtime.bundle.manifest import GenerationDefaults
+from ortkit.runtime.decoder.generation import FinishReason
+from ortkit.runtime.decoder.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.decoder.kv_cache import SPARE, token_size
-from ortkit.runtime.bundle.manifest import GenerationDefaults
 from ortkit.runtime.decoder.sampler import Sampling
-from ortkit.runtime.decoder.generation import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 from tests.tampered import changed_bundle
 

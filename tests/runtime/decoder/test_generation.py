@@ -8,11 +8,11 @@ import pytest
 
 from ortkit import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
 from ortkit.runtime.decoder.chat import USER
-from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.decoder.kv_cache import KVCache
-from ortkit.runtime.text.messages import Message
-from ortkit.runtime.decoder.prompt_lookup import RUN_COSTS, PromptLookup
 from ortkit.runtime.decoder.generation import Steps
+from ortkit.runtime.decoder.kv_cache import KVCache
+from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.runtime.decoder.prompt_lookup import RUN_COSTS, PromptLookup
+from ortkit.runtime.text.messages import Message
 
 QUOTED = (
     "The old lighthouse on the northern cape was built in 1874, after three ships were lost on the reef in a single "

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ortkit import InputError, OutOfMemoryError
-from ortkit.runtime.decoder.kv_cache import FIRST_CAPACITY, LARGE, SPARE, KVCache, token_size, zeros
 from ortkit.runtime.bundle.manifest import CacheType, DecoderFacts, GenerationDefaults
+from ortkit.runtime.decoder.kv_cache import FIRST_CAPACITY, LARGE, SPARE, KVCache, token_size, zeros
 
 FACTS = DecoderFacts(
     context_length=5000,

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from ortkit import Bundle
-from ortkit.runtime.decoder.memory_estimate import PROCESS, footprint_of, packed_share, run_tokens
 from ortkit.runtime.bundle.manifest import CacheType, DecoderFacts, FileRecord, Manifest, Precision, WeightBlocks
+from ortkit.runtime.decoder.memory_estimate import PROCESS, footprint_of, packed_share, run_tokens
 from tests.decoders import TinyDecoder
 
 BLOCKS = WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance")

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, CacheType, Decoder, InputError, NotFoundError, OutputError
-from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.bundle.manifest import FileRecord
+from ortkit.runtime.decoder.kv_cache import token_size
 from tests.decoders import write_decoder
 
 PROMPT = "The quick brown fox jumps over the lazy dog. "

@@ -9,8 +9,8 @@ import pytest
 
 from ortkit import Bundle, BundleError, Embedder
 from ortkit.runtime.bundle.bundle import sha256_of
-from ortkit.runtime.encoder.dense import Dense
 from ortkit.runtime.bundle.manifest import Activation, DenseFacts
+from ortkit.runtime.encoder.dense import Dense
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 FACTS = DenseFacts("dense-0.npz", Activation.IDENTITY)

@@ -17,12 +17,26 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.texts import held_out_texts
+from ortkit import (
+    Bundle,
+    BundleError,
+    Embedder,
+    InputError,
+    LongTexts,
+    Pooling,
+    Precision,
+    TextError,
+    TextTooLongError,
+    TruncationWarning,
+    VectorType,
+    embedding_ranges,
+    quantize_embeddings,
+)
 from ortkit.exporters import export
-from ortkit import Bundle, BundleError, Embedder, InputError, LongTexts, Pooling, Precision, TextError, TextTooLongError, TruncationWarning, VectorType, embedding_ranges, quantize_embeddings
 from ortkit.runtime.encoder.base import BATCH_TOKENS
+from ortkit.runtime.encoder.embedding_types import unit_ranges
 from ortkit.runtime.encoder.pooling import cosines, normalize, pool
 from ortkit.runtime.session.session import Session
-from ortkit.runtime.encoder.embedding_types import unit_ranges
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.tampered import changed_bundle, without_special_tokens
 

@@ -8,8 +8,8 @@ from sentence_transformers.util import cos_sim, dot_score
 from sentence_transformers.util.quantization import quantize_embeddings as published
 
 from ortkit import InputError, Metric, VectorType, embedding_ranges, quantize_embeddings, similarity
-from ortkit.runtime.encoder.pooling import cosines, normalize
 from ortkit.runtime.encoder.embedding_types import unit_ranges
+from ortkit.runtime.encoder.pooling import cosines, normalize
 
 
 def vectors_of(count: int, seed: int = 1) -> NDArray[np.float32]:

@@ -17,9 +17,19 @@ from sentence_transformers import CrossEncoder
 
 from benchmarks.ranking_accuracy import agreement_of, scores_of_pytorch
 from benchmarks.texts import pairs_of_any_length
+from ortkit import (
+    Bundle,
+    BundleError,
+    Embedder,
+    InputError,
+    Manifest,
+    Precision,
+    Reranker,
+    TextTooLongError,
+    TruncationWarning,
+)
 from ortkit.exporters import export
 from ortkit.exporters.certification.rank_correlation import kendall_tau
-from ortkit import Bundle, BundleError, Embedder, InputError, Manifest, Precision, Reranker, TextTooLongError, TruncationWarning
 from tests.encoder_checkpoints import write_reranker, write_reranker_on_minilm
 from tests.tampered import changed_bundle
 

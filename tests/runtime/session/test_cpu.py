@@ -14,9 +14,17 @@ import onnxruntime
 import pytest
 
 from ortkit import Bundle, Decoder, Embedder, Provider
-from ortkit.runtime.session.cpu import _OVERFLOW_PROBE, LARGEST, PRECISION_MODE, WITHOUT_KLEIDIAI, Int8Arithmetic, cpu_features, int8_arithmetic
-from ortkit.runtime.session.cpu import matmuls_overflow as asked
 from ortkit.runtime.bundle.manifest import WeightBlocks
+from ortkit.runtime.session.cpu import (
+    _OVERFLOW_PROBE,
+    LARGEST,
+    PRECISION_MODE,
+    WITHOUT_KLEIDIAI,
+    Int8Arithmetic,
+    cpu_features,
+    int8_arithmetic,
+)
+from ortkit.runtime.session.cpu import matmuls_overflow as asked
 from ortkit.runtime.session.session import Session, SessionConfig
 from tests.commands import Finished
 

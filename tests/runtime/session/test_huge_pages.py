@@ -11,7 +11,14 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from ortkit.runtime.bundle.manifest import Provider
-from ortkit.runtime.session.huge_pages import HUGE_PAGE, Region, give_back, mapped_regions, move_to_huge_pages, own_bytes
+from ortkit.runtime.session.huge_pages import (
+    HUGE_PAGE,
+    Region,
+    give_back,
+    mapped_regions,
+    move_to_huge_pages,
+    own_bytes,
+)
 from ortkit.runtime.session.session import Session, SessionConfig
 
 LISTING = """\
@@ -61,7 +68,9 @@ def test_a_system_that_says_nothing_of_pages(
 ) -> None:
     if told is not None:
         (tmp_path / "pagemap").write_bytes(told)
-    monkeypatch.setattr("ortkit.runtime.session.huge_pages.own_bytes", lambda regions: own_bytes(regions, tmp_path / "pagemap"))
+    monkeypatch.setattr(
+        "ortkit.runtime.session.huge_pages.own_bytes", lambda regions: own_bytes(regions, tmp_path / "pagemap")
+    )
     monkeypatch.setattr("ortkit.runtime.session.huge_pages.WORTH_MOVING", 0)
     (tmp_path / "weights").write_bytes(bytes(1 << 16))
     with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):

@@ -59,7 +59,9 @@ def test_what_leaves_least_is_named(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.session.memory.smallest_limit", lambda: Limit(100 << 20, "the limit of `ulimit -v`"))
+    monkeypatch.setattr(
+        "ortkit.runtime.session.memory.smallest_limit", lambda: Limit(100 << 20, "the limit of `ulimit -v`")
+    )
 
     check_memory(100 << 20, "the weights")
     with pytest.raises(OutOfMemoryError) as caught:

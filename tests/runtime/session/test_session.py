@@ -15,7 +15,18 @@ import onnx
 import onnxruntime
 import pytest
 
-from ortkit import Bundle, BundleError, Decoder, OrtkitError, Embedder, InputError, MissingPartError, OutOfMemoryError, Provider, ProviderError
+from ortkit import (
+    Bundle,
+    BundleError,
+    Decoder,
+    Embedder,
+    InputError,
+    MissingPartError,
+    OrtkitError,
+    OutOfMemoryError,
+    Provider,
+    ProviderError,
+)
 from ortkit.runtime.session.memory import Limit
 from ortkit.runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, load_onnxruntime
 from ortkit.runtime.session.open_sessions import _OPEN, shared_session
@@ -226,7 +237,9 @@ def test_a_failure_where_memory_is_short_is_one_of_memory(
     monkeypatch: pytest.MonkeyPatch, error: Exception, left: int, expected: type[OrtkitError]
 ) -> None:
     """By the class of the exception and the memory that is free now, never by the text."""
-    monkeypatch.setattr("ortkit.runtime.session.session.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
+    monkeypatch.setattr(
+        "ortkit.runtime.session.session.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`")
+    )
 
     found = failure(Path("model.onnx"), "run", error, needed=100 << 20)
 
@@ -249,7 +262,9 @@ def test_weights_for_which_there_is_no_memory(int8_bundle: Bundle, monkeypatch: 
     [(10 << 20, "there is too little memory to load onnxruntime: 10 MiB are left"), (2 << 30, "cannot be loaded: odd")],
 )
 def test_an_onnxruntime_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, left: int, message: str) -> None:
-    monkeypatch.setattr("ortkit.runtime.session.onnxruntime_import.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
+    monkeypatch.setattr(
+        "ortkit.runtime.session.onnxruntime_import.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`")
+    )
 
     def refuse(*_: object) -> object:
         raise ImportError("odd")

@@ -12,8 +12,8 @@ import tokenizers
 import transformers
 
 from ortkit import BundleError, InputError
-from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.bundle.manifest import ChatFacts
+from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.text.messages import Message
 from tests import mistral
 

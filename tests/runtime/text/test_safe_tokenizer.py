@@ -15,10 +15,10 @@ import pytest
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from ortkit import Bundle, BundleError, OrtkitError, Embedder, InputError, Reranker, TextError
+from ortkit import Bundle, BundleError, Embedder, InputError, OrtkitError, Reranker, TextError
 from ortkit.runtime.bundle.manifest import TokenizerFacts
-from ortkit.runtime.text.split_points import PATTERNS
 from ortkit.runtime.text.safe_tokenizer import LONGEST, SafeTokenizer, open_tokenizer
+from ortkit.runtime.text.split_points import PATTERNS
 from ortkit.runtime.text.tokenizer import Tokenizer
 from tests.commands import Finished
 from tests.decoders import write_decoder

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, t
 
 from ortkit import TextError
 from ortkit.runtime.bundle.manifest import Side, TokenizerFacts
-from ortkit.runtime.text.split_points import GPT2, PATTERNS
 from ortkit.runtime.text.safe_tokenizer import SafeTokenizer
+from ortkit.runtime.text.split_points import GPT2, PATTERNS
 from ortkit.runtime.text.tokenizer import LongTexts, Tokenizer
 
 CORPUS = [

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from ortkit import Bundle, InputError
-from tests.decoders import write_decoder
 from ortkit.toolkit.cli import exit_code_of, run_interruptibly
 from ortkit.toolkit.console.interrupts import dealt_with, ending_at_interrupt, raised_again
 from ortkit.toolkit.console.progress import StageProgress
+from tests.decoders import write_decoder
 
 
 def test_an_interrupt_cancels_and_a_second_one_raises() -> None:

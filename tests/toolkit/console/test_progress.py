@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.commands import lines_on_terminal, on_terminal
 from ortkit.toolkit.console.progress import StageProgress, TextProgress, duration, rated
+from tests.commands import lines_on_terminal, on_terminal
 
 
 def test_a_bar_has_rate_and_time_left() -> None:

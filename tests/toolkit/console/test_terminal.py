@@ -14,13 +14,13 @@ from ortkit import Bundle
 from ortkit.runtime import errors
 from ortkit.runtime.bundle.manifest import Certificate
 from ortkit.runtime.bundle.records import write_record
-from tests.commands import Finished
-from tests.hub_server import LocalHub
-from tests.hub_users import SMALL_FILES, HubUser
 from ortkit.toolkit.cli import exit_code_of
 from ortkit.toolkit.console.progress import StageProgress
 from ortkit.toolkit.console.terminal import escaped, escaped_json, program_name, without_controls
 from ortkit.toolkit.io.writers import object_to_json
+from tests.commands import Finished
+from tests.hub_server import LocalHub
+from tests.hub_users import SMALL_FILES, HubUser
 
 Ortkit = Callable[..., Finished]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\rfake\nerror: forged\x9b31m\u202egnp.exe\u2028\U000e0041\ufeff"

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, Embedder, Embeddings
+from ortkit.toolkit.io.resumable import OutputFiles, locked
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tampered import changed_bundle, without_special_tokens
-from ortkit.toolkit.io.resumable import OutputFiles, locked
 
 Ortkit = Callable[..., Finished]
 
@@ -600,9 +600,7 @@ def test_lines_without_tokens_are_listed_as_failed(ortkit: Ortkit, tiny_bundle: 
     assert [row is None for row in rows] == [False, True, False, True, True]
 
 
-def test_without_an_output_a_line_without_tokens_is_named(
-    ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_without_an_output_a_line_without_tokens_is_named(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     bare = changed_bundle(tiny_bundle, tmp_path / "bare", tokenizer=without_special_tokens)
 
     finished = ortkit("embed", bare.path, stdin=b"water\n\n")

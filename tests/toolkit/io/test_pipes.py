@@ -149,9 +149,7 @@ def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_pa
         ("generate", ["Shorten:", "--input", "{file}"], "the input is `{file}`"),
     ],
 )
-def test_two_inputs_are_refused(
-    ortkit: Ortkit, tmp_path: Path, command: str, arguments: list[str], what: str
-) -> None:
+def test_two_inputs_are_refused(ortkit: Ortkit, tmp_path: Path, command: str, arguments: list[str], what: str) -> None:
     """Before a bundle is opened."""
     file = tmp_path / "in.txt"
     file.write_text("a text\n")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from ortkit import Bundle, Decoder, InputError, Sampling
-from tests.commands import Finished
 from ortkit.toolkit.io.answer_options import AnswerOptions
 from ortkit.toolkit.io.record_options import KINDS, refuse_search_options, with_fields
+from tests.commands import Finished
 
 Ortkit = Callable[..., Finished]
 
@@ -136,9 +136,7 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
         ({"messages": "a"}, "line 1 has no list of messages in its field `messages`\n"),
     ],
 )
-def test_a_record_that_is_refused_is_named(
-    ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str
-) -> None:
+def test_a_record_that_is_refused_is_named(ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str) -> None:
     finished = ortkit("generate", decoder_bundle.path, stdin=json.dumps(record).encode())
 
     assert (finished.code, finished.out) == (2, b"")

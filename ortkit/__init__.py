@@ -1,0 +1,115 @@
+"""ortkit: export Hugging Face models to quantized ONNX bundles, and run them offline. The public Python API."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .runtime.version import __version__ as __version__
+
+# Type checkers and editors read the imports, Python the mapping below: each name is imported when it is first used. A
+# process that decodes waits for nothing that embeds, and a command that runs no model not even for numpy. `X as X` says
+# to type checkers that a name is public (PEP 484).
+if TYPE_CHECKING:
+    # ruff would write a statement for each name.
+    # isort: off
+    from .runtime.bundle.bundle import Bundle as Bundle
+    from .runtime.bundle.manifest import (
+        CacheType as CacheType,
+        Certificate as Certificate,
+        Kind as Kind,
+        Manifest as Manifest,
+        Pooling as Pooling,
+        Precision as Precision,
+        Provider as Provider,
+        Scores as Scores,
+    )
+    from .runtime.decoder.chat import Chat as Chat
+    from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
+    from .runtime.decoder.generation import (
+        FinishReason as FinishReason,
+        Rates as Rates,
+        Step as Step,
+        TokenLogprob as TokenLogprob,
+        Usage as Usage,
+    )
+    from .runtime.decoder.generation_options import GenerationOptions as GenerationOptions
+    from .runtime.decoder.kv_cache import KVCache as KVCache
+    from .runtime.decoder.sampler import Sampler as Sampler, Sampling as Sampling
+    from .runtime.decoder.stream import Answer as Answer, Stream as Stream, Token as Token
+    from .runtime.encoder.base import Plan as Plan, TruncationWarning as TruncationWarning
+    from .runtime.encoder.embedder import Embedder as Embedder
+    from .runtime.encoder.embedding_types import (
+        Metric as Metric,
+        VectorType as VectorType,
+        embedding_ranges as embedding_ranges,
+        quantize_embeddings as quantize_embeddings,
+        similarity as similarity,
+    )
+    from .runtime.encoder.embeddings import Embeddings as Embeddings
+    from .runtime.encoder.ranking import Ranked as Ranked, Ranking as Ranking
+    from .runtime.encoder.reranker import PairScores as PairScores, Reranker as Reranker
+    from .runtime.errors import (
+        AccessError as AccessError,
+        BundleError as BundleError,
+        CheckpointError as CheckpointError,
+        InputError as InputError,
+        MissingPartError as MissingPartError,
+        NetworkError as NetworkError,
+        NotFoundError as NotFoundError,
+        NotSignedInError as NotSignedInError,
+        OrtkitError as OrtkitError,
+        OutOfMemoryError as OutOfMemoryError,
+        OutputError as OutputError,
+        ProviderError as ProviderError,
+        TextError as TextError,
+        TextTooLongError as TextTooLongError,
+        UnsupportedModelError as UnsupportedModelError,
+        WrongKindError as WrongKindError,
+    )
+    from .runtime.loading import load as load
+    from .runtime.telemetry import TelemetryWarning as TelemetryWarning
+    from .runtime.text.messages import Message as Message, Messages as Messages
+    from .runtime.text.tokenizer import LongTexts as LongTexts
+
+_MODULES = {
+    "bundle.bundle": "Bundle",
+    "bundle.manifest": "CacheType Certificate Kind Manifest Pooling Precision Provider Scores",
+    "decoder.chat": "Chat",
+    "decoder.decoder": "Decoder DecoderPlan",
+    "decoder.generation": "FinishReason Rates Step TokenLogprob Usage",
+    "decoder.generation_options": "GenerationOptions",
+    "decoder.kv_cache": "KVCache",
+    "decoder.sampler": "Sampler Sampling",
+    "decoder.stream": "Answer Stream Token",
+    "encoder.base": "Plan TruncationWarning",
+    "encoder.embedder": "Embedder",
+    "encoder.embedding_types": "Metric VectorType embedding_ranges quantize_embeddings similarity",
+    "encoder.embeddings": "Embeddings",
+    "encoder.ranking": "Ranked Ranking",
+    "encoder.reranker": "PairScores Reranker",
+    "errors": (
+        "AccessError BundleError CheckpointError InputError MissingPartError "
+        "NetworkError NotFoundError NotSignedInError OrtkitError OutOfMemoryError OutputError "
+        "ProviderError TextError TextTooLongError UnsupportedModelError WrongKindError"
+    ),
+    "loading": "load",
+    "telemetry": "TelemetryWarning",
+    "text.messages": "Message Messages",
+    "text.tokenizer": "LongTexts",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+"""The module of each public name, in `runtime`."""
+__all__ = list(_HOMES)
+__all__ += ["__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    found: object = getattr(import_module(f"{__name__}.runtime.{_HOMES[name]}"), name)
+    # The next time it is found without asking.
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
