@@ -149,8 +149,8 @@ def test_a_saved_conversation_is_a_prefix_too(
         "generate", decoder_bundle.path, "Hello", "--max-tokens", 2, "--json", "--load-prefix", tmp_path / "talk"
     )
 
-    rates = json.loads(finished.out)["rates"]
-    assert rates["prompt_tokens"] - rates["reused_tokens"] == 1
+    usage = json.loads(finished.out)["usage"]
+    assert usage["prompt_tokens"] - usage["cached_tokens"] == 1
 
 
 def test_help_and_exit(talk: Ortkit) -> None:

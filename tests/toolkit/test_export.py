@@ -12,10 +12,13 @@ from tests.commands import Finished, lines_on_terminal, on_terminal
 Ortkit = Callable[..., Finished]
 
 
-def test_an_export_shows_its_stages_and_sums_up(ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
+def test_an_export_shows_its_stages_and_a_summary(
+    ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path / "models"))
+    out = tmp_path / "models" / "tiny-bert-int8"
 
-    finished = ortkit("export", tiny_checkpoint, "--out", out)
+    finished = ortkit("export", tiny_checkpoint)
 
     assert finished.code == 0
     assert finished.out == f"{out}\n".encode()
@@ -33,7 +36,7 @@ def test_an_export_shows_its_stages_and_sums_up(ortkit: Ortkit, tiny_checkpoint:
     assert f'  next     ortkit embed {out} "some text"' in lines
 
 
-def test_what_cannot_be_exported_ends_with_its_code(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Path) -> None:
     for arguments, code, message in [
         ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
@@ -54,8 +57,8 @@ def test_what_cannot_be_exported_ends_with_its_code(ortkit: Ortkit, tmp_path: Pa
         assert finished.out == b""
 
 
-def test_on_a_terminal_an_error_begins_on_a_line_of_its_own() -> None:
-    """Where a stage is shown, as in the case of a model that needs a sign-in."""
+def test_an_error_on_a_terminal_begins_on_its_own_line() -> None:
+    """Below the stage that is shown."""
     shown = on_terminal([sys.executable, "-m", "ortkit", "export", "./nothing"], code=5)
 
     assert lines_on_terminal(shown)[:2] == ["  ...     find the checkpoint", "error: there is no folder `./nothing`"]

@@ -65,7 +65,7 @@ def test_a_message_to_the_system(asked: Ortkit, decoder: Decoder) -> None:
 
 
 def test_a_text_is_continued_as_it_is(asked: Ortkit, decoder: Decoder) -> None:
-    assert asked(PROMPT, "--no-chat").out == ended(answer_to(decoder, PROMPT))
+    assert asked(PROMPT, "--raw").out == ended(answer_to(decoder, PROMPT))
 
 
 def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
@@ -172,15 +172,15 @@ def test_json_has_text_tokens_and_rates(asked: Ortkit, decoder: Decoder) -> None
     for token in found["tokens"]:
         # The answer is greedy, so each token is the most probable one; the first stands after `assistant`.
         assert (token["top_logprobs"][0]["id"], len(token["top_logprobs"])) == (token["id"], 3)
-    assert found["rates"]["prompt_tokens"] == len(prompt)
-    assert (found["rates"]["reused_tokens"], found["rates"]["new_tokens"]) == (0, 12)
+    assert found["usage"]["prompt_tokens"] == len(prompt)
+    assert (found["usage"]["cached_tokens"], found["usage"]["completion_tokens"]) == (0, 12)
     assert found["rates"]["new_per_second"] > 0
     assert "top_logprobs" not in rows(asked("Hello", "--json").out)[0]["tokens"][0]
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "ж"], ids=["words", "a character of two tokens"])
 def test_most_probable_tokens_have_their_text(asked: Ortkit, decoder: Decoder, prompt: str) -> None:
-    options = ("--no-chat", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
+    options = ("--raw", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
     (found,) = rows(asked(prompt, *options).out)
     texts = {one["id"]: one["text"] for one in found["tokens"][0]["top_logprobs"]}
 
@@ -195,7 +195,7 @@ def test_an_object_for_each_token(asked: Ortkit) -> None:
 
     assert pieces == expected["tokens"]
     assert "".join(piece["text"] for piece in pieces) == expected["text"]
-    assert (last["finish_reason"], last["rates"]["new_tokens"]) == ("length", 12)
+    assert (last["finish_reason"], last["usage"]["completion_tokens"]) == ("length", 12)
 
 
 def test_lines_of_json(asked: Ortkit, decoder: Decoder) -> None:
@@ -210,8 +210,8 @@ def test_lines_of_json(asked: Ortkit, decoder: Decoder) -> None:
     assert found[0]["text"] == found[2]["text"] == answer_to(decoder, CHATML.format("Hello"))
     assert found[1]["text"] == answer_to(decoder, conversation)
     assert (found[0]["id"], found[0]["ü"], found[1]["messages"]) == (7, [], MESSAGES)
-    assert list(found[0]) == ["prompt", "id", "ü", "text", "finish_reason", "rates"]
-    assert found[2]["rates"]["reused_tokens"] > 0
+    assert list(found[0]) == ["prompt", "id", "ü", "text", "finish_reason", "usage", "rates"]
+    assert found[2]["usage"]["cached_tokens"] > 0
     assert len(rows(asked("--json", stdin=stdin).out)[1]["tokens"]) == 12
     assert len(rows(asked("--logprobs", 2, stdin=stdin).out)[1]["tokens"][0]["top_logprobs"]) == 2
 
@@ -220,7 +220,7 @@ def test_a_conversation_keeps_its_own_message_to_the_system(asked: Ortkit) -> No
     own, without = json.dumps({"messages": MESSAGES}), json.dumps({"messages": MESSAGES[1:]})
     first, second = rows(asked("--system", "Be brief.", stdin=f"{own}\n{without}".encode()).out)
 
-    assert first["rates"]["prompt_tokens"] == second["rates"]["prompt_tokens"]
+    assert first["usage"]["prompt_tokens"] == second["usage"]["prompt_tokens"]
     assert first["text"] == second["text"]
 
 
@@ -258,8 +258,8 @@ def test_a_prefix_is_read_once(asked: Ortkit, tmp_path: Path) -> None:
 
     assert (first.code, second.code, second.err) == (0, 0, "")
     assert found["tokens"] == fresh["tokens"]
-    assert fresh["rates"]["reused_tokens"] == 0
-    assert found["rates"]["reused_tokens"] > 100
+    assert fresh["usage"]["cached_tokens"] == 0
+    assert found["usage"]["cached_tokens"] > 100
 
 
 def test_a_saved_prefix_holds_the_prompt_alone(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
     [
         ([""], b"", "error: the prompt is empty\n"),
         ([" \n"], b"", "error: the prompt is empty\n"),
-        (["", "--no-chat"], b"", "error: the prompt is empty\n"),
+        (["", "--raw"], b"", "error: the prompt is empty\n"),
         ([], b"", "error: the prompt is empty\n"),
         (["dog " * 2000], b"", "error: the prompt has "),
         (["a", "--max-tokens", 2000], b"", "error: `max_tokens` is 2000, and a prompt of "),
@@ -400,7 +400,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
         (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
-        (["a", "--system", "b", "--no-chat"], b"", "error: `--system` is a message, and without a chat template"),
+        (["a", "--system", "b", "--raw"], b"", "error: `--system` is a message, and without a chat template"),
         ([], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
         (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
@@ -410,7 +410,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
             b'{"prompt": "b"}',
             "error: `--save-prefix` needs a single prompt, and",
         ),
-        (["--no-chat"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
+        (["--raw"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
         ([], b'{"prompt": 5}', "error: line 1 has no text in its field `prompt`"),
         ([], b'{"prompt": " "}', "error: line 1: the prompt is empty\n"),
         ([], b'{"prompt": "\\ud800"}', "error: the prompt in line 1 is not valid Unicode"),

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     "int8 for encoders and int4 for LLMs]",
 )
 @click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
-@click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="The bundle's folder.  [default: NAME-PRECISION in `bundles/`, or in ORTKIT_BUNDLES]",
+)
 @click.option(
     "--from",
     "origin",

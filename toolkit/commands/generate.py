@@ -68,13 +68,14 @@ if TYPE_CHECKING:
 @literal_option
 @click.option(
     "--chat/--raw",
-    " /--no-chat",
     default=None,
     help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
 @answer_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason and rates.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason, usage and rates."
+)
 @click.option(
     "--stream", "token_lines", is_flag=True, help="With --json: print one JSON object per token as it is generated."
 )

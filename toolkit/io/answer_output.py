@@ -147,7 +147,7 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
 
 def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:
-    """Write one JSON object per token as it is generated, then one with the finish reason and rates."""
+    """Write one JSON object per token as it is generated, then one with the finish reason, usage and rates."""
     with ending_at_interrupt(stream):
         for token in stream:
             file.write(object_to_json(_token_fields(token, stream, decoder)) + b"\n")
@@ -170,13 +170,18 @@ def answer_fields(answer: Answer, stream: Stream, decoder: Decoder, *, tokens: b
 
 def _end_fields(stream: Stream) -> dict[str, Any]:
     rates = stream.rates
-    seconds = {name: round(value, 6) for name, value in dataclasses.asdict(rates).items()}
-    speeds = {
-        "prompt_per_second": round(rates.prompt_per_second, 2),
-        "new_per_second": round(rates.new_per_second, 2),
-    }
     reason = stream.finish_reason.value if stream.finish_reason is not None else None
-    return {"finish_reason": reason, "rates": seconds | speeds}
+    return {
+        "finish_reason": reason,
+        "usage": dataclasses.asdict(stream.usage),
+        "rates": {
+            "prompt_seconds": round(rates.prompt_seconds, 6),
+            "first_token_seconds": round(rates.first_token_seconds, 6),
+            "new_seconds": round(rates.new_seconds, 6),
+            "prompt_per_second": round(rates.prompt_per_second, 2),
+            "new_per_second": round(rates.new_per_second, 2),
+        },
+    }
 
 
 def _token_fields(token: Token, stream: Stream, decoder: Decoder) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def uses_template(decoder: Decoder, *, chat: bool | None, system: str | None) ->
     if system is not None and not used:
         raise InputError(
             "`--system` is a message, and without a chat template there are none",
-            hint="put it at the beginning of the prompt" if decoder.facts.chat is None else "leave out `--no-chat`",
+            hint="put it at the beginning of the prompt" if decoder.facts.chat is None else "leave out `--raw`",
         )
     return used
 

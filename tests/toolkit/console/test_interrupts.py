@@ -97,7 +97,7 @@ def check_ends(command: list[str], times: list[float]) -> None:
 def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> None:
     """Where libraries are imported, a graph is opened, or a token computed: no abort, no bug, no traceback."""
     bundle, _ = write_decoder(tmp_path / "tiny")
-    command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"]
+    command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--raw"]
 
     check_ends(command, [0.2, 0.35, 0.5])
 
@@ -107,7 +107,7 @@ def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> No
 def test_an_interrupt_at_many_times(kind: str, tmp_path: Path, tiny_bundle: Bundle, reranker_bundle: Bundle) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
     command = {
-        "generate": ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"],
+        "generate": ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--raw"],
         "embed": ["embed", str(tiny_bundle.path), *["water"] * 200],
         "rerank": ["rerank", str(reranker_bundle.path), "--query", "water", *["wine"] * 200],
     }[kind]
@@ -150,7 +150,7 @@ import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 from ortkit.__main__ import main
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-sys.argv = ["ortkit", "generate", sys.argv[1], "The quick", "--max-tokens", "500", "--no-chat"]
+sys.argv = ["ortkit", "generate", sys.argv[1], "The quick", "--max-tokens", "500", "--raw"]
 main()
 """
     finished = subprocess.run(

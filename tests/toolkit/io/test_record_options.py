@@ -107,7 +107,7 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
         decoder_bundle.path,
         "--max-tokens",
         12,
-        "--no-chat",
+        "--raw",
         stdin="\n".join(map(json.dumps, lines)).encode(),
     )
     found = [json.loads(line) for line in finished.out.decode().splitlines()]
