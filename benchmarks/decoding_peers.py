@@ -71,7 +71,7 @@ def transformers_folder() -> Path:
         from exporters.checkpoint_files import WEIGHTS
         from exporters.gguf import described_checkpoint
         from exporters.gguf_facts import open_gguf
-        from exporters.stored_tensors import write_tensors
+        from exporters.headers import write_tensors
 
         found = wheel_checkpoint()
         with written_whole(target) as folder:

@@ -63,19 +63,19 @@ class Edgekit:
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
         from runtime import Sampling
-        from runtime.forward import Forward
+        from runtime.forward import ModelRunner
         from runtime.steps import Steps
 
         decoder = self.decoder
-        forward = Forward(decoder.session, decoder.new_cache())
+        forward = ModelRunner(decoder.session, decoder.new_cache())
         steps = Steps(forward, ids, max_tokens=new, eos_ids=(), sampling=Sampling(), run_tokens=decoder.run_tokens)
         for step in steps:
             yield step.id
 
     def logits(self, ids: list[int]) -> Logits:
-        from runtime.forward import Forward
+        from runtime.forward import ModelRunner
 
-        return Forward(self.decoder.session, self.decoder.new_cache()).run(ids, len(ids))
+        return ModelRunner(self.decoder.session, self.decoder.new_cache()).run(ids, len(ids))
 
 
 class Genai:

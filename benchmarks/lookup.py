@@ -15,7 +15,7 @@ from benchmarks.decoding import BUNDLE
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import CORPUS, read_lines
-from runtime import Chat, Decoder, Sampling
+from runtime import Decoder, Sampling
 from runtime.messages import USER, Message
 from runtime.prompt_lookup import PromptLookup
 
@@ -101,8 +101,10 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     decoder = Decoder(options.bundle, threads=options.threads)
-    template = Chat(decoder).template
-    asked = {name: decoder.encode_exactly(template.render([Message(USER, text)])) for name, text in prompts().items()}
+    asked = {
+        name: decoder.encode_exactly(decoder.apply_chat_template([Message(USER, text)]))
+        for name, text in prompts().items()
+    }
     runs = [
         partial(measure, decoder, ids, sampling=Sampling(), new=options.new, lookup=lookup)
         for ids in asked.values()

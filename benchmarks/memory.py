@@ -21,7 +21,7 @@ from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
 from runtime import Bundle, Decoder, Embedder, Kind
 from runtime.footprint import footprint_of, graph_size
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import DecoderFacts, Manifest
 
 FEWEST_WORDS, MOST_WORDS = 3, 500
@@ -117,7 +117,7 @@ def measure_decoder(bundle: Bundle, *, prompts: Sequence[int], threads: int, new
     for tokens in prompts:
         cache = decoder.prefill(ids[:tokens])
         note(f"after a prompt of {tokens:,} tokens", cache.size)
-        forward = Forward(decoder.session, cache)
+        forward = ModelRunner(decoder.session, cache)
         for id_ in ids[:new]:
             forward.run([id_])
         note(f"and an answer of {new}", cache.size)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
 from benchmarks.texts import pairs_of_any_length
+from exporters.rank_correlation import kendall_tau
 from runtime import Precision, Reranker
-from runtime.ranking import kendall_tau
 
 PAIRS = 1000
 Pairs = Sequence[tuple[str, str]]

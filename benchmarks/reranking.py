@@ -26,8 +26,8 @@ from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
 from benchmarks.worker import Search, System, Task
 from exporters.probe import calibration_pairs
+from exporters.rank_correlation import kendall_tau
 from runtime import Bundle, Precision
-from runtime.ranking import kendall_tau
 
 SEARCH, RANKED = "search", "ranked"
 """Sets that the workers read: the search that is timed, the searches whose order is compared."""

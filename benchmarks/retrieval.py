@@ -14,8 +14,8 @@ from benchmarks.accuracy import Retrieval, most_similar, question_set
 from benchmarks.peers import BUNDLE, MODEL, edgekit_name
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
+from exporters.rank_correlation import kendall_tau
 from runtime import Embedder, Precision, Reranker
-from runtime.ranking import kendall_tau
 
 CANDIDATES = 50
 """Passages that are reranked."""

@@ -22,7 +22,7 @@ from exporters.block_recipes import COARSE
 from runtime import Bundle, Kind, Precision, Provider
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from runtime.bundle_writer import BundleWriter
-from runtime.forward import input_names, output_names
+from runtime.graph_io import decoder_inputs, decoder_outputs
 from runtime.manifest import (
     SCHEMA,
     DecoderFacts,
@@ -153,7 +153,7 @@ class Writer:
         self.product_in(COARSE.output_form.block, "output", normed, WIDTH, VOCABULARY, "logits")
         inputs, outputs = (
             [helper.make_tensor_value_info(name, *SHAPES.get(name, CACHE_SHAPE)) for name in names_of(layers)]
-            for names_of in (input_names, output_names)
+            for names_of in (decoder_inputs, decoder_outputs)
         )
         graph = helper.make_graph(self.nodes, "wide", inputs, outputs, self.constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(ORT_DOMAIN, 1)]
@@ -200,7 +200,7 @@ def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
             precision=Precision.INT4,
             provider=Provider.CPU,
             architecture="mistral",
-            inputs=input_names(layers),
+            inputs=decoder_inputs(layers),
             source=Source("folder", "seeded", "seeded", None, None, None, None, {}),
             files={},
             tokenizer=TokenizerFacts(CONTEXT, lower_case=False, special_tokens={}),

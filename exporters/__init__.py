@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exporters.catalog import ModelSpec, load_catalog
     from exporters.conversion import Exported
     from exporters.export_stage import export
+    from exporters.progress import Progress
     from exporters.sources import Origin
 
 # Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
@@ -24,6 +25,7 @@ HOMES = {
     "Exported": "exporters.conversion",
     "ModelSpec": "exporters.catalog",
     "Origin": "exporters.sources",
+    "Progress": "exporters.progress",
     "export": "exporters.export_stage",
     "load_catalog": "exporters.catalog",
 }
@@ -31,7 +33,7 @@ HOMES = {
 WITH_TORCH = ("Exported", "Origin", "export")
 """What is part of the export stage; the catalog is read without it."""
 
-__all__ = ["Exported", "ModelSpec", "Origin", "export", "load_catalog"]
+__all__ = ["Exported", "ModelSpec", "Origin", "Progress", "export", "load_catalog"]
 
 
 def __getattr__(name: str) -> object:

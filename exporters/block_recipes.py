@@ -1,11 +1,25 @@
-"""The fastest way to put a decoder's matrices in blocks that holds a divergence, found by trying."""
+"""Block-wise quantization recipes of decoders, and the search for the fastest one within a KL divergence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
 
 from exporters.block_rounding import Rounding
-from exporters.block_weights import BlockRecipe
+from exporters.block_weights import BlockRecipe, Moments, quantize_decoder
+from exporters.certify_decoder import DecoderReference, agreement_with
+from exporters.fastest_recipe import find_fastest
+from exporters.graph import tidy
+from exporters.graph_files import CONTENT, write_graph
+from exporters.kept_arrays import KeptArrays, Made
+from exporters.nodes import linears
+from exporters.progress import Progress
+from runtime.bundle import GRAPH, Bundle
+from runtime.decoder import Decoder
 from runtime.errors import EdgekitError
 from runtime.manifest import Precision
 
@@ -21,49 +35,112 @@ RECIPES = {
         BlockRecipe(bits=8, block=32, rounding=Rounding.NEAREST, output_bits=8),
     ),
 }
-"""In the order of their speed; the first is the one that is taken where nothing is asked for and a model is not wide.
+"""From the fastest to the most accurate; the first is the default of models that are not wide.
 
-The output matrix decides between tokens: its smaller blocks bring SmolLM2's divergence from 0.276 to 0.253, and that of
-all matrices to 0.206, where plain rounding in blocks of 32 has 0.431. With 8 bits, rounding by importance is no closer
-to PyTorch than to the nearest level.
+The output matrix decides between tokens: a smaller block size for it lowers SmolLM2's KL divergence from 0.276 to
+0.253, and for all matrices to 0.206, where round-to-nearest with blocks of 32 has 0.431. With 8 bits,
+importance-weighted rounding is no closer to PyTorch than round-to-nearest.
 """
 
 COARSE = BlockRecipe(block=128, output_block=32)
-"""Faster by a fifth on layers of Mistral-7B's shape, and less exact: SmolLM2's divergence is 0.341 with it."""
+"""A fifth faster on layers of Mistral-7B's shape, and less accurate: SmolLM2's KL divergence is 0.341 with it."""
 WIDE = 3584
-"""Inputs of each matrix from which on a model gets blocks of 128 where nothing is asked for.
+"""Models whose matrices all have at least this many inputs get blocks of 128 by default.
 
-Models of 7 billion weights and more are so wide, and their 4-bit weights are published in such blocks: there, of a
-Llama 2 7B in them, Lin et al. 2023 (AWQ) tell a perplexity of 5.60 where float16 has 5.47. Smaller models lose more.
+Models of 7B parameters and more are that wide, and their 4-bit weights are published with group size 128: Lin et al.
+2023 (AWQ) report a perplexity of 5.60 for Llama 2 7B, where float16 has 5.47. Smaller models lose more.
 """
 
 
 def recipes_for(precision: Precision, inputs: Collection[int]) -> tuple[BlockRecipe, ...]:
-    """What is tried for a divergence, in the order of speed; `inputs` are those of each matrix.
+    """Return the recipes to search, fastest first; `inputs` are the input widths of the matrices.
 
-    Large blocks make nothing faster where a matrix does not fill them.
+    Large blocks are not faster where a matrix does not fill them.
     """
     fills = precision is Precision.INT4 and all(count % COARSE.block == 0 for count in inputs)
     return (COARSE, *RECIPES[precision]) if fills else RECIPES[precision]
 
 
 def default_recipe(precision: Precision, inputs: Collection[int]) -> BlockRecipe:
-    """What is taken where no divergence is asked for; `inputs` are those of each matrix."""
+    """Return the recipe without a KL target; `inputs` are the input widths of the matrices."""
     return recipes_for(precision, inputs)[0] if min(inputs, default=0) >= WIDE else RECIPES[precision][0]
 
 
 def find_block_recipe(
     recipes: Sequence[BlockRecipe], divergence: Callable[[BlockRecipe], float], *, max_kl: float, precision: Precision
 ) -> BlockRecipe:
-    """The first recipe with a divergence of at most `max_kl` from PyTorch; raises EdgekitError when none has."""
-    best = float("inf")
-    for recipe in recipes:
-        found = divergence(recipe)
-        if found <= max_kl:
-            return recipe
-        best = min(best, found)
+    """Return the first recipe within a KL divergence of `max_kl`; raises EdgekitError where there is none."""
+    found = find_fastest(recipes, lambda recipe: -divergence(recipe), threshold=-max_kl)
+    if found.recipe is not None:
+        return found.recipe
     finer = "`--precision int8`" if precision is Precision.INT4 else "`--precision fp32`"
     raise EdgekitError(
-        f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: it is {best:.5f} at best",
+        f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: "
+        f"it is {-found.best:.5f} at best",
         hint=f"no bundle was written; ask for less, or use {finer}",
     )
+
+
+class BlockTrials:
+    """Quantizes one float32 graph by one recipe after another, and measures the results."""
+
+    def __init__(
+        self,
+        graph: ir.Model,
+        bundle: Bundle,
+        work: Path,
+        *,
+        moments: Moments,
+        weights: Callable[[str], KeptArrays],
+        progress: Progress | None = None,
+    ) -> None:
+        """Take the bundle being made: its folder takes the graphs, its manifest describes them.
+
+        `work` keeps what was measured, `moments` gives activation statistics, and `weights` the store for the weights
+        of a recipe, by its key.
+        """
+        self.graph = graph
+        self.bundle = bundle
+        self.inputs = [linear.inputs for linear in linears(graph.graph)]
+        """Input width of each linear layer."""
+        self._moments = moments
+        self._weights = weights
+        self._progress = progress
+        self._work = work
+        self._last: tuple[BlockRecipe, ir.Model] | None = None
+
+    def quantized(self, recipe: BlockRecipe) -> ir.Model:
+        """Quantize a copy of the graph; the float32 weights stay as they are."""
+        if self._last is None or self._last[0] != recipe:
+            made = self.graph.clone()
+            quantize_decoder(
+                made, recipe, self._moments, keep=self._weights(_key_of(recipe)).keep, progress=self._progress
+            )
+            tidy(made)
+            self._last = (recipe, made)
+        return self._last[1]
+
+    def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
+        """KL divergence from PyTorch; measured once, also when the export is interrupted and resumed."""
+
+        def measure() -> Made:
+            graph = self.quantized(recipe)
+            write_graph(graph, self._weights(_key_of(recipe)), self.bundle.path / GRAPH, progress=self._progress)
+            return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
+
+        found = KeptArrays(self._work / "trials").keep(_key_of(recipe), measure)
+        return float(found.array(CONTENT)[0])
+
+    def find(self, precision: Precision, max_kl: float | None, expected: DecoderReference) -> BlockRecipe:
+        """Return the fastest recipe within `max_kl` of PyTorch, or the default recipe where no limit is asked for."""
+        if max_kl is None:
+            return default_recipe(precision, self.inputs)
+        recipes = recipes_for(precision, self.inputs)
+        return find_block_recipe(
+            recipes, lambda recipe: self.divergence(recipe, expected), max_kl=max_kl, precision=precision
+        )
+
+
+def _key_of(recipe: BlockRecipe) -> str:
+    """Name the work files of a recipe."""
+    return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()

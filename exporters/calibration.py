@@ -1,4 +1,4 @@
-"""What goes into the products of a graph on calibration texts, and an encoder's matrices rounded for it."""
+"""Activation statistics of an encoder's graph on calibration texts, and its weights quantized with them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from exporters.graph_files import save_graph
-from exporters.layerwise import Observer
 from exporters.nodes import linears
-from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight
-from exporters.stored_tensors import StoredTensor
+from exporters.rounding import SMALLEST, QuantizedWeight, quantize_weight, second_moments
 from runtime.bundle import GRAPH
 from runtime.cores import find_cores
 
@@ -52,7 +50,7 @@ class Calibration:
     def take(self, name: str, texts: Sequence[NDArray[np.float32]]) -> None:
         """Count the rows (tokens, width) of an input for several texts in."""
         rows = np.concatenate(texts)
-        peaks, moments = np.abs(rows).max(axis=0), moments_of(rows)
+        peaks, moments = np.abs(rows).max(axis=0), second_moments(rows)
         firsts = np.stack([text[0] for text in texts])
         if name in self.peaks:
             peaks, moments = np.maximum(peaks, self.peaks[name]), moments + self.moments[name]
@@ -77,44 +75,12 @@ class Calibration:
         if key not in self.known:
             moments = self.moments[name]
             if of_first_tokens:
-                firsts = moments_of(self.firsts[name])
+                firsts = second_moments(self.firsts[name])
                 moments = moments + firsts * (np.trace(moments) / max(np.trace(firsts), SMALLEST))
             if divisors is not None:
                 moments = moments / np.outer(divisors, divisors)
             self.known[key] = quantize_weight(weight, moments)
         return self.known[key]
-
-
-def moments_of(rows: NDArray[np.float32], *, squares_only: bool = False) -> NDArray[np.float32]:
-    """The sums over rows (tokens, width) of the products of each two channels, (width, width), or of each with itself.
-
-    In float64, since float32 sums differ between the kernels of a linear algebra library, and a bit decides how a
-    weight on the edge between two levels is rounded: the same export would not give the same bytes.
-    """
-    exact = rows.astype(np.float64)
-    return np.asarray(np.square(exact).sum(axis=0) if squares_only else exact.T @ exact, np.float32)
-
-
-class MomentsReading(Observer):
-    """Adds up the second moments of what goes into products."""
-
-    def __init__(self, first: int, *, squares_only: bool, wanted: frozenset[str] | None = None) -> None:
-        """Of the texts from number `first` on, for the matrices `wanted`, by their names in the checkpoint, or all."""
-        self.first = first
-        self.squares_only = squares_only
-        self.wanted = wanted
-        self.found: dict[str, NDArray[np.float32]] = {}
-        self.last: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        """The rows before and what came of them: several products read the same."""
-
-    def product(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
-        if text < self.first or (self.wanted is not None and matrix.name not in self.wanted):
-            return
-        # Held here, they cannot have given their place in memory to others.
-        if self.last is None or self.last[0].ctypes.data != rows.ctypes.data or self.last[0].shape != rows.shape:
-            self.last = rows, moments_of(rows, squares_only=self.squares_only)
-        found = self.last[1]
-        self.found[matrix.name] = found + self.found[matrix.name] if matrix.name in self.found else found
 
 
 def session_that_gives(

@@ -44,7 +44,7 @@ class ModelSpec:
     hub: str
     """The repository on the Hugging Face Hub."""
     revision: str
-    licence: str
+    license: str
     gated: bool
     precision: Precision
     """What it is exported to unless the user says otherwise, or it comes in a GGUF file that is quantized."""

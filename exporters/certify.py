@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import transformers
 from numpy.typing import NDArray
 
-from exporters.probe import PairSet, TextSet, probe_texts, tokenizer_probe
+from exporters.certificate import certificate_of, golden_places, hint_of
+from exporters.probe import probe_texts, tokenizer_probe
 from exporters.published_embedder import PublishedEmbedder
 from runtime.embedder import Embedder
 from runtime.errors import EdgekitError, UnsupportedModelError
-from runtime.manifest import Certificate, Golden, GoldenAnswer, Manifest, Precision, pack_vector
+from runtime.manifest import Certificate, Golden, Manifest, Precision, pack_vector
 from runtime.pooling import cosines
 from runtime.tokenizer import Tokenizer
 
-GOLDEN_TEXTS = 8
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
 """Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""
 LARGEST_DIFFERENCE_OF_VECTORS = 1e-5
@@ -29,7 +27,6 @@ LONGEST_EXACT = 1024
 """Tokens of the longest of them: attention in plain PyTorch takes the square of it in memory."""
 PROMPTED = ("The pump runs dry.", "Zwei Sätze. Noch einer!", "", "word " * 600)
 """Texts that are compared behind every other prompt."""
-LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"
 
 
 @dataclass(frozen=True)
@@ -151,35 +148,3 @@ def certify_embedder(
     )
     figures = {"cosine_mean": float(agreement.mean()), "cosine_min": float(agreement.min())}
     return certificate_of(probe, len(probe.texts), figures, golden, reference=reference)
-
-
-def hint_of(precision: Precision, option: str) -> str:
-    if precision is Precision.FP32:
-        return "no bundle was written"
-    return f"no bundle was written; try `{option}`, or `--precision fp32`"
-
-
-def golden_places(count: int) -> list[int]:
-    """The places of the golden ones among so many, spread evenly."""
-    places: list[int] = np.linspace(0, count - 1, GOLDEN_TEXTS).astype(int).tolist()
-    return places
-
-
-def certificate_of(
-    probe: TextSet | PairSet,
-    size: int,
-    figures: dict[str, float],
-    golden: tuple[Golden, ...],
-    answers: tuple[GoldenAnswer, ...] = (),
-    *,
-    reference: str = LIBRARIES,
-) -> Certificate:
-    return Certificate(
-        reference=reference,
-        probe=probe.name,
-        probe_sha256=probe.sha256,
-        probe_size=size,
-        figures=figures,
-        golden=golden,
-        answers=answers,
-    )

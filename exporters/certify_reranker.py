@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.certify import certificate_of, golden_places, hint_of
+from exporters.certificate import certificate_of, golden_places, hint_of
 from exporters.probe import PairSet, probe_searches
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from exporters.rank_correlation import kendall_tau
 from runtime.errors import EdgekitError, UnsupportedModelError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import Certificate, Golden, Precision, pack_vector
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
-from runtime.ranking import kendall_tau, score
+from runtime.ranking import score
 from runtime.reranker import Reranker
 
 Inputs = Mapping[str, list[int]]

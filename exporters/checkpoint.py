@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -25,7 +25,7 @@ from exporters.checkpoint_files import (
     is_wanted_of_module,
     read_json,
 )
-from exporters.headers import Header, check_shards, check_sizes, read_headers
+from exporters.headers import StoredTensor, check_shards, check_sizes, read_headers
 from exporters.rope_parameters import with_known_names
 from exporters.unread import (
     check_no_adapter,
@@ -37,9 +37,6 @@ from exporters.unread import (
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import Source
-
-if TYPE_CHECKING:
-    from exporters.stored_tensors import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -237,7 +234,7 @@ def shards_of(folder: Path) -> list[str]:
 def check_weights(checkpoint: Checkpoint) -> None:
     """Read the headers only: whole files, an index that fits them, and the sizes that config.json promises."""
     files = weight_files(checkpoint.folder)
-    shards: dict[str, dict[str, Header]] = {path.name: read_headers(path) for path in files}
+    shards: dict[str, dict[str, StoredTensor]] = {path.name: read_headers(path) for path in files}
     if not (checkpoint.folder / WEIGHTS).exists():
         check_shards(read_json(checkpoint.folder / WEIGHTS_INDEX)["weight_map"], shards)
     headers = [header for found in shards.values() for header in found.values()]
@@ -249,12 +246,12 @@ def check_safetensors(path: Path) -> None:
     read_headers(path)
 
 
-def licence_of(folder: Path) -> str | None:
-    """The licence that the model card states in its header, None where there is none."""
+def license_of(folder: Path) -> str | None:
+    """The license that the model card states in its header, None where there is none."""
     try:
         header = yaml.safe_load(card_header(folder) or "")
     # ValueError: dates and numbers that there are not. RecursionError: more levels than are read.
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    licence = header.get("license") if isinstance(header, dict) else None
-    return licence if isinstance(licence, str) else None
+    found = header.get("license") if isinstance(header, dict) else None
+    return found if isinstance(found, str) else None

@@ -62,7 +62,7 @@ READ_BY_LIBRARIES = (
     "*.tiktoken",
 )
 """What transformers and sentence-transformers read beside the weights, in the folder and in those of modules."""
-LICENCE = "LICENSE*"
+LICENSE = "LICENSE*"
 LARGE_TEXTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.index.json", "added_tokens.json")
 SMALL = 16 * 2**20
 LARGE = 512 * 2**20
@@ -166,9 +166,9 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"`{path}` has more levels than JSON is read with") from error
 
 
-def licence_files(folder: Path) -> list[Path]:
+def license_files(folder: Path) -> list[Path]:
     """The files that hold a checkpoint's terms."""
-    return [check_file(folder, path.name) for path in sorted(folder.glob(LICENCE)) if not path.is_dir()]
+    return [check_file(folder, path.name) for path in sorted(folder.glob(LICENSE)) if not path.is_dir()]
 
 
 def card_header(folder: Path) -> str | None:

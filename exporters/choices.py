@@ -1,6 +1,6 @@
-"""What is asked of an export, and what is to be made then: a kind of model, its precision, its cache, how close.
+"""The options of an export, and the plan that follows from them and the checkpoint: kind, precision, cache, threshold.
 
-Nothing here reads weights, so that all of it is refused before they are downloaded.
+Nothing here reads weights, so a plan that cannot be carried out is refused before they are downloaded.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import check_cross_encoder
-from exporters.facts import check_kind, embedder_facts, kind_of, max_length
+from exporters.facts import embedder_facts
 from exporters.generation import generation_defaults
+from exporters.kind import check_kind, kind_of, max_length
 from exporters.stored_blocks import BLOCK_READERS
 from runtime.errors import InputError, UnsupportedModelError
 from runtime.manifest import CacheType, Kind, Precision
@@ -24,28 +25,28 @@ PRECISIONS = {
 """What each kind is exported to."""
 HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
 """The precisions with which the cache alone may be float16."""
-BARS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
-"""What says how close to PyTorch a bundle must come."""
+THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
+"""The option that sets the accuracy threshold, by kind."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user says of an export; None where the model is to decide."""
+class ExportOptions:
+    """The options of an export; None where the model decides."""
 
     kind: Kind | None
     precision: Precision | None
     cache: CacheType | None
-    bars: Mapping[Kind, float | None]
-    """How close to PyTorch a bundle must come, by the kind of model that this is a measure for."""
+    thresholds: Mapping[Kind, float | None]
+    """Accuracy that a bundle must reach, by the kind of model that the measure is for."""
 
-    def choose(self, checkpoint: Checkpoint) -> Choice:
-        """What is to be made of a checkpoint, of which only the weights may not be there yet.
+    def plan(self, checkpoint: Checkpoint) -> ExportPlan:
+        """Plan the export of a checkpoint, whose weights need not be there yet.
 
         Raises InputError for what does not go together, UnsupportedModelError and CheckpointError for a model that is
         not exported as that kind.
         """
         kind = kind_of(checkpoint, self.kind)
-        bar = checked_bar(kind, self.bars)
+        threshold = _checked_threshold(kind, self.thresholds)
         precision = self.precision or default_precision(checkpoint, kind)
         check_precision(checkpoint, kind, precision)
         cache = checked_cache(kind, precision, self.cache)
@@ -59,28 +60,28 @@ class Asked:
                 check_cross_encoder(checkpoint)
             else:
                 generation_defaults(checkpoint)
-        return Choice(kind, precision, cache, bar)
+        return ExportPlan(kind, precision, cache, threshold)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What an export makes."""
+class ExportPlan:
+    """What an export makes of a checkpoint."""
 
     kind: Kind
     precision: Precision
     cache: CacheType
-    """The type of a decoder's keys and values."""
-    bar: float | None
-    """How close to PyTorch the bundle must come, in the measure of its kind."""
+    """The type of a decoder's KV cache."""
+    threshold: float | None
+    """Accuracy that the bundle must reach, in the measure of its kind."""
 
 
-def checked_bar(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
-    """The bar for this kind; raises InputError when the one for another kind is given."""
-    for other, bar in given.items():
-        if bar is not None and other is not kind:
+def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
+    """The threshold for this kind; raises InputError when one for another kind is given."""
+    for other, threshold in given.items():
+        if threshold is not None and other is not kind:
             raise InputError(
-                f"`{BARS[other]}` is for {other.value}s, and this is {kind.articled}",
-                hint=f"use `--{BARS[kind].replace('_', '-')}`",
+                f"`{THRESHOLD_OPTIONS[other]}` is for {other.value}s, and this is {kind.articled}",
+                hint=f"use `--{THRESHOLD_OPTIONS[kind].replace('_', '-')}`",
             )
     return given[kind]
 

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import licence_files
-from exporters.choices import Choice
-from exporters.facts import lower_case, max_length
+from exporters.checkpoint_files import license_files
+from exporters.choices import ExportPlan
 from exporters.gguf import described_checkpoint
 from exporters.gguf_facts import open_gguf
-from exporters.stages import Progress, stage
-from exporters.tasks import Task, task_of
+from exporters.kind import lower_case, max_length
+from exporters.progress import Progress, stage
+from exporters.tasks import ResumableTask, Task, task_of
 from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer
 from exporters.unfinished import Unfinished
 from exporters.weights_format import with_format
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
-from runtime.session import OLDEST_ONNXRUNTIME, ONNXRUNTIME
+from runtime.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from runtime.version import __version__
 
 CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
@@ -50,50 +50,52 @@ class Exported:
 
 
 def convert(
-    checkpoint: Checkpoint, choice: Choice, provider: Provider, writer: BundleWriter, told: Progress
+    checkpoint: Checkpoint, plan: ExportPlan, provider: Provider, writer: BundleWriter, progress: Progress
 ) -> Exported:
     """Make the bundle of a checkpoint that was chosen."""
     if checkpoint.gguf is not None:
-        with stage(told, "read the GGUF file"):
+        with stage(progress, "read the GGUF file"):
             checkpoint = described_checkpoint(checkpoint, open_gguf(checkpoint.gguf), writer.scratch / "checkpoint")
     else:
         checkpoint = with_format(checkpoint, writer.scratch / "weights")
     tokenizer = bundle_tokenizer(checkpoint)
     (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
-    draft = draft_manifest(checkpoint, choice.kind, choice.precision, provider, tokenizer)
-    bundle = build(task_of(checkpoint, choice.kind, choice.cache), draft, writer, told, choice.bar)
+    draft = draft_manifest(checkpoint, plan.kind, plan.precision, provider, tokenizer)
+    bundle = build(task_of(checkpoint, plan.kind, plan.cache), draft, writer, progress, plan.threshold)
     return Exported(bundle, checkpoint.weights_size)
 
 
-def build(task: Task[Any], draft: Manifest, writer: BundleWriter, told: Progress, bar: float | None) -> Bundle:
+def build(
+    task: Task[Any], draft: Manifest, writer: BundleWriter, progress: Progress, threshold: float | None
+) -> Bundle:
     precision = draft.precision
-    copy_licences(task.checkpoint, writer.folder)
+    copy_licenses(task.checkpoint, writer.folder)
     manifest = task.described(draft, writer.folder)
     with ExitStack() as stack:
-        if task.keeps_work:
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, bar), told.note))
-            task.begin(unfinished.folder, told.advanced)
-        with stage(told, "load the weights"):
+        if isinstance(task, ResumableTask):
+            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, threshold), progress.note))
+            task.begin(unfinished.folder, progress)
+        with stage(progress, "load the weights"):
             model = task.load()
-        with stage(told, "trace with Optimum"):
+        with stage(progress, "trace with Optimum"):
             graph = task.graph(model, writer.scratch, manifest)
         manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
-        with stage(told, "run the probe set with PyTorch"):
+        with stage(progress, "run the probe set with PyTorch"):
             expected = task.reference(model, manifest)
         del model
         if precision is not Precision.FP32:
-            with stage(told, CONVERSIONS.get(precision, f"quantize to {precision.value}")):
-                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, bar)
+            with stage(progress, CONVERSIONS.get(precision, f"quantize to {precision.value}")):
+                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, threshold)
         task.write(graph, writer.folder)
-        with stage(told, "certify against PyTorch"):
-            certificate = task.certify(Bundle(writer.folder, manifest), expected, bar)
-        with stage(told, "write the bundle"):
+        with stage(progress, "certify against PyTorch"):
+            certificate = task.certify(Bundle(writer.folder, manifest), expected, threshold)
+        with stage(progress, "write the bundle"):
             return writer.commit(dataclasses.replace(manifest, certificate=certificate))
 
 
-def key_of(manifest: Manifest, bar: float | None) -> str:
-    """What tells an export apart from others to the same target: the checkpoint's hashes, versions, precision, bar."""
-    return f"{manifest_to_json(manifest)}{bar}\n"
+def key_of(manifest: Manifest, threshold: float | None) -> str:
+    """The identity of an export for resuming: the checkpoint's hashes, versions, precision, threshold."""
+    return f"{manifest_to_json(manifest)}{threshold}\n"
 
 
 def draft_manifest(
@@ -124,6 +126,6 @@ def draft_manifest(
     )
 
 
-def copy_licences(checkpoint: Checkpoint, folder: Path) -> None:
-    for licence in licence_files(checkpoint.top):
-        shutil.copyfile(licence, folder / licence.name)
+def copy_licenses(checkpoint: Checkpoint, folder: Path) -> None:
+    for path in license_files(checkpoint.top):
+        shutil.copyfile(path, folder / path.name)

@@ -1,13 +1,13 @@
-"""How a decoder wants to be used, from the files of its checkpoint, compared with what transformers makes of them."""
+"""Facts of a decoder from its checkpoint: cache shape, context, special tokens, chat template, generation defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from exporters.checkpoint import Checkpoint
 from exporters.generation import generation_defaults, generation_settings
-from exporters.grouped_attention import cache_sizes, context_length, takes_heads
 from exporters.probe import probe_texts, tokenizer_probe
 from exporters.pytorch_model import load_config
 from exporters.tokenizer_file import known_tokens
@@ -18,20 +18,22 @@ from runtime.manifest import ChatFacts, DecoderFacts
 from runtime.messages import ASSISTANT, SYSTEM, USER, Message
 from runtime.safe_tokenizer import SafeTokenizer
 
-QUESTION, ANSWER = "What is a pump?", "It moves water."
-SLIDING = "sliding_attention"
-PROBED_LENGTH = 64
+_QUESTION, _ANSWER = "What is a pump?", "It moves water."
+_SLIDING = "sliding_attention"
+HEAD_SIZE_MULTIPLE = 16
+"""GroupQueryAttention needs the head size, and its rotated part, to be a multiple of this."""
+_MAX_PROBE_TOKENS = 64
 """Tokens of the longest texts that show how a tokenizer reads: the runtime cuts no prompts."""
-CONVERSATIONS = tuple(
+_CONVERSATIONS = tuple(
     tuple(Message(role, content) for role, content in shape)
     for shape in (
-        ((USER, QUESTION),),
-        ((USER, QUESTION), (ASSISTANT, ANSWER)),
-        ((SYSTEM, "You are brief."), (USER, QUESTION), (ASSISTANT, ANSWER), (USER, "Which ones?\n\n - and why?")),
+        ((USER, _QUESTION),),
+        ((USER, _QUESTION), (ASSISTANT, _ANSWER)),
+        ((SYSTEM, "You are brief."), (USER, _QUESTION), (ASSISTANT, _ANSWER), (USER, "Which ones?\n\n - and why?")),
         ((SYSTEM, ""), (USER, "  spaces  around \n"), (ASSISTANT, "\n\nIt is.  "), (USER, "größer, 東京, 🙂 <b>&</b>")),
         ((USER, "one"), (ASSISTANT, "<think>\nhm\n</think>\n\ntwo"), (USER, "three"), (ASSISTANT, "four")),
         ((USER, "one"), (USER, "two")),
-        ((ASSISTANT, ANSWER), (USER, QUESTION)),
+        ((ASSISTANT, _ANSWER), (USER, _QUESTION)),
     )
 )
 """Shapes of conversations in which templates differ: with a system message, several turns, thoughts, turns that repeat,
@@ -46,7 +48,7 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
     config = load_config(checkpoint)
     sizes = cache_sizes(config)
     generation = generation_settings(checkpoint)
-    chat = chat_facts(tokenizer)
+    chat = _chat_facts(tokenizer)
     vocabulary = int(config.vocab_size)
     # Gemma 3's, which reads no pictures, has the token for one all the same; the runtime refuses it in a prompt.
     known_tokens(checkpoint, tokenizer)
@@ -58,12 +60,50 @@ def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
         head_size=sizes.head_size,
         vocabulary=vocabulary,
         bos_id=tokenizer.bos_token_id,
-        add_bos=begins_with_bos(tokenizer),
-        eos_ids=eos_ids(checkpoint, generation, tokenizer, chat),
+        add_bos=_adds_bos(tokenizer),
+        eos_ids=_eos_ids(checkpoint, generation, tokenizer, chat),
         chat=chat,
         generation=generation_defaults(checkpoint),
-        plain_attention=checkpoint.architecture.plain_attention or not takes_heads(config),
+        plain_attention=checkpoint.architecture.plain_attention or not _rotary_supported(config),
     )
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Shape of a decoder's KV cache."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+
+
+def cache_sizes(config: Any) -> CacheSizes:
+    """Read the cache's shape from a transformers config."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSizes(config.num_hidden_layers, heads, kv_heads, head_size)
+
+
+def _rotary_supported(config: Any) -> bool:
+    """Whether GroupQueryAttention supports rotary embeddings for the head size of a model."""
+    size = cache_sizes(config).head_size
+    rotated = int(size * (getattr(config, "partial_rotary_factor", None) or 1))
+    return size % HEAD_SIZE_MULTIPLE == 0 and rotated % HEAD_SIZE_MULTIPLE == 0
+
+
+def context_length(config: Any) -> int:
+    """Return the longest context that one rotary table serves.
+
+    longrope switches to other angles, for all tokens, once a text exceeds the original training length. Keys that are
+    cached already keep the old angles, which is not the model that was trained.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {}
+    length: int = config.max_position_embeddings
+    if scaling.get("rope_type", scaling.get("type")) == "longrope":
+        return min(length, getattr(config, "original_max_position_embeddings", None) or length)
+    return length
 
 
 def sliding_window(config: Any) -> int | None:
@@ -72,16 +112,16 @@ def sliding_window(config: Any) -> int | None:
     layers = getattr(config, "layer_types", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return None
-    return int(window) if layers is None or set(layers) == {SLIDING} else None
+    return int(window) if layers is None or set(layers) == {_SLIDING} else None
 
 
-def begins_with_bos(tokenizer: Any) -> bool:
+def _adds_bos(tokenizer: Any) -> bool:
     """Whether transformers puts the token for it before a text."""
     bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer(QUESTION)["input_ids"][:1] == [bos]
+    return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
 
 
-def eos_ids(
+def _eos_ids(
     checkpoint: Checkpoint, generation: Mapping[str, Any], tokenizer: Any, chat: ChatFacts | None
 ) -> tuple[int, ...]:
     """The ids that end an answer: those stated, that of the tokenizer, and what a chat template ends answers with.
@@ -93,40 +133,40 @@ def eos_ids(
     if stated is None:
         stated = checkpoint.config.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
-    found = [*listed, tokenizer.eos_token_id, end_of_answer(tokenizer, chat)]
+    found = [*listed, tokenizer.eos_token_id, _end_of_answer(tokenizer, chat)]
     wrong = next((one for one in found if one is not None and type(one) is not int), None)
     if wrong is not None:
         raise CheckpointError(f"`eos_token_id` of `{checkpoint.name}` must be ids of tokens, not `{wrong}`")
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
-def end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
+def _end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
     """The special token that a template puts after an answer, None where there is none."""
-    rendered = rendered_conversation(chat)
-    if rendered is None or ANSWER not in rendered:
+    rendered = _rendered_conversation(chat)
+    if rendered is None or _ANSWER not in rendered:
         return None
-    text = rendered.rpartition(ANSWER)[2].lstrip()
+    text = rendered.rpartition(_ANSWER)[2].lstrip()
     rest = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    return rest[0] if rest and rest[0] in special_ids(tokenizer) else None
+    return rest[0] if rest and rest[0] in _special_ids(tokenizer) else None
 
 
-def rendered_conversation(chat: ChatFacts | None) -> str | None:
-    """A question and its answer as the template writes them, None where it wants other messages."""
+def _rendered_conversation(chat: ChatFacts | None) -> str | None:
+    """Render a question and its answer, None where the template refuses them."""
     if chat is None:
         return None
     try:
-        return ChatTemplate(chat).render([Message(USER, QUESTION), Message(ASSISTANT, ANSWER)], for_answer=False)
+        return ChatTemplate(chat).render([Message(USER, _QUESTION), Message(ASSISTANT, _ANSWER)], for_answer=False)
     except InputError:
         return None
     except BundleError as error:
         raise CheckpointError(error.message) from error
 
 
-def special_ids(tokenizer: Any) -> set[int]:
+def _special_ids(tokenizer: Any) -> set[int]:
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def chat_facts(tokenizer: Any) -> ChatFacts | None:
+def _chat_facts(tokenizer: Any) -> ChatFacts | None:
     """The template of tokenizer_config.json or chat_template.jinja, the one named `default` where there are several."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -144,25 +184,25 @@ def chat_facts(tokenizer: Any) -> ChatFacts | None:
 
 def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
     """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
-    for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, PROBED_LENGTH))):
+    for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, _MAX_PROBE_TOKENS))):
         expected = tokenizer(text, verbose=False)["input_ids"]
         # The runtime begins a text with that token once, whether the text has it already or not.
         doubled = facts.add_bos and expected[:2] == [facts.bos_id] * 2
-        compare_ids(name, f"the text `{text[:40]}`", encode_text(own, facts, text), expected[doubled:])
+        _compare_ids(name, f"the text `{text[:40]}`", encode_text(own, facts, text), expected[doubled:])
     if facts.chat is not None:
-        for conversation in CONVERSATIONS:
+        for conversation in _CONVERSATIONS:
             for for_answer in (False, True):
-                check_conversation(name, tokenizer, own, facts.chat, conversation, for_answer=for_answer)
+                _check_conversation(name, tokenizer, own, facts.chat, conversation, for_answer=for_answer)
 
 
-def check_conversation(
+def _check_conversation(
     name: str, tokenizer: Any, own: SafeTokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
 ) -> None:
     """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
     records = [{"role": message.role, "content": message.content} for message in conversation]
     options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
     expected = rendered = refusal = None
-    # edgekit's own rendering is bounded, and comes first: that of transformers would go through any loop to its end.
+    # edgekit's rendering is bounded and comes first: transformers would run any loop to its end.
     try:
         rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
     except InputError as error:
@@ -183,16 +223,16 @@ def check_conversation(
             f"the chat template of `{name}` writes another text here than with transformers: "
             f"{rendered[-80:]!r} instead of {expected[-80:]!r}"
         )
-    compare_ids(
+    _compare_ids(
         name, "a conversation", encode_exactly(own, rendered), tokenizer.apply_chat_template(records, **options)
     )
 
 
-def compare_ids(name: str, what: str, found: list[int], expected: list[int]) -> None:
+def _compare_ids(name: str, what: str, found: list[int], expected: list[int]) -> None:
     if found != expected:
         pairs = zip(found, expected, strict=False)
         place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
         raise UnsupportedModelError(
-            f"the tokenizer of `{name}` makes tokens of {what} in a way that edgekit does not know: "
+            f"the tokenizer of `{name}` tokenizes {what} in a way that is not supported: "
             f"from token {place} on {found[place : place + 8]} instead of {expected[place : place + 8]}"
         )

@@ -1,4 +1,4 @@
-"""What is different about exporting a decoder: its tokens, its weights in blocks, and probabilities to agree on."""
+"""Export a decoder: tokenizer checks, tracing, block-wise quantization, certificate by next-token probabilities."""
 
 from __future__ import annotations
 
@@ -6,79 +6,77 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.block_recipes import RECIPES, default_recipe, find_block_recipe, recipes_for
-from exporters.block_weights import BlockRecipe, keep_blocks, quantize_decoder
-from exporters.calibration import MomentsReading
+from exporters.block_recipes import RECIPES, BlockTrials, default_recipe
 from exporters.certify_decoder import (
-    LARGEST_REFERENCE,
-    MOST_TOKENS,
+    MAX_PROBE_TOKENS,
+    MAX_REFERENCE_LOGITS,
     DecoderReference,
-    ProbeReading,
+    ProbeObserver,
     agreement_with,
     certify_decoder,
     checked_agreement,
 )
 from exporters.checkpoint import Checkpoint
 from exporters.decoder import rebuild, trace
+from exporters.decoder_calibration import MomentsObserver
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.decoder_graph import share_embedding
+from exporters.float16_cache import convert_cache_to_float16
 from exporters.gguf import stored_matrices
+from exporters.gguf_blocks import keep_gguf_blocks
 from exporters.gguf_facts import open_gguf
 from exporters.graph import tidy
 from exporters.graph_files import CONTENT, need_space, weights_bytes, write_graph
-from exporters.half_precision import check_states, put_cache_in_half, put_in_half
+from exporters.half_precision import check_hidden_states, convert_to_float16
 from exporters.kept_arrays import KeptArrays, Made
-from exporters.layerwise import Layerwise
+from exporters.layerwise import LayerwiseForward
 from exporters.nodes import Linear, linears, required
 from exporters.probe import calibration_texts
+from exporters.progress import Progress
 from exporters.pytorch_model import load_tokenizer
 from exporters.stored_blocks import BLOCK_READERS
-from exporters.stored_tensors import StreamedTensor, Told
-from exporters.weightless import WeightlessDecoder, open_decoder
+from exporters.stored_tensors import StreamedTensor
+from exporters.weightless import LazyDecoder, open_decoder
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
 from runtime.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
 from runtime.safe_tokenizer import open_tokenizer
 
-PROMPT = 256
-"""Tokens of a text that a decoder is calibrated with: enough to attend to."""
-CALIBRATION_TOKENS = 2048
-"""Of the calibration texts: more of them change the divergence by less than the choice of the texts does."""
-IN_BLOCKS = "MatMulNBits"
-SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
-"""In the certificate of a GGUF file whose weights were rounded anew: `kl_mean` and `top1_agreement` without that."""
+_CALIBRATION_LENGTH = 256
+"""Tokens per calibration text: enough context for the attention."""
+_CALIBRATION_TOKENS = 2048
+"""Calibration tokens in all: more change the KL divergence less than the choice of texts does."""
+_MATMUL_NBITS = "MatMulNBits"
+_SOURCE_FIGURES = ("source_kl_mean", "source_top1_agreement")
+"""In the certificate of a requantized GGUF file: `kl_mean` and `top1_agreement` of the file's own blocks."""
 
 
 class DecoderTask:
-    """The next token's probabilities; agreement is their divergence from PyTorch's, 0 at best."""
-
-    keeps_work: ClassVar[bool] = True
+    """Export task of decoders; accuracy is the KL divergence of next-token probabilities from PyTorch's."""
 
     def __init__(self, checkpoint: Checkpoint, *, cache: CacheType = CacheType.FLOAT32) -> None:
-        """`cache` is the type of the graph's keys and values."""
+        """`cache` is the type of the graph's KV cache."""
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.facts = dataclasses.replace(decoder_facts(checkpoint, self.tokenizer), cache_type=cache)
         self.kept: KeptArrays | None = None
-        """What is made of the weights, by the last recipe that was tried."""
+        """The weights quantized by the last recipe tried."""
         self.of_source: Mapping[str, float] = {}
-        """How far a GGUF file's own blocks are from PyTorch, where its weights are rounded anew: `SOURCE_FIGURES`."""
+        """How far a GGUF file's own blocks are from PyTorch, where its weights are requantized: `_SOURCE_FIGURES`."""
         self.squares: Mapping[str, NDArray[np.float32]] = {}
-        """Matrix, by its name in the checkpoint -> what its input's squares add up to on calibration texts."""
+        """Weight, by its name in the checkpoint -> the sum of its squared inputs on calibration texts."""
 
-    def begin(self, work: Path, told: Told) -> None:
+    def begin(self, work: Path, progress: Progress) -> None:
         self.work = work
-        self.told = told
+        self.progress = progress
 
     def described(self, manifest: Manifest, folder: Path) -> Manifest:
         own = open_tokenizer(folder / TOKENIZER)
@@ -86,41 +84,41 @@ class DecoderTask:
         tokens = dataclasses.replace(manifest.tokenizer, max_length=self.facts.context_length)
         return dataclasses.replace(manifest, tokenizer=tokens, decoder=self.facts)
 
-    def load(self) -> WeightlessDecoder:
+    def load(self) -> LazyDecoder:
         return open_decoder(self.checkpoint)
 
-    def graph(self, model: WeightlessDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
+    def graph(self, model: LazyDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
         graph = trace(model, scratch, plain=self.facts.plain_attention)
         rebuild(graph)
         done = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
-        need_space(self.work.parent, self.space(graph, manifest.precision), done=done)
+        need_space(self.work.parent, self._estimate_bytes(graph, manifest.precision), done=done)
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)
         return graph
 
-    def space(self, graph: ir.Model, precision: Precision) -> int:
-        """Bytes that an export writes, about: weights in their precision, what is compared, and what is checked."""
-        compared = 4 * min(LARGEST_REFERENCE, MOST_TOKENS * self.facts.vocabulary)
+    def _estimate_bytes(self, graph: ir.Model, precision: Precision) -> int:
+        """Estimate the bytes that an export writes: quantized weights, reference logits, graphs that are checked."""
+        compared = 4 * min(MAX_REFERENCE_LOGITS, MAX_PROBE_TOKENS * self.facts.vocabulary)
         checked = weights_bytes(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
         file = self.checkpoint.gguf
-        # Its blocks are kept; their scales become float32, and 5 or 6 bits become 8.
+        # Blocks are kept; scales become float32, and 5 or 6 bits become 8.
         kept = 0 if file is None else 2 * file.stat().st_size
         if precision is Precision.SOURCE:
             return compared + checked + kept
-        measured = kept if self.rounds_anew(precision) else 0
-        return compared + checked + max(measured, rounded_bytes(graph, precision))
+        measured = kept if self._requantizes(precision) else 0
+        return compared + checked + max(measured, _quantized_bytes(graph, precision))
 
-    def reference(self, model: WeightlessDecoder, manifest: Manifest) -> DecoderReference:
-        """Read the probe set, and in the same pass what int4 calibrates with."""
-        probe = ProbeReading(model, self.tokenizer, self.facts)
+    def reference(self, model: LazyDecoder, manifest: Manifest) -> DecoderReference:
+        """Run the probe set, and in the same pass the calibration texts of int4."""
+        probe = ProbeObserver(model, self.tokenizer, self.facts)
         texts: list[Sequence[int]] = list(probe.windows)
-        moments = MomentsReading(len(texts), squares_only=True)
+        moments = MomentsObserver(len(texts), squares_only=True)
         if manifest.precision is Precision.INT4:
-            texts += self.calibration_windows()
+            texts += self._calibration_windows()
 
         def read() -> Made:
-            Layerwise(model, texts, probe, moments).run(self.told)
+            LayerwiseForward(model, texts, probe, moments).run(self.progress)
             found = {f"logprobs {number}": array for number, array in enumerate(probe.logprobs)}
             found |= {f"states {number}": array for number, array in enumerate(probe.states)}
             return Made(found | {f"squares {name}": array for name, array in moments.found.items()})
@@ -138,57 +136,52 @@ class DecoderTask:
     ) -> tuple[ir.Model, Manifest]:
         precision = bundle.manifest.precision
         if self.facts.plain_attention:
-            self.check_unrounded(graph, bundle, expected)
+            self._check_float32(graph, bundle, expected)
         if precision is Precision.FP16:
-            check_states(self.checkpoint.name, expected.states)
+            check_hidden_states(self.checkpoint.name, expected.states)
             share_embedding(graph.graph)
-            put_in_half(graph.graph)
+            convert_to_float16(graph.graph)
             tidy(graph)
             return graph, bundle.manifest
         if self.facts.cache_type is CacheType.FLOAT16:
-            put_cache_in_half(graph.graph)
+            convert_cache_to_float16(graph.graph)
         if precision is Precision.SOURCE:
             products = len(list(linears(graph.graph)))
-            exact = self.keep(graph, self.weights())
-            return graph, with_blocks(bundle.manifest, graph, products, "source", exact)
-        if self.rounds_anew(precision):
-            self.of_source = self.measured_source(graph, bundle, expected)
-        trials = BlockTrials(graph, self, bundle)
-        recipe = default_recipe(precision, trials.inputs)
-        if bar is not None:
-
-            def divergence(tried: BlockRecipe) -> float:
-                return trials.divergence(tried, expected)
-
-            recipes = recipes_for(precision, trials.inputs)
-            recipe = find_block_recipe(recipes, divergence, max_kl=bar, precision=precision)
+            exact = self._keep_blocks(graph, self._weights_of())
+            return graph, _with_blocks(bundle.manifest, graph, products, "source", exact)
+        if self._requantizes(precision):
+            self.of_source = self._measure_source(graph, bundle, expected)
+        trials = BlockTrials(
+            graph, bundle, self.work, moments=self._moments, weights=self._weights_of, progress=self.progress
+        )
+        recipe = trials.find(precision, bar, expected)
         made = trials.quantized(recipe)
-        return made, with_blocks(bundle.manifest, made, trials.products, recipe.rounding.value)
+        return made, _with_blocks(bundle.manifest, made, len(trials.inputs), recipe.rounding.value)
 
-    def check_unrounded(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
-        """Raise EdgekitError for a graph that is not PyTorch's: rounded weights would hide a small mistake."""
+    def _check_float32(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> None:
+        """Raise EdgekitError for a float32 graph that differs from PyTorch: quantization would hide a small mistake."""
         facts = dataclasses.replace(self.facts, cache_type=CacheType.FLOAT32)
         exact = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.FP32, decoder=facts))
 
         def measure() -> Made:
-            with TemporaryDirectory(dir=self.work) as folder, self.refusing_what_does_not_run():
+            with TemporaryDirectory(dir=self.work) as folder, self._refusing_broken_graphs():
                 write_graph(graph.clone(), KeptArrays(Path(folder) / GRAPH_DATA), exact.path / GRAPH)
                 return Made({CONTENT: np.array([checked_agreement(Decoder(exact), expected).kl])})
 
         KeptArrays(self.work / "checks").keep("unrounded", measure)
 
-    def rounds_anew(self, precision: Precision) -> bool:
-        """Whether weights that are in blocks already, and could be kept so, are put in others."""
+    def _requantizes(self, precision: Precision) -> bool:
+        """Whether quantized weights that could be kept are requantized."""
         types = self.checkpoint.block_types
         return precision in RECIPES and bool(types) and types <= BLOCK_READERS.keys()
 
-    def measured_source(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> Mapping[str, float]:
-        """What the certificate of the same model in `source` would say; nothing where that cannot be made here."""
+    def _measure_source(self, graph: ir.Model, bundle: Bundle, expected: DecoderReference) -> Mapping[str, float]:
+        """Measure the same model in `source` precision; empty where it cannot run here."""
 
         def measure() -> Made:
             with TemporaryDirectory(dir=self.work) as folder:
                 made, weights = graph.clone(), KeptArrays(Path(folder) / GRAPH_DATA)
-                self.keep(made, weights)
+                self._keep_blocks(made, weights)
                 source = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
                 write_graph(made, weights, source.path / GRAPH)
                 found = agreement_with(Decoder(source), expected)
@@ -198,19 +191,19 @@ class DecoderTask:
             found = KeptArrays(self.work / "checks").keep("source", measure).array(CONTENT)
         except (UnsupportedModelError, OutOfMemoryError):
             return {}
-        return dict(zip(SOURCE_FIGURES, found.tolist(), strict=True))
+        return dict(zip(_SOURCE_FIGURES, found.tolist(), strict=True))
 
-    def keep(self, graph: ir.Model, weights: KeptArrays) -> int:
-        """Let the graph read the blocks of the file that the weights come from; how many products read others too."""
+    def _keep_blocks(self, graph: ir.Model, weights: KeptArrays) -> int:
+        """Let the graph read its GGUF file's blocks; returns how many linear layers read other weights too."""
         if self.checkpoint.gguf is None:
-            raise ValueError("only a GGUF file holds blocks to keep")
-        exact = keep_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
+            raise ValueError("only a GGUF file has blocks to keep")
+        exact = keep_gguf_blocks(graph, stored_matrices(open_gguf(self.checkpoint.gguf)), keep=weights.keep)
         share_embedding(graph.graph)
         tidy(graph)
         return exact
 
-    def weights(self, recipe: str = "weights") -> KeptArrays:
-        """What is made of the weights by a recipe; what was made by another one goes."""
+    def _weights_of(self, recipe: str = "weights") -> KeptArrays:
+        """Return the store for the weights of a recipe, and delete those of other recipes."""
         folder = self.work / recipe
         if self.kept is None or self.kept.path.parent != folder:
             for other in self.work.iterdir():
@@ -220,33 +213,33 @@ class DecoderTask:
             self.kept = KeptArrays(folder / GRAPH_DATA)
         return self.kept
 
-    def calibration_windows(self) -> list[list[int]]:
-        """The ids of the calibration texts, cut in prompts."""
-        ids = self.tokenizer("\n".join(calibration_texts().texts))["input_ids"][:CALIBRATION_TOKENS]
-        length = min(PROMPT, self.facts.context_length)
+    def _calibration_windows(self) -> list[list[int]]:
+        """Tokenize the calibration texts, cut to `_CALIBRATION_LENGTH`."""
+        ids = self.tokenizer("\n".join(calibration_texts().texts))["input_ids"][:_CALIBRATION_TOKENS]
+        length = min(_CALIBRATION_LENGTH, self.facts.context_length)
         return [ids[start : start + length] for start in range(0, len(ids), length)]
 
-    def moments(self, products: Sequence[Linear], squares_only: bool) -> dict[str, NDArray[np.float32]]:  # noqa: FBT001
-        """The second moments of the inputs of some products on calibration texts."""
-        names = {product.name: source_of(product) for product in products}
+    def _moments(self, layers: Sequence[Linear], squares_only: bool) -> dict[str, NDArray[np.float32]]:  # noqa: FBT001
+        """Return the second moments of the inputs of linear layers on calibration texts."""
+        names = {linear.name: _source_of(linear) for linear in layers}
         found = self.squares
         if not squares_only:
-            reading = MomentsReading(0, squares_only=False, wanted=frozenset(names.values()))
-            Layerwise(self.model, self.calibration_windows(), reading).run()
-            found = reading.found
-        return {product: found[source] for product, source in names.items()}
+            observer = MomentsObserver(0, squares_only=False, wanted=frozenset(names.values()))
+            LayerwiseForward(self.model, self._calibration_windows(), observer).run()
+            found = observer.found
+        return {name: found[source] for name, source in names.items()}
 
     def write(self, graph: ir.Model, folder: Path) -> None:
-        write_graph(graph, self.kept or self.weights(), folder / GRAPH, told=self.told)
+        write_graph(graph, self.kept or self._weights_of(), folder / GRAPH, progress=self.progress)
 
     def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        with self.refusing_what_does_not_run():
+        with self._refusing_broken_graphs():
             certificate = certify_decoder(bundle, expected, max_kl=bar)
         return dataclasses.replace(certificate, figures={**certificate.figures, **self.of_source})
 
     @contextmanager
-    def refusing_what_does_not_run(self) -> Iterator[None]:
-        """Say of a graph that nobody has tried before that onnxruntime cannot run it."""
+    def _refusing_broken_graphs(self) -> Iterator[None]:
+        """Raise UnsupportedModelError where onnxruntime cannot run the graph of an untested architecture."""
         try:
             yield
         except BundleError as error:
@@ -254,82 +247,45 @@ class DecoderTask:
                 raise
             raise UnsupportedModelError(
                 f"`{self.checkpoint.name}` traces to a graph that onnxruntime cannot run",
-                hint=f"edgekit has no form of its own for `{self.checkpoint.architecture.name}`",
+                hint=f"edgekit has no support of its own for `{self.checkpoint.architecture.name}`",
             ) from error
 
 
-class BlockTrials:
-    """Puts one float32 graph in blocks by one recipe after another, and measures what comes out."""
-
-    def __init__(self, graph: ir.Model, task: DecoderTask, bundle: Bundle) -> None:
-        """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
-        self.graph = graph
-        self.task = task
-        self.bundle = bundle
-        self.inputs = [product.inputs for product in linears(graph.graph)]
-        """Of each product."""
-        self.products = len(self.inputs)
-        self.last: tuple[BlockRecipe, ir.Model] | None = None
-
-    def quantized(self, recipe: BlockRecipe) -> ir.Model:
-        """A graph of its own; the matrices that it is made from stay as they are."""
-        if self.last is None or self.last[0] != recipe:
-            made = self.graph.clone()
-            quantize_decoder(
-                made, recipe, self.task.moments, keep=self.task.weights(name_of(recipe)).keep, told=self.task.told
-            )
-            tidy(made)
-            self.last = (recipe, made)
-        return self.last[1]
-
-    def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
-        """How far the bundle would be from PyTorch; measured once, however often the export is broken off."""
-
-        def measure() -> Made:
-            self.task.write(self.quantized(recipe), self.bundle.path)
-            return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
-
-        found = KeptArrays(self.task.work / "trials").keep(name_of(recipe), measure)
-        return float(found.array(CONTENT)[0])
-
-
-def source_of(product: Linear) -> str:
-    """The name, in the checkpoint, of a matrix that reads what a product reads."""
-    matrix = product.matrix
+def _source_of(linear: Linear) -> str:
+    """Return the checkpoint's name of a weight with the same input as a linear layer."""
+    matrix = linear.matrix
     if not isinstance(matrix, StreamedTensor):
-        raise TypeError(f"the matrix `{product.name}` comes from no tensor of the checkpoint")
+        raise TypeError(f"`{linear.name}` is not streamed from the checkpoint")
     return matrix.parts[0].name
 
 
-def name_of(recipe: BlockRecipe) -> str:
-    return blake2b(repr(recipe).encode(), digest_size=8).hexdigest()
-
-
-def rounded_bytes(graph: ir.Model, precision: Precision) -> int:
-    """Bytes of the weights in a precision, about."""
+def _quantized_bytes(graph: ir.Model, precision: Precision) -> int:
+    """Estimate the bytes of the weights in a precision."""
     if precision not in RECIPES:
         return weights_bytes(graph) // (2 if precision is Precision.FP16 else 1)
-    recipe = default_recipe(precision, [product.inputs for product in linears(graph.graph)])
+    recipe = default_recipe(precision, [linear.inputs for linear in linears(graph.graph)])
     total = 0
     for value in graph.graph.initializers.values():
         tensor = required(value.const_value)
         if isinstance(tensor, StreamedTensor):
-            # A scale for each block, and room for zero points, also of tables.
+            # A scale per block, and room for zero points, also of embeddings.
             total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block
         else:
             total += tensor.nbytes
     return total
 
 
-def with_blocks(
+def _with_blocks(
     manifest: Manifest, graph: ir.Model, products: int, rounding: str, exact: int | None = None
 ) -> Manifest:
-    """The manifest with what its graph's matrices have become; `exact` of the products read float32, also in part."""
-    nodes = [node for node in graph.graph if node.op_type == IN_BLOCKS]
+    """Record the quantization in the manifest; `exact` linear layers read float32 weights, at least in part."""
+    nodes = [node for node in graph.graph if node.op_type == _MATMUL_NBITS]
     if not nodes:
         return manifest
     bits, block = ([node.attributes.get_int(name, 0) for node in nodes] for name in ("bits", "block_size"))
-    output = next((node for node in reversed(list(graph.graph)) if node.op_type in (IN_BLOCKS, "MatMul")), nodes[-1])
+    output = next(
+        (node for node in reversed(list(graph.graph)) if node.op_type in (_MATMUL_NBITS, "MatMul")), nodes[-1]
+    )
     blocks = WeightBlocks(
         products=products,
         exact_products=products - len(nodes) if exact is None else exact,

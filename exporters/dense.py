@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from exporters.checkpoint import Checkpoint, check_safetensors
 from exporters.checkpoint_files import WEIGHTS
 from exporters.facts import dense_shapes
+from exporters.headers import STORED_AS, stored_tensors
 from exporters.modules import DenseSettings, modules_of
-from exporters.stored_tensors import STORED_AS, stored_tensors
 from runtime.errors import CheckpointError
 from runtime.manifest import Activation, DenseFacts
 

@@ -22,31 +22,26 @@ from exporters.architectures import JINA_BERT, NOMIC_BERT
 from exporters.attention import merge_attention
 from exporters.checkpoint import Checkpoint
 from exporters.cross_encoder import Form, labels_of, read_cross_encoder
-from exporters.decoder import UNTESTED
-from exporters.facts import required_int
 from exporters.first_token import narrow_last_layer
-from exporters.graph import (
+from exporters.flatten import (
     assume_whole_texts,
     drop_token_types,
-    drop_unused_inputs,
-    fold_constants,
-    fuse_rms_norms,
     give_tokens_first,
-    merge_products,
     rows_at_products,
     run_on_rows,
     set_head_apart,
     shapes_from_ids,
-    tidy,
 )
+from exporters.graph import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
 from exporters.jina_bert import JinaBertModel, alibi_slopes
+from exporters.kind import required_int
 from exporters.last_token import LastTokenClassifier, classifier_of_answers
 from exporters.nomic_bert import NomicBertModel
 from exporters.pair_facts import answer_ids
 from exporters.pooled_classifier import classifier_of_modules
-from exporters.pytorch_model import OPSET, load_tokenizer, load_weights, quiet
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS
+from exporters.pytorch_model import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
 from runtime.errors import CheckpointError, UnsupportedModelError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import Kind, Manifest
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}

@@ -1,4 +1,4 @@
-"""The export stage: find the checkpoint, see what is asked of it, and convert it.
+"""Export a model: find its checkpoint, plan what to make of it, and convert it.
 
 `exporters.conversion` and what stands behind it load torch, so nothing here imports it before it is needed.
 """
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.choices import Asked
+from exporters.choices import ExportOptions
 from exporters.hub.transport import no_network
+from exporters.progress import NoProgress, Progress, stage
 from exporters.sources import Origin, find_checkpoint
-from exporters.stages import Progress, Silence, stage
 from exporters.unfinished import folder_of, left_by_others
 from runtime.bundle_writer import BundleWriter
 from runtime.errors import InputError, NotFoundError, OutputError
@@ -43,27 +43,45 @@ def export(
     cache: CacheType | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Make a bundle from a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file.
+    """Export a model to a bundle, and certify it against the publisher's library.
 
-    `out` is the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache;
-    a bundle that is there is replaced when the new one is complete. `precision` is by default `SOURCE` for a quantized
-    GGUF file, else what the catalog says, else int8, and int4 for a decoder. `token_host` is a host beside the Hub's
-    own that the token may be sent to. `kind` is what the model is for, by default what the catalog or its own files
-    say. `min_cosine` is how close to PyTorch an embedder must come on every text of the probe set, `min_tau` how close
-    a reranker must rank to it, as the mean of Kendall's tau over the probe set's queries, `max_kl` how far a decoder's
-    next token may be from it, as the mean KL divergence over the probe set in nats; the fastest recipe of the precision
-    that holds it is searched. `cache` is the type of a decoder's keys and values, by default float32, and float16 where
-    everything is: half of the memory, slower on CPUs, and for int8, int4 and source. `Precision.FP16` is for GPUs and
-    half of the disk of float32: CPUs compute most of it in float32 after all, and are faster with int4.
+    Args:
+        source: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
+        precision: by default `SOURCE` for a quantized GGUF file, else what the catalog says, else `INT8`, and `INT4`
+            for a decoder. `FP16` is for GPUs: CPUs compute most of it in float32.
+        provider: the execution provider that the graph is made for.
+        out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache.
+            A bundle that is there is replaced when the new one is complete.
+        origin: where to take `source` from, by default what its form says.
+        revision: a branch, tag or commit on the Hub.
+        offline: use the Hub's cache only.
+        token_host: a host beside the Hub's own that the token may be sent to.
+        kind: what the model is for, by default what the catalog or its own files say.
+        min_cosine: threshold for embedders, the lowest cosine similarity to PyTorch on the probe set. With any of the
+            three thresholds, the fastest recipe of the precision that reaches it is searched.
+        min_tau: threshold for rerankers, the mean of Kendall's tau over the probe set's queries.
+        max_kl: threshold for decoders, the mean KL divergence of the next token from PyTorch's, in nats.
+        cache: the type of a decoder's KV cache, by default float32, and float16 with `FP16`. For int8, int4 and source,
+            float16 takes half of the memory and is slower on CPUs.
+        progress: shows what the export does; by default nothing is shown.
 
-    Raises NotSignedInError, AccessError, NotFoundError, NetworkError, CheckpointError, UnsupportedModelError,
-    InputError, OutputError, or EdgekitError for a bundle that does not agree with PyTorch, and leaves nothing behind.
-    Of a decoder, what a killed or interrupted call has done stays beside `out`, and the same call goes on from there.
+    Raises:
+        NotSignedInError, AccessError, NotFoundError, NetworkError: the checkpoint cannot be downloaded.
+        CheckpointError, UnsupportedModelError: it is damaged, or would not be exported exactly.
+        InputError, OutputError: the options do not go together, or the bundle cannot be written.
+        EdgekitError: the bundle does not agree with PyTorch.
+
+    A call that fails leaves nothing behind. Of a decoder, what a killed or interrupted call has done stays beside
+    `out`, and the same call resumes from it.
+
+    Example:
+        exported = export("all-MiniLM-L6-v2", precision=Precision.INT8)
+
     """
-    told = progress or Silence()
-    for name, bar in (("min_cosine", min_cosine), ("min_tau", min_tau)):
-        if bar is not None and not 0 < bar < 1:
-            raise InputError(f"`{name}` must lie between 0 and 1, not {bar}")
+    progress = progress or NoProgress()
+    for name, threshold in (("min_cosine", min_cosine), ("min_tau", min_tau)):
+        if threshold is not None and not 0 < threshold < 1:
+            raise InputError(f"`{name}` must lie between 0 and 1, not {threshold}")
     if max_kl is not None and not max_kl > 0:
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
@@ -72,32 +90,33 @@ def export(
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
         check_name(Path(source).absolute())
     check_name(Path(out if out is not None else "bundles").absolute())
-    asked = Asked(kind, precision, cache, {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl})
-    with stage(told, "find the checkpoint"):
+    thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
+    options = ExportOptions(kind, precision, cache, thresholds)
+    with stage(progress, "find the checkpoint"):
         checkpoint = find_checkpoint(
             source,
             origin=origin,
             revision=revision,
             offline=offline,
             token_host=token_host,
-            accept=asked.choose,
-            listener=told,
+            accept=options.plan,
+            progress=progress,
         )
-    choice = asked.choose(checkpoint)
-    name = bundle_name(checkpoint.name, choice.precision, choice.cache)
+    plan = options.plan(checkpoint)
+    name = bundle_name(checkpoint.name, plan.precision, plan.cache)
     target = Path(out) if out is not None else Path("bundles") / name
     writer = BundleWriter(target)
     for left in left_by_others(writer.target):
-        told.note(
+        progress.note(
             f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
             "same command resumes it, and the folder can be removed"
         )
     with output_errors(writer), writer:
-        with stage(told, "import torch, transformers and Optimum"):
+        with stage(progress, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from exporters.conversion import convert  # noqa: PLC0415
         with no_network():
-            return convert(checkpoint, choice, provider, writer, told)
+            return convert(checkpoint, plan, provider, writer, progress)
 
 
 def check_working_directory() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.attention import Heads, MergedAttention, attend, merged_attention
-from exporters.graph import after, first_rows, is_row_wise
+from exporters.flatten import first_rows
+from exporters.graph import after, is_row_wise
 from exporters.nodes import (
     array_of,
     batch_alone,

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import CheckpointError, NotFoundError, UnsupportedModelError
 
-MAGIC = b"GGUF"
-OLDER = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
+_MAGIC = b"GGUF"
+_OLDER = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
 """The first bytes of the formats that llama.cpp had before."""
-VERSIONS = (2, 3)
+_VERSIONS = (2, 3)
 LARGEST_HEADER = 2**28
 """Bytes; that of a model with 262,144 tokens takes a tenth."""
 MOST_ENTRIES = 2**16
@@ -33,9 +33,9 @@ MOST_ELEMENTS = 2**22
 LONGEST_STRING = 2**26
 """Bytes; the largest are whole files, such as `tokenizer.huggingface.json`."""
 LONGEST_NAME = 2**10
-MOST_DIMENSIONS = 4
-LARGEST_ALIGNMENT = 2**20
-PLAIN = ("F32", "F16", "BF16")
+_MOST_DIMENSIONS = 4
+_LARGEST_ALIGNMENT = 2**20
+_PLAIN = ("F32", "F16", "BF16")
 """Types of tensors that are in no blocks."""
 TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
@@ -65,7 +65,7 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17),
 }
 """ggml's number of a type of weights -> its name, and the weights and the bytes of a block."""
-SCALARS: Mapping[int, str] = {
+_SCALARS: Mapping[int, str] = {
     0: "u1",
     1: "i1",
     2: "<u2",
@@ -79,8 +79,8 @@ SCALARS: Mapping[int, str] = {
     12: "<f8",
 }
 """GGUF's number of a type of values -> numpy's name for it."""
-STRING, ARRAY = 8, 9
-SHOWN = 80
+_STRING, _ARRAY = 8, 9
+_SHOWN = 80
 """Characters of a name or a value in a message."""
 
 
@@ -99,7 +99,7 @@ class GgufTensor:
 
     @property
     def in_blocks(self) -> bool:
-        return self.type not in PLAIN
+        return self.type not in _PLAIN
 
     @property
     def size(self) -> int:
@@ -109,7 +109,7 @@ class GgufTensor:
         """The bytes of each row: (..., bytes)."""
         found = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.start)
         if len(found) != self.nbytes:
-            raise damaged(self.path, f"ends within the tensor `{shown(self.name)}`")
+            raise _damaged(self.path, f"ends within the tensor `{shown(self.name)}`")
         return found.reshape(*self.shape[:-1], -1)
 
 
@@ -132,13 +132,13 @@ def read_header(path: Path) -> GgufHeader:
     if not path.is_file():
         raise NotFoundError(f"there is no file `{path}`")
     with path.open("rb") as file:
-        reader = HeaderReader(path, file)
+        reader = _HeaderReader(path, file)
         reader.read_version()
         tensors, entries = (reader.count(what) for what in ("tensors", "metadata entries"))
         for _ in range(entries):
             reader.read_entry()
         described = [reader.read_tensor() for _ in range(tensors)]
-        return GgufHeader(path, reader.fields, placed(reader, described))
+        return GgufHeader(path, reader.fields, _placed(reader, described))
 
 
 class Metadata:
@@ -198,7 +198,7 @@ class Metadata:
 
     def of_type(self, key: str, types: tuple[type, ...], what: str) -> Any:
         found = self.fields.get(key)
-        # A bool is no integer here.
+        # A bool is not an integer here.
         if found is not None and type(found) not in types:
             raise self.wrong(key, what)
         return found
@@ -209,7 +209,7 @@ class Metadata:
         return CheckpointError(f"`{self.name}` has `{shown(key)}` set to `{shown(found)}`{kind}; it must be {what}")
 
 
-class HeaderReader:
+class _HeaderReader:
     """Reads one part of a header after another."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -226,12 +226,12 @@ class HeaderReader:
     def take(self, count: int) -> bytes:
         """The next bytes; raises CheckpointError where the file or the bound of a header ends before."""
         if count > self.size - self.place:
-            raise damaged(self.path, f"ends within {self.part}")
+            raise _damaged(self.path, f"ends within {self.part}")
         if self.place + count > LARGEST_HEADER:
-            raise damaged(self.path, f"has more than {LARGEST_HEADER >> 20} MiB before its weights")
+            raise _damaged(self.path, f"has more than {LARGEST_HEADER >> 20} MiB before its weights")
         found = self.file.read(count)
         if len(found) != count:
-            raise damaged(self.path, f"ends within {self.part}")
+            raise _damaged(self.path, f"ends within {self.part}")
         self.place += count
         return found
 
@@ -240,15 +240,15 @@ class HeaderReader:
         return found
 
     def read_version(self) -> None:
-        magic = self.file.read(len(MAGIC))
-        if magic in OLDER:
+        magic = self.file.read(len(_MAGIC))
+        if magic in _OLDER:
             raise UnsupportedModelError(
-                f"`{self.path}` is in the format {OLDER[magic]}, which came before GGUF",
+                f"`{self.path}` is in the format {_OLDER[magic]}, which came before GGUF",
                 hint="convert the original checkpoint with today's llama.cpp, or export that checkpoint",
             )
-        if magic != MAGIC:
-            raise CheckpointError(f"`{self.path}` is no GGUF file: it does not begin with `GGUF`")
-        self.place = len(MAGIC)
+        if magic != _MAGIC:
+            raise CheckpointError(f"`{self.path}` is not a GGUF file: it does not begin with `GGUF`")
+        self.place = len(_MAGIC)
         version = self.number("I")
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         if version > MOST_ENTRIES and swapped <= MOST_ENTRIES:
@@ -256,11 +256,11 @@ class HeaderReader:
                 f"`{self.path}` is a big-endian GGUF file, and only little-endian ones are supported",
                 hint="convert it with gguf's `gguf_convert_endian.py FILE little`",
             )
-        if version not in VERSIONS:
+        if version not in _VERSIONS:
             raise UnsupportedModelError(
                 f"`{self.path}` is a GGUF file of version {version}; supported: 2 and 3",
                 hint="convert the original checkpoint with today's llama.cpp"
-                if version < min(VERSIONS)
+                if version < min(_VERSIONS)
                 else "update edgekit, or export the Hub's checkpoint instead",
             )
 
@@ -268,71 +268,71 @@ class HeaderReader:
         self.part = f"the number of {what}"
         found = self.number("Q")
         if found > MOST_ENTRIES:
-            raise damaged(self.path, f"states {found} {what}, and at most {MOST_ENTRIES} are supported")
+            raise _damaged(self.path, f"states {found} {what}, and at most {MOST_ENTRIES} are supported")
         return found
 
     def string(self, longest: int = LONGEST_STRING) -> str:
         length = self.number("Q")
         if length > self.size - self.place:
-            raise damaged(self.path, f"ends within {self.part}, a string of {length} bytes")
+            raise _damaged(self.path, f"ends within {self.part}, a string of {length} bytes")
         if length > longest:
-            raise damaged(self.path, f"has a string of {length} bytes as {self.part}, and at most {longest} are read")
+            raise _damaged(self.path, f"has a string of {length} bytes as {self.part}, and at most {longest} are read")
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise damaged(self.path, f"has bytes that are not UTF-8 in {self.part}") from error
+            raise _damaged(self.path, f"has bytes that are not UTF-8 in {self.part}") from error
 
     def read_entry(self) -> None:
         self.part = f"the name of metadata entry {len(self.fields) + 1}"
         name = self.string(LONGEST_NAME)
         if name in self.fields:
-            raise damaged(self.path, f"has the metadata `{shown(name)}` twice")
+            raise _damaged(self.path, f"has the metadata `{shown(name)}` twice")
         self.part = f"the metadata `{shown(name)}`"
         kind = self.number("I")
-        self.fields[name] = self.array() if kind == ARRAY else self.value(kind)
+        self.fields[name] = self.array() if kind == _ARRAY else self.value(kind)
 
     def value(self, kind: int) -> Any:
-        if kind == STRING:
+        if kind == _STRING:
             return self.string()
         return self.scalars(kind, 1)[0]
 
     def scalars(self, kind: int, count: int) -> list[Any]:
-        if kind not in SCALARS:
-            raise damaged(self.path, f"has a value of the unknown type {kind} as {self.part}")
-        dtype = np.dtype(SCALARS[kind])
+        if kind not in _SCALARS:
+            raise _damaged(self.path, f"has a value of the unknown type {kind} as {self.part}")
+        dtype = np.dtype(_SCALARS[kind])
         values: list[Any] = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
         return values
 
     def array(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
-        if kind == ARRAY:
-            raise damaged(self.path, f"has an array of arrays as {self.part}, which no model's metadata has")
+        if kind == _ARRAY:
+            raise _damaged(self.path, f"has an array of arrays as {self.part}, which no model's metadata has")
         # A string takes 8 bytes at least, for its length.
-        least = 8 if kind == STRING else 1
+        least = 8 if kind == _STRING else 1
         if count * least > self.size - self.place:
-            raise damaged(self.path, f"ends within {self.part}, an array of {count} elements")
+            raise _damaged(self.path, f"ends within {self.part}, an array of {count} elements")
         self.elements += count
         if self.elements > MOST_ELEMENTS:
-            raise damaged(
+            raise _damaged(
                 self.path, f"has an array of {count} elements as {self.part}, and at most {MOST_ELEMENTS} are read"
             )
-        if kind == STRING:
+        if kind == _STRING:
             return [self.string() for _ in range(count)]
         return self.scalars(kind, count)
 
-    def read_tensor(self) -> Described:
+    def read_tensor(self) -> _Described:
         self.part = "the description of a tensor"
         name = self.string(LONGEST_NAME)
         self.part = f"the description of the tensor `{shown(name)}`"
         dimensions = self.number("I")
-        if not 0 < dimensions <= MOST_DIMENSIONS:
-            raise damaged(self.path, f"states {dimensions} dimensions for the tensor `{shown(name)}`")
+        if not 0 < dimensions <= _MOST_DIMENSIONS:
+            raise _damaged(self.path, f"states {dimensions} dimensions for the tensor `{shown(name)}`")
         sizes = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
-        return Described(name, tuple(reversed(sizes)), self.number("I"), self.number("Q"))
+        return _Described(name, tuple(reversed(sizes)), self.number("I"), self.number("Q"))
 
 
 @dataclass(frozen=True)
-class Described:
+class _Described:
     """What a header says about a tensor."""
 
     name: str
@@ -342,32 +342,32 @@ class Described:
     """From the first tensor on."""
 
 
-def placed(reader: HeaderReader, described: list[Described]) -> tuple[GgufTensor, ...]:
+def _placed(reader: _HeaderReader, described: list[_Described]) -> tuple[GgufTensor, ...]:
     """The tensors, each found to lie within the file and apart from the others."""
-    alignment = alignment_of(reader)
+    alignment = _alignment_of(reader)
     first = -(-reader.place // alignment) * alignment
-    tensors = [tensor_at(reader, one, first, alignment) for one in described]
+    tensors = [_tensor_at(reader, one, first, alignment) for one in described]
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
         twice = next(name for name in names if sum(tensor.name == name for tensor in tensors) > 1)
-        raise damaged(reader.path, f"has the tensor `{shown(twice)}` twice")
+        raise _damaged(reader.path, f"has the tensor `{shown(twice)}` twice")
     in_order = sorted(tensors, key=lambda tensor: tensor.start)
     for before, after in pairwise(in_order):
         if after.start < before.start + before.nbytes:
-            raise damaged(
+            raise _damaged(
                 reader.path, f"has the tensors `{shown(before.name)}` and `{shown(after.name)}` in the same bytes"
             )
     return tuple(tensors)
 
 
-def alignment_of(reader: HeaderReader) -> int:
+def _alignment_of(reader: _HeaderReader) -> int:
     found = reader.fields.get("general.alignment", 32)
-    if type(found) is not int or not 0 < found <= LARGEST_ALIGNMENT or found & (found - 1):
-        raise damaged(reader.path, f"states `general.alignment` {shown(found)}, which must be a power of two")
+    if type(found) is not int or not 0 < found <= _LARGEST_ALIGNMENT or found & (found - 1):
+        raise _damaged(reader.path, f"states `general.alignment` {shown(found)}, which must be a power of two")
     return found
 
 
-def tensor_at(reader: HeaderReader, described: Described, first: int, alignment: int) -> GgufTensor:
+def _tensor_at(reader: _HeaderReader, described: _Described, first: int, alignment: int) -> GgufTensor:
     path, name = reader.path, shown(described.name)
     if described.type not in TYPES:
         raise UnsupportedModelError(
@@ -377,18 +377,18 @@ def tensor_at(reader: HeaderReader, described: Described, first: int, alignment:
     kind, block, size = TYPES[described.type]
     count = math.prod(described.shape)
     if count == 0 or described.shape[-1] % block:
-        raise damaged(
+        raise _damaged(
             path, f"states the shape {list(described.shape)} for the tensor `{name}`, which {kind} does not have"
         )
     if described.offset % alignment:
-        raise damaged(path, f"has the tensor `{name}` at {described.offset}, which is no multiple of {alignment}")
+        raise _damaged(path, f"has the tensor `{name}` at {described.offset}, which is not a multiple of {alignment}")
     start, nbytes = first + described.offset, count // block * size
     if start + nbytes > reader.size:
-        raise damaged(path, f"ends within the tensor `{name}`, which takes {nbytes} bytes from {start} on")
+        raise _damaged(path, f"ends within the tensor `{name}`, which takes {nbytes} bytes from {start} on")
     return GgufTensor(path, described.name, kind, described.shape, start, nbytes)
 
 
-def damaged(path: Path, how: str) -> CheckpointError:
+def _damaged(path: Path, how: str) -> CheckpointError:
     return CheckpointError(
         f"`{path}` is cut short or damaged: it has {path.stat().st_size} bytes and {how}",
         hint="copy or download the file again",
@@ -398,5 +398,5 @@ def damaged(path: Path, how: str) -> CheckpointError:
 def shown(value: object) -> str:
     """Something of a file for a message: not too long, on one line, without control characters."""
     text = f"a list of {len(value)}" if isinstance(value, list) else str(value)
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

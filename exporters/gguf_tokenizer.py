@@ -17,17 +17,17 @@ from tokenizers.models import BPE
 from exporters.gguf_header import LONGEST_NAME, Metadata, shown
 from runtime.errors import CheckpointError, EdgekitError, UnsupportedModelError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+_NORMAL, _UNKNOWN, CONTROL, _USER_DEFINED = 1, 2, 3, 4
 """Types of tokens; all but the first stand in text as they are, and are never made of pieces."""
-KINDS = range(1, 7)
+_KINDS = range(1, 7)
 """All of them, those that are not used and those of bytes too."""
-PREFIX, TOKEN_ID = "tokenizer.ggml.", "_token_id"
-HUGGING_FACE = "tokenizer.huggingface.json"
-WITHOUT_TEXT = (UNKNOWN, CONTROL)
-WORD_START = "▁"
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_PREFIX, _TOKEN_ID = "tokenizer.ggml.", "_token_id"
+_HUGGING_FACE = "tokenizer.huggingface.json"
+_WITHOUT_TEXT = (_UNKNOWN, CONTROL)
+_WORD_START = "▁"
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SAMPLE = "Grüße aus 東京: 1234 it's\n\n  three\tspaces   🙂 <b>!"
 """What every tokenizer must give back as it was."""
 COMPARED = (
@@ -41,7 +41,7 @@ COMPARED = (
 
 
 @dataclass(frozen=True)
-class Splitting:
+class _Splitting:
     """How the text is cut before its pieces are merged: `tokenizer.ggml.pre`."""
 
     pattern: str | None
@@ -55,43 +55,43 @@ class Splitting:
     """Text is brought to Unicode's composed form (NFC) first, as the models' own tokenizers do."""
 
 
-GPT2 = Splitting(None)
-DIGITS = Splitting(None, single_digits=True)
-LLAMA3 = Splitting(
-    rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}", whole_words=True, adds_bos=True
+_GPT2 = _Splitting(None)
+_DIGITS = _Splitting(None, single_digits=True)
+_LLAMA3 = _Splitting(
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}", whole_words=True, adds_bos=True
 )
-QWEN2 = Splitting(rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}", composed=True)
-TEKKEN = Splitting(
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+_QWEN2 = _Splitting(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}", composed=True)
+_TEKKEN = _Splitting(
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     whole_words=True,
     adds_bos=True,
 )
 SPLITTINGS = {
-    "gpt-2": GPT2,
-    "llama-bpe": LLAMA3,
-    "llama-v3": LLAMA3,
-    "llama3": LLAMA3,
-    "qwen2": QWEN2,
-    "refact": DIGITS,
-    "smollm": DIGITS,
-    "starcoder": DIGITS,
-    "tekken": TEKKEN,
+    "gpt-2": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "refact": _DIGITS,
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "tekken": _TEKKEN,
 }
 """By the names and with the patterns of llama.cpp's src/llama-vocab.cpp."""
 
 
-ID_KEYS = frozenset(
+_ID_KEYS = frozenset(
     {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "cls", "prefix", "suffix", "middle"}
     | {f"fim_{part}" for part in ("pre", "suf", "mid", "pad", "rep", "sep")}
 )
 """Before `_token_id`: the tokens that a file names, by llama.cpp's spelling."""
-NO_TOKEN = (2**32 - 1, -1)
+_NO_TOKEN = (2**32 - 1, -1)
 """llama.cpp's number for a token that there is none of."""
-MOST_TOKENS = 2**21
-READ = frozenset({"model", "pre", "tokens", "token_type", "merges", "scores", "add_bos_token", "add_space_prefix"})
+_MOST_TOKENS = 2**21
+_READ = frozenset({"model", "pre", "tokens", "token_type", "merges", "scores", "add_bos_token", "add_space_prefix"})
 """After `tokenizer.ggml.`, beside the tokens that a file names."""
-WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
+_WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
     ("add_eos_token", False),
     ("add_sep_token", False),
     ("remove_extra_whitespaces", False),
@@ -99,8 +99,8 @@ WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
     ("token_type_count", 1),
 )
 """Of other things that are said about a tokenizer, what says that it does no such thing."""
-OTHERS_READ = ("tokenizer.chat_template", "tokenizer.chat_templates", HUGGING_FACE)
-OF_SENTENCE_PIECES = (None, "default")
+_OTHERS_READ = ("tokenizer.chat_template", "tokenizer.chat_templates", _HUGGING_FACE)
+_OF_SENTENCE_PIECES = (None, "default")
 """What `tokenizer.ggml.pre` is where text is not cut before its pieces are merged."""
 
 
@@ -134,7 +134,7 @@ class Vocabulary:
             return False
         if self.add_bos is not None:
             return self.add_bos
-        return self.model == "llama" or splitting_of(self).adds_bos
+        return self.model == "llama" or _splitting_of(self).adds_bos
 
 
 def read_vocabulary(name: str, fields: Mapping[str, Any]) -> Vocabulary:
@@ -143,79 +143,79 @@ def read_vocabulary(name: str, fields: Mapping[str, Any]) -> Vocabulary:
     Raises CheckpointError when a part is missing or does not fit the rest, UnsupportedModelError for what is not read.
     """
     metadata = Metadata(name, fields)
-    check_keys(metadata)
-    tokens = metadata.texts(f"{PREFIX}tokens")
-    model = metadata.text(f"{PREFIX}model", LONGEST_NAME)
+    _check_keys(metadata)
+    tokens = metadata.texts(f"{_PREFIX}tokens")
+    model = metadata.text(f"{_PREFIX}model", LONGEST_NAME)
     if not tokens or model is None:
         raise CheckpointError(f"`{name}` holds no tokenizer")
-    types = metadata.integers(f"{PREFIX}token_type") or [NORMAL] * len(tokens)
-    if len(tokens) > MOST_TOKENS or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+    types = metadata.integers(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
+    if len(tokens) > _MOST_TOKENS or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise CheckpointError(f"`{name}` has {len(tokens)} tokens, but not a type for each or some of them twice")
-    odd = next((kind for kind in types if kind not in KINDS), None)
+    odd = next((kind for kind in types if kind not in _KINDS), None)
     if odd is not None:
-        raise CheckpointError(f"`{name}` has a token of the type {odd} (`{PREFIX}token_type`); known are 1 to 6")
+        raise CheckpointError(f"`{name}` has a token of the type {odd} (`{_PREFIX}token_type`); supported: 1 to 6")
     return Vocabulary(
         name,
         model,
-        metadata.text(f"{PREFIX}pre", LONGEST_NAME),
+        metadata.text(f"{_PREFIX}pre", LONGEST_NAME),
         tuple(tokens),
         tuple(types),
-        tuple(metadata.texts(f"{PREFIX}merges")),
-        tuple(metadata.numbers(f"{PREFIX}scores")),
-        token_ids(metadata, len(tokens)),
-        metadata.flag(f"{PREFIX}add_bos_token"),
-        metadata.flag(f"{PREFIX}add_space_prefix"),
-        metadata.text(HUGGING_FACE),
+        tuple(metadata.texts(f"{_PREFIX}merges")),
+        tuple(metadata.numbers(f"{_PREFIX}scores")),
+        _token_ids(metadata, len(tokens)),
+        metadata.flag(f"{_PREFIX}add_bos_token"),
+        metadata.flag(f"{_PREFIX}add_space_prefix"),
+        metadata.text(_HUGGING_FACE),
     )
 
 
-def check_keys(metadata: Metadata) -> None:
+def _check_keys(metadata: Metadata) -> None:
     """Raise UnsupportedModelError for something about the tokenizer that is not read."""
     for key, value in metadata.fields.items():
-        if not key.startswith("tokenizer.") or key.startswith(OTHERS_READ):
+        if not key.startswith("tokenizer.") or key.startswith(_OTHERS_READ):
             continue
-        own = key.removeprefix(PREFIX)
-        known = own in READ or own.removesuffix(TOKEN_ID) in ID_KEYS or (own, value) in WITHOUT_EFFECT
+        own = key.removeprefix(_PREFIX)
+        known = own in _READ or own.removesuffix(_TOKEN_ID) in _ID_KEYS or (own, value) in _WITHOUT_EFFECT
         if own == key or not known:
             raise UnsupportedModelError(
-                f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which edgekit does not read",
+                f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which is not supported",
                 hint="texts would become other tokens; export the Hub's checkpoint instead",
             )
 
 
-def token_ids(metadata: Metadata, count: int) -> dict[str, int]:
+def _token_ids(metadata: Metadata, count: int) -> dict[str, int]:
     """The tokens that a file names; raises CheckpointError for a number that no token has."""
     found = {}
-    for name in sorted(ID_KEYS):
-        key = f"{PREFIX}{name}{TOKEN_ID}"
-        if metadata.fields.get(key) in NO_TOKEN:
+    for name in sorted(_ID_KEYS):
+        key = f"{_PREFIX}{name}{_TOKEN_ID}"
+        if metadata.fields.get(key) in _NO_TOKEN:
             continue
         number = metadata.integer(key, -(2**63), 2**63)
         if number is not None and not 0 <= number < count:
             raise CheckpointError(f"`{metadata.name}` has {count} tokens, and `{key}` is {number}")
         if number is not None:
-            found[f"{name}{TOKEN_ID}"] = number
+            found[f"{name}{_TOKEN_ID}"] = number
     return found
 
 
 def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer of a vocabulary, checked: special tokens have their ids, and text comes back as it was.
 
-    Raises UnsupportedModelError for a kind of tokenizer that edgekit does not know, CheckpointError for one that does
+    Raises UnsupportedModelError for a kind of tokenizer that is not supported, CheckpointError for one that does
     not work.
     """
-    makers = {"gpt2": byte_level, "llama": sentence_pieces}
+    makers = {"gpt2": _byte_level, "llama": _sentence_pieces}
     if vocabulary.model not in makers:
         raise UnsupportedModelError(
-            f"`{vocabulary.name}` has a tokenizer of the kind `{shown(vocabulary.model)}`, which edgekit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
+            f"`{vocabulary.name}` has a tokenizer of the kind `{shown(vocabulary.model)}`, which is not supported",
+            hint=f"supported: {', '.join(f'`{known}`' for known in makers)}; export the Hub's checkpoint instead",
         )
-    with panics_in_words(vocabulary):
+    with _panics_in_words(vocabulary):
         tokenizer = makers[vocabulary.model](vocabulary)
-        for kind in WITHOUT_TEXT:
-            special = [AddedToken(token, normalized=False, special=True) for token in of_type(vocabulary, kind)]
+        for kind in _WITHOUT_TEXT:
+            special = [AddedToken(token, normalized=False, special=True) for token in _of_type(vocabulary, kind)]
             tokenizer.add_special_tokens(special)
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_type(vocabulary, USER_DEFINED)])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in _of_type(vocabulary, _USER_DEFINED)])
         if vocabulary.adds_bos and vocabulary.bos_id is not None:
             bos = vocabulary.tokens[vocabulary.bos_id]
             tokenizer.post_processor = processors.TemplateProcessing(
@@ -223,13 +223,13 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
             )
         check(tokenizer, vocabulary)
         if vocabulary.published is not None:
-            compare(tokenizer, Tokenizer.from_str(vocabulary.published), vocabulary)
+            _compare(tokenizer, Tokenizer.from_str(vocabulary.published), vocabulary)
         return tokenizer
 
 
 @contextmanager
-def panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
-    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are no `Exception`s."""
+def _panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
+    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are not `Exception`s."""
     try:
         yield
     except (EdgekitError, KeyboardInterrupt, SystemExit):
@@ -238,30 +238,30 @@ def panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
         raise CheckpointError(f"the tokenizer of `{vocabulary.name}` cannot be used: {shown(error)}") from error
 
 
-def of_type(vocabulary: Vocabulary, wanted: int) -> list[str]:
+def _of_type(vocabulary: Vocabulary, wanted: int) -> list[str]:
     return [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == wanted]
 
 
-def splitting_of(vocabulary: Vocabulary) -> Splitting:
+def _splitting_of(vocabulary: Vocabulary) -> _Splitting:
     if vocabulary.splitting not in SPLITTINGS:
         named = "nothing" if vocabulary.splitting is None else f"`{shown(vocabulary.splitting)}`"
         raise UnsupportedModelError(
             f"`{vocabulary.name}` says {named} about how its tokenizer cuts text (`tokenizer.ggml.pre`)",
-            hint=f"known are {', '.join(f'`{known}`' for known in SPLITTINGS)}; export the Hub's checkpoint instead",
+            hint=f"supported: {', '.join(f'`{known}`' for known in SPLITTINGS)}; export the Hub's checkpoint instead",
         )
     return SPLITTINGS[vocabulary.splitting]
 
 
-def byte_level(vocabulary: Vocabulary) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     """Byte-pair encoding on bytes, each written as a character, as GPT-2 has it."""
-    splitting = splitting_of(vocabulary)
+    splitting = _splitting_of(vocabulary)
     if vocabulary.add_space_prefix:
         raise UnsupportedModelError(
-            f"`{vocabulary.name}` has `{PREFIX}add_space_prefix` set in a tokenizer of the kind `gpt2`",
+            f"`{vocabulary.name}` has `{_PREFIX}add_space_prefix` set in a tokenizer of the kind `gpt2`",
             hint="llama.cpp and transformers read that in different ways; export the Hub's checkpoint instead",
         )
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
-    merges = [cut_merge(vocabulary, merge) for merge in vocabulary.merges]
+    merges = [_cut_merge(vocabulary, merge) for merge in vocabulary.merges]
     try:
         tokenizer = Tokenizer(BPE(ids, merges, ignore_merges=splitting.whole_words))
     except Exception as error:  # tokenizers raises nothing more exact
@@ -279,7 +279,7 @@ def byte_level(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def cut_merge(vocabulary: Vocabulary, merge: str) -> tuple[str, str]:
+def _cut_merge(vocabulary: Vocabulary, merge: str) -> tuple[str, str]:
     # Tokens of bytes hold no space, so the one there is stands between the two.
     left, _, right = merge.partition(" ")
     if not left or not right:
@@ -287,24 +287,24 @@ def cut_merge(vocabulary: Vocabulary, merge: str) -> tuple[str, str]:
     return left, right
 
 
-def sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
+def _sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
     """Byte-pair encoding on characters, with a token for each byte that no other has, as SentencePiece has it."""
     if len(vocabulary.scores) != len(vocabulary.tokens):
         raise CheckpointError(f"`{vocabulary.name}` has {len(vocabulary.tokens)} tokens, but not a score for each")
-    if vocabulary.splitting not in OF_SENTENCE_PIECES:
+    if vocabulary.splitting not in _OF_SENTENCE_PIECES:
         raise UnsupportedModelError(
-            f"`{vocabulary.name}` has `{PREFIX}pre` set to `{shown(vocabulary.splitting)}` in a tokenizer of the kind "
+            f"`{vocabulary.name}` has `{_PREFIX}pre` set to `{shown(vocabulary.splitting)}` in a tokenizer of the kind "
             "`llama`, which cuts no text before its pieces are merged",
             hint="export the Hub's checkpoint instead",
         )
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
-    unknown = next(iter(of_type(vocabulary, UNKNOWN)), None)
-    merges = merges_by_score(vocabulary, ids)
+    unknown = next(iter(_of_type(vocabulary, _UNKNOWN)), None)
+    merges = _merges_by_score(vocabulary, ids)
     tokenizer = Tokenizer(BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    as_space = normalizers.Replace(" ", WORD_START)
-    steps: list[Any] = [decoders.Replace(WORD_START, " "), decoders.ByteFallback(), decoders.Fuse()]
+    as_space = normalizers.Replace(" ", _WORD_START)
+    steps: list[Any] = [decoders.Replace(_WORD_START, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.add_space_prefix is not False:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), as_space])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_WORD_START), as_space])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
         tokenizer.normalizer = as_space
@@ -312,9 +312,9 @@ def sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[tuple[str, str]]:
+def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[tuple[str, str]]:
     """Every way to make a token of two others, those of the highest score first: that is how SentencePiece merges."""
-    apart = {token for kind in (*WITHOUT_TEXT, USER_DEFINED) for token in of_type(vocabulary, kind)}
+    apart = {token for kind in (*_WITHOUT_TEXT, _USER_DEFINED) for token in _of_type(vocabulary, kind)}
     found = []
     for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True):
         if token in apart:
@@ -328,7 +328,7 @@ def merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[
 def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Raise CheckpointError when a special token is not itself, or a text does not come back from its ids."""
     for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind in (*WITHOUT_TEXT, USER_DEFINED):
+        if kind in (*_WITHOUT_TEXT, _USER_DEFINED):
             ids = tokenizer.encode(token, add_special_tokens=False).ids
             if ids != [number]:
                 raise CheckpointError(
@@ -339,13 +339,13 @@ def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         raise CheckpointError(f"the tokenizer of `{vocabulary.name}` makes `{shown(back)}` of `{shown(SAMPLE)}`")
 
 
-def compare(tokenizer: Tokenizer, published: Tokenizer, vocabulary: Vocabulary) -> None:
+def _compare(tokenizer: Tokenizer, published: Tokenizer, vocabulary: Vocabulary) -> None:
     """Raise UnsupportedModelError where the original checkpoint's tokenizer makes other tokens of a text."""
     for text in (SAMPLE, *COMPARED):
         found, expected = (one.encode(text, add_special_tokens=False).ids for one in (tokenizer, published))
         if found != expected:
             raise UnsupportedModelError(
                 f"`{vocabulary.name}` has two tokenizers: its metadata makes {found[:8]}... of a text, and its "
-                f"`{HUGGING_FACE}` {expected[:8]}...",
+                f"`{_HUGGING_FACE}` {expected[:8]}...",
                 hint="export the Hub's checkpoint instead",
             )

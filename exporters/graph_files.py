@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from exporters.kept_arrays import KeptArrays, Made
 from exporters.nodes import required
-from exporters.stored_tensors import Tally, Told
+from exporters.progress import Progress, WeightCounter
 from runtime.bundle import GRAPH_DATA
 from runtime.errors import OutputError
 
@@ -23,17 +23,17 @@ CONTENT = "content"
 """The name of an array that is all there is to an entry of KeptArrays."""
 
 
-def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, told: Told | None = None) -> None:
+def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, progress: Progress | None = None) -> None:
     """Write a graph whose weights are in a file, and that file beside it; `weights` takes those that are in none yet.
 
     They are read one at a time where they are streamed.
     """
     large = [value for value in model.graph.initializers.values() if is_large(value)]
-    tally = Tally(told, [required(value.const_value).nbytes for value in large])
+    counter = WeightCounter(progress, [required(value.const_value).nbytes for value in large])
     for value in large:
         tensor = required(value.const_value)
         value.const_value = weights.keep(required(value.name), partial(content_of, tensor)).arrays[CONTENT]
-        tally.advance(tensor.nbytes)
+        counter.advance(tensor.nbytes)
     ir.save(model, path)
     beside = path.with_name(GRAPH_DATA)
     beside.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Decoders in float16: all of a graph, as GPUs want it, or its keys and values alone.
+"""Convert a decoder's graph to float16, for GPUs.
 
-onnxruntime's CPU has float16 for few operators and computes the others in float32, with casts around them: correct, and
-slow.
+onnxruntime's CPU provider has float16 kernels for few operators and computes the others in float32 with casts around
+them: correct, and slow.
 """
 
 from __future__ import annotations
@@ -13,106 +13,106 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.decoder_graph import KEY, PAST_KEY, QUERY, VALUE, attentions
-from exporters.nodes import constant, constant_of, insert, only_user, replace, required, values_after
+from exporters.embedding_gather import streamed_gathers
+from exporters.nodes import constant, constant_of, insert, replace, required, values_after
 from exporters.stored_tensors import StreamedTensor
 from runtime.errors import UnsupportedModelError
-from runtime.forward import input_names
+from runtime.graph_io import decoder_inputs
 
-LARGEST = float(np.finfo(np.float16).max)
-"""Of the numbers that float16 has."""
-COS, SIN = 7, 8
-"""The places of the tables of angles among the attention's inputs."""
-INSTEAD = "use `--precision int4`, `int8` or `fp32`"
+_MAX_FLOAT16 = float(np.finfo(np.float16).max)
+"""The largest finite float16."""
+_INSTEAD = "use `--precision int4`, `int8` or `fp32`"
 
 
-class HalfTensor(ir.LazyTensor):
-    """The numbers of another constant in float16, read and rounded whenever they are asked for."""
+class Float16Tensor(ir.LazyTensor):
+    """A constant in float16, converted each time it is read."""
 
     def __init__(self, exact: ir.TensorProtocol, name: str) -> None:
         super().__init__(
-            lambda: ir.tensor(in_half(exact)), ir.DataType.FLOAT16, ir.Shape(exact.shape.numpy()), name=name
+            lambda: ir.tensor(to_float16(exact)), ir.DataType.FLOAT16, ir.Shape(exact.shape.numpy()), name=name
         )
 
 
-def in_half(exact: ir.TensorProtocol) -> NDArray[np.float16]:
-    """Each number rounded to the nearest in float16; raises UnsupportedModelError where one is beyond its range."""
+def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
+    """Round to float16; raises UnsupportedModelError for weights outside its range."""
     numbers = exact.numpy()
-    if largest_of(numbers) > LARGEST:
-        name, largest = exact.name, largest_of(numbers)
+    if _max_magnitude(numbers) > _MAX_FLOAT16:
+        name, largest = exact.name, _max_magnitude(numbers)
         for part in exact.parts if isinstance(exact, StreamedTensor) else ():
-            if (found := largest_of(part.read())) > LARGEST:
+            if (found := _max_magnitude(part.read())) > _MAX_FLOAT16:
                 name, largest = part.name, found
         raise UnsupportedModelError(
-            f"`{name}` holds a weight of {largest:g}, and float16 has no number beyond {LARGEST:g}", hint=INSTEAD
+            f"`{name}` has a weight of magnitude {largest:g}; the largest float16 is {_MAX_FLOAT16:g}", hint=_INSTEAD
         )
     return numbers.astype(np.float16)
 
 
-def largest_of(numbers: NDArray[np.generic]) -> float:
-    """The largest absolute value; infinities, which float16 has too, are left out."""
+def _max_magnitude(numbers: NDArray[np.generic]) -> float:
+    """Return the largest absolute value, infinities (which float16 has too) left out."""
     largest = max(float(np.max(numbers, initial=0)), -float(np.min(numbers, initial=0)))
     if math.isfinite(largest):
-        # As nearly always, and without a second matrix in memory.
+        # The usual case, without a copy of the matrix.
         return largest
     return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0.0))
 
 
-def check_states(name: str, states: tuple[NDArray[np.float32], ...]) -> None:
-    """Raise UnsupportedModelError for a model whose hidden states, as PyTorch has them, are beyond float16.
+def check_hidden_states(name: str, states: tuple[NDArray[np.float32], ...]) -> None:
+    """Raise UnsupportedModelError for a model whose hidden states in PyTorch overflow float16.
 
-    A GPU would make infinities of them, and the CPU that certifies a bundle computes most operators in float32.
+    They would overflow on a GPU; the CPU that certifies a bundle computes most operators in float32 and would not show
+    it.
     """
-    largest = max(map(largest_of, states), default=0.0)
-    if largest > LARGEST:
+    largest = max(map(_max_magnitude, states), default=0.0)
+    if largest > _MAX_FLOAT16:
         raise UnsupportedModelError(
-            f"hidden states of `{name}` reach {largest:g} on the probe set, and float16 has no number beyond "
-            f"{LARGEST:g}",
-            hint=INSTEAD,
+            f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {_MAX_FLOAT16:g}",
+            hint=_INSTEAD,
         )
 
 
-class Halves:
-    """What a graph's values are in float16, each rounded once for all that read it."""
+class Float16Values:
+    """Float16 versions of a graph's values, each cast once for all its readers."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.rounded: dict[ir.Value, ir.Value] = {}
 
     def of(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """A float32 value in float16, made before a node that stands before all others which ask for it."""
+        """Return a float32 value in float16; a cast is inserted before the first node that asks for it."""
         if value not in self.rounded:
             exact = constant_of(value)
             if exact is not None:
                 name = f"{value.name}_half"
-                self.rounded[value] = constant(self.graph, name, HalfTensor(exact, name))
+                self.rounded[value] = constant(self.graph, name, Float16Tensor(exact, name))
             else:
-                self.rounded[value] = cast(value, before, ir.DataType.FLOAT16)
+                self.rounded[value] = _cast(value, before, ir.DataType.FLOAT16)
         return self.rounded[value]
 
 
-def put_in_half(graph: ir.Graph) -> None:
-    """Let all that is computed from word vectors be float16, and the keys and values; the logits are float32 again.
+def convert_to_float16(graph: ir.Graph) -> None:
+    """Convert everything computed from embeddings, and the KV cache, to float16; logits are cast back to float32.
 
-    What is computed from positions alone, such as angles, stays in float32 until it meets a token's vector: float16
-    counts to 2,048 only.
+    What is computed from positions alone, such as rotary angles, stays in float32 until it meets a hidden state:
+    float16 counts to 2,048 only.
     """
     logits = graph.outputs[0]
     exact = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT.value})
     replace(logits, exact.outputs[0])
     exact.replace_input_with(0, logits)
     graph.insert_after(required(logits.producer()), [exact])
-    halves = values_after(graph, [*cache_inputs(graph), *word_vectors(graph)]) - {exact.outputs[0]}
-    rounded = Halves(graph)
+    halves = values_after(graph, [*cache_inputs(graph), *(node.outputs[0] for node in streamed_gathers(graph))]) - {
+        exact.outputs[0]
+    }
+    rounded = Float16Values(graph)
     for node in list(graph):
         if node is exact or not any(output in halves for output in node.outputs):
             continue
         if any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             raise UnsupportedModelError(
-                f"the graph has `{node.op_type}`, inside of which edgekit makes nothing float16", hint=INSTEAD
+                f"the graph has `{node.op_type}`, whose subgraphs cannot be converted to float16", hint=_INSTEAD
             )
         for place, value in enumerate(node.inputs):
-            if value is not None and value not in halves and dtype_of(value) is ir.DataType.FLOAT:
+            if value is not None and value not in halves and _dtype_of(value) is ir.DataType.FLOAT:
                 node.replace_input_with(place, rounded.of(value, node))
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT.value:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16.value)
@@ -121,73 +121,17 @@ def put_in_half(graph: ir.Graph) -> None:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
 
 
-def put_cache_in_half(graph: ir.Graph) -> None:
-    """Let the attention alone be float16, so that the keys and values are.
-
-    Raises UnsupportedModelError for a cache that is used otherwise than edgekit's attentions do.
-    """
-    rounded = Halves(graph)
-    for attention in attentions(graph):
-        for place in (QUERY, KEY, VALUE, COS, SIN):
-            value = attention.inputs[place] if place < len(attention.inputs) else None
-            if value is not None:
-                attention.replace_input_with(place, rounded.of(value, attention))
-        give_exact(attention.outputs[0])
-        for value in (*attention.inputs[PAST_KEY : PAST_KEY + 2], *attention.outputs[1:3]):
-            required(value).type = ir.TensorType(ir.DataType.FLOAT16)
-    if not attentions(graph):
-        for past in cache_inputs(graph):
-            put_kept_in_half(past, rounded)
-
-
-def put_kept_in_half(past: ir.Value, rounded: Halves) -> None:
-    """The same for a cache of the attention in plain operators: what is kept of new tokens, and picked for them."""
-    scatter = only_user(past, "ScatterElements")
-    picks = [node for node, _ in scatter.outputs[0].uses()] if scatter is not None else []
-    if scatter is None or any(node.op_type != "Gather" for node in picks):
-        raise UnsupportedModelError(
-            "the attention of the model uses its keys and values in a way that edgekit has no float16 for",
-            hint="leave out `--cache float16`",
-        )
-    scatter.replace_input_with(2, rounded.of(required(scatter.inputs[2]), scatter))
-    for pick in picks:
-        give_exact(pick.outputs[0])
-    for value in (past, scatter.outputs[0]):
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
-
-
-def give_exact(value: ir.Value) -> None:
-    """Give a value that is float16 now to what reads it in float32."""
-    node = required(value.producer())
-    exact = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
-    value.replace_all_uses_with(exact.outputs[0])
-    exact.replace_input_with(0, value)
-    exact.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    exact.outputs[0].shape = value.shape
-    value.type = ir.TensorType(ir.DataType.FLOAT16)
-    required(node.graph).insert_after(node, [exact])
-
-
-def cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
+def _cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
     found = insert(before, "Cast", [value], {"to": dtype.value})
     found.type, found.shape = ir.TensorType(dtype), value.shape
     return found
 
 
 def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
-    """The keys and values of each layer, which come last."""
-    return graph.inputs[len(input_names(0)) :]
+    """Return the inputs of the KV cache, which come last."""
+    return graph.inputs[len(decoder_inputs(0)) :]
 
 
-def word_vectors(graph: ir.Graph) -> list[ir.Value]:
-    """What is picked from tables that come from the checkpoint, of tokens or of positions."""
-    return [
-        node.outputs[0]
-        for node in graph
-        if node.op_type == "Gather" and isinstance(constant_of(node.inputs[0]), StreamedTensor)
-    ]
-
-
-def dtype_of(value: ir.Value) -> ir.DataType | None:
+def _dtype_of(value: ir.Value) -> ir.DataType | None:
     found = constant_of(value)
     return value.dtype if found is None else found.dtype

@@ -1,4 +1,4 @@
-"""How far a decoder's graph is from PyTorch after each of its layers, by the hidden states of a text."""
+"""Relative error of a decoder graph's hidden states after each layer, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from exporters.graph import RMS_NORM
 from exporters.nodes import constant_of
 from runtime import kv_cache
 from runtime.cores import find_cores
-from runtime.encoder import INPUT_IDS
-from runtime.forward import GRAPH_TYPES, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.forward import GRAPH_TYPES
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 from runtime.manifest import Provider
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 
-DTYPES = {GRAPH_TYPES[cache_type]: dtype for cache_type, dtype in kv_cache.DTYPES.items()}
-"""Of keys and values, by the names that onnxruntime has for them."""
+_DTYPES = {GRAPH_TYPES[cache_type]: dtype for cache_type, dtype in kv_cache.DTYPES.items()}
+"""onnxruntime's type names of KV caches -> numpy types."""
 
 
 def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
-    """The root mean square of the difference after each layer, as a part of that of PyTorch's hidden states.
+    """Return the relative RMS error of the hidden states after each layer.
 
-    `expected` are PyTorch's after each layer, (tokens, width) of the text `ids`. Nothing for a graph whose layers do
-    not add twice each to what they are given. Another graph is written beside `graph`, and removed.
+    `expected` are PyTorch's, (tokens, width) of the text `ids`, after each layer. Empty for a graph whose layers do not
+    have two residual additions each. A temporary graph is written next to `graph`.
     """
     model = ir.load(graph)
     states = states_after_layers(model.graph)
     if not states:
         return ()
-    # Sessions give float32, and a graph in float16 has its states in that.
+    # The hidden states of a float16 graph are float16.
     shown = [ir.node("Cast", [state], {"to": ir.DataType.FLOAT}) for state in states]
     for number, node in enumerate(shown):
         node.outputs[0].name, node.outputs[0].type = f"after_layer_{number}", ir.TensorType(ir.DataType.FLOAT)
@@ -45,10 +45,10 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
     try:
         ir.save(model, path)
         inputs = [value.name or "" for value in model.graph.inputs]
-        opened = Session(path, provider=Provider.CPU, inputs=inputs, threads=find_cores().usable)
+        opened = Session(path, SessionConfig(Provider.CPU, tuple(inputs), threads=find_cores().usable))
     finally:
         path.unlink(missing_ok=True)
-    found = opened.session.run(None, inputs_for(opened.session, ids))
+    found = opened.session.run(None, _inputs_for(opened.session, ids))
     return tuple(
         float(np.sqrt(np.square(own[0] - other, dtype=np.float64).sum() / np.square(other, dtype=np.float64).sum()))
         for own, other in zip(found, expected, strict=True)
@@ -56,20 +56,20 @@ def layer_errors(graph: Path, ids: Sequence[int], expected: Sequence[NDArray[np.
 
 
 def states_after_layers(graph: ir.Graph) -> list[ir.Value]:
-    """What hidden states are after each layer: they begin at the first norm, and each layer adds to them twice."""
+    """Find the hidden states after each layer: from the first norm on, each layer has two residual additions."""
     norm = next((node for node in graph if node.op_type == RMS_NORM), None)
     state = norm.inputs[0] if norm is not None else None
     sums: list[ir.Value] = []
     while state is not None:
-        following = next(adding(state), None)
+        following = next(_residual_adds(state), None)
         state = following.outputs[3 if following.op_type == SKIP_NORM else 0] if following is not None else None
         if state is not None:
             sums.append(state)
     return sums[1::2] if len(sums) == 2 * len(attentions(graph)) else []
 
 
-def adding(state: ir.Value) -> Iterator[ir.Node]:
-    """The nodes that add something that is computed to hidden states, or to some of their tokens."""
+def _residual_adds(state: ir.Value) -> Iterator[ir.Node]:
+    """Yield the residual additions to hidden states, or to some of their tokens."""
     for use in state.uses():
         node = use.node
         if node.op_type == SKIP_NORM or (
@@ -77,11 +77,11 @@ def adding(state: ir.Value) -> Iterator[ir.Node]:
         ):
             yield node
         elif node.op_type == "Gather":
-            yield from adding(node.outputs[0])
+            yield from _residual_adds(node.outputs[0])
 
 
-def inputs_for(session: ort.InferenceSession, ids: Sequence[int]) -> dict[str, NDArray[np.generic]]:
-    """The inputs with which a graph reads a text, with nothing in its past."""
+def _inputs_for(session: ort.InferenceSession, ids: Sequence[int]) -> dict[str, NDArray[np.generic]]:
+    """Return the inputs for a text with an empty cache."""
     count = len(ids)
     known: dict[str, NDArray[np.generic]] = {
         INPUT_IDS: np.array([list(ids)], np.int64),
@@ -92,6 +92,6 @@ def inputs_for(session: ort.InferenceSession, ids: Sequence[int]) -> dict[str, N
     return {
         value.name: known[value.name]
         if value.name in known
-        else np.zeros((1, value.shape[1], count, value.shape[3]), DTYPES[value.type])
+        else np.zeros((1, value.shape[1], count, value.shape[3]), _DTYPES[value.type])
         for value in session.get_inputs()
     }

@@ -1,7 +1,6 @@
-"""PyTorch's own forward of a decoder, layer by layer, with the weights of one layer in memory at a time.
+"""Run a decoder's PyTorch forward layer by layer, with the weights of one layer in memory at a time.
 
-All texts go through a layer before the next one is read, so a pass reads each weight once, however many texts there
-are.
+All texts go through a layer before the next layer is loaded, so a pass reads each weight once for any number of texts.
 """
 
 from __future__ import annotations
@@ -15,142 +14,149 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.stored_tensors import StoredTensor, Tally, Told
-from exporters.weightless import PRODUCTS, WeightlessDecoder
+from exporters.headers import StoredTensor
+from exporters.progress import Progress, WeightCounter
+from exporters.weightless import LINEAR_MODULES, LazyDecoder
 
 
 class Observer:
-    """Is shown what happens to each text, told by its number; to be inherited from, and does nothing itself."""
+    """Base class of observers of a forward pass; `text` is the number of a text. Does nothing itself."""
 
-    def product(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
-        """The rows (tokens, width) that go into a product."""
+    def linear(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
+        """Called with the input (tokens, width) of a linear layer."""
 
     def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
-        """The hidden states (tokens, width) after a layer."""
+        """Called with the hidden states (tokens, width) after a decoder layer."""
 
-    def reads_logits(self, text: int) -> bool:
-        """Whether the logits of a text are to be computed for it."""
+    def wants_logits(self, text: int) -> bool:
+        """Whether to compute the logits of a text."""
         del text
         return False
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
-        """The logits (tokens, vocabulary), which may be written over."""
+        """Called with the logits (tokens, vocabulary), which may be overwritten."""
 
 
-class Layerwise:
-    """A pass of several texts, given as token ids, through a decoder."""
+class LayerwiseForward:
+    """A forward pass of several texts, given as token ids, through a lazy decoder."""
 
-    def __init__(self, decoder: WeightlessDecoder, texts: Sequence[Sequence[int]], *observers: Observer) -> None:
+    def __init__(self, decoder: LazyDecoder, texts: Sequence[Sequence[int]], *observers: Observer) -> None:
         self.decoder = decoder
         self.texts = texts
         self.observers = observers
-        self.text = 0
-        """The one that is being read."""
-        self.states: list[Tensor] = []
+        self._text = 0
+        """The number of the current text."""
+        self._states: list[Tensor] = []
         """The hidden states of each text."""
-        self.asked: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
-        """What each text's layers after the first are given beside them."""
-        self.in_tuple = False
-        """Whether layers return their states as the first of several things."""
+        self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        """For each text, the other arguments of each layer after the first."""
+        self._in_tuple = False
+        """Whether layers return a tuple that starts with the hidden states."""
 
-    def run(self, told: Told | None = None) -> None:
-        """Read all texts; `told` is told of the matrices that are done with."""
+    def run(self, progress: Progress | None = None) -> None:
+        """Run all texts; `progress` is updated matrix by matrix."""
         model, layers = self.decoder.model, self.decoder.layers
-        vectors, output = model.get_input_embeddings(), model.get_output_embeddings()
-        known = {vectors, output, *(inner for layer in layers for inner in layer.modules())}
-        # Such as vectors for positions, which a model adds whatever it is given.
-        others = [module for module, _, _ in self.decoder.held_in(model) if module not in known]
-        parts = [[vectors, layers[0], *others], *([layer] for layer in layers[1:]), [output, *others]]
-        held = [[held.tensor for module in part for _, _, held in self.decoder.held_in(module)] for part in parts]
-        tally = Tally(told, [tensor.nbytes for tensors in held for tensor in tensors])
-        with torch.inference_mode(), self.hooks():
-            for number, (part, tensors) in enumerate(zip(parts, held, strict=True)):
+        embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+        known = {embeddings, output, *(inner for layer in layers for inner in layer.modules())}
+        # Such as position embeddings, which a model adds to any input.
+        others = [module for module, _, _ in self.decoder.lazy_weights_in(model) if module not in known]
+        parts = [[embeddings, layers[0], *others], *([layer] for layer in layers[1:]), [output, *others]]
+        stored = [
+            [lazy.tensor for module in part for _, _, lazy in self.decoder.lazy_weights_in(module)] for part in parts
+        ]
+        counter = WeightCounter(progress, [tensor.nbytes for tensors in stored for tensor in tensors])
+        with torch.inference_mode(), self._hooks():
+            for number, (part, tensors) in enumerate(zip(parts, stored, strict=True)):
                 with self.decoder.with_weights(*part):
                     if number == 0:
-                        self.read_first()
+                        self._run_first()
                     elif number < len(layers):
-                        self.read_next(number)
+                        self._run_next(number)
                     else:
-                        self.read_last()
+                        self._run_last()
                 for tensor in tensors:
-                    tally.advance(tensor.nbytes)
+                    counter.advance(tensor.nbytes)
 
-    def read_next(self, number: int) -> None:
-        """Take each text through one more layer."""
-        for text, states in enumerate(self.states):
-            self.text = text
-            args, options = self.asked[self.text][number - 1]
-            self.reached(number, self.taken(self.decoder.layers[number](states, *args, **options)))
+    def _run_next(self, number: int) -> None:
+        """Run each text through one more layer."""
+        for text, states in enumerate(self._states):
+            self._text = text
+            args, options = self._arguments[self._text][number - 1]
+            self._reached(number, self._states_of(self.decoder.layers[number](states, *args, **options)))
 
-    def reached(self, layer: int, states: Tensor) -> None:
-        self.states[self.text : self.text + 1] = [states]
+    def _reached(self, layer: int, states: Tensor) -> None:
+        self._states[self._text : self._text + 1] = [states]
         for observer in self.observers:
-            observer.layer(self.text, layer, states[0].numpy())
+            observer.layer(self._text, layer, states[0].numpy())
 
-    def read_first(self) -> None:
-        """Take each text through the first layer, and note what the model gives to those after it."""
+    def _run_first(self) -> None:
+        """Run each text through the first layer, and record the arguments of the layers after it."""
         first, *others = self.decoder.layers
         own_forward = first.forward
 
         def forward(*args: Any, **options: Any) -> Any:
             output = own_forward(*args, **options)
-            self.reached(0, self.taken(output))
+            self._reached(0, self._states_of(output))
             return output
 
         def note(states: Tensor, *args: Any, **options: Any) -> Any:
-            self.asked[-1].append((args, options))
-            return self.given(states)
+            self._arguments[-1].append((args, options))
+            return self._as_output(states)
 
-        with replaced([first], forward), replaced(others, note):
+        with _replaced_forward([first], forward), _replaced_forward(others, note):
             for text, ids in enumerate(self.texts):
-                self.text = text
-                self.asked.append([])
+                self._text = text
+                self._arguments.append([])
                 self.decoder.model.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False)
 
-    def read_last(self) -> None:
-        """Take each text from the states after the last layer to what goes into its logits, or to these."""
+    def _run_last(self) -> None:
+        """Run each text from the last hidden states to the input of the LM head, or to logits where they are wanted."""
         model = self.decoder.model
         output = model.get_output_embeddings()
-        with replaced(self.decoder.layers, lambda *_args, **_options: self.given(self.states[self.text])):
-            for text, states in enumerate(self.states):
-                self.text = text
-                readers = [observer for observer in self.observers if observer.reads_logits(text)]
-                # A vocabulary makes this product as much work as some layers are.
-                with replaced([] if readers else [output], lambda rows: rows[..., :0]):
+        with _replaced_forward(
+            self.decoder.layers, lambda *_args, **_options: self._as_output(self._states[self._text])
+        ):
+            for text, states in enumerate(self._states):
+                self._text = text
+                readers = [observer for observer in self.observers if observer.wants_logits(text)]
+                # The LM head costs as much as some layers.
+                with _replaced_forward([] if readers else [output], lambda rows: rows[..., :0]):
                     logits = model(inputs_embeds=torch.zeros_like(states), use_cache=False).logits[0].numpy()
                 for observer in readers:
                     observer.logits(text, logits)
 
-    def taken(self, output: Any) -> Tensor:
-        self.in_tuple = isinstance(output, tuple)
-        states: Tensor = output[0] if self.in_tuple else output
+    def _states_of(self, output: Any) -> Tensor:
+        self._in_tuple = isinstance(output, tuple)
+        states: Tensor = output[0] if self._in_tuple else output
         return states
 
-    def given(self, states: Tensor) -> Any:
-        return (states,) if self.in_tuple else states
+    def _as_output(self, states: Tensor) -> Any:
+        return (states,) if self._in_tuple else states
 
     @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Show the observer what goes into products."""
+    def _hooks(self) -> Iterator[None]:
+        """Show the observers the inputs of linear layers."""
         with ExitStack() as stack:
             for module in self.decoder.model.modules():
-                parameter = module.weight if isinstance(module, PRODUCTS) else None
-                if isinstance(parameter, nn.Parameter) and parameter in self.decoder.held:
+                parameter = module.weight if isinstance(module, LINEAR_MODULES) else None
+                if isinstance(parameter, nn.Parameter) and parameter in self.decoder.lazy_weights:
 
                     def show(
-                        _module: nn.Module, given: Any, matrix: StoredTensor = self.decoder.held[parameter].tensor
+                        _module: nn.Module,
+                        given: Any,
+                        matrix: StoredTensor = self.decoder.lazy_weights[parameter].tensor,
                     ) -> None:
                         rows = given[0].reshape(-1, given[0].shape[-1]).numpy()
                         for observer in self.observers:
-                            observer.product(self.text, matrix, rows)
+                            observer.linear(self._text, matrix, rows)
 
                     stack.callback(module.register_forward_pre_hook(show).remove)
             yield
 
 
 @contextmanager
-def replaced(modules: Sequence[nn.Module] | nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have modules do something else."""
+def _replaced_forward(modules: Sequence[nn.Module] | nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of modules for a while."""
     for module in modules:
         module.forward = forward
     try:

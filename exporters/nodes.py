@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from runtime.encoder import INPUT_IDS
+from runtime.graph_io import INPUT_IDS
 
 ORT_DOMAIN = "com.microsoft"
 ATTENTION_MASK = "attention_mask"

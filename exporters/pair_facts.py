@@ -16,7 +16,7 @@ from exporters.cross_encoder import (
     read_cross_encoder,
     scores_of,
 )
-from exporters.facts import positions_of, required_int
+from exporters.kind import positions_of, required_int
 from exporters.modules import checked_length, read_object
 from runtime.errors import CheckpointError, UnsupportedModelError
 from runtime.manifest import PairFacts, RerankerFacts, Scores, Truncation

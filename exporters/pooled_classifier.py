@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from exporters.checkpoint import Checkpoint, check_safetensors
 from exporters.checkpoint_files import WEIGHTS
-from exporters.publisher import readable_folder
+from exporters.published_model import readable_folder
 from runtime.errors import CheckpointError
 
 CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}

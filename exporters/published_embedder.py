@@ -1,33 +1,27 @@
 """An embedder as sentence-transformers runs it, from text to vector: the reference that certificates compare with.
 
-Nothing is downloaded and no code of a checkpoint runs: `local_files_only`, no `trust_remote_code`, float32, CPU. Where
-the library would need such code for the transformer, edgekit's own implementation takes its place in it. Files of later
-versions are put in its terms.
+Where the library would need code of the checkpoint for the transformer, edgekit's own implementation takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import sentence_transformers
 import torch
-import transformers
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import TOKENIZER_CONFIG
-from exporters.pytorch_model import load_config, load_tokenizer, quiet
+from exporters.published_model import VERSIONS, open_published
+from exporters.pytorch_model import quiet
 from runtime.errors import CheckpointError
 
 LIBRARY = f"sentence-transformers {sentence_transformers.__version__}"
-VERSIONS = f"transformers {transformers.__version__}, torch {torch.__version__}, float32"
 
 
 class PublishedEmbedder:
@@ -46,7 +40,9 @@ class PublishedEmbedder:
             self.name = f"edgekit's own implementation of `{own}` in {self.name}"
         else:
             model.to("meta")
-        self.model = opened(checkpoint, model, implemented_here=implemented_here)
+        model_class = _class_around(model) if implemented_here else SentenceTransformer
+        # `eager`: a file may ask for an implementation that this machine does not have.
+        self.model: SentenceTransformer = open_published(checkpoint, model_class, attn_implementation="eager")
 
     @property
     def tokenizer(self) -> Any:
@@ -94,81 +90,29 @@ class PublishedEmbedder:
                 ) from error
 
 
-def opened(checkpoint: Checkpoint, model: Any, *, implemented_here: bool) -> SentenceTransformer:
-    """The model as the library builds it, around the transformer `model` where edgekit implements that."""
-    with quiet(), TemporaryDirectory() as folder:
-        try:
-            reader = Reader(checkpoint, model if implemented_here else None, Path(folder))
-            found: SentenceTransformer = model_class(reader)(
-                str(checkpoint.top),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                # `eager`: a file may ask for an implementation that this machine does not have.
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "eager"},
-            )
-            return found.eval()
-        # The library raises whatever a damaged file makes of its code.
-        except Exception as error:
-            raise CheckpointError(f"sentence-transformers cannot open `{checkpoint.top}`: {error}") from error
-
-
-class Reader:
-    """How the library reads what it cannot read itself: code that edgekit implements, files of later versions."""
-
-    def __init__(self, checkpoint: Checkpoint, own: Any | None, folder: Path) -> None:
-        """`own` is the transformer in place of code; `folder` takes a tokenizer that is written anew."""
-        self.own = own
-        self.config = own.config if own is not None else load_config(checkpoint)
-        self.renamed = own is not None or checkpoint.config != checkpoint.read_json("config.json")
-        """Whether transformers would not find all of the config under the names in the file."""
-        settings = checkpoint.read_json(TOKENIZER_CONFIG) or {}
-        later = settings.get("tokenizer_class") == "TokenizersBackend"
-        self.tokenizer: str | None = None
-        if later or isinstance(settings.get("extra_special_tokens"), list):
-            # Transformers 4 does not read what transformers 5 writes, but for what `load_tokenizer` knows of it.
-            load_tokenizer(checkpoint).save_pretrained(folder)
-            self.tokenizer = str(folder)
-
-
-def model_class(reader: Reader) -> type[SentenceTransformer]:
-    """The library's class, whose modules read with the help of `reader`."""
+def _class_around(model: Any) -> type[SentenceTransformer]:
+    """The library's class, with `model` in place of the transformer for which it would need code of the checkpoint."""
 
     class ReadTransformer(Transformer):
         @classmethod
         def _load_init_kwargs(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
             found: dict[str, Any] = super()._load_init_kwargs(*arguments, **options)
-            if reader.tokenizer is not None:
-                found["tokenizer_name_or_path"] = reader.tokenizer
-                found["processor_kwargs"]["subfolder"] = ""
-            if reader.tokenizer is not None or reader.renamed:
-                found["processor_kwargs"]["config"] = reader.config
+            found["processor_kwargs"]["config"] = model.config
             return found
 
-        def _load_config(self, *arguments: Any) -> tuple[Any, bool]:
-            return (reader.config, False) if reader.renamed else super()._load_config(*arguments)
+        def _load_config(self, *_: Any) -> tuple[Any, bool]:
+            return model.config, False
 
-        def _load_model(self, *arguments: Any, **options: Any) -> Any:
-            return TokensAlone(reader.own) if reader.own is not None else super()._load_model(*arguments, **options)
+        def _load_model(self, *_: Any, **__: Any) -> Any:
+            return TokensAlone(model)
 
     class Opened(SentenceTransformer):
         def _load_module_class_from_ref(self, *arguments: Any, **options: Any) -> Any:
             found = super()._load_module_class_from_ref(*arguments, **options)
-            return {Dense: PlainDense, Transformer: ReadTransformer}.get(found, found)
+            return ReadTransformer if found is Transformer else found
 
     found: type[SentenceTransformer] = Opened
     return found
-
-
-class PlainDense(Dense):
-    """The library's layer for files of later versions, which may say that there is no residual."""
-
-    @classmethod
-    def load_config(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
-        settings: dict[str, Any] = super().load_config(*arguments, **options)
-        if settings.get("use_residual") is False:
-            del settings["use_residual"]
-        return settings
 
 
 class TokensAlone(torch.nn.Module):

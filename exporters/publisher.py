@@ -1,15 +1,8 @@
-"""Open a checkpoint with the library it was published for: the reference that certificates compare with.
-
-Nothing is downloaded and no code of a checkpoint runs: `local_files_only`, no `trust_remote_code`, float32, CPU.
-"""
+"""Run a reranker with the library it was published for: the reference that certificates compare with."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +13,12 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from exporters.checkpoint import Checkpoint
-from exporters.checkpoint_files import TOKENIZER_CONFIG
 from exporters.cross_encoder import read_cross_encoder
 from exporters.pair_facts import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
+from exporters.published_model import VERSIONS, open_published
 from exporters.pytorch_model import load_tokenizer, load_weights, quiet
 from runtime.errors import CheckpointError
 
-VERSIONS = f"transformers {transformers.__version__}, torch {torch.__version__}, float32"
 Pair = tuple[str, str]
 """A query and a document."""
 
@@ -47,72 +39,6 @@ class PublishedReranker(Protocol):
         """What the publisher makes of the logits."""
 
 
-def open_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
-    """The reranker as sentence-transformers builds it; raises CheckpointError when it cannot."""
-    model: CrossEncoder = opened(checkpoint, CrossEncoder)
-    return model
-
-
-@contextmanager
-def readable_folder(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The checkpoint's folder, or a copy of links where a later version of a library wrote some of its files.
-
-    What those say is put in the terms of the installed versions, which would misread them or fail.
-    """
-    changed = changed_files(checkpoint)
-    settings = checkpoint.read_json(TOKENIZER_CONFIG) or {}
-    later = settings.get("tokenizer_class") == "TokenizersBackend" or isinstance(
-        settings.get("extra_special_tokens"), list
-    )
-    if not changed and not later:
-        yield checkpoint.top
-        return
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in checkpoint.top.rglob("*"):
-            if path.is_file():
-                target = folder / path.relative_to(checkpoint.top)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(path.absolute())
-        for file, content in changed.items():
-            (folder / file).unlink()
-            (folder / file).write_text(json.dumps(content), encoding="utf-8")
-        if later:
-            written = folder / "written"
-            load_tokenizer(checkpoint).save_pretrained(written)
-            for path in written.iterdir():
-                path.replace(folder / checkpoint.subfolder / path.name)
-        yield folder
-
-
-def changed_files(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Files that the installed versions do not read as they are meant, and what they would have to say."""
-    changed: dict[str, Any] = {}
-    if checkpoint.config != checkpoint.read_json("config.json"):
-        changed[str(PurePosixPath(checkpoint.subfolder) / "config.json")] = checkpoint.config
-    for kind, path in read_cross_encoder(checkpoint).modules:
-        file = f"{path}/config.json"
-        config = checkpoint.read_module_json(file)
-        if kind == "Dense" and "use_residual" in config:
-            changed[file] = {key: value for key, value in config.items() if key != "use_residual"}
-    return changed
-
-
-def opened(checkpoint: Checkpoint, model_class: Callable[..., Any]) -> Any:
-    with quiet(), readable_folder(checkpoint) as folder:
-        try:
-            return model_class(
-                str(folder),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
-            ).eval()
-        # The library raises whatever a damaged file makes of its code.
-        except Exception as error:
-            raise CheckpointError(f"sentence-transformers cannot open `{checkpoint.top}`: {error}") from error
-
-
 class CrossEncoderReranker:
     """A reranker of sentence-transformers."""
 
@@ -120,7 +46,7 @@ class CrossEncoderReranker:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.encoder = open_cross_encoder(checkpoint)
+        self.encoder: CrossEncoder = open_published(checkpoint, CrossEncoder)
         last = last_position(checkpoint)
         # The library fails on texts that are longer than the model's table of positions; they are cut there instead.
         if last is not None and (self.encoder.max_seq_length or last) >= last:

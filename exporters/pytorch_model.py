@@ -14,13 +14,14 @@ import transformers
 
 from exporters.checkpoint import Checkpoint, weight_files
 from exporters.checkpoint_files import TOKENIZER_CONFIG
-from exporters.headers import shown
-from exporters.stored_tensors import READ_AS, StoredTensor, stored_tensors
+from exporters.headers import READ_AS, StoredTensor, shown, stored_tensors
 from runtime.errors import CheckpointError, EdgekitError
 from runtime.safe_tokenizer import raise_unless_of_tokenizers
 
 OPSET = 20
 """The first with GELU as one operator."""
+UNTESTED = "its config.json asks for something that edgekit has not been tested with"
+"""The hint for a model that traces to a graph unlike that of its architecture."""
 HEADS = frozenset(
     {
         *("classifier", "cls", "decoder", "discriminator_predictions", "generator_predictions", "head", "lm_head"),

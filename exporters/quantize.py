@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 
 from exporters.attention import values_behind
 from exporters.calibration import Calibration
-from exporters.counts import counted
+from exporters.embedding_gather import embedding_gathers, table_of
 from exporters.first_token import FirstTokens, follow_first_tokens
 from exporters.graph import RMS_NORM
 from exporters.nodes import (
     ORT_DOMAIN,
     Linear,
-    array_of,
     change_linear,
     constant,
     insert,
@@ -42,8 +41,8 @@ from exporters.nodes import (
     replace,
     required,
 )
+from exporters.progress import counted
 from exporters.rounding import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
-from runtime.encoder import INPUT_IDS
 
 NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17
@@ -287,12 +286,9 @@ def last_axis(graph: ir.Graph) -> ir.Value:
 
 def quantize_word_vectors(graph: ir.Graph) -> None:
     """Store the table from which token ids pick their vectors in int8, with a scale for each of its rows."""
-    for node in list(graph):
-        ids = node.inputs[1] if node.op_type == "Gather" else None
-        table = array_of(node.inputs[0]) if ids is not None else None
-        if ids is None or ids.name != INPUT_IDS or table is None or table.ndim != 2:
-            continue
-        quantized = quantize_weight(table.T.astype(np.float32))
+    for node in embedding_gathers(graph):
+        ids = required(node.inputs[1])
+        quantized = quantize_weight(table_of(node).numpy().T.astype(np.float32))
         values = constant(graph, "word_vectors_int8", np.ascontiguousarray(quantized.values.T))
         scales = constant(graph, "word_vectors_scales", quantized.scales[:, np.newaxis])
         rows = insert(node, "Cast", [insert(node, "Gather", [values, ids])], {"to": ir.DataType.FLOAT.value})

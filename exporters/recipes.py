@@ -11,11 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
-from exporters.counts import counted
 from exporters.first_token import path_of_first_tokens
 from exporters.graph import tidy
 from exporters.graph_files import save_graph
 from exporters.nodes import linears
+from exporters.progress import counted
 from exporters.quantize import Recipe, quantize_encoder
 from runtime.bundle import GRAPH, Bundle
 from runtime.errors import EdgekitError

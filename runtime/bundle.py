@@ -1,6 +1,6 @@
-"""A bundle: the folder that an export leaves and the runtime opens.
+"""A bundle: the folder that an export writes and the runtime opens.
 
-Opening checks the manifest, that no file is missing, added, linked or changed, and that no path leaves the folder.
+Opening checks the manifest, that no file is missing, unlisted, a link or changed, and that no path leaves the folder.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from runtime.manifest import FileRecord, Manifest, manifest_from_json
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
-"""The weights of decoders, and of others where a graph's own file cannot hold them; the graph says where each lies."""
+"""ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
 HASHED = 1 << 20
-"""Bytes that are hashed at once. The C library keeps more memory for itself once it has seen larger arrays go."""
+"""Bytes that are hashed at once. With larger buffers the C library's allocator keeps more memory."""
 LARGEST_MANIFEST = 1 << 20
-"""Bytes. The largest part is golden vectors, of 4,096 numbers not 400 KB."""
+"""Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
-"""Bytes of files that a library reads at once: protobuf's own limit, and twice the largest tokenizer published."""
+"""Bytes of files that a library reads whole: protobuf's limit, and twice the largest published tokenizer."""
 LARGEST_BUNDLE = 1 << 38
-"""Bytes of all files, which are read to be hashed."""
+"""Bytes of all files, which are read for hashing."""
 DEPTH = 8
-"""Folders within one another."""
+"""Largest depth of nested folders."""
 MOST_FILES = 10_000
-"""Of them a manifest of that size could list no more."""
+"""A manifest of the largest size can list no more."""
 NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
-"""A new export is the cure for a file that is not as it was: it cannot be mended."""
+"""The hint for a changed file: it cannot be repaired."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder that was opened and found whole."""
+    """A folder that was opened and verified."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and check it; raises NotFoundError when it is not there, BundleError when it is not whole."""
+        """Open a bundle and verify it; raises NotFoundError, or BundleError for a file that is missing or changed."""
         bundle = cls.listed(path)
         bundle.check_hashes(bundle.manifest.files)
         return bundle
 
     @classmethod
     def listed(cls, path: str | os.PathLike[str]) -> Bundle:
-        """A bundle whose files are those of its manifest, of their sizes; nothing is to come of it before their hashes.
+        """Open a bundle and check file names and sizes. Call `check_hashes` before using a file.
 
-        Raises NotFoundError when it is not there, BundleError when its files are others.
+        Raises NotFoundError, or BundleError where the files are not those of the manifest.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -65,7 +65,7 @@ class Bundle:
         manifest_file = folder / MANIFEST
         if not is_regular(manifest_file):
             raise BundleError(
-                f"`{folder}` is no bundle: it holds no `{MANIFEST}`",
+                f"`{folder}` is not a bundle: it has no `{MANIFEST}`",
                 hint=f"if it is a checkpoint, run `edgekit export {folder}`"
                 if (folder / "config.json").exists()
                 else None,
@@ -80,7 +80,7 @@ class Bundle:
         return cls(folder, manifest)
 
     def check_hashes(self, names: Iterable[str]) -> None:
-        """Raise BundleError for the first of these files that was changed."""
+        """Raise BundleError for the first of these files whose sha256 is not the manifest's."""
         for name in names:
             expected = self.manifest.files[name].sha256
             found = sha256_of(self.path / name)
@@ -92,22 +92,33 @@ class Bundle:
                 )
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle; raises BundleError when there is no such file."""
+        """The path of a file of the bundle; raises BundleError where it is missing."""
         path = self.path / name
         if not path.exists():
             raise BundleError(f"the bundle `{self.path}` has no `{name}`")
         return path
 
+    def __repr__(self) -> str:
+        return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
+
+        `sha256sum manifest.json` prints the same.
+        """
+        return sha256_of(self.path / MANIFEST)
+
     @property
     def size(self) -> int:
-        """Bytes of all files that the manifest lists."""
+        """Bytes of all files in the manifest."""
         return sum(record.size for record in self.manifest.files.values())
 
 
 def read_manifest(path: Path) -> str:
-    """The text of a manifest, of which no more is read than one may have."""
+    """Read a manifest, with a limit on its size."""
     try:
-        # What is no file was refused; if it became one meanwhile, it is not waited for.
+        # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             content = file.read(LARGEST_MANIFEST + 1)
@@ -118,11 +129,11 @@ def read_manifest(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BundleError(f"`{MANIFEST}` is no UTF-8 text") from error
+        raise BundleError(f"`{MANIFEST}` is not valid UTF-8") from error
 
 
 def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
-    """Compare a folder with the list of its files: names first, then sizes."""
+    """Compare a folder with its manifest's files: names first, then sizes."""
     for name in files:
         check_path(name)
     check_spelling(files)
@@ -147,7 +158,7 @@ def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
 
 
 def check_path(name: str) -> None:
-    """Refuse a path that is absolute, leaves the folder or is not written in the plain way."""
+    """Refuse a path that is absolute, leaves the folder or is not normalized."""
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
     if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
@@ -155,7 +166,7 @@ def check_path(name: str) -> None:
 
 
 def check_spelling(files: Iterable[str]) -> None:
-    """Refuse names that are one file where case or the form of accents does not count, as on macOS."""
+    """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
     known: dict[str, str] = {}
     for name in (*files, MANIFEST):
         other = known.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
@@ -164,7 +175,7 @@ def check_spelling(files: Iterable[str]) -> None:
 
 
 def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
-    """Refuse what would be read for hours, or takes all memory, before anything of it is read."""
+    """Refuse files that are too large, before any is read."""
     for name, record in files.items():
         most = LARGEST.get(name, LARGEST_BUNDLE)
         if not 0 <= record.size <= most:
@@ -175,9 +186,9 @@ def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Relative paths of everything below a folder that is not itself a folder; links are not followed.
+    """Relative paths of all files below a folder; links are not followed.
 
-    Raises BundleError where folders nest deeper, or hold more, than those of a bundle.
+    Raises BundleError where there are more files or nested folders than a bundle can have.
     """
     pending = [""]
     count = 0
@@ -190,7 +201,7 @@ def walk(folder: Path) -> Iterator[str]:
                 for entry in entries:
                     count += 1
                     if count > MOST_FILES:
-                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is no bundle")
+                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is not a bundle")
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{prefix}{entry.name}/")
                     else:

@@ -1,14 +1,10 @@
-"""Writing a bundle: in a folder beside the target that is renamed at the end.
-
-So a reader sees the old bundle or the new one, never half of one.
-"""
+"""Write a bundle atomically: in a folder beside the target that is renamed at the end."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -20,18 +16,19 @@ from types import TracebackType
 from runtime.bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
 from runtime.errors import InputError
 from runtime.manifest import FileRecord, Manifest, manifest_to_json
+from runtime.targets import try_lock
 
 STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
-"""The name of a folder in which a bundle is built."""
+"""Names of staging folders."""
 LONGEST_UNLOCKED = 3600.0
-"""Seconds after which a folder without a lock is abandoned, whatever process has the number in its name."""
+"""Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
 
 
 class BundleWriter:
-    """Builds a bundle beside its target and puts it there in one step.
+    """Context manager that writes a bundle beside its target and renames it.
 
-    Used as a context manager: what is in `folder` when `commit` is called becomes the bundle; without `commit`, or when
-    the block raises, nothing is left and an older bundle at the target stays as it was.
+    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
+    removed and an existing bundle at the target stays.
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
@@ -40,21 +37,21 @@ class BundleWriter:
         self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
-        """For files that the export needs on its way and that are not part of the bundle."""
+        """For temporary files of the export."""
         self.lock: int | None = None
 
     def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
         if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
             raise InputError(
-                f"`{self.target}` exists and is no bundle, so it will not be replaced",
+                f"`{self.target}` exists and is not a bundle, so it is not replaced",
                 hint="choose another folder with `--out`",
             )
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.remove_abandoned()
         self.staging.mkdir()
-        # Held as long as the process lives, so that nobody takes this folder for one that was abandoned.
+        # Locked while the process lives, so that no other process removes this folder as abandoned.
         self.lock = os.open(self.staging, os.O_RDONLY)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        try_lock(self.lock, wait=True)
         self.folder.mkdir()
         self.scratch.mkdir()
         return self
@@ -67,9 +64,9 @@ class BundleWriter:
             os.close(self.lock)
 
     def commit(self, manifest: Manifest) -> Bundle:
-        """Hash the files, write the manifest, flush all to disk and rename; returns the finished bundle.
+        """Hash the files, write the manifest, flush all to disk and rename; returns the bundle.
 
-        Raises BundleError where the bundle could not be opened again, such as for a manifest with NaN.
+        Raises BundleError for a bundle that cannot be opened, such as one whose manifest has NaN.
         """
         files = {}
         for name in sorted(walk(self.folder)):
@@ -77,7 +74,7 @@ class BundleWriter:
             files[name] = FileRecord(path.stat().st_size, sha256_of(path))
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
-        # What could not be opened is not put in the place of what can.
+        # Never replace a bundle with one that cannot be opened.
         Bundle.listed(self.folder)
         for name in [*files, MANIFEST, "."]:
             flush(self.folder / name)
@@ -86,7 +83,7 @@ class BundleWriter:
         return Bundle(self.path, manifest)
 
     def remove_abandoned(self) -> None:
-        """Remove what exports to this target, or to others beside it, left when they were killed."""
+        """Remove staging folders that killed exports left beside this target."""
         for path in self.target.parent.glob(".*.partial"):
             found = STAGING.fullmatch(path.name)
             if found is not None and is_abandoned(path, int(found["pid"])):
@@ -94,22 +91,18 @@ class BundleWriter:
 
 
 def is_abandoned(staging: Path, pid: int) -> bool:
-    """Whether nobody writes to a folder beside a target any more.
+    """Whether no process writes to a staging folder any more.
 
-    Who writes holds a lock, which no other process sees before it is taken: the process must be gone too. Numbers of
-    processes come again, always the same in containers, so an old folder without a lock is nobody's whatever runs.
+    A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
+    reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
     """
     try:
         lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
         old = time.time() - os.fstat(lock).st_mtime > LONGEST_UNLOCKED
-        return old or pid == os.getpid() or not is_running(pid)
+        return try_lock(lock) and (old or pid == os.getpid() or not is_running(pid))
     finally:
         os.close(lock)
 
@@ -125,7 +118,7 @@ def is_running(pid: int) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk."""
+    """Flush a file, or a folder's entries, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -138,12 +131,12 @@ def move_into_place(new: Path, target: Path) -> None:
     if not target.exists():
         os.rename(new, target)
     elif not exchange(new, target):
-        # Without an exchange there is an instant with no bundle at the target; the old one is beside it then.
+        # Without an atomic exchange there is a moment with no bundle at the target; the old one is beside it then.
         old = new.with_name("replaced")
         try:
             os.rename(target, old)
             os.rename(new, target)
-        # Ctrl-C too: the folder that both bundles are in is removed at the end.
+        # Ctrl-C too: the staging folder, which both bundles are in, is removed at the end.
         except BaseException:
             if old.exists() and not target.exists():
                 os.rename(old, target)
@@ -151,7 +144,7 @@ def move_into_place(new: Path, target: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step, by Linux's renameat2(2); False where the system cannot."""
+    """Swap two folders atomically with Linux's renameat2(2); False where it is not supported."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False

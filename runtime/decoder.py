@@ -1,27 +1,35 @@
-"""Texts continued, with a bundle of kind decoder."""
+"""Text generation with a bundle of kind decoder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from itertools import count
-from typing import SupportsIndex
+from typing import SupportsIndex, Unpack
 
-from runtime.bundle import TOKENIZER, Bundle
+from runtime import saved_cache
+from runtime.bundle import GRAPH, TOKENIZER, Bundle
+from runtime.chat_template import ChatTemplate
+from runtime.closing import Closable
 from runtime.cores import Cores, find_cores
 from runtime.detokenizer import Detokenizer, Vocabulary
 from runtime.errors import BundleError, InputError, TextTooLongError
 from runtime.footprint import run_tokens
-from runtime.forward import Forward, check_interface, input_names
+from runtime.forward import ModelRunner, check_interface
+from runtime.generation_options import CheckedOptions, GenerationOptions, checked_options
+from runtime.graph_io import decoder_inputs
+from runtime.kinds import check_kind
 from runtime.kv_cache import KVCache
-from runtime.manifest import DecoderFacts, GenerationDefaults, Provider
-from runtime.opening import Opening
+from runtime.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
+from runtime.messages import EXAMPLE, Messages, messages_of
+from runtime.onnxruntime_import import check_requirements, onnxruntime_version
+from runtime.open_sessions import shared_session
 from runtime.safe_tokenizer import SafeTokenizer, open_tokenizer
 from runtime.sampler import Sampling
-from runtime.saved_cache import identity_of, load_cache, save_cache
-from runtime.session import onnxruntime_version
+from runtime.saved_cache import identity_of
+from runtime.session import SessionConfig
 from runtime.steps import Steps
 from runtime.stops import StopStrings
 from runtime.stream import Answer, Stream
@@ -51,42 +59,51 @@ class DecoderPlan:
     """Its version."""
 
 
-class Decoder:
-    """Continues texts; opened once, used from one thread or many. Decoders of the same bundle share its weights.
+class Decoder(Closable):
+    """A text generation model: continues texts and answers conversations.
 
-    The same prompt and seed give the same text on the same machine. Answers come in three ways, each built on the one
-    before: `steps` gives ids, `stream` text with them, and `generate` all of it at once. These keywords are the same in
-    each of them:
+    Opened once, used from one thread or many; decoders of the same bundle share its weights. The same prompt and seed
+    give the same text on the same machine. `generate` and `chat` return a whole answer, `stream` and `stream_chat` its
+    tokens as they come, and `steps` ids without text. Their keywords are those of `GenerationOptions`, and `cache`:
 
-    - `max_tokens` bounds the tokens of the answer; without it, the context does, or the memory where that is less.
-    - `sampling` is how the next token is chosen; without it, as the publisher says, which is `decoder.sampling`.
-    - `stop` are texts before which the answer ends.
-    - `top_logprobs` is for how many of the most probable tokens their logarithm of the probability is told.
-    - `cache` holds what was read already: the part of the prompt that it begins with is not read again, and it holds
-      the prompt and the answer afterwards. One answer at a time may use it. What was read as a prompt changes no bit of
-      an answer. Tokens of an earlier answer, which were read one at a time, may in 4 bits: kernels for several tokens,
-      with which a prompt is read, add up in another order.
-    - `lookup` drafts tokens from the text so far wherever that pays: up to twice as fast where the answer quotes it, as
-      summaries and edited code do, and no slower where it does not. Which tokens are drafted follows from the text
-      alone, and no draft changes a bit of an answer. But kernels for several tokens add up in another order than those
-      for one, so that in 4 bits an answer with `lookup` may take another turn than one without, between tokens of about
-      equal probability. `lookup=False` reads one token at a time.
+    - `max_tokens` is the most tokens of the answer; by default as many as the context, or the memory, has room for.
+    - `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
+      `logit_bias` and `seed` are the fields of `Sampling`, which can be passed as a whole with `sampling`. What is not
+      given is what the model's publisher recommends (`decoder.sampling`), and greedy decoding where that is nothing.
+    - `sampler` is a function of your own from logits, float32 (vocabulary,), to a token id. It gets a copy, after
+      penalties and bias; `temperature`, `top_k`, `top_p`, `min_p` and `seed` have no meaning then and are refused.
+    - `stop` is a text, or several, before which the answer ends.
+    - `top_logprobs` is how many of the most probable tokens are reported at each place, with their log-probability.
+    - `cache` is a KV cache: the prefix of the prompt that it holds is not computed again, and it holds the prompt and
+      the answer afterwards. One answer at a time may use it. A cached prompt changes no bit of an answer. Tokens of an
+      earlier answer, which were computed one at a time, may in 4 bits: kernels for several tokens, which prefill uses,
+      sum in another order.
+    - `lookup` is prompt lookup: speculation with n-grams of the text so far wherever that pays, up to twice as fast
+      where the answer quotes it, as summaries and edited code do, and no slower where it does not. Which tokens are
+      drafted follows from the text alone, and no draft changes a bit of an answer. But kernels for several tokens sum
+      in another order than those for one, so that in 4 bits an answer with `lookup` may differ from one without,
+      between tokens of about equal probability. `lookup=False` computes one token at a time.
+
+    An unknown keyword is a TypeError. InputError is raised for a prompt or an option that cannot be used, and
+    OutOfMemoryError where the KV cache would not fit, before anything is computed.
     """
 
     def __init__(
         self, bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
     ) -> None:
-        """Open a bundle; `threads` work on each token, by default one for each usable core.
+        """Open a bundle.
 
-        `context` bounds the tokens of a prompt and its answer, by default as the model does.
+        `threads` work on each token, by default one for each usable core. `context` is the most tokens of a prompt and
+        its answer, by default as many as the model has; the KV cache grows with what is used. Raises NotFoundError,
+        BundleError for a bundle that is damaged or of another kind, InputError, and OutOfMemoryError.
         """
-        opening = Opening(bundle)
-        self.bundle = opening.bundle
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
         self.facts = manifest.decoder
-        self.identity = identity_of(self.bundle)
+        self._identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
         if threads is not None and threads > MOST_THREADS:
@@ -103,22 +120,28 @@ class Decoder:
                 f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
                 f"{self.facts.vocabulary} tokens"
             )
-        if manifest.inputs != input_names(self.facts.layers):
+        if manifest.inputs != decoder_inputs(self.facts.layers):
             raise BundleError(
-                f"`{self.bundle.path}` wants the inputs {list(manifest.inputs)}, and those of a decoder with "
-                f"{self.facts.layers} layers are known"
+                f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: those of a decoder with "
+                f"{self.facts.layers} layers"
             )
         self.context = self.facts.context_length if context is None else context
         self.cores = find_cores()
         self.threads = threads or self.cores.usable
-        self.safe_tokenizer, self.session = opening.finish(
-            partial(open_tokenizer, self.bundle.file(TOKENIZER)), threads=self.threads
-        )
+        check_requirements(self.bundle)
+        # In this order: a tokenizer takes the most memory while it is read, a session when it is open.
+        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest, threads=self.threads))
         check_interface(self.session, self.facts)
-        self.tokenizer = self.safe_tokenizer.tokenizer
+        self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = stated(self.facts.generation)
         self.run_tokens = run_tokens(manifest, self.facts)
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        facts = f"{self.bundle.manifest.precision.value}, context {self.context}, {self.threads} threads"
+        return f"<Decoder {str(self.bundle.path)!r}: {facts}{state}>"
 
     @property
     def plan(self) -> DecoderPlan:
@@ -126,127 +149,166 @@ class Decoder:
         fits = self.new_cache().largest_that_fits()
         return DecoderPlan(self.threads, self.cores, self.context, fits, self.session.provider, onnxruntime_version())
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        top_logprobs: int = 0,
-        cache: KVCache | None = None,
-        lookup: bool = True,
-    ) -> Answer:
-        """Continue a prompt, and return the whole answer."""
-        return self.stream(
-            prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
-            top_logprobs=top_logprobs,
-            cache=cache,
-            lookup=lookup,
-        ).answer()
+    def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
+        """Continue a text or token ids as they are, and return the whole answer.
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        top_logprobs: int = 0,
-        cache: KVCache | None = None,
-        lookup: bool = True,
-    ) -> Stream:
-        """Continue a prompt, token by token, with the text that each makes certain.
+        The chat template is not used: `chat` does that. The answer has `text`, `finish_reason`, `usage` and `tokens`.
 
-        Raises InputError for a prompt or an option that cannot be used, and OutOfMemoryError where the keys and values
-        would not fit, before anything is computed.
+            >>> answer = decoder.generate("The quick brown fox", max_tokens=8, temperature=0.7, seed=1)
+            >>> answer.finish_reason, answer.usage.completion_tokens
+            (<FinishReason.LENGTH: 'length'>, 8)
         """
-        stops = StopStrings(stop)
-        steps = self.steps(
-            prompt, max_tokens=max_tokens, sampling=sampling, top_logprobs=top_logprobs, cache=cache, lookup=lookup
-        )
+        return self.stream(prompt, cache=cache, **options).answer()
+
+    def stream(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Stream:
+        """Continue a text or token ids as they are, token by token; nothing is computed before the first is asked for.
+
+        >>> text = ""
+        >>> for token in decoder.stream("The quick brown fox", max_tokens=8):
+        ...     text += token.text
+        """
+        chosen = checked_options(options, self.sampling)
+        stops = StopStrings(chosen.stop)
+        steps = self._steps(prompt, cache, chosen)
         return Stream(steps, Detokenizer(self.vocabulary, steps.prompt), stops)
 
-    def steps(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        top_logprobs: int = 0,
-        cache: KVCache | None = None,
-        lookup: bool = True,
-    ) -> Steps:
-        """Continue a prompt, id by id."""
-        ids = self.ids_of(prompt)
-        cache = self.new_cache() if cache is None else self.checked_cache(cache)
-        if not 0 <= top_logprobs <= self.facts.vocabulary:
+    def chat(self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
+        """Answer a conversation, given as in OpenAI's API, and return the whole answer.
+
+        `messages` are `Message` objects or mappings with `role` and `content`, a string or a list of parts of type
+        `text`. They are rendered with the model's chat template. For a conversation of several turns, `Chat` keeps what
+        was computed. Raises InputError for a model without a chat template, and for messages that it refuses.
+
+            >>> answer = decoder.chat([{"role": "user", "content": "Why is the sky blue?"}], max_tokens=8)
+            >>> answer.usage.completion_tokens <= 8
+            True
+        """
+        return self.stream_chat(messages, cache=cache, **options).answer()
+
+    def stream_chat(
+        self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]
+    ) -> Stream:
+        """Answer a conversation as `chat` does, token by token.
+
+        >>> with decoder.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=8) as stream:
+        ...     pieces = [token.text for token in stream]
+        >>> "".join(pieces) == stream.text
+        True
+        """
+        return self.stream(self.encode_exactly(self.apply_chat_template(messages)), cache=cache, **options)
+
+    def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        r"""Render messages as a prompt, with the model's chat template; `encode_exactly` gives its ids.
+
+        With `add_generation_prompt` it ends where the assistant's next message begins. Raises InputError for a model
+        without a chat template, and for messages that it refuses.
+
+            >>> decoder.apply_chat_template([{"role": "user", "content": "Hello"}])
+            '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
+        """
+        template, checked = self._chat_template, messages_of(messages)
+        if not checked:
+            raise InputError("`messages` must not be empty", hint=EXAMPLE)
+        return template.render(checked, for_answer=add_generation_prompt)
+
+    def check_chat_template(self) -> None:
+        """Raise InputError for a model without a chat template, and BundleError for one that cannot be read."""
+        _ = self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        if self.facts.chat is None:
             raise InputError(
-                f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, "
-                f"not {top_logprobs}"
+                f"`{self.bundle.path}` has no chat template, so it cannot answer messages",
+                hint="have it continue a text with `generate`, or use a model that was trained for conversations",
+            )
+        return ChatTemplate(self.facts.chat)
+
+    def steps(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Steps:
+        """Continue a prompt, id by id, without text; `stop` is not possible.
+
+        >>> [type(step.id) for step in decoder.steps("The quick brown fox", max_tokens=2)]
+        [<class 'int'>, <class 'int'>]
+        """
+        chosen = checked_options(options, self.sampling)
+        if chosen.stop:
+            raise InputError("`stop` needs the text of the answer", hint="use `stream` or `generate`")
+        return self._steps(prompt, cache, chosen)
+
+    def _steps(self, prompt: Prompt, cache: KVCache | None, chosen: CheckedOptions) -> Steps:
+        self._check_open()
+        ids = self._ids_of(prompt)
+        cache = self.new_cache() if cache is None else self._checked_cache(cache)
+        top = chosen.top_logprobs
+        if not isinstance(top, SupportsIndex) or not 0 <= top <= self.facts.vocabulary:
+            raise InputError(
+                f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
         return Steps(
-            Forward(self.session, cache),
+            ModelRunner(self.session, cache),
             ids,
-            max_tokens=self.checked_max_tokens(max_tokens, len(ids), cache),
+            max_tokens=self._checked_max_tokens(chosen.max_tokens, len(ids), cache),
             eos_ids=self.facts.eos_ids,
-            sampling=self.sampling if sampling is None else sampling,
+            sampling=chosen.sampling,
+            sampler=chosen.sampler,
             run_tokens=self.run_tokens,
-            top_logprobs=top_logprobs,
-            lookup=lookup,
+            top_logprobs=top,
+            lookup=chosen.lookup,
         )
 
     def new_cache(self) -> KVCache:
-        """An empty cache for one answer after another that begin alike."""
-        return KVCache(self.facts, identity=self.identity, limit=self.context)
+        """An empty KV cache, for prompts that begin alike: what they have in common is computed once."""
+        return KVCache(self.facts, identity=self._identity, limit=self.context)
 
     def prefill(self, prompt: Prompt) -> KVCache:
-        """Read a prompt, and return the cache that holds it."""
-        ids = self.ids_of(prompt)
+        """Compute the KV cache of a prompt.
+
+        >>> decoder.prefill("The quick brown fox").length == decoder.count_tokens("The quick brown fox")
+        True
+        """
+        self._check_open()
+        ids = self._ids_of(prompt)
         cache = self.new_cache()
-        # One more than it holds: see `Forward.prefill`.
+        # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
-        forward = Forward(self.session, cache)
+        forward = ModelRunner(self.session, cache)
         Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
         return cache
 
-    def save(self, path: str | os.PathLike[str], cache: KVCache) -> None:
-        """Write what a cache holds to a file, for `load`; raises OutputError."""
-        save_cache(path, self.checked_cache(cache), bundle=self.bundle)
+    def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
+        """Write a KV cache to a file, for `load_cache`; raises OutputError."""
+        saved_cache.save_cache(path, self._checked_cache(cache), bundle=self.bundle)
 
-    def load(self, path: str | os.PathLike[str]) -> KVCache:
-        """A cache that was saved with the same bundle.
+    def load_cache(self, path: str | os.PathLike[str]) -> KVCache:
+        """Read a KV cache that was saved with the same bundle.
 
         Raises NotFoundError, InputError for a file of another bundle or one that was changed, and OutOfMemoryError
         where it would not fit.
         """
         cache = self.new_cache()
-        load_cache(path, cache, bundle=self.bundle)
+        saved_cache.load_cache(path, cache, bundle=self.bundle)
         return cache
 
     def count_tokens(self, prompt: Prompt) -> int:
-        """How many tokens a prompt has, the one before a raw text included."""
-        return len(self.ids_of(prompt))
+        """How many tokens a prompt has, a beginning-of-sequence token included where the model has one."""
+        return len(self._ids_of(prompt))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a raw text, after the token that begins one where the model wants that."""
+        """The token ids of a text, after the beginning-of-sequence token where the model has one."""
         return begun(self.encode_exactly(checked_text(text, "the prompt")), self.facts)
 
     def encode_exactly(self, text: str) -> list[int]:
-        """The ids of a text that writes its special tokens itself, as chat templates do.
+        """The token ids of a text that has its special tokens already, as chat templates write them.
 
         Raises TextTooLongError for a text of more than several times the context, of which no more is read, and
         InputError for one that the tokenizer cannot read.
         """
-        ids = self.safe_tokenizer.encode(text, enough=SEVERAL * self.context)
+        ids = self._safe_tokenizer.encode(text, enough=SEVERAL * self.context)
         if len(ids) > SEVERAL * self.context:
-            raise self.too_long(len(ids), "at least ")
+            raise self._too_long(len(ids), "at least ")
         return ids
 
-    def ids_of(self, prompt: Prompt) -> list[int]:
+    def _ids_of(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
         if not isinstance(prompt, Sized) or getattr(prompt, "ndim", 1) != 1:
             raise InputError("the prompt must be a text or a list of token ids")
@@ -261,10 +323,10 @@ class Decoder:
                     f"token {place} of the prompt is {id_}, and the vocabulary has {self.facts.vocabulary} tokens"
                 )
         if len(ids) >= self.context:
-            raise self.too_long(len(ids))
+            raise self._too_long(len(ids))
         return ids
 
-    def too_long(self, tokens: int, bound: str = "") -> TextTooLongError:
+    def _too_long(self, tokens: int, bound: str = "") -> TextTooLongError:
         return TextTooLongError(
             f"the prompt has {bound}{tokens} tokens, {tokens - self.context + 1} more than the context of "
             f"{self.context} has room for with an answer",
@@ -272,7 +334,7 @@ class Decoder:
             texts=(0,),
         )
 
-    def checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
+    def _checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
         """How many tokens an answer may have after a prompt of so many."""
         context = min(self.context, cache.limit)
         room = max(0, context - prompt)
@@ -292,13 +354,13 @@ class Decoder:
         cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens
 
-    def checked_cache(self, cache: KVCache) -> KVCache:
+    def _checked_cache(self, cache: KVCache) -> KVCache:
         if not isinstance(cache, KVCache):
             raise InputError(
                 f"`cache` must be a KVCache, not {type(cache).__name__}", hint="make one with `decoder.new_cache()`"
             )
         # Models that were trained on from the same one have the same facts.
-        if cache.facts != self.facts or cache.identity != self.identity:
+        if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 
@@ -322,7 +384,7 @@ def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
 def checked_id(id_: object, place: int) -> int:
     """An id as Python's integer, whichever integer it is; raises InputError for what is none."""
     if not isinstance(id_, SupportsIndex):
-        raise InputError(f"token {place} of the prompt is no integer but {type(id_).__name__}")
+        raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
     return id_.__index__()
 
 

@@ -121,11 +121,11 @@ def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
         raise ValueError(f"`{name}` is compressed")
     with archive.open(entry) as file:
         if file.read(len(START)) != START:
-            raise ValueError(f"`{name}` is no array that numpy.save wrote")
+            raise ValueError(f"`{name}` is not an array that numpy.save wrote")
         (size,) = struct.unpack("<H", file.read(2))
         found = HEADER.fullmatch(file.read(size).decode("latin-1"))
         if found is None:
-            raise ValueError(f"`{name}` is no array of one or two dimensions")
+            raise ValueError(f"`{name}` is not an array of one or two dimensions")
         kind, transposed, *lengths = found.groups()
         if kind != FLOAT32:
             raise ValueError(f"`{name}` holds numbers of type `{kind}`, not `{FLOAT32}`, which is float32")

@@ -1,8 +1,9 @@
-"""Token ids to text as they come, never half a character, and together what `tokenizers` makes of all of them.
+"""Incremental detokenization: text as tokens come, no partial characters, in all what `Tokenizer.decode` returns.
 
-The decoder in tokenizer.json is rebuilt from steps that each take pieces of text and give those that no later token can
-change. Asking `tokenizers` itself for every token would mean decoding the whole answer each time, and its own stream
-loses the space before a word where a decoder strips the beginning of a text.
+The decoder in tokenizer.json is rebuilt from steps that take pieces of text and return those that no later token can
+change. `tokenizers.decoders.DecodeStream` (0.22) cannot be used, as the tests show: it raises an Exception where a run
+of byte tokens turns out not to be UTF-8 (`<0x48>`, `<0xC3>`, `.`), and it has no flush, so that the U+FFFD of an
+incomplete character at the end is lost.
 """
 
 from __future__ import annotations
@@ -16,37 +17,37 @@ import tokenizers
 
 from runtime.errors import BundleError
 
-CONTEXT = 64
-"""Tokens of the prompt that are read before an answer: more than any character, or run of bytes in words, has."""
+_CONTEXT = 64
+"""Tokens of the prompt that are decoded before an answer: more than any character, or run of byte tokens, has."""
 
 
-class Step(Protocol):
-    """One step of a decoder; some keep back what the next token may change."""
+class _DecodeStep(Protocol):
+    """One step of a decoder; some hold back text that the next token may change."""
 
     def push(self, pieces: list[str]) -> list[str]:
-        """What is certain after these pieces."""
+        """The text that is final after these pieces."""
 
     def end(self) -> list[str]:
-        """What was kept back, when nothing more comes."""
+        """The text held back, at the end."""
 
 
-class ByteLevel:
-    """Characters that stand for bytes (GPT-2), back to the text whose UTF-8 they are."""
+class _ByteLevel:
+    """Characters that stand for bytes (GPT-2), decoded as UTF-8."""
 
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, pieces: list[str]) -> list[str]:
-        return [self.decoder.decode(b"".join(map(bytes_of, pieces)))]
+        return [self.decoder.decode(b"".join(map(_bytes_of, pieces)))]
 
     def end(self) -> list[str]:
         return [self.decoder.decode(b"", final=True)]
 
 
-class ByteFallback:
-    """Tokens such as `<0xE2>`, a run of which is one text when it is valid UTF-8 and that many U+FFFD when it is not.
+class _ByteFallback:
+    """Tokens such as `<0xE2>`: a run of them is a text if it is valid UTF-8, otherwise one U+FFFD for each.
 
-    A run is kept back until it ends, because its last byte may spoil its first character.
+    A run is held back until it ends, because its last byte can make all of it invalid.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class ByteFallback:
     def push(self, pieces: list[str]) -> list[str]:
         certain = []
         for piece in pieces:
-            byte = fallback_byte(piece)
+            byte = _fallback_byte(piece)
             if byte is None:
                 certain += [*self.end(), piece]
             else:
@@ -72,15 +73,15 @@ class ByteFallback:
             return ["\ufffd"] * len(run)
 
     def settle(self) -> None:
-        """Forget the whole characters of the run, where a prompt ends: what follows them is another text."""
+        """Drop complete characters, at the end of a prompt: the answer starts after them."""
         try:
             del self.run[: codecs.utf_8_decode(self.run, "strict", False)[1]]
         except UnicodeDecodeError:
             self.run.clear()
 
 
-class Replace:
-    """Every occurrence of a text in a piece by another."""
+class _Replace:
+    """Replace every occurrence of a string in a piece."""
 
     def __init__(self, pattern: str, content: str) -> None:
         self.pattern = pattern
@@ -93,8 +94,8 @@ class Replace:
         return []
 
 
-class Metaspace:
-    """The sign for a space back to one, but not at the beginning of a text where the tokenizer put it there itself."""
+class _Metaspace:
+    """The replacement character back to a space; dropped in the first token where the tokenizer prepends it."""
 
     def __init__(self, replacement: str, *, prepended: bool) -> None:
         self.replacement = replacement
@@ -111,8 +112,8 @@ class Metaspace:
         return []
 
 
-class StripStart:
-    """Up to `count` times a character away from the beginning of the text."""
+class _StripStart:
+    """Strip a character up to `count` times from the beginning of the text."""
 
     def __init__(self, character: str, count: int) -> None:
         self.character = character
@@ -133,63 +134,63 @@ class StripStart:
 
 
 class Vocabulary:
-    """The texts of the tokens of a tokenizer, and how they become one text."""
+    """A tokenizer's tokens and decoder."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Raises BundleError for a decoder that cannot be followed token by token."""
+        """Raises BundleError for a decoder that cannot run incrementally."""
         self.tokenizer = tokenizer
         special = {id_: token for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.special = set(special)
-        """The ids of special tokens, which have no text."""
+        """Ids of special tokens, which have no text."""
         self.special_texts = tuple(token.content for token in special.values())
-        """What they are written as in a prompt."""
-        # What it is pickled as is its JSON; that of the whole tokenizer takes a tenth of a second to write and read.
+        """Their spelling in a prompt."""
+        # Its pickled state is its JSON; that of the whole tokenizer takes 0.1 s to write and read.
         self.decoder = None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
         self.steps()
 
-    def steps(self) -> list[Step]:
-        """The steps of the decoder, for a new text."""
+    def steps(self) -> list[_DecodeStep]:
+        """The decoder's steps, for a new text."""
         if self.decoder is None:
-            raise unknown_decoder("none")
+            raise _unknown_decoder("none")
         parts = self.decoder["decoders"] if self.decoder["type"] == "Sequence" else [self.decoder]
-        steps: list[Step] = []
+        steps: list[_DecodeStep] = []
         for place, part in enumerate(parts):
             if part["type"] != "Fuse":
                 fused = any(before["type"] in {"Fuse", "ByteLevel"} for before in parts[:place])
-                steps.append(step_of(part, fused=fused))
+                steps.append(_step_of(part, fused=fused))
         return steps
 
 
 class Detokenizer:
-    """Turns the ids of one answer into text."""
+    """Decodes the ids of one answer."""
 
     def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int] = ()) -> None:
-        """An answer that follows `prompt`: its first word keeps the space that parts it from the prompt."""
+        """Decode an answer to `prompt`: its first word keeps the space that separates it from the prompt."""
         self.vocabulary = vocabulary
         self.steps = vocabulary.steps()
-        self.push_all(first_text(vocabulary, prompt[:-CONTEXT]))
-        self.push_all(prompt[-CONTEXT:])
+        self.push_all(first_text(vocabulary, prompt[:-_CONTEXT]))
+        self.push_all(prompt[-_CONTEXT:])
         for step in self.steps:
-            if isinstance(step, ByteFallback):
+            if isinstance(step, _ByteFallback):
                 step.settle()
 
     def push(self, token: int) -> str:
-        """The text that is certain after one more token; special tokens have none."""
+        """The text that is final after one more token; special tokens have none."""
         if token in self.vocabulary.special:
             return ""
         piece = self.vocabulary.tokenizer.id_to_token(token)
-        # Models have more logits than tokens where the vocabulary was padded; such an id has no text.
+        # A padded vocabulary has more ids than tokens; the others have no text.
         return "" if piece is None else self.through([piece], self.steps)
 
     def push_all(self, ids: Iterable[int]) -> str:
         return "".join(map(self.push, ids))
 
     def end(self) -> str:
-        """What was kept back, when no more tokens come: U+FFFD for half a character."""
+        """The text held back, at the end of the answer: U+FFFD for an incomplete character."""
         return "".join(self.through(step.end(), self.steps[place + 1 :]) for place, step in enumerate(self.steps))
 
     @staticmethod
-    def through(pieces: list[str], steps: Sequence[Step]) -> str:
+    def through(pieces: list[str], steps: Sequence[_DecodeStep]) -> str:
         for step in steps:
             if not pieces:
                 return ""
@@ -198,40 +199,40 @@ class Detokenizer:
 
 
 def first_text(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
-    """The first token that is not special, which decides what happens at the beginning of a text."""
+    """The first token that is not special: decoders treat the beginning of a text differently."""
     return next(([id_] for id_ in ids if id_ not in vocabulary.special), [])
 
 
-def step_of(part: Mapping[str, Any], *, fused: bool) -> Step:
-    """One step from its JSON; `fused` when the steps before it give one text and no longer that of each token."""
+def _step_of(part: Mapping[str, Any], *, fused: bool) -> _DecodeStep:
+    """A step from its JSON; `fused` where the steps before it join the tokens' texts."""
     match part:
-        # Of a fused text it takes all as it is when one character stands for no byte.
+        # A fused text stays as it is if any of its characters stands for no byte.
         case {"type": "ByteLevel"} if not fused:
-            return ByteLevel()
+            return _ByteLevel()
         case {"type": "ByteFallback"}:
-            return ByteFallback()
-        # A single character is found in pieces as in the whole.
+            return _ByteFallback()
+        # A single character cannot span pieces.
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)} if (
             not fused or len(pattern) == 1
         ):
-            return Replace(pattern, content)
+            return _Replace(pattern, content)
         case {"type": "Metaspace", "replacement": str(replacement)} if not fused:
-            return Metaspace(replacement, prepended=part.get("prepend_scheme", "always") != "never")
+            return _Metaspace(replacement, prepended=part.get("prepend_scheme", "always") != "never")
         case {"type": "Strip", "content": str(character), "start": int(count), "stop": 0} if fused:
-            return StripStart(character, count)
+            return _StripStart(character, count)
         case _:
-            raise unknown_decoder(str(part.get("type")))
+            raise _unknown_decoder(str(part.get("type")))
 
 
-def unknown_decoder(name: str) -> BundleError:
+def _unknown_decoder(name: str) -> BundleError:
     return BundleError(
-        f"the decoder `{name}` in `tokenizer.json` cannot be followed token by token",
+        f"the decoder `{name}` in `tokenizer.json` is not supported",
         hint="export the model again with a newer edgekit, and report the model if that does not help",
     )
 
 
-def fallback_byte(piece: str) -> int | None:
-    """The byte that a token such as `<0xE2>` stands for."""
+def _fallback_byte(piece: str) -> int | None:
+    """The byte of a token such as `<0xE2>`; None for others."""
     if len(piece) != 6 or not piece.startswith("<0x") or piece[5] != ">":
         return None
     try:
@@ -240,19 +241,19 @@ def fallback_byte(piece: str) -> int | None:
         return None
 
 
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones for themselves, the others from U+0100 on."""
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's byte alphabet: printable bytes stand for themselves, the others start at U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-ALPHABET = byte_alphabet()
+_ALPHABET = _byte_alphabet()
 
 
-def bytes_of(piece: str) -> bytes:
-    """The bytes that a token's characters stand for; an added token may hold others, and stands for its own UTF-8."""
+def _bytes_of(piece: str) -> bytes:
+    """The bytes of a token; an added token with other characters is its own UTF-8."""
     try:
-        return bytes([ALPHABET[character] for character in piece])
+        return bytes([_ALPHABET[character] for character in piece])
     except KeyError:
         return piece.encode("utf-8")

@@ -1,10 +1,10 @@
-"""Texts to vectors, with a bundle of kind embedder."""
+"""Texts to embeddings, with a bundle of kind embedder."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 
 from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
+from runtime.closing import Closable
 from runtime.dense import Dense, width_before
 from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK,
     CHUNK_CHARACTERS,
-    INPUT_IDS,
     Encoder,
     TruncationWarning,
     characters,
     checked_batch_tokens,
-    stacked,
 )
 from runtime.errors import BundleError, InputError, TextError, TextTooLongError
+from runtime.graph_io import INPUT_IDS
 from runtime.manifest import EmbedderFacts, Kind
 from runtime.pooling import pool
 from runtime.records import choice
 from runtime.results import Embeddings, Piece, Request, Results
-from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer
+from runtime.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, stack_ids
 from runtime.vectors import VectorType, checked_ranges, unit_ranges
 
 QUERY_PROMPTS = ("query",)
@@ -37,8 +37,8 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Names of prompts in the order in which sentence-transformers' `encode_query` and `encode_document` look for them."""
 
 
-class Embedder(Encoder):
-    """Turns texts into vectors; opened once, used from one thread or many.
+class Embedder(Encoder, Closable):
+    """An embedding model: turns texts into vectors. Opened once, used from one thread or many.
 
     The same text gives the same bits, alone or in any batch, in any order, with any number of workers. Embedders of the
     same bundle share its weights.
@@ -48,41 +48,47 @@ class Embedder(Encoder):
     - `prompt` names one of the model's prompts; without it the model's default prompt is used, if it has one.
     - `dim` keeps that many components of each vector, normalized again where the model normalizes.
     - `dtype` is how vectors are stored: float32, float16, int8, or bits packed in int8 (binary) or uint8 (ubinary).
-    - `ranges`, float32 (2, dimension), are what int8 covers: those of `ranges_of(vectors)`, or by default, for a
+    - `ranges`, float32 (2, dimension), are what int8 covers: those of `embedding_ranges(vectors)`, or by default, for a
       model that normalizes, the fixed ones of `unit_ranges`. They never depend on the texts of the call.
     - `long` is what happens to a text longer than the model reads: `truncate` cuts it, `error` raises TextTooLongError
       before anything is computed, `mean` reads it in chunks and pools their vectors, weighted by tokens, before the
       result is normalized.
     - `batch_tokens` bounds the tokens in one run of the graph.
 
-    A text of which the tokenizer makes no token, special tokens included, has no vector, as in sentence-transformers:
-    TextError names it, and all such texts of the call. Most tokenizers add special tokens, with which an empty text
-    has a vector.
+    Texts are any iterable of strings. `embed` returns the vectors and warns of texts that were cut; `embed_with_report`
+    returns them with token counts instead; `stream` does so chunk by chunk, for more texts than fit in memory.
+
+    InputError is raised for an option or a text that cannot be used, before anything is computed. A text of which the
+    tokenizer makes no token, special tokens included, has no vector, as in sentence-transformers: TextError names it,
+    and all such texts of the call. Most tokenizers add special tokens, with which an empty text has a vector.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
-        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core."""
+        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
+
+        Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.
+        """
         super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers)
         manifest = self.bundle.manifest
         if manifest.embedder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` does not say how tokens become a vector")
         self.facts = manifest.embedder
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
-        self.dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
-        self.unpooled = unpooled_tokens(self.facts)
-        pooled = width_before(self.dense, self.facts.dimension)
-        self.width, rest = divmod(pooled, len(self.facts.poolings))
+        self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
+        self._unpooled = unpooled_tokens(self.facts)
+        pooled = width_before(self._dense, self.facts.dimension)
+        self._width, rest = divmod(pooled, len(self.facts.poolings))
         if rest:
             raise BundleError(
                 f"the manifest of `{self.bundle.path}` has vectors of {pooled} components pooled in "
                 f"{len(self.facts.poolings)} ways, of which each must give as many"
             )
         if self.session.width is not None:
-            self.check_width(self.session.width)
+            self._check_width(self.session.width)
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: str | Iterable[str],
         *,
         prompt: str | None = None,
         dim: int | None = None,
@@ -93,12 +99,19 @@ class Embedder(Encoder):
     ) -> NDArray[Any]:
         """Embed texts: (texts, dimension), float32 unless `dtype` says otherwise, in the order given.
 
-        A text that is cut is told with a TruncationWarning.
+        A single string gives one vector (dimension,). Texts that are cut are reported with a TruncationWarning.
+
+            >>> embedder.embed(["hello", "world"]).shape
+            (2, 384)
+            >>> embedder.embed("hello").shape
+            (384,)
         """
-        request = self.checked_request(
-            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
+        single = isinstance(texts, str)
+        request = self._checked_request(
+            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return self.warned(self.run(texts, request))
+        vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, request))
+        return np.asarray(vectors[0]) if single else vectors
 
     def embed_query(
         self,
@@ -112,18 +125,23 @@ class Embedder(Encoder):
         """Embed one search query with the model's prompt for queries, or without one: (dimension,).
 
         Like sentence-transformers' `encode_query`, it does not fall back to the default prompt.
+
+            >>> embedder.embed_query("water pump broken").shape
+            (384,)
         """
         if not isinstance(query, str):
             raise InputError(
                 f"`query` must be one string, not {type(query).__name__}",
                 hint="embed several with `embed(queries, prompt=...)`",
             )
-        request = self.checked_request(self.first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long)
-        return np.asarray(self.warned(self.run([query], request))[0])
+        request = self._checked_request(
+            self._first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
+        )
+        return np.asarray(self._warned(self._run([query], request))[0])
 
     def embed_passages(
         self,
-        passages: Sequence[str],
+        passages: Iterable[str],
         *,
         dim: int | None = None,
         dtype: VectorType | str = VectorType.FLOAT32,
@@ -135,20 +153,23 @@ class Embedder(Encoder):
 
         The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
         `encode_document` means the same, but gives every model an empty `document` that hides the other two.
+
+            >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
+            (2, 384)
         """
-        request = self.checked_request(
-            self.first_prompt(PASSAGE_PROMPTS),
+        request = self._checked_request(
+            self._first_prompt(PASSAGE_PROMPTS),
             dim=dim,
             dtype=dtype,
             ranges=ranges,
             long=long,
             batch_tokens=batch_tokens,
         )
-        return self.warned(self.run(passages, request))
+        return self._warned(self._run(passages, request, name="passages"))
 
     def embed_with_report(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         prompt: str | None = None,
         dim: int | None = None,
@@ -162,11 +183,15 @@ class Embedder(Encoder):
 
         `progress` is called after each batch with the number of texts, or chunks of long ones, in it, from the thread
         that ran it.
+
+            >>> report = embedder.embed_with_report(["hello", "world"])
+            >>> report.vectors.shape, report.dropped.tolist()
+            ((2, 384), [0, 0])
         """
-        request = self.checked_request(
-            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
+        request = self._checked_request(
+            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return self.run(texts, request, progress=progress)
+        return self._run(texts, request, progress=progress)
 
     def stream(
         self,
@@ -184,36 +209,46 @@ class Embedder(Encoder):
 
         When `texts` raises, the vectors of what it gave before come first. With `long="error"` nothing of the chunk
         that holds a long text is computed.
+
+            >>> [report.vectors.shape for report in embedder.stream((f"line {n}" for n in range(5)), chunk=2)]
+            [(2, 384), (2, 384), (1, 384)]
         """
-        if not isinstance(texts, Iterable) or isinstance(texts, (str, bytes, Mapping)):
-            raise one_string("stream")
+        check_texts(texts, "texts")
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        request = self.checked_request(
-            self.prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
+        request = self._checked_request(
+            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
         chunks = in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS)
-        return (self.run(some, request, before=before) for before, some in numbered(chunks))
+        return (self._run(some, request, before=before) for before, some in numbered(chunks))
 
-    def count_tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.int64]:
-        """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,)."""
-        if not is_list(texts):
-            raise one_string("count_tokens")
-        return np.array(list(self.tokenizer.count(texts, prefix=self.prefix(prompt))), np.int64)
+    def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
+        """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,).
+
+        >>> embedder.count_tokens(["The quick brown fox", "dog"]).dtype
+        dtype('int64')
+        """
+        self._check_open()
+        return np.array(list(self.tokenizer.count(listed(texts, "texts"), prefix=self._prefix(prompt))), np.int64)
+
+    def __repr__(self) -> str:
+        facts = f"{self.bundle.manifest.precision.value}, dimension {self.dimension}, {self.workers} workers"
+        return f"<Embedder {str(self.bundle.path)!r}: {facts}{', closed' if self._closed else ''}>"
 
     @property
     def dimension(self) -> int:
+        """Of the vectors, before `dim` shortens them."""
         return self.facts.dimension
 
-    def check_width(self, found: int) -> None:
+    def _check_width(self, found: int) -> None:
         """Raise BundleError where the graph gives wider or narrower vectors than the manifest says."""
-        if found != self.width:
+        if found != self._width:
             raise BundleError(
                 f"the graph `{self.session.path}` gives vectors of {found} components, and by the manifest it should "
-                f"give {self.width}"
+                f"give {self._width}"
             )
 
-    def prefix(self, prompt: str | None) -> str:
+    def _prefix(self, prompt: str | None) -> str:
         """The text that the prompt of this name puts before every text."""
         name = self.facts.default_prompt if prompt is None else prompt
         if name is None:
@@ -225,11 +260,11 @@ class Embedder(Encoder):
             raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")
         return self.facts.prompts[name]
 
-    def first_prompt(self, names: Sequence[str]) -> str:
+    def _first_prompt(self, names: Sequence[str]) -> str:
         """The first prompt of these names that is not empty."""
         return next((prompt for name in names if (prompt := self.facts.prompts.get(name))), "")
 
-    def checked_request(
+    def _checked_request(
         self,
         prefix: str,
         *,
@@ -240,6 +275,7 @@ class Embedder(Encoder):
         batch_tokens: int = BATCH_TOKENS,
     ) -> Request:
         """Check the options of a call; raises InputError for the first that cannot be used."""
+        self._check_open()
         width = self.dimension if dim is None else dim
         if not 1 <= width <= self.dimension:
             raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
@@ -254,31 +290,31 @@ class Embedder(Encoder):
             dim=width,
             dtype=stored,
             ranges=ranges,
-            dense=self.dense,
-            skip=self.unpooled.get(prefix, 0),
+            dense=self._dense,
+            skip=self._unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
             batch_tokens=checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,
         )
 
-    def run(
+    def _run(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         request: Request,
         *,
         before: int = 0,
         progress: Callable[[int], None] | None = None,
+        name: str = "texts",
     ) -> Embeddings:
         """Embed texts; messages count them from the `before` texts of earlier chunks on."""
-        if not is_list(texts):
-            raise one_string("embed")
+        texts = listed(texts, name)
         results = Results(len(texts), request)
 
-        def run(batch: list[Piece]) -> None:
-            ids = stacked([piece.ids for piece in batch])
+        def run_batch(batch: list[Piece]) -> None:
+            ids = stack_ids([piece.ids for piece in batch])
             vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], None))
             # A graph need not say its width before it runs.
-            self.check_width(vectors.shape[-1])
+            self._check_width(vectors.shape[-1])
             results.take(batch, pool(vectors, self.facts.poolings, skip=request.skip))
             if progress is not None:
                 progress(len(batch))
@@ -286,11 +322,11 @@ class Embedder(Encoder):
         tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
         refuse_empty(tokenized, before)
         if request.long is LongTexts.ERROR:
-            self.refuse_long(tokenized, before)
-        run_all(run, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
+            self._refuse_long(tokenized, before)
+        run_all(run_batch, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
         return results.embeddings()
 
-    def refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
+    def _refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)
         if long:
             text = tokenized[long[0]]
@@ -301,7 +337,7 @@ class Embedder(Encoder):
                 texts=long,
             )
 
-    def warned(self, embeddings: Embeddings) -> NDArray[Any]:
+    def _warned(self, embeddings: Embeddings) -> NDArray[Any]:
         """The vectors, after a warning when texts were cut."""
         if embeddings.dropped.any():
             warnings.warn(
@@ -336,13 +372,20 @@ def length(piece: Piece) -> int:
     return len(piece.ids)
 
 
-def is_list(texts: object) -> bool:
-    """Whether these are several values in an order: a list, a tuple, an array."""
-    return isinstance(texts, Sized) and hasattr(texts, "__getitem__") and not isinstance(texts, (str, bytes, Mapping))
+def check_texts(texts: object, name: str) -> None:
+    """Raise InputError for what is not several texts; a string is an iterable too, of its characters."""
+    if isinstance(texts, str):
+        raise InputError(
+            f"`{name}` must be several strings, not one", hint=f"for one text, pass a list: `[{name[:-1]}]`"
+        )
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)):
+        raise InputError(f"`{name}` must be an iterable of strings, not {type(texts).__name__}")
 
 
-def one_string(method: str) -> InputError:
-    return InputError("`texts` must be a list of strings", hint=f"for one text, pass a list of one: `{method}([text])`")
+def listed(texts: Iterable[str], name: str) -> Sequence[str]:
+    """The texts in a list; raises as `check_texts` does. What they hold is checked by the tokenizer."""
+    check_texts(texts, name)
+    return texts if isinstance(texts, (list, tuple)) else list(texts)
 
 
 def truncation_message(cut: int, total: int, max_length: int) -> str:

@@ -11,6 +11,7 @@
     ├── NotFoundError            5   no such bundle, file or model
     ├── NetworkError             6   a download was needed and did not happen
     ├── BundleError              7   a bundle that is damaged, unsafe or not what its manifest says
+    │   └── WrongKindError       7   a bundle of another kind: an embedder where a decoder is needed, for example
     ├── CheckpointError          7   a checkpoint that is damaged, unsafe or incomplete
     ├── ProviderError            8   the hardware that was asked for is not available
     ├── OutOfMemoryError         9   what would not fit in this machine's memory, told before it is taken
@@ -98,6 +99,15 @@ class BundleError(EdgekitError):
     """A bundle is damaged, unsafe or not what its manifest says."""
 
     exit_code = 7
+
+
+class WrongKindError(BundleError):
+    """A bundle is of another kind than what opens it."""
+
+    def __init__(self, message: str, *, hint: str | None = None, command: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.command = command
+        """The command line that the bundle is for, which the command line tells instead of the hint."""
 
 
 class CheckpointError(EdgekitError):

@@ -1,4 +1,4 @@
-"""New tokens through a decoder's graph: reads and writes the keys and values of a cache in place, and gives logits."""
+"""Run a decoder's graph on new tokens: updates the KV cache in place and returns logits."""
 
 from __future__ import annotations
 
@@ -8,57 +8,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.encoder import INPUT_IDS
 from runtime.errors import BundleError
+from runtime.graph_io import (
+    INPUT_IDS,
+    LAST_POSITIONS,
+    LOGIT_POSITIONS,
+    LOGITS,
+    TOTAL_LENGTH,
+    decoder_inputs,
+    decoder_outputs,
+)
 from runtime.kv_cache import Bound, KVCache
 from runtime.manifest import CacheType, DecoderFacts
-from runtime.session import FLOATS, Session, failure, load_onnxruntime
+from runtime.onnxruntime_import import load_onnxruntime
+from runtime.session import FLOATS, Session, failure
 
-LAST_POSITIONS = "last_positions"
-TOTAL_LENGTH = "total_length"
-LOGIT_POSITIONS = "logit_positions"
-LOGITS = "logits"
 INT64, INT32 = "tensor(int64)", "tensor(int32)"
 GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
-"""What onnxruntime calls the types of keys and values."""
+"""onnxruntime's names for the types of the KV cache."""
 KEPT_TOKENS = 16
-"""Bindings for up to this many new tokens are kept: answers need the same few again and again, prompts each its own."""
-
-
-def input_names(layers: int) -> tuple[str, ...]:
-    """The inputs of a decoder's graph, in order.
-
-    - `input_ids`, int64 (1, tokens): the new tokens
-    - `last_positions`, int32 (1,): the position of the last of them in the sequence
-    - `total_length`, int32 (): tokens before and new ones
-    - `logit_positions`, int64 (positions,): for which of the new tokens logits are wanted
-    - `past.{layer}.key` and `.value`, of the cache's type (1, kv_heads, capacity, head_size)
-    """
-    return (INPUT_IDS, LAST_POSITIONS, TOTAL_LENGTH, LOGIT_POSITIONS, *cache_names("past", layers))
-
-
-def output_names(layers: int) -> tuple[str, ...]:
-    """The outputs, in order: `logits`, float32 (1, positions, vocabulary), and the buffers of the inputs again."""
-    return (LOGITS, *cache_names("present", layers))
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """What the keys and values of all layers are called, in the order of the graph's inputs and outputs."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+"""Bindings for up to this many new tokens are kept: answers reuse a few, prompts have one each."""
 
 
 def check_interface(session: Session, facts: DecoderFacts) -> None:
-    """Raise BundleError where a graph reads or gives anything else than its manifest says."""
+    """Raise BundleError where a graph's inputs or outputs are not those of its manifest."""
     cached = GRAPH_TYPES[facts.cache_type]
     found = session.session.get_inputs()[-1].type
     if found != cached:
         raise BundleError(
-            f"the graph `{session.path}` takes keys and values as `{found}`, and the manifest says "
+            f"the graph `{session.path}` has a KV cache of type `{found}`, and the manifest says "
             f"{facts.cache_type.value}"
         )
     types = {INPUT_IDS: INT64, LAST_POSITIONS: INT32, TOTAL_LENGTH: INT32, LOGIT_POSITIONS: INT64, LOGITS: FLOATS}
     inputs, outputs = session.session.get_inputs(), session.session.get_outputs()
-    names = output_names(facts.layers)
+    names = decoder_outputs(facts.layers)
     given = [value.name for value in outputs]
     if given != list(names):
         raise BundleError(f"the graph `{session.path}` has the outputs {given}, and a decoder has {list(names)}")
@@ -77,14 +60,14 @@ def check_interface(session: Session, facts: DecoderFacts) -> None:
 
 
 def agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
-    """Whether the shape that a graph states, in which names and None stand for any size, can be the one wanted."""
+    """Whether a graph's shape, in which names and None are any size, matches."""
     return len(found) == len(wanted) and all(
         own == size for own, size in zip(found, wanted, strict=True) if isinstance(own, int) and size is not None
     )
 
 
-class Forward:
-    """Runs a graph for one answer; `stop` ends a run from another thread."""
+class ModelRunner:
+    """Runs a decoder's graph for one answer; `stop` ends a run from another thread."""
 
     def __init__(self, session: Session, cache: KVCache) -> None:
         self.session = session
@@ -92,16 +75,16 @@ class Forward:
         self.options = load_onnxruntime().RunOptions()
 
     def run(self, ids: Sequence[int], positions: int = 1) -> NDArray[np.float32]:
-        """Read new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
+        """Run on new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
 
-        The array is written again by the next run. Raises BundleError when onnxruntime cannot run, or was stopped;
-        the cache does not count the tokens then.
+        The next run overwrites the array. Raises BundleError where the run fails or was stopped; the tokens are not
+        cached then.
         """
         cache = self.cache
         length = cache.length + len(ids)
         cache.reserve(length)
         bound = cache.bindings.get((len(ids), positions))
-        # A cache may go on with another decoder of the same bundle, which has a session of its own.
+        # Another decoder of the same bundle may use the cache with a session of its own.
         if bound is None or bound.session is not self.session.session:
             bound = self.bind(len(ids), positions)
         bound.input_ids[0] = ids
@@ -117,12 +100,11 @@ class Forward:
         return logits
 
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Read tokens of a prompt: the logits (1, vocabulary) after the last of them.
+        """Prefill tokens of a prompt: logits (1, vocabulary) after the last one.
 
-        An odd number of tokens is padded with one more row, which the cache forgets. onnxruntime's 4-bit kernels
-        (MatMulNBits in blocks of 64 and 128) compute the last row of an odd number as they compute a single one, with
-        other bits. With an even number of rows in every run, the bits of a prompt's keys, values and logits do not
-        depend on how it is split into runs.
+        An odd number of tokens is padded with one row, which is then dropped from the cache: onnxruntime's 4-bit
+        kernels (MatMulNBits, group size 64 and 128) compute the last row of an odd number like a single row, with other
+        bits. With an even number in every run, KV cache and logits do not depend on how a prompt is split into runs.
         """
         if len(ids) % 2 == 0:
             return self.run(ids, 2)[1:]
@@ -131,11 +113,11 @@ class Forward:
         return logits
 
     def stop(self) -> None:
-        """Have the run that is going on, and all later ones, fail at their next operator."""
+        """Make the current run, and all later ones, fail at their next operator."""
         self.options.terminate = True
 
     def bind(self, tokens: int, positions: int) -> Bound:
-        """Bind the graph to the cache's buffers, past and present of a layer to the same, and to buffers of its own."""
+        """Bind the graph to the cache's buffers, past and present to the same one, and to new buffers for the rest."""
         value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
         facts = self.cache.facts
         bound = Bound(
@@ -149,9 +131,9 @@ class Forward:
         inputs: list[NDArray[Any]] = [bound.input_ids, bound.last_positions, bound.total_length]
         inputs.append(np.arange(tokens - positions, tokens))
         caches = list(map(value_of, self.cache.buffers))
-        for name, value in zip(input_names(facts.layers), [*map(value_of, inputs), *caches], strict=True):
+        for name, value in zip(decoder_inputs(facts.layers), [*map(value_of, inputs), *caches], strict=True):
             bound.binding.bind_ortvalue_input(name, value)
-        for name, value in zip(output_names(facts.layers), [value_of(bound.logits), *caches], strict=True):
+        for name, value in zip(decoder_outputs(facts.layers), [value_of(bound.logits), *caches], strict=True):
             bound.binding.bind_ortvalue_output(name, value)
         if tokens <= KEPT_TOKENS:
             self.cache.bindings[tokens, positions] = bound

@@ -1,10 +1,9 @@
-"""The keys and values of the tokens that a decoder has read, in buffers that its graph writes in place."""
+"""The KV cache of a decoder, in buffers that its graph updates in place."""
 
 from __future__ import annotations
 
 import math
 import mmap
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,20 +17,19 @@ from runtime.manifest import CacheType, DecoderFacts
 from runtime.memory import SPARE, available_memory, mebibytes
 
 FIRST_CAPACITY = 256
-"""Tokens that the first buffers have room for."""
+"""Capacity of the first buffers, in tokens."""
 LARGE = 4 << 20
-"""Bytes of a buffer from which on it is to lie on large pages."""
+"""Bytes from which on a buffer is put on huge pages."""
 DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
 """Of the buffers."""
-PRIVATE = 0 if sys.platform == "win32" else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A graph's inputs and outputs for one number of new tokens, bound to buffers that are written before each run."""
+    """The graph's inputs and outputs for one number of new tokens, bound to buffers (onnxruntime's I/O binding)."""
 
     session: Any
-    """The one that made the binding; no other runs it."""
+    """The session that made the binding; only it can run it."""
     binding: Any
     """onnxruntime's IOBinding."""
     input_ids: NDArray[np.int64]
@@ -45,10 +43,9 @@ class Bound:
 
 
 class KVCache:
-    """The keys and values of a sequence of tokens; one answer at a time may use it.
+    """The KV cache of one sequence of tokens; one answer at a time may use it.
 
-    `ids` are the tokens whose keys and values are in the buffers. What stands behind them in the buffers has no
-    meaning, so that forgetting tokens costs nothing.
+    `ids` are the cached tokens. Contents of the buffers past `len(ids)` are undefined, so rewinding is O(1).
     """
 
     def __init__(
@@ -59,9 +56,10 @@ class KVCache:
         limit: int | None = None,
         available: Callable[[], int | None] = available_memory,
     ) -> None:
-        """An empty cache for at most `limit` tokens, by default the model's context; `available` tells free bytes.
+        """Make an empty cache for at most `limit` tokens, by default the model's context.
 
-        `identity` is what `identity_of` gives for the bundle: keys and values mean nothing to another.
+        `identity` is `identity_of` the bundle, since a cache is valid for one model only. `available` returns the free
+        memory in bytes.
         """
         self.facts = facts
         self.identity = identity
@@ -73,59 +71,61 @@ class KVCache:
         self.buffers: list[NDArray[Any]] = []
         """Key and value of each layer in turn: `dtype` (1, kv_heads, capacity, head_size)."""
         self.bindings: dict[tuple[int, int], Bound] = {}
-        """Bindings of the graph to these buffers, by the numbers of new tokens and of logits."""
+        """Bindings to these buffers, by the numbers of new tokens and of logits."""
+
+    def __repr__(self) -> str:
+        return f"<KVCache of {self.length} tokens, {mebibytes(self.size)}>"
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """Number of cached tokens."""
         return len(self.ids)
 
     @property
     def size(self) -> int:
-        """Bytes of its buffers."""
+        """Bytes of the buffers."""
         return self.capacity * token_size(self.facts)
 
     def rewind(self, length: int) -> None:
-        """Forget all tokens after the first `length`; raises InputError when there are not so many."""
+        """Drop all tokens after the first `length`; raises InputError where there are fewer."""
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens and cannot be rewound to {length}")
         del self.ids[length:]
 
     def common_prefix(self, ids: Sequence[int]) -> int:
-        """How many tokens at the beginning of `ids` it holds already."""
+        """Length of the prefix of `ids` that is cached."""
         shortest = min(self.length, len(ids))
         if self.ids[:shortest] == list(ids[:shortest]):
             return shortest
         return next(place for place in range(shortest) if self.ids[place] != ids[place])
 
     def largest_that_fits(self) -> int:
-        """For how many tokens there is memory now, those that it has room for included, up to its limit."""
+        """Number of tokens that there is memory for now, up to the limit, including the current capacity."""
         free = self.available()
         if free is None:
             return self.limit
-        # What the buffers have room for is there, however little is free now.
+        # The current buffers are allocated, however little is free now.
         return max(self.capacity, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
 
     def check(self, tokens: int, *, prompt: int = 0) -> None:
-        """Refuse what will not fit: InputError beyond the limit, OutOfMemoryError beyond the memory.
+        """Raise InputError for more tokens than the limit, OutOfMemoryError for more than the memory has room for.
 
-        `prompt` is how many of the tokens are those of a prompt, for a hint that can be followed.
+        `prompt` is the number of tokens of the prompt, for the hint.
         """
         if tokens > self.limit:
             raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were asked for")
         if tokens > self.capacity and (largest := self.largest_that_fits()) < tokens:
             needed = tokens * token_size(self.facts)
             raise OutOfMemoryError(
-                f"the keys and values of {tokens} tokens take {mebibytes(needed)}, and there is memory for {largest} "
-                f"tokens",
+                f"the KV cache of {tokens} tokens takes {mebibytes(needed)}, and there is memory for {largest} tokens",
                 hint=hint_for(largest, prompt),
             )
 
     def reserve(self, tokens: int) -> None:
-        """Make room for this many tokens; raises as `check` does, before anything is taken.
+        """Grow the buffers to this many tokens; raises as `check` does, before anything is allocated.
 
-        Where the system gives less than it said, OutOfMemoryError is raised too, and the buffers stay as they were.
-        Buffers double until they are large enough, so that a long answer copies each token a few times at most.
+        Where an allocation fails, OutOfMemoryError is raised too and the cache stays valid. The capacity doubles, so
+        that a long answer copies each token a few times at most.
         """
         if tokens <= self.capacity:
             return
@@ -133,28 +133,28 @@ class KVCache:
         capacity = max(self.capacity, FIRST_CAPACITY)
         while capacity < tokens:
             capacity *= 2
-        # Where the memory is short, no more than can be had: the check has shown that it is enough.
+        # Where memory is short, no more than fits: `check` has shown that it is enough.
         capacity = max(tokens, min(capacity, self.limit, self.largest_that_fits()))
         shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
         self.bindings.clear()
         if not self.buffers:
             self.buffers = [zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
         else:
-            # One at a time, so that no more than one is there twice.
+            # One at a time, so that at most one is in memory twice.
             try:
                 for place in range(len(self.buffers)):
                     larger = zeros(shape, self.dtype)
                     larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
                     self.buffers[place] = larger
-            # Ctrl-C too: the graph takes no keys with other room than their values.
+            # Ctrl-C too. Buffers must all have the same capacity, and an answer can go on after an OutOfMemoryError.
             except BaseException:
-                self.buffers = [cut(buffer, self.capacity, self.length) for buffer in self.buffers]
+                self.buffers = [_shrunk(buffer, self.capacity, self.length) for buffer in self.buffers]
                 raise
         self.capacity = capacity
 
 
 def hint_for(largest: int, prompt: int) -> str:
-    """What helps where there is memory for so many tokens: a shorter answer, and where that is not enough a prompt."""
+    """The hint where there is memory for so many tokens: a shorter answer or, if that is not enough, prompt."""
     if largest < 2:
         return "free memory or raise the limit on it, or run on a machine that has more"
     if largest > prompt:
@@ -163,39 +163,38 @@ def hint_for(largest: int, prompt: int) -> str:
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros on pages of their own.
+    """Allocate zeros in a memory mapping of their own.
 
-    They go back to the system with the array, where the allocator would keep those of the buffers that were outgrown.
-    Raises OutOfMemoryError where the system gives none.
+    It is freed with the array, where the allocator would keep outgrown buffers. Raises OutOfMemoryError.
     """
     size = dtype.itemsize * math.prod(shape)
     try:
-        # Elsewhere than on Windows the pages would be shared with a process that is forked.
-        pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=PRIVATE)
+        # Private: by default a forked process would share the pages.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise OutOfMemoryError(
-            f"the system does not give {mebibytes(size)} for keys and values: {error.strerror}",
+            f"the system does not give {mebibytes(size)} for the KV cache: {error.strerror}",
             hint="free memory, or ask for fewer tokens",
         ) from error
-    # As numpy asks for its own arrays, from the same size on; a kernel without large pages refuses it.
+    # As numpy does for its arrays, from the same size on; a kernel without huge pages refuses it.
     if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def cut(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
-    """The first tokens of a buffer in its own memory, as a buffer with room for so many."""
+def _shrunk(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
+    """Shrink a buffer in place to this capacity."""
     _, heads, larger, size = buffer.shape
     if larger == capacity:
         return buffer
     smaller = buffer.reshape(-1)[: heads * capacity * size].reshape(1, heads, capacity, size)
-    # In this order none is written over before it was moved.
+    # In this order no token is overwritten before it is moved.
     for head in range(heads):
         smaller[0, head, :length] = buffer[0, head, :length]
     return smaller
 
 
 def token_size(facts: DecoderFacts) -> int:
-    """Bytes that the keys and values of one token take."""
+    """Bytes of the KV cache for one token."""
     return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(DTYPES[facts.cache_type]).itemsize

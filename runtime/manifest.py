@@ -154,7 +154,7 @@ class Source:
     """What that led to: a repository, a folder's name, a package with its version."""
     revision: str | None
     """The commit, for a repository of the Hub."""
-    licence: str | None
+    license: str | None
     gated: bool | None
     """Whether the Hub asks for consent; None where it was not asked, as offline."""
     granted_at: str | None
@@ -435,7 +435,7 @@ def manifest_from_json(text: str) -> Manifest:
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
     except ValueError as error:
-        raise BundleError(f"`manifest.json` is no JSON: {error}") from error
+        raise BundleError(f"`manifest.json` is not valid JSON: {error}") from error
     except RecursionError as error:
         raise BundleError("`manifest.json` nests too deep to be read") from error
     schema = value.get("schema") if isinstance(value, dict) else None
@@ -447,9 +447,18 @@ def manifest_from_json(text: str) -> Manifest:
             hint=newer if schema > SCHEMA else older,
         )
     try:
-        return read_record(Manifest, value)
+        return read_record(Manifest, with_license(value))
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
+
+
+def with_license(value: object) -> object:
+    """A manifest whose source has the key `license`, which was spelled `licence` at first."""
+    source = value.get("source") if isinstance(value, dict) else None
+    if not isinstance(source, dict) or "licence" not in source or "license" in source:
+        return value
+    renamed = {"license" if key == "licence" else key: entry for key, entry in source.items()}
+    return {**value, "source": renamed} if isinstance(value, dict) else value
 
 
 def source_of(value: dict[str, Any]) -> str:

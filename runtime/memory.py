@@ -1,34 +1,30 @@
-"""How much memory this process may still take: what the system has free, and what the limits on it leave."""
+"""Memory that this process can still allocate: free memory, control group and address-space limit."""
 
 from __future__ import annotations
 
 import mmap
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.cores import MEMBERSHIP, ROOT, way_up
+from runtime.cores import MEMBERSHIP, ROOT, control_groups
 from runtime.errors import OutOfMemoryError
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 SPARE = 64 << 20
-"""Bytes that are left free: a graph needs some while it runs."""
+"""Bytes to leave free for a graph while it runs."""
 MEMORY_HINT = "free memory or raise the limit, or export the model with a precision of fewer bits"
 RESIDENT, ADDRESSES = 48 << 20, 160 << 20
-"""Bytes that numpy, tokenizers and onnxruntime take at least, in memory and of addresses, as measured on Linux."""
+"""Bytes that numpy, tokenizers and onnxruntime take at least: resident, and of address space (measured on Linux)."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Something that bounds the memory of this process."""
+    """A limit on the memory of this process."""
 
     left: int
-    """Bytes that may still be taken."""
+    """Bytes that can still be allocated."""
     name: str
 
     @property
@@ -39,10 +35,9 @@ class Limit:
 def available_memory(
     meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = STATM
 ) -> int | None:
-    """Bytes that can be taken without swapping, being killed or being refused; None where the system does not say.
+    """Bytes that can be allocated without swapping or being killed; None where the system does not say.
 
-    `MemAvailable` is Linux's own estimate (proc(5)); a control group may leave less, and so may a limit on addresses
-    (getrlimit(2)).
+    Linux's estimate (`MemAvailable`, proc(5)), or less where the control group or RLIMIT_AS (getrlimit(2)) leaves less.
     """
     limit = smallest_limit(meminfo, membership, root, statm)
     return None if limit is None else limit.left
@@ -51,21 +46,21 @@ def available_memory(
 def smallest_limit(
     meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = STATM
 ) -> Limit | None:
-    """What bounds the memory of this process most; None where the system does not say, as on macOS."""
+    """The smallest limit; None where the system does not say, as on macOS."""
     found = [(free_memory(meminfo), "the system, as MemAvailable"), (addresses_left(statm), "the limit of `ulimit -v`")]
     found += [(left, "the memory limit of the control group") for left in group_memory(membership, root)]
     return min((Limit(left, name) for left, name in found if left is not None), key=lambda one: one.left, default=None)
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise OutOfMemoryError for what will not fit, before it is taken."""
+    """Raise OutOfMemoryError where `needed` bytes do not fit."""
     limit = smallest_limit()
     if limit is not None and limit.left < needed:
         raise OutOfMemoryError(f"{what} take at least {mebibytes(needed)}, and {limit.described}", hint=MEMORY_HINT)
 
 
 def check_libraries() -> None:
-    """Raise OutOfMemoryError where not even the libraries fit that run a model; they would end the process."""
+    """Raise OutOfMemoryError where even the libraries do not fit; importing them would crash."""
     for left, needed, name in (
         (addresses_left(STATM), ADDRESSES, "the limit of `ulimit -v`"),
         *((left, RESIDENT, "the memory limit of the control group") for left in group_memory(MEMBERSHIP, ROOT)),
@@ -78,9 +73,7 @@ def check_libraries() -> None:
 
 
 def addresses_left(statm: Path) -> int | None:
-    """What a limit on the addresses of this process leaves (RLIMIT_AS); None without one."""
-    if resource is None:
-        return None
+    """Bytes left by the address-space limit (RLIMIT_AS); None without one."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None
@@ -99,35 +92,20 @@ def free_memory(meminfo: Path) -> int | None:
 
 
 def group_memory(membership: Path, root: Path) -> list[int | None]:
-    """What each control group on the way up to the root leaves.
+    """Bytes that the control group and each of its parents leave (`memory.max`, `memory.current`: cgroup-v2.rst).
 
-    Version 2 has `memory.max` and `memory.current` (cgroup-v2.rst), version 1 `memory.limit_in_bytes` and
-    `memory.usage_in_bytes` (memcg_v1.rst). What they count as used holds pages of files, of which those not used for
-    long are given up before anything fails.
+    The usage includes the page cache; inactive pages of files are reclaimed before an allocation fails.
     """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    found: list[int | None] = []
-    for line in lines:
-        number, controllers, own = line.split(":", 2)
-        if number == "0":
-            found += [left(folder, "memory.max", "memory.current", "inactive_file") for folder in way_up(root, own)]
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            mounts = {root / controllers, root / "memory"}
-            found += [left(folder, *names) for mount in mounts for folder in way_up(mount, own)]
-    return found
+    return [_left(folder) for folder in control_groups(membership, root)]
 
 
-def left(folder: Path, limit: str, usage: str, inactive: str) -> int | None:
-    """What one group leaves; None without a limit."""
+def _left(folder: Path) -> int | None:
+    """Bytes that one control group leaves; None without a limit."""
     try:
-        free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+        free = int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(0, free + int(statistics.get(inactive, 0)))
-    # Without a limit, version 2 says `max`.
+        return max(0, free + int(statistics.get("inactive_file", 0)))
+    # Without a limit, `memory.max` says `max`.
     except (OSError, ValueError):
         return None
 

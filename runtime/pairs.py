@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.encoder import INPUT_IDS, TOKEN_TYPE_IDS, stacked
 from runtime.errors import BundleError, TextError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import PairFacts, Side, TokenizerFacts, Truncation
 from runtime.safe_tokenizer import open_tokenizer
-from runtime.tokenizer import checked_text
+from runtime.tokenizer import checked_text, stack_ids
 
 BLOCK = 256
 """Documents tokenized at once; bounds what `tokenizers` keeps beside the ids."""
@@ -84,7 +84,7 @@ class PairTokenizer:
 
     def feeds(self, batch: Sequence[TokenizedPair]) -> dict[str, NDArray[np.int64]]:
         """The graph's inputs for pairs that have the same number of tokens, each (pairs, tokens)."""
-        ids = stacked([pair.ids for pair in batch])
+        ids = stack_ids([pair.ids for pair in batch])
         if not self.typed:
             return {INPUT_IDS: ids}
         types = np.zeros_like(ids)

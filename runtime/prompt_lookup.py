@@ -1,23 +1,21 @@
-"""Drafts of the next tokens, taken from where the last ones stood before in the same text.
+"""Prompt lookup (n-gram speculation): draft the next tokens from an earlier occurrence of the last ones in the text.
 
-Answers that quote their prompt, as summaries and edited code do, are read from it several tokens at a time (Saxena
-2023, prompt lookup decoding). A draft never changes what is said: the graph gives the logits after each drafted token,
-the next token is chosen from them as ever, and the draft is left where it was wrong.
+Answers that quote their prompt, such as summaries and edited code, are decoded several tokens at a time (Saxena 2023,
+prompt lookup decoding). A draft never changes the answer: the graph computes logits after each drafted token, the next
+token is sampled from them as usual, and the draft is dropped from the first wrong token on.
 
-A run with a draft takes longer than one without, so a draft must be right often enough. How often is known before any
-was made: what would be drafted is compared with what comes, for each token of the prompt and of the answer, which costs
-a microsecond or two. Where no draft pays, a run has one row, and takes as long as if nothing were looked up.
+A run with a draft takes longer than one without, so drafts must be right often enough. Their hit rate is known before
+any is made: for each token of prompt and answer, the token that would have been drafted is compared with it, which
+takes a microsecond or two. Where no draft pays, a run has one row and costs the same as without lookup.
 
-onnxruntime's kernels add up a single row in another order than several, and the last row of an odd number as a single
-one. Activations that are rounded to 8 bits make more of it, so that tokens of about the same probability change places.
-So each run has one row, or an even number of rows, which all give the same bits: prompts are padded to it
-(`Forward.prefill`), and a token is read with a draft, of 1, 3 or 7 tokens, or alone. What a text becomes could still
-hang on which of its tokens were read in a run with a draft. It hangs on nothing but the text: whether there is a draft
-at a token (`pays`) follows from the tokens up to it, and stays so for as long as the drafted ones are right, wherever
-one run ends and the next begins. Neither the length of a draft, nor where an answer is to end, nor what a cache held of
-the prompt, if it was read as a prompt, changes a bit. The one exception: tokens of an earlier answer were read with one
-row each where no draft paid, and are not read again, so a conversation's next answer may differ in its last bits from
-one whose whole text is read as a prompt.
+onnxruntime's kernels sum a single row in another order than several, and the last row of an odd number like a single
+row. Activations quantized to 8 bits amplify the difference, so that tokens of about equal probability swap. So each run
+has one row or an even number of rows, which all give the same bits: prompts are padded (`ModelRunner.prefill`), and a
+token runs with a draft of 1, 3 or 7 tokens, or alone. An answer could still depend on which of its tokens ran with a
+draft. It depends on the text only: whether a token has a draft (`pays`) follows from the tokens up to it, and stays so
+while drafted tokens are right, wherever runs begin and end. Neither a draft's length, nor `max_tokens`, nor a cached
+prompt changes a bit. One exception: tokens of an earlier answer ran with one row each where no draft paid, and are not
+computed again, so a conversation's next answer may differ in its last bits from one whose whole text is a prompt.
 """
 
 from __future__ import annotations
@@ -26,44 +24,44 @@ from collections.abc import Iterable
 from functools import cache
 
 RUN_COSTS = {2: 1.22, 4: 1.95, 8: 3.34}
-"""How many tokens a run with a draft may have, and what it takes in units of one with a single token.
+"""Tokens of a run with a draft -> its time relative to a run of one token.
 
-Measured with AVX2 alone, int4, two threads; where the processor has VNNI it is less: 1.07, 1.55 and 2.4.
+Measured with AVX2 alone, int4, two threads; with VNNI it is less: 1.07, 1.55 and 2.4.
 """
 LEAST = min(RUN_COSTS)
 LENGTHS = (3, 2)
-"""How many last tokens are looked up, the longest first: the longer the match, the better the draft."""
+"""Lengths of the n-grams to look up, the longest first: a longer match makes a better draft."""
 LONGEST = 4
-"""A match that has grown to so many tokens counts as any longer one."""
+"""Matches of this length and longer share a hit rate."""
 FIRST_GUESS = 0.5
-"""The share of first drafted tokens that is taken for right before any was seen."""
+"""Initial hit rate."""
 MEMORY = 0.9
-"""How much of an estimate stays when another token turned out right or wrong."""
+"""Weight of the previous hit rate in the moving average."""
 LEAST_RIGHT = 0.4
-"""The share from which on drafts pay: then even where two rows took 1.4 times as long as one, nothing would be lost."""
+"""Hit rate from which on drafts pay: nothing is lost even where two rows take 1.4 times as long as one."""
 
 
 class PromptLookup:
-    """Drafts from one growing text, where they pay, and longer the better they would have been."""
+    """Drafts for one growing text, longer with a better hit rate, and none where they do not pay."""
 
     def __init__(self, ids: Iterable[int]) -> None:
         """The tokens of a prompt."""
         self.ids: list[int] = []
         self.followers: dict[tuple[int, ...], int] = {}
-        """Some tokens in a row -> the place of what followed them the last time."""
+        """N-gram -> position after its latest occurrence."""
         self.rightness = dict.fromkeys(range(min(LENGTHS), LONGEST + 1), FIRST_GUESS)
-        """By the length of a match, how often what followed it came again, the latest ones weighing most."""
+        """Hit rate by length of the match, as a moving average."""
         self.place: int | None = None
-        """Of what comes next if the text goes on as it did before; None where nothing matches."""
+        """Position of the next token to draft; None without a match."""
         self.length = 0
         """Of the match."""
         self.pays = False
-        """Whether a draft is to be made now."""
+        """Whether to draft now."""
         for token in ids:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """Take note of the next token of the text, and whether it would have been drafted."""
+        """Append the next token of the text, and update the hit rate."""
         ids, place = self.ids, self.place
         right = place is not None and ids[place] == token
         if place is not None:
@@ -74,7 +72,7 @@ class PromptLookup:
         ids.append(token)
         if place is not None and right:
             self.place, self.length = place + 1, min(self.length + 1, LONGEST)
-            # The next token may be drafted already, so there is no way back.
+            # The next token may be drafted already, so this cannot change.
             if self.pays:
                 return
         else:
@@ -82,7 +80,7 @@ class PromptLookup:
         self.pays = self.place is not None and self.rightness[self.length] >= LEAST_RIGHT
 
     def look_up(self) -> int | None:
-        """The place of what followed the longest match the last time."""
+        """The position after the latest occurrence of the longest matching n-gram."""
         for length in LENGTHS:
             place = self.followers.get(tuple(self.ids[-length:]))
             if place is not None:
@@ -91,14 +89,14 @@ class PromptLookup:
         return None
 
     def draft(self, most: int) -> list[int]:
-        """What may come next, at least one token and at most so many; empty where it does not pay."""
+        """Draft at least one and at most `most` tokens; empty where it does not pay."""
         if self.place is None or not self.pays:
             return []
         best = min(best_run(round(self.rightness[self.length], 2)), most + 1)
         return self.copied(self.place, max((tokens for tokens in RUN_COSTS if tokens <= best), default=LEAST) - 1)
 
     def copied(self, place: int, count: int) -> list[int]:
-        """The tokens from a place on; where the text ends it goes on as it did from there."""
+        """The tokens from a position on, repeated where the text ends."""
         found = self.ids[place : place + count]
         period = len(self.ids) - place
         while len(found) < count:
@@ -108,10 +106,10 @@ class PromptLookup:
 
 @cache
 def best_run(rightness: float) -> int:
-    """How many tokens a run should have, drafted ones and the one before them, when drafts are right so often."""
+    """The best number of tokens in a run, the drafted ones and the one before them, for a hit rate."""
 
     def gain(tokens: int) -> float:
-        # A run gives the tokens up to the first wrong one, and the right one in its place.
+        # A run yields the tokens up to the first wrong one, and the right one in its place.
         return sum(rightness**place for place in range(tokens)) / RUN_COSTS[tokens]
 
     return max(RUN_COSTS, key=gain)

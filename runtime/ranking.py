@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -111,15 +110,3 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / (1 + exp(-x)), written so that no exp of a large number is taken."""
     powers = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)))
-
-
-def kendall_tau(these: Sequence[float], those: Sequence[float]) -> float:
-    """How alike two lists of scores rank the same documents: 1 for the same order, -1 for the opposite one.
-
-    Kendall's tau-b (Kendall 1945), which takes ties into account; 1 where there is nothing to order in either.
-    """
-    first, second = (np.sign(np.subtract.outer(scores, scores)) for scores in (these, those))
-    untied = np.sqrt((first**2).sum() * (second**2).sum())
-    if untied == 0:
-        return float(np.array_equal(first, second))
-    return float((first * second).sum() / untied)

@@ -13,12 +13,12 @@ from runtime.decoder import Decoder
 from runtime.embedder import Embedder
 from runtime.encoder import Encoder
 from runtime.errors import BundleError, InputError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
+from runtime.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
 from runtime.pooling import cosines
 from runtime.reranker import Reranker
 from runtime.sampler import Sampling
-from runtime.session import ONNXRUNTIME, onnxruntime_version
 from runtime.steps import Steps
 
 TOLERANCE = 0.001
@@ -151,7 +151,7 @@ def answer_steps(decoder: Decoder, prompt: Sequence[int], count: int, *, given: 
     """An answer as users get it by default: prefill, a cache, drafts by prompt lookup; `given` is what it says."""
     tokens = iter(given or ())
     return Steps(
-        Forward(decoder.session, decoder.new_cache()),
+        ModelRunner(decoder.session, decoder.new_cache()),
         list(prompt),
         max_tokens=count,
         eos_ids=(),

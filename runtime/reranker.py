@@ -1,4 +1,4 @@
-"""Documents in the order in which they answer a query, with a bundle of kind reranker."""
+"""Documents ranked by their relevance to a query, with a bundle of kind reranker."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from runtime.batching import batches, in_chunks, numbered, run_all
 from runtime.bundle import TOKENIZER, Bundle
+from runtime.closing import Closable
 from runtime.encoder import (
     BATCH_TOKENS,
     CHUNK_CHARACTERS,
-    INPUT_IDS,
-    TOKEN_TYPE_IDS,
     Encoder,
     TruncationWarning,
     characters,
     checked_batch_tokens,
 )
 from runtime.errors import BundleError, InputError, TextError, TextTooLongError
+from runtime.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from runtime.manifest import Kind, Scores
 from runtime.pairs import Pair, PairTokenizer, TokenizedPair
 from runtime.ranking import OpenRanking, Ranked, Ranking, score
@@ -41,7 +41,7 @@ PAIR_CHUNK = 512
 
 @dataclass(frozen=True)
 class PairScores:
-    """The logits of pairs, and what happened on the way to them."""
+    """The logits of pairs with a report: token counts and what was truncated."""
 
     logits: NDArray[np.float32]
     """(pairs, labels)"""
@@ -52,14 +52,17 @@ class PairScores:
     query_dropped: NDArray[np.int64]
     """(pairs,): how many tokens were cut off the query."""
 
+    def __repr__(self) -> str:
+        return f"<PairScores of {len(self.tokens)} pairs: {self.logits.shape}, {len(self.truncated)} truncated>"
+
     @property
     def truncated(self) -> list[int]:
         """The indices of the pairs of which something was cut."""
         return [int(index) for index in np.flatnonzero(self.dropped + self.query_dropped)]
 
 
-class Reranker(Encoder):
-    """Scores how well documents answer a query; opened once, used from one thread or many.
+class Reranker(Encoder, Closable):
+    """A cross-encoder: scores how relevant documents are to a query. Opened once, used from one thread or many.
 
     The same pair gives the same bits, alone or in any batch, in any order, with any number of workers. Rerankers of
     the same bundle share its weights.
@@ -74,12 +77,20 @@ class Reranker(Encoder):
     - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
     - `batch_tokens` bounds the tokens in one run of the graph.
 
-    An empty query is an error. An empty document has a score, from the tokens of the query; a pair of which the
-    tokenizer makes no token at all, special tokens included, raises TextError, as CrossEncoder fails on it.
+    Documents and pairs are any iterable. `rank` returns the documents and warns of cuts; `rank_many` does so for
+    several queries, and `rank_many_with_report` gives each ranking as soon as it is done, with what was cut. `score`,
+    `score_with_report` and `stream` are the same for pairs.
+
+    InputError is raised for an option, a query or a document that cannot be used. An empty query is an error. An empty
+    document has a score, from the tokens of the query; a pair of which the tokenizer makes no token at all, special
+    tokens included, raises TextError, as CrossEncoder fails on it.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
-        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core."""
+        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
+
+        Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.
+        """
         super().__init__(bundle, kind=Kind.RERANKER, inputs=(INPUT_IDS, TOKEN_TYPE_IDS), workers=workers)
         manifest = self.bundle.manifest
         if manifest.reranker is None or not manifest.reranker.labels:
@@ -104,7 +115,11 @@ class Reranker(Encoder):
         """Rank documents for a query: the best `top_n`, or all, best first, those of equal scores as they came.
 
         Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut, and a
-        query that is, are told with a TruncationWarning.
+        query that is, are reported with a TruncationWarning.
+
+            >>> [best] = reranker.rank("a brown fox", ["The quick brown fox", "Knots for wet rope"], top_n=1)
+            >>> best.document == ["The quick brown fox", "Knots for wet rope"][best.index]
+            True
         """
         [ranking] = self.rank_many_with_report(
             [(query, documents)],
@@ -133,6 +148,10 @@ class Reranker(Encoder):
         """Rank the documents of each of several queries, given as (query, documents), as `rank` does.
 
         Pairs of all queries share batches.
+
+            >>> searches = [("a fox", ["The quick brown fox", "a dog"]), ("a dog", ["and the dog sleeps"])]
+            >>> [len(ranked) for ranked in reranker.rank_many(searches)]
+            [2, 1]
         """
         rankings = list(
             self.rank_many_with_report(
@@ -159,19 +178,24 @@ class Reranker(Encoder):
         """Rank any number of searches in bounded memory, each given as soon as it is done, cuts reported.
 
         `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+
+            >>> [ranking] = reranker.rank_many_with_report([("a fox", ["The quick brown fox", "a dog"])])
+            >>> ranking.documents, ranking.truncated
+            (2, ())
         """
+        self._check_open()
         if top_n is not None and not isinstance(top_n, SupportsIndex):
             raise InputError(f"`top_n` must be an integer, not {type(top_n).__name__}")
         if top_n is not None and top_n < 1:
             raise InputError(f"`top_n` must be at least 1, not {top_n}")
-        chosen, place = self.checked_scores(scores), self.place_of(label)
+        chosen, place = self._checked_scores(scores), self._place_of(label)
         rankings: deque[OpenRanking[Document]] = deque()
         pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
         return rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
 
     def score(
         self,
-        pairs: Sequence[Pair],
+        pairs: Iterable[Pair],
         *,
         scores: Scores | str | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
@@ -179,9 +203,13 @@ class Reranker(Encoder):
     ) -> NDArray[np.float64]:
         """Score pairs of a query and a document: float64 (pairs,), or (pairs, labels) for models with several labels.
 
-        Pairs that are cut are told with a TruncationWarning.
+        Without `scores`, the publisher's activation is applied. Pairs that are cut are reported with a
+        TruncationWarning.
+
+            >>> reranker.score([("a fox", "The quick brown fox"), ("a fox", "a dog")]).shape
+            (2,)
         """
-        chosen = self.checked_scores(scores)
+        chosen = self._checked_scores(scores)
         found = self.score_with_report(pairs, long=long, batch_tokens=batch_tokens)
         warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
         result = score(found.logits, chosen)
@@ -189,7 +217,7 @@ class Reranker(Encoder):
 
     def score_with_report(
         self,
-        pairs: Sequence[Pair],
+        pairs: Iterable[Pair],
         *,
         long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
@@ -198,10 +226,12 @@ class Reranker(Encoder):
         """The logits of pairs of a query and a document, with token counts and cuts instead of a warning.
 
         `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+
+            >>> reranker.score_with_report([("a fox", "The quick brown fox")]).logits.dtype
+            dtype('float32')
         """
-        if not isinstance(pairs, Iterable):
-            raise InputError("`pairs` must be a list", hint="`score([(query, document), ...])`")
-        return self.run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
+        check_pairs(pairs)
+        return self._run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
 
     def stream(
         self,
@@ -215,14 +245,18 @@ class Reranker(Encoder):
         """Score any number of pairs in bounded memory: what `score_with_report` gives for each `chunk` of them in turn.
 
         When `pairs` raises, the scores of what it gave before come first.
+
+            >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
+            [(2, 1), (1, 1)]
         """
+        check_pairs(pairs)
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
         checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
         chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
-        return (self.run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
+        return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
-    def run(
+    def _run(
         self,
         pairs: list[Pair],
         long: LongTexts,
@@ -232,15 +266,16 @@ class Reranker(Encoder):
         before: int = 0,
     ) -> PairScores:
         """Score pairs; messages count them from the `before` pairs of earlier chunks on."""
+        self._check_open()
         for index, pair in enumerate(pairs, before):
             check_pair(pair, index)
         tokenized = self.tokenizer.tokenize(pairs, before=before)
         refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
-            self.refuse_long(tokenized, before)
+            self._refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
-        def run(batch: list[int]) -> None:
+        def run_batch(batch: list[int]) -> None:
             feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
             found = self.session.run(feeds, (len(batch), logits.shape[1]))
             if not np.isfinite(found).all():
@@ -253,7 +288,7 @@ class Reranker(Encoder):
                 progress(len(batch))
 
         groups = batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
-        run_all(run, groups, self.workers)
+        run_all(run_batch, groups, self.workers)
         return PairScores(
             logits=logits,
             tokens=np.array([len(pair.ids) for pair in tokenized], np.int64),
@@ -261,7 +296,14 @@ class Reranker(Encoder):
             query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
         )
 
-    def checked_scores(self, scores: Scores | str | None) -> Scores:
+    def __repr__(self) -> str:
+        labels = len(self.facts.labels)
+        facts = f"{self.bundle.manifest.precision.value}, {labels} label{'s' if labels > 1 else ''}"
+        return (
+            f"<Reranker {str(self.bundle.path)!r}: {facts}, {self.workers} workers{', closed' if self._closed else ''}>"
+        )
+
+    def _checked_scores(self, scores: Scores | str | None) -> Scores:
         chosen = self.facts.scores if scores is None else choice(Scores, scores, "scores")
         if chosen is Scores.SOFTMAX and len(self.facts.labels) == 1:
             raise InputError(
@@ -270,7 +312,7 @@ class Reranker(Encoder):
             )
         return chosen
 
-    def place_of(self, label: str | None) -> int:
+    def _place_of(self, label: str | None) -> int:
         """The column of the label to rank by."""
         labels = self.facts.labels
         named = ", ".join(f"`{known}`" for known in labels)
@@ -282,7 +324,7 @@ class Reranker(Encoder):
             raise InputError(f"the model has no label `{label}`", hint=f"it has: {named}")
         return labels.index(label)
 
-    def refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
+    def _refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
         long = tuple(index for index, pair in enumerate(tokenized) if pair.dropped or pair.query_dropped)
         if long:
             pair = tokenized[long[0]]
@@ -313,9 +355,9 @@ def pairs_of(
         if not checked_text(query, "the query").strip():
             raise InputError("the query is empty")
         if isinstance(documents, str):
-            raise InputError("`documents` must be a list of texts, not one text")
+            raise InputError("`documents` must be several texts, not one", hint="for one document, pass a list of one")
         if not isinstance(documents, Iterable) or isinstance(documents, (bytes, Mapping)):
-            raise InputError(f"`documents` must be a list of texts, not {type(documents).__name__}")
+            raise InputError(f"`documents` must be an iterable of texts, not {type(documents).__name__}")
         ranking = new()
         open_rankings.append(ranking)
         for document in documents:
@@ -338,6 +380,14 @@ def rankings_of(
             yield open_rankings.popleft().ranking()
     while open_rankings:
         yield open_rankings.popleft().ranking()
+
+
+def check_pairs(pairs: object) -> None:
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
+        raise InputError(
+            f"`pairs` must be an iterable of pairs, not {type(pairs).__name__}",
+            hint="`score([(query, document), ...])`",
+        )
 
 
 def check_pair(pair: object, index: int) -> None:

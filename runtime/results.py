@@ -13,12 +13,12 @@ from runtime.dense import Dense
 from runtime.errors import BundleError
 from runtime.pooling import normalize, pool_chunks, shorten
 from runtime.tokenizer import LongTexts, TokenizedText
-from runtime.vectors import STORED, VectorType, convert, stored_width
+from runtime.vectors import STORED, VectorType, quantize_embeddings, stored_width
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors, and what happened on the way to them."""
+    """Embeddings with a report: token counts, what was truncated, and how long texts were read."""
 
     vectors: NDArray[Any]
     """(texts, dimension) or (texts, dim), of the type that was asked for; bits are packed, eight in a number."""
@@ -32,6 +32,10 @@ class Embeddings:
     """How many texts, or chunks of one, have more tokens than a batch may have, and ran alone."""
     ranges: NDArray[np.float32] | None
     """(2, dimension): the ranges by which int8 vectors are stored; None for other types."""
+
+    def __repr__(self) -> str:
+        texts, vectors = len(self.tokens), f"{self.vectors.dtype} {self.vectors.shape}"
+        return f"<Embeddings of {texts} texts: {vectors}, {len(self.truncated)} truncated>"
 
     @property
     def truncated(self) -> list[int]:
@@ -72,7 +76,7 @@ class Request:
                 "the bundle gives vectors that are not finite numbers",
                 hint="run `edgekit verify` on it, and export it again if it fails",
             )
-        return convert(pooled, self.dtype, ranges=self.ranges)
+        return quantize_embeddings(pooled, self.dtype, ranges=self.ranges)
 
 
 class Piece(NamedTuple):

@@ -170,7 +170,7 @@ class SafeTokenizer:
         if self.known is None or not (ids >= self.known).any():
             return None
         token = self.tokenizer.id_to_token(int(ids[ids >= self.known][0]))
-        return f"has the token `{token}`, which the model does not know"
+        return f"has the token `{token}`, which is not in the model's vocabulary"
 
     @property
     def at_once(self) -> int:
@@ -298,7 +298,7 @@ def open_tokenizer(path: Path, *, known: int | None = None) -> SafeTokenizer:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
         raise_unless_of_tokenizers(error)
-        raise BundleError(f"`{path}` is no tokenizer: {error}") from error
+        raise BundleError(f"`{path}` is not a tokenizer: {error}") from error
     return SafeTokenizer(tokenizer, str(path), known=known)
 
 

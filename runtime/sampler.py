@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from runtime.errors import InputError
 
 Sampler = Callable[[NDArray[np.float32]], int]
 """Logits (vocabulary,) -> the id of the token that was drawn."""
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""The fields of Sampling that are real numbers."""
 BLOCK = 512
 """Weights that are added up at once."""
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
@@ -47,6 +51,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be used."""
+        self._check_types()
         positive = math.inf
         check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
         check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
@@ -64,6 +69,22 @@ class Sampling:
                 raise InputError(f"`logit_bias` for token {token} must be a number or minus infinity, not {bias}")
             if bias > -positive and not is_held(bias):
                 raise InputError(f"`logit_bias` for token {token} must be a number that float32 holds, not {bias}")
+
+    def _check_types(self) -> None:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InputError(f"`{name}` must be a number, not {type(value).__name__}")
+        for name, number in (("top_k", self.top_k), ("seed", self.seed)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, SupportsIndex)):
+                raise InputError(f"`{name}` must be an integer, not {type(number).__name__}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise InputError(f"`logit_bias` must map token ids to numbers, not be {type(self.logit_bias).__name__}")
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, SupportsIndex):
+                raise InputError(f"`logit_bias` must have integers as token ids, not {type(token).__name__}")
+            if isinstance(bias, bool) or not isinstance(bias, Real):
+                raise InputError(f"`logit_bias` for token {token} must be a number, not {type(bias).__name__}")
 
     @property
     def changes_logits(self) -> bool:

@@ -1,74 +1,79 @@
-"""The one place that opens an ONNX session, and says which hardware it really got."""
+"""The only module that opens an ONNX session; it checks which provider the session really got."""
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import GRAPH_DATA, Bundle
+from runtime.bundle import GRAPH_DATA
 from runtime.cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
-from runtime.errors import BundleError, EdgekitError, InputError, MissingPartError, OutOfMemoryError, ProviderError
-from runtime.manifest import Provider
+from runtime.errors import BundleError, EdgekitError, InputError, OutOfMemoryError, ProviderError
+from runtime.manifest import Manifest, Precision, Provider
 from runtime.memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
-from runtime.pages import give_back, mapped_regions, on_large_pages
+from runtime.onnxruntime_import import load_onnxruntime
+from runtime.pages import weights_on_huge_pages
+from runtime.providers import ORT_NAMES, available_providers, named
 from runtime.targets import native
 
-ORT_NAMES = {
-    Provider.CPU: "CPUExecutionProvider",
-    Provider.CUDA: "CUDAExecutionProvider",
-    Provider.COREML: "CoreMLExecutionProvider",
-}
-
-ONNXRUNTIME = "onnxruntime"
-"""Its name in a manifest's `requires` and `made_with`."""
-OLDEST_ONNXRUNTIME = "1.30"
-"""The first that runs every graph that edgekit makes. 1.23 and 1.24 give a decoder's tokens wrong, 1.25 to 1.29 end the
-process, and those before 1.23 cannot open it (1.20 to 1.32 tried)."""
-INSTALL = "pip install 'onnxruntime>={}'"
-GENERAL = {"Fail", "RuntimeException"}
-"""The classes of onnxruntime's exceptions that say no more than that something failed."""
 FLOATS = "tensor(float)"
 # Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
-# twin for decoders, without a mean, is faster.
+# counterpart for decoders, without a mean, is faster.
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+_GENERAL = {"Fail", "RuntimeException"}
+"""Classes of onnxruntime's exceptions that say only that something failed."""
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How to open a graph."""
+
+    provider: Provider
+    inputs: tuple[str, ...]
+    """The input names that the manifest states."""
+    threads: int | None = None
+    """Threads of a decoder; None for an encoder."""
+    int8: bool = False
+    """Whether the graph has int8 matmuls."""
+    symmetric_blocks: bool = False
+    """Whether it has 4-bit matmuls without zero points."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, threads: int | None = None) -> SessionConfig:
+        """Return the config for a bundle's graph."""
+        return cls(
+            provider=manifest.provider,
+            inputs=manifest.inputs,
+            threads=threads,
+            int8=manifest.precision is Precision.INT8,
+            symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,
+        )
 
 
 class Session:
-    """A graph that is ready to run; safe to call from several threads at once.
+    """An open graph; safe to call from several threads at once.
 
-    With one thread, as encoders have it, each call runs on one core, and several texts at once. With more, as decoders
-    have it, all of them work on every product of a call, and wait for the next by spinning: a token needs hundreds of
-    products of some microseconds each, and waking a sleeping thread takes as long.
+    An encoder's session has one thread: each call runs on one core, and several calls run at once. A decoder's has
+    more: all of them work on every matmul of a call, and spin while they wait for the next one, because a token needs
+    hundreds of matmuls of a few microseconds each, and waking a sleeping thread takes as long.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        provider: Provider,
-        inputs: Sequence[str],
-        threads: int | None = None,
-        int8: bool = False,
-        symmetric_blocks: bool = False,
-    ) -> None:
-        """Open `path` on `provider`; raises ProviderError when that is not what the session gets.
+    def __init__(self, path: Path, config: SessionConfig) -> None:
+        """Open the graph at `path`.
 
-        `inputs` are the names that the manifest promises; BundleError when the graph has others. `threads` are those of
-        a decoder; None opens the session of an encoder. `int8` says that the graph has int8 matmuls,
-        `symmetric_blocks` that it has 4-bit ones without zero points. Raises OutOfMemoryError
-        before weights are loaded for which there is no memory.
+        Raises ProviderError where the session does not get the provider, BundleError where the graph has other inputs,
+        and OutOfMemoryError, before weights are loaded, where there is no memory for them.
         """
+        provider, threads = config.provider, config.threads
         if provider not in available_providers():
             raise ProviderError(
-                f"`{provider.value}` is not available here; this onnxruntime has {named(available_providers())}",
-                hint="run on what is there, or install the onnxruntime that has it: `pip install 'edgekit[cuda]'`",
+                f"`{provider.value}` is not available; this onnxruntime has {named(available_providers())}",
+                hint="use a bundle for an available provider, or install an onnxruntime that has this one",
             )
         ort = load_onnxruntime()
         options = ort.SessionOptions()
@@ -76,118 +81,80 @@ class Session:
         options.inter_op_num_threads = 1
         # One block of memory a run, planned when its shape is first seen. Without the plan every operator takes its
         # output from what the other core's run has just freed, and fetches it out of that core's cache.
-        # A decoder's prompts have as many shapes as lengths, and a plan for each would never be given back.
+        # A decoder's prompts have as many shapes as lengths, and a plan for each would never be freed.
         options.enable_mem_pattern = threads is None
-        # What it would log quotes the graph, raw, on stderr; errors say the same.
+        # Its log quotes the graph, unescaped, on stderr; errors say the same.
         options.log_severity_level = 4
-        self.int8 = int8_arithmetic(ort) if int8 and provider is Provider.CPU else None
-        # It takes 1.6 times as long, so it is asked for only where it is needed.
+        self.int8 = int8_arithmetic(ort) if config.int8 and provider is Provider.CPU else None
+        # It takes 1.6 times as long, so it is used only where it is needed.
         if self.int8 is not None and self.int8.precision_mode:
             options.add_session_config_entry(PRECISION_MODE, "1")
-        if symmetric_blocks and provider is Provider.CPU:
+        if config.symmetric_blocks and provider is Provider.CPU:
             options.add_session_config_entry(WITHOUT_KLEIDIAI, "1")
-        self.weights = size_of_weights(path)
+        self.weights = _size_of_weights(path)
         check_memory(self.weights, f"the weights of `{path}`")
-        before = mapped_regions() if threads is not None else []
+        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
+        huge = threads is not None and provider is Provider.CPU
         try:
-            self.session = ort.InferenceSession(
-                native(path),
-                options,
-                providers=[ORT_NAMES[provider]],
-                disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
-                # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
-                enable_fallback=0,
-            )
+            with weights_on_huge_pages(path.parent) if huge else nullcontext():
+                self.session = ort.InferenceSession(
+                    native(path),
+                    options,
+                    providers=[ORT_NAMES[provider]],
+                    disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
+                    # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
+                    enable_fallback=0,
+                )
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
             raise failure(path, "open", error, needed=self.weights) from error
         obtained = self.session.get_providers()[0]
         if obtained != ORT_NAMES[provider]:
-            raise ProviderError(f"`{provider.value}` was asked for and onnxruntime took `{obtained}` instead")
+            raise ProviderError(f"`{provider.value}` was requested, and onnxruntime used `{obtained}` instead")
         self.path = path
         self.provider = provider
         found = [value.name for value in self.session.get_inputs()]
-        if found != list(inputs):
-            raise BundleError(f"the graph `{path}` has the inputs {found}, the manifest says {list(inputs)}")
+        if found != list(config.inputs):
+            raise BundleError(f"the graph `{path}` has the inputs {found}, and the manifest says {list(config.inputs)}")
         outputs = self.session.get_outputs()
         if outputs[0].type != FLOATS:
             raise BundleError(f"the first output of the graph `{path}` must be `{FLOATS}`, not `{outputs[0].type}`")
-        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
-        if threads is not None and provider is Provider.CPU:
-            give_back(path.parent)
-            on_large_pages(before)
 
     @property
     def width(self) -> int | None:
-        """How many numbers the last axis of the first output has; None where the graph does not say."""
+        """The size of the last axis of the first output; None where the graph does not state it."""
         shape = self.session.get_outputs()[0].shape
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def run(self, feeds: Mapping[str, NDArray[Any]], shape: Sequence[int | None] | None = None) -> NDArray[np.float32]:
         """Run the graph and return its first output, float32.
 
-        Raises BundleError when onnxruntime cannot, or where the output has another shape than `shape`, in which None
-        stands for any size; OutOfMemoryError where memory was short.
+        Raises BundleError where the run fails, or the output's shape is not `shape`, in which None is any size;
+        OutOfMemoryError where memory was short.
         """
-        # onnxruntime divides by the number of tokens in some kernels, and the signal that follows ends the process.
+        # Some of onnxruntime's kernels divide by the number of tokens, and the signal ends the process.
         for name, array in feeds.items():
             if not array.size:
-                raise InputError(f"there are no tokens to run `{self.path}` on: `{name}` has the shape {array.shape}")
+                raise InputError(f"`{name}` has the shape {array.shape}: there are no tokens to run `{self.path}` on")
         try:
             found = self.session.run(None, dict(feeds))[0]
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
             raise failure(self.path, "run", error, needed=self.weights) from error
-        if shape is not None and not fits(found.shape, shape):
+        if shape is not None and not _fits(found.shape, shape):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise BundleError(f"the graph `{self.path}` gives an output of the shape {found.shape}, not ({wanted})")
         return cast("NDArray[np.float32]", found)
 
 
-OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
-"""The sessions that someone holds, by what identifies the file that each was opened from."""
-OPENING = threading.Lock()
-
-
-def shared_session(
-    path: Path,
-    *,
-    provider: Provider,
-    inputs: Sequence[str],
-    threads: int | None = None,
-    int8: bool = False,
-    symmetric_blocks: bool = False,
-) -> Session:
-    """The session that is open on this very file already, or a new one; its weights go when the last holder goes.
-
-    A file that was replaced is another file: device, inode, size and time of its last change tell, of the graph and of
-    the weights beside it.
-    """
-    data = path.with_name(GRAPH_DATA)
-    files = [path, data] if data.exists() else [path]
-    key = (path.resolve(), *map(state_of, files), provider, tuple(inputs), threads, int8, symmetric_blocks)
-    with OPENING:
-        session = OPEN.get(key)
-        if session is None:
-            session = OPEN[key] = Session(
-                path,
-                provider=provider,
-                inputs=inputs,
-                threads=threads,
-                int8=int8,
-                symmetric_blocks=symmetric_blocks,
-            )
-        return session
-
-
-def fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
+def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
 
 
-def size_of_weights(path: Path) -> int:
+def _size_of_weights(path: Path) -> int:
     """Bytes that an open graph takes at least.
 
-    What lies in the graph's own file is read and then copied, as measured, what lies beside it is packed once.
+    Weights in the graph's own file are read and then copied, as measured; external data is packed once.
     """
     data = path.with_name(GRAPH_DATA)
     try:
@@ -197,78 +164,13 @@ def size_of_weights(path: Path) -> int:
 
 
 def failure(path: Path, verb: str, error: Exception, *, needed: int) -> EdgekitError:
-    """What a failure of onnxruntime means: too little memory, where there is none now, and else a broken bundle.
+    """The error for a failure of onnxruntime: too little memory if there is none now, otherwise a broken bundle.
 
-    onnxruntime has no status of its own for an allocation that failed: it is a general one, with the name of C++'s
-    exception as its text.
+    onnxruntime has no status for a failed allocation: it is a general failure with the name of C++'s exception as text.
     """
     short = max(needed, SPARE)
     free = smallest_limit()
-    if isinstance(error, MemoryError) or (type(error).__name__ in GENERAL and free is not None and free.left < short):
+    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and free is not None and free.left < short):
         limit = "" if free is None else f": {free.described}"
         return OutOfMemoryError(f"there is too little memory to {verb} `{path}`{limit}", hint=MEMORY_HINT)
     return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
-
-
-def state_of(path: Path) -> tuple[int, ...]:
-    """What is another for a file that was replaced or written over."""
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def load_onnxruntime() -> Any:
-    """Import onnxruntime on first use, so that what needs no session starts without it."""
-    try:
-        import onnxruntime  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingPartError(
-            "onnxruntime is not installed, and edgekit runs models with it",
-            hint="install one of the two, never both: `pip install 'edgekit[cpu]'` or `pip install 'edgekit[cuda]'`",
-        ) from error
-    # What the loader of libraries could not map, and what onnxruntime makes of C++'s own exception, are both this.
-    except ImportError as error:
-        free = smallest_limit()
-        if free is not None and free.left < SPARE:
-            raise OutOfMemoryError(
-                f"there is too little memory to load onnxruntime: {free.described}",
-                hint="free memory or raise the limit",
-            ) from error
-        raise MissingPartError(
-            f"onnxruntime cannot be loaded: {error}",
-            hint="install it again, in a version for this Python and this system: `pip install 'edgekit[cpu]'`",
-        ) from error
-    if release(onnxruntime.__version__) < release(OLDEST_ONNXRUNTIME):
-        raise MissingPartError(
-            f"onnxruntime {onnxruntime.__version__} is installed, and edgekit needs {OLDEST_ONNXRUNTIME} or newer",
-            hint=f"run `{INSTALL.format(OLDEST_ONNXRUNTIME)}`; versions before it crash or give wrong tokens",
-        )
-    return onnxruntime
-
-
-def check_requirements(bundle: Bundle) -> None:
-    """Raise BundleError for a bundle whose graph needs a newer onnxruntime than this one."""
-    needed, here = bundle.manifest.requires.get(ONNXRUNTIME), onnxruntime_version()
-    if needed is not None and release(here) < release(needed):
-        raise BundleError(
-            f"the bundle `{bundle.path}` needs onnxruntime {needed} or newer, and {here} is installed",
-            hint=f"run `{INSTALL.format(needed)}`",
-        )
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: (1, 30, 0) of `1.30.0rc1`; none of what is no version."""
-    return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version, maxsplit=1)[0])))
-
-
-def onnxruntime_version() -> str:
-    return str(load_onnxruntime().__version__)
-
-
-def available_providers() -> list[Provider]:
-    """What this onnxruntime was built for and edgekit knows; whether it opens is seen when a session is made."""
-    built = load_onnxruntime().get_available_providers()
-    return [provider for provider, name in ORT_NAMES.items() if name in built]
-
-
-def named(providers: Sequence[Provider]) -> str:
-    return ", ".join(f"`{provider.value}`" for provider in providers)

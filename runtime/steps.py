@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from time import perf_counter
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BundleError
-from runtime.forward import Forward
+from runtime.errors import BundleError, InputError
+from runtime.forward import ModelRunner
 from runtime.prompt_lookup import PromptLookup
 from runtime.sampler import Penalties, Sampler, Sampling, make_sampler
 
@@ -23,9 +24,9 @@ class FinishReason(StrEnum):
     STOP = "stop"
     """The model ended it, or a stop string did."""
     LENGTH = "length"
-    """It has as many tokens as were asked for, or as fit."""
+    """It has `max_tokens` tokens, or as many as fit."""
     CANCELLED = "cancelled"
-    """The caller did."""
+    """The caller cancelled it; OpenAI's API has no word for this."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Token counts of an answer, as in OpenAI's API."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """The end-of-sequence token, which has no text, included."""
+    cached_tokens: int
+    """Tokens of the prompt that were in the KV cache already; a part of `prompt_tokens`."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
 class Rates:
     """How fast an answer came, or has come so far."""
 
@@ -61,6 +77,11 @@ class Rates:
     """Until the first token was chosen."""
     new_seconds: float
     """From the first token to the last."""
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts."""
+        return Usage(self.prompt_tokens, self.new_tokens, self.reused_tokens)
 
     @property
     def prompt_per_second(self) -> float:
@@ -79,7 +100,7 @@ class Steps(Iterator[Step]):
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ModelRunner,
         prompt: list[int],
         *,
         max_tokens: int,
@@ -92,7 +113,7 @@ class Steps(Iterator[Step]):
     ) -> None:
         """Continue `prompt`, of which the cache of `forward` may hold a beginning already.
 
-        `sampler` chooses the tokens, by default one that does as `sampling` says.
+        `sampler` chooses the tokens, by default one that does as `sampling` says. It may change the logits it gets.
         At most `run_tokens` of it go through the graph in one run, which bounds the memory of what is computed.
         """
         vocabulary = forward.cache.facts.vocabulary
@@ -105,6 +126,7 @@ class Steps(Iterator[Step]):
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
         """The tokens of the answer so far, the one that ended it included."""
+        self.own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -202,7 +224,7 @@ class Steps(Iterator[Step]):
                 f"`{self.forward.session.path}` gave logits that are no numbers at token {len(self.ids)} of the answer",
                 hint="run `edgekit verify` on the bundle, and export it again if it fails",
             )
-        token = self.sampler(logits if self.penalties is None else self.penalties.apply(logits))
+        token = self.sample(logits if self.penalties is None else self.penalties.apply(logits))
         top = self.most_probable(logits, normalizer) if self.top else ()
         self.ids.append(token)
         if self.penalties is not None:
@@ -217,6 +239,18 @@ class Steps(Iterator[Step]):
         elif len(self.ids) == self.max_tokens:
             self.finish_reason = FinishReason.LENGTH
         return Step(token, float(logits[token]) - normalizer, top)
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The token that the sampler chooses; raises InputError for one of the caller's that returns no token id."""
+        if not self.own_sampler:
+            return self.sampler(logits)
+        chosen: object = self.sampler(logits.copy())
+        if not isinstance(chosen, SupportsIndex):
+            raise InputError(f"`sampler` must return the id of a token, not {type(chosen).__name__}")
+        token = chosen.__index__()
+        if not 0 <= token < len(logits):
+            raise InputError(f"`sampler` returned token {token}, and the vocabulary has {len(logits)} tokens")
+        return token
 
     def most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
         ids = np.argpartition(logits, -self.top)[-self.top :]

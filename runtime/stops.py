@@ -11,14 +11,8 @@ class StopStrings:
     """Lets text through up to the first stop string, and holds back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        """Raises InputError for one string instead of a list, and for a stop string that is empty."""
-        if isinstance(stops, str):
-            raise InputError(
-                "`stop` must be a list of strings", hint=f"for one, pass a list of one: `stop=[{stops!r}]`"
-            )
+        """Raises InputError for a stop string that is empty."""
         for index, stop in enumerate(stops):
-            if not isinstance(stop, str):
-                raise InputError(f"stop string {index} is no string but {type(stop).__name__}")
             if not stop:
                 raise InputError(
                     f"stop string {index} is empty, and every answer would end before it begins",

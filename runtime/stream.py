@@ -1,22 +1,24 @@
-"""An answer as text that comes piece by piece."""
+"""An answer as text: a stream of tokens, or all of it at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from runtime.detokenizer import Detokenizer
-from runtime.steps import FinishReason, Rates, Steps, TokenLogprob
+from runtime.steps import FinishReason, Rates, Steps, TokenLogprob, Usage
 from runtime.stops import StopStrings
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer."""
+    """A token of an answer, with the text that became certain with it."""
 
     id: int
     text: str
-    """The text that it made certain; empty within a character, and while a stop string may have begun."""
+    """The text that it completed; empty within a character, and while a stop string may have begun."""
     logprob: float
     """The logarithm of the probability that the model gave it, whatever penalties and temperature made of it."""
     top_logprobs: tuple[TokenLogprob, ...] = ()
@@ -29,23 +31,36 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer, as `generate` and `chat` return it."""
 
     text: str
-    tokens: tuple[Token, ...]
+    """Without the prompt, and without special tokens and stop strings."""
+    tokens: tuple[Token, ...] = field(repr=False)
+    """With log-probabilities; their texts joined are `text`."""
     finish_reason: FinishReason
-    rates: Rates
+    """`stop`, `length` or, where it was cancelled, `cancelled`."""
+    rates: Rates = field(repr=False)
+    """How fast it came."""
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts: `prompt_tokens`, `completion_tokens` and `cached_tokens`."""
+        return self.rates.usage
 
 
 class Stream(Iterator[Token]):
-    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread."""
+    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread.
+
+    `text` is at any moment what the tokens so far have as their `text`. As a context manager, a stream ends with its
+    block.
+    """
 
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.steps = steps
-        self.detokenizer = detokenizer
-        self.stops = stops
-        self.pieces: list[str] = []
-        self.stopped_by_string = False
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._pieces: list[str] = []
+        self._stopped_by_string = False
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None while it has not."""
 
@@ -54,16 +69,15 @@ class Stream(Iterator[Token]):
             raise StopIteration
         step = next(self.steps, None)
         if step is None:
+            # Cancelled: text that was held back for a stop string goes with the token that would have completed it.
             self.finish_reason = self.steps.finish_reason
-            # What was held back will not become a stop string any more.
-            self.pieces.append(self.stops.end())
             raise StopIteration
-        text, self.stopped_by_string = self.stops.push(self.detokenizer.push(step.id))
-        if not self.stopped_by_string and self.steps.finish_reason is not None:
-            rest, self.stopped_by_string = self.stops.push(self.detokenizer.end())
-            text += rest if self.stopped_by_string else rest + self.stops.end()
-        self.finish_reason = FinishReason.STOP if self.stopped_by_string else self.steps.finish_reason
-        self.pieces.append(text)
+        text, self._stopped_by_string = self._stops.push(self._detokenizer.push(step.id))
+        if not self._stopped_by_string and self.steps.finish_reason is not None:
+            rest, self._stopped_by_string = self._stops.push(self._detokenizer.end())
+            text += rest if self._stopped_by_string else rest + self._stops.end()
+        self.finish_reason = FinishReason.STOP if self._stopped_by_string else self.steps.finish_reason
+        self._pieces.append(text)
         return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
 
     def cancel(self) -> None:
@@ -76,10 +90,27 @@ class Stream(Iterator[Token]):
         for _ in self:
             pass
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
+        return f"<Stream of {len(self._pieces)} tokens, {state}>"
+
     @property
     def text(self) -> str:
         """The text of the answer so far."""
-        return "".join(self.pieces)
+        return "".join(self._pieces)
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts so far."""
+        return self.rates.usage
 
     @property
     def rates(self) -> Rates:
@@ -87,6 +118,6 @@ class Stream(Iterator[Token]):
         return self.steps.rates
 
     def answer(self) -> Answer:
-        """All tokens that are still to come, as a whole answer."""
+        """Compute the tokens that are still to come, and return them with the whole text."""
         tokens = tuple(self)
         return Answer(self.text, tokens, self.finish_reason or FinishReason.CANCELLED, self.rates)

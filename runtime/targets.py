@@ -1,4 +1,4 @@
-"""Paths: files to be written, known before anything is computed for them, and names as libraries need them."""
+"""Output files: check the path first, write atomically, and lock what is being written."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from runtime.errors import OutputError
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """The file that a path names, behind its symlinks, so that what replaces it does not replace a link.
+    """Resolve an output path's symbolic links, so that replacing the file does not replace a link.
 
-    A device or a pipe stays as it is named. Raises OutputError for an empty name, a folder, and a place where no file
-    can be.
+    A device or a pipe stays as it is named. Raises OutputError for an empty name, a folder, and where no file can be
+    created.
     """
     if not os.fspath(path):
         raise OutputError("the name of the file to write is empty", hint="name a file")
@@ -40,20 +40,20 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 
 
 def regular_target_of(path: str | os.PathLike[str], *, hint: str | None = None) -> Path:
-    """The same, for what can only be a file; raises OutputError for a device or a pipe too."""
+    """As `target_of`; raises OutputError for a device or a pipe too."""
     target = target_of(path)
     if is_special(target):
-        raise OutputError(f"`{path}` cannot be written: it is no regular file", hint=hint)
+        raise OutputError(f"`{path}` cannot be written: it is not a regular file", hint=hint)
     return target
 
 
 def is_special(target: Path) -> bool:
-    """Whether something is there that is written to, not replaced: a device or a pipe."""
+    """Whether the target is a device or a pipe, which is written to and not replaced."""
     return target.exists() and not target.is_file()
 
 
 def mode_of(path: Path) -> int | None:
-    """Type and permissions of what is there, None where nothing is."""
+    """File type and permissions; None where there is no file."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
@@ -62,9 +62,9 @@ def mode_of(path: Path) -> int | None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file beside the target that takes its place when the block is done, and is gone when it raises.
+    """Open a file beside the target that replaces it at the end of the block, and is removed where the block raises.
 
-    What a process that was killed left of another try is removed. Raises OSError.
+    Partial files of killed processes are removed. Raises OSError.
     """
     remove_abandoned(target)
     partial, file = new_partial(target)
@@ -79,38 +79,49 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def new_partial(target: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside a target, locked as long as it is open, by which others see that it is in use."""
+    """Create a file beside a target, locked while it is open so that other processes see that it is in use."""
     while True:
         partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
-        # Some file systems know no locks; there, nothing is ever removed.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Before it was locked, someone may have taken it for abandoned.
+        # On a file system without locks, nothing is ever removed.
+        try_lock(file)
+        # Before it was locked, another process may have removed it as abandoned.
         if partial.exists():
             return partial, file
         file.close()
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove the files beside a target that no process holds any more; their numbers may be those of others by now."""
+    """Remove the partial files beside a target that no process has locked; their PIDs may be reused by now."""
     known = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.partial")
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         if known.fullmatch(path.name) is None:
             continue
-        # One that is a link, is in use or belongs to someone else stays.
+        # One that is a link, in use or another user's stays.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor):
                     path.unlink()
             finally:
                 os.close(descriptor)
 
 
+def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
+    """Lock a file or folder until it is closed (flock(2)); False where another process has the lock, unless `wait`.
+
+    False too on a file system without locks. The lock is on what is being written itself, so that a killed process
+    leaves no lock file.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 class NameInBytes:
-    """A path that gives its bytes, for libraries that would write its characters in UTF-8 whatever the locale has."""
+    """A path as bytes, for libraries that encode strings in UTF-8 whatever the locale's encoding is."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,12 +131,12 @@ class NameInBytes:
 
 
 def native(path: Path) -> str | NameInBytes:
-    """A path for onnxruntime, which takes a string for UTF-8; names on a disk may be any bytes (PEP 383)."""
+    """A path for onnxruntime, which encodes strings in UTF-8; file names may be any bytes (PEP 383)."""
     return str(path) if is_utf8(path) else NameInBytes(path)
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether the bytes of a path are those of its characters in UTF-8."""
+    """Whether a path's bytes are UTF-8."""
     try:
         return os.fsencode(path) == str(path).encode("utf-8")
     except UnicodeEncodeError:

@@ -172,10 +172,15 @@ NO_TOKENS_HINT = (
 """The publishers' libraries give no result either: sentence-transformers and transformers raise IndexError."""
 
 
+def stack_ids(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Stack the token ids of texts of one length: (batch, tokens)."""
+    return rows[0][np.newaxis] if len(rows) == 1 else np.stack(rows)
+
+
 def checked_text(text: object, name: str) -> str:
     """The same text; raises InputError, with what it is called, for what is no string or not valid Unicode."""
     if not isinstance(text, str):
-        raise InputError(f"{name} is no string but {type(text).__name__}")
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
     # The usual text is ASCII, and asking for that costs nothing.
     if not text.isascii():
         try:

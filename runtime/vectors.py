@@ -52,14 +52,19 @@ def stored_width(dimension: int, vector_type: VectorType) -> int:
     return (dimension + 7) // 8 if vector_type in PACKED else dimension
 
 
-def convert(
-    vectors: NDArray[np.float32], vector_type: VectorType, *, ranges: NDArray[np.float32] | None = None
+def quantize_embeddings(
+    vectors: NDArray[np.float32], dtype: VectorType | str, *, ranges: NDArray[np.float32] | None = None
 ) -> NDArray[Any]:
-    """Store float32 (texts, dimension) as `vector_type`: (texts, dimension), or (texts, dimension / 8) for bits.
+    """Quantize float32 embeddings (texts, dimension): of the same shape, or (texts, dimension / 8) for packed bits.
 
     int8 needs `ranges`, float32 (2, dimension): the lowest and the highest value of each component become -128 and 127.
-    The definitions are those of sentence-transformers' `quantize_embeddings` (5.7).
+    The definitions are those of sentence-transformers' `quantize_embeddings` (5.7). Raises InputError for an unknown
+    type and for ranges that cannot be used.
+
+        >>> quantize_embeddings(np.array([[0.6, -0.8, 0.1, 0.2]], np.float32), "ubinary")
+        array([[176]], dtype=uint8)
     """
+    vector_type = choice(VectorType, dtype, "dtype")
     if vector_type is VectorType.FLOAT32:
         return vectors
     if vector_type is VectorType.FLOAT16:
@@ -75,10 +80,15 @@ def convert(
     return bits if vector_type is VectorType.UBINARY else np.asarray((bits ^ np.uint8(128)).view(np.int8))
 
 
-def ranges_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def embedding_ranges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The lowest and the highest value of each component in sample vectors (texts, dimension): float32 (2, dimension).
 
-    A few hundred typical vectors are enough; what lies outside later is stored as the end of the range.
+    These are the `ranges` of int8 embeddings. A few hundred typical vectors are enough; later values outside are
+    clipped. Raises InputError where there are no vectors.
+
+        >>> embedding_ranges(np.array([[0.6, -0.8], [0.8, 0.6]], np.float32))
+        array([[ 0.6, -0.8],
+               [ 0.8,  0.6]], dtype=float32)
     """
     if vectors.ndim != 2 or len(vectors) == 0:
         raise InputError(f"ranges need sample vectors of shape (texts, dimension), not {vectors.shape}")
@@ -95,7 +105,8 @@ def checked_ranges(ranges: NDArray[np.float32] | None, dimension: int) -> NDArra
     """Raises InputError for what is not float32 (2, dimension) with finite numbers, the lower ones first."""
     if ranges is None:
         raise InputError(
-            "int8 needs the ranges of the components", hint="compute them from sample vectors with `ranges_of(vectors)`"
+            "int8 needs the ranges of the components",
+            hint="compute them from sample vectors with `embedding_ranges(vectors)`",
         )
     ranges = np.asarray(ranges, np.float32)
     if ranges.shape != (2, dimension):
@@ -111,7 +122,10 @@ def similarity(
     """How similar each of `these` (n, width) is to each of `those` (m, width): float32 (n, m).
 
     One vector (width,) counts as n = 1. Cosine and dot product are sentence-transformers' `cos_sim` and `dot_score`, of
-    floats or int8; Hamming is for packed bits.
+    floats or int8; Hamming is for packed bits. Raises InputError for widths that differ and for an unknown metric.
+
+        >>> similarity(np.array([1.0, 0.0]), np.array([[0.0, 2.0], [3.0, 0.0]]))
+        array([[0., 1.]], dtype=float32)
     """
     metric = choice(Metric, metric, "metric")
     first, second = np.atleast_2d(these), np.atleast_2d(those)

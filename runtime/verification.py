@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -138,10 +139,7 @@ def child() -> None:
 
 def limit_memory(size: int) -> None:
     """Have allocations of more than so many bytes fail, where the system can."""
-    # Windows has no such module.
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # noqa: PLC0415
-
+    with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = size if most == resource.RLIM_INFINITY else min(size, most)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from runtime import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
 from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from runtime.bundle_writer import BundleWriter
-from runtime.forward import input_names, output_names
+from runtime.graph_io import decoder_inputs, decoder_outputs
 from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. Größe, naïve, 東京, 🙂. " * 3
@@ -185,8 +185,8 @@ class TinyDecoder:
         graph = helper.make_graph(
             nodes,
             "tiny",
-            values(input_names(LAYERS)),
-            values(output_names(LAYERS)),
+            values(decoder_inputs(LAYERS)),
+            values(decoder_outputs(LAYERS)),
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
         )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
@@ -232,7 +232,7 @@ def write_decoder(
             precision=Precision.FP32,
             provider=Provider.CPU,
             architecture="llama",
-            inputs=input_names(LAYERS),
+            inputs=decoder_inputs(LAYERS),
             source=Source("folder", "tiny", "tiny", None, None, None, None, {}),
             files={},
             tokenizer=TokenizerFacts(CONTEXT, lower_case=False, special_tokens={}),

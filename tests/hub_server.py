@@ -45,7 +45,7 @@ class Repo:
     files: dict[str, File]
     gated: str | bool = False
     private: bool = False
-    licence: str | None = "apache-2.0"
+    license: str | None = "apache-2.0"
     commit: str = "c" * 40
     granted: set[str] = field(default_factory=set)
     """Users who may read it although it is gated or private."""
@@ -222,7 +222,7 @@ def answer_api(hub: LocalHub, request: BaseHTTPRequestHandler, path: str, user: 
             "gated": repo.gated,
             "tags": [],
             "siblings": siblings,
-            "cardData": {"license": repo.licence} if repo.licence else {},
+            "cardData": {"license": repo.license} if repo.license else {},
         }
         | repo.lies,
     )

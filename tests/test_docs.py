@@ -14,6 +14,7 @@ import pytest
 
 from runtime import Bundle, Embedder
 from tests.commands import Finished
+from tests.decoders import write_decoder
 from tests.hub_server import LocalHub
 from tests.hub_users import ADA, BOB, EVE, REVOKED, SMALL_FILES, HubUser
 
@@ -89,6 +90,20 @@ def test_a_passage_with_line_separators_is_one(tiny_bundle: Bundle, tmp_path: Pa
     shown = run_example("search.py", tiny_bundle.path, collection, "water")
 
     assert sorted(re.findall(r"-?\d\.\d{3}  (\w+): ", shown)) == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    "snippet", re.findall(r"```python\n(.*?)```", (DOCS / "generate.md").read_text("utf-8"), re.DOTALL)
+)
+def test_the_snippets_on_generating_run(
+    snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_decoder(tmp_path / "bundles" / "SmolLM2-135M-Instruct-int4")
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(snippet, "docs/generate.md", "exec"), {})
+
+    assert len(capsys.readouterr().out) > 60, "an answer of the small decoder, which never ends one itself"
 
 
 def read(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Any number of texts to a file: in bounded memory, past lines that hold no text, continued after a kill."""
+"""`edgekit embed --output`: embed a file of any size in bounded memory, skip invalid records, resume."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from runtime.bundle import MANIFEST, sha256_of
 from runtime.bundle_writer import flush
 from runtime.errors import EdgekitError, InputError, TextError
-from toolkit.job import Job, chunks_of
-from toolkit.notes import Notes
+from toolkit.job import EmbedRun, chunks_of
 from toolkit.progress import Progress, fresh_line
-from toolkit.resumable import Done, Files, HashedSource, done_before, locked, open_own, record
+from toolkit.resumable import HashedSource, OutputFiles, ResumeState, done_before, locked, open_own, record
 from toolkit.texts import Reading, RecordReader, TextRecord
+from toolkit.warnings_report import TextWarnings
 from toolkit.writers import Record, output_errors, write_ranges, writer_for
 
 if TYPE_CHECKING:
@@ -30,28 +29,27 @@ if TYPE_CHECKING:
 
 
 def embed_to_file(
-    job: Job, stream: BinaryIO, *, reading: Reading, target: Path, restart: bool, progress: Progress
-) -> Done:
-    """Embed the texts of a stream into a file, which appears when all is done; returns how it went.
+    job: EmbedRun, stream: BinaryIO, *, reading: Reading, target: Path, restart: bool, progress: Progress
+) -> ResumeState:
+    """Embed the texts of a stream into a file, atomically.
 
-    What was done before of a regular file is not done again, unless `restart`. `progress` is told what is done. Raises
-    OutputError when another process writes the same output, InputError when it was begun with something else.
+    For a regular file, an interrupted run resumes unless `restart`. Raises OutputError if another process writes the
+    same output, InputError if the unfinished output has another bundle, input or options.
     """
     options = job.options
-    # No text at all: a prompt, a type or ranges that cannot be used end it before a file is touched.
+    # Embed no texts: raises for an invalid prompt, type or ranges before a file is touched.
     nothing = job.embed([])
-    files = Files(target)
+    files = OutputFiles(target)
     input_size = regular_size(stream)
-    bundle = sha256_of(job.embedder.bundle.path / MANIFEST)
     source = HashedSource(stream)
-    done = begun = Done(bundle=bundle, options=options, input_size=input_size or 0)
+    done = begun = ResumeState(bundle=job.embedder.bundle.digest, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
             done = done_before(files, begun, source=source)
         if done is begun:
             files.state.unlink(missing_ok=True)
         else:
-            click.echo(f"{fresh_line()}note: {done.rows} records were done before, and it goes on after them", err=True)
+            click.echo(f"{fresh_line()}note: resuming after {done.rows} completed records", err=True)
             progress.advance(done.read, 0)
         try:
             with opened_at(files.failed_partial, done.failed_size) as failures:
@@ -87,26 +85,28 @@ def embed_to_file(
                 files.discard()
             else:
                 command = "the same command without `--restart`" if restart else "the same command"
-                click.echo(f"{fresh_line()}note: {done.rows} records are done; {command} goes on after them", err=True)
+                click.echo(
+                    f"{fresh_line()}note: {done.rows} records are complete; {command} resumes after them", err=True
+                )
             raise
         put_in_place(files, done, ranges=nothing.ranges)
     return done
 
 
-def report(job: Job, done: Done, *, target: Path) -> None:
-    """Tell what is to tell about the texts; raises EdgekitError when some records failed."""
+def report(job: EmbedRun, done: ResumeState, *, target: Path) -> None:
+    """Print the warnings; raises EdgekitError when some records failed."""
     done.notes.print(done.rows, job.embedder.max_length)
     if done.failed:
         raise EdgekitError(
-            f"{done.failed} of {done.rows} records failed and have no vector",
-            hint=f"`{Files(target).failed}` says why, a line for each",
+            f"{done.failed} of {done.rows} records failed and have no embedding",
+            hint=f"`{OutputFiles(target).failed}` has the reason for each",
         )
 
 
 def embed_chunk(
-    job: Job, chunk: Sequence[Record], *, notes: Notes, progress: Callable[[int], None]
-) -> tuple[NDArray[Any], dict[int, InputError], Notes]:
-    """A row for each record, those that failed by their place, and the notes with what is to tell of the others."""
+    job: EmbedRun, chunk: Sequence[Record], *, notes: TextWarnings, progress: Callable[[int], None]
+) -> tuple[NDArray[Any], dict[int, InputError], TextWarnings]:
+    """Embed a chunk: a row for each record, the errors of failed ones by index, and the warnings so far."""
     import numpy as np
 
     failed = {index: found.error for index, found in enumerate(chunk) if not isinstance(found, TextRecord)}
@@ -122,9 +122,9 @@ def embed_chunk(
 
 
 def embed_usable(
-    job: Job, texts: dict[int, TextRecord], failed: dict[int, InputError], progress: Callable[[int], None]
+    job: EmbedRun, texts: dict[int, TextRecord], failed: dict[int, InputError], progress: Callable[[int], None]
 ) -> Embeddings:
-    """Embed what can be; the others go from `texts` to `failed`, all that have the same fault at once."""
+    """Embed the valid texts; move the others from `texts` to `failed`, all with the same error at once."""
     try:
         return job.embed([found.text for found in texts.values()], progress=progress)
     except TextError as error:
@@ -136,13 +136,13 @@ def embed_usable(
 
 
 def failure(found: Record, error: InputError) -> bytes:
-    """A line of the list of failed records."""
+    """A line of FILE.failed.jsonl."""
     noun, number = found.where.split(" ")
     return json.dumps({noun: int(number), "error": error.message}, ensure_ascii=False).encode() + b"\n"
 
 
 def opened_at(path: Path, size: int) -> BinaryIO:
-    """A file to be written on after its first `size` bytes, the rest of it cut off."""
+    """Open a file to append after its first `size` bytes; the rest is cut off."""
     if size == 0:
         path.unlink(missing_ok=True)
     file = os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
@@ -152,7 +152,7 @@ def opened_at(path: Path, size: int) -> BinaryIO:
 
 
 def regular_size(stream: BinaryIO) -> int | None:
-    """The size of a regular file; None for what cannot be read again, such as a pipe."""
+    """The size of a regular file; None for a pipe, which cannot be read again."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, AttributeError):
@@ -160,12 +160,12 @@ def regular_size(stream: BinaryIO) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def put_in_place(files: Files, done: Done, *, ranges: NDArray[np.float32] | None) -> None:
-    """Make the hidden files the output and the list of failures, and forget that there was something to continue."""
+def put_in_place(files: OutputFiles, done: ResumeState, *, ranges: NDArray[np.float32] | None) -> None:
+    """Rename the hidden files to the output and the list of failures, and delete the state."""
     if done.failed:
         files.failed_partial.replace(files.failed)
     else:
-        # What an earlier run left is not about this output.
+        # One of an earlier run is not about this output.
         files.failed.unlink(missing_ok=True)
     if ranges is not None:
         write_ranges(files.ranges, ranges)

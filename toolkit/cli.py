@@ -15,14 +15,15 @@ from pathlib import Path
 
 import click
 
-from runtime.errors import EdgekitError
+from runtime.errors import EdgekitError, WrongKindError
 from runtime.version import __version__
 from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from toolkit.help import GroupedCommands
 from toolkit.interrupts import raised_again
 from toolkit.leaving import INTERRUPTED, leave_at_interrupt
 from toolkit.masking import without_tokens
-from toolkit.notes import tell_error
 from toolkit.progress import OwnLines, fresh_line
+from toolkit.warnings_report import print_error
 
 ESCAPED = "edgekit.escaped"
 """The name of how to write what an encoding has not."""
@@ -33,8 +34,8 @@ RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
 """Commands that need the libraries that run a model."""
 
 
-class Commands(click.Group):
-    """A group whose reader may leave early, as with `| head -1`."""
+class Commands(GroupedCommands):
+    """The commands; checks that the libraries load before they end the process, and ends quietly at a closed pipe."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -62,21 +63,18 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgekit")
 def cli() -> None:
-    """Take language models from the Hugging Face Hub to machines that have no network."""
+    """Export Hugging Face embedding models, rerankers and small LLMs to quantized ONNX bundles, and run them offline.
+
+    BUNDLE is a folder, or the name of one in `bundles/` (or in the folder that EDGEKIT_BUNDLES names).
+
+    `edgekit COMMAND --help` shows the options of a command, and examples.
+    """
 
 
-cli.add_command(catalog.models)
-cli.add_command(hub.login)
-cli.add_command(hub.whoami)
-cli.add_command(hub.logout)
-cli.add_command(hub.access)
-cli.add_command(export.export)
-cli.add_command(bundles.inspect)
-cli.add_command(bundles.verify)
-cli.add_command(embed.embed)
-cli.add_command(rerank.rerank)
-cli.add_command(generate.generate)
-cli.add_command(chat.chat)
+cli.add_under("Hugging Face Hub", catalog.models, hub.login, hub.whoami, hub.logout, hub.access)
+cli.add_under("Export (connected machine)", export.export)
+cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
+cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
 
 
 def main() -> None:
@@ -173,6 +171,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         # In place of what the terminal shows of Ctrl-C.
         click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
+    except WrongKindError as error:
+        return report(error.message, f"use `{error.command}`", error.exit_code)
     except EdgekitError as error:
         return report(error.message, error.hint, error.exit_code)
     except MemoryError:
@@ -193,5 +193,5 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
 
 
 def report(message: str, hint: str | None, exit_code: int) -> int:
-    tell_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
+    print_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

@@ -174,7 +174,7 @@ def as_typed(text: str) -> str:
 
 def decoded(raw: bytes, number: int) -> str:
     if b"\0" in raw:
-        raise InputError(f"line {number} holds a NUL byte, so this is no text", hint="give texts in UTF-8, one a line")
+        raise InputError(f"line {number} holds a NUL byte, so this is not text", hint="give texts in UTF-8, one a line")
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -539,7 +539,7 @@ def parse_value(line: str, where: str) -> Any:
     try:
         value = json.loads(line, **hooks(faults))
     except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
+        raise InputError(f"{where} is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"{where} is JSON that is nested too deep") from error
     if faults:

@@ -1,4 +1,4 @@
-"""What a run of `edgekit embed` does to its texts, whether they come through a pipe or fill a file."""
+"""The options of an `edgekit embed` run, chunks of records, and range files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 FIRST_CHUNK = 8
 CHUNK_SECONDS = 1.0
 GROWTH = 4.0
-"""How many times as many records the next chunk may have."""
+"""Largest growth of the chunk size from one chunk to the next."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What decides the content of an output, beside the bundle and the texts."""
+class EmbedOptions:
+    """Options that determine the output, with the bundle and the texts; a resumed run must have the same."""
 
     output_format: OutputFormat
     input_format: InputFormat
@@ -40,11 +40,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
-    """An embedder and how it is used."""
+class EmbedRun:
+    """An embedder with the options of a run."""
 
     embedder: Embedder
-    options: Options
+    options: EmbedOptions
     ranges: NDArray[np.float32] | None
 
     def embed(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Embeddings:
@@ -60,21 +60,21 @@ class Job:
         )
 
     def placed(self, error: TextError, where: str) -> InputError:
-        """The error for a text that stood there in the input."""
+        """The error for the text at this place of the input."""
         if isinstance(error, TextTooLongError):
             return self.too_long(where)
         return InputError(f"{where} {error.fault}", hint=error.hint)
 
     def too_long(self, where: str) -> TextTooLongError:
-        """The error for a text that stood there in the input."""
+        """The error for the text at this place of the input."""
         return TextTooLongError(
-            f"{where} is longer than the {self.embedder.max_length} tokens that the model reads",
-            hint="split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks",
+            f"{where} is longer than the model's limit of {self.embedder.max_length} tokens",
+            hint="split it, or use `--long truncate`, or `--long mean` to average the embeddings of its chunks",
         )
 
 
 class Sized(Protocol):
-    """What a chunk is made of."""
+    """A record with its size in the input."""
 
     @property
     def size(self) -> int: ...
@@ -84,10 +84,10 @@ SomeRecord = TypeVar("SomeRecord", bound=Sized)
 
 
 def chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
-    """Records that are embedded together: few at first, then as many as take about a second, up to 1,024.
+    """Yield chunks of records to embed together: 8 at first, then as many as take about a second, up to 1,024.
 
-    So what is done is seen and kept soon, however slow the model is; more at once are faster, since batches hold texts
-    of one length. When `records` raises, what it gave before comes first, and then the error.
+    Small chunks show and save progress early, large ones are faster, since a batch holds texts of equal length. When
+    `records` raises, the records before are yielded first.
     """
     from runtime.encoder import CHUNK, CHUNK_CHARACTERS
 
@@ -114,7 +114,7 @@ def chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
 
 
 def read_ranges(path: Path) -> NDArray[np.float32]:
-    """The ranges of int8 from an npy file; the embedder checks whether they fit."""
+    """Read the ranges of int8 from an npy file; the embedder checks their shape."""
     import numpy as np
 
     try:
@@ -124,8 +124,8 @@ def read_ranges(path: Path) -> NDArray[np.float32]:
         raise NotFoundError(f"there is no file `{path}`") from error
     except ValueError as error:
         raise InputError(
-            f"`{path}` is no npy file", hint="`--ranges` takes the file that a run with `--dtype int8` left"
+            f"`{path}` is not an npy file", hint="`--ranges` takes the .ranges.npy file of a run with `--dtype int8`"
         ) from error
     if not np.issubdtype(ranges.dtype, np.number):
-        raise InputError(f"`{path}` holds no numbers but {ranges.dtype}")
+        raise InputError(f"`{path}` must hold numbers, not {ranges.dtype}")
     return np.asarray(ranges, np.float32)

@@ -1,28 +1,22 @@
-"""Options that more than one command has."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from runtime.errors import InputError
+from toolkit.answer_options import META_KEY
 from toolkit.inputs import InputFormat, as_typed
 
-if TYPE_CHECKING:
-    from runtime.sampler import Sampling
-
 Function = TypeVar("Function", bound=Callable[..., Any])
-KEPT = "edgekit.answer_options"
-"""Where a command's context keeps the values of answer_options until AnswerOptions takes them."""
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """A text as it was typed: in UTF-8, whatever the locale takes its bytes for."""
+    """A text argument, decoded as UTF-8 whatever the locale says."""
 
     name = "text"
 
@@ -30,8 +24,8 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
         return as_typed(value)
 
 
-def only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """The value of an option that may be given once; raises InputError for a second one, which would be dropped."""
+def _only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of an option that takes one value; raises InputError if it is repeated, since click would drop one."""
     if len(values) < 2:
         return values[0] if values else None
     name = parameter.opts[0]
@@ -40,34 +34,37 @@ def only_one(_context: click.Context, parameter: click.Parameter, values: tuple[
         hint = f"run it once for each, or give one pipe: `awk 1 {' '.join(map(shlex.quote, values))} | edgekit ...`"
     else:
         hint = f"give `{name}` once"
-    raise InputError(f"`{name}` was given {len(values)} times, and takes one value: {shown}", hint=hint)
+    raise InputError(f"`{name}` takes one value, not {len(values)}: {shown}", hint=hint)
 
 
 def once(name: str, *names: str, **settings: Any) -> Callable[[Function], Function]:
-    """An option that takes one value, and says so where it is given several."""
-    return click.option(name, *names, multiple=True, callback=only_one, **settings)
+    """An option that takes one value, and is refused when repeated."""
+    return click.option(name, *names, multiple=True, callback=_only_one, **settings)
 
 
 token_host_option = click.option(
     "--token-host",
     metavar="HOST",
     envvar="EDGEKIT_TOKEN_HOST",
-    help="Send the token to this host too, when HF_ENDPOINT names it.  [env: EDGEKIT_TOKEN_HOST]",
+    help="Also send the token to HOST, when HF_ENDPOINT names it.  [env: EDGEKIT_TOKEN_HOST]",
 )
-system_option = once("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
+system_option = once("--system", type=Text(), metavar="TEXT", help="System message of the conversation.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Cores for each token.  [default: all usable ones]"
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads of the model.  [default: one per usable CPU core]",
 )
 context_option = click.option(
-    "--context", type=int, metavar="N", help="Tokens of prompt and answer together.  [default: as the model has]"
+    "--context", type=int, metavar="N", help="Limit of prompt and answer together, in tokens.  [default: the model's]"
 )
 rates_option = click.option(
-    "--rates", is_flag=True, help="Tell on stderr how fast it was, which a terminal is told in any case."
+    "--rates", is_flag=True, help="Print token counts and speed to stderr (always printed on a terminal)."
 )
 
 
 def input_format_option(help_text: str) -> Callable[[Function], Function]:
-    """How an input holds texts, recognized where it is not said."""
+    """`--input-format`, detected by default."""
     return click.option(
         "--input-format",
         type=click.Choice([choice.value for choice in InputFormat]),
@@ -77,77 +74,64 @@ def input_format_option(help_text: str) -> Callable[[Function], Function]:
     )
 
 
+SAMPLING_OPTIONS = (
+    "--temperature --top-k --top-p --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed"
+)
+LENGTH_OPTIONS = "--max-tokens --stop --context"
+PERFORMANCE_OPTIONS = "--threads --lookup --rates"
+"""The sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",
     type=Text(),
     metavar="NAME",
-    help="The field or column that holds the text, in JSON and CSV.  [default: text]",
+    help="JSON field or CSV column that holds the text.  [default: text]",
 )
-literal_option = click.option(
-    "--literal", is_flag=True, help="An argument is a text, even where it is the name of a file."
-)
+literal_option = click.option("--literal", is_flag=True, help="Take arguments as texts even if they are file names.")
 
 
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How a decoder answers; None where the command line does not say."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    lookup: bool = True
-
-    @classmethod
-    def given(cls) -> AnswerOptions:
-        """What was given to the command that runs, which has `answer_options`."""
-        return cls(**click.get_current_context().meta[KEPT])
-
-    def sampling(self, stated: Sampling) -> Sampling:
-        """What the publisher states, but for what was given; raises InputError for a value that cannot be used."""
-        names = {field.name for field in dataclasses.fields(stated)}
-        given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        return dataclasses.replace(stated, **given)
+def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    context.meta.setdefault(META_KEY, {})[parameter.name] = value
 
 
-def keep(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    context.meta.setdefault(KEPT, {})[parameter.name] = value
-
-
-def answer_option(name: str, **settings: Any) -> Callable[[Function], Function]:
-    return click.option(name, expose_value=False, callback=keep, **settings)
+def _answer_option(name: str, **settings: Any) -> Callable[[Function], Function]:
+    return click.option(name, expose_value=False, callback=_store, **settings)
 
 
 def answer_options(command: Function) -> Function:
-    """Give a command the options of which AnswerOptions are made."""
+    """Add the options of AnswerOptions to a command."""
     options = [
-        answer_option(
+        _answer_option(
             "--max-tokens",
             type=click.IntRange(min=1),
             metavar="N",
-            help="End an answer after so many tokens.  [default: as many as fit]",
+            help="Maximum tokens of an answer.  [default: as many as fit]",
         ),
-        answer_option("--temperature", type=float, metavar="T", help="0 always takes the most probable token."),
-        answer_option("--top-k", type=int, metavar="N", help="Choose among the N most probable tokens; 0 for all."),
-        answer_option("--top-p", type=float, metavar="P", help="Choose among those that together reach P."),
-        answer_option("--min-p", type=float, metavar="P", help="Choose among those P times as probable as the best."),
-        answer_option("--repetition-penalty", type=float, metavar="X", help="Above 1, what was said is less probable."),
-        answer_option("--presence-penalty", type=float, metavar="X", help="Taken from what the answer has already."),
-        answer_option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has it."),
-        answer_option("--seed", type=int, metavar="N", help="The same seed gives the same text on the same machine."),
-        answer_option(
-            "--stop", multiple=True, type=Text(), metavar="TEXT", help="End an answer before TEXT; may be repeated."
+        _answer_option(
+            "--temperature", type=float, metavar="T", help="0 is greedy decoding; higher values are more random."
         ),
-        answer_option(
+        _answer_option("--top-k", type=int, metavar="N", help="Sample from the N most probable tokens; 0 for all."),
+        _answer_option(
+            "--top-p", type=float, metavar="P", help="Sample from the smallest set with total probability P."
+        ),
+        _answer_option("--min-p", type=float, metavar="P", help="Drop tokens below P times the top probability."),
+        _answer_option(
+            "--repetition-penalty",
+            type=float,
+            metavar="X",
+            help="Above 1, tokens of prompt and answer become less probable.",
+        ),
+        _answer_option(
+            "--presence-penalty", type=float, metavar="X", help="Subtracted from the logits of tokens in the answer."
+        ),
+        _answer_option(
+            "--frequency-penalty", type=float, metavar="X", help="The same, times their count in the answer."
+        ),
+        _answer_option("--seed", type=int, metavar="N", help="Same seed, same text on the same machine."),
+        _answer_option("--stop", multiple=True, type=Text(), metavar="TEXT", help="Stop before TEXT; may be repeated."),
+        _answer_option(
             "--lookup/--no-lookup",
             default=True,
-            help="Draft tokens from the text so far where that pays: faster where answers quote.  [default: --lookup]",
+            help="Prompt lookup (n-gram speculation): faster where answers quote.  [default: --lookup]",
         ),
     ]
     for option in reversed(options):

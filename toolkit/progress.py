@@ -1,7 +1,7 @@
-"""What a person sees while something runs: on stderr, and bars only on a terminal.
+"""Progress on stderr: stages, downloads, bars; bars only on a terminal.
 
-A line of progress begins with CLEAR, which empties the line that it replaces, and has no end. All that is no progress
-begins on a line of its own: `OwnLines` sees to it, whoever writes.
+A progress line begins with CLEAR, which erases the line before, and has no line break. `OwnLines` begins anything else
+on a line of its own, whoever writes it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import click
 from toolkit.terminal import escaped
 
 CLEAR = "\r\x1b[K"
-"""Back to the start of a terminal's line, and the line emptied."""
+"""Moves to the start of the line and erases it."""
 AT_ONCE = 0.02
-"""Seconds in which no weight is done anew."""
+"""Tensors that take less (seconds) were resumed, not computed; they do not count for the rate."""
 WIDTH = 20
 """Characters of a bar."""
 HEARTBEAT = 1.0
-"""Seconds after which a stage that tells nothing shows that it still runs."""
+"""Seconds without news after which a stage shows its elapsed time."""
 REDRAW = 0.1
-"""Seconds between two lines that show a count."""
+"""Seconds between two updates of a line."""
 
 
 class OwnLines(io.TextIOWrapper):
-    """Stderr on a terminal, which ends a line of progress before anything else is written, an error or a warning."""
+    """Stderr on a terminal; ends a progress line before anything else, such as a warning, is written."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
@@ -45,28 +45,26 @@ class OwnLines(io.TextIOWrapper):
             if self.unfinished and text and not text.startswith(("\r", "\n")):
                 super().write("\n")
             if text:
-                self.unfinished = text.startswith(CLEAR) and not text.endswith("\n")
+                self.unfinished = text.startswith(CLEAR) and text != CLEAR and not text.endswith("\n")
             return super().write(text)
 
 
 def show(line: str) -> None:
-    """Show a line of progress in place of the one before."""
+    """Show a progress line in place of the one before."""
     click.echo(f"{CLEAR}{line}", err=True, nl=False)
 
 
 class StageProgress:
-    """A line for each stage with the time it took; on a terminal the line is there while the stage runs.
+    """Print each stage of an export with its duration; on a terminal, show it while it runs (`exporters.Progress`).
 
-    Used as a context manager, so that nothing is shown any more after an error.
+    Used as a context manager, which ends the display after an error.
     """
 
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         """`check` is called before each stage."""
         self.check = check
-        self.download: tuple[float, int] | None = None
-        """When the download began to be shown, and the bytes that were there then."""
-        self.advance: tuple[float, int, float] | None = None
-        """When weights began to be done, the bytes that were done then, and when it was last told."""
+        self.measured: tuple[float, int, float] | None = None
+        """Time and bytes at the first report of a stage, and the time of the last."""
         self.shown = 0.0
         """When a line was last shown."""
         self.stop: threading.Event | None = None
@@ -82,6 +80,7 @@ class StageProgress:
         if self.check is not None:
             self.check()
         self.quieten()
+        self.measured = None
         if sys.stderr.isatty():
             show(f"  ...     {escaped(stage)}")
             self.stop = threading.Event()
@@ -89,7 +88,7 @@ class StageProgress:
             self.thread.start()
 
     def beat(self, stage: str, stop: threading.Event) -> None:
-        """Show how long a stage has run, where nothing else is shown of it."""
+        """Show how long a stage has run, unless it shows something else."""
         began = time.monotonic()
         while not stop.wait(HEARTBEAT):
             now = time.monotonic()
@@ -97,7 +96,7 @@ class StageProgress:
                 show(f"  ...     {escaped(stage)}, {duration(now - began)}")
 
     def quieten(self) -> None:
-        """Show nothing more of the stage that ran."""
+        """End the display of the current stage."""
         if self.stop is not None and self.thread is not None:
             self.stop.set()
             self.thread.join()
@@ -110,46 +109,33 @@ class StageProgress:
     def note(self, text: str) -> None:
         click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
-    def counted(self, done: int, total: int, noun: str) -> None:
-        """Show how many texts, layers or the like of a stage are done; called after each."""
-        if sys.stderr.isatty() and (done == total or time.monotonic() - self.shown >= REDRAW):
-            self.draw(f"  {done} of {total} {noun}")
+    def update(self, done: int, total: int, unit: str) -> None:
+        """Show how many items of a stage are done; for bytes, the rate and the time left too."""
+        now = time.monotonic()
+        if unit == "bytes":
+            self.update_bytes(done, total, now)
+        elif sys.stderr.isatty() and (done == total or now - self.shown >= REDRAW):
+            self.draw(f"  {done} of {total} {unit}", now)
 
-    def draw(self, line: str) -> None:
-        self.shown = time.monotonic()
-        show(line)
-
-    def downloaded(self, done: int, total: int) -> None:
-        """Show how far a download is: bytes, rate and the time that is left; called again and again."""
+    def update_bytes(self, done: int, total: int, now: float) -> None:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
+            # The first of a stage, or a resumed one: not used for the rate.
+            self.measured = (now, done, now)
+        since, before, _ = self.measured
+        self.measured = (since, before, now)
         if not sys.stderr.isatty():
             return
-        now = time.monotonic()
-        if self.download is None:
-            self.download = (now, done)
-        since, before = self.download
         rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        self.shown = now
-        show(f"  {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.1f} MB/s{left}")
+        left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
+        self.draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
 
-    def advanced(self, tensors: int, of_tensors: int, size: int, of_size: int) -> None:
-        """Show how many of the weights are done; called after each."""
-        now = time.monotonic()
-        if tensors == 1 or self.advance is None or now - self.advance[2] < AT_ONCE:
-            # The first of a stage, or what was done before and took no time now: no rate follows from that.
-            self.advance = (now, size, now)
-        since, before, _ = self.advance
-        self.advance = (since, before, now)
-        if not sys.stderr.isatty():
-            return
-        rate = (size - before) / (now - since) if now > since else 0.0
-        left = f", {duration((of_size - size) / rate)} left" if rate > 0 else ""
+    def draw(self, line: str, now: float) -> None:
         self.shown = now
-        show(f"  {tensors} of {of_tensors} tensors, {megabytes(size)} of {megabytes(of_size)}{left}")
+        show(line)
 
 
 def fresh_line() -> str:
-    """What takes away a line that stands unfinished on a terminal."""
+    """CLEAR on a terminal, to erase a progress line; else nothing."""
     return CLEAR if sys.stderr.isatty() else ""
 
 
@@ -158,13 +144,13 @@ def megabytes(size: int) -> str:
 
 
 class Progress(Protocol):
-    """Is told how far a stream of texts is."""
+    """Callbacks for the progress of a stream of texts."""
 
     def advance(self, size: int, texts: int) -> None:
-        """So many bytes and texts more are done; what is passed over with no texts was done before."""
+        """So many more bytes and texts are done; bytes without texts were done in an earlier run."""
 
     def within(self, texts: int) -> None:
-        """So many texts more of those that are computed together are done; called from several threads."""
+        """So many more texts of the current chunk are computed; called from several threads."""
 
 
 class NoProgress:
@@ -177,10 +163,9 @@ class NoProgress:
 
 @contextmanager
 def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "embedding") -> Iterator[Progress]:
-    """Show how far a stream of texts is, from the beginning on.
+    """Show the progress of a stream of texts.
 
-    A bar with rate and time left over a file, whose size is known; a running count for a pipe. Nothing where results go
-    to the terminal itself.
+    A bar with rate and time left for a file, a running count for a pipe. Nothing if the results go to the terminal.
     """
     if not enabled or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
         yield NoProgress()
@@ -196,7 +181,7 @@ def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "emb
 
 
 class TextProgress:
-    """How far a stream of `total` bytes is; None where that is not known. What was done before counts for no rate."""
+    """Progress of a stream of `total` bytes, None if unknown. What an earlier run did does not count for the rate."""
 
     def __init__(self, total: int | None, *, verb: str = "embedding") -> None:
         self.total = total
@@ -206,7 +191,7 @@ class TextProgress:
         self.skipped = 0
         self.texts = 0
         self.ahead = 0
-        """Texts that are computed, and not written yet."""
+        """Texts that are computed but not written yet."""
         self.shown = 0.0
         self.counting = threading.Lock()
 
@@ -241,8 +226,41 @@ class TextProgress:
         return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
 
 
+@contextmanager
+def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Show on a terminal how far the prefill of a prompt is, once it takes longer than a second.
+
+    `count` gives the tokens of the prompt in the KV cache, and all of them; it is called from another thread.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        began, shown = time.monotonic(), False
+        start, _ = count()
+        while not stop.wait(REDRAW if shown else HEARTBEAT):
+            done, total = count()
+            seconds = time.monotonic() - began
+            rate = (done - start) / seconds
+            left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+            show(f"prompt: {done} of {total} tokens{left}")
+            shown = True
+        if shown:
+            click.echo(CLEAR, err=True, nl=False)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def rated(rate: float) -> str:
-    """A rate in two digits at least, since some models write a word in seconds."""
+    """A rate with at least two digits, since some models are slower than a token per second."""
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 

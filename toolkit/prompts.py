@@ -132,42 +132,28 @@ def placed(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error.message}", hint=error.hint) from error
 
 
-class Wording:
-    """How what was asked becomes a decoder's prompt: by its chat template, or as it is."""
+def uses_template(decoder: Decoder, *, chat: bool | None, system: str | None) -> bool:
+    """Whether prompts go through the chat template: where the model has one, unless `chat` says otherwise.
 
-    def __init__(self, decoder: Decoder, *, chat: bool | None, system: str | None) -> None:
-        """Without `chat`, the template is used where there is one; raises InputError where it is needed and is not."""
-        from runtime.chat_template import ChatTemplate
+    Raises InputError where `--chat` or `--system` needs a template that is not there, or is not to be used.
+    """
+    if chat:
+        decoder.check_chat_template()
+    used = decoder.facts.chat is not None and chat is not False
+    if system is not None and not used:
+        raise InputError(
+            "`--system` is a message, and without a chat template there are none",
+            hint="put it at the beginning of the prompt" if decoder.facts.chat is None else "leave out `--no-chat`",
+        )
+    return used
 
-        facts = decoder.facts.chat
-        if facts is None and chat:
-            raise InputError(
-                f"`{decoder.bundle.path}` has no chat template, so it cannot be asked as in a conversation",
-                hint="leave out `--chat`, and give a text that the model can continue",
-            )
-        if system is not None and (facts is None or chat is False):
-            raise InputError(
-                "`--system` is a message, and without a chat template there are none",
-                hint="leave out `--no-chat`" if facts is not None else "put it at the beginning of the prompt",
-            )
-        self.decoder = decoder
-        self.template = ChatTemplate(facts) if facts is not None and chat is not False else None
-        self.system = system
 
-    def prompt(self, asked: Asked) -> str | list[int]:
-        """What the decoder continues; conversations that begin with a message to the system keep that one."""
-        from runtime.messages import SYSTEM, USER, Message
+def as_messages(asked: Asked, system: str | None) -> list[Message]:
+    """What is asked as messages, after a system message where they have none; raises InputError for an empty prompt."""
+    from runtime.messages import USER, Message, with_system
 
-        if self.template is None:
-            if not isinstance(asked, str):
-                raise InputError(
-                    "`messages` need a chat template, and none is used here", hint="give a text in `prompt` instead"
-                )
-            return asked
-        if isinstance(asked, str):
-            if not asked.strip():
-                raise InputError("the prompt is empty", hint="give it at least a word to answer")
-            asked = (Message(USER, asked),)
-        if self.system is not None and asked[0].role != SYSTEM:
-            asked = (Message(SYSTEM, self.system), *asked)
-        return self.decoder.encode_exactly(self.template.render(asked))
+    if isinstance(asked, str):
+        if not asked.strip():
+            raise InputError("the prompt is empty", hint="give it at least a word to answer")
+        asked = (Message(USER, asked),)
+    return with_system(asked, system)

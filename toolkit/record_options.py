@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.errors import InputError
+from toolkit.answer_options import AnswerOptions
 from toolkit.inputs import quoted
-from toolkit.options import AnswerOptions
 
 KINDS: Mapping[str, type] = {
     "max_tokens": int,

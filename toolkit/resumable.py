@@ -1,7 +1,7 @@
-"""An output that is continued after its process was killed: what is done of it, where that is kept, and who may write.
+"""Resumable output: hidden files beside it, a state file, and a lock.
 
-Rows go to a hidden file beside the output. When they are on the disk, a small record of how far it is takes the place
-of the one before, so the record never claims a row that is not there.
+Rows go to a hidden file beside the output. The state file is replaced only after the rows are on disk, so it never
+claims a row that is not there.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from runtime.bundle_writer import flush
 from runtime.errors import InputError, OutputError
 from runtime.records import read_record, write_record
 from toolkit.inputs import InputFormat, Place, Source
-from toolkit.job import Options
-from toolkit.notes import Notes
+from toolkit.job import EmbedOptions
 from toolkit.progress import fresh_line
+from toolkit.warnings_report import TextWarnings
 
 BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Done:
-    """How much is on the disk, and of what."""
+class ResumeState:
+    """How much is on disk, and of which bundle, input and options."""
 
     bundle: str
-    """sha256 of its manifest, which holds those of all its files."""
-    options: Options
+    """The bundle's digest."""
+    options: EmbedOptions
     input_size: int
     """Bytes of the whole input."""
     place: Place = field(default_factory=Place)
-    """How the input is read, and where that came to."""
+    """The input's format, and the position in it."""
     read: int = 0
-    """Bytes of the input that are done."""
+    """Bytes of the input that are embedded."""
     read_sha256: str = ""
     rows: int = 0
     output_size: int = 0
     failed: int = 0
     failed_size: int = 0
-    notes: Notes = field(default_factory=Notes)
+    notes: TextWarnings = field(default_factory=TextWarnings)
 
 
 @dataclass(frozen=True)
-class Files:
-    """The output, and what lies beside it until it is done; but for the failed records and the ranges, which stay."""
+class OutputFiles:
+    """The output, its hidden temporary files, and the lists of failed records and ranges, which stay."""
 
     target: Path
 
@@ -93,14 +93,14 @@ class Files:
 
 
 class HashedSource(Source):
-    """A source with the hash of the bytes that were read so far."""
+    """A source that hashes the bytes read so far."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__(stream)
         self.hash = hashlib.sha256()
 
     def skip(self, size: int) -> None:
-        """Pass over so many bytes that were done before."""
+        """Skip the bytes of an earlier run."""
         while self.size < size and (block := self.stream.read(min(BLOCK, size - self.size))):
             self.take(block)
 
@@ -110,11 +110,11 @@ class HashedSource(Source):
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a file that lies beside an output; raises OutputError for a link, which would have its target written."""
+    """Open a file beside an output; raises OutputError for a link, whose target would be overwritten."""
     try:
         number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        # A link, or a pipe that nobody reads.
+        # A link, or a pipe without a reader.
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise linked(path) from error
         raise
@@ -127,13 +127,13 @@ def open_own(path: Path, flags: int) -> int:
 
 def linked(path: Path) -> OutputError:
     return OutputError(
-        f"`{path}` is a link or no regular file, and what is done would be written there",
+        f"`{path}` is a link or not a regular file, and would be overwritten",
         hint=f"remove it: `rm {shlex.quote(str(path))}`",
     )
 
 
 def write_own(path: Path, text: str) -> None:
-    """Write a small file that lies beside an output, in place of whatever has its name."""
+    """Write a small file beside an output, replacing whatever has its name."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
         file.write(text)
@@ -142,8 +142,8 @@ def write_own(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(files: Files) -> Iterator[BinaryIO]:
-    """The hidden file, open to read and write and locked; raises OutputError when another process has it."""
+def locked(files: OutputFiles) -> Iterator[BinaryIO]:
+    """Open and lock the hidden file; raises OutputError if another process holds the lock."""
     while True:
         with os.fdopen(open_own(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
             try:
@@ -153,7 +153,7 @@ def locked(files: Files) -> Iterator[BinaryIO]:
                     f"`{files.target}` is being written by another process",
                     hint="wait for it, or choose another file with `--output`",
                 ) from error
-            # Whoever had the lock a moment ago may have made the file the output: then it is not ours to write.
+            # The process that held the lock a moment ago may have renamed the file to the output.
             if is_at(file, files.partial):
                 yield file
                 return
@@ -166,13 +166,13 @@ def is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def done_before(files: Files, begun: Done, *, source: HashedSource) -> Done:
-    """How far a run like `begun` came before it was killed, `source` put behind that; `begun` when there was none.
+def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource) -> ResumeState:
+    """The state of an interrupted run like `begun`, with `source` advanced to it; `begun` if there was none.
 
-    Raises InputError when what is there was begun with another bundle, input or other options.
+    Raises InputError if the unfinished output has another bundle, input or options.
     """
     try:
-        found = checked(read_record(Done, json.loads(files.state.read_bytes())))
+        found = checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
     except FileNotFoundError:
         return begun
     # RecordError is a ValueError, as are those of JSON and UTF-8.
@@ -180,10 +180,10 @@ def done_before(files: Files, begun: Done, *, source: HashedSource) -> Done:
         tell_unusable(files, f"{error}" or type(error).__name__)
         return begun
     if not files.failed_partial.exists() and files.failed.exists():
-        # Killed between the two renames at the very end.
+        # Killed between the two renames at the end.
         files.failed.replace(files.failed_partial)
     if size_of(files.partial) < found.output_size or size_of(files.failed_partial) < found.failed_size:
-        tell_unusable(files, "what it says was done is not there")
+        tell_unusable(files, "its rows are missing")
         return begun
     other = None
     if found.bundle != begun.bundle:
@@ -198,25 +198,25 @@ def done_before(files: Files, begun: Done, *, source: HashedSource) -> Done:
             other = "another input"
     if other is not None:
         raise InputError(
-            f"`{files.target}` was begun with {other}, and {found.rows} records of it are done",
-            hint="run the command as it was then to go on, or add `--restart` to begin anew",
+            f"`{files.target}` was started with {other}, and {found.rows} records are complete",
+            hint="repeat the original command to resume, or add `--restart` to start from the beginning",
         )
     return found
 
 
-def checked(done: Done) -> Done:
-    """The same; raises ValueError for figures that nothing could have."""
+def checked(done: ResumeState) -> ResumeState:
+    """The same; raises ValueError for impossible figures."""
     figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.place.number)
     if min(figures) < 0 or done.place.format is InputFormat.AUTO or len(done.place.delimiter) != 1:
-        raise ValueError("its figures contradict one another")
+        raise ValueError("its figures are inconsistent")
     return done
 
 
-def tell_unusable(files: Files, why: str) -> None:
+def tell_unusable(files: OutputFiles, why: str) -> None:
     shown = "".join(character if character.isprintable() else "\ufffd" for character in why)
     click.echo(
-        f"{fresh_line()}note: `{files.state}`, which says how far an earlier run came, cannot be used, "
-        f"so everything is done anew: {shown}",
+        f"{fresh_line()}note: starting from the beginning, since the state of an earlier run in `{files.state}` "
+        f"cannot be used: {shown}",
         err=True,
     )
 
@@ -225,8 +225,8 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def record(files: Files, done: Done, *written: BinaryIO) -> None:
-    """Put on the disk what was written, and then that it is done."""
+def record(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> None:
+    """Flush the written files to disk, then replace the state."""
     for file in written:
         file.flush()
         os.fsync(file.fileno())

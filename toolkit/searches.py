@@ -67,7 +67,7 @@ def search_of(item: Item, field: str) -> SearchRecord:
 
 def document_of(document: object, field: str, where: str) -> TextRecord:
     if not isinstance(document, (str, dict)):
-        raise InputError(f"{where} is no text and has none in a field `{field}`")
+        raise InputError(f"{where} is not a text and has none in a field `{field}`")
     text = document if isinstance(document, str) else field_of(document, field, where)
     check_unicode(text, where)
     return TextRecord(text, document if isinstance(document, dict) else {"text": text}, where, 0)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +22,7 @@ OBEYED = re.compile(
 )
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """The same in longer texts, which have lines and tabs, and marks of direction where they are written from the right."""
+PROGRAM = "edgekit"
 NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 MOST = 2000
 """Characters of a line that are shown: no name and no sentence has more."""
@@ -59,6 +67,33 @@ def without_controls(text: str) -> str:
     return STEERING.sub("\ufffd", text)
 
 
+def has_colors(*, err: bool = True) -> bool:
+    """Whether stderr, or stdout, is a terminal with colors, and NO_COLOR (no-color.org) is not set."""
+    stream = sys.stderr if err else sys.stdout
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+
+
+def styled(text: str, *, err: bool = True, **style: Any) -> str:
+    """A text in colors, where stderr, or stdout, has them."""
+    return click.style(text, **style) if has_colors(err=err) else text
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print a line for people."""
     click.echo(escaped(text), err=err)
+
+
+def program_name() -> str:
+    """What a person types for `edgekit`: its path, as they typed it, where the name alone would not find it."""
+    typed = sys.argv[0]
+    if Path(typed).name != PROGRAM or ((found := shutil.which(PROGRAM)) is not None and Path(found).samefile(typed)):
+        return PROGRAM
+    return shlex.quote(typed)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows for people, in columns as wide as their longest cell."""
+    shown = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

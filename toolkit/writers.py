@@ -165,7 +165,7 @@ def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
 
 
 def object_to_json(fields: dict[str, Any]) -> bytes:
-    """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are no JSON."""
+    """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are not valid JSON."""
     # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
     return escaped_json(json.dumps(fields, ensure_ascii=False, allow_nan=False)).encode()
 

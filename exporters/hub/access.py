@@ -40,7 +40,7 @@ class Description:
     commit: str | None
     gated: bool | str
     private: bool
-    licence: str | None
+    license: str | None
     files: tuple[HubFile, ...]
 
 
@@ -58,7 +58,7 @@ class Access:
     private: bool
     granted_at: str | None
     """For a gated model: when the Hub confirmed that access is granted, in UTC."""
-    licence: str | None
+    license: str | None
     files: tuple[HubFile, ...]
     token: Token | None
     """What the download must show; None where nothing is needed."""
@@ -140,7 +140,7 @@ def describe(asked: Question) -> Description:
 def description_in(found: Any) -> Description:
     """Read the Hub's answer about a repository; raises ValueError for one of any other form."""
     repo, commit, gated = at(found).get("id"), found.get("sha"), found.get("gated") or False
-    licence, siblings = at(found, "cardData").get("license"), found.get("siblings") or []
+    terms, siblings = at(found, "cardData").get("license"), found.get("siblings") or []
     if not isinstance(repo, str) or not is_repo_id(repo):
         raise ValueError("no repository")
     if not isinstance(gated, (bool, str)) or not isinstance(siblings, list):
@@ -151,7 +151,7 @@ def description_in(found: Any) -> Description:
     files = tuple(file_in(entry) for entry in siblings if is_file_name(at(entry).get("rfilename")))
     if len({file.name for file in files}) < len(files):
         raise ValueError("two files of one name")
-    stated = shown(licence) if isinstance(licence, str) else None
+    stated = shown(terms) if isinstance(terms, str) else None
     return Description(repo, commit, gated, found.get("private") is True, stated, files)
 
 
@@ -182,7 +182,7 @@ def granted(info: Description, asked: Question, token: Token | None, notes: list
         gated=gated,
         private=info.private,
         granted_at=now if gated else None,
-        licence=info.licence,
+        license=info.license,
         files=info.files,
         token=token,
         notes=tuple(notes),

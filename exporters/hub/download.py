@@ -12,8 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -27,45 +26,13 @@ from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, 
 from exporters.hub.names import hash_in, is_file_name, is_hash
 from exporters.hub.settings import endpoint
 from exporters.hub.transport import Answer, opened, refuse
+from exporters.progress import DownloadCounter, Progress
 from runtime.bundle import sha256_of
 from runtime.errors import CheckpointError, EdgekitError, InputError, NetworkError, OutputError
 
-TOLD_SECONDS = 0.2
 ATTEMPTS = 5
 """How often a download that breaks off goes on by itself, as long as each time something comes."""
 PARTIAL = ".edgekit.incomplete"
-
-Progress = Callable[[int, int], None]
-"""Is told bytes done and bytes in all."""
-
-
-class Told:
-    """Tells how far the download of several files is, now and then."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress = progress
-        self.total = total
-        self.before = 0
-        """Bytes of the files that are complete."""
-        self.here = 0
-        """Bytes of the file that is being downloaded."""
-        self.last = 0.0
-
-    def at(self, here: int) -> None:
-        """So many bytes of a file are there."""
-        self.here = here
-        now = time.monotonic()
-        if self.progress is not None and now - self.last >= TOLD_SECONDS:
-            self.last = now
-            self.progress(min(self.before + here, self.total), self.total)
-
-    def complete(self, file: HubFile) -> None:
-        self.before += file.size or 0
-        self.here = 0
-
-    def finish(self) -> None:
-        if self.progress is not None:
-            self.progress(self.total, self.total)
 
 
 def download(access: Access, files: Sequence[HubFile], progress: Progress | None = None) -> Path:
@@ -76,11 +43,11 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
     """
     missing = [file for file in files if cached(access, file.name) is None]
     need_space(sum(file.size or 0 for file in missing))
-    told = Told(progress, sum(file.size or 0 for file in files))
+    counter = DownloadCounter(progress, sum(file.size or 0 for file in files))
     try:
         for file in files:
-            fetch(access, file, told)
-            told.complete(file)
+            fetch(access, file, counter)
+            counter.complete(file.size or 0)
     except OSError as error:
         if isinstance(error, EdgekitError):
             raise
@@ -88,7 +55,7 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
             f"the cache `{cache()}` cannot be written: {error.strerror}",
             hint="set HF_HOME to a folder that you may write to",
         ) from error
-    told.finish()
+    counter.finish()
     return snapshot_of(access)
 
 
@@ -112,7 +79,7 @@ def snapshot_of(access: Access) -> Path:
     return folder_of(access.repo) / "snapshots" / access.commit
 
 
-def fetch(access: Access, file: HubFile, told: Told) -> None:
+def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> None:
     """Bring one file into the cache, checked by its hash."""
     found = cached(access, file.name)
     if found is not None and file.hash is not None:
@@ -121,13 +88,13 @@ def fetch(access: Access, file: HubFile, told: Told) -> None:
     blobs = folder_of(access.repo) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
-        before = told.here
+        before = counter.current
         try:
-            blob = fetch_blob(access, file, blobs, told)
+            blob = fetch_blob(access, file, blobs, counter)
         except ASKING_FAILED as error:
             if isinstance(error, EdgekitError) or (isinstance(error, OSError) and error.errno in DISK):
                 raise
-            if told.here > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
+            if counter.current > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
                 continue
             raise failure(error, file) from error
         link(blob, snapshot_of(access) / file.name)
@@ -138,7 +105,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errn
 """What goes wrong with files, and not with connections."""
 
 
-def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
+def fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCounter) -> Path:
     """Download the content of a file to where its hash says; raises CheckpointError for any other content."""
     url = f"{endpoint()}/{access.repo}/resolve/{access.commit}/{quote(file.name)}"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -149,7 +116,7 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
             with partial_file(blob) as target:
                 if not blob.is_file():
                     target.truncate(0)
-                    write(answer, file, target, told)
+                    write(answer, file, target, counter)
                 return finish(target, blob, file)
     blob = blobs / file.hash
     with partial_file(blob) as target:
@@ -169,7 +136,7 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, told: Told) -> Path:
             if start and not goes_on:
                 target.truncate(0)
             refuse(answer.head)
-            write(answer, file, target, told)
+            write(answer, file, target, counter)
         return finish(target, blob, file)
 
 
@@ -208,11 +175,11 @@ def partial_of(blob: Path) -> Path:
     return blob.with_name(blob.name + PARTIAL)
 
 
-def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
+def write(answer: Answer, file: HubFile, target: FileIO, counter: DownloadCounter) -> None:
     """Append what comes, and no more than the Hub has announced."""
     limit = announced_size(answer, file)
     done = os.fstat(target.fileno()).st_size
-    told.here = done
+    counter.current = done
     for block in answer.blocks:
         done += len(block)
         if done > limit:
@@ -223,7 +190,7 @@ def write(answer: Answer, file: HubFile, target: FileIO, told: Told) -> None:
         rest = memoryview(block)
         while rest:
             rest = rest[target.write(rest) :]
-        told.at(done)
+        counter.at(done)
     if file.size is not None and done < file.size:
         raise broken_off(file)
 

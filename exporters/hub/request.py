@@ -43,6 +43,6 @@ def notes_on(access: Access) -> list[str]:
     if access.repo != access.requested:
         found.append(f"`{access.requested}` is called `{access.repo}` now")
     if access.gated:
-        licence = access.licence or "not stated"
-        found.append(f"`{access.repo}` is gated, its licence is {licence}: {access.page} has the terms")
+        terms = access.license or "not stated"
+        found.append(f"`{access.repo}` is gated, its license is {terms}: {access.page} has the terms")
     return found

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import onnxruntime
 
-from runtime.cpu import products_overflow
+from runtime.cpu import matmuls_overflow
 
-print("overflow" if products_overflow(onnxruntime) else "exact")
+print("overflow" if matmuls_overflow(onnxruntime) else "exact")

@@ -15,7 +15,7 @@ from tokenizers import processors
 from exporters.pytorch_model import quiet
 from runtime import Bundle, Decoder, Kind, Message
 from runtime.chat_template import ChatTemplate
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from tests.decoders import CHATML
 from tests.exporters.drawn_tokenizers import ADDED, add_tokens, trained
 
@@ -224,7 +224,7 @@ class DrawnDecoder:
         with torch.inference_mode():
             expected = model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
         # Read in parts, as a prompt and what follows it are.
-        forward = Forward(decoder.session, decoder.new_cache())
+        forward = ModelRunner(decoder.session, decoder.new_cache())
         parts = np.split(ids, [len(ids) // 3, len(ids) - 8, *range(len(ids) - 7, len(ids))])
         found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in parts])
         largest = float(np.abs(expected).max())

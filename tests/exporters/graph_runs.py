@@ -8,25 +8,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.calibration import moments_of, session_that_gives
+from exporters import rounding
+from exporters.calibration import session_that_gives
 from exporters.nodes import Linear, linears
-from runtime.encoder import INPUT_IDS
-from runtime.forward import LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 
 
-def second_moments(
+def moments_in(
     model: ir.Model,
     values: Iterable[ir.Value],
     runs: Iterable[Mapping[str, NDArray[np.generic]]],
     *,
     squares_only: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
-    """What `moments_of` gives for inner values of a float32 graph, (..., width) each, over runs with these inputs."""
+    """Second moments of inner values of a float32 graph, (..., width) each, over runs with these inputs."""
     session, names = session_that_gives(model, values)
     moments: dict[str, NDArray[np.float32]] = {}
     for feeds in runs:
         for name, given in zip(names, session.run(names, dict(feeds)), strict=True):
-            found = moments_of(given.reshape(-1, given.shape[-1]), squares_only=squares_only)
+            found = rounding.second_moments(given.reshape(-1, given.shape[-1]), squares_only=squares_only)
             moments[name] = found + moments[name] if name in moments else found
     return moments
 
@@ -59,7 +59,7 @@ def moments_by_graph(
             groups.append(len(products))
         inputs = {product.name: product.input for product in linears(exact.graph)}
         names = [product.name for product in products]
-        found = second_moments(exact, [inputs[name] for name in names], runs, squares_only=squares_only)
+        found = moments_in(exact, [inputs[name] for name in names], runs, squares_only=squares_only)
         return {name: found[inputs[name].name or ""] for name in names}
 
     return moments

@@ -16,14 +16,14 @@ from pathlib import Path
 import exporters.conversion  # noqa: F401
 from exporters import probe
 from exporters.export_stage import export
-from exporters.stages import Silence
+from exporters.progress import NoProgress
 from exporters.unfinished import folder_of
 
 LONGEST = 0.3
 """Seconds into a stage at which it is struck at the latest."""
 
 
-class Struck(Silence):
+class Struck(NoProgress):
     """Has this process killed some seconds after a stage began, or at the stage's end where that comes first."""
 
     def __init__(self, stage: str, moment: float) -> None:
@@ -48,10 +48,10 @@ def main(probe_folder: str, checkpoint: str, out: str, seed: str, *stages: str) 
         if not os.WIFSIGNALED(status):
             sys.exit(f"an export ended in another way than by a kill in `{stage}`: {status}")
         print(sum(len(path.read_bytes().splitlines()) for path in folder_of(Path(out)).rglob("*.journal")), flush=True)
-    sys.exit(os.waitstatus_to_exitcode(ended(checkpoint, out, Silence())))
+    sys.exit(os.waitstatus_to_exitcode(ended(checkpoint, out, NoProgress())))
 
 
-def ended(checkpoint: str, out: str, progress: Silence) -> int:
+def ended(checkpoint: str, out: str, progress: NoProgress) -> int:
     """How the process of an export ended."""
     process = os.fork()
     if process == 0:

@@ -5,8 +5,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from exporters.block_rounding import BlockForm, BlockMatrix, Rounding, in_blocks
-from exporters.block_weights import BlockRecipe, StoredMatrix, keep_blocks, quantize_decoder
+from exporters.block_rounding import BlockFormat, BlockMatrix, Rounding, StoredMatrix, quantize_blockwise
+from exporters.block_weights import BlockRecipe, quantize_decoder
+from exporters.gguf_blocks import keep_gguf_blocks
 from exporters.graph import tidy
 from exporters.nodes import linears
 from runtime.errors import UnsupportedModelError
@@ -80,9 +81,9 @@ def kinds(model: ir.Model) -> list[str]:
 def stored_in_blocks(given: dict[str, np.ndarray], recipe: BlockRecipe) -> dict[str, np.ndarray]:
     """What the recipe makes of the weights by rounding to nearest."""
     tied = np.array_equal(given["table"].T, given["output"])
-    found = {name: in_blocks(given[name], recipe.form).dequantized() for name in ("up", "gate", "down")}
-    found["output"] = in_blocks(given["output"], recipe.output_form).dequantized()
-    found["table"] = found["output"].T if tied else in_blocks(given["table"].T, recipe.form).dequantized().T
+    found = {name: quantize_blockwise(given[name], recipe.form).dequantized() for name in ("up", "gate", "down")}
+    found["output"] = quantize_blockwise(given["output"], recipe.output_form).dequantized()
+    found["table"] = found["output"].T if tied else quantize_blockwise(given["table"].T, recipe.form).dequantized().T
     return found
 
 
@@ -150,7 +151,7 @@ def test_gptq_takes_as_many_runs_as_its_moments_need(monkeypatch: pytest.MonkeyP
 
 
 def test_calibration_is_not_left_out_by_mistake() -> None:
-    with pytest.raises(ValueError, match="rounding by importance needs calibration texts"):
+    with pytest.raises(ValueError, match="importance rounding needs calibration texts"):
         quantize_decoder(decoder(weights()), BlockRecipe())
 
 
@@ -188,7 +189,7 @@ def test_blocks_of_a_file_are_kept(*, offsets: bool, tied: bool) -> None:
     model = decoder({name: np.ascontiguousarray(array) for name, array in given.items()})
     expected = logits_of(model)
 
-    keep_blocks(model, stored)
+    keep_gguf_blocks(model, stored)
     tidy(model)
 
     fast = logits_of(model)
@@ -210,7 +211,7 @@ def test_sums_of_blocks_are_made_once_for_all_that_read_them() -> None:
     model = decoder(given)
     expected = logits_of(model)
 
-    keep_blocks(model, [StoredMatrix(found.dequantized().T, found) for found in blocks.values()])
+    keep_gguf_blocks(model, [StoredMatrix(found.dequantized().T, found) for found in blocks.values()])
 
     assert kinds(model).count("ReduceSum") == 1
     assert kinds(model).count("MatMulNBits") == 2
@@ -224,7 +225,7 @@ def test_rows_of_zeros_are_taken_from_the_matrix_around_them() -> None:
     given = weights() | {"up": np.ascontiguousarray(narrow.dequantized())}
     model = decoder(given)
 
-    keep_blocks(model, [StoredMatrix(found.dequantized().T, found) for found in (wide, narrow)])
+    keep_gguf_blocks(model, [StoredMatrix(found.dequantized().T, found) for found in (wide, narrow)])
 
     (node,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
     assert node.attributes["bits"].as_int() == 4
@@ -233,13 +234,13 @@ def test_rows_of_zeros_are_taken_from_the_matrix_around_them() -> None:
 @pytest.mark.parametrize("first", [True, False], ids=["the first outputs", "the last ones"])
 def test_a_matrix_that_is_only_partly_in_blocks_keeps_both_parts(*, first: bool) -> None:
     """As files have them where the matrices of values are in float16, or those of half of a merged product."""
-    blocks = in_blocks(weights()["up"][:, :100], BlockForm(4, 32, symmetric=True))
+    blocks = quantize_blockwise(weights()["up"][:, :100], BlockFormat(4, 32, symmetric=True))
     pieces = [blocks.dequantized(), weights()["up"][:, 100:]]
     given = weights() | {"up": np.concatenate(pieces if first else pieces[::-1], axis=1)}
     expected = logits_of(decoder(given))
     model = decoder(given)
 
-    exact = keep_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
+    exact = keep_gguf_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
 
     assert exact == len(list(linears(decoder(given).graph))), "no product is in blocks alone"
     (node,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
@@ -248,15 +249,16 @@ def test_a_matrix_that_is_only_partly_in_blocks_keeps_both_parts(*, first: bool)
 
 
 def test_outputs_that_are_in_blocks_here_and_there_are_refused() -> None:
-    blocks = in_blocks(weights()["up"], BlockForm(4, 32, symmetric=True))
+    blocks = quantize_blockwise(weights()["up"], BlockFormat(4, 32, symmetric=True))
     mixed = np.where(np.arange(INNER) % 2, blocks.dequantized(), weights()["up"])
     model = decoder(weights() | {"up": np.ascontiguousarray(mixed)})
 
     with pytest.raises(UnsupportedModelError) as caught:
-        keep_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
+        keep_gguf_blocks(model, [StoredMatrix(blocks.dequantized().T, blocks)])
 
     assert (
-        caught.value.message == f"of the {INNER} outputs of `up`, {INNER // 2} are not stored in blocks, here and there"
+        caught.value.message
+        == f"of the {INNER} outputs of `up`, {INNER // 2} are not quantized, scattered over the matrix"
     )
-    assert caught.value.hint == "use `--precision int4`, which rounds all weights anew"
+    assert caught.value.hint == "use `--precision int4`, which quantizes all weights again"
     assert caught.value.exit_code == 10

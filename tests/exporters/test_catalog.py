@@ -14,7 +14,7 @@ models:
     kind: embedder
     hub: org/some-model
     revision: main
-    licence: mit
+    license: mit
     gated: false
     precision: int8
 """
@@ -57,13 +57,13 @@ def test_an_entry_is_read(tmp_path: Path) -> None:
         ("kind: embedder", "kind: embeder", "`kind` must be one of embedder, reranker, decoder, not `embeder`"),
         ("    gated: false\n", "", "`gated` is missing"),
         ("gated: false", "gated: maybe", "`gated` must be true or false, not `maybe`"),
-        ("licence: mit", "license: mit", "`license` is not a known field"),
+        ("license: mit", "licence: mit", "`licence` is not a known field"),
         ("precision: int8", "precision: int9", "`precision` must be one of fp32, fp16, int8, int4, source, not `int9`"),
         ("revision: main", "revision: 2", "`revision` must be text, not `2`"),
-        ("licence: mit", "licence: mit\n    wheel: {requirement: a==1}", "`wheel.sha256` is missing"),
+        ("license: mit", "license: mit\n    wheel: {requirement: a==1}", "`wheel.sha256` is missing"),
         (
-            "licence: mit",
-            "licence: mit\n    files: {config.json: abc}",
+            "license: mit",
+            "license: mit\n    files: {config.json: abc}",
             "`files.config.json` must be a sha256 of 64 hex digits",
         ),
     ],

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from exporters.certify_decoder import (
     DecoderReference,
-    ProbeReading,
+    ProbeObserver,
     agreement_with,
     bundle_logprobs,
     checked_agreement,
 )
-from exporters.layerwise import Layerwise, Observer
+from exporters.layerwise import LayerwiseForward, Observer
 from exporters.weightless import open_decoder
 from runtime import CheckpointError, Decoder, EdgekitError
 from tests.decoders import write_decoder
@@ -51,7 +51,7 @@ def test_nan_in_the_reference_is_no_agreement(
     reference.logprobs[window][token, entry] = np.nan
 
     assert np.isnan(agreement_with(decoder, reference).kl)
-    with pytest.raises(EdgekitError, match=r"does not predict as PyTorch does: KL divergence nan on average"):
+    with pytest.raises(EdgekitError, match=r"differs from PyTorch: KL divergence nan on average"):
         checked_agreement(decoder, reference)
 
 
@@ -71,7 +71,7 @@ def test_nor_is_nan_in_the_bundle(
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_that_gives_no_numbers(tmp_path: Path, value: float) -> None:
     checkpoint = opened(write_checkpoint(tmp_path / "tiny"))
-    reading = object.__new__(ProbeReading)
+    reading = object.__new__(ProbeObserver)
     reading.logprobs = []
     logits = np.zeros((3, checkpoint.config["vocab_size"]), np.float32)
     logits[2, 5] = value
@@ -79,7 +79,7 @@ def test_a_model_that_gives_no_numbers(tmp_path: Path, value: float) -> None:
     with pytest.raises(CheckpointError) as caught:
         reading.logits(1, logits)
     assert caught.value.message == (
-        "PyTorch gives NaN or infinite logits for text 1 of the probe set, so the model is of no use"
+        "PyTorch gives NaN or infinite logits for text 1 of the probe set, so the model is unusable"
     )
 
 
@@ -103,6 +103,6 @@ def test_a_decoder_with_a_number_that_is_none(tmp_path: Path, name: str, dtype: 
     save_file(weights, path, metadata={"format": "pt"})
 
     with pytest.raises(CheckpointError) as caught:
-        Layerwise(open_decoder(opened(tmp_path / "tiny")), WINDOWS, Observer()).run()
+        LayerwiseForward(open_decoder(opened(tmp_path / "tiny")), WINDOWS, Observer()).run()
     assert caught.value.message == f"the weights `{path}` are damaged: `{name}` holds NaN or infinite numbers"
     assert caught.value.exit_code == 7

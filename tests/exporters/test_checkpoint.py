@@ -23,7 +23,7 @@ def test_a_folder_is_described(tiny_checkpoint: Path) -> None:
 
     found = find_checkpoint(str(tiny_checkpoint))
 
-    assert (found.name, found.source.origin, found.source.licence) == ("tiny-bert", "folder", "mit")
+    assert (found.name, found.source.origin, found.source.license) == ("tiny-bert", "folder", "mit")
     assert found.source.files.keys() >= {"config.json", "model.safetensors", "1_Pooling/config.json"}
     assert found.weights_size == (tiny_checkpoint / "model.safetensors").stat().st_size
 
@@ -38,10 +38,10 @@ def test_a_catalog_name_that_comes_in_a_wheel(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("card", ["no header", "---\nlicense: [a\n---\n", "---\nlicense: 3\n---\n", "---\n- a\n---\n"])
-def test_a_card_that_states_no_licence(tiny_checkpoint: Path, card: str) -> None:
+def test_a_card_that_states_no_license(tiny_checkpoint: Path, card: str) -> None:
     (tiny_checkpoint / "README.md").write_text(card)
 
-    assert find_checkpoint(str(tiny_checkpoint)).source.licence is None
+    assert find_checkpoint(str(tiny_checkpoint)).source.license is None
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

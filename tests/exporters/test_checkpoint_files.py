@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from exporters.checkpoint import Checkpoint, licence_of
+from exporters.checkpoint import Checkpoint, license_of
 from exporters.checkpoint_files import check_files, read_json, size_limit
-from exporters.conversion import copy_licences
+from exporters.conversion import copy_licenses
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError
 from runtime.manifest import Source
@@ -80,7 +80,7 @@ def test_links_that_stay(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
     assert {"LICENSE", "tokenizer.json", "model.safetensors"} <= found.source.files.keys()
     (tmp_path / "bundle").mkdir()
-    copy_licences(found, tmp_path / "bundle")
+    copy_licenses(found, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "LICENSE").read_text() == "the terms"
     assert not (tmp_path / "bundle" / "LICENSE").is_symlink()
 
@@ -91,7 +91,7 @@ def test_a_link_that_is_made_after_the_check_is_not_copied(tiny_checkpoint: Path
     (tmp_path / "bundle").mkdir()
 
     with pytest.raises(CheckpointError, match=r"`LICENSE` of .* is a link to"):
-        copy_licences(found, tmp_path / "bundle")
+        copy_licenses(found, tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "LICENSE").exists()
 
 
@@ -105,13 +105,13 @@ def test_a_blob_under_another_name_is_no_blob(tmp_path: Path) -> None:
             check_files(folder)
 
 
-def test_a_folder_of_licences_is_not_a_licence(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_of_licenses_is_not_a_license(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tiny_checkpoint / "LICENSES").mkdir()
     (tiny_checkpoint / "LICENSES" / "MIT.txt").write_text("terms")
     (tiny_checkpoint / "LICENSE").write_text("the terms")
     (tmp_path / "bundle").mkdir()
 
-    copy_licences(find_checkpoint(str(tiny_checkpoint)), tmp_path / "bundle")
+    copy_licenses(find_checkpoint(str(tiny_checkpoint)), tmp_path / "bundle")
 
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["LICENSE"]
 
@@ -149,7 +149,7 @@ def test_json_without_a_bottom(tiny_checkpoint: Path, name: str, content: str) -
 
 
 @pytest.mark.parametrize("header", ["license: " + "[" * 30_000, "license: 2024-13-45", "a: &a [x]\nlicense: *b", "\0"])
-def test_a_card_that_cannot_be_read_states_no_licence(tmp_path: Path, header: str) -> None:
+def test_a_card_that_cannot_be_read_states_no_license(tmp_path: Path, header: str) -> None:
     (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
 
-    assert licence_of(tmp_path) is None
+    assert license_of(tmp_path) is None

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from exporters.choices import Asked
+from exporters.choices import ExportOptions
 from exporters.cross_encoder import CrossEncoderFiles, Form, labels_of, read_cross_encoder, scores_of
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, EdgekitError, Kind, Scores, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
@@ -86,8 +86,8 @@ def scores(folder: Path, labels: int = 1) -> Scores:
 
 def choose(folder: Path) -> None:
     """What an export does before weights are downloaded."""
-    bars: dict[Kind, float | None] = dict.fromkeys(Kind)
-    Asked(None, None, None, bars).choose(find_checkpoint(str(folder)))
+    thresholds: dict[Kind, float | None] = dict.fromkeys(Kind)
+    ExportOptions(None, None, None, thresholds).plan(find_checkpoint(str(folder)))
 
 
 def test_a_saved_classifier(saved: Path) -> None:

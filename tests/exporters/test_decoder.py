@@ -248,5 +248,5 @@ def test_a_graph_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedModelError) as caught:
         rebuild(graph)
-    assert caught.value.message == "a decoder of 2 layers traces to a graph that is not what edgekit knows"
+    assert caught.value.message == "a decoder of 2 layers traces to a graph that is not supported"
     assert caught.value.hint == "its config.json asks for something that edgekit has not been tested with"

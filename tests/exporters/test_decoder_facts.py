@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import processors
 
 from exporters.certify_decoder import golden_prompt
-from exporters.choices import Asked
+from exporters.choices import ExportOptions
 from exporters.decoder_facts import check_tokens, decoder_facts, sliding_window
 from exporters.generation import generation_defaults
 from exporters.pytorch_model import load_tokenizer
@@ -145,10 +145,10 @@ def test_a_generation_config_that_is_none(folder: Path) -> None:
 )
 def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, value: object) -> None:
     write_json(folder / "generation_config.json", {"do_sample": True, key: value})
-    asked = Asked(None, None, None, dict.fromkeys(Kind))
+    asked = ExportOptions(None, None, None, dict.fromkeys(Kind))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        asked.choose(opened(folder))
+        asked.plan(opened(folder))
     assert caught.value.message.startswith(f"`tiny` has `{key}` set to `{value}` in `generation_config.json`, which ")
 
 
@@ -201,7 +201,7 @@ def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
         facts_of(folder)
     assert caught.value.exit_code == 10
     assert re.fullmatch(
-        r"the tokenizer of `tiny` makes tokens of the text `.{40}` in a way that edgekit does not know: "
+        r"the tokenizer of `tiny` tokenizes the text `.{40}` in a way that is not supported: "
         r"from token \d+ on \[\] instead of \[2\]",
         caught.value.message,
     )
@@ -288,7 +288,7 @@ def test_a_context_without_room(folder: Path) -> None:
 
     with pytest.raises(UnsupportedModelError) as caught:
         golden_prompt(tokenizer, facts)
-    assert caught.value.message == "a context of 2 tokens has no room for a word and what follows it"
+    assert caught.value.message == "a context of 2 tokens is too short for a word and its continuation"
 
 
 def test_a_template_that_edgekit_cannot_render(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

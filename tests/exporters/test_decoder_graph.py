@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.decoder_graph import fuse_skip_norms, output_is_tied, pick_early, split_where_sliced
+from exporters.decoder_graph import fuse_skip_norms, gather_positions_early, output_is_tied, slices_to_split
 from exporters.graph import RMS_NORM
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows
 
@@ -40,7 +40,7 @@ def sliced(ranges: list[tuple[int, int]], *, step: int = 1) -> tuple[ir.Model, n
 def test_slices_of_all_of_a_value_are_one_split(ranges: list[tuple[int, int]]) -> None:
     model, expected = sliced(ranges)
 
-    split_where_sliced(model.graph)
+    slices_to_split(model.graph)
 
     assert np.array_equal(run(model, input_ids=IDS), expected)
     joined = next(node for node in model.graph if node.op_type == "Concat")
@@ -51,7 +51,7 @@ def test_slices_of_all_of_a_value_are_one_split(ranges: list[tuple[int, int]]) -
 def test_other_slices_are_left_alone(ranges: list[tuple[int, int]]) -> None:
     model, expected = sliced(ranges)
 
-    split_where_sliced(model.graph)
+    slices_to_split(model.graph)
 
     assert "Split" not in kinds(model)
     assert np.array_equal(run(model, input_ids=IDS), expected)
@@ -60,7 +60,7 @@ def test_other_slices_are_left_alone(ranges: list[tuple[int, int]]) -> None:
 def test_slices_that_leave_some_out_are_left_alone() -> None:
     model, _ = sliced([(0, 4), (4, WIDTH)], step=2)
 
-    split_where_sliced(model.graph)
+    slices_to_split(model.graph)
 
     assert "Split" not in kinds(model)
 
@@ -81,7 +81,7 @@ def picked(op_type: str, attributes: dict[str, int] | None = None) -> tuple[ir.M
 def test_positions_are_picked_before_what_treats_tokens_alike() -> None:
     model, expected = picked("Sigmoid")
 
-    pick_early(model.graph)
+    gather_positions_early(model.graph)
 
     assert kinds(model)[:3] == ["Gather", "Gather", "MatMul"]
     assert np.array_equal(run(model, input_ids=IDS, logit_positions=POSITIONS), expected)
@@ -90,7 +90,7 @@ def test_positions_are_picked_before_what_treats_tokens_alike() -> None:
 def test_positions_are_picked_after_what_mixes_tokens() -> None:
     model, expected = picked("Softmax", {"axis": 1})
 
-    pick_early(model.graph)
+    gather_positions_early(model.graph)
 
     assert kinds(model)[:3] == ["Gather", "MatMul", "Softmax"]
     assert np.array_equal(run(model, input_ids=IDS, logit_positions=POSITIONS), expected)
@@ -102,7 +102,7 @@ def test_what_others_read_too_keeps_all_its_tokens() -> None:
     model.graph.outputs.append(sigmoid.outputs[0])
     sigmoid.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
 
-    pick_early(model.graph)
+    gather_positions_early(model.graph)
 
     assert kinds(model)[:3] == ["Gather", "MatMul", "Sigmoid"]
     assert run(model, input_ids=IDS, logit_positions=POSITIONS).shape == (2, 2, WIDTH)

@@ -14,12 +14,12 @@ from exporters import Origin, block_recipes, export
 from exporters.block_recipes import COARSE, RECIPES, WIDE, default_recipe, find_block_recipe, recipes_for
 from exporters.block_weights import BlockRecipe
 from exporters.catalog import find_model
-from exporters.certify_decoder import LARGEST_KL
-from exporters.facts import kind_of
+from exporters.certify_decoder import MAX_KL
+from exporters.kind import kind_of
 from exporters.probe import probe_texts
+from exporters.progress import NoProgress
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.stages import Silence
 from exporters.wheel import fetch_checkpoint
 from runtime import (
     Bundle,
@@ -33,7 +33,7 @@ from runtime import (
     Precision,
     UnsupportedModelError,
 )
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.replay import replay
 from tests.assets import DECODER
 from tests.commands import Finished
@@ -53,7 +53,7 @@ STAGES = [
 ]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def divergence(bundle: Bundle, folder: Path, ids: np.ndarray) -> float:
     """The mean KL divergence from PyTorch, computed by PyTorch."""
     expected = torch.from_numpy(logits_of(loaded(folder), ids)).double().log_softmax(-1)
     decoder = Decoder(bundle, threads=1)
-    found = torch.from_numpy(Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), len(ids)).copy())
+    found = torch.from_numpy(ModelRunner(decoder.session, decoder.new_cache()).run(ids.tolist(), len(ids)).copy())
     found = found.double().log_softmax(-1)
     return float(torch.nn.functional.kl_div(found, expected, log_target=True, reduction="batchmean"))
 
@@ -143,7 +143,7 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
     assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
-    assert 1e-4 < manifest.certificate.figures["kl_mean"] < LARGEST_KL[Precision.INT4]
+    assert 1e-4 < manifest.certificate.figures["kl_mean"] < MAX_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
     assert len(manifest.certificate.layer_errors) == 2
     assert all(1e-3 < error < 1 for error in manifest.certificate.layer_errors)
@@ -182,7 +182,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     certificate, blocks, facts = manifest.certificate, manifest.blocks, manifest.decoder
 
     assert manifest.precision is Precision.SOURCE
-    assert (manifest.name, manifest.architecture, manifest.source.licence) == ("tiny.Q4_1", "llama", "apache-2.0")
+    assert (manifest.name, manifest.architecture, manifest.source.license) == ("tiny.Q4_1", "llama", "apache-2.0")
     assert (manifest.source.origin, manifest.source.resolved) == ("file", "tiny.Q4_1.gguf")
     assert manifest.source.files.keys() == {"tiny.Q4_1.gguf"}
     assert exported.checkpoint_size == gguf.stat().st_size
@@ -267,7 +267,7 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         export("nothing.gguf", out=tmp_path / "b")
     with pytest.raises(NotFoundError, match=r"there is no file `nothing`"):
         export("nothing", origin=Origin.FILE, out=tmp_path / "b")
-    with pytest.raises(CheckpointError, match=r"config.json` is no GGUF file: it does not begin with `GGUF`"):
+    with pytest.raises(CheckpointError, match=r"config.json` is not a GGUF file: it does not begin with `GGUF`"):
         export(str(folder / "config.json"), out=tmp_path / "b")
     with pytest.raises(InputError, match="is not taken from the Hub, so it has no revision"):
         export("nothing.gguf", revision="main", out=tmp_path / "b")
@@ -389,7 +389,7 @@ def test_a_divergence_that_no_recipe_holds(precision: Precision, finer: str) -> 
 def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
     folder: Path, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.certify_decoder.LARGEST_KL", dict.fromkeys(Precision, 1e-12))
+    monkeypatch.setattr("exporters.certify_decoder.MAX_KL", dict.fromkeys(Precision, 1e-12))
 
     for source, precision, hint in [
         (folder, Precision.INT4, "no bundle was written; try `--precision int8` or `fp32`"),
@@ -402,7 +402,7 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
         assert caught.value.message.endswith(
             f"on average over the probe set, and {precision.value} must stay within 1e-12"
         )
-        assert "does not predict as PyTorch does: KL divergence 0." in caught.value.message
+        assert "differs from PyTorch: KL divergence 0." in caught.value.message
         assert caught.value.hint == hint
     assert not list(tmp_path.iterdir())
 
@@ -410,12 +410,12 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
 def test_an_fp32_bundle_that_prefers_other_tokens_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.certify_decoder.LOWEST_TOP", 1.5)
+    monkeypatch.setattr("exporters.certify_decoder.MIN_TOP1_AGREEMENT", 1.5)
 
     with pytest.raises(EdgekitError) as caught:
         export(str(folder), precision=Precision.FP32, out=tmp_path / "b")
     assert caught.value.message == (
-        "the exported `tiny-llama` does not predict as PyTorch does: its most probable token is PyTorch's for 100.00% "
+        "the exported `tiny-llama` differs from PyTorch: its most probable token is PyTorch's for 100.00% "
         "of the probe set, and fp32 must reach 150.0%"
     )
     assert caught.value.hint == "no bundle was written"
@@ -428,9 +428,7 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     assert finished.code == 0
     lines = finished.err.splitlines()
     assert "tiny-llama, int8" in lines
-    assert any(
-        line.startswith("  KL       0.0") and "of the most probable tokens are the same" in line for line in lines
-    )
+    assert any(line.startswith("  KL       0.0") and "of the most probable tokens agree" in line for line in lines)
     assert "  int8     9 products, 8 bits in blocks of 64, with zero points, rounded to the nearest level" in lines
     assert f'  next     edgekit generate {out} "some prompt"' in lines
 
@@ -438,30 +436,32 @@ def test_what_the_command_line_tells(edgekit: object, folder: Path, tmp_path: Pa
     told = dict(line.split(None, 1) for line in shown.out.decode().splitlines() if not line.startswith("made"))
     assert told["kind"] == "decoder, architecture llama"
     assert told["context"] == "512 tokens, prompt and answer together"
-    assert re.fullmatch(r"weights take \d\.\d MB, keys and values 0\.3 MB for 512 tokens", told["memory"])
-    assert told["template"] == "yes, for conversations"
-    assert told["sampling"] == "none, greedy"
+    assert re.fullmatch(r"weights \d\.\d MB, KV cache 0\.3 MB for 512 tokens", told["memory"])
+    assert told["template"] == "chat template"
+    assert told["sampling"] == "greedy"
     assert told["certificate"].startswith("kl mean 0.0")
     assert " tokens against torch " in told["certificate"]
     assert re.fullmatch(
-        r"hidden states are \d\.\d\d% off PyTorch's after layer 1, \d\.\d\d% after layer 2, "
-        r"at most \d\.\d\d%, after layer [12]",
+        r"relative error of the hidden states against PyTorch: \d\.\d\d% after layer 1, \d\.\d\d% after layer 2, "
+        r"at most \d\.\d\d% \(layer [12]\)",
         told["layers"],
     )
-    assert told["fits"] == "as many tokens as the model reads, keys and values in the memory that is free now"
+    assert told["fits"] == "the whole context: the KV cache that the free memory has room for now"
     printed = json.loads(edgekit("inspect", out, "--runtime", "--json").out)
+    del printed["digest"]
     assert printed.pop("memory").keys() == {"weights", "lengths"}
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}
     assert printed == json.loads((out / "manifest.json").read_text())
 
     verified = edgekit("verify", out)
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[1:] == [
-        "graph        opens on cpu, inputs as the manifest lists them",
+    assert verified.out.decode().splitlines()[2:] == [
+        "graph        opens on cpu; inputs match the manifest",
         (
-            "certificate  64 golden tokens, log-probabilities within 0.00000 on average, "
-            "the same bits as on the machine that made it"
+            "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "
+            "bits identical to the exporting machine's"
         ),
+        f"ok: {out}",
     ]
 
 

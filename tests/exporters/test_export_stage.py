@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from exporters import Exported, Origin, export, graph_files
 from exporters.architectures import ARCHITECTURES
 from exporters.encoder import IMPLEMENTED_HERE
-from exporters.stages import Progress, Silence
+from exporters.progress import NoProgress, Progress
 from runtime import (
     Bundle,
     CheckpointError,
@@ -50,7 +50,7 @@ STAGES = [
 TEXTS = ["a", "The pump runs dry.", "word " * 100, "Zwei Sätze. Noch einer!"]
 
 
-class Recorder(Silence):
+class Recorder(NoProgress):
     """Remembers the stages of an export."""
 
     def __init__(self) -> None:
@@ -222,7 +222,7 @@ def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Pat
 
     assert manifest.schema == SCHEMA
     assert (manifest.name, manifest.architecture, manifest.inputs) == ("all-MiniLM-L6-v2", "bert", ("input_ids",))
-    assert (manifest.source.requested, manifest.source.licence) == ("all-MiniLM-L6-v2", "apache-2.0")
+    assert (manifest.source.requested, manifest.source.license) == ("all-MiniLM-L6-v2", "apache-2.0")
     assert manifest.source.files.keys() == {
         path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()
     }
@@ -231,7 +231,7 @@ def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Pat
     assert manifest.made_with.keys() >= {"edgekit", "torch", "transformers", "optimum", "onnxruntime"}
 
 
-def test_the_licence_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_license_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tiny_checkpoint / "LICENSE").write_text("do what you like")
 
     bundle = tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32).bundle
@@ -357,7 +357,7 @@ def test_no_space_left_for_the_graph_leaves_the_old_bundle(
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("exporters.tasks.save_graph", full)
+    monkeypatch.setattr("exporters.encoder_task.save_graph", full)
     with pytest.raises(OutputError) as caught:
         tiny_export(tiny_checkpoint, out, Precision.FP32)
 

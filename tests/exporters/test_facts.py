@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from exporters.choices import Asked
-from exporters.facts import embedder_facts, lower_case, max_length
+from exporters.choices import ExportOptions
+from exporters.facts import embedder_facts
+from exporters.kind import lower_case, max_length
 from exporters.sources import find_checkpoint
 from runtime import CheckpointError, Kind, Pooling, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint
 
-BARS = dict.fromkeys(Kind)
+NO_THRESHOLDS = dict.fromkeys(Kind)
 
 
 def write(folder: Path, name: str, value: object) -> None:
@@ -99,7 +100,7 @@ def test_a_length_that_is_none(tiny_checkpoint: Path, file: str, value: object) 
     write(tiny_checkpoint, file, {key: value})
 
     with pytest.raises(CheckpointError) as caught:
-        find_checkpoint(str(tiny_checkpoint), accept=Asked(None, None, None, BARS).choose)
+        find_checkpoint(str(tiny_checkpoint), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
     shown = "true" if value is True else repr(value)
     assert caught.value.message == f"`{key}` in `{tiny_checkpoint / file}` must be a positive integer, not `{shown}`"
     assert caught.value.exit_code == 7
@@ -112,7 +113,7 @@ def test_a_padding_token_that_is_none(checkpoint: Path, tmp_path: Path, value: o
     edit_config(tmp_path / "tiny", pad_token_id=value)
 
     with pytest.raises(CheckpointError, match=r"`pad_token_id` in .* must be the id of a token, not ") as caught:
-        find_checkpoint(str(tmp_path / "tiny"), accept=Asked(None, None, None, BARS).choose)
+        find_checkpoint(str(tmp_path / "tiny"), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
     assert caught.value.exit_code == 7
 
 
@@ -178,4 +179,4 @@ def test_a_rotation_that_depends_on_the_length_of_a_text(
     edit_config(folder, rope_scaling={key: "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6})
 
     with pytest.raises(UnsupportedModelError, match=r"rotates long texts by other angles .*`longrope`"):
-        Asked(kind, None, None, BARS).choose(find_checkpoint(str(folder)))
+        ExportOptions(kind, None, None, NO_THRESHOLDS).plan(find_checkpoint(str(folder)))

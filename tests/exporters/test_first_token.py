@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from exporters.calibration import Calibration
 from exporters.conversion import draft_manifest
 from exporters.encoder import load_model, rebuild, trace
+from exporters.encoder_task import RerankerTask
 from exporters.first_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from exporters.graph import tidy
 from exporters.quantize import Recipe, quantize_encoder
 from exporters.recipes import PRECISE
 from exporters.sources import find_checkpoint
-from exporters.tasks import RerankerTask
 from exporters.tokenizer_file import bundle_tokenizer
 from runtime import Kind, Precision, Provider
 from tests.exporters.graphs import make_model, run, token_rows

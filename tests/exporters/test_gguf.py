@@ -11,15 +11,15 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 
-from exporters.block_weights import KnownRows
 from exporters.checkpoint import Checkpoint
 from exporters.decoder_facts import check_tokens, decoder_facts
 from exporters.gguf import described_checkpoint, stored_matrices
+from exporters.gguf_blocks import RowIndex
 from exporters.gguf_facts import ARCHITECTURES, GgufFile, open_gguf
 from exporters.gguf_header import read_header
 from exporters.pytorch_model import load_tokenizer
 from exporters.sources import find_checkpoint
-from exporters.weightless import WeightlessDecoder, open_decoder
+from exporters.weightless import LazyDecoder, open_decoder
 from runtime.chat_template import ChatTemplate
 from runtime.decoder import encode_exactly
 from runtime.errors import CheckpointError, EdgekitError, NotFoundError, UnsupportedModelError
@@ -48,7 +48,7 @@ def described(path: Path, folder: Path) -> Checkpoint:
     return described_checkpoint(find_checkpoint(str(path)), open_gguf(path), folder)
 
 
-def logits_of_file(path: Path, folder: Path) -> tuple[WeightlessDecoder, torch.Tensor]:
+def logits_of_file(path: Path, folder: Path) -> tuple[LazyDecoder, torch.Tensor]:
     """The model that an export reads, with all weights in memory, and its logits."""
     decoder = open_decoder(described(path, folder))
     with decoder.with_weights(decoder.model):
@@ -77,7 +77,7 @@ def test_every_architecture_is_tested() -> None:
 def test_what_the_real_file_says(smollm: GgufFile) -> None:
     file = smollm
 
-    assert (file.architecture, file.context_length, file.licence) == ("llama", 8192, "apache-2.0")
+    assert (file.architecture, file.context_length, file.license) == ("llama", 8192, "apache-2.0")
     assert (file.bos_id, file.add_bos) == (1, False)
     # The one that the file states, and <|endoftext|>.
     assert file.eos_ids == (2, 0)
@@ -108,7 +108,7 @@ def test_the_rows_of_a_model_are_found_in_the_files_blocks(kind: Type, tmp_path:
     write_gguf(tmp_path / "model.gguf", seeded("llama"), types=types)
     weights = described(tmp_path / "model.gguf", tmp_path).tensors
     assert weights is not None
-    known = KnownRows(stored_matrices(open_gguf(tmp_path / "model.gguf")))
+    known = RowIndex(stored_matrices(open_gguf(tmp_path / "model.gguf")))
     layer = "model.layers.1.self_attn"
     merged = np.concatenate([weights[f"{layer}.{part}_proj.weight"].read() for part in "qkv"])
 
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_gguf(content: bytes, tmp_path: Path) -> None:
 
     error = refused(path)
 
-    assert error.message == f"`{path}` is no GGUF file: it does not begin with `GGUF`"
+    assert error.message == f"`{path}` is not a GGUF file: it does not begin with `GGUF`"
     assert error.exit_code == 7
 
 
@@ -185,9 +185,9 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
 
     error = refused(path)
 
-    assert error.message == "`m.gguf` has the architecture `falcon`, which edgekit does not know in a GGUF file"
+    assert error.message == "`m.gguf` has the architecture `falcon`, which is not supported in GGUF files"
     assert error.hint is not None
-    assert error.hint.startswith("known are `gemma2`, `gemma3`, `llama`, ")
+    assert error.hint.startswith("supported: `gemma2`, `gemma3`, `llama`, ")
     assert error.exit_code == 10
 
 
@@ -196,15 +196,15 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     [
         (
             {"rope.scaling.type": "yarn"},
-            "`m.gguf` has `llama.rope.scaling.type` set to `yarn`, which edgekit does not read",
+            "`m.gguf` has `llama.rope.scaling.type` set to `yarn`, which is not supported",
         ),
         (
             {"expert_count": 8},
-            "`m.gguf` has `llama.expert_count` set to `8`, which edgekit does not read",
+            "`m.gguf` has `llama.expert_count` set to `8`, which is not supported",
         ),
         (
             {"attention.head_count_kv": [2, 1]},
-            "`m.gguf` has `llama.attention.head_count_kv` set for each layer, and edgekit knows layers that are alike",
+            "`m.gguf` has `llama.attention.head_count_kv` set for each layer, and only equal layers are supported",
         ),
         ({"attention.value_length": 8}, "`m.gguf` has heads of 16 numbers, of which it rotates 16, and values of 8"),
         ({"split.count": 3}, "`m.gguf` is one of 3 parts of a model"),
@@ -243,7 +243,7 @@ def test_a_phi_3_that_reads_further_than_it_was_trained(tmp_path: Path) -> None:
 
     error = refused(write_gguf(tmp_path / "m.gguf", seeded("phi3"), fields=fields))
 
-    assert error.message == ("`m.gguf` reads 128 tokens and was trained on 64, and edgekit does not know such a `phi3`")
+    assert error.message == ("`m.gguf` reads 128 tokens and was trained on 64, which is not supported for `phi3`")
     assert error.exit_code == 10
 
 
@@ -320,14 +320,14 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
             "it reads pictures or sound for a model; export the model's own file",
         ),
         ({"general.type": "x\x1b"}, "`m.gguf` has `general.type` set to `x\\x1b`, so it is not a model", "export the"),
-        ({"clip.has_vision_encoder": True}, "`m.gguf` has `clip.has_vision_encoder` set to `True`, which edgekit", ""),
-        ({"adapter.lora.alpha": 2.0}, "`m.gguf` has `adapter.lora.alpha` set to `2.0`, which edgekit does not", ""),
-        ({"rope.scaling.factor": 8.0}, "`m.gguf` has `llama.rope.scaling.factor` set to `8.0`, which edgekit", ""),
+        ({"clip.has_vision_encoder": True}, "`m.gguf` has `clip.has_vision_encoder` set to `True`, which is not", ""),
+        ({"adapter.lora.alpha": 2.0}, "`m.gguf` has `adapter.lora.alpha` set to `2.0`, which is not", ""),
+        ({"rope.scaling.factor": 8.0}, "`m.gguf` has `llama.rope.scaling.factor` set to `8.0`, which is not", ""),
         ({"attn_logit_softcapping": 50.0}, "`m.gguf` has `llama.attn_logit_softcapping` set to `50.0`, which", ""),
         ({"attention.sliding_window": 8}, "`m.gguf` has `llama.attention.sliding_window` set to `8`, which", ""),
-        ({"attention.scale": 0.5}, "`m.gguf` has `llama.attention.scale` set to `0.5`, which edgekit does not", ""),
-        ({"attention.causal": False}, "`m.gguf` has `llama.attention.causal` set to `False`, which edgekit does", ""),
-        ({"general.sampling.mirostat": 2}, "`m.gguf` has `general.sampling.mirostat` set to `2`, which edgekit", ""),
+        ({"attention.scale": 0.5}, "`m.gguf` has `llama.attention.scale` set to `0.5`, which is not", ""),
+        ({"attention.causal": False}, "`m.gguf` has `llama.attention.causal` set to `False`, which is not", ""),
+        ({"general.sampling.mirostat": 2}, "`m.gguf` has `general.sampling.mirostat` set to `2`, which is not", ""),
     ],
     ids=str,
 )
@@ -353,7 +353,7 @@ def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
     assert open_gguf(plain).block_types == frozenset()
     error = refused(path)
 
-    assert error.message == "`m.gguf` has `general.quantization_version` set to `1`, which edgekit does not read"
+    assert error.message == "`m.gguf` has `general.quantization_version` set to `1`, which is not supported"
     assert error.exit_code == 10
 
 

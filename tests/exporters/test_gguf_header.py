@@ -225,7 +225,7 @@ ABSURD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "not aligned": (
         lambda folder: file_of(folder, [], [tensor(offset=4)]),
-        "has the tensor `t` at 4, which is no multiple of 32",
+        "has the tensor `t` at 4, which is not a multiple of 32",
     ),
     "tensor twice": (lambda folder: file_of(folder, [], [tensor(), tensor(offset=32)]), "has the tensor `t` twice"),
     "overlapping": (

@@ -267,7 +267,7 @@ def test_a_vocabulary_that_cannot_write_every_text() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "t5"}, "`m.gguf` has a tokenizer of the kind `t5`, which edgekit does not know"),
+        ({"model": "t5"}, "`m.gguf` has a tokenizer of the kind `t5`, which is not supported"),
         ({"pre": "viking"}, "`m.gguf` says `viking` about how its tokenizer cuts text (`tokenizer.ggml.pre`)"),
         ({"pre": None}, "`m.gguf` says nothing about how its tokenizer cuts text (`tokenizer.ggml.pre`)"),
     ],
@@ -278,7 +278,7 @@ def test_tokenizers_that_are_not_known(changes: dict, message: str) -> None:
     assert isinstance(error, UnsupportedModelError)
     assert error.message == message
     assert error.hint is not None
-    assert error.hint.startswith("known are ")
+    assert error.hint.startswith("supported: ")
     assert error.exit_code == 10
 
 
@@ -330,7 +330,7 @@ def test_what_is_not_read_about_a_tokenizer_is_refused_by_name(key: str, value: 
         read_vocabulary("m.gguf", fields | {key: value})
 
     shown = "a list of " + str(len(value)) if isinstance(value, list) else value
-    assert caught.value.message == f"`m.gguf` has `{key}` set to `{shown}`, which edgekit does not read"
+    assert caught.value.message == f"`m.gguf` has `{key}` set to `{shown}`, which is not supported"
     assert caught.value.hint == "texts would become other tokens; export the Hub's checkpoint instead"
     assert caught.value.exit_code == 10
 
@@ -369,7 +369,7 @@ def test_tokens_that_are_not_there(name: str, number: int) -> None:
 def test_types_of_tokens_that_are_not_known() -> None:
     error = refused(token_type=[NORMAL] * (len(TOKENS) - 1) + [9])
 
-    assert error.message == "`m.gguf` has a token of the type 9 (`tokenizer.ggml.token_type`); known are 1 to 6"
+    assert error.message == "`m.gguf` has a token of the type 9 (`tokenizer.ggml.token_type`); supported: 1 to 6"
 
 
 def test_scores_that_are_no_numbers() -> None:

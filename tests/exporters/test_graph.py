@@ -9,20 +9,15 @@ import torch
 
 from exporters.attention import merge_attention
 from exporters.encoder import load_model, rebuild, trace
-from exporters.graph import (
-    RMS_NORM,
+from exporters.flatten import (
     assume_whole_texts,
     drop_token_types,
-    drop_unused_inputs,
-    fold_constants,
-    fuse_rms_norms,
     give_tokens_first,
-    merge_products,
     rows_at_products,
     run_on_rows,
     shapes_from_ids,
-    tidy,
 )
+from exporters.graph import RMS_NORM, drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
 from exporters.nodes import batch_and_length, constant, linears
 from exporters.sources import find_checkpoint
 from tests.exporters.graphs import WIDTH, make_model, run, token_rows

@@ -10,16 +10,15 @@ import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from exporters.decoder import trace
+from exporters.decoder_facts import cache_sizes, context_length
 from exporters.grouped_attention import (
     ATTENTION_NAME,
     DecoderOnnxConfig,
     DecoderPatcher,
-    cache_sizes,
     check_rotation,
-    context_length,
-    give_tables,
+    use_rotary_tables,
 )
-from exporters.weightless import WeightlessDecoder
+from exporters.weightless import LazyDecoder
 from runtime import UnsupportedModelError
 from tests.exporters.decoders import LONGROPE, TINY, tiny_config, tiny_decoder
 
@@ -47,7 +46,7 @@ def test_tables_are_what_the_rotary_module_gives(family: str) -> None:
     rotary = tiny_decoder(family).model.rotary_emb
     cos, sin = rotary(torch.zeros(1), torch.arange(200)[None])
 
-    give_tables(rotary, 200)
+    use_rotary_tables(rotary, 200)
 
     half = cos.shape[-1] // 2
     assert torch.equal(rotary.cos_table, cos[0, :, :half])
@@ -59,7 +58,7 @@ def test_tables_are_what_the_rotary_module_gives(family: str) -> None:
 
 def test_longrope_stays_with_the_short_factors() -> None:
     rotary = tiny_decoder("phi3").model.rotary_emb
-    give_tables(rotary, 256)
+    use_rotary_tables(rotary, 256)
 
     angles = 1 / (10000 ** (np.arange(8) / 8) * np.array(LONGROPE["short_factor"]))
     expected = np.cos(255 * angles) * rotary.attention_scaling
@@ -81,8 +80,7 @@ def test_heads_that_onnxruntime_does_not_rotate(family: str, changes: dict, size
         check_rotation(tiny_decoder(family, **changes))
     assert caught.value.exit_code == 10
     assert caught.value.message == (
-        f"the attention of the model has heads of which {size} numbers are rotated, and onnxruntime's attention takes "
-        "multiples of 16 only"
+        f"the model rotates {size} dimensions of each head, and onnxruntime's attention supports multiples of 16 only"
     )
 
 
@@ -94,18 +92,18 @@ def other_decoder(model_type: str) -> Any:
 
 def test_heads_whose_numbers_are_rotated_in_pairs(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        trace(WeightlessDecoder(other_decoder("helium"), {}), tmp_path)
+        trace(LazyDecoder(other_decoder("helium"), {}), tmp_path)
     assert caught.value.message == (
-        "`HeliumForCausalLM` does not rotate the first half of a head against the second, and edgekit knows no other "
-        "way"
+        "`HeliumForCausalLM` does not rotate the first half of a head against the second; other rotary layouts are not "
+        "supported"
     )
 
 
 def test_queries_that_are_normed_after_they_are_rotated(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        trace(WeightlessDecoder(other_decoder("hunyuan_v1_dense"), {}), tmp_path)
+        trace(LazyDecoder(other_decoder("hunyuan_v1_dense"), {}), tmp_path)
     assert caught.value.message == (
-        "`HunYuanDenseV1ForCausalLM` changes queries or keys between their rotation and the attention, and "
+        "`HunYuanDenseV1ForCausalLM` changes queries or keys between their rotation and the attention; "
         "onnxruntime's attention rotates them last"
     )
     assert ATTENTION_NAME not in ALL_ATTENTION_FUNCTIONS

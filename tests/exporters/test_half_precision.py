@@ -14,11 +14,12 @@ from exporters import export
 from exporters.decoder import rebuild
 from exporters.decoder_graph import share_embedding
 from exporters.export_stage import bundle_name
+from exporters.float16_cache import convert_cache_to_float16
 from exporters.graph import tidy
-from exporters.half_precision import HalfTensor, in_half, put_cache_in_half, put_in_half
+from exporters.half_precision import Float16Tensor, convert_to_float16, to_float16
 from exporters.stored_tensors import StreamedTensor
 from runtime import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.kv_cache import token_size
 from runtime.replay import replay
 from tests.commands import Finished
@@ -42,14 +43,14 @@ TOKENS = 90
 def in_float16(graph: ir.Model) -> ir.Model:
     half = graph.clone()
     share_embedding(half.graph)
-    put_in_half(half.graph)
+    convert_to_float16(half.graph)
     tidy(half)
     return half
 
 
 def with_half_cache(graph: ir.Model) -> ir.Model:
     half = graph.clone()
-    put_cache_in_half(half.graph)
+    convert_cache_to_float16(half.graph)
     tidy(half)
     return half
 
@@ -88,7 +89,7 @@ def test_all_that_is_large_is_float16_and_still_in_the_checkpoint(family: str, t
     half = in_float16(graph).graph
 
     weights = [value.const_value for value in half.initializers.values() if is_large(value)]
-    assert all(isinstance(weight, HalfTensor) for weight in weights)
+    assert all(isinstance(weight, Float16Tensor) for weight in weights)
     shared = 320 * 64 * 4 if "tied" in family else 0
     assert sum(weight.nbytes for weight in weights) == (large - shared) // 2
     assert {value.dtype for value in half.inputs[4:]} == {value.dtype for value in half.outputs[1:]}
@@ -118,13 +119,13 @@ def test_positions_that_float16_cannot_count_to_are_exact(tmp_path: Path) -> Non
 
 def test_numbers_that_float16_has_no_room_for() -> None:
     kept = np.array([65504, -65504, 1e-7, 0, np.inf, -np.inf], np.float32)
-    assert np.array_equal(in_half(ir.tensor(kept)), kept.astype(np.float16))
+    assert np.array_equal(to_float16(ir.tensor(kept)), kept.astype(np.float16))
 
     for number in (65505, -65519, 70000, -3e38):
         with pytest.raises(UnsupportedModelError) as caught:
-            in_half(ir.tensor(np.array([1, number, -np.inf], np.float32), name="w"))
+            to_float16(ir.tensor(np.array([1, number, -np.inf], np.float32), name="w"))
         assert caught.value.message == (
-            f"`w` holds a weight of {abs(np.float32(number)):g}, and float16 has no number beyond 65504"
+            f"`w` has a weight of magnitude {abs(np.float32(number)):g}; the largest float16 is 65504"
         )
 
 
@@ -138,8 +139,8 @@ def test_a_weight_beyond_float16_is_refused_by_its_name(tmp_path: Path, edgekit:
 
     assert finished.code == 10
     assert finished.err.endswith(
-        "error: `model.layers.1.self_attn.k_proj.weight` holds a weight of 70000, and float16 has no number beyond "
-        "65504\n\nhint: use `--precision int4`, `int8` or `fp32`\n"
+        "error: `model.layers.1.self_attn.k_proj.weight` has a weight of magnitude 70000; the largest float16 "
+        "is 65504\n\nhint: use `--precision int4`, `int8` or `fp32`\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-llama"]
 
@@ -151,7 +152,7 @@ def test_hidden_states_beyond_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(folder), precision=Precision.FP16, out=tmp_path / "b")
     assert caught.value.message.startswith("hidden states of `tiny-granite` reach ")
-    assert caught.value.message.endswith(" on the probe set, and float16 has no number beyond 65504")
+    assert caught.value.message.endswith(" on the probe set; the largest float16 is 65504")
     assert caught.value.hint == "use `--precision int4`, `int8` or `fp32`"
     assert caught.value.exit_code == 10
     assert not (tmp_path / "b").exists()
@@ -164,8 +165,8 @@ def test_a_graph_inside_the_graph_is_refused(tmp_path: Path) -> None:
     node.attributes["then_branch"] = ir.AttrGraph("then_branch", ir.Graph([], [], nodes=[]))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        put_in_half(graph.graph)
-    assert caught.value.message == "the graph has `If`, inside of which edgekit makes nothing float16"
+        convert_to_float16(graph.graph)
+    assert caught.value.message == "the graph has `If`, whose subgraphs cannot be converted to float16"
     assert caught.value.hint == "use `--precision int4`, `int8` or `fp32`"
 
 
@@ -175,11 +176,9 @@ def test_a_cache_that_is_used_otherwise_is_refused(tmp_path: Path) -> None:
     next(node for node in graph.graph if node.op_type == "ScatterElements").op_type = "Other"
 
     with pytest.raises(UnsupportedModelError) as caught:
-        put_cache_in_half(graph.graph)
-    assert caught.value.message == (
-        "the attention of the model uses its keys and values in a way that edgekit has no float16 for"
-    )
-    assert caught.value.hint == "leave out `--cache float16`"
+        convert_cache_to_float16(graph.graph)
+    assert caught.value.message == ("the model's attention uses its KV cache in a way that does not support float16")
+    assert caught.value.hint == "export without `--cache float16`"
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +207,7 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     assert certificate.figures["kl_mean"] < 1e-4
     assert 0 < max(certificate.layer_errors) < 0.005
     decoder = Decoder(fp16, threads=1)
-    forward = Forward(decoder.session, decoder.new_cache())
+    forward = ModelRunner(decoder.session, decoder.new_cache())
     found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])])
     assert forward.cache.buffers[0].dtype == np.float16
     assert forward.cache.capacity > 256, "grown"
@@ -244,14 +243,14 @@ def test_what_a_float16_cache_costs_and_saves(half_cache: Bundle, folder: Path, 
     assert {buffer.dtype for buffer in cache.buffers} == {np.dtype(np.float16)}
     assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == cache.capacity * token_size(facts)
     assert replay(decoder).same_bits
-    decoder.save(tmp_path / "saved", cache)
-    found = decoder.load(tmp_path / "saved")
+    decoder.save_cache(tmp_path / "saved", cache)
+    found = decoder.load_cache(tmp_path / "saved")
     assert all(
         np.array_equal(one[:, :, : cache.length], two[:, :, : cache.length])
         for one, two in zip(found.buffers, cache.buffers, strict=True)
     )
     with pytest.raises(InputError, match="was saved with another bundle"):
-        Decoder(plain, threads=1).load(tmp_path / "saved")
+        Decoder(plain, threads=1).load_cache(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.SOURCE])
@@ -286,17 +285,18 @@ def test_what_the_command_line_tells(edgekit: Any, folder: Path, tmp_path: Path)
     assert " s round to float16\n" in finished.err
     assert "  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller\n" in finished.err
     shown = edgekit("inspect", out).out.decode()
-    assert "precision    fp16, made for cpu\n" in shown
-    assert "keys and values 0.1 MB for 512 tokens\n" in shown
-    assert "cache        keys and values in float16, half of the memory of float32\n" in shown
+    assert "precision    fp16, for the provider cpu\n" in shown
+    assert "KV cache 0.1 MB for 512 tokens\n" in shown
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
     verified = edgekit("verify", out)
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[1:] == [
-        "graph        opens on cpu, inputs as the manifest lists them",
+    assert verified.out.decode().splitlines()[2:] == [
+        "graph        opens on cpu; inputs match the manifest",
         (
-            "certificate  64 golden tokens, log-probabilities within 0.00000 on average, "
-            "the same bits as on the machine that made it"
+            "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "
+            "bits identical to the exporting machine's"
         ),
+        f"ok: {out}",
     ]
 
 
@@ -311,9 +311,9 @@ def test_what_the_command_line_tells_of_a_cache(edgekit: Any, folder: Path, tmp_
     finished: Finished = edgekit("export", folder, "--cache", "float16", "--out", out)
 
     assert finished.code == 0
-    assert "  cache    keys and values in float16: half of the memory, slower on a CPU\n" in finished.err
+    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
     shown = edgekit("inspect", out).out.decode()
-    assert "cache        keys and values in float16, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
     assert edgekit("verify", out).code == 0
     refused: Finished = edgekit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2

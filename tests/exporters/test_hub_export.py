@@ -40,7 +40,7 @@ def test_an_export_from_the_hub_equals_the_one_from_the_wheel(
     assert weights_of(exported.file("model.onnx")) == weights_of(fp32_bundle.file("model.onnx"))
     source = exported.manifest.source
     assert (source.origin, source.requested, source.resolved) == ("hub", REPO, REPO)
-    assert (source.revision, source.licence) == ("c" * 40, "apache-2.0")
+    assert (source.revision, source.license) == ("c" * 40, "apache-2.0")
     assert (source.gated, source.granted_at) == (False, None)
     assert source.files == fp32_bundle.manifest.source.files
 
@@ -73,7 +73,7 @@ def from_hub(tiny_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     hub = LocalHub()
     hub.users = {ADA: User("ada")}
     escaping = {"../../../escaped.json": b"{}", "1_Pooling/../../escaped.json": b"{}"}
-    hub.add("org/tiny", tiny_files | escaping, gated="auto", granted={"ada"}, licence="custom-terms")
+    hub.add("org/tiny", tiny_files | escaping, gated="auto", granted={"ada"}, license="custom-terms")
     hub.renamed["org/little"] = "org/tiny"
     user = user_of(hub, tmp_path_factory.mktemp("from-hub") / "home")
     finished = user.run("export", "org/little", "--precision", "fp32", "--out", "bundle", HF_TOKEN=ADA)
@@ -87,7 +87,7 @@ def test_a_gated_model_is_recorded_with_its_terms_and_without_the_token(from_hub
     assert finished.code == 0, finished.err
     assert "note: `org/little` is called `org/tiny` now" in finished.err
     assert (
-        "note: `org/tiny` is gated, its licence is custom-terms: https://huggingface.co/org/tiny has the terms"
+        "note: `org/tiny` is gated, its license is custom-terms: https://huggingface.co/org/tiny has the terms"
         in finished.err
     )
     bundle = from_hub.bundle

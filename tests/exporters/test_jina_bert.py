@@ -15,7 +15,7 @@ import transformers
 from exporters import export
 from exporters.jina_bert import alibi_bias, alibi_slopes
 from runtime import Bundle, Precision
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 from tests.encoder_checkpoints import TINY_CONFIGS, write_checkpoint
 from tests.exporters import by_the_book
 
@@ -108,7 +108,7 @@ def test_the_way_of_long_texts_begins_without_a_seam(
 ) -> None:
     ids = np.random.default_rng(tokens).integers(1000, 20000, tokens)
     manifest = tiny_jina.manifest
-    session = Session(tiny_jina.file("model.onnx"), provider=manifest.provider, inputs=manifest.inputs)
+    session = Session(tiny_jina.file("model.onnx"), SessionConfig(manifest.provider, manifest.inputs))
     expected = by_the_book.jina_bert(tiny_jina_weights, torch.from_numpy(ids), heads=6).numpy()
 
     found = session.run({"input_ids": np.stack([ids, ids[::-1]])})

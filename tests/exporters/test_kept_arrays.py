@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from exporters.kept_arrays import KeptArrays, Made, in_memory
-from exporters.unfinished import Unfinished
+from exporters.unfinished import Unfinished, folder_of, left_by_others
 from runtime.errors import OutputError
 
 SHAPES = {"a": (3, 5), "b": (2000,), "c": (1, 1, 4), "d": (70, 70)}
@@ -235,3 +237,35 @@ def test_two_exports_to_one_target_do_not_mix(tmp_path: Path) -> None:
     assert caught.value.message == f"`{tmp_path / 'bundle'}` is being written by another process"
     assert caught.value.hint == "wait for it, or choose another folder with `--out`"
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_do_not_write_one_bundle(tmp_path: Path) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from exporters.unfinished import Unfinished\n"
+        "with Unfinished(Path(sys.argv[1]), 'one'):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    target = tmp_path / "bundle"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(OutputError) as caught, Unfinished(target, "one"):
+            pytest.fail("begun while another process writes")
+        assert left_by_others(tmp_path / "another") == []
+        process.communicate()
+
+    assert caught.value.message == f"`{target}` is being written by another process"
+    assert caught.value.hint == "wait for it, or choose another folder with `--out`"
+    assert not folder_of(target).exists()
+
+
+def test_work_that_nobody_continues_is_found(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one") as unfinished:
+        (unfinished.folder / "work").write_bytes(b"12345")
+        raise KeyboardInterrupt
+
+    (left,) = left_by_others(tmp_path / "another")
+    assert (left.target, left.folder) == (tmp_path / "bundle", unfinished.folder)
+    with Unfinished(tmp_path / "bundle", "one") as unfinished:
+        assert (unfinished.folder / "work").read_bytes() == b"12345"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from exporters.calibration import MomentsReading
 from exporters.decoder import rebuild, trace
-from exporters.layerwise import Layerwise, Observer
+from exporters.decoder_calibration import MomentsObserver
+from exporters.layerwise import LayerwiseForward, Observer
 from exporters.nodes import linears
+from exporters.progress import BYTES, NoProgress
 from exporters.weightless import open_decoder
 from tests.exporters.decoders import FAMILIES, loaded, logits_of, token_ids, write_decoder
 from tests.exporters.graph_runs import moments_by_graph, prompts
@@ -30,11 +31,21 @@ class Recorder(Observer):
         present = {name for name, found in self.model.named_parameters() if found.ndim == 2 and not found.is_meta}
         self.layers_in_memory.append({name.split(".")[2] for name in present if name.startswith("model.layers.")})
 
-    def reads_logits(self, text: int) -> bool:
+    def wants_logits(self, text: int) -> bool:
         return text != 1
 
     def logits(self, text: int, logits: NDArray[np.float32]) -> None:
         self.found[text] = logits
+
+
+class Counts(NoProgress):
+    """Remembers the updates of a pass."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, int, str]] = []
+
+    def update(self, done: int, total: int, unit: str) -> None:
+        self.updates.append((done, total, unit))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -42,22 +53,25 @@ def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: 
     decoder = open_decoder(write_decoder(tmp_path, family))
     texts = [token_ids(count) for count in (200, 7, 130)]
     recorder = Recorder(decoder.model)
-    told: list[tuple[int, ...]] = []
+    progress = Counts()
 
-    Layerwise(decoder, [text.tolist() for text in texts], recorder).run(lambda *counts: told.append(counts))
+    LayerwiseForward(decoder, [text.tolist() for text in texts], recorder).run(progress)
 
     model = loaded(tmp_path)
     for number, text in enumerate(texts):
-        if recorder.reads_logits(number):
+        if recorder.wants_logits(number):
             assert np.array_equal(recorder.found[number], logits_of(model, text))
         with torch.inference_mode():
             states = model(torch.from_numpy(text)[None], output_hidden_states=True, use_cache=False).hidden_states
         assert np.array_equal(recorder.states[number, 0], states[1][0].numpy())
     assert sorted(recorder.found) == [0, 2]
     assert recorder.layers_in_memory == [{"0"}] * 3 + [{"1"}] * 3
-    assert all(parameter.is_meta for parameter in decoder.held)
-    assert [counts[0] for counts in told] == list(range(1, told[-1][1] + 1))
-    assert told[-1][2] == told[-1][3] > 0
+    assert all(parameter.is_meta for parameter in decoder.lazy_weights)
+    done, totals, units = zip(*progress.updates, strict=True)
+    assert list(done) == sorted(set(done))
+    assert done[-1] == totals[-1] > 0
+    assert set(totals) == {totals[-1]}
+    assert set(units) == {BYTES}
 
 
 @pytest.mark.parametrize("family", ["llama, tied", "gemma2", "phi3"])
@@ -71,8 +85,8 @@ def test_pytorch_sees_what_the_graph_sees(family: str, tmp_path: Path) -> None:
     runs = [feeds for text in texts[1:] for feeds in prompts(model.graph, text)]
 
     for squares_only in (False, True):
-        reading = MomentsReading(1, squares_only=squares_only)
-        Layerwise(decoder, texts, reading).run()
+        reading = MomentsObserver(1, squares_only=squares_only)
+        LayerwiseForward(decoder, texts, reading).run()
 
         expected = moments_by_graph(model, runs)(products, squares_only)
         for product in products:
@@ -84,8 +98,8 @@ def test_pytorch_sees_what_the_graph_sees(family: str, tmp_path: Path) -> None:
 def test_only_what_is_wanted_is_added_up(tmp_path: Path) -> None:
     decoder = open_decoder(write_decoder(tmp_path / "checkpoint", "llama"))
     wanted = "model.layers.1.mlp.down_proj.weight"
-    reading = MomentsReading(0, squares_only=False, wanted=frozenset([wanted]))
+    reading = MomentsObserver(0, squares_only=False, wanted=frozenset([wanted]))
 
-    Layerwise(decoder, [token_ids(9).tolist()], reading).run()
+    LayerwiseForward(decoder, [token_ids(9).tolist()], reading).run()
 
     assert {name: found.shape for name, found in reading.found.items()} == {wanted: (96, 96)}

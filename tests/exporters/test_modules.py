@@ -10,7 +10,7 @@ import pytest
 import torch
 from sentence_transformers.util import import_from_string
 
-from exporters.choices import Asked
+from exporters.choices import ExportOptions
 from exporters.facts import embedder_facts
 from exporters.modules import ACTIVATIONS, MODULE_CLASSES, OLD_POOLING_KEYS, POOLINGS
 from exporters.sources import find_checkpoint
@@ -18,7 +18,7 @@ from runtime import CheckpointError, EdgekitError, Kind, Pooling, UnsupportedMod
 from runtime.dense import FUNCTIONS
 from runtime.manifest import Activation
 
-BARS = dict.fromkeys(Kind)
+NO_THRESHOLDS = dict.fromkeys(Kind)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER, POOLING, DENSE = "sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/config.json"
 
@@ -38,7 +38,7 @@ def refusal(folder: Path) -> EdgekitError:
     """Why a checkpoint is not exported, before its weights are looked at."""
     (folder / "model.safetensors").unlink(missing_ok=True)
     with pytest.raises(EdgekitError) as caught:
-        find_checkpoint(str(folder), accept=Asked(None, None, None, BARS).choose)
+        find_checkpoint(str(folder), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
     assert type(caught.value) in {CheckpointError, UnsupportedModelError}
     return caught.value
 

@@ -14,7 +14,7 @@ from exporters.decoder import trace
 from exporters.plain_attention import PlainPatcher
 from exporters.weightless import open_decoder
 from runtime import Decoder, EdgekitError, Precision, UnsupportedModelError
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import Kind
 from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import write_checkpoint
@@ -98,13 +98,11 @@ def test_an_export_says_that_it_is_slower(tmp_path: Path, edgekit: Callable[...,
     finished = edgekit("export", folder, "--out", tmp_path / "b")
 
     assert finished.code == 0
-    assert (
-        "  slower   attention in plain operators: there is no fused one for `gpt2` with heads of 16\n" in finished.err
-    )
+    assert "  slower   plain attention operators: no fused operator supports `gpt2` with heads of 16\n" in finished.err
     assert "  int4     9 products" in finished.err
     shown = edgekit("inspect", tmp_path / "b").out.decode()
-    assert "in plain operators, exact and slower than the fused one" in shown
-    answer = edgekit("generate", tmp_path / "b", "Where", "--max-tokens", "4", "--no-chat")
+    assert "plain operators: exact, slower than the fused operator" in shown
+    answer = edgekit("generate", tmp_path / "b", "Where", "--max-tokens", "4", "--raw")
     assert answer.code == 0
 
 
@@ -115,7 +113,7 @@ def test_a_known_family_with_heads_that_the_fused_one_does_not_take(tmp_path: Pa
     decoder = Decoder(bundle)
     ids = token_ids(TOKENS)
 
-    found = Forward(decoder.session, decoder.new_cache()).run(ids.tolist(), TOKENS)
+    found = ModelRunner(decoder.session, decoder.new_cache()).run(ids.tolist(), TOKENS)
 
     assert np.abs(found - logits_of(loaded(folder), ids)).max() < CLOSE
     assert bundle.manifest.decoder is not None
@@ -129,7 +127,7 @@ def test_a_grown_cache_goes_on_as_pytorch_does(tmp_path: Path) -> None:
     ids = token_ids(300)
     expected = logits_of(loaded(folder), ids)
 
-    forward = Forward(decoder.session, decoder.new_cache())
+    forward = ModelRunner(decoder.session, decoder.new_cache())
     found = [forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])]
 
     assert forward.cache.capacity > 256
@@ -166,7 +164,7 @@ def test_code_that_does_not_trace_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 10
     assert caught.value.message == "`GPTNeoXForCausalLM` cannot be traced: 'NoneType' object is not callable"
     assert caught.value.hint == (
-        "edgekit has no form of its own for this architecture, and its code does not trace as it is"
+        "edgekit has no support of its own for this architecture, and its code cannot be traced as it is"
     )
 
 
@@ -177,7 +175,7 @@ def test_a_graph_that_does_not_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(folder), out=tmp_path / "b")
     assert caught.value.message == "`tiny-cohere` traces to a graph that onnxruntime cannot run"
-    assert caught.value.hint == "edgekit has no form of its own for `cohere`"
+    assert caught.value.hint == "edgekit has no support of its own for `cohere`"
     assert not (tmp_path / "b").exists()
 
 
@@ -192,6 +190,6 @@ def test_a_graph_that_is_not_pytorchs_is_refused_in_any_precision(
     monkeypatch.setattr(PlainPatcher, "attend", attend_to_few)
     folder = write_checkpoint(tmp_path / "tiny-olmo2", "olmo2")
 
-    with pytest.raises(EdgekitError, match=r"does not predict as PyTorch does: .*and fp32 must stay within 1e-05"):
+    with pytest.raises(EdgekitError, match=r"differs from PyTorch: .*and fp32 must stay within 1e-05"):
         export(str(folder), precision=Precision.INT4, out=tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -7,7 +7,7 @@ import tokenizers
 import transformers
 from tokenizers import normalizers
 
-from exporters.probe import telling_texts, tokenizer_probe
+from exporters.probe import lines_of, telling_texts, tokenizer_probe
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,7 @@ def test_every_added_token_of_a_checkpoint_is_read(checkpoint: Path) -> None:
 
     read = {number for text in texts for number in tokenizer(text, truncation=True, max_length=64)["input_ids"]}
     assert read >= set(tokenizer.convert_tokens_to_ids(added)) | set(tokenizer.all_special_ids)
+
+
+def test_lines_of_texts_end_with_nothing_but_a_line_feed() -> None:
+    assert lines_of("a\u2028b\x85c\x0cd\re\n\nf\n".encode()) == ["a\u2028b\x85c\x0cd\re", "", "f"]

@@ -19,10 +19,11 @@ from exporters import export
 from exporters.architectures import ARCHITECTURES
 from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
 from exporters.encoder import load_model
-from exporters.facts import kind_of
+from exporters.kind import kind_of
 from exporters.pair_facts import pair_facts, reference_ids, reranker_facts
 from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
 from exporters.pytorch_model import load_tokenizer, quiet
+from exporters.rank_correlation import kendall_tau
 from exporters.sources import find_checkpoint
 from runtime import (
     Bundle,
@@ -36,7 +37,6 @@ from runtime import (
     TruncationWarning,
     UnsupportedModelError,
 )
-from runtime.ranking import kendall_tau
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
@@ -501,7 +501,9 @@ def test_a_token_that_the_model_does_not_know_is_no_obstacle(
     reranker = Reranker(export(str(folder), precision=Precision.FP32, out=tmp_path / "bundle").bundle)
 
     assert reranker.score([("a", "b")]).shape == (1,)
-    with pytest.raises(InputError, match="the document of pair 0 has the token `<new>`, which the model does not know"):
+    with pytest.raises(
+        InputError, match="the document of pair 0 has the token `<new>`, which is not in the model's vocabulary"
+    ):
         reranker.score([("a", "b <new>")])
 
 

@@ -9,9 +9,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from exporters import decoder_task, export
-from exporters.decoder_task import BlockTrials
-from exporters.layerwise import Layerwise
-from exporters.stages import Silence
+from exporters.block_recipes import BlockTrials
+from exporters.layerwise import LayerwiseForward
+from exporters.progress import NoProgress
 from runtime import InputError, OutputError, Precision
 from runtime.bundle_writer import BundleWriter
 from runtime.manifest import Manifest
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Stages(Silence):
+class Stages(NoProgress):
     """Keeps the stages and the notes of an export."""
 
     def __init__(self) -> None:
@@ -161,9 +161,11 @@ def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monke
         with pytest.raises(KeyboardInterrupt):
             export(str(checkpoint), out=tmp_path / "b")
     passes: list[int] = []
-    run = Layerwise.run
-    monkeypatch.setattr(Layerwise, "run", lambda layerwise, told=None: (passes.append(1), run(layerwise, told))[1])
-    for name in ("in_blocks", "in_blocks_in_turn"):
+    run = LayerwiseForward.run
+    monkeypatch.setattr(
+        LayerwiseForward, "run", lambda layerwise, told=None: (passes.append(1), run(layerwise, told))[1]
+    )
+    for name in ("quantize_blockwise", "gptq_quantize_blockwise"):
         monkeypatch.setattr(f"exporters.block_weights.{name}", interrupted)
 
     bundle = export(str(checkpoint), out=tmp_path / "b").bundle

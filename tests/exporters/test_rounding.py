@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters.rounding import LEVELS, make_up_factors, nearest, quantize_weight, rounded_in_turn
+from exporters.rounding import LEVELS, gptq_quantize, inverse_hessian_cholesky, quantize_weight, round_to_levels
 
 FINITE = st.floats(-1e3, 1e3, width=32)
 RNG = np.random.default_rng(8)
@@ -80,25 +80,25 @@ def test_rows_are_rounded_in_turn_as_the_paper_has_it(width: int) -> None:
     def round_first(row: int, rows: np.ndarray) -> np.ndarray:
         assert len(rows) == width - row
         seen.append(row)
-        return nearest(rows[0])
+        return round_to_levels(rows[0])
 
-    assert np.allclose(make_up_factors(moments), factors, rtol=1e-6, atol=1e-9)
-    assert np.array_equal(rounded_in_turn(steps, make_up_factors(moments), round_first), expected)
+    assert np.allclose(inverse_hessian_cholesky(moments), factors, rtol=1e-6, atol=1e-9)
+    assert np.array_equal(gptq_quantize(steps, inverse_hessian_cholesky(moments), round_first), expected)
     assert seen == list(range(width))
 
 
 def test_rows_up_to_a_power_of_two_are_as_they_are_by_then() -> None:
     """So that blocks can have their scales when their first row is reached."""
     steps, inputs = RNG.normal(size=(200, 3)).astype(np.float32), correlated(1000, 200)
-    factors = make_up_factors(inputs.T @ inputs)
+    factors = inverse_hessian_cholesky(inputs.T @ inputs)
     by_then = {}
 
     def round_first(row: int, rows: np.ndarray) -> np.ndarray:
         if row % 32 == 0:
             by_then[row] = rows[:32].copy()
-        return nearest(rows[0])
+        return round_to_levels(rows[0])
 
-    rounded = rounded_in_turn(steps, factors, round_first)
+    rounded = gptq_quantize(steps, factors, round_first)
 
     for row, rows in by_then.items():
         # As the inputs predict it: what the rounded rows add to the product is made up for at best by all others.

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from exporters.stored_tensors import StreamedTensor, Tally, side_by_side, stored_tensors
+from exporters.headers import stored_tensors
+from exporters.stored_tensors import StreamedTensor, side_by_side
 from runtime.errors import CheckpointError
 
 
@@ -73,7 +74,7 @@ def test_matrices_side_by_side_are_read_when_they_are_asked_for(tmp_path: Path) 
 def test_one_matrix_is_the_transpose_of_another_by_their_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.stored_tensors.NUMBERS_AT_ONCE", 10)
+    monkeypatch.setattr("exporters.headers.NUMBERS_AT_ONCE", 10)
     table = matrix(30, 8, torch.float16)
     other = table.clone()
     other[29, 7] = 0
@@ -87,23 +88,13 @@ def test_one_matrix_is_the_transpose_of_another_by_their_numbers(
     assert not vectors.is_transpose_of(vectors)
 
 
-def test_a_tally_counts_tensors_and_bytes() -> None:
-    told: list[tuple[int, ...]] = []
-    tally = Tally(lambda *counts: told.append(counts), [30, 70])
-
-    tally.advance(30)
-    tally.advance(70)
-
-    assert told == [(1, 2, 30, 100), (2, 2, 100, 100)]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_are_told_with_the_tensors_name(
     dtype: torch.dtype, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At its very end, of which a part is looked at on its own."""
-    monkeypatch.setattr("exporters.stored_tensors.NUMBERS_AT_ONCE", 16)
+    monkeypatch.setattr("exporters.headers.NUMBERS_AT_ONCE", 16)
     path = tmp_path / "m.safetensors"
     weights = {"good": torch.full((5, 7), 60000.0, dtype=dtype), "bad": torch.zeros(5, 7, dtype=dtype)}
     weights["bad"][4, 6] = value

@@ -9,9 +9,8 @@ from tokenizers import Tokenizer
 
 from exporters import export
 from exporters.probe import tokenizer_probe
-from exporters.short_merges import with_short_merges
 from exporters.sources import find_checkpoint
-from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer, whole
+from exporters.tokenizer_file import BundleTokenizer, bundle_tokenizer, whole, with_merges_as_strings
 from runtime import CheckpointError, Embedder, Precision, TextError, UnsupportedModelError
 from runtime.manifest import Side
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint, write_json
@@ -42,7 +41,7 @@ def test_a_file_that_says_it_all_stays_as_it_is(tiny_checkpoint: Path) -> None:
 
     found = bundle_tokenizer(find_checkpoint(str(tiny_checkpoint)))
 
-    assert found.text == with_short_merges(path.read_text(encoding="utf-8"))
+    assert found.text == with_merges_as_strings(path.read_text(encoding="utf-8"))
     assert found.truncation_side is Side.RIGHT
 
 
@@ -51,7 +50,7 @@ def test_so_does_a_decoders(tmp_path: Path) -> None:
 
     found = bundle_tokenizer(opened(folder))
 
-    assert found.text == with_short_merges((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert found.text == with_merges_as_strings((folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert found.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 
 
@@ -193,5 +192,5 @@ def test_a_bundle_whose_tokenizer_has_more_tokens_than_its_model(tiny_checkpoint
     assert embedder.embed(["a pump"]).shape == (1, 48)
     with pytest.raises(TextError) as caught:
         embedder.embed(["a pump", "a [NEW] pump"])
-    assert caught.value.message == "text 1 has the token `[NEW]`, which the model does not know"
+    assert caught.value.message == "text 1 has the token `[NEW]`, which is not in the model's vocabulary"
     assert caught.value.exit_code == 2

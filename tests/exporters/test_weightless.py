@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporters.block_rounding import BlockForm, Rounding, in_blocks
+from exporters.block_rounding import BlockFormat, Rounding, quantize_blockwise
 from exporters.block_weights import BlockRecipe, quantize_decoder
 from exporters.decoder import rebuild
 from exporters.sources import find_checkpoint
@@ -39,10 +39,10 @@ def test_every_weight_is_what_transformers_loads(family: str, tmp_path: Path) ->
     decoder = open_decoder(write_decoder(tmp_path, family))
     expected = loaded(tmp_path).state_dict()
 
-    assert sum(parameter.numel() for parameter in decoder.held) > 0.9 * sum(
+    assert sum(parameter.numel() for parameter in decoder.lazy_weights) > 0.9 * sum(
         map(torch.numel, decoder.model.parameters())
     )
-    assert all(parameter.is_meta for parameter in decoder.held)
+    assert all(parameter.is_meta for parameter in decoder.lazy_weights)
     with decoder.with_weights(decoder.model):
         found = decoder.model.state_dict()
         assert found.keys() == expected.keys()
@@ -78,7 +78,7 @@ def test_blocks_are_those_of_the_weights_that_transformers_loads(tmp_path: Path)
         (f"{layer}mlp.down_proj.weight_transposed", down),
         ("model.embed_tokens.weight_transposed", weights["model.embed_tokens.weight"]),
     ):
-        expected = in_blocks(weight.T.numpy(), BlockForm(4, 32, symmetric=False))
+        expected = quantize_blockwise(weight.T.numpy(), BlockFormat(4, 32, symmetric=False))
         assert np.array_equal(found[f"{name}_levels"], expected.packed_levels)
         assert np.array_equal(found[f"{name}_scales"], expected.scales)
         assert np.array_equal(found[f"{name}_zeros"], expected.packed_zeros)
@@ -154,8 +154,8 @@ def test_tensors_that_do_not_fit_the_config_are_refused(
 def test_nothing_large_is_read_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_decoder(tmp_path / "c", "qwen3")
     sizes = []
-    read = "exporters.stored_tensors.StoredTensor.flat"
-    from exporters.stored_tensors import StoredTensor
+    read = "exporters.headers.StoredTensor.flat"
+    from exporters.headers import StoredTensor
 
     flat = StoredTensor.flat
     monkeypatch.setattr(read, lambda tensor, first, count: (sizes.append(count), flat(tensor, first, count))[1])

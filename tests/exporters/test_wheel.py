@@ -50,7 +50,7 @@ def spec(wheel_hash: str, files: dict[str, bytes] = FILES) -> ModelSpec:
         kind=Kind.EMBEDDER,
         hub="org/carried-model",
         revision="main",
-        licence="mit",
+        license="mit",
         gated=False,
         precision=Precision.INT8,
         wheel=Wheel("carried==1.0", wheel_hash, "carried/model"),

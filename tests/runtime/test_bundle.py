@@ -37,7 +37,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    assert refusal(tmp_path).message == f"`{tmp_path}` is no bundle: it holds no `manifest.json`"
+    assert refusal(tmp_path).message == f"`{tmp_path}` is not a bundle: it has no `manifest.json`"
 
 
 def test_a_checkpoint_is_no_bundle_and_says_what_to_do(checkpoint: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_link_instead_of_the_manifest(bundle_copy: Path, tmp_path: Path) -> No
     (bundle_copy / "manifest.json").rename(real)
     (bundle_copy / "manifest.json").symlink_to(real)
 
-    assert "holds no `manifest.json`" in refusal(bundle_copy).message
+    assert "has no `manifest.json`" in refusal(bundle_copy).message
 
 
 def test_a_linked_folder_inside(edit_manifest: EditManifest, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_newer_schema(edit_manifest: EditManifest) -> None:
 def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
     (bundle_copy / "manifest.json").write_bytes(b"\xff\xfe")
 
-    assert refusal(bundle_copy).message == "`manifest.json` is no UTF-8 text"
+    assert refusal(bundle_copy).message == "`manifest.json` is not valid UTF-8"
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(small: Path, name: str)
     os.mkfifo(small / name)
 
     assert refusal(small).message == {
-        "manifest.json": f"`{small}` is no bundle: it holds no `manifest.json`",
+        "manifest.json": f"`{small}` is not a bundle: it has no `manifest.json`",
         "more": f"`{small}` holds `more`, which its manifest does not list",
     }.get(name, f"`{name}` in the bundle `{small}` is a link or no regular file")
 
@@ -232,7 +232,7 @@ def test_more_files_than_a_manifest_could_list(small: Path, monkeypatch: pytest.
     for number in range(20):
         (small / str(number)).touch()
 
-    assert refusal(small).message == f"`{small}` holds more than 20 files, and is no bundle"
+    assert refusal(small).message == f"`{small}` holds more than 20 files, and is not a bundle"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> Non
     path = edit_manifest(lambda manifest: manifest.update(inputs=["input_ids", "attention_mask"]))
 
     with pytest.raises(
-        BundleError, match=r"wants the inputs \['input_ids', 'attention_mask'\], and known are `input_ids`"
+        BundleError, match=r"expects the inputs \['input_ids', 'attention_mask'\]; supported: `input_ids`"
     ):
         Embedder(path)
 

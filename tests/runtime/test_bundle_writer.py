@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(InputError, match="exists and is no bundle, so it will not be replaced") as caught:
+    with pytest.raises(InputError, match="exists and is not a bundle, so it is not replaced") as caught:
         BundleWriter(tmp_path / "mine").__enter__()
     assert caught.value.hint == "choose another folder with `--out`"
     assert (tmp_path / "mine" / "thesis.txt").exists()

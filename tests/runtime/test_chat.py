@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import BundleError, Chat, Decoder, FinishReason, InputError, Message, Sampling
+from runtime import Chat, Decoder, FinishReason, InputError, Message, Sampling
 from runtime.chat_template import ChatTemplate
 from runtime.manifest import ChatFacts
 from tests.decoders import CHATML, with_facts
@@ -14,7 +14,7 @@ GREEDY = Sampling()
 
 def read_tokens(chat: Chat) -> int:
     """How many tokens of the last prompt were read, not found in the cache."""
-    rates = chat.stream.rates
+    rates = chat._stream.rates
     return rates.prompt_tokens - rates.reused_tokens
 
 
@@ -76,8 +76,8 @@ def test_the_tokens_of_an_answer_stay_as_the_model_chose_them(decoder: Decoder) 
     said(chat, "More")
 
     place = len(stream.steps.prompt)
-    assert chat.stream.steps.prompt[place : place + 6] == ids
-    assert chat.stream.steps.prompt[:place] == stream.steps.prompt
+    assert chat._stream.steps.prompt[place : place + 6] == ids
+    assert chat._stream.steps.prompt[:place] == stream.steps.prompt
 
 
 @pytest.mark.parametrize("options", [{"stop": ["zzz"]}, {}], ids=["stop strings that never come", "none"])
@@ -90,8 +90,8 @@ def test_a_second_answer_is_that_of_a_fresh_conversation(decoder: Decoder, optio
     messages = [Message("user", "Hello fox"), Message("assistant", first), Message("user", "And?")]
     fresh = expected_answer(decoder, messages, 12)
     # Equal where the answer's text is cut into the tokens that it was made of.
-    whole = decoder.encode_exactly(chat.template.render(messages))
-    assert second == fresh or chat.stream.steps.prompt != whole
+    whole = decoder.encode_exactly(decoder.apply_chat_template(messages))
+    assert second == fresh or chat._stream.steps.prompt != whole
 
 
 def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: Decoder) -> None:
@@ -105,8 +105,8 @@ def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: D
     said(chat, "And?")
 
     assert chat.messages[1] == Message("assistant", shown)
-    assert chat.stream.steps.prompt == decoder.encode_exactly(
-        chat.template.render([Message("user", "Hello"), Message("assistant", shown), Message("user", "And?")])
+    assert chat._stream.steps.prompt == decoder.encode_exactly(
+        decoder.apply_chat_template([Message("user", "Hello"), Message("assistant", shown), Message("user", "And?")])
     )
 
 
@@ -145,7 +145,7 @@ def test_an_edited_message_is_read_from_where_it_differs(decoder: Decoder) -> No
     messages = [Message("system", "Be brief and kind."), Message("user", "The quick brown dog")]
     assert answer.text == expected_answer(decoder, messages, 12)
     assert chat.messages == (*messages, Message("assistant", answer.text))
-    common = decoder.encode_exactly(chat.template.render(messages[:1], for_answer=False))
+    common = decoder.encode_exactly(decoder.apply_chat_template(messages[:1], add_generation_prompt=False))
     assert answer.rates.reused_tokens > len(common)
 
 
@@ -193,10 +193,15 @@ def test_a_template_writes_the_beginning_of_the_text_itself(decoder: Decoder) ->
 
 
 def test_a_model_without_a_template(decoder: Decoder) -> None:
-    with pytest.raises(BundleError) as caught:
-        Chat(with_facts(decoder, chat=None))
+    other = with_facts(decoder, chat=None)
 
-    assert caught.value.message == (f"`{decoder.bundle.path}` has no chat template, so it does not tell who says what")
+    for use in (lambda: Chat(other), lambda: other.chat([{"role": "user", "content": "Hello"}])):
+        with pytest.raises(InputError) as caught:
+            use()
+        assert caught.value.message == f"`{decoder.bundle.path}` has no chat template, so it cannot answer messages"
+        assert caught.value.hint == (
+            "have it continue a text with `generate`, or use a model that was trained for conversations"
+        )
 
 
 def test_there_must_be_something_to_answer_again(decoder: Decoder) -> None:
@@ -213,8 +218,8 @@ def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
     for index in (-1, 0, 2, 3):
         with pytest.raises(InputError) as caught:
             chat.edit(index, "Hi")
-        assert caught.value.message == f"message {index} is none of the user's"
-        assert caught.value.hint == "those are 1"
+        assert caught.value.message == f"message {index} is not the user's"
+        assert caught.value.hint == "the user's are 1"
 
 
 def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder, tmp_path: Path) -> None:
@@ -233,9 +238,62 @@ def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder,
 
 
 def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prompt", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prompt", decoder.prefill("Hello"))
 
     with pytest.raises(InputError) as caught:
         Chat.load(tmp_path / "prompt", decoder)
 
     assert caught.value.message == f"`{tmp_path / 'prompt'}` holds what was read of a prompt, and no conversation"
+
+
+def test_a_conversation_that_is_given_goes_on(decoder: Decoder) -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm"}]
+    chat = Chat(decoder, system="Be brief.", messages=messages)
+    expected = [Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hm")]
+    assert chat.messages == tuple(expected)
+
+    assert said(chat, "And?") == expected_answer(decoder, [*expected, Message("user", "And?")], 12)
+    chat.reset()
+    assert chat.messages == tuple(expected[:1])
+
+
+def test_a_message_without_an_answer_gets_its_first(decoder: Decoder) -> None:
+    chat = Chat(decoder, messages=[{"role": "user", "content": "Hello"}])
+
+    answer = chat.regenerate(max_tokens=12).answer().text
+
+    assert answer == expected_answer(decoder, [Message("user", "Hello")], 12)
+    assert chat.messages == (Message("user", "Hello"), Message("assistant", answer))
+
+
+def test_messages_keep_their_own_system_message(decoder: Decoder) -> None:
+    chat = Chat(decoder, system="Be brief.", messages=[{"role": "system", "content": "Be kind."}])
+
+    assert chat.messages == (Message("system", "Be kind."),)
+    assert chat.system == "Be kind."
+    with pytest.raises(InputError, match="there is no answer yet to give again"):
+        chat.regenerate()
+
+
+def test_a_closed_conversation_keeps_its_messages_and_reads_them_again(decoder: Decoder) -> None:
+    with Chat(decoder) as chat:
+        said(chat, "Hello fox")
+        assert repr(chat) == f"<Chat of 2 messages, {chat.cache.length} cached tokens>"
+    before = chat.messages
+    assert chat.cache.length == 0
+
+    said(chat, "And?")
+
+    assert chat.messages[:2] == before
+    assert read_tokens(chat) == len(chat._stream.steps.prompt)
+
+
+def test_options_are_keywords_as_in_the_decoder(decoder: Decoder) -> None:
+    chat = Chat(decoder)
+    sampled = chat.send("Hello", max_tokens=9, temperature=2.0, seed=1).answer().text
+
+    again = chat.regenerate(max_tokens=9, sampling=Sampling(temperature=2, seed=1)).answer().text
+
+    assert again == sampled
+    with pytest.raises(TypeError, match="unexpected keyword argument `temprature`; did you mean `temperature`"):
+        chat.send("Hello", temprature=1)

@@ -12,12 +12,6 @@ def write_group(root: Path, name: str, quota: str) -> None:
     (root / name / "cpu.max").write_text(quota)
 
 
-def write_group_v1(root: Path, name: str, *, quota: int, period: int = 100_000) -> None:
-    (root / name).mkdir(parents=True, exist_ok=True)
-    (root / name / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-    (root / name / "cpu.cfs_period_us").write_text(f"{period}\n")
-
-
 def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text("12:pids:/x\n0::/slice/service\n")
@@ -35,40 +29,15 @@ def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     assert cgroup_quota(membership, tmp_path) is None
     membership.write_text("0::/\n")
     assert cgroup_quota(membership, tmp_path) is None
-    membership.write_text("4:cpu:/old\n")
-    assert cgroup_quota(membership, tmp_path) is None
-    write_group_v1(tmp_path / "cpu", "old", quota=-1)
-    assert cgroup_quota(membership, tmp_path) is None
-
-
-@pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
-def test_a_quota_of_version_1(tmp_path: Path, mount: str) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("9:name=systemd:/x\n4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n")
-    root = tmp_path / "fs"
-    write_group_v1(root / mount, "docker", quota=300_000)
-    write_group_v1(root / mount, "docker/ab", quota=125_000, period=50_000)
-
-    assert cgroup_quota(membership, root) == 2.5
 
 
 def test_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
     """The path is the host's, and the folder of that name is not there."""
     membership = tmp_path / "cgroup"
-    membership.write_text("4:cpu,cpuacct:/docker/ab\n")
-    write_group_v1(tmp_path / "fs", "cpu,cpuacct", quota=150_000)
+    membership.write_text("0::/docker/ab\n")
+    write_group(tmp_path / "fs", ".", "150000 100000")
 
     assert cgroup_quota(membership, tmp_path / "fs") == 1.5
-
-
-def test_the_smaller_of_both_versions_counts(tmp_path: Path) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("4:cpu:/a\n0::/a\n")
-    root = tmp_path / "fs"
-    write_group_v1(root / "cpu", "a", quota=400_000)
-    write_group(root, "a", "300000 100000")
-
-    assert cgroup_quota(membership, root) == 3
 
 
 def test_cores_follow_the_affinity_and_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

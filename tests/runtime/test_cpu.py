@@ -15,17 +15,17 @@ import pytest
 
 from runtime import Bundle, Decoder, Embedder, Provider
 from runtime.cpu import (
+    _OVERFLOW_PROBE,
     LARGEST,
     PRECISION_MODE,
-    PRODUCT,
     WITHOUT_KLEIDIAI,
     Int8Arithmetic,
     cpu_features,
     int8_arithmetic,
 )
-from runtime.cpu import products_overflow as asked
+from runtime.cpu import matmuls_overflow as asked
 from runtime.manifest import WeightBlocks
-from runtime.session import Session
+from runtime.session import Session, SessionConfig
 from tests.commands import Finished
 
 
@@ -34,7 +34,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
     """Have onnxruntime's answer be this one, whatever the CPU has."""
 
     def give(overflows: bool) -> None:  # noqa: FBT001
-        monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: overflows)
+        monkeypatch.setattr("runtime.cpu.matmuls_overflow", lambda _: overflows)
 
     return give
 
@@ -49,7 +49,7 @@ def onnxruntime_that_gives(result: object) -> Any:
         return [result]
 
     def session(model: bytes, options: Any, providers: list[str]) -> object:
-        assert (model, providers) == (PRODUCT, ["CPUExecutionProvider"])
+        assert (model, providers) == (_OVERFLOW_PROBE, ["CPUExecutionProvider"])
         assert options.get_session_config_entry(PRECISION_MODE) == "0"
         return SimpleNamespace(run=run)
 
@@ -80,10 +80,10 @@ def test_it_is_asked_once() -> None:
 
 
 def test_the_graph_is_a_valid_one_that_multiplies_by_the_largest_weights() -> None:
-    model = onnx.load_from_string(PRODUCT)
+    model = onnx.load_from_string(_OVERFLOW_PROBE)
     onnx.checker.check_model(model, full_check=True)
     assert (onnx.numpy_helper.to_array(model.graph.initializer[0]) == 127).all()
-    assert onnxruntime.InferenceSession(PRODUCT, providers=["CPUExecutionProvider"]).run(
+    assert onnxruntime.InferenceSession(_OVERFLOW_PROBE, providers=["CPUExecutionProvider"]).run(
         None, {"a": np.zeros((2, 4), np.uint8)}
     )[0].shape == (2, 16)
 
@@ -112,7 +112,7 @@ def options_given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def opened_with(path: Path, monkeypatch: pytest.MonkeyPatch, *, int8: bool) -> Any:
     given = options_given(monkeypatch)
-    Session(path, provider=Provider.CPU, inputs=["input_ids"], int8=int8)
+    Session(path, SessionConfig(Provider.CPU, ("input_ids",), int8=int8))
     return given[-1]
 
 
@@ -162,7 +162,7 @@ def test_kleidiai_is_left_out_for_symmetric_blocks_alone(
     bundle = written[0]
     blocks = WeightBlocks(1, 0, 4, 4, 32, 32, symmetric, "nearest")
     given = options_given(monkeypatch)
-    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
+    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
 
     Decoder(Bundle(bundle.path, dataclasses.replace(bundle.manifest, blocks=blocks)), threads=1)
 
@@ -182,9 +182,9 @@ def test_what_was_decided_is_shown(
     plan = json.loads(edgekit("inspect", reranker_bundle.path, "--runtime", "--json").out)["runtime"]
 
     expected = (
-        "int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on"
+        "int8 matmuls overflow in onnxruntime's faster mode on this CPU, so its precision mode is on"
         if overflows
-        else "int8 products are exact on this CPU, so onnxruntime's slower precision mode is off"
+        else "int8 matmuls are exact on this CPU, so onnxruntime's slower precision mode is off"
     )
     assert f"int8         {expected}" in shown
     assert plan["int8"] == {"precision_mode": overflows, "features": list(cpu_features())}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtime import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
-from runtime.footprint import LARGEST_RUN
-from runtime.forward import Forward
+from runtime.footprint import _LARGEST_RUN
+from runtime.forward import ModelRunner
 from runtime.kv_cache import SPARE, token_size
 from runtime.manifest import GenerationDefaults
 from runtime.sampler import Sampling
@@ -39,7 +39,7 @@ def test_logits_are_the_same_in_one_piece_in_chunks_and_token_by_token(
     expected = reference.logits(ids)
 
     for chunk in (300, 128, 17, 1):
-        forward = Forward(decoder.session, decoder.new_cache())
+        forward = ModelRunner(decoder.session, decoder.new_cache())
         found = [
             forward.run(ids[start : start + chunk], len(ids[start : start + chunk])).copy()
             for start in range(0, 300, chunk)
@@ -66,12 +66,12 @@ def test_a_greedy_answer_is_that_of_the_model(decoder: Decoder, reference: TinyD
 
 
 def test_a_prompt_longer_than_a_chunk(decoder: Decoder, reference: TinyDecoder) -> None:
-    ids = np.random.default_rng(2).integers(3, reference.vocabulary, LARGEST_RUN + 40).tolist()
+    ids = np.random.default_rng(2).integers(3, reference.vocabulary, _LARGEST_RUN + 40).tolist()
 
     assert [step.id for step in decoder.steps(ids, max_tokens=4)] == reference.greedy(ids, 4)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, LARGEST_RUN, LARGEST_RUN + 1, LARGEST_RUN + 2])
+@pytest.mark.parametrize("length", [1, 2, 3, _LARGEST_RUN, _LARGEST_RUN + 1, _LARGEST_RUN + 2])
 def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int) -> None:
     """Kernels compute a single row, and the last of an odd number, with other bits."""
     steps = decoder.steps([5] * length, max_tokens=2)
@@ -82,7 +82,7 @@ def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int)
 
     assert all(count % 2 == 0 for count in rows)
     assert sum(rows) == length + length % 2
-    assert max(rows) <= decoder.run_tokens == LARGEST_RUN
+    assert max(rows) <= decoder.run_tokens == _LARGEST_RUN
     assert steps.forward.cache.ids == [5] * length
 
 
@@ -243,6 +243,29 @@ def test_an_answer_can_be_cancelled_at_any_moment(decoder: Decoder, tokens: int)
     assert stream.answer().finish_reason is FinishReason.CANCELLED
 
 
+def test_a_cancelled_answer_has_no_text_but_that_of_its_tokens(decoder: Decoder) -> None:
+    """What was held back because a stop string might begin there was never shown, and is not said."""
+    whole = decoder.generate(FOX, max_tokens=10).text
+    stream = decoder.stream(FOX, max_tokens=10, stop=whole[2:] + "and more")
+    shown = [next(stream).text for _ in range(9)]
+    assert stream._stops.held
+
+    stream.cancel()
+
+    assert list(stream) == []
+    assert stream.text == "".join(shown)
+
+
+def test_a_stream_ends_with_its_block(decoder: Decoder) -> None:
+    with decoder.stream(FOX) as stream:
+        next(stream)
+        assert repr(stream) == "<Stream of 1 tokens, running>"
+
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert repr(stream) == "<Stream of 1 tokens, finished: cancelled>"
+    assert stream.usage.completion_tokens == 1
+
+
 def test_closing_ends_an_answer(decoder: Decoder) -> None:
     stream = decoder.stream(FOX)
     next(stream)
@@ -319,7 +342,7 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
         ([5, -1], {}, InputError, "token 1 of the prompt is -1, and the vocabulary has 320 tokens"),
         ([5, 320], {}, InputError, "token 1 of the prompt is 320, and the vocabulary has 320 tokens"),
-        ([5, "a"], {}, InputError, "token 1 of the prompt is no integer but str"),
+        ([5, "a"], {}, InputError, "token 1 of the prompt must be an integer, not str"),
         ([5], {"max_tokens": 0}, InputError, "`max_tokens` must be at least 1, not 0"),
         (
             [5],
@@ -397,7 +420,7 @@ def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Deco
     with pytest.raises(OutOfMemoryError) as caught:
         decoder.stream([5] * 50, max_tokens=51, cache=cache)
 
-    assert caught.value.message == ("the keys and values of 101 tokens take 0 MiB, and there is memory for 100 tokens")
+    assert caught.value.message == ("the KV cache of 101 tokens takes 0 MiB, and there is memory for 100 tokens")
     assert len(decoder.generate([5] * 50, max_tokens=50, cache=cache).tokens) == 50
     cache = decoder.new_cache()
     cache.available = lambda: free if cache.capacity == 0 else SPARE
@@ -439,7 +462,7 @@ def test_the_cache_of_a_model_with_other_weights(decoder: Decoder) -> None:
     cache = other.prefill(FOX)
     assert cache.facts == decoder.facts
 
-    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save("saved", cache)):
+    for use in (lambda: decoder.stream(FOX, cache=cache), lambda: decoder.save_cache("saved", cache)):
         with pytest.raises(InputError) as caught:
             use()
         assert caught.value.message == "the cache was made for another model"
@@ -452,16 +475,18 @@ def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
         Decoder(int8_bundle)
 
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a decoder"
-    assert caught.value.hint == f"use `edgekit embed {int8_bundle.path}`"
+    assert caught.value.hint == (
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+    )
 
 
 def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
-    with pytest.raises(BundleError, match="and those of a decoder with 3 layers are known"):
+    with pytest.raises(BundleError, match="; supported: those of a decoder with 3 layers"):
         with_facts(decoder, layers=3)
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, cache_type=CacheType.FLOAT16)
     assert caught.value.message == (
-        f"the graph `{decoder.session.path}` takes keys and values as `tensor(float)`, and the manifest says float16"
+        f"the graph `{decoder.session.path}` has a KV cache of type `tensor(float)`, and the manifest says float16"
     )
     assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)
@@ -503,9 +528,9 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
 
 def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    encoded = decoder.safe_tokenizer.encoded
+    encoded = decoder._safe_tokenizer.encoded
     monkeypatch.setattr(
-        decoder.safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
+        decoder._safe_tokenizer, "encoded", lambda texts: read.append(sum(map(len, texts))) or encoded(texts)
     )
     text = "The quick brown fox. " * 200_000
 

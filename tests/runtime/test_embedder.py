@@ -30,8 +30,8 @@ from runtime import (
     TextTooLongError,
     TruncationWarning,
     VectorType,
-    convert,
-    ranges_of,
+    embedding_ranges,
+    quantize_embeddings,
 )
 from runtime.encoder import BATCH_TOKENS
 from runtime.pooling import cosines, normalize, pool
@@ -141,10 +141,42 @@ def test_a_text_of_nothing_has_a_vector_of_length_one(embedder: Embedder, text: 
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
-def test_one_string_instead_of_a_list(embedder: Embedder) -> None:
-    with pytest.raises(InputError, match="`texts` must be a list of strings") as caught:
-        embedder.embed("hello")
-    assert caught.value.hint == "for one text, pass a list of one: `embed([text])`"
+def test_one_string_has_one_vector(embedder: Embedder) -> None:
+    vector = embedder.embed("hello")
+
+    assert vector.shape == (384,)
+    assert np.array_equal(vector, embedder.embed(["hello"])[0])
+    assert embedder.embed("").shape == (384,)
+    assert embedder.embed("hello", dtype="ubinary").shape == (48,)
+
+
+def test_texts_are_any_iterable(embedder: Embedder) -> None:
+    texts = ["hello", "world", "water"]
+    expected = embedder.embed(texts)
+
+    for some in (iter(texts), (text for text in texts), tuple(texts), np.array(texts), dict.fromkeys(texts).keys()):
+        assert np.array_equal(embedder.embed(some), expected)
+    assert np.array_equal(embedder.embed_passages(iter(texts)), embedder.embed_passages(texts))
+    assert embedder.embed_with_report(iter(texts)).vectors.shape == (3, 384)
+    assert embedder.count_tokens(iter(texts)).tolist() == embedder.count_tokens(texts).tolist()
+
+
+def test_what_is_not_texts(embedder: Embedder) -> None:
+    for some in (5, None, b"hello", {"hello": 1}):
+        for run in (embedder.embed, embedder.embed_with_report, embedder.stream, embedder.count_tokens):
+            with pytest.raises(InputError) as caught:
+                run(some)
+            assert caught.value.message == f"`texts` must be an iterable of strings, not {type(some).__name__}"
+    with pytest.raises(InputError, match="`passages` must be an iterable of strings, not int"):
+        embedder.embed_passages(5)
+
+
+def test_one_string_where_several_are_needed(embedder: Embedder) -> None:
+    for run in (embedder.embed_with_report, embedder.stream, embedder.count_tokens):
+        with pytest.raises(InputError) as caught:
+            run("hello")
+        assert caught.value.message == "`texts` must be several strings, not one"
+        assert caught.value.hint == "for one text, pass a list: `[text]`"
 
 
 def test_cut_texts_are_counted_and_warned_about(embedder: Embedder) -> None:
@@ -365,17 +397,17 @@ def test_what_is_no_string_is_named_by_place_and_type(embedder: Embedder, other:
     for run in (embedder.embed, embedder.embed_passages, lambda texts: list(embedder.stream(texts))):
         with pytest.raises(InputError) as caught:
             run(["water", other])
-        assert caught.value.message == f"text 1 is no string but {type(other).__name__}"
+        assert caught.value.message == f"text 1 must be a string, not {type(other).__name__}"
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(None, (60, 384)), (20, (60, 20))])
 def test_vectors_are_stored_as_asked(embedder: Embedder, dim: int | None, shape: tuple[int, int]) -> None:
     exact = embedder.embed(TEXTS, dim=dim)
-    ranges = ranges_of(exact[:30])
+    ranges = embedding_ranges(exact[:30])
     for dtype, asked in [("float16", None), ("int8", ranges), ("int8", None), ("binary", None), ("ubinary", None)]:
         found = embedder.embed_with_report(TEXTS, dim=dim, dtype=dtype, ranges=asked)
         used = asked if asked is not None or dtype != "int8" else unit_ranges(shape[1])
-        assert np.array_equal(found.vectors, convert(exact, VectorType(dtype), ranges=used))
+        assert np.array_equal(found.vectors, quantize_embeddings(exact, VectorType(dtype), ranges=used))
         assert np.array_equal(found.ranges, used) if used is not None else found.ranges is None
         assert found.vectors.shape == ((60, (shape[1] + 7) // 8) if dtype.endswith("binary") else shape)
 
@@ -510,7 +542,7 @@ def test_a_dimension_that_the_graph_does_not_give(
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (5, "text 7 is no string but int"),
+        (5, "text 7 must be a string, not int"),
         ("\ud800", "text 7 is not valid Unicode: surrogates not allowed at character 0"),
         ("water " * 300, "text 7 has 302 tokens, and the model reads 256"),
     ],

@@ -36,10 +36,8 @@ def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
     assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]
     assert [length.cache for length in found.lengths] == [tokens << 18 for tokens in (1024, 4096, 8192)]
     assert run_tokens(large, facts) == 128
-    scores = [4 * 32 * 128 * length.tokens for length in found.lengths]
-    for length, expected in zip(found.lengths, scores, strict=True):
-        working = length.total - found.weights - length.cache - PROCESS
-        assert working == pytest.approx(expected + (47 << 20), rel=0.1), "47 MiB were measured for 128 tokens"
+    for length in found.lengths:
+        assert length.total == found.weights + length.cache + PROCESS
 
 
 def test_a_run_is_shorter_the_wider_a_model_is(written: tuple[Bundle, TinyDecoder]) -> None:

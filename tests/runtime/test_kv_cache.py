@@ -114,9 +114,7 @@ def test_what_does_not_fit_is_refused_before_it_is_taken() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
         cache.reserve(4000)
 
-    assert caught.value.message == (
-        "the keys and values of 4000 tokens take 1 MiB, and there is memory for 1500 tokens"
-    )
+    assert caught.value.message == ("the KV cache of 4000 tokens takes 1 MiB, and there is memory for 1500 tokens")
     assert caught.value.hint == "free memory, or ask for at most 1500 tokens (`max_tokens`)"
     assert caught.value.exit_code == 9
     assert cache.buffers == []
@@ -195,7 +193,7 @@ def test_a_system_that_gives_less_than_it_said(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(Pages, "left", given)
         with pytest.raises(OutOfMemoryError) as caught:
             grown.reserve(1000)
-        assert caught.value.message == ("the system does not give 0 MiB for keys and values: Cannot allocate memory")
+        assert caught.value.message == ("the system does not give 0 MiB for the KV cache: Cannot allocate memory")
         assert caught.value.hint == "free memory, or ask for fewer tokens"
         assert caught.value.exit_code == 9
 

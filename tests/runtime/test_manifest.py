@@ -25,6 +25,17 @@ def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> No
     assert manifest_to_json(int8_bundle.manifest) == text
 
 
+def test_a_manifest_with_the_earlier_spelling_of_license_is_read(int8_bundle: Bundle) -> None:
+    content = write_record(int8_bundle.manifest)
+    content["source"]["licence"] = content["source"].pop("license")
+
+    assert manifest_from_json(json.dumps(content)).source.license == "apache-2.0"
+
+    content["source"]["license"] = "mit"
+    with pytest.raises(BundleError, match=r"`source\.licence` is not a known field"):
+        manifest_from_json(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("schema", "advice"), [(SCHEMA + 1, "update edgekit on this machine"), (OLDEST - 1, "export it again")]
 )
@@ -57,7 +68,7 @@ def test_a_bundle_that_is_too_old_says_how_it_is_exported_again(source: object, 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul"])
 def test_text_that_is_no_json_is_refused(text: str) -> None:
-    with pytest.raises(BundleError, match=r"`manifest\.json` is no JSON"):
+    with pytest.raises(BundleError, match=r"`manifest\.json` is not valid JSON"):
         manifest_from_json(text)
 
 

@@ -36,17 +36,6 @@ def test_the_tightest_group_on_the_way_up_counts_with_the_pages_that_it_can_give
     assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs") == 0
 
 
-def test_a_group_of_version_1(tmp_path: Path) -> None:
-    (tmp_path / "cgroup").write_text("4:memory:/docker/ab\n1:cpu:/\n0::/\n")
-    folder = tmp_path / "fs/memory/docker/ab"
-    folder.mkdir(parents=True)
-    (folder / "memory.limit_in_bytes").write_text("1000\n")
-    (folder / "memory.usage_in_bytes").write_text("900\n")
-    (folder / "memory.stat").write_text("total_inactive_file 50\n")
-
-    assert available_memory(tmp_path / "none", tmp_path / "cgroup", tmp_path / "fs") == 150
-
-
 def test_a_system_that_does_not_say(tmp_path: Path) -> None:
     assert available_memory(tmp_path / "none", tmp_path / "none", tmp_path) is None
 

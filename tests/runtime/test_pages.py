@@ -11,8 +11,8 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from runtime.manifest import Provider
-from runtime.pages import LARGE_PAGE, Region, give_back, mapped_regions, on_large_pages, own_bytes
-from runtime.session import Session
+from runtime.pages import HUGE_PAGE, Region, give_back, mapped_regions, move_to_huge_pages, own_bytes
+from runtime.session import Session, SessionConfig
 
 LISTING = """\
 55d0c8a00000-55d0c8c00000 rw-p 00000000 00:00 0                          [heap]
@@ -51,7 +51,7 @@ def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     assert mapped_regions(tmp_path / "none") == []
     assert give_back(tmp_path) == 0
-    assert on_large_pages([]) == 0
+    assert move_to_huge_pages([]) == 0
 
 
 @linux
@@ -66,7 +66,7 @@ def test_a_system_that_says_nothing_of_pages(
     (tmp_path / "weights").write_bytes(bytes(1 << 16))
     with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
         assert give_back(tmp_path) == 0
-        assert on_large_pages([]) == 0
+        assert move_to_huge_pages([]) == 0
 
 
 @linux
@@ -97,23 +97,23 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
 
 
 @linux
-def test_what_was_allocated_keeps_its_content_on_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_allocated_keeps_its_content_move_to_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     before = mapped_regions()
     # Mapped by itself, as large weights are: the allocator may have room for an array where there was one before.
-    numbers = np.frombuffer(mmap.mmap(-1, 8 * LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.int32)
+    numbers = np.frombuffer(mmap.mmap(-1, 8 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.int32)
     numbers[:] = np.arange(len(numbers))
     expected = int(numbers.sum(dtype=np.int64))
     # The system may have joined it to what lies beside it, so how much there is to move is not known.
     monkeypatch.setattr("runtime.pages.WORTH_MOVING", 1 << 50)
-    assert on_large_pages(before) == 0, "too little to be worth it"
-    monkeypatch.setattr("runtime.pages.WORTH_MOVING", LARGE_PAGE)
+    assert move_to_huge_pages(before) == 0, "too little to be worth it"
+    monkeypatch.setattr("runtime.pages.WORTH_MOVING", HUGE_PAGE)
 
-    done = on_large_pages(before)
+    done = move_to_huge_pages(before)
 
     assert int(numbers.sum(dtype=np.int64)) == expected
     major, minor = map(int, platform.release().split(".")[:2])
     if (major, minor) >= (6, 1):
-        assert done >= 6 * LARGE_PAGE
+        assert done >= 6 * HUGE_PAGE
 
 
 @linux
@@ -155,7 +155,7 @@ def test_a_decoders_session_keeps_no_page_of_what_it_packed_and_computes_the_sam
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.save(model, graph_file, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
 
-    session = Session(graph_file, provider=Provider.CPU, inputs=["rows"], threads=1)
+    session = Session(graph_file, SessionConfig(Provider.CPU, ("rows",), threads=1))
 
     assert resident(tmp_path / "model.onnx.data") == 0
     rows = rng.normal(size=(3, width)).astype(np.float32)

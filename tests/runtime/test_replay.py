@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from runtime import Bundle, BundleError, Decoder, Embedder, Precision
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
 from runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
 from tests.decoders import with_facts, write_decoder
@@ -190,8 +190,8 @@ def test_golden_tokens_are_read_as_answers_are(decoder: Decoder, monkeypatch: py
     """By prefill, the cache and drafts: versions of onnxruntime are known that crash on one of them alone."""
     ids = decoder.encode("The dog: ") + decoder.encode(" the quick brown fox") * 6
     rows: list[int] = []
-    run = Forward.run
-    monkeypatch.setattr(Forward, "run", lambda self, ids, *rest: (rows.append(len(ids)), run(self, ids, *rest))[1])
+    run = ModelRunner.run
+    monkeypatch.setattr(ModelRunner, "run", lambda self, ids, *rest: (rows.append(len(ids)), run(self, ids, *rest))[1])
     repeating = decoder.encode(" the quick brown fox") * 4
     expected = [step.logprob for step in answer_steps(decoder, ids, len(repeating), given=repeating)]
     wanted = list(rows)

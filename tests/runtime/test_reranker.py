@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder
 from benchmarks.ranking_accuracy import agreement_of, scores_of_pytorch
 from benchmarks.texts import pairs_of_any_length
 from exporters import export
+from exporters.rank_correlation import kendall_tau
 from runtime import (
     Bundle,
     BundleError,
@@ -29,7 +30,6 @@ from runtime import (
     TextTooLongError,
     TruncationWarning,
 )
-from runtime.ranking import kendall_tau
 from tests.encoder_checkpoints import write_reranker, write_reranker_on_minilm
 from tests.tampered import changed_bundle
 
@@ -211,7 +211,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (None, "the document of pair 600 is no string but NoneType"),
+        (None, "the document of pair 600 must be a string, not NoneType"),
         ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
     ],
 )
@@ -226,7 +226,7 @@ def test_pairs_are_counted_from_the_first(
     assert caught.value.message == message
     with pytest.raises(InputError, match="the query of pair 4 is empty"):
         list(reranker.stream([("q", "a")] * 4 + [("", "a")], chunk=3))
-    with pytest.raises(InputError, match="the query of pair 4 is no string but int"):
+    with pytest.raises(InputError, match="the query of pair 4 must be a string, not int"):
         list(reranker.stream([("q", "a")] * 4 + [(5, "a")], chunk=3))
 
 
@@ -235,16 +235,16 @@ def test_pairs_are_counted_from_the_first(
     [
         (lambda it: it.rank("  ", ["a"]), "the query is empty"),
         (lambda it: it.score([("a", "b"), ("", "c")]), "the query of pair 1 is empty"),
-        (lambda it: it.rank(5, ["a"]), "the query is no string but int"),
-        (lambda it: it.rank("a", ["b", None]), "the document of pair 1 is no string but NoneType"),
+        (lambda it: it.rank(5, ["a"]), "the query must be a string, not int"),
+        (lambda it: it.rank("a", ["b", None]), "the document of pair 1 must be a string, not NoneType"),
         (lambda it: it.rank("a", ["\ud800"]), "the document of pair 0 is not valid Unicode"),
-        (lambda it: it.rank("a", "documents"), "`documents` must be a list of texts, not one text"),
-        (lambda it: it.rank("a", None), "`documents` must be a list of texts, not NoneType"),
-        (lambda it: it.rank("a", {"b": 1}), "`documents` must be a list of texts, not dict"),
+        (lambda it: it.rank("a", "documents"), "`documents` must be several texts, not one"),
+        (lambda it: it.rank("a", None), "`documents` must be an iterable of texts, not NoneType"),
+        (lambda it: it.rank("a", {"b": 1}), "`documents` must be an iterable of texts, not dict"),
         (lambda it: it.rank_many([("a",)]), "search 0 must be a query and its documents"),
         (lambda it: it.rank("a", ["b"], top_n="1"), "`top_n` must be an integer, not str"),
         (lambda it: it.rank_many(None), "`searches` must be a list of queries with their documents"),
-        (lambda it: it.score(None), "`pairs` must be a list"),
+        (lambda it: it.score(None), "`pairs` must be an iterable of pairs, not NoneType"),
         (lambda it: it.score(["a"]), "pair 0 must be a query and a document"),
         (lambda it: it.rank("a", ["b"], top_n=0), "`top_n` must be at least 1, not 0"),
         (lambda it: it.rank("a", ["b"], scores="cosine"), "`scores` must be one of raw, sigmoid, softmax"),
@@ -277,7 +277,9 @@ def test_a_bundle_of_another_kind(reranker_bundle: Bundle, int8_bundle: Bundle) 
     with pytest.raises(BundleError) as caught:
         Reranker(int8_bundle)
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a reranker"
-    assert caught.value.hint == f"use `edgekit embed {int8_bundle.path}`"
+    assert caught.value.hint == (
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+    )
     with pytest.raises(BundleError, match="is a reranker, not an embedder"):
         Embedder(reranker_bundle)
 

@@ -81,7 +81,7 @@ SPECIAL = {"SpecialToken": {"id": "[X]", "type_id": 0}}
             "times longer",
         ),
         ({"normalizer": {"type": "Prepend", "prepend": "x" * 1000}}, "makes texts up to 1e.03 times longer"),
-        ({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Nonsense"}}, "is no tokenizer"),
+        ({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Nonsense"}}, "is not a tokenizer"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_cannot_be_used(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -237,7 +237,7 @@ def test_a_tokenizer_that_nests_deep(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
 
-    with pytest.raises(BundleError, match="is no tokenizer: "):
+    with pytest.raises(BundleError, match="is not a tokenizer: "):
         open_tokenizer(path)
 
 
@@ -247,7 +247,7 @@ def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
     whole = open_tokenizer(path).tokenizer
     number, last = max((id_, token) for token, id_ in whole.get_vocab().items() if token.isascii() and token.isalpha())
     tokenizer = open_tokenizer(path, known=number)
-    fault = f"has the token `{last}`, which the model does not know"
+    fault = f"has the token `{last}`, which is not in the model's vocabulary"
     faults: dict[int, str] = {}
     texts = ["a pump", f"a {last} pump", "pump " * 10_000 + last, f"pump {last}"]
 

@@ -28,16 +28,10 @@ from runtime import (
     ProviderError,
 )
 from runtime.memory import Limit
-from runtime.session import (
-    OLDEST_ONNXRUNTIME,
-    OPEN,
-    ORT_NAMES,
-    Session,
-    available_providers,
-    failure,
-    load_onnxruntime,
-    shared_session,
-)
+from runtime.onnxruntime_import import OLDEST_ONNXRUNTIME, load_onnxruntime
+from runtime.open_sessions import _OPEN, shared_session
+from runtime.providers import ORT_NAMES, available_providers
+from runtime.session import Session, SessionConfig, failure
 from tests.decoders import write_decoder
 
 
@@ -46,16 +40,16 @@ def test_what_is_not_there_is_an_error_and_not_a_silent_cpu(int8_bundle: Bundle)
     assert missing, "this machine has every provider; test the refusal elsewhere"
     for provider in missing:
         with pytest.raises(ProviderError) as caught:
-            Session(int8_bundle.file("model.onnx"), provider=provider, inputs=["input_ids"])
-        assert caught.value.message == f"`{provider.value}` is not available here; this onnxruntime has `cpu`"
+            Session(int8_bundle.file("model.onnx"), SessionConfig(provider, ("input_ids",)))
+        assert caught.value.message == f"`{provider.value}` is not available; this onnxruntime has `cpu`"
 
 
 def test_a_session_that_falls_back_is_refused(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the CUDA libraries are missing: onnxruntime lists the provider and then runs on the CPU."""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: list(ORT_NAMES.values()))
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # noqa: SIM117
-        with pytest.raises(ProviderError, match="`cuda` was asked for and onnxruntime took `CPUExecutionProvider`"):
-            Session(int8_bundle.file("model.onnx"), provider=Provider.CUDA, inputs=["input_ids"])
+        with pytest.raises(ProviderError, match="`cuda` was requested, and onnxruntime used `CPUExecutionProvider`"):
+            Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CUDA, ("input_ids",)))
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -63,12 +57,12 @@ def test_the_cpu_is_always_there() -> None:
 
 
 def test_other_inputs_than_were_promised(int8_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"has the inputs \['input_ids'\], the manifest says \['tokens'\]"):
-        Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["tokens"])
+    with pytest.raises(BundleError, match=r"has the inputs \['input_ids'\], and the manifest says \['tokens'\]"):
+        Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("tokens",)))
 
 
 def test_a_run_that_fails(int8_bundle: Bundle) -> None:
-    session = Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+    session = Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("input_ids",)))
 
     with pytest.raises(BundleError, match="onnxruntime cannot run"):
         session.run({"input_ids": np.array([[10**9]])})
@@ -76,9 +70,9 @@ def test_a_run_that_fails(int8_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 0), (0, 3), (2, 0)])
 def test_no_graph_runs_on_no_tokens(int8_bundle: Bundle, shape: tuple[int, ...]) -> None:
-    session = Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+    session = Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("input_ids",)))
 
-    with pytest.raises(InputError, match=r"there are no tokens to run `.*` on: `input_ids` has the shape"):
+    with pytest.raises(InputError, match=r"`input_ids` has the shape \(.*\): there are no tokens to run"):
         session.run({"input_ids": np.zeros(shape, np.int64)})
 
 
@@ -86,7 +80,7 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
 
     with pytest.raises(BundleError, match="onnxruntime cannot open"):
-        Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=[])
+        Session(tmp_path / "model.onnx", SessionConfig(Provider.CPU, ()))
 
 
 def test_without_onnxruntime_the_message_says_what_to_install() -> None:
@@ -94,7 +88,7 @@ def test_without_onnxruntime_the_message_says_what_to_install() -> None:
 import sys
 sys.modules["onnxruntime"] = None
 from runtime import MissingPartError
-from runtime.session import available_providers
+from runtime.providers import available_providers
 try:
     available_providers()
 except MissingPartError as error:
@@ -103,7 +97,7 @@ except MissingPartError as error:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert "onnxruntime is not installed" in finished.stdout
-    assert "pip install 'edgekit[cpu]'" in finished.stdout
+    assert "`pip install 'onnxruntime>=1.30'` or `pip install 'onnxruntime-gpu>=1.30'`" in finished.stdout
 
 
 def test_embedders_of_one_bundle_share_its_weights_until_the_last_goes(bundle_copy: Path) -> None:
@@ -111,14 +105,14 @@ def test_embedders_of_one_bundle_share_its_weights_until_the_last_goes(bundle_co
 
     assert first.session is second.session
     gone = weakref.ref(first.session)
-    open_before = len(OPEN)
+    open_before = len(_OPEN)
     del first
     gc.collect()
     assert gone() is second.session
     del second
     gc.collect()
     assert gone() is None
-    assert len(OPEN) == open_before - 1
+    assert len(_OPEN) == open_before - 1
 
 
 def test_a_bundle_that_was_replaced_is_opened_anew(bundle_copy: Path, fp32_bundle: Bundle) -> None:
@@ -138,10 +132,10 @@ def test_a_bundle_that_was_replaced_is_opened_anew(bundle_copy: Path, fp32_bundl
 
 def test_a_graph_that_was_written_over_in_place_is_opened_anew(bundle_copy: Path) -> None:
     path = bundle_copy / "model.onnx"
-    old = shared_session(path, provider=Provider.CPU, inputs=["input_ids"])
+    old = shared_session(path, SessionConfig(Provider.CPU, ("input_ids",)))
     os.utime(path, ns=(1, 1))
 
-    assert shared_session(path, provider=Provider.CPU, inputs=["input_ids"]) is not old
+    assert shared_session(path, SessionConfig(Provider.CPU, ("input_ids",))) is not old
 
 
 def test_weights_that_were_mended_in_place_are_read_anew(tmp_path: Path) -> None:
@@ -153,7 +147,7 @@ def test_weights_that_were_mended_in_place_are_read_anew(tmp_path: Path) -> None
     data.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])
     with pytest.raises(BundleError, match=r"`model\.onnx\.data` in the bundle .* was changed") as caught:
         Decoder(bundle.path, threads=1)
-    damaged = shared_session(bundle.file("model.onnx"), provider=Provider.CPU, inputs=bundle.manifest.inputs, threads=1)
+    damaged = shared_session(bundle.file("model.onnx"), SessionConfig(Provider.CPU, bundle.manifest.inputs, threads=1))
     data.write_bytes(whole)
     os.utime(data, ns=(1, 1))
 
@@ -169,7 +163,7 @@ def test_threads_that_open_at_once_get_one_session(bundle_copy: Path) -> None:
     found: list[Session] = []
 
     def work() -> None:
-        found.append(shared_session(path, provider=Provider.CPU, inputs=["input_ids"]))
+        found.append(shared_session(path, SessionConfig(Provider.CPU, ("input_ids",))))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -215,7 +209,7 @@ def test_large_int8_products_do_not_overflow(tmp_path: Path) -> None:
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
 
-    session = Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["rows"], int8=True)
+    session = Session(tmp_path / "model.onnx", SessionConfig(Provider.CPU, ("rows",), int8=True))
     found = session.run({"rows": rows})
 
     assert np.array_equal(found, (rows.astype(np.int64) - 128) @ matrix.astype(np.int64))
@@ -258,7 +252,7 @@ def test_weights_for_which_there_is_no_memory(int8_bundle: Bundle, monkeypatch: 
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("the weights were loaded"))
 
     with pytest.raises(OutOfMemoryError, match=r"the weights of `.*` take at least 45 MiB, and 30 MiB are left by"):
-        Session(int8_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+        Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("input_ids",)))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +260,7 @@ def test_weights_for_which_there_is_no_memory(int8_bundle: Bundle, monkeypatch: 
     [(10 << 20, "there is too little memory to load onnxruntime: 10 MiB are left"), (2 << 30, "cannot be loaded: odd")],
 )
 def test_an_onnxruntime_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, left: int, message: str) -> None:
-    monkeypatch.setattr("runtime.session.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
+    monkeypatch.setattr("runtime.onnxruntime_import.smallest_limit", lambda: Limit(left, "the limit of `ulimit -v`"))
 
     def refuse(*_: object) -> object:
         raise ImportError("odd")
@@ -337,10 +331,10 @@ def test_a_graph_that_fails_is_tried_once_and_prints_nothing(
         raise RuntimeError("a provider failed")
 
     with pytest.raises(BundleError, match="onnxruntime cannot open"):
-        Session(tmp_path / "model.onnx", provider=Provider.CPU, inputs=["input_ids"])
+        Session(tmp_path / "model.onnx", SessionConfig(Provider.CPU, ("input_ids",)))
     monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", fail)
     with pytest.raises(BundleError, match="a provider failed"):
-        Session(tiny_bundle.file("model.onnx"), provider=Provider.CPU, inputs=["input_ids"])
+        Session(tiny_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("input_ids",)))
 
     assert len(tries) == 1
     assert capfd.readouterr().out == ""

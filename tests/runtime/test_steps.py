@@ -8,7 +8,7 @@ import pytest
 
 from runtime import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
 from runtime.chat import USER
-from runtime.forward import Forward
+from runtime.forward import ModelRunner
 from runtime.kv_cache import KVCache
 from runtime.messages import Message
 from runtime.prompt_lookup import RUN_COSTS, PromptLookup
@@ -134,7 +134,12 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
 
     def read(cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
         steps = Steps(
-            Forward(decoder.session, cache), ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=run_tokens
+            ModelRunner(decoder.session, cache),
+            ids,
+            max_tokens=1,
+            eos_ids=(),
+            sampling=Sampling(),
+            run_tokens=run_tokens,
         )
         return steps.read_prompt()[-1].copy()
 
@@ -149,7 +154,7 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
         if drafted < len(ids):
             cache = decoder.new_cache()
             read(cache, ids[:-drafted], decoder.run_tokens)
-            assert np.array_equal(Forward(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
+            assert np.array_equal(ModelRunner(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
 
 
 @pytest.mark.slow
@@ -160,7 +165,7 @@ def test_the_real_model_in_4_bits_gives_the_same_bits_whatever_was_read_and_draf
     """Its products differ by the number of rows, and that of each token follows from the text."""
     decoder = Decoder(smollm_bundle, threads=1)
     chat = Chat(decoder)
-    prompt = decoder.encode_exactly(chat.template.render([Message(USER, REQUEST)]))
+    prompt = decoder.encode_exactly(decoder.apply_chat_template([Message(USER, REQUEST)]))
     steps, runs = watched(decoder.steps(prompt, max_tokens=TOKENS, sampling=sampling))
     expected = [(step.id, step.logprob) for step in steps]
     assert len({tokens for _, tokens in runs[1:]}) > 1, "runs of several sizes"
@@ -169,12 +174,12 @@ def test_the_real_model_in_4_bits_gives_the_same_bits_whatever_was_read_and_draf
         return chosen(decoder, prompt, TOKENS, sampling, cache=cache)
 
     half = decoder.prefill(prompt[: len(prompt) // 2])
-    decoder.save(tmp_path / "saved", decoder.prefill(prompt))
+    decoder.save_cache(tmp_path / "saved", decoder.prefill(prompt))
     again: dict[str, Callable[[], Chosen]] = {
         "a fresh cache": lambda: with_cache(decoder.new_cache()),
         "half of the prompt": lambda: with_cache(half),
         "the prompt and the answer": lambda: with_cache(half),
-        "a saved cache": lambda: with_cache(decoder.load(tmp_path / "saved")),
+        "a saved cache": lambda: with_cache(decoder.load_cache(tmp_path / "saved")),
         "a conversation": lambda: [
             (token.id, token.logprob) for token in chat.send(REQUEST, max_tokens=TOKENS, sampling=sampling)
         ],

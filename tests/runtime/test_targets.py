@@ -40,7 +40,7 @@ def test_devices_and_pipes_are_no_regular_files(tmp_path: Path) -> None:
         assert is_special(path)
         with pytest.raises(OutputError) as caught:
             regular_target_of(path, hint="another")
-        assert caught.value.message == f"`{path}` cannot be written: it is no regular file"
+        assert caught.value.message == f"`{path}` cannot be written: it is not a regular file"
         assert caught.value.hint == "another"
 
 

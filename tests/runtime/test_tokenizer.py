@@ -119,7 +119,7 @@ def test_a_prefix_that_leaves_no_room(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["nested"]])
 def test_what_is_no_string_is_named(checkpoint: Path, text: object) -> None:
-    with pytest.raises(InputError, match=f"text 1 is no string but {type(text).__name__}"):
+    with pytest.raises(InputError, match=f"text 1 must be a string, not {type(text).__name__}"):
         tokenizer_of(checkpoint).tokenize(["fine", text], prefix="query: ")
 
 
@@ -131,5 +131,5 @@ def test_half_a_character_is_refused(checkpoint: Path) -> None:
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
 
-    with pytest.raises(BundleError, match="is no tokenizer"):
+    with pytest.raises(BundleError, match="is not a tokenizer"):
         tokenizer_of(tmp_path)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import cos_sim, dot_score
-from sentence_transformers.util.quantization import quantize_embeddings
+from sentence_transformers.util.quantization import quantize_embeddings as published
 
-from runtime import InputError, Metric, VectorType, convert, ranges_of, similarity
+from runtime import InputError, Metric, VectorType, embedding_ranges, quantize_embeddings, similarity
 from runtime.pooling import cosines, normalize
 from runtime.vectors import unit_ranges
 
@@ -19,10 +19,10 @@ def vectors_of(count: int, seed: int = 1) -> NDArray[np.float32]:
 @pytest.mark.parametrize("dtype", [VectorType.BINARY, VectorType.UBINARY, VectorType.INT8, VectorType.FLOAT32])
 def test_conversions_are_those_of_sentence_transformers_bit_for_bit(dtype: VectorType) -> None:
     sample = vectors_of(500)
-    ranges = ranges_of(sample)
+    ranges = embedding_ranges(sample)
     for given in (None, ranges):
-        expected = quantize_embeddings(sample, dtype.value, ranges=given, calibration_embeddings=sample)
-        found = convert(sample, dtype, ranges=ranges)
+        expected = published(sample, dtype.value, ranges=given, calibration_embeddings=sample)
+        found = quantize_embeddings(sample, dtype, ranges=ranges)
 
         assert found.dtype == expected.dtype
         assert np.array_equal(found, expected)
@@ -30,7 +30,7 @@ def test_conversions_are_those_of_sentence_transformers_bit_for_bit(dtype: Vecto
 
 def test_float16_is_the_nearest() -> None:
     sample = vectors_of(20)
-    found = convert(sample, VectorType.FLOAT16)
+    found = quantize_embeddings(sample, VectorType.FLOAT16)
 
     assert found.dtype == np.float16
     assert np.array_equal(found, torch.from_numpy(sample).half().numpy())
@@ -38,7 +38,7 @@ def test_float16_is_the_nearest() -> None:
 
 def test_what_lies_outside_its_range_is_clipped_and_does_not_wrap() -> None:
     ranges = np.array([[-1, -1], [1, 1]], np.float32)
-    found = convert(np.array([[-1.2, 1.2], [-9, 9]], np.float32), VectorType.INT8, ranges=ranges)
+    found = quantize_embeddings(np.array([[-1.2, 1.2], [-9, 9]], np.float32), VectorType.INT8, ranges=ranges)
 
     assert found.tolist() == [[-128, 127]] * 2
 
@@ -46,14 +46,17 @@ def test_what_lies_outside_its_range_is_clipped_and_does_not_wrap() -> None:
 def test_a_component_that_never_varies() -> None:
     sample = np.array([[0.5, 0], [0.5, 255]], np.float32)
 
-    assert convert(sample, VectorType.INT8, ranges=ranges_of(sample)).tolist() == [[-128, -128], [-128, 127]]
+    assert quantize_embeddings(sample, VectorType.INT8, ranges=embedding_ranges(sample)).tolist() == [
+        [-128, -128],
+        [-128, 127],
+    ]
 
 
 def test_a_dimension_that_fills_no_whole_number_of_bytes() -> None:
     vector = np.array([[1, -1, 1, 0, 0, 0, 0, 0, 1, 1]], np.float32)
 
-    assert convert(vector, VectorType.UBINARY).tolist() == [[0b10100000, 0b11000000]]
-    assert convert(vector, VectorType.BINARY).tolist() == [[0b10100000 - 128, 0b11000000 - 128]]
+    assert quantize_embeddings(vector, VectorType.UBINARY).tolist() == [[0b10100000, 0b11000000]]
+    assert quantize_embeddings(vector, VectorType.BINARY).tolist() == [[0b10100000 - 128, 0b11000000 - 128]]
 
 
 def test_unit_ranges_hold_what_unit_vectors_hold() -> None:
@@ -63,28 +66,36 @@ def test_unit_ranges_hold_what_unit_vectors_hold() -> None:
         assert (sample >= ranges[0]).all()
         assert (sample <= ranges[1]).all()
         # The middle of each step, which truncation rounds down to.
-        back = (convert(sample, VectorType.INT8, ranges=ranges) + np.float32(128.5)) * (ranges[1] - ranges[0]) / 255
+        back = (
+            (quantize_embeddings(sample, VectorType.INT8, ranges=ranges) + np.float32(128.5))
+            * (ranges[1] - ranges[0])
+            / 255
+        )
         assert cosines((back + ranges[0]).astype(np.float32), sample).min() > 0.999
 
 
 def test_ranges_that_cannot_be_used() -> None:
     sample = vectors_of(3)
-    good = ranges_of(sample)
+    good = embedding_ranges(sample)
     for ranges, message, hint in [
-        (None, "int8 needs the ranges of the components", "compute them from sample vectors with `ranges_of(vectors)`"),
+        (
+            None,
+            "int8 needs the ranges of the components",
+            "compute them from sample vectors with `embedding_ranges(vectors)`",
+        ),
         (good[:, :5], "`ranges` must have the shape (2, 96), not (2, 5)", None),
         (good[::-1], "`ranges` must hold finite numbers, the lowest values in its first row", None),
         (good * np.float32(np.nan), "`ranges` must hold finite numbers, the lowest values in its first row", None),
     ]:
         with pytest.raises(InputError) as caught:
-            convert(sample, VectorType.INT8, ranges=ranges)
+            quantize_embeddings(sample, VectorType.INT8, ranges=ranges)
         assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
 @pytest.mark.parametrize("shape", [(0, 96), (96,)])
 def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
-        ranges_of(np.zeros(shape, np.float32))
+        embedding_ranges(np.zeros(shape, np.float32))
     assert caught.value.message == f"ranges need sample vectors of shape (texts, dimension), not {shape}"
 
 
@@ -99,7 +110,7 @@ def test_similarities_are_those_of_sentence_transformers() -> None:
 def test_int8_vectors_are_compared_as_numbers_without_overflow() -> None:
     ranges = unit_ranges(96)
     these, those = vectors_of(5), vectors_of(7, seed=2)
-    small = [convert(vectors, VectorType.INT8, ranges=ranges) for vectors in (these, those)]
+    small = [quantize_embeddings(vectors, VectorType.INT8, ranges=ranges) for vectors in (these, those)]
 
     assert np.abs(similarity(*small) - similarity(these, those)).max() < 0.03
 
@@ -109,7 +120,7 @@ def test_hamming_is_the_cosine_of_signs(dtype: VectorType) -> None:
     these, those = vectors_of(5), vectors_of(7, seed=2)
     expected = cos_sim(np.sign(these), np.sign(those)).numpy()
 
-    found = similarity(convert(these, dtype), convert(those, dtype), metric="hamming")
+    found = similarity(quantize_embeddings(these, dtype), quantize_embeddings(those, dtype), metric="hamming")
 
     assert np.abs(found - expected).max() < 1e-6
 

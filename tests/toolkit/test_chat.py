@@ -7,16 +7,22 @@ import re
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Chat, Decoder, Sampling
+from runtime import Bundle, Chat, Decoder, InputError, Sampling
+from runtime.messages import Message
 from runtime.stream import Stream
 from tests.commands import Finished, read_terminal
-from tests.decoders import CHATML, write_decoder
+from tests.decoders import CHATML, CONTEXT, write_decoder
+from toolkit.answer_options import AnswerOptions
+from toolkit.answer_output import prompt_progress
+from toolkit.chat_session import ChatSession, OnFull, messages_that_fit
+from toolkit.progress import CLEAR, prefill_progress
 
 Edgekit = Callable[..., Finished]
 
@@ -102,9 +108,9 @@ def test_an_answer_can_be_given_again(talk: Edgekit, decoder: Decoder) -> None:
 
     assert greedy.out == written(first, first, second)
     assert greedy.err == (
-        "note: the most probable tokens are taken, so this will be the same answer; `--temperature 0.7` gives others\n"
+        "note: decoding is greedy, so the answer will be the same; `/set temperature 0.7` gives another\n"
     )
-    assert seeded.err.startswith("note: a seed was given, so this will be the same answer")
+    assert seeded.err == "note: the seed is fixed, so the answer will be the same; `/set seed N` gives another\n"
     assert sampled.err == ""
     assert len(sampled.out) > 2
     assert sampled.out[: len(sampled.out) // 2] != sampled.out[len(sampled.out) // 2 :]
@@ -116,22 +122,22 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
     saved = talk("Hello", f"/save {path}")
     loaded = talk("Something else", f"/load {path}", "Hm", options=("--rates",))
 
-    assert (saved.code, saved.out, saved.err) == (0, written(first), f"note: 2 messages in `{path}`\n")
+    assert (saved.code, saved.out, saved.err) == (0, written(first), f"note: saved 2 messages to `{path}`\n")
     assert loaded.out == written(*answers(decoder, "Something else"), second)
-    assert loaded.err.startswith(f"note: 2 messages from `{path}`\n")
+    assert loaded.err.startswith(f"note: loaded 2 messages from `{path}`\n")
     assert re.search(
-        r"2 answers; read \d+ tokens at [\d.]+/s, \d\d more were known; wrote 18 at [\d.]+/s\n$", loaded.err
+        r"2 answers; prompt: \d+ tokens \(\d\d cached\), [\d.]+ tok/s; generated 18 tokens, [\d.]+ tok/s\n$", loaded.err
     )
 
 
 def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path / "prefix", decoder.prefill("Hello"))
+    decoder.save_cache(tmp_path / "prefix", decoder.prefill("Hello"))
     finished = talk(f"/load {tmp_path}/prefix", "Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
-        "hint: load it with `decoder.load(path)`, or `edgekit generate --load-prefix`\n"
+        "hint: load it with `decoder.load_cache(path)`, or `edgekit generate --load-prefix`\n"
     )
 
 
@@ -151,7 +157,16 @@ def test_help_and_exit(talk: Edgekit) -> None:
     finished = talk("/help", "/exit", "Hello")
 
     assert (finished.code, finished.out) == (0, b"")
-    for command in ("/regenerate", "/reset", "/save FILE", "/load FILE", "/help", "/exit"):
+    for command in (
+        "/regenerate",
+        "/system TEXT",
+        "/set NAME VALUE",
+        "/reset",
+        "/save FILE",
+        "/load FILE",
+        "/help",
+        "/exit,",
+    ):
         assert f"{command} " in finished.err
 
 
@@ -162,10 +177,28 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
 @pytest.mark.parametrize(
     ("lines", "code", "message"),
     [
-        (["/quit"], 2, "error: there is no command `/quit`\n\nhint: `/help` lists them; a message that begins with /"),
+        (
+            ["/nothing"],
+            2,
+            "error: there is no command `/nothing`\n\nhint: `/help` lists them; a message that begins with /",
+        ),
+        (
+            ["/regenrate"],
+            2,
+            "error: there is no command `/regenrate`\n\nhint: did you mean `/regenerate`?",
+        ),
+        (
+            ["/set temprature 1"],
+            2,
+            "error: there is no option `temprature`\n\nhint: did you mean `temperature`?",
+        ),
+        (["/set temperature hot"], 2, "error: `temperature` must be a number, not 'hot'\n"),
+        (["/set temperature -1"], 2, "error: `temperature` must be "),
+        (["/set max-tokens 0"], 2, "error: `max_tokens` must be at least 1, not 0\n"),
+        (["/set lookup maybe"], 2, "error: `lookup` must be true or false, not 'maybe'\n"),
         (["/reset now"], 2, "error: there is no command `/reset now`\n"),
-        (["/save"], 2, "error: `/save` needs the name of a file\n\nhint: /save talk.edgekit\n"),
-        (["/load "], 2, "error: `/load` needs the name of a file\n\nhint: /load talk.edgekit\n"),
+        (["/save"], 2, "error: `/save` needs a file name\n\nhint: /save talk.edgekit\n"),
+        (["/load "], 2, "error: `/load` needs a file name\n\nhint: /load talk.edgekit\n"),
         (["/load no such file"], 5, "error: there is no file `no such file`\n"),
         (["/save no/such/folder"], 1, "error: `no/such/folder` cannot be written: No such file or directory\n"),
         (["/save ."], 1, "error: `.` cannot be written: it is a folder\n"),
@@ -179,9 +212,9 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
             2,
             "error: there is no home folder for `~nobodyhere/talk`\n\nhint: give the whole",
         ),
-        (["/regenerate"], 2, "error: there is no answer yet to give again\n\nhint: say something first\n"),
+        (["/regenerate"], 2, "error: there is no answer yet to regenerate\n\nhint: send a message first\n"),
         (["Hello", "dog " * 2000], 2, "error: the prompt has "),
-        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is no text"),
+        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is not text"),
     ],
 )
 def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], code: int, message: str) -> None:
@@ -193,14 +226,14 @@ def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], cod
 
 
 def test_a_full_context_names_the_way_out(talk: Edgekit) -> None:
-    assert talk("dog " * 2000).err.endswith("\n\nhint: `/reset` begins anew\n")
+    assert talk("dog " * 2000).err.endswith("\n\nhint: `/reset` starts a new conversation\n")
 
 
 def test_an_answer_that_fills_the_context_says_so(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
     finished = edgekit("chat", decoder_bundle.path, "--context", 60, stdin=b"Hello")
 
     assert finished.code == 0
-    assert finished.err == "note: the answer ends here because no more tokens fit; `/reset` begins anew\n"
+    assert finished.err == "note: the answer ends here because the context is full\n"
 
 
 def test_options_are_checked_before_anything_is_said(talk: Edgekit) -> None:
@@ -213,10 +246,10 @@ def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
     bundle, _ = write_decoder(tmp_path / "base", chat=None)
     finished = edgekit("chat", bundle.path, stdin=b"Hello")
 
-    assert (finished.code, finished.out) == (7, b"")
+    assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `{bundle.path}` has no chat template, so it does not tell who says what\n\n"
-        f'hint: `edgekit generate {bundle.path} "Once upon a time"` continues a text\n'
+        f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n\n"
+        "hint: have it continue a text with `generate`, or use a model that was trained for conversations\n"
     )
 
 
@@ -240,7 +273,8 @@ def test_an_interrupt_ends_a_pipe(talk: Edgekit) -> None:
 
     assert finished.code == 130
     assert re.fullmatch(
-        r"read \d+ tokens at [\d.]+/s; wrote 3 at [\d.]+/s; first after \d\.\d\d s\ninterrupted\n", finished.err
+        r"prompt: \d+ tokens, [\d.]+ tok/s; generated 3 tokens, [\d.]+ tok/s; first token \d\.\d\d s\ninterrupted\n",
+        finished.err,
     )
 
 
@@ -259,7 +293,7 @@ main()
 class Terminal:
     """`edgekit` on a terminal, typed to and read from."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, **environment: str) -> None:
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", ON_TERMINAL, *map(str, arguments)],
@@ -267,7 +301,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            env=os.environ | {"TERM": "xterm", "INPUTRC": os.devnull},
+            env={**os.environ, "TERM": "xterm", "INPUTRC": os.devnull, **environment},
         )
         os.close(theirs)
         self.shown = ""
@@ -293,8 +327,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: object) -> Iterator[Terminal]:
-    opened = Terminal(*arguments)
+def terminal(*arguments: object, **environment: str) -> Iterator[Terminal]:
+    opened = Terminal(*arguments, **environment)
     try:
         yield opened
     finally:
@@ -315,7 +349,7 @@ def test_a_person_talks_on_a_terminal(decoder_bundle: Bundle) -> None:
         person.until("Hel")
         assert "note: Ctrl-D or `/exit` leaves" in person.interrupt("> ")
         person.type("\x04")
-        person.until(r"read \d+ tokens at [\d.]+/s; wrote 3 at [\d.]+/s")
+        person.until(r"prompt: \d+ tokens, [\d.]+ tok/s; generated 3 tokens, [\d.]+ tok/s")
         assert person.process.wait(20) == 0
 
 
@@ -338,7 +372,207 @@ def test_an_interrupt_ends_the_answer_and_not_the_program(decoder_bundle: Bundle
         person.type("b\n")
         person.until("b\r\n.")
         person.type("\x03")
-        person.until(r"\n> ")
+        person.until("> ")
         person.type("/exit\n")
-        assert int(re.search(r"wrote (\d+)", person.until(r"wrote \d+.*first after"))[1]) < 500
+        assert int(re.search(r"generated (\d+)", person.until(r"generated \d+.*first token"))[1]) < 500
         assert person.process.wait(20) == 0
+
+
+def test_quit_leaves_too(talk: Edgekit) -> None:
+    assert talk("/quit", "Hello") == Finished(0, b"", "")
+
+
+def test_exit_is_a_message_in_a_pipe(talk: Edgekit, decoder: Decoder) -> None:
+    assert talk("exit").out == written(*answers(decoder, "exit"))
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Quit"])
+def test_exit_and_quit_leave_on_a_terminal(word: str, monkeypatch: pytest.MonkeyPatch, decoder: Decoder) -> None:
+    session = session_of(decoder, interactive=True)
+    monkeypatch.setattr(session.chat, "send", None)
+    session.handle(word)
+
+    assert session.left
+
+
+def session_of(
+    decoder: Decoder, *, interactive: bool = False, on_full: OnFull = OnFull.ASK, **options: object
+) -> ChatSession:
+    given = AnswerOptions(**options)
+    return ChatSession(
+        Chat(decoder),
+        options=given,
+        sampling=given.sampling(decoder.sampling),
+        on_full=on_full,
+        interactive=interactive,
+    )
+
+
+def test_options_are_set_during_a_conversation(talk: Edgekit, decoder: Decoder) -> None:
+    finished = talk(
+        "/set temperature 5", "/set seed=3", "/set top-k 9", "/set lookup off", "/set max_tokens 4", "Hello"
+    )
+    sampling = Sampling(temperature=5, seed=3, top_k=9)
+    expected = Chat(decoder).send("Hello", max_tokens=4, sampling=sampling, lookup=False).answer().text
+
+    assert finished.out == written(expected)
+    assert finished.err == "temperature 5\nseed 3\ntop_k 9\nlookup off\nmax_tokens 4\n"
+
+
+def test_set_shows_the_options(talk: Edgekit, decoder: Decoder) -> None:
+    shown = dict(line.split(" ", 1) for line in talk("/set", options=("--stop", "x")).err.splitlines())
+
+    assert shown == {
+        "max_tokens": "9",
+        "temperature": f"{decoder.sampling.temperature:g}",
+        "top_k": f"{decoder.sampling.top_k:g}",
+        "top_p": f"{decoder.sampling.top_p:g}",
+        "min_p": "0",
+        "repetition_penalty": f"{decoder.sampling.repetition_penalty:g}",
+        "presence_penalty": "0",
+        "frequency_penalty": "0",
+        "seed": "not set",
+        "stop": "'x'",
+        "lookup": "on",
+    }
+    assert talk("/set seed").err == "seed not set\n"
+
+
+def test_the_system_message_is_set_during_a_conversation(talk: Edgekit, decoder: Decoder) -> None:
+    """The turns before it stay."""
+    finished = talk("/system", "Hello", "/system Be brief.", "/system", "Hm", "/reset", "Hm")
+    first, alone = *answers(decoder, "Hello"), *answers(decoder, "Hm", system="Be brief.")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Hm"},
+    ]
+    second = decoder.chat(messages, max_tokens=9).text
+
+    assert finished.out == written(first, second, alone)
+    assert finished.err == "no system message is set\nsystem: Be brief.\n"
+
+
+def test_a_template_without_system_messages_refuses_one_at_once(edgekit: Edgekit, tmp_path: Path) -> None:
+    from runtime.manifest import ChatFacts
+
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    bundle, _ = write_decoder(tmp_path / "strict", chat=ChatFacts(template + CHATML, {}))
+    finished = edgekit("chat", bundle.path, stdin=b"/system Be brief.\nHello")
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err.startswith("error: the model's chat template refuses these messages: no system role\n")
+
+
+LONG = "dog " * 12
+"""A message of which a context of 200 tokens holds a few."""
+
+
+def test_a_full_context_drops_the_oldest_turns(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
+    """Many times the context, with a system message that stays; each answer is that to what was kept."""
+    command = ("chat", decoder_bundle.path, "--context", 200, "--max-tokens", 9, "--system", "Be brief.")
+    talk = f"{LONG}\n" * 12
+    dropping = edgekit(*command, "--on-full", "drop", stdin=talk.encode())
+    stopping = edgekit(*command, "--on-full", "stop", stdin=talk.encode())
+    asking = edgekit(*command, stdin=talk.encode())
+
+    assert dropping.code == 0
+    assert dropping.out.count(b"\n") >= 12
+    notes = dropping.err.splitlines()
+    assert notes
+    assert set(notes) == {"note: dropped the oldest 2 messages, since the context is full"}
+    # A pipe cannot be asked.
+    assert stopping == asking
+    assert (stopping.code, stopping.err.splitlines()[-1]) == (2, "hint: `/reset` starts a new conversation")
+    assert stopping.out
+    assert stopping.out.splitlines()[0] == dropping.out.splitlines()[0]
+
+
+def test_the_oldest_turns_are_dropped_as_few_as_needed() -> None:
+    said = [("system", "s"), ("user", "aaa"), ("assistant", "bbb"), ("user", "cc"), ("assistant", "d"), ("user", "ee")]
+    messages = [Message(*one) for one in said]
+
+    def fits(limit: int) -> str:
+        kept = messages_that_fit(messages, lambda some: sum(len(one.content) for one in some), limit)
+        return " ".join(one.content for one in kept)
+
+    assert fits(12) == "s aaa bbb cc d ee"
+    assert fits(11) == fits(6) == "s cc d ee"
+    assert fits(5) == fits(3) == "s ee"
+    assert fits(2) == "s aaa bbb cc d ee", "dropping turns does not help"
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_person_is_asked_whether_turns_are_dropped(
+    decoder_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, drop: bool
+) -> None:
+    session = session_of(Decoder(decoder_bundle, context=200), interactive=True, max_tokens=9)
+    asked: list[str] = []
+    monkeypatch.setattr("click.confirm", lambda text, **_: asked.append(text) or drop)
+    while not asked:
+        before = session.chat.messages
+        with nullcontext() if drop else suppress(InputError):
+            session.handle(LONG)
+
+    assert asked == ["The context is full. Drop the oldest 2 messages?"]
+    messages = session.chat.messages
+    assert messages[: len(before) - 2] == before[2:] if drop else messages[: len(before)] == before
+
+
+def test_a_terminal_shows_colors_progress_and_the_remaining_context(decoder_bundle: Bundle) -> None:
+    with terminal("chat", decoder_bundle.path, "--max-tokens", 3, NO_COLOR="") as person:
+        assert "\x1b[32m" in person.until("> ")
+        person.type("Hello\n")
+        # The model's answer and the dim line after it.
+        shown = person.until(r"\((\d+) of (\d+) tokens left\)")
+        assert "\x1b[2m(" in shown
+        left, context = map(int, re.search(r"\((\d+) of (\d+) tokens left\)", shown).groups())
+        assert context == CONTEXT
+        assert 0 < left < context - 3
+        person.until("> ")
+        person.type("exit\n")
+        person.until("generated 3 tokens")
+        assert person.process.wait(20) == 0
+
+
+def test_no_color_is_respected(decoder_bundle: Bundle) -> None:
+    with terminal("chat", decoder_bundle.path, "--max-tokens", 3, NO_COLOR="1") as person:
+        person.until("> ")
+        person.type("Hello\n")
+        assert "\x1b[2m" not in person.until("tokens left")
+        assert "\x1b[32m" not in person.until("> ")
+        person.type("quit\n")
+        person.until("generated 3 tokens")
+
+
+def test_the_prefill_of_a_long_prompt_shows_its_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("toolkit.progress.HEARTBEAT", 0.05)
+    monkeypatch.setattr("toolkit.progress.REDRAW", 0.01)
+    counts = iter([(100, 500), (200, 500), (400, 500), *[(500, 500)] * 1000])
+    with prefill_progress(lambda: next(counts)):
+        time.sleep(0.3)
+
+    shown = capsys.readouterr().err.split(CLEAR)
+    assert shown[1].startswith("prompt: 200 of 500 tokens, ")
+    assert shown[1].endswith(" left")
+    assert shown[-2:] == ["prompt: 500 of 500 tokens, 0 s left", ""]
+
+
+def test_a_short_prefill_shows_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with prefill_progress(lambda: (0, 5)):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_the_progress_is_that_of_the_cache(decoder: Decoder) -> None:
+    stream = decoder.stream("Hello, dog")
+    total = decoder.count_tokens("Hello, dog")
+
+    assert prompt_progress(stream) == (0, total)
+    next(stream)
+    assert prompt_progress(stream) == (total, total)

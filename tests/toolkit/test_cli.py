@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import pytest
 
 from runtime import Bundle, errors
 from tests.commands import Finished
-from toolkit.cli import exit_code_of
+from toolkit.cli import cli, exit_code_of
+from toolkit.help import ExampleCommand, close_names
 
 Edgekit = Callable[..., Finished]
 LEAVES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.EdgekitError)]
@@ -72,7 +75,9 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
     for arguments, shown in [
-        (["nothing"], "No such command 'nothing'"),
+        (["nothing"], "No such command 'nothing'.\n"),
+        (["verfy"], "No such command 'verfy'. Did you mean 'verify'?\n"),
+        (["embed", "--otuput"], "No such option '--otuput'"),
         (["embed"], "Missing argument 'BUNDLE'"),
         (["export", "x", "--precision", "int3"], "Invalid value for '--precision'"),
     ]:
@@ -82,7 +87,7 @@ def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
 
 
 def test_help_and_version_end_with_0(edgekit: Edgekit) -> None:
-    for command in ([], ["models"], ["login"], ["whoami"], ["logout"], ["access"], ["export"], ["inspect"], ["embed"]):
+    for command in ([], *([name] for name in cli.commands)):
         finished = edgekit(*command, "--help")
         assert finished.code == 0
         assert b"Usage:" in finished.out
@@ -93,8 +98,52 @@ def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
     finished = edgekit()
 
     assert finished.code == 2
-    for name in ("models", "export", "inspect", "verify", "embed"):
-        assert f"\n  {name} " in finished.err
+    headings = re.findall(r"^(\S.*):$", finished.err, re.MULTILINE)
+    assert headings == [
+        "Options",
+        "Hugging Face Hub",
+        "Export (connected machine)",
+        "Bundles",
+        "Embed, rerank and generate (offline)",
+    ]
+    assert re.findall(r"^  ([a-z]+) ", finished.err, re.MULTILINE)[-len(cli.commands) :] == [
+        name for names in cli.headings.values() for name in names
+    ]
+    assert "..." not in finished.err.partition("Hub:")[2], "each description fits on 80 columns"
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
+def test_help_ends_with_examples_that_can_be_run(command: click.Command, edgekit: Edgekit) -> None:
+    shown = edgekit(command.name, "--help").out.decode()
+    assert isinstance(command, ExampleCommand)
+    examples = shown.partition("\nExamples:\n")[2].splitlines()
+
+    assert examples == [f"  {example}" for example in command.examples]
+    assert examples
+    for example in command.examples:
+        words = shlex.split(re.sub(" [<>] [a-z.]+", "", example).removeprefix("EDGEKIT_BUNDLES=/srv/models "))
+        assert words[:2] == ["edgekit", command.name]
+        # Parses and converts all options; raises for those that are not there, and for missing arguments.
+        command.make_context("edgekit", words[2:])
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
+def test_sections_list_options_of_the_command(command: click.Command) -> None:
+    assert isinstance(command, ExampleCommand)
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    named = [name for names in command.sections.values() for name in names]
+
+    assert set(named) <= known
+    assert len(set(named)) == len(named)
+
+
+def test_close_names_are_typing_errors_beginnings_and_parts() -> None:
+    known = ["all-MiniLM-L6-v2-int8", "jina-v2", "SmolLM2-int4"]
+
+    assert close_names("all-MiniLM-L6-v2", known) == ["all-MiniLM-L6-v2-int8"]
+    assert close_names("smollm2", known) == ["SmolLM2-int4"]
+    assert close_names("jina", known) == ["jina-v2"]
+    assert close_names("mistral", known) == []
 
 
 def test_the_export_stage_missing_is_said_in_a_sentence() -> None:

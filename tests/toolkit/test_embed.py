@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, Embedder, ranges_of
+from runtime import Bundle, Embedder, embedding_ranges
 from runtime.vectors import unit_ranges
 from tests.commands import Finished, on_terminal
 
@@ -128,7 +128,7 @@ def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, in
     assert finished.code == 0
     assert finished.err.splitlines() == [
         "warning: 7 of 10 texts were longer than 256 tokens and cut there (line 3, line 5, line 6, line 7, ...)",
-        "warning: 2 of 10 texts are empty, and the vector of an empty text means nothing (line 2, line 4)",
+        "warning: 2 of 10 texts are empty, and the embedding of an empty text is meaningless (line 2, line 4)",
     ]
     assert len(rows(finished.out)) == 10
 
@@ -138,7 +138,7 @@ def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle:
 
     assert finished.err.splitlines() == [
         "warning: 1 of 2 texts was longer than 256 tokens and cut there (text 2)",
-        "warning: 1 of 2 texts is empty, and the vector of an empty text means nothing (text 1)",
+        "warning: 1 of 2 texts is empty, and the embedding of an empty text is meaningless (text 1)",
     ]
 
 
@@ -155,8 +155,8 @@ def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle, option:
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        "error: text 2 is longer than the 256 tokens that the model reads\n\n"
-        "hint: split it, or choose `--long truncate` to have it cut or `--long mean` to have it read in chunks\n"
+        "error: text 2 is longer than the model's limit of 256 tokens\n\n"
+        "hint: split it, or use `--long truncate`, or `--long mean` to average the embeddings of its chunks\n"
     )
 
 
@@ -165,7 +165,7 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
     finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
 
     assert finished.code == 0
-    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens and read in chunks (text 2)\n"
+    assert finished.err == "note: 1 of 2 texts was longer than 256 tokens, embedded in chunks (text 2)\n"
     assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(texts, long="mean"))
 
 
@@ -178,9 +178,12 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
         ),
         (
             b"fine\nbad\0\n",
-            "error: line 2 holds a NUL byte, so this is no text\n\nhint: give texts in UTF-8, one a line\n",
+            "error: line 2 holds a NUL byte, so this is not text\n\nhint: give texts in UTF-8, one a line\n",
         ),
-        (b'{"text": "fine"}\n{"text": \n', "error: line 2 is no JSON: Expecting value: line 1 column 10 (char 9)\n"),
+        (
+            b'{"text": "fine"}\n{"text": \n',
+            "error: line 2 is not valid JSON: Expecting value: line 1 column 10 (char 9)\n",
+        ),
     ],
 )
 def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
@@ -207,12 +210,12 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
         (
             ["x", "--dtype", "int8", "--ranges", tmp_path / "text"],
             2,
-            f"error: `{tmp_path / 'text'}` is no npy file\n\nhint: `--ranges` takes the file that a run with ",
+            f"error: `{tmp_path / 'text'}` is not an npy file\n\nhint: `--ranges` takes the .ranges.npy file of a ",
         ),
         (
             ["x", "--dtype", "int8", "--ranges", tmp_path / "words.npy"],
             2,
-            f"error: `{tmp_path / 'words.npy'}` holds no numbers but <U1",
+            f"error: `{tmp_path / 'words.npy'}` must hold numbers, not <U1",
         ),
         (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
@@ -273,7 +276,7 @@ def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tm
     finished = edgekit("embed", int8_bundle.path, "--dtype", "int8", "water")
     told = edgekit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
 
-    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for vectors of length 1\n"
+    assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for normalized embeddings\n"
     assert told.err == ""
     assert told.out == finished.out
 
@@ -282,7 +285,7 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
     edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path
 ) -> None:
     embedder = Embedder(int8_bundle)
-    own = ranges_of(embedder.embed(TEXTS))
+    own = embedding_ranges(embedder.embed(TEXTS))
     np.save(tmp_path / "own.npy", own)
     output, ranges_file = tmp_path / "out.npy", tmp_path / "out.npy.ranges.npy"
     note = f"note: the ranges that int8 covers are in `{ranges_file}`; give queries the same with `--ranges`\n"
@@ -363,4 +366,4 @@ def test_binary_is_not_put_on_a_terminal(int8_bundle: Bundle) -> None:
     os.close(ours)
 
     assert finished.returncode == 2
-    assert finished.stderr == "error: npy is binary and stdout is a terminal\n\nhint: add `--output vectors.npy`\n"
+    assert finished.stderr == "error: npy is binary, and stdout is a terminal\n\nhint: add `--output embeddings.npy`\n"

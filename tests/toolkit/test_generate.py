@@ -74,7 +74,7 @@ def test_without_a_template_a_text_is_continued(edgekit: Edgekit, decoder: Decod
     assert edgekit("generate", bundle.path, PROMPT, "--max-tokens", 12).out == ended(answer_to(decoder, PROMPT))
     finished = edgekit("generate", bundle.path, PROMPT, "--chat")
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot be asked as in a")
+    assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n")
     finished = edgekit("generate", bundle.path, PROMPT, "--system", "a")
     assert finished.err == (
         "error: `--system` is a message, and without a chat template there are none\n\n"
@@ -128,14 +128,14 @@ def test_drafts_are_made_unless_they_are_declined(
 ) -> None:
     """The small decoder says the same with drafts and without."""
     lookups = []
-    steps = Decoder.steps
+    steps = Decoder._steps
 
     def noted(self: Decoder, *arguments: object, **options: object) -> Steps:
         found = steps(self, *arguments, **options)
         lookups.append(found.lookup is not None)
         return found
 
-    monkeypatch.setattr(Decoder, "steps", noted)
+    monkeypatch.setattr(Decoder, "_steps", noted)
 
     assert asked("Hello", *option).out == ended(answer_to(decoder, CHATML.format("Hello"), lookup=False))
     assert lookups == [looks_up, False]
@@ -194,7 +194,7 @@ def test_an_object_for_each_token(asked: Edgekit) -> None:
     *pieces, last = rows(asked("Hello", "--json", "--stream").out)
 
     assert pieces == expected["tokens"]
-    assert "".join(piece["text"] for piece in pieces) + last["text"] == expected["text"]
+    assert "".join(piece["text"] for piece in pieces) == expected["text"]
     assert (last["finish_reason"], last["rates"]["new_tokens"]) == ("length", 12)
 
 
@@ -230,7 +230,7 @@ def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
     assert asked("--input-format", "text", stdin=line).out == ended(answer_to(decoder, CHATML.format(line.decode())))
     finished = asked("--input-format", "jsonl", stdin=b"Hello")
     assert finished.code == 2
-    assert finished.err.startswith("error: line 1 is no JSON")
+    assert finished.err.startswith("error: line 1 is not valid JSON")
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
@@ -246,7 +246,7 @@ def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
 
     assert finished.code == 2
     assert [row["prompt"] for row in rows(finished.out)] == ["a"]
-    assert finished.err.startswith("error: line 2 is no JSON")
+    assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
 def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
 def test_a_saved_prefix_holds_the_prompt_alone(asked: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
     asked("Hello", "--save-prefix", tmp_path / "prefix")
 
-    assert decoder.load(tmp_path / "prefix").ids == decoder.encode_exactly(CHATML.format("Hello"))
+    assert decoder.load_cache(tmp_path / "prefix").ids == decoder.encode_exactly(CHATML.format("Hello"))
 
 
 def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_bundle: Bundle, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
     assert finished.err == (
         f"error: `{tmp_path}/prefix` was saved with another bundle, `tiny-decoder`, and this is "
         f"`{decoder_bundle.path}`\n\n"
-        "hint: load it with that bundle, or read the prompt again and save it anew\n"
+        "hint: load it with that bundle, or prefill the prompt again and save a new file\n"
     )
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
 
@@ -288,7 +288,7 @@ def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edg
         (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
         (".", "`.` cannot be written: it is a folder\n"),
         ("", "the name of the file to write is empty\n\nhint: name a file\n"),
-        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is no regular file\n"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` cannot be written: it is not a regular file\n"),
     ]:
         assert asked("Hello", "--save-prefix", name) == Finished(1, b"", f"error: {message}")
 
@@ -307,24 +307,25 @@ def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) 
     assert path.read_text() == "Hello"
 
 
-def test_rates_are_told_when_asked_for(asked: Edgekit, decoder: Decoder) -> None:
+def test_rates_are_printed_on_request(asked: Edgekit, decoder: Decoder) -> None:
     count = len(decoder.encode_exactly(CHATML.format("Hello")))
     line = json.dumps({"prompt": "Hello"}).encode()
 
     assert re.fullmatch(
-        rf"read {count} tokens at [\d.]+/s; wrote 12 at [\d.]+/s; first after \d\.\d\d s\n",
+        rf"prompt: {count} tokens, [\d.]+ tok/s; generated 12 tokens, [\d.]+ tok/s; first token \d\.\d\d s\n",
         asked("Hello", "--rates").err,
     )
+    prompts = rf"prompt: {2 * count} tokens \({count - 1} cached\), [\d.]+ tok/s"
     assert re.fullmatch(
-        rf"2 answers; read {count + 1} tokens at [\d.]+/s, {count - 1} more were known; wrote 24 at [\d.]+/s\n",
+        rf"2 answers; {prompts}; generated 24 tokens, [\d.]+ tok/s\n",
         asked("--rates", stdin=line + b"\n" + line).err,
     )
 
 
-def test_a_terminal_is_told_the_rates(decoder_bundle: Bundle) -> None:
+def test_rates_are_printed_on_a_terminal(decoder_bundle: Bundle) -> None:
     command = [sys.executable, "-m", "toolkit", "generate", str(decoder_bundle.path), "Hello", "--max-tokens", "3"]
 
-    assert "; wrote 3 at " in on_terminal(command)
+    assert "; generated 3 tokens, " in on_terminal(command)
 
 
 @pytest.mark.usefixtures("interrupted")
@@ -335,7 +336,7 @@ def test_an_interrupt_ends_the_answer(asked: Edgekit, decoder: Decoder) -> None:
     assert finished.code == 130
     assert finished.out.startswith(first_three.rstrip("\ufffd").encode())
     assert finished.out.endswith(b"\n")
-    assert "; wrote 3 at " in finished.err
+    assert "; generated 3 tokens, " in finished.err
     assert finished.err.endswith("interrupted\n")
 
 
@@ -396,15 +397,19 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--seed", -1], b"", "error: `seed` must be 0 or more, not -1\n"),
         (["a", "--stop", ""], b"", "error: stop string 0 is empty, and every answer would end before it begins"),
         (["a", "--context", 5000], b"", "error: `context` must be from 2 to 1024, which the model has, not 5000\n"),
-        (["a", "--logprobs", 5], b"", "error: `--logprobs` are told in JSON\n\nhint: add `--json`\n"),
+        (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
-        (["a", "--stream"], b"", "error: `--stream` is for JSON, since text comes as a stream already\n"),
+        (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
         (["a", "--system", "b", "--no-chat"], b"", "error: `--system` is a message, and without a chat template"),
-        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
+        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
-        (["a", "--input", "-"], b'{"prompt": "b"}', "error: a prompt came as an argument, and the input has prompts"),
-        (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` is for one prompt, and these are lines of"),
-        (["--save-prefix", "x"], b'{"prompt": "b"}', "error: `--save-prefix` is for one prompt, and these are lines"),
+        (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
+        (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` needs a single prompt, and the input has many"),
+        (
+            ["--save-prefix", "x"],
+            b'{"prompt": "b"}',
+            "error: `--save-prefix` needs a single prompt, and",
+        ),
         (["--no-chat"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
         ([], b'{"prompt": 5}', "error: line 1 has no text in its field `prompt`"),
         ([], b'{"prompt": " "}', "error: line 1: the prompt is empty\n"),
@@ -412,7 +417,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         ([], b'{"prompt": "a", "messages": []}', "error: line 1 has both a `prompt` and `messages`\n\nhint: give"),
         (["--input-format", "jsonl"], b'{"text": "a"}', "error: line 1 has neither a `prompt` nor `messages`; its"),
         ([], b'{"messages": []}', "error: line 1 has no list of messages in its field `messages`"),
-        ([], b'{"messages": [5]}', "error: line 1: message 0 must have `role` and `content` and nothing else"),
+        ([], b'{"messages": [5]}', "error: line 1: message 0 must have `role` and `content`, not be int"),
         ([], b'{"messages": [{"role": "x", "content": "a"}]}', "error: line 1: message 0 has the role `x`, which the"),
         ([], b'\n{"prompt": "%s"}' % (b"dog " * 2000), "error: line 2: the prompt has "),
     ],

@@ -27,8 +27,8 @@ def test_a_public_model_needs_nothing(every_user: HubUser, hub: LocalHub) -> Non
     assert finished.out.decode().splitlines() == [
         "org/public can be downloaded without a token",
         f"  commit   {'c' * 40}",
-        "  licence  apache-2.0, public",
-        "  size     0.3 MB in 5 files that an export needs",
+        "  license  apache-2.0, public",
+        "  size     0.3 MB in 5 files needed for an export",
     ]
     assert all(request.authorization is None for request in hub.requests)
 
@@ -40,7 +40,7 @@ def test_a_granted_model(every_user: HubUser) -> None:
     assert finished.out.decode().splitlines()[0] == (
         "org/gated can be downloaded with the token hf_****0001 from the environment variable `HF_TOKEN`"
     )
-    assert finished.err == f"note: `org/gated` is gated, its licence is apache-2.0: {SITE}/org/gated has the terms\n"
+    assert finished.err == f"note: `org/gated` is gated, its license is apache-2.0: {SITE}/org/gated has the terms\n"
 
 
 @pytest.mark.parametrize("token", [REVOKED, EXPIRED])
@@ -415,10 +415,10 @@ def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: Local
     """`run` looks for it in all that is printed."""
     assert error_of(user.run("login", ADA)) == (
         2,
-        "a token is not taken from the command line, which other users and the shell's history see",
+        "a token cannot be given on the command line, where other users and the shell history see it",
         (
-            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if what you typed was a token, "
-            f"make a new one at {SITE}/settings/tokens"
+            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
+            f"replace it at {SITE}/settings/tokens"
         ),
     )
     for arguments in (
@@ -489,7 +489,9 @@ def test_login_leaves_a_shared_folder_as_it_is(any_user: HubUser, tmp_path: Path
 def test_login_says_what_goes_before_the_file(any_user: HubUser) -> None:
     finished = any_user.run("login", "--token-stdin", stdin=ADA.encode(), HF_TOKEN=BOB)
 
-    assert finished.err == "warning: the environment variable `HF_TOKEN` is set and goes before the file\n"
+    assert (
+        finished.err == "warning: the environment variable `HF_TOKEN` is set and takes precedence over the token file\n"
+    )
 
 
 def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
@@ -499,7 +501,7 @@ def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
 
     assert (code, message) == (
         3,
-        "the Hub refuses the token hf_****0004 from what you entered: it is invalid or has expired",
+        "the Hub refuses the token hf_****0004 from your input: it is invalid or has expired",
     )
     assert any_user.token_file.read_text() == ADA
 
@@ -540,8 +542,8 @@ def test_login_is_not_sent_to_a_mirror(user: HubUser, hub: LocalHub) -> None:
         finished = user.run(*arguments, stdin=ADA.encode(), HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None)
         assert error_of(finished) == (
             3,
-            f"the token is not sent to `{hub.host}`, which is not the Hub",
-            f"if that host may have it, add `--token-host {hub.host}`",
+            f"the token is not sent to `{hub.host}`, which is not the Hugging Face Hub",
+            f"if you trust that host with it, add `--token-host {hub.host}`",
         )
     assert not hub.requests
 
@@ -591,11 +593,11 @@ def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> Non
     assert finished.out.decode() == f"removed {any_user.token_file}\n"
     assert finished.err.splitlines() == [
         "warning: the environment variable `HF_TOKEN` is still set: `unset HF_TOKEN`",
-        f"warning: tokens that `hf auth login` saved by name remain in `{stored}`",
+        f"warning: named tokens of `hf auth login` remain in `{stored}`",
     ]
     assert not any_user.token_file.exists()
     stored.unlink()
-    assert any_user.run("logout").out == b"there was no stored token\n"
+    assert any_user.run("logout").out == b"no token is stored\n"
 
 
 KILLED_LOGIN = """
@@ -665,13 +667,13 @@ def test_the_name_of_an_account_is_shown_without_escape_sequences(user: HubUser,
 
 
 def test_a_private_model_is_not_called_public(any_user: HubUser) -> None:
-    assert b"  licence  apache-2.0, private\n" in any_user.run("access", "org/private", HF_TOKEN=ADA).out
+    assert b"  license  apache-2.0, private\n" in any_user.run("access", "org/private", HF_TOKEN=ADA).out
 
 
 def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(user: HubUser, hub: LocalHub) -> None:
     finished = user.run("login", stdin=b"", EDGEKIT_TOKEN_HOST=None)
 
-    assert error_of(finished)[1] == f"the token is not sent to `{hub.host}`, which is not the Hub"
+    assert error_of(finished)[1] == f"the token is not sent to `{hub.host}`, which is not the Hugging Face Hub"
 
 
 def test_no_log_shows_a_token(every_user: HubUser) -> None:

@@ -140,7 +140,7 @@ def test_prose_stays_prose(content: bytes) -> None:
     ("content", "message"),
     [
         (b'{"text": "a"', "this is not valid JSON: item 1 cannot be read: Expecting ',' delimiter"),
-        (b'{"text": "a}\n{"text": "b"}', "line 1 is no JSON: "),
+        (b'{"text": "a}\n{"text": "b"}', "line 1 is not valid JSON: "),
         (b'[{"text": "a"}, {"text": "b"}', "this is not valid JSON: after item 2 a comma or `]` is missing"),
         (b'[{"text": "a"} {"text": "b"}]', "this is not valid JSON: after item 1 a comma or `]` is missing"),
         (b'[\n{"text": "a"},\n]', "this is not valid JSON: item 2 cannot be read: "),

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 
 from runtime import Bundle, InputError
-from runtime.opening import at_once
 from tests.decoders import write_decoder
 from toolkit.cli import exit_code_of, run_interruptibly
 from toolkit.interrupts import dealt_with, ending_at_interrupt, raised_again
@@ -159,20 +158,3 @@ main()
     )
 
     assert (finished.returncode, finished.stderr) == (0, "")
-
-
-def test_an_interrupted_opening_does_not_wait_for_the_graph() -> None:
-    opened, graph = threading.Event(), threading.Event()
-
-    def tokenizer() -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    def session() -> None:
-        graph.wait(60)
-        opened.set()
-
-    with pytest.raises(KeyboardInterrupt):
-        at_once(tokenizer, session)
-    assert not opened.is_set()
-    graph.set()
-    assert opened.wait(60)

@@ -263,7 +263,7 @@ def test_an_option_given_twice_is_refused(edgekit: Edgekit, command: str, option
     finished = edgekit(command, "nothing", option, "a", f"{option}=b c")
 
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith(f"error: `{option}` was given 2 times, and takes one value: `a`, `b c`\n\nhint: ")
+    assert finished.err.startswith(f"error: `{option}` takes one value, not 2: `a`, `b c`\n\nhint: ")
     assert ("awk 1 a 'b c' | edgekit ..." in finished.err) == (option == "--input")
 
 
@@ -276,7 +276,7 @@ def test_a_pipe_follows_the_prompt(edgekit: Edgekit, decoder_bundle: Bundle) -> 
         assert edgekit(*command, "Shorten:", stdin=notes).out == expected
     finished = edgekit(*command, "Shorten:", stdin=b'{"prompt": "a"}\n')
     assert finished.code == 2
-    assert finished.err.startswith("error: a prompt came as an argument, and the input has prompts of its own")
+    assert finished.err.startswith("error: PROMPT was given, and the input has prompts of its own")
     piped = subprocess.run(
         ["bash", "-c", f"printf fox | {sys.executable} -m toolkit {' '.join(map(str, command))} Shorten:"],
         capture_output=True,

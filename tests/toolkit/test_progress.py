@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_weights_are_told_by_tensors_and_bytes_with_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_shown_with_the_rate_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done within no time was done before, and does not count for the rate."""
     times = iter([0.0, 0.001, 0.002, 10.0, 20.0])
     monkeypatch.setattr("toolkit.progress.time.monotonic", lambda: next(times))
@@ -47,19 +47,19 @@ def test_weights_are_told_by_tensors_and_bytes_with_the_time_that_is_left(monkey
     progress = StageProgress()
 
     for tensors in range(1, 6):
-        progress.advanced(tensors, 9, tensors * 10**8, 9 * 10**8)
+        progress.update(tensors * 10**8, 9 * 10**8, "bytes")
 
     assert terminal.getvalue().split("\r\x1b[K")[1:] == [
-        "  1 of 9 tensors, 100.0 MB of 900.0 MB",
-        "  2 of 9 tensors, 200.0 MB of 900.0 MB",
-        "  3 of 9 tensors, 300.0 MB of 900.0 MB",
-        "  4 of 9 tensors, 400.0 MB of 900.0 MB, 50 s left",
-        "  5 of 9 tensors, 500.0 MB of 900.0 MB, 40 s left",
+        "  100.0 MB of 900.0 MB",
+        "  200.0 MB of 900.0 MB",
+        "  300.0 MB of 900.0 MB",
+        "  400.0 MB of 900.0 MB, 10.0 MB/s, 50 s left",
+        "  500.0 MB of 900.0 MB, 10.0 MB/s, 40 s left",
     ]
 
 
 def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    StageProgress().advanced(1, 2, 10, 20)
+    StageProgress().update(10, 20, "bytes")
 
     assert capsys.readouterr().err == ""
 
@@ -86,14 +86,14 @@ import logging, warnings
 with progress.StageProgress() as told:
     told.begin("trace")
     warnings.warn("a warning of a library")
-    told.counted(3, 9, "texts")
+    told.update(3, 9, "texts")
     logging.getLogger("torch").warning("a log")
-    told.advanced(1, 2, 10, 20)
+    told.update(10, 20, "bytes")
     print("a print", file=sys.stderr)
     told.end("trace", 1.0)
     told.begin("quantize")
     told.note("it is large")
-    told.downloaded(5, 10)
+    told.update(5, 10, "bytes")
 def fail(): raise InputError("it broke", hint="mend it")
 cli.exit_code_of(fail)
 """
@@ -104,11 +104,11 @@ cli.exit_code_of(fail)
     assert lines[2:] == [
         "  3 of 9 texts",
         "a log",
-        "  1 of 2 tensors, 0.0 MB of 0.0 MB",
+        "  0.0 MB of 0.0 MB",
         "a print",
         "    1.0 s trace",
         "note: it is large",
-        "  0.0 MB of 0.0 MB, 0.0 MB/s",
+        "  0.0 MB of 0.0 MB",
         "error: it broke",
         "",
         "hint: mend it",
@@ -123,7 +123,7 @@ def run():
     with progress.StageProgress() as told:
         told.begin("trace")
         time.sleep(0.7)
-        told.counted(3, 9, "texts")
+        told.update(3, 9, "texts")
         raise InputError("it broke")
 cli.exit_code_of(run)
 time.sleep(0.5)
@@ -139,7 +139,7 @@ def test_counts_are_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     progress = StageProgress()
 
     for number in range(1, 1001):
-        progress.counted(number, 1000, "texts")
+        progress.update(number, 1000, "texts")
 
     lines = terminal.getvalue().split("\r\x1b[K")[1:]
     assert lines[0] == "  1 of 1000 texts"

@@ -7,7 +7,7 @@ import pytest
 
 from runtime import Bundle, Decoder, InputError, Sampling
 from tests.commands import Finished
-from toolkit.options import AnswerOptions
+from toolkit.answer_options import AnswerOptions
 from toolkit.record_options import KINDS, refuse_search_options, with_fields
 
 Edgekit = Callable[..., Finished]

@@ -104,7 +104,7 @@ def test_rankings_before_an_error_are_kept_beside_the_output(
     )
 
     assert finished.code == 2
-    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is no JSON")
+    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is not valid JSON")
     assert [row["query"] for row in rows((tmp_path / "out.incomplete").read_bytes())] == ["q"]
     assert not output.exists()
 
@@ -151,7 +151,7 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     assert one.code == many.code == 0
     assert one.err == (
         "warning: 2 of 4 documents were longer than 128 tokens with the query and cut there (1, 3)\n"
-        "warning: 1 of 4 documents is empty, and the score of an empty document means nothing (2)\n"
+        "warning: 1 of 4 documents is empty, and the score of an empty document is meaningless (2)\n"
     )
     assert many.err == (
         "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
@@ -160,8 +160,8 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        "error: text 2 is with the query longer than the 128 tokens that the model reads\n\n"
-        "hint: split it, or leave out `--no-truncate` to have it cut\n"
+        "error: text 2 and its query are longer than the model's limit of 128 tokens\n\n"
+        "hint: split it, or leave out `--no-truncate` to truncate it\n"
     )
 
 
@@ -175,9 +175,9 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
     found = edgekit(*command, stdin="\n".join(map(json.dumps, searches)).encode())
 
     assert (lines.code, lines.out) == (2, b"")
-    assert lines.err.startswith("error: line 600 is with the query longer than the 128 tokens that the model reads\n")
+    assert lines.err.startswith("error: line 600 and its query are longer than the model's limit of 128 tokens\n")
     assert found.code == 2
-    assert found.err.startswith("error: document 50 in line 2 is with the query longer than the 128 tokens ")
+    assert found.err.startswith("error: document 50 in line 2 and its query are longer than the model's ")
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
         (["--query", "q", "--input", "-", "a"], b"", "error: documents came as arguments and with `--input`"),
         (["--query", "q", "--scores", "softmax", "a"], b"", "error: `softmax` weighs labels against each other"),
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
-        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is no text"),
-        ([], b"a plain line", "error: line 1 is no JSON"),
+        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        ([], b"a plain line", "error: line 1 is not valid JSON"),
         ([], b"[1]", "error: item 1 has no text in a field `query`"),
         ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
-        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is no text and has none"),
+        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is not a text and has none"),
         ([], b'{"query": "q", "documents": ["\\ud800"]}', "error: document 1 in line 1 is not valid Unicode"),
         ([], b'{"query": "\\ud800", "documents": []}', "error: the query in line 1 is not valid Unicode"),
     ],
@@ -213,7 +213,7 @@ def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundl
 
     assert finished.code == 2
     assert [row["query"] for row in rows(finished.out)] == ["q"]
-    assert finished.err.startswith("error: line 2 is no JSON")
+    assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
 def test_the_input_is_not_replaced(edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path) -> None:
@@ -253,11 +253,11 @@ def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bu
 
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
-    assert "scores       raw, as its publisher says" in shown
+    assert "scores       raw (the publisher's default)" in shown
     assert "on 24 queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
-    assert verified.out.decode().splitlines()[2].startswith("certificate  8 golden pairs, logits within 0.")
+    assert verified.out.decode().splitlines()[3].startswith("certificate  8 golden pairs: logits within 0.")
 
 
 def test_progress_on_a_terminal(reranker_bundle: Bundle, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.hub_server import LocalHub
 from tests.hub_users import SMALL_FILES, HubUser
 from toolkit.cli import exit_code_of
 from toolkit.progress import StageProgress
-from toolkit.terminal import escaped, escaped_json, without_controls
+from toolkit.terminal import escaped, escaped_json, program_name, without_controls
 from toolkit.writers import object_to_json
 
 Edgekit = Callable[..., Finished]
@@ -84,7 +84,7 @@ def hostile_bundle(bundle: Bundle, folder: Path) -> Path:
     shutil.copytree(bundle.path, folder)
     manifest = write_record(bundle.manifest)
     manifest |= {"name": HOSTILE, "architecture": HOSTILE, "made_with": {HOSTILE: HOSTILE}}
-    manifest["source"] |= dict.fromkeys(("resolved", "origin", "revision", "licence"), HOSTILE)
+    manifest["source"] |= dict.fromkeys(("resolved", "origin", "revision", "license"), HOSTILE)
     manifest["certificate"] = write_record(Certificate(HOSTILE, HOSTILE, "", 1, {HOSTILE: 0.5}, ()))
     manifest["decoder"]["chat"] = {"template": "{{ raise_exception(messages[0].content ~ bos_token) }}"}
     manifest["decoder"]["chat"]["tokens"] = {"bos_token": HOSTILE}
@@ -127,9 +127,24 @@ def test_a_file_of_a_bundle(edgekit: Edgekit, decoder_bundle: Bundle, tmp_path: 
 
 
 def test_the_hub(user: HubUser, hub: LocalHub) -> None:
-    hub.add("org/hostile", SMALL_FILES, licence=HOSTILE)
+    hub.add("org/hostile", SMALL_FILES, license=HOSTILE)
 
     finished = user.run("access", "org/hostile")
 
     assert not OBEYED.search(finished.out.decode() + finished.err)
     assert finished.code != 0 or SHOWN in finished.out.decode()
+
+
+def test_the_program_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its name where the PATH finds this one, else by the path that was typed; and as in `python -m` otherwise."""
+    program = tmp_path / "my bin" / "edgekit"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.argv", [str(program)])
+
+    assert program_name() == f"'{program}'"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert program_name() == "edgekit"
+    monkeypatch.setattr("sys.argv", ["/somewhere/__main__.py"])
+    assert program_name() == "edgekit"

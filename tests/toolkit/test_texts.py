@@ -38,20 +38,20 @@ def test_other_first_lines_are_texts(line: bytes) -> None:
 
 def test_the_format_can_be_said() -> None:
     assert read(b'{"text": "a"}', InputFormat.TEXT)[0].text == '{"text": "a"}'
-    with pytest.raises(InputError, match="line 1 is no JSON: Expecting value"):
+    with pytest.raises(InputError, match="line 1 is not valid JSON: Expecting value"):
         read(b"plain", InputFormat.JSONL)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": "b"\n', "line 2 is no JSON: Expecting ',' delimiter"),
+        (b'{"text": "a"}\n{"text": "b"\n', "line 2 is not valid JSON: Expecting ',' delimiter"),
         (b'{"text": "a"}\n{"id": 2}\n', "line 2 has no text in a field `text`; its fields are `id`"),
         (b'{"text": "a"}\n{"text": 2}\n', "line 2 has no text in a field `text` but a number"),
         (b'{"text": "a"}\n[1]\n', "line 2 has no text in a field `text`"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "the text in line 2 is not valid Unicode: surrogates not allowed"),
         (b"a\n\xff\xfeb\n", "line 2 is not valid UTF-8 at byte 1"),
-        (b"a\nb\0c\n", "line 2 holds a NUL byte, so this is no text"),
+        (b"a\nb\0c\n", "line 2 holds a NUL byte, so this is not text"),
     ],
 )
 def test_what_cannot_be_read_names_its_line(content: bytes, message: str) -> None:

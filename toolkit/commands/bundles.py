@@ -1,40 +1,126 @@
-"""`edgekit inspect` and `edgekit verify`."""
+"""`edgekit list`, `inspect` and `verify`: which bundles are there, what they are, and whether they are intact."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.errors import EdgekitError
 from runtime.manifest import CacheType, Kind
 from runtime.records import write_record
+from toolkit.bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
+from toolkit.help import ExampleCommand
 from toolkit.progress import megabytes
-from toolkit.terminal import escaped_json, say
+from toolkit.terminal import escaped_json, print_table, say
+from toolkit.warnings_report import print_error
 
 if TYPE_CHECKING:
     from runtime.decoder import DecoderPlan
     from runtime.encoder import Plan
     from runtime.footprint import Footprint
     from runtime.manifest import DecoderFacts, Manifest
+    from runtime.replay import Replay
 
 
 PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
 GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
+MAIN_FIGURE = {
+    Kind.EMBEDDER: ("cosine_min", "cosine {:.4f} min"),
+    Kind.RERANKER: ("tau_mean", "tau {:.4f} mean"),
+    Kind.DECODER: ("kl_mean", "KL {:.4f} mean"),
+}
+"""The figure of a certificate that says most, and how `list` shows it."""
+BROKEN_EXIT_CODE = 7
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
-@click.option("--runtime", is_flag=True, help="Add what it would run with on this machine.")
+@click.command(
+    name="list",
+    cls=ExampleCommand,
+    examples=["edgekit list", "EDGEKIT_BUNDLES=/srv/models edgekit list", "edgekit list --json"],
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+def list_bundles(*, as_json: bool) -> None:
+    """List the bundles in `bundles/`.
+
+    EDGEKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `edgekit verify` does that.
+    """
+    found = [_listed(path) for path in bundle_folders()]
+    if as_json:
+        click.echo(escaped_json(json.dumps([entry.fields() for entry in found], indent=2, ensure_ascii=False)))
+        return
+    if not found:
+        say(f"no bundles in `{bundles_folder()}`; `edgekit export MODEL` makes one", err=True)
+        return
+    print_table([("name", "kind", "precision", "size", "certificate"), *(entry.row() for entry in found)])
+
+
+@dataclass(frozen=True)
+class ListedBundle:
+    """A folder in `bundles/`: its manifest and size, or why it cannot be used."""
+
+    path: Path
+    manifest: Manifest | None = None
+    size: int | None = None
+    digest: str | None = None
+    error: EdgekitError | None = None
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        if self.manifest is None:
+            return (self.path.name, "broken", "", "", self.error.message if self.error is not None else "")
+        size = megabytes(self.size or 0)
+        return (self.path.name, self.manifest.kind.value, self.manifest.precision.value, size, self._certificate())
+
+    def _certificate(self) -> str:
+        if self.manifest is None or self.manifest.certificate is None:
+            return "none"
+        name, form = MAIN_FIGURE[self.manifest.kind]
+        figure = self.manifest.certificate.figures.get(name)
+        return form.format(figure) if figure is not None else "yes"
+
+    def fields(self) -> dict[str, Any]:
+        manifest = self.manifest
+        figures = manifest.certificate.figures if manifest is not None and manifest.certificate is not None else None
+        return {
+            "name": self.path.name,
+            "path": str(self.path),
+            "kind": manifest.kind.value if manifest is not None else None,
+            "precision": manifest.precision.value if manifest is not None else None,
+            "size": self.size,
+            "digest": self.digest,
+            "certificate": figures,
+            "error": self.error.message if self.error is not None else None,
+        }
+
+
+def _listed(path: Path) -> ListedBundle:
+    from runtime.bundle import Bundle
+
+    try:
+        opened = Bundle.listed(path)
+        return ListedBundle(path, opened.manifest, opened.size, opened.digest)
+    except EdgekitError as error:
+        return ListedBundle(path, error=error)
+
+
+@click.command(
+    cls=ExampleCommand,
+    examples=["edgekit inspect all-MiniLM-L6-v2-int8", "edgekit inspect all-MiniLM-L6-v2-int8 --runtime"],
+)
+@bundle_argument()
+@click.option("--runtime", is_flag=True, help="Add what it runs with on this machine: threads, provider, kernels.")
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="The manifest as JSON; a decoder's memory in the field `memory`, what --runtime adds in `runtime`.",
+    help="Print the manifest as JSON, with the bundle's `digest`, a decoder's `memory`, and `runtime` for --runtime.",
 )
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
-    """Show what a bundle is, where it came from and how accurate it is."""
+    """Show a bundle's source, size, memory and accuracy."""
     from runtime.bundle import Bundle
     from runtime.footprint import footprint_of
 
@@ -45,7 +131,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 
         plan = model_of(opened).plan
     if as_json:
-        shown = write_record(opened.manifest)
+        shown = write_record(opened.manifest) | {"digest": opened.digest}
         if opened.manifest.decoder is not None:
             shown["memory"] = write_record(footprint_of(opened.manifest, opened.manifest.decoder))
         if plan is not None:
@@ -53,6 +139,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
         click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     lines = describe(opened.manifest, opened.size)
+    lines.append(("digest", opened.digest))
     if plan is not None:
         from runtime.encoder import Plan
 
@@ -62,27 +149,27 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
-    """What runs on this machine in lines: (label, text)."""
+    """What an encoder runs with on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
     int8 = []
     if plan.int8 is not None:
-        features = f"; it has {', '.join(plan.int8.features)}" if plan.int8.features else ""
+        features = f"; CPU features: {', '.join(plan.int8.features)}" if plan.int8.features else ""
         int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
-        ("workers", f"{plan.workers}, each on one core: {plan.cores.reason}"),
-        ("batches", f"up to {plan.batch_tokens} tokens, of texts of one length, not padded"),
-        ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}; its optimizers left out: {disabled}"),
+        ("workers", f"{plan.workers}, one CPU core each: {plan.cores.reason}"),
+        ("batches", f"up to {plan.batch_tokens} tokens, texts of equal length, no padding"),
+        ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
         *int8,
     ]
 
 
 def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
-    """The same for a decoder."""
-    fits = "as many tokens as the model reads" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
+    """What a decoder runs with on this machine in lines: (label, text)."""
+    fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
-        ("fits", f"{fits}, keys and values in the memory that is free now"),
-        ("runs on", f"{plan.provider.value}, by onnxruntime {plan.onnxruntime}"),
+        ("fits", f"{fits}: the KV cache that the free memory has room for now"),
+        ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),
     ]
 
 
@@ -91,27 +178,27 @@ def describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
     caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
     return [
-        ("memory", f"weights take {megabytes(footprint.weights)}, keys and values {caches}"),
-        ("in all", f"about {totals}, with the libraries and the reading of a long prompt"),
+        ("memory", f"weights {megabytes(footprint.weights)}, KV cache {caches}"),
+        ("total", f"about {totals}, with libraries and the prefill of a long prompt"),
     ]
 
 
 def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[str, str]]:
-    """What is told of a decoder in lines: (label, text)."""
-    window = f", attention reaches {facts.sliding_window} tokens back" if facts.sliding_window is not None else ""
+    """A decoder's facts in lines: (label, text)."""
+    window = f", sliding window of {facts.sliding_window}" if facts.sliding_window is not None else ""
     lines = [
         ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
         *describe_footprint(footprint),
-        ("template", "yes, for conversations" if facts.chat is not None else "no, it continues raw text"),
+        ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
     ]
     if facts.cache_type is CacheType.FLOAT16:
-        lines.append(("cache", "keys and values in float16, half of the memory of float32"))
+        lines.append(("cache", "float16 KV cache, half of the memory of float32"))
     if facts.plain_attention:
-        lines.append(("attention", "in plain operators, exact and slower than the fused one"))
+        lines.append(("attention", "plain operators: exact, slower than the fused operator"))
     stated = [
         f"{name.replace('_', ' ')} {value:g}" for name, value in vars(facts.generation).items() if value is not None
     ]
-    lines.append(("sampling", ", ".join(stated) + ", as its publisher says" if stated else "none, greedy"))
+    lines.append(("sampling", ", ".join(stated) + " (the publisher's defaults)" if stated else "greedy"))
     return lines
 
 
@@ -121,28 +208,28 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     lines = [
         ("name", manifest.name),
         ("kind", f"{manifest.kind.value}, architecture {manifest.architecture}"),
-        ("precision", f"{manifest.precision.value}, made for {manifest.provider.value}"),
+        ("precision", f"{manifest.precision.value}, for the provider {manifest.provider.value}"),
         (
             "source",
             f"{source.resolved} ({source.origin})" + (f", revision {source.revision}" if source.revision else ""),
         ),
-        ("licence", f"{source.licence or 'not stated'}, {'gated' if source.gated else 'public'}"),
+        ("license", f"{source.license or 'not stated'}, {'gated' if source.gated else 'public'}"),
         ("size", f"{megabytes(size)} in {len(manifest.files)} files"),
-        ("reads", f"up to {manifest.tokenizer.max_length} tokens"),
+        ("max length", f"{manifest.tokenizer.max_length} tokens"),
     ]
     facts = manifest.embedder
     if facts is not None:
         normalized = "normalized" if facts.normalize else "not normalized"
         pooled = ", ".join(one.value for one in facts.poolings)
-        lines.append(("vectors", f"{facts.dimension} wide, pooled by {pooled}, {normalized}"))
+        lines.append(("embeddings", f"{facts.dimension} dimensions, {pooled} pooling, {normalized}"))
         lines.append(("prompts", ", ".join(facts.prompts) or "none"))
         if facts.matryoshka_dimensions:
-            lines.append(("shortens to", ", ".join(map(str, facts.matryoshka_dimensions))))
+            lines.append(("matryoshka", f"dimensions {', '.join(map(str, facts.matryoshka_dimensions))}"))
     pairs = manifest.reranker
     if pairs is not None:
         lines.append(("labels", ", ".join(pairs.labels)))
-        lines.append(("scores", f"{pairs.scores.value}, as its publisher says"))
-        lines.append(("cuts", "the end of a document that does not fit beside the query"))
+        lines.append(("scores", f"{pairs.scores.value} (the publisher's default)"))
+        lines.append(("truncation", "the end of a document that does not fit with its query"))
     if manifest.decoder is not None:
         from runtime.footprint import footprint_of
 
@@ -161,46 +248,118 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
         if certificate.layer_errors:
-            lines.append(("layers", told_by_layers(certificate.layer_errors)))
+            lines.append(("layers", layer_error_summary(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
 
 
-def told_by_layers(errors: Sequence[float]) -> str:
-    """How far hidden states are from PyTorch's, in a line."""
+def layer_error_summary(errors: Sequence[float]) -> str:
+    """The relative error of the hidden states against PyTorch, in a line."""
     largest = max(range(len(errors)), key=errors.__getitem__)
     return (
-        f"hidden states are {errors[0]:.2%} off PyTorch's after layer 1, {errors[-1]:.2%} after layer {len(errors)}, "
-        f"at most {errors[largest]:.2%}, after layer {largest + 1}"
+        f"relative error of the hidden states against PyTorch: {errors[0]:.2%} after layer 1, {errors[-1]:.2%} after "
+        f"layer {len(errors)}, at most {errors[largest]:.2%} (layer {largest + 1})"
     )
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    examples=[
+        "edgekit verify all-MiniLM-L6-v2-int8",
+        "edgekit verify bundles/*",
+        "edgekit verify all-MiniLM-L6-v2-int8 --json",
+    ],
+)
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=BundleType())
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with the result of each bundle.")
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Give up after this time.  [default: 120, and 1 for each megabyte]",
+    help="Give up on a bundle after this time.  [default: 120, plus 1 per megabyte]",
 )
-def verify(*, bundle: str, time_limit: float | None) -> None:
-    """Check a bundle on this machine: hashes, the graph's inputs, and the certificate's golden outputs.
+@click.pass_context
+def verify(context: click.Context, *, bundles: Sequence[str], as_json: bool, time_limit: float | None) -> None:
+    """Check bundles on this machine: hashes and golden outputs.
 
-    The graph is opened in a process of its own, with bounded time and memory.
+    The hashes, the graph's inputs and the golden outputs of the certificate are checked. Each graph is opened in a
+    process of its own, with bounded time and memory. The last line of a bundle is its verdict, "ok: BUNDLE" or
+    "failed: BUNDLE". If any failed, the exit code is 7, or that of the error where all that failed have the same one.
+
+    The digest is the sha256 of manifest.json, which lists the sha256 of every other file: two copies with one digest
+    are the same bundle.
     """
+    results = []
+    for place, path in enumerate(bundles):
+        if place and not as_json:
+            say("")
+        results.append(_verified(path, time_limit, show=(lambda _: None) if as_json else say))
+    if as_json:
+        fields = [result.fields() for result in results]
+        click.echo(escaped_json(json.dumps(fields, indent=2, ensure_ascii=False)))
+    codes = {result.error.exit_code for result in results if result.error is not None}
+    if codes:
+        context.exit(codes.pop() if len(codes) == 1 else BROKEN_EXIT_CODE)
+
+
+@dataclass
+class VerifyResult:
+    """What was found out about one bundle; `error` is None for an intact one."""
+
+    path: str
+    digest: str | None = None
+    files: int | None = None
+    provider: str | None = None
+    replay: Replay | None = None
+    error: EdgekitError | None = None
+
+    def fields(self) -> dict[str, Any]:
+        replay, error = self.replay, self.error
+        return {
+            "bundle": self.path,
+            "ok": error is None,
+            "digest": self.digest,
+            "files": self.files,
+            "provider": self.provider,
+            "golden_outputs": replay.count if replay is not None else None,
+            "agreement": replay.agreement if replay is not None else None,
+            "same_bits": replay.same_bits if replay is not None else None,
+            "error": None
+            if error is None
+            else {"message": error.message, "hint": error.hint, "exit_code": error.exit_code},
+        }
+
+
+def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) -> VerifyResult:
+    """Verify a bundle, and show each check when it is done; an error goes to stderr too."""
+    result = VerifyResult(path)
+    try:
+        _verify(result, seconds, show=show)
+    except EdgekitError as error:
+        result.error = error
+        print_error(error.message, error.hint)
+        show(f"failed: {path}")
+        return result
+    show(f"ok: {path}")
+    return result
+
+
+def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str], None]) -> None:
     from runtime import verification
     from runtime.bundle import Bundle
 
-    opened = Bundle.open(bundle)
-    kind = opened.manifest.kind
-    say(f"files        {len(opened.manifest.files)} as the manifest lists them, sha256 checked")
-    replayed = verification.verify(
-        opened,
-        seconds=time_limit,
-        opened=lambda provider: say(f"graph        opens on {provider}, inputs as the manifest lists them"),
-    )
-    same = "the same" if replayed.same_bits else "not the same"
-    say(
-        f"certificate  {replayed.count} golden {GOLDEN[kind]}, "
-        f"{replayed.agreement}, {same} bits as on the machine that made it"
+    opened = Bundle.open(result.path)
+    result.digest, result.files = opened.digest, len(opened.manifest.files)
+    show(f"digest       {result.digest}")
+    show(f"files        {result.files} files match the manifest's sha256")
+
+    def graph_opened(provider: str) -> None:
+        result.provider = provider
+        show(f"graph        opens on {provider}; inputs match the manifest")
+
+    result.replay = verification.verify(opened, seconds=seconds, opened=graph_opened)
+    bits = "identical" if result.replay.same_bits else "not identical"
+    show(
+        f"certificate  {result.replay.count} golden {GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
+        f"bits {bits} to the exporting machine's"
     )

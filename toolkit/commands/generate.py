@@ -10,10 +10,22 @@ import click
 
 from runtime.errors import InputError
 from runtime.targets import regular_target_of
-from toolkit.answers import Answering, Totals, answer_fields, whole, write_pieces, write_text
+from toolkit.answer_options import AnswerOptions
+from toolkit.answer_output import (
+    GenerationStats,
+    Generator,
+    answer_fields,
+    complete_answer,
+    write_text,
+    write_token_lines,
+)
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
 from toolkit.options import (
-    AnswerOptions,
+    LENGTH_OPTIONS,
+    PERFORMANCE_OPTIONS,
+    SAMPLING_OPTIONS,
     Text,
     answer_options,
     context_option,
@@ -27,7 +39,7 @@ from toolkit.options import (
 )
 from toolkit.pipes import carries_input, refuse_pipe_beside
 from toolkit.progress import Progress, bar
-from toolkit.prompts import PromptRecord, Wording, placed, read_prompts
+from toolkit.prompts import PromptRecord, placed, read_prompts, uses_template
 from toolkit.record_options import with_fields
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, check_argument, refuse_file_name, refuse_file_path
@@ -37,26 +49,51 @@ if TYPE_CHECKING:
     from runtime.stream import Stream
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Prompt": "--input --input-format --field --literal --chat --raw --system",
+        "Length": LENGTH_OPTIONS,
+        "Sampling": SAMPLING_OPTIONS,
+        "Output": "--json --stream --logprobs --output",
+        "Performance": f"{PERFORMANCE_OPTIONS} --save-prefix --load-prefix",
+    },
+    examples=[
+        'edgekit generate SmolLM2-135M-Instruct-int4 "Why is the sky blue?"',
+        'edgekit generate SmolLM2-135M-Instruct-int4 "Summarize this text:" --input notes.txt --max-tokens 100',
+        'edgekit generate SmolLM2-135M-Instruct-int4 --raw "Once upon a time" --temperature 0.7',
+        "edgekit generate SmolLM2-135M-Instruct-int4 < questions.jsonl > answers.jsonl",
+    ],
+)
+@bundle_argument()
 @click.argument("prompt", required=False, type=Text())
-@once("--input", "source", metavar="FILE", help="Read the prompt, or what follows it, from a file, `-` for stdin.")
-@input_format_option("One prompt, or records with `prompt` or `messages`, whose other fields are passed through.")
+@once(
+    "--input", "source", metavar="FILE", help="Read the prompt, or text to append to PROMPT, from FILE, `-` for stdin."
+)
+@input_format_option("One prompt, or records with `prompt` or `messages`; other fields are copied to the output.")
 @field_option
 @literal_option
 @click.option(
-    "--chat/--no-chat",
+    "--chat/--raw",
+    " /--no-chat",
     default=None,
-    help="Ask as in a conversation, or have the text continued as it is.  [default: chat, where the model can]",
+    help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
 @answer_options
-@click.option("--json", "as_json", is_flag=True, help="An object with text, tokens, finish reason and rates.")
-@click.option("--stream", "in_pieces", is_flag=True, help="With --json: an object a line for each token as it comes.")
-@click.option("--logprobs", type=click.IntRange(min=0), metavar="N", help="Name the N most probable tokens each time.")
-@once("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
-@once("--save-prefix", metavar="FILE", help="Keep what was read of the prompt in a file.")
-@once("--load-prefix", metavar="FILE", help="Read only that of the prompt which such a file does not hold.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason and rates.")
+@click.option(
+    "--stream", "token_lines", is_flag=True, help="With --json: print one JSON object per token as it is generated."
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --json: add the N most probable tokens at each position.",
+)
+@once("--output", metavar="FILE", help="Write to FILE atomically.")
+@once("--save-prefix", metavar="FILE", help="Save the prompt's KV cache to FILE.")
+@once("--load-prefix", metavar="FILE", help="Reuse a KV cache saved with --save-prefix.")
 @threads_option
 @context_option
 @rates_option
@@ -71,7 +108,7 @@ def generate(
     chat: bool | None,
     system: str | None,
     as_json: bool,
-    in_pieces: bool,
+    token_lines: bool,
     logprobs: int | None,
     output: str | None,
     save_prefix: str | None,
@@ -80,30 +117,32 @@ def generate(
     context: int | None,
     rates: bool,
 ) -> None:
-    """Answer a question, or continue a text: an argument, a file, or what comes through a pipe.
+    """Generate text from a prompt: an argument, a file or a pipe.
 
-    The answer is written as it comes; Ctrl-C ends it. The text of a file or a pipe beside PROMPT follows PROMPT.
-    Records of JSON or CSV are prompts of their own, and each gets a line with its `text`.
+    If the bundle has a chat template, the prompt is sent as a user message, as `decoder.chat` does in Python; with
+    --raw the model continues it as it is, as `decoder.generate` does. The answer is printed as it is generated;
+    Ctrl-C ends it. A file or a pipe beside PROMPT is appended to PROMPT. JSON and CSV records are prompts of their
+    own, each answered with one JSON line.
     """
     check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
-    if in_pieces and not as_json:
-        raise InputError("`--stream` is for JSON, since text comes as a stream already", hint="add `--json`")
+    if token_lines and not as_json:
+        raise InputError("`--stream` needs `--json`: plain text is streamed already", hint="add `--json`")
 
-    # Looked at before minutes are spent on an answer.
+    # Checked before minutes are spent on an answer.
     prefix = regular_target_of(save_prefix) if save_prefix is not None else None
 
     from runtime.decoder import Decoder
 
-    options = AnswerOptions.given()
+    options = AnswerOptions.from_command_line()
     reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:
-        # A pipe that nobody names is read where it carries something; that is seen before the model is opened.
+        # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
         decoder = Decoder(bundle, threads=threads, context=context)
-        wording = Wording(decoder, chat=chat, system=system)
-        cache = decoder.load(load_prefix) if load_prefix is not None else decoder.new_cache()
-        answering = Answering(decoder, wording, options, logprobs or 0, cache)
+        templated = uses_template(decoder, chat=chat, system=system)
+        cache = decoder.load_cache(load_prefix) if load_prefix is not None else decoder.new_cache()
+        generator = Generator(decoder, templated, system, options, logprobs or 0, cache)
         if prompt is not None and not follows:
             found: str | Iterator[PromptRecord] = prompt
         else:
@@ -111,34 +150,34 @@ def generate(
             refuse_input(stream, save_prefix, option="--save-prefix")
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
-            refuse_for_lines(prompt=prompt, in_pieces=in_pieces, save_prefix=save_prefix)
+            refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
             with (
                 open_output(output, keeps=True) as file,
                 bar(stream, enabled=True, output=output, verb="answering") as shown,
             ):
-                totals = answer_lines(answering, found, file, tokens=as_json or logprobs is not None, shown=shown)
-            totals.tell(asked=rates)
+                stats = answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
+            stats.print(requested=rates)
             return
     if logprobs is not None and not as_json:
-        raise InputError("`--logprobs` are told in JSON", hint="add `--json`")
-    answer = answering.begin(f"{prompt}\n\n{found}" if follows else found)
+        raise InputError("`--logprobs` needs `--json`", hint="add `--json`")
+    answer = generator.start(f"{prompt}\n\n{found}" if follows else found)
     with open_output(output, keeps=True) as file:
-        if in_pieces:
-            write_pieces(answer, file, decoder=decoder)
+        if token_lines:
+            write_token_lines(answer, file, decoder=decoder)
         elif as_json:
-            file.write(object_to_json(answer_fields(whole(answer), answer, decoder, tokens=True)) + b"\n")
+            file.write(object_to_json(answer_fields(complete_answer(answer), answer, decoder, tokens=True)) + b"\n")
         else:
             write_text(answer, file)
         file.flush()
-        Totals().with_answer(answer.rates).tell(asked=rates)
+        GenerationStats().with_answer(answer.rates).print(requested=rates)
         end_if_cancelled(answer)
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
-        decoder.save(prefix, cache)
+        decoder.save_cache(prefix, cache)
 
 
 def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
-    """Raises InputError where nothing is asked, where a file and a pipe come together, and for the name of a file."""
+    """Raises InputError without a prompt, for a file together with a pipe, and for a prompt that names a file."""
     if prompt is None and source is None and sys.stdin.isatty():
         raise InputError(
             "no prompt",
@@ -153,46 +192,46 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
         refuse_pipe_beside(f"the input is `{source}`", source)
 
 
-def refuse_for_lines(*, prompt: str | None, in_pieces: bool, save_prefix: str | None) -> None:
-    """Refuse what makes no sense for prompts that are lines of JSON."""
+def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
+    """Raises InputError for options that need a single prompt."""
     if prompt is not None:
         raise InputError(
-            "a prompt came as an argument, and the input has prompts of its own, a line of JSON each",
-            hint="leave one of them out, or add `--input-format text` to have the input follow the prompt",
+            "PROMPT was given, and the input has prompts of its own, one per record",
+            hint="leave one of them out, or add `--input-format text` to append the input to PROMPT",
         )
-    if in_pieces:
-        raise InputError("`--stream` is for one prompt, and these are lines of them", hint="leave out `--stream`")
+    if token_lines:
+        raise InputError("`--stream` needs a single prompt, and the input has many", hint="leave out `--stream`")
     if save_prefix is not None:
         raise InputError(
-            "`--save-prefix` is for one prompt, and these are lines of them", hint="save it from one first"
+            "`--save-prefix` needs a single prompt, and the input has many", hint="save it with a single prompt first"
         )
 
 
 def answer_lines(
-    answering: Answering,
+    generator: Generator,
     records: Iterable[PromptRecord],
     file: BinaryIO,
     *,
     tokens: bool,
     shown: Progress,
-) -> Totals:
-    """Write a line for each prompt as soon as it is answered; an answer that was interrupted is not written."""
-    totals = Totals()
+) -> GenerationStats:
+    """Write a line per prompt as soon as it is answered, except an interrupted answer."""
+    stats = GenerationStats()
     for record in records:
         with placed(record.where):
-            stream = answering.begin(record.asked, with_fields(answering.options, record.fields, record.taken))
-        answer = whole(stream)
+            stream = generator.start(record.asked, with_fields(generator.options, record.fields, record.taken))
+        answer = complete_answer(stream)
         end_if_cancelled(stream)
-        fields = record.fields | answer_fields(answer, stream, answering.decoder, tokens=tokens)
+        fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)
         file.write(object_to_json(fields) + b"\n")
         file.flush()
         shown.advance(record.size, 1)
-        totals = totals.with_answer(answer.rates)
-    return totals
+        stats = stats.with_answer(answer.rates)
+    return stats
 
 
 def end_if_cancelled(stream: Stream) -> None:
-    """End the command as an interrupted one, where Ctrl-C ended its answer."""
+    """Raises click.Abort if Ctrl-C ended the answer."""
     from runtime.steps import FinishReason
 
     if stream.finish_reason is FinishReason.CANCELLED:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.errors import InputError, NotSignedInError
+from toolkit.help import ExampleCommand
 from toolkit.options import token_host_option
 from toolkit.progress import megabytes
 from toolkit.terminal import say
@@ -21,42 +22,48 @@ if TYPE_CHECKING:
     from exporters.hub.token import Token
 
 
-@click.command(context_settings={"allow_extra_args": True})
+@click.command(
+    cls=ExampleCommand,
+    context_settings={"allow_extra_args": True},
+    examples=["edgekit login", "edgekit login --token-stdin < token.txt"],
+)
 @click.option("--token-stdin", is_flag=True, help="Read the token from stdin, for scripts.")
 @token_host_option
 @click.pass_context
 def login(context: click.Context, *, token_stdin: bool, token_host: str | None) -> None:
-    """Store a Hugging Face token where every Hugging Face tool looks for it."""
+    """Store a Hugging Face token, for all Hugging Face tools."""
     from exporters.hub.account import whoami as ask_whoami
     from exporters.hub.settings import SITE
     from exporters.hub.token import Token, read_new_token, store_token
 
     if context.args:
         raise InputError(
-            "a token is not taken from the command line, which other users and the shell's history see",
-            hint="run `edgekit login` alone, or pipe the token in with `--token-stdin`; if what you typed was a token, "
-            f"make a new one at {SITE}/settings/tokens",
+            "a token cannot be given on the command line, where other users and the shell history see it",
+            hint="run `edgekit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
+            f"replace it at {SITE}/settings/tokens",
         )
     check_host(token_host)
     if token_stdin:
         text = sys.stdin.buffer.read(MAX_INPUT).decode("utf-8", errors="replace")
     elif sys.stdin.isatty():
-        say(f"A token is made at {SITE}/settings/tokens; to read models it needs no more than `read`.", err=True)
+        say(f"Create a token at {SITE}/settings/tokens; the role `read` is enough.", err=True)
         text = click.prompt("Token (not shown)", hide_input=True, err=True)
     else:
-        raise InputError("stdin is no terminal to ask for a token", hint="pipe it in with `--token-stdin`")
-    token = Token(read_new_token(text), "what you entered")
+        raise InputError(
+            "stdin is not a terminal, so no token can be asked for", hint="pipe it in with `--token-stdin`"
+        )
+    token = Token(read_new_token(text), "your input")
     account = ask_whoami(token)
     path = store_token(token.value)
     say(f"signed in as {account.user}; the token {token.masked} is in {path}")
     for variable in variables_in_force():
-        say(f"warning: the environment variable `{variable}` is set and goes before the file", err=True)
+        say(f"warning: the environment variable `{variable}` is set and takes precedence over the token file", err=True)
 
 
-@click.command()
+@click.command(cls=ExampleCommand, examples=["edgekit whoami"])
 @token_host_option
 def whoami(*, token_host: str | None) -> None:
-    """Show whose token is in force, where it came from, and what it may do."""
+    """Show the user, source and permissions of the current token."""
     from exporters.hub.account import whoami as ask_whoami
     from exporters.hub.token import exposure, find_token, no_token
 
@@ -72,7 +79,7 @@ def whoami(*, token_host: str | None) -> None:
         say(f"warning: {exposed}", err=True)
 
 
-@click.command()
+@click.command(cls=ExampleCommand, examples=["edgekit logout"])
 def logout() -> None:
     """Remove the stored token."""
     from exporters.hub.token import remove_token, stored_tokens_path
@@ -81,22 +88,28 @@ def logout() -> None:
     for path in removed:
         say(f"removed {path}")
     if not removed:
-        say("there was no stored token")
+        say("no token is stored")
     for variable in variables_in_force():
         say(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
     if stored_tokens_path().exists():
         say(
-            f"warning: tokens that `hf auth login` saved by name remain in `{stored_tokens_path()}`",
+            f"warning: named tokens of `hf auth login` remain in `{stored_tokens_path()}`",
             err=True,
         )
 
 
-@click.command()
+@click.command(
+    cls=ExampleCommand,
+    examples=["edgekit access all-MiniLM-L6-v2", "edgekit access mistralai/Mistral-7B-Instruct-v0.1"],
+)
 @click.argument("model")
 @click.option("--revision", metavar="R", help="Branch, tag or commit.  [default: the catalog's, or main]")
 @token_host_option
 def access(*, model: str, revision: str | None, token_host: str | None) -> None:
-    """Tell whether MODEL, a name of the catalog or a Hub id, can be downloaded, and if not, what to do."""
+    """Check whether MODEL can be downloaded, and if not, why.
+
+    MODEL is a catalog name or a Hub id.
+    """
     from exporters.checkpoint_files import is_wanted
     from exporters.hub.access import check_access
     from exporters.hub.request import hub_request, notes_on
@@ -113,13 +126,13 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     )
     say(f"{found.repo} can be downloaded {shown}")
     say(f"  commit   {found.commit}")
-    say(f"  licence  {found.licence or 'not stated'}, {visibility(found)}")
+    say(f"  license  {found.license or 'not stated'}, {visibility(found)}")
     size = megabytes(sum(file.size or 0 for file in needed))
-    say(f"  size     {size} in {len(needed)} files that an export needs")
+    say(f"  size     {size} in {len(needed)} files needed for an export")
 
 
 def visibility(access: Access) -> str:
-    """Who may see a model."""
+    """A repository's visibility in words."""
     if access.gated:
         return "private, gated" if access.private else "gated"
     return "private" if access.private else "public"
@@ -132,8 +145,8 @@ def check_host(token_host: str | None) -> None:
 
     if not may_be_sent(token_host):
         raise NotSignedInError(
-            f"the token is not sent to `{host()}`, which is not the Hub",
-            hint=f"if that host may have it, add `--token-host {host()}`",
+            f"the token is not sent to `{host()}`, which is not the Hugging Face Hub",
+            hint=f"if you trust that host with it, add `--token-host {host()}`",
         )
 
 
@@ -144,7 +157,7 @@ def variables_in_force() -> list[str]:
 
 
 def describe(account: Account, token: Token) -> list[tuple[str, str]]:
-    """What the Hub tells of a token in lines: (label, text)."""
+    """The Hub's answer about a token in lines: (label, text)."""
     lines = [("user", account.user), ("token", f"{token.masked}, from {token.source}")]
     if account.role is not None:
         lines.append(("kind", account.role))

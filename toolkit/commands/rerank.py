@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from runtime.errors import InputError, TextError, TextTooLongError
+from toolkit.bundle_names import bundle_argument
+from toolkit.help import ExampleCommand
 from toolkit.inputs import InputFormat, Source
-from toolkit.notes import PairNotes
 from toolkit.options import Text, field_option, input_format_option, literal_option, once
 from toolkit.pipes import check_inputs
 from toolkit.progress import NoProgress, Progress, bar
 from toolkit.searches import SearchRecord, searches_of
 from toolkit.streams import open_input, open_output, refuse_input
 from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
+from toolkit.warnings_report import DocumentWarnings
 from toolkit.writers import object_to_json
 
 if TYPE_CHECKING:
@@ -26,25 +28,39 @@ if TYPE_CHECKING:
     Rank = Callable[[Iterable[tuple[str, Iterable[TextRecord]]]], Iterator[Ranking[TextRecord]]]
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Input": "--query --input --input-format --field --literal",
+        "Output": "--output --top-n",
+        "Scores": "--scores --label --no-truncate",
+    },
+    examples=[
+        'edgekit rerank ms-marco-MiniLM-L-12-v2-int8 --query "pump does not start" --input notes.txt --top-n 3',
+        'edgekit rerank ms-marco-MiniLM-L-12-v2-int8 --query "capital of France" "Paris is ..." "Lyon is ..."',
+        "edgekit rerank ms-marco-MiniLM-L-12-v2-int8 < searches.jsonl > ranked.jsonl",
+    ],
+)
+@bundle_argument()
 @click.argument("documents", nargs=-1, type=Text())
-@once("--query", type=Text(), metavar="Q", help="What all documents are ranked for.  [default: each line has its own]")
-@once("--input", "source", metavar="FILE", help="Read documents from a file, `-` for stdin.")
+@once("--query", type=Text(), metavar="Q", help="Query for all documents.  [default: each input line has its own]")
+@once("--input", "source", metavar="FILE", help="Read documents from FILE, `-` for stdin.")
 @input_format_option(
-    "With --query: one document a line, or one in a field of each record, whose others are passed through."
+    "With --query: one document per line, or one per record in --field; other fields are copied to the output."
 )
 @field_option
 @literal_option
-@once("--output", metavar="FILE", help="Write to a file, which appears when all is done.")
-@click.option("--top-n", type=click.IntRange(min=1), metavar="N", help="Give the best N only.  [default: all]")
+@once("--output", metavar="FILE", help="Write to FILE atomically.")
+@click.option("--top-n", type=click.IntRange(min=1), metavar="N", help="Return the best N documents.  [default: all]")
 @click.option(
     "--scores",
     type=click.Choice(["raw", "sigmoid", "softmax"]),
-    help="What is made of the logits; the order never depends on it.  [default: what the model's publisher says]",
+    help="Activation of the logits; it does not change the order.  [default: the model's]",
 )
-@once("--label", type=Text(), metavar="NAME", help="The label to rank by, for a model that has several.")
-@click.option("--no-truncate", is_flag=True, help="A document that does not fit beside the query is an error.")
+@once("--label", type=Text(), metavar="NAME", help="Label to rank by, for models with several.")
+@click.option(
+    "--no-truncate", is_flag=True, help="Fail if a document does not fit with its query, instead of truncating it."
+)
 def rerank(
     *,
     bundle: str,
@@ -60,11 +76,11 @@ def rerank(
     label: str | None,
     no_truncate: bool,
 ) -> None:
-    """Put documents in the order in which they answer a query, the best first.
+    """Rank documents by their relevance to a query, best first.
 
-    With --query the documents are arguments, the lines of a file, or what comes through a pipe, and the output has a
-    line of JSON for each, with its `index`, from 0, and its `score`. Without it, each line of the input is a search
-    of its own, {"query": "...", "documents": [...]}, and gets a line with its `results`.
+    With --query, documents are arguments, lines of a file or of a pipe; each output line is JSON with the document's
+    `index` (from 0) and `score`. Without --query, each input line is a search of its own,
+    {"query": "...", "documents": [...]}, and each output line has its `results`.
     """
     if documents and query is None:
         raise InputError("no query", hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT...')
@@ -118,10 +134,10 @@ def rerank(
 
 
 class Pending:
-    """The documents that are read and not scored yet: where they stood, and their sizes."""
+    """Documents that are read but not scored yet: their places and sizes."""
 
     def __init__(self, *, sized: bool) -> None:
-        """Those of one query are `sized`, and shown when they are scored; others when their search is done."""
+        """With `sized`, progress advances as documents are scored; else with each finished search."""
         self.waiting: deque[TextRecord] = deque()
         self.sized = sized
         self.shown: Progress = NoProgress()
@@ -131,7 +147,7 @@ class Pending:
         return record.text
 
     def scored(self, count: int) -> None:
-        """So many more are scored; called from several threads."""
+        """Count more scored documents; called from several threads."""
         size = sum(self.waiting.popleft().size for _ in range(count))
         if self.sized:
             self.shown.advance(size, count)
@@ -139,28 +155,28 @@ class Pending:
             self.shown.within(count)
 
     def placed(self, error: TextError, max_length: int) -> InputError:
-        """The error for a document by where it stood: those that wait are the ones of its call, in their order."""
+        """The error with the document's place in the input; pending are the documents of the failed call, in order."""
         where = self.waiting[error.texts[0]].where
         if not isinstance(error, TextTooLongError):
             return InputError(f"{where} with its query {error.fault}", hint=error.hint)
         return TextTooLongError(
-            f"{where} is with the query longer than the {max_length} tokens that the model reads",
-            hint="split it, or leave out `--no-truncate` to have it cut",
+            f"{where} and its query are longer than the model's limit of {max_length} tokens",
+            hint="split it, or leave out `--no-truncate` to truncate it",
         )
 
 
-def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> PairNotes:
-    """Write a line for each document, the best first."""
-    notes = PairNotes()
+def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
+    """Write a line per document, best first."""
+    notes = DocumentWarnings()
     for ranking in rank([(query, records)]):
         file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
-def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> PairNotes:
-    """Write a line for each search, with its results, as soon as it is done."""
-    notes = PairNotes()
+def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
+    """Write a line with the results of each search as soon as it is ranked."""
+    notes = DocumentWarnings()
     begun: deque[SearchRecord] = deque()
 
     def handed_over() -> Iterator[tuple[str, Iterable[TextRecord]]]:
@@ -179,5 +195,5 @@ def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, sho
 
 
 def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
-    """What is written of a document: the fields that came in, its place then, and its score."""
+    """The output fields of a document: its input fields, its index in the input, and its score."""
     return {**one.document.fields, "index": one.index, "score": one.score}

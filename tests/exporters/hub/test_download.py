@@ -26,13 +26,18 @@ DOWNLOAD = """
 import json, sys
 from exporters.hub.access import check_access
 from exporters.hub.download import download, remember
+from exporters.progress import NoProgress
 from exporters.sources import needed_files
 from runtime import EdgekitError
 host = sys.argv[2]
 told = []
+class Recorder(NoProgress):
+    def update(self, done, total, unit):
+        assert unit == "bytes"
+        told.append((done, total))
 try:
     access = check_access(sys.argv[1], "main", command="again", token_host=host)
-    folder = download(access, needed_files(access), lambda done, total: told.append((done, total)))
+    folder = download(access, needed_files(access), Recorder())
     remember(access)
     print(json.dumps({"folder": str(folder), "told": told}))
 except EdgekitError as error:

@@ -324,12 +324,12 @@ def test_names_that_no_file_has_are_left_out() -> None:
 
 
 def test_what_a_hub_says_of_a_model_is_shown_without_escape_sequences(user: HubUser, hub: LocalHub) -> None:
-    hub.add("org/colours", SMALL_FILES, licence="\x1b[31mmit\x1b]0;title\x07")
+    hub.add("org/colours", SMALL_FILES, license="\x1b[31mmit\x1b]0;title\x07")
 
     finished = user.run("access", "org/colours")
 
     assert finished.code == 0
-    assert b"licence  \\x1b[31mmit\\x1b]0;title\\x07, public" in finished.out
+    assert b"license  \\x1b[31mmit\\x1b]0;title\\x07, public" in finished.out
     assert b"\x1b" not in finished.out
 
 

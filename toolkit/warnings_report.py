@@ -1,4 +1,4 @@
-"""What to tell about the texts of a run when all is done: on stderr, bounded however many there were."""
+"""Warnings about truncated, chunked and empty texts, printed to stderr at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from runtime.results import Embeddings
 
 SHOWN = 4
-"""Places named before the rest becomes `...`."""
+"""Places that are named; the rest becomes `...`."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """How many texts something was true of, and where the first of them stood."""
+    """A count of texts, and where the first of them are."""
 
     count: int = 0
     first: tuple[str, ...] = ()
@@ -34,23 +34,23 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Notes:
-    """Texts that were cut, long ones that were read in chunks, and texts of nothing."""
+class TextWarnings:
+    """Texts that were truncated, split into chunks, or empty."""
 
     cut: Places = Places()
     split: Places = Places()
     empty: Places = Places()
 
-    def with_texts(self, records: Sequence[TextRecord], embeddings: Embeddings) -> Notes:
-        """These notes and those on more texts."""
-        return Notes(
+    def with_texts(self, records: Sequence[TextRecord], embeddings: Embeddings) -> TextWarnings:
+        """These warnings, and those about more texts."""
+        return TextWarnings(
             cut=self.cut + (records[index].where for index in embeddings.truncated),
             split=self.split + (records[index].where for index in embeddings.split),
             empty=self.empty + (record.where for record in records if not record.text.strip()),
         )
 
     def print(self, total: int, max_length: int) -> None:
-        """Warn of what a person should know about `total` texts."""
+        """Print the warnings about `total` texts."""
         from runtime.embedder import truncation_message
 
         if self.cut.count:
@@ -59,27 +59,27 @@ class Notes:
         if self.split.count:
             verb = "was" if self.split.count == 1 else "were"
             say(
-                f"note: {self.split.count} of {total} texts {verb} longer than {max_length} tokens and read in chunks "
+                f"note: {self.split.count} of {total} texts {verb} longer than {max_length} tokens, embedded in chunks "
                 f"({self.split})",
                 err=True,
             )
         if self.empty.count:
-            warn_of_empty(self.empty, total, "text", "vector")
+            _warn_of_empty(self.empty, total, "text", "embedding")
 
 
 @dataclass(frozen=True)
-class PairNotes:
-    """Documents of rankings that were cut, those of nothing, and queries that were cut; places count from 0."""
+class DocumentWarnings:
+    """Documents that were truncated or empty, and queries that were truncated; places count from 0."""
 
     documents: int = 0
     cut: Places = Places()
     empty: Places = Places()
     queries: int = 0
-    """How many queries were cut beside one of their documents."""
+    """How many queries were truncated with one of their documents."""
 
-    def with_ranking(self, ranking: Ranking[TextRecord], *, prefix: str = "") -> PairNotes:
-        """These notes and those on one more ranking, whose documents are called by their index after `prefix`."""
-        return PairNotes(
+    def with_ranking(self, ranking: Ranking[TextRecord], *, prefix: str = "") -> DocumentWarnings:
+        """These warnings, and those about one more ranking; documents are named by `prefix` and index."""
+        return DocumentWarnings(
             documents=self.documents + ranking.documents,
             cut=self.cut + (f"{prefix}{index}" for index in ranking.truncated),
             empty=self.empty + (f"{prefix}{index}" for index in ranking.empty),
@@ -87,7 +87,7 @@ class PairNotes:
         )
 
     def print(self, max_length: int) -> None:
-        """Warn of what a person should know."""
+        """Print the warnings."""
         from runtime.reranker import cut_query_message, truncation_message
 
         if self.cut.count:
@@ -96,20 +96,20 @@ class PairNotes:
         if self.queries:
             say(f"warning: {cut_query_message(self.queries, max_length)}", err=True)
         if self.empty.count:
-            warn_of_empty(self.empty, self.documents, "document", "score")
+            _warn_of_empty(self.empty, self.documents, "document", "score")
 
 
-def warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
+def _warn_of_empty(empty: Places, total: int, noun: str, result: str) -> None:
     verb = "is" if empty.count == 1 else "are"
     say(
-        f"warning: {empty.count} of {total} {noun}s {verb} empty, and the {result} of an empty {noun} means nothing "
+        f"warning: {empty.count} of {total} {noun}s {verb} empty, and the {result} of an empty {noun} is meaningless "
         f"({empty})",
         err=True,
     )
 
 
-def tell_error(message: str, hint: str | None) -> None:
-    # Names of files are the bytes that they are, which a locale without UTF-8 shows as escapes.
+def print_error(message: str, hint: str | None) -> None:
+    # File names are bytes, which a locale without UTF-8 turns into escapes.
     say(f"error: {as_typed(message)}", err=True)
     if hint is not None:
         say("", err=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime import InputError
-from toolkit.turns import from_pipe, from_terminal, turns_of
+from toolkit.chat_input import from_pipe, from_terminal, turns_of
 
 
 def turns(text: bytes) -> list[str]:
@@ -39,7 +39,7 @@ def test_lines_become_messages(text: bytes, expected: list[str]) -> None:
     ("text", "message"),
     [
         (b"a\n\xff", "line 2 is not valid UTF-8 at byte 1"),
-        (b"a\0", "line 1 holds a NUL byte, so this is no text"),
+        (b"a\0", "line 1 holds a NUL byte, so this is not text"),
     ],
 )
 def test_what_is_no_text_is_refused(text: bytes, message: str) -> None:
@@ -56,7 +56,7 @@ def test_bytes_that_are_no_text_are_asked_for_again(
     read = from_terminal()
 
     assert read("> ") == "fox"
-    assert capsys.readouterr().err == "error: what was typed is not valid UTF-8\n\nhint: set the terminal to UTF-8\n"
+    assert capsys.readouterr().err == "error: the input is not valid UTF-8\n\nhint: set the terminal to UTF-8\n"
 
 
 def test_answers_to_a_file_leave_the_prompt_on_stderr(

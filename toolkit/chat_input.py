@@ -1,4 +1,4 @@
-"""What a person says in a conversation: from a terminal or a pipe, line by line, and messages of several lines."""
+"""The messages of a chat, from a terminal or a pipe: line by line, or of several lines."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import click
 
 from toolkit.inputs import as_typed, decode
 from toolkit.interrupts import dealt_with
+from toolkit.terminal import styled
 
 PROMPT, MORE = "> ", ". "
-"""What stands before the line that a person types, and before a line that goes on with a message."""
+"""Prompts for a message, and for its further lines."""
 QUOTES = '"""'
 
 Read = Callable[[str], str]
-"""Asks for a line with this prompt, and returns it; raises EOFError after the last."""
+"""Prompts for a line and returns it; raises EOFError after the last."""
 
 
 def turns_of(read: Read) -> Iterator[str]:
-    r"""Messages and commands, each when it is asked for.
+    r"""Yield messages and commands as they are typed.
 
-    A line that ends with `\` goes on in the next one; one that begins with three quotes opens a message that goes on to
-    three quotes at the end of a line. Lines of nothing are passed over. An interrupt while a line is typed forgets the
-    turn.
+    A line that ends with `\` continues on the next one; three quotes at the beginning of a line open a message that
+    three quotes at the end of a line close. Blank lines are skipped. Ctrl-C discards what was typed.
     """
     while True:
         try:
@@ -59,7 +59,7 @@ def read_turn(read: Read) -> str:
 
 
 def from_pipe(lines: Iterable[bytes]) -> Read:
-    """Lines of a pipe; raises InputError that names the line for what is no text."""
+    """Read lines from a pipe; raises InputError with the line number for what is not text."""
     numbered = enumerate(lines, start=1)
 
     def read(_prompt: str) -> str:
@@ -71,21 +71,33 @@ def from_pipe(lines: Iterable[bytes]) -> Read:
 
 
 def from_terminal() -> Read:
-    """Lines that a person types, with history and editing where Python was built with readline."""
+    """Read lines that a person types, with history and editing if Python has readline."""
     if not sys.stdout.isatty():
         # Without a terminal to edit on, `input` would write its prompt to stdout, where answers go.
         return from_typed_lines
+    edited = False
     with suppress(ImportError):
         import readline  # noqa: F401 - makes `input` use it
 
+        edited = True
+
     def read(prompt: str) -> str:
         try:
-            return as_typed(input(prompt))
+            return as_typed(input(_colored(prompt, edited=edited)))
         except UnicodeDecodeError:
-            click.echo("error: what was typed is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
+            click.echo("error: the input is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
             return read(prompt)
 
     return read
+
+
+def _colored(prompt: str, *, edited: bool) -> str:
+    """A prompt in color; readline is told which characters take no space."""
+    shown = styled(prompt, err=False, fg="green", bold=True)
+    if shown == prompt or not edited:
+        return shown
+    before, _, after = shown.partition(prompt)
+    return f"\x01{before}\x02{prompt}\x01{after}\x02"
 
 
 def from_typed_lines(prompt: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from exporters.short_merges import with_short_merges
+from exporters.tokenizer_file import with_merges_as_strings
 from tests.decoders import TEXT, write_tokenizer
 
 
@@ -17,20 +17,20 @@ def test_merges_become_texts_and_the_tokenizer_stays_the_same(tmp_path: Path) ->
     assert len(pairs) > 20
     assert all(isinstance(pair, list) for pair in pairs)
 
-    short = with_short_merges(text)
+    short = with_merges_as_strings(text)
 
     assert json.loads(short)["model"]["merges"] == [f"{first} {second}" for first, second in pairs]
     found = Tokenizer.from_str(short)
     assert found.to_str() == expected.to_str()
     assert found.encode(TEXT).ids == expected.encode(TEXT).ids
-    assert with_short_merges(short) == short
+    assert with_merges_as_strings(short) == short
 
 
 def test_pieces_with_spaces_stay_as_they_are() -> None:
     vocabulary = {"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}
     text = Tokenizer(models.BPE(vocabulary, [("a", " "), ("a ", "b")])).to_str()
 
-    assert with_short_merges(text) == text
+    assert with_merges_as_strings(text) == text
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_pieces_with_spaces_stay_as_they_are() -> None:
     ],
 )
 def test_what_is_no_such_tokenizer_is_left_for_who_opens_it(text: str) -> None:
-    assert with_short_merges(text) == text
+    assert with_merges_as_strings(text) == text

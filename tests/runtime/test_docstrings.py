@@ -1,0 +1,78 @@
+"""The examples in the docstrings of the public API, run on small bundles."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import Chat, Decoder, Embedder, Reranker
+from tests import tiny_bundles
+from tests.decoders import write_decoder
+
+UNSHOWN = """
+    close dimension max_length plan new_cache encode encode_exactly check_chat_template save_cache load_cache messages
+    send regenerate edit reset save load count_tokens
+"""
+"""Methods and properties whose use is seen from their names and types, or from the example of their class."""
+
+
+def examples() -> Iterator[doctest.DocTest]:
+    for name in runtime.__all__:
+        module = importlib.import_module(f"runtime.{runtime._HOMES[name]}")
+        public = getattr(runtime, name)
+        if inspect.isclass(public) or inspect.isfunction(public):
+            found = doctest.DocTestFinder().find(public, name, module=module, globs={})
+            yield from (test for test in found if test.examples)
+
+
+EXAMPLES = {test.name: test for test in examples()}
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples may use."""
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        # As wide as all-MiniLM-L6-v2.
+        patch.setattr(tiny_bundles, "WIDTH", 384)
+        embedder = tiny_bundles.write_embedder(folder / "embedder")
+        reranker = tiny_bundles.write_reranker(folder / "reranker")
+    return {name: getattr(runtime, name) for name in runtime.__all__} | {
+        "np": np,
+        "embedder_bundle": embedder.path,
+        "embedder": Embedder(embedder, workers=1),
+        "reranker": Reranker(reranker, workers=1),
+        "decoder": Decoder(write_decoder(folder / "decoder")[0], threads=1),
+    }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_give_what_they_say(name: str, names: dict[str, Any]) -> None:
+    shown: list[str] = []
+    test = EXAMPLES[name]
+    test.globs = dict(names)
+
+    failed, tried = doctest.DocTestRunner().run(test, out=shown.append)
+
+    assert (failed, tried) == (0, len(test.examples)), "".join(shown)
+
+
+@pytest.mark.parametrize("kind", [Embedder, Reranker, Decoder, Chat])
+def test_every_verb_of_a_model_has_an_example(kind: type) -> None:
+    verbs = {name for name, value in inspect.getmembers(kind) if not name.startswith("_") and value.__doc__}
+
+    assert {name for name in verbs.difference(UNSHOWN.split()) if f"{kind.__name__}.{name}" not in EXAMPLES} == set()
+
+
+def test_public_functions_have_an_example() -> None:
+    functions = {name for name in runtime.__all__ if inspect.isfunction(getattr(runtime, name))}
+
+    assert functions == {"load", "similarity", "quantize_embeddings", "embedding_ranges"}
+    assert functions <= EXAMPLES.keys()

@@ -1,0 +1,142 @@
+"""Opening a bundle as what it is, closing it, and what models say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import Bundle, Decoder, Embedder, InputError, NotFoundError, Reranker, WrongKindError, load
+from runtime.session import OPEN
+from tests.decoders import write_decoder
+from tests.tiny_bundles import write_embedder, write_reranker
+
+Model = Embedder | Reranker | Decoder
+Write = Callable[[Path], Bundle]
+KINDS: list[tuple[type[Model], Write]] = [
+    (Embedder, write_embedder),
+    (Reranker, write_reranker),
+    (Decoder, lambda target: write_decoder(target)[0]),
+]
+
+
+@pytest.fixture(params=KINDS, ids=lambda param: param[0].__name__)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[type[Model], Bundle]:
+    kind, write = request.param
+    return kind, write(tmp_path / "bundle")
+
+
+def test_a_bundle_is_opened_as_what_it_is(opened: tuple[type[Model], Bundle]) -> None:
+    kind, bundle = opened
+
+    assert type(load(bundle)) is type(load(bundle.path)) is type(load(str(bundle.path))) is kind
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no bundle at"):
+        load(tmp_path / "none")
+
+
+def test_the_wrong_class_names_the_right_one(opened: tuple[type[Model], Bundle]) -> None:
+    kind, bundle = opened
+    article = {Embedder: "an embedder", Reranker: "a reranker", Decoder: "a decoder"}
+    for other in article.keys() - {kind}:
+        with pytest.raises(WrongKindError) as caught:
+            other(bundle)
+        assert caught.value.message == f"`{bundle.path}` is {article[kind]}, not {article[other]}"
+        assert caught.value.hint == (
+            f"open it with `{kind.__name__}('{bundle.path}')`, or with `load`, which looks at its kind"
+        )
+        assert caught.value.exit_code == 7
+
+
+USES: dict[type[Model], list[Callable]] = {
+    Embedder: [
+        lambda model: model.embed("a"),
+        lambda model: model.embed([]),
+        lambda model: model.embed_query("a"),
+        lambda model: model.embed_passages(["a"]),
+        lambda model: model.embed_with_report(["a"]),
+        lambda model: list(model.stream(["a"])),
+        lambda model: model.count_tokens(["a"]),
+        lambda model: model.plan,
+        lambda model: model.__enter__(),
+    ],
+    Reranker: [
+        lambda model: model.rank("a", ["b"]),
+        lambda model: model.rank("a", []),
+        lambda model: model.rank_many([]),
+        lambda model: model.score([("a", "b")]),
+        lambda model: model.score_with_report([]),
+        lambda model: list(model.stream([("a", "b")])),
+        lambda model: model.plan,
+    ],
+    Decoder: [
+        lambda model: model.generate("a"),
+        lambda model: model.stream("a"),
+        lambda model: model.steps([5]),
+        lambda model: model.chat([{"role": "user", "content": "a"}]),
+        lambda model: model.prefill("a"),
+        lambda model: model.plan,
+    ],
+}
+
+
+def test_a_closed_model_says_so(opened: tuple[type[Model], Bundle]) -> None:
+    kind, bundle = opened
+    name = kind.__name__
+    with load(bundle) as model:
+        assert ", closed" not in repr(model)
+
+    for use in USES[kind]:
+        with pytest.raises(InputError) as caught:
+            use(model)
+        assert caught.value.message == f"the {name} of `{bundle.path}` is closed"
+        assert caught.value.hint == f"open it again: `{name}('{bundle.path}')`"
+    assert repr(model).startswith(f"<{name} '{bundle.path}': fp32, ")
+    assert repr(model).endswith(", closed>")
+    model.close()
+
+
+def test_closing_frees_the_weights_and_leaves_those_of_others(opened: tuple[type[Model], Bundle]) -> None:
+    _, bundle = opened
+    first, second = load(bundle), load(bundle)
+    before = len(OPEN)
+    first.close()
+    assert len(OPEN) == before
+    assert second.plan.provider == "cpu"
+
+    second.close()
+
+    assert len(OPEN) == before - 1
+
+
+def test_a_stream_that_began_goes_on_after_its_decoder_is_closed(tmp_path: Path) -> None:
+    with Decoder(write_decoder(tmp_path / "tiny")[0]) as decoder:
+        expected = decoder.generate("The fox", max_tokens=9).text
+        stream = decoder.stream("The fox", max_tokens=9)
+        next(stream)
+
+    assert stream.answer().text == expected
+
+
+def test_reports_are_short(tmp_path: Path) -> None:
+    embeddings = Embedder(write_embedder(tmp_path / "a")).embed_with_report(["fox", "fox " * 100])
+    scores = Reranker(write_reranker(tmp_path / "b")).score_with_report([("fox", "dog")])
+    answer = Decoder(write_decoder(tmp_path / "c")[0]).generate("fox", logit_bias={2: 1000.0})
+
+    assert repr(embeddings) == "<Embeddings of 2 texts: float32 (2, 8), 1 truncated>"
+    assert repr(scores) == "<PairScores of 1 pairs: (1, 1), 0 truncated>"
+    assert repr(Bundle.open(tmp_path / "a")) == f"<Bundle '{tmp_path / 'a'}': embedder, fp32>"
+    assert repr(Decoder(tmp_path / "c").prefill([5] * 9)) == "<KVCache of 9 tokens, 0 MiB>"
+    assert repr(answer) == "Answer(text='', finish_reason=<FinishReason.STOP: 'stop'>)"
+
+
+def test_models_say_what_they_are(tmp_path: Path) -> None:
+    for model, shown in [
+        (Embedder(write_embedder(tmp_path / "a"), workers=1), "<Embedder '{}': fp32, dimension 8, 1 workers>"),
+        (Reranker(write_reranker(tmp_path / "b"), workers=1), "<Reranker '{}': fp32, 1 label, 1 workers>"),
+        (Decoder(write_decoder(tmp_path / "c")[0], threads=1), "<Decoder '{}': fp32, context 1024, 1 threads>"),
+    ]:
+        assert repr(model) == shown.format(model.bundle.path)
