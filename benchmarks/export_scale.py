@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.cost import Cost, cost_of
 from benchmarks.table import print_table
-from runtime import Bundle
+from ortkit import Bundle
 from tests.seeded_checkpoints import SHAPES, write_seeded
 
 GIBIBYTE = 2**30

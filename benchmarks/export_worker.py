@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.cost import MAXRSS_UNIT
-from exporters.export_stage import export
-from runtime.manifest import Precision
-from toolkit.progress import StageProgress
+from ortkit.exporters.export_stage import export
+from ortkit.runtime.bundle.manifest import Precision
+from ortkit.toolkit.console.progress import StageProgress
 
 
 class PeaksByStage(StageProgress):

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's own builder in edgekit's environment: `python -m benchmarks.genai_int4 MODELS FOLDER TARGET`.
+"""onnxruntime-genai's own builder in ortkit's environment: `python -m benchmarks.genai_int4 MODELS FOLDER TARGET`.
 
 MODELS is the folder of the builder inside the package, FOLDER a checkpoint in Hugging Face layout, TARGET where the
 int4 graph and genai's config are written. The peers' environment has no PyTorch, which the builder wants.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ACCURACY_LEVEL = 4
-"""Activations are rounded to 8 bits for the products, as edgekit's are: the fastest kernels."""
+"""Activations are rounded to 8 bits for the products, as ortkit's are: the fastest kernels."""
 BLOCK = 32
 """Columns that share a scale; the builder's default."""
 NEWER_CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")

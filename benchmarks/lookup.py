@@ -15,9 +15,9 @@ from benchmarks.decoding import BUNDLE
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import CORPUS, read_lines
-from runtime import Decoder, Sampling
-from runtime.messages import USER, Message
-from runtime.prompt_lookup import PromptLookup
+from ortkit import Decoder, Sampling
+from ortkit.runtime.text.messages import USER, Message
+from ortkit.runtime.decoder.prompt_lookup import PromptLookup
 
 NEWS = 3
 """Which text of the corpus is quoted."""

@@ -1,7 +1,7 @@
-"""Memory while edgekit embeds many texts of very different length: its peak, and whether it grows. Linux only.
+"""Memory while ortkit embeds many texts of very different length: its peak, and whether it grows. Linux only.
 
 With a decoder's bundle: what of the process lies in memory once it is loaded, after prompts and while it answers,
-beside what `edgekit inspect` says.
+beside what `ortkit inspect` says.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import BUNDLE, MODEL, edgekit_name
+from benchmarks.peers import BUNDLE, MODEL, ortkit_name
 from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
-from runtime import Bundle, Decoder, Embedder, Kind
-from runtime.footprint import footprint_of, graph_size
-from runtime.forward import ModelRunner
-from runtime.manifest import DecoderFacts, Manifest
+from ortkit import Bundle, Decoder, Embedder, Kind
+from ortkit.runtime.decoder.memory_estimate import footprint_of, graph_size
+from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.runtime.bundle.manifest import DecoderFacts, Manifest
 
 FEWEST_WORDS, MOST_WORDS = 3, 500
 PROMPTS = (22, 900)
@@ -125,7 +125,7 @@ def measure_decoder(bundle: Bundle, *, prompts: Sequence[int], threads: int, new
     rows.append(["the most", mebibytes(peak_bytes()), "", ""])
     for length in footprint_of(manifest, facts).lengths:
         expected = mebibytes(length.total), mebibytes(length.cache), mebibytes(length.total - files - length.cache)
-        rows.append([f"as `edgekit inspect` says for {length.tokens:,} tokens", *expected])
+        rows.append([f"as `ortkit inspect` says for {length.tokens:,} tokens", *expected])
     header = ["memory", "MiB", "of it keys and values", "beyond those and the files"]
     print_table(f"{manifest.name}, {threads} threads", header, rows)
 
@@ -152,7 +152,7 @@ def main() -> None:
     options = parse_options()
     if not os.access(PEAK_RESET, os.W_OK):
         raise SystemExit(f"`{PEAK_RESET}` cannot be written here, and the peak is read with it")
-    name = edgekit_name(options.bundle)
+    name = ortkit_name(options.bundle)
     bundle = Bundle.open(options.bundle)
     if bundle.manifest.kind is Kind.DECODER:
         measure_decoder(bundle, prompts=options.prompts, threads=options.threads, new=options.new)

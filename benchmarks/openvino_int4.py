@@ -1,8 +1,8 @@
 """OpenVINO GenAI's form of a decoder: `python -m benchmarks.openvino_int4 PACKAGES FOLDER TARGET`.
 
 PACKAGES is the folder of the peers' packages, FOLDER a Llama checkpoint in Hugging Face layout, TARGET where the model
-and its tokenizer are written. It runs in edgekit's environment, as the peers' has no PyTorch, and does what
-`optimum-cli export openvino --weight-format int4 --sym --group-size 64` does, which needs another Optimum than edgekit.
+and its tokenizer are written. It runs in ortkit's environment, as the peers' has no PyTorch, and does what
+`optimum-cli export openvino --weight-format int4 --sym --group-size 64` does, which needs another Optimum than ortkit.
 """
 
 from __future__ import annotations
@@ -108,6 +108,6 @@ def keep_cache_inside(model: Any) -> None:
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # Behind edgekit's own packages, so that both sides keep theirs.
+    # Behind ortkit's own packages, so that both sides keep theirs.
     sys.path.append(sys.argv[1])
     build(*map(Path, sys.argv[2:]))

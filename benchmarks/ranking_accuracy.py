@@ -1,4 +1,4 @@
-"""What edgekit's rerankers give beside sentence-transformers' CrossEncoder in float32: scores, and their order."""
+"""What ortkit's rerankers give beside sentence-transformers' CrossEncoder in float32: scores, and their order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
 from benchmarks.texts import pairs_of_any_length
-from exporters.rank_correlation import kendall_tau
-from runtime import Precision, Reranker
+from ortkit.exporters.certification.rank_correlation import kendall_tau
+from ortkit import Precision, Reranker
 
 PAIRS = 1000
 Pairs = Sequence[tuple[str, str]]

@@ -15,7 +15,7 @@ from benchmarks.peers import (
     ONNX_GRAPH,
     PEERS,
     RERANKER,
-    edgekit_name,
+    ortkit_name,
     openvino_folder,
     peers_python,
     sentence_transformers_int8_folder,
@@ -25,26 +25,26 @@ from benchmarks.seeded import Shape, bundle_of, flashrank_folder, onnx_folder, s
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
 from benchmarks.worker import Search, System, Task
-from exporters.probe import calibration_pairs
-from exporters.rank_correlation import kendall_tau
-from runtime import Bundle, Precision
+from ortkit.exporters.certification.probe import calibration_pairs
+from ortkit.exporters.certification.rank_correlation import kendall_tau
+from ortkit import Bundle, Precision
 
 SEARCH, RANKED = "search", "ranked"
 """Sets that the workers read: the search that is timed, the searches whose order is compared."""
 DOCUMENT_WORDS = 88
 """The most words of a document; with the query about 120 tokens a pair."""
-PEERS_OF_EDGEKIT = tuple(system.value for system in System if system is not System.EDGEKIT)
+PEERS_OF_ORTKIT = tuple(system.value for system in System if system is not System.ORTKIT)
 NOTE = "the weights are seeded: what they rank first is not relevant, and only speed and order are compared"
 
 
 def contestants_of(options: argparse.Namespace, timed: list[Search]) -> list[Contestant]:
-    """edgekit first, then the peers that were asked for."""
+    """ortkit first, then the peers that were asked for."""
     checkpoint = seeded_checkpoint(Shape.TWELVE_LAYERS)
     found = []
     for precision in [Precision.INT8, Precision.FP32] if options.fp32 else [Precision.INT8]:
         bundle = bundle_of(checkpoint, precision)
-        found.append(Contestant(edgekit_name(bundle), System.EDGEKIT, bundle))
-    for name in PEERS_OF_EDGEKIT:
+        found.append(Contestant(ortkit_name(bundle), System.ORTKIT, bundle))
+    for name in PEERS_OF_ORTKIT:
         if name in options.only:
             found += peers_of(System(name), checkpoint, options.peers, timed)
     return found
@@ -86,8 +86,8 @@ def pair_lengths(checkpoint: Path, search: Search) -> list[int]:
 
 
 def speed_rows(results: Sequence[Result], pairs: int) -> tuple[list[str], list[list[str]]]:
-    """The table of speeds: header and rows, with a column of ratios for each of edgekit's bundles."""
-    ours = [result for result in results if result.contestant.system is System.EDGEKIT]
+    """The table of speeds: header and rows, with a column of ratios for each of ortkit's bundles."""
+    ours = [result for result in results if result.contestant.system is System.ORTKIT]
     header = ["system", "ms a search", "pairs/s", *(f"{own.contestant.name} / system" for own in ours)]
     rows = [
         [
@@ -117,15 +117,15 @@ def order_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reranking", description=__doc__)
-    parser.add_argument("--fp32", action="store_true", help="measure edgekit's fp32 bundle too")
+    parser.add_argument("--fp32", action="store_true", help="measure ortkit's fp32 bundle too")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=PEERS_OF_EDGEKIT,
-        default=PEERS_OF_EDGEKIT,
+        choices=PEERS_OF_ORTKIT,
+        default=PEERS_OF_ORTKIT,
         metavar="SYSTEM",
-        help=f"measure edgekit beside these alone, of {', '.join(PEERS_OF_EDGEKIT)}",
+        help=f"measure ortkit beside these alone, of {', '.join(PEERS_OF_ORTKIT)}",
     )
     parser.add_argument("--documents", type=int, default=100, help="of a query")
     parser.add_argument("--queries", type=int, default=20, help="for Kendall's tau")

@@ -1,4 +1,4 @@
-"""A search from end to end on real text: embed, take the nearest 50, rerank them; edgekit's int8 beside its fp32."""
+"""A search from end to end on real text: embed, take the nearest 50, rerank them; ortkit's int8 beside its fp32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import Retrieval, most_similar, question_set
-from benchmarks.peers import BUNDLE, MODEL, edgekit_name
+from benchmarks.peers import BUNDLE, MODEL, ortkit_name
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
-from exporters.rank_correlation import kendall_tau
-from runtime import Embedder, Precision, Reranker
+from ortkit.exporters.certification.rank_correlation import kendall_tau
+from ortkit import Embedder, Precision, Reranker
 
 CANDIDATES = 50
 """Passages that are reranked."""
@@ -96,7 +96,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    name = edgekit_name(options.bundle)
+    name = ortkit_name(options.bundle)
     retrieval = question_set()
     if options.questions is not None:
         retrieval = first_questions(retrieval, options.questions)

@@ -37,7 +37,7 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
     if mean(busy) > QUIET:
         print(
             f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy: do not quote this run; "
-            "threads that wait for each other, as the peers' do, lose more by that than edgekit's workers",
+            "threads that wait for each other, as the peers' do, lose more by that than ortkit's workers",
             file=sys.stderr,
         )
     return measured

@@ -1,4 +1,4 @@
-"""Rerankers with seeded weights, in the forms in which edgekit and its peers read them.
+"""Rerankers with seeded weights, in the forms in which ortkit and its peers read them.
 
 No trained cross-encoder is to be had without the Hub. Seeded weights are as much work as trained ones, and rounding
 disturbs their order as it would another; what they find relevant means nothing.
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import CACHE, FLASHRANK_FILE, MODEL, ONNX_GRAPH, REPOSITORY, RERANKER, write_graph, written_whole
-from exporters.export_stage import export
-from exporters.pytorch_model import quiet
-from exporters.sources import Origin, find_checkpoint
-from runtime import Precision
+from ortkit.exporters.export_stage import export
+from ortkit.exporters.models.loading import quiet
+from ortkit.exporters.sources import Origin, find_checkpoint
+from ortkit import Precision
 
 TWELVE_LAYERS: dict[str, Any] = {
     "vocab_size": 30522,
@@ -91,12 +91,12 @@ def flashrank_folder(source: Path) -> Path:
 
 
 def bundle_of(checkpoint: Path, precision: Precision) -> Path:
-    """edgekit's bundle of a checkpoint, exported anew when the code that makes it has changed."""
+    """ortkit's bundle of a checkpoint, exported anew when the code that makes it has changed."""
     code = [
         path for package in ("exporters", "runtime") for path in (REPOSITORY / package).rglob("*") if path.is_file()
     ]
     sources = digest_of(*(path.read_bytes() for path in sorted(code) if "__pycache__" not in path.parts))
-    target = CACHE / f"{checkpoint.name}-edgekit-{precision.value}-{sources}"
+    target = CACHE / f"{checkpoint.name}-ortkit-{precision.value}-{sources}"
     if not target.exists():
         export(str(checkpoint), precision=precision, out=target)
     return target

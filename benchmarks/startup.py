@@ -1,4 +1,4 @@
-"""Time and memory of whole processes that embed one text, edgekit beside fastembed."""
+"""Time and memory of whole processes that embed one text, ortkit beside fastembed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.peers import (
     FASTEMBED_MODEL,
     MODEL,
     PEERS,
-    edgekit_name,
+    ortkit_name,
     fastembed_folder,
     peers_python,
     version_in,
@@ -43,10 +43,10 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     python = peers_python(options.peers)
-    edgekit = Path(sys.executable).with_name("edgekit")
-    ours = edgekit_name(options.bundle)
+    ortkit = Path(sys.executable).with_name("ortkit")
+    ours = ortkit_name(options.bundle)
     commands = {
-        ours: [str(edgekit), "embed", str(options.bundle), TEXT],
+        ours: [str(ortkit), "embed", str(options.bundle), TEXT],
         f"fastembed {version_in(python, 'fastembed')}": [
             *(str(python), "-c", FASTEMBED_SCRIPT),
             *(FASTEMBED_MODEL, str(fastembed_folder()), TEXT),
@@ -57,7 +57,7 @@ def main() -> None:
     peaks = {name: [cost.peak_bytes for cost in own] for name, own in zip(commands, costs, strict=True)}
     print_table(
         f"a process that embeds one text, {MODEL}; medians of {options.repeats} rounds (range)",
-        ["system", "seconds", "system / edgekit", "peak MiB", "system / edgekit"],
+        ["system", "seconds", "system / ortkit", "peak MiB", "system / ortkit"],
         [
             [
                 name,

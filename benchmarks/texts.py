@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.wheel import cache_folder
+from ortkit.exporters.checkpoint.wheel import cache_folder
 
 CORPUS = "lee_background.cor"
 """Lee's background corpus, 300 news texts, a line each."""

@@ -18,20 +18,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import WordLevel
 
-from exporters.block_recipes import COARSE
-from runtime import Bundle, Kind, Precision, Provider
-from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
-from runtime.bundle_writer import BundleWriter
-from runtime.graph_io import decoder_inputs, decoder_outputs
-from runtime.manifest import (
-    SCHEMA,
-    DecoderFacts,
-    GenerationDefaults,
-    Manifest,
-    Source,
-    TokenizerFacts,
-    WeightBlocks,
-)
+from ortkit.exporters.decoder.recipe_search import COARSE
+from ortkit import Bundle, Kind, Precision, Provider
+from ortkit.runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
+from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.bundle.graph_io import decoder_inputs, decoder_outputs
+from ortkit.runtime.bundle.manifest import SCHEMA, DecoderFacts, GenerationDefaults, Manifest, Source, TokenizerFacts, WeightBlocks
 
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 4096, 32, 8, 128, 14336, 32000
 CONTEXT, WINDOW = 32768, 4096

@@ -41,7 +41,7 @@ from benchmarks.wide_decoder import (
     seeded_scales,
     write_wide_decoder,
 )
-from exporters.block_recipes import COARSE
+from ortkit.exporters.decoder.recipe_search import COARSE
 
 BLOCK, BLOCK_BYTES = 32, 18
 """Weights of a Q4_0 block, and its bytes: a float16 scale and 32 levels of 4 bits."""
@@ -142,7 +142,7 @@ def main() -> None:
     options = parse_options()
     layers, threads = options.layers, options.threads
     contestants = [
-        Contestant(f"edgekit int4, blocks of {options.block}", System.EDGEKIT, wide_bundle(layers, options.block))
+        Contestant(f"ortkit int4, blocks of {options.block}", System.ORTKIT, wide_bundle(layers, options.block))
     ]
     python = peers_python(options.peers)
     found = installed_version(python, DISTRIBUTIONS[System.LLAMA_CPP])

@@ -42,7 +42,7 @@ class Task(StrEnum):
 class System(StrEnum):
     """What can be measured."""
 
-    EDGEKIT = "edgekit"
+    ORTKIT = "ortkit"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     SENTENCE_TRANSFORMERS_ONNX = "sentence-transformers-onnx"
     FASTEMBED = "fastembed"
@@ -57,8 +57,8 @@ class System(StrEnum):
 
 def open_embedder(system: System, model: str, chosen: dict[str, Any]) -> Embed:
     """Load a model, and return what embeds texts with it; `chosen` holds a batch size, if any."""
-    if system is System.EDGEKIT:
-        from runtime import Embedder
+    if system is System.ORTKIT:
+        from ortkit import Embedder
 
         embedder = Embedder(model)
         # What `embed` does, less the warning about texts that were cut.
@@ -82,8 +82,8 @@ def open_embedder(system: System, model: str, chosen: dict[str, Any]) -> Embed:
 
 def open_reranker(system: System, model: str, chosen: dict[str, Any]) -> Rerank:
     """Load a model, and return what scores the documents of searches with it; `chosen` holds a batch size, if any."""
-    if system is System.EDGEKIT:
-        from runtime import Reranker
+    if system is System.ORTKIT:
+        from ortkit import Reranker
 
         reranker = Reranker(model)
 

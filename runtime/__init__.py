@@ -1,9 +1,9 @@
-"""edgekit's runtime: opens a bundle and runs it, without a network, on onnxruntime, tokenizers, numpy and jinja2."""
+"""ortkit's runtime: opens a bundle and runs it, without a network, on onnxruntime, tokenizers, numpy and jinja2."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from runtime import telemetry
+from . import telemetry
 
 telemetry.switch_off()
 
@@ -13,64 +13,26 @@ telemetry.switch_off()
 if TYPE_CHECKING:
     # ruff would write a statement for each name.
     # isort: off
-    from runtime.bundle import Bundle as Bundle
-    from runtime.chat import Chat as Chat
-    from runtime.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
-    from runtime.embedder import Embedder as Embedder
-    from runtime.encoder import Plan as Plan, TruncationWarning as TruncationWarning
-    from runtime.errors import (
-        AccessError as AccessError,
-        BundleError as BundleError,
-        CheckpointError as CheckpointError,
-        EdgekitError as EdgekitError,
-        InputError as InputError,
-        MissingPartError as MissingPartError,
-        NetworkError as NetworkError,
-        NotFoundError as NotFoundError,
-        NotSignedInError as NotSignedInError,
-        OutOfMemoryError as OutOfMemoryError,
-        OutputError as OutputError,
-        ProviderError as ProviderError,
-        TextError as TextError,
-        TextTooLongError as TextTooLongError,
-        UnsupportedModelError as UnsupportedModelError,
-        WrongKindError as WrongKindError,
-    )
-    from runtime.generation_options import GenerationOptions as GenerationOptions
-    from runtime.kv_cache import KVCache as KVCache
-    from runtime.loading import load as load
-    from runtime.manifest import (
-        CacheType as CacheType,
-        Certificate as Certificate,
-        Kind as Kind,
-        Manifest as Manifest,
-        Pooling as Pooling,
-        Precision as Precision,
-        Provider as Provider,
-        Scores as Scores,
-    )
-    from runtime.messages import Message as Message, Messages as Messages
-    from runtime.ranking import Ranked as Ranked, Ranking as Ranking
-    from runtime.reranker import PairScores as PairScores, Reranker as Reranker
-    from runtime.results import Embeddings as Embeddings
-    from runtime.sampler import Sampler as Sampler, Sampling as Sampling
-    from runtime.steps import (
-        FinishReason as FinishReason,
-        Rates as Rates,
-        Step as Step,
-        TokenLogprob as TokenLogprob,
-        Usage as Usage,
-    )
-    from runtime.stream import Answer as Answer, Stream as Stream, Token as Token
-    from runtime.telemetry import TelemetryWarning as TelemetryWarning
-    from runtime.tokenizer import LongTexts as LongTexts
-    from runtime.vectors import (
-        Metric as Metric,
-        VectorType as VectorType,
-        embedding_ranges as embedding_ranges,
-        quantize_embeddings as quantize_embeddings,
-        similarity as similarity,
-    )
+    from .bundle.bundle import Bundle as Bundle
+    from .decoder.chat import Chat as Chat
+    from .decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
+    from .encoder.embedder import Embedder as Embedder
+    from .encoder.base import Plan as Plan, TruncationWarning as TruncationWarning
+    from .errors import AccessError as AccessError, BundleError as BundleError, CheckpointError as CheckpointError, OrtkitError as OrtkitError, InputError as InputError, MissingPartError as MissingPartError, NetworkError as NetworkError, NotFoundError as NotFoundError, NotSignedInError as NotSignedInError, OutOfMemoryError as OutOfMemoryError, OutputError as OutputError, ProviderError as ProviderError, TextError as TextError, TextTooLongError as TextTooLongError, UnsupportedModelError as UnsupportedModelError, WrongKindError as WrongKindError
+    from .decoder.generation_options import GenerationOptions as GenerationOptions
+    from .decoder.kv_cache import KVCache as KVCache
+    from .loading import load as load
+    from .bundle.manifest import CacheType as CacheType, Certificate as Certificate, Kind as Kind, Manifest as Manifest, Pooling as Pooling, Precision as Precision, Provider as Provider, Scores as Scores
+    from .text.messages import Message as Message, Messages as Messages
+    from .encoder.ranking import Ranked as Ranked, Ranking as Ranking
+    from .encoder.reranker import PairScores as PairScores, Reranker as Reranker
+    from .encoder.embeddings import Embeddings as Embeddings
+    from .decoder.sampler import Sampler as Sampler, Sampling as Sampling
+    from .decoder.generation import FinishReason as FinishReason, Rates as Rates, Step as Step, TokenLogprob as TokenLogprob, Usage as Usage
+    from .decoder.stream import Answer as Answer, Stream as Stream, Token as Token
+    from .telemetry import TelemetryWarning as TelemetryWarning
+    from .text.tokenizer import LongTexts as LongTexts
+    from .encoder.embedding_types import Metric as Metric, VectorType as VectorType, embedding_ranges as embedding_ranges, quantize_embeddings as quantize_embeddings, similarity as similarity
 
 _MODULES = {
     "bundle": "Bundle",
@@ -79,7 +41,7 @@ _MODULES = {
     "embedder": "Embedder",
     "encoder": "Plan TruncationWarning",
     "errors": (
-        "AccessError BundleError CheckpointError EdgekitError InputError MissingPartError NetworkError "
+        "AccessError BundleError CheckpointError OrtkitError InputError MissingPartError NetworkError "
         "NotFoundError NotSignedInError OutOfMemoryError OutputError ProviderError TextError TextTooLongError "
         "UnsupportedModelError WrongKindError"
     ),

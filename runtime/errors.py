@@ -1,8 +1,8 @@
-"""Every way in which edgekit fails, and the exit code that the command line ends with.
+"""Every way in which ortkit fails, and the exit code that the command line ends with.
 
-    EdgekitError                 1   anything that has no code of its own
+    OrtkitError                 1   anything that has no code of its own
     ├── OutputError              1   the result cannot be written: no space, no such folder, no permission
-    ├── MissingPartError         1   a part of edgekit that the command needs is not installed
+    ├── MissingPartError         1   a part of ortkit that the command needs is not installed
     ├── InputError               2   a text, an option or a file of texts that cannot be used
     │   └── TextError            2   texts of a call that cannot be used: one has no tokens, for example
     │       └── TextTooLongError 2   a text is longer than the model reads, and cutting it was forbidden
@@ -15,7 +15,7 @@
     ├── CheckpointError          7   a checkpoint that is damaged, unsafe or incomplete
     ├── ProviderError            8   the hardware that was asked for is not available
     ├── OutOfMemoryError         9   what would not fit in this machine's memory, told before it is taken
-    └── UnsupportedModelError   10   a model that edgekit does not know how to export
+    └── UnsupportedModelError   10   a model that ortkit does not know how to export
 
 A message says what happened and with which value, a hint what to do about it. Both are plain text without a final
 period; literals stand in backticks.
@@ -26,8 +26,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 
-class EdgekitError(Exception):
-    """Base of all errors that edgekit raises on purpose."""
+class OrtkitError(Exception):
+    """Base of all errors that ortkit raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
@@ -40,15 +40,15 @@ class EdgekitError(Exception):
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
 
 
-class OutputError(EdgekitError, OSError):
+class OutputError(OrtkitError, OSError):
     """The result cannot be written where it should go."""
 
 
-class MissingPartError(EdgekitError, ImportError):
-    """A part of edgekit that is needed here is not installed."""
+class MissingPartError(OrtkitError, ImportError):
+    """A part of ortkit that is needed here is not installed."""
 
 
-class InputError(EdgekitError, ValueError):
+class InputError(OrtkitError, ValueError):
     """A text, an option or a file of texts cannot be used."""
 
     exit_code = 2
@@ -71,31 +71,31 @@ class TextTooLongError(TextError):
     """A text is longer than the model reads, and cutting it was forbidden."""
 
 
-class NotSignedInError(EdgekitError):
+class NotSignedInError(OrtkitError):
     """A Hub token is needed, and there is none, or it is not valid."""
 
     exit_code = 3
 
 
-class AccessError(EdgekitError, PermissionError):
+class AccessError(OrtkitError, PermissionError):
     """The Hub knows the token's user and does not give them access."""
 
     exit_code = 4
 
 
-class NotFoundError(EdgekitError, FileNotFoundError):
+class NotFoundError(OrtkitError, FileNotFoundError):
     """There is no such bundle, file or model."""
 
     exit_code = 5
 
 
-class NetworkError(EdgekitError, ConnectionError):
+class NetworkError(OrtkitError, ConnectionError):
     """A download was needed and did not happen."""
 
     exit_code = 6
 
 
-class BundleError(EdgekitError):
+class BundleError(OrtkitError):
     """A bundle is damaged, unsafe or not what its manifest says."""
 
     exit_code = 7
@@ -110,25 +110,25 @@ class WrongKindError(BundleError):
         """The command line that the bundle is for, which the command line tells instead of the hint."""
 
 
-class CheckpointError(EdgekitError):
+class CheckpointError(OrtkitError):
     """A checkpoint is damaged, unsafe or incomplete."""
 
     exit_code = 7
 
 
-class ProviderError(EdgekitError):
+class ProviderError(OrtkitError):
     """The hardware that was asked for is not available."""
 
     exit_code = 8
 
 
-class OutOfMemoryError(EdgekitError, MemoryError):
+class OutOfMemoryError(OrtkitError, MemoryError):
     """Something would not fit in this machine's memory."""
 
     exit_code = 9
 
 
-class UnsupportedModelError(EdgekitError):
-    """edgekit does not know how to export this model."""
+class UnsupportedModelError(OrtkitError):
+    """ortkit does not know how to export this model."""
 
     exit_code = 10

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from runtime.bundle import Bundle
-from runtime.manifest import Kind
+from .bundle.bundle import Bundle
+from .bundle.manifest import Kind
 
 if TYPE_CHECKING:
-    from runtime.decoder import Decoder
-    from runtime.embedder import Embedder
-    from runtime.reranker import Reranker
+    from .decoder.decoder import Decoder
+    from .encoder.embedder import Embedder
+    from .encoder.reranker import Reranker
 
 
 def load(bundle: Bundle | str | os.PathLike[str]) -> Embedder | Reranker | Decoder:
@@ -27,13 +27,13 @@ def load(bundle: Bundle | str | os.PathLike[str]) -> Embedder | Reranker | Decod
     kind = (bundle if isinstance(bundle, Bundle) else Bundle.listed(bundle)).manifest.kind
     # Each imports what it runs with: a process that decodes does not wait for what embeds.
     if kind is Kind.EMBEDDER:
-        from runtime.embedder import Embedder  # noqa: PLC0415
+        from .encoder.embedder import Embedder  # noqa: PLC0415
 
         return Embedder(bundle)
     if kind is Kind.RERANKER:
-        from runtime.reranker import Reranker  # noqa: PLC0415
+        from .encoder.reranker import Reranker  # noqa: PLC0415
 
         return Reranker(bundle)
-    from runtime.decoder import Decoder  # noqa: PLC0415
+    from .decoder.decoder import Decoder  # noqa: PLC0415
 
     return Decoder(bundle)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
-from runtime.decoder import Decoder
-from runtime.embedder import Embedder
-from runtime.encoder import Encoder
-from runtime.errors import BundleError, InputError
-from runtime.forward import ModelRunner
-from runtime.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
-from runtime.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
-from runtime.pooling import cosines
-from runtime.reranker import Reranker
-from runtime.sampler import Sampling
-from runtime.steps import Steps
+from .bundle.bundle import Bundle
+from .decoder.decoder import Decoder
+from .encoder.embedder import Embedder
+from .encoder.base import Encoder
+from .errors import BundleError, InputError
+from .decoder.model_runner import ModelRunner
+from .bundle.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
+from .session.onnxruntime_import import ONNXRUNTIME, onnxruntime_version
+from .encoder.pooling import cosines
+from .encoder.reranker import Reranker
+from .decoder.sampler import Sampling
+from .decoder.generation import Steps
 
 TOLERANCE = 0.001
 """How much further from PyTorch a golden vector may be here than on the machine that made the bundle, in cosine."""

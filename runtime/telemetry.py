@@ -25,7 +25,7 @@ def switch_off() -> None:
     os.environ.update(SWITCHES)
     if late:
         warnings.warn(
-            "onnxruntime was imported before edgekit and may send telemetry: import edgekit's `runtime` first, "
+            "onnxruntime was imported before ortkit and may send telemetry: import ortkit's `runtime` first, "
             "or set ORT_DISABLE_TELEMETRY=1 in the environment",
             TelemetryWarning,
             stacklevel=3,

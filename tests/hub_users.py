@@ -31,14 +31,14 @@ SMALL_FILES = {
 
 DOWNLOAD = """
 import sys
-from exporters.sources import find_checkpoint
+from ortkit.exporters.sources import find_checkpoint
 find_checkpoint(sys.argv[1])
 assert "torch" not in sys.modules
 """
 
 
-COMMANDS = ("toolkit.cli", "exporters.hub.access", "exporters.hub.account", "exporters.hub.download")
-EXPORTS = (*COMMANDS, "exporters.conversion")
+COMMANDS = ("ortkit.toolkit.cli", "ortkit.exporters.hub.access", "ortkit.exporters.hub.account", "ortkit.exporters.hub.download")
+EXPORTS = (*COMMANDS, "ortkit.exporters.pipeline")
 """What is imported before a command is run in a fork."""
 
 
@@ -52,7 +52,7 @@ def forks(modules: tuple[str, ...], path: str) -> Forks:
 
 @dataclass
 class HubUser:
-    """Runs edgekit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
+    """Runs ortkit in a process of its own, as someone whose home is empty and whose Hub is the local one."""
 
     home: Path
     environment: dict[str, str]
@@ -64,7 +64,7 @@ class HubUser:
         environment = self.environment | {name: value for name, value in changes.items() if value is not None}
         for name in [name for name, value in changes.items() if value is None]:
             environment.pop(name, None)
-        command = ["-m", "toolkit", *map(str, arguments)]
+        command = ["-m", "ortkit", *map(str, arguments)]
         if prefix:
             finished = subprocess.run(
                 [*prefix, sys.executable, *command],
@@ -115,7 +115,7 @@ def user_of(hub: LocalHub, home: Path, packages: Path | None = None) -> HubUser:
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "HF_ENDPOINT": hub.endpoint,
-        "EDGEKIT_TOKEN_HOST": hub.host,
+        "ORTKIT_TOKEN_HOST": hub.host,
         # As in this process, and for the same reason.
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT] if packages is not None else [ROOT])),

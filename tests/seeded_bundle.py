@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from exporters import export
-from exporters.catalog import find_model
-from exporters.wheel import fetch_checkpoint
-from runtime import Precision
+from ortkit.exporters import export
+from ortkit.exporters.checkpoint.catalog import find_model
+from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
+from ortkit import Precision
 from tests.assets import MODEL
 from tests.encoder_checkpoints import write_reranker
 

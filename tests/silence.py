@@ -27,7 +27,7 @@ assert libc.prctl(22, 2, ctypes.c_char_p(prog), 0, 0) == 0, ctypes.get_errno()
 """
 EMBED = """
 import sys, time
-from runtime import Embedder
+from ortkit import Embedder
 embedder = Embedder(sys.argv[1])
 assert embedder.embed(["hello"]).shape == (1, 384)
 time.sleep(float(sys.argv[2]))
@@ -36,7 +36,7 @@ print("silent")
 """
 
 
-# Only what edgekit itself sets may silence what it loads.
+# Only what ortkit itself sets may silence what it loads.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from exporters import probe
+from ortkit.exporters.certification import probe
 
 WHOLE = probe.DATA
 PROBE_LINES = (1, 5, 7, 11, 25, 28, 31, 33, 38, 45, 59, 63)

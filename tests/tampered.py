@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime import Bundle, Manifest
-from runtime.bundle import MANIFEST, TOKENIZER
-from runtime.manifest import FileRecord, manifest_to_json
+from ortkit import Bundle, Manifest
+from ortkit.runtime.bundle.bundle import MANIFEST, TOKENIZER
+from ortkit.runtime.bundle.manifest import FileRecord, manifest_to_json
 
 
 def changed_bundle(

@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import Bundle, Chat, Decoder, EdgekitError, Embedder, Kind, Reranker
-from runtime.bundle import GRAPH, MANIFEST, TOKENIZER
-from runtime.errors import TextError
-from runtime.replay import replay
-from runtime.verification import limit_memory
+from ortkit import Bundle, Chat, Decoder, OrtkitError, Embedder, Kind, Reranker
+from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER
+from ortkit.runtime.errors import TextError
+from ortkit.runtime.replay import replay
+from ortkit.runtime.verify import limit_memory
 from tests.tiny_bundles import (
     TEXTS,
     rehash,
@@ -348,7 +348,7 @@ def attempt(folder: Path, seed: int) -> str | None:
         # A manifest may say that the model knows fewer tokens, and then has the texts refused that need the others.
         fewer = known_tokens(target) != known_tokens(folder / name)
         return None if fewer and "which the model does not know" in error.message else f"TextError: {error.message}"
-    except EdgekitError as error:
+    except OrtkitError as error:
         return None if error.exit_code in (7, 9) else f"{type(error).__name__}: {error.message[:300]}"
     except BaseException as error:  # noqa: BLE001 - panics too
         return described(error)

@@ -28,7 +28,7 @@ from benchmarks.memory import Sample, quarters, slope
 from benchmarks.plot import OTHERS, OURS, Curve, Point, curves, scatter
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task
-from runtime import Bundle, Decoder, Reranker, Sampling
+from ortkit import Bundle, Decoder, Reranker, Sampling
 from tests import seeded_checkpoints
 from tests.decoders import TinyDecoder, write_decoder
 from tests.exporters.decoder_checkpoints import write_checkpoint
@@ -85,7 +85,7 @@ SEARCHES = [
 
 
 def test_a_worker_scores_documents_in_the_order_in_which_they_came(reranker_bundle: Bundle) -> None:
-    ours = Contestant("edgekit int8", System.EDGEKIT, reranker_bundle.path)
+    ours = Contestant("ortkit int8", System.ORTKIT, reranker_bundle.path)
     reranker = Reranker(reranker_bundle)
 
     with workers_of(Task.RERANK, [ours], {"timed": SEARCHES[:1], "compared": SEARCHES}) as workers:
@@ -99,11 +99,11 @@ def test_a_worker_scores_documents_in_the_order_in_which_they_came(reranker_bund
 
 
 def test_a_worker_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    broken = Contestant("edgekit int8", System.EDGEKIT, tmp_path / "nothing")
+    broken = Contestant("ortkit int8", System.ORTKIT, tmp_path / "nothing")
 
     with (
         workers_of(Task.RERANK, [broken], {"all": SEARCHES}) as [worker],
-        pytest.raises(SystemExit, match=r"^edgekit int8 failed; its messages are above$"),
+        pytest.raises(SystemExit, match=r"^ortkit int8 failed; its messages are above$"),
     ):
         worker.run("all")
     assert str(tmp_path / "nothing") in capfd.readouterr().err
@@ -114,7 +114,7 @@ def result_of(name: str, system: System, seconds: list[float], outputs: list[lis
 
 
 RESULTS = [
-    result_of("edgekit int8", System.EDGEKIT, [0.5, 0.4, 0.6], [[3, 2, 1], [1, 3, 2]]),
+    result_of("ortkit int8", System.ORTKIT, [0.5, 0.4, 0.6], [[3, 2, 1], [1, 3, 2]]),
     result_of("torch", System.SENTENCE_TRANSFORMERS, [4.0, 4.0, 3.0], [[3, 2, 1], [1, 2, 3]]),
 ]
 
@@ -122,9 +122,9 @@ RESULTS = [
 def test_the_table_of_reranking_gives_pairs_a_second_and_the_ratio_of_each_round() -> None:
     header, rows = reranking.speed_rows(RESULTS, 100)
 
-    assert header == ["system", "ms a search", "pairs/s", "edgekit int8 / system"]
+    assert header == ["system", "ms a search", "pairs/s", "ortkit int8 / system"]
     assert rows == [
-        ["edgekit int8", "500", "200", "1"],
+        ["ortkit int8", "500", "200", "1"],
         ["torch", "4,000", "25", "8.00 (5.00 to 10.00)"],
     ]
 
@@ -133,7 +133,7 @@ def test_the_table_of_orders_gives_kendalls_tau_to_pytorch() -> None:
     header, rows = reranking.order_rows(RESULTS)
 
     assert header == ["system", "tau mean", "tau min"]
-    assert rows == [["edgekit int8", "0.6667", "0.3333"]]
+    assert rows == [["ortkit int8", "0.6667", "0.3333"]]
     assert reranking.order_rows(RESULTS[:1]) == (header, [])
 
 
@@ -182,7 +182,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decoder_of(bundle: Bundle) -> decoding.Contestant:
-    return decoding.Contestant("edgekit int4", decoding.System.EDGEKIT, bundle.path)
+    return decoding.Contestant("ortkit int4", decoding.System.ORTKIT, bundle.path)
 
 
 PROMPT = [5, 60, 7, 80, 9]
@@ -260,14 +260,14 @@ def result_of_decoding(name: str, system: decoding.System, model: Path, seconds:
 
 @pytest.fixture
 def decoding_results(tmp_path: Path) -> list[decoding.Result]:
-    """Of edgekit's bundle, a folder, and of a GGUF file."""
+    """Of ortkit's bundle, a folder, and of a GGUF file."""
     bundle, file = tmp_path / "bundle", tmp_path / "model.gguf"
     bundle.mkdir()
     (bundle / "model.onnx").write_bytes(bytes(1_000_000))
     (bundle / "tokenizer.json").write_bytes(bytes(500_000))
     file.write_bytes(bytes(2_000_000))
     return [
-        result_of_decoding("edgekit int4", decoding.System.EDGEKIT, bundle, [0.5, 0.4, 0.6]),
+        result_of_decoding("ortkit int4", decoding.System.ORTKIT, bundle, [0.5, 0.4, 0.6]),
         result_of_decoding("llama.cpp", decoding.System.LLAMA_CPP, file, [1.0, 1.0, 0.9]),
     ]
 
@@ -277,10 +277,10 @@ def test_the_table_of_decoding_gives_both_speeds_and_the_ratio_of_each_round(
 ) -> None:
     header, rows = decoding.speed_rows(decoding_results, 100)
 
-    ratio = "edgekit int4 / system"
+    ratio = "ortkit int4 / system"
     assert header == ["system", "new tokens/s", ratio, "prompt tokens/s", ratio]
     assert rows == [
-        ["edgekit int4", "20.0", "1", "100", "1"],
+        ["ortkit int4", "20.0", "1", "100", "1"],
         ["llama.cpp", "10.0", "2.00 (1.50 to 2.50)", "50", "2.00 (1.50 to 2.50)"],
     ]
 
@@ -288,14 +288,14 @@ def test_the_table_of_decoding_gives_both_speeds_and_the_ratio_of_each_round(
 def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_start(
     decoding_results: list[decoding.Result],
 ) -> None:
-    closeness = {"edgekit int4": decoding.Closeness(0.25, 0.75)}
+    closeness = {"ortkit int4": decoding.Closeness(0.25, 0.75)}
 
     header, rows = decoding.cost_rows(decoding_results, closeness, context=100)
 
     assert header[1:6] == ["MB", "KL", "top-1", "of bandwidth", "s to first token"]
     # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; the tokenizer is no part of them.
     assert rows == [
-        ["edgekit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
+        ["ortkit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
         ["llama.cpp", "2.0", "", "", "50%", "1.00", "2.00 (1.50 to 2.50)", "3"],
     ]
 

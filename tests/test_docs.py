@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Embedder
+from ortkit import Bundle, Embedder
 from tests.commands import Finished
 from tests.decoders import write_decoder
 from tests.hub_server import LocalHub
@@ -20,7 +20,7 @@ from tests.hub_users import ADA, BOB, EVE, REVOKED, SMALL_FILES, HubUser
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "authentication.md"
-BLOCK = re.compile(r"<!-- as: (?P<who>.*?) -->\n```console\n\$ edgekit (?P<command>.*?)\n(?P<shown>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"<!-- as: (?P<who>.*?) -->\n```console\n\$ ortkit (?P<command>.*?)\n(?P<shown>.*?)```", re.DOTALL)
 TOKENS = {"ada": ADA, "bob": BOB, "eve": EVE, "revoked": REVOKED}
 
 
@@ -61,7 +61,7 @@ def run_example(name: str, *arguments: object) -> str:
 
 
 def test_lines_without_a_vector_are_not_found(
-    edgekit: Callable[..., Finished], tiny_bundle: Bundle, tmp_path: Path
+    ortkit: Callable[..., Finished], tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     """Rows stay those of their lines, whatever stands between, and those of NaN are nobody's nearest."""
     texts = ["the pump", "a line\u2028in two\x85parts", "water"]
@@ -69,7 +69,7 @@ def test_lines_without_a_vector_are_not_found(
     corpus, vectors = tmp_path / "corpus.jsonl", tmp_path / "corpus.npy"
     broken = [b"no JSON", b"\xff", b"[1]", b'{"id": 5}', b"[" * 100_000]
     corpus.write_bytes(b"\xef\xbb\xbf" + b"\n".join([lines[0], *broken, lines[1], b"", "\u3000".encode(), lines[2]]))
-    assert edgekit("embed", tiny_bundle.path, "--input", corpus, "--output", vectors).code == 1
+    assert ortkit("embed", tiny_bundle.path, "--input", corpus, "--output", vectors).code == 1
 
     found = [
         json.loads(line)
@@ -127,7 +127,7 @@ def test_the_programs_that_are_not_part_of_make_benchmark_are_marked() -> None:
 
 def test_the_pages_have_the_figures_of_the_benchmarks() -> None:
     measured, export, rerank = read("benchmarks/README.md"), read("docs/export.md"), read("docs/rerank.md")
-    size = round(float(the_one(r"\| edgekit int4 \|.*?\|.*?\|.*?\| ([\d.]+) \|", measured)))
+    size = round(float(the_one(r"\| ortkit int4 \|.*?\|.*?\|.*?\| ([\d.]+) \|", measured)))
     tau = the_one(r"int8 has a tau of ([\d.]+\d)", measured)
     head = the_one(r"\| reranked, MiniLM under a seeded head, int8 \|.*?\|.*?\| ([\d.]+) \|", measured)
     difference = float(the_one(r"differ from sentence-transformers' by (\S+) at most", measured))
@@ -139,8 +139,8 @@ def test_the_pages_have_the_figures_of_the_benchmarks() -> None:
     assert float(the_one(r"fp32 logits are within ([\d.]+\d)", rerank)) == difference
 
 
-def test_the_readme_says_how_an_appliance_gets_edgekit() -> None:
-    before, _, after = read("README.md").partition("edgekit verify bundles/")
+def test_the_readme_says_how_an_appliance_gets_ortkit() -> None:
+    before, _, after = read("README.md").partition("ortkit verify bundles/")
 
     assert "[docs/appliance.md](docs/appliance.md)" in before[before.index("Copy the folder") :]
     assert "pip install" not in before[before.index("Copy the folder") :] + after[: after.index("```")]

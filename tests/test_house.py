@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import runtime
-from runtime import Bundle
+from ortkit import runtime
+from ortkit import Bundle
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ["runtime", "exporters", "toolkit"]
@@ -225,7 +225,7 @@ def test_the_readmes_snippet_runs(int8_bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_the_readmes_table_is_the_catalog() -> None:
-    from exporters import load_catalog
+    from ortkit.exporters import load_catalog
 
     rows = re.findall(r"^\| `([\w.-]+)` \| (\w+) \| (\w+) \| ([\w.-]+) \| (\w+) \|", readme(), re.MULTILINE)
 

@@ -12,12 +12,12 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from exporters import export
-from runtime import Bundle, Chat, Decoder, Sampling
-from runtime.chat_template import ChatTemplate
-from runtime.detokenizer import Detokenizer
-from runtime.messages import Message
-from runtime.steps import FinishReason
+from ortkit.exporters import export
+from ortkit import Bundle, Chat, Decoder, Sampling
+from ortkit.runtime.text.chat_template import ChatTemplate
+from ortkit.runtime.text.detokenizer import Detokenizer
+from ortkit.runtime.text.messages import Message
+from ortkit.runtime.decoder.generation import FinishReason
 from tests.assets import vocabulary_path
 from tests.commands import Finished
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -60,7 +60,7 @@ CONVERSATIONS = {
     ],
 }
 """What user and assistant say by turns, and the ids of `MistralTokenizer.v1()` for it in mistral-common 1.13.1."""
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         # Probabilities of 32,000 tokens at 2,048 places would take most of the time, and say little about tokens.
-        patch.setattr("exporters.certify_decoder.MAX_PROBE_TOKENS", 256)
+        patch.setattr("ortkit.exporters.decoder.certify.MAX_PROBE_TOKENS", 256)
         return export(str(checkpoint), out=tmp_path_factory.mktemp("bundles") / "small-mistral-int4").bundle
 
 
@@ -186,10 +186,10 @@ def test_a_text_that_begins_itself_is_not_begun_again(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("command", [["generate", "{}", "Hello", "--max-tokens", "4"], ["chat", "{}"]])
-def test_a_message_to_the_system_is_refused(command: list[str], edgekit: Edgekit, bundle: Bundle) -> None:
+def test_a_message_to_the_system_is_refused(command: list[str], ortkit: Ortkit, bundle: Bundle) -> None:
     arguments = [argument.format(bundle.path) for argument in command]
 
-    finished = edgekit(*arguments, "--system", "Be brief.", stdin=b"Hello\n")
+    finished = ortkit(*arguments, "--system", "Be brief.", stdin=b"Hello\n")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (

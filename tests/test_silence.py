@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle
+from ortkit import Bundle
 from tests.silence import EMBED, ENVIRONMENT, SECONDS, guarded
 
 
@@ -58,7 +58,7 @@ import warnings
 warnings.simplefilter("error")
 import onnxruntime
 try:
-    import runtime
+    from ortkit import runtime
 except UserWarning as warning:
     print(type(warning).__name__, warning)
 """
@@ -77,7 +77,7 @@ def test_an_onnxruntime_that_was_there_first_is_warned_about(
         ["unshare", "--map-root-user", "--net", sys.executable, "-c", LATE], capture_output=True, text=True, check=True
     )
 
-    assert finished.stdout.startswith("TelemetryWarning onnxruntime was imported before edgekit") == warned
+    assert finished.stdout.startswith("TelemetryWarning onnxruntime was imported before ortkit") == warned
 
 
 def test_the_switches_are_set_for_this_process_and_its_children() -> None:

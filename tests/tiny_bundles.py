@@ -12,24 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
-from runtime.bundle import GRAPH, MANIFEST, TOKENIZER, sha256_of
-from runtime.bundle_writer import BundleWriter
-from runtime.manifest import (
-    SCHEMA,
-    Activation,
-    Certificate,
-    DenseFacts,
-    EmbedderFacts,
-    Golden,
-    GoldenAnswer,
-    Manifest,
-    PairFacts,
-    RerankerFacts,
-    Source,
-    TokenizerFacts,
-    pack_vector,
-)
+from ortkit import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
+from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.bundle.manifest import SCHEMA, Activation, Certificate, DenseFacts, EmbedderFacts, Golden, GoldenAnswer, Manifest, PairFacts, RerankerFacts, Source, TokenizerFacts, pack_vector
 from tests.decoders import write_decoder, write_tokenizer
 
 WIDTH, DENSE = 8, 6
@@ -166,7 +152,7 @@ def write_certified_decoder(target: Path) -> Bundle:
 
 
 def with_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    from runtime.manifest import manifest_to_json
+    from ortkit.runtime.bundle.manifest import manifest_to_json
 
     (folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
     return Bundle.open(folder)

@@ -78,7 +78,7 @@ class Environment:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"PYTHONPATH": str(REPOSITORY), "ORT_DISABLE_TELEMETRY": "1", "PYTHONWARNINGS": "error"}
-        command = [str(self.executable), "-m", "toolkit", *arguments]
+        command = [str(self.executable), "-m", "ortkit", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # noqa: PLW1510 - the caller looks at the exit code
 
 
@@ -161,7 +161,7 @@ def told(found: subprocess.CompletedProcess[str]) -> str:
 
 def as_expected(environment: Environment, found: subprocess.CompletedProcess[str]) -> bool:
     if environment.refused is not None:
-        wanted = f"onnxruntime {environment.refused} is installed, and edgekit needs "
+        wanted = f"onnxruntime {environment.refused} is installed, and ortkit needs "
         return found.returncode == MISSING_PART and wanted in found.stderr
     return found.returncode == 0 and bool(found.stdout.strip())
 

@@ -1,1 +1,1 @@
-"""edgekit's command line."""
+"""ortkit's command line."""

@@ -1,4 +1,4 @@
-"""`edgekit`: the group of commands, and the place that turns an exception into a message, a hint and an exit code."""
+"""`ortkit`: the group of commands, and the place that turns an exception into a message, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pathlib import Path
 
 import click
 
-from runtime.errors import EdgekitError, WrongKindError
-from runtime.version import __version__
-from toolkit.commands import bundles, catalog, chat, embed, export, generate, hub, rerank
-from toolkit.help import GroupedCommands
-from toolkit.interrupts import raised_again
-from toolkit.leaving import INTERRUPTED, leave_at_interrupt
-from toolkit.masking import without_tokens
-from toolkit.progress import OwnLines, fresh_line
-from toolkit.warnings_report import print_error
+from ..runtime.errors import OrtkitError, WrongKindError
+from ..runtime.version import __version__
+from .commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from .console.help import GroupedCommands
+from .console.interrupts import raised_again
+from .console.leaving import INTERRUPTED, leave_at_interrupt
+from .console.masking import without_tokens
+from .console.progress import OwnLines, fresh_line
+from .io.warnings_report import print_error
 
-ESCAPED = "edgekit.escaped"
+ESCAPED = "ortkit.escaped"
 """The name of how to write what an encoding has not."""
 CLOSED_PIPE = 141
 OUT_OF_MEMORY = 9
-"""What a shell reports for a process ended by SIGPIPE, and edgekit's own code for memory."""
+"""What a shell reports for a process ended by SIGPIPE, and ortkit's own code for memory."""
 RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
 """Commands that need the libraries that run a model."""
 
@@ -43,7 +43,7 @@ class Commands(GroupedCommands):
         name, command, rest = super().resolve_command(ctx, args)
         # Before libraries are loaded that end the process themselves where memory is short.
         if name in RUN_MODELS and not {"-h", "--help"} & set(rest):
-            from runtime.memory import check_libraries
+            from ..runtime.session.memory import check_libraries
 
             check_libraries()
         return name, command, rest
@@ -61,13 +61,13 @@ class Commands(GroupedCommands):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edgekit")
+@click.version_option(__version__, prog_name="ortkit")
 def cli() -> None:
     """Export Hugging Face embedding models, rerankers and small LLMs to quantized ONNX bundles, and run them offline.
 
-    BUNDLE is a folder, or the name of one in `bundles/` (or in the folder that EDGEKIT_BUNDLES names).
+    BUNDLE is a folder, or the name of one in `bundles/` (or in the folder that ORTKIT_BUNDLES names).
 
-    `edgekit COMMAND --help` shows the options of a command, and examples.
+    `ortkit COMMAND --help` shows the options of a command, and examples.
     """
 
 
@@ -173,20 +173,20 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         return INTERRUPTED
     except WrongKindError as error:
         return report(error.message, f"use `{error.command}`", error.exit_code)
-    except EdgekitError as error:
+    except OrtkitError as error:
         return report(error.message, error.hint, error.exit_code)
     except MemoryError:
         return report("the machine has not enough memory for this", None, OUT_OF_MEMORY)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
-        return report(f"{where}{error.strerror or error}", None, EdgekitError.exit_code)
+        return report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
     except Exception as error:  # noqa: BLE001 - the boundary: a user sees a sentence, not a traceback
-        if os.environ.get("EDGEKIT_TRACEBACK"):
+        if os.environ.get("ORTKIT_TRACEBACK"):
             traceback.print_exc()
         return report(
-            f"something in edgekit itself went wrong: {type(error).__name__}: {error}",
-            "this is a bug; EDGEKIT_TRACEBACK=1 shows where it happened",
-            EdgekitError.exit_code,
+            f"something in ortkit itself went wrong: {type(error).__name__}: {error}",
+            "this is a bug; ORTKIT_TRACEBACK=1 shows where it happened",
+            OrtkitError.exit_code,
         )
     # Without its standalone mode, click returns the code with which a command wants to end.
     return code if isinstance(code, int) else 0

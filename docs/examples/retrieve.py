@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import Embedder
+from ortkit import Embedder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
-    parser.add_argument("corpus", type=Path, help="JSONL, as `edgekit embed` read it")
-    parser.add_argument("vectors", type=Path, help="what `edgekit embed` wrote of it")
+    parser.add_argument("corpus", type=Path, help="JSONL, as `ortkit embed` read it")
+    parser.add_argument("vectors", type=Path, help="what `ortkit embed` wrote of it")
     parser.add_argument("query")
     parser.add_argument("--top", type=int, default=50)
     options = parser.parse_args()

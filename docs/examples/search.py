@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from runtime import Embedder
+from ortkit import Embedder
 
 
 def main(bundle: str, collection: str, queries: list[str]) -> None:

@@ -7,8 +7,8 @@ Whatever stands at HF_ENDPOINT may be hostile. Its answers are read here and not
 (`names.py`) and within bounds (`transport.py`); files get their names in the cache from the hash of their content.
 """
 
-from exporters.hub.settings import check_numbers
-from exporters.parts import need
+from .settings import check_numbers
+from ..extras import need
 
 need("hub", "huggingface_hub")
 # Before huggingface_hub is imported, which reads these at once.

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from exporters.hub.account import Account, at, invalid_token, whoami
-from exporters.hub.failures import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
-from exporters.hub.names import is_file_name, is_hash, is_repo_id, shown
-from exporters.hub.settings import SITE
-from exporters.hub.token import Token, absence, find_token, token_for_host
-from exporters.hub.transport import ask, ask_json
-from runtime.errors import AccessError, EdgekitError, InputError, NetworkError, NotFoundError, NotSignedInError
+from .account import Account, at, invalid_token, whoami
+from .errors import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
+from .names import is_file_name, is_hash, is_repo_id, shown
+from .settings import SITE
+from .token import Token, absence, find_token, token_for_host
+from .transport import ask, ask_json
+from ...runtime.errors import AccessError, OrtkitError, InputError, NetworkError, NotFoundError, NotSignedInError
 
 FINE_GRAINED = "fineGrained"
 
@@ -120,7 +120,7 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
     return granted(info, asked, sent, notes)
 
 
-def public_info(asked: Question, refused: EdgekitError) -> Description:
+def public_info(asked: Question, refused: OrtkitError) -> Description:
     """The model when it needs no token; raises `refused` when it does."""
     try:
         info = describe(asked)
@@ -189,7 +189,7 @@ def granted(info: Description, asked: Question, token: Token | None, notes: list
     )
 
 
-def explain(error: Exception, asked: Question, *, by_hand: bool) -> EdgekitError:
+def explain(error: Exception, asked: Question, *, by_hand: bool) -> OrtkitError:
     """Turn a failure to ask the Hub into the error that says what happened and what to do.
 
     `by_hand`: the Hub has said before the failure that the model's owners decide on each request.
@@ -211,7 +211,7 @@ def explain(error: Exception, asked: Question, *, by_hand: bool) -> EdgekitError
     return strange_answer(error)
 
 
-def refusal(asked: Question, *, gated: bool, by_hand: bool) -> EdgekitError:
+def refusal(asked: Question, *, gated: bool, by_hand: bool) -> OrtkitError:
     """Why the Hub does not show a model: it is gated, or (one answer for both) it is private or not there."""
     if asked.token is None:
         return refusal_of_nobody(asked, gated=gated)
@@ -229,7 +229,7 @@ def refusal(asked: Question, *, gated: bool, by_hand: bool) -> EdgekitError:
     )
 
 
-def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
+def refusal_of_nobody(asked: Question, *, gated: bool) -> OrtkitError:
     """What to do when no token was sent: because it may not go to this host, or because there is none."""
     page = page_of(asked.repo)
     if asked.withheld is not None:
@@ -246,11 +246,11 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> EdgekitError:
     if gated:
         return NotSignedInError(
             f"`{asked.repo}` is gated, and {absence()} on this machine",
-            hint=f"accept the terms at {page}, run `edgekit login`, then `{asked.command}` again",
+            hint=f"accept the terms at {page}, run `ortkit login`, then `{asked.command}` again",
         )
     return NotFoundError(
         f"`{asked.repo}` does not exist, or it is private and there is no token to show",
-        hint=f"check the name at {page}; if private, run `edgekit login`, then `{asked.command}`",
+        hint=f"check the name at {page}; if private, run `ortkit login`, then `{asked.command}`",
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporters.hub.failures import ASKING_FAILED, HubAnswerError, network_failure, strange_answer
-from exporters.hub.names import shown
-from exporters.hub.settings import SITE
-from exporters.hub.token import Token
-from exporters.hub.transport import ask_json
-from runtime.errors import NotSignedInError
+from .errors import ASKING_FAILED, HubAnswerError, network_failure, strange_answer
+from .names import shown
+from .settings import SITE
+from .token import Token
+from .transport import ask_json
+from ...runtime.errors import NotSignedInError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def at(found: Any, *keys: str) -> dict[str, Any]:
 
 def invalid_token(token: Token, command: str | None = None) -> NotSignedInError:
     again = f", then run `{command}` again" if command else ""
-    renew = f"set `{token.variable}` to it" if token.variable is not None else "run `edgekit login`"
+    renew = f"set `{token.variable}` to it" if token.variable is not None else "run `ortkit login`"
     return NotSignedInError(
         f"the Hub refuses the token {token.masked} from {token.source}: it is invalid or has expired",
         hint=f"make a new one at {SITE}/settings/tokens and {renew}{again}",

@@ -20,19 +20,19 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from exporters.checkpoint_files import LARGE, check_file, size_limit
-from exporters.hub.access import Access, HubFile
-from exporters.hub.failures import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
-from exporters.hub.names import hash_in, is_file_name, is_hash
-from exporters.hub.settings import endpoint
-from exporters.hub.transport import Answer, opened, refuse
-from exporters.progress import DownloadCounter, Progress
-from runtime.bundle import sha256_of
-from runtime.errors import CheckpointError, EdgekitError, InputError, NetworkError, OutputError
+from ..checkpoint.files import LARGE, check_file, size_limit
+from .access import Access, HubFile
+from .errors import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
+from .names import hash_in, is_file_name, is_hash
+from .settings import endpoint
+from .transport import Answer, opened, refuse
+from ..progress import DownloadCounter, Progress
+from ...runtime.bundle.bundle import sha256_of
+from ...runtime.errors import CheckpointError, OrtkitError, InputError, NetworkError, OutputError
 
 ATTEMPTS = 5
 """How often a download that breaks off goes on by itself, as long as each time something comes."""
-PARTIAL = ".edgekit.incomplete"
+PARTIAL = ".ortkit.incomplete"
 
 
 def download(access: Access, files: Sequence[HubFile], progress: Progress | None = None) -> Path:
@@ -49,7 +49,7 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
             fetch(access, file, counter)
             counter.complete(file.size or 0)
     except OSError as error:
-        if isinstance(error, EdgekitError):
+        if isinstance(error, OrtkitError):
             raise
         raise OutputError(
             f"the cache `{cache()}` cannot be written: {error.strerror}",
@@ -92,7 +92,7 @@ def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> None:
         try:
             blob = fetch_blob(access, file, blobs, counter)
         except ASKING_FAILED as error:
-            if isinstance(error, EdgekitError) or (isinstance(error, OSError) and error.errno in DISK):
+            if isinstance(error, OrtkitError) or (isinstance(error, OSError) and error.errno in DISK):
                 raise
             if counter.current > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
                 continue

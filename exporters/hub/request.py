@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporters.catalog import ModelSpec, find_model, is_address
-from exporters.hub.access import Access
-from exporters.hub.names import is_repo_id
-from runtime.errors import InputError, NotFoundError
+from ..checkpoint.catalog import ModelSpec, find_model, is_address
+from .access import Access
+from .names import is_repo_id
+from ...runtime.errors import InputError, NotFoundError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from runtime.errors import InputError, NetworkError
+from ...runtime.errors import InputError, NetworkError
 
 SITE = "https://huggingface.co"
 """Where people accept terms and make tokens, whatever mirror the files come from."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 
-from exporters.hub.failures import host
-from exporters.hub.settings import SITE, endpoint
-from runtime.errors import InputError, NotSignedInError, OutputError
+from .errors import host
+from .settings import SITE, endpoint
+from ...runtime.errors import InputError, NotSignedInError, OutputError
 
 FORM = re.compile(r"[!-~]+")
 """One word of printable ASCII; anything else would not even survive in a header."""
@@ -85,7 +85,7 @@ def read_token_file(path: Path) -> str | None:
     except IsADirectoryError as error:
         raise NotSignedInError(
             f"`{path}` is a folder, and the token is kept in a file of that name",
-            hint=f"remove it with `rmdir {path}`, or set HF_TOKEN_PATH to a file; then run `edgekit login`",
+            hint=f"remove it with `rmdir {path}`, or set HF_TOKEN_PATH to a file; then run `ortkit login`",
         ) from error
     except PermissionError as error:
         raise NotSignedInError(
@@ -103,7 +103,7 @@ def read_token_file(path: Path) -> str | None:
 
 def no_token() -> NotSignedInError:
     """What to say where a token is needed and there is none."""
-    return NotSignedInError(f"{absence()} on this machine", hint="run `edgekit login`")
+    return NotSignedInError(f"{absence()} on this machine", hint="run `ortkit login`")
 
 
 def absence() -> str:
@@ -132,7 +132,7 @@ def checked(value: str, source: str, variable: str | None = None) -> Token:
             f"the token from {source} {problem}",
             hint=f"set `{variable}` to the token alone, {alone}"
             if variable is not None
-            else f"write the token alone, {alone}, or run `edgekit login`",
+            else f"write the token alone, {alone}, or run `ortkit login`",
         )
     return Token(cleaned, source, variable)
 

@@ -22,10 +22,10 @@ import huggingface_hub.utils
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
-from exporters.hub.failures import HTTP_LIBRARY, TIMEOUT, TRANSPORT_ERROR, HubAnswerError, SlowHubError, host
-from exporters.hub.settings import check_network_settings, endpoint
-from exporters.hub.token import Token
-from runtime.errors import NetworkError
+from .errors import HTTP_LIBRARY, TIMEOUT, TRANSPORT_ERROR, HubAnswerError, SlowHubError, host
+from .settings import check_network_settings, endpoint
+from .token import Token
+from ...runtime.errors import NetworkError
 
 MAX_ANSWER = 16 * 2**20
 """Bytes that an answer of the API may have."""

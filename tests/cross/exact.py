@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtime import Decoder
-from runtime.forward import Forward
+from ortkit import Decoder
+from ortkit.runtime.decoder.model_runner import Forward
 
 EXACT = "mlas.qnbit.force_fp32"
 """onnxruntime's entry with which weights are unpacked, and activations are not rounded."""

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import onnxruntime
 
-from runtime.cpu import matmuls_overflow
+from ortkit.runtime.session.cpu import matmuls_overflow
 
 print("overflow" if matmuls_overflow(onnxruntime) else "exact")

@@ -7,7 +7,7 @@
 set -uo pipefail
 FOLDER=$(cd "$1" && pwd) || exit 2
 shift
-EDGEKIT=${EDGEKIT:-$PWD} LIMIT=${LIMIT:-900}
+ORTKIT=${ORTKIT:-$PWD} LIMIT=${LIMIT:-900}
 CORES=($(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | awk -F- '{for (core = $1; core <= $NF; core++) print core}'))
 # Each stands for a family: no dot product (Raspberry Pi 4), one (Pi 5), SVE and i8mm (Graviton 3); AVX2 without VNNI,
 # and neither AVX2 nor AVX (Atom). The slowest first, so that the cores end at about the same time.
@@ -22,10 +22,10 @@ PRECISION_MODE=x86_64:Haswell/session.x64quantprecision/embedder/int8
 KLEIDIAI=aarch64:cortex-a76/mlas.disable_kleidiai/decoder/source
 
 emulated() { # ARCH:CPU ARGUMENT...: Python on this processor
-    local arch=${1%%:*} cpu=${1#*:} root=/ python=$FOLDER/venv/bin/python path=$EDGEKIT
+    local arch=${1%%:*} cpu=${1#*:} root=/ python=$FOLDER/venv/bin/python path=$ORTKIT
     shift
     if [ "$arch" = aarch64 ]; then
-        root=$FOLDER/arm64 python=$FOLDER/arm64/usr/bin/python3.11 path=$FOLDER/site-arm64:$EDGEKIT
+        root=$FOLDER/arm64 python=$FOLDER/arm64/usr/bin/python3.11 path=$FOLDER/site-arm64:$ORTKIT
     fi
     on_one_core "$arch" "$path" "$FOLDER/qemu-$arch" -cpu "$cpu" -L "$root" "$python" "$@"
 }
@@ -47,9 +47,9 @@ one() { # ARCH:CPU WHAT BUNDLE
     [[ $SLOW != *" $cpu "* ]] || tokens=2
     case $what in
         verify*) command=(-m tests.cross.verify "$bundle" --exact "$(exact "$bundle")") ;;
-        embedder) command=(-m toolkit embed "$bundle" "the pump does not start") ;;
-        reranker) command=(-m toolkit rerank "$bundle" --query "the pump" "the pump does not start" "lakes of Berlin") ;;
-        decoder) command=(-m toolkit generate "$bundle" "What is photosynthesis?" --max-tokens "$tokens") ;;
+        embedder) command=(-m ortkit embed "$bundle" "the pump does not start") ;;
+        reranker) command=(-m ortkit rerank "$bundle" --query "the pump" "the pump does not start" "lakes of Berlin") ;;
+        decoder) command=(-m ortkit generate "$bundle" "What is photosynthesis?" --max-tokens "$tokens") ;;
         overflow) command=(-m tests.cross.overflow) ;;
     esac
     [[ $what != verify* || $SLOW != *" $cpu "* ]] || command+=(--tokens $FEW_TOKENS)
@@ -70,7 +70,7 @@ one() { # ARCH:CPU WHAT BUNDLE
     [ $status = $wanted ]
 }
 export -f one emulated on_one_core exact
-export FOLDER EDGEKIT LIMIT OVERFLOWING SLOW FEW_TOKENS
+export FOLDER ORTKIT LIMIT OVERFLOWING SLOW FEW_TOKENS
 
 field() { # BUNDLE NAME: a text of its manifest
     sed -n 's/^ *"'"$2"'": *"\([a-z0-9]*\)".*/\1/p' "$1/manifest.json" | head -1
@@ -79,7 +79,7 @@ field() { # BUNDLE NAME: a text of its manifest
 mkdir -p "$FOLDER/exact"
 for bundle in "$@"; do
     [ "$(field "$bundle" kind)" != decoder ] ||
-        on_one_core x86_64 "$EDGEKIT" "$FOLDER/venv/bin/python" -m tests.cross.exact "$bundle" "$(exact "$bundle")" || exit 1
+        on_one_core x86_64 "$ORTKIT" "$FOLDER/venv/bin/python" -m tests.cross.exact "$bundle" "$(exact "$bundle")" || exit 1
 done
 jobs=$(
     for cpu in $CPUS; do

@@ -5,7 +5,7 @@
 # works on lists and a state of its own inside FOLDER, packages are only unpacked. FOLDER can be cached: run again, it does
 # again only what other versions are wanted of. `setup.sh --possible` says why a system cannot, and ends with 77 then.
 set -euo pipefail
-repository=${EDGEKIT:-.}
+repository=${ORTKIT:-.}
 python=${PYTHON:-python3}
 suite=${SUITE:-bookworm}         # Debian's release for the arm64 root: its Python is what the arm64 wheels are for
 qemu_suite=${QEMU_SUITE:-trixie} # 10.0 knows neoverse-v1 and emulates /proc/cpuinfo; `bookworm` has 7.2

@@ -1,4 +1,4 @@
-"""Replays a bundle's certificate in this process: `edgekit verify` starts another, which an emulator would not run.
+"""Replays a bundle's certificate in this process: `ortkit verify` starts another, which an emulator would not run.
 
 Of an LLM it also compares whole distributions with those of float32 matmuls (`tests.cross.exact`). The certificate's
 log-probabilities are those of tokens that the model is sure of, and tell less: with KleidiAI's kernels, whose scales
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import Decoder, EdgekitError
-from runtime.bundle import Bundle
-from runtime.errors import BundleError
-from runtime.replay import replay
-from runtime.verification import model_of
+from ortkit import Decoder, OrtkitError
+from ortkit.runtime.bundle.bundle import Bundle
+from ortkit.runtime.errors import BundleError
+from ortkit.runtime.replay import replay
+from ortkit.runtime.verify import model_of
 from tests.cross.exact import leave_out_entry, log_probabilities
 
 MOST_DIVERGENCE = 0.015
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
                 parser.error("an LLM needs --exact")
             divergence = check_divergence(model, options.exact)
         found = replay(model)
-    except EdgekitError as error:
+    except OrtkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     bits = "the same" if found.same_bits else "not the same"

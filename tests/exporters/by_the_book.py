@@ -1,6 +1,6 @@
-"""The encoders that edgekit implements itself, written once more from their papers, in plain arithmetic.
+"""The encoders that ortkit implements itself, written once more from their papers, in plain arithmetic.
 
-Nothing is shared with what is tested: no module of edgekit's, no layer of PyTorch's, another way through the formulas.
+Nothing is shared with what is tested: no module of ortkit's, no layer of PyTorch's, another way through the formulas.
 """
 
 from __future__ import annotations

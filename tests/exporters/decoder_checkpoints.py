@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from exporters.checkpoint import Checkpoint
-from exporters.sources import find_checkpoint
+from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.sources import find_checkpoint
 from tests.decoders import CHATML, write_tokenizer
 from tests.exporters.decoders import tiny_decoder
 

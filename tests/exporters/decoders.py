@@ -13,10 +13,10 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from exporters.checkpoint import Checkpoint
-from exporters.decoder import rebuild, trace
-from exporters.sources import find_checkpoint
-from exporters.weightless import open_decoder
+from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.decoder.tracing import rebuild, trace
+from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.decoder.lazy_model import open_decoder
 
 VOCABULARY = 320
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -110,7 +110,7 @@ PLAIN_FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "phi": {"model_type": "phi", "partial_rotary_factor": 0.5},
     "starcoder2": {"model_type": "starcoder2", "sliding_window": 32},
 }
-"""Some of those that edgekit has no form of its own for."""
+"""Some of those that ortkit has no form of its own for."""
 
 
 def tiny_config(family: str, **changes: object) -> Any:

@@ -19,12 +19,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from exporters import export
-from exporters.encoder import IMPLEMENTED_HERE, load_model
-from exporters.published_embedder import PublishedEmbedder
-from exporters.pytorch_model import quiet
-from exporters.sources import find_checkpoint
-from runtime import Bundle, CheckpointError, Embedder, Kind, Precision, UnsupportedModelError
+from ortkit.exporters import export
+from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE, load_model
+from ortkit.exporters.encoder.embedder_reference import PublishedEmbedder
+from ortkit.exporters.models.loading import quiet
+from ortkit.exporters.sources import find_checkpoint
+from ortkit import Bundle, CheckpointError, Embedder, Kind, Precision, UnsupportedModelError
 from tests.encoder_checkpoints import edit_config
 from tests.exporters.drawn_tokenizers import ADDED, added_tokens, write_tokenizer
 
@@ -94,7 +94,7 @@ CODE = {
         "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"},
     },
 }
-"""What makes a config.json one of code that edgekit implements."""
+"""What makes a config.json one of code that ortkit implements."""
 ACTIVATIONS = (torch.nn.Tanh, torch.nn.Identity, torch.nn.ReLU, torch.nn.GELU, torch.nn.SiLU, torch.nn.Sigmoid)
 UNSUPPORTED = (torch.nn.PReLU, torch.nn.LogSigmoid)
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -270,7 +270,7 @@ class DrawnEmbedder:
         (folder / "config.json").write_text(json.dumps(config))
 
     def spoil(self, folder: Path) -> None:
-        """Something that makes it another model, which edgekit must refuse by its name."""
+        """Something that makes it another model, which ortkit must refuse by its name."""
         name, spoil = self.draw.choice(SPOILS)
         if spoil(folder):
             self.refusal = name

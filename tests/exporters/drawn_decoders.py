@@ -12,10 +12,10 @@ import torch
 import transformers
 from tokenizers import processors
 
-from exporters.pytorch_model import quiet
-from runtime import Bundle, Decoder, Kind, Message
-from runtime.chat_template import ChatTemplate
-from runtime.forward import ModelRunner
+from ortkit.exporters.models.loading import quiet
+from ortkit import Bundle, Decoder, Kind, Message
+from ortkit.runtime.text.chat_template import ChatTemplate
+from ortkit.runtime.decoder.model_runner import ModelRunner
 from tests.decoders import CHATML
 from tests.exporters.drawn_tokenizers import ADDED, add_tokens, trained
 
@@ -187,7 +187,7 @@ class DrawnDecoder:
         return count
 
     def spoil(self, folder: Path) -> None:
-        """Something that makes it another model, which edgekit must refuse by its name."""
+        """Something that makes it another model, which ortkit must refuse by its name."""
         name, change = self.draw.choice(SPOILS)
         change(folder)
         self.refusal = name

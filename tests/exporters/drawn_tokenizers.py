@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from exporters.probe import calibration_texts, telling_texts
+from ortkit.exporters.certification.probe import calibration_texts, telling_texts
 
 VOCABULARY = 700
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}

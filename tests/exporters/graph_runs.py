@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters import rounding
-from exporters.calibration import session_that_gives
-from exporters.nodes import Linear, linears
-from runtime.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from ortkit.exporters.quantization import gptq as rounding
+from ortkit.exporters.encoder.calibration import session_that_gives
+from ortkit.exporters.graph.nodes import Linear, linears
+from ortkit.runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
 
 
 def moments_in(

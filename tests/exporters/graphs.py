@@ -28,7 +28,7 @@ def token_rows() -> tuple[ir.Value, ir.Value, ir.Node]:
 def run(model: ir.Model, **feeds: NDArray) -> NDArray[np.float32]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # As `runtime.session` has it: without it, processors without 8-bit dot products overflow.
+    # As `ortkit.runtime.session.session` has it: without it, processors without 8-bit dot products overflow.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]

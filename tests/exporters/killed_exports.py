@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 # Imported once, and torch with it: each export is a fork of this process, which has started no thread yet.
-import exporters.conversion  # noqa: F401
-from exporters import probe
-from exporters.export_stage import export
-from exporters.progress import NoProgress
-from exporters.unfinished import folder_of
+import ortkit.exporters.pipeline  # noqa: F401
+from ortkit.exporters.certification import probe
+from ortkit.exporters.export_stage import export
+from ortkit.exporters.progress import NoProgress
+from ortkit.exporters.workdir import folder_of
 
 LONGEST = 0.3
 """Seconds into a stage at which it is struck at the latest."""

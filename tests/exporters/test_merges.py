@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from exporters.tokenizer_file import with_merges_as_strings
+from ortkit.exporters.models.tokenizer import with_merges_as_strings
 from tests.decoders import TEXT, write_tokenizer
 
 

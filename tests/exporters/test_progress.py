@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-import exporters
-from exporters.progress import DownloadCounter, NoProgress, WeightCounter, counted, stage
+from ortkit import exporters
+from ortkit.exporters.progress import DownloadCounter, NoProgress, WeightCounter, counted, stage
 
 
 class Recorder(NoProgress):
@@ -56,7 +56,7 @@ def test_weights_are_reported_in_bytes() -> None:
 
 def test_downloads_are_reported_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.1, 10.3, 11.0])
-    monkeypatch.setattr("exporters.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("ortkit.exporters.progress.time.monotonic", lambda: next(times))
     recorder = Recorder()
     counter = DownloadCounter(recorder, 100)
 

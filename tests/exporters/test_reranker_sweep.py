@@ -17,10 +17,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from exporters import export
-from exporters.architectures import ARCHITECTURES
-from exporters.pytorch_model import quiet
-from runtime import EdgekitError, Kind, Precision, Reranker
+from ortkit.exporters import export
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.models.loading import quiet
+from ortkit import OrtkitError, Kind, Precision, Reranker
 from tests.encoder_checkpoints import RERANKER_CONFIGS, TINY_CONFIGS, edit_config
 
 CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
@@ -219,12 +219,12 @@ def test_scores_are_those_of_the_publisher(
     checkpoint: Path, tmp_path: Path, architecture: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The rankings of a certificate are not what is tested here.
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 1)
     folder = tmp_path / "drawn"
     drawn = draw(architecture, seed)
     write(drawn, folder, checkpoint)
     if drawn.refused is not None:
-        with pytest.raises(EdgekitError) as caught:
+        with pytest.raises(OrtkitError) as caught:
             export(str(folder), precision=Precision.FP32, out=tmp_path / "bundle")
         assert drawn.refused in caught.value.message
         assert caught.value.exit_code in (7, 10)

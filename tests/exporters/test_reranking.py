@@ -15,28 +15,17 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder
 
-from exporters import export
-from exporters.architectures import ARCHITECTURES
-from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
-from exporters.encoder import load_model
-from exporters.kind import kind_of
-from exporters.pair_facts import pair_facts, reference_ids, reranker_facts
-from exporters.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
-from exporters.pytorch_model import load_tokenizer, quiet
-from exporters.rank_correlation import kendall_tau
-from exporters.sources import find_checkpoint
-from runtime import (
-    Bundle,
-    CheckpointError,
-    EdgekitError,
-    InputError,
-    Kind,
-    Precision,
-    Reranker,
-    Scores,
-    TruncationWarning,
-    UnsupportedModelError,
-)
+from ortkit.exporters import export
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.encoder.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs
+from ortkit.exporters.encoder.tracing import load_model
+from ortkit.exporters.checkpoint.kind import kind_of
+from ortkit.exporters.encoder.reranker_config import pair_facts, reference_ids, reranker_facts
+from ortkit.exporters.certification.probe import CANDIDATES, PairSet, calibration_pairs, calibration_texts, probe_searches, probe_texts
+from ortkit.exporters.models.loading import load_tokenizer, quiet
+from ortkit.exporters.certification.rank_correlation import kendall_tau
+from ortkit.exporters.sources import find_checkpoint
+from ortkit import Bundle, CheckpointError, OrtkitError, InputError, Kind, Precision, Reranker, Scores, TruncationWarning, UnsupportedModelError
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
@@ -54,7 +43,7 @@ def test_every_architecture_gives_the_scores_of_sentence_transformers(
     checkpoint: Path, tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Most of an export's time goes to its certificate, which is not what is tested here.
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 2)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 2)
     folder = tmp_path / "tiny"
     write_reranker(folder, checkpoint, architecture)
     kwargs = {"attn_implementation": "eager"}
@@ -77,7 +66,7 @@ def test_every_architecture_gives_the_scores_of_sentence_transformers(
 
 def test_a_decoder_that_answers_yes_or_no(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen3-Reranker, as its model card computes it: the probability of `yes` against `no` as the next token."""
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 2)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 2)
     folder = tmp_path / "qwen"
     write_answering_decoder(folder, checkpoint)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
@@ -203,7 +192,7 @@ def test_an_architecture_that_is_not_known_to_rerank(checkpoint: Path, tmp_path:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(tmp_path / "tiny"), kind=Kind.RERANKER, out=tmp_path / "bundle")
     assert caught.value.message == (
-        "`tiny` is a reranker of the architecture `jina-bert`, of which edgekit exports embedders only"
+        "`tiny` is a reranker of the architecture `jina-bert`, of which ortkit exports embedders only"
     )
 
 
@@ -236,7 +225,7 @@ def test_an_export_holds_the_tau_that_it_was_asked_for(
 
 @pytest.mark.usefixtures("whole_probe")
 def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgekitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
+    with pytest.raises(OrtkitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
         export(str(reranker_checkpoint), min_tau=0.9999, out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -283,12 +272,12 @@ def test_a_reranker_that_is_wrong_gets_no_certificate(reranker_bundle: Bundle, m
     reranker = Reranker(reranker_bundle)
     found = reranker.score_with_report(probe_searches().pairs)
     with pytest.raises(
-        EdgekitError, match=r"does not rank as PyTorch does: Kendall's tau -1\.0000 on average"
+        OrtkitError, match=r"does not rank as PyTorch does: Kendall's tau -1\.0000 on average"
     ) as caught:
         certify_reranker(reranker, reference_of(-found.logits))
     assert caught.value.message.endswith("over 24 queries, and int8 must reach 0.7")
     assert caught.value.hint == "no bundle was written; try `--min-tau 0.7`, or `--precision fp32`"
-    with pytest.raises(EdgekitError, match="Kendall's tau nan"):
+    with pytest.raises(OrtkitError, match="Kendall's tau nan"):
         broken = dataclasses.replace(found, logits=np.full_like(found.logits, np.nan))
         monkeypatch.setattr(Reranker, "score_with_report", lambda *_: broken)
         certify_reranker(reranker, reference_of(found.logits))
@@ -299,7 +288,7 @@ def test_float32_must_score_as_pytorch_does(reranker_bundle: Bundle) -> None:
     reranker = Reranker(Bundle(reranker_bundle.path, manifest))
     logits = reranker.score_with_report(probe_searches().pairs).logits
 
-    with pytest.raises(EdgekitError, match=r"a logit differs by 0\.5000, and fp32 must stay within 0\.001"):
+    with pytest.raises(OrtkitError, match=r"a logit differs by 0\.5000, and fp32 must stay within 0\.001"):
         certify_reranker(reranker, reference_of(logits + np.float32(0.5)))
 
 
@@ -374,7 +363,7 @@ def write_templated_decoder(folder: Path, checkpoint: Path, template: str, promp
 def test_a_chat_template_puts_the_pair_together(
     checkpoint: Path, tmp_path: Path, prompt: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 1)
     folder = tmp_path / "qwen"
     write_templated_decoder(folder, checkpoint, CHAT_TEMPLATE, prompt)
     pairs = [*PAIRS[:3], (" a\n", "\n b "), ("water " * 300, "a"), ("a", "water " * 300), ("a", "")]
@@ -440,7 +429,7 @@ def test_answers_that_are_no_tokens(checkpoint: Path, tmp_path: Path, stated: di
     (folder / "1_LogitScore" / "config.json").write_text(json.dumps(stated))
     found = find_checkpoint(str(folder))
 
-    with pytest.raises(EdgekitError, match=message) as caught:
+    with pytest.raises(OrtkitError, match=message) as caught:
         reranker_facts(found, load_tokenizer(found))
     assert caught.value.exit_code in (7, 10)
 
@@ -470,7 +459,7 @@ def test_files_of_later_versions_are_read_as_they_are_meant(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What transformers 5 writes of a tokenizer and of rotary positions, which transformers 4 would misread."""
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 1)
     older, later = tmp_path / "older", tmp_path / "later"
     write_reranker(older, checkpoint, "qwen3", rope_theta=500.0)
     shutil.copytree(older, later)
@@ -494,7 +483,7 @@ def test_files_of_later_versions_are_read_as_they_are_meant(
 def test_a_token_that_the_model_does_not_know_is_no_obstacle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.probe.CANDIDATES", 1)
+    monkeypatch.setattr("ortkit.exporters.certification.probe.CANDIDATES", 1)
     folder = tmp_path / "tiny"
     write_reranker(folder, checkpoint)
     path = folder / "tokenizer_config.json"

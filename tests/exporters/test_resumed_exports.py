@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from exporters import decoder_task, export
-from exporters.block_recipes import BlockTrials
-from exporters.layerwise import LayerwiseForward
-from exporters.progress import NoProgress
-from runtime import InputError, OutputError, Precision
-from runtime.bundle_writer import BundleWriter
-from runtime.manifest import Manifest
+from ortkit.exporters.decoder import task as decoder_task
+from ortkit.exporters import export
+from ortkit.exporters.decoder.recipe_search import BlockTrials
+from ortkit.exporters.decoder.layerwise import LayerwiseForward
+from ortkit.exporters.progress import NoProgress
+from ortkit import InputError, OutputError, Precision
+from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.bundle.manifest import Manifest
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -70,8 +71,8 @@ def test_an_export_killed_in_a_stage_ends_with_the_same_bytes(
 
 KILLED = """
 import sys
-from exporters import export
-from runtime import Precision
+from ortkit.exporters import export
+from ortkit import Precision
 from tests.exporters.killed_exports import Struck
 source, out = sys.argv[1:]
 export(source, out=out, precision=Precision.INT4, progress=Struck("certify against PyTorch", 0.0001))
@@ -117,7 +118,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exporters.decoder_task.certify_decoder", interrupted)
+    monkeypatch.setattr("ortkit.exporters.decoder.task.certify_decoder", interrupted)
     told = Stages()
     with pytest.raises(KeyboardInterrupt):
         export(str(file), out=tmp_path / "b" / "b", progress=told)
@@ -157,7 +158,7 @@ def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("exporters.decoder_task.certify_decoder", interrupted)
+        patch.setattr("ortkit.exporters.decoder.task.certify_decoder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(str(checkpoint), out=tmp_path / "b")
     passes: list[int] = []
@@ -166,7 +167,7 @@ def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monke
         LayerwiseForward, "run", lambda layerwise, told=None: (passes.append(1), run(layerwise, told))[1]
     )
     for name in ("quantize_blockwise", "gptq_quantize_blockwise"):
-        monkeypatch.setattr(f"exporters.block_weights.{name}", interrupted)
+        monkeypatch.setattr(f"ortkit.exporters.decoder.weight_only.{name}", interrupted)
 
     bundle = export(str(checkpoint), out=tmp_path / "b").bundle
 
@@ -181,7 +182,7 @@ def test_another_export_to_the_same_target_begins_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("exporters.decoder_task.certify_decoder", interrupted)
+        patch.setattr("ortkit.exporters.decoder.task.certify_decoder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(str(checkpoint), out=tmp_path / "b")
     other = write_seeded(tmp_path / "other", SMALL, seed=1)
@@ -224,7 +225,7 @@ def test_recipes_that_were_measured_are_not_measured_again(
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.graph_files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+    monkeypatch.setattr("ortkit.exporters.graph.external_data.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
 
     with pytest.raises(OutputError) as caught:
         export(str(checkpoint), out=tmp_path / "b")

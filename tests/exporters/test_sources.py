@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from exporters.checkpoint_files import is_wanted
-from exporters.hub.request import hub_request
-from exporters.sources import Origin, find_checkpoint
-from runtime import InputError, NotFoundError
+from ortkit.exporters.checkpoint.files import is_wanted
+from ortkit.exporters.hub.request import hub_request
+from ortkit.exporters.sources import Origin, find_checkpoint
+from ortkit import InputError, NotFoundError
 from tests.exporters.gguf_files import seeded, write_gguf
 
 

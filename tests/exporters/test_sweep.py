@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporters.architectures import ARCHITECTURES
-from runtime import Kind
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit import Kind
 from tests.exporters.drawn_checkpoints import Drawn, DrawnEmbedder, check_drawn
 from tests.exporters.drawn_decoders import DrawnDecoder
 

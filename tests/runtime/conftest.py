@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime import Bundle, Decoder
+from ortkit import Bundle, Decoder
 from tests.decoders import TinyDecoder, write_decoder
 
 

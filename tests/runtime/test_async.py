@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Decoder, Embedder, FinishReason, Stream, Token
+from ortkit import Decoder, Embedder, FinishReason, Stream, Token
 from tests.tiny_bundles import write_embedder
 
 FOX = "The quick brown fox"

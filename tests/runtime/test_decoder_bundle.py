@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, BundleError, Decoder
-from runtime.bundle import GRAPH, GRAPH_DATA, TOKENIZER
+from ortkit import Bundle, BundleError, Decoder
+from ortkit.runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from tests.decoders import write_decoder
 
 
@@ -52,8 +52,8 @@ def test_no_library_reads_what_was_changed(
     beside: Bundle, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    monkeypatch.setattr("runtime.decoder.shared_session", lambda *_, **__: read.append(GRAPH))
-    monkeypatch.setattr("runtime.decoder.open_tokenizer", lambda _: read.append(TOKENIZER))
+    monkeypatch.setattr("ortkit.runtime.decoder.decoder.shared_session", lambda *_, **__: read.append(GRAPH))
+    monkeypatch.setattr("ortkit.runtime.decoder.decoder.open_tokenizer", lambda _: read.append(TOKENIZER))
 
     assert "was changed" in refusal(with_changed_byte(beside, tmp_path, name)).message
     assert not read
@@ -61,7 +61,7 @@ def test_no_library_reads_what_was_changed(
 
 def test_a_bundle_that_was_checked_is_not_checked_again(beside: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Bundle.open(beside.path)
-    monkeypatch.setattr("runtime.bundle.sha256_of", lambda _: pytest.fail("it was checked"))
+    monkeypatch.setattr("ortkit.runtime.bundle.bundle.sha256_of", lambda _: pytest.fail("it was checked"))
 
     decoder = Decoder(opened, threads=1)
 

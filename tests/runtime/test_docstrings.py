@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime
-from runtime import Chat, Decoder, Embedder, Reranker
+from ortkit import runtime
+from ortkit import Chat, Decoder, Embedder, Reranker
 from tests import tiny_bundles
 from tests.decoders import write_decoder
 

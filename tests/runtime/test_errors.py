@@ -1,17 +1,17 @@
 import inspect
 import re
 
-import runtime
-from runtime import errors
+from ortkit import runtime
+from ortkit.runtime import errors
 
 DRAWN = re.compile(r"([A-Z]\w+Error)\s+(\d+)")
 
 
-def classes() -> dict[str, type[errors.EdgekitError]]:
+def classes() -> dict[str, type[errors.OrtkitError]]:
     return {
         name: value
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and issubclass(value, errors.EdgekitError)
+        if inspect.isclass(value) and issubclass(value, errors.OrtkitError)
     }
 
 

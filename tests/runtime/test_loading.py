@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Decoder, Embedder, InputError, NotFoundError, Reranker, WrongKindError, load
-from runtime.session import OPEN
+from ortkit import Bundle, Decoder, Embedder, InputError, NotFoundError, Reranker, WrongKindError, load
+from ortkit.runtime.session.session import OPEN
 from tests.decoders import write_decoder
 from tests.tiny_bundles import write_embedder, write_reranker
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, Decoder, Embedder, Reranker
-from runtime.manifest import OLDEST, SCHEMA, Certificate, unpack_vector
-from runtime.replay import replay
+from ortkit import Bundle, Decoder, Embedder, Reranker
+from ortkit.runtime.bundle.manifest import OLDEST, SCHEMA, Certificate, unpack_vector
+from ortkit.runtime.replay import replay
 from tests.tiny_bundles import rehash, write_certified_decoder, write_embedder, write_reranker
 
 FOLDER = Path(__file__).with_name("old_manifests")

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from runtime import Bundle, BundleError, Decoder, Embedder, Precision
-from runtime.forward import ModelRunner
-from runtime.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
-from runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
+from ortkit import Bundle, BundleError, Decoder, Embedder, Precision
+from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from ortkit.runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
 from tests.decoders import with_facts, write_decoder
 
 EXACT = "log-probabilities within 0.00000 on average"

@@ -20,9 +20,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from runtime import Bundle, BundleError, InputError
-from runtime.bundle import GRAPH
-from runtime.verification import verify
+from ortkit import Bundle, BundleError, InputError
+from ortkit.runtime.bundle.bundle import GRAPH
+from ortkit.runtime.verify import verify
 from tests.tampering import SUBJECTS, attempt, use, write_subjects
 from tests.tiny_bundles import replace_graph
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from runtime import Bundle, Decoder, Stream
+from ortkit import Bundle, Decoder, Stream
 from tests.decoders import write_decoder
 
 

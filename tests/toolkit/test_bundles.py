@@ -10,23 +10,23 @@ from weakref import WeakValueDictionary
 import onnxruntime
 import pytest
 
-from runtime import Bundle
-from runtime.footprint import AtLength, Footprint
-from runtime.manifest import DecoderFacts, GenerationDefaults
+from ortkit import Bundle
+from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
+from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from tests.commands import Finished
 from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
-from toolkit.commands.bundles import describe_decoder
-from toolkit.progress import megabytes
+from ortkit.toolkit.commands.bundles import describe_decoder
+from ortkit.toolkit.console.progress import megabytes
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 
 
 def sha256_of_manifest(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / "manifest.json").read_bytes()).hexdigest()
 
 
-def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("inspect", int8_bundle.path)
+def test_inspect_says_what_a_bundle_is(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("inspect", int8_bundle.path)
     lines = dict(line.split(None, 1) for line in finished.out.decode().splitlines() if not line.startswith("made"))
 
     assert finished.code == 0
@@ -41,29 +41,29 @@ def test_inspect_says_what_a_bundle_is(edgekit: Edgekit, int8_bundle: Bundle) ->
     assert lines["certificate"].endswith("transformers 4.57.6, float32") or "transformers" in lines["certificate"]
 
 
-def test_inspect_as_json_is_the_manifest(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    printed = json.loads(edgekit("inspect", int8_bundle.path, "--json").out)
+def test_inspect_as_json_is_the_manifest(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    printed = json.loads(ortkit("inspect", int8_bundle.path, "--json").out)
 
     assert printed.pop("digest") == sha256_of_manifest(int8_bundle)
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
 def test_inspect_says_what_would_run_here(
-    edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ortkit: Ortkit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """On a host of 64 cores, in a control group that may have two and a half."""
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     (tmp_path / "cgroup").write_text("0::/\n")
     (tmp_path / "cpu.max").write_text("250000 100000")
-    monkeypatch.setattr("runtime.cores.MEMBERSHIP", tmp_path / "cgroup")
-    monkeypatch.setattr("runtime.cores.ROOT", tmp_path)
-    monkeypatch.setattr("runtime.cpu.matmuls_overflow", lambda _: True)
+    monkeypatch.setattr("ortkit.runtime.session.cores.MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr("ortkit.runtime.session.cores.ROOT", tmp_path)
+    monkeypatch.setattr("ortkit.runtime.session.cpu.matmuls_overflow", lambda _: True)
     # What another test holds open was asked before.
-    monkeypatch.setattr("runtime.open_sessions._OPEN", WeakValueDictionary())
-    monkeypatch.setattr("runtime.cpu.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("ortkit.runtime.session.open_sessions._OPEN", WeakValueDictionary())
+    monkeypatch.setattr("ortkit.runtime.session.cpu.cpu_features", lambda: ("avx2",))
 
-    finished = edgekit("inspect", int8_bundle.path, "--runtime")
+    finished = ortkit("inspect", int8_bundle.path, "--runtime")
 
     assert finished.code == 0
     mode = (
@@ -76,7 +76,7 @@ def test_inspect_says_what_would_run_here(
         f"runs on      cpu, onnxruntime {onnxruntime.__version__}; disabled graph optimizers: SkipLayerNormFusion",
         f"int8         {mode}",
     ]
-    printed = json.loads(edgekit("inspect", int8_bundle.path, "--runtime", "--json").out)
+    printed = json.loads(ortkit("inspect", int8_bundle.path, "--runtime", "--json").out)
     assert printed.pop("runtime") == {
         "workers": 2,
         "cores": {"host": 64, "affinity": 64, "quota": 2.5},
@@ -90,8 +90,8 @@ def test_inspect_says_what_would_run_here(
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
-def test_verify_says_what_it_checked(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("verify", int8_bundle.path)
+def test_verify_says_what_it_checked(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("verify", int8_bundle.path)
     lines = finished.out.decode().splitlines()
 
     assert finished.code == 0
@@ -103,14 +103,14 @@ def test_verify_says_what_it_checked(edgekit: Edgekit, int8_bundle: Bundle) -> N
     assert lines[4:] == [f"ok: {int8_bundle.path}"]
 
 
-def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> None:
+def test_a_damaged_bundle_ends_with_7(ortkit: Ortkit, bundle_copy: Path) -> None:
     path = bundle_copy / "model.onnx"
     content = bytearray(path.read_bytes())
     content[5_000_000] ^= 1
     path.write_bytes(content)
 
     for command in ("inspect", "verify", "embed"):
-        finished = edgekit(command, bundle_copy, *(["x"] if command == "embed" else []))
+        finished = ortkit(command, bundle_copy, *(["x"] if command == "embed" else []))
         assert finished.code == 7
         assert f"error: `model.onnx` in the bundle `{bundle_copy}` was changed" in finished.err
         assert "hint: copy the bundle again from the machine that made it, or export it again" in finished.err
@@ -118,38 +118,38 @@ def test_a_damaged_bundle_ends_with_7(edgekit: Edgekit, bundle_copy: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
-def test_a_damaged_decoder_says_nothing(edgekit: Edgekit, tmp_path: Path, name: str) -> None:
+def test_a_damaged_decoder_says_nothing(ortkit: Ortkit, tmp_path: Path, name: str) -> None:
     folder = write_decoder(tmp_path / "decoder", weights_beside=True)[0].path
     path = folder / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
-    finished = edgekit("generate", folder, "Hello", "--max-tokens", 3)
+    finished = ortkit("generate", folder, "Hello", "--max-tokens", 3)
 
     assert (finished.code, finished.out) == (7, b"")
     assert f"error: `{name}` in the bundle `{folder}` was changed" in finished.err
     assert "hint: copy the bundle again from the machine that made it, or export it again" in finished.err
 
 
-def test_no_bundle_ends_with_5(edgekit: Edgekit) -> None:
+def test_no_bundle_ends_with_5(ortkit: Ortkit) -> None:
     for command in ("inspect", "verify"):
-        finished = edgekit(command, "nothing")
+        finished = ortkit(command, "nothing")
         assert finished.code == 5
         assert finished.err == (
-            "error: there is no bundle at `nothing`\n\nhint: `edgekit export MODEL` makes one, and names the folder\n"
+            "error: there is no bundle at `nothing`\n\nhint: `ortkit export MODEL` makes one, and names the folder\n"
         )
 
 
 def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
-    edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
-    monkeypatch.setattr("runtime.open_sessions.shared_session", None)
+    monkeypatch.setattr("ortkit.runtime.session.open_sessions.shared_session", None)
 
-    printed = json.loads(edgekit("inspect", bundle.path, "--json").out)
+    printed = json.loads(ortkit("inspect", bundle.path, "--json").out)
     del printed["digest"]
-    text = edgekit("inspect", bundle.path).out.decode()
+    text = ortkit("inspect", bundle.path).out.decode()
 
     memory = printed.pop("memory")
     assert printed == json.loads((bundle.path / "manifest.json").read_text())
@@ -196,37 +196,37 @@ def bundles(decoder_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (folder / "broken" / "tokenizer.json").unlink()
     (folder / ".unfinished").mkdir()
     (folder / "notes.txt").touch()
-    monkeypatch.setenv("EDGEKIT_BUNDLES", str(folder))
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(folder))
     return folder
 
 
 @pytest.mark.usefixtures("bundles")
-def test_a_bundle_is_found_by_its_name(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
-    by_name = edgekit("generate", "tiny-decoder", "Hello", "--max-tokens", 3)
+def test_a_bundle_is_found_by_its_name(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
+    by_name = ortkit("generate", "tiny-decoder", "Hello", "--max-tokens", 3)
 
     assert by_name.code == 0
-    assert by_name == edgekit("generate", decoder_bundle.path, "Hello", "--max-tokens", 3)
-    assert edgekit("inspect", "tiny-decoder/").code == 0
+    assert by_name == ortkit("generate", decoder_bundle.path, "Hello", "--max-tokens", 3)
+    assert ortkit("inspect", "tiny-decoder/").code == 0
 
 
 def test_bundles_are_in_the_folder_bundles_by_default(
-    edgekit: Edgekit, bundles: Path, monkeypatch: pytest.MonkeyPatch
+    ortkit: Ortkit, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("EDGEKIT_BUNDLES")
+    monkeypatch.delenv("ORTKIT_BUNDLES")
     bundles.rename(bundles.with_name("bundles"))
     monkeypatch.chdir(bundles.parent)
 
-    assert edgekit("inspect", "tiny-decoder").code == 0
-    assert edgekit("list").out.startswith(b"name")
+    assert ortkit("inspect", "tiny-decoder").code == 0
+    assert ortkit("list").out.startswith(b"name")
 
 
 @pytest.mark.usefixtures("bundles")
 def test_a_path_that_exists_takes_precedence_over_a_name(
-    edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-decoder").mkdir()
-    finished = edgekit("inspect", "tiny-decoder")
+    finished = ortkit("inspect", "tiny-decoder")
 
     assert finished.code == 7
     assert finished.err.startswith("error: `tiny-decoder` is no")
@@ -234,19 +234,19 @@ def test_a_path_that_exists_takes_precedence_over_a_name(
 
 @pytest.mark.parametrize("name", ["tiny-decodr", "tiny", "Tiny-Decoder"])
 @pytest.mark.parametrize("command", ["inspect", "verify", "embed", "rerank", "generate", "chat"])
-def test_close_names_of_bundles_are_suggested(edgekit: Edgekit, bundles: Path, name: str, command: str) -> None:
-    finished = edgekit(command, name)
+def test_close_names_of_bundles_are_suggested(ortkit: Ortkit, bundles: Path, name: str, command: str) -> None:
+    finished = ortkit(command, name)
 
     assert (finished.code, finished.out) == (5, b"")
     assert finished.err == (
         f"error: there is no bundle `{name}`, neither at this path nor in `{bundles}`\n\n"
-        "hint: did you mean `tiny-decoder`? `edgekit list` shows all\n"
+        "hint: did you mean `tiny-decoder`? `ortkit list` shows all\n"
     )
 
 
-def test_list_shows_the_bundles_and_which_are_broken(edgekit: Edgekit, bundles: Path, decoder_bundle: Bundle) -> None:
-    finished = edgekit("list")
-    printed = json.loads(edgekit("list", "--json").out)
+def test_list_shows_the_bundles_and_which_are_broken(ortkit: Ortkit, bundles: Path, decoder_bundle: Bundle) -> None:
+    finished = ortkit("list")
+    printed = json.loads(ortkit("list", "--json").out)
     size = megabytes(decoder_bundle.size)
     error = f"`tokenizer.json` is missing from the bundle `{bundles}/broken`"
 
@@ -271,32 +271,32 @@ def test_list_shows_the_bundles_and_which_are_broken(edgekit: Edgekit, bundles: 
 
 
 def test_list_shows_the_certificate(
-    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_bundle.path, tmp_path / "tiny")
-    monkeypatch.setenv("EDGEKIT_BUNDLES", str(tmp_path))
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path))
     certificate = tiny_bundle.manifest.certificate
     assert certificate is not None
 
-    assert edgekit("list").out.decode().endswith(f"cosine {certificate.figures['cosine_min']:.4f} min\n")
-    assert json.loads(edgekit("list", "--json").out)[0]["certificate"] == certificate.figures
+    assert ortkit("list").out.decode().endswith(f"cosine {certificate.figures['cosine_min']:.4f} min\n")
+    assert json.loads(ortkit("list", "--json").out)[0]["certificate"] == certificate.figures
 
 
-def test_list_without_bundles(edgekit: Edgekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEKIT_BUNDLES", str(tmp_path / "none"))
-    finished = edgekit("list")
+def test_list_without_bundles(ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path / "none"))
+    finished = ortkit("list")
 
     assert (finished.code, finished.out) == (0, b"")
-    assert finished.err == f"no bundles in `{tmp_path}/none`; `edgekit export MODEL` makes one\n"
-    assert edgekit("list", "--json").out == b"[]\n"
+    assert finished.err == f"no bundles in `{tmp_path}/none`; `ortkit export MODEL` makes one\n"
+    assert ortkit("list", "--json").out == b"[]\n"
 
 
 def test_verify_of_several_bundles_gives_a_verdict_on_each(
-    edgekit: Edgekit, tiny_bundle: Bundle, bundle_copy: Path
+    ortkit: Ortkit, tiny_bundle: Bundle, bundle_copy: Path
 ) -> None:
     (bundle_copy / "tokenizer.json").write_text("{}")
-    finished = edgekit("verify", bundle_copy, tiny_bundle.path)
-    printed = edgekit("verify", bundle_copy, tiny_bundle.path, "--json")
+    finished = ortkit("verify", bundle_copy, tiny_bundle.path)
+    printed = ortkit("verify", bundle_copy, tiny_bundle.path, "--json")
 
     assert finished.code == printed.code == 7
     assert finished.out.decode().startswith(f"failed: {bundle_copy}\n\ndigest ")
@@ -320,8 +320,8 @@ def test_verify_of_several_bundles_gives_a_verdict_on_each(
     assert intact["agreement"].startswith("cosine ")
 
 
-def test_the_exit_code_of_verify_with_different_errors_is_7(edgekit: Edgekit, tmp_path: Path) -> None:
+def test_the_exit_code_of_verify_with_different_errors_is_7(ortkit: Ortkit, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert edgekit("verify", tmp_path / "none", tmp_path / "missing").code == 5
-    assert edgekit("verify", tmp_path / "none", tmp_path / "empty").code == 7
+    assert ortkit("verify", tmp_path / "none", tmp_path / "missing").code == 5
+    assert ortkit("verify", tmp_path / "none", tmp_path / "empty").code == 7

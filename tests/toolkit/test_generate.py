@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Decoder, Sampling
-from runtime.steps import Steps
+from ortkit import Bundle, Decoder, Sampling
+from ortkit.runtime.decoder.generation import Steps
 from tests.commands import Finished, on_terminal
 from tests.decoders import write_decoder
-from toolkit.commands.chat import chat
-from toolkit.commands.generate import generate
+from ortkit.toolkit.commands.chat import chat
+from ortkit.toolkit.commands.generate import generate
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 PROMPT = "The quick brown fox"
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 MESSAGES = [
@@ -42,47 +42,47 @@ def answer_to(decoder: Decoder, prompt: str, max_tokens: int = 12, **options: ob
 
 
 @pytest.fixture
-def asked(edgekit: Edgekit, decoder_bundle: Bundle) -> Edgekit:
-    """Run `edgekit generate` for twelve tokens."""
+def asked(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
+    """Run `ortkit generate` for twelve tokens."""
 
     def run(*arguments: object, **settings: object) -> Finished:
-        return edgekit("generate", decoder_bundle.path, "--max-tokens", 12, *arguments, **settings)
+        return ortkit("generate", decoder_bundle.path, "--max-tokens", 12, *arguments, **settings)
 
     return run
 
 
-def test_the_chat_template_is_used_where_there_is_one(asked: Edgekit, decoder: Decoder) -> None:
+def test_the_chat_template_is_used_where_there_is_one(asked: Ortkit, decoder: Decoder) -> None:
     finished = asked("Hello")
 
     assert (finished.code, finished.err) == (0, "")
     assert finished.out == asked("Hello", "--chat").out == ended(answer_to(decoder, CHATML.format("Hello")))
 
 
-def test_a_message_to_the_system(asked: Edgekit, decoder: Decoder) -> None:
+def test_a_message_to_the_system(asked: Ortkit, decoder: Decoder) -> None:
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
 
     assert asked("Hello", "--system", "Be brief.").out == ended(answer_to(decoder, system + CHATML.format("Hello")))
 
 
-def test_a_text_is_continued_as_it_is(asked: Edgekit, decoder: Decoder) -> None:
+def test_a_text_is_continued_as_it_is(asked: Ortkit, decoder: Decoder) -> None:
     assert asked(PROMPT, "--no-chat").out == ended(answer_to(decoder, PROMPT))
 
 
-def test_without_a_template_a_text_is_continued(edgekit: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     bundle, _ = write_decoder(tmp_path / "base", chat=None)
 
-    assert edgekit("generate", bundle.path, PROMPT, "--max-tokens", 12).out == ended(answer_to(decoder, PROMPT))
-    finished = edgekit("generate", bundle.path, PROMPT, "--chat")
+    assert ortkit("generate", bundle.path, PROMPT, "--max-tokens", 12).out == ended(answer_to(decoder, PROMPT))
+    finished = ortkit("generate", bundle.path, PROMPT, "--chat")
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n")
-    finished = edgekit("generate", bundle.path, PROMPT, "--system", "a")
+    finished = ortkit("generate", bundle.path, PROMPT, "--system", "a")
     assert finished.err == (
         "error: `--system` is a message, and without a chat template there are none\n\n"
         "hint: put it at the beginning of the prompt\n"
     )
 
 
-def test_a_pipe_and_a_file_of_lines(asked: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_pipe_and_a_file_of_lines(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     """A text of several lines is one prompt, and the last line break is the editor's, not the text's."""
     text = "Hello\n\nfox\n"
     (tmp_path / "prompt.txt").write_text(text)
@@ -95,7 +95,7 @@ def test_a_pipe_and_a_file_of_lines(asked: Edgekit, decoder: Decoder, tmp_path: 
     assert (finished.out, (tmp_path / "answer.txt").read_bytes()) == (b"", expected)
 
 
-def test_the_text_of_a_file_follows_the_prompt(asked: Edgekit, decoder: Decoder) -> None:
+def test_the_text_of_a_file_follows_the_prompt(asked: Ortkit, decoder: Decoder) -> None:
     expected = ended(answer_to(decoder, CHATML.format('Shorten:\n\n{"text": 5}')))
 
     assert asked("Shorten:", "--input", "-", stdin=b'{"text": 5}\n').out == expected
@@ -104,7 +104,7 @@ def test_the_text_of_a_file_follows_the_prompt(asked: Edgekit, decoder: Decoder)
     assert asked("Hello", stdin=b"").out == asked("Hello", stdin=b"\n").out == asked("Hello").out
 
 
-def test_options_change_the_answer_as_they_do_in_python(asked: Edgekit, decoder: Decoder) -> None:
+def test_options_change_the_answer_as_they_do_in_python(asked: Ortkit, decoder: Decoder) -> None:
     prompt = CHATML.format("Hello")
     for options, expected in [
         (["--temperature", 5, "--seed", 3], {"sampling": Sampling(temperature=5, seed=3)}),
@@ -124,7 +124,7 @@ def test_options_change_the_answer_as_they_do_in_python(asked: Edgekit, decoder:
 
 @pytest.mark.parametrize(("option", "looks_up"), [((), True), (("--lookup",), True), (("--no-lookup",), False)])
 def test_drafts_are_made_unless_they_are_declined(
-    asked: Edgekit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
+    asked: Ortkit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
 ) -> None:
     """The small decoder says the same with drafts and without."""
     lookups = []
@@ -141,13 +141,13 @@ def test_drafts_are_made_unless_they_are_declined(
     assert lookups == [looks_up, False]
 
 
-def test_what_the_publisher_states_holds_where_nothing_is_given(edgekit: Edgekit, tmp_path: Path) -> None:
-    from runtime.manifest import GenerationDefaults
+def test_what_the_publisher_states_holds_where_nothing_is_given(ortkit: Ortkit, tmp_path: Path) -> None:
+    from ortkit.runtime.bundle.manifest import GenerationDefaults
 
     generation = GenerationDefaults(temperature=5.0, top_k=1)
     bundle, _ = write_decoder(tmp_path / "stated", generation=generation)
     answers = [
-        edgekit("generate", bundle.path, "Hello", "--max-tokens", 12, *options).out
+        ortkit("generate", bundle.path, "Hello", "--max-tokens", 12, *options).out
         for options in (["--seed", 1], ["--seed", 2], ["--seed", 1, "--top-k", 0], ["--seed", 2, "--top-k", 0])
     ]
 
@@ -155,7 +155,7 @@ def test_what_the_publisher_states_holds_where_nothing_is_given(edgekit: Edgekit
     assert len({*answers[1:]}) == 3
 
 
-def test_json_has_text_tokens_and_rates(asked: Edgekit, decoder: Decoder) -> None:
+def test_json_has_text_tokens_and_rates(asked: Ortkit, decoder: Decoder) -> None:
     prompt = decoder.encode_exactly(CHATML.format("Hello"))
     expected = decoder.generate(prompt, max_tokens=12, top_logprobs=3)
     finished = asked("Hello", "--json", "--logprobs", 3)
@@ -179,7 +179,7 @@ def test_json_has_text_tokens_and_rates(asked: Edgekit, decoder: Decoder) -> Non
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "ж"], ids=["words", "a character of two tokens"])
-def test_most_probable_tokens_have_their_text(asked: Edgekit, decoder: Decoder, prompt: str) -> None:
+def test_most_probable_tokens_have_their_text(asked: Ortkit, decoder: Decoder, prompt: str) -> None:
     options = ("--no-chat", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
     (found,) = rows(asked(prompt, *options).out)
     texts = {one["id"]: one["text"] for one in found["tokens"][0]["top_logprobs"]}
@@ -189,7 +189,7 @@ def test_most_probable_tokens_have_their_text(asked: Edgekit, decoder: Decoder, 
     assert texts[decoder.tokenizer.token_to_id("Ã")] == "\ufffd"
 
 
-def test_an_object_for_each_token(asked: Edgekit) -> None:
+def test_an_object_for_each_token(asked: Ortkit) -> None:
     (expected,) = rows(asked("Hello", "--json").out)
     *pieces, last = rows(asked("Hello", "--json", "--stream").out)
 
@@ -198,7 +198,7 @@ def test_an_object_for_each_token(asked: Edgekit) -> None:
     assert (last["finish_reason"], last["rates"]["new_tokens"]) == ("length", 12)
 
 
-def test_lines_of_json(asked: Edgekit, decoder: Decoder) -> None:
+def test_lines_of_json(asked: Ortkit, decoder: Decoder) -> None:
     lines = [{"prompt": "Hello", "id": 7, "ü": []}, {"messages": MESSAGES}, {"prompt": "Hello", "text": "old"}]
     stdin = ("\n" + "\n\n".join(map(json.dumps, lines))).encode()
     finished = asked(stdin=stdin)
@@ -216,7 +216,7 @@ def test_lines_of_json(asked: Edgekit, decoder: Decoder) -> None:
     assert len(rows(asked("--logprobs", 2, stdin=stdin).out)[1]["tokens"][0]["top_logprobs"]) == 2
 
 
-def test_a_conversation_keeps_its_own_message_to_the_system(asked: Edgekit) -> None:
+def test_a_conversation_keeps_its_own_message_to_the_system(asked: Ortkit) -> None:
     own, without = json.dumps({"messages": MESSAGES}), json.dumps({"messages": MESSAGES[1:]})
     first, second = rows(asked("--system", "Be brief.", stdin=f"{own}\n{without}".encode()).out)
 
@@ -224,7 +224,7 @@ def test_a_conversation_keeps_its_own_message_to_the_system(asked: Edgekit) -> N
     assert first["text"] == second["text"]
 
 
-def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
+def test_the_format_can_be_said(asked: Ortkit, decoder: Decoder) -> None:
     line = b'{"prompt": "Hello"}'
 
     assert asked("--input-format", "text", stdin=line).out == ended(answer_to(decoder, CHATML.format(line.decode())))
@@ -234,14 +234,14 @@ def test_the_format_can_be_said(asked: Edgekit, decoder: Decoder) -> None:
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
-def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Edgekit) -> None:
+def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Ortkit) -> None:
     finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err.startswith("error: line 1 holds `NaN`, which cannot be passed on as a number of JSON\n")
 
 
-def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
+def test_answers_before_a_broken_line_are_given(asked: Ortkit) -> None:
     finished = asked(stdin=b'{"prompt": "a"}\n{')
 
     assert finished.code == 2
@@ -249,7 +249,7 @@ def test_answers_before_a_broken_line_are_given(asked: Edgekit) -> None:
     assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
-def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
+def test_a_prefix_is_read_once(asked: Ortkit, tmp_path: Path) -> None:
     system = "The dog sleeps. " * 20
     saved = tmp_path / "prefix"
     first = asked("Hello", "--system", system, "--save-prefix", saved)
@@ -262,15 +262,15 @@ def test_a_prefix_is_read_once(asked: Edgekit, tmp_path: Path) -> None:
     assert found["rates"]["reused_tokens"] > 100
 
 
-def test_a_saved_prefix_holds_the_prompt_alone(asked: Edgekit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_saved_prefix_holds_the_prompt_alone(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     asked("Hello", "--save-prefix", tmp_path / "prefix")
 
     assert decoder.load_cache(tmp_path / "prefix").ids == decoder.encode_exactly(CHATML.format("Hello"))
 
 
-def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_prefix_that_cannot_be_used(asked: Ortkit, ortkit: Ortkit, decoder_bundle: Bundle, tmp_path: Path) -> None:
     other, _ = write_decoder(tmp_path / "other", window=7)
-    edgekit("generate", other.path, "Hello", "--max-tokens", 1, "--save-prefix", tmp_path / "prefix")
+    ortkit("generate", other.path, "Hello", "--max-tokens", 1, "--save-prefix", tmp_path / "prefix")
     finished = asked("Hello", "--load-prefix", tmp_path / "prefix")
 
     assert (finished.code, finished.out) == (2, b"")
@@ -282,7 +282,7 @@ def test_a_prefix_that_cannot_be_used(asked: Edgekit, edgekit: Edgekit, decoder_
     assert asked("Hello", "--load-prefix", tmp_path / "none").code == 5
 
 
-def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edgekit, tmp_path: Path) -> None:
+def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Ortkit, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in [
         (tmp_path / "none" / "prefix", f"`{tmp_path}/none/prefix` cannot be written: No such file or directory\n"),
@@ -294,7 +294,7 @@ def test_a_prefix_that_cannot_be_written_is_refused_before_the_answer(asked: Edg
 
 
 @pytest.mark.parametrize("option", ["--output", "--save-prefix"])
-def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) -> None:
+def test_the_input_is_not_replaced(asked: Ortkit, tmp_path: Path, option: str) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text("Hello")
 
@@ -307,7 +307,7 @@ def test_the_input_is_not_replaced(asked: Edgekit, tmp_path: Path, option: str) 
     assert path.read_text() == "Hello"
 
 
-def test_rates_are_printed_on_request(asked: Edgekit, decoder: Decoder) -> None:
+def test_rates_are_printed_on_request(asked: Ortkit, decoder: Decoder) -> None:
     count = len(decoder.encode_exactly(CHATML.format("Hello")))
     line = json.dumps({"prompt": "Hello"}).encode()
 
@@ -323,13 +323,13 @@ def test_rates_are_printed_on_request(asked: Edgekit, decoder: Decoder) -> None:
 
 
 def test_rates_are_printed_on_a_terminal(decoder_bundle: Bundle) -> None:
-    command = [sys.executable, "-m", "toolkit", "generate", str(decoder_bundle.path), "Hello", "--max-tokens", "3"]
+    command = [sys.executable, "-m", "ortkit", "generate", str(decoder_bundle.path), "Hello", "--max-tokens", "3"]
 
     assert "; generated 3 tokens, " in on_terminal(command)
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_an_interrupt_ends_the_answer(asked: Edgekit, decoder: Decoder) -> None:
+def test_an_interrupt_ends_the_answer(asked: Ortkit, decoder: Decoder) -> None:
     finished = asked("Hello", "--max-tokens", 900, "--rates")
     first_three = answer_to(decoder, CHATML.format("Hello"), 3)
 
@@ -341,7 +341,7 @@ def test_an_interrupt_ends_the_answer(asked: Edgekit, decoder: Decoder) -> None:
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_an_interrupted_answer_says_so_in_json(asked: Edgekit) -> None:
+def test_an_interrupted_answer_says_so_in_json(asked: Ortkit) -> None:
     finished = asked("Hello", "--json")
 
     assert finished.code == 130
@@ -349,7 +349,7 @@ def test_an_interrupted_answer_says_so_in_json(asked: Edgekit) -> None:
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_an_interrupted_line_is_not_written(asked: Edgekit, tmp_path: Path) -> None:
+def test_an_interrupted_line_is_not_written(asked: Ortkit, tmp_path: Path) -> None:
     finished = asked("--output", tmp_path / "answers.jsonl", stdin=b'{"prompt": "Hello"}')
 
     assert (finished.code, finished.out, finished.err) == (130, b"", "interrupted\n")
@@ -359,8 +359,8 @@ def test_an_interrupted_line_is_not_written(asked: Edgekit, tmp_path: Path) -> N
 # Says twenty tokens a second at most.
 SLOWLY = """
 import time
-from runtime import Stream
-from toolkit.cli import main
+from ortkit import Stream
+from ortkit.toolkit.cli import main
 original = Stream.__next__
 Stream.__next__ = lambda stream: (time.sleep(0.05), original(stream))[1]
 main()
@@ -423,17 +423,17 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
     ],
 )
 def test_input_that_cannot_be_used_ends_with_2(
-    edgekit: Edgekit, decoder_bundle: Bundle, arguments: list, stdin: bytes, message: str
+    ortkit: Ortkit, decoder_bundle: Bundle, arguments: list, stdin: bytes, message: str
 ) -> None:
-    finished = edgekit("generate", decoder_bundle.path, *arguments, stdin=stdin)
+    finished = ortkit("generate", decoder_bundle.path, *arguments, stdin=stdin)
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err.startswith(message)
 
 
-def test_a_prompt_that_is_too_long_says_by_how_much(edgekit: Edgekit, decoder_bundle: Bundle, decoder: Decoder) -> None:
+def test_a_prompt_that_is_too_long_says_by_how_much(ortkit: Ortkit, decoder_bundle: Bundle, decoder: Decoder) -> None:
     count = len(decoder.encode_exactly(CHATML.format("Hello")))
-    finished = edgekit("generate", decoder_bundle.path, "Hello", "--context", 10)
+    finished = ortkit("generate", decoder_bundle.path, "Hello", "--context", 10)
 
     assert finished.err == (
         f"error: the prompt has {count} tokens, {count - 9} more than the context of 10 has room for with an answer"
@@ -441,20 +441,20 @@ def test_a_prompt_that_is_too_long_says_by_how_much(edgekit: Edgekit, decoder_bu
     )
 
 
-def test_a_terminal_without_a_prompt(edgekit: Edgekit, decoder_bundle: Bundle) -> None:
-    finished = edgekit("generate", decoder_bundle.path, tty=True)
+def test_a_terminal_without_a_prompt(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
+    finished = ortkit("generate", decoder_bundle.path, tty=True)
 
     assert finished.code == 2
-    assert finished.err.startswith("error: no prompt\n\nhint: edgekit generate ")
+    assert finished.err.startswith("error: no prompt\n\nhint: ortkit generate ")
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_an_embedder_names_its_command(edgekit: Edgekit, int8_bundle: Bundle, command: str) -> None:
-    finished = edgekit(command, int8_bundle.path, *(["Hello"] if command == "generate" else []))
+def test_an_embedder_names_its_command(ortkit: Ortkit, int8_bundle: Bundle, command: str) -> None:
+    finished = ortkit(command, int8_bundle.path, *(["Hello"] if command == "generate" else []))
 
     assert finished.code == 7
     assert finished.err == (
-        f"error: `{int8_bundle.path}` is an embedder, not a decoder\n\nhint: use `edgekit embed {int8_bundle.path}`\n"
+        f"error: `{int8_bundle.path}` is an embedder, not a decoder\n\nhint: use `ortkit embed {int8_bundle.path}`\n"
     )
 
 
@@ -462,14 +462,14 @@ def test_an_embedder_names_its_command(edgekit: Edgekit, int8_bundle: Bundle, co
     ("command", "noun"), [(["embed", "a"], "an embedder"), (["rerank", "--query", "q", "a"], "a reranker")]
 )
 def test_other_commands_point_to_generate(
-    edgekit: Edgekit, decoder_bundle: Bundle, command: list[str], noun: str
+    ortkit: Ortkit, decoder_bundle: Bundle, command: list[str], noun: str
 ) -> None:
-    finished = edgekit(command[0], decoder_bundle.path, *command[1:])
+    finished = ortkit(command[0], decoder_bundle.path, *command[1:])
 
     assert finished.code == 7
     assert finished.err == (
         f"error: `{decoder_bundle.path}` is a decoder, not {noun}\n\n"
-        f"hint: use `edgekit generate {decoder_bundle.path}`\n"
+        f"hint: use `ortkit generate {decoder_bundle.path}`\n"
     )
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from toolkit.cli import cli
+from ortkit.toolkit.cli import cli
 
 ROOT = Path(__file__).parents[2]
 OF_OTHER_PROGRAMS = {"--merge"}
-COMMAND = rf"(?:^edgekit (?={'|'.join(cli.commands)})|`edgekit )([a-z]+)([^`]*)"
+COMMAND = rf"(?:^ortkit (?={'|'.join(cli.commands)})|`ortkit )([a-z]+)([^`]*)"
 
 
 def hints_in(path: Path) -> list[str]:

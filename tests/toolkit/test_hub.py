@@ -66,7 +66,7 @@ def test_a_gated_model_and_no_token(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/gated")) == (
         3,
         "`org/gated` is gated, and there is no Hugging Face token on this machine",
-        f"accept the terms at {SITE}/org/gated, run `edgekit login`, then `edgekit access org/gated` again",
+        f"accept the terms at {SITE}/org/gated, run `ortkit login`, then `ortkit access org/gated` again",
     )
 
 
@@ -74,7 +74,7 @@ def test_an_implicit_token_can_be_forbidden(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/gated", HF_TOKEN=ADA, HF_HUB_DISABLE_IMPLICIT_TOKEN="1")) == (
         3,
         "`org/gated` needs a token, and `HF_HUB_DISABLE_IMPLICIT_TOKEN` keeps every token from being used",
-        "unset it, then run `edgekit access org/gated` again",
+        "unset it, then run `ortkit access org/gated` again",
     )
 
 
@@ -89,11 +89,11 @@ def test_a_token_that_is_invalid(every_user: HubUser) -> None:
     every_user.write_token(REVOKED)
     file = every_user.token_file
     for model in ("org/gated", "org/private"):
-        again = f"edgekit access {model}"
+        again = f"ortkit access {model}"
         assert error_of(every_user.run("access", model)) == (
             3,
             f"the Hub refuses the token hf_****0004 from the file `{file}`: it is invalid or has expired",
-            f"make a new one at {SITE}/settings/tokens and run `edgekit login`, then run `{again}` again",
+            f"make a new one at {SITE}/settings/tokens and run `ortkit login`, then run `{again}` again",
         )
     code, _, hint = error_of(every_user.run("access", "org/gated", HF_TOKEN=REVOKED))
     assert code == 3
@@ -104,7 +104,7 @@ def test_terms_that_are_not_accepted(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/gated", HF_TOKEN=BOB)) == (
         4,
         "access to `org/gated` has not been granted to the token of `bob`",
-        f"accept the terms at {SITE}/org/gated, then run `edgekit access org/gated` again",
+        f"accept the terms at {SITE}/org/gated, then run `ortkit access org/gated` again",
     )
 
 
@@ -112,7 +112,7 @@ def test_access_that_its_owners_have_not_granted_yet(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/by-hand", HF_TOKEN=BOB)) == (
         4,
         "access to `org/by-hand` has not been granted to `bob` yet: its owners decide on each request",
-        f"ask at {SITE}/org/by-hand if you have not; once they have granted it, run `edgekit access org/by-hand` again",
+        f"ask at {SITE}/org/by-hand if you have not; once they have granted it, run `ortkit access org/by-hand` again",
     )
 
 
@@ -122,7 +122,7 @@ def test_a_fine_grained_token_without_the_scope(any_user: HubUser) -> None:
         "the fine-grained token of `eve` may not read gated repositories, such as `org/gated`",
         (
             "give it `Read access to contents of all public gated repos you can access` at "
-            f"{SITE}/settings/tokens, then run `edgekit access org/gated` again"
+            f"{SITE}/settings/tokens, then run `ortkit access org/gated` again"
         ),
     )
 
@@ -132,7 +132,7 @@ def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> 
     assert error_of(any_user.run("access", model)) == (
         5,
         f"`{model}` does not exist, or it is private and there is no token to show",
-        f"check the name at {SITE}/{model}; if private, run `edgekit login`, then `edgekit access {model}`",
+        f"check the name at {SITE}/{model}; if private, run `ortkit login`, then `ortkit access {model}`",
     )
     assert error_of(any_user.run("access", model, HF_TOKEN=BOB)) == (
         5,
@@ -272,7 +272,7 @@ def test_offline_mode(every_user: HubUser, hub: LocalHub, switch: str) -> None:
 
 
 def test_a_mirror_does_not_get_the_token(any_user: HubUser, hub: LocalHub) -> None:
-    finished = any_user.run("access", "org/gated", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None)
+    finished = any_user.run("access", "org/gated", HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None)
 
     assert error_of(finished) == (
         3,
@@ -280,15 +280,15 @@ def test_a_mirror_does_not_get_the_token(any_user: HubUser, hub: LocalHub) -> No
             "`org/gated` needs a token, and the one from the environment variable `HF_TOKEN` "
             f"is not sent to `{hub.host}`, which is not the Hub"
         ),
-        f"if that host may have it, run `edgekit access org/gated --token-host {hub.host}`",
+        f"if that host may have it, run `ortkit access org/gated --token-host {hub.host}`",
     )
-    assert any_user.run("access", "org/public", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None).code == 0
+    assert any_user.run("access", "org/public", HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None).code == 0
     assert hub.requests
     assert all(request.authorization is None for request in hub.requests)
     assert (
-        any_user.run("access", "org/gated", "--token-host", hub.host, HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None).code == 0
+        any_user.run("access", "org/gated", "--token-host", hub.host, HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None).code == 0
     )
-    another = any_user.run("access", "org/gated", HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST="another.example")
+    another = any_user.run("access", "org/gated", HF_TOKEN=ADA, ORTKIT_TOKEN_HOST="another.example")
     assert another.code == 3
 
 
@@ -372,7 +372,7 @@ def test_a_token_that_cannot_be_one(user: HubUser, hub: LocalHub, content: str, 
     assert error_of(user.run("whoami")) == (
         3,
         f"the token from the file `{user.token_file}` {problem}",
-        "write the token alone, as copied from the site, or run `edgekit login`",
+        "write the token alone, as copied from the site, or run `ortkit login`",
     )
     assert not hub.requests
 
@@ -397,18 +397,18 @@ def test_a_token_that_cannot_be_one_does_not_stand_in_the_way_of_a_public_model(
 def test_a_token_file_that_is_empty_a_folder_or_behind_a_file(user: HubUser, tmp_path: Path) -> None:
     user.write_token(" \n")
     empty = f"the token file `{user.token_file}` is empty, and there is no other token on this machine"
-    assert error_of(user.run("whoami")) == (3, empty, "run `edgekit login`")
+    assert error_of(user.run("whoami")) == (3, empty, "run `ortkit login`")
     assert error_of(user.run("access", "org/gated"))[1] == f"`org/gated` is gated, and {empty}"
     user.token_file.unlink()
     user.token_file.mkdir()
     assert error_of(user.run("whoami")) == (
         3,
         f"`{user.token_file}` is a folder, and the token is kept in a file of that name",
-        f"remove it with `rmdir {user.token_file}`, or set HF_TOKEN_PATH to a file; then run `edgekit login`",
+        f"remove it with `rmdir {user.token_file}`, or set HF_TOKEN_PATH to a file; then run `ortkit login`",
     )
     (tmp_path / "a-file").write_text("")
     missing = user.run("whoami", HOME=str(tmp_path / "a-file"))
-    assert error_of(missing) == (3, "there is no Hugging Face token on this machine", "run `edgekit login`")
+    assert error_of(missing) == (3, "there is no Hugging Face token on this machine", "run `ortkit login`")
 
 
 def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: LocalHub) -> None:
@@ -417,7 +417,7 @@ def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: Local
         2,
         "a token cannot be given on the command line, where other users and the shell history see it",
         (
-            "run `edgekit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
+            "run `ortkit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
             f"replace it at {SITE}/settings/tokens"
         ),
     )
@@ -459,7 +459,7 @@ def test_whoami_without_a_token(any_user: HubUser) -> None:
     assert error_of(any_user.run("whoami")) == (
         3,
         "there is no Hugging Face token on this machine",
-        "run `edgekit login`",
+        "run `ortkit login`",
     )
 
 
@@ -539,7 +539,7 @@ def test_login_without_a_terminal(user: HubUser) -> None:
 def test_login_is_not_sent_to_a_mirror(user: HubUser, hub: LocalHub) -> None:
     for command in ("login", "whoami"):
         arguments = [command, "--token-stdin"] if command == "login" else [command]
-        finished = user.run(*arguments, stdin=ADA.encode(), HF_TOKEN=ADA, EDGEKIT_TOKEN_HOST=None)
+        finished = user.run(*arguments, stdin=ADA.encode(), HF_TOKEN=ADA, ORTKIT_TOKEN_HOST=None)
         assert error_of(finished) == (
             3,
             f"the token is not sent to `{hub.host}`, which is not the Hugging Face Hub",
@@ -561,7 +561,7 @@ def test_a_token_file_that_cannot_be_written(user: HubUser) -> None:
 def test_login_on_a_terminal_does_not_show_what_is_typed(user: HubUser) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit", "login"],
+        [sys.executable, "-m", "ortkit", "login"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -602,7 +602,7 @@ def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> Non
 
 KILLED_LOGIN = """
 import os, signal
-import exporters.hub.token as token
+import ortkit.exporters.hub.token as token
 token.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 token.store_token("{}")
 """
@@ -671,7 +671,7 @@ def test_a_private_model_is_not_called_public(any_user: HubUser) -> None:
 
 
 def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(user: HubUser, hub: LocalHub) -> None:
-    finished = user.run("login", stdin=b"", EDGEKIT_TOKEN_HOST=None)
+    finished = user.run("login", stdin=b"", ORTKIT_TOKEN_HOST=None)
 
     assert error_of(finished)[1] == f"the token is not sent to `{hub.host}`, which is not the Hugging Face Hub"
 
@@ -679,27 +679,27 @@ def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(use
 def test_no_log_shows_a_token(every_user: HubUser) -> None:
     """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
     for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
-        finished = every_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", EDGEKIT_TRACEBACK="1")
+        finished = every_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", ORTKIT_TRACEBACK="1")
         assert finished.code == 0
 
 
 def test_no_crash_report_shows_a_token(any_user: HubUser) -> None:
     code = """
 import sys
-import exporters.hub.access
+import ortkit.exporters.hub.access
 def broken(info, asked, token, notes):
     raise ZeroDivisionError("a bug while a token is at hand")
 exporters.hub.access.granted = broken
-sys.argv = ["edgekit", "access", "org/gated"]
-import toolkit.__main__
+sys.argv = ["ortkit", "access", "org/gated"]
+import ortkit.__main__
 toolkit.__main__.main()
 """
-    finished = any_user.run_code(code, HF_TOKEN=ADA, EDGEKIT_TRACEBACK="1")
+    finished = any_user.run_code(code, HF_TOKEN=ADA, ORTKIT_TRACEBACK="1")
 
     assert finished.returncode == 1
     assert b"Traceback" in finished.stderr
     assert (
-        b"something in edgekit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
+        b"something in ortkit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
     )
     assert ADA.encode() not in finished.stdout + finished.stderr
 
@@ -716,7 +716,7 @@ def test_the_local_hub_is_there_to_try_by_hand(tmp_path: Path) -> None:
         assert script.stdout is not None
         settings = dict(pair.split("=") for pair in script.stdout.readline().split()[1:])
         home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "HF_TOKEN": "hf_adas_token_0001"}
-        command = [sys.executable, "-m", "toolkit", "access", "gates/manual"]
+        command = [sys.executable, "-m", "ortkit", "access", "gates/manual"]
         finished = subprocess.run(command, cwd=ROOT, env=home | settings, capture_output=True, text=True, check=False)
     finally:
         script.kill()

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle
-from runtime.targets import NameInBytes, is_utf8, native
+from ortkit import Bundle
+from ortkit.runtime.output_path import NameInBytes, is_utf8, native
 from tests.commands import Finished
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 NOT_UTF8 = os.fsdecode(b"b\xfcndel")
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0"}
 
 
 def run(*arguments: object, cwd: Path, **environment: str) -> Finished:
     finished = subprocess.run(
-        [sys.executable, "-m", "toolkit", *map(os.fsencode, map(str, arguments))],
+        [sys.executable, "-m", "ortkit", *map(os.fsencode, map(str, arguments))],
         capture_output=True,
         check=False,
         cwd=cwd,
@@ -42,7 +42,7 @@ def test_names_are_handed_over_as_their_bytes() -> None:
 
 
 def test_bundles_in_folders_of_any_name(
-    edgekit: Edgekit, tiny_bundle: Bundle, reranker_bundle: Bundle, decoder_bundle: Bundle, tmp_path: Path
+    ortkit: Ortkit, tiny_bundle: Bundle, reranker_bundle: Bundle, decoder_bundle: Bundle, tmp_path: Path
 ) -> None:
     for bundle, arguments in (
         (tiny_bundle, ["embed", "a text"]),
@@ -54,20 +54,20 @@ def test_bundles_in_folders_of_any_name(
         command, *rest = arguments
         folder = tmp_path / command / NOT_UTF8
         shutil.copytree(bundle.path, folder)
-        expected = edgekit(command, bundle.path, *rest)
-        assert edgekit(command, folder, *rest) == expected
+        expected = ortkit(command, bundle.path, *rest)
+        assert ortkit(command, folder, *rest) == expected
         assert expected.code == 0
 
 
 @pytest.mark.parametrize("broken", ["model.onnx", "tokenizer.json"])
 def test_what_is_broken_in_such_a_folder_is_the_bundles(
-    edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path, broken: str
+    ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, broken: str
 ) -> None:
     folder = tmp_path / NOT_UTF8
     shutil.copytree(tiny_bundle.path, folder)
     (folder / broken).write_bytes(b"x" * (folder / broken).stat().st_size)
 
-    finished = edgekit("embed", folder, "a text")
+    finished = ortkit("embed", folder, "a text")
 
     assert finished.code == 7
     assert finished.err.startswith(f"error: `{broken}` in the bundle `{tmp_path}/b\\udcfcndel` was changed")
@@ -75,14 +75,14 @@ def test_what_is_broken_in_such_a_folder_is_the_bundles(
 
 @pytest.mark.parametrize("place", ["source", "out"])
 def test_an_export_says_that_its_libraries_need_utf8(
-    edgekit: Edgekit, tiny_checkpoint: Path, tmp_path: Path, place: str
+    ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path, place: str
 ) -> None:
     folder = tmp_path / NOT_UTF8
     source, out = (folder, tmp_path / "out") if place == "source" else (tiny_checkpoint, folder)
     if place == "source":
         shutil.copytree(tiny_checkpoint, source)
 
-    finished = edgekit("export", source, "--out", out)
+    finished = ortkit("export", source, "--out", out)
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
@@ -129,18 +129,18 @@ def test_an_output_in_latin_1(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert (error.code, "Traceback" in error.err) == (5, False)
 
 
-def test_a_removed_working_directory(edgekit: Edgekit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_removed_working_directory(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     before = Path.cwd()
     gone.mkdir()
     os.chdir(gone)
     gone.rmdir()
     try:
-        exported = edgekit("export", "all-MiniLM-L6-v2", "--offline")
-        embedded = edgekit("embed", tiny_bundle.path, "a text")
-        missing = edgekit("embed", "bundle", "a text")
-        written = edgekit("embed", tiny_bundle.path, "a text", "--output", "out.npy")
-        logged = edgekit("verify", tiny_bundle.path)
+        exported = ortkit("export", "all-MiniLM-L6-v2", "--offline")
+        embedded = ortkit("embed", tiny_bundle.path, "a text")
+        missing = ortkit("embed", "bundle", "a text")
+        written = ortkit("embed", tiny_bundle.path, "a text", "--output", "out.npy")
+        logged = ortkit("verify", tiny_bundle.path)
     finally:
         os.chdir(before)
 

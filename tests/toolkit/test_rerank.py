@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle, Reranker
+from ortkit import Bundle, Reranker
 from tests.commands import Finished, on_terminal
 
-Edgekit = Callable[..., Finished]
+Ortkit = Callable[..., Finished]
 DOCUMENTS = ["Boil it for a minute", "A bowline", "größer", "Boil it for a minute"]
 
 
@@ -23,39 +23,39 @@ def expected(reranker_bundle: Bundle) -> list[dict]:
     return [{"text": one.text, "index": one.index, "score": one.score} for one in ranked]
 
 
-def test_arguments_come_out_best_first(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
-    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", *DOCUMENTS)
+def test_arguments_come_out_best_first(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    finished = ortkit("rerank", reranker_bundle.path, "--query", "safe water", *DOCUMENTS)
 
     assert (finished.code, finished.err) == (0, "")
     assert rows(finished.out) == expected
 
 
 def test_a_pipe_and_a_file_of_lines(
-    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path
+    ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path
 ) -> None:
     text = "\n".join(DOCUMENTS).encode()
     (tmp_path / "documents.txt").write_bytes(text)
     command = ("rerank", reranker_bundle.path, "--query", "safe water")
 
-    assert rows(edgekit(*command, stdin=text).out) == expected
-    assert rows(edgekit(*command, "--input", "-", stdin=text).out) == expected
-    assert rows(edgekit(*command, "--input", tmp_path / "documents.txt", "--top-n", 2).out) == expected[:2]
-    finished = edgekit(*command, "--input", tmp_path / "documents.txt", "--output", tmp_path / "ranked.jsonl")
+    assert rows(ortkit(*command, stdin=text).out) == expected
+    assert rows(ortkit(*command, "--input", "-", stdin=text).out) == expected
+    assert rows(ortkit(*command, "--input", tmp_path / "documents.txt", "--top-n", 2).out) == expected[:2]
+    finished = ortkit(*command, "--input", tmp_path / "documents.txt", "--output", tmp_path / "ranked.jsonl")
     assert finished.out == b""
     assert rows((tmp_path / "ranked.jsonl").read_bytes()) == expected
 
 
-def test_fields_are_passed_through(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
-    """What `edgekit embed` or a search wrote about each document stays with it."""
+def test_fields_are_passed_through(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    """What `ortkit embed` or a search wrote about each document stays with it."""
     lines = [json.dumps({"id": number, "text": text, "tags": ["ü"]}) for number, text in enumerate(DOCUMENTS)]
-    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", stdin="\n".join(lines).encode())
+    finished = ortkit("rerank", reranker_bundle.path, "--query", "safe water", stdin="\n".join(lines).encode())
 
     assert rows(finished.out) == [{"id": row["index"], "tags": ["ü"]} | row for row in expected]
 
 
 @pytest.mark.parametrize("form", ["lines", "array", "csv"])
 def test_documents_in_a_field_of_another_name(
-    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path, form: str
+    ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict], tmp_path: Path, form: str
 ) -> None:
     records = [{"body": text} for text in DOCUMENTS]
     contents = {
@@ -67,39 +67,39 @@ def test_documents_in_a_field_of_another_name(
     path.write_text(contents[form], encoding="utf-8")
     command = ("rerank", reranker_bundle.path, "--query", "safe water", "--input", path)
 
-    refused = edgekit(*command)
+    refused = ortkit(*command)
     assert (refused.code, refused.out) == (2, b"")
     assert "has no text in a field `text`; its fields are `body`\n" in refused.err
-    found = rows(edgekit(*command, "--field", "body").out)
+    found = rows(ortkit(*command, "--field", "body").out)
     assert found == [{"body": row["text"], "index": row["index"], "score": row["score"]} for row in expected]
 
 
 def test_searches_in_an_array_with_documents_in_another_field(
-    edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]
+    ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]
 ) -> None:
     searches = [{"query": "safe water", "documents": [{"body": text} for text in DOCUMENTS]}]
     command = ("rerank", reranker_bundle.path)
 
-    finished = edgekit(*command, "--field", "body", stdin=json.dumps(searches, indent=1).encode())
+    finished = ortkit(*command, "--field", "body", stdin=json.dumps(searches, indent=1).encode())
     (found,) = rows(finished.out)
     assert [row["index"] for row in found["results"]] == [row["index"] for row in expected]
-    refused = edgekit(*command, stdin=json.dumps(searches).encode())
+    refused = ortkit(*command, stdin=json.dumps(searches).encode())
     assert refused.err.startswith("error: document 1 in item 1 has no text in a field `text`; its fields are `body`\n")
     for search, message in [
         ({"question": "q", "documents": []}, "line 1 has no text in a field `query`; its fields are `question`, `docu"),
         ({"query": "q", "texts": ["a"]}, "line 1 has no list in a field `documents`; its fields are `query`, `texts`"),
         ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that a record cannot have"),
     ]:
-        finished = edgekit(*command, stdin=json.dumps(search).encode())
+        finished = ortkit(*command, stdin=json.dumps(search).encode())
         assert (finished.code, finished.out) == (2, b"")
         assert finished.err.startswith(f"error: {message}")
 
 
 def test_rankings_before_an_error_are_kept_beside_the_output(
-    edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path
+    ortkit: Ortkit, reranker_bundle: Bundle, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    finished = edgekit(
+    finished = ortkit(
         "rerank", reranker_bundle.path, "--output", output, stdin=b'{"query": "q", "documents": ["a"]}\n{'
     )
 
@@ -109,14 +109,14 @@ def test_rankings_before_an_error_are_kept_beside_the_output(
     assert not output.exists()
 
 
-def test_a_search_in_each_line(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+def test_a_search_in_each_line(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
     lines = [
         {"query": "safe water", "documents": DOCUMENTS, "id": 7},
         {"query": "nothing", "documents": []},
         {"query": "safe water", "documents": [{"text": text, "page": 3} for text in DOCUMENTS]},
     ]
     stdin = "\n\n".join(map(json.dumps, lines)).encode()
-    finished = edgekit("rerank", reranker_bundle.path, "--top-n", 3, stdin=stdin)
+    finished = ortkit("rerank", reranker_bundle.path, "--top-n", 3, stdin=stdin)
     found = rows(finished.out)
 
     assert (finished.code, finished.err) == (0, "")
@@ -125,28 +125,28 @@ def test_a_search_in_each_line(edgekit: Edgekit, reranker_bundle: Bundle, expect
     assert found[2]["results"] == [{"page": 3} | row for row in expected[:3]]
 
 
-def test_scores_between_0_and_1(edgekit: Edgekit, reranker_bundle: Bundle, expected: list[dict]) -> None:
-    finished = edgekit("rerank", reranker_bundle.path, "--query", "safe water", "--scores", "sigmoid", *DOCUMENTS)
+def test_scores_between_0_and_1(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
+    finished = ortkit("rerank", reranker_bundle.path, "--query", "safe water", "--scores", "sigmoid", *DOCUMENTS)
     found = rows(finished.out)
 
     assert [row["index"] for row in found] == [row["index"] for row in expected]
     assert all(0 < row["score"] < 1 for row in found)
 
 
-def test_no_documents_are_no_error(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+def test_no_documents_are_no_error(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
     for arguments in (["--query", "q"], []):
-        finished = edgekit("rerank", reranker_bundle.path, *arguments, stdin=b"")
+        finished = ortkit("rerank", reranker_bundle.path, *arguments, stdin=b"")
         assert (finished.code, finished.out, finished.err) == (0, b"", "")
 
 
-def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+def test_what_was_cut_and_what_is_empty_is_told(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
     long = "water " * 300
     command = ("rerank", reranker_bundle.path)
-    one = edgekit(*command, "--query", "q", "a", long, "", long)
+    one = ortkit(*command, "--query", "q", "a", long, "", long)
     lines = [
         json.dumps({"query": query, "documents": documents}) for query, documents in [("q", ["a", long]), (long, ["b"])]
     ]
-    many = edgekit(*command, stdin="\n".join(lines).encode())
+    many = ortkit(*command, stdin="\n".join(lines).encode())
 
     assert one.code == many.code == 0
     assert one.err == (
@@ -157,7 +157,7 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
         "warning: 1 of 3 documents was longer than 128 tokens with the query and cut there (line 1: 1)\n"
         "warning: the query was cut: with a document it is longer than 128 tokens\n"
     )
-    finished = edgekit(*command, "--query", "q", "--no-truncate", "a", long)
+    finished = ortkit(*command, "--query", "q", "--no-truncate", "a", long)
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         "error: text 2 and its query are longer than the model's limit of 128 tokens\n\n"
@@ -165,14 +165,14 @@ def test_what_was_cut_and_what_is_empty_is_told(edgekit: Edgekit, reranker_bundl
     )
 
 
-def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
+def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
     """Its place in the chunk that was computed together is not its place in the input."""
     command = ("rerank", reranker_bundle.path, "--no-truncate")
     texts = ["a"] * 599 + ["long " * 300, "long " * 300, "a"]
     searches = [{"query": "q", "documents": texts[:550]}, {"query": "q", "documents": texts[550:]}]
 
-    lines = edgekit(*command, "--query", "q", stdin="\n".join(texts).encode())
-    found = edgekit(*command, stdin="\n".join(map(json.dumps, searches)).encode())
+    lines = ortkit(*command, "--query", "q", stdin="\n".join(texts).encode())
+    found = ortkit(*command, stdin="\n".join(map(json.dumps, searches)).encode())
 
     assert (lines.code, lines.out) == (2, b"")
     assert lines.err.startswith("error: line 600 and its query are longer than the model's limit of 128 tokens\n")
@@ -200,56 +200,56 @@ def test_a_long_document_is_named_behind_many_others(edgekit: Edgekit, reranker_
     ],
 )
 def test_input_that_cannot_be_used_ends_with_2(
-    edgekit: Edgekit, reranker_bundle: Bundle, arguments: list[str], stdin: bytes, message: str
+    ortkit: Ortkit, reranker_bundle: Bundle, arguments: list[str], stdin: bytes, message: str
 ) -> None:
-    finished = edgekit("rerank", reranker_bundle.path, *arguments, stdin=stdin)
+    finished = ortkit("rerank", reranker_bundle.path, *arguments, stdin=stdin)
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err.startswith(message)
 
 
-def test_results_before_a_broken_line_are_given(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
-    finished = edgekit("rerank", reranker_bundle.path, stdin=b'{"query": "q", "documents": ["a"]}\n{')
+def test_results_before_a_broken_line_are_given(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
+    finished = ortkit("rerank", reranker_bundle.path, stdin=b'{"query": "q", "documents": ["a"]}\n{')
 
     assert finished.code == 2
     assert [row["query"] for row in rows(finished.out)] == ["q"]
     assert finished.err.startswith("error: line 2 is not valid JSON")
 
 
-def test_the_input_is_not_replaced(edgekit: Edgekit, reranker_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_input_is_not_replaced(ortkit: Ortkit, reranker_bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "documents.txt"
     path.write_text("a\nb\n")
     arguments = ["rerank", reranker_bundle.path, "--query", "q", "--output", path]
 
-    finished = edgekit(*arguments, "--input", path)
+    finished = ortkit(*arguments, "--input", path)
 
     assert finished.code == 2
     assert finished.err.startswith(f"error: `{path}` is the input too, and would be replaced\n")
     assert path.read_text() == "a\nb\n"
 
 
-def test_a_terminal_without_documents(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
-    finished = edgekit("rerank", reranker_bundle.path, "--query", "q", tty=True)
+def test_a_terminal_without_documents(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
+    finished = ortkit("rerank", reranker_bundle.path, "--query", "q", tty=True)
 
     assert finished.code == 2
-    assert finished.err.startswith("error: no documents to rank\n\nhint: edgekit rerank ")
+    assert finished.err.startswith("error: no documents to rank\n\nhint: ortkit rerank ")
 
 
 def test_bundles_of_the_wrong_kind_name_the_command(
-    edgekit: Edgekit, reranker_bundle: Bundle, int8_bundle: Bundle
+    ortkit: Ortkit, reranker_bundle: Bundle, int8_bundle: Bundle
 ) -> None:
     for command, bundle, message, right in (
         (["rerank", int8_bundle.path, "--query", "q", "a"], int8_bundle, "an embedder, not a reranker", "embed"),
         (["embed", reranker_bundle.path, "a"], reranker_bundle, "a reranker, not an embedder", "rerank"),
     ):
-        finished = edgekit(*command)
+        finished = ortkit(*command)
         assert finished.code == 7
-        assert finished.err == f"error: `{bundle.path}` is {message}\n\nhint: use `edgekit {right} {bundle.path}`\n"
+        assert finished.err == f"error: `{bundle.path}` is {message}\n\nhint: use `ortkit {right} {bundle.path}`\n"
 
 
-def test_inspect_and_verify_know_rerankers(edgekit: Edgekit, reranker_bundle: Bundle) -> None:
-    shown = edgekit("inspect", reranker_bundle.path, "--runtime").out.decode()
-    verified = edgekit("verify", reranker_bundle.path)
+def test_inspect_and_verify_know_rerankers(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
+    shown = ortkit("inspect", reranker_bundle.path, "--runtime").out.decode()
+    verified = ortkit("verify", reranker_bundle.path)
 
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
@@ -265,6 +265,6 @@ def test_progress_on_a_terminal(reranker_bundle: Bundle, tmp_path: Path) -> None
 
     path = tmp_path / "documents.txt"
     path.write_text("\n".join(DOCUMENTS))
-    command = [sys.executable, "-m", "toolkit", "rerank", str(reranker_bundle.path), "--query", "q"]
+    command = [sys.executable, "-m", "ortkit", "rerank", str(reranker_bundle.path), "--query", "q"]
 
     assert "ranking [####################] 100%, 4 texts" in on_terminal([*command, "--input", str(path)])

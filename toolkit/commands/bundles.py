@@ -1,4 +1,4 @@
-"""`edgekit list`, `inspect` and `verify`: which bundles are there, what they are, and whether they are intact."""
+"""`ortkit list`, `inspect` and `verify`: which bundles are there, what they are, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.errors import EdgekitError
-from runtime.manifest import CacheType, Kind
-from runtime.records import write_record
-from toolkit.bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
-from toolkit.help import ExampleCommand
-from toolkit.progress import megabytes
-from toolkit.terminal import escaped_json, print_table, say
-from toolkit.warnings_report import print_error
+from ...runtime.errors import OrtkitError
+from ...runtime.bundle.manifest import CacheType, Kind
+from ...runtime.bundle.records import write_record
+from .bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
+from ..console.help import ExampleCommand
+from ..console.progress import megabytes
+from ..console.terminal import escaped_json, print_table, say
+from ..io.warnings_report import print_error
 
 if TYPE_CHECKING:
-    from runtime.decoder import DecoderPlan
-    from runtime.encoder import Plan
-    from runtime.footprint import Footprint
-    from runtime.manifest import DecoderFacts, Manifest
-    from runtime.replay import Replay
+    from ...runtime.decoder.decoder import DecoderPlan
+    from ...runtime.encoder.base import Plan
+    from ...runtime.decoder.memory_estimate import Footprint
+    from ...runtime.bundle.manifest import DecoderFacts, Manifest
+    from ...runtime.replay import Replay
 
 
 PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
@@ -41,20 +41,20 @@ BROKEN_EXIT_CODE = 7
 @click.command(
     name="list",
     cls=ExampleCommand,
-    examples=["edgekit list", "EDGEKIT_BUNDLES=/srv/models edgekit list", "edgekit list --json"],
+    examples=["ortkit list", "ORTKIT_BUNDLES=/srv/models ortkit list", "ortkit list --json"],
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
 def list_bundles(*, as_json: bool) -> None:
     """List the bundles in `bundles/`.
 
-    EDGEKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `edgekit verify` does that.
+    ORTKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `ortkit verify` does that.
     """
     found = [_listed(path) for path in bundle_folders()]
     if as_json:
         click.echo(escaped_json(json.dumps([entry.fields() for entry in found], indent=2, ensure_ascii=False)))
         return
     if not found:
-        say(f"no bundles in `{bundles_folder()}`; `edgekit export MODEL` makes one", err=True)
+        say(f"no bundles in `{bundles_folder()}`; `ortkit export MODEL` makes one", err=True)
         return
     print_table([("name", "kind", "precision", "size", "certificate"), *(entry.row() for entry in found)])
 
@@ -67,7 +67,7 @@ class ListedBundle:
     manifest: Manifest | None = None
     size: int | None = None
     digest: str | None = None
-    error: EdgekitError | None = None
+    error: OrtkitError | None = None
 
     def row(self) -> tuple[str, str, str, str, str]:
         if self.manifest is None:
@@ -98,18 +98,18 @@ class ListedBundle:
 
 
 def _listed(path: Path) -> ListedBundle:
-    from runtime.bundle import Bundle
+    from ...runtime.bundle.bundle import Bundle
 
     try:
         opened = Bundle.listed(path)
         return ListedBundle(path, opened.manifest, opened.size, opened.digest)
-    except EdgekitError as error:
+    except OrtkitError as error:
         return ListedBundle(path, error=error)
 
 
 @click.command(
     cls=ExampleCommand,
-    examples=["edgekit inspect all-MiniLM-L6-v2-int8", "edgekit inspect all-MiniLM-L6-v2-int8 --runtime"],
+    examples=["ortkit inspect all-MiniLM-L6-v2-int8", "ortkit inspect all-MiniLM-L6-v2-int8 --runtime"],
 )
 @bundle_argument()
 @click.option("--runtime", is_flag=True, help="Add what it runs with on this machine: threads, provider, kernels.")
@@ -121,13 +121,13 @@ def _listed(path: Path) -> ListedBundle:
 )
 def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     """Show a bundle's source, size, memory and accuracy."""
-    from runtime.bundle import Bundle
-    from runtime.footprint import footprint_of
+    from ...runtime.bundle.bundle import Bundle
+    from ...runtime.decoder.memory_estimate import footprint_of
 
     opened = Bundle.open(bundle)
     plan = None
     if runtime:
-        from runtime.verification import model_of
+        from ...runtime.verify import model_of
 
         plan = model_of(opened).plan
     if as_json:
@@ -141,7 +141,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
     lines = describe(opened.manifest, opened.size)
     lines.append(("digest", opened.digest))
     if plan is not None:
-        from runtime.encoder import Plan
+        from ...runtime.encoder.base import Plan
 
         lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
@@ -231,7 +231,7 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         lines.append(("scores", f"{pairs.scores.value} (the publisher's default)"))
         lines.append(("truncation", "the end of a document that does not fit with its query"))
     if manifest.decoder is not None:
-        from runtime.footprint import footprint_of
+        from ...runtime.decoder.memory_estimate import footprint_of
 
         lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder))
     how = manifest.quantization or manifest.blocks
@@ -265,9 +265,9 @@ def layer_error_summary(errors: Sequence[float]) -> str:
 @click.command(
     cls=ExampleCommand,
     examples=[
-        "edgekit verify all-MiniLM-L6-v2-int8",
-        "edgekit verify bundles/*",
-        "edgekit verify all-MiniLM-L6-v2-int8 --json",
+        "ortkit verify all-MiniLM-L6-v2-int8",
+        "ortkit verify bundles/*",
+        "ortkit verify all-MiniLM-L6-v2-int8 --json",
     ],
 )
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=BundleType())
@@ -311,7 +311,7 @@ class VerifyResult:
     files: int | None = None
     provider: str | None = None
     replay: Replay | None = None
-    error: EdgekitError | None = None
+    error: OrtkitError | None = None
 
     def fields(self) -> dict[str, Any]:
         replay, error = self.replay, self.error
@@ -335,7 +335,7 @@ def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) 
     result = VerifyResult(path)
     try:
         _verify(result, seconds, show=show)
-    except EdgekitError as error:
+    except OrtkitError as error:
         result.error = error
         print_error(error.message, error.hint)
         show(f"failed: {path}")
@@ -345,8 +345,8 @@ def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) 
 
 
 def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str], None]) -> None:
-    from runtime import verification
-    from runtime.bundle import Bundle
+    from ...runtime import verify as verification
+    from ...runtime.bundle.bundle import Bundle
 
     opened = Bundle.open(result.path)
     result.digest, result.files = opened.digest, len(opened.manifest.files)

@@ -1,4 +1,4 @@
-"""`edgekit models`."""
+"""`ortkit models`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.help import ExampleCommand
-from toolkit.terminal import print_table
+from ..console.help import ExampleCommand
+from ..console.terminal import print_table
 
 if TYPE_CHECKING:
-    from exporters.catalog import ModelSpec
+    from ...exporters.checkpoint.catalog import ModelSpec
 
 
-@click.command(cls=ExampleCommand, examples=["edgekit models", "edgekit models --json"])
+@click.command(cls=ExampleCommand, examples=["ortkit models", "ortkit models --json"])
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
 def models(*, as_json: bool) -> None:
     """List the catalog: models that can be exported by a short name."""
-    from exporters.catalog import load_catalog
-    from runtime.records import write_record
+    from ...exporters.checkpoint.catalog import load_catalog
+    from ...runtime.bundle.records import write_record
 
     specs = list(load_catalog().values())
     if as_json:

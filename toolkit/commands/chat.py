@@ -1,4 +1,4 @@
-"""`edgekit chat`."""
+"""`ortkit chat`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,16 @@ from collections.abc import Iterable
 
 import click
 
-from runtime.errors import EdgekitError
-from toolkit.answer_options import AnswerOptions
-from toolkit.bundle_names import bundle_argument
-from toolkit.chat_input import from_pipe, from_terminal, turns_of
-from toolkit.chat_session import ChatSession, OnFull
-from toolkit.help import ExampleCommand
-from toolkit.options import (
-    LENGTH_OPTIONS,
-    PERFORMANCE_OPTIONS,
-    SAMPLING_OPTIONS,
-    answer_options,
-    context_option,
-    literal_option,
-    rates_option,
-    system_option,
-    threads_option,
-)
-from toolkit.terminal import say
-from toolkit.texts import refuse_file_path
-from toolkit.warnings_report import print_error
+from ...runtime.errors import OrtkitError
+from ..io.answer_options import AnswerOptions
+from .bundle_names import bundle_argument
+from ..io.chat_input import from_pipe, from_terminal, turns_of
+from .chat_session import ChatSession, OnFull
+from ..console.help import ExampleCommand
+from .options import LENGTH_OPTIONS, PERFORMANCE_OPTIONS, SAMPLING_OPTIONS, answer_options, context_option, literal_option, rates_option, system_option, threads_option
+from ..console.terminal import say
+from ..io.texts import refuse_file_path
+from ..io.warnings_report import print_error
 
 
 @click.command(
@@ -38,9 +28,9 @@ from toolkit.warnings_report import print_error
         "Performance": PERFORMANCE_OPTIONS,
     },
     examples=[
-        "edgekit chat SmolLM2-135M-Instruct-int4",
-        'edgekit chat SmolLM2-135M-Instruct-int4 --system "Answer in one sentence." --temperature 0.7',
-        "edgekit chat SmolLM2-135M-Instruct-int4 < messages.txt",
+        "ortkit chat SmolLM2-135M-Instruct-int4",
+        'ortkit chat SmolLM2-135M-Instruct-int4 --system "Answer in one sentence." --temperature 0.7',
+        "ortkit chat SmolLM2-135M-Instruct-int4 < messages.txt",
     ],
 )
 @bundle_argument()
@@ -72,8 +62,8 @@ def chat(
     Each line is a message; /help lists the commands. From a pipe, each line is a message too, and the first error ends
     the conversation.
     """
-    from runtime.chat import Chat
-    from runtime.decoder import Decoder
+    from ...runtime.decoder.chat import Chat
+    from ...runtime.decoder.decoder import Decoder
 
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
@@ -99,7 +89,7 @@ def _converse(session: ChatSession, turns: Iterable[str]) -> None:
     for turn in turns:
         try:
             session.handle(turn)
-        except EdgekitError as error:
+        except OrtkitError as error:
             if not session.interactive:
                 raise
             print_error(error.message, error.hint)

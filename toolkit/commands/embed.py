@@ -1,4 +1,4 @@
-"""`edgekit embed`."""
+"""`ortkit embed`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError, TextError
-from runtime.targets import is_special, regular_target_of, target_of
-from toolkit.bundle_names import bundle_argument
-from toolkit.help import ExampleCommand
-from toolkit.inputs import InputFormat, Source
-from toolkit.options import Text, field_option, input_format_option, literal_option, once
-from toolkit.pipes import check_inputs
-from toolkit.progress import Progress, bar
-from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, TextRecord, from_arguments, from_stream
-from toolkit.warnings_report import TextWarnings
-from toolkit.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
+from ...runtime.errors import InputError, TextError
+from ...runtime.output_path import is_special, regular_target_of, target_of
+from .bundle_names import bundle_argument
+from ..console.help import ExampleCommand
+from ..io.inputs import InputFormat, Source
+from .options import Text, field_option, input_format_option, literal_option, once
+from ..io.pipes import check_inputs
+from ..console.progress import Progress, bar
+from ..io.streams import open_input, open_output, refuse_input
+from ..io.texts import Reading, TextRecord, from_arguments, from_stream
+from ..io.warnings_report import TextWarnings
+from ..io.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
 
 if TYPE_CHECKING:
-    from toolkit.job import EmbedRun
+    from ..io.embed_run import EmbedRun
 
 
 @click.command(
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
         "Embeddings": "--prompt --dim --dtype --ranges --long --no-truncate",
     },
     examples=[
-        'edgekit embed all-MiniLM-L6-v2-int8 "the pump does not start"',
-        "edgekit embed all-MiniLM-L6-v2-int8 --input corpus.jsonl --output corpus.npy",
-        "edgekit embed all-MiniLM-L6-v2-int8 --dtype int8 < notes.txt > embeddings.jsonl",
+        'ortkit embed all-MiniLM-L6-v2-int8 "the pump does not start"',
+        "ortkit embed all-MiniLM-L6-v2-int8 --input corpus.jsonl --output corpus.npy",
+        "ortkit embed all-MiniLM-L6-v2-int8 --dtype int8 < notes.txt > embeddings.jsonl",
     ],
 )
 @bundle_argument()
@@ -109,7 +109,7 @@ def embed(
     JSON), FILE.failed.jsonl says why, and the exit code is 1.
     """
     if not texts and source is None and sys.stdin.isatty():
-        raise InputError("no texts to embed", hint=f'edgekit embed {bundle} "some text", or `--input FILE`, or a pipe')
+        raise InputError("no texts to embed", hint=f'ortkit embed {bundle} "some text", or `--input FILE`, or a pipe')
     check_inputs(texts, source, noun="text", field=field, literal=literal)
     if output_format is None:
         output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
@@ -118,8 +118,8 @@ def embed(
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
-    from runtime.embedder import Embedder
-    from toolkit.job import EmbedOptions, EmbedRun, read_ranges
+    from ...runtime.encoder.embedder import Embedder
+    from ..io.embed_run import EmbedOptions, EmbedRun, read_ranges
 
     # Raises for an invalid output before anything is read.
     target_named(output, resumed=not texts)
@@ -147,8 +147,8 @@ def run(
     open_run: Callable[[], EmbedRun], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
 ) -> None:
     """Embed texts, or the input if there are none, and print the warnings."""
-    from toolkit.bulk import embed_to_file, report
-    from toolkit.resumable import OutputFiles
+    from ..io.embed_file import embed_to_file, report
+    from ..io.resumable import OutputFiles
 
     target = target_named(output, resumed=not texts)
     with open_input(reading.name) as stream, bar(stream, enabled=not texts, output=output) as shown:
@@ -189,7 +189,7 @@ def embed_in_order(
 
     The first invalid record raises InputError.
     """
-    from toolkit.job import chunks_of
+    from ..io.embed_run import chunks_of
 
     empty = job.embed([]).vectors
     writer = (

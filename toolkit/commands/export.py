@@ -1,4 +1,4 @@
-"""`edgekit export`."""
+"""`ortkit export`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.manifest import CacheType, Certificate, Kind, Precision, Provider
-from toolkit.help import ExampleCommand
-from toolkit.interrupts import raised_again
-from toolkit.options import token_host_option
-from toolkit.progress import StageProgress, megabytes
-from toolkit.terminal import program_name, say
+from ...runtime.bundle.manifest import CacheType, Certificate, Kind, Precision, Provider
+from ..console.help import ExampleCommand
+from ..console.interrupts import raised_again
+from .options import token_host_option
+from ..console.progress import StageProgress, megabytes
+from ..console.terminal import program_name, say
 
 if TYPE_CHECKING:
-    from exporters.conversion import Exported
+    from ...exporters.pipeline import Exported
 
 
 @click.command(
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         "Accuracy targets": "--min-cosine --min-tau --max-kl",
     },
     examples=[
-        "edgekit export all-MiniLM-L6-v2",
-        "edgekit export owner/some-embedder --precision fp32",
-        "edgekit export ./my-finetuned-minilm --min-cosine 0.995",
-        "edgekit export model.Q4_K_M.gguf",
+        "ortkit export all-MiniLM-L6-v2",
+        "ortkit export owner/some-embedder --precision fp32",
+        "ortkit export ./my-finetuned-minilm --min-cosine 0.995",
+        "ortkit export model.Q4_K_M.gguf",
     ],
 )
 @click.argument("source")
@@ -103,8 +103,8 @@ def export(
 
     fp16 is for GPUs; on a CPU, int4 is smaller and faster for LLMs.
     """
-    from exporters import Origin
-    from exporters import export as export_stage
+    from ...exporters import Origin
+    from ...exporters import export as export_stage
 
     with raised_again() as check, StageProgress(check) as progress:
         exported = export_stage(

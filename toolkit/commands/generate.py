@@ -1,4 +1,4 @@
-"""`edgekit generate`."""
+"""`ortkit generate`."""
 
 from __future__ import annotations
 
@@ -8,45 +8,24 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from runtime.errors import InputError
-from runtime.targets import regular_target_of
-from toolkit.answer_options import AnswerOptions
-from toolkit.answer_output import (
-    GenerationStats,
-    Generator,
-    answer_fields,
-    complete_answer,
-    write_text,
-    write_token_lines,
-)
-from toolkit.bundle_names import bundle_argument
-from toolkit.help import ExampleCommand
-from toolkit.inputs import InputFormat, Source
-from toolkit.options import (
-    LENGTH_OPTIONS,
-    PERFORMANCE_OPTIONS,
-    SAMPLING_OPTIONS,
-    Text,
-    answer_options,
-    context_option,
-    field_option,
-    input_format_option,
-    literal_option,
-    once,
-    rates_option,
-    system_option,
-    threads_option,
-)
-from toolkit.pipes import carries_input, refuse_pipe_beside
-from toolkit.progress import Progress, bar
-from toolkit.prompts import PromptRecord, placed, read_prompts, uses_template
-from toolkit.record_options import with_fields
-from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, check_argument, refuse_file_name, refuse_file_path
-from toolkit.writers import object_to_json
+from ...runtime.errors import InputError
+from ...runtime.output_path import regular_target_of
+from ..io.answer_options import AnswerOptions
+from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
+from .bundle_names import bundle_argument
+from ..console.help import ExampleCommand
+from ..io.inputs import InputFormat, Source
+from .options import LENGTH_OPTIONS, PERFORMANCE_OPTIONS, SAMPLING_OPTIONS, Text, answer_options, context_option, field_option, input_format_option, literal_option, once, rates_option, system_option, threads_option
+from ..io.pipes import carries_input, refuse_pipe_beside
+from ..console.progress import Progress, bar
+from ..io.prompts import PromptRecord, placed, read_prompts, uses_template
+from ..io.record_options import with_fields
+from ..io.streams import open_input, open_output, refuse_input
+from ..io.texts import Reading, check_argument, refuse_file_name, refuse_file_path
+from ..io.writers import object_to_json
 
 if TYPE_CHECKING:
-    from runtime.stream import Stream
+    from ...runtime.decoder.stream import Stream
 
 
 @click.command(
@@ -59,10 +38,10 @@ if TYPE_CHECKING:
         "Performance": f"{PERFORMANCE_OPTIONS} --save-prefix --load-prefix",
     },
     examples=[
-        'edgekit generate SmolLM2-135M-Instruct-int4 "Why is the sky blue?"',
-        'edgekit generate SmolLM2-135M-Instruct-int4 "Summarize this text:" --input notes.txt --max-tokens 100',
-        'edgekit generate SmolLM2-135M-Instruct-int4 --raw "Once upon a time" --temperature 0.7',
-        "edgekit generate SmolLM2-135M-Instruct-int4 < questions.jsonl > answers.jsonl",
+        'ortkit generate SmolLM2-135M-Instruct-int4 "Why is the sky blue?"',
+        'ortkit generate SmolLM2-135M-Instruct-int4 "Summarize this text:" --input notes.txt --max-tokens 100',
+        'ortkit generate SmolLM2-135M-Instruct-int4 --raw "Once upon a time" --temperature 0.7',
+        "ortkit generate SmolLM2-135M-Instruct-int4 < questions.jsonl > answers.jsonl",
     ],
 )
 @bundle_argument()
@@ -132,7 +111,7 @@ def generate(
     # Checked before minutes are spent on an answer.
     prefix = regular_target_of(save_prefix) if save_prefix is not None else None
 
-    from runtime.decoder import Decoder
+    from ...runtime.decoder.decoder import Decoder
 
     options = AnswerOptions.from_command_line()
     reading = Reading(InputFormat(input_format), field, source)
@@ -181,8 +160,8 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
     if prompt is None and source is None and sys.stdin.isatty():
         raise InputError(
             "no prompt",
-            hint=f'edgekit generate {bundle} "some question", or `--input FILE`, or a pipe; '
-            f"`edgekit chat {bundle}` for a conversation",
+            hint=f'ortkit generate {bundle} "some question", or `--input FILE`, or a pipe; '
+            f"`ortkit chat {bundle}` for a conversation",
         )
     if prompt is not None:
         check_argument(prompt, "the prompt")
@@ -232,7 +211,7 @@ def answer_lines(
 
 def end_if_cancelled(stream: Stream) -> None:
     """Raises click.Abort if Ctrl-C ended the answer."""
-    from runtime.steps import FinishReason
+    from ...runtime.decoder.generation import FinishReason
 
     if stream.finish_reason is FinishReason.CANCELLED:
         raise click.Abort

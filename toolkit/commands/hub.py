@@ -1,4 +1,4 @@
-"""`edgekit login`, `whoami`, `logout` and `access`."""
+"""`ortkit login`, `whoami`, `logout` and `access`."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runtime.errors import InputError, NotSignedInError
-from toolkit.help import ExampleCommand
-from toolkit.options import token_host_option
-from toolkit.progress import megabytes
-from toolkit.terminal import say
+from ...runtime.errors import InputError, NotSignedInError
+from ..console.help import ExampleCommand
+from .options import token_host_option
+from ..console.progress import megabytes
+from ..console.terminal import say
 
 MAX_INPUT = 64 * 1024
 
 if TYPE_CHECKING:
-    from exporters.hub.access import Access
-    from exporters.hub.account import Account
-    from exporters.hub.token import Token
+    from ...exporters.hub.access import Access
+    from ...exporters.hub.account import Account
+    from ...exporters.hub.token import Token
 
 
 @click.command(
     cls=ExampleCommand,
     context_settings={"allow_extra_args": True},
-    examples=["edgekit login", "edgekit login --token-stdin < token.txt"],
+    examples=["ortkit login", "ortkit login --token-stdin < token.txt"],
 )
 @click.option("--token-stdin", is_flag=True, help="Read the token from stdin, for scripts.")
 @token_host_option
 @click.pass_context
 def login(context: click.Context, *, token_stdin: bool, token_host: str | None) -> None:
     """Store a Hugging Face token, for all Hugging Face tools."""
-    from exporters.hub.account import whoami as ask_whoami
-    from exporters.hub.settings import SITE
-    from exporters.hub.token import Token, read_new_token, store_token
+    from ...exporters.hub.account import whoami as ask_whoami
+    from ...exporters.hub.settings import SITE
+    from ...exporters.hub.token import Token, read_new_token, store_token
 
     if context.args:
         raise InputError(
             "a token cannot be given on the command line, where other users and the shell history see it",
-            hint="run `edgekit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
+            hint="run `ortkit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
             f"replace it at {SITE}/settings/tokens",
         )
     check_host(token_host)
@@ -60,12 +60,12 @@ def login(context: click.Context, *, token_stdin: bool, token_host: str | None) 
         say(f"warning: the environment variable `{variable}` is set and takes precedence over the token file", err=True)
 
 
-@click.command(cls=ExampleCommand, examples=["edgekit whoami"])
+@click.command(cls=ExampleCommand, examples=["ortkit whoami"])
 @token_host_option
 def whoami(*, token_host: str | None) -> None:
     """Show the user, source and permissions of the current token."""
-    from exporters.hub.account import whoami as ask_whoami
-    from exporters.hub.token import exposure, find_token, no_token
+    from ...exporters.hub.account import whoami as ask_whoami
+    from ...exporters.hub.token import exposure, find_token, no_token
 
     token = find_token()
     if token is None:
@@ -79,10 +79,10 @@ def whoami(*, token_host: str | None) -> None:
         say(f"warning: {exposed}", err=True)
 
 
-@click.command(cls=ExampleCommand, examples=["edgekit logout"])
+@click.command(cls=ExampleCommand, examples=["ortkit logout"])
 def logout() -> None:
     """Remove the stored token."""
-    from exporters.hub.token import remove_token, stored_tokens_path
+    from ...exporters.hub.token import remove_token, stored_tokens_path
 
     removed = remove_token()
     for path in removed:
@@ -100,7 +100,7 @@ def logout() -> None:
 
 @click.command(
     cls=ExampleCommand,
-    examples=["edgekit access all-MiniLM-L6-v2", "edgekit access mistralai/Mistral-7B-Instruct-v0.1"],
+    examples=["ortkit access all-MiniLM-L6-v2", "ortkit access mistralai/Mistral-7B-Instruct-v0.1"],
 )
 @click.argument("model")
 @click.option("--revision", metavar="R", help="Branch, tag or commit.  [default: the catalog's, or main]")
@@ -110,12 +110,12 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
 
     MODEL is a catalog name or a Hub id.
     """
-    from exporters.checkpoint_files import is_wanted
-    from exporters.hub.access import check_access
-    from exporters.hub.request import hub_request, notes_on
+    from ...exporters.checkpoint.files import is_wanted
+    from ...exporters.hub.access import check_access
+    from ...exporters.hub.request import hub_request, notes_on
 
     request = hub_request(model, revision)
-    found = check_access(request.repo, request.revision, command=f"edgekit access {model}", token_host=token_host)
+    found = check_access(request.repo, request.revision, command=f"ortkit access {model}", token_host=token_host)
     for note in notes_on(found):
         say(f"note: {note}", err=True)
     needed = [file for file in found.files if is_wanted(file.name)]
@@ -140,8 +140,8 @@ def visibility(access: Access) -> str:
 
 def check_host(token_host: str | None) -> None:
     """Raise NotSignedInError when a token may not go to the host that is asked."""
-    from exporters.hub.failures import host
-    from exporters.hub.token import may_be_sent
+    from ...exporters.hub.errors import host
+    from ...exporters.hub.token import may_be_sent
 
     if not may_be_sent(token_host):
         raise NotSignedInError(
@@ -151,7 +151,7 @@ def check_host(token_host: str | None) -> None:
 
 
 def variables_in_force() -> list[str]:
-    from exporters.hub.token import VARIABLES
+    from ...exporters.hub.token import VARIABLES
 
     return [variable for variable in VARIABLES if os.environ.get(variable, "").strip()]
 

@@ -1,4 +1,4 @@
-"""`edgekit rerank`."""
+"""`ortkit rerank`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from runtime.errors import InputError, TextError, TextTooLongError
-from toolkit.bundle_names import bundle_argument
-from toolkit.help import ExampleCommand
-from toolkit.inputs import InputFormat, Source
-from toolkit.options import Text, field_option, input_format_option, literal_option, once
-from toolkit.pipes import check_inputs
-from toolkit.progress import NoProgress, Progress, bar
-from toolkit.searches import SearchRecord, searches_of
-from toolkit.streams import open_input, open_output, refuse_input
-from toolkit.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
-from toolkit.warnings_report import DocumentWarnings
-from toolkit.writers import object_to_json
+from ...runtime.errors import InputError, TextError, TextTooLongError
+from .bundle_names import bundle_argument
+from ..console.help import ExampleCommand
+from ..io.inputs import InputFormat, Source
+from .options import Text, field_option, input_format_option, literal_option, once
+from ..io.pipes import check_inputs
+from ..console.progress import NoProgress, Progress, bar
+from ..io.searches import SearchRecord, searches_of
+from ..io.streams import open_input, open_output, refuse_input
+from ..io.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
+from ..io.warnings_report import DocumentWarnings
+from ..io.writers import object_to_json
 
 if TYPE_CHECKING:
-    from runtime.ranking import Ranked, Ranking
+    from ...runtime.encoder.ranking import Ranked, Ranking
 
     Rank = Callable[[Iterable[tuple[str, Iterable[TextRecord]]]], Iterator[Ranking[TextRecord]]]
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         "Scores": "--scores --label --no-truncate",
     },
     examples=[
-        'edgekit rerank ms-marco-MiniLM-L-12-v2-int8 --query "pump does not start" --input notes.txt --top-n 3',
-        'edgekit rerank ms-marco-MiniLM-L-12-v2-int8 --query "capital of France" "Paris is ..." "Lyon is ..."',
-        "edgekit rerank ms-marco-MiniLM-L-12-v2-int8 < searches.jsonl > ranked.jsonl",
+        'ortkit rerank ms-marco-MiniLM-L-12-v2-int8 --query "pump does not start" --input notes.txt --top-n 3',
+        'ortkit rerank ms-marco-MiniLM-L-12-v2-int8 --query "capital of France" "Paris is ..." "Lyon is ..."',
+        "ortkit rerank ms-marco-MiniLM-L-12-v2-int8 < searches.jsonl > ranked.jsonl",
     ],
 )
 @bundle_argument()
@@ -83,18 +83,18 @@ def rerank(
     {"query": "...", "documents": [...]}, and each output line has its `results`.
     """
     if documents and query is None:
-        raise InputError("no query", hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT...')
+        raise InputError("no query", hint=f'ortkit rerank {bundle} --query "some question" DOCUMENT...')
     if not documents and source is None and sys.stdin.isatty():
         raise InputError(
             "no documents to rank",
-            hint=f'edgekit rerank {bundle} --query "some question" DOCUMENT..., or `--input FILE`, or a pipe',
+            hint=f'ortkit rerank {bundle} --query "some question" DOCUMENT..., or `--input FILE`, or a pipe',
         )
     if query is not None:
         check_argument(query, "the query")
         refuse_file_path(query, "--query", literal=literal)
     check_inputs(documents, source, noun="document", field=field, literal=literal)
 
-    from runtime.reranker import Reranker
+    from ...runtime.encoder.reranker import Reranker
 
     reading = Reading(InputFormat(input_format), field, source)
     with open_input(source) as stream:

@@ -15,20 +15,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporters.hub.download import git_hash_of, need_space
-from runtime import OutputError
+from ortkit.exporters.hub.download import git_hash_of, need_space
+from ortkit import OutputError
 from tests.hub_server import LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser, user_of
 
-# Downloads what an export needs and prints where it lies, as `edgekit export` does, in a process of its own and without
+# Downloads what an export needs and prints where it lies, as `ortkit export` does, in a process of its own and without
 # torch: so it runs with the generations of huggingface_hub that transformers does not accept.
 DOWNLOAD = """
 import json, sys
-from exporters.hub.access import check_access
-from exporters.hub.download import download, remember
-from exporters.progress import NoProgress
-from exporters.sources import needed_files
-from runtime import EdgekitError
+from ortkit.exporters.hub.access import check_access
+from ortkit.exporters.hub.download import download, remember
+from ortkit.exporters.progress import NoProgress
+from ortkit.exporters.sources import needed_files
+from ortkit import OrtkitError
 host = sys.argv[2]
 told = []
 class Recorder(NoProgress):
@@ -40,7 +40,7 @@ try:
     folder = download(access, needed_files(access), Recorder())
     remember(access)
     print(json.dumps({"folder": str(folder), "told": told}))
-except EdgekitError as error:
+except OrtkitError as error:
     print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
 """
 
@@ -168,7 +168,7 @@ def test_what_is_left_of_a_download_that_was_broken_off_late(
     blobs = user.home / ".cache/huggingface/hub/models--org--public/blobs"
     blobs.mkdir(parents=True)
     sha256 = hub.repos["org/public"].files["model.safetensors"].sha256
-    (blobs / f"{sha256}.edgekit.incomplete").write_bytes(bytes(left))
+    (blobs / f"{sha256}.ortkit.incomplete").write_bytes(bytes(left))
 
     folder = Path(run(user, hub, "org/public")["folder"])
 
@@ -196,8 +196,8 @@ def test_gits_hash() -> None:
 
 
 def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("exporters.hub.download.constants.HF_HUB_CACHE", str(tmp_path / "not" / "there" / "yet"))
-    monkeypatch.setattr("exporters.hub.download.shutil.disk_usage", lambda _: SimpleNamespace(free=20_000_000))
+    monkeypatch.setattr("ortkit.exporters.hub.download.constants.HF_HUB_CACHE", str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setattr("ortkit.exporters.hub.download.shutil.disk_usage", lambda _: SimpleNamespace(free=20_000_000))
     need_space(20_000_000)
 
     with pytest.raises(OutputError) as caught:

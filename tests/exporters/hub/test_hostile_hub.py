@@ -13,20 +13,20 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from exporters.hub.access import description_in
-from exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
-from exporters.hub.transport import no_network, redirected, upgraded
-from runtime import NetworkError
+from ortkit.exporters.hub.access import description_in
+from ortkit.exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
+from ortkit.exporters.hub.transport import no_network, redirected, upgraded
+from ortkit import NetworkError
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
 
 DOWNLOAD_ALL = r"""
 import json, re, sys
 from pathlib import Path
-from exporters.hub.access import check_access
-from exporters.hub.download import download, remember
-from exporters.sources import needed_files
-from runtime import EdgekitError
+from ortkit.exporters.hub.access import check_access
+from ortkit.exporters.hub.download import download, remember
+from ortkit.exporters.sources import needed_files
+from ortkit import OrtkitError
 found = {}
 for model in sys.argv[2:]:
     try:
@@ -34,7 +34,7 @@ for model in sys.argv[2:]:
         download(access, needed_files(access))
         remember(access)
         found[model] = ["", ""]
-    except EdgekitError as error:
+    except OrtkitError as error:
         found[model] = [type(error).__name__, error.message]
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 print(json.dumps({"found": found, "peak": peak}))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporters.hub.settings import check_network_settings, check_numbers, endpoint
-from runtime import InputError, NetworkError
+from ortkit.exporters.hub.settings import check_network_settings, check_numbers, endpoint
+from ortkit import InputError, NetworkError
 from tests.hub_users import ADA, HubUser, error_of
 
 LIBRARIES = ("requests", "httpx", "httpx2")

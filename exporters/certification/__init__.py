@@ -1,0 +1,1 @@
+"""Probe texts and the certificate of a bundle."""

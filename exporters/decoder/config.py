@@ -1,0 +1,238 @@
+"""Facts of a decoder from its checkpoint: cache shape, context, special tokens, chat template, generation defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.generation_config import generation_defaults, generation_settings
+from ..certification.probe import probe_texts, tokenizer_probe
+from ..models.loading import load_config
+from ..models.tokenizer import known_tokens
+from ...runtime.text.chat_template import ChatTemplate
+from ...runtime.decoder.decoder import encode_exactly, encode_text
+from ...runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
+from ...runtime.bundle.manifest import ChatFacts, DecoderFacts
+from ...runtime.text.messages import ASSISTANT, SYSTEM, USER, Message
+from ...runtime.text.safe_tokenizer import SafeTokenizer
+
+_QUESTION, _ANSWER = "What is a pump?", "It moves water."
+_SLIDING = "sliding_attention"
+HEAD_SIZE_MULTIPLE = 16
+"""GroupQueryAttention needs the head size, and its rotated part, to be a multiple of this."""
+_MAX_PROBE_TOKENS = 64
+"""Tokens of the longest texts that show how a tokenizer reads: the runtime cuts no prompts."""
+_CONVERSATIONS = tuple(
+    tuple(Message(role, content) for role, content in shape)
+    for shape in (
+        ((USER, _QUESTION),),
+        ((USER, _QUESTION), (ASSISTANT, _ANSWER)),
+        ((SYSTEM, "You are brief."), (USER, _QUESTION), (ASSISTANT, _ANSWER), (USER, "Which ones?\n\n - and why?")),
+        ((SYSTEM, ""), (USER, "  spaces  around \n"), (ASSISTANT, "\n\nIt is.  "), (USER, "größer, 東京, 🙂 <b>&</b>")),
+        ((USER, "one"), (ASSISTANT, "<think>\nhm\n</think>\n\ntwo"), (USER, "three"), (ASSISTANT, "four")),
+        ((USER, "one"), (USER, "two")),
+        ((ASSISTANT, _ANSWER), (USER, _QUESTION)),
+    )
+)
+"""Shapes of conversations in which templates differ: with a system message, several turns, thoughts, turns that repeat,
+an answer first."""
+
+
+def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
+    """Lengths, sizes, special tokens, chat template and defaults; `tokenizer` is transformers' own.
+
+    Raises CheckpointError for what contradicts itself.
+    """
+    config = load_config(checkpoint)
+    sizes = cache_sizes(config)
+    generation = generation_settings(checkpoint)
+    chat = _chat_facts(tokenizer)
+    vocabulary = int(config.vocab_size)
+    # Gemma 3's, which reads no pictures, has the token for one all the same; the runtime refuses it in a prompt.
+    known_tokens(checkpoint, tokenizer)
+    return DecoderFacts(
+        context_length=context_length(config),
+        sliding_window=sliding_window(config),
+        layers=sizes.layers,
+        kv_heads=sizes.kv_heads,
+        head_size=sizes.head_size,
+        vocabulary=vocabulary,
+        bos_id=tokenizer.bos_token_id,
+        add_bos=_adds_bos(tokenizer),
+        eos_ids=_eos_ids(checkpoint, generation, tokenizer, chat),
+        chat=chat,
+        generation=generation_defaults(checkpoint),
+        plain_attention=checkpoint.architecture.plain_attention or not _rotary_supported(config),
+    )
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Shape of a decoder's KV cache."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+
+
+def cache_sizes(config: Any) -> CacheSizes:
+    """Read the cache's shape from a transformers config."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSizes(config.num_hidden_layers, heads, kv_heads, head_size)
+
+
+def _rotary_supported(config: Any) -> bool:
+    """Whether GroupQueryAttention supports rotary embeddings for the head size of a model."""
+    size = cache_sizes(config).head_size
+    rotated = int(size * (getattr(config, "partial_rotary_factor", None) or 1))
+    return size % HEAD_SIZE_MULTIPLE == 0 and rotated % HEAD_SIZE_MULTIPLE == 0
+
+
+def context_length(config: Any) -> int:
+    """Return the longest context that one rotary table serves.
+
+    longrope switches to other angles, for all tokens, once a text exceeds the original training length. Keys that are
+    cached already keep the old angles, which is not the model that was trained.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {}
+    length: int = config.max_position_embeddings
+    if scaling.get("rope_type", scaling.get("type")) == "longrope":
+        return min(length, getattr(config, "original_max_position_embeddings", None) or length)
+    return length
+
+
+def sliding_window(config: Any) -> int | None:
+    """How many tokens back the attention of every layer reaches; None where that of a layer reaches all."""
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    return int(window) if layers is None or set(layers) == {_SLIDING} else None
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether transformers puts the token for it before a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
+
+
+def _eos_ids(
+    checkpoint: Checkpoint, generation: Mapping[str, Any], tokenizer: Any, chat: ChatFacts | None
+) -> tuple[int, ...]:
+    """The ids that end an answer: those stated, that of the tokenizer, and what a chat template ends answers with.
+
+    generation_config.json comes before config.json, as in transformers. A model that was trained to answer ends with
+    what its template puts after an answer, and not every publisher states that.
+    """
+    stated = generation.get("eos_token_id")
+    if stated is None:
+        stated = checkpoint.config.get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [stated]
+    found = [*listed, tokenizer.eos_token_id, _end_of_answer(tokenizer, chat)]
+    wrong = next((one for one in found if one is not None and type(one) is not int), None)
+    if wrong is not None:
+        raise CheckpointError(f"`eos_token_id` of `{checkpoint.name}` must be ids of tokens, not `{wrong}`")
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def _end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
+    """The special token that a template puts after an answer, None where there is none."""
+    rendered = _rendered_conversation(chat)
+    if rendered is None or _ANSWER not in rendered:
+        return None
+    text = rendered.rpartition(_ANSWER)[2].lstrip()
+    rest = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    return rest[0] if rest and rest[0] in _special_ids(tokenizer) else None
+
+
+def _rendered_conversation(chat: ChatFacts | None) -> str | None:
+    """Render a question and its answer, None where the template refuses them."""
+    if chat is None:
+        return None
+    try:
+        return ChatTemplate(chat).render([Message(USER, _QUESTION), Message(ASSISTANT, _ANSWER)], for_answer=False)
+    except InputError:
+        return None
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _chat_facts(tokenizer: Any) -> ChatFacts | None:
+    """The template of tokenizer_config.json or chat_template.jinja, the one named `default` where there are several."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        return None
+    named = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    facts = ChatFacts(str(template), named)
+    try:
+        ChatTemplate(facts)
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
+    return facts
+
+
+def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
+    """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
+    for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, _MAX_PROBE_TOKENS))):
+        expected = tokenizer(text, verbose=False)["input_ids"]
+        # The runtime begins a text with that token once, whether the text has it already or not.
+        doubled = facts.add_bos and expected[:2] == [facts.bos_id] * 2
+        _compare_ids(name, f"the text `{text[:40]}`", encode_text(own, facts, text), expected[doubled:])
+    if facts.chat is not None:
+        for conversation in _CONVERSATIONS:
+            for for_answer in (False, True):
+                _check_conversation(name, tokenizer, own, facts.chat, conversation, for_answer=for_answer)
+
+
+def _check_conversation(
+    name: str, tokenizer: Any, own: SafeTokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
+) -> None:
+    """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
+    records = [{"role": message.role, "content": message.content} for message in conversation]
+    options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
+    expected = rendered = refusal = None
+    # ortkit's rendering is bounded and comes first: transformers would run any loop to its end.
+    try:
+        rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
+    except InputError as error:
+        refusal = error
+    except BundleError as error:
+        raise CheckpointError(error.message) from error
+    try:
+        expected = tokenizer.apply_chat_template(records, tokenize=False, **options)
+    # A template is a program, and fails on messages that it was not written for with any of Python's errors.
+    except Exception as error:
+        if rendered is not None:
+            raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {error}") from error
+        return
+    if rendered is None:
+        raise UnsupportedModelError(f"ortkit cannot render the chat template of `{name}`: {refusal}") from refusal
+    if rendered != expected:
+        raise UnsupportedModelError(
+            f"the chat template of `{name}` writes another text here than with transformers: "
+            f"{rendered[-80:]!r} instead of {expected[-80:]!r}"
+        )
+    _compare_ids(
+        name, "a conversation", encode_exactly(own, rendered), tokenizer.apply_chat_template(records, **options)
+    )
+
+
+def _compare_ids(name: str, what: str, found: list[int], expected: list[int]) -> None:
+    if found != expected:
+        pairs = zip(found, expected, strict=False)
+        place = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(found), len(expected)))
+        raise UnsupportedModelError(
+            f"the tokenizer of `{name}` tokenizes {what} in a way that is not supported: "
+            f"from token {place} on {found[place : place + 8]} instead of {expected[place : place + 8]}"
+        )

@@ -1,0 +1,253 @@
+"""Block-wise weight-only quantization of decoders: linear layers to MatMulNBits, embeddings to GatherBlockQuantized.
+
+A decoder reads all weights for each token, so decoding is bound by memory bandwidth. The output matrix (LM head) has
+many more rows than any other and decides between tokens, so it may have more bits. Tied embeddings and LM head share
+the same packed bytes.
+
+Weights that a GGUF file holds quantized already are kept as they are: see `gguf_blocks`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..quantization.blockwise import BlockFormat, BlockMatrix, Rounding, gptq_quantize_blockwise, quantize_blockwise
+from .passes import output_is_tied, output_matmul
+from ..graph.embedding import embedding_gathers, table_of
+from ..graph.array_store import Keep, Kept, Made, in_memory
+from ..graph.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace, required
+from ..progress import Progress, WeightCounter
+from ..quantization.gptq import inverse_hessian_cholesky
+
+_INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy level 4: int8 activations with a scale per block, the fastest kernel."""
+EMBEDDING = "word_vectors"
+"""Prefix of the initializers of an embedding table that is not tied to the output matrix."""
+MOMENTS_AT_ONCE = 2**31
+"""Bytes of second moments in memory at a time."""
+
+
+@dataclass(frozen=True)
+class BlockRecipe:
+    """How the weights of a decoder are quantized block-wise."""
+
+    bits: int = 4
+    block: int = 32
+    symmetric: bool = False
+    """Without zero points: slightly smaller, less accurate and no faster."""
+    rounding: Rounding = Rounding.IMPORTANCE
+    output_bits: int = 4
+    """Bits of the output matrix, and of tied token embeddings."""
+    output_block: int | None = None
+    """Block size of the output matrix, None for `block`."""
+
+    @property
+    def form(self) -> BlockFormat:
+        return BlockFormat(self.bits, self.block, self.symmetric)
+
+    @property
+    def output_form(self) -> BlockFormat:
+        return BlockFormat(self.output_bits, self.output_block or self.block, self.symmetric)
+
+
+Moments = Callable[[Sequence[Linear], bool], Mapping[str, NDArray[np.float32]]]
+"""(linear layers, squares only) -> the second moments of each layer's input, by the layer's name."""
+
+
+def quantize_decoder(
+    model: ir.Model,
+    recipe: BlockRecipe,
+    moments: Moments | None = None,
+    *,
+    keep: Keep = in_memory,
+    progress: Progress | None = None,
+) -> None:
+    """Quantize the linear layers and token embeddings of a decoder's float32 graph in place, one matrix at a time.
+
+    `moments` gives second moments on calibration texts, for importance-weighted rounding and GPTQ: see
+    `rounding.second_moments`. Quantized arrays go to `keep`, so that one matrix is in memory at a time.
+    """
+    graph = model.graph
+    layers = list(linears(graph))
+    matmul = output_matmul(graph)
+    tied = output_is_tied(graph)
+    tables = embedding_gathers(graph)
+    if recipe.rounding is not Rounding.NEAREST and moments is None:
+        raise ValueError(f"{recipe.rounding.value} rounding needs calibration texts")
+    matrices = [*(linear.matrix for linear in layers), *([] if tied else map(table_of, tables))]
+    counter = WeightCounter(progress, [matrix.nbytes for matrix in matrices])
+    for group in _groups(layers, recipe.rounding):
+        inputs = _InputMoments(group, recipe.rounding, moments)
+        for linear in group:
+            is_output = linear.matmul is matmul
+            form = recipe.output_form if is_output else recipe.form
+            size = linear.matrix.nbytes
+            blocks = keep(linear.name, functools.partial(_quantize_linear, linear, form, inputs, tied and is_output))
+            counter.advance(size)
+            if tied and is_output:
+                for gather in tables:
+                    replace_embedding(graph, gather, linear.name, blocks)
+            replace_linear(graph, linear, blocks)
+    if not tied:
+        for gather in tables:
+            least_squares = recipe.rounding is not Rounding.NEAREST
+            replace_embedding(
+                graph,
+                gather,
+                EMBEDDING,
+                keep(EMBEDDING, functools.partial(_quantize_table, gather, recipe, least_squares)),
+            )
+            counter.advance(table_of(gather).nbytes)
+
+
+class _InputMoments:
+    """Second moments of the inputs of some linear layers, computed on first use."""
+
+    def __init__(self, group: Sequence[Linear], rounding: Rounding, moments: Moments | None) -> None:
+        self.group = group
+        self.rounding = rounding
+        self.moments = moments
+
+    @functools.cached_property
+    def found(self) -> Mapping[str, NDArray[np.float32]]:
+        if self.moments is None or self.rounding is Rounding.NEAREST:
+            return {}
+        return self.moments(self.group, self.rounding is Rounding.IMPORTANCE)
+
+
+def _quantize_linear(linear: Linear, form: BlockFormat, inputs: _InputMoments, embedding: bool) -> Made:  # noqa: FBT001
+    """Quantize the weight of a linear layer."""
+    moments = inputs.found.get(linear.name)
+    if inputs.rounding is Rounding.GPTQ:
+        return packed_arrays(
+            gptq_quantize_blockwise(linear.weight, form, inverse_hessian_cholesky(required(moments))),
+            embedding=embedding,
+        )
+    return packed_arrays(quantize_blockwise(linear.weight, form, importance=moments), embedding=embedding)
+
+
+def _quantize_table(gather: ir.Node, recipe: BlockRecipe, least_squares: bool) -> Made:  # noqa: FBT001
+    """Quantize an embedding table: by least squares with `least_squares`, else by each block's range."""
+    table = np.asarray(table_of(gather).numpy(), np.float32)
+    importance = np.ones(table.shape[1], np.float32) if least_squares else None
+    return packed_arrays(quantize_blockwise(table.T, recipe.form, importance=importance), embedding=True)
+
+
+def packed_arrays(matrix: BlockMatrix, *, embedding: bool) -> Made:
+    """Return the arrays that MatMulNBits reads, and with `embedding` those of GatherBlockQuantized too."""
+    arrays: dict[str, NDArray[np.generic]] = {"levels": matrix.packed_levels, "scales": matrix.scales}
+    if matrix.packed_zeros is not None:
+        arrays["zeros"] = matrix.packed_zeros
+    if matrix.offsets is not None:
+        arrays["offsets"] = np.ascontiguousarray(matrix.offsets.T)
+    if embedding and matrix.zeros is not None:
+        # Not packed as for MatMulNBits: here each is a block of its own, which starts at a byte.
+        arrays["zeros_apart"] = matrix.zeros[:, :, np.newaxis]
+    if embedding and matrix.offsets is not None:
+        # (vocabulary, blocks) here and (blocks, vocabulary) in matmuls, so not the same bytes.
+        arrays["offsets_apart"] = matrix.offsets[:, :, np.newaxis]
+    return Made(arrays, {"inputs": matrix.inputs, "bits": matrix.bits, "block": matrix.block})
+
+
+def _groups(layers: Sequence[Linear], rounding: Rounding) -> Iterator[list[Linear]]:
+    """Group linear layers, in the graph's order, so that the second moments of a group fit `MOMENTS_AT_ONCE`.
+
+    Only GPTQ needs whole moment matrices; each group costs it one pass over the calibration texts.
+    """
+    group: list[Linear] = []
+    sizes: dict[ir.Value, int] = {}
+    for linear in layers:
+        width = linear.inputs
+        size = 4 * width**2 if rounding is Rounding.GPTQ else 4 * width
+        if group and linear.input not in sizes and sum(sizes.values()) + size > MOMENTS_AT_ONCE:
+            yield group
+            group, sizes = [], {}
+        group.append(linear)
+        sizes[linear.input] = size
+    if group:
+        yield group
+
+
+def replace_linear(graph: ir.Graph, linear: Linear, matrix: Kept) -> None:
+    """Replace a linear layer's MatMul by MatMulNBits."""
+    replace_output(linear, insert_matmul_nbits(graph, linear, linear.name, linear.outputs, matrix))
+
+
+def replace_output(linear: Linear, result: ir.Value) -> None:
+    old = linear.matmul.outputs[0]
+    result.shape, result.type = old.shape, old.type
+    replace(old, result)
+
+
+def insert_matmul_nbits(graph: ir.Graph, linear: Linear, name: str, outputs: int, matrix: Kept) -> ir.Value:
+    """Insert MatMulNBits on a linear layer's input and return its result.
+
+    A weight is `scale * (level - zero) + offset`. Where blocks have offsets, the sums of each block's inputs are
+    multiplied by the offsets and added.
+    """
+    matmul = linear.matmul
+    parts = [part for part in ("levels", "scales", "zeros") if part in matrix.arrays]
+    inputs = [linear.input, *(constant(graph, f"{name}_{part}", matrix.arrays[part]) for part in parts)]
+    attributes = {
+        "K": matrix.facts["inputs"],
+        "N": outputs,
+        "bits": matrix.facts["bits"],
+        "block_size": matrix.facts["block"],
+        "accuracy_level": _INT8_ACTIVATIONS,
+    }
+    result = insert(matmul, "MatMulNBits", inputs, attributes, domain=ORT_DOMAIN)
+    if "offsets" in matrix.arrays:
+        offsets = constant(graph, f"{name}_offsets", matrix.arrays["offsets"])
+        sums = _block_sums(graph, linear.input, matmul, matrix.facts["block"])
+        result = insert(matmul, "Add", [result, insert(matmul, "MatMul", [sums, offsets])])
+    return result
+
+
+def _block_sums(graph: ir.Graph, value: ir.Value, before: ir.Node, block: int) -> ir.Value:
+    """Sum the channels of (batch, tokens, width) block by block, once for all linear layers that need it."""
+    shape = constant(graph, f"blocks_of_{block}", np.array([0, 0, -1, block], np.int64))
+    for node, _ in value.uses():
+        if node.op_type == "Reshape" and node.inputs[1] is shape:
+            return next(user for user, _ in node.outputs[0].uses()).outputs[0]
+    rows = insert(before, "Reshape", [value, shape])
+    axis = constant(graph, "axis_of_blocks", np.array([-1], np.int64))
+    return insert(before, "ReduceSum", [rows, axis], {"keepdims": 0})
+
+
+def replace_embedding(graph: ir.Graph, gather: ir.Node, name: str, matrix: Kept) -> None:
+    """Replace an embedding's Gather by GatherBlockQuantized on `matrix`, (width, vocabulary).
+
+    Levels are gathered in MatMulNBits' layout: onnxruntime would fold a Reshape into a second table in memory.
+    """
+    ids, arrays = required(gather.inputs[1]), matrix.arrays
+    levels = constant(graph, f"{name}_levels", arrays["levels"])
+    inputs = [levels, ids, _with_last_axis(graph, gather, f"{name}_scales", arrays["scales"])]
+    if "zeros_apart" in arrays:
+        inputs.append(constant(graph, f"{name}_zeros_apart", arrays["zeros_apart"]))
+    block, width = matrix.facts["block"], matrix.facts["inputs"]
+    attributes = {"bits": matrix.facts["bits"], "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+    vectors = insert(gather, "GatherBlockQuantized", inputs, attributes, domain=ORT_DOMAIN)
+    if "offsets_apart" in arrays:
+        table = constant(graph, f"{name}_offsets_apart", arrays["offsets_apart"])
+        vectors = insert(gather, "Add", [vectors, insert(gather, "Gather", [table, ids])])
+    whole = constant(graph, "blocks_as_one", np.array([0, 0, -1], np.int64))
+    result = insert(gather, "Reshape", [vectors, whole])
+    if arrays["levels"].shape.numpy()[1] * block > width:
+        bounds = [("start", 0), ("width", width), ("axis", 2)]
+        edges = [constant(graph, f"word_vectors_{edge}", np.array([at], np.int64)) for edge, at in bounds]
+        result = insert(gather, "Slice", [result, *edges])
+    old = gather.outputs[0]
+    result.shape, result.type = old.shape, old.type
+    replace(old, result)
+
+
+def _with_last_axis(graph: ir.Graph, before: ir.Node, name: str, array: ir.TensorProtocol) -> ir.Value:
+    """Append an axis of size 1 to a constant (outputs, blocks) that the linear layer shares."""
+    shape = constant(graph, f"{name}_apart", np.array([*array.shape, 1], np.int64))
+    return insert(before, "Reshape", [constant(graph, name, array), shape])

@@ -1,0 +1,139 @@
+"""The fastest int8 recipe that holds an accuracy, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .calibration import Calibration
+from .cls_token import path_of_first_tokens
+from ..graph.passes import tidy
+from ..graph.external_data import save_graph
+from ..graph.nodes import linears
+from ..progress import counted
+from .int8 import Recipe, quantize_encoder
+from ...runtime.bundle.bundle import GRAPH, Bundle
+from ...runtime.errors import OrtkitError
+
+Outputs = NDArray[np.float32]
+
+PLAIN = (Recipe(), Recipe(per_token=True))
+"""One scale for all tokens after layer norms and attentions, then a scale for each token."""
+PRECISE = Recipe(smoothing=0.7, precise_first_token=True)
+"""Less smoothing than where all tokens are in 8 bits: in 16, outliers do no harm."""
+OF_FIRST_TOKENS = (Recipe(), PRECISE, replace(PRECISE, per_token=True))
+"""For classifiers whose head reads first tokens: how these are computed decides most of the error."""
+
+
+class Measured(Protocol):
+    """What a recipe for one kind of model is judged by."""
+
+    measure: ClassVar[str]
+    """What agreement is measured in, as it stands in messages."""
+
+    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+        """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
+
+    def agreement(self, found: Outputs, expected: Outputs) -> float:
+        """How alike outputs for the probe set are, 1 at best."""
+
+    def damage(self, found: Outputs, exact: Outputs) -> float:
+        """How far outputs are from exact ones."""
+
+
+def find_recipe(
+    agreement: Callable[[Recipe], float],
+    damage: Callable[[Recipe], float],
+    *,
+    recipes: Sequence[Recipe],
+    products: int,
+    bar: float,
+    measure: str,
+) -> Recipe:
+    """The fastest recipe whose agreement with PyTorch is at least `bar`; raises OrtkitError when none is.
+
+    Tried in the order of their speed: `recipes`, then the last of them with as few products in float32 as hold the bar,
+    those first that do the most damage when they alone are in int8. `damage` measures that on other texts than
+    `agreement`, which is told in `measure`.
+    """
+    best = 0.0
+    for recipe in recipes:
+        found = agreement(recipe)
+        if found >= bar:
+            return recipe
+        best = max(best, found)
+    everything = frozenset(range(products))
+    harm = [
+        damage(replace(recipe, exact=everything - {number})) for number in counted(range(products), "matrices tried")
+    ]
+    ranked = sorted(range(products), key=lambda number: -harm[number])
+    too_few, enough = 0, 1
+    while True:
+        found = agreement(replace(recipe, exact=frozenset(ranked[:enough])))
+        best = max(best, found)
+        if found >= bar:
+            break
+        if enough >= products - 1:
+            raise OrtkitError(
+                f"no int8 recipe reaches {measure} {bar:g} to PyTorch: with {enough} of "
+                f"{products} products in float32 it is {best:.5f} at best",
+                hint="no bundle was written; ask for less, or use `--precision fp32`",
+            )
+        too_few, enough = enough, min(2 * enough, products - 1)
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
+        if agreement(replace(recipe, exact=frozenset(ranked[:count]))) >= bar:
+            enough = count
+        else:
+            too_few = count
+    return replace(recipe, exact=frozenset(ranked[:enough]))
+
+
+class Trials:
+    """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
+
+    def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: Bundle) -> None:
+        """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
+        self.graph = graph
+        self.calibration = calibration
+        self.task = task
+        self.bundle = bundle
+        self.products = len(list(linears(graph.graph)))
+        plain = path_of_first_tokens(graph.graph) is None
+        self.recipes = PLAIN if plain else OF_FIRST_TOKENS
+        self.default = self.recipes[0] if plain else self.recipes[-1]
+        """What is taken where no accuracy is asked for."""
+
+    def quantized(self, recipe: Recipe) -> ir.Model:
+        graph = self.graph.clone()
+        quantize_encoder(graph, self.calibration, recipe)
+        tidy(graph)
+        return graph
+
+    def outputs(self, graph: ir.Model, *, sample: bool = False) -> Outputs:
+        save_graph(graph, self.bundle.path / GRAPH)
+        return self.task.outputs(self.bundle, sample=sample)
+
+    def find(self, bar: float, reference: Outputs) -> Recipe:
+        """The fastest recipe that holds `bar` on the probe set, for which PyTorch gives `reference`."""
+        exact = self.outputs(self.graph, sample=True)
+
+        def agreement(recipe: Recipe) -> float:
+            return self.task.agreement(self.outputs(self.quantized(recipe)), reference)
+
+        def damage(recipe: Recipe) -> float:
+            return self.task.damage(self.outputs(self.quantized(recipe), sample=True), exact)
+
+        return find_recipe(
+            agreement,
+            damage,
+            recipes=self.recipes,
+            products=self.products,
+            bar=bar,
+            measure=self.task.measure,
+        )

@@ -1,0 +1,162 @@
+"""Encoders -> ONNX: loaded with transformers, traced through Optimum's exporter, then rebuilt for speed.
+
+Embedders give the vectors of tokens, rerankers the logits of a classifier over pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+import transformers
+from onnx_ir.passes import common as passes
+from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.config import TextEncoderOnnxConfig
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedTextConfig
+
+from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
+from .attention import merge_attention
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.cross_encoder import Form, labels_of, read_cross_encoder
+from .cls_token import narrow_last_layer
+from .flatten import assume_whole_texts, drop_token_types, give_tokens_first, rows_at_products, run_on_rows, set_head_apart, shapes_from_ids
+from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
+from ..models.jina_bert import JinaBertModel, alibi_slopes
+from ..checkpoint.kind import required_int
+from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
+from ..models.nomic_bert import NomicBertModel
+from .reranker_config import answer_ids
+from ..models.pooled_classifier import classifier_of_modules
+from ..models.loading import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
+from ...runtime.errors import CheckpointError, UnsupportedModelError
+from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
+from ...runtime.bundle.manifest import Kind, Manifest
+
+IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
+"""What transformers does not have."""
+
+
+class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum has no types
+    """Tells Optimum that a model reads token ids and nothing else."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
+
+
+def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
+    """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
+    if kind is Kind.EMBEDDER:
+        return load_weights(checkpoint, IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel))
+    files = read_cross_encoder(checkpoint)
+    if files.form is Form.ANSWER:
+        model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
+        return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
+    if files.form is Form.MODULES:
+        model = load_weights(checkpoint, transformers.AutoModel)
+        return classifier_of_modules(checkpoint, model, files.modules)
+    model = load_weights(with_labels(checkpoint), transformers.AutoModelForSequenceClassification)
+    if checkpoint.architecture.reads_last_token:
+        return LastTokenClassifier(model.model, model.score, padding=model.config.pad_token_id)
+    return model
+
+
+def with_labels(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with as many labels in its config as sentence-transformers reads from it."""
+    labels = dict(enumerate(labels_of(checkpoint)))
+    config = {key: value for key, value in checkpoint.config.items() if key not in ("num_labels", "label2id")}
+    return replace(checkpoint, config=config | {"id2label": labels})
+
+
+def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
+    """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`."""
+    task = "feature-extraction" if kind is Kind.EMBEDDER else "text-classification"
+    if isinstance(model, tuple(IMPLEMENTED_HERE.values())):
+        config_class = TokenIdsOnnxConfig
+    else:
+        config_class = TasksManager.get_exporter_config_constructor(
+            "onnx", model, task=task, library_name="transformers"
+        )
+    with TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / "traced.onnx"
+        with quiet():
+            run_trace(model, config_class(model.config), path)
+        traced = ir.load(path)
+        # Weights of more than 2 GB come as constants in a file beside the graph.
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(traced)
+        ir.external_data.load_to_model(traced)
+    return traced
+
+
+def run_trace(model: Any, settings: Any, path: Path) -> None:
+    """Have Optimum write a model's graph; raises CheckpointError where PyTorch cannot run the model."""
+    try:
+        optimum_export(model, settings, path, opset=OPSET)
+    except (MemoryError, OSError):
+        raise
+    # PyTorch raises whatever the settings of a config make of the model's code.
+    except Exception as error:
+        raise CheckpointError(
+            f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json: {error}"
+        ) from error
+
+
+def rebuild(
+    traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest | None = None, *, pooled: bool = False
+) -> None:
+    """Turn a traced encoder into one that runs on rows of tokens of batches without padding.
+
+    `pooled` says that a reranker's scores come from all tokens, which the layers then keep in three dimensions.
+
+    It reads token ids (batch, tokens) and gives token vectors (tokens, batch, width). That of a reranker, which
+    `manifest` describes, reads token types (batch, tokens) too where pairs have them, and gives logits (batch, labels).
+
+    Raises UnsupportedModelError when a part of the graph is not what the passes know.
+    """
+    graph = traced.graph
+    architecture = checkpoint.architecture
+    reranker = manifest.reranker if manifest is not None else None
+    inputs = [INPUT_IDS]
+    fold_constants(traced)
+    if reranker is not None and reranker.pair.document_type != 0:
+        inputs.append(TOKEN_TYPE_IDS)
+    else:
+        drop_token_types(graph)
+    set_head_apart(graph)
+    if architecture.merged_attention and not pooled:
+        whole = merge_bert(traced, checkpoint)
+        if whole and reranker is not None:
+            narrow_last_layer(graph)
+    else:
+        assume_whole_texts(graph)
+        fuse_rms_norms(graph)
+        merge_products(graph)
+        rows_at_products(graph)
+        if reranker is None:
+            give_tokens_first(graph)
+        whole = True
+    tidy(traced)
+    drop_unused_inputs(graph)
+    if not whole or [value.name for value in graph.inputs] != inputs:
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` ortkit knows",
+            hint=UNTESTED,
+        )
+
+
+def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:
+    """Merge the attention of every layer and let the layers run on rows; returns whether all of it could be done."""
+    graph = traced.graph
+    heads = required_int(checkpoint, checkpoint.architecture.heads)
+    slopes = alibi_slopes(heads) if checkpoint.architecture is JINA_BERT else None
+    merged = merge_attention(graph, heads, slopes=slopes)
+    tidy(traced)
+    shapes_from_ids(graph)
+    drop_unused_inputs(graph)
+    return run_on_rows(graph) and merged == required_int(checkpoint, checkpoint.architecture.layers)

@@ -1,0 +1,1 @@
+"""GGUF files: header, tokenizer, quantized blocks."""

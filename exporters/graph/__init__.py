@@ -1,0 +1,1 @@
+"""Edit an ONNX graph; knows no model."""

@@ -1,0 +1,145 @@
+"""The options of an export, and the plan that follows from them and the checkpoint: kind, precision, cache, threshold.
+
+Nothing here reads weights, so a plan that cannot be carried out is refused before they are downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.cross_encoder import check_cross_encoder
+from .encoder.config import embedder_facts
+from .checkpoint.generation_config import generation_defaults
+from .checkpoint.kind import check_kind, kind_of, max_length
+from .gguf.block_formats import BLOCK_READERS
+from ..runtime.errors import InputError, UnsupportedModelError
+from ..runtime.bundle.manifest import CacheType, Kind, Precision
+
+PRECISIONS = {
+    Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
+    Kind.RERANKER: (Precision.FP32, Precision.INT8),
+    Kind.DECODER: (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT4, Precision.SOURCE),
+}
+"""What each kind is exported to."""
+HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
+"""The precisions with which the cache alone may be float16."""
+THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
+"""The option that sets the accuracy threshold, by kind."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of an export; None where the model decides."""
+
+    kind: Kind | None
+    precision: Precision | None
+    cache: CacheType | None
+    thresholds: Mapping[Kind, float | None]
+    """Accuracy that a bundle must reach, by the kind of model that the measure is for."""
+
+    def plan(self, checkpoint: Checkpoint) -> ExportPlan:
+        """Plan the export of a checkpoint, whose weights need not be there yet.
+
+        Raises InputError for what does not go together, UnsupportedModelError and CheckpointError for a model that is
+        not exported as that kind.
+        """
+        kind = kind_of(checkpoint, self.kind)
+        threshold = _checked_threshold(kind, self.thresholds)
+        precision = self.precision or default_precision(checkpoint, kind)
+        check_precision(checkpoint, kind, precision)
+        cache = checked_cache(kind, precision, self.cache)
+        # What a GGUF file says was checked when it was found.
+        if checkpoint.gguf is None:
+            check_kind(checkpoint, kind)
+            max_length(checkpoint)
+            if kind is Kind.EMBEDDER:
+                embedder_facts(checkpoint)
+            elif kind is Kind.RERANKER:
+                check_cross_encoder(checkpoint)
+            else:
+                generation_defaults(checkpoint)
+        return ExportPlan(kind, precision, cache, threshold)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export makes of a checkpoint."""
+
+    kind: Kind
+    precision: Precision
+    cache: CacheType
+    """The type of a decoder's KV cache."""
+    threshold: float | None
+    """Accuracy that the bundle must reach, in the measure of its kind."""
+
+
+def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
+    """The threshold for this kind; raises InputError when one for another kind is given."""
+    for other, threshold in given.items():
+        if threshold is not None and other is not kind:
+            raise InputError(
+                f"`{THRESHOLD_OPTIONS[other]}` is for {other.value}s, and this is {kind.articled}",
+                hint=f"use `--{THRESHOLD_OPTIONS[kind].replace('_', '-')}`",
+            )
+    return given[kind]
+
+
+def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
+    """The file's own blocks, where it is quantized; else what the catalog says, or what a model of this kind is for.
+
+    Rounding weights anew that are in blocks already costs much more than keeping them: see `docs/export.md`.
+    """
+    if checkpoint.block_types and kind is Kind.DECODER:
+        return Precision.SOURCE
+    if checkpoint.spec is not None:
+        return checkpoint.spec.precision
+    return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+
+
+def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
+    """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
+    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.block_types]
+    choices = ", ".join(f"`{one.value}`" for one in known)
+    if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
+        without = "comes in none" if checkpoint.gguf is None else "has no weights in blocks"
+        raise InputError(
+            f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` {without}",
+            hint=f"choose one of {choices}",
+        )
+    if precision is Precision.SOURCE:
+        check_blocks(checkpoint)
+    if precision not in known:
+        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedModelError for blocks that cannot be kept as they are."""
+    unknown = sorted(checkpoint.block_types - BLOCK_READERS.keys())
+    if unknown:
+        kinds = " and ".join(f"`{kind}`" for kind in unknown)
+        raise UnsupportedModelError(
+            f"`{checkpoint.name}` has weights of the type {kinds}, so its own precision cannot be kept",
+            hint=f"kept are {', '.join(f'`{kind}`' for kind in BLOCK_READERS)}; "
+            "`--precision int8` or `int4` rounds any weights anew",
+        )
+
+
+def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
+    """The type of keys and values; raises InputError for one that the kind or the precision does not have."""
+    if cache is not None and kind is not Kind.DECODER:
+        raise InputError(f"`cache` is for decoders, and this is {kind.articled}", hint="leave out `--cache`")
+    if precision is Precision.FP16:
+        if cache is CacheType.FLOAT32:
+            raise InputError(
+                "`fp16` has everything in float16, keys and values too, and not in `float32`",
+                hint="leave out `--cache`",
+            )
+        return CacheType.FLOAT16
+    if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
+        choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
+        raise InputError(
+            f"`{precision.value}` has keys and values in float32 only", hint=f"choose one of {choices}, or `fp16`"
+        )
+    return cache or CacheType.FLOAT32

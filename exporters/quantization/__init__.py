@@ -1,0 +1,1 @@
+"""Quantization of matrices, in numpy alone."""

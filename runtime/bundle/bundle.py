@@ -1,0 +1,226 @@
+"""A bundle: the folder that an export writes and the runtime opens.
+
+Opening checks the manifest, that no file is missing, unlisted, a link or changed, and that no path leaves the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import BundleError, NotFoundError
+from .manifest import FileRecord, Manifest, manifest_from_json
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+GRAPH_DATA = f"{GRAPH}.data"
+"""ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
+TOKENIZER = "tokenizer.json"
+HASHED = 1 << 20
+"""Bytes that are hashed at once. With larger buffers the C library's allocator keeps more memory."""
+LARGEST_MANIFEST = 1 << 20
+"""Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
+LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
+"""Bytes of files that a library reads whole: protobuf's limit, and twice the largest published tokenizer."""
+LARGEST_BUNDLE = 1 << 38
+"""Bytes of all files, which are read for hashing."""
+DEPTH = 8
+"""Largest depth of nested folders."""
+MOST_FILES = 10_000
+"""A manifest of the largest size can list no more."""
+NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
+"""The hint for a changed file: it cannot be repaired."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that was opened and verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle and verify it; raises NotFoundError, or BundleError for a file that is missing or changed."""
+        bundle = cls.listed(path)
+        bundle.check_hashes(bundle.manifest.files)
+        return bundle
+
+    @classmethod
+    def listed(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle and check file names and sizes. Call `check_hashes` before using a file.
+
+        Raises NotFoundError, or BundleError where the files are not those of the manifest.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise NotFoundError(
+                f"there is no bundle at `{folder}`", hint="`ortkit export MODEL` makes one, and names the folder"
+            )
+        manifest_file = folder / MANIFEST
+        if not is_regular(manifest_file):
+            raise BundleError(
+                f"`{folder}` is not a bundle: it has no `{MANIFEST}`",
+                hint=f"if it is a checkpoint, run `ortkit export {folder}`"
+                if (folder / "config.json").exists()
+                else None,
+            )
+        manifest = manifest_from_json(read_manifest(manifest_file))
+        check_names(folder, manifest.files)
+        for layer in manifest.embedder.dense if manifest.embedder is not None else ():
+            if layer.file not in manifest.files:
+                raise BundleError(
+                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is none of its files"
+                )
+        return cls(folder, manifest)
+
+    def check_hashes(self, names: Iterable[str]) -> None:
+        """Raise BundleError for the first of these files whose sha256 is not the manifest's."""
+        for name in names:
+            expected = self.manifest.files[name].sha256
+            found = sha256_of(self.path / name)
+            if found != expected:
+                raise BundleError(
+                    f"`{name}` in the bundle `{self.path}` was changed: its sha256 is {found[:16]}..., "
+                    f"the manifest says {expected[:16]}...",
+                    hint=NEW_COPY,
+                )
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle; raises BundleError where it is missing."""
+        path = self.path / name
+        if not path.exists():
+            raise BundleError(f"the bundle `{self.path}` has no `{name}`")
+        return path
+
+    def __repr__(self) -> str:
+        return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
+
+        `sha256sum manifest.json` prints the same.
+        """
+        return sha256_of(self.path / MANIFEST)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files in the manifest."""
+        return sum(record.size for record in self.manifest.files.values())
+
+
+def read_manifest(path: Path) -> str:
+    """Read a manifest, with a limit on its size."""
+    try:
+        # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    if len(content) > LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, which no manifest has")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"`{MANIFEST}` is not valid UTF-8") from error
+
+
+def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
+    """Compare a folder with its manifest's files: names first, then sizes."""
+    for name in files:
+        check_path(name)
+    check_spelling(files)
+    check_sizes(folder, files)
+    found = set(walk(folder)) - {MANIFEST}
+    for name in sorted(found - set(files)):
+        raise BundleError(
+            f"`{folder}` holds `{name}`, which its manifest does not list",
+            hint=f"remove `{folder / name}` if it is yours",
+        )
+    for name in sorted(set(files) - found):
+        raise BundleError(f"`{name}` is missing from the bundle `{folder}`", hint=NEW_COPY)
+    for name, record in files.items():
+        path = folder / name
+        if not is_regular(path):
+            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or no regular file", hint=NEW_COPY)
+        size = path.stat().st_size
+        if size != record.size:
+            raise BundleError(
+                f"`{name}` in the bundle `{folder}` has {size} bytes instead of {record.size}", hint=NEW_COPY
+            )
+
+
+def check_path(name: str) -> None:
+    """Refuse a path that is absolute, leaves the folder or is not normalized."""
+    parts = PurePosixPath(name).parts
+    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
+    if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+        raise BundleError(f"the path `{name}` leaves the folder or is not written plainly")
+
+
+def check_spelling(files: Iterable[str]) -> None:
+    """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
+    known: dict[str, str] = {}
+    for name in (*files, MANIFEST):
+        other = known.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        if other != name:
+            raise BundleError(f"the manifest lists `{other}` and `{name}`, which are the same file on some systems")
+
+
+def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
+    """Refuse files that are too large, before any is read."""
+    for name, record in files.items():
+        most = LARGEST.get(name, LARGEST_BUNDLE)
+        if not 0 <= record.size <= most:
+            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes, and {most} are allowed")
+    total = sum(record.size for record in files.values())
+    if total > LARGEST_BUNDLE:
+        raise BundleError(f"the files of `{folder}` have {total} bytes, and {LARGEST_BUNDLE} are allowed")
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder; links are not followed.
+
+    Raises BundleError where there are more files or nested folders than a bundle can have.
+    """
+    pending = [""]
+    count = 0
+    while pending:
+        prefix = pending.pop()
+        if prefix.count("/") > DEPTH:
+            raise BundleError(f"the folders in `{folder}` are more than {DEPTH} deep")
+        try:
+            with os.scandir(folder / prefix) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > MOST_FILES:
+                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is not a bundle")
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{prefix}{entry.name}/")
+                    else:
+                        yield f"{prefix}{entry.name}"
+        except OSError as error:
+            raise BundleError(f"`{folder / prefix}` cannot be read: {error.strerror or error}") from error
+
+
+def is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    block = bytearray(HASHED)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()

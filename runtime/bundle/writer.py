@@ -1,0 +1,157 @@
+"""Write a bundle atomically: in a folder beside the target that is renamed at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+
+from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from ..errors import InputError
+from .manifest import FileRecord, Manifest, manifest_to_json
+from ..output_path import try_lock
+
+STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
+"""Names of staging folders."""
+LONGEST_UNLOCKED = 3600.0
+"""Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
+
+
+class BundleWriter:
+    """Context manager that writes a bundle beside its target and renames it.
+
+    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
+    removed and an existing bundle at the target stays.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.path = Path(target)
+        self.target = self.path.absolute()
+        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        self.folder = self.staging / "bundle"
+        self.scratch = self.staging / "scratch"
+        """For temporary files of the export."""
+        self.lock: int | None = None
+
+    def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
+        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
+            raise InputError(
+                f"`{self.target}` exists and is not a bundle, so it is not replaced",
+                hint="choose another folder with `--out`",
+            )
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.remove_abandoned()
+        self.staging.mkdir()
+        # Locked while the process lives, so that no other process removes this folder as abandoned.
+        self.lock = os.open(self.staging, os.O_RDONLY)
+        try_lock(self.lock, wait=True)
+        self.folder.mkdir()
+        self.scratch.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+
+    def commit(self, manifest: Manifest) -> Bundle:
+        """Hash the files, write the manifest, flush all to disk and rename; returns the bundle.
+
+        Raises BundleError for a bundle that cannot be opened, such as one whose manifest has NaN.
+        """
+        files = {}
+        for name in sorted(walk(self.folder)):
+            path = self.folder / name
+            files[name] = FileRecord(path.stat().st_size, sha256_of(path))
+        manifest = dataclasses.replace(manifest, files=files)
+        (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
+        # Never replace a bundle with one that cannot be opened.
+        Bundle.listed(self.folder)
+        for name in [*files, MANIFEST, "."]:
+            flush(self.folder / name)
+        move_into_place(self.folder, self.target)
+        flush(self.target.parent)
+        return Bundle(self.path, manifest)
+
+    def remove_abandoned(self) -> None:
+        """Remove staging folders that killed exports left beside this target."""
+        for path in self.target.parent.glob(".*.partial"):
+            found = STAGING.fullmatch(path.name)
+            if found is not None and is_abandoned(path, int(found["pid"])):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def is_abandoned(staging: Path, pid: int) -> bool:
+    """Whether no process writes to a staging folder any more.
+
+    A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
+    reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
+    """
+    try:
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        old = time.time() - os.fstat(lock).st_mtime > LONGEST_UNLOCKED
+        return try_lock(lock) and (old or pid == os.getpid() or not is_running(pid))
+    finally:
+        os.close(lock)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or a folder's entries, to disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_into_place(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; a folder that was there before ends up at `new`."""
+    if not target.exists():
+        os.rename(new, target)
+    elif not exchange(new, target):
+        # Without an atomic exchange there is a moment with no bundle at the target; the old one is beside it then.
+        old = new.with_name("replaced")
+        try:
+            os.rename(target, old)
+            os.rename(new, target)
+        # Ctrl-C too: the staging folder, which both bundles are in, is removed at the end.
+        except BaseException:
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            raise
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two folders atomically with Linux's renameat2(2); False where it is not supported."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    if libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))

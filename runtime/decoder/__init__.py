@@ -1,0 +1,1 @@
+"""Text generation: model runner, KV cache, sampling, chat."""

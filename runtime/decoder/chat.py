@@ -1,0 +1,166 @@
+"""Conversations of several turns with a decoder, which keep their KV cache."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self, Unpack
+
+from .decoder import Decoder
+from ..text.detokenizer import Detokenizer
+from ..errors import InputError
+from .generation_options import GenerationOptions
+from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
+from .prompt_cache import Conversation, load_cache, save_cache
+from .generation import FinishReason
+from .stream import Stream
+
+
+class Chat:
+    """A conversation that keeps its KV cache: only what is new in it is computed.
+
+    Each answer is a stream. What it has said when the next message is sent is what it said. The keywords of an answer
+    are those of `GenerationOptions`; see `Decoder`. A conversation is for one thread at a time.
+
+        >>> chat = Chat(decoder, system="Answer in one sentence.")
+        >>> answer = chat.send("Why is the sky blue?", max_tokens=8).answer()
+        >>> [message.role for message in chat.messages]
+        ['system', 'user', 'assistant']
+    """
+
+    def __init__(self, decoder: Decoder, *, system: str | None = None, messages: Messages = ()) -> None:
+        """Begin a conversation, or continue one that is given as `messages` in OpenAI's shape.
+
+        `system` is a system message before them, unless they begin with one of their own. Raises InputError for a model
+        without a chat template. A template that does not support system messages refuses one when a message is sent.
+        """
+        decoder.check_chat_template()
+        self.decoder = decoder
+        given = messages_of(messages)
+        self._said = with_system(given, system)
+        self.system = self._said[0].content if self._said and self._said[0].role == SYSTEM else None
+        """What the conversation begins with, also after `reset`."""
+        self.cache = decoder.new_cache()
+        self._stream: Stream | None = None
+        """The last answer, which is no message while more of it may come."""
+        self._read_text = ""
+        self._read_ids: list[int] = []
+        """The text of the conversation up to the last answer's end, and the ids that were read and chosen for it."""
+
+    def __repr__(self) -> str:
+        return f"<Chat of {len(self.messages)} messages, {self.cache.length} cached tokens>"
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages, with as much of the last answer as has come."""
+        if self._stream is None:
+            return tuple(self._said)
+        return (*self._said, Message(ASSISTANT, self._stream.text))
+
+    def send(self, text: str, **options: Unpack[GenerationOptions]) -> Stream:
+        """Send a message, and stream the answer.
+
+        Where a message or an option is refused, the conversation stays as it was.
+        """
+        self._settle()
+        return self._answer([*self._said, Message(USER, text)], options)
+
+    def regenerate(self, **options: Unpack[GenerationOptions]) -> Stream:
+        """Stream another answer in place of the last one, or the first one to a message that has none yet.
+
+        Greedy decoding, and the same seed, give the same answer again.
+        """
+        self._settle()
+        messages = self._said
+        if messages and messages[-1].role == ASSISTANT:
+            messages = messages[:-1]
+        if not messages or messages[-1].role == SYSTEM:
+            raise InputError("there is no answer yet to give again", hint="send a message with `chat.send(text)`")
+        return self._answer(messages, options)
+
+    def edit(self, index: int, text: str, **options: Unpack[GenerationOptions]) -> Stream:
+        """Replace message `index`, which must be the user's, drop what came after it, and stream the answer."""
+        self._settle()
+        messages = self._said
+        if not 0 <= index < len(messages) or messages[index].role != USER:
+            users = [str(place) for place, message in enumerate(messages) if message.role == USER]
+            raise InputError(
+                f"message {index} is not the user's", hint=f"the user's are {', '.join(users)}" if users else None
+            )
+        return self._answer([*messages[:index], Message(USER, text)], options)
+
+    def close(self) -> None:
+        """End the last answer, and free the KV cache; the messages stay, and the next answer computes them again."""
+        self._settle()
+        self._read_text, self._read_ids = "", []
+        self.cache = self.decoder.new_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """Begin anew, with the same system message."""
+        self._settle()
+        self._said = [] if self.system is None else [Message(SYSTEM, self.system)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """End the last answer, and write the conversation with its KV cache to a file; raises OutputError."""
+        self._settle()
+        conversation = Conversation(tuple(self._said), self._read_text, tuple(self._read_ids))
+        save_cache(path, self.cache, bundle=self.decoder.bundle, conversation=conversation)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], decoder: Decoder) -> Chat:
+        """Continue a conversation that was saved with the same bundle; raises as `Decoder.load_cache` does."""
+        cache = decoder.new_cache()
+        conversation = load_cache(path, cache, bundle=decoder.bundle).conversation
+        if conversation is None:
+            raise InputError(
+                f"`{path}` holds what was read of a prompt, and no conversation",
+                hint="load it with `decoder.load_cache(path)`, or `ortkit generate --load-prefix`",
+            )
+        chat = cls(decoder, messages=conversation.messages)
+        chat.cache, chat._read_text, chat._read_ids = cache, conversation.text, list(conversation.ids)
+        return chat
+
+    def _answer(self, messages: list[Message], options: GenerationOptions) -> Stream:
+        """Stream the answer to these messages, which become the conversation."""
+        prompt = self.decoder.apply_chat_template(messages)
+        ids = self._ids_of(prompt)
+        stream = self.decoder.stream(ids, cache=self.cache, **options)
+        self._said, self._stream = messages, stream
+        self._read_text, self._read_ids = prompt, ids
+        return stream
+
+    def _ids_of(self, prompt: str) -> list[int]:
+        """The ids of a rendered conversation, those of the last answer as the model chose them.
+
+        An answer need not be made of the tokens that its text would be cut into, and would be read again if it were cut
+        anew. Where a special token follows it, tokens end there in any case.
+        """
+        rest = prompt.removeprefix(self._read_text) if self._read_ids else prompt
+        if len(rest) < len(prompt) and any(rest.startswith(text) for text in self.decoder.vocabulary.special_texts):
+            return [*self._read_ids, *self.decoder.encode_exactly(rest)]
+        return self.decoder.encode_exactly(prompt)
+
+    def _settle(self) -> None:
+        """Make what the last answer has said a message, and end it where it still comes."""
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        stream.close()
+        self._said = [*self._said, Message(ASSISTANT, stream.text)]
+        ids = stream.steps.ids
+        if ids and stream.steps.finish_reason is FinishReason.STOP:
+            ids = ids[:-1]
+        # What a stop string cut off, half a character or a special token within is not what the template will write.
+        detokenizer = Detokenizer(self.decoder.vocabulary, self._read_ids)
+        as_written = detokenizer.push_all(ids) + detokenizer.end() == stream.text
+        special = self.decoder.vocabulary.special.intersection(ids)
+        self._read_text += stream.text
+        self._read_ids = [*self._read_ids, *ids] if as_written and not special else []

@@ -1,0 +1,200 @@
+"""The KV cache of a decoder, in buffers that its graph updates in place."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, OutOfMemoryError
+from ..bundle.manifest import CacheType, DecoderFacts
+from ..session.memory import SPARE, available_memory, mebibytes
+
+FIRST_CAPACITY = 256
+"""Capacity of the first buffers, in tokens."""
+LARGE = 4 << 20
+"""Bytes from which on a buffer is put on huge pages."""
+DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
+"""Of the buffers."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The graph's inputs and outputs for one number of new tokens, bound to buffers (onnxruntime's I/O binding)."""
+
+    session: Any
+    """The session that made the binding; only it can run it."""
+    binding: Any
+    """onnxruntime's IOBinding."""
+    input_ids: NDArray[np.int64]
+    """(1, tokens)"""
+    last_positions: NDArray[np.int32]
+    """(1,): the position of the last new token in the sequence."""
+    total_length: NDArray[np.int32]
+    """(): tokens before and new ones."""
+    logits: NDArray[np.float32]
+    """(1, positions, vocabulary)"""
+
+
+class KVCache:
+    """The KV cache of one sequence of tokens; one answer at a time may use it.
+
+    `ids` are the cached tokens. Contents of the buffers past `len(ids)` are undefined, so rewinding is O(1).
+    """
+
+    def __init__(
+        self,
+        facts: DecoderFacts,
+        *,
+        identity: str = "",
+        limit: int | None = None,
+        available: Callable[[], int | None] = available_memory,
+    ) -> None:
+        """Make an empty cache for at most `limit` tokens, by default the model's context.
+
+        `identity` is `identity_of` the bundle, since a cache is valid for one model only. `available` returns the free
+        memory in bytes.
+        """
+        self.facts = facts
+        self.identity = identity
+        self.limit = facts.context_length if limit is None else limit
+        self.available = available
+        self.ids: list[int] = []
+        self.capacity = 0
+        self.dtype = np.dtype(DTYPES[facts.cache_type])
+        self.buffers: list[NDArray[Any]] = []
+        """Key and value of each layer in turn: `dtype` (1, kv_heads, capacity, head_size)."""
+        self.bindings: dict[tuple[int, int], Bound] = {}
+        """Bindings to these buffers, by the numbers of new tokens and of logits."""
+
+    def __repr__(self) -> str:
+        return f"<KVCache of {self.length} tokens, {mebibytes(self.size)}>"
+
+    @property
+    def length(self) -> int:
+        """Number of cached tokens."""
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the buffers."""
+        return self.capacity * token_size(self.facts)
+
+    def rewind(self, length: int) -> None:
+        """Drop all tokens after the first `length`; raises InputError where there are fewer."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"the cache holds {self.length} tokens and cannot be rewound to {length}")
+        del self.ids[length:]
+
+    def common_prefix(self, ids: Sequence[int]) -> int:
+        """Length of the prefix of `ids` that is cached."""
+        shortest = min(self.length, len(ids))
+        if self.ids[:shortest] == list(ids[:shortest]):
+            return shortest
+        return next(place for place in range(shortest) if self.ids[place] != ids[place])
+
+    def largest_that_fits(self) -> int:
+        """Number of tokens that there is memory for now, up to the limit, including the current capacity."""
+        free = self.available()
+        if free is None:
+            return self.limit
+        # The current buffers are allocated, however little is free now.
+        return max(self.capacity, min(self.limit, (free - SPARE + self.size) // token_size(self.facts)))
+
+    def check(self, tokens: int, *, prompt: int = 0) -> None:
+        """Raise InputError for more tokens than the limit, OutOfMemoryError for more than the memory has room for.
+
+        `prompt` is the number of tokens of the prompt, for the hint.
+        """
+        if tokens > self.limit:
+            raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were asked for")
+        if tokens > self.capacity and (largest := self.largest_that_fits()) < tokens:
+            needed = tokens * token_size(self.facts)
+            raise OutOfMemoryError(
+                f"the KV cache of {tokens} tokens takes {mebibytes(needed)}, and there is memory for {largest} tokens",
+                hint=hint_for(largest, prompt),
+            )
+
+    def reserve(self, tokens: int) -> None:
+        """Grow the buffers to this many tokens; raises as `check` does, before anything is allocated.
+
+        Where an allocation fails, OutOfMemoryError is raised too and the cache stays valid. The capacity doubles, so
+        that a long answer copies each token a few times at most.
+        """
+        if tokens <= self.capacity:
+            return
+        self.check(tokens)
+        capacity = max(self.capacity, FIRST_CAPACITY)
+        while capacity < tokens:
+            capacity *= 2
+        # Where memory is short, no more than fits: `check` has shown that it is enough.
+        capacity = max(tokens, min(capacity, self.limit, self.largest_that_fits()))
+        shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
+        self.bindings.clear()
+        if not self.buffers:
+            self.buffers = [zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
+        else:
+            # One at a time, so that at most one is in memory twice.
+            try:
+                for place in range(len(self.buffers)):
+                    larger = zeros(shape, self.dtype)
+                    larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
+                    self.buffers[place] = larger
+            # Ctrl-C too. Buffers must all have the same capacity, and an answer can go on after an OutOfMemoryError.
+            except BaseException:
+                self.buffers = [_shrunk(buffer, self.capacity, self.length) for buffer in self.buffers]
+                raise
+        self.capacity = capacity
+
+
+def hint_for(largest: int, prompt: int) -> str:
+    """The hint where there is memory for so many tokens: a shorter answer or, if that is not enough, prompt."""
+    if largest < 2:
+        return "free memory or raise the limit on it, or run on a machine that has more"
+    if largest > prompt:
+        return f"free memory, or ask for at most {largest - prompt} tokens (`max_tokens`)"
+    return f"free memory, or shorten the prompt to fewer than {largest} tokens"
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Allocate zeros in a memory mapping of their own.
+
+    It is freed with the array, where the allocator would keep outgrown buffers. Raises OutOfMemoryError.
+    """
+    size = dtype.itemsize * math.prod(shape)
+    try:
+        # Private: by default a forked process would share the pages.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise OutOfMemoryError(
+            f"the system does not give {mebibytes(size)} for the KV cache: {error.strerror}",
+            hint="free memory, or ask for fewer tokens",
+        ) from error
+    # As numpy does for its arrays, from the same size on; a kernel without huge pages refuses it.
+    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _shrunk(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
+    """Shrink a buffer in place to this capacity."""
+    _, heads, larger, size = buffer.shape
+    if larger == capacity:
+        return buffer
+    smaller = buffer.reshape(-1)[: heads * capacity * size].reshape(1, heads, capacity, size)
+    # In this order no token is overwritten before it is moved.
+    for head in range(heads):
+        smaller[0, head, :length] = buffer[0, head, :length]
+    return smaller
+
+
+def token_size(facts: DecoderFacts) -> int:
+    """Bytes of the KV cache for one token."""
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(DTYPES[facts.cache_type]).itemsize

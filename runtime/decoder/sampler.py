@@ -1,0 +1,245 @@
+"""From the logits of one position to the next token: penalties, then temperature, top-k, top-p, min-p, then a draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+Sampler = Callable[[NDArray[np.float32]], int]
+"""Logits (vocabulary,) -> the id of the token that was drawn."""
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""The fields of Sampling that are real numbers."""
+BLOCK = 512
+"""Weights that are added up at once."""
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; without options, always the most probable one.
+
+    Raises InputError for a value that no choice could follow.
+    """
+
+    temperature: float = 0.0
+    """What logits are divided by; 0 takes the most probable token."""
+    top_k: int = 0
+    """Only this many most probable tokens are left; 0 for all."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together reach this probability are left."""
+    min_p: float = 0.0
+    """Only tokens at least this many times as probable as the most probable one are left."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens in the prompt or the answer are divided by this, negative ones multiplied (CTRL)."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that is in the answer."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of each token as often as it is in the answer."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id -> what is added to its logit; minus infinity forbids it."""
+    seed: int | None = None
+    """The same seed gives the same tokens; None draws a new one."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be used."""
+        self._check_types()
+        positive = math.inf
+        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
+        check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
+        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+        check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
+        check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
+        check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
+        check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
+        check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
+        for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            check(name, value, "a number that float32 holds", is_held(value))
+        for token, bias in self.logit_bias.items():
+            if not bias < positive:
+                raise InputError(f"`logit_bias` for token {token} must be a number or minus infinity, not {bias}")
+            if bias > -positive and not is_held(bias):
+                raise InputError(f"`logit_bias` for token {token} must be a number that float32 holds, not {bias}")
+
+    def _check_types(self) -> None:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InputError(f"`{name}` must be a number, not {type(value).__name__}")
+        for name, number in (("top_k", self.top_k), ("seed", self.seed)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, SupportsIndex)):
+                raise InputError(f"`{name}` must be an integer, not {type(number).__name__}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise InputError(f"`logit_bias` must map token ids to numbers, not be {type(self.logit_bias).__name__}")
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, SupportsIndex):
+                raise InputError(f"`logit_bias` must have integers as token ids, not {type(token).__name__}")
+            if isinstance(bias, bool) or not isinstance(bias, Real):
+                raise InputError(f"`logit_bias` for token {token} must be a number, not {type(bias).__name__}")
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether there is anything for `Penalties` to do."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or bool(self.logit_bias)
+        )
+
+
+def check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
+    if not is_allowed:
+        raise InputError(f"`{name}` must be {allowed}, not {value}")
+
+
+def is_held(value: float) -> bool:
+    """Whether float32, in which logits are, holds about this number: not as 0 or infinity."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
+
+
+def make_sampler(
+    *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None
+) -> Sampler:
+    """A function that draws a token from logits, one random number a call; raises InputError as `Sampling` does."""
+    Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    if temperature == 0:
+        return most_probable
+    random = np.random.default_rng(seed).random
+
+    def draw(logits: NDArray[np.float32]) -> int:
+        ids, weights = candidates(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        place = drawn(weights, random())
+        return place if ids is None else int(ids[place])
+
+    return draw
+
+
+def most_probable(logits: NDArray[np.float32]) -> int:
+    return int(logits.argmax())
+
+
+def candidates(
+    logits: NDArray[np.float32], *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+    """The ids of the tokens that are left, ascending or None for all, and how probable they are beside the best one.
+
+    The options are applied in the order of transformers' warpers, each to what the one before left. Of equal logits at
+    the end of the top k all are left.
+    """
+    scores = (logits - logits.max()) / np.float32(temperature)
+    ids = None
+    if 0 < top_k < len(scores):
+        ids = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
+        scores = scores[ids]
+    weights = np.exp(scores)
+    if top_p < 1:
+        kept = nucleus(weights, top_p)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
+    if min_p > 0:
+        kept = np.flatnonzero(weights >= min_p)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
+    return ids, weights
+
+
+def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Where the most probable tokens stand that together reach `top_p`, at least one (Holtzman et al. 2020)."""
+    total = float(weights.sum())
+    # All tokens below this bound together do not reach what may be left out, so only the others need sorting.
+    likely = np.flatnonzero(weights >= np.float32((1 - top_p) * total / len(weights)))
+    ascending = likely[weights[likely].argsort(kind="stable")]
+    shares = weights[ascending].astype(np.float64) / total
+    first = int((1 - shares.sum() + shares.cumsum()).searchsorted(1 - top_p, side="right"))
+    return np.sort(ascending[min(first, len(ascending) - 1) :])
+
+
+def drawn(weights: NDArray[np.float32], share: float) -> int:
+    """The place up to which the weights first exceed this share of their sum."""
+    # Sums of blocks first: adding up a whole vocabulary, one number after the other, takes longer than all else.
+    whole = len(weights) // BLOCK * BLOCK
+    sums = np.append(weights[:whole].reshape(-1, BLOCK).sum(axis=1), weights[whole:].sum()).cumsum(dtype=np.float64)
+    sought = share * sums[-1]
+    block = min(int(sums.searchsorted(sought, side="right")), len(sums) - 1)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
+    place = int(inside.searchsorted(sought - (sums[block - 1] if block else 0), side="right"))
+    # Rounding may lead past the end of a block, or to a token that is as good as impossible.
+    while place >= len(inside) or weights[block * BLOCK + place] == 0:
+        place -= 1
+    return block * BLOCK + place
+
+
+class Counts:
+    """Which tokens occurred and how often, as arrays that grow without being built anew."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.places: dict[int, int] = {}
+        self.all_ids = np.empty(vocabulary, np.int64)
+        self.all_counts = np.empty(vocabulary, np.float32)
+
+    def add(self, token: int) -> None:
+        place = self.places.get(token)
+        if place is None:
+            place = self.places[token] = len(self.places)
+            self.all_ids[place] = token
+            self.all_counts[place] = 0
+        self.all_counts[place] += 1
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self.all_ids[: len(self.places)]
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        return self.all_counts[: len(self.places)]
+
+
+class Penalties:
+    """What happened to logits before temperature: bias, repetition, presence and frequency, in this order.
+
+    The order and the formulas are those of mlx-lm's `make_logits_processors`; repetition looks at prompt and answer as
+    transformers does, presence and frequency at the answer as OpenAI's API defines them.
+    """
+
+    def __init__(self, sampling: Sampling, *, vocabulary: int, prompt: Iterable[int] = ()) -> None:
+        """Raises InputError when `logit_bias` names a token that the vocabulary does not have, or forbids all of it."""
+        for token in sampling.logit_bias:
+            if not 0 <= token < vocabulary:
+                raise InputError(f"`logit_bias` names token {token}, and the vocabulary has {vocabulary} tokens")
+        self.sampling = sampling
+        self.biased = np.array(list(sampling.logit_bias), np.int64)
+        self.bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        if len(self.bias) == vocabulary and np.isneginf(self.bias).all():
+            raise InputError("`logit_bias` forbids every token of the vocabulary")
+        self.answer = Counts(vocabulary)
+        self.all = Counts(vocabulary)
+        if sampling.repetition_penalty != 1:
+            for token in prompt:
+                self.all.add(token)
+
+    def add(self, token: int) -> None:
+        """Take note of a token of the answer."""
+        self.answer.add(token)
+        self.all.add(token)
+
+    def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The changed logits (vocabulary,), a copy."""
+        changed: NDArray[np.float32] = logits.copy()
+        changed[self.biased] += self.bias
+        penalty = np.float32(self.sampling.repetition_penalty)
+        if penalty != 1:
+            scores = changed[self.all.ids]
+            changed[self.all.ids] = np.where(scores < 0, scores * penalty, scores / penalty)
+        if self.sampling.presence_penalty:
+            changed[self.answer.ids] -= np.float32(self.sampling.presence_penalty)
+        if self.sampling.frequency_penalty:
+            changed[self.answer.ids] -= np.float32(self.sampling.frequency_penalty) * self.answer.counts
+        return changed

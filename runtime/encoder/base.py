@@ -1,0 +1,97 @@
+"""Base class of Embedder and Reranker: an open bundle, its session and its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..bundle.bundle import GRAPH, Bundle
+from ..session.cores import Cores, find_cores
+from ..session.cpu import Int8Arithmetic
+from ..errors import BundleError, InputError
+from ..bundle.kinds import check_kind
+from ..bundle.manifest import Kind, Provider
+from ..session.onnxruntime_import import check_requirements, onnxruntime_version
+from ..session.open_sessions import shared_session
+from ..session.session import DISABLED_OPTIMIZERS, SessionConfig
+
+BATCH_TOKENS = 256
+"""Tokens in one run of the graph: more is not faster on a CPU, and the activations fit in its cache."""
+CHUNK = 1024
+"""Texts that a stream embeds before it yields their embeddings."""
+CHUNK_CHARACTERS = 1 << 22
+"""Characters at which a chunk of a stream ends early, to bound the memory for long texts."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model's limit and were truncated."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an encoder runs on this machine."""
+
+    workers: int
+    """Batches that run at once, each on one CPU core."""
+    cores: Cores
+    batch_tokens: int
+    provider: Provider
+    onnxruntime: str
+    """Its version."""
+    disabled_optimizers: tuple[str, ...]
+    int8: Int8Arithmetic | None
+    """How int8 matmuls run; None for a graph that has none."""
+
+
+class Encoder:
+    """An open bundle with its session; models of the same bundle share its weights."""
+
+    def __init__(
+        self, bundle: Bundle | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
+    ) -> None:
+        """Open a bundle of `kind`; its graph has the first of `inputs`, or more of them in this order."""
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        manifest = self.bundle.manifest
+        check_kind(self.bundle, kind)
+        if workers is not None and workers < 1:
+            raise InputError(f"`workers` must be at least 1, not {workers}")
+        if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
+            supported = ", ".join(f"`{name}`" for name in inputs)
+            raise BundleError(
+                f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
+            )
+        check_requirements(self.bundle)
+        self.cores = find_cores()
+        self.workers = workers or self.cores.usable
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest))
+
+    @property
+    def max_length(self) -> int:
+        """In tokens, including special tokens."""
+        return self.bundle.manifest.tokenizer.max_length
+
+    @property
+    def plan(self) -> Plan:
+        """How this model runs on this machine."""
+        return Plan(
+            workers=self.workers,
+            cores=self.cores,
+            batch_tokens=BATCH_TOKENS,
+            provider=self.session.provider,
+            onnxruntime=onnxruntime_version(),
+            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
+            int8=self.session.int8,
+        )
+
+
+def characters(text: object) -> int:
+    """The length of a text; anything else is refused later, with its index."""
+    return len(text) if isinstance(text, str) else 0
+
+
+def checked_batch_tokens(batch_tokens: int) -> int:
+    """Return `batch_tokens`; raises InputError where it is less than 1."""
+    if batch_tokens < 1:
+        raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
+    return batch_tokens

@@ -1,0 +1,76 @@
+"""Which texts run together, and how many runs at once.
+
+A batch holds texts of one length only, so nothing is padded: no computing is spent on padding, the graph needs no mask,
+and the bits of a text's result cannot depend on its neighbours' lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
+    """Group items by length, each group of at most `batch_tokens` tokens but at least one item.
+
+    The longest come first, so that no worker is left with a long batch at the end.
+    """
+    by_length: dict[int, list[Item]] = {}
+    for item in items:
+        by_length.setdefault(length(item), []).append(item)
+    groups = []
+    for tokens in sorted(by_length, reverse=True):
+        same = by_length[tokens]
+        count = max(1, batch_tokens // max(tokens, 1))
+        groups += [same[start : start + count] for start in range(0, len(same), count)]
+    return groups
+
+
+def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], workers: int) -> None:
+    """Call `run` for every group, `workers` at a time; the first error stops what has not begun and is raised."""
+    if workers == 1 or len(groups) < 2:
+        for group in groups:
+            run(group)
+        return
+    # Takes as long to import as all of this package, and a single text needs none of it.
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="ortkit") as pool:
+        futures = [pool.submit(run, group) for group in groups]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Lists of at most `count` items, ended early when their sizes add up to `most`.
+
+    When `items` raises, what it gave before comes first, and then the error.
+    """
+    chunk: list[Item] = []
+    total = 0
+    try:
+        for item in items:
+            chunk.append(item)
+            total += size(item)
+            if len(chunk) == count or total >= most:
+                yield chunk
+                chunk, total = [], 0
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def numbered(chunks: Iterable[list[Item]]) -> Iterator[tuple[int, list[Item]]]:
+    """Chunks, each with how many items came before it."""
+    before = 0
+    for chunk in chunks:
+        yield before, chunk
+        before += len(chunk)

@@ -1,0 +1,153 @@
+"""A dense layer after pooling, as some embedders have: pure numpy, one text never touching another."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BundleError
+from ..bundle.manifest import Activation, DenseFacts
+
+LARGEST = 1 << 30
+"""Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""
+START = b"\x93NUMPY\x01\x00"
+"""Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
+HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
+FLOAT32 = "<f4"
+Floats = NDArray[np.float32]
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+"""Klambauer et al. 2017 (arXiv:1706.02515), to the digits that PyTorch has."""
+error_function = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def sigmoid(values: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-values.astype(np.float64))), np.float32)
+
+
+def gelu(values: Floats) -> Floats:
+    wide = values.astype(np.float64)
+    return np.asarray(wide * 0.5 * (1 + error_function(wide / math.sqrt(2))), np.float32)
+
+
+def elu(values: Floats) -> Floats:
+    return np.asarray(np.where(values > 0, values, np.expm1(np.minimum(values, np.float32(0)))))
+
+
+def selu(values: Floats) -> Floats:
+    return np.asarray(np.float32(SELU_SCALE) * np.where(values > 0, values, np.float32(SELU_ALPHA) * elu(values)))
+
+
+def softplus(values: Floats) -> Floats:
+    return np.asarray(np.logaddexp(np.float32(0), values))
+
+
+FUNCTIONS: dict[Activation, Callable[[Floats], Floats]] = {
+    Activation.IDENTITY: lambda values: values,
+    Activation.TANH: np.tanh,
+    Activation.ELU: elu,
+    Activation.GELU: gelu,
+    Activation.HARDSWISH: lambda values: values * np.clip(values + 3, 0, 6) / np.float32(6),
+    Activation.HARDTANH: lambda values: np.clip(values, -1, 1),
+    Activation.LEAKY_RELU: lambda values: np.where(values > 0, values, np.float32(0.01) * values),
+    Activation.MISH: lambda values: values * np.tanh(softplus(values)),
+    Activation.RELU: lambda values: np.maximum(values, np.float32(0)),
+    Activation.RELU6: lambda values: np.clip(values, 0, 6),
+    Activation.SELU: selu,
+    Activation.SIGMOID: sigmoid,
+    Activation.SILU: lambda values: values * sigmoid(values),
+    Activation.SOFTPLUS: softplus,
+    Activation.SOFTSIGN: lambda values: values / (1 + np.abs(values)),
+}
+
+
+class Dense:
+    """`activation(vector @ weight + bias)`, with the arrays of an .npz file of the bundle."""
+
+    def __init__(self, path: Path, facts: DenseFacts) -> None:
+        """Read `weight`, float32 (inputs, outputs), and `bias`, float32 (outputs,); raises BundleError without them."""
+        self.path = path
+        self.weight, self.bias = read_arrays(path)
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[1:]:
+            raise BundleError(
+                f"`{path}` holds arrays that do not fit each other: {self.weight.shape}, {self.bias.shape}"
+            )
+        if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
+            raise BundleError(f"`{path}` holds weights that are not finite numbers")
+        self.activation = facts.activation
+
+    def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Transform (texts, inputs) into (texts, outputs)."""
+        # Row by row: a product of two matrices may add up in another order when it has more rows.
+        products = np.empty((len(vectors), len(self.bias)), np.float32)
+        for vector, product in zip(vectors, products, strict=True):
+            np.matmul(vector, self.weight, out=product)
+        products += self.bias
+        return FUNCTIONS[self.activation](products)
+
+
+def read_arrays(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The arrays `weight` and `bias` of an .npz file; nothing larger than the file is made of it."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise BundleError(f"`{path}` has more than {LARGEST} bytes, which no layer has")
+        with zipfile.ZipFile(path) as archive:
+            return read_array(archive, "weight.npy"), read_array(archive, "bias.npy")
+    # What zipfile raises for files that are none, and for those that are encrypted or packed in ways it does not know.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        RuntimeError,
+        NotImplementedError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BundleError(f"`{path}` does not hold the arrays `weight` and `bias`: {error}") from error
+
+
+def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"`{name}` is compressed")
+    with archive.open(entry) as file:
+        if file.read(len(START)) != START:
+            raise ValueError(f"`{name}` is not an array that numpy.save wrote")
+        (size,) = struct.unpack("<H", file.read(2))
+        found = HEADER.fullmatch(file.read(size).decode("latin-1"))
+        if found is None:
+            raise ValueError(f"`{name}` is not an array of one or two dimensions")
+        kind, transposed, *lengths = found.groups()
+        if kind != FLOAT32:
+            raise ValueError(f"`{name}` holds numbers of type `{kind}`, not `{FLOAT32}`, which is float32")
+        shape = [int(length) for length in lengths if length is not None]
+        count = math.prod(shape)
+        content = file.read()
+    if len(content) != 4 * count:
+        raise ValueError(f"`{name}` holds {len(content)} bytes instead of {4 * count}")
+    return np.frombuffer(content, np.float32).reshape(shape, order="F" if transposed == "True" else "C")
+
+
+def width_before(layers: Sequence[Dense], dimension: int) -> int:
+    """How many components vectors must have that these layers turn into vectors of `dimension`.
+
+    Raises BundleError for a layer that does not give what comes after it reads.
+    """
+    width = dimension
+    for layer in reversed(layers):
+        inputs, outputs = layer.weight.shape
+        if outputs != width:
+            raise BundleError(
+                f"`{layer.path}` gives vectors of {outputs} components, and what comes after it needs {width}"
+            )
+        width = inputs
+    return width

@@ -1,0 +1,427 @@
+"""Documents ranked by their relevance to a query, with a bundle of kind reranker."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batching import batches, in_chunks, numbered, run_all
+from ..bundle.bundle import TOKENIZER, Bundle
+from ..session.closing import Closable
+from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
+from ..errors import BundleError, InputError, TextError, TextTooLongError
+from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
+from ..bundle.manifest import Kind, Scores
+from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
+from .ranking import OpenRanking, Ranked, Ranking, score
+from ..bundle.records import choice
+from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
+
+Document = TypeVar("Document")
+Search = tuple[str, Iterable[Document]]
+"""A query and its documents."""
+
+PAIR_CHUNK = 512
+"""Pairs that are scored before a stream gives their scores."""
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The logits of pairs with a report: token counts and what was truncated."""
+
+    logits: NDArray[np.float32]
+    """(pairs, labels)"""
+    tokens: NDArray[np.int64]
+    """(pairs,): how many tokens the model read, special tokens included."""
+    dropped: NDArray[np.int64]
+    """(pairs,): how many tokens were cut off the document."""
+    query_dropped: NDArray[np.int64]
+    """(pairs,): how many tokens were cut off the query."""
+
+    def __repr__(self) -> str:
+        return f"<PairScores of {len(self.tokens)} pairs: {self.logits.shape}, {len(self.truncated)} truncated>"
+
+    @property
+    def truncated(self) -> list[int]:
+        """The indices of the pairs of which something was cut."""
+        return [int(index) for index in np.flatnonzero(self.dropped + self.query_dropped)]
+
+
+class Reranker(Encoder, Closable):
+    """A cross-encoder: scores how relevant documents are to a query. Opened once, used from one thread or many.
+
+    The same pair gives the same bits, alone or in any batch, in any order, with any number of workers. Rerankers of
+    the same bundle share its weights.
+
+    These keywords are the same wherever documents are scored:
+
+    - `scores` is what is made of the logits: `raw` leaves them, `sigmoid` puts each between 0 and 1, `softmax` weighs
+      the labels of a pair against each other; without it, what the publisher says. The order never depends on it.
+    - `label` names the label to rank by, for models that have several.
+    - `long` is what happens to a pair longer than the model reads: `truncate` cuts it as the publisher's
+      library does, the longer of the two first; `error` raises TextTooLongError before anything of its chunk runs.
+    - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
+    - `batch_tokens` bounds the tokens in one run of the graph.
+
+    Documents and pairs are any iterable. `rank` returns the documents and warns of cuts; `rank_many` does so for
+    several queries, and `rank_many_with_report` gives each ranking as soon as it is done, with what was cut. `score`,
+    `score_with_report` and `stream` are the same for pairs.
+
+    InputError is raised for an option, a query or a document that cannot be used. An empty query is an error. An empty
+    document has a score, from the tokens of the query; a pair of which the tokenizer makes no token at all, special
+    tokens included, raises TextError, as CrossEncoder fails on it.
+    """
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
+        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
+
+        Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.
+        """
+        super().__init__(bundle, kind=Kind.RERANKER, inputs=(INPUT_IDS, TOKEN_TYPE_IDS), workers=workers)
+        manifest = self.bundle.manifest
+        if manifest.reranker is None or not manifest.reranker.labels:
+            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how a pair becomes a score")
+        self.facts = manifest.reranker
+        self.tokenizer = PairTokenizer(
+            self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
+        )
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[Document],
+        *,
+        top_n: int | None = None,
+        scores: Scores | str | None = None,
+        label: str | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        text: Callable[[Document], str] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> list[Ranked[Document]]:
+        """Rank documents for a query: the best `top_n`, or all, best first, those of equal scores as they came.
+
+        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut, and a
+        query that is, are reported with a TruncationWarning.
+
+            >>> [best] = reranker.rank("a brown fox", ["The quick brown fox", "Knots for wet rope"], top_n=1)
+            >>> best.document == ["The quick brown fox", "Knots for wet rope"][best.index]
+            True
+        """
+        [ranking] = self.rank_many_with_report(
+            [(query, documents)],
+            top_n=top_n,
+            scores=scores,
+            label=label,
+            long=long,
+            text=text,
+            batch_tokens=batch_tokens,
+        )
+        queries = int(ranking.query_dropped > 0)
+        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
+        return ranking.ranked
+
+    def rank_many(
+        self,
+        searches: Iterable[Search[Document]],
+        *,
+        top_n: int | None = None,
+        scores: Scores | str | None = None,
+        label: str | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        text: Callable[[Document], str] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> list[list[Ranked[Document]]]:
+        """Rank the documents of each of several queries, given as (query, documents), as `rank` does.
+
+        Pairs of all queries share batches.
+
+            >>> searches = [("a fox", ["The quick brown fox", "a dog"]), ("a dog", ["and the dog sleeps"])]
+            >>> [len(ranked) for ranked in reranker.rank_many(searches)]
+            [2, 1]
+        """
+        rankings = list(
+            self.rank_many_with_report(
+                searches, top_n=top_n, scores=scores, label=label, long=long, text=text, batch_tokens=batch_tokens
+            )
+        )
+        cut = sum(len(ranking.truncated) for ranking in rankings)
+        queries = sum(ranking.query_dropped > 0 for ranking in rankings)
+        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
+        return [ranking.ranked for ranking in rankings]
+
+    def rank_many_with_report(
+        self,
+        searches: Iterable[Search[Document]],
+        *,
+        top_n: int | None = None,
+        scores: Scores | str | None = None,
+        label: str | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        text: Callable[[Document], str] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Ranking[Document]]:
+        """Rank any number of searches in bounded memory, each given as soon as it is done, cuts reported.
+
+        `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+
+            >>> [ranking] = reranker.rank_many_with_report([("a fox", ["The quick brown fox", "a dog"])])
+            >>> ranking.documents, ranking.truncated
+            (2, ())
+        """
+        self._check_open()
+        if top_n is not None and not isinstance(top_n, SupportsIndex):
+            raise InputError(f"`top_n` must be an integer, not {type(top_n).__name__}")
+        if top_n is not None and top_n < 1:
+            raise InputError(f"`top_n` must be at least 1, not {top_n}")
+        chosen, place = self._checked_scores(scores), self._place_of(label)
+        rankings: deque[OpenRanking[Document]] = deque()
+        pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
+        return rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
+
+    def score(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        scores: Scores | str | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> NDArray[np.float64]:
+        """Score pairs of a query and a document: float64 (pairs,), or (pairs, labels) for models with several labels.
+
+        Without `scores`, the publisher's activation is applied. Pairs that are cut are reported with a
+        TruncationWarning.
+
+            >>> reranker.score([("a fox", "The quick brown fox"), ("a fox", "a dog")]).shape
+            (2,)
+        """
+        chosen = self._checked_scores(scores)
+        found = self.score_with_report(pairs, long=long, batch_tokens=batch_tokens)
+        warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
+        result = score(found.logits, chosen)
+        return result[:, 0] if len(self.facts.labels) == 1 else result
+
+    def score_with_report(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[int], None] | None = None,
+    ) -> PairScores:
+        """The logits of pairs of a query and a document, with token counts and cuts instead of a warning.
+
+        `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+
+            >>> reranker.score_with_report([("a fox", "The quick brown fox")]).logits.dtype
+            dtype('float32')
+        """
+        check_pairs(pairs)
+        return self._run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
+
+    def stream(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        batch_tokens: int = BATCH_TOKENS,
+        chunk: int = PAIR_CHUNK,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[PairScores]:
+        """Score any number of pairs in bounded memory: what `score_with_report` gives for each `chunk` of them in turn.
+
+        When `pairs` raises, the scores of what it gave before come first.
+
+            >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
+            [(2, 1), (1, 1)]
+        """
+        check_pairs(pairs)
+        if chunk < 1:
+            raise InputError(f"`chunk` must be at least 1, not {chunk}")
+        checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
+        chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
+        return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
+
+    def _run(
+        self,
+        pairs: list[Pair],
+        long: LongTexts,
+        batch_tokens: int,
+        progress: Callable[[int], None] | None,
+        *,
+        before: int = 0,
+    ) -> PairScores:
+        """Score pairs; messages count them from the `before` pairs of earlier chunks on."""
+        self._check_open()
+        for index, pair in enumerate(pairs, before):
+            check_pair(pair, index)
+        tokenized = self.tokenizer.tokenize(pairs, before=before)
+        refuse_empty(tokenized, before)
+        if long is LongTexts.ERROR:
+            self._refuse_long(tokenized, before)
+        logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
+
+        def run_batch(batch: list[int]) -> None:
+            feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
+            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            if not np.isfinite(found).all():
+                raise BundleError(
+                    f"the graph `{self.session.path}` gives logits that are not finite numbers",
+                    hint="run `ortkit verify` on the bundle, and export it again if it fails",
+                )
+            logits[batch] = found
+            if progress is not None:
+                progress(len(batch))
+
+        groups = batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
+        run_all(run_batch, groups, self.workers)
+        return PairScores(
+            logits=logits,
+            tokens=np.array([len(pair.ids) for pair in tokenized], np.int64),
+            dropped=np.array([pair.dropped for pair in tokenized], np.int64),
+            query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
+        )
+
+    def __repr__(self) -> str:
+        labels = len(self.facts.labels)
+        facts = f"{self.bundle.manifest.precision.value}, {labels} label{'s' if labels > 1 else ''}"
+        return (
+            f"<Reranker {str(self.bundle.path)!r}: {facts}, {self.workers} workers{', closed' if self._closed else ''}>"
+        )
+
+    def _checked_scores(self, scores: Scores | str | None) -> Scores:
+        chosen = self.facts.scores if scores is None else choice(Scores, scores, "scores")
+        if chosen is Scores.SOFTMAX and len(self.facts.labels) == 1:
+            raise InputError(
+                "`softmax` weighs labels against each other, and the model has one",
+                hint="`sigmoid` puts its scores between 0 and 1",
+            )
+        return chosen
+
+    def _place_of(self, label: str | None) -> int:
+        """The column of the label to rank by."""
+        labels = self.facts.labels
+        named = ", ".join(f"`{known}`" for known in labels)
+        if label is None:
+            if len(labels) > 1:
+                raise InputError(f"the model has {len(labels)} labels, and a ranking needs one", hint=f"name {named}")
+            return 0
+        if label not in labels:
+            raise InputError(f"the model has no label `{label}`", hint=f"it has: {named}")
+        return labels.index(label)
+
+    def _refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
+        long = tuple(index for index, pair in enumerate(tokenized) if pair.dropped or pair.query_dropped)
+        if long:
+            pair = tokenized[long[0]]
+            total = len(pair.ids) + pair.dropped + pair.query_dropped
+            raise TextTooLongError(
+                f"pair {before + long[0]} has {total} tokens, and the model reads {self.max_length}",
+                hint='split the document, or let it be cut: `long="truncate"`',
+                texts=long,
+            )
+
+
+SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
+
+
+def pairs_of(
+    searches: Iterable[Search[Document]],
+    open_rankings: deque[OpenRanking[Document]],
+    new: Callable[[], OpenRanking[Document]],
+    text: Callable[[Document], str] | None,
+) -> Iterator[Pair]:
+    """The pairs of searches one after another; each search has a ranking in `open_rankings` that awaits its scores."""
+    if not isinstance(searches, Iterable):
+        raise InputError("`searches` must be a list of queries with their documents", hint=SEARCHES)
+    for number, search in enumerate(searches):
+        if not isinstance(search, (tuple, list)) or len(search) != 2:
+            raise InputError(f"search {number} must be a query and its documents", hint=SEARCHES)
+        query, documents = search
+        if not checked_text(query, "the query").strip():
+            raise InputError("the query is empty")
+        if isinstance(documents, str):
+            raise InputError("`documents` must be several texts, not one", hint="for one document, pass a list of one")
+        if not isinstance(documents, Iterable) or isinstance(documents, (bytes, Mapping)):
+            raise InputError(f"`documents` must be an iterable of texts, not {type(documents).__name__}")
+        ranking = new()
+        open_rankings.append(ranking)
+        for document in documents:
+            pair = (query, cast("str", document) if text is None else text(document))
+            ranking.awaited.append((pair[1], document))
+            yield pair
+        ranking.all_read = True
+
+
+def rankings_of(
+    scored: Iterable[PairScores], open_rankings: deque[OpenRanking[Document]]
+) -> Iterator[Ranking[Document]]:
+    """Hand scores to the rankings that await them, and give each ranking when it is complete."""
+    for found in scored:
+        for logits, dropped, query_dropped in zip(found.logits, found.dropped, found.query_dropped, strict=True):
+            while open_rankings[0].complete:
+                yield open_rankings.popleft().ranking()
+            open_rankings[0].take(logits, dropped=int(dropped), query_dropped=int(query_dropped))
+        while open_rankings and open_rankings[0].complete:
+            yield open_rankings.popleft().ranking()
+    while open_rankings:
+        yield open_rankings.popleft().ranking()
+
+
+def check_pairs(pairs: object) -> None:
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
+        raise InputError(
+            f"`pairs` must be an iterable of pairs, not {type(pairs).__name__}",
+            hint="`score([(query, document), ...])`",
+        )
+
+
+def check_pair(pair: object, index: int) -> None:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"pair {index} must be a query and a document", hint="`score([(query, document), ...])`")
+    if isinstance(pair[0], str) and not pair[0].strip():
+        raise InputError(f"the query of pair {index} is empty")
+
+
+def refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
+    """Raise TextError for pairs without tokens, which have no score."""
+    empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
+    if empty:
+        raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
+
+
+def checked_long(long: LongTexts | str) -> LongTexts:
+    chosen = choice(LongTexts, long, "long")
+    if chosen is LongTexts.MEAN:
+        raise InputError("`mean` is for embeddings: a document has one score, not several to take the mean of")
+    return chosen
+
+
+def characters_of(pair: Pair) -> int:
+    """The size of a pair in a chunk; what is no pair of texts is refused later, by its place."""
+    return sum(map(characters, pair)) if isinstance(pair, (tuple, list)) else 0
+
+
+def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
+    # The line that called the method which called this.
+    if cut:
+        warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
+    if queries:
+        warnings.warn(cut_query_message(queries, max_length), TruncationWarning, stacklevel=3)
+
+
+def cut_query_message(queries: int, max_length: int) -> str:
+    which, pronoun = ("the query was", "it is") if queries == 1 else (f"{queries} queries were", "they are")
+    return f"{which} cut: with a document {pronoun} longer than {max_length} tokens"
+
+
+def truncation_message(cut: int, total: int, max_length: int) -> str:
+    verb = "was" if cut == 1 else "were"
+    return f"{cut} of {total} documents {verb} longer than {max_length} tokens with the query and cut there"

@@ -1,0 +1,143 @@
+"""Output files: check the path first, write atomically, and lock what is being written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import OutputError
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Resolve an output path's symbolic links, so that replacing the file does not replace a link.
+
+    A device or a pipe stays as it is named. Raises OutputError for an empty name, a folder, and where no file can be
+    created.
+    """
+    if not os.fspath(path):
+        raise OutputError("the name of the file to write is empty", hint="name a file")
+    named = Path(path)
+    try:
+        mode = mode_of(named)
+        # The end of the links behind /dev/stdout is the name of a pipe, by which nothing can be opened.
+        special = mode is not None and not stat.S_ISREG(mode)
+        target = Path(os.path.realpath(named)) if named.is_symlink() and not special else named
+        target.parent.stat()
+    except OSError as error:
+        raise OutputError(f"`{path}` cannot be written: {error.strerror or error}") from error
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"`{path}` cannot be written: it is a folder")
+    return target
+
+
+def regular_target_of(path: str | os.PathLike[str], *, hint: str | None = None) -> Path:
+    """As `target_of`; raises OutputError for a device or a pipe too."""
+    target = target_of(path)
+    if is_special(target):
+        raise OutputError(f"`{path}` cannot be written: it is not a regular file", hint=hint)
+    return target
+
+
+def is_special(target: Path) -> bool:
+    """Whether the target is a device or a pipe, which is written to and not replaced."""
+    return target.exists() and not target.is_file()
+
+
+def mode_of(path: Path) -> int | None:
+    """File type and permissions; None where there is no file."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Open a file beside the target that replaces it at the end of the block, and is removed where the block raises.
+
+    Partial files of killed processes are removed. Raises OSError.
+    """
+    remove_abandoned(target)
+    partial, file = new_partial(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def new_partial(target: Path) -> tuple[Path, BinaryIO]:
+    """Create a file beside a target, locked while it is open so that other processes see that it is in use."""
+    while True:
+        partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+        file = partial.open("xb")
+        # On a file system without locks, nothing is ever removed.
+        try_lock(file)
+        # Before it was locked, another process may have removed it as abandoned.
+        if partial.exists():
+            return partial, file
+        file.close()
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove the partial files beside a target that no process has locked; their PIDs may be reused by now."""
+    known = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.partial")
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        if known.fullmatch(path.name) is None:
+            continue
+        # One that is a link, in use or another user's stays.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
+    """Lock a file or folder until it is closed (flock(2)); False where another process has the lock, unless `wait`.
+
+    False too on a file system without locks. The lock is on what is being written itself, so that a killed process
+    leaves no lock file.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+class NameInBytes:
+    """A path as bytes, for libraries that encode strings in UTF-8 whatever the locale's encoding is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+def native(path: Path) -> str | NameInBytes:
+    """A path for onnxruntime, which encodes strings in UTF-8; file names may be any bytes (PEP 383)."""
+    return str(path) if is_utf8(path) else NameInBytes(path)
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path's bytes are UTF-8."""
+    try:
+        return os.fsencode(path) == str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,1 @@
+"""ONNX Runtime sessions: provider, CPU features, threads, memory."""

@@ -1,0 +1,57 @@
+"""Models that can be closed: what frees the weights, and what a closed model says when it is used."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NoReturn, Self, cast
+
+from ..bundle.bundle import Bundle
+from ..errors import InputError
+from .session import Session
+
+
+class Closable:
+    """A model with a session, as a context manager.
+
+    `close` lets go of the weights. They are freed when no other model of the same bundle, no stream and no KV cache
+    that was used with this one holds them.
+    """
+
+    bundle: Bundle
+    session: Session
+    _closed = False
+
+    def close(self) -> None:
+        """Let go of the weights; a second call does nothing. Calls that are running on other threads may fail."""
+        self._closed = True
+        self.session = cast("Session", ClosedSession(self._closed_error()))
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        """Raise InputError for a model that was closed."""
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> InputError:
+        name = type(self).__name__
+        return InputError(
+            f"the {name} of `{self.bundle.path}` is closed", hint=f"open it again: `{name}({str(self.bundle.path)!r})`"
+        )
+
+
+class ClosedSession:
+    """What stands in for the session of a closed model: whatever is asked of it raises."""
+
+    def __init__(self, error: InputError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise InputError(self._error.message, hint=self._error.hint)

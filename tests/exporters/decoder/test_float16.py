@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from gguf import GGMLQuantizationType as Type
+from safetensors.numpy import load_file, save_file
+
+from ortkit.exporters import export
+from ortkit.exporters.decoder.tracing import rebuild
+from ortkit.exporters.decoder.passes import share_embedding
+from ortkit.exporters.export_stage import bundle_name
+from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
+from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
+from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit.runtime.decoder.model_runner import ModelRunner
+from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.replay import replay
+from tests.commands import Finished
+from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.exporters.decoders import (
+    FAMILIES,
+    PLAIN_FAMILIES,
+    GraphRun,
+    exported,
+    loaded,
+    logits_of,
+    token_ids,
+    traced,
+    write_decoder,
+)
+from tests.exporters.gguf_files import seeded, write_gguf
+
+TOKENS = 90
+
+
+def in_float16(graph: ir.Model) -> ir.Model:
+    half = graph.clone()
+    share_embedding(half.graph)
+    convert_to_float16(half.graph)
+    tidy(half)
+    return half
+
+
+def with_half_cache(graph: ir.Model) -> ir.Model:
+    half = graph.clone()
+    convert_cache_to_float16(half.graph)
+    tidy(half)
+    return half
+
+
+def run_in_parts(graph: ir.Model, ids: np.ndarray) -> np.ndarray:
+    """The logits of tokens that are read at once up to the last few, which come one by one."""
+    run = GraphRun(graph, capacity=len(ids))
+    return np.concatenate([run(part) for part in np.split(ids, [len(ids) - 4, len(ids) - 3, len(ids) - 2])])
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    """The root mean square of the difference."""
+    return float(np.sqrt(np.square(found.astype(np.float64) - expected).mean()))
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "gemma", "gpt2", "gpt_neox"])
+def test_every_family_is_as_close_to_pytorch_as_pytorchs_own_float16(family: str, tmp_path: Path) -> None:
+    """PyTorch rounds after every operator. Rounding at the same places gives errors of the same size, and no other."""
+    ids = token_ids(TOKENS)
+    model, graph = exported(tmp_path, family)
+    expected = logits_of(model, ids)
+    own = off(logits_of(copy.deepcopy(model).half(), ids), expected)
+
+    half, cache = (run_in_parts(changed, ids) for changed in (in_float16(graph), with_half_cache(graph)))
+
+    assert 0 < off(half, expected) < 1.5 * own
+    assert 0 < off(cache, expected) < own
+    assert half.dtype == cache.dtype == np.float32
+
+
+@pytest.mark.parametrize("family", ["llama, tied", "gpt_neox"])
+def test_all_that_is_large_is_float16_and_still_in_the_checkpoint(family: str, tmp_path: Path) -> None:
+    _, graph = exported(tmp_path, family)
+    large = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if is_large(value))
+
+    half = in_float16(graph).graph
+
+    weights = [value.const_value for value in half.initializers.values() if is_large(value)]
+    assert all(isinstance(weight, Float16Tensor) for weight in weights)
+    shared = 320 * 64 * 4 if "tied" in family else 0
+    assert sum(weight.nbytes for weight in weights) == (large - shared) // 2
+    assert {value.dtype for value in half.inputs[4:]} == {value.dtype for value in half.outputs[1:]}
+    assert (half.inputs[-1].dtype, half.outputs[0].dtype) == (ir.DataType.FLOAT16, ir.DataType.FLOAT)
+    if family not in PLAIN_FAMILIES:
+        assert [node.op_type for node in half if node.op_type == "Cast"] == ["Cast"], "that of the logits"
+
+
+def is_large(value: ir.Value) -> bool:
+    assert value.const_value is not None
+    return value.const_value.nbytes >= 1024
+
+
+def test_positions_that_float16_cannot_count_to_are_exact(tmp_path: Path) -> None:
+    """The angles of attention in plain operators are computed in the graph, from positions."""
+    tokens = 2200
+    ids = token_ids(tokens)
+    model, graph = exported(tmp_path, "gpt_neox", max_position_embeddings=4096, num_hidden_layers=1)
+    expected = logits_of(model, ids)[-20:]
+    own = off(logits_of(copy.deepcopy(model).half(), ids)[-20:], expected)
+
+    run = GraphRun(in_float16(graph), capacity=tokens)
+    found = run(ids, range(tokens - 20, tokens))
+
+    assert off(found, expected) < 1.5 * own
+
+
+def test_numbers_that_float16_has_no_room_for() -> None:
+    kept = np.array([65504, -65504, 1e-7, 0, np.inf, -np.inf], np.float32)
+    assert np.array_equal(to_float16(ir.tensor(kept)), kept.astype(np.float16))
+
+    for number in (65505, -65519, 70000, -3e38):
+        with pytest.raises(UnsupportedModelError) as caught:
+            to_float16(ir.tensor(np.array([1, number, -np.inf], np.float32), name="w"))
+        assert caught.value.message == (
+            f"`w` has a weight of magnitude {abs(np.float32(number)):g}; the largest float16 is 65504"
+        )
+
+
+def test_a_weight_beyond_float16_is_refused_by_its_name(tmp_path: Path, ortkit: Any) -> None:
+    folder = write_checkpoint(tmp_path / "tiny-llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.k_proj.weight"][3, 4] = -70000
+    save_file(weights, folder / "model.safetensors")
+
+    finished: Finished = ortkit("export", folder, "--precision", "fp16", "--out", tmp_path / "b")
+
+    assert finished.code == 10
+    assert finished.err.endswith(
+        "error: `model.layers.1.self_attn.k_proj.weight` has a weight of magnitude 70000; the largest float16 "
+        "is 65504\n\nhint: use `--precision int4`, `int8` or `fp32`\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-llama"]
+
+
+def test_hidden_states_beyond_float16_are_refused(tmp_path: Path) -> None:
+    """On a CPU such a graph would predict as PyTorch does, and on a GPU nothing."""
+    folder = write_checkpoint(tmp_path / "tiny-granite", "granite", embedding_multiplier=1e6)
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        export(str(folder), precision=Precision.FP16, out=tmp_path / "b")
+    assert caught.value.message.startswith("hidden states of `tiny-granite` reach ")
+    assert caught.value.message.endswith(" on the probe set; the largest float16 is 65504")
+    assert caught.value.hint == "use `--precision int4`, `int8` or `fp32`"
+    assert caught.value.exit_code == 10
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_graph_inside_the_graph_is_refused(tmp_path: Path) -> None:
+    _, graph = exported(tmp_path, "llama, tied")
+    node = next(node for node in graph.graph if node.op_type == "Sigmoid")
+    node.op_type = "If"
+    node.attributes["then_branch"] = ir.AttrGraph("then_branch", ir.Graph([], [], nodes=[]))
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        convert_to_float16(graph.graph)
+    assert caught.value.message == "the graph has `If`, whose subgraphs cannot be converted to float16"
+    assert caught.value.hint == "use `--precision int4`, `int8` or `fp32`"
+
+
+def test_a_cache_that_is_used_otherwise_is_refused(tmp_path: Path) -> None:
+    graph = traced(write_decoder(tmp_path / "checkpoint", "gpt2"), tmp_path, plain=True)
+    rebuild(graph)
+    next(node for node in graph.graph if node.op_type == "ScatterElements").op_type = "Other"
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        convert_cache_to_float16(graph.graph)
+    assert caught.value.message == ("the model's attention uses its KV cache in a way that does not support float16")
+    assert caught.value.hint == "export without `--cache float16`"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("decoder") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def fp16(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(str(folder), precision=Precision.FP16, out=tmp_path_factory.mktemp("b") / "fp16").bundle
+
+
+@pytest.fixture(scope="module")
+def half_cache(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(str(folder), cache=CacheType.FLOAT16, out=tmp_path_factory.mktemp("b") / "int4").bundle
+
+
+def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> None:
+    ids = token_ids(300)
+    certificate, facts = fp16.manifest.certificate, fp16.manifest.decoder
+    assert certificate is not None
+    assert facts is not None
+    print(certificate.figures, certificate.layer_errors)
+
+    assert facts.cache_type is CacheType.FLOAT16
+    assert certificate.figures["kl_mean"] < 1e-4
+    assert 0 < max(certificate.layer_errors) < 0.005
+    decoder = Decoder(fp16, threads=1)
+    forward = ModelRunner(decoder.session, decoder.new_cache())
+    found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])])
+    assert forward.cache.buffers[0].dtype == np.float16
+    assert forward.cache.capacity > 256, "grown"
+    model = loaded(folder)
+    expected = logits_of(model, ids)
+    assert off(found, expected) < 1.5 * off(logits_of(model.half(), ids), expected)
+    assert replay(decoder).same_bits
+
+
+def test_half_of_the_disk(fp16: Bundle, folder: Path) -> None:
+    data = fp16.manifest.files["model.onnx.data"].size
+    parameters = sum(array.size for array in load_file(folder / "model.safetensors").values())
+
+    # Tied word vectors once, and pages of 4 KiB. The tables of angles are 512 x 16 numbers more.
+    assert 2 * parameters < data < 2 * (parameters + 2 * 512 * 8) + 4096 * 16
+
+
+def test_what_a_float16_cache_costs_and_saves(half_cache: Bundle, folder: Path, tmp_path: Path) -> None:
+    plain = export(str(folder), out=tmp_path / "int4").bundle
+    facts, other = half_cache.manifest.decoder, plain.manifest.decoder
+    assert facts is not None
+    assert other is not None
+    certificate, expected = half_cache.manifest.certificate, plain.manifest.certificate
+    assert certificate is not None
+    assert expected is not None
+
+    assert half_cache.manifest.blocks == plain.manifest.blocks
+    assert 2 * token_size(facts) == token_size(other)
+    assert certificate.figures["kl_mean"] != expected.figures["kl_mean"], "it is certified with the cache that it has"
+    assert certificate.figures["kl_mean"] == pytest.approx(expected.figures["kl_mean"], rel=0.01)
+    decoder = Decoder(half_cache, threads=1)
+    cache = decoder.prefill("The quick brown fox")
+    assert {buffer.dtype for buffer in cache.buffers} == {np.dtype(np.float16)}
+    assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == cache.capacity * token_size(facts)
+    assert replay(decoder).same_bits
+    decoder.save_cache(tmp_path / "saved", cache)
+    found = decoder.load_cache(tmp_path / "saved")
+    assert all(
+        np.array_equal(one[:, :, : cache.length], two[:, :, : cache.length])
+        for one, two in zip(found.buffers, cache.buffers, strict=True)
+    )
+    with pytest.raises(InputError, match="was saved with another bundle"):
+        Decoder(plain, threads=1).load_cache(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.SOURCE])
+def test_other_blocks_may_have_a_float16_cache_too(precision: Precision, tmp_path: Path) -> None:
+    types = {"norm.weight": Type.F32, ".weight": Type.Q4_1}
+    path = write_gguf(tmp_path / "tiny.gguf", seeded("llama"), types=types)
+
+    bundle = export(str(path), precision=precision, cache=CacheType.FLOAT16, out=tmp_path / "b").bundle
+
+    assert bundle.manifest.decoder is not None
+    assert bundle.manifest.decoder.cache_type is CacheType.FLOAT16
+    assert replay(Decoder(bundle, threads=1)).same_bits
+
+
+@pytest.mark.parametrize("options", [{"precision": Precision.FP16}, {"cache": CacheType.FLOAT16}])
+def test_decoders_with_plain_attention_have_it_too(options: dict, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny-olmo2", "olmo2")
+
+    decoder = Decoder(export(str(folder), out=tmp_path / "b", **options).bundle, threads=1)
+
+    assert decoder.facts.plain_attention
+    assert decoder.prefill("The quick").buffers[0].dtype == np.float16
+    assert replay(decoder).same_bits
+
+
+def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fp16"
+    finished: Finished = ortkit("export", folder, "--precision", "fp16", "--out", out)
+
+    assert finished.code == 0
+    assert "tiny-llama, fp16\n" in finished.err
+    assert " s round to float16\n" in finished.err
+    assert "  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller\n" in finished.err
+    shown = ortkit("inspect", out).out.decode()
+    assert "precision    fp16, for the provider cpu\n" in shown
+    assert "KV cache 0.1 MB for 512 tokens\n" in shown
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    verified = ortkit("verify", out)
+    assert verified.code == 0
+    assert verified.out.decode().splitlines()[2:] == [
+        "graph        opens on cpu; inputs match the manifest",
+        (
+            "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "
+            "bits identical to the exporting machine's"
+        ),
+        f"ok: {out}",
+    ]
+
+
+def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
+    assert bundle_name("m", Precision.INT4, CacheType.FLOAT16) == "m-int4-float16-cache"
+    assert bundle_name("m", Precision.INT4, CacheType.FLOAT32) == "m-int4"
+    assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
+
+
+def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int4"
+    finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
+
+    assert finished.code == 0
+    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
+    shown = ortkit("inspect", out).out.decode()
+    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert ortkit("verify", out).code == 0
+    refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
+    assert refused.code == 2
+    assert refused.err.endswith(
+        "error: `fp32` has keys and values in float32 only\n\nhint: choose one of `int8`, `int4`, `source`, or `fp16`\n"
+    )
+
+
+def test_streamed_matrices_are_read_once_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing keeps what was read: the largest matrix is what a conversion needs."""
+    _, graph = exported(tmp_path, "llama, tied")
+    half = in_float16(graph)
+    read: list[str] = []
+    array = StreamedTensor.array
+
+    def counted(tensor: StreamedTensor) -> np.ndarray:
+        read.append(tensor.name or "")
+        return array(tensor)
+
+    monkeypatch.setattr(StreamedTensor, "array", counted)
+    for value in half.graph.initializers.values():
+        assert value.const_value is not None
+        if is_large(value):
+            value.const_value.numpy()
+            value.const_value.numpy()
+
+    assert len(read) == 2 * len(set(read)) > 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ortkit.exporters.checkpoint.catalog import ModelSpec, find_model
+from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.options import check_precision, default_precision
+from ortkit.runtime.errors import InputError, UnsupportedModelError
+from ortkit.runtime.bundle.manifest import Kind, Precision, Source
+from tests.assets import DECODER
+
+SOURCE = Source("file", "m.gguf", "m.gguf", None, None, None, None, {})
+
+
+def checkpoint(*types: str, gguf: bool = True, spec: ModelSpec | None = None) -> Checkpoint:
+    path = Path("m.gguf") if gguf else None
+    return Checkpoint("m", Path(), {}, SOURCE, spec, path, frozenset(types))
+
+
+def test_the_precision_follows_from_what_the_checkpoint_is_and_then_from_the_catalog() -> None:
+    """A catalog model that comes in a quantized GGUF file from one place and in safetensors from another is both."""
+    smollm = find_model(DECODER)
+    assert smollm.precision is Precision.INT4
+
+    assert default_precision(checkpoint("Q4_1", spec=smollm), Kind.DECODER) is Precision.SOURCE
+    assert default_precision(checkpoint("Q4_K", "Q6_K"), Kind.DECODER) is Precision.SOURCE
+    assert default_precision(checkpoint("IQ2_XS"), Kind.DECODER) is Precision.SOURCE, "refused, and not rounded anew"
+    assert default_precision(checkpoint(spec=smollm), Kind.DECODER) is Precision.INT4
+    assert default_precision(checkpoint(gguf=False, spec=smollm), Kind.DECODER) is Precision.INT4
+    assert default_precision(checkpoint(), Kind.DECODER) is Precision.INT4
+    assert default_precision(checkpoint(gguf=False), Kind.EMBEDDER) is Precision.INT8
+
+
+def test_blocks_that_cannot_be_kept() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_precision(checkpoint("TQ1_0", "Q4_0", "IQ2_XS"), Kind.DECODER, Precision.SOURCE)
+
+    assert caught.value.message == (
+        "`m` has weights of the type `IQ2_XS` and `TQ1_0`, so its own precision cannot be kept"
+    )
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("kept are `Q2_K`, `Q3_K`, `Q4_0`, ")
+    assert caught.value.hint.endswith("; `--precision int8` or `int4` rounds any weights anew")
+    assert caught.value.exit_code == 10
+    for precision in (Precision.INT4, Precision.INT8, Precision.FP32):
+        check_precision(checkpoint("TQ1_0"), Kind.DECODER, precision)
+
+
+@pytest.mark.parametrize(("gguf", "how"), [(True, "has no weights in blocks"), (False, "comes in none")])
+def test_there_are_no_blocks_to_keep(how: str, *, gguf: bool) -> None:
+    with pytest.raises(InputError) as caught:
+        check_precision(checkpoint(gguf=gguf), Kind.DECODER, Precision.SOURCE)
+
+    assert caught.value.message == f"`source` keeps the blocks of a GGUF file, and `m` {how}"
+    assert caught.value.hint == "choose one of `fp32`, `fp16`, `int8`, `int4`"
+    assert caught.value.exit_code == 2

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sentence_transformers.util import cos_sim, dot_score
+from sentence_transformers.util.quantization import quantize_embeddings as published
+
+from ortkit import InputError, Metric, VectorType, embedding_ranges, quantize_embeddings, similarity
+from ortkit.runtime.encoder.pooling import cosines, normalize
+from ortkit.runtime.encoder.embedding_types import unit_ranges
+
+
+def vectors_of(count: int, seed: int = 1) -> NDArray[np.float32]:
+    return normalize(np.random.default_rng(seed).normal(size=(count, 96)).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [VectorType.BINARY, VectorType.UBINARY, VectorType.INT8, VectorType.FLOAT32])
+def test_conversions_are_those_of_sentence_transformers_bit_for_bit(dtype: VectorType) -> None:
+    sample = vectors_of(500)
+    ranges = embedding_ranges(sample)
+    for given in (None, ranges):
+        expected = published(sample, dtype.value, ranges=given, calibration_embeddings=sample)
+        found = quantize_embeddings(sample, dtype, ranges=ranges)
+
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+
+
+def test_float16_is_the_nearest() -> None:
+    sample = vectors_of(20)
+    found = quantize_embeddings(sample, VectorType.FLOAT16)
+
+    assert found.dtype == np.float16
+    assert np.array_equal(found, torch.from_numpy(sample).half().numpy())
+
+
+def test_what_lies_outside_its_range_is_clipped_and_does_not_wrap() -> None:
+    ranges = np.array([[-1, -1], [1, 1]], np.float32)
+    found = quantize_embeddings(np.array([[-1.2, 1.2], [-9, 9]], np.float32), VectorType.INT8, ranges=ranges)
+
+    assert found.tolist() == [[-128, 127]] * 2
+
+
+def test_a_component_that_never_varies() -> None:
+    sample = np.array([[0.5, 0], [0.5, 255]], np.float32)
+
+    assert quantize_embeddings(sample, VectorType.INT8, ranges=embedding_ranges(sample)).tolist() == [
+        [-128, -128],
+        [-128, 127],
+    ]
+
+
+def test_a_dimension_that_fills_no_whole_number_of_bytes() -> None:
+    vector = np.array([[1, -1, 1, 0, 0, 0, 0, 0, 1, 1]], np.float32)
+
+    assert quantize_embeddings(vector, VectorType.UBINARY).tolist() == [[0b10100000, 0b11000000]]
+    assert quantize_embeddings(vector, VectorType.BINARY).tolist() == [[0b10100000 - 128, 0b11000000 - 128]]
+
+
+def test_unit_ranges_hold_what_unit_vectors_hold() -> None:
+    for dimension in (3, 384):
+        sample = normalize(np.random.default_rng(2).normal(size=(300, dimension)).astype(np.float32))
+        ranges = unit_ranges(dimension)
+        assert (sample >= ranges[0]).all()
+        assert (sample <= ranges[1]).all()
+        # The middle of each step, which truncation rounds down to.
+        back = (
+            (quantize_embeddings(sample, VectorType.INT8, ranges=ranges) + np.float32(128.5))
+            * (ranges[1] - ranges[0])
+            / 255
+        )
+        assert cosines((back + ranges[0]).astype(np.float32), sample).min() > 0.999
+
+
+def test_ranges_that_cannot_be_used() -> None:
+    sample = vectors_of(3)
+    good = embedding_ranges(sample)
+    for ranges, message, hint in [
+        (
+            None,
+            "int8 needs the ranges of the components",
+            "compute them from sample vectors with `embedding_ranges(vectors)`",
+        ),
+        (good[:, :5], "`ranges` must have the shape (2, 96), not (2, 5)", None),
+        (good[::-1], "`ranges` must hold finite numbers, the lowest values in its first row", None),
+        (good * np.float32(np.nan), "`ranges` must hold finite numbers, the lowest values in its first row", None),
+    ]:
+        with pytest.raises(InputError) as caught:
+            quantize_embeddings(sample, VectorType.INT8, ranges=ranges)
+        assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize("shape", [(0, 96), (96,)])
+def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        embedding_ranges(np.zeros(shape, np.float32))
+    assert caught.value.message == f"ranges need sample vectors of shape (texts, dimension), not {shape}"
+
+
+def test_similarities_are_those_of_sentence_transformers() -> None:
+    these, those = vectors_of(5) * 3, vectors_of(7, seed=2)
+
+    assert np.abs(similarity(these, those) - cos_sim(these, those).numpy()).max() < 1e-6
+    assert np.abs(similarity(these, those, metric=Metric.DOT) - dot_score(these, those).numpy()).max() < 1e-5
+    assert similarity(these[0], those).shape == (1, 7)
+
+
+def test_int8_vectors_are_compared_as_numbers_without_overflow() -> None:
+    ranges = unit_ranges(96)
+    these, those = vectors_of(5), vectors_of(7, seed=2)
+    small = [quantize_embeddings(vectors, VectorType.INT8, ranges=ranges) for vectors in (these, those)]
+
+    assert np.abs(similarity(*small) - similarity(these, those)).max() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [VectorType.BINARY, VectorType.UBINARY])
+def test_hamming_is_the_cosine_of_signs(dtype: VectorType) -> None:
+    these, those = vectors_of(5), vectors_of(7, seed=2)
+    expected = cos_sim(np.sign(these), np.sign(those)).numpy()
+
+    found = similarity(quantize_embeddings(these, dtype), quantize_embeddings(those, dtype), metric="hamming")
+
+    assert np.abs(found - expected).max() < 1e-6
+
+
+def test_what_cannot_be_compared() -> None:
+    sample = vectors_of(2)
+    for arguments, metric, message in [
+        ((sample, sample[:, :5]), "dot", "vectors of 96 and 5 numbers cannot be compared"),
+        ((sample, sample), "hamming", "`hamming` compares packed bits, not float32"),
+        ((sample, sample), "euclid", "`metric` must be one of cosine, dot, hamming, not `euclid`"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            similarity(*arguments, metric=metric)
+        assert caught.value.message == message
+        assert caught.value.exit_code == 2

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ortkit import Bundle, InputError
+from tests.decoders import write_decoder
+from ortkit.toolkit.cli import exit_code_of, run_interruptibly
+from ortkit.toolkit.console.interrupts import dealt_with, ending_at_interrupt, raised_again
+from ortkit.toolkit.console.progress import StageProgress
+
+
+def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    cancelled = threading.Event()
+
+    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+        signal.raise_signal(signal.SIGINT)
+        assert cancelled.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
+    """As that of a long prompt: no Python code runs in the main thread until it ends."""
+    cancelled, calling, during = threading.Event(), threading.Event(), []
+
+    def interrupt() -> None:
+        calling.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        during.append(cancelled.wait(10))
+        during.append(not ended.is_set())
+
+    ended = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+        calling.set()
+        hashlib.pbkdf2_hmac("sha256", b"a", b"b", 5_000_000)
+        ended.set()
+    thread.join()
+
+    assert during == [True, True]
+
+
+def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_stage() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with raised_again() as check:
+        progress = StageProgress(check)
+        progress.begin("trace with Optimum")
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            progress.begin("write the bundle")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+ENDS = {(130, "interrupted\n"), (0, "")}
+"""How a command ends that was interrupted: as such, or done already."""
+OF_PYTHON = "<frozen "
+"""What stands in the traceback of Python's own start, before it runs anything of this package."""
+
+
+def interrupted_after(seconds: float, command: list[str]) -> tuple[int, str]:
+    """The exit code and stderr of a command that is interrupted so long after it began."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ortkit", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=120)
+        return process.returncode, shown
+
+
+def check_ends(command: list[str], times: list[float]) -> None:
+    for seconds in times:
+        code, shown = interrupted_after(seconds, command)
+        early = not shown or (OF_PYTHON in shown and "/toolkit/" not in shown)
+        assert (code, shown) in ENDS or (early and code in {-signal.SIGINT, 1}), (seconds, code, shown)
+
+
+def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> None:
+    """Where libraries are imported, a graph is opened, or a token computed: no abort, no bug, no traceback."""
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"]
+
+    check_ends(command, [0.2, 0.35, 0.5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["generate", "embed", "rerank"])
+def test_an_interrupt_at_many_times(kind: str, tmp_path: Path, tiny_bundle: Bundle, reranker_bundle: Bundle) -> None:
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    command = {
+        "generate": ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"],
+        "embed": ["embed", str(tiny_bundle.path), *["water"] * 200],
+        "rerank": ["rerank", str(reranker_bundle.path), "--query", "water", *["wine"] * 200],
+    }[kind]
+    times = random.Random(7)
+
+    check_ends(command, [times.uniform(0.1, 1.5) for _ in range(40)])
+
+
+def test_an_interrupt_of_which_a_library_made_another_error_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pybind11, whose modules end in ImportError when they are interrupted while they are imported."""
+
+    def imports(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("ortkit.toolkit.cli.cli.main", imports)
+
+    assert exit_code_of(run_interruptibly) == 130
+
+
+def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chats(**_: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        dealt_with()
+        raise InputError("no such command")
+
+    monkeypatch.setattr("ortkit.toolkit.cli.cli.main", chats)
+
+    assert exit_code_of(run_interruptibly) == 2
+
+
+def test_a_process_that_ignores_interrupts_goes_on_to(tmp_path: Path) -> None:
+    """As a shell starts what runs in the background."""
+    bundle, _ = write_decoder(tmp_path / "tiny")
+    code = """
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from ortkit.__main__ import main
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+sys.argv = ["ortkit", "generate", sys.argv[1], "The quick", "--max-tokens", "500", "--no-chat"]
+main()
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code, str(bundle.path)], capture_output=True, text=True, check=False
+    )
+
+    assert (finished.returncode, finished.stderr) == (0, "")

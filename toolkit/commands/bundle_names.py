@@ -1,0 +1,68 @@
+"""Bundles by name: `NAME` is the folder `bundles/NAME`, or the one in the folder that ORTKIT_BUNDLES names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ...runtime.errors import NotFoundError
+from ..console.help import close_names
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+VARIABLE = "ORTKIT_BUNDLES"
+DEFAULT_FOLDER = "bundles"
+
+
+def bundles_folder() -> Path:
+    """The folder whose subfolders are the bundles that can be named."""
+    return Path(os.environ.get(VARIABLE) or DEFAULT_FOLDER)
+
+
+def bundle_folders() -> Iterator[Path]:
+    """The folders that may be bundles, by name; those of unfinished exports are hidden, and left out."""
+    folder = bundles_folder()
+    try:
+        found = sorted(folder.iterdir())
+    except OSError:
+        return
+    for path in found:
+        if path.is_dir() and not path.name.startswith("."):
+            yield path
+
+
+def resolve_bundle(name: str) -> str:
+    """The path of a bundle that is given by its path or by its name; a path that exists takes precedence.
+
+    Raises NotFoundError with the close matches for a name that is neither. A name without close matches is returned
+    as it is: opening it says that there is no such bundle.
+    """
+    if not name or os.path.lexists(name) or os.sep in name.rstrip(os.sep):
+        return name
+    plain = name.rstrip(os.sep)
+    folders = {path.name: path for path in bundle_folders()}
+    if plain in folders:
+        return str(folders[plain])
+    close = close_names(plain, folders)
+    if not close:
+        return name
+    raise NotFoundError(
+        f"there is no bundle `{name}`, neither at this path nor in `{bundles_folder()}`",
+        hint=f"did you mean {' or '.join(f'`{other}`' for other in close)}? `ortkit list` shows all",
+    )
+
+
+class BundleType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """The path of a bundle, or its name."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        return resolve_bundle(os.fspath(value))
+
+
+def bundle_argument(**settings: Any) -> Callable[[Function], Function]:
+    return click.argument("bundle", type=BundleType(), **settings)

@@ -1,0 +1,271 @@
+"""Progress on stderr: stages, downloads, bars; bars only on a terminal.
+
+A progress line begins with CLEAR, which erases the line before, and has no line break. `OwnLines` begins anything else
+on a line of its own, whoever writes it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol
+
+import click
+
+from .terminal import escaped
+
+CLEAR = "\r\x1b[K"
+"""Moves to the start of the line and erases it."""
+AT_ONCE = 0.02
+"""Tensors that take less (seconds) were resumed, not computed; they do not count for the rate."""
+WIDTH = 20
+"""Characters of a bar."""
+HEARTBEAT = 1.0
+"""Seconds without news after which a stage shows its elapsed time."""
+REDRAW = 0.1
+"""Seconds between two updates of a line."""
+
+
+class OwnLines(io.TextIOWrapper):
+    """Stderr on a terminal; ends a progress line before anything else, such as a warning, is written."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+        self.unfinished = False
+        self.writing = threading.RLock()
+
+    def write(self, text: str, /) -> int:
+        with self.writing:
+            if self.unfinished and text and not text.startswith(("\r", "\n")):
+                super().write("\n")
+            if text:
+                self.unfinished = text.startswith(CLEAR) and text != CLEAR and not text.endswith("\n")
+            return super().write(text)
+
+
+def show(line: str) -> None:
+    """Show a progress line in place of the one before."""
+    click.echo(f"{CLEAR}{line}", err=True, nl=False)
+
+
+class StageProgress:
+    """Print each stage of an export with its duration; on a terminal, show it while it runs (`ortkit.exporters.Progress`).
+
+    Used as a context manager, which ends the display after an error.
+    """
+
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
+        """`check` is called before each stage."""
+        self.check = check
+        self.measured: tuple[float, int, float] | None = None
+        """Time and bytes at the first report of a stage, and the time of the last."""
+        self.shown = 0.0
+        """When a line was last shown."""
+        self.stop: threading.Event | None = None
+        self.thread: threading.Thread | None = None
+
+    def __enter__(self) -> StageProgress:  # noqa: PYI034 - Self came with Python 3.11
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.quieten()
+
+    def begin(self, stage: str) -> None:
+        if self.check is not None:
+            self.check()
+        self.quieten()
+        self.measured = None
+        if sys.stderr.isatty():
+            show(f"  ...     {escaped(stage)}")
+            self.stop = threading.Event()
+            self.thread = threading.Thread(target=self.beat, args=(stage, self.stop), daemon=True)
+            self.thread.start()
+
+    def beat(self, stage: str, stop: threading.Event) -> None:
+        """Show how long a stage has run, unless it shows something else."""
+        began = time.monotonic()
+        while not stop.wait(HEARTBEAT):
+            now = time.monotonic()
+            if now - self.shown >= HEARTBEAT:
+                show(f"  ...     {escaped(stage)}, {duration(now - began)}")
+
+    def quieten(self) -> None:
+        """End the display of the current stage."""
+        if self.stop is not None and self.thread is not None:
+            self.stop.set()
+            self.thread.join()
+        self.stop = self.thread = None
+
+    def end(self, stage: str, seconds: float) -> None:
+        self.quieten()
+        click.echo(f"{fresh_line()}  {seconds:5.1f} s {escaped(stage)}", err=True)
+
+    def note(self, text: str) -> None:
+        click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
+
+    def update(self, done: int, total: int, unit: str) -> None:
+        """Show how many items of a stage are done; for bytes, the rate and the time left too."""
+        now = time.monotonic()
+        if unit == "bytes":
+            self.update_bytes(done, total, now)
+        elif sys.stderr.isatty() and (done == total or now - self.shown >= REDRAW):
+            self.draw(f"  {done} of {total} {unit}", now)
+
+    def update_bytes(self, done: int, total: int, now: float) -> None:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
+            # The first of a stage, or a resumed one: not used for the rate.
+            self.measured = (now, done, now)
+        since, before, _ = self.measured
+        self.measured = (since, before, now)
+        if not sys.stderr.isatty():
+            return
+        rate = (done - before) / (now - since) if now > since else 0.0
+        left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
+        self.draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
+
+    def draw(self, line: str, now: float) -> None:
+        self.shown = now
+        show(line)
+
+
+def fresh_line() -> str:
+    """CLEAR on a terminal, to erase a progress line; else nothing."""
+    return CLEAR if sys.stderr.isatty() else ""
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+class Progress(Protocol):
+    """Callbacks for the progress of a stream of texts."""
+
+    def advance(self, size: int, texts: int) -> None:
+        """So many more bytes and texts are done; bytes without texts were done in an earlier run."""
+
+    def within(self, texts: int) -> None:
+        """So many more texts of the current chunk are computed; called from several threads."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def advance(self, size: int, texts: int) -> None: ...
+
+    def within(self, texts: int) -> None: ...
+
+
+@contextmanager
+def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "embedding") -> Iterator[Progress]:
+    """Show the progress of a stream of texts.
+
+    A bar with rate and time left for a file, a running count for a pipe. Nothing if the results go to the terminal.
+    """
+    if not enabled or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
+        yield NoProgress()
+        return
+    status = os.fstat(stream.fileno())
+    shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None, verb=verb)
+    show(f"{verb} ...")
+    try:
+        yield shown
+    finally:
+        if not isinstance(sys.stderr, OwnLines) or sys.stderr.unfinished:
+            click.echo(err=True)
+
+
+class TextProgress:
+    """Progress of a stream of `total` bytes, None if unknown. What an earlier run did does not count for the rate."""
+
+    def __init__(self, total: int | None, *, verb: str = "embedding") -> None:
+        self.total = total
+        self.verb = verb
+        self.start = time.monotonic()
+        self.done = 0
+        self.skipped = 0
+        self.texts = 0
+        self.ahead = 0
+        """Texts that are computed but not written yet."""
+        self.shown = 0.0
+        self.counting = threading.Lock()
+
+    def advance(self, size: int, texts: int) -> None:
+        with self.counting:
+            self.done += size
+            self.texts += texts
+            self.ahead = 0
+            if texts == 0:
+                self.skipped += size
+                return
+            show(self.line(time.monotonic() - self.start))
+
+    def within(self, texts: int) -> None:
+        with self.counting:
+            self.ahead += texts
+            now = time.monotonic()
+            if now - self.shown < REDRAW:
+                return
+            self.shown = now
+            show(self.line(now - self.start))
+
+    def line(self, seconds: float) -> str:
+        texts = self.texts + self.ahead
+        rate = f"{texts} texts, {rated(texts / max(seconds, 1e-9))} texts/s"
+        if self.total is None:
+            return f"{self.verb} {megabytes(self.done)}, {rate}"
+        part = self.done / max(self.total, 1)
+        filled = int(part * WIDTH)
+        new = self.done - self.skipped
+        left = f", {duration(seconds * (self.total - self.done) / new)} left" if new else ""
+        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
+
+
+@contextmanager
+def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Show on a terminal how far the prefill of a prompt is, once it takes longer than a second.
+
+    `count` gives the tokens of the prompt in the KV cache, and all of them; it is called from another thread.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        began, shown = time.monotonic(), False
+        start, _ = count()
+        while not stop.wait(REDRAW if shown else HEARTBEAT):
+            done, total = count()
+            seconds = time.monotonic() - began
+            rate = (done - start) / seconds
+            left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+            show(f"prompt: {done} of {total} tokens{left}")
+            shown = True
+        if shown:
+            click.echo(CLEAR, err=True, nl=False)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def rated(rate: float) -> str:
+    """A rate with at least two digits, since some models are slower than a token per second."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

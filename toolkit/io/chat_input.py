@@ -1,0 +1,108 @@
+"""The messages of a chat, from a terminal or a pipe: line by line, or of several lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+
+import click
+
+from .inputs import as_typed, decode
+from ..console.interrupts import dealt_with
+from ..console.terminal import styled
+
+PROMPT, MORE = "> ", ". "
+"""Prompts for a message, and for its further lines."""
+QUOTES = '"""'
+
+Read = Callable[[str], str]
+"""Prompts for a line and returns it; raises EOFError after the last."""
+
+
+def turns_of(read: Read) -> Iterator[str]:
+    r"""Yield messages and commands as they are typed.
+
+    A line that ends with `\` continues on the next one; three quotes at the beginning of a line open a message that
+    three quotes at the end of a line close. Blank lines are skipped. Ctrl-C discards what was typed.
+    """
+    while True:
+        try:
+            turn = read_turn(read)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            dealt_with()
+            click.echo("\nnote: Ctrl-D or `/exit` leaves", err=True)
+            continue
+        if turn.strip():
+            yield turn
+
+
+def read_turn(read: Read) -> str:
+    line = read(PROMPT)
+    if line.startswith(QUOTES):
+        lines = [line.removeprefix(QUOTES)]
+        # The end of the input ends a message too.
+        with suppress(EOFError):
+            while not lines[-1].endswith(QUOTES):
+                lines.append(read(MORE))
+        return "\n".join(lines).removesuffix(QUOTES).strip("\n")
+    lines = [line]
+    with suppress(EOFError):
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(read(MORE))
+    return "\n".join(lines)
+
+
+def from_pipe(lines: Iterable[bytes]) -> Read:
+    """Read lines from a pipe; raises InputError with the line number for what is not text."""
+    numbered = enumerate(lines, start=1)
+
+    def read(_prompt: str) -> str:
+        for number, raw in numbered:
+            return decode(raw, number)
+        raise EOFError
+
+    return read
+
+
+def from_terminal() -> Read:
+    """Read lines that a person types, with history and editing if Python has readline."""
+    if not sys.stdout.isatty():
+        # Without a terminal to edit on, `input` would write its prompt to stdout, where answers go.
+        return from_typed_lines
+    edited = False
+    with suppress(ImportError):
+        import readline  # noqa: F401 - makes `input` use it
+
+        edited = True
+
+    def read(prompt: str) -> str:
+        try:
+            return as_typed(input(_colored(prompt, edited=edited)))
+        except UnicodeDecodeError:
+            click.echo("error: the input is not valid UTF-8\n\nhint: set the terminal to UTF-8", err=True)
+            return read(prompt)
+
+    return read
+
+
+def _colored(prompt: str, *, edited: bool) -> str:
+    """A prompt in color; readline is told which characters take no space."""
+    shown = styled(prompt, err=False, fg="green", bold=True)
+    if shown == prompt or not edited:
+        return shown
+    before, _, after = shown.partition(prompt)
+    return f"\x01{before}\x02{prompt}\x01{after}\x02"
+
+
+def from_typed_lines(prompt: str) -> str:
+    click.echo(prompt, nl=False, err=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return as_typed(line.rstrip("\n"))

@@ -1,0 +1,235 @@
+"""Resumable output: hidden files beside it, a state file, and a lock.
+
+Rows go to a hidden file beside the output. The state file is replaced only after the rows are on disk, so it never
+claims a row that is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from ...runtime.bundle.writer import flush
+from ...runtime.errors import InputError, OutputError
+from ...runtime.bundle.records import read_record, write_record
+from .inputs import InputFormat, Place, Source
+from .embed_run import EmbedOptions
+from ..console.progress import fresh_line
+from .warnings_report import TextWarnings
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """How much is on disk, and of which bundle, input and options."""
+
+    bundle: str
+    """The bundle's digest."""
+    options: EmbedOptions
+    input_size: int
+    """Bytes of the whole input."""
+    place: Place = field(default_factory=Place)
+    """The input's format, and the position in it."""
+    read: int = 0
+    """Bytes of the input that are embedded."""
+    read_sha256: str = ""
+    rows: int = 0
+    output_size: int = 0
+    failed: int = 0
+    failed_size: int = 0
+    notes: TextWarnings = field(default_factory=TextWarnings)
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The output, its hidden temporary files, and the lists of failed records and ranges, which stay."""
+
+    target: Path
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.partial")
+
+    @property
+    def state(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.state")
+
+    @property
+    def next_state(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.state.next")
+
+    @property
+    def failed(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.failed.jsonl")
+
+    @property
+    def ranges(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.ranges.npy")
+
+    @property
+    def failed_partial(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.failed.partial")
+
+    @property
+    def hidden(self) -> tuple[Path, ...]:
+        return (self.partial, self.state, self.next_state, self.failed_partial)
+
+    def discard(self) -> None:
+        for path in self.hidden:
+            path.unlink(missing_ok=True)
+
+
+class HashedSource(Source):
+    """A source that hashes the bytes read so far."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        self.hash = hashlib.sha256()
+
+    def skip(self, size: int) -> None:
+        """Skip the bytes of an earlier run."""
+        while self.size < size and (block := self.stream.read(min(BLOCK, size - self.size))):
+            self.take(block)
+
+    def take(self, data: bytes) -> None:
+        super().take(data)
+        self.hash.update(data)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file beside an output; raises OutputError for a link, whose target would be overwritten."""
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        # A link, or a pipe without a reader.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise linked(path) from error
+        raise
+    status = os.fstat(number)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return number
+    os.close(number)
+    raise linked(path)
+
+
+def linked(path: Path) -> OutputError:
+    return OutputError(
+        f"`{path}` is a link or not a regular file, and would be overwritten",
+        hint=f"remove it: `rm {shlex.quote(str(path))}`",
+    )
+
+
+def write_own(path: Path, text: str) -> None:
+    """Write a small file beside an output, replacing whatever has its name."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(files: OutputFiles) -> Iterator[BinaryIO]:
+    """Open and lock the hidden file; raises OutputError if another process holds the lock."""
+    while True:
+        with os.fdopen(open_own(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"`{files.target}` is being written by another process",
+                    hint="wait for it, or choose another file with `--output`",
+                ) from error
+            # The process that held the lock a moment ago may have renamed the file to the output.
+            if is_at(file, files.partial):
+                yield file
+                return
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource) -> ResumeState:
+    """The state of an interrupted run like `begun`, with `source` advanced to it; `begun` if there was none.
+
+    Raises InputError if the unfinished output has another bundle, input or options.
+    """
+    try:
+        found = checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
+    except FileNotFoundError:
+        return begun
+    # RecordError is a ValueError, as are those of JSON and UTF-8.
+    except (ValueError, RecursionError, OSError) as error:
+        tell_unusable(files, f"{error}" or type(error).__name__)
+        return begun
+    if not files.failed_partial.exists() and files.failed.exists():
+        # Killed between the two renames at the end.
+        files.failed.replace(files.failed_partial)
+    if size_of(files.partial) < found.output_size or size_of(files.failed_partial) < found.failed_size:
+        tell_unusable(files, "its rows are missing")
+        return begun
+    other = None
+    if found.bundle != begun.bundle:
+        other = "another bundle"
+    elif found.options != begun.options:
+        other = "other options"
+    elif found.input_size != begun.input_size:
+        other = "another input"
+    else:
+        source.skip(found.read)
+        if source.hash.hexdigest() != found.read_sha256:
+            other = "another input"
+    if other is not None:
+        raise InputError(
+            f"`{files.target}` was started with {other}, and {found.rows} records are complete",
+            hint="repeat the original command to resume, or add `--restart` to start from the beginning",
+        )
+    return found
+
+
+def checked(done: ResumeState) -> ResumeState:
+    """The same; raises ValueError for impossible figures."""
+    figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.place.number)
+    if min(figures) < 0 or done.place.format is InputFormat.AUTO or len(done.place.delimiter) != 1:
+        raise ValueError("its figures are inconsistent")
+    return done
+
+
+def tell_unusable(files: OutputFiles, why: str) -> None:
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in why)
+    click.echo(
+        f"{fresh_line()}note: starting from the beginning, since the state of an earlier run in `{files.state}` "
+        f"cannot be used: {shown}",
+        err=True,
+    )
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def record(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> None:
+    """Flush the written files to disk, then replace the state."""
+    for file in written:
+        file.flush()
+        os.fsync(file.fileno())
+    write_own(files.next_state, json.dumps(write_record(done)))
+    files.next_state.replace(files.state)
+    flush(files.target.parent)

@@ -1,0 +1,107 @@
+"""What commands read and write: files that are named, or the process's own stdin and stdout."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import click
+
+from ...runtime.errors import InputError, NotFoundError
+from ...runtime.output_path import is_special, target_of
+from ..console.progress import fresh_line
+from .writers import output_errors
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+class Input(io.RawIOBase):
+    """A stream that is read through; what goes wrong there is the input's, whatever is written meanwhile."""
+
+    def __init__(self, stream: BinaryIO, source: str) -> None:
+        self.stream = cast("io.BufferedReader", stream)
+        self.source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        try:
+            # No more than one read, so that what comes through a pipe is not waited for.
+            return self.stream.readinto1(buffer)
+        except OSError as error:
+            raise InputError(f"{self.source} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_input(source: str | None) -> Iterator[BinaryIO]:
+    """Stdin, or a file that is named; raises InputError where it cannot be opened or, later, read."""
+    if source is None or source == "-":
+        yield io.BufferedReader(Input(sys.stdin.buffer, "stdin"))
+        return
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file `{source}`") from error
+    except OSError as error:
+        raise InputError(f"`{source}` cannot be read: {error.strerror}") from error
+    with file:
+        yield io.BufferedReader(Input(file, f"`{source}`"))
+
+
+@contextmanager
+def open_output(output: str | None, *, keeps: bool = False) -> Iterator[BinaryIO]:
+    """Stdout, a device or a pipe, or a file beside the one that was named, which takes its place when all is written.
+
+    Where it `keeps`, what was written before an error or Ctrl-C stays beside it, under a name that a note tells. Raises
+    OutputError for a name that cannot be written to.
+    """
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    target = target_of(output)
+    if is_special(target):
+        with output_errors(target, target), target.open("wb") as file:
+            yield file
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with output_errors(target, partial):
+        try:
+            # What a killed process of this number left there goes; a link there must not be followed.
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as file:
+                yield file
+            partial.replace(target)
+        except BaseException:
+            if keeps and partial.exists() and partial.stat().st_size:
+                incomplete = target.with_name(f"{target.name}.incomplete")
+                partial.replace(incomplete)
+                click.echo(f"{fresh_line()}note: what was done is in `{incomplete}`", err=True)
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def refuse_input(stream: BinaryIO, output: str | None, *, option: str = "--output") -> None:
+    """Raises InputError for an output that is the file which a stream is read from, as it would be replaced."""
+    if output is None:
+        return
+    try:
+        read, there = os.fstat(stream.fileno()), Path(output).stat()
+    except OSError:
+        # A stream that is no file, or an output that is not there yet.
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, there):
+        raise InputError(
+            f"`{output}` is the input too, and would be replaced", hint=f"choose another file with `{option}`"
+        )
