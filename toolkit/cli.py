@@ -172,7 +172,8 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
     except WrongKindError as error:
-        return report(error.message, f"use `{error.command}`", error.exit_code)
+        hint = f"use `{error.command}`" if error.command is not None else error.hint
+        return report(error.message, hint, error.exit_code)
     except OrtkitError as error:
         return report(error.message, error.hint, error.exit_code)
     except MemoryError:

@@ -22,7 +22,8 @@ def test_an_export_shows_its_stages_and_a_summary(
 
     assert finished.code == 0
     assert finished.out == f"{out}\n".encode()
-    Bundle.open(out)
+    certificate = Bundle.open(out).manifest.certificate
+    assert certificate is not None
     lines = finished.err.splitlines()
     stages = [line.split(" s ", 1)[1] for line in lines if " s " in line[:10]]
     assert stages[0] == "find the checkpoint"
@@ -31,7 +32,9 @@ def test_an_export_shows_its_stages_and_a_summary(
     assert len(stages) == 8
     assert "tiny-bert, int8" in lines
     assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
-    assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
+    mean, least = certificate.figures["cosine_mean"], certificate.figures["cosine_min"]
+    count = certificate.probe_size
+    assert f"  cosine   {mean:.5f} mean, {least:.5f} min to PyTorch, on {count} texts" in lines
     assert any(line.startswith("  against  sentence-transformers 5.") for line in lines)
     assert f'  next     ortkit embed {out} "some text"' in lines
 

@@ -65,7 +65,7 @@ def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]
 
 
 TELL = """
-import sys, time, toolkit.cli as cli, toolkit.progress as progress
+import sys, time, ortkit.toolkit.cli as cli, ortkit.toolkit.console.progress as progress
 from ortkit.runtime.errors import InputError
 cli.print_everything()
 progress.HEARTBEAT = 0.2

@@ -472,7 +472,7 @@ def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monk
     assert files.partial.read_bytes() == b"new"
 
 
-RUN = "import sys, runtime.encoder as e, toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'ortkit'; c.main()"
+RUN = "import sys, ortkit.runtime.encoder.base as e, ortkit.toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'ortkit'; c.main()"
 KILLS = 6
 
 
@@ -514,7 +514,7 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
 
 
 SLOW = """
-import sys, time, runtime.embedder as e, toolkit.cli as c
+import sys, time, ortkit.runtime.encoder.embedder as e, ortkit.toolkit.cli as c
 real = e.Embedder.embed_with_report
 def slow(self, texts, *, progress=None, **options):
     for text in texts:
@@ -561,7 +561,7 @@ def test_an_error_beside_a_bar_begins_on_its_own_line(tiny_bundle: Bundle, tmp_p
 
 
 PEAK = """
-import sys, toolkit.cli as c
+import sys, ortkit.toolkit.cli as c
 code = c.exit_code_of(lambda: c.cli.main(sys.argv[1:], standalone_mode=False))
 print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)

@@ -175,7 +175,7 @@ def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
             gzip.compress(b"one\n", mtime=0),
             "a b.jsonl.gz",
             "the input is compressed with gzip",
-            "`gzip -dc 'a b.jsonl.gz' | edge",
+            "`gzip -dc 'a b.jsonl.gz' | ortkit",
         ),
         (
             gzip.compress(b"one\n", mtime=0),

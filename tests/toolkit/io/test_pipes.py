@@ -16,8 +16,8 @@ from tests.commands import Finished
 
 Ortkit = Callable[..., Finished]
 PROBE = """
-import ortkit.toolkit.cli, toolkit.pipes as p
-toolkit.cli.open_closed_streams()
+import ortkit.toolkit.cli as c, ortkit.toolkit.io.pipes as p
+c.open_closed_streams()
 p.PATIENCE = 0.3
 with p.open_input(None) as s:
     has = p.carries_input(s)
