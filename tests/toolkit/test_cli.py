@@ -49,15 +49,15 @@ def test_an_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (click.Abort(), 130, "interrupted\n"),
-        (MemoryError(), 9, "error: the machine has not enough memory for this\n"),
+        (MemoryError(), 9, "error: not enough memory\n"),
         (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 1, "error: `out.npy`: No space left on device\n"),
         (OSError("something"), 1, "error: something\n"),
         (
             ZeroDivisionError("oh"),
             1,
             (
-                "error: something in ortkit itself went wrong: ZeroDivisionError: oh\n\n"
-                "hint: this is a bug; ORTKIT_TRACEBACK=1 shows where it happened\n"
+                "error: internal error: ZeroDivisionError: oh\n\n"
+                "hint: this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback\n"
             ),
         ),
     ],

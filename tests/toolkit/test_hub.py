@@ -696,9 +696,7 @@ toolkit.__main__.main()
 
     assert finished.returncode == 1
     assert b"Traceback" in finished.stderr
-    assert (
-        b"something in ortkit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
-    )
+    assert b"internal error: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
     assert ADA.encode() not in finished.stdout + finished.stderr
 
 

@@ -254,7 +254,9 @@ def test_inspect_and_verify_know_rerankers(ortkit: Ortkit, reranker_bundle: Bund
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
     assert "scores       raw (the publisher's default)" in shown
-    assert "on 24 queries against sentence-transformers 5." in shown
+    certificate = reranker_bundle.manifest.certificate
+    assert certificate is not None
+    assert f"on {certificate.probe_size} queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
     assert verified.out.decode().splitlines()[3].startswith("certificate  8 golden pairs: logits within 0.")

@@ -8,7 +8,7 @@ import click
 
 from ...runtime.bundle.manifest import CacheType, Certificate, Kind, Precision, Provider
 from ..console.help import ExampleCommand
-from ..console.interrupts import raised_again
+from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress, megabytes
 from ..console.terminal import program_name, say
 from .options import token_host_option
@@ -110,7 +110,7 @@ def export(
     from ...exporters import Origin
     from ...exporters import export as export_stage
 
-    with raised_again() as check, StageProgress(check) as progress:
+    with reraised_interrupts() as check, StageProgress(check) as progress:
         exported = export_stage(
             source,
             precision=Precision(precision) if precision else None,

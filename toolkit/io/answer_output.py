@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from ...runtime.errors import InputError
-from ..console.interrupts import ending_at_interrupt
+from ..console.interrupts import cancelling_at_interrupt
 from ..console.progress import prefill_progress, rated
 from ..console.terminal import without_controls
 from ..console.word_wrap import WordWrap
@@ -127,7 +127,7 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
     ended = written = False
     try:
-        with ending_at_interrupt(stream):
+        with cancelling_at_interrupt(stream):
             with prefill_progress(lambda: prompt_progress(stream)):
                 first = next(stream, None)
             for token in chain([first] if first is not None else [], stream):
@@ -148,7 +148,7 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
 def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:
     """Write one JSON object per token as it is generated, then one with the finish reason, usage and rates."""
-    with ending_at_interrupt(stream):
+    with cancelling_at_interrupt(stream):
         for token in stream:
             file.write(object_to_json(_token_fields(token, stream, decoder)) + b"\n")
             file.flush()
@@ -158,7 +158,7 @@ def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> No
 
 def complete_answer(stream: Stream) -> Answer:
     """The whole answer; Ctrl-C ends it."""
-    with ending_at_interrupt(stream):
+    with cancelling_at_interrupt(stream):
         return stream.answer()
 
 

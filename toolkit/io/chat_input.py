@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from ..console.interrupts import dealt_with
+from ..console.interrupts import interrupt_handled
 from ..console.terminal import styled
 from .inputs import as_typed, decode
 
@@ -34,7 +34,7 @@ def turns_of(read: Read) -> Iterator[str]:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            dealt_with()
+            interrupt_handled()
             click.echo("\nnote: Ctrl-D or `/exit` leaves", err=True)
             continue
         if turn.strip():

@@ -7,7 +7,6 @@ claims a row that is not there.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ import click
 from ...runtime.bundle.records import read_record, write_record
 from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OutputError
+from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
 from .embed_run import EmbedOptions
 from .inputs import InputFormat, Place, Source
@@ -50,7 +50,7 @@ class ResumeState:
     output_size: int = 0
     failed: int = 0
     failed_size: int = 0
-    notes: TextWarnings = field(default_factory=TextWarnings)
+    warnings: TextWarnings = field(default_factory=TextWarnings)
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,11 @@ def locked(files: OutputFiles) -> Iterator[BinaryIO]:
     """Open and lock the hidden file; raises OutputError if another process holds the lock."""
     while True:
         with os.fdopen(open_own(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not try_lock(file):
                 raise OutputError(
-                    f"`{files.target}` is being written by another process",
-                    hint="wait for it, or choose another file with `--output`",
-                ) from error
+                    f"`{files.target}` is being written by another process, or its file system has no locks",
+                    hint="wait for that process, or choose another file with `--output`",
+                )
             # The process that held the lock a moment ago may have renamed the file to the output.
             if is_at(file, files.partial):
                 yield file

@@ -16,7 +16,7 @@ import pytest
 
 from ortkit import Bundle, InputError
 from ortkit.toolkit.cli import exit_code_of, run_interruptibly
-from ortkit.toolkit.console.interrupts import dealt_with, ending_at_interrupt, raised_again
+from ortkit.toolkit.console.interrupts import cancelling_at_interrupt, interrupt_handled, reraised_interrupts
 from ortkit.toolkit.console.progress import StageProgress
 from tests.decoders import write_decoder
 
@@ -25,7 +25,7 @@ def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     cancelled = threading.Event()
 
-    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+    with cancelling_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
         signal.raise_signal(signal.SIGINT)
         assert cancelled.is_set()
         with pytest.raises(KeyboardInterrupt):
@@ -48,7 +48,7 @@ def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
     ended = threading.Event()
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+    with cancelling_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
         calling.set()
         hashlib.pbkdf2_hmac("sha256", b"a", b"b", 5_000_000)
         ended.set()
@@ -59,7 +59,7 @@ def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
 
 def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_stage() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with raised_again() as check:
+    with reraised_interrupts() as check:
         progress = StageProgress(check)
         progress.begin("trace with Optimum")
         with suppress(BaseException):
@@ -134,7 +134,7 @@ def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypat
     def chats(**_: object) -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        dealt_with()
+        interrupt_handled()
         raise InputError("no such command")
 
     monkeypatch.setattr("ortkit.toolkit.cli.cli.main", chats)

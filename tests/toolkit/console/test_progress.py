@@ -67,7 +67,7 @@ def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]
 TELL = """
 import sys, time, ortkit.toolkit.cli as cli, ortkit.toolkit.console.progress as progress
 from ortkit.runtime.errors import InputError
-cli.print_everything()
+cli.configure_output()
 progress.HEARTBEAT = 0.2
 {}
 """

@@ -448,8 +448,9 @@ def test_a_second_process_is_refused(ortkit: Ortkit, begun: list[object], tmp_pa
             finished = ortkit(*arguments)
             assert finished.code == 1
             assert finished.err == (
-                f"error: `{tmp_path / 'out.npy'}` is being written by another process\n\n"
-                "hint: wait for it, or choose another file with `--output`\n"
+                f"error: `{tmp_path / 'out.npy'}` is being written by another process, "
+                "or its file system has no locks\n\n"
+                "hint: wait for that process, or choose another file with `--output`\n"
             )
     assert (tmp_path / ".out.npy.partial").read_bytes() == before
 
@@ -472,7 +473,12 @@ def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monk
     assert files.partial.read_bytes() == b"new"
 
 
-RUN = "import sys, ortkit.runtime.encoder.base as e, ortkit.toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'ortkit'; c.main()"
+RUN = """
+import sys, ortkit.runtime.encoder.base as e, ortkit.toolkit.cli as c
+e.CHUNK = 32
+sys.argv[0] = "ortkit"
+c.main()
+"""
 KILLS = 6
 
 
