@@ -174,18 +174,18 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         return INTERRUPTED
     except WrongKindError as error:
         hint = f"use `{error.command}`" if error.command is not None else error.hint
-        return report(error.message, hint, error.exit_code)
+        return _report(error.message, hint, error.exit_code)
     except OrtkitError as error:
-        return report(error.message, error.hint, error.exit_code)
+        return _report(error.message, error.hint, error.exit_code)
     except MemoryError:
-        return report("not enough memory", None, _OUT_OF_MEMORY)
+        return _report("not enough memory", None, _OUT_OF_MEMORY)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
-        return report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
+        return _report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
     except Exception as error:  # noqa: BLE001 - users see a sentence, not a traceback
         if os.environ.get("ORTKIT_TRACEBACK"):
             traceback.print_exc()
-        return report(
+        return _report(
             f"internal error: {type(error).__name__}: {error}",
             "this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback",
             OrtkitError.exit_code,
@@ -194,6 +194,6 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     return code if isinstance(code, int) else 0
 
 
-def report(message: str, hint: str | None, exit_code: int) -> int:
+def _report(message: str, hint: str | None, exit_code: int) -> int:
     print_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

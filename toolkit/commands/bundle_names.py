@@ -13,13 +13,13 @@ from ...runtime.errors import NotFoundError
 from ..console.help import close_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-VARIABLE = "ORTKIT_BUNDLES"
-DEFAULT_FOLDER = "bundles"
+_VARIABLE = "ORTKIT_BUNDLES"
+_DEFAULT_FOLDER = "bundles"
 
 
 def bundles_folder() -> Path:
     """The folder whose subfolders are the bundles that can be named."""
-    return Path(os.environ.get(VARIABLE) or DEFAULT_FOLDER)
+    return Path(os.environ.get(_VARIABLE) or _DEFAULT_FOLDER)
 
 
 def bundle_folders() -> Iterator[Path]:
@@ -34,7 +34,7 @@ def bundle_folders() -> Iterator[Path]:
             yield path
 
 
-def resolve_bundle(name: str) -> str:
+def _resolve_bundle(name: str) -> str:
     """The path of a bundle that is given by its path or by its name; a path that exists takes precedence.
 
     Raises NotFoundError with the close matches for a name that is neither. A name without close matches is returned
@@ -61,7 +61,7 @@ class BundleType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     name = "bundle"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        return resolve_bundle(os.fspath(value))
+        return _resolve_bundle(os.fspath(value))
 
 
 def bundle_argument(**settings: Any) -> Callable[[Function], Function]:

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from ...runtime.replay import Replay
 
 
-PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
-GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
-MAIN_FIGURE = {
+_PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
+_GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
+_MAIN_FIGURE = {
     Kind.EMBEDDER: ("cosine_min", "cosine {:.4f} min"),
     Kind.RERANKER: ("tau_mean", "tau {:.4f} mean"),
     Kind.DECODER: ("kl_mean", "KL {:.4f} mean"),
 }
 """The figure of a certificate that says most, and how `list` shows it."""
-BROKEN_EXIT_CODE = 7
+_BROKEN_EXIT_CODE = 7
 
 
 @click.command(
@@ -78,7 +78,7 @@ class ListedBundle:
     def _certificate(self) -> str:
         if self.manifest is None or self.manifest.certificate is None:
             return "none"
-        name, form = MAIN_FIGURE[self.manifest.kind]
+        name, form = _MAIN_FIGURE[self.manifest.kind]
         figure = self.manifest.certificate.figures.get(name)
         return form.format(figure) if figure is not None else "yes"
 
@@ -138,17 +138,17 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
             shown["runtime"] = write_record(plan)
         click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
-    lines = describe(opened.manifest, opened.size)
+    lines = _describe(opened.manifest, opened.size)
     lines.append(("digest", opened.digest))
     if plan is not None:
         from ...runtime.encoder.base import Plan
 
-        lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
+        lines += _describe_plan(plan) if isinstance(plan, Plan) else _describe_decoder_plan(plan)
     for label, text in lines:
         say(f"{label:<12} {text}")
 
 
-def describe_plan(plan: Plan) -> list[tuple[str, str]]:
+def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """What an encoder runs with on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
     int8 = []
@@ -163,7 +163,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
+def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     """What a decoder runs with on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
     return [
@@ -173,7 +173,7 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
+def _describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
     """The memory that a decoder takes in lines: (label, text)."""
     caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
@@ -188,7 +188,7 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
     window = f", sliding window of {facts.sliding_window}" if facts.sliding_window is not None else ""
     lines = [
         ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
-        *describe_footprint(footprint),
+        *_describe_footprint(footprint),
         ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
     ]
     if facts.cache_type is CacheType.FLOAT16:
@@ -202,7 +202,7 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
     return lines
 
 
-def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """The manifest in lines: (label, text)."""
     source = manifest.source
     lines = [
@@ -243,17 +243,17 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             f"{name.replace('_', ' ')} {figure:{'g' if figure.is_integer() else '.5f'}}"
             for name, figure in certificate.figures.items()
         )
-        probed = PROBED[manifest.kind]
+        probed = _PROBED[manifest.kind]
         lines.append(
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
         if certificate.layer_errors:
-            lines.append(("layers", layer_error_summary(certificate.layer_errors)))
+            lines.append(("layers", _layer_error_summary(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
 
 
-def layer_error_summary(errors: Sequence[float]) -> str:
+def _layer_error_summary(errors: Sequence[float]) -> str:
     """The relative error of the hidden states against PyTorch, in a line."""
     largest = max(range(len(errors)), key=errors.__getitem__)
     return (
@@ -299,7 +299,7 @@ def verify(context: click.Context, *, bundles: Sequence[str], as_json: bool, tim
         click.echo(escaped_json(json.dumps(fields, indent=2, ensure_ascii=False)))
     codes = {result.error.exit_code for result in results if result.error is not None}
     if codes:
-        context.exit(codes.pop() if len(codes) == 1 else BROKEN_EXIT_CODE)
+        context.exit(codes.pop() if len(codes) == 1 else _BROKEN_EXIT_CODE)
 
 
 @dataclass
@@ -360,6 +360,6 @@ def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str]
     result.replay = verification.verify(opened, seconds=seconds, opened=graph_opened)
     bits = "identical" if result.replay.same_bits else "not identical"
     show(
-        f"certificate  {result.replay.count} golden {GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
+        f"certificate  {result.replay.count} golden {_GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
         f"bits {bits} to the exporting machine's"
     )

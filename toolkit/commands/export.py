@@ -127,11 +127,11 @@ def export(
             kind=Kind(kind) if kind else None,
             progress=progress,
         )
-    summarize(exported)
+    _summarize(exported)
     click.echo(exported.bundle.path)
 
 
-def summarize(exported: Exported) -> None:
+def _summarize(exported: Exported) -> None:
     bundle = exported.bundle
     certificate = bundle.manifest.certificate
     path = click.format_filename(bundle.path)
@@ -140,10 +140,10 @@ def summarize(exported: Exported) -> None:
     say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} bundle", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
-        say(f"  {certificate_summary(certificate, kind)}", err=True)
+        say(f"  {_certificate_summary(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
-            say(f"  {source_comparison(certificate)}", err=True)
+            say(f"  {_source_comparison(certificate)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
@@ -155,11 +155,11 @@ def summarize(exported: Exported) -> None:
         say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
         say("  cache    float16 KV cache: half of the memory, slower on a CPU", err=True)
-    say(f"  next     {program_name()} {NEXT[kind].format(path)}", err=True)
+    say(f"  next     {program_name()} {_NEXT[kind].format(path)}", err=True)
     say("", err=True)
 
 
-NEXT = {
+_NEXT = {
     Kind.EMBEDDER: 'embed {} "some text"',
     Kind.RERANKER: 'rerank {} --query "some question" DOCUMENT...',
     Kind.DECODER: 'generate {} "some prompt"',
@@ -167,7 +167,7 @@ NEXT = {
 """The next command to run; the braces are for the bundle's path."""
 
 
-def source_comparison(certificate: Certificate) -> str:
+def _source_comparison(certificate: Certificate) -> str:
     """The accuracy of the GGUF file's own blocks on the same texts, where its weights were quantized again."""
     figures = certificate.figures
     return (
@@ -176,7 +176,7 @@ def source_comparison(certificate: Certificate) -> str:
     )
 
 
-def certificate_summary(certificate: Certificate, kind: Kind) -> str:
+def _certificate_summary(certificate: Certificate, kind: Kind) -> str:
     """The certificate's main figures in a line."""
     figures, count = certificate.figures, certificate.probe_size
     if kind is Kind.DECODER:

@@ -118,7 +118,7 @@ def generate(
     Ctrl-C ends it. A file or a pipe beside PROMPT is appended to PROMPT. JSON and CSV records are prompts of their
     own, each answered with one JSON line.
     """
-    check_usage(bundle, prompt, source, literal=literal)
+    _check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
     if token_lines and not as_json:
         raise InputError("`--stream` needs `--json`: plain text is streamed already", hint="add `--json`")
@@ -144,12 +144,12 @@ def generate(
             refuse_input(stream, save_prefix, option="--save-prefix")
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
-            refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
+            _refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
             with (
                 open_output(output, keeps=True) as file,
                 bar(stream, enabled=True, output=output, verb="answering") as shown,
             ):
-                stats = answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
+                stats = _answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
             stats.print(requested=rates)
             return
     if logprobs is not None and not as_json:
@@ -164,13 +164,13 @@ def generate(
             write_text(answer, file)
         file.flush()
         GenerationStats().with_answer(answer.rates).print(requested=rates)
-        end_if_cancelled(answer)
+        _end_if_cancelled(answer)
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
         decoder.save_cache(prefix, cache)
 
 
-def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
+def _check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
     """Raises InputError without a prompt, for a file together with a pipe, and for a prompt that names a file."""
     if prompt is None and source is None and sys.stdin.isatty():
         raise InputError(
@@ -186,7 +186,7 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
         refuse_pipe_beside(f"the input is `{source}`", source)
 
 
-def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
+def _refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
     """Raises InputError for options that need a single prompt."""
     if prompt is not None:
         raise InputError(
@@ -201,7 +201,7 @@ def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str 
         )
 
 
-def answer_lines(
+def _answer_lines(
     generator: Generator,
     records: Iterable[PromptRecord],
     file: BinaryIO,
@@ -215,7 +215,7 @@ def answer_lines(
         with placed(record.where):
             stream = generator.start(record.asked, with_fields(generator.options, record.fields, record.taken))
         answer = complete_answer(stream)
-        end_if_cancelled(stream)
+        _end_if_cancelled(stream)
         fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)
         file.write(object_to_json(fields) + b"\n")
         file.flush()
@@ -224,7 +224,7 @@ def answer_lines(
     return stats
 
 
-def end_if_cancelled(stream: Stream) -> None:
+def _end_if_cancelled(stream: Stream) -> None:
     """Raises click.Abort if Ctrl-C ended the answer."""
     from ...runtime.decoder.generation import FinishReason
 

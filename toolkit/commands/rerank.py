@@ -102,7 +102,7 @@ def rerank(
             refuse_input(stream, output)
         reranker = Reranker(bundle)
 
-        pending = Pending(sized=query is not None)
+        pending = _Pending(sized=query is not None)
 
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
             try:
@@ -126,14 +126,14 @@ def rerank(
         ):
             pending.shown = shown
             if query is None:
-                notes = rank_lines(rank, searches_of(Source(stream), reading), file, shown)
+                notes = _rank_lines(rank, searches_of(Source(stream), reading), file, shown)
             else:
                 records = from_arguments(documents) if documents else from_stream(Source(stream), reading)
-                notes = rank_one(rank, query, records, file)
+                notes = _rank_one(rank, query, records, file)
     notes.print(reranker.max_length)
 
 
-class Pending:
+class _Pending:
     """Documents that are read but not scored yet: their places and sizes."""
 
     def __init__(self, *, sized: bool) -> None:
@@ -165,16 +165,16 @@ class Pending:
         )
 
 
-def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
+def _rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
     """Write a line per document, best first."""
     notes = DocumentWarnings()
     for ranking in rank([(query, records)]):
-        file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
+        file.writelines(object_to_json(_fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
-def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
+def _rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
     """Write a line with the results of each search as soon as it is ranked."""
     notes = DocumentWarnings()
     begun: deque[SearchRecord] = deque()
@@ -187,13 +187,13 @@ def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, sho
     for ranking in rank(handed_over()):
         search = begun.popleft()
         fields = {name: value for name, value in search.fields.items() if name != "documents"}
-        file.write(object_to_json(fields | {"results": [fields_of(one) for one in ranking.ranked]}) + b"\n")
+        file.write(object_to_json(fields | {"results": [_fields_of(one) for one in ranking.ranked]}) + b"\n")
         file.flush()
         shown.advance(search.size, ranking.documents)
         notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
     return notes
 
 
-def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
+def _fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
     """The output fields of a document: its input fields, its index in the input, and its score."""
     return {**one.document.fields, "index": one.index, "score": one.score}

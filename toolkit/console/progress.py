@@ -22,9 +22,9 @@ from .terminal import escaped
 
 CLEAR = "\r\x1b[K"
 """Moves to the start of the line and erases it."""
-AT_ONCE = 0.02
+_AT_ONCE = 0.02
 """Tensors that take less (seconds) were resumed, not computed; they do not count for the rate."""
-WIDTH = 20
+_WIDTH = 20
 """Characters of a bar."""
 HEARTBEAT = 1.0
 """Seconds without news after which a stage shows its elapsed time."""
@@ -118,7 +118,7 @@ class StageProgress:
             self.draw(f"  {done} of {total} {unit}", now)
 
     def update_bytes(self, done: int, total: int, now: float) -> None:
-        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < _AT_ONCE:
             # The first of a stage, or a resumed one: not used for the rate.
             self.measured = (now, done, now)
         since, before, _ = self.measured
@@ -220,10 +220,10 @@ class TextProgress:
         if self.total is None:
             return f"{self.verb} {megabytes(self.done)}, {rate}"
         part = self.done / max(self.total, 1)
-        filled = int(part * WIDTH)
+        filled = int(part * _WIDTH)
         new = self.done - self.skipped
         left = f", {duration(seconds * (self.total - self.done) / new)} left" if new else ""
-        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
+        return f"{self.verb} [{'#' * filled}{'-' * (_WIDTH - filled)}] {part:4.0%}, {rate}{left}"
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def without_controls(text: str) -> str:
     return _CURSOR_CONTROLS.sub("\ufffd", text)
 
 
-def has_colors(*, err: bool = True) -> bool:
+def _has_colors(*, err: bool = True) -> bool:
     """Whether stderr, or stdout, is a terminal with colors and NO_COLOR (no-color.org) is not set."""
     stream = sys.stderr if err else sys.stdout
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
@@ -74,7 +74,7 @@ def has_colors(*, err: bool = True) -> bool:
 
 def styled(text: str, *, err: bool = True, **style: Any) -> str:
     """A text in colors, if stderr, or stdout, has them."""
-    return click.style(text, **style) if has_colors(err=err) else text
+    return click.style(text, **style) if _has_colors(err=err) else text
 
 
 def say(text: str, *, err: bool = False) -> None:

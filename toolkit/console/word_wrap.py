@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-TAB = 8
-FENCE = "```"
-WIDE = frozenset("WF")
+_TAB = 8
+_FENCE = "```"
+_WIDE = frozenset("WF")
 """East Asian widths (UAX #11) of characters that take two columns."""
 
 
@@ -32,14 +32,14 @@ class WordWrap:
 
     def _push(self, character: str) -> str:
         if character == "\n":
-            if self._line.lstrip().startswith(FENCE):
+            if self._line.lstrip().startswith(_FENCE):
                 self._in_code = not self._in_code
             self._column, self._word, self._word_width, self._line = 0, "", 0, ""
             return character
         if len(self._line) < self.limit:
             self._line += character
-        width = TAB - self._column % TAB if character == "\t" else width_of(character)
-        if self._in_code or self._line.lstrip().startswith(FENCE):
+        width = _TAB - self._column % _TAB if character == "\t" else width_of(character)
+        if self._in_code or self._line.lstrip().startswith(_FENCE):
             return character
         before = "" if self._column + width <= self.limit else self._break(character)
         if character.isspace():
@@ -70,4 +70,4 @@ def width_of(character: str) -> int:
     """Columns that a character takes on a terminal."""
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0
-    return 2 if unicodedata.east_asian_width(character) in WIDE else 1
+    return 2 if unicodedata.east_asian_width(character) in _WIDE else 1

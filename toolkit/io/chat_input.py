@@ -12,9 +12,9 @@ from ..console.interrupts import interrupt_handled
 from ..console.terminal import styled
 from .inputs import as_typed, decode
 
-PROMPT, MORE = "> ", ". "
+_PROMPT, _MORE = "> ", ". "
 """Prompts for a message, and for its further lines."""
-QUOTES = '"""'
+_QUOTES = '"""'
 
 Read = Callable[[str], str]
 """Prompts for a line and returns it; raises EOFError after the last."""
@@ -28,7 +28,7 @@ def turns_of(read: Read) -> Iterator[str]:
     """
     while True:
         try:
-            turn = read_turn(read)
+            turn = _read_turn(read)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -41,20 +41,20 @@ def turns_of(read: Read) -> Iterator[str]:
             yield turn
 
 
-def read_turn(read: Read) -> str:
-    line = read(PROMPT)
-    if line.startswith(QUOTES):
-        lines = [line.removeprefix(QUOTES)]
+def _read_turn(read: Read) -> str:
+    line = read(_PROMPT)
+    if line.startswith(_QUOTES):
+        lines = [line.removeprefix(_QUOTES)]
         # The end of the input ends a message too.
         with suppress(EOFError):
-            while not lines[-1].endswith(QUOTES):
-                lines.append(read(MORE))
-        return "\n".join(lines).removesuffix(QUOTES).strip("\n")
+            while not lines[-1].endswith(_QUOTES):
+                lines.append(read(_MORE))
+        return "\n".join(lines).removesuffix(_QUOTES).strip("\n")
     lines = [line]
     with suppress(EOFError):
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(read(MORE))
+            lines.append(read(_MORE))
     return "\n".join(lines)
 
 
@@ -74,7 +74,7 @@ def from_terminal() -> Read:
     """Read lines that a person types, with history and editing if Python has readline."""
     if not sys.stdout.isatty():
         # Without a terminal to edit on, `input` would write its prompt to stdout, where answers go.
-        return from_typed_lines
+        return _from_typed_lines
     edited = False
     with suppress(ImportError):
         import readline  # noqa: F401 - makes `input` use it
@@ -100,7 +100,7 @@ def _colored(prompt: str, *, edited: bool) -> str:
     return f"\x01{before}\x02{prompt}\x01{after}\x02"
 
 
-def from_typed_lines(prompt: str) -> str:
+def _from_typed_lines(prompt: str) -> str:
     click.echo(prompt, nl=False, err=True)
     line = sys.stdin.readline()
     if not line:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ...runtime.encoder.embeddings import Embeddings
     from ..console.progress import Progress
 
-FIRST_CHUNK = 8
-CHUNK_SECONDS = 1.0
-GROWTH = 4.0
+_FIRST_CHUNK = 8
+_CHUNK_SECONDS = 1.0
+_GROWTH = 4.0
 """Largest growth of the chunk size from one chunk to the next."""
 
 
@@ -95,7 +95,7 @@ def embed_records(
 
     With `strict`, the first text that cannot be embedded raises InputError; otherwise it is listed as failed.
     """
-    for chunk in chunks_of(records):
+    for chunk in _chunks_of(records):
         vectors, failed, warnings = _embed_chunk(run, chunk, progress=progress.within, strict=strict)
         writer.write(chunk, vectors, failed=failed)
         yield EmbeddedChunk(chunk, failed, warnings)
@@ -172,7 +172,7 @@ class Sized(Protocol):
 SomeRecord = TypeVar("SomeRecord", bound=Sized)
 
 
-def chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
+def _chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
     """Yield chunks of records to embed together: 8 at first, then as many as take about a second, up to 1,024.
 
     Small chunks show and save progress early, large ones are faster, since a batch holds texts of equal length. When
@@ -180,7 +180,7 @@ def chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
     """
     from ...runtime.encoder.base import CHUNK, CHUNK_CHARACTERS
 
-    count = min(FIRST_CHUNK, CHUNK)
+    count = min(_FIRST_CHUNK, CHUNK)
     chunk: list[SomeRecord] = []
     size = 0
     try:
@@ -191,8 +191,8 @@ def chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
                 continue
             began = time.monotonic()
             yield chunk
-            faster = CHUNK_SECONDS / max(time.monotonic() - began, 1e-9)
-            count = max(1, min(CHUNK, int(len(chunk) * min(faster, GROWTH))))
+            faster = _CHUNK_SECONDS / max(time.monotonic() - began, 1e-9)
+            count = max(1, min(CHUNK, int(len(chunk) * min(faster, _GROWTH))))
             chunk, size = [], 0
     except Exception:
         if chunk:

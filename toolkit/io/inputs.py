@@ -39,7 +39,7 @@ class InputFormat(StrEnum):
     TSV = "tsv"
 
 
-SUFFIXES = {
+_SUFFIXES = {
     ".jsonl": InputFormat.JSONL,
     ".ndjson": InputFormat.JSONL,
     ".json": InputFormat.JSON,
@@ -49,28 +49,28 @@ SUFFIXES = {
 }
 BLOCK = 1 << 16
 """Bytes read at once where lines do not matter, and the most of a line that is looked at to recognize a format."""
-MOST_OF_A_VALUE = 1 << 26
+_MOST_OF_A_VALUE = 1 << 26
 """Characters of one value in a JSON array: more is taken for JSON that is broken."""
-MOST_OF_A_FIELD = 1 << 26
-LOOKED_AT = 64
+_MOST_OF_A_FIELD = 1 << 26
+_LOOKED_AT = 64
 """Lines that are looked at for one that holds something."""
-SHOWN_FIELDS = 8
-SHOWN_DIGITS = 40
+_SHOWN_FIELDS = 8
+_SHOWN_DIGITS = 40
 AS_TEXT = "to have it read as plain text, add `--input-format text`"
-OBJECT_BEGINS = re.compile(r'\s*\[?\s*\{\s*("|$)')
+_OBJECT_BEGINS = re.compile(r'\s*\[?\s*\{\s*("|$)')
 """An object, or an array of them: no prose begins like this."""
-ARRAY_BEGINS = re.compile(r'\s*\[\s*["\[{]')
+_ARRAY_BEGINS = re.compile(r'\s*\[\s*["\[{]')
 """The same for a line that is so long that only its beginning was looked at."""
-COLUMN_NAME = re.compile(r"[^\W\d]([^!?]{,38}[^\s.!?])?")
+_COLUMN_NAME = re.compile(r"[^\W\d]([^!?]{,38}[^\s.!?])?")
 """As short as a name, and no sentence: prose has a space behind its commas."""
-PACKED = {
+_PACKED = {
     b"\x1f\x8b": ("gzip", "gzip -dc"),
     b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -dc"),
     b"BZh91AY&SY": ("bzip2", "bzip2 -dc"),
     b"\xfd7zXZ": ("xz", "xz -dc"),
 }
 """What compressed files begin with, what they are, and what unpacks them."""
-BINARY = {
+_BINARY = {
     b"PK\x03\x04": "a ZIP archive or an Office document",
     b"%PDF": "a PDF",
     b"PAR1\x15": "Parquet",
@@ -161,7 +161,7 @@ def decode(raw: bytes, number: int) -> str:
     """A line without what ends it; raises InputError for what is not UTF-8."""
     if raw.endswith(b"\n"):
         raw = raw[: -2 if raw.endswith(b"\r\n") else -1]
-    return decoded(raw, number)
+    return _decoded(raw, number)
 
 
 def as_typed(text: str) -> str:
@@ -172,7 +172,7 @@ def as_typed(text: str) -> str:
         return text
 
 
-def decoded(raw: bytes, number: int) -> str:
+def _decoded(raw: bytes, number: int) -> str:
     if b"\0" in raw:
         raise InputError(f"line {number} holds a NUL byte, so this is not text", hint="give texts in UTF-8, one a line")
     try:
@@ -191,47 +191,47 @@ def recognized(
     What is given decides; then the file's name, where it says JSON or a table; then the first line that is not empty.
     `column` is a field that must be there. Without `tables`, only a name makes a table.
     """
-    refuse_binary(first_bytes(source), name)
-    named = SUFFIXES.get(Path(name).suffix.lower()) if name is not None else None
+    _refuse_binary(_first_bytes(source), name)
+    named = _SUFFIXES.get(Path(name).suffix.lower()) if name is not None else None
     wanted = given if given is not InputFormat.AUTO else named
     if wanted in (InputFormat.CSV, InputFormat.TSV):
-        return Place(wanted, delimiter=delimiter_of(first_line(source), wanted))
+        return Place(wanted, delimiter=_delimiter_of(_first_line(source), wanted))
     if given in (InputFormat.JSONL, InputFormat.JSON, InputFormat.TEXT):
         return Place(given)
-    line = first_line(source)
-    found = json_format(line, cut=bool(source.ahead) and not source.ahead[-1].endswith(b"\n"))
+    line = _first_line(source)
+    found = _json_format(line, cut=bool(source.ahead) and not source.ahead[-1].endswith(b"\n"))
     if found is not None or named is not None:
         return Place(found or named or InputFormat.JSONL)
     if not source.ahead:
         # Nothing at all, in which no field is missing either.
         return Place(InputFormat.TEXT if column is None else InputFormat.JSONL)
     if column is not None or tables:
-        delimiter = table_delimiter(source, line, column)
+        delimiter = _table_delimiter(source, line, column)
         if delimiter is not None:
             return Place(InputFormat.TSV if delimiter == "\t" else InputFormat.CSV, delimiter=delimiter)
     return Place(InputFormat.TEXT)
 
 
-def first_bytes(source: Source) -> bytes:
+def _first_bytes(source: Source) -> bytes:
     return source.ahead[0] if source.ahead else source.look()
 
 
-def refuse_binary(beginning: bytes, name: str | None) -> None:
+def _refuse_binary(beginning: bytes, name: str | None) -> None:
     """Raises InputError for a file that is evidently no text, with what makes it one."""
-    for start, (kind, command) in PACKED.items():
+    for start, (kind, command) in _PACKED.items():
         if beginning.startswith(start):
             file = shlex.quote(name) if name is not None and name != "-" else "FILE"
             raise InputError(f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | ortkit ...`")
-    for start, kind in BINARY.items():
+    for start, kind in _BINARY.items():
         if beginning.startswith(start):
             raise InputError(f"the input is {kind}, not text", hint="convert it to plain text, JSONL or CSV first")
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("the input is UTF-16, not UTF-8", hint="convert it: `iconv -f UTF-16 -t UTF-8`")
 
 
-def first_line(source: Source) -> str:
+def _first_line(source: Source) -> str:
     """The first line that can be read and is not empty, or its beginning; "" where there is none nearby."""
-    for number in range(1, LOOKED_AT + 1):
+    for number in range(1, _LOOKED_AT + 1):
         raw = source.ahead[number - 1] if number <= len(source.ahead) else source.look()
         if len(raw) == BLOCK:
             return raw.decode("utf-8-sig", errors="ignore")
@@ -244,7 +244,7 @@ def first_line(source: Source) -> str:
     return ""
 
 
-def json_format(line: str, *, cut: bool) -> InputFormat | None:
+def _json_format(line: str, *, cut: bool) -> InputFormat | None:
     """What a first line begins, where it is evidently JSON: an object a line, or values that go on over lines."""
     text = line.strip()
     if not text.startswith(("{", "[")):
@@ -258,29 +258,29 @@ def json_format(line: str, *, cut: bool) -> InputFormat | None:
     except json.JSONDecodeError as error:
         if error.pos >= len(text):
             return several
-    if OBJECT_BEGINS.match(text):
+    if _OBJECT_BEGINS.match(text):
         return several if text.startswith("[") else InputFormat.JSONL
-    return several if cut and ARRAY_BEGINS.match(text) else None
+    return several if cut and _ARRAY_BEGINS.match(text) else None
 
 
-def table_delimiter(source: Source, header: str, column: str | None) -> str | None:
+def _table_delimiter(source: Source, header: str, column: str | None) -> str | None:
     """What separates the columns of an evident table: a line of names, and one of as many values; None for text."""
     for delimiter in ("\t", ",", ";"):
-        names = split_row(header, delimiter)
+        names = _split_row(header, delimiter)
         if column is not None and column in names:
             return delimiter
         # Commas and semicolons are common in prose, and tabs are not.
-        if len(names) < 2 or (delimiter != "\t" and not all(map(COLUMN_NAME.fullmatch, names))):
+        if len(names) < 2 or (delimiter != "\t" and not all(map(_COLUMN_NAME.fullmatch, names))):
             continue
         try:
-            values = split_row(decode(source.look(), 2), delimiter)
+            values = _split_row(decode(source.look(), 2), delimiter)
         except InputError:
             return None
         return delimiter if len(values) == len(names) else None
     return None
 
 
-def split_row(line: str, delimiter: str) -> list[str]:
+def _split_row(line: str, delimiter: str) -> list[str]:
     """The fields of a header; none where it is not valid CSV, which is refused where its rows are read."""
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
@@ -288,11 +288,11 @@ def split_row(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def delimiter_of(header: str, wanted: InputFormat) -> str:
+def _delimiter_of(header: str, wanted: InputFormat) -> str:
     """Tabs in TSV; in CSV what makes the most columns, since spreadsheets write semicolons where a comma is decimal."""
     if wanted is InputFormat.TSV:
         return "\t"
-    return max((",", ";", "\t"), key=lambda delimiter: len(split_row(header, delimiter)))
+    return max((",", ";", "\t"), key=lambda delimiter: len(_split_row(header, delimiter)))
 
 
 class ItemReader:
@@ -323,13 +323,13 @@ class ItemReader:
                 if self.place.format is InputFormat.TEXT:
                     yield Item(line, where, len(raw))
                 elif line.strip():
-                    yield Item(parse_value(line, where), where, len(raw))
+                    yield Item(_parse_value(line, where), where, len(raw))
             except InputError as error:
                 yield FailedRecord(error, {"line": number}, where, len(raw))
 
     def values(self) -> Iterator[Item | FailedRecord]:
         """Values of JSON that follow one another, or those of an array; raises InputError where it is broken."""
-        text = Buffer(self.source)
+        text = _Buffer(self.source)
         if self.place.number == 0 and not self.place.array and text.next_character() == "[":
             text.pass_over()
             self.advance(array=True)
@@ -345,7 +345,7 @@ class ItemReader:
                 return
             if self.place.array and self.place.number:
                 if following != ",":
-                    raise broken(f"after item {self.place.number} a comma or `]` is missing")
+                    raise _broken(f"after item {self.place.number} a comma or `]` is missing")
                 text.pass_over()
                 following = text.next_character()
             if not following and not self.place.array:
@@ -363,7 +363,7 @@ class ItemReader:
 
     def rows(self) -> Iterator[Item | FailedRecord]:
         """Rows of a table as objects, the first row their names; raises InputError for one that does not end."""
-        csv.field_size_limit(MOST_OF_A_FIELD)
+        csv.field_size_limit(_MOST_OF_A_FIELD)
         while True:
             size, first = self.source.size, self.place.number + 1
             where = f"line {first}"
@@ -372,7 +372,7 @@ class ItemReader:
             except StopIteration:
                 return
             except csv.Error as error:
-                failed = not_csv(first, error, self.last_line, alone=self.place.number == first)
+                failed = _not_csv(first, error, self.last_line, alone=self.place.number == first)
                 if self.place.number > first or not self.place.columns:
                     raise failed from error
                 yield FailedRecord(failed, {"line": first}, where, self.source.size - size)
@@ -385,7 +385,7 @@ class ItemReader:
             if not row:
                 continue
             if not self.place.columns:
-                self.advance(columns=checked_header(row, where))
+                self.advance(columns=_checked_header(row, where))
             elif len(row) != len(self.place.columns):
                 columns = len(self.place.columns)
                 failed = InputError(f"{where} has {len(row)} columns, and the header {columns}")
@@ -397,11 +397,11 @@ class ItemReader:
         """Lines with what ends them, since fields in quotes may hold line breaks."""
         while raw := self.source.next_line():
             self.source.take(raw)
-            self.last_line = decoded(raw, self.advance(number=self.place.number + 1))
+            self.last_line = _decoded(raw, self.advance(number=self.place.number + 1))
             yield self.last_line
 
 
-def not_csv(number: int, error: csv.Error, line: str, *, alone: bool) -> InputError:
+def _not_csv(number: int, error: csv.Error, line: str, *, alone: bool) -> InputError:
     if "\r" in line.rstrip("\r\n"):
         return InputError(
             f"line {number} is not valid CSV: it holds a carriage return that ends no line",
@@ -415,14 +415,14 @@ def not_csv(number: int, error: csv.Error, line: str, *, alone: bool) -> InputEr
     )
 
 
-def checked_header(names: list[str], where: str) -> tuple[str, ...]:
+def _checked_header(names: list[str], where: str) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"the header in {where} names {quoted(twice)} more than once", hint="rename one of them")
     return tuple(names)
 
 
-class Buffer:
+class _Buffer:
     """Text of JSON that is read block by block, and taken from its source value by value."""
 
     def __init__(self, source: Source) -> None:
@@ -465,12 +465,12 @@ class Buffer:
         while True:
             faults: list[Fault] = []
             try:
-                value, end = json.JSONDecoder(**hooks(faults)).raw_decode(self.text, self.at)
+                value, end = json.JSONDecoder(**_hooks(faults)).raw_decode(self.text, self.at)
             except RecursionError as error:
                 raise InputError(f"item {number} is JSON that is nested too deep") from error
             except ValueError as error:
-                if len(self.text) - self.at > MOST_OF_A_VALUE or not self.more(max(1, len(self.text) - self.at)):
-                    raise broken(f"item {number} cannot be read: {error}") from error
+                if len(self.text) - self.at > _MOST_OF_A_VALUE or not self.more(max(1, len(self.text) - self.at)):
+                    raise _broken(f"item {number} cannot be read: {error}") from error
                 continue
             if end == len(self.text) and not isinstance(value, (str, dict, list)) and self.more():
                 # More digits may follow.
@@ -484,15 +484,15 @@ class Buffer:
         self.text, self.at = self.text[self.at :], 0
 
 
-def broken(why: str) -> InputError:
+def _broken(why: str) -> InputError:
     return InputError(f"this is not valid JSON: {why}", hint=f"mend it; {AS_TEXT}")
 
 
-def hooks(faults: list[Fault]) -> dict[str, Any]:
+def _hooks(faults: list[Fault]) -> dict[str, Any]:
     """What Python's JSON decoder is given, which takes more than JSON: what is wrong goes to `faults`."""
 
     def refuse(digits: str) -> None:
-        faults.append(lambda where: not_json(where, digits))
+        faults.append(lambda where: _not_json(where, digits))
 
     def finite(digits: str) -> float:
         found = float(digits)
@@ -513,29 +513,29 @@ def hooks(faults: list[Fault]) -> dict[str, Any]:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             repeated = next(name for name in names if names.count(name) > 1)
-            faults.append(lambda where: repeats(where, repeated))
+            faults.append(lambda where: _repeats(where, repeated))
         return found
 
     return {"parse_float": finite, "parse_int": whole, "parse_constant": refuse, "object_pairs_hook": without_repeats}
 
 
-def repeats(where: str, name: str) -> InputError:
+def _repeats(where: str, name: str) -> InputError:
     return InputError(f"{where} has the field {quoted([name])} more than once", hint="leave one of them")
 
 
-def not_json(where: str, literal: str) -> InputError:
-    shown = literal if len(literal) <= SHOWN_DIGITS else f"{literal[:SHOWN_DIGITS]}..."
+def _not_json(where: str, literal: str) -> InputError:
+    shown = literal if len(literal) <= _SHOWN_DIGITS else f"{literal[:_SHOWN_DIGITS]}..."
     return InputError(
         f"{where} holds `{shown}`, which cannot be passed on as a number of JSON",
         hint="give it in quotes, or null",
     )
 
 
-def parse_value(line: str, where: str) -> Any:
+def _parse_value(line: str, where: str) -> Any:
     """The JSON value in a line; raises InputError also for numbers that JSON does not have, and for a field twice."""
     faults: list[Fault] = []
     try:
-        value = json.loads(line, **hooks(faults))
+        value = json.loads(line, **_hooks(faults))
     except ValueError as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     except RecursionError as error:
@@ -549,4 +549,4 @@ def quoted(names: Iterable[str]) -> str:
     """Names of fields for a message, not too many of them, and nothing that a terminal obeys."""
     shown = list(names)
     some = ["`" + "".join(c if c.isprintable() else "\ufffd" for c in name[:80]) + "`" for name in shown]
-    return ", ".join(some[:SHOWN_FIELDS]) + (", ..." if len(some) > SHOWN_FIELDS else "")
+    return ", ".join(some[:_SHOWN_FIELDS]) + (", ..." if len(some) > _SHOWN_FIELDS else "")

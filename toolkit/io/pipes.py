@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0
 """Seconds in which nothing comes through a pipe before that is told."""
-WRAPPERS = {
+_WRAPPERS = {
     *("timeout", "sudo", "doas", "time", "nice", "ionice", "setsid", "nohup", "env", "stdbuf", "strace", "ltrace"),
     *(
         "perf",
@@ -50,7 +50,7 @@ WRAPPERS = {
     ),
 }
 """Programs that run one other and read nothing themselves: what they have as stdin is meant for that one."""
-PROC = Path("/proc")
+_PROC = Path("/proc")
 
 
 def carries_input(stream: BinaryIO, *, wanted: bool = True) -> bool:
@@ -63,18 +63,18 @@ def carries_input(stream: BinaryIO, *, wanted: bool = True) -> bool:
         status = os.fstat(number)
     except OSError:
         # No stream of the system's, or one that is closed.
-        return holds_something(stream)
-    left = left_in(number, status)
+        return _holds_something(stream)
+    left = _left_in(number, status)
     if left == 0:
         return False
-    if is_callers_own(status) or (left is not None and left < status.st_size):
-        if wanted and (left or waiting_bytes(number)):
-            tell_unread()
+    if _is_callers_own(status) or (left is not None and left < status.st_size):
+        if wanted and (left or _waiting_bytes(number)):
+            _tell_unread()
         return False
-    return (left is not None or comes_in_time(number, status, wanted=wanted)) and holds_something(stream)
+    return (left is not None or _comes_in_time(number, status, wanted=wanted)) and _holds_something(stream)
 
 
-def left_in(number: int, status: os.stat_result) -> int | None:
+def _left_in(number: int, status: os.stat_result) -> int | None:
     """The bytes of a file that were not read yet, none for a terminal or another device; None for a pipe or a socket.
 
     Where some were read before, as in a loop over the lines of a file, the rest is for whoever read them.
@@ -84,10 +84,10 @@ def left_in(number: int, status: os.stat_result) -> int | None:
     return None if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode) else 0
 
 
-def comes_in_time(number: int, status: os.stat_result, *, wanted: bool) -> bool:
+def _comes_in_time(number: int, status: os.stat_result, *, wanted: bool) -> bool:
     """Wait for the first byte or the end; False where nothing comes and nobody but the caller could send it."""
-    if stat.S_ISSOCK(status.st_mode) or is_held_by_caller(status):
-        comes = is_ready(number, PATIENCE if wanted else 0)
+    if stat.S_ISSOCK(status.st_mode) or _is_held_by_caller(status):
+        comes = _is_ready(number, PATIENCE if wanted else 0)
         if wanted and not comes:
             click.echo(
                 f"note: nothing came through stdin in {PATIENCE:.0f} seconds, so it is not read; "
@@ -95,19 +95,19 @@ def comes_in_time(number: int, status: os.stat_result, *, wanted: bool) -> bool:
                 err=True,
             )
         return comes
-    if is_ready(number, PATIENCE):
+    if _is_ready(number, PATIENCE):
         return True
     click.echo("note: waiting for what comes through the pipe; without one, add `< /dev/null`", err=True)
     return True
 
 
-def is_ready(number: int, seconds: float) -> bool:
+def _is_ready(number: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(number, select.POLLIN | select.POLLHUP)
     return bool(poll.poll(seconds * 1000))
 
 
-def waiting_bytes(number: int) -> int:
+def _waiting_bytes(number: int) -> int:
     """How many bytes a pipe or a socket holds now."""
     count = array.array("i", [0])
     try:
@@ -117,7 +117,7 @@ def waiting_bytes(number: int) -> int:
     return count[0]
 
 
-def holds_something(stream: BinaryIO) -> bool:
+def _holds_something(stream: BinaryIO) -> bool:
     """Whether something comes before the end that is more than space."""
     try:
         return bool(cast("BufferedReader", stream).peek(1).strip())
@@ -126,21 +126,21 @@ def holds_something(stream: BinaryIO) -> bool:
         return False
 
 
-def is_callers_own(status: os.stat_result) -> bool:
+def _is_callers_own(status: os.stat_result) -> bool:
     """Whether the program that started this one has the same stdin, so that what is in it may be for that program."""
     caller: int | None = os.getppid()
-    while caller is not None and same(PROC / str(caller) / "fd" / "0", status):
-        name, above = name_and_caller(caller)
-        if name not in WRAPPERS:
+    while caller is not None and _same(_PROC / str(caller) / "fd" / "0", status):
+        name, above = _name_and_caller(caller)
+        if name not in _WRAPPERS:
             return True
         caller = above
     return False
 
 
-def name_and_caller(process: int) -> tuple[str, int | None]:
+def _name_and_caller(process: int) -> tuple[str, int | None]:
     """What a process runs, and what started it; "" and None where that is not told."""
     try:
-        content = (PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
+        content = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "", None
     # `12 (name) S 11 ...`; a name may have parentheses and spaces in it.
@@ -148,23 +148,23 @@ def name_and_caller(process: int) -> tuple[str, int | None]:
     return before.partition(" (")[2], int(after.split()[1])
 
 
-def is_held_by_caller(status: os.stat_result) -> bool:
+def _is_held_by_caller(status: os.stat_result) -> bool:
     """Whether the program that started this one holds an end of the pipe, as one does that made it for this."""
     try:
-        files = list((PROC / str(os.getppid()) / "fd").iterdir())
+        files = list((_PROC / str(os.getppid()) / "fd").iterdir())
     except OSError:
         return False
-    return any(same(file, status) for file in files)
+    return any(_same(file, status) for file in files)
 
 
-def same(path: Path, status: os.stat_result) -> bool:
+def _same(path: Path, status: os.stat_result) -> bool:
     try:
         return os.path.samestat(path.stat(), status)
     except OSError:
         return False
 
 
-def tell_unread() -> None:
+def _tell_unread() -> None:
     click.echo(
         "note: stdin is that of the program which runs ortkit as well, so what is in it was not read; "
         "`--input -` reads it, `< /dev/null` says that it is not meant",
@@ -181,7 +181,7 @@ def refuse_pipe_beside(what: str, source: str | None = None) -> None:
         return
     with open_input(None) as stream:
         try:
-            is_source = source is not None and same(Path(source), os.fstat(stream.fileno()))
+            is_source = source is not None and _same(Path(source), os.fstat(stream.fileno()))
         except OSError:
             is_source = False
         if is_source or not carries_input(stream, wanted=False):

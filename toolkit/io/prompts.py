@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Asked = str | tuple[Message, ...]
 
-FIELDS = ("prompt", "messages")
-EXAMPLES = 'give lines like {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
+_FIELDS = ("prompt", "messages")
+_EXAMPLES = 'give lines like {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ def read_prompts(source: Source, reading: Reading, *, follows: bool = False) -> 
     A text that `follows` a prompt is a text in whatever form, unless it has prompts of its own.
     """
     place = reading.begin(source, tables=False)
-    if follows and not reading.certain and place.format is not InputFormat.TEXT and not has_prompts(source):
+    if follows and not reading.certain and place.format is not InputFormat.TEXT and not _has_prompts(source):
         place = Place(InputFormat.TEXT)
     if place.format is not InputFormat.TEXT:
-        return records_of(source, place, reading)
+        return _records_of(source, place, reading)
     return "\n".join(decode(raw, number) for number, raw in enumerate(source, start=1))
 
 
-def has_prompts(source: Source) -> bool:
+def _has_prompts(source: Source) -> bool:
     """Whether the first record, of which all was looked at, is a prompt."""
     copy = Source(io.BytesIO(b"".join(source.ahead)))
     first = next(iter(ItemReader(copy, Place(InputFormat.JSONL))), None)
-    return isinstance(first, Item) and isinstance(first.value, dict) and any(name in first.value for name in FIELDS)
+    return isinstance(first, Item) and isinstance(first.value, dict) and any(name in first.value for name in _FIELDS)
 
 
-def records_of(source: Source, place: Place, reading: Reading) -> Iterator[PromptRecord]:
+def _records_of(source: Source, place: Place, reading: Reading) -> Iterator[PromptRecord]:
     sure = reading.certain
     for item in ItemReader(source, place):
         if isinstance(item, FailedRecord):
             raise item.error
         try:
-            yield record_of(item, reading.field)
+            yield _record_of(item, reading.field)
         except InputError as error:
             if sure:
                 raise
@@ -70,18 +70,18 @@ def records_of(source: Source, place: Place, reading: Reading) -> Iterator[Promp
         sure = True
 
 
-def record_of(item: Item, field: str | None) -> PromptRecord:
+def _record_of(item: Item, field: str | None) -> PromptRecord:
     """What is asked in a record; a string in an array is a prompt."""
     value, where = item.value, item.where
     if isinstance(value, str):
-        value = {FIELDS[0]: value}
+        value = {_FIELDS[0]: value}
         field = None
     if not isinstance(value, dict):
         value = {}
-    name = field or name_of_asked(value, where)
+    name = field or _name_of_asked(value, where)
     found = value.get(name)
     if name == "messages" or (field is not None and isinstance(found, list)):
-        asked: Asked = conversation(found, name, where)
+        asked: Asked = _conversation(found, name, where)
     elif field is not None:
         asked = field_of(value, field, where)
     elif isinstance(found, str):
@@ -93,20 +93,20 @@ def record_of(item: Item, field: str | None) -> PromptRecord:
     if name == "text":
         # What comes out has the answer there.
         value = {"prompt": asked} | {other: kept for other, kept in value.items() if other != "text"}
-    return PromptRecord(asked, value, (name, *FIELDS, "text"), where, item.size)
+    return PromptRecord(asked, value, (name, *_FIELDS, "text"), where, item.size)
 
 
-def name_of_asked(fields: dict[str, Any], where: str) -> str:
+def _name_of_asked(fields: dict[str, Any], where: str) -> str:
     """`prompt` or `messages`, whichever is there; raises InputError that names the fields for none and for both."""
-    there = [name for name in FIELDS if fields.get(name) is not None]
+    there = [name for name in _FIELDS if fields.get(name) is not None]
     if len(there) == 1:
         return there[0]
     if there:
-        raise InputError(f"{where} has both a `prompt` and `messages`", hint=EXAMPLES)
+        raise InputError(f"{where} has both a `prompt` and `messages`", hint=_EXAMPLES)
     message = f"{where} has neither a `prompt` nor `messages`"
     others = [name for name, value in fields.items() if isinstance(value, (str, list)) and name.isprintable() and name]
     if not others:
-        raise InputError(message, hint=EXAMPLES)
+        raise InputError(message, hint=_EXAMPLES)
     best = max(others, key=lambda name: len(str(fields[name])))
     raise InputError(
         f"{message}; its fields are {quoted(fields)}",
@@ -114,7 +114,7 @@ def name_of_asked(fields: dict[str, Any], where: str) -> str:
     )
 
 
-def conversation(messages: object, name: str, where: str) -> tuple[Message, ...]:
+def _conversation(messages: object, name: str, where: str) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where} has no list of messages in its field `{name}`")
     from ...runtime.text.messages import messages_of

@@ -25,7 +25,7 @@ KINDS: Mapping[str, type] = {
     "lookup": bool,
 }
 """The options of AnswerOptions, by what their values are; `stop` may be a list too."""
-OTHER_NAMES = {
+_OTHER_NAMES = {
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "max_output_tokens": "max_tokens",
@@ -39,7 +39,7 @@ OTHER_NAMES = {
     "random_seed": "seed",
 }
 """What other programs call an option that ortkit has."""
-FOREIGN_NAMES = """
+_FOREIGN_NAMES = """
     min_tokens min_length min_new_tokens do_sample num_beams best_of num_return_sequences typical_p tfs_z eta_cutoff
     epsilon_cutoff mirostat mirostat_tau mirostat_eta repeat_last_n length_penalty no_repeat_ngram_size logit_bias
     bad_words stop_token_ids eos_token_id ignore_eos response_format json_schema guided_json guided_regex guided_choice
@@ -47,7 +47,7 @@ FOREIGN_NAMES = """
     generation_config sampling_params reasoning_effort chat_template chat_template_kwargs add_generation_prompt
     continue_final_message keep_alive num_ctx n_ctx n_probs
 """
-FOREIGN: Mapping[str, type] = dict.fromkeys(FOREIGN_NAMES.split(), object) | {
+_FOREIGN: Mapping[str, type] = dict.fromkeys(_FOREIGN_NAMES.split(), object) | {
     # Common names of data as well, so only what cannot be data is taken for an option.
     "system": str,
     "tools": list,
@@ -59,15 +59,15 @@ FOREIGN: Mapping[str, type] = dict.fromkeys(FOREIGN_NAMES.split(), object) | {
     "format": dict,
 }
 """Names of options that ortkit has not, or not for a single record, and the types of their values."""
-SEARCH_NAMES = """
+_SEARCH_NAMES = """
     top_n top_k scores label return_documents return_text raw_scores truncate truncation_direction rank_fields
     max_chunks_per_doc max_tokens_per_doc truncate_prompt_tokens instruction no_truncate
 """
-SEARCH_OPTIONS: Mapping[str, type] = dict.fromkeys(SEARCH_NAMES.split(), object)
+_SEARCH_OPTIONS: Mapping[str, type] = dict.fromkeys(_SEARCH_NAMES.split(), object)
 """Names of options of rerankers, here and elsewhere."""
 
 
-def normalized(name: str) -> str:
+def _normalized(name: str) -> str:
     """`maxTokens`, `max-tokens` and `Max_Tokens` are meant alike."""
     return "".join(character for character in name.lower() if character.isalnum())
 
@@ -78,7 +78,7 @@ def with_fields(options: AnswerOptions, fields: Mapping[str, Any], taken: Iterab
     Raises InputError for a value that cannot be one, and for a name that is that of an option in another program.
     """
     given = {name: value for name, value in fields.items() if name not in set(taken) and value is not None}
-    refuse_foreign(given, FOREIGN, names=KINDS)
+    _refuse_foreign(given, _FOREIGN, names=KINDS)
     found = {name: option_value(name, given[name]) for name in KINDS if name in given and given[name] != ""}
     return dataclasses.replace(options, **found)
 
@@ -86,27 +86,27 @@ def with_fields(options: AnswerOptions, fields: Mapping[str, Any], taken: Iterab
 def refuse_search_options(fields: Mapping[str, Any], taken: Iterable[str]) -> None:
     """Raises InputError for an option in a search: those of the command line are for all searches."""
     given = {name: value for name, value in fields.items() if name not in set(taken) and value is not None}
-    refuse_foreign(given, SEARCH_OPTIONS, names=())
+    _refuse_foreign(given, _SEARCH_OPTIONS, names=())
 
 
-def refuse_foreign(given: Mapping[str, Any], foreign: Mapping[str, type], *, names: Iterable[str]) -> None:
+def _refuse_foreign(given: Mapping[str, Any], foreign: Mapping[str, type], *, names: Iterable[str]) -> None:
     known = list(names)
-    meant = {normalized(name): name for name in known} | {
-        normalized(other): name for other, name in OTHER_NAMES.items() if name in known
+    meant = {_normalized(name): name for name in known} | {
+        _normalized(other): name for other, name in _OTHER_NAMES.items() if name in known
     }
-    kinds = {normalized(name): kind for name, kind in foreign.items()}
+    kinds = {_normalized(name): kind for name, kind in foreign.items()}
     for name, value in given.items():
         if name in known:
             continue
-        plain = normalized(name)
+        plain = _normalized(name)
         if plain in meant:
             raise InputError(f"{quoted([name])} is not an option here", hint=f"write it `{meant[plain]}`")
         kind = kinds.get(plain)
         if kind is not None and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            raise InputError(f"{quoted([name])} is an option that a record cannot have", hint=hint_for(plain, known))
+            raise InputError(f"{quoted([name])} is an option that a record cannot have", hint=_hint_for(plain, known))
 
 
-def hint_for(plain: str, known: Iterable[str]) -> str:
+def _hint_for(plain: str, known: Iterable[str]) -> str:
     names = list(known)
     if plain == "system":
         return 'put it into `messages`: [{"role": "system", "content": "..."}, ...], or give `--system` for all'
@@ -130,7 +130,7 @@ def option_value(name: str, value: object) -> Any:
         if isinstance(value, bool):
             return value
         raise InputError(f"`{name}` must be true or false, not {value!r}")
-    found = number_of(value)
+    found = _number_of(value)
     if found is None or (kind is int and not found.is_integer()):
         noun = "a whole number" if kind is int else "a number"
         raise InputError(f"`{name}` must be {noun}, not {value!r}")
@@ -139,7 +139,7 @@ def option_value(name: str, value: object) -> Any:
     return int(found) if kind is int else found
 
 
-def number_of(value: object) -> float | None:
+def _number_of(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

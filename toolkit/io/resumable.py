@@ -29,7 +29,7 @@ from .embed_run import EmbedOptions
 from .inputs import InputFormat, Place, Source
 from .warnings_report import TextWarnings
 
-BLOCK = 1 << 20
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class HashedSource(Source):
 
     def skip(self, size: int) -> None:
         """Skip the bytes of an earlier run."""
-        while self.size < size and (block := self.stream.read(min(BLOCK, size - self.size))):
+        while self.size < size and (block := self.stream.read(min(_BLOCK, size - self.size))):
             self.take(block)
 
     def take(self, data: bytes) -> None:
@@ -116,23 +116,23 @@ def open_own(path: Path, flags: int) -> int:
     except OSError as error:
         # A link, or a pipe without a reader.
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise linked(path) from error
+            raise _linked(path) from error
         raise
     status = os.fstat(number)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
         return number
     os.close(number)
-    raise linked(path)
+    raise _linked(path)
 
 
-def linked(path: Path) -> OutputError:
+def _linked(path: Path) -> OutputError:
     return OutputError(
         f"`{path}` is a link or not a regular file, and would be overwritten",
         hint=f"remove it: `rm {shlex.quote(str(path))}`",
     )
 
 
-def write_own(path: Path, text: str) -> None:
+def _write_own(path: Path, text: str) -> None:
     """Write a small file beside an output, replacing whatever has its name."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
@@ -152,12 +152,12 @@ def locked(files: OutputFiles) -> Iterator[BinaryIO]:
                     hint="wait for that process, or choose another file with `--output`",
                 )
             # The process that held the lock a moment ago may have renamed the file to the output.
-            if is_at(file, files.partial):
+            if _is_at(file, files.partial):
                 yield file
                 return
 
 
-def is_at(file: BinaryIO, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -170,18 +170,18 @@ def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource)
     Raises InputError if the unfinished output has another bundle, input or options.
     """
     try:
-        found = checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
+        found = _checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
     except FileNotFoundError:
         return begun
     # RecordError is a ValueError, as are those of JSON and UTF-8.
     except (ValueError, RecursionError, OSError) as error:
-        tell_unusable(files, f"{error}" or type(error).__name__)
+        _tell_unusable(files, f"{error}" or type(error).__name__)
         return begun
     if not files.failed_partial.exists() and files.failed.exists():
         # Killed between the two renames at the end.
         files.failed.replace(files.failed_partial)
-    if size_of(files.partial) < found.output_size or size_of(files.failed_partial) < found.failed_size:
-        tell_unusable(files, "its rows are missing")
+    if _size_of(files.partial) < found.output_size or _size_of(files.failed_partial) < found.failed_size:
+        _tell_unusable(files, "its rows are missing")
         return begun
     other = None
     if found.bundle != begun.bundle:
@@ -202,7 +202,7 @@ def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource)
     return found
 
 
-def checked(done: ResumeState) -> ResumeState:
+def _checked(done: ResumeState) -> ResumeState:
     """The same; raises ValueError for impossible figures."""
     figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.place.number)
     if min(figures) < 0 or done.place.format is InputFormat.AUTO or len(done.place.delimiter) != 1:
@@ -210,7 +210,7 @@ def checked(done: ResumeState) -> ResumeState:
     return done
 
 
-def tell_unusable(files: OutputFiles, why: str) -> None:
+def _tell_unusable(files: OutputFiles, why: str) -> None:
     shown = "".join(character if character.isprintable() else "\ufffd" for character in why)
     click.echo(
         f"{fresh_line()}note: starting from the beginning, since the state of an earlier run in `{files.state}` "
@@ -219,7 +219,7 @@ def tell_unusable(files: OutputFiles, why: str) -> None:
     )
 
 
-def size_of(path: Path) -> int:
+def _size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
@@ -228,6 +228,6 @@ def record(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> None:
     for file in written:
         file.flush()
         os.fsync(file.fileno())
-    write_own(files.next_state, json.dumps(write_record(done)))
+    _write_own(files.next_state, json.dumps(write_record(done)))
     files.next_state.replace(files.state)
     flush(files.target.parent)

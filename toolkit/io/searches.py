@@ -12,7 +12,7 @@ from .prompts import placed
 from .record_options import refuse_search_options
 from .texts import FIELD, Reading, TextRecord, check_unicode, field_of
 
-QUERY, DOCUMENTS = "query", "documents"
+_QUERY, _DOCUMENTS = "query", "documents"
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ def searches_of(source: Source, reading: Reading) -> Iterator[SearchRecord]:
     for item in ItemReader(source, place):
         if isinstance(item, FailedRecord):
             raise item.error
-        yield search_of(item, reading.field or FIELD)
+        yield _search_of(item, reading.field or FIELD)
 
 
-def search_of(item: Item, field: str) -> SearchRecord:
+def _search_of(item: Item, field: str) -> SearchRecord:
     fields = item.value if isinstance(item.value, dict) else {}
     where = item.where
-    query, documents = fields.get(QUERY), fields.get(DOCUMENTS)
+    query, documents = fields.get(_QUERY), fields.get(_DOCUMENTS)
     there = f"; its fields are {quoted(fields)}" if fields else ""
     if not isinstance(query, str):
         raise InputError(
@@ -57,15 +57,15 @@ def search_of(item: Item, field: str) -> SearchRecord:
             hint='give lines like {"query": "...", "documents": ["...", "..."]}',
         )
     with placed(where):
-        refuse_search_options(fields, taken=(QUERY, DOCUMENTS))
+        refuse_search_options(fields, taken=(_QUERY, _DOCUMENTS))
     records = [
-        document_of(document, field, f"document {place} in {where}") for place, document in enumerate(documents, 1)
+        _document_of(document, field, f"document {place} in {where}") for place, document in enumerate(documents, 1)
     ]
     check_unicode(query, f"the query in {where}")
     return SearchRecord(query, tuple(records), fields, where, item.size)
 
 
-def document_of(document: object, field: str, where: str) -> TextRecord:
+def _document_of(document: object, field: str, where: str) -> TextRecord:
     if not isinstance(document, (str, dict)):
         raise InputError(f"{where} is not a text and has none in a field `{field}`")
     text = document if isinstance(document, str) else field_of(document, field, where)

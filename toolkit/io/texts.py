@@ -183,7 +183,7 @@ def field_of(value: Any, field: str, where: str) -> str:
     if not isinstance(value, dict):
         raise InputError(message, hint="give an object or a string each")
     if field in value:
-        raise InputError(f"{message} but {type_name(text)}")
+        raise InputError(f"{message} but {_type_name(text)}")
     sizes = {name: len(found) for name, found in value.items() if isinstance(found, str) and name.isprintable()}
     longest = max(sizes, key=sizes.__getitem__, default=None)
     raise InputError(
@@ -192,7 +192,7 @@ def field_of(value: Any, field: str, where: str) -> str:
     )
 
 
-def type_name(value: object) -> str:
+def _type_name(value: object) -> str:
     """What JSON calls it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

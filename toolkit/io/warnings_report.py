@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...runtime.encoder.embeddings import Embeddings
     from ...runtime.encoder.ranking import Ranking
 
-SHOWN = 4
+_SHOWN = 4
 """Places that are named; the rest becomes `...`."""
 
 
@@ -28,10 +28,10 @@ class Places:
     @classmethod
     def of(cls, where: Iterable[str]) -> Places:
         found = tuple(where)
-        return cls(len(found), found[:SHOWN])
+        return cls(len(found), found[:_SHOWN])
 
     def __add__(self, other: Places) -> Places:
-        return Places(self.count + other.count, (self.first + other.first)[:SHOWN])
+        return Places(self.count + other.count, (self.first + other.first)[:_SHOWN])
 
     def __str__(self) -> str:
         return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")

@@ -43,7 +43,7 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class JsonlWriter:
+class _JsonlWriter:
     """An object a line: the fields that came in, and `embedding`, which is null for a record that failed."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -51,15 +51,15 @@ class JsonlWriter:
 
     def write(self, records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         for index, record in enumerate(records):
-            self.file.write(to_json(record, None if index in failed else vectors[index]) + b"\n")
+            self.file.write(_to_json(record, None if index in failed else vectors[index]) + b"\n")
         self.file.flush()
 
     def close(self) -> None:
         pass
 
 
-class JsonWriter:
-    """One array of the objects that JsonlWriter writes a line each; `rows` are in the file already."""
+class _JsonWriter:
+    """One array of the objects that _JsonlWriter writes a line each; `rows` are in the file already."""
 
     def __init__(self, file: BinaryIO, *, rows: int = 0) -> None:
         self.file = file
@@ -67,7 +67,7 @@ class JsonWriter:
 
     def write(self, records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         for index, record in enumerate(records):
-            self.file.write(self.before + b"\n  " + to_json(record, None if index in failed else vectors[index]))
+            self.file.write(self.before + b"\n  " + _to_json(record, None if index in failed else vectors[index]))
             self.before = b","
 
     def close(self) -> None:
@@ -83,10 +83,10 @@ class NpyPipeWriter:
         self.vectors: list[NDArray[Any]] = []
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
-        self.vectors.append(blanked(vectors, failed))
+        self.vectors.append(_blanked(vectors, failed))
 
     def close(self) -> None:
-        write_header(self.file, self.empty, rows=sum(map(len, self.vectors)))
+        _write_header(self.file, self.empty, rows=sum(map(len, self.vectors)))
         for vectors in self.vectors:
             self.file.write(vectors.tobytes())
 
@@ -102,26 +102,26 @@ class NpyWriter:
         self.empty = empty
         self.rows = rows
         if rows == 0:
-            write_header(file, empty, rows=0)
+            _write_header(file, empty, rows=0)
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
-        self.file.write(blanked(vectors, failed).tobytes())
+        self.file.write(_blanked(vectors, failed).tobytes())
         self.rows += len(vectors)
 
     def close(self) -> None:
         self.file.seek(0)
         # numpy leaves room for the number of rows to grow, so the header has the same length at any time.
-        write_header(self.file, self.empty, rows=self.rows)
+        _write_header(self.file, self.empty, rows=self.rows)
 
 
 def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[Any], rows: int = 0) -> Writer:
     """The writer to a file that can seek and holds `rows` already; `empty` (0, numbers) is of the vectors' type."""
     if output_format is OutputFormat.NPY:
         return NpyWriter(file, empty, rows=rows)
-    return JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else JsonlWriter(file)
+    return _JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else _JsonlWriter(file)
 
 
-def write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
+def _write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
     """The header of a numpy file for so many rows, whose bytes follow; `empty` (0, numbers) is of their type.
 
     np.save is not for what may fail: its errors say nothing of why the system refused.
@@ -132,7 +132,7 @@ def write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
+def _blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
     import numpy as np
 
     blank = np.nan if np.issubdtype(vectors.dtype, np.floating) else 0
@@ -145,7 +145,7 @@ def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
 def write_ranges(path: Path, ranges: NDArray[np.float32]) -> None:
     """Keep the ranges by which int8 vectors are stored, since what is compared with them needs the same."""
     with path.open("wb") as file:
-        write_header(file, ranges[:0], rows=len(ranges))
+        _write_header(file, ranges[:0], rows=len(ranges))
         file.write(ranges.tobytes())
     click.echo(
         f"{fresh_line()}note: the ranges that int8 covers are in `{path}`; give queries the same with `--ranges`",
@@ -153,7 +153,7 @@ def write_ranges(path: Path, ranges: NDArray[np.float32]) -> None:
     )
 
 
-def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
+def _to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
     fields = {name: value for name, value in record.fields.items() if name != "embedding"}
     head = object_to_json(fields)[:-1]
     if vector is None:
