@@ -214,7 +214,7 @@ def test_a_message_that_begins_with_a_slash(talk: Ortkit, decoder: Decoder) -> N
         ),
         (["/regenerate"], 2, "error: there is no answer yet to regenerate\n\nhint: send a message first\n"),
         (["Hello", "dog " * 2000], 2, "error: the prompt has "),
-        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is not text"),
+        (["Hello", "a\0"], 2, "error: line 2 has a NUL byte and is not text"),
     ],
 )
 def test_a_pipe_ends_at_what_cannot_be_done(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
@@ -481,7 +481,7 @@ def test_a_full_context_drops_the_oldest_turns(ortkit: Ortkit, decoder_bundle: B
     assert dropping.out.count(b"\n") >= 12
     notes = dropping.err.splitlines()
     assert notes
-    assert set(notes) == {"note: dropped the oldest 2 messages, since the context is full"}
+    assert set(notes) == {"note: dropped the oldest 2 messages, because the context is full"}
     # A pipe cannot be asked.
     assert stopping == asking
     assert (stopping.code, stopping.err.splitlines()[-1]) == (2, "hint: `/reset` starts a new conversation")

@@ -77,7 +77,7 @@ def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder
     assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n")
     finished = ortkit("generate", bundle.path, PROMPT, "--system", "a")
     assert finished.err == (
-        "error: `--system` is a message, and without a chat template there are none\n\n"
+        "error: `--system` needs the chat template, and raw text there are none\n\n"
         "hint: put it at the beginning of the prompt\n"
     )
 
@@ -238,7 +238,7 @@ def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Ortkit) -> Non
     finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
 
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith("error: line 1 holds `NaN`, which cannot be passed on as a number of JSON\n")
+    assert finished.err.startswith("error: line 1 holds `NaN`, which is not a valid JSON number\n")
 
 
 def test_answers_before_a_broken_line_are_given(asked: Ortkit) -> None:
@@ -302,7 +302,7 @@ def test_the_input_is_not_replaced(asked: Ortkit, tmp_path: Path, option: str) -
         finished = asked(*arguments, "--input", path, option, path)
         assert (finished.code, finished.out) == (2, b"")
         assert finished.err == (
-            f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `{option}`\n"
+            f"error: `{path}` is also the input, and would be replaced\n\nhint: choose another file with `{option}`\n"
         )
     assert path.read_text() == "Hello"
 
@@ -400,8 +400,8 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
         (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
-        (["a", "--system", "b", "--raw"], b"", "error: `--system` is a message, and without a chat template"),
-        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        (["a", "--system", "b", "--raw"], b"", "error: `--system` needs the chat template, and raw text"),
+        ([], b"a\0b", "error: line 1 has a NUL byte and is not text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
         (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
         (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` needs a single prompt, and the input has many"),
@@ -411,7 +411,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
             "error: `--save-prefix` needs a single prompt, and",
         ),
         (["--raw"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
-        ([], b'{"prompt": 5}', "error: line 1 has no text in its field `prompt`"),
+        ([], b'{"prompt": 5}', "error: the field `prompt` of line 1 must be a string"),
         ([], b'{"prompt": " "}', "error: line 1: the prompt is empty\n"),
         ([], b'{"prompt": "\\ud800"}', "error: the prompt in line 1 is not valid Unicode"),
         ([], b'{"prompt": "a", "messages": []}', "error: line 1 has both a `prompt` and `messages`\n\nhint: give"),

@@ -86,9 +86,12 @@ def test_searches_in_an_array_with_documents_in_another_field(
     refused = ortkit(*command, stdin=json.dumps(searches).encode())
     assert refused.err.startswith("error: document 1 in item 1 has no text in a field `text`; its fields are `body`\n")
     for search, message in [
-        ({"question": "q", "documents": []}, "line 1 has no text in a field `query`; its fields are `question`, `docu"),
+        (
+            {"question": "q", "documents": []},
+            "line 1 has no string in a field `query`; its fields are `question`, `docu",
+        ),
         ({"query": "q", "texts": ["a"]}, "line 1 has no list in a field `documents`; its fields are `query`, `texts`"),
-        ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that a record cannot have"),
+        ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that records cannot have"),
     ]:
         finished = ortkit(*command, stdin=json.dumps(search).encode())
         assert (finished.code, finished.out) == (2, b"")
@@ -104,7 +107,9 @@ def test_rankings_before_an_error_are_kept_beside_the_output(
     )
 
     assert finished.code == 2
-    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is not valid JSON")
+    assert finished.err.startswith(
+        f"note: the partial output is in `{output}.incomplete`\nerror: line 2 is not valid JSON"
+    )
     assert [row["query"] for row in rows((tmp_path / "out.incomplete").read_bytes())] == ["q"]
     assert not output.exists()
 
@@ -185,13 +190,13 @@ def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bu
     [
         (["--query", " ", "a"], b"", "error: the query is empty\n"),
         (["a"], b"", "error: no query\n"),
-        (["--query", "q", "--input", "-", "a"], b"", "error: documents came as arguments and with `--input`"),
+        (["--query", "q", "--input", "-", "a"], b"", "error: documents are given as arguments and with `--input`"),
         (["--query", "q", "--scores", "softmax", "a"], b"", "error: `softmax` weighs labels against each other"),
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
-        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        (["--query", "q"], b"a\0b", "error: line 1 has a NUL byte and is not text"),
         ([], b"a plain line", "error: line 1 is not valid JSON"),
-        ([], b"[1]", "error: item 1 has no text in a field `query`"),
-        ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
+        ([], b"[1]", "error: item 1 has no string in a field `query`"),
+        ([], b'{"query": 5}', "error: line 1 has no string in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
         ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is not a text and has none"),
@@ -224,7 +229,7 @@ def test_the_input_is_not_replaced(ortkit: Ortkit, reranker_bundle: Bundle, tmp_
     finished = ortkit(*arguments, "--input", path)
 
     assert finished.code == 2
-    assert finished.err.startswith(f"error: `{path}` is the input too, and would be replaced\n")
+    assert finished.err.startswith(f"error: `{path}` is also the input, and would be replaced\n")
     assert path.read_text() == "a\nb\n"
 
 

@@ -1,4 +1,4 @@
-"""`ortkit list`, `inspect` and `verify`: which bundles are there, what they are, and whether they are intact."""
+"""`ortkit list`, `inspect` and `verify`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAIN_FIGURE = {
     Kind.RERANKER: ("tau_mean", "tau {:.4f} mean"),
     Kind.DECODER: ("kl_mean", "KL {:.4f} mean"),
 }
-"""The figure of a certificate that says most, and how `list` shows it."""
+"""Figure of a certificate that `list` shows, and its format."""
 _BROKEN_EXIT_CODE = 7
 
 
@@ -112,7 +112,7 @@ def _listed(path: Path) -> ListedBundle:
     examples=["ortkit inspect all-MiniLM-L6-v2-int8", "ortkit inspect all-MiniLM-L6-v2-int8 --runtime"],
 )
 @bundle_argument()
-@click.option("--runtime", is_flag=True, help="Add what it runs with on this machine: threads, provider, kernels.")
+@click.option("--runtime", is_flag=True, help="Add threads, provider and kernels on this machine.")
 @click.option(
     "--json",
     "as_json",
@@ -149,7 +149,7 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
 
 
 def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
-    """What an encoder runs with on this machine in lines: (label, text)."""
+    """The plan of an encoder on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
     int8 = []
     if plan.int8 is not None:
@@ -164,7 +164,7 @@ def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
-    """What a decoder runs with on this machine in lines: (label, text)."""
+    """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
@@ -174,7 +174,7 @@ def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
 
 
 def _describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
-    """The memory that a decoder takes in lines: (label, text)."""
+    """The memory of a decoder in lines: (label, text)."""
     caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
     return [
@@ -304,7 +304,7 @@ def verify(context: click.Context, *, bundles: Sequence[str], as_json: bool, tim
 
 @dataclass
 class VerifyResult:
-    """What was found out about one bundle; `error` is None for an intact one."""
+    """Result of a verification; `error` is None for an intact bundle."""
 
     path: str
     digest: str | None = None
@@ -331,7 +331,7 @@ class VerifyResult:
 
 
 def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) -> VerifyResult:
-    """Verify a bundle, and show each check when it is done; an error goes to stderr too."""
+    """Verify a bundle and show each check when it is done; also print an error to stderr."""
     result = VerifyResult(path)
     try:
         _verify(result, seconds, show=show)

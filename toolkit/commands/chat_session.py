@@ -41,7 +41,7 @@ _LEAVING = ("exit", "quit")
 _ANSWER_TOKENS = 256
 """Tokens that are kept free for an answer when the oldest turns are dropped, at most a quarter of the context."""
 _TEMPLATE_TOKENS = 64
-"""More than a chat template adds to one message."""
+"""Upper bound for the tokens that a chat template adds to a message."""
 _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
@@ -54,7 +54,7 @@ class OnFull(StrEnum):
 
 
 class ChatSession:
-    """A chat with the options, statistics and commands of a person; `left` is True once they have left."""
+    """A chat with options, statistics and commands; `left` is True once the person has left."""
 
     def __init__(
         self, chat: Chat, *, options: AnswerOptions, sampling: Sampling, on_full: OnFull, interactive: bool
@@ -64,7 +64,7 @@ class ChatSession:
         self.sampling = sampling
         self.on_full = on_full
         self.interactive = interactive
-        """Whether a person types, who can be asked."""
+        """Whether a person types and can be asked."""
         self.stats = GenerationStats()
         self.left = False
         self._used = 0
@@ -162,14 +162,14 @@ class ChatSession:
             raise click.Abort
 
     def _make_room(self, text: str) -> None:
-        """Drop the oldest turns where a message and its answer would not fit beside them, as `on_full` says."""
+        """Drop the oldest turns if the next message and its answer would not fit, as `on_full` says."""
         from ...runtime.text.messages import USER, Message
 
         if self.on_full is OnFull.STOP or (self.on_full is OnFull.ASK and not self.interactive):
             return
         context = self.chat.decoder.context
         room = self.options.max_tokens or min(_ANSWER_TOKENS, context // 4)
-        # A token has a byte at least, so that most messages need not be counted.
+        # A token has at least one byte, so most messages need not be tokenized here.
         if self._used + len(text.encode()) + _TEMPLATE_TOKENS + room <= context:
             return
         before = list(self.chat.messages)
@@ -178,14 +178,14 @@ class ChatSession:
         if dropped == 0 or (self.on_full is OnFull.ASK and not _confirm_drop(dropped)):
             return
         self.chat = type(self.chat)(self.chat.decoder, messages=kept)
-        click.echo(f"note: dropped the oldest {dropped} messages, since the context is full", err=True)
+        click.echo(f"note: dropped the oldest {dropped} messages, because the context is full", err=True)
 
     def _count_tokens(self, messages: Sequence[Message]) -> int:
         try:
             decoder = self.chat.decoder
             return len(decoder.encode_exactly(decoder.apply_chat_template(messages)))
         except TextTooLongError:
-            # Several times the context, which is not counted further.
+            # Too long to be counted.
             return sys.maxsize
 
     def _set_system(self, text: str) -> None:
@@ -232,10 +232,9 @@ class ChatSession:
 def messages_that_fit(
     messages: Sequence[Message], count_tokens: Callable[[Sequence[Message]], int], limit: int
 ) -> list[Message]:
-    """The messages without the oldest turns, so that no more than `limit` tokens are left.
+    """The messages without the oldest turns, at most `limit` tokens.
 
-    The system message and the last message stay. If even these are too many, all messages are returned: then dropping
-    turns does not help.
+    The system message and the last message stay. If these alone exceed the limit, all messages are returned.
     """
     from ...runtime.text.messages import SYSTEM, USER
 
@@ -254,7 +253,7 @@ def _confirm_drop(count: int) -> bool:
 
 
 def _file(command: str, name: str) -> Path:
-    """The path that a person typed, `~` for their home."""
+    """The path of an argument; `~` is the home folder."""
     if not name:
         raise InputError(f"`{command}` needs a file name", hint=f"{command} talk.ortkit")
     try:

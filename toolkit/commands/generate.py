@@ -16,7 +16,7 @@ from ..io.answer_options import AnswerOptions
 from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
 from ..io.inputs import InputFormat, Source
 from ..io.pipes import carries_input, refuse_pipe_beside
-from ..io.prompts import PromptRecord, placed, read_prompts, uses_template
+from ..io.prompts import PromptRecord, located, read_prompts, uses_template
 from ..io.record_options import with_fields
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import Reading, check_argument, refuse_file_name, refuse_file_path
@@ -212,8 +212,8 @@ def _answer_lines(
     """Write a line per prompt as soon as it is answered, except an interrupted answer."""
     stats = GenerationStats()
     for record in records:
-        with placed(record.where):
-            stream = generator.start(record.asked, with_fields(generator.options, record.fields, record.taken))
+        with located(record.where):
+            stream = generator.start(record.prompt, with_fields(generator.options, record.fields, record.taken))
         answer = complete_answer(stream)
         _end_if_cancelled(stream)
         fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)

@@ -50,7 +50,7 @@ def login(context: click.Context, *, token_stdin: bool, token_host: str | None) 
         text = click.prompt("Token (not shown)", hide_input=True, err=True)
     else:
         raise InputError(
-            "stdin is not a terminal, so no token can be asked for", hint="pipe it in with `--token-stdin`"
+            "stdin is not a terminal, so ortkit cannot ask for a token", hint="pipe it in with `--token-stdin`"
         )
     token = Token(read_new_token(text), "your input")
     account = ask_whoami(token)
@@ -139,7 +139,7 @@ def _visibility(access: Access) -> str:
 
 
 def _check_host(token_host: str | None) -> None:
-    """Raise NotSignedInError when a token may not go to the host that is asked."""
+    """Raise NotSignedInError if the token must not be sent to the host."""
     from ...exporters.hub.errors import host
     from ...exporters.hub.token import may_be_sent
 
@@ -157,7 +157,7 @@ def _variables_in_force() -> list[str]:
 
 
 def _describe(account: Account, token: Token) -> list[tuple[str, str]]:
-    """The Hub's answer about a token in lines: (label, text)."""
+    """The account and permissions of a token in lines: (label, text)."""
     lines = [("user", account.user), ("token", f"{token.masked}, from {token.source}")]
     if account.role is not None:
         lines.append(("kind", account.role))

@@ -102,7 +102,7 @@ def rerank(
             refuse_input(stream, output)
         reranker = Reranker(bundle)
 
-        pending = _Pending(sized=query is not None)
+        pending = _PendingDocuments(sized=query is not None)
 
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
             try:
@@ -118,7 +118,7 @@ def rerank(
             except TextError as error:
                 if not error.texts:
                     raise
-                raise pending.placed(error, reranker.max_length) from error
+                raise pending.located(error, reranker.max_length) from error
 
         with (
             open_output(output, keeps=True) as file,
@@ -133,8 +133,8 @@ def rerank(
     notes.print(reranker.max_length)
 
 
-class _Pending:
-    """Documents that are read but not scored yet: their places and sizes."""
+class _PendingDocuments:
+    """Documents that are read but not scored yet, in order."""
 
     def __init__(self, *, sized: bool) -> None:
         """With `sized`, progress advances as documents are scored; else with each finished search."""
@@ -154,8 +154,8 @@ class _Pending:
         else:
             self.shown.within(count)
 
-    def placed(self, error: TextError, max_length: int) -> InputError:
-        """The error with the document's place in the input; pending are the documents of the failed call, in order."""
+    def located(self, error: TextError, max_length: int) -> InputError:
+        """The error with the document's place in the input; pending are the documents of the failed call."""
         where = self.waiting[error.texts[0]].where
         if not isinstance(error, TextTooLongError):
             return InputError(f"{where} with its query {error.fault}", hint=error.hint)

@@ -35,7 +35,7 @@ class ExampleCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
         with formatter.section("Examples"):
-            # Written as they are: a command that is wrapped cannot be copied.
+            # Not wrapped, so that they can be copied.
             for example in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
@@ -57,7 +57,7 @@ class GroupedCommands(click.Group):
         limit = formatter.width - width - 6
         for heading, names in self.headings.items():
             with formatter.section(heading):
-                # Padded, so that the descriptions of all groups begin in one column.
+                # Padded, so that the descriptions of all groups are aligned.
                 formatter.write_dl(
                     [(f"{name:<{width}}", self.commands[name].get_short_help_str(limit)) for name in names]
                 )

@@ -7,17 +7,17 @@ import unicodedata
 _TAB = 8
 _FENCE = "```"
 _WIDE = frozenset("WF")
-"""East Asian widths (UAX #11) of characters that take two columns."""
+"""East Asian widths (UAX #11) of characters of two columns."""
 
 
 class WordWrap:
-    """Wraps streamed text: a word that does not fit is erased from the end of its line and written on the next.
+    """Wraps streamed text at words: a word that does not fit is erased and written again on the next line.
 
-    So a text is shown as soon as it comes. Code between lines of ``` is left to the terminal, so that it can be copied.
+    So text is shown without delay. Code between lines of ``` is not wrapped, so that it can be copied.
     """
 
     def __init__(self, columns: int) -> None:
-        # The cursor's place after a character in the last column is not the same in all terminals.
+        # Terminals differ in where the cursor is after a character in the last column.
         self.limit = max(1, columns - 1)
         self._column = 0
         self._word = ""
@@ -27,7 +27,7 @@ class WordWrap:
         self._in_code = False
 
     def push(self, text: str) -> str:
-        """What to write for the next piece of the text."""
+        """The output for the next piece of the text."""
         return "".join(map(self._push, text))
 
     def _push(self, character: str) -> str:
@@ -45,10 +45,10 @@ class WordWrap:
         if character.isspace():
             self._word, self._word_width = "", 0
             if before:
-                # The line break stands for the space.
+                # The line break replaces the space.
                 return before
         elif width > 1:
-            # Scripts with wide characters have no spaces; a line may end after any of them.
+            # Scripts with wide characters have no spaces: a line may end after any character.
             self._word, self._word_width = "", 0
         else:
             self._word += character

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
-    from .prompts import Asked
+    from .prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Generator:
     cache: KVCache
     """Shared by all answers: a common beginning of their prompts is prefilled once."""
 
-    def start(self, asked: Asked, options: AnswerOptions | None = None) -> Stream:
+    def start(self, prompt: Prompt, options: AnswerOptions | None = None) -> Stream:
         """Start an answer, by default with the options of all; raises InputError as `Decoder.stream` does."""
         given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
         if self.chat:
-            return self.decoder.stream_chat(as_messages(asked, self.system), cache=self.cache, **given)
-        if not isinstance(asked, str):
+            return self.decoder.stream_chat(as_messages(prompt, self.system), cache=self.cache, **given)
+        if not isinstance(prompt, str):
             raise InputError("`messages` need a chat template, and none is used here", hint="use `prompt` instead")
-        return self.decoder.stream(asked, cache=self.cache, **given)
+        return self.decoder.stream(prompt, cache=self.cache, **given)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class GenerationStats:
         prompt = f"prompt: {_tokens(self.prefilled + self.cached)}"
         if self.cached:
             prompt += f" ({self.cached} cached)"
-        # The first token of each answer comes with its prompt.
+        # The first token of each answer comes from the prefill.
         parts = [
             f"{prompt}{_speed(self.prefilled, self.prefill_seconds)}",
             f"generated {_tokens(self.generated)}{_speed(self.generated - self.answers, self.decode_seconds)}",

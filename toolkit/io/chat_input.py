@@ -1,4 +1,4 @@
-"""The messages of a chat, from a terminal or a pipe: line by line, or of several lines."""
+"""Read the messages of a chat from a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..console.terminal import styled
 from .inputs import as_typed, decode
 
 _PROMPT, _MORE = "> ", ". "
-"""Prompts for a message, and for its further lines."""
+"""Prompts for the first line of a message and for the next ones."""
 _QUOTES = '"""'
 
 Read = Callable[[str], str]
@@ -73,7 +73,7 @@ def from_pipe(lines: Iterable[bytes]) -> Read:
 def from_terminal() -> Read:
     """Read lines that a person types, with history and editing if Python has readline."""
     if not sys.stdout.isatty():
-        # Without a terminal to edit on, `input` would write its prompt to stdout, where answers go.
+        # `input` would write its prompt to stdout, which is redirected.
         return _from_typed_lines
     edited = False
     with suppress(ImportError):
@@ -92,7 +92,7 @@ def from_terminal() -> Read:
 
 
 def _colored(prompt: str, *, edited: bool) -> str:
-    """A prompt in color; readline is told which characters take no space."""
+    """A prompt in color, with its escape sequences marked as invisible for readline."""
     shown = styled(prompt, err=False, fg="green", bold=True)
     if shown == prompt or not edited:
         return shown

@@ -15,7 +15,7 @@ from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OrtkitError
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
-from .resumable import HashedSource, OutputFiles, ResumeState, done_before, locked, open_own, record
+from .resumable import HashedSource, OutputFiles, ResumeState, locked, open_regular, resume_state, save_state
 from .texts import Reading, RecordReader
 from .writers import Record, output_errors, write_ranges, writer_for
 
@@ -39,7 +39,7 @@ def embed_to_file(
     done = begun = ResumeState(bundle=run.embedder.bundle.digest, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
-            done = done_before(files, begun, source=source)
+            done = resume_state(files, begun, source=source)
         if done is begun:
             files.state.unlink(missing_ok=True)
         else:
@@ -50,14 +50,14 @@ def embed_to_file(
                 file.truncate(done.output_size)
                 file.seek(done.output_size)
                 writer = writer_for(options.output_format, file, empty=empty.vectors, rows=done.rows)
-                reader = RecordReader(source, reading, place=None if done is begun else done.place)
+                reader = RecordReader(source, reading, position=None if done is begun else done.position)
                 for chunk in embed_records(run, reader, writer, progress=progress, strict=False):
                     for index, error in chunk.failed.items():
                         failures.write(_failure_line(chunk.records[index], error))
                     before = done
                     done = replace(
                         done,
-                        place=reader.place,
+                        position=reader.position,
                         read=source.size,
                         read_sha256=source.hash.hexdigest(),
                         rows=done.rows + len(chunk.records),
@@ -67,7 +67,7 @@ def embed_to_file(
                         warnings=done.warnings + chunk.warnings,
                     )
                     if input_size is not None:
-                        record(files, done, file, failures)
+                        save_state(files, done, file, failures)
                     progress.advance(done.read - before.read, len(chunk.records))
                 file.flush()
                 os.fsync(file.fileno())
@@ -101,10 +101,10 @@ def _failure_line(found: Record, error: InputError) -> bytes:
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:
-    """Open a file to append after its first `size` bytes; the rest is cut off."""
+    """Open a file to append after its first `size` bytes; the rest is truncated."""
     if size == 0:
         path.unlink(missing_ok=True)
-    file = os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+    file = os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
     file.truncate(size)
     file.seek(size)
     return file
@@ -124,7 +124,7 @@ def _put_in_place(files: OutputFiles, done: ResumeState, *, ranges: NDArray[np.f
     if done.failed:
         files.failed_partial.replace(files.failed)
     else:
-        # One of an earlier run is not about this output.
+        # Left by an earlier run.
         files.failed.unlink(missing_ok=True)
     if ranges is not None:
         write_ranges(files.ranges, ranges)

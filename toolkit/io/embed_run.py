@@ -1,4 +1,4 @@
-"""Embed records chunk by chunk, whatever they are read from and written to; read range files."""
+"""Embed and write records chunk by chunk, for stdout and files; read range files."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def test_a_bar_has_rate_and_time_left() -> None:
     assert progress.line(10) == "embedding [#####---------------]  25%, 50 texts, 5 texts/s, 30 s left"
 
 
-def test_what_was_done_before_does_not_count_for_the_rate() -> None:
+def test_what_was_resume_state_does_not_count_for_the_rate() -> None:
     progress = TextProgress(1000)
     progress.advance(500, 0)
     progress.advance(250, 50)

@@ -42,10 +42,10 @@ ERRORS = [
     (2, "line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
-    (5, "line 5 holds a NUL byte, so this is not text"),
+    (5, "line 5 has a NUL byte and is not text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
-    (10, "line 10 is JSON that is nested too deep"),
-    (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),
+    (10, "the JSON in line 10 is nested too deeply"),
+    (11, "line 11 holds `1e999`, which is not a valid JSON number"),
 ]
 
 
@@ -174,7 +174,7 @@ def test_the_input_is_not_replaced(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path
 
     assert finished.code == 2
     assert finished.err == (
-        f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `--output`\n"
+        f"error: `{path}` is also the input, and would be replaced\n\nhint: choose another file with `--output`\n"
     )
     assert path.read_bytes() == b'{"text": "fine"}\n'
     assert names(tmp_path) == ["io.jsonl"]
@@ -387,7 +387,7 @@ def test_a_damaged_record_is_told_and_everything_done_anew(
         assert finished.err.endswith(f"error: `{tmp_path}/out.npy` cannot be written: Is a directory\n")
         return
     assert finished.err.startswith(
-        f"note: starting from the beginning, since the state of an earlier run in `{state}` cannot be used: {why}"
+        f"note: starting from the beginning: the state of an earlier run in `{state}` cannot be used: {why}"
     )
     assert "resuming after" not in finished.err
     assert len(np.load(tmp_path / "out.npy")) == 60

@@ -23,7 +23,7 @@ with p.open_input(None) as s:
     has = p.carries_input(s)
     print(has, s.read() if has else b"")
 """
-UNREAD = "note: stdin is that of the program which runs ortkit as well, so what is in it was not read; "
+UNREAD = "note: stdin was not read, since the program that started ortkit has the same stdin; "
 linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells whose stdin another has")
 
 
@@ -60,7 +60,7 @@ def test_what_is_piped_in_is_read(probe: Path, tmp_path: Path, script: str) -> N
     (line,), told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
     assert line in ("True b'notes'", "True b'notes\\n'")
-    waited = "note: waiting for what comes through the pipe; without one, add `< /dev/null`\n"
+    waited = "note: waiting for data from the pipe; add `< /dev/null` if there is none\n"
     assert told == (waited if "sleep 2" in script else "")
 
 
@@ -102,7 +102,7 @@ def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
     for stdin in (reading, theirs):
         lines, told = shell("exec $P", probe, stdin=stdin)
         assert lines == ["False b''"]
-        assert told == "note: nothing came through stdin in 0 seconds, so it is not read; `--input -` waits for it\n"
+        assert told == "note: no data on stdin for 0 seconds, so it is not read; `--input -` waits for it\n"
     ours.sendall(b"notes")
     ours.shutdown(socket.SHUT_WR)
     assert shell("exec $P", probe, stdin=theirs)[0] == ["True b'notes'"]
@@ -140,11 +140,11 @@ def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_pa
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [
-        ("embed", ["a text"], "texts came as arguments"),
-        ("rerank", ["--query", "q", "a document"], "documents came as arguments"),
-        ("embed", ["--input", "{file}"], "texts come from `{file}`"),
-        ("rerank", ["--query", "q", "--input", "{file}"], "documents come from `{file}`"),
-        ("rerank", ["--input", "{file}"], "documents come from `{file}`"),
+        ("embed", ["a text"], "texts are given as arguments"),
+        ("rerank", ["--query", "q", "a document"], "documents are given as arguments"),
+        ("embed", ["--input", "{file}"], "texts are read from `{file}`"),
+        ("rerank", ["--query", "q", "--input", "{file}"], "documents are read from `{file}`"),
+        ("rerank", ["--input", "{file}"], "documents are read from `{file}`"),
         ("generate", ["--input", "{file}"], "the input is `{file}`"),
         ("generate", ["Shorten:", "--input", "{file}"], "the input is `{file}`"),
     ],
@@ -159,8 +159,8 @@ def test_two_inputs_are_refused(ortkit: Ortkit, tmp_path: Path, command: str, ar
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: {what.format(file=file)}, and something comes through stdin as well: one of the two would be dropped\n"
-        "\nhint: leave one out: `--input -` reads stdin alone, and `< /dev/null` gives it nothing\n"
+        f"error: {what.format(file=file)}, and stdin has input too: one of the two would be ignored\n"
+        "\nhint: leave one out: `--input -` reads stdin alone, `< /dev/null` leaves it out\n"
     )
     assert ortkit(command, "nothing", *arguments, stdin=b"").code == 5
 
@@ -181,8 +181,8 @@ def test_the_name_of_a_file_is_not_taken_for_a_text(
         finished = ortkit(command, "nothing", *options, name)
         assert (finished.code, finished.out) == (2, b"")
         assert finished.err == (
-            f"error: `{name}` is a file, and an argument is taken as a {noun} itself\n\n"
-            f"hint: `--input {name}` reads it; `--literal` takes the name as the {noun}\n"
+            f"error: `{name}` is a file, but an argument is used as the {noun} itself\n\n"
+            f"hint: `--input {name}` reads it; `--literal` uses the name as the {noun}\n"
         )
         # Both ways that it names lead on.
         assert ortkit(command, "nothing", *options, "--input", name).code == 5
@@ -190,7 +190,7 @@ def test_the_name_of_a_file_is_not_taken_for_a_text(
     assert ortkit(command, "nothing", *options, "./notes/").code == 5
     finished = ortkit(command, "nothing", *options, f"{tmp_path}/notes")
     assert finished.code == 2
-    assert f"`{tmp_path}/notes` is a folder, and an argument is taken as a {noun} itself" in finished.err
+    assert f"`{tmp_path}/notes` is a folder, but an argument is used as the {noun} itself" in finished.err
     # A word may be the name of a folder by chance, and a text may be longer than any name.
     for text in ("notes", "a" * 5000, "nothing/x.txt", ""):
         assert ortkit(command, "nothing", *options, text).code == 5
@@ -210,8 +210,8 @@ def test_other_ways_to_name_an_input_are_not_taken_for_texts(
 
     assert (dash.code, at.code) == (2, 2)
     assert dash.err == (
-        f"error: `-` is taken as a {noun} itself\n\n"
-        f"hint: `--input -` reads stdin; `--literal` takes the dash as the {noun}\n"
+        f"error: `-` would be used as the {noun} itself\n\n"
+        f"hint: `--input -` reads stdin; `--literal` uses the dash as the {noun}\n"
     )
     assert at.err.startswith(
         f"error: `@{tmp_path}/x.txt` is taken as a {noun} itself, and `{tmp_path}/x.txt` is a file"
@@ -233,7 +233,7 @@ def test_an_option_that_takes_a_text_is_not_given_a_file(
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `my prompt.txt` is a file, and `{option}` takes the text itself\n\n"
-        f"hint: `{option} \"$(cat 'my prompt.txt')\"` takes what is in it; `--literal` takes the name as the text\n"
+        f"hint: `{option} \"$(cat 'my prompt.txt')\"` gives its content; `--literal` uses the name as the text\n"
     )
     for arguments in ([option, "my prompt.txt", "--literal"], [option, "water"], [option, "no/file.txt"]):
         assert ortkit(command, "nothing", *arguments).code == 5

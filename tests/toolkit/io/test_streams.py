@@ -116,7 +116,7 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
     for source, output in [(path, path), (link, path), (path, link)]:
         with open_input(str(source)) as stream, pytest.raises(InputError) as caught:
             refuse_input(stream, str(output))
-        assert caught.value.message == f"`{output}` is the input too, and would be replaced"
+        assert caught.value.message == f"`{output}` is also the input, and would be replaced"
         assert caught.value.hint == "choose another file with `--output`"
     with open_input(str(path)) as stream:
         refuse_input(stream, str(other))
@@ -127,7 +127,7 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
         refuse_input(stream, os.devnull)
 
 
-def test_what_was_done_before_an_error_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_resume_state_an_error_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     output.write_bytes(b"old")
 
@@ -141,7 +141,7 @@ def test_what_was_done_before_an_error_can_be_kept(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [output]
     fail(b"new", keeps=True)
-    assert capsys.readouterr().err == f"note: what was done is in `{output}.incomplete`\n"
+    assert capsys.readouterr().err == f"note: the partial output is in `{output}.incomplete`\n"
     assert output.read_bytes() == b"old"
     assert (tmp_path / "out.incomplete").read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 2

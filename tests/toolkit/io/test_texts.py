@@ -51,7 +51,7 @@ def test_the_format_can_be_said() -> None:
         (b'{"text": "a"}\n[1]\n', "line 2 has no text in a field `text`"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "the text in line 2 is not valid Unicode: surrogates not allowed"),
         (b"a\n\xff\xfeb\n", "line 2 is not valid UTF-8 at byte 1"),
-        (b"a\nb\0c\n", "line 2 holds a NUL byte, so this is not text"),
+        (b"a\nb\0c\n", "line 2 has a NUL byte and is not text"),
     ],
 )
 def test_what_cannot_be_read_names_its_line(content: bytes, message: str) -> None:
@@ -74,5 +74,5 @@ def test_numbers_that_could_not_go_out_again_are_refused(literal: str) -> None:
     assert next(records).fields["x"] == 1e308
     with pytest.raises(InputError) as caught:
         next(records)
-    assert caught.value.message == f"line 2 holds `{literal}`, which cannot be passed on as a number of JSON"
-    assert caught.value.hint == "give it in quotes, or null"
+    assert caught.value.message == f"line 2 holds `{literal}`, which is not a valid JSON number"
+    assert caught.value.hint == "write it as a string, or null"
