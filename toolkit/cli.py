@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,10 @@ _ESCAPED = "ortkit.escaped"
 _CLOSED_PIPE = 141
 """Exit code for a closed pipe, as shells report SIGPIPE."""
 _OUT_OF_MEMORY = 9
+_NO_ARGUMENTS: tuple[type[click.UsageError], ...] = (
+    (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+)
+"""What click 8.2 raises for a command that needs arguments and has none."""
 _RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
 """Commands that load onnxruntime or tokenizers."""
 
@@ -47,6 +52,12 @@ class Commands(GroupedCommands):
 
             check_libraries()
         return name, command, rest
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        # `python -m ortkit` and `ortkit` show the same help.
+        return super().make_context("ortkit" if parent is None else info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -163,11 +174,10 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
     """Run a command; print its error to stderr, and return the exit code."""
     try:
         code = run()
+    except click.UsageError as error:
+        return _report_usage(error)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
-        return error.exit_code
+        return _report(error.format_message(), None, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         # Overwrites the ^C that the terminal shows.
         click.echo(f"{fresh_line()}interrupted", err=True)
@@ -192,6 +202,19 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         )
     # In non-standalone mode, click returns the exit code of `ctx.exit`.
     return code if isinstance(code, int) else 0
+
+
+def _report_usage(error: click.UsageError) -> int:
+    if isinstance(error, _NO_ARGUMENTS):
+        # The message is the help text.
+        error.show()
+        return error.exit_code
+    message = error.format_message()
+    hint = None
+    if error.ctx is not None:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+        hint = f"usage: {usage}; `{error.ctx.command_path} --help` shows more"
+    return _report(message[:1].lower() + message[1:].removesuffix("."), hint, error.exit_code)
 
 
 def _report(message: str, hint: str | None, exit_code: int) -> int:

@@ -116,7 +116,7 @@ def test_an_answer_can_be_given_again(talk: Ortkit, decoder: Decoder) -> None:
     assert sampled.out[: len(sampled.out) // 2] != sampled.out[len(sampled.out) // 2 :]
 
 
-def test_a_conversation_goes_on_after_a_save(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_conversation_continues_after_a_save(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     path = tmp_path / "my talk"
     first, second = answers(decoder, "Hello", "Hm")
     saved = talk("Hello", f"/save {path}")
@@ -217,7 +217,7 @@ def test_a_message_that_begins_with_a_slash(talk: Ortkit, decoder: Decoder) -> N
         (["Hello", "a\0"], 2, "error: line 2 has a NUL byte and is not text"),
     ],
 )
-def test_a_pipe_ends_at_what_cannot_be_done(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
+def test_an_error_ends_a_chat_from_a_pipe(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
     finished = talk(*lines, "Never")
 
     assert finished.code == code
@@ -236,7 +236,7 @@ def test_an_answer_that_fills_the_context_says_so(ortkit: Ortkit, decoder_bundle
     assert finished.err == "note: the answer ends here because the context is full\n"
 
 
-def test_options_are_checked_before_anything_is_said(talk: Ortkit) -> None:
+def test_options_are_checked_before_a_chat_begins(talk: Ortkit) -> None:
     finished = talk(options=("--top-p", 0))
 
     assert (finished.code, finished.err) == (2, "error: `top_p` must be above 0 and at most 1, not 0.0\n")
@@ -253,7 +253,7 @@ def test_a_model_without_a_template(ortkit: Ortkit, tmp_path: Path) -> None:
     )
 
 
-def test_what_the_template_refuses(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_errors_of_the_chat_template(ortkit: Ortkit, tmp_path: Path) -> None:
     from ortkit.runtime.bundle.manifest import ChatFacts
 
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -353,7 +353,7 @@ def test_a_person_talks_on_a_terminal(decoder_bundle: Bundle) -> None:
         assert person.process.wait(20) == 0
 
 
-def test_what_was_typed_before_comes_back(decoder_bundle: Bundle) -> None:
+def test_earlier_lines_can_be_recalled(decoder_bundle: Bundle) -> None:
     pytest.importorskip("readline")
     with terminal("chat", decoder_bundle.path, "--max-tokens", 3) as person:
         person.until("> ")

@@ -62,7 +62,9 @@ def test_an_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_other_ends(error: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_of_other_errors(
+    error: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code_of(raising(error)) == code
     assert capsys.readouterr().err == shown
 
@@ -75,27 +77,34 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_usage_errors_end_with_2(ortkit: Ortkit) -> None:
+    usage = "hint: usage: ortkit [OPTIONS] COMMAND [ARGS]...; `ortkit --help` shows more\n"
     for arguments, shown in [
-        (["nothing"], "No such command 'nothing'.\n"),
-        (["verfy"], "No such command 'verfy'. Did you mean 'verify'?\n"),
-        (["embed", "--otuput"], "No such option '--otuput'"),
-        (["embed"], "Missing argument 'BUNDLE'"),
-        (["export", "x", "--precision", "int3"], "Invalid value for '--precision'"),
+        (["nothing"], f"error: no such command 'nothing'\n\n{usage}"),
+        (["verfy"], f"error: no such command 'verfy'. Did you mean 'verify'?\n\n{usage}"),
+        (["embed", "--otuput"], "error: no such option '--otuput'"),
+        (
+            ["embed"],
+            (
+                "error: missing argument 'BUNDLE'\n\n"
+                "hint: usage: ortkit embed [OPTIONS] BUNDLE [TEXTS]...; `ortkit embed --help` shows more\n"
+            ),
+        ),
+        (["export", "x", "--precision", "int3"], "error: invalid value for '--precision': 'int3' is not one of"),
     ]:
         finished = ortkit(*arguments)
-        assert finished.code == 2
-        assert shown in finished.err
+        assert (finished.code, finished.out) == (2, b"")
+        assert finished.err.startswith(shown)
 
 
 def test_help_and_version_end_with_0(ortkit: Ortkit) -> None:
     for command in ([], *([name] for name in cli.commands)):
         finished = ortkit(*command, "--help")
         assert finished.code == 0
-        assert b"Usage:" in finished.out
+        assert finished.out.startswith(b"Usage: ortkit ")
     assert ortkit("--version").out == b"ortkit, version 0.1.0\n"
 
 
-def test_without_a_command_it_shows_what_there_is(ortkit: Ortkit) -> None:
+def test_without_a_command_the_help_is_shown(ortkit: Ortkit) -> None:
     finished = ortkit()
 
     assert finished.code == 2
@@ -111,6 +120,15 @@ def test_without_a_command_it_shows_what_there_is(ortkit: Ortkit) -> None:
         name for names in cli.headings.values() for name in names
     ]
     assert "..." not in finished.err.partition("Hub:")[2], "each description fits on 80 columns"
+
+
+def test_descriptions_wrap_on_a_narrow_terminal(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    shown = ortkit("--help").out.decode()
+
+    assert max(map(len, shown.splitlines())) < 50
+    for command in cli.commands.values():
+        assert f"{command.name} {command.get_short_help_str(1000)}" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
@@ -147,7 +165,7 @@ def test_close_names_are_typing_errors_beginnings_and_parts() -> None:
     assert close_names("mistral", known) == []
 
 
-def test_the_export_stage_missing_is_said_in_a_sentence() -> None:
+def test_a_missing_export_stage_is_an_error_with_a_hint() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['ortkit', 'export', 'x']; "
         "from ortkit.__main__ import main; main()"
@@ -187,7 +205,7 @@ def test_an_error_does_not_need_stderr() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_behind_stdout_is_said_once(unbuffered: str) -> None:
+def test_a_full_disk_behind_stdout_is_reported_once(unbuffered: str) -> None:
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full:
         finished = subprocess.run(

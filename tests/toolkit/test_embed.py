@@ -304,7 +304,7 @@ COMMAND = [sys.executable, "-m", "ortkit", "embed"]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_said(int8_bundle: Bundle, unbuffered: str) -> None:
+def test_a_full_disk_is_reported(int8_bundle: Bundle, unbuffered: str) -> None:
     finished = subprocess.run(
         ["sh", "-c", f"exec {' '.join(COMMAND)} {int8_bundle.path} hello > /dev/full"],
         capture_output=True,

@@ -51,7 +51,7 @@ def asked(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
     return run
 
 
-def test_the_chat_template_is_used_where_there_is_one(asked: Ortkit, decoder: Decoder) -> None:
+def test_the_chat_template_is_used_by_default(asked: Ortkit, decoder: Decoder) -> None:
     finished = asked("Hello")
 
     assert (finished.code, finished.err) == (0, "")
@@ -77,7 +77,7 @@ def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder
     assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n")
     finished = ortkit("generate", bundle.path, PROMPT, "--system", "a")
     assert finished.err == (
-        "error: `--system` needs the chat template, and raw text there are none\n\n"
+        "error: `--system` needs the chat template, and raw text has no messages\n\n"
         "hint: put it at the beginning of the prompt\n"
     )
 
@@ -141,7 +141,7 @@ def test_drafts_are_made_unless_they_are_declined(
     assert lookups == [looks_up, False]
 
 
-def test_what_the_publisher_states_holds_where_nothing_is_given(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_the_publishers_defaults_apply(ortkit: Ortkit, tmp_path: Path) -> None:
     from ortkit.runtime.bundle.manifest import GenerationDefaults
 
     generation = GenerationDefaults(temperature=5.0, top_k=1)
@@ -224,7 +224,7 @@ def test_a_conversation_keeps_its_own_message_to_the_system(asked: Ortkit) -> No
     assert first["text"] == second["text"]
 
 
-def test_the_format_can_be_said(asked: Ortkit, decoder: Decoder) -> None:
+def test_the_format_can_be_given(asked: Ortkit, decoder: Decoder) -> None:
     line = b'{"prompt": "Hello"}'
 
     assert asked("--input-format", "text", stdin=line).out == ended(answer_to(decoder, CHATML.format(line.decode())))
@@ -234,11 +234,11 @@ def test_the_format_can_be_said(asked: Ortkit, decoder: Decoder) -> None:
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
-def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Ortkit) -> None:
+def test_a_number_that_json_does_not_have_ends_the_run(asked: Ortkit) -> None:
     finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
 
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith("error: line 1 holds `NaN`, which is not a valid JSON number\n")
+    assert finished.err.startswith("error: line 1 has `NaN`, which cannot be written as a JSON number\n")
 
 
 def test_answers_before_a_broken_line_are_given(asked: Ortkit) -> None:
@@ -416,7 +416,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         ([], b'{"prompt": "\\ud800"}', "error: the prompt in line 1 is not valid Unicode"),
         ([], b'{"prompt": "a", "messages": []}', "error: line 1 has both a `prompt` and `messages`\n\nhint: give"),
         (["--input-format", "jsonl"], b'{"text": "a"}', "error: line 1 has neither a `prompt` nor `messages`; its"),
-        ([], b'{"messages": []}', "error: line 1 has no list of messages in its field `messages`"),
+        ([], b'{"messages": []}', "error: the field `messages` of line 1 must be a non-empty list of messages"),
         ([], b'{"messages": [5]}', "error: line 1: message 0 must have `role` and `content`, not be int"),
         ([], b'{"messages": [{"role": "x", "content": "a"}]}', "error: line 1: message 0 has the role `x`, which the"),
         ([], b'\n{"prompt": "%s"}' % (b"dog " * 2000), "error: line 2: the prompt has "),

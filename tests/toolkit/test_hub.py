@@ -128,7 +128,7 @@ def test_a_fine_grained_token_without_the_scope(any_user: HubUser) -> None:
 
 
 @pytest.mark.parametrize("model", ["org/private", "org/nothing"])
-def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> None:
+def test_a_private_or_missing_model(any_user: HubUser, model: str) -> None:
     assert error_of(any_user.run("access", model)) == (
         5,
         f"`{model}` does not exist, or it is private and there is no token to show",
@@ -141,7 +141,7 @@ def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> 
     )
 
 
-def test_a_revision_that_is_not_there(any_user: HubUser) -> None:
+def test_a_missing_revision(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/public", "--revision", "v9")) == (
         5,
         "`org/public` has no revision `v9`",
@@ -314,7 +314,7 @@ def test_a_token_file_written_by_hand(any_user: HubUser, content: str | bytes) -
     ]
 
 
-def test_what_the_hugging_face_cli_stored_is_used(every_user: HubUser, hub: LocalHub) -> None:
+def test_a_token_stored_by_the_hugging_face_cli_is_used(every_user: HubUser, hub: LocalHub) -> None:
     code = f"import huggingface_hub; huggingface_hub.login(token={ADA!r})"
     assert every_user.run_code(code).returncode == 0
 
@@ -324,7 +324,7 @@ def test_what_the_hugging_face_cli_stored_is_used(every_user: HubUser, hub: Loca
 
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
-def test_a_token_in_the_environment_goes_before_the_file(any_user: HubUser, variable: str) -> None:
+def test_a_token_in_the_environment_takes_precedence(any_user: HubUser, variable: str) -> None:
     any_user.write_token(BOB)
 
     finished = any_user.run("whoami", **{variable: f" {ADA}\n"})
@@ -484,7 +484,7 @@ def test_login_leaves_a_shared_folder_as_it_is(any_user: HubUser, tmp_path: Path
     assert stat.S_IMODE((shared / "token").stat().st_mode) == 0o600
 
 
-def test_login_says_what_goes_before_the_file(any_user: HubUser) -> None:
+def test_login_warns_of_a_variable_with_precedence(any_user: HubUser) -> None:
     finished = any_user.run("login", "--token-stdin", stdin=ADA.encode(), HF_TOKEN=BOB)
 
     assert (
@@ -517,7 +517,7 @@ def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
         (b"hf_...", ": it is the placeholder of some instructions"),
     ],
 )
-def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
+def test_login_with_an_invalid_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
     assert error_of(user.run("login", "--token-stdin", stdin=text)) == (
         2,
         f"that is no token{problem}",
@@ -581,7 +581,7 @@ def test_login_on_a_terminal_does_not_show_what_is_typed(user: HubUser) -> None:
     assert b"signed in as ada; the token hf_****0001 is in" in shown
 
 
-def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> None:
+def test_logout_removes_the_file_and_lists_remaining_tokens(any_user: HubUser) -> None:
     any_user.write_token(ADA)
     stored = any_user.token_file.with_name("stored_tokens")
     stored.write_text("[name]\nhf_token = x\n")
@@ -606,7 +606,7 @@ token.store_token("{}")
 """
 
 
-def test_what_a_killed_login_left_is_removed(user: HubUser) -> None:
+def test_files_of_a_killed_login_are_removed(user: HubUser) -> None:
     def kill() -> list[Path]:
         killed = subprocess.run([sys.executable, "-c", KILLED_LOGIN.format(BOB)], env=user.environment, check=False)
         assert killed.returncode == -signal.SIGKILL

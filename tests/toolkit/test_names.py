@@ -61,7 +61,7 @@ def test_bundles_in_folders_of_any_name(
 
 
 @pytest.mark.parametrize("broken", ["model.onnx", "tokenizer.json"])
-def test_what_is_broken_in_such_a_folder_is_the_bundles(
+def test_a_broken_bundle_in_a_folder_of_any_name(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, broken: str
 ) -> None:
     folder = tmp_path / NOT_UTF8

@@ -144,7 +144,7 @@ def test_no_documents_are_no_error(ortkit: Ortkit, reranker_bundle: Bundle) -> N
         assert (finished.code, finished.out, finished.err) == (0, b"", "")
 
 
-def test_what_was_cut_and_what_is_empty_is_told(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
+def test_truncated_and_empty_texts_are_reported(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
     long = "water " * 300
     command = ("rerank", reranker_bundle.path)
     one = ortkit(*command, "--query", "q", "a", long, "", long)
@@ -199,7 +199,11 @@ def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bu
         ([], b'{"query": 5}', "error: line 1 has no string in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
-        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is not a text and has none"),
+        (
+            [],
+            b'{"query": "q", "documents": ["a", 5]}',
+            "error: document 2 in line 1 must be a string, or an object with a field `text`",
+        ),
         ([], b'{"query": "q", "documents": ["\\ud800"]}', "error: document 1 in line 1 is not valid Unicode"),
         ([], b'{"query": "\\ud800", "documents": []}', "error: the query in line 1 is not valid Unicode"),
     ],

@@ -34,7 +34,7 @@ def bundle_folders() -> Iterator[Path]:
             yield path
 
 
-def _resolve_bundle(name: str) -> str:
+def resolve_bundle(name: str) -> str:
     """The path of a bundle that is given by its path or by its name; a path that exists takes precedence.
 
     Raises NotFoundError with the close matches for a name that is neither. A name without close matches is returned
@@ -61,7 +61,7 @@ class BundleType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     name = "bundle"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        return _resolve_bundle(os.fspath(value))
+        return resolve_bundle(os.fspath(value))
 
 
 def bundle_argument(**settings: Any) -> Callable[[Function], Function]:

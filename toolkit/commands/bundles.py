@@ -17,7 +17,7 @@ from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
-from .bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
+from .bundle_names import bundle_argument, bundle_folders, bundles_folder, resolve_bundle
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest
@@ -192,7 +192,7 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
         ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
     ]
     if facts.cache_type is CacheType.FLOAT16:
-        lines.append(("cache", "float16 KV cache, half of the memory of float32"))
+        lines.append(("cache", "float16 KV cache, half the memory of float32"))
     if facts.plain_attention:
         lines.append(("attention", "plain operators: exact, slower than the fused operator"))
     stated = [
@@ -270,7 +270,7 @@ def _layer_error_summary(errors: Sequence[float]) -> str:
         "ortkit verify all-MiniLM-L6-v2-int8 --json",
     ],
 )
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=BundleType())
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with the result of each bundle.")
 @click.option(
     "--time-limit",
@@ -338,9 +338,9 @@ def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) 
     except OrtkitError as error:
         result.error = error
         print_error(error.message, error.hint)
-        show(f"failed: {path}")
+        show(f"failed: {result.path}")
         return result
-    show(f"ok: {path}")
+    show(f"ok: {result.path}")
     return result
 
 
@@ -348,6 +348,7 @@ def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str]
     from ...runtime import verify as verification
     from ...runtime.bundle.bundle import Bundle
 
+    result.path = resolve_bundle(result.path)
     opened = Bundle.open(result.path)
     result.digest, result.files = opened.digest, len(opened.manifest.files)
     show(f"digest       {result.digest}")

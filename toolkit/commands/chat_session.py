@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
     from ...runtime.text.messages import Message
     from ..io.answer_options import AnswerOptions
 
-_HELP = '''\
-/regenerate        generate another answer to the last message
-/system TEXT       set the system message
-/set NAME VALUE    set an option, for example `/set temperature 0.2`; `/set` shows them
-/reset             start a new conversation
-/save FILE         save the conversation
-/load FILE         load a saved conversation
-/help              show this list
-/exit, /quit       leave, as do `exit`, `quit` and Ctrl-D
-
-A line that ends with \\ continues on the next one. """ opens a message of several lines, and """ at the end of a line
-closes it. Ctrl-C stops an answer. A message that begins with / needs a space before it.'''
+_COMMANDS = (
+    ("/regenerate", "generate another answer to the last message"),
+    ("/system TEXT", "set the system message"),
+    ("/set NAME VALUE", "set an option, for example `/set temperature 0.2`; `/set` shows them"),
+    ("/reset", "start a new conversation"),
+    ("/save FILE", "save the conversation"),
+    ("/load FILE", "load a saved conversation"),
+    ("/help", "show this list"),
+    ("/exit, /quit", "leave, as do `exit`, `quit` and Ctrl-D"),
+)
+_HELP = (
+    'A line that ends with \\ continues on the next one. """ opens a message of several lines, and """ at the end of a '
+    "line closes it. Ctrl-C stops an answer. A message that begins with / needs a space before it."
+)
 _LEAVING = ("exit", "quit")
 _ANSWER_TOKENS = 256
 """Tokens that are kept free for an answer when the oldest turns are dropped, at most a quarter of the context."""
@@ -78,7 +81,7 @@ class ChatSession:
         self._without_argument: dict[str, Callable[[], None]] = {
             "/regenerate": self._regenerate,
             "/reset": self._reset,
-            "/help": lambda: click.echo(_HELP, err=True),
+            "/help": _show_help,
             "/exit": self._leave,
             "/quit": self._leave,
         }
@@ -245,6 +248,14 @@ def messages_that_fit(
         if count_tokens(kept) <= limit:
             return kept
     return list(messages)
+
+
+def _show_help() -> None:
+    formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
+    formatter.write_dl(_COMMANDS)
+    formatter.write_paragraph()
+    formatter.write_text(_HELP)
+    click.echo(formatter.getvalue(), err=True, nl=False)
 
 
 def _confirm_drop(count: int) -> bool:

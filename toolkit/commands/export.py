@@ -38,7 +38,13 @@ if TYPE_CHECKING:
     help="Weights of the bundle.  [default: `source`, unchanged, for a quantized GGUF file; else the catalog's; else "
     "int8 for encoders and int4 for LLMs]",
 )
-@click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
+@click.option(
+    "--provider",
+    type=click.Choice([choice.value for choice in Provider]),
+    default="cpu",
+    show_default=True,
+    help="Execution provider of the graph; only `cpu` so far.",
+)
 @click.option(
     "--out",
     type=click.Path(),
@@ -74,7 +80,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Choice([choice.value for choice in CacheType]),
-    help="LLMs: the type of the KV cache. float16 takes half of the memory, and is slower on a CPU.  "
+    help="LLMs: type of the KV cache. float16 takes half the memory, and is slower on a CPU.  "
     "[default: float32, and float16 with fp16]",
 )
 @click.option(
@@ -102,8 +108,7 @@ def export(
     """Export a model from the Hub, a folder or a GGUF file.
 
     SOURCE is a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file. The bundle is compared with
-    PyTorch, and its certificate says how close it comes. Its path goes to stdout,
-    progress and the summary to stderr.
+    PyTorch, and its certificate has the figures. Its path goes to stdout, progress and the summary to stderr.
 
     fp16 is for GPUs; on a CPU, int4 is smaller and faster for LLMs.
     """
@@ -154,7 +159,7 @@ def _summarize(exported: Exported) -> None:
     if precision is Precision.FP16:
         say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
-        say("  cache    float16 KV cache: half of the memory, slower on a CPU", err=True)
+        say("  cache    float16 KV cache: half the memory, slower on a CPU", err=True)
     say(f"  next     {program_name()} {_NEXT[kind].format(path)}", err=True)
     say("", err=True)
 

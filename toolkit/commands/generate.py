@@ -29,7 +29,6 @@ from .options import (
     Text,
     answer_options,
     context_option,
-    field_option,
     input_format_option,
     literal_option,
     once,
@@ -64,7 +63,12 @@ if TYPE_CHECKING:
     "--input", "source", metavar="FILE", help="Read the prompt, or text to append to PROMPT, from FILE, `-` for stdin."
 )
 @input_format_option("One prompt, or records with `prompt` or `messages`; other fields are copied to the output.")
-@field_option
+@once(
+    "--field",
+    type=Text(),
+    metavar="NAME",
+    help="JSON field or CSV column that holds the prompt.  [default: `prompt` or `messages`]",
+)
 @literal_option
 @click.option(
     "--chat/--raw",

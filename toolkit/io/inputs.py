@@ -526,7 +526,7 @@ def _repeats(where: str, name: str) -> InputError:
 def _not_json(where: str, literal: str) -> InputError:
     shown = literal if len(literal) <= _SHOWN_DIGITS else f"{literal[:_SHOWN_DIGITS]}..."
     return InputError(
-        f"{where} has `{shown}`, which is not a valid JSON number",
+        f"{where} has `{shown}`, which cannot be written as a JSON number",
         hint="write it as a string, or null",
     )
 

@@ -116,7 +116,7 @@ def _prompt_field(fields: dict[str, Any], where: str) -> str:
 
 def _conversation(messages: object, name: str, where: str) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"the field `{name}` of {where} must be a list of messages")
+        raise InputError(f"the field `{name}` of {where} must be a non-empty list of messages")
     from ...runtime.text.messages import messages_of
 
     with located(where):

@@ -142,7 +142,7 @@ def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypat
     assert exit_code_of(run_interruptibly) == 2
 
 
-def test_a_process_that_ignores_interrupts_goes_on_to(tmp_path: Path) -> None:
+def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
     """As a shell starts what runs in the background."""
     bundle, _ = write_decoder(tmp_path / "tiny")
     code = """

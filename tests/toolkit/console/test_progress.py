@@ -16,7 +16,7 @@ def test_a_bar_has_rate_and_time_left() -> None:
     assert progress.line(10) == "embedding [#####---------------]  25%, 50 texts, 5 texts/s, 30 s left"
 
 
-def test_what_was_resume_state_does_not_count_for_the_rate() -> None:
+def test_resumed_work_does_not_count_for_the_rate() -> None:
     progress = TextProgress(1000)
     progress.advance(500, 0)
     progress.advance(250, 50)
@@ -58,7 +58,7 @@ def test_bytes_are_shown_with_the_rate_and_the_time_that_is_left(monkeypatch: py
     ]
 
 
-def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_are_not_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     StageProgress().update(10, 20, "bytes")
 
     assert capsys.readouterr().err == ""
@@ -78,7 +78,7 @@ def told(code: str, exit_code: int = 0) -> tuple[str, list[str]]:
     return shown, lines_on_terminal(shown)
 
 
-def test_what_is_no_progress_begins_on_a_line_of_its_own() -> None:
+def test_other_output_begins_on_a_new_line() -> None:
     """Whoever writes it: an error, a warning of a library, a log, a question."""
     _, lines = told(
         """

@@ -45,7 +45,7 @@ ERRORS = [
     (5, "line 5 has a NUL byte and is not text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
     (10, "the JSON in line 10 is nested too deeply"),
-    (11, "line 11 holds `1e999`, which is not a valid JSON number"),
+    (11, "line 11 has `1e999`, which cannot be written as a JSON number"),
 ]
 
 
@@ -68,7 +68,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
 @pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
-def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
+def test_failed_records_are_listed_and_do_not_stop_the_run(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, source: str, output_format: str
 ) -> None:
     (tmp_path / "in").write_bytes(b"".join(LINES))
@@ -104,7 +104,7 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "binary", "ubinary"])
-def test_a_record_that_fails_is_zeros_where_there_is_no_nan(
+def test_failed_records_are_zeros_for_integer_types(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, dtype: str
 ) -> None:
     output = tmp_path / "out.npy"
@@ -136,7 +136,7 @@ def test_no_records_give_an_empty_output(ortkit: Ortkit, tiny_bundle: Bundle, tm
     assert np.load(tmp_path / "out").shape == (0, 48)
 
 
-def test_what_a_link_names_is_the_output(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_link_is_followed_to_the_output(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old.npy").write_bytes(b"old")
     (tmp_path / "out.npy").symlink_to("folder/old.npy")
@@ -181,7 +181,7 @@ def test_the_input_is_not_replaced(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
-def test_an_input_that_cannot_be_read_is_told(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_unreadable_input_is_reported(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     finished = ortkit("embed", tiny_bundle.path, "--input", "/proc/self/mem", "--output", tmp_path / "out.npy")
 
     assert finished == Finished(2, b"", "error: `/proc/self/mem` cannot be read: Input/output error\n")
@@ -210,7 +210,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
-def test_what_was_done_is_not_done_again(
+def test_completed_records_are_not_computed_again(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, output_format: str
 ) -> None:
     source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out"
@@ -317,7 +317,7 @@ def test_it_says_that_it_can_go_on(
 
 
 @pytest.mark.parametrize("changed", ["a byte", "length", "options", "bundle"])
-def test_what_was_begun_with_something_else_is_not_continued(
+def test_a_run_with_other_options_is_not_resumed(
     ortkit: Ortkit, begun: list[object], tiny_bundle: Bundle, tmp_path: Path, changed: str
 ) -> None:
     source = tmp_path / "in"
@@ -368,7 +368,7 @@ def test_a_record_of_another_version_counts_for_nothing(ortkit: Ortkit, begun: l
         (None, "Is a directory"),
     ],
 )
-def test_a_damaged_record_is_told_and_everything_done_anew(
+def test_an_unusable_state_starts_from_the_beginning(
     ortkit: Ortkit, begun: list[object], tmp_path: Path, content: bytes | None, why: str
 ) -> None:
     state = tmp_path / ".out.npy.state"
@@ -397,7 +397,7 @@ def test_a_damaged_record_is_told_and_everything_done_anew(
 
 @pytest.mark.parametrize("name", [".out.npy.partial", ".out.npy.failed.partial", ".out.npy.state.next"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
-def test_what_a_link_names_is_not_overwritten(
+def test_the_target_of_a_link_is_not_overwritten(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, name: str, kind: str
 ) -> None:
     (tmp_path / "other").write_bytes(b"another's")
@@ -533,7 +533,7 @@ c.main()
 """
 
 
-def test_ctrl_c_keeps_what_is_done_however_slow_it_is(tiny_bundle: Bundle, tmp_path: Path, ortkit: Ortkit) -> None:
+def test_ctrl_c_keeps_completed_chunks_of_a_slow_run(tiny_bundle: Bundle, tmp_path: Path, ortkit: Ortkit) -> None:
     """At ten texts a second, some are kept after a second or two, and the count is seen before."""
     source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out.npy"
     arguments = ["embed", str(tiny_bundle.path), "--input", str(source), "--output", str(output)]

@@ -72,7 +72,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_evident_is_read_as_what_it_is(form: str) -> None:
+def test_evident_formats_are_detected(form: str) -> None:
     """In a pipe without a name."""
     assert texts(FORMS[form]) == TEXTS
 
@@ -92,7 +92,7 @@ def test_what_is_evident_is_read_as_what_it_is(form: str) -> None:
         ("x.TSV", "tsv"),
     ],
 )
-def test_a_files_name_says_what_it_is(name: str, form: str) -> None:
+def test_the_suffix_of_a_file_gives_its_format(name: str, form: str) -> None:
     assert texts(FORMS[form], name) == TEXTS
     moved = FORMS[form].replace(b"text", b"body")
     assert texts(moved, name, "body") == TEXTS
@@ -143,7 +143,7 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b'[{"text": "a"} {"text": "b"}]', "the input is not valid JSON: after item 1 a comma or `]` is missing"),
         (b'[\n{"text": "a"},\n]', "the input is not valid JSON: item 2 cannot be read: "),
         (b'["a"]\n["b"]\n', "the input goes on after the end of the JSON array, after item 1"),
-        (b'[{"text": "a", "x": NaN}]', "item 1 holds `NaN`, which is not a valid JSON number"),
+        (b'[{"text": "a", "x": NaN}]', "item 1 has `NaN`, which cannot be written as a JSON number"),
         (b'[{"text": "a", "text": "b"}]', "item 1 has the field `text` more than once"),
         (b'{"id": {"a": 1, "a": 1}, "text": "a"}', "line 1 has the field `a` more than once"),
         (b'[{"text": "a"}, 5]', "item 2 has no text in a field `text`"),
@@ -153,15 +153,15 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b"[" * 100_000, "the JSON in line 1 is nested too deeply"),
         (b'[\n"\xff"]', "the JSON is not valid UTF-8"),
         (b"id,text\n1\n", "line 2 has 1 columns, and the header 2"),
-        (b"text,text\na,b\n", "the header in line 1 names `text` more than once"),
+        (b"text,text\na,b\n", "the header in line 1 has `text` more than once"),
         (b'id,text\n1,"a\n2,b\n', "the row that begins in line 2 is not valid CSV: unexpected end of data"),
         (b"id,text\r1,a\r", "line 1 is not valid CSV: it has a carriage return inside of a line"),
         (b"id,text\n1,a\rb\n", "line 2 is not valid CSV: it has a carriage return inside of a line"),
-        (b'{"text": "a", "x": ' + b"9" * 5000 + b"}", f"line 1 holds `{'9' * 40}...`, which cannot be"),
-        (b'[{"text": "a", "x": ' + b"9" * 5000 + b"}]", f"item 1 holds `{'9' * 40}...`, which cannot be"),
+        (b'{"text": "a", "x": ' + b"9" * 5000 + b"}", f"line 1 has `{'9' * 40}...`, which cannot be"),
+        (b'[{"text": "a", "x": ' + b"9" * 5000 + b"}]", f"item 1 has `{'9' * 40}...`, which cannot be"),
     ],
 )
-def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
+def test_invalid_input_is_refused(content: bytes, message: str) -> None:
     name = "x.csv" if content.startswith((b"id,text\n1\n", b"text,text", b"id,text\r", b"id,text\n1,a\r")) else None
     assert refusal(content, name).message.startswith(message)
 
@@ -188,7 +188,7 @@ def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
         ("one\n".encode("utf-16"), "x.csv", "the input is UTF-16, not UTF-8", "`iconv -f UTF-16 -t UTF-8`"),
     ],
 )
-def test_what_is_no_text_is_named(content: bytes, name: str | None, message: str, hint: str) -> None:
+def test_binary_input_is_refused_with_a_hint(content: bytes, name: str | None, message: str, hint: str) -> None:
     for input_format in (InputFormat.AUTO, InputFormat.TEXT, InputFormat.JSONL):
         error = refusal(content, name, format=input_format)
         assert error.message == message
@@ -208,7 +208,7 @@ def test_names_of_columns_may_be_of_several_words() -> None:
     assert texts(content, field="Question Text") == ["What is it?"]
 
 
-def test_a_table_goes_on_after_a_broken_row() -> None:
+def test_a_table_continues_after_an_invalid_row() -> None:
     content = b'id,text\n1,a\n2\n3,"b" c\n4,\xff\n5,"d\ne"\n\n6,f\n'
     items = list(ItemReader(Source(io.BytesIO(content)), Position(InputFormat.CSV)))
 
@@ -244,7 +244,7 @@ def test_the_format_of_long_lines_is_detected(size: int) -> None:
 
 
 @pytest.mark.parametrize("form", [*FORMS, "plain text"])
-def test_reading_goes_on_anywhere(form: str) -> None:
+def test_reading_resumes_at_every_position(form: str) -> None:
     """After each item, with nothing but its position and the bytes that follow."""
     content = FORMS.get(form, b"one\n\ntwo\n")
     whole = list(ItemReader(*(begun(content))))

@@ -56,7 +56,7 @@ def shell(script: str, probe: Path, **options: object) -> tuple[list[str], str]:
         "printf notes | env -u NOTHING nice $P",
     ],
 )
-def test_what_is_piped_in_is_read(probe: Path, tmp_path: Path, script: str) -> None:
+def test_piped_input_is_read(probe: Path, tmp_path: Path, script: str) -> None:
     (line,), told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
     assert line in ("True b'notes'", "True b'notes\\n'")
@@ -68,7 +68,7 @@ def test_what_is_piped_in_is_read(probe: Path, tmp_path: Path, script: str) -> N
     "script",
     ["$P < /dev/null", "$P <&-", "true | $P", "echo | $P", ": > n; $P < n", "echo a | xargs $P", "$P < /dev/tty"],
 )
-def test_where_nothing_comes_nothing_is_read(probe: Path, tmp_path: Path, script: str) -> None:
+def test_an_empty_stdin_is_not_read(probe: Path, tmp_path: Path, script: str) -> None:
     if "tty" in script:
         script = "script -qec '$P' /dev/null < /dev/null | head -1"
     lines, told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
@@ -86,7 +86,7 @@ def test_where_nothing_comes_nothing_is_read(probe: Path, tmp_path: Path, script
         r"printf '$P;\n$P;\n$P\n' > commands; bash < commands",
     ],
 )
-def test_what_is_anothers_is_left_to_it(probe: Path, tmp_path: Path, script: str) -> None:
+def test_stdin_of_the_parent_process_is_not_read(probe: Path, tmp_path: Path, script: str) -> None:
     """The rest of a list or of a script; that it was not read is told where there is any."""
     lines, told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
@@ -114,7 +114,7 @@ def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
 
 @linux
 @pytest.mark.parametrize("arguments", [["a text"], ["--input", "{file}"]])
-def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_pipe_beside_arguments_is_not_waited_for(tmp_path: Path, arguments: list[str]) -> None:
     """With texts given, in a loop and with a pipe that the caller holds open."""
     (tmp_path / "in").write_text("a text\n")
     command = [sys.executable, "-m", "ortkit", "embed", "nothing"]
@@ -214,7 +214,7 @@ def test_other_ways_to_name_an_input_are_not_taken_for_texts(
         f"hint: `--input -` reads stdin; `--literal` uses the dash as the {noun}\n"
     )
     assert at.err.startswith(
-        f"error: `@{tmp_path}/x.txt` is taken as a {noun} itself, and `{tmp_path}/x.txt` is a file"
+        f"error: `@{tmp_path}/x.txt` would be used as the {noun} itself, but `{tmp_path}/x.txt` is a file"
     )
     assert ortkit(command, "nothing", *options, "-", "--literal").code == 5
     assert ortkit(command, "nothing", *options, "@someone").code == 5
@@ -232,7 +232,7 @@ def test_an_option_that_takes_a_text_is_not_given_a_file(
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `my prompt.txt` is a file, and `{option}` takes the text itself\n\n"
+        f"error: `my prompt.txt` is a file, but `{option}` takes the text itself\n\n"
         f"hint: `{option} \"$(cat 'my prompt.txt')\"` gives its content; `--literal` uses the name as the text\n"
     )
     for arguments in ([option, "my prompt.txt", "--literal"], [option, "water"], [option, "no/file.txt"]):

@@ -59,7 +59,9 @@ def test_every_option_of_an_answer_can_stand_in_a_record() -> None:
         ("options", {"seed": 1}, "`options` is an option that records cannot have", "remove or rename the field"),
     ],
 )
-def test_what_is_not_applied_is_refused_by_name(name: str, value: object, message: str, hint: str | None) -> None:
+def test_options_of_other_programs_are_refused_by_name(
+    name: str, value: object, message: str, hint: str | None
+) -> None:
     with pytest.raises(InputError) as caught:
         with_fields(AnswerOptions(), {"prompt": "x", name: value}, ("prompt",))
 
@@ -136,7 +138,9 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
         ({"messages": "a"}, "line 1 has no list of messages in its field `messages`\n"),
     ],
 )
-def test_a_record_that_is_refused_is_named(ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str) -> None:
+def test_invalid_records_are_reported_with_their_place(
+    ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str
+) -> None:
     finished = ortkit("generate", decoder_bundle.path, stdin=json.dumps(record).encode())
 
     assert (finished.code, finished.out) == (2, b"")

@@ -27,7 +27,7 @@ def test_a_file_appears_when_all_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("folder/file")
@@ -127,7 +127,7 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
         refuse_input(stream, os.devnull)
 
 
-def test_what_was_resume_state_an_error_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_partial_output_is_kept_after_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     output.write_bytes(b"old")
 

@@ -70,7 +70,7 @@ def test_a_file_that_may_not_grow_says_so(tiny_bundle: Bundle, tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("text", ["a", "\ud800"])
-def test_what_json_cannot_hold_is_not_written(number: float, text: str) -> None:
+def test_values_that_are_not_json_are_not_written(number: float, text: str) -> None:
     assert json.loads(object_to_json({"text": text, "x": 1e308})) == {"text": text, "x": 1e308}
     with pytest.raises(ValueError, match="not JSON compliant"):
         object_to_json({"text": text, "x": number})
