@@ -529,7 +529,7 @@ def test_login_with_an_invalid_token(user: HubUser, hub: LocalHub, text: bytes, 
 def test_login_without_a_terminal(user: HubUser) -> None:
     assert error_of(user.run("login")) == (
         2,
-        "stdin is no terminal to ask for a token",
+        "stdin is not a terminal, so ortkit cannot ask for a token",
         "pipe it in with `--token-stdin`",
     )
 

@@ -339,7 +339,7 @@ class ItemReader:
                 text.pass_over()
                 if text.next_character():
                     raise InputError(
-                        f"the input goes on after the end of the JSON array, after item {self.position.number}",
+                        f"the JSON array ends after item {self.position.number}, and more input follows",
                         hint=f"give one array, or one value per line as JSONL; {TEXT_HINT}",
                     )
                 return

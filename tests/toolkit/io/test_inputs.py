@@ -142,7 +142,7 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b'[{"text": "a"}, {"text": "b"}', "the input is not valid JSON: after item 2 a comma or `]` is missing"),
         (b'[{"text": "a"} {"text": "b"}]', "the input is not valid JSON: after item 1 a comma or `]` is missing"),
         (b'[\n{"text": "a"},\n]', "the input is not valid JSON: item 2 cannot be read: "),
-        (b'["a"]\n["b"]\n', "the input goes on after the end of the JSON array, after item 1"),
+        (b'["a"]\n["b"]\n', "the JSON array ends after item 1, and more input follows"),
         (b'[{"text": "a", "x": NaN}]', "item 1 has `NaN`, which cannot be written as a JSON number"),
         (b'[{"text": "a", "text": "b"}]', "item 1 has the field `text` more than once"),
         (b'{"id": {"a": 1, "a": 1}, "text": "a"}', "line 1 has the field `a` more than once"),

@@ -87,7 +87,7 @@ def test_an_empty_stdin_is_not_read(probe: Path, tmp_path: Path, script: str) ->
     ],
 )
 def test_stdin_of_the_parent_process_is_not_read(probe: Path, tmp_path: Path, script: str) -> None:
-    """The rest of a list or of a script; that it was not read is told where there is any."""
+    """The rest of a list or of a script; a note says if it was not read."""
     lines, told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
     assert lines == ["False b''"] * 3
