@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @bundle_argument()
 @click.argument("prompt", required=False, type=Text())
 @once(
-    "--input", "source", metavar="FILE", help="Read the prompt, or text to append to PROMPT, from FILE, `-` for stdin."
+    "--input", "source", metavar="FILE", help="FILE with the prompt, or with text to append to PROMPT; `-` for stdin."
 )
 @input_format_option("One prompt, or records with `prompt` or `messages`; other fields are copied to the output.")
 @once(

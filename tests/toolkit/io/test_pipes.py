@@ -29,7 +29,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linu
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Path:
-    """A command that tells whether it has input, and which."""
+    """A command that prints whether it has input, and which."""
     path = tmp_path / "probe"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROBE"\n')
     path.chmod(0o755)
