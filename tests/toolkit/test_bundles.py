@@ -51,7 +51,7 @@ def test_inspect_as_json_is_the_manifest(ortkit: Ortkit, int8_bundle: Bundle) ->
 def test_inspect_shows_the_plan_on_this_machine(
     ortkit: Ortkit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On a host of 64 cores, in a control group that may have two and a half."""
+    """On a host of 64 CPU cores, in a control group limited to two and a half."""
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     (tmp_path / "cgroup").write_text("0::/\n")
@@ -59,7 +59,7 @@ def test_inspect_shows_the_plan_on_this_machine(
     monkeypatch.setattr("ortkit.runtime.session.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("ortkit.runtime.session.cores.ROOT", tmp_path)
     monkeypatch.setattr("ortkit.runtime.session.cpu.matmuls_overflow", lambda _: True)
-    # What another test holds open was asked before.
+    # Other tests may have cached the answer.
     monkeypatch.setattr("ortkit.runtime.session.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("ortkit.runtime.session.cpu.cpu_features", lambda: ("avx2",))
 

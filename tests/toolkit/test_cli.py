@@ -142,7 +142,7 @@ def test_help_ends_with_examples_that_can_be_run(command: click.Command, ortkit:
     for example in command.examples:
         words = shlex.split(re.sub(" [<>] [a-z.]+", "", example).removeprefix("ORTKIT_BUNDLES=/srv/models "))
         assert words[:2] == ["ortkit", command.name]
-        # Parses and converts all options; raises for those that are not there, and for missing arguments.
+        # Parses and converts all options; raises for unknown ones and for missing arguments.
         command.make_context("ortkit", words[2:])
 
 
@@ -216,7 +216,7 @@ def test_a_full_disk_behind_stdout_is_reported_once(unbuffered: str) -> None:
 
 
 def test_ctrl_c_in_code_that_is_compiled_as_it_runs_ends_with_130() -> None:
-    """As named tuples and dataclasses are made while torch is imported."""
+    """As namedtuple and dataclass do during the import of torch."""
     code = (
         "import ortkit.toolkit.cli as c; c.cli = lambda: 0; "
         "c.cli.main = lambda **_: exec('raise KeyboardInterrupt'); c.main()"

@@ -37,7 +37,7 @@ def ended(text: str) -> bytes:
 
 
 def answer_to(decoder: Decoder, prompt: str, max_tokens: int = 12, **options: object) -> str:
-    """What the decoder says to a prompt that is written as its template writes it."""
+    """The answer to a prompt that is formatted like the chat template."""
     return decoder.generate(decoder.encode_exactly(prompt), max_tokens=max_tokens, **options).text
 
 
@@ -83,7 +83,7 @@ def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder
 
 
 def test_a_pipe_and_a_file_of_lines(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
-    """A text of several lines is one prompt, and the last line break is the editor's, not the text's."""
+    """A text of several lines is one prompt, without its last line break."""
     text = "Hello\n\nfox\n"
     (tmp_path / "prompt.txt").write_text(text)
     expected = ended(answer_to(decoder, CHATML.format("Hello\n\nfox")))
@@ -99,7 +99,7 @@ def test_the_text_of_a_file_follows_the_prompt(asked: Ortkit, decoder: Decoder) 
     expected = ended(answer_to(decoder, CHATML.format('Shorten:\n\n{"text": 5}')))
 
     assert asked("Shorten:", "--input", "-", stdin=b'{"text": 5}\n').out == expected
-    # So does that of a pipe, as with `llm` and `ollama`.
+    # So does that of a pipe, as for `llm` and `ollama`.
     assert asked("Shorten:", stdin=b'{"text": 5}\n').out == expected
     assert asked("Hello", stdin=b"").out == asked("Hello", stdin=b"\n").out == asked("Hello").out
 
@@ -126,7 +126,7 @@ def test_options_change_the_answer_as_they_do_in_python(asked: Ortkit, decoder: 
 def test_drafts_are_made_unless_they_are_declined(
     asked: Ortkit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
 ) -> None:
-    """The small decoder says the same with drafts and without."""
+    """The small decoder gives the same answer with and without prompt lookup."""
     lookups = []
     steps = Decoder._steps
 
@@ -170,7 +170,7 @@ def test_json_has_text_tokens_and_rates(asked: Ortkit, decoder: Decoder) -> None
         [token.logprob for token in expected.tokens], abs=1e-5
     )
     for token in found["tokens"]:
-        # The answer is greedy, so each token is the most probable one; the first stands after `assistant`.
+        # The answer is greedy, so each token is the most probable one; the first follows `assistant`.
         assert (token["top_logprobs"][0]["id"], len(token["top_logprobs"])) == (token["id"], 3)
     assert found["usage"]["prompt_tokens"] == len(prompt)
     assert (found["usage"]["cached_tokens"], found["usage"]["completion_tokens"]) == (0, 12)
@@ -356,7 +356,7 @@ def test_an_interrupted_line_is_not_written(asked: Ortkit, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-# Says twenty tokens a second at most.
+# Generates at most 20 tokens per second.
 SLOWLY = """
 import time
 from ortkit import Stream
@@ -368,7 +368,7 @@ main()
 
 
 def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: Bundle) -> None:
-    """The whole answer to this is as long as the context has room for, and would take a minute here."""
+    """The whole answer fills the context, and would take a minute here."""
     command = [sys.executable, "-c", SLOWLY, "generate", str(decoder_bundle.path), "b"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:

@@ -1,4 +1,4 @@
-"""Every way in which signing in and asking for a model can end, with each generation of huggingface_hub."""
+"""All outcomes of signing in and asking for a model, with each generation of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_hub_that_refuses_connections(every_user: HubUser) -> None:
 
 
 def test_a_name_that_does_not_resolve(every_user: HubUser) -> None:
-    """In a namespace without network, so that no resolver is asked either."""
+    """In an empty network namespace, without a resolver."""
     finished = every_user.run("access", "org/public", HF_ENDPOINT=None, prefix=NO_NETWORK)
 
     assert error_of(finished) == (
@@ -216,7 +216,7 @@ def test_a_certificate_that_is_not_trusted(every_user: HubUser, tmp_path: Path) 
 
 
 class tls_server:  # noqa: N801 - used like a function
-    """A TLS server whose certificate nobody has signed."""
+    """A TLS server with a self-signed certificate."""
 
     def __init__(self, folder: Path) -> None:
         key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -364,7 +364,7 @@ def test_the_token_file_may_stand_elsewhere(any_user: HubUser, tmp_path: Path) -
     ],
 )
 def test_a_token_that_cannot_be_one(user: HubUser, hub: LocalHub, content: str, problem: str) -> None:
-    """It is sent to nobody; and a public model needs none."""
+    """It is not sent, and a public model does not need one."""
     user.write_token(content)
 
     assert error_of(user.run("whoami")) == (
@@ -410,7 +410,7 @@ def test_a_token_file_that_is_empty_a_folder_or_behind_a_file(user: HubUser, tmp
 
 
 def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: LocalHub) -> None:
-    """`run` looks for it in all that is printed."""
+    """`run` looks for it in the output."""
     assert error_of(user.run("login", ADA)) == (
         2,
         "a token cannot be given on the command line, where other users and the shell history see it",
@@ -643,7 +643,7 @@ def test_files_of_a_killed_login_are_removed(user: HubUser) -> None:
     ],
 )
 def test_an_account_of_another_form(user: HubUser, hub: LocalHub, answer: object) -> None:
-    """What stands there in the Hub's name does not get to say who one is, and the token is not stored."""
+    """The token is not stored on the word of a server that is not the Hub."""
     hub.answers = {"/api/whoami-v2": json.dumps(answer).encode()}
 
     assert error_of(user.run("login", "--token-stdin", stdin=ADA.encode()))[:2] == (
@@ -675,7 +675,7 @@ def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(use
 
 
 def test_no_log_shows_a_token(every_user: HubUser) -> None:
-    """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
+    """`run` looks for secrets in the output, here with all debug output of the libraries."""
     for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
         finished = every_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", ORTKIT_TRACEBACK="1")
         assert finished.code == 0

@@ -46,7 +46,7 @@ def test_a_pipe_and_a_file_of_lines(
 
 
 def test_fields_are_passed_through(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
-    """What `ortkit embed` or a search wrote about each document stays with it."""
+    """The other fields of documents are copied to the output."""
     lines = [json.dumps({"id": number, "text": text, "tags": ["ü"]}) for number, text in enumerate(DOCUMENTS)]
     finished = ortkit("rerank", reranker_bundle.path, "--query", "safe water", stdin="\n".join(lines).encode())
 
@@ -171,7 +171,7 @@ def test_truncated_and_empty_texts_are_reported(ortkit: Ortkit, reranker_bundle:
 
 
 def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
-    """Its place in the chunk that was computed together is not its place in the input."""
+    """Its index in the batch differs from its index in the input."""
     command = ("rerank", reranker_bundle.path, "--no-truncate")
     texts = ["a"] * 599 + ["long " * 300, "long " * 300, "a"]
     searches = [{"query": "q", "documents": texts[:550]}, {"query": "q", "documents": texts[550:]}]

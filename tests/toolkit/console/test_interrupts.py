@@ -36,7 +36,7 @@ def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
 
 
 def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
-    """As that of a long prompt: no Python code runs in the main thread until it ends."""
+    """As in the prefill of a long prompt: no Python code runs in the main thread until it ends."""
     cancelled, calling, during = threading.Event(), threading.Event(), []
 
     def interrupt() -> None:
@@ -71,13 +71,13 @@ def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_sta
 
 
 ENDS = {(130, "interrupted\n"), (0, "")}
-"""How a command ends that was interrupted: as such, or done already."""
+"""Exit codes of an interrupted command: interrupted, or done already."""
 OF_PYTHON = "<frozen "
-"""What stands in the traceback of Python's own start, before it runs anything of this package."""
+"""In the traceback of Python's own start, before it runs this package."""
 
 
 def interrupted_after(seconds: float, command: list[str]) -> tuple[int, str]:
-    """The exit code and stderr of a command that is interrupted so long after it began."""
+    """Exit code and stderr of a command that is interrupted after some seconds."""
     with subprocess.Popen(
         [sys.executable, "-m", "ortkit", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -95,7 +95,7 @@ def check_ends(command: list[str], times: list[float]) -> None:
 
 
 def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> None:
-    """Where libraries are imported, a graph is opened, or a token computed: no abort, no bug, no traceback."""
+    """During imports, the opening of a graph and the computation of a token: no abort and no traceback."""
     bundle, _ = write_decoder(tmp_path / "tiny")
     command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--raw"]
 
@@ -117,7 +117,7 @@ def test_an_interrupt_at_many_times(kind: str, tmp_path: Path, tiny_bundle: Bund
 
 
 def test_an_interrupt_of_which_a_library_made_another_error_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pybind11, whose modules end in ImportError when they are interrupted while they are imported."""
+    """As pybind11, whose modules raise ImportError if their import is interrupted."""
 
     def imports(**_: object) -> None:
         try:
@@ -143,7 +143,7 @@ def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypat
 
 
 def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
-    """As a shell starts what runs in the background."""
+    """As in a shell's background jobs."""
     bundle, _ = write_decoder(tmp_path / "tiny")
     code = """
 import os, signal, sys, threading

@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
 
 
 def test_bytes_are_shown_with_the_rate_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done within no time was done before, and does not count for the rate."""
+    """Tensors that take no time were resumed, and do not count for the rate."""
     times = iter([0.0, 0.001, 0.002, 10.0, 20.0])
     monkeypatch.setattr("ortkit.toolkit.console.progress.time.monotonic", lambda: next(times))
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
@@ -79,7 +79,7 @@ def told(code: str, exit_code: int = 0) -> tuple[str, list[str]]:
 
 
 def test_other_output_begins_on_a_new_line() -> None:
-    """Whoever writes it: an error, a warning of a library, a log, a question."""
+    """An error, a warning of a library, a log, a question."""
     _, lines = told(
         """
 import logging, warnings

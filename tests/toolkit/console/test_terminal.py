@@ -1,4 +1,4 @@
-"""Nothing that a bundle, a checkpoint or the Hub says is obeyed by a terminal."""
+"""Control characters from bundles, checkpoints and the Hub do not reach a terminal."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_stages_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def hostile_bundle(bundle: Bundle, folder: Path) -> Path:
-    """A bundle whose every free text would move the cursor."""
+    """A bundle with control characters in all of its free texts."""
     shutil.copytree(bundle.path, folder)
     manifest = write_record(bundle.manifest)
     manifest |= {"name": HOSTILE, "architecture": HOSTILE, "made_with": {HOSTILE: HOSTILE}}
@@ -137,7 +137,7 @@ def test_the_hub(user: HubUser, hub: LocalHub) -> None:
 
 
 def test_the_program_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By its name where the PATH finds this one, else by the path that was typed; and as in `python -m` otherwise."""
+    """Its name if PATH finds this one, else the typed path; `ortkit` for `python -m`."""
     program = tmp_path / "my bin" / "ortkit"
     program.parent.mkdir()
     program.touch(mode=0o755)

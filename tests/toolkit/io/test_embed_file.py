@@ -1,4 +1,4 @@
-"""`ortkit embed --output`: past records that fail, and continued after a kill."""
+"""`ortkit embed --output`: failed records, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_corpus(path: Path, count: int) -> Path:
-    """JSONL in which every 50th line is broken."""
+    """JSONL with every 50th line invalid."""
     texts = [{"id": number, "text": f"pump {'word ' * (number % 9)}{number}"} for number in range(count)]
     lines = ["broken" if text["id"] % 50 == 7 else json.dumps(text) for text in texts]
     path.write_text("\n".join(lines) + "\n")
@@ -189,11 +189,11 @@ def test_an_unreadable_input_is_reported(ortkit: Ortkit, tiny_bundle: Bundle, tm
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
-    """Let embedding end with Killed after so many chunks; returns the sizes of those that were embedded."""
+    """Raise Killed after some chunks; returns the sizes of the embedded ones."""
     embedded: list[int] = []
     real = Embedder.embed_with_report
 
@@ -413,7 +413,7 @@ def test_the_target_of_a_link_is_not_overwritten(
 
     assert (tmp_path / "other").read_bytes() == b"another's"
     if name == ".out.npy.partial":
-        # The others are replaced, and this one may be another process's.
+        # The others are replaced; this one may belong to another process.
         assert finished.code == 1
         assert finished.err.endswith(
             f"error: `{path}` is a link or not a regular file, and would be overwritten\n\n"
@@ -456,7 +456,7 @@ def test_a_second_process_is_refused(ortkit: Ortkit, begun: list[object], tmp_pa
 
 
 def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the other process finishes between our opening of the hidden file and our lock on it."""
+    """The other process finishes between our opening of the hidden file and our lock on it."""
     files = OutputFiles(tmp_path / "out")
     real = fcntl.flock
 
@@ -493,7 +493,7 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
     choose = random.Random(11)
     killed = resumed = attempts = 0
     while killed < KILLS:
-        # A run that was not killed in time leaves nothing to go on with.
+        # A run that was not killed in time leaves nothing to resume.
         output.unlink(missing_ok=True)
         attempts += 1
         assert attempts < 10 * KILLS, f"only {killed} runs were still going when they were killed"
@@ -534,7 +534,7 @@ c.main()
 
 
 def test_ctrl_c_keeps_completed_chunks_of_a_slow_run(tiny_bundle: Bundle, tmp_path: Path, ortkit: Ortkit) -> None:
-    """At ten texts a second, some are kept after a second or two, and the count is seen before."""
+    """At ten texts per second, the first are saved after a second or two, and the count is shown before."""
     source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out.npy"
     arguments = ["embed", str(tiny_bundle.path), "--input", str(source), "--output", str(output)]
 

@@ -14,7 +14,7 @@ from ortkit.toolkit.io.inputs import BLOCK, FailedRecord, InputFormat, Item, Ite
 from ortkit.toolkit.io.texts import Reading, TextRecord, from_stream
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
-"""What `str.splitlines` ends a line at, and `wc -l` does not."""
+"""Line separators of `str.splitlines` that `wc -l` does not count."""
 
 
 def texts(content: bytes, name: str | None = None, field: str | None = None, **options: InputFormat) -> list[str]:
@@ -73,7 +73,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_evident_formats_are_detected(form: str) -> None:
-    """In a pipe without a name."""
+    """In a pipe, without a file name."""
     assert texts(FORMS[form]) == TEXTS
 
 
@@ -105,7 +105,7 @@ def test_the_suffix_of_a_file_gives_its_format(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "array of strings"])
 def test_a_field_of_another_name_is_named(form: str) -> None:
-    """Never is a record embedded as it stands."""
+    """A record is never embedded as plain text."""
     content = FORMS[form].replace(b"text", b"content")
 
     error = refusal(content)
@@ -234,7 +234,7 @@ def test_plain_text_has_no_fields() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_the_format_of_long_lines_is_detected(size: int) -> None:
-    """Wherever a character of several bytes is cut."""
+    """Also if a multi-byte character is split between blocks."""
     text = "ü" * size
 
     assert texts(text.encode()) == [text]
@@ -245,7 +245,7 @@ def test_the_format_of_long_lines_is_detected(size: int) -> None:
 
 @pytest.mark.parametrize("form", [*FORMS, "plain text"])
 def test_reading_resumes_at_every_position(form: str) -> None:
-    """After each item, with nothing but its position and the bytes that follow."""
+    """After each item, from its position and the remaining bytes."""
     content = FORMS.get(form, b"one\n\ntwo\n")
     whole = list(ItemReader(*(begun(content))))
     assert len(whole) == 3
@@ -266,7 +266,7 @@ def begun(content: bytes) -> tuple[Source, Position]:
 
 
 def test_an_array_is_read_in_bounded_memory() -> None:
-    """As it comes: nothing after the first items is asked for to give them."""
+    """Incrementally: the first items need no later bytes."""
 
     class Endless(io.RawIOBase):
         given = 0

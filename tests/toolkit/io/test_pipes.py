@@ -1,4 +1,4 @@
-"""Whether stdin is read where no option names it: seen by processes as shells, cron and CI start them."""
+"""Whether stdin is read if no option names it, for processes started as by shells, cron and CI."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_stdin_of_the_parent_process_is_not_read(probe: Path, tmp_path: Path, sc
 
 @linux
 def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
-    """As a program has it that starts another and means nothing by it."""
+    """As of a program that starts another one and leaves its pipe open."""
     reading, writing = os.pipe()
     ours, theirs = socket.socketpair()
     for stdin in (reading, theirs):
@@ -115,7 +115,7 @@ def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
 @linux
 @pytest.mark.parametrize("arguments", [["a text"], ["--input", "{file}"]])
 def test_a_pipe_beside_arguments_is_not_waited_for(tmp_path: Path, arguments: list[str]) -> None:
-    """With texts given, in a loop and with a pipe that the caller holds open."""
+    """With texts as arguments, in a loop and with a pipe that the parent holds open."""
     (tmp_path / "in").write_text("a text\n")
     command = [sys.executable, "-m", "ortkit", "embed", "nothing"]
     command += [argument.format(file=tmp_path / "in") for argument in arguments]
@@ -184,14 +184,14 @@ def test_the_name_of_a_file_is_not_taken_for_a_text(
             f"error: `{name}` is a file, but an argument is used as the {noun} itself\n\n"
             f"hint: `--input {name}` reads it; `--literal` uses the name as the {noun}\n"
         )
-        # Both ways that it names lead on.
+        # Both ways of the hint work.
         assert ortkit(command, "nothing", *options, "--input", name).code == 5
         assert ortkit(command, "nothing", *options, name, "--literal").code == 5
     assert ortkit(command, "nothing", *options, "./notes/").code == 5
     finished = ortkit(command, "nothing", *options, f"{tmp_path}/notes")
     assert finished.code == 2
     assert f"`{tmp_path}/notes` is a folder, but an argument is used as the {noun} itself" in finished.err
-    # A word may be the name of a folder by chance, and a text may be longer than any name.
+    # A word may be the name of a folder by chance, and a text may be too long for a name.
     for text in ("notes", "a" * 5000, "nothing/x.txt", ""):
         assert ortkit(command, "nothing", *options, text).code == 5
 
@@ -266,7 +266,7 @@ def test_an_option_given_twice_is_refused(ortkit: Ortkit, command: str, option: 
 
 
 def test_a_pipe_follows_the_prompt(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
-    """From a shell; what follows is one text, whatever it looks like, but for prompts of its own."""
+    """From a shell; the input is one text in any format, unless its records are prompts."""
     command = ("generate", decoder_bundle.path, "--max-tokens", 6)
 
     for notes in (b"fox", b'{"text": 5}\n{"text": 6}', b'[\n  "fox"\n]', b"id,text\n1,fox\n"):

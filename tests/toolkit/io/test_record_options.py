@@ -70,7 +70,7 @@ def test_options_of_other_programs_are_refused_by_name(
 
 
 def test_other_fields_are_data() -> None:
-    """Those of question sets too, where their values cannot be an option's."""
+    """Also fields of question sets whose values cannot be an option's."""
     fields = {
         "id": 1,
         "context": "A text",

@@ -66,7 +66,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    # Through links of our own, which are what would be replaced where root runs this.
+    # Through links of our own, since root would replace the device itself.
     (tmp_path / "null").symlink_to(os.devnull)
     (tmp_path / "full").symlink_to("/dev/full")
     before = Path(os.devnull).stat()
@@ -123,7 +123,7 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
         refuse_input(stream, str(tmp_path / "new"))
         refuse_input(stream, None)
     with open_input(os.devnull) as stream:
-        # What is not replaced comes to no harm.
+        # Devices and pipes are not replaced.
         refuse_input(stream, os.devnull)
 
 

@@ -17,7 +17,7 @@ EMBED = f"{sys.executable} -m ortkit embed"
 
 
 def saved(array: np.ndarray) -> bytes:
-    """As numpy itself writes it."""
+    """As numpy writes it."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -47,7 +47,7 @@ def test_ranges_are_as_numpy_writes_them(tmp_path: Path, order: str) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_leaves_ends_npy_quietly(tiny_bundle: Bundle, unbuffered: str) -> None:
-    """Also where Python is told to have no buffer, and one write ends after a part."""
+    """Also under PYTHONUNBUFFERED, when a write is partial."""
     script = f"seq 1 1000 | {EMBED} {tiny_bundle.path} --format npy | head -c 6; echo ${{PIPESTATUS[1]}}"
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
 
