@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 
 from exporters.calibration import Calibration
 from exporters.certify import (
+    LOWEST_COSINE,
     Sample,
     certify_embedder,
     check_exact,
     check_length,
     exact_samples,
 )
-from exporters.certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
+from exporters.certify_reranker import (
+    DEFAULT_TAU,
+    PairReference,
+    agreement_of,
+    certify_reranker,
+    check_exact_pairs,
+    check_tokens,
+)
 from exporters.checkpoint import Checkpoint
 from exporters.counts import counted
 from exporters.cross_encoder import Form, read_cross_encoder
@@ -113,6 +121,7 @@ class EncoderTask:
 
     kind: ClassVar[Kind]
     measure: ClassVar[str]
+    default_threshold: ClassVar[float]
     keeps_work: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -137,11 +146,18 @@ class EncoderTask:
     ) -> tuple[ir.Model, Manifest]:
         calibration = Calibration(graph, self.calibration_feeds(bundle), scratch=bundle.path)
         trials = Trials(graph, calibration, self, bundle)
-        recipe = trials.find(bar, expected) if bar is not None else trials.default
+        recipe = trials.find(bar, expected)
         told = Quantization(
             trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token
         )
         return trials.quantized(recipe), dataclasses.replace(bundle.manifest, quantization=told)
+
+    def with_threshold(self, certificate: Certificate, precision: Precision, bar: float | None) -> Certificate:
+        """The certificate with the threshold by which an int8 recipe was chosen."""
+        if precision is not Precision.INT8:
+            return certificate
+        threshold = self.default_threshold if bar is None else bar
+        return dataclasses.replace(certificate, figures={**certificate.figures, "threshold": threshold})
 
     def calibration_feeds(self, bundle: Bundle) -> Iterator[Feeds]:
         """The graph's inputs for the calibration texts."""
@@ -162,6 +178,7 @@ class EmbedderTask(EncoderTask):
 
     kind: ClassVar[Kind] = Kind.EMBEDDER
     measure: ClassVar[str] = "cosine"
+    default_threshold: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -229,7 +246,8 @@ class EmbedderTask(EncoderTask):
         embedder = Embedder(bundle)
         if bundle.manifest.precision is Precision.FP32:
             check_exact(embedder, self.samples)
-        return certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=bar)
+        found = certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=bar)
+        return self.with_threshold(found, bundle.manifest.precision, bar)
 
 
 def lower_case_first(path: Path) -> None:
@@ -265,6 +283,7 @@ class RerankerTask(EncoderTask):
 
     kind: ClassVar[Kind] = Kind.RERANKER
     measure: ClassVar[str] = "Kendall's tau"
+    default_threshold: ClassVar[float] = DEFAULT_TAU
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -347,7 +366,8 @@ class RerankerTask(EncoderTask):
         reranker = Reranker(bundle)
         if bundle.manifest.precision is Precision.FP32:
             check_exact_pairs(reranker, expected)
-        return certify_reranker(reranker, expected, min_tau=bar)
+        found = certify_reranker(reranker, expected, min_tau=bar)
+        return self.with_threshold(found, bundle.manifest.precision, bar)
 
 
 def told_apart(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> tuple[Pair, ...]:

@@ -40,6 +40,7 @@ from benchmarks.decoding_peers import installed_version
 from benchmarks.memory import Sample, measure_decoder, quarters, slope
 from benchmarks.peers import peers_python
 from benchmarks.plot import HEIGHT, LETTER, LINE, WIDTH, Curve, Point, axis_of, curves, scatter
+from benchmarks.processor import processor
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task, open_embedder
 from runtime import Bundle, Decoder, Embedder, Precision, Reranker, Sampling
@@ -745,3 +746,22 @@ def test_the_largest_seeded_checkpoint_has_the_shape_of_mistral_7b() -> None:
 
     assert sum(parameter.numel() for parameter in model.parameters()) == 7_241_732_096
     assert shape.window == 4096
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "told"),
+    [
+        ("model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n", "EPYC 9, AVX-512 with VNNI, 3 CPU cores"),
+        ("model name\t: EPYC 7\nflags\t\t: avx2\n", "EPYC 7, AVX2 without VNNI, 3 CPU cores"),
+        ("flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, int8 kernels not known, 3 CPU cores"),
+        ("processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n", "N1, ARM with dot product, 3 CPU cores"),
+    ],
+)
+def test_figures_say_the_class_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, told: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+
+    assert processor() == told

@@ -13,7 +13,7 @@ from exporters.encoder import load_model, rebuild, trace
 from exporters.first_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from exporters.graph import tidy
 from exporters.quantize import Recipe, quantize_encoder
-from exporters.recipes import PRECISE
+from exporters.recipes import FIRST_PRECISE, PRECISE
 from exporters.sources import find_checkpoint
 from exporters.tasks import RerankerTask
 from exporters.tokenizer_file import bundle_tokenizer
@@ -97,13 +97,15 @@ def test_of_all_tokens_the_last_layer_reads_keys_and_values_only(classifier: byt
 
 def test_most_of_the_error_of_int8_goes(classifier: bytes) -> None:
     exact = logits(graph_of(classifier))
-    plain, precise = (np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), PRECISE))
+    plain, precise = (
+        np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), FIRST_PRECISE)
+    )
 
     print(f"mean error {plain:.2e} and {precise:.2e}")
     assert precise < plain / 1.5
 
 
-@pytest.mark.parametrize("recipe", [PRECISE, Recipe(per_token=True, precise_first_token=True)])
+@pytest.mark.parametrize("recipe", [FIRST_PRECISE, PRECISE])
 def test_a_pair_gets_the_same_bits_in_any_batch(classifier: bytes, recipe: Recipe) -> None:
     model = quantized(classifier, recipe)
     alone = [logits(model, IDS[[row]], TYPES[[row]]) for row in range(len(IDS))]

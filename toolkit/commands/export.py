@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     "--min-cosine",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="C",
-    help="How close to PyTorch every text of the probe set must come; searches the fastest int8 that does.",
+    help="How close to PyTorch every text of the probe set must come; searches the fastest int8 that does.  "
+    "[default: 0.98]",
 )
 @click.option(
     "--min-tau",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="T",
-    help="The same for a reranker: the mean of Kendall's tau over the probe set's queries.",
+    help="The same for a reranker: the mean of Kendall's tau over the probe set's queries.  [default: 0.95, or the "
+    "most exact int8 without float32]",
 )
 @click.option(
     "--max-kl",
@@ -116,6 +118,8 @@ def summarize(exported: Exported) -> None:
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
         say(f"  {agreement(certificate, kind)}", err=True)
+        if "threshold" in certificate.figures:
+            say(f"  {threshold_of(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
             say(f"  {beside_source(certificate)}", err=True)
@@ -149,6 +153,17 @@ def beside_source(certificate: Certificate) -> str:
         f"source   KL {figures['source_kl_mean']:.5f} and {figures['source_top1_agreement']:.1%} with the file's own "
         "blocks: leave out `--precision` to keep them"
     )
+
+
+def threshold_of(certificate: Certificate, kind: Kind) -> str:
+    """The threshold by which the int8 recipe was chosen, and what to do where the most exact one misses it."""
+    figures = certificate.figures
+    threshold = figures["threshold"]
+    reached, option = (
+        (figures["tau_mean"], "--min-tau") if kind is Kind.RERANKER else (figures["cosine_min"], "--min-cosine")
+    )
+    held = "reached by the recipe below" if reached >= threshold else "missed by all recipes, below is the most exact"
+    return f"needed   {threshold:g} ({option}), {held}"
 
 
 def agreement(certificate: Certificate, kind: Kind) -> str:
