@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -256,14 +257,15 @@ def test_the_fastest_recipe_is_taken_where_it_holds_the_default_threshold(rerank
     assert not quantization.precise_first_token
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold(
-    ortkit: object, checkpoint: Path, tmp_path: Path
+    ortkit: Callable[..., Finished], checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "wild"
     # Weights so large that attention and activations saturate: 8 bits with one scale give a tau of 0.91.
     write_reranker(folder, checkpoint, max_position_embeddings=128, initializer_range=0.3)
 
-    finished: Finished = ortkit("export", folder, "--out", tmp_path / "bundle")
+    finished = ortkit("export", folder, "--out", tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
     certificate, quantization = bundle.manifest.certificate, bundle.manifest.quantization
     assert certificate is not None
