@@ -223,6 +223,7 @@ def test_bars_are_for_their_kind(tiny_checkpoint: Path, reranker_checkpoint: Pat
         export(str(reranker_checkpoint), min_tau=1.0, out=tmp_path / "bundle")
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_an_export_holds_the_tau_that_it_was_asked_for(
     reranker_checkpoint: Path, reranker_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_an_export_holds_the_tau_that_it_was_asked_for(
     assert quantization.precise_first_token
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OrtkitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
         export(str(reranker_checkpoint), min_tau=0.9999, out=tmp_path / "bundle")
@@ -283,6 +285,7 @@ def reference_of(logits: np.ndarray) -> PairReference:
     return PairReference("the library", logits, pairs, logits[:2], logits[:2])
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_a_reranker_that_is_wrong_gets_no_certificate(reranker_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker(reranker_bundle)
     found = reranker.score_with_report(probe_searches().pairs)
@@ -330,6 +333,7 @@ def test_what_differs_from_the_publisher_is_refused_before_quantization(reranker
         check_exact_pairs(reranker, reference_of(np.full_like(logits, np.nan)))
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_calibration_and_probe_have_nothing_in_common() -> None:
     probe = probe_searches()
     texts = {document for _, documents in probe.searches for document in documents}
