@@ -26,7 +26,7 @@ PAGE = DOCS / "authentication.md"
 BLOCK = re.compile(r"<!-- as: (?P<who>.*?) -->\n```console\n\$ ortkit (?P<command>.*?)\n(?P<shown>.*?)```", re.DOTALL)
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md"))))
 FILES = {
-    "notes.txt": "The pump does not start when it is cold.\nRope shrinks when it is wet.\nMoss is no compass.\n",
+    "notes.txt": "The pump does not start when it is cold.\nRope shrinks when it is wet.\nMoss is not a compass.\n",
     "manual.txt": "The pump is switched off with the red lever.\n",
     "messages.txt": "What is a pump?\nAnd a valve?\n",
     "corpus.jsonl": '{"id": 1, "text": "The needle of a compass points north."}\n{"id": 2, "text": "Priming a pump"}\n',
@@ -73,7 +73,7 @@ def test_the_page_shows_what_happens(user: HubUser, hub: LocalHub, who: str, com
 
 def run_example(name: str, *arguments: object) -> str:
     command = [sys.executable, DOCS / "examples" / name, *map(str, arguments)]
-    finished = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
     return finished.stdout
 
