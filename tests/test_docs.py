@@ -250,7 +250,7 @@ def test_the_pages_name_commands_and_options_that_there_are(line: str) -> None:
 
 
 def the_one(pattern: str, text: str) -> str:
-    (only,) = re.findall(pattern, text)
+    (only,) = re.findall(pattern.replace(" ", r"\s+"), text)
     return str(only)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PHRASES = {
-    r"(?<!there\s)\b(?:is|are) no (?!longer\b|more than\b|less than\b|larger than\b|smaller than\b)": "`is not a`, `must be a`",
+    r"(?<!there\s)\b(?:is|are) no (?!longer\b|(?:more|less|larger|smaller) than\b)": "`is not a`, `must be a`",
     r"\bknown (?:are|is)\b|\b(?:ortkit|which it) (?:does not know|knows)\b": "`supported:`, `is not supported`",
     r"\bwants? the inputs?\b": "expects inputs",
     r"\bword vectors?\b": "token embeddings, embedding table",
@@ -100,6 +100,6 @@ def test_the_patterns_find_what_they_are_for(sentence: str) -> None:
     assert any(re.search(pattern.replace(" ", r"\s+"), sentence, re.IGNORECASE) for pattern in PHRASES)
 
 
-@pytest.mark.parametrize("sentence", ["it is no longer needed", "there is no token", "the program prints its license", "the prompt cache"])
+@pytest.mark.parametrize("sentence", ["it is no longer needed", "there is no token", "its license", "the prompt cache"])
 def test_the_patterns_leave_good_sentences(sentence: str) -> None:
     assert not any(re.search(pattern.replace(" ", r"\s+"), sentence, re.IGNORECASE) for pattern in PHRASES)
