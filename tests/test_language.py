@@ -49,8 +49,6 @@ SKIPPED = (
     "runtime/",
     "toolkit/",
     "tests/",
-    "benchmarks/embedding.py",
-    "benchmarks/reranking.py",
 )
 
 
