@@ -237,7 +237,7 @@ def test_an_export_holds_the_tau_that_it_was_asked_for(
     print(plain.figures, certificate.figures, quantization)
 
     assert certificate.figures["tau_mean"] >= bar
-    assert quantization.precise_first_token
+    assert quantization.cls_16bit
 
 
 def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:

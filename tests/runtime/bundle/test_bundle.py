@@ -13,6 +13,7 @@ import pytest
 
 from ortkit import Bundle, BundleError, Embedder, NotFoundError
 from ortkit.runtime.bundle.bundle import check_path
+from ortkit.runtime.bundle.manifest import SCHEMA
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
@@ -118,7 +119,9 @@ def test_plain_paths_are_fine(name: str) -> None:
 def test_a_newer_schema(edit_manifest: EditManifest) -> None:
     path = edit_manifest(lambda manifest: manifest.update(schema=99))
 
-    assert refusal(path).message == "the bundle has schema 99, and this ortkit reads schemas 2 to 5"
+    assert refusal(path).message == (
+        f"the bundle was made with a newer ortkit: its schema is 99; supported: 2 to {SCHEMA}"
+    )
 
 
 def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
