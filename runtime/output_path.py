@@ -28,7 +28,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     named = Path(path)
     try:
         mode = mode_of(named)
-        # The end of the links behind /dev/stdout is the name of a pipe, by which nothing can be opened.
+        # /dev/stdout resolves to the name of a pipe, which cannot be opened.
         special = mode is not None and not stat.S_ISREG(mode)
         target = Path(os.path.realpath(named)) if named.is_symlink() and not special else named
         target.parent.stat()
@@ -79,7 +79,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def new_partial(target: Path) -> tuple[Path, BinaryIO]:
-    """Create a file beside a target, locked while it is open so that other processes see that it is in use."""
+    """Create a file beside a target, locked while it is open, so that other processes do not remove it."""
     while True:
         partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
@@ -110,8 +110,7 @@ def remove_abandoned(target: Path) -> None:
 def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
     """Lock a file or folder until it is closed (flock(2)); False where another process has the lock, unless `wait`.
 
-    False too on a file system without locks. The lock is on what is being written itself, so that a killed process
-    leaves no lock file.
+    Also False on a file system without locks. The file itself is locked, so a killed process leaves no lock file.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +120,7 @@ def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
 
 
 class NameInBytes:
-    """A path as bytes, for libraries that encode strings in UTF-8 whatever the locale's encoding is."""
+    """A path as bytes, for libraries that always encode strings in UTF-8."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -22,31 +22,36 @@ GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
 HASHED = 1 << 20
-"""Bytes that are hashed at once. With larger buffers the C library's allocator keeps more memory."""
+"""Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
 LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
-"""Bytes of files that a library reads whole: protobuf's limit, and twice the largest published tokenizer."""
+"""Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
 LARGEST_BUNDLE = 1 << 38
-"""Bytes of all files, which are read for hashing."""
+"""Bytes of all files; hashing reads them."""
 DEPTH = 8
 """Largest depth of nested folders."""
 MOST_FILES = 10_000
-"""A manifest of the largest size can list no more."""
+"""A manifest of LARGEST_MANIFEST bytes cannot list more."""
 NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """The hint for a changed file: it cannot be repaired."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder that was opened and verified."""
+    """A bundle whose manifest and files were verified; pass it to a model to verify it only once.
+
+    >>> bundle = Bundle.open(embedder_bundle)
+    >>> bundle.manifest.kind, bundle.manifest.embedder.dimension
+    (<Kind.EMBEDDER: 'embedder'>, 384)
+    """
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and verify it; raises NotFoundError, or BundleError for a file that is missing or changed."""
+        """Open a bundle and verify all hashes; raises NotFoundError, and BundleError for a missing or modified file."""
         bundle = cls.listed(path)
         bundle.check_hashes(bundle.manifest.files)
         return bundle
@@ -60,7 +65,8 @@ class Bundle:
         folder = Path(path)
         if not folder.is_dir():
             raise NotFoundError(
-                f"there is no bundle at `{folder}`", hint="`ortkit export MODEL` makes one, and names the folder"
+                f"there is no bundle at `{folder}`",
+                hint="create one with `ortkit export MODEL`, which prints its folder",
             )
         manifest_file = folder / MANIFEST
         if not is_regular(manifest_file):
@@ -75,7 +81,7 @@ class Bundle:
         for layer in manifest.embedder.dense if manifest.embedder is not None else ():
             if layer.file not in manifest.files:
                 raise BundleError(
-                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is none of its files"
+                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is not one of its files"
                 )
         return cls(folder, manifest)
 
@@ -125,7 +131,7 @@ def read_manifest(path: Path) -> str:
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
     if len(content) > LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, which no manifest has")
+        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, the limit for a manifest")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -149,7 +155,7 @@ def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     for name, record in files.items():
         path = folder / name
         if not is_regular(path):
-            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or no regular file", hint=NEW_COPY)
+            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or not a regular file", hint=NEW_COPY)
         size = path.stat().st_size
         if size != record.size:
             raise BundleError(
@@ -162,7 +168,7 @@ def check_path(name: str) -> None:
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
     if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-        raise BundleError(f"the path `{name}` leaves the folder or is not written plainly")
+        raise BundleError(f"the path `{name}` leaves the folder or is not a normalized relative path")
 
 
 def check_spelling(files: Iterable[str]) -> None:
@@ -179,10 +185,10 @@ def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
     for name, record in files.items():
         most = LARGEST.get(name, LARGEST_BUNDLE)
         if not 0 <= record.size <= most:
-            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes, and {most} are allowed")
+            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes; the limit is {most}")
     total = sum(record.size for record in files.values())
     if total > LARGEST_BUNDLE:
-        raise BundleError(f"the files of `{folder}` have {total} bytes, and {LARGEST_BUNDLE} are allowed")
+        raise BundleError(f"the files of `{folder}` have {total} bytes; the limit is {LARGEST_BUNDLE}")
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -195,13 +201,13 @@ def walk(folder: Path) -> Iterator[str]:
     while pending:
         prefix = pending.pop()
         if prefix.count("/") > DEPTH:
-            raise BundleError(f"the folders in `{folder}` are more than {DEPTH} deep")
+            raise BundleError(f"the folders in `{folder}` are nested deeper than {DEPTH}")
         try:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:
                     count += 1
                     if count > MOST_FILES:
-                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is not a bundle")
+                        raise BundleError(f"`{folder}` is not a bundle: it contains more than {MOST_FILES} files")
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{prefix}{entry.name}/")
                     else:

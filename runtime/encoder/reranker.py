@@ -355,7 +355,7 @@ def pairs_of(
         open_rankings.append(ranking)
         for document in documents:
             pair = (query, cast("str", document) if text is None else text(document))
-            ranking.awaited.append((pair[1], document))
+            ranking.pending.append((pair[1], document))
             yield pair
         ranking.all_read = True
 

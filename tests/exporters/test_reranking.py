@@ -373,7 +373,7 @@ def write_templated_decoder(folder: Path, checkpoint: Path, template: str, promp
 
 
 @pytest.mark.parametrize("prompt", [None, "Find what is true"])
-@pytest.mark.filterwarnings("ignore::runtime.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::ortkit.TruncationWarning")
 def test_a_chat_template_puts_the_pair_together(
     checkpoint: Path, tmp_path: Path, prompt: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

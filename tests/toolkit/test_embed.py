@@ -60,7 +60,7 @@ def test_vectors_can_be_shortened(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     too_many = ortkit("embed", int8_bundle.path, "--dim", 500, "x")
     assert (too_many.code, too_many.err) == (
         2,
-        "error: `dim` must be from 1 to 384, which the model's vectors have, not 500\n",
+        "error: `dim` must be from 1 to 384, the model's dimension, not 500\n",
     )
 
 

@@ -490,7 +490,7 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
     )
     assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)
-    with pytest.raises(BundleError, match="does not say how its graph continues a text"):
+    with pytest.raises(BundleError, match="has no section `decoder`"):
         Decoder(Bundle(decoder.bundle.path, manifest))
 
 

@@ -48,7 +48,7 @@ def test_a_layer_that_is_none_of_the_bundles_files(bundle_copy: Path, edit_manif
         Bundle.open(bundle_copy)
 
     assert caught.value.message == (
-        f"the manifest of `{bundle_copy}` names a dense layer `{name}` that is none of its files"
+        f"the manifest of `{bundle_copy}` names a dense layer `{name}` that is not one of its files"
     )
     assert caught.value.exit_code == 7
 
@@ -67,7 +67,7 @@ def test_layers_that_fit_each_other(bundle_copy: Path, edit_manifest: EditManife
     [
         ([(384, 48), (47, 20)], 20, "dense-0.npz` gives vectors of 48 components, and what comes after it needs 47"),
         ([(384, 48)], 384, "dense-0.npz` gives vectors of 48 components, and what comes after it needs 384"),
-        ([(3, 3)], 3, "model.onnx` gives vectors of 384 components, and by the manifest it should give 3"),
+        ([(3, 3)], 3, "model.onnx` gives embeddings of 384 components, and the manifest says 3"),
     ],
 )
 def test_layers_of_other_widths(

@@ -202,7 +202,7 @@ def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
 
 
 def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
-    with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model reads 128") as caught:
+    with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model's limit is 128") as caught:
         reranker.rank("a", ["b", "water " * 300], long="error")
     assert caught.value.texts == (1,)
     assert caught.value.exit_code == 2
@@ -212,7 +212,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
     ("last", "message"),
     [
         (None, "the document of pair 600 must be a string, not NoneType"),
-        ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
+        ("water " * 300, "pair 600 has 304 tokens, and the model's limit is 128"),
     ],
 )
 def test_pairs_are_counted_from_the_first(
@@ -310,7 +310,7 @@ def test_a_manifest_without_the_facts_of_a_reranker(reranker_bundle: Bundle, tmp
     shutil.copytree(reranker_bundle.path, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"reranker": None}))
-    with pytest.raises(BundleError, match="does not say how a pair becomes a score"):
+    with pytest.raises(BundleError, match="has no labels in its section `reranker`"):
         Reranker(folder)
     tight = manifest["tokenizer"] | {"max_length": 4}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": tight}))

@@ -331,7 +331,7 @@ def test_a_template_of_endless_text() -> None:
     with pytest.raises(BundleError) as caught:
         ChatTemplate(ChatFacts("{{ a }}" * 20_000, {}))
 
-    assert caught.value.message == "the chat template has 140000 characters, and 131072 are allowed"
+    assert caught.value.message == "the chat template has 140000 characters; the limit is 131072"
 
 
 def test_a_long_conversation_is_no_attack() -> None:
@@ -411,7 +411,7 @@ def test_what_a_template_says_is_shortened(said: str) -> None:
     assert len(caught.value.message) < 2000
 
 
-def test_jinja_is_loaded_only_by_who_chats() -> None:
-    code = "import sys, runtime, runtime.chat_template; assert 'jinja2' not in sys.modules"
+def test_jinja2_is_imported_only_for_chat_templates() -> None:
+    code = "import sys, ortkit.runtime.text.chat_template; assert 'jinja2' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
