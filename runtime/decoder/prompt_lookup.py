@@ -4,7 +4,7 @@ Answers that quote their prompt, such as summaries and edited code, are decoded 
 prompt lookup decoding). A draft never changes the answer: the graph computes logits after each drafted token, the next
 token is sampled from them as usual, and the draft is dropped from the first wrong token on.
 
-A run with a draft takes longer than one without, so drafts must be right often enough. Their hit rate is known before
+A run with a draft takes longer than one without, so drafts must be accepted often enough. Their hit rate is known before
 any is made: for each token of prompt and answer, the token that would have been drafted is compared with it, which
 takes a microsecond or two. Where no draft pays, a run has one row and costs the same as without lookup.
 

@@ -1,4 +1,4 @@
-"""A dense layer after pooling, as some embedders have: pure numpy, one text never touching another."""
+"""Dense layers after pooling, and their activation functions, in numpy; texts do not affect each other."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..bundle.manifest import Activation, DenseFacts
 from ..errors import BundleError
 
 LARGEST = 1 << 30
-"""Bytes of a layer's file: as many as 16,384 times 16,384 weights have."""
+"""Bytes of a layer's file: 16,384 x 16,384 weights."""
 START = b"\x93NUMPY\x01\x00"
-"""Of an array as numpy.save writes it (numpy.lib.format), then two bytes with the size of a header."""
+"""Magic string and version of an .npy file (numpy.lib.format); the size of the header follows in two bytes."""
 HEADER = re.compile(r"\{'descr': '([^']*)', 'fortran_order': (False|True), 'shape': \((\d+),(?: (\d+))?\), \} *\n")
 FLOAT32 = "<f4"
 Floats = NDArray[np.float32]
@@ -69,38 +69,38 @@ FUNCTIONS: dict[Activation, Callable[[Floats], Floats]] = {
 
 
 class Dense:
-    """`activation(vector @ weight + bias)`, with the arrays of an .npz file of the bundle."""
+    """`activation(vector @ weight + bias)`."""
 
     def __init__(self, path: Path, facts: DenseFacts) -> None:
-        """Read `weight`, float32 (inputs, outputs), and `bias`, float32 (outputs,); raises BundleError without them."""
+        """Read `weight`, float32 (inputs, outputs), and `bias`, float32 (outputs,), from .npz; raises BundleError."""
         self.path = path
         self.weight, self.bias = read_arrays(path)
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[1:]:
             raise BundleError(
-                f"`{path}` holds arrays that do not fit each other: {self.weight.shape}, {self.bias.shape}"
+                f"the shapes of weight {self.weight.shape} and bias {self.bias.shape} in `{path}` do not match"
             )
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
-            raise BundleError(f"`{path}` holds weights that are not finite numbers")
+            raise BundleError(f"`{path}` has weights that are not finite numbers")
         self.activation = facts.activation
 
     def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Transform (texts, inputs) into (texts, outputs)."""
-        # Row by row: a product of two matrices may add up in another order when it has more rows.
-        products = np.empty((len(vectors), len(self.bias)), np.float32)
-        for vector, product in zip(vectors, products, strict=True):
-            np.matmul(vector, self.weight, out=product)
-        products += self.bias
-        return FUNCTIONS[self.activation](products)
+        # Row by row: with more rows, a matmul may sum in another order.
+        outputs = np.empty((len(vectors), len(self.bias)), np.float32)
+        for vector, output in zip(vectors, outputs, strict=True):
+            np.matmul(vector, self.weight, out=output)
+        outputs += self.bias
+        return FUNCTIONS[self.activation](outputs)
 
 
 def read_arrays(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The arrays `weight` and `bias` of an .npz file; nothing larger than the file is made of it."""
+    """Read `weight` and `bias` from an .npz file; never allocates more than the size of the file."""
     try:
         if path.stat().st_size > LARGEST:
-            raise BundleError(f"`{path}` has more than {LARGEST} bytes, which no layer has")
+            raise BundleError(f"`{path}` has more than {LARGEST} bytes, the limit for a dense layer")
         with zipfile.ZipFile(path) as archive:
             return read_array(archive, "weight.npy"), read_array(archive, "bias.npy")
-    # What zipfile raises for files that are none, and for those that are encrypted or packed in ways it does not know.
+    # zipfile raises these for files that are not archives, encrypted, or compressed with an unsupported method.
     except (
         OSError,
         EOFError,
@@ -121,33 +121,31 @@ def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
         raise ValueError(f"`{name}` is compressed")
     with archive.open(entry) as file:
         if file.read(len(START)) != START:
-            raise ValueError(f"`{name}` is not an array that numpy.save wrote")
+            raise ValueError(f"`{name}` is not an .npy file of version 1.0")
         (size,) = struct.unpack("<H", file.read(2))
         found = HEADER.fullmatch(file.read(size).decode("latin-1"))
         if found is None:
             raise ValueError(f"`{name}` is not an array of one or two dimensions")
         kind, transposed, *lengths = found.groups()
         if kind != FLOAT32:
-            raise ValueError(f"`{name}` holds numbers of type `{kind}`, not `{FLOAT32}`, which is float32")
+            raise ValueError(f"`{name}` has the type `{kind}`, not float32 (`{FLOAT32}`)")
         shape = [int(length) for length in lengths if length is not None]
         count = math.prod(shape)
         content = file.read()
     if len(content) != 4 * count:
-        raise ValueError(f"`{name}` holds {len(content)} bytes instead of {4 * count}")
+        raise ValueError(f"`{name}` has {len(content)} bytes of data instead of {4 * count}")
     return np.frombuffer(content, np.float32).reshape(shape, order="F" if transposed == "True" else "C")
 
 
 def width_before(layers: Sequence[Dense], dimension: int) -> int:
-    """How many components vectors must have that these layers turn into vectors of `dimension`.
+    """The input size of dense layers that output `dimension` components.
 
-    Raises BundleError for a layer that does not give what comes after it reads.
+    Raises BundleError where the sizes of two layers do not match.
     """
     width = dimension
     for layer in reversed(layers):
         inputs, outputs = layer.weight.shape
         if outputs != width:
-            raise BundleError(
-                f"`{layer.path}` gives vectors of {outputs} components, and what comes after it needs {width}"
-            )
+            raise BundleError(f"`{layer.path}` outputs {outputs} components, and the next layer expects {width}")
         width = inputs
     return width

@@ -251,7 +251,7 @@ class Embedder(Encoder, Closable):
             raise BundleError(f"the manifest of `{self.bundle.path}` has no prompt `{name}`, its `default_prompt`")
         if name not in self.facts.prompts:
             known = ", ".join(f"`{known}`" for known in self.facts.prompts) or "none"
-            raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")
+            raise InputError(f"the model has no prompt `{name}`", hint=f"supported: {known}")
         return self.facts.prompts[name]
 
     def _first_prompt(self, names: Sequence[str]) -> str:

@@ -182,7 +182,7 @@ def test_nan_logits_do_not_pass_a_replay(tmp_path: Path) -> None:
     decoder = Decoder(Bundle(bundle.path, bundle.manifest), threads=1)
     ids = tuple(decoder.encode("The quick fox"))
 
-    with pytest.raises(BundleError, match="gave logits that are no numbers"):
+    with pytest.raises(BundleError, match="gives logits that are not finite numbers"):
         replay(certified(decoder, GoldenAnswer("The quick fox", ids, (0, 0), (0, 0))))
 
 

@@ -396,7 +396,11 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--repetition-penalty", 0], b"", "error: `repetition_penalty` must be above 0, not 0.0\n"),
         (["a", "--seed", -1], b"", "error: `seed` must be 0 or more, not -1\n"),
         (["a", "--stop", ""], b"", "error: stop string 0 is empty, and every answer would end before it begins"),
-        (["a", "--context", 5000], b"", "error: `context` must be from 2 to 1024, which the model has, not 5000\n"),
+        (
+            ["a", "--context", 5000],
+            b"",
+            "error: `context` must be from 2 to 1024, the model's context length, not 5000\n",
+        ),
         (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
         (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),

@@ -141,7 +141,7 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
             sampling=Sampling(),
             run_tokens=run_tokens,
         )
-        return steps.read_prompt()[-1].copy()
+        return steps.prefill()[-1].copy()
 
     for _ in range(cases):
         ids = rng.integers(0, decoder.facts.vocabulary, rng.integers(1, 90)).tolist()

@@ -285,7 +285,7 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
     with pytest.raises(InputError) as caught:
         small.load_cache(saved)
 
-    assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were asked for"
+    assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were requested"
 
 
 def test_what_a_killed_save_left_is_removed(decoder: Decoder, saved: Path) -> None:

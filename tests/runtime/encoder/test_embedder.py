@@ -259,7 +259,7 @@ def test_progress_counts_every_text(embedder: Embedder) -> None:
 def test_an_unknown_prompt(embedder: Embedder) -> None:
     with pytest.raises(InputError, match="the model has no prompt `query`") as caught:
         embedder.embed(["x"], prompt="query")
-    assert caught.value.hint == "it has: none"
+    assert caught.value.hint == "supported: none"
 
 
 @pytest.fixture(scope="module")
@@ -522,10 +522,7 @@ def test_a_dimension_that_the_graph_does_not_give(
     edit_manifest: EditManifest, dimension: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = edit_manifest(lambda manifest: manifest["embedder"].update(dimension=dimension))
-    message = (
-        f"the graph `{path / 'model.onnx'}` gives embeddings of 384 components, and the manifest says "
-        f"{dimension}"
-    )
+    message = f"the graph `{path / 'model.onnx'}` gives embeddings of 384 components, and the manifest says {dimension}"
 
     with pytest.raises(BundleError) as caught:
         Embedder(path)

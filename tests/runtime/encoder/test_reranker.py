@@ -248,9 +248,9 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.score(["a"]), "pair 0 must be a query and a document"),
         (lambda it: it.rank("a", ["b"], top_n=0), "`top_n` must be at least 1, not 0"),
         (lambda it: it.rank("a", ["b"], scores="cosine"), "`scores` must be one of raw, sigmoid, softmax"),
-        (lambda it: it.rank("a", ["b"], scores="softmax"), "`softmax` weighs labels against each other"),
+        (lambda it: it.rank("a", ["b"], scores="softmax"), "`softmax` needs several labels, and the model has one"),
         (lambda it: it.rank("a", ["b"], label="x"), "the model has no label `x`"),
-        (lambda it: it.rank("a", ["b"], long="mean"), "`mean` is for embeddings"),
+        (lambda it: it.rank("a", ["b"], long="mean"), "`mean` is not supported for rerankers"),
         (lambda it: it.rank("a", ["b"], batch_tokens=0), "`batch_tokens` must be at least 1"),
         (lambda it: it.stream([], chunk=0), "`chunk` must be at least 1"),
     ],
@@ -300,9 +300,9 @@ def test_a_model_with_several_labels(three_labels: Bundle) -> None:
     ranked = reranker.rank("a", ["b", "e f"], label="yes", scores="raw")
     by_hand: NDArray[np.float64] = reranker.score([("a", "b"), ("a", "e f")], scores="raw")[:, 2]
     assert [one.score for one in ranked] == sorted(by_hand.tolist(), reverse=True)
-    with pytest.raises(InputError, match="the model has 3 labels, and a ranking needs one") as caught:
+    with pytest.raises(InputError, match="the model has 3 labels, and `label` is missing") as caught:
         reranker.rank("a", ["b"])
-    assert caught.value.hint == "name `no`, `maybe`, `yes`"
+    assert caught.value.hint == "supported: `no`, `maybe`, `yes`"
 
 
 def test_a_manifest_without_the_facts_of_a_reranker(reranker_bundle: Bundle, tmp_path: Path) -> None:
