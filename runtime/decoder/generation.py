@@ -221,7 +221,8 @@ class Steps(Iterator[Step]):
         normalizer = highest + math.log(self.scratch.sum()) if math.isfinite(highest) else math.nan
         if math.isnan(normalizer):
             raise BundleError(
-                f"`{self.forward.session.path}` gives logits that are not finite numbers at token {len(self.ids)} of the answer",
+                f"`{self.forward.session.path}` gives logits that are not finite numbers at token {len(self.ids)} of "
+                "the answer",
                 hint="run `ortkit verify` on the bundle, and export it again if it fails",
             )
         token = self._sample(logits if self.penalties is None else self.penalties.apply(logits))

@@ -34,8 +34,6 @@ _ALIGNMENT = 8
 _LARGEST_HEADER = 1 << 26
 """Bytes; the header of a million tokens with their text has a quarter of them."""
 _DTYPES = {CacheType.FLOAT32: "F32", CacheType.FLOAT16: "F16"}
-_EARLIER = b" keys and values "
-"""In the first line of files from before the safetensors format."""
 _SAVE_AGAIN = "prefill the prompt again and save a new file"
 
 
@@ -133,13 +131,10 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) 
 
 def _read_header(file: BinaryIO, source: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Read the header of a prompt cache: its metadata and tensors."""
-    start = file.read(len(_EARLIER) * 2)
-    if _EARLIER in start:
-        raise InputError(f"`{source}` is a prompt cache in a format that is no longer supported", hint=_SAVE_AGAIN)
-    (count,) = _SIZE.unpack(start[: _SIZE.size]) if len(start) >= _SIZE.size else (1 << 63,)
+    start = file.read(_SIZE.size)
+    (count,) = _SIZE.unpack(start) if len(start) == _SIZE.size else (1 << 63,)
     if count > _LARGEST_HEADER:
         raise _other_file(source)
-    file.seek(_SIZE.size)
     content = file.read(count)
     if len(content) < count:
         raise _damaged(source)

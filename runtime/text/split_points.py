@@ -1,8 +1,8 @@
-"""Where a long text can be cut so that its pieces tokenize to exactly the tokens of the whole.
+"""Split points: where a long text can be split so that its pieces tokenize to exactly the tokens of the whole.
 
-Tokenizers split a text into words first, and a word's tokens do not depend on its neighbours. So a text can be cut
-wherever every tokenizer of its kind ends a word: read off the parts of tokenizer.json, and only for parts that are
-known. A tokenizer with another part, or without words, as SentencePiece's BPE, has no such places.
+Pre-tokenizers split a text into words, and the tokens of a word do not depend on its neighbors. So a text can be split
+where a pre-tokenizer always ends a word. The split points follow from normalizer, pre-tokenizer and added tokens in
+tokenizer.json, for supported types only. Others, and tokenizers without words such as SentencePiece's BPE, have none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LETTER = "0-9A-Za-zÀ-ÖØ-öø-ľŁ-ɏΆΈ-ΊΌΎ-ΡΣ-ώА-џא-תء-غف-يऄ-हก-ะぁ-ゖァ-ヺ一-鿋가-힣"
-"""Letters and digits that Unicode has had for long, so that all libraries know them as such, and no combining mark."""
+"""Letters and digits of old Unicode versions, which all libraries classify alike, without combining marks."""
 UNMARKED = "0-9A-Za-z一-鿋가-힣"
-"""Those of them that end in no combining mark when they are decomposed."""
+"""Those of LETTER whose decomposition (NFD) does not end in a combining mark."""
 IDEOGRAPH = "\u4e00-\u9fff"
-PUNCTUATION = re.escape(".,;:!?)]}+/=&|") + "。，、！？；：）」』"  # noqa: RUF001 - of Chinese and Japanese
-"""What ends a word; not an apostrophe, which begins the last part of one in some patterns."""
+PUNCTUATION = re.escape(".,;:!?)]}+/=&|") + "。，、！？；：）」』"  # noqa: RUF001 - Chinese and Japanese
+"""Characters that end a word; not the apostrophe, which begins a suffix in some patterns."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BEFORE, AFTER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{BEFORE}*{AFTER}+{{0}}|[^\r\n\p{{L}}\p{{N}}]?{BEFORE}+{AFTER}*{{0}}"
@@ -38,13 +38,13 @@ PATTERNS = frozenset(
         CASED.replace("{0}", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACE,
     }
 )
-"""Patterns of words in which a letter or digit before a space, a line break or punctuation always ends one."""
+"""Pre-tokenization patterns in which a letter or digit before a space, a newline or punctuation always ends a word."""
 SPACES = frozenset({" {2,}", " +", "\\s+"})
-"""Patterns of runs of spaces, of which a piece holds the whole."""
+"""Patterns of runs of spaces, which are never split."""
 CHARACTERWISE = frozenset(
     {"Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Nmt", "Precompiled", "ByteLevel"}
 )
-"""Normalizers that change no character by what stands beyond a space."""
+"""Normalizers whose result for a character does not depend on text beyond a space."""
 WHITESPACE_ONLY = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 """Pre-tokenizers that drop whitespace."""
 
@@ -52,12 +52,12 @@ Part = Mapping[str, Any]
 
 
 class UncutError(Exception):
-    """A text has too many characters without a place where it can be cut."""
+    """A text has too many characters without a split point."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in a text before it is split into words."""
+    """A token that is matched before the text is split into words."""
 
     content: str
     single_word: bool
@@ -67,15 +67,15 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Where texts can be cut: before each match of `pattern` in which no token of `spanning` stands across it."""
+    """Split points: the start of each match of `pattern` that is not inside an added token of `spanning`."""
 
     pattern: re.Pattern[str]
     spanning: tuple[str, ...]
-    """Added tokens, in lower case, that could."""
+    """Lowercased added tokens that contain a match of `pattern`."""
 
     def last(self, text: str, start: int, end: int) -> int | None:
-        """The last place after `start` and up to `end`."""
-        # Windows that grow, since the first of them nearly always has one.
+        """The last split point after `start` and up to `end`."""
+        # Growing windows: the first one nearly always contains a split point.
         width = 256
         while True:
             low = max(start + 1, end - width)
@@ -88,7 +88,7 @@ class Cuts:
             width *= 8
 
     def first(self, text: str, start: int, end: int) -> int | None:
-        """The first place after `start` and before `end`."""
+        """The first split point after `start` and before `end`."""
         found = (match.start() for match in self.pattern.finditer(text, start + 1, end))
         return next((place for place in found if self.free(text, place)), None)
 
@@ -100,7 +100,7 @@ class Cuts:
 
 
 def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Iterable[AddedToken]) -> Cuts | None:
-    """Where the texts of a tokenizer with these parts can be cut, None where that is not known of all of them."""
+    """The split points of a tokenizer with these parts; None where one of them is not supported."""
     words = flat(pre_tokenizer, "pretokenizers")
     kinds = [str(part.get("type")) for part in words]
     drops_spaces = any(kind in WHITESPACE_ONLY for kind in kinds)
@@ -113,7 +113,7 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Iterable
     marks = kinds[0] != "BertPreTokenizer" and any(step.get("type") in {"NFD", "NFKD"} for step in steps)
     pattern = f"(?<=[{UNMARKED if marks else LETTER}])[{behind}]"
     if kinds[0] == "BertPreTokenizer" and any(step.get("handle_chinese_chars") is True for step in steps):
-        # Each is a word of its own.
+        # Each ideograph is a word.
         pattern += f"|(?<=[{IDEOGRAPH}])[{IDEOGRAPH}{behind}]"
     compiled = re.compile(pattern)
     spanning = []
@@ -130,7 +130,7 @@ def cuts_of(normalizer: Part | None, pre_tokenizer: Part | None, added: Iterable
 
 
 def ends_of_words(words: Sequence[Part], kinds: Sequence[str]) -> str | None:
-    """The characters, as in a regular expression's class, before which a letter ends a word in a pre-tokenizer."""
+    """The characters before which a letter ends a word, as a regular expression's class; None if not supported."""
     match kinds:
         case ["BertPreTokenizer"] | ["Whitespace"] | ["WhitespaceSplit", "Punctuation"]:
             return f" \\n{PUNCTUATION}"
@@ -155,15 +155,15 @@ def is_known(split: Part) -> bool:
 
 
 def split_is_kept(split: Part) -> bool:
-    """Whether matches are the words; where what is between matches is, `Removed` and `invert` go together."""
+    """Whether the matches are the words: `Isolated`, or `Removed` with `invert`."""
     return bool(split.get("invert")) == (split.get("behavior") == "Removed")
 
 
 def is_local(step: Part, kinds: Sequence[str], *, drops_spaces: bool) -> bool:
-    """Whether a normalizer makes the same of a piece as of the whole."""
+    """Whether a normalizer gives the same result for a piece as for the whole text."""
     kind = step.get("type")
     if kind == "Strip":
-        # Only the first and the last piece have an end of the whole; the others begin with a space and end without.
+        # Inner pieces begin with a space and end without one.
         return not step.get("strip_left") or drops_spaces
     if kind == "Replace":
         pattern = step.get("pattern")
@@ -177,7 +177,7 @@ def is_local(step: Part, kinds: Sequence[str], *, drops_spaces: bool) -> bool:
 
 
 def flat(part: Part | None, key: str) -> list[Part]:
-    """The parts of nested sequences, in order."""
+    """Flatten nested sequences of parts, in order."""
     if part is None:
         return []
     if part.get("type") != "Sequence":
@@ -186,12 +186,12 @@ def flat(part: Part | None, key: str) -> list[Part]:
 
 
 def state_of(component: Any) -> dict[str, Any] | None:
-    """A part of a tokenizer as in tokenizer.json: what `tokenizers` pickles it as."""
+    """A part of a tokenizer as in tokenizer.json, from its pickled state."""
     return None if component is None else dict(json.loads(component.__getstate__()))
 
 
 def pieces(text: str, cuts: Cuts | None, *, size: int, longest: int) -> Iterator[str]:
-    """The pieces of a text, of about `size` characters where there are places to cut.
+    """Split a text into pieces of about `size` characters, at split points.
 
     Raises UncutError for more than `longest` characters without one.
     """

@@ -1,9 +1,8 @@
-"""jinja2 for chat templates, bounded in steps, characters and CPU time: templates come with models and are not trusted.
+"""A jinja2 sandbox for chat templates, which are not trusted: limits steps, characters and CPU time.
 
-Every place where a template can make a value, or go around once more, spends from a budget: loops, operators, calls,
-filters, lists and what is written. What an operation would make is known before it is made. Only filters and methods
-whose cost is known are offered. A list or a string is made of what was paid for, so a single operation is short, and
-the time is looked at between two of them.
+Every operation that creates a value or iterates is charged to a budget before it runs: loops, operators, calls,
+filters, lists and output. Only filters and methods of bounded cost are supported. Values consist of parts that were
+charged, so a single operation is short, and CPU time is checked between operations.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 STEPS = 1 << 18
-"""Iterations, calls and items that a rendering may take, apart from those that messages need."""
+"""Largest number of iterations, calls and items of a rendering, beside those for the messages."""
 CHARACTERS = 1 << 24
-"""Characters that a rendering may make in all, with those of values that are not written."""
+"""Largest number of characters of all values that a rendering creates."""
 SHARE = 256
-"""How much more is allowed for each character of the messages: templates copy them a few times."""
+"""Additional characters for each character of the messages: templates copy them a few times."""
 SECONDS = 10.0
-"""Of CPU time. Published templates take some milliseconds."""
+"""CPU time. Published templates take some milliseconds."""
 BITS = 1 << 16
-"""Of an integer."""
+"""Largest size of an integer."""
 WIDTH = 10_000
-"""For which numbers in formats, and numbers given to filters, may ask."""
+"""Largest width in a format, and largest number that is passed to a filter."""
 
 
 class TemplateLimitError(Exception):
-    """A template asks for more than a rendering may take."""
+    """A template exceeds a limit of the sandbox."""
 
 
 class Budget:
-    """What one rendering may still take."""
+    """What is left of the limits of one rendering."""
 
     def __init__(self, size: int = 0, items: int = 0) -> None:
-        """For messages of so many characters and so many values."""
-        # Some templates look at all messages for each of them.
+        """`size`: characters of the messages; `items`: number of their values."""
+        # Some templates loop over all messages for each message.
         self.most_steps = STEPS + size + SHARE * items + items * items
         self.most_characters = CHARACTERS + SHARE * size
         self.steps = self.most_steps
@@ -58,7 +57,7 @@ class Budget:
         self.deadline = time.thread_time() + SECONDS
 
     def step(self, count: int = 1) -> None:
-        """Go around once more, or look at so many values."""
+        """Charge `count` iterations or items."""
         self.steps -= count
         if self.steps < 0:
             raise TemplateLimitError(f"takes more than {self.most_steps} steps")
@@ -66,19 +65,19 @@ class Budget:
             raise TemplateLimitError(f"takes more than {SECONDS:g} s")
 
     def afford(self, count: int) -> None:
-        """See that so many characters may be made."""
+        """Raise TemplateLimitError where `count` more characters exceed the limit."""
         if count > self.characters:
             raise TemplateLimitError(f"makes more than {self.most_characters} characters")
 
     def made(self, value: Any) -> Any:
-        """Pay for a value that was made; a list only holds what was paid for, but may hold it any number of times."""
+        """Charge a new value, and return it; a list may contain the same value many times."""
         size = self.weight(value)
         if isinstance(value, (str, bytes)):
             self.characters -= size
         return value
 
     def weight(self, value: Any) -> int:
-        """Characters that a value would have as text, about, each item counted as often as it stands there."""
+        """Approximate length of a value as text, with every occurrence of an item counted."""
         size = 0
         pending = [value]
         while pending:
@@ -98,13 +97,13 @@ class Budget:
         return size
 
     def items(self, value: Iterable[Any]) -> Iterator[Any]:
-        """The items of a value, a step each."""
+        """Iterate over a value, a step for each item."""
         for item in value:
             self.step()
             yield item
 
     def listed(self, value: Any) -> Any:
-        """A value of which it is known how large it is: what gives its items one by one becomes a list."""
+        """Convert an iterator to a list, so that its size is known."""
         if not isinstance(value, Iterator):
             return value
         found = []
@@ -117,7 +116,7 @@ class Budget:
 
 
 class Counted:
-    """What a loop goes over, a step for each item."""
+    """The iterable of a loop, which charges a step for each item."""
 
     def __init__(self, value: Any, budget: Budget) -> None:
         self.value = value
@@ -131,19 +130,19 @@ class Counted:
 
 
 Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
-"""Raises where a filter or a method would make too much of a value with these arguments."""
+"""Raises TemplateLimitError where a filter or method with these arguments would exceed the limit."""
 
 
 def grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
-    """What makes no more than a few times its value and its arguments, which are paid for."""
+    """For results of at most a few times the size of value and arguments, which are charged already."""
 
 
 def grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """What makes as much as a number says, or that for each item or line of its value."""
+    """For results whose size is a numeric argument, or that times the size of the value."""
     given = [*arguments, *named.values()]
     numbers = [number for number in given if isinstance(number, (int, float))]
     if any(abs(number) > WIDTH for number in numbers):
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
     texts = max((len(text) for text in given if isinstance(text, str)), default=1)
     budget.afford(budget.weight(value) * max(1, texts, *map(abs, map(int, numbers))))
 
@@ -167,9 +166,9 @@ def grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], 
 
 
 def adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Adding up lists takes the square of their number."""
+    """Refuse sums of lists, which take quadratic time."""
     if not isinstance((arguments[1:2] or (named.get("start", 0),))[0], (int, float)):
-        raise SecurityError("`sum` of what are no numbers")
+        raise SecurityError("`sum` of anything but numbers")
 
 
 PLAIN_FILTERS = (
@@ -189,11 +188,11 @@ FILTERS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_FILTERS.split(), grows_little
     "sum": adds_numbers,
     "truncate": grows_by_numbers,
 }
-"""The filters that templates may use. jinja2 has a few more, which make HTML or take long."""
+"""The supported filters. jinja2 has a few more, which produce HTML or take long."""
 CONSUMING = frozenset(
     {"batch", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"}
 )
-"""Those that read all items of their value at once."""
+"""Filters that consume all items of their value."""
 PLAIN_METHODS = (
     "capitalize casefold count encode decode endswith find index isalnum isalpha isascii isdecimal isdigit "
     "isidentifier islower isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix "
@@ -208,33 +207,33 @@ TEXT_METHODS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_METHODS.split(), grows_l
     "rjust": grows_by_numbers,
     "zfill": grows_by_numbers,
 }
-"""The methods of texts that templates may use; `format` has a formatter of its own."""
+"""The supported methods of strings; `format` has its own formatter."""
 NUMBER_METHODS = ("bit_length", "is_integer")
 ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
 COUNTED, MADE, JOINED = "counted ", "made ", "joined "
-"""Filters that the compiler puts in; no template can write such a name."""
+"""Filters that the compiler inserts; no template can contain such a name."""
 
 
 def check_percents(budget: Budget, form: str, values: Any) -> None:
-    """See that a text with `%s` and the like makes no more than may be made."""
+    """Check a %-format before it is applied."""
     widest = count = 0
     for match in PERCENT.finditer(form):
         count += 1
         if "*" in match.groups():
-            raise SecurityError("a format whose width is an argument")
+            raise SecurityError("a format with its width as an argument")
         widest = max([widest, *(int(digits[:9]) for digits in match.groups() if digits)])
     if widest > WIDTH:
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
-    # What is named may be written as often as it is named.
+        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
+    # A named value may be inserted many times.
     budget.afford(len(form) + (count * (budget.weight(values) + widest)))
 
 
 def check_format(budget: Budget, specification: str, value: Any) -> None:
-    """The same for one field of `str.format`."""
+    """Check a field of `str.format` before it is applied."""
     if any(len(digits) > 9 or int(digits) > WIDTH for digits in re.findall(r"\d+", specification)):
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
     budget.step()
     budget.afford(budget.weight(value))
 
@@ -249,7 +248,7 @@ class Formatter(SandboxedFormatter):
 
 
 class EscapeFormatter(SandboxedEscapeFormatter):
-    """The same for text that is escaped for HTML."""
+    """`str.format` for templates, with text escaped for HTML."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         budget = current()
@@ -261,14 +260,14 @@ LOCAL = threading.local()
 
 
 def current() -> Budget:
-    """The budget of the rendering on this thread; a small one while a template is compiled."""
+    """The budget of the rendering on this thread; an own one while a template is compiled."""
     budget: Budget | None = getattr(LOCAL, "budget", None)
     return Budget() if budget is None else budget
 
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
-    """Have what is rendered on this thread spend from a budget."""
+    """Charge renderings on this thread to a budget."""
     before = getattr(LOCAL, "budget", None)
     LOCAL.budget = budget
     try:
@@ -278,9 +277,9 @@ def spending(budget: Budget) -> Iterator[None]:
 
 
 class Generation(Extension):
-    """The tag around what the assistant said, which matters in training alone."""
+    """The tag around assistant messages, which matters for training only."""
 
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 wants it
+    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -292,14 +291,14 @@ class Generation(Extension):
 
 
 class PlainNamespace(Namespace):
-    """A namespace that does not write what it holds, which may hold it again."""
+    """A namespace whose text does not contain its values, which may be recursive."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
 class Spending(NodeTransformer):
-    """Has loops, lists and joined texts pay."""
+    """Inserts charges for loops, slices, lists and concatenations."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2's names
         self.generic_visit(node)
@@ -312,7 +311,7 @@ class Spending(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        # jinja2 compiles a slice to Python's own, past everything that could be paid for.
+        # jinja2 compiles a slice to a plain Python slice, which nothing else charges.
         return filtered(node, MADE) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
@@ -324,7 +323,7 @@ class Spending(NodeTransformer):
         return filtered(self.generic_visit(node), MADE)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        # What a loop or an assignment gives names to is no value.
+        # The target of a loop or an assignment is not a value.
         constant = node.ctx != "load" or all(isinstance(item, nodes.Const) for item in node.items)
         self.generic_visit(node)
         return node if constant else filtered(node, MADE)
@@ -337,7 +336,7 @@ def filtered(node: nodes.Node, name: str) -> nodes.Filter:
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """What transformers offers to templates, each operation paid for."""
+    """The jinja2 environment of transformers, with every operation charged to the current budget."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
@@ -353,11 +352,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super()._generate(Spending().visit(source), *arguments, **options)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        # `dict.update(...)` would change what was looked at.
+        # `dict.update(...)` would change values that were charged.
         return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Join what was written."""
+        """Join the output."""
         budget = current()
         found = []
         for part in parts:
@@ -393,7 +392,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return budget.made(found)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """The formatter that `str.format` and `str.format_map` become."""
+        """Replace `str.format` and `str.format_map` with a formatter that charges the budget."""
         if super().wrap_str_format(value) is None:
             return None
         form = value.__self__
@@ -424,10 +423,10 @@ def check_bits(bits: int) -> None:
 def pay_for_method(
     budget: Budget, owner: Any, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[Any, ...]:
-    """See that a method of a text or a number makes no more than may be made; the arguments to call it with."""
+    """Charge a method of a string or a number before its call; returns the arguments to call it with."""
     known = TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(NUMBER_METHODS, grows_little)
     if name not in known:
-        raise SecurityError(f"the method `{name}` is not offered to templates")
+        raise SecurityError(f"the method `{name}` is not supported")
     if name == "join" and arguments:
         items = budget.listed(arguments[0])
         grows_by_joining(budget, items, (owner,), {})
@@ -444,17 +443,17 @@ def pay_for_method(
 
 
 def check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Raises for encodings other than the usual ones: Python has some that take the square of a text's length."""
+    """Refuse unusual encodings: some of Python's take quadratic time."""
     encoding = str(arguments[0] if arguments else named.get("encoding", "utf-8"))
     if encoding.lower().replace("_", "-") not in ENCODINGS:
-        raise SecurityError("an encoding that is not offered to templates")
+        raise SecurityError("an encoding that is not supported")
 
 
 def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..., Any]:
-    """A filter that pays for what it makes."""
+    """Wrap a filter to charge its result."""
     wants = getattr(function, "jinja_pass_arg", None)
 
-    # Never computed while a template is compiled.
+    # The context keeps jinja2 from constant folding at compile time.
     @jinja2.pass_context
     def filtering(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
         budget = current()
@@ -462,7 +461,7 @@ def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..
         budget.afford(budget.weight((arguments, named)))
         if name in CONSUMING:
             if isinstance(value, (str, bytes)):
-                # Each character becomes an item.
+                # Each character is an item.
                 budget.step(len(value))
             value = budget.listed(value)
         sizer(budget, value, arguments, named)
@@ -486,12 +485,12 @@ def made(_context: Context, value: Any) -> Any:
 
 @jinja2.pass_context
 def joined(_context: Context, values: list[Any]) -> str:
-    """What `~` makes of all its values at once."""
+    """The operator `~`, for all its operands."""
     budget = current()
     texts = []
     size = 0
     for value in values:
-        # A character becomes ten at most where a list is written.
+        # In the text of a list, a character is escaped to at most ten.
         budget.weight(value)
         texts.append(value if isinstance(value, str) else str(value))
         size += len(texts[-1])
@@ -502,20 +501,20 @@ def joined(_context: Context, values: list[Any]) -> str:
 
 def to_json(
     value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters are those that templates know
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters that templates use
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
-    """JSON without jinja2's escapes for HTML."""
+    """The filter `tojson`, without jinja2's escapes for HTML."""
     budget = current()
     if indent is None:
         longest = max(map(len, separators), default=0) if separators is not None else 2
-        # A character becomes six at most.
+        # A character is escaped to at most six.
         budget.afford(budget.weight(value) * max(1, longest))
         return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
     if isinstance(indent, int) and indent > WIDTH:
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     found, size = [], 0
     for part in encoder.iterencode(value):

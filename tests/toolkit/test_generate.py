@@ -395,7 +395,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--min-p", 2], b"", "error: `min_p` must be from 0 to 1, not 2.0\n"),
         (["a", "--repetition-penalty", 0], b"", "error: `repetition_penalty` must be above 0, not 0.0\n"),
         (["a", "--seed", -1], b"", "error: `seed` must be 0 or more, not -1\n"),
-        (["a", "--stop", ""], b"", "error: stop string 0 is empty, and every answer would end before it begins"),
+        (["a", "--stop", ""], b"", "error: stop string 0 is empty, so every answer would be empty"),
         (
             ["a", "--context", 5000],
             b"",

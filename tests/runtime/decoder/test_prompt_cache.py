@@ -131,17 +131,6 @@ def test_a_header_that_is_not_complete(decoder: Decoder, saved: Path, left_out: 
         decoder.load_cache(saved)
 
 
-def test_a_file_of_an_older_format(decoder: Decoder, saved: Path) -> None:
-    saved.write_bytes(b"product keys and values 2\n" + saved.read_bytes())
-
-    with pytest.raises(InputError) as caught:
-        decoder.load_cache(saved)
-
-    assert caught.value.message == f"`{saved}` is a prompt cache in a format that is no longer supported"
-    assert caught.value.hint == "prefill the prompt again and save a new file"
-    assert caught.value.exit_code == 2
-
-
 def test_a_file_of_a_newer_format(decoder: Decoder, saved: Path) -> None:
     header = header_of(saved)
     header["__metadata__"]["version"] = "2"

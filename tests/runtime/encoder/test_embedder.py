@@ -575,7 +575,7 @@ def test_a_length_that_special_tokens_fill(edit_manifest: EditManifest) -> None:
     with pytest.raises(BundleError) as caught:
         embedder.embed(["some words"], long="mean")
 
-    assert caught.value.message == "the model reads 2 tokens, which leaves no room for a text"
+    assert caught.value.message == "the model's limit of 2 tokens leaves no room for a text"
     assert embedder.embed_with_report(["some words"]).tokens.tolist() == [2]
 
 
@@ -585,9 +585,7 @@ def bare_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     return changed_bundle(tiny_bundle, tmp_path_factory.mktemp("bare") / "bare", tokenizer=without_special_tokens)
 
 
-NO_TOKENS_HINT = (
-    "hint: leave it out: without special tokens, which this model's tokenizer does not add, there is nothing to read"
-)
+NO_TOKENS_HINT = "hint: leave it out: this model's tokenizer adds no special tokens, so an empty text has none"
 
 
 def test_texts_without_tokens_leave_the_process_alive(bare_bundle: Bundle) -> None:
