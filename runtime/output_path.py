@@ -27,7 +27,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
         raise OutputError("the name of the file to write is empty", hint="name a file")
     named = Path(path)
     try:
-        mode = mode_of(named)
+        mode = _mode_of(named)
         # /dev/stdout resolves to the name of a pipe, which cannot be opened.
         special = mode is not None and not stat.S_ISREG(mode)
         target = Path(os.path.realpath(named)) if named.is_symlink() and not special else named
@@ -52,7 +52,7 @@ def is_special(target: Path) -> bool:
     return target.exists() and not target.is_file()
 
 
-def mode_of(path: Path) -> int | None:
+def _mode_of(path: Path) -> int | None:
     """File type and permissions; None where there is no file."""
     try:
         return path.stat().st_mode
@@ -67,7 +67,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     Partial files of killed processes are removed. Raises OSError.
     """
     remove_abandoned(target)
-    partial, file = new_partial(target)
+    partial, file = _new_partial(target)
     try:
         with file:
             yield file
@@ -78,7 +78,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def new_partial(target: Path) -> tuple[Path, BinaryIO]:
+def _new_partial(target: Path) -> tuple[Path, BinaryIO]:
     """Create a file beside a target, locked while it is open, so that other processes do not remove it."""
     while True:
         partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")

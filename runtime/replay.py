@@ -67,10 +67,10 @@ def replayed(encoder: Encoder | Decoder) -> Replay:
     if certificate is None or not (answers if decodes else certificate.golden):
         raise BundleError(f"the bundle `{encoder.bundle.path}` has no certificate to replay")
     if isinstance(encoder, Decoder):
-        return replay_answers(encoder, answers)
-    found = outputs_of(encoder, certificate)
+        return _replay_answers(encoder, answers)
+    found = _outputs_of(encoder, certificate)
     reference, output = (
-        unpacked(encoder, vectors, found.shape[1])
+        _unpacked(encoder, vectors, found.shape[1])
         for vectors in zip(*((golden.reference, golden.output) for golden in certificate.golden), strict=True)
     )
     agreement = compare_logits if isinstance(encoder, Reranker) else compare_vectors
@@ -89,7 +89,7 @@ def _hint_for(bundle: Bundle) -> str:
     return f"{other}; `--precision fp32` depends less on the CPU"
 
 
-def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
+def _replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
     """Run the golden answers, and compare the log-probabilities of their tokens with the certified ones.
 
     The golden tokens are fed in (teacher forcing): sampled again, they would diverge at the first near-tie.
@@ -105,7 +105,7 @@ def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
                 "on this machine a golden text has other tokens than certified: "
                 f"{ids[:8]}... instead of {list(answer.prompt[:8])}..."
             )
-        check_answer(decoder, answer)
+        _check_answer(decoder, answer)
         steps = list(answer_steps(decoder, answer.prompt, len(answer.output), given=answer.output))
         found = [step.logprob for step in steps]
         most_probable = [step.top_logprobs[0] for step in steps]
@@ -125,7 +125,7 @@ def replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay:
     return Replay(len(distances), f"log-probabilities within {mean:.5f} on average", same)
 
 
-def check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
+def _check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
     """Raise BundleError for a golden answer that the model cannot produce."""
     vocabulary, room = decoder.facts.vocabulary, decoder.facts.context_length - len(answer.prompt)
     largest = max((*answer.prompt, *answer.output))
@@ -163,23 +163,23 @@ def answer_steps(decoder: Decoder, prompt: Sequence[int], count: int, *, given: 
     )
 
 
-def outputs_of(encoder: Encoder, certificate: Certificate) -> NDArray[np.float32]:
+def _outputs_of(encoder: Encoder, certificate: Certificate) -> NDArray[np.float32]:
     """Embeddings of the golden texts, or logits of the golden pairs."""
     if isinstance(encoder, Reranker):
-        return encoder.score_with_report([pair_of(golden) for golden in certificate.golden]).logits
+        return encoder.score_with_report([_pair_of(golden) for golden in certificate.golden]).logits
     if isinstance(encoder, Embedder):
         vectors: NDArray[np.float32] = encoder.embed_with_report([golden.text for golden in certificate.golden]).vectors
         return vectors
     raise BundleError(f"the bundle `{encoder.bundle.path}` is of a kind that cannot be replayed")
 
 
-def pair_of(golden: Golden) -> tuple[str, str]:
+def _pair_of(golden: Golden) -> tuple[str, str]:
     if golden.query is None:
         raise BundleError("a golden pair in `manifest.json` has no query")
     return golden.query, golden.text
 
 
-def unpacked(encoder: Encoder, vectors: tuple[str, ...], width: int) -> NDArray[np.float32]:
+def _unpacked(encoder: Encoder, vectors: tuple[str, ...], width: int) -> NDArray[np.float32]:
     found = [unpack_vector(vector) for vector in vectors]
     if any(vector.shape != (width,) for vector in found):
         raise BundleError(f"a golden vector in `{encoder.bundle.path}` has another dimension than the model")

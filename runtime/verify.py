@@ -66,7 +66,7 @@ def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[st
             ) from error
         finally:
             process.kill()
-    raise crashed(bundle, process.wait())
+    raise _crashed(bundle, process.wait())
 
 
 def _reports(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
@@ -100,7 +100,7 @@ def _error_of(report: dict[str, Any]) -> OrtkitError:
     return found
 
 
-def crashed(bundle: Bundle, code: int) -> BundleError:
+def _crashed(bundle: Bundle, code: int) -> BundleError:
     """The error for a child process that ended without a report."""
     made = bundle.manifest.made_with.get("onnxruntime")
     how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"

@@ -21,19 +21,19 @@ GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
-HASHED = 1 << 20
+_HASHED = 1 << 20
 """Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
-LARGEST_MANIFEST = 1 << 20
+_LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
-LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
+_LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
-LARGEST_BUNDLE = 1 << 38
+_LARGEST_BUNDLE = 1 << 38
 """Bytes of all files; hashing reads them."""
-DEPTH = 8
+_DEPTH = 8
 """Largest depth of nested folders."""
 MOST_FILES = 10_000
-"""A manifest of LARGEST_MANIFEST bytes cannot list more."""
-NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
+"""A manifest of _LARGEST_MANIFEST bytes cannot list more."""
+_NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """The hint for a changed file: it cannot be repaired."""
 
 
@@ -76,8 +76,8 @@ class Bundle:
                 if (folder / "config.json").exists()
                 else None,
             )
-        manifest = manifest_from_json(read_manifest(manifest_file))
-        check_names(folder, manifest.files)
+        manifest = manifest_from_json(_read_manifest(manifest_file))
+        _check_names(folder, manifest.files)
         for layer in manifest.embedder.dense if manifest.embedder is not None else ():
             if layer.file not in manifest.files:
                 raise BundleError(
@@ -94,7 +94,7 @@ class Bundle:
                 raise BundleError(
                     f"`{name}` in the bundle `{self.path}` was changed: its sha256 is {found[:16]}..., "
                     f"the manifest says {expected[:16]}...",
-                    hint=NEW_COPY,
+                    hint=_NEW_COPY,
                 )
 
     def file(self, name: str) -> Path:
@@ -121,28 +121,28 @@ class Bundle:
         return sum(record.size for record in self.manifest.files.values())
 
 
-def read_manifest(path: Path) -> str:
+def _read_manifest(path: Path) -> str:
     """Read a manifest, with a limit on its size."""
     try:
         # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(LARGEST_MANIFEST + 1)
+            content = file.read(_LARGEST_MANIFEST + 1)
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    if len(content) > LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, the limit for a manifest")
+    if len(content) > _LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {_LARGEST_MANIFEST} bytes, the limit for a manifest")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"`{MANIFEST}` is not valid UTF-8") from error
 
 
-def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
+def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     """Compare a folder with its manifest's files: names first, then sizes."""
     for name in files:
         check_path(name)
-    check_spelling(files)
+    _check_spelling(files)
     check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
     for name in sorted(found - set(files)):
@@ -151,27 +151,27 @@ def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
             hint=f"remove `{folder / name}` if it is yours",
         )
     for name in sorted(set(files) - found):
-        raise BundleError(f"`{name}` is missing from the bundle `{folder}`", hint=NEW_COPY)
+        raise BundleError(f"`{name}` is missing from the bundle `{folder}`", hint=_NEW_COPY)
     for name, record in files.items():
         path = folder / name
         if not is_regular(path):
-            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or not a regular file", hint=NEW_COPY)
+            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or not a regular file", hint=_NEW_COPY)
         size = path.stat().st_size
         if size != record.size:
             raise BundleError(
-                f"`{name}` in the bundle `{folder}` has {size} bytes instead of {record.size}", hint=NEW_COPY
+                f"`{name}` in the bundle `{folder}` has {size} bytes instead of {record.size}", hint=_NEW_COPY
             )
 
 
 def check_path(name: str) -> None:
     """Refuse a path that is absolute, leaves the folder or is not normalized."""
     parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
+    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= _DEPTH
     if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         raise BundleError(f"the path `{name}` leaves the folder or is not a normalized relative path")
 
 
-def check_spelling(files: Iterable[str]) -> None:
+def _check_spelling(files: Iterable[str]) -> None:
     """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
     known: dict[str, str] = {}
     for name in (*files, MANIFEST):
@@ -183,12 +183,12 @@ def check_spelling(files: Iterable[str]) -> None:
 def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
     """Refuse files that are too large, before any is read."""
     for name, record in files.items():
-        most = LARGEST.get(name, LARGEST_BUNDLE)
+        most = _LARGEST.get(name, _LARGEST_BUNDLE)
         if not 0 <= record.size <= most:
             raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes; the limit is {most}")
     total = sum(record.size for record in files.values())
-    if total > LARGEST_BUNDLE:
-        raise BundleError(f"the files of `{folder}` have {total} bytes; the limit is {LARGEST_BUNDLE}")
+    if total > _LARGEST_BUNDLE:
+        raise BundleError(f"the files of `{folder}` have {total} bytes; the limit is {_LARGEST_BUNDLE}")
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -200,8 +200,8 @@ def walk(folder: Path) -> Iterator[str]:
     count = 0
     while pending:
         prefix = pending.pop()
-        if prefix.count("/") > DEPTH:
-            raise BundleError(f"the folders in `{folder}` are nested deeper than {DEPTH}")
+        if prefix.count("/") > _DEPTH:
+            raise BundleError(f"the folders in `{folder}` are nested deeper than {_DEPTH}")
         try:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:
@@ -225,7 +225,7 @@ def is_regular(path: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    block = bytearray(HASHED)
+    block = bytearray(_HASHED)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             digest.update(memoryview(block)[:size])

@@ -35,9 +35,9 @@ from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
 
-SEVERAL = 4
+_SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
-MOST_THREADS = 1024
+_MOST_THREADS = 1024
 """onnxruntime starts all of them when it opens a graph, and hangs with a hundred thousand."""
 Prompt = str | Sequence[int]
 """A raw text, or token ids."""
@@ -111,9 +111,9 @@ class Decoder(Closable):
         self._identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
-        if threads is not None and threads > MOST_THREADS:
+        if threads is not None and threads > _MOST_THREADS:
             raise InputError(
-                f"`threads` must be at most {MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
+                f"`threads` must be at most {_MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
             )
         if context is not None and not 2 <= context <= self.facts.context_length:
             raise InputError(
@@ -308,8 +308,8 @@ class Decoder(Closable):
         Raises TextTooLongError for a text of more than several times the context, before all of it is tokenized, and
         InputError for one that cannot be tokenized.
         """
-        ids = self._safe_tokenizer.encode(text, enough=SEVERAL * self.context)
-        if len(ids) > SEVERAL * self.context:
+        ids = self._safe_tokenizer.encode(text, enough=_SEVERAL * self.context)
+        if len(ids) > _SEVERAL * self.context:
             raise self._too_long(len(ids), "at least ")
         return ids
 
@@ -319,7 +319,7 @@ class Decoder(Closable):
             raise InputError("the prompt must be a text or a list of token ids")
         if len(prompt) == 0:
             raise InputError("the prompt is empty", hint="pass at least one word")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(checked_id, prompt, count()))
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(_checked_id, prompt, count()))
         if not ids:
             raise InputError("the prompt has no tokens", hint="pass at least one word")
         for place, id_ in enumerate(ids):
@@ -386,7 +386,7 @@ def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def checked_id(id_: object, place: int) -> int:
+def _checked_id(id_: object, place: int) -> int:
     """Convert any integer, such as numpy's, to an int; raises InputError for anything else."""
     if not isinstance(id_, SupportsIndex):
         raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")

@@ -42,9 +42,9 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-NAMES = tuple(GenerationOptions.__annotations__)
-SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
-CHOICE = ("temperature", "top_k", "top_p", "min_p", "seed")
+_NAMES = tuple(GenerationOptions.__annotations__)
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+_CHOICE = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Options of the built-in sampler, which `sampler` replaces."""
 
 
@@ -66,38 +66,38 @@ def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOpt
     Raises TypeError for an unknown keyword, with the closest match, and InputError for a value that is not valid.
     """
     for name in options:
-        if name not in NAMES:
-            raise TypeError(f"unexpected keyword argument `{name}`{suggestion(name)}")
+        if name not in _NAMES:
+            raise TypeError(f"unexpected keyword argument `{name}`{_suggestion(name)}")
     given = {name: value for name, value in options.items() if value is not None}
     sampling = given.get("sampling", default)
     if not isinstance(sampling, Sampling):
         raise InputError(f"`sampling` must be a Sampling, not {type(sampling).__name__}")
     sampler = given.get("sampler")
     if sampler is not None:
-        check_sampler(sampler, given)
+        _check_sampler(sampler, given)
     return CheckedOptions(
-        sampling=dataclasses.replace(sampling, **{name: given[name] for name in SAMPLING if name in given}),
+        sampling=dataclasses.replace(sampling, **{name: given[name] for name in _SAMPLING if name in given}),
         sampler=sampler,
         max_tokens=given.get("max_tokens"),
-        stop=checked_stop(given.get("stop", ())),
+        stop=_checked_stop(given.get("stop", ())),
         top_logprobs=given.get("top_logprobs", 0),
         lookup=given.get("lookup", True),
     )
 
 
-def check_sampler(sampler: object, given: Mapping[str, Any]) -> None:
+def _check_sampler(sampler: object, given: Mapping[str, Any]) -> None:
     """Raise InputError for anything but a callable, and for options that have no effect with it."""
     if not callable(sampler):
         raise InputError(
             f"`sampler` must be a function from logits to a token id, not {type(sampler).__name__}",
             hint="to sample with a temperature, pass `temperature=0.7`",
         )
-    for name in CHOICE:
+    for name in _CHOICE:
         if name in given:
             raise InputError(f"`{name}` has no effect with a custom `sampler`", hint="leave one of them out")
 
 
-def checked_stop(stop: object) -> tuple[str, ...]:
+def _checked_stop(stop: object) -> tuple[str, ...]:
     """The stop strings as a tuple; a single string is one of them."""
     if isinstance(stop, str):
         return (stop,)
@@ -106,9 +106,9 @@ def checked_stop(stop: object) -> tuple[str, ...]:
     return tuple(checked_text(one, f"stop string {index}") for index, one in enumerate(stop))
 
 
-def suggestion(name: str) -> str:
+def _suggestion(name: str) -> str:
     """The end of a message: the closest match of a misspelled keyword, or the supported ones."""
     from difflib import get_close_matches  # noqa: PLC0415 - needed for errors only
 
-    near = get_close_matches(name, NAMES, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in NAMES)}"
+    near = get_close_matches(name, _NAMES, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in _NAMES)}"

@@ -122,7 +122,7 @@ class KVCache:
             needed = tokens * token_size(self.facts)
             raise OutOfMemoryError(
                 f"the KV cache of {tokens} tokens takes {mebibytes(needed)}, and there is memory for {largest} tokens",
-                hint=hint_for(largest, prompt),
+                hint=_hint_for(largest, prompt),
             )
 
     def reserve(self, tokens: int) -> None:
@@ -157,7 +157,7 @@ class KVCache:
         self.capacity = capacity
 
 
-def hint_for(largest: int, prompt: int) -> str:
+def _hint_for(largest: int, prompt: int) -> str:
     """The hint where there is memory for so many tokens: a shorter answer or, if that is not enough, prompt."""
     if largest < 2:
         return "free memory or raise the limit on it, or run on a machine that has more"

@@ -15,12 +15,12 @@ from ..errors import InputError
 
 Sampler = Callable[[NDArray[np.float32]], int]
 """A function from logits, float32 (vocabulary,), to the id of the next token."""
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """The fields of Sampling that are real numbers."""
 BLOCK = 512
 """Weights that are summed at a time."""
-SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
-LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class Sampling:
         """Raise InputError for the first value that is not valid."""
         self._check_types()
         positive = math.inf
-        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
-        check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
-        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
-        check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
-        check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
-        check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
-        check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
-        check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
+        _check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
+        _check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
+        _check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+        _check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
+        _check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
+        _check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
+        _check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
+        _check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
         for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            check(name, value, "a number in the range of float32", _fits_float32(value))
+            _check(name, value, "a number in the range of float32", _fits_float32(value))
         for token, bias in self.logit_bias.items():
             if not bias < positive:
                 raise InputError(f"`logit_bias` for token {token} must be a number or minus infinity, not {bias}")
@@ -72,7 +72,7 @@ class Sampling:
                 raise InputError(f"`logit_bias` for token {token} must be a number in the range of float32, not {bias}")
 
     def _check_types(self) -> None:
-        for name in NUMBERS:
+        for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise InputError(f"`{name}` must be a number, not {type(value).__name__}")
@@ -98,14 +98,14 @@ class Sampling:
         )
 
 
-def check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
+def _check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
     if not is_allowed:
         raise InputError(f"`{name}` must be {allowed}, not {value}")
 
 
 def _fits_float32(value: float) -> bool:
     """Whether float32, the type of logits, represents this number as neither 0 nor infinity."""
-    return value == 0 or SMALLEST <= abs(value) <= LARGEST
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
 
 
 def make_sampler(
@@ -114,7 +114,7 @@ def make_sampler(
     """A sampler that draws one random number per call; raises InputError as `Sampling` does."""
     Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     if temperature == 0:
-        return most_probable
+        return _most_probable
     random = np.random.default_rng(seed).random
 
     def draw(logits: NDArray[np.float32]) -> int:
@@ -125,7 +125,7 @@ def make_sampler(
     return draw
 
 
-def most_probable(logits: NDArray[np.float32]) -> int:
+def _most_probable(logits: NDArray[np.float32]) -> int:
     return int(logits.argmax())
 
 
@@ -144,7 +144,7 @@ def candidates(
         scores = scores[ids]
     weights = np.exp(scores)
     if top_p < 1:
-        kept = nucleus(weights, top_p)
+        kept = _nucleus(weights, top_p)
         ids, weights = kept if ids is None else ids[kept], weights[kept]
     if min_p > 0:
         kept = np.flatnonzero(weights >= min_p)
@@ -152,7 +152,7 @@ def candidates(
     return ids, weights
 
 
-def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     """Positions of the nucleus: the most probable tokens that together reach `top_p` (Holtzman et al. 2020)."""
     total = float(weights.sum())
     # All tokens below this bound together have less than 1 - top_p, so only the others need sorting.
@@ -178,7 +178,7 @@ def drawn(weights: NDArray[np.float32], share: float) -> int:
     return block * BLOCK + place
 
 
-class Counts:
+class _Counts:
     """Counts of tokens, in preallocated arrays."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -220,8 +220,8 @@ class Penalties:
         self.bias = np.array(list(sampling.logit_bias.values()), np.float32)
         if len(self.bias) == vocabulary and np.isneginf(self.bias).all():
             raise InputError("`logit_bias` excludes every token of the vocabulary")
-        self.answer = Counts(vocabulary)
-        self.all = Counts(vocabulary)
+        self.answer = _Counts(vocabulary)
+        self.all = _Counts(vocabulary)
         if sampling.repetition_penalty != 1:
             for token in prompt:
                 self.all.add(token)

@@ -24,8 +24,8 @@ from .embedding_types import VectorType, checked_ranges, unit_ranges
 from .embeddings import Embeddings, EmbeddingsBuilder, EmbedOptions, Row
 from .pooling import pool
 
-QUERY_PROMPTS = ("query",)
-PASSAGE_PROMPTS = ("document", "passage", "corpus")
+_QUERY_PROMPTS = ("query",)
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Prompt names, in the order in which sentence-transformers' `encode_query` and `encode_document` look them up."""
 
 
@@ -130,7 +130,7 @@ class Embedder(Encoder, Closable):
                 hint="embed several with `embed(queries, prompt=...)`",
             )
         options = self._checked_options(
-            self._first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
+            self._first_prompt(_QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
         )
         return np.asarray(self._warned(self._run([query], options))[0])
 
@@ -153,7 +153,7 @@ class Embedder(Encoder, Closable):
             (2, 384)
         """
         options = self._checked_options(
-            self._first_prompt(PASSAGE_PROMPTS),
+            self._first_prompt(_PASSAGE_PROMPTS),
             dim=dim,
             dtype=dtype,
             ranges=ranges,
@@ -207,7 +207,7 @@ class Embedder(Encoder, Closable):
             >>> [report.vectors.shape for report in embedder.stream((f"line {n}" for n in range(5)), chunk=2)]
             [(2, 384), (2, 384), (1, 384)]
         """
-        check_texts(texts, "texts")
+        _check_texts(texts, "texts")
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
         options = self._checked_options(
@@ -314,7 +314,7 @@ class Embedder(Encoder, Closable):
                 progress(len(batch))
 
         tokenized = self.tokenizer.tokenize(texts, prefix=options.prefix, long=options.long, before=before)
-        refuse_empty(tokenized, before)
+        _refuse_empty(tokenized, before)
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         run_all(
@@ -359,14 +359,14 @@ def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:
     return found
 
 
-def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
+def _refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
     """Raise TextError for texts without tokens, which have no embedding."""
     empty = tuple(index for index, text in enumerate(tokenized) if not text.tokens)
     if empty:
         raise TextError(f"text {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
-def check_texts(texts: object, name: str) -> None:
+def _check_texts(texts: object, name: str) -> None:
     """Raise InputError for anything but an iterable of texts; a string is an iterable of its characters."""
     if isinstance(texts, str):
         raise InputError(
@@ -377,8 +377,8 @@ def check_texts(texts: object, name: str) -> None:
 
 
 def listed(texts: Iterable[str], name: str) -> Sequence[str]:
-    """The texts as a list; raises as `check_texts` does. The tokenizer checks the texts themselves."""
-    check_texts(texts, name)
+    """The texts as a list; raises as `_check_texts` does. The tokenizer checks the texts themselves."""
+    _check_texts(texts, name)
     return texts if isinstance(texts, (list, tuple)) else list(texts)
 
 

@@ -12,7 +12,7 @@ from ..bundle.records import choice
 from ..errors import InputError
 from .pooling import normalize
 
-UNIT_RANGE = 6.0
+_UNIT_RANGE = 6.0
 """Default range of int8, in units of 1 / sqrt(dimension), the RMS of a unit vector's components."""
 
 
@@ -35,7 +35,7 @@ STORED: dict[VectorType, type[np.generic]] = {
     VectorType.BINARY: np.int8,
     VectorType.UBINARY: np.uint8,
 }
-PACKED = frozenset({VectorType.BINARY, VectorType.UBINARY})
+_PACKED = frozenset({VectorType.BINARY, VectorType.UBINARY})
 
 
 class Metric(StrEnum):
@@ -49,7 +49,7 @@ class Metric(StrEnum):
 
 def stored_width(dimension: int, vector_type: VectorType) -> int:
     """Number of columns of embeddings of this dimension."""
-    return (dimension + 7) // 8 if vector_type in PACKED else dimension
+    return (dimension + 7) // 8 if vector_type in _PACKED else dimension
 
 
 def quantize_embeddings(
@@ -97,7 +97,7 @@ def embedding_ranges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def unit_ranges(dimension: int) -> NDArray[np.float32]:
     """Default ranges for unit vectors, float32 (2, dimension): symmetric, and the same for every component."""
-    reach = min(1.0, UNIT_RANGE / dimension**0.5)
+    reach = min(1.0, _UNIT_RANGE / dimension**0.5)
     return np.repeat(np.array([[-reach], [reach]], np.float32), dimension, axis=1)
 
 
@@ -132,7 +132,7 @@ def similarity(
     if first.shape[1] != second.shape[1]:
         raise InputError(f"vectors of different widths, {first.shape[1]} and {second.shape[1]}, cannot be compared")
     if metric is Metric.HAMMING:
-        first, second = signs(first), signs(second)
+        first, second = _signs(first), _signs(second)
         return np.asarray(first @ second.T / np.float32(first.shape[1]))
     first, second = first.astype(np.float32), second.astype(np.float32)
     if metric is Metric.COSINE:
@@ -140,7 +140,7 @@ def similarity(
     return np.asarray(first @ second.T)
 
 
-def signs(packed: NDArray[Any]) -> NDArray[np.float32]:
+def _signs(packed: NDArray[Any]) -> NDArray[np.float32]:
     """Packed bits as float32 +1 and -1."""
     if packed.dtype not in (np.int8, np.uint8):
         raise InputError(f"`hamming` needs packed bits (int8 or uint8), not {packed.dtype}")

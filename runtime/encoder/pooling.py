@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..bundle.manifest import Pooling
 from ..errors import InputError
 
-EPSILON = np.float32(1e-12)
+_EPSILON = np.float32(1e-12)
 """The smallest norm to divide by, as in PyTorch's `normalize`."""
 
 
@@ -70,7 +70,7 @@ def shorten(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
 def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row of (texts, width) to length 1."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, np.newaxis]
-    return np.asarray(vectors / np.maximum(norms, EPSILON))
+    return np.asarray(vectors / np.maximum(norms, _EPSILON))
 
 
 def cosines(these: NDArray[np.float32], those: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ Document = TypeVar("Document")
 Search = tuple[str, Iterable[Document]]
 """A query and its documents."""
 
-PAIR_CHUNK = 512
+_PAIR_CHUNK = 512
 """Pairs that a stream scores before it yields their scores."""
 
 
@@ -124,7 +124,7 @@ class Reranker(Encoder, Closable):
             batch_tokens=batch_tokens,
         )
         queries = int(ranking.query_dropped > 0)
-        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
+        _warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
     def rank_many(
@@ -153,7 +153,7 @@ class Reranker(Encoder, Closable):
         )
         cut = sum(len(ranking.truncated) for ranking in rankings)
         queries = sum(ranking.query_dropped > 0 for ranking in rankings)
-        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
+        _warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
     def rank_many_with_report(
@@ -183,8 +183,8 @@ class Reranker(Encoder, Closable):
             raise InputError(f"`top_n` must be at least 1, not {top_n}")
         chosen, place = self._checked_scores(scores), self._place_of(label)
         rankings: deque[OpenRanking[Document]] = deque()
-        pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
-        return rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
+        pairs = _pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
+        return _rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
 
     def score(
         self,
@@ -203,7 +203,7 @@ class Reranker(Encoder, Closable):
         """
         chosen = self._checked_scores(scores)
         found = self.score_with_report(pairs, long=long, batch_tokens=batch_tokens)
-        warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
+        _warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
         result = score(found.logits, chosen)
         return result[:, 0] if len(self.facts.labels) == 1 else result
 
@@ -222,8 +222,8 @@ class Reranker(Encoder, Closable):
             >>> reranker.score_with_report([("a fox", "The quick brown fox")]).logits.dtype
             dtype('float32')
         """
-        check_pairs(pairs)
-        return self._run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
+        _check_pairs(pairs)
+        return self._run(list(pairs), _checked_long(long), checked_batch_tokens(batch_tokens), progress)
 
     def stream(
         self,
@@ -231,7 +231,7 @@ class Reranker(Encoder, Closable):
         *,
         long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
-        chunk: int = PAIR_CHUNK,
+        chunk: int = _PAIR_CHUNK,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScores]:
         """Score any number of pairs in bounded memory: yields the result of `score_with_report` for each `chunk` pairs.
@@ -241,11 +241,11 @@ class Reranker(Encoder, Closable):
             >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
             [(2, 1), (1, 1)]
         """
-        check_pairs(pairs)
+        _check_pairs(pairs)
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
-        chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
+        checked, tokens = _checked_long(long), checked_batch_tokens(batch_tokens)
+        chunks = in_chunks(pairs, chunk, size=_characters_of, most=CHUNK_CHARACTERS)
         return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
     def _run(
@@ -260,9 +260,9 @@ class Reranker(Encoder, Closable):
         """Score pairs; messages number them after the `before` pairs of earlier chunks."""
         self._check_open()
         for index, pair in enumerate(pairs, before):
-            check_pair(pair, index)
+            _check_pair(pair, index)
         tokenized = self.tokenizer.tokenize(pairs, before=before)
-        refuse_empty(tokenized, before)
+        _refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
@@ -330,10 +330,10 @@ class Reranker(Encoder, Closable):
             )
 
 
-SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
+_SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
 
 
-def pairs_of(
+def _pairs_of(
     searches: Iterable[Search[Document]],
     open_rankings: deque[OpenRanking[Document]],
     new: Callable[[], OpenRanking[Document]],
@@ -341,10 +341,10 @@ def pairs_of(
 ) -> Iterator[Pair]:
     """The pairs of all searches; each search gets a ranking in `open_rankings`, which waits for its scores."""
     if not isinstance(searches, Iterable):
-        raise InputError("`searches` must be a list of queries with their documents", hint=SEARCHES)
+        raise InputError("`searches` must be a list of queries with their documents", hint=_SEARCHES)
     for number, search in enumerate(searches):
         if not isinstance(search, (tuple, list)) or len(search) != 2:
-            raise InputError(f"search {number} must be a query and its documents", hint=SEARCHES)
+            raise InputError(f"search {number} must be a query and its documents", hint=_SEARCHES)
         query, documents = search
         if not checked_text(query, "the query").strip():
             raise InputError("the query is empty")
@@ -361,7 +361,7 @@ def pairs_of(
         ranking.all_read = True
 
 
-def rankings_of(
+def _rankings_of(
     scored: Iterable[PairScores], open_rankings: deque[OpenRanking[Document]]
 ) -> Iterator[Ranking[Document]]:
     """Pass scores to the rankings that wait for them; yields each ranking once it is complete."""
@@ -376,7 +376,7 @@ def rankings_of(
         yield open_rankings.popleft().ranking()
 
 
-def check_pairs(pairs: object) -> None:
+def _check_pairs(pairs: object) -> None:
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
         raise InputError(
             f"`pairs` must be an iterable of pairs, not {type(pairs).__name__}",
@@ -384,33 +384,33 @@ def check_pairs(pairs: object) -> None:
         )
 
 
-def check_pair(pair: object, index: int) -> None:
+def _check_pair(pair: object, index: int) -> None:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"pair {index} must be a query and a document", hint="`score([(query, document), ...])`")
     if isinstance(pair[0], str) and not pair[0].strip():
         raise InputError(f"the query of pair {index} is empty")
 
 
-def refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
+def _refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
     """Raise TextError for pairs without tokens, which have no score."""
     empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
     if empty:
         raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
-def checked_long(long: LongTexts | str) -> LongTexts:
+def _checked_long(long: LongTexts | str) -> LongTexts:
     chosen = choice(LongTexts, long, "long")
     if chosen is LongTexts.MEAN:
         raise InputError("`mean` is not supported for rerankers", hint="use `truncate` or `error`")
     return chosen
 
 
-def characters_of(pair: Pair) -> int:
+def _characters_of(pair: Pair) -> int:
     """The length of a pair in characters; anything else is refused later, with its index."""
     return sum(map(characters, pair)) if isinstance(pair, (tuple, list)) else 0
 
 
-def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
+def _warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
     # Points to the caller of the public method.
     if cut:
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)

@@ -24,7 +24,7 @@ class Closable:
     def close(self) -> None:
         """Let go of the weights; a second call does nothing. Calls that are running on other threads may fail."""
         self._closed = True
-        self.session = cast("Session", ClosedSession(self._closed_error()))
+        self.session = cast("Session", _ClosedSession(self._closed_error()))
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -47,7 +47,7 @@ class Closable:
         )
 
 
-class ClosedSession:
+class _ClosedSession:
     """What stands in for the session of a closed model: whatever is asked of it raises."""
 
     def __init__(self, error: InputError) -> None:

@@ -15,20 +15,20 @@ from .tokenizer import checked_text
 if TYPE_CHECKING:
     import jinja2
 
-USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
+_USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
 """Roles that are passed to a template even where it does not name them."""
-LARGEST = 1 << 17
+_LARGEST = 1 << 17
 """Characters of a template; the longest published ones have some 20,000."""
-DATE_FORM = 256
+_DATE_FORM = 256
 """Characters of a date format."""
 
 
-RENDERING_ERRORS = (
+_RENDERING_ERRORS = (
     *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
     *(RuntimeError, StopIteration, AssertionError, BufferError, OSError),
 )
 """What Python raises where a template gets values that it does not expect."""
-SHOWN = 1000
+_SHOWN = 1000
 """Characters of a template's message in ours."""
 
 
@@ -40,10 +40,10 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - imported for chat only
 
         self.facts = facts
-        if len(facts.template) > LARGEST:
-            raise BundleError(f"the chat template has {len(facts.template)} characters; the limit is {LARGEST}")
+        if len(facts.template) > _LARGEST:
+            raise BundleError(f"the chat template has {len(facts.template)} characters; the limit is {_LARGEST}")
         try:
-            self.template = environment().from_string(facts.template)
+            self.template = _environment().from_string(facts.template)
         except TemplateSyntaxError as error:
             raise BundleError(f"the chat template is not valid: {error.message} in line {error.lineno}") from error
         # The Python code that jinja2 generates exceeds a limit of Python's parser.
@@ -79,15 +79,15 @@ class ChatTemplate:
             raise BundleError(f"the chat template {error}") from error
         except SecurityError as error:
             raise BundleError(f"the chat template uses a forbidden operation: {error}") from error
-        except RefusedError as error:
+        except _RefusedError as error:
             raise InputError(
-                f"the model's chat template refuses these messages: {shortened(error)}",
-                hint=f"their roles are {shortened(', '.join(f'`{message.role}`' for message in messages))}",
+                f"the model's chat template refuses these messages: {_shortened(error)}",
+                hint=f"their roles are {_shortened(', '.join(f'`{message.role}`' for message in messages))}",
             ) from error
         except (RecursionError, MemoryError) as error:
             raise BundleError("the chat template recurses without end, or takes all memory") from error
-        except (*RENDERING_ERRORS, TemplateError) as error:
-            raise InputError(f"the model's chat template cannot render these messages: {shortened(error)}") from error
+        except (*_RENDERING_ERRORS, TemplateError) as error:
+            raise InputError(f"the model's chat template cannot render these messages: {_shortened(error)}") from error
         try:
             return checked_text(text, "the output of the chat template")
         # The messages are valid, so the template is at fault.
@@ -98,41 +98,41 @@ class ChatTemplate:
         checked_text(message.content, f"the content of message {index}")
         # Many templates render any role, and the model was trained on few.
         named = f"'{message.role}'" in self.facts.template or f'"{message.role}"' in self.facts.template
-        if message.role not in USUAL_ROLES and not named:
+        if message.role not in _USUAL_ROLES and not named:
             raise InputError(
                 f"message {index} has the role `{message.role}`, which the model's chat template does not name",
-                hint=f"the usual roles are {', '.join(f'`{role}`' for role in USUAL_ROLES)}",
+                hint=f"the usual roles are {', '.join(f'`{role}`' for role in _USUAL_ROLES)}",
             )
 
 
-class RefusedError(Exception):
+class _RefusedError(Exception):
     """Raised by a template with `raise_exception`."""
 
 
-def refuse(message: object) -> None:
+def _refuse(message: object) -> None:
     # Convert to text here: a nested list can exceed the recursion limit later.
-    raise RefusedError(str(message))
+    raise _RefusedError(str(message))
 
 
-def shortened(what: object) -> str:
+def _shortened(what: object) -> str:
     text = str(what)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def strftime_now(form: str) -> str:
+def _strftime_now(form: str) -> str:
     """The local time, for templates that include the date."""
     # The system's strftime expands a character to up to 256.
-    if len(form) > DATE_FORM:
+    if len(form) > _DATE_FORM:
         raise ValueError(f"a date format of {len(form)} characters")
     return datetime.now().strftime(form)  # noqa: DTZ005 - the date where the user is
 
 
 @cache
-def environment() -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     """The functions that transformers offers to templates, in a sandbox: templates are not trusted."""
     # jinja2 is imported for chat only.
     from .template_sandbox import BoundedEnvironment  # noqa: PLC0415
 
     found = BoundedEnvironment()
-    found.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+    found.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
     return found

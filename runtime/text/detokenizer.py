@@ -180,17 +180,17 @@ class Detokenizer:
             return ""
         piece = self.vocabulary.tokenizer.id_to_token(token)
         # A padded vocabulary has more ids than tokens; the others have no text.
-        return "" if piece is None else self.through([piece], self.steps)
+        return "" if piece is None else self._through([piece], self.steps)
 
     def push_all(self, ids: Iterable[int]) -> str:
         return "".join(map(self.push, ids))
 
     def end(self) -> str:
         """The text held back, at the end of the answer: U+FFFD for an incomplete character."""
-        return "".join(self.through(step.end(), self.steps[place + 1 :]) for place, step in enumerate(self.steps))
+        return "".join(self._through(step.end(), self.steps[place + 1 :]) for place, step in enumerate(self.steps))
 
     @staticmethod
-    def through(pieces: list[str], steps: Sequence[_DecodeStep]) -> str:
+    def _through(pieces: list[str], steps: Sequence[_DecodeStep]) -> str:
         for step in steps:
             if not pieces:
                 return ""

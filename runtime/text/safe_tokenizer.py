@@ -29,23 +29,23 @@ AT_ONCE = 1 << 16
 """Characters of all texts in one call of `tokenizers`, which then takes less than 50 MiB."""
 LONGEST = 1 << 20
 """Largest number of characters without a split point."""
-BYTES = {"Unigram": 128}
+_BYTES = {"Unigram": 128}
 """Memory of `tokenizers` in bytes for each byte of a long word, by type of model (measured on Chinese)."""
-MOST_BYTES = 256
+_MOST_BYTES = 256
 """The same for all other types."""
-GROWTH = 256
+_GROWTH = 256
 """Largest factor by which normalizer and pre-tokenizer may expand a text."""
-SPECIAL_TOKENS = 1024
+_SPECIAL_TOKENS = 1024
 """Largest number of special tokens around a text."""
-MOST_PARTS = {b"{": 1 << 15, b",": 1 << 22}
+_MOST_PARTS = {b"{": 1 << 15, b",": 1 << 22}
 """Limits on characters of tokenizer.json. Parsing takes quadratic time in the number of added tokens, which are
 objects: this many take seconds. Published tokenizers have less than a third of each."""
-PROBES = ("a", "A", "1", ".", "the", " a", "\u6771")
+_PROBES = ("a", "A", "1", ".", "the", " a", "\u6771")
 """Texts to find the special tokens with: at least one of them has a token with any tokenizer."""
 
 
 @dataclass(frozen=True)
-class Ids:
+class _Ids:
     """Token ids of a text, or of its beginning or end."""
 
     ids: NDArray[np.int64]
@@ -54,7 +54,7 @@ class Ids:
 
 
 @dataclass(frozen=True)
-class Spans:
+class _Spans:
     """Token ids of a whole text, and their offsets in characters."""
 
     ids: NDArray[np.int64]
@@ -77,15 +77,15 @@ class SafeTokenizer:
         self.name = name
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.growth = growth_of(tokenizer)
-        if self.growth > GROWTH:
+        self.growth = _growth_of(tokenizer)
+        if self.growth > _GROWTH:
             raise BundleError(
-                f"the tokenizer `{name}` makes texts up to {self.growth:.3g} times longer; the limit is {GROWTH}"
+                f"the tokenizer `{name}` makes texts up to {self.growth:.3g} times longer; the limit is {_GROWTH}"
             )
-        if refused_template(tokenizer):
+        if _refused_template(tokenizer):
             raise BundleError(
                 f"the post-processor of the tokenizer `{name}` is not supported: it must insert each text once, "
-                f"with at most {SPECIAL_TOKENS} special tokens around it"
+                f"with at most {_SPECIAL_TOKENS} special tokens around it"
             )
         self.before, self.after = self.special_tokens()
 
@@ -100,15 +100,15 @@ class SafeTokenizer:
 
     def special_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The special tokens before and after every text."""
-        for probe in PROBES:
-            bare, full = (self.probed(probe, special=special) for special in (False, True))
+        for probe in _PROBES:
+            bare, full = (self._probed(probe, special=special) for special in (False, True))
             around = len(full) - len(bare)
             for before in range(around + 1) if bare else ():
                 if full[before : before + len(bare)] == bare:
                     return np.array(full[:before], np.int64), np.array(full[before + len(bare) :], np.int64)
         raise BundleError(f"the tokenizer `{self.name}` produces no tokens for any text")
 
-    def probed(self, text: str, *, special: bool) -> list[int]:
+    def _probed(self, text: str, *, special: bool) -> list[int]:
         try:
             return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
         # Where it fails on a probe, it fails on all texts.
@@ -122,7 +122,7 @@ class SafeTokenizer:
         A long text is tokenized only until there are more than `enough` tokens.
         """
         if len(text) > PIECE:
-            return [int(id_) for id_ in self.long_ids(text, keep=None, left=False, enough=enough).ids]
+            return [int(id_) for id_ in self._long_ids(text, keep=None, left=False, enough=enough).ids]
         (found,) = self.encoded([text])
         if isinstance(found, UnreadableError):
             raise found
@@ -136,36 +136,36 @@ class SafeTokenizer:
         keep: int | None = None,
         left: bool = False,
         first: int = 0,
-    ) -> list[Ids]:
+    ) -> list[_Ids]:
         """Token ids of texts without special tokens: all, or the first or last `keep` of each.
 
         A text that cannot be tokenized has no ids, and an entry in `faults`: its index plus `first` -> the reason, as a
         predicate such as `cannot be tokenized: ...`.
         """
-        found: dict[int, Ids] = {}
+        found: dict[int, _Ids] = {}
         short: list[int] = []
         for index, text in enumerate(texts):
             if len(text) <= PIECE:
                 short.append(index)
                 continue
             try:
-                found[index] = self.long_ids(text, keep=keep, left=left)
+                found[index] = self._long_ids(text, keep=keep, left=left)
             except UnreadableError as error:
                 faults[first + index] = error.fault
-        for group in groups(texts, short, self.at_once):
+        for group in _groups(texts, short, self._at_once):
             encoded = self.encoded([texts[index] for index in group])
             for index, one in zip(group, encoded, strict=True):
                 if isinstance(one, UnreadableError):
                     faults[first + index] = one.fault
                 else:
                     ids = np.array(one, np.int64)
-                    found[index] = Ids(kept(ids, keep, left=left), len(ids))
-        for index in [index for index, one in found.items() if self.unknown(one.ids) is not None]:
-            faults[first + index] = str(self.unknown(found.pop(index).ids))
-        nothing = Ids(np.empty(0, np.int64), 0)
+                    found[index] = _Ids(kept(ids, keep, left=left), len(ids))
+        for index in [index for index, one in found.items() if self._unknown(one.ids) is not None]:
+            faults[first + index] = str(self._unknown(found.pop(index).ids))
+        nothing = _Ids(np.empty(0, np.int64), 0)
         return [found.get(index, nothing) for index in range(len(texts))]
 
-    def unknown(self, ids: NDArray[np.int64]) -> str | None:
+    def _unknown(self, ids: NDArray[np.int64]) -> str | None:
         """The fault of a text with a token outside the model's embedding table; None without one."""
         if self.vocabulary is None or not (ids >= self.vocabulary).any():
             return None
@@ -173,11 +173,11 @@ class SafeTokenizer:
         return f"has the token `{token}`, which is not in the model's vocabulary"
 
     @property
-    def at_once(self) -> int:
+    def _at_once(self) -> int:
         """Characters in one call of `tokenizers`, fewer for a tokenizer that expands texts."""
         return max(1024, int(AT_ONCE * 4 / max(4.0, self.growth)))
 
-    def long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> Ids:
+    def _long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> _Ids:
         parts: list[NDArray[np.int64]] = []
         total = held = 0
         for group in self.grouped(text):
@@ -189,12 +189,12 @@ class SafeTokenizer:
                     parts.append(np.array(ids, np.int64))
                     held += len(ids)
                 if enough is not None and total > enough:
-                    return Ids(np.concatenate(parts), total)
+                    return _Ids(np.concatenate(parts), total)
                 while keep is not None and left and held - len(parts[0]) >= keep:
                     held -= len(parts.pop(0))
-        return Ids(kept(np.concatenate([np.empty(0, np.int64), *parts]), keep, left=left), total)
+        return _Ids(kept(np.concatenate([np.empty(0, np.int64), *parts]), keep, left=left), total)
 
-    def spans(self, text: str) -> Spans:
+    def spans(self, text: str) -> _Spans:
         """Token ids of a whole text with their offsets; raises UnreadableError."""
         ids: list[NDArray[np.int64]] = []
         offsets: list[NDArray[np.int64]] = []
@@ -206,19 +206,19 @@ class SafeTokenizer:
             start += len(piece)
         starts, ends = np.concatenate(offsets).T
         whole = np.concatenate(ids)
-        fault = self.unknown(whole)
+        fault = self._unknown(whole)
         if fault is not None:
             raise UnreadableError(fault)
-        return Spans(whole, starts, ends)
+        return _Spans(whole, starts, ends)
 
     def grouped(self, text: str, *, at_once: int | None = None) -> Iterator[list[str]]:
         """The pieces of a long text, grouped for one call of `tokenizers` each."""
         group: list[str] = []
         size = 0
         try:
-            for piece in pieces(text, self.cuts, size=min(PIECE, self.at_once), longest=LONGEST):
-                self.check_memory(piece)
-                if group and (size + len(piece) > self.at_once or at_once == len(group)):
+            for piece in pieces(text, self.cuts, size=min(PIECE, self._at_once), longest=LONGEST):
+                self._check_memory(piece)
+                if group and (size + len(piece) > self._at_once or at_once == len(group)):
                     yield group
                     group, size = [], 0
                 group.append(piece)
@@ -230,11 +230,11 @@ class SafeTokenizer:
         if group:
             yield group
 
-    def check_memory(self, piece: str) -> None:
+    def _check_memory(self, piece: str) -> None:
         """Raise UnreadableError for a piece that cannot be split, and would take more memory than is free."""
         if len(piece) <= AT_ONCE:
             return
-        each = BYTES.get(type(self.tokenizer.model).__name__, MOST_BYTES)
+        each = _BYTES.get(type(self.tokenizer.model).__name__, _MOST_BYTES)
         need = round(len(piece.encode("utf-8", "surrogatepass")) * each * max(1.0, self.growth / 4))
         free = available_memory()
         if free is not None and need > free:
@@ -292,7 +292,7 @@ def open_tokenizer(path: Path, *, vocabulary: int | None = None) -> SafeTokenize
         content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    check_counts(path, content)
+    _check_counts(path, content)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except BaseException as error:
@@ -301,9 +301,9 @@ def open_tokenizer(path: Path, *, vocabulary: int | None = None) -> SafeTokenize
     return SafeTokenizer(tokenizer, str(path), vocabulary=vocabulary)
 
 
-def check_counts(path: Path, content: bytes) -> None:
+def _check_counts(path: Path, content: bytes) -> None:
     """Refuse a tokenizer.json that `tokenizers` would parse for minutes."""
-    for character, most in MOST_PARTS.items():
+    for character, most in _MOST_PARTS.items():
         found = content.count(character)
         if found > most:
             raise BundleError(
@@ -317,7 +317,7 @@ def kept(ids: NDArray[np.int64], keep: int | None, *, left: bool) -> NDArray[np.
     return ids[len(ids) - keep :] if left else ids[:keep]
 
 
-def groups(texts: Sequence[str], chosen: Sequence[int], most: int) -> Iterator[list[int]]:
+def _groups(texts: Sequence[str], chosen: Sequence[int], most: int) -> Iterator[list[int]]:
     """Indices of texts in groups of about `most` characters, and at most 256 texts."""
     group: list[int] = []
     size = 0
@@ -331,26 +331,26 @@ def groups(texts: Sequence[str], chosen: Sequence[int], most: int) -> Iterator[l
         yield group
 
 
-def refused_template(tokenizer: tokenizers.Tokenizer) -> bool:
+def _refused_template(tokenizer: tokenizers.Tokenizer) -> bool:
     """Whether a post-processor inserts a text more than once, or too many special tokens."""
     parts = flat(state_of(tokenizer.post_processor), "processors")
     templates = [part.get("single", []) for part in parts if part.get("type") == "TemplateProcessing"]
     if any(sum("Sequence" in piece for piece in template) != 1 for template in templates):
         return True
-    return bool(tokenizer.num_special_tokens_to_add(False) > SPECIAL_TOKENS)
+    return bool(tokenizer.num_special_tokens_to_add(False) > _SPECIAL_TOKENS)
 
 
-def growth_of(tokenizer: tokenizers.Tokenizer) -> float:
+def _growth_of(tokenizer: tokenizers.Tokenizer) -> float:
     """Upper bound of the factor by which normalizer and pre-tokenizer expand a text, in bytes."""
     growth = 1.0
     for part in flat(state_of(tokenizer.normalizer), "normalizers"):
-        growth *= growth_of_normalizer(part)
+        growth *= _growth_of_normalizer(part)
     for part in flat(state_of(tokenizer.pre_tokenizer), "pretokenizers"):
         growth *= {"ByteLevel": 2.0, "Metaspace": 3.0}.get(str(part.get("type")), 1.0)
     return growth
 
 
-def growth_of_normalizer(part: Mapping[str, Any]) -> float:
+def _growth_of_normalizer(part: Mapping[str, Any]) -> float:
     kind = part.get("type")
     if kind == "Replace":
         pattern, content = part.get("pattern"), len(str(part.get("content", "")).encode())

@@ -30,13 +30,13 @@ STEPS = 1 << 18
 """Largest number of iterations, calls and items of a rendering, beside those for the messages."""
 CHARACTERS = 1 << 24
 """Largest number of characters of all values that a rendering creates."""
-SHARE = 256
+_SHARE = 256
 """Additional characters for each character of the messages: templates copy them a few times."""
 SECONDS = 10.0
 """CPU time. Published templates take some milliseconds."""
-BITS = 1 << 16
+_BITS = 1 << 16
 """Largest size of an integer."""
-WIDTH = 10_000
+_WIDTH = 10_000
 """Largest width in a format, and largest number that is passed to a filter."""
 
 
@@ -50,8 +50,8 @@ class Budget:
     def __init__(self, size: int = 0, items: int = 0) -> None:
         """`size`: characters of the messages; `items`: number of their values."""
         # Some templates loop over all messages for each message.
-        self.most_steps = STEPS + size + SHARE * items + items * items
-        self.most_characters = CHARACTERS + SHARE * size
+        self.most_steps = STEPS + size + _SHARE * items + items * items
+        self.most_characters = CHARACTERS + _SHARE * size
         self.steps = self.most_steps
         self.characters = self.most_characters
         self.deadline = time.thread_time() + SECONDS
@@ -115,7 +115,7 @@ class Budget:
         return found
 
 
-class Counted:
+class _Counted:
     """The iterable of a loop, which charges a step for each item."""
 
     def __init__(self, value: Any, budget: Budget) -> None:
@@ -129,25 +129,25 @@ class Counted:
         return len(self.value)
 
 
-Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
+_Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
 """Raises TemplateLimitError where a filter or method with these arguments would exceed the limit."""
 
 
-def grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
+def _grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
     """For results of at most a few times the size of value and arguments, which are charged already."""
 
 
-def grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """For results whose size is a numeric argument, or that times the size of the value."""
     given = [*arguments, *named.values()]
     numbers = [number for number in given if isinstance(number, (int, float))]
-    if any(abs(number) > WIDTH for number in numbers):
-        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
+    if any(abs(number) > _WIDTH for number in numbers):
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     texts = max((len(text) for text in given if isinstance(text, str)), default=1)
     budget.afford(budget.weight(value) * max(1, texts, *map(abs, map(int, numbers))))
 
 
-def grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     old, new = [str(argument) for argument in (*arguments, *(named[name] for name in ("old", "new") if name in named))][
         :2
     ]
@@ -155,128 +155,128 @@ def grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], n
     budget.afford(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
-def grows_by_joining(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _grows_by_joining(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     separators = [len(text) for text in (*arguments, *named.values()) if isinstance(text, str)]
     count = len(value) if isinstance(value, Sized) else 1
     budget.afford(budget.weight(value) + count * max(separators, default=0))
 
 
-def grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    check_percents(budget, str(value), arguments or named)
+def _grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    _check_percents(budget, str(value), arguments or named)
 
 
-def adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """Refuse sums of lists, which take quadratic time."""
     if not isinstance((arguments[1:2] or (named.get("start", 0),))[0], (int, float)):
         raise SecurityError("`sum` of anything but numbers")
 
 
-PLAIN_FILTERS = (
+_PLAIN_FILTERS = (
     "abs attr capitalize count d default dictsort e escape filesizeformat first float forceescape groupby int items "
     "last length list lower map max min random reject rejectattr reverse safe select selectattr sort string title "
     "tojson trim unique upper urlencode wordcount"
 )
-FILTERS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_FILTERS.split(), grows_little) | {
-    "batch": grows_by_numbers,
-    "center": grows_by_numbers,
-    "format": grows_by_formatting,
-    "indent": grows_by_numbers,
-    "join": grows_by_joining,
-    "replace": grows_by_replacing,
-    "round": grows_by_numbers,
-    "slice": grows_by_numbers,
-    "sum": adds_numbers,
-    "truncate": grows_by_numbers,
+_FILTERS: Mapping[str, _Sizer] = dict.fromkeys(_PLAIN_FILTERS.split(), _grows_little) | {
+    "batch": _grows_by_numbers,
+    "center": _grows_by_numbers,
+    "format": _grows_by_formatting,
+    "indent": _grows_by_numbers,
+    "join": _grows_by_joining,
+    "replace": _grows_by_replacing,
+    "round": _grows_by_numbers,
+    "slice": _grows_by_numbers,
+    "sum": _adds_numbers,
+    "truncate": _grows_by_numbers,
 }
 """The supported filters. jinja2 has a few more, which produce HTML or take long."""
-CONSUMING = frozenset(
+_CONSUMING = frozenset(
     {"batch", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"}
 )
 """Filters that consume all items of their value."""
-PLAIN_METHODS = (
+_PLAIN_METHODS = (
     "capitalize casefold count encode decode endswith find index isalnum isalpha isascii isdecimal isdigit "
     "isidentifier islower isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix "
     "removesuffix rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
 )
-TEXT_METHODS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_METHODS.split(), grows_little) | {
-    "center": grows_by_numbers,
-    "expandtabs": grows_by_numbers,
-    "join": grows_by_joining,
-    "ljust": grows_by_numbers,
-    "replace": grows_by_replacing,
-    "rjust": grows_by_numbers,
-    "zfill": grows_by_numbers,
+_TEXT_METHODS: Mapping[str, _Sizer] = dict.fromkeys(_PLAIN_METHODS.split(), _grows_little) | {
+    "center": _grows_by_numbers,
+    "expandtabs": _grows_by_numbers,
+    "join": _grows_by_joining,
+    "ljust": _grows_by_numbers,
+    "replace": _grows_by_replacing,
+    "rjust": _grows_by_numbers,
+    "zfill": _grows_by_numbers,
 }
 """The supported methods of strings; `format` has its own formatter."""
-NUMBER_METHODS = ("bit_length", "is_integer")
-ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
-LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
-COUNTED, MADE, JOINED = "counted ", "made ", "joined "
+_NUMBER_METHODS = ("bit_length", "is_integer")
+_ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
+_LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
+_COUNTED, _MADE, _JOINED = "counted ", "made ", "joined "
 """Filters that the compiler inserts; no template can contain such a name."""
 
 
-def check_percents(budget: Budget, form: str, values: Any) -> None:
+def _check_percents(budget: Budget, form: str, values: Any) -> None:
     """Check a %-format before it is applied."""
     widest = count = 0
-    for match in PERCENT.finditer(form):
+    for match in _PERCENT.finditer(form):
         count += 1
         if "*" in match.groups():
             raise SecurityError("a format with its width as an argument")
         widest = max([widest, *(int(digits[:9]) for digits in match.groups() if digits)])
-    if widest > WIDTH:
-        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
+    if widest > _WIDTH:
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     # A named value may be inserted many times.
     budget.afford(len(form) + (count * (budget.weight(values) + widest)))
 
 
-def check_format(budget: Budget, specification: str, value: Any) -> None:
+def _check_format(budget: Budget, specification: str, value: Any) -> None:
     """Check a field of `str.format` before it is applied."""
-    if any(len(digits) > 9 or int(digits) > WIDTH for digits in re.findall(r"\d+", specification)):
-        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
+    if any(len(digits) > 9 or int(digits) > _WIDTH for digits in re.findall(r"\d+", specification)):
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     budget.step()
     budget.afford(budget.weight(value))
 
 
-class Formatter(SandboxedFormatter):
+class _Formatter(SandboxedFormatter):
     """`str.format` for templates."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget = current()
-        check_format(budget, format_spec, value)
+        budget = _current()
+        _check_format(budget, format_spec, value)
         return budget.made(super().format_field(value, format_spec))
 
 
-class EscapeFormatter(SandboxedEscapeFormatter):
+class _EscapeFormatter(SandboxedEscapeFormatter):
     """`str.format` for templates, with text escaped for HTML."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget = current()
-        check_format(budget, format_spec, value)
+        budget = _current()
+        _check_format(budget, format_spec, value)
         return budget.made(super().format_field(value, format_spec))
 
 
-LOCAL = threading.local()
+_LOCAL = threading.local()
 
 
-def current() -> Budget:
+def _current() -> Budget:
     """The budget of the rendering on this thread; an own one while a template is compiled."""
-    budget: Budget | None = getattr(LOCAL, "budget", None)
+    budget: Budget | None = getattr(_LOCAL, "budget", None)
     return Budget() if budget is None else budget
 
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
     """Charge renderings on this thread to a budget."""
-    before = getattr(LOCAL, "budget", None)
-    LOCAL.budget = budget
+    before = getattr(_LOCAL, "budget", None)
+    _LOCAL.budget = budget
     try:
         yield
     finally:
-        LOCAL.budget = before
+        _LOCAL.budget = before
 
 
-class Generation(Extension):
+class _Generation(Extension):
     """The tag around assistant messages, which matters for training only."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's interface
@@ -290,46 +290,46 @@ class Generation(Extension):
         return str(caller())
 
 
-class PlainNamespace(Namespace):
+class _PlainNamespace(Namespace):
     """A namespace whose text does not contain its values, which may be recursive."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
-class Spending(NodeTransformer):
+class _Spending(NodeTransformer):
     """Inserts charges for loops, slices, lists and concatenations."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2's names
         self.generic_visit(node)
-        node.iter = filtered(node.iter, COUNTED)
+        node.iter = _filtered(node.iter, _COUNTED)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return filtered(nodes.List(node.nodes, lineno=node.lineno), JOINED)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         # jinja2 compiles a slice to a plain Python slice, which nothing else charges.
-        return filtered(node, MADE) if isinstance(node.arg, nodes.Slice) else node
+        return _filtered(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         constant = all(isinstance(item, nodes.Const) for item in node.items)
         self.generic_visit(node)
-        return node if constant else filtered(node, MADE)
+        return node if constant else _filtered(node, _MADE)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        return filtered(self.generic_visit(node), MADE)
+        return _filtered(self.generic_visit(node), _MADE)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         # The target of a loop or an assignment is not a value.
         constant = node.ctx != "load" or all(isinstance(item, nodes.Const) for item in node.items)
         self.generic_visit(node)
-        return node if constant else filtered(node, MADE)
+        return node if constant else _filtered(node, _MADE)
 
 
-def filtered(node: nodes.Node, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     found = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
     found.environment = node.environment
     return found
@@ -341,15 +341,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], **options)
-        self.filters["tojson"] = to_json
-        self.filters = {name: paying(name, self.filters[name], sizer) for name, sizer in FILTERS.items()}
-        self.filters |= {COUNTED: counted, MADE: made, JOINED: joined}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], **options)
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _paying(name, self.filters[name], sizer) for name, sizer in _FILTERS.items()}
+        self.filters |= {_COUNTED: _counted, _MADE: _made, _JOINED: _joined}
         del self.globals["lipsum"]
-        self.globals["namespace"] = PlainNamespace
+        self.globals["namespace"] = _PlainNamespace
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
-        return super()._generate(Spending().visit(source), *arguments, **options)
+        return super()._generate(_Spending().visit(source), *arguments, **options)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         # `dict.update(...)` would change values that were charged.
@@ -357,7 +357,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def concat(self, parts: Iterable[str]) -> str:
         """Join the output."""
-        budget = current()
+        budget = _current()
         found = []
         for part in parts:
             budget.afford(len(part))
@@ -367,27 +367,27 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return "".join(found)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         if operator == "*":
-            check_product(budget, left, right)
+            _check_product(budget, left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            check_bits(left.bit_length() * abs(right))
+            _check_bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, (str, bytes)):
-            check_percents(budget, str(left), right)
+            _check_percents(budget, str(left), right)
         elif operator == "+" and isinstance(left, str) and isinstance(right, str):
             budget.afford(len(left) + len(right))
         return budget.made(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         budget.afford(budget.weight((arguments, named)))
         owner = getattr(called, "__self__", None)
         if isinstance(owner, (str, bytes, int, float)):
-            arguments = pay_for_method(budget, owner, called.__name__, arguments, named)
+            arguments = _pay_for_method(budget, owner, called.__name__, arguments, named)
         elif isinstance(called, LoopContext):
-            arguments = tuple(Counted(argument, budget) for argument in arguments)
+            arguments = tuple(_Counted(argument, budget) for argument in arguments)
         found = super().call(context, called, *arguments, **named)
         return budget.made(found)
 
@@ -396,7 +396,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if super().wrap_str_format(value) is None:
             return None
         form = value.__self__
-        formatter = EscapeFormatter(self, escape=form.escape) if isinstance(form, Markup) else Formatter(self)
+        formatter = _EscapeFormatter(self, escape=form.escape) if isinstance(form, Markup) else _Formatter(self)
 
         def formatted(*arguments: Any, **named: Any) -> str:
             if value.__name__ == "format_map":
@@ -407,59 +407,59 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return formatted
 
 
-def check_product(budget: Budget, left: Any, right: Any) -> None:
+def _check_product(budget: Budget, left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
-        check_bits(left.bit_length() + right.bit_length())
+        _check_bits(left.bit_length() + right.bit_length())
     for value, count in ((left, right), (right, left)):
         if isinstance(value, (str, bytes, list, tuple)) and isinstance(count, int):
             budget.afford(budget.weight(value) * max(0, count))
 
 
-def check_bits(bits: int) -> None:
-    if bits > BITS:
-        raise TemplateLimitError(f"computes a number of more than {BITS} bits")
+def _check_bits(bits: int) -> None:
+    if bits > _BITS:
+        raise TemplateLimitError(f"computes a number of more than {_BITS} bits")
 
 
-def pay_for_method(
+def _pay_for_method(
     budget: Budget, owner: Any, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[Any, ...]:
     """Charge a method of a string or a number before its call; returns the arguments to call it with."""
-    known = TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(NUMBER_METHODS, grows_little)
+    known = _TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(_NUMBER_METHODS, _grows_little)
     if name not in known:
         raise SecurityError(f"the method `{name}` is not supported")
     if name == "join" and arguments:
         items = budget.listed(arguments[0])
-        grows_by_joining(budget, items, (owner,), {})
+        _grows_by_joining(budget, items, (owner,), {})
         return (items,)
     if name in {"encode", "decode"}:
-        check_encoding(arguments, named)
+        _check_encoding(arguments, named)
     if name in {"split", "rsplit"}:
         separator = next((text for text in (*arguments, *named.values()) if isinstance(text, str)), None)
         budget.step(owner.count(separator) if separator else len(owner) // 2)
     elif name == "splitlines":
-        budget.step(sum(map(owner.count, LINE_ENDS)))
+        budget.step(sum(map(owner.count, _LINE_ENDS)))
     known[name](budget, owner, arguments, named)
     return arguments
 
 
-def check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """Refuse unusual encodings: some of Python's take quadratic time."""
     encoding = str(arguments[0] if arguments else named.get("encoding", "utf-8"))
-    if encoding.lower().replace("_", "-") not in ENCODINGS:
+    if encoding.lower().replace("_", "-") not in _ENCODINGS:
         raise SecurityError("an encoding that is not supported")
 
 
-def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..., Any]:
+def _paying(name: str, function: Callable[..., Any], sizer: _Sizer) -> Callable[..., Any]:
     """Wrap a filter to charge its result."""
     wants = getattr(function, "jinja_pass_arg", None)
 
     # The context keeps jinja2 from constant folding at compile time.
     @jinja2.pass_context
     def filtering(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         budget.afford(budget.weight((arguments, named)))
-        if name in CONSUMING:
+        if name in _CONSUMING:
             if isinstance(value, (str, bytes)):
                 # Each character is an item.
                 budget.step(len(value))
@@ -474,19 +474,19 @@ def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..
 
 
 @jinja2.pass_context
-def counted(_context: Context, value: Any) -> Any:
-    return Counted(value, current())
+def _counted(_context: Context, value: Any) -> Any:
+    return _Counted(value, _current())
 
 
 @jinja2.pass_context
-def made(_context: Context, value: Any) -> Any:
-    return current().made(value)
+def _made(_context: Context, value: Any) -> Any:
+    return _current().made(value)
 
 
 @jinja2.pass_context
-def joined(_context: Context, values: list[Any]) -> str:
+def _joined(_context: Context, values: list[Any]) -> str:
     """The operator `~`, for all its operands."""
-    budget = current()
+    budget = _current()
     texts = []
     size = 0
     for value in values:
@@ -499,7 +499,7 @@ def joined(_context: Context, values: list[Any]) -> str:
     return text
 
 
-def to_json(
+def _to_json(
     value: Any,
     ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters that templates use
     indent: int | None = None,
@@ -507,14 +507,14 @@ def to_json(
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
     """The filter `tojson`, without jinja2's escapes for HTML."""
-    budget = current()
+    budget = _current()
     if indent is None:
         longest = max(map(len, separators), default=0) if separators is not None else 2
         # A character is escaped to at most six.
         budget.afford(budget.weight(value) * max(1, longest))
         return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-    if isinstance(indent, int) and indent > WIDTH:
-        raise TemplateLimitError(f"has a width or a number of more than {WIDTH}")
+    if isinstance(indent, int) and indent > _WIDTH:
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     found, size = [], 0
     for part in encoder.iterencode(value):

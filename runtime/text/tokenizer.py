@@ -18,7 +18,7 @@ from .safe_tokenizer import UnreadableError, open_tokenizer
 
 BLOCK = 256
 """Texts to tokenize at a time."""
-SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])|(?=\n)")  # noqa: RUF001 - CJK
+_SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])|(?=\n)")  # noqa: RUF001 - CJK
 
 
 class LongTexts(StrEnum):
@@ -76,16 +76,16 @@ class Tokenizer:
         """
         faults: dict[int, str] = {}
         found = list(self._read(texts, faults, prefix=prefix, long=long, before=before))
-        refuse_faulty(faults, before)
+        _refuse_faulty(faults, before)
         return found
 
     def count(self, texts: Sequence[str], *, prefix: str = "") -> Iterator[int]:
         """Number of tokens of each text before truncation, including special tokens; raises as `tokenize` does."""
         faults: dict[int, str] = {}
         for text in self._read(texts, faults, prefix=prefix):
-            refuse_faulty(faults, 0)
+            _refuse_faulty(faults, 0)
             yield text.tokens + text.dropped
-        refuse_faulty(faults, 0)
+        _refuse_faulty(faults, 0)
 
     def _read(
         self,
@@ -134,7 +134,7 @@ class Tokenizer:
                 f"the prompt alone has {repeated} tokens, and the model's limit is {self.facts.max_length}",
                 hint="long texts cannot be split into chunks with it; use another prompt, or truncate long texts",
             )
-        cuts = np.searchsorted(spans.starts, [match.start() for match in SENTENCE_END.finditer(text)]).tolist()
+        cuts = np.searchsorted(spans.starts, [match.start() for match in _SENTENCE_END.finditer(text)]).tolist()
         chunks = []
         start = repeated
         while start < len(ids):
@@ -157,7 +157,7 @@ class Tokenizer:
         return text.lower() if self.facts.lower_case else text
 
 
-def refuse_faulty(faults: Mapping[int, str], before: int) -> None:
+def _refuse_faulty(faults: Mapping[int, str], before: int) -> None:
     """Raise TextError for the first text that cannot be tokenized, and all with the same fault."""
     if faults:
         first, fault = min(faults.items())
