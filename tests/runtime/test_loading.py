@@ -46,7 +46,7 @@ def test_the_wrong_class_names_the_right_one(opened: tuple[type[Model], Bundle])
             other(bundle)
         assert caught.value.message == f"`{bundle.path}` is {article[kind]}, not {article[other]}"
         assert caught.value.hint == (
-            f"open it with `{kind.__name__}('{bundle.path}')`, or with `load`, which looks at its kind"
+            f"open it with `{kind.__name__}('{bundle.path}')`, or with `load`, which selects the class"
         )
         assert caught.value.exit_code == 7
 

@@ -71,7 +71,7 @@ CHANGES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "a sequence": lambda model: ending(model, "SequenceConstruct", kind=TensorProto.UNDEFINED),
 }
 REFUSED = (
-    r"gives an output of the shape|gives vectors of 9 components|the first output of the graph .* must be "
+    r"gives an output of the shape|gives embeddings of 9 components|the first output of the graph .* must be "
     r"`tensor\(float\)`"
 )
 

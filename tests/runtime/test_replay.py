@@ -99,8 +99,8 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
 @pytest.mark.parametrize(
     ("precision", "hint"),
     [
-        (Precision.INT4, f"{OTHER}; `--precision fp32` depends less on the processor"),
-        (Precision.FP32, f"{OTHER}; export it again on this kind of processor"),
+        (Precision.INT4, f"{OTHER}; `--precision fp32` depends less on the CPU"),
+        (Precision.FP32, f"{OTHER}; export it again on this kind of CPU"),
     ],
 )
 def test_a_decoder_of_other_probabilities_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:

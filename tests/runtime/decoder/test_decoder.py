@@ -476,7 +476,7 @@ def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
 
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a decoder"
     assert caught.value.hint == (
-        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which selects the class"
     )
 
 

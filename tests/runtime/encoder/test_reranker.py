@@ -278,7 +278,7 @@ def test_a_bundle_of_another_kind(reranker_bundle: Bundle, int8_bundle: Bundle) 
         Reranker(int8_bundle)
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a reranker"
     assert caught.value.hint == (
-        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which selects the class"
     )
     with pytest.raises(BundleError, match="is a reranker, not an embedder"):
         Embedder(reranker_bundle)
