@@ -108,6 +108,7 @@ class Decoder(Closable):
         if manifest.decoder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `decoder`")
         self.facts = manifest.decoder
+        """Architecture, special tokens and chat template, from the manifest."""
         self._identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
@@ -131,8 +132,10 @@ class Decoder(Closable):
                 f"{self.facts.layers} layers"
             )
         self.context = self.facts.context_length if context is None else context
-        self.cores = find_cores()
-        self.threads = threads or self.cores.usable
+        """Limit of prompt and answer together, in tokens."""
+        self._cores = find_cores()
+        self.threads = threads or self._cores.usable
+        """Number of threads of each matmul."""
         check_requirements(self.bundle)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
@@ -141,7 +144,9 @@ class Decoder(Closable):
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = _default_sampling(self.facts.generation)
+        """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
+        """Largest number of tokens in one run of the prefill."""
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -152,7 +157,7 @@ class Decoder(Closable):
     def plan(self) -> DecoderPlan:
         """How this model runs on this machine."""
         fits = self.new_cache().largest_that_fits()
-        return DecoderPlan(self.threads, self.cores, self.context, fits, self.session.provider, onnxruntime_version())
+        return DecoderPlan(self.threads, self._cores, self.context, fits, self.session.provider, onnxruntime_version())
 
     def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Continue a raw text or token ids, and return the complete answer.

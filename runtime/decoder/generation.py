@@ -119,14 +119,14 @@ class Steps(Iterator[Step]):
         vocabulary = forward.cache.facts.vocabulary
         self.forward = forward
         self.prompt = prompt
-        self.max_tokens = max_tokens
-        self.eos_ids = frozenset(eos_ids)
-        self.run_tokens = run_tokens
-        self.top = top_logprobs
+        self._max_tokens = max_tokens
+        self._eos_ids = frozenset(eos_ids)
+        self._run_tokens = run_tokens
+        self._top = top_logprobs
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
         """Tokens of the answer so far, including an end-of-sequence token."""
-        self.own_sampler = sampler is not None
+        self._own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -134,25 +134,25 @@ class Steps(Iterator[Step]):
             min_p=sampling.min_p,
             seed=sampling.seed,
         )
-        self.penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
+        self._penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
         self.lookup = PromptLookup(prompt) if lookup else None
-        self.cancelled = False
-        self.scratch = np.empty(vocabulary, np.float32)
+        self._cancelled = False
+        self._scratch = np.empty(vocabulary, np.float32)
         self.logits: NDArray[np.float32] | None = None
         """Logits of the last run (1 + drafted tokens, vocabulary); None before the prefill."""
         self.draft: list[int] = []
         self.accepted = 0
         """Number of drafted tokens that were accepted so far."""
-        self.reused = 0
-        self.started = self.read = self.first = self.last = 0.0
+        self._reused = 0
+        self._started = self._read = self._first = self._last = 0.0
 
     def __next__(self) -> Step:
-        if self.finish_reason is None and not self.cancelled:
+        if self.finish_reason is None and not self._cancelled:
             try:
                 return self._choose(self._next_logits())
             except BundleError:
                 # A cancelled run raises too.
-                if not self.cancelled:
+                if not self._cancelled:
                     raise
         if self.finish_reason is None:
             self.finish_reason = FinishReason.CANCELLED
@@ -160,7 +160,7 @@ class Steps(Iterator[Step]):
 
     def cancel(self) -> None:
         """End the answer: aborts the current run, and no more tokens follow."""
-        self.cancelled = True
+        self._cancelled = True
         self.forward.stop()
 
     @property
@@ -168,11 +168,11 @@ class Steps(Iterator[Step]):
         """The speed so far."""
         return Rates(
             prompt_tokens=len(self.prompt),
-            reused_tokens=self.reused,
+            reused_tokens=self._reused,
             new_tokens=len(self.ids),
-            prompt_seconds=max(0.0, self.read - self.started),
-            first_token_seconds=max(0.0, self.first - self.started),
-            new_seconds=self.last - self.first,
+            prompt_seconds=max(0.0, self._read - self._started),
+            first_token_seconds=max(0.0, self._first - self._started),
+            new_seconds=self._last - self._first,
         )
 
     def _next_logits(self) -> NDArray[np.float32]:
@@ -188,16 +188,16 @@ class Steps(Iterator[Step]):
 
     def prefill(self) -> NDArray[np.float32]:
         """Compute what is not cached: the logits after the prompt (1, vocabulary)."""
-        self.started = perf_counter()
+        self._started = perf_counter()
         cache = self.forward.cache
         # Where all tokens are cached, the last one runs again for its logits.
         cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
-        self.reused = start = cache.length
+        self._reused = start = cache.length
         while start < len(self.prompt):
-            end = min(start + self.run_tokens, len(self.prompt))
+            end = min(start + self._run_tokens, len(self.prompt))
             logits = self.forward.prefill(self.prompt[start:end])
             start = end
-        self.read = perf_counter()
+        self._read = perf_counter()
         return logits
 
     def _decode(self) -> NDArray[np.float32]:
@@ -208,7 +208,7 @@ class Steps(Iterator[Step]):
         self.draft, self.accepted = [], 0
         # The token after a draft is sampled too, so the last token of the answer need not be drafted. Where it is the
         # only one left, it is: otherwise the run would have one row here, and several in a longer answer.
-        draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        draft = [] if self.lookup is None else self.lookup.draft(self._max_tokens - len(self.ids) - 1)
         logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
         self.draft = draft
         return logits
@@ -216,34 +216,34 @@ class Steps(Iterator[Step]):
     def _choose(self, logits: NDArray[np.float32]) -> Step:
         """Sample the next token from its logits (vocabulary,); raises BundleError where they are NaN."""
         highest = float(logits.max())
-        np.subtract(logits, np.float32(highest), out=self.scratch)
-        np.exp(self.scratch, out=self.scratch)
-        normalizer = highest + math.log(self.scratch.sum()) if math.isfinite(highest) else math.nan
+        np.subtract(logits, np.float32(highest), out=self._scratch)
+        np.exp(self._scratch, out=self._scratch)
+        normalizer = highest + math.log(self._scratch.sum()) if math.isfinite(highest) else math.nan
         if math.isnan(normalizer):
             raise BundleError(
                 f"`{self.forward.session.path}` gives logits that are not finite numbers at token {len(self.ids)} of "
                 "the answer",
                 hint="run `ortkit verify` on the bundle, and export it again if it fails",
             )
-        token = self._sample(logits if self.penalties is None else self.penalties.apply(logits))
-        top = self._most_probable(logits, normalizer) if self.top else ()
+        token = self._sample(logits if self._penalties is None else self._penalties.apply(logits))
+        top = self._most_probable(logits, normalizer) if self._top else ()
         self.ids.append(token)
-        if self.penalties is not None:
-            self.penalties.add(token)
+        if self._penalties is not None:
+            self._penalties.add(token)
         if self.lookup is not None:
             self.lookup.add(token)
-        self.last = perf_counter()
+        self._last = perf_counter()
         if len(self.ids) == 1:
-            self.first = self.last
-        if token in self.eos_ids:
+            self._first = self._last
+        if token in self._eos_ids:
             self.finish_reason = FinishReason.STOP
-        elif len(self.ids) == self.max_tokens:
+        elif len(self.ids) == self._max_tokens:
             self.finish_reason = FinishReason.LENGTH
         return Step(token, float(logits[token]) - normalizer, top)
 
     def _sample(self, logits: NDArray[np.float32]) -> int:
         """The sampled token; raises InputError where the caller's sampler returns no token id."""
-        if not self.own_sampler:
+        if not self._own_sampler:
             return self.sampler(logits)
         chosen: object = self.sampler(logits.copy())
         if not isinstance(chosen, SupportsIndex):
@@ -254,6 +254,6 @@ class Steps(Iterator[Step]):
         return token
 
     def _most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
-        ids = np.argpartition(logits, -self.top)[-self.top :]
+        ids = np.argpartition(logits, -self._top)[-self._top :]
         ids = ids[np.argsort(-logits[ids], kind="stable")]
         return tuple(TokenLogprob(int(id_), float(logits[id_]) - normalizer) for id_ in ids)

@@ -65,8 +65,9 @@ class Encoder:
                 f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
             )
         check_requirements(self.bundle)
-        self.cores = find_cores()
-        self.workers = workers or self.cores.usable
+        self._cores = find_cores()
+        self.workers = workers or self._cores.usable
+        """Number of batches that run at once."""
         self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest))
 
     @property
@@ -79,7 +80,7 @@ class Encoder:
         """How this model runs on this machine."""
         return Plan(
             workers=self.workers,
-            cores=self.cores,
+            cores=self._cores,
             batch_tokens=BATCH_TOKENS,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),

@@ -68,6 +68,7 @@ class Embedder(Encoder, Closable):
         if manifest.embedder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `embedder`")
         self.facts = manifest.embedder
+        """Pooling, prompts and dimensions, from the manifest."""
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
         self._unpooled = unpooled_tokens(self.facts)

@@ -89,6 +89,7 @@ class Reranker(Encoder, Closable):
         if manifest.reranker is None or not manifest.reranker.labels:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no labels in its section `reranker`")
         self.facts = manifest.reranker
+        """Labels and default activation, from the manifest."""
         self.tokenizer = PairTokenizer(
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )

@@ -1,4 +1,4 @@
-"""Incremental detokenization: text as tokens come, no partial characters, in all what `Tokenizer.decode` returns.
+"""Incremental detokenization: no partial characters, and the same text in the end as `Tokenizer.decode` returns.
 
 The decoder in tokenizer.json is rebuilt from steps that take pieces of text and return those that no later token can
 change. `tokenizers.decoders.DecodeStream` (0.22) cannot be used, as the tests show: it raises an Exception where a run

@@ -10,7 +10,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.exporters import export
 from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortkit import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.bundle.manifest import GenerationDefaults
 from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import SPARE, token_size
