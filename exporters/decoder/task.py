@@ -287,8 +287,8 @@ def _with_blocks(
         (node for node in reversed(list(graph.graph)) if node.op_type in (_MATMUL_NBITS, "MatMul")), nodes[-1]
     )
     blocks = WeightBlocks(
-        products=products,
-        exact_products=products - len(nodes) if exact is None else exact,
+        matmuls=products,
+        float32_matmuls=products - len(nodes) if exact is None else exact,
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),
