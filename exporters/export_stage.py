@@ -91,7 +91,7 @@ def export(
         check_name(Path(source).absolute())
     check_name(Path(out if out is not None else "bundles").absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
-    options = ExportOptions(kind, precision, cache, thresholds)
+    options = ExportOptions(kind, precision, cache, thresholds, provider)
     with stage(progress, "find the checkpoint"):
         description = describe_source(
             source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
@@ -111,7 +111,7 @@ def export(
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
-            return convert(checkpoint, plan, provider, writer, progress)
+            return convert(checkpoint, plan, writer, progress)
 
 
 def check_working_directory() -> None:

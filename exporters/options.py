@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision
+from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision, Provider
 from ..runtime.errors import InputError, UnsupportedModelError
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.cross_encoder import check_cross_encoder
@@ -38,6 +38,7 @@ class ExportOptions:
     cache: CacheType | None
     thresholds: Mapping[Kind, float | None]
     """Accuracy that a bundle must reach, by the kind of model that the measure is for."""
+    provider: Provider = Provider.CPU
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class ExportPlan:
     """The type of a decoder's KV cache."""
     threshold: float | None
     """Accuracy that the bundle must reach, in the measure of its kind."""
+    provider: Provider
+    """The execution provider that the graph is made for."""
     embedder: EmbedderFacts | None = None
     """What the checkpoint's files say of an embedder; None for other kinds."""
 
@@ -67,7 +70,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     cache = checked_cache(kind, precision, options.cache)
     # A GGUF file was checked when its header was read.
     if checkpoint.gguf is not None:
-        return ExportPlan(kind, precision, cache, threshold)
+        return ExportPlan(kind, precision, cache, threshold, options.provider)
     check_kind(checkpoint, kind)
     max_length(checkpoint)
     embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
@@ -75,7 +78,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
         check_cross_encoder(checkpoint)
     elif kind is Kind.DECODER:
         generation_defaults(checkpoint)
-    return ExportPlan(kind, precision, cache, threshold, embedder)
+    return ExportPlan(kind, precision, cache, threshold, options.provider, embedder)
 
 
 def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
