@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.bundle import Bundle
+from .bundle.folder import BundleFolder
 from .bundle.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
 from .decoder.decoder import Decoder
 from .decoder.generation import Steps
@@ -78,7 +78,7 @@ def replayed(encoder: Encoder | Decoder) -> Replay:
     return Replay(len(found), agreement(found, output, reference, cure), bool(np.array_equal(found, output)))
 
 
-def cure_of(bundle: Bundle) -> str:
+def cure_of(bundle: BundleFolder) -> str:
     """What to do where a bundle, whose files are whole, computes something else than it did where it was made."""
     made, here = bundle.manifest.made_with.get(ONNXRUNTIME), onnxruntime_version()
     if made is not None and made != here:
@@ -137,7 +137,7 @@ def check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
         )
 
 
-def tolerance_of(bundle: Bundle) -> float:
+def tolerance_of(bundle: BundleFolder) -> float:
     return LOGPROB_TOLERANCE.get(bundle.manifest.precision, ROUNDED_TOLERANCE)
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError, NotFoundError
-from .manifest import FileRecord, Manifest, manifest_from_json
+from .folder import BundleFolder
+from .manifest import FileRecord, manifest_from_json
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -38,11 +39,8 @@ NEW_COPY = "copy the bundle again from the machine that made it, or export it ag
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(BundleFolder):
     """A folder that was opened and verified."""
-
-    path: Path
-    manifest: Manifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -90,13 +88,6 @@ class Bundle:
                     f"the manifest says {expected[:16]}...",
                     hint=NEW_COPY,
                 )
-
-    def file(self, name: str) -> Path:
-        """The path of a file of the bundle; raises BundleError where it is missing."""
-        path = self.path / name
-        if not path.exists():
-            raise BundleError(f"the bundle `{self.path}` has no `{name}`")
-        return path
 
     def __repr__(self) -> str:
         return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"

@@ -10,6 +10,7 @@ from itertools import count
 from typing import SupportsIndex, Unpack
 
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
@@ -89,7 +90,7 @@ class Decoder(Closable):
     """
 
     def __init__(
-        self, bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
+        self, bundle: BundleFolder | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
     ) -> None:
         """Open a bundle.
 
@@ -97,7 +98,7 @@ class Decoder(Closable):
         its answer, by default as many as the model has; the KV cache grows with what is used. Raises NotFoundError,
         BundleError for a bundle that is damaged or of another kind, InputError, and OutOfMemoryError.
         """
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import TOKENIZER, Bundle
+from ..bundle.bundle import TOKENIZER
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import EmbedderFacts, Kind
 from ..bundle.records import choice
@@ -55,7 +56,7 @@ class Embedder(Encoder, Closable):
     and all such texts of the call. Most tokenizers add special tokens, with which an empty text has a vector.
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
+    def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
 
         Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import NoReturn, Self, cast
 
-from ..bundle.bundle import Bundle
+from ..bundle.folder import BundleFolder
 from ..errors import InputError
 from .session import Session
 
@@ -17,7 +17,7 @@ class Closable:
     that was used with this one holds them.
     """
 
-    bundle: Bundle
+    bundle: BundleFolder
     session: Session
     _closed = False
 

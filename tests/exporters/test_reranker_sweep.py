@@ -214,7 +214,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("architecture", "seed"), cases())
-@pytest.mark.filterwarnings("ignore:.*longer than:runtime.TruncationWarning")
+@pytest.mark.filterwarnings("ignore:.*longer than:ortkit.TruncationWarning")
 def test_scores_are_those_of_the_publisher(
     checkpoint: Path, tmp_path: Path, architecture: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def lines(descriptor: int, deadline: float) -> Iterator[dict]:
         yield from map(json.loads, complete)
 
 
-@pytest.mark.filterwarnings("ignore::runtime.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::ortkit.TruncationWarning")
 def test_what_was_not_tampered_with(subjects: Path) -> None:
     """Otherwise refusing everything would pass."""
     for name in SUBJECTS:
