@@ -12,8 +12,8 @@ from tokenizers import processors
 
 from ortkit import CheckpointError, Kind, UnsupportedModelError
 from ortkit.exporters.checkpoint.generation_config import generation_defaults
-from ortkit.exporters.decoder.certify import golden_prompt
 from ortkit.exporters.decoder.config import check_tokens, decoder_facts, sliding_window
+from ortkit.exporters.decoder.reference import golden_prompt
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
