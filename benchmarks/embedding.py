@@ -25,6 +25,7 @@ from benchmarks.peers import (
     version_in,
 )
 from benchmarks.plot import Point, scatter
+from benchmarks.processor import processor
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import QUERY_WORDS, held_out_sentences, held_out_texts, queries
@@ -143,6 +144,7 @@ def main() -> None:
         ]
         calls = take_turns([partial(worker.call, QUERIES) for worker in callers], options.repeats)
     words = sum(len(text.split()) for text in texts)
+    print(f"\n{processor()}")
     print_table(
         f"{len(texts)} texts of {words:,} words to vectors, {MODEL}; medians of {options.repeats} rounds (range); "
         f"cosines to PyTorch on {options.sentences:,} sentences",

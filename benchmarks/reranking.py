@@ -21,6 +21,7 @@ from benchmarks.peers import (
     sentence_transformers_int8_folder,
     version_in,
 )
+from benchmarks.processor import processor
 from benchmarks.seeded import Shape, bundle_of, flashrank_folder, onnx_folder, seeded_checkpoint
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
@@ -141,6 +142,7 @@ def main() -> None:
     with workers_of(Task.RERANK, contestants, {SEARCH: timed, RANKED: ranked}) as workers:
         results = compete(workers, options.repeats, timed=SEARCH, compared=RANKED)
     lengths = pair_lengths(seeded_checkpoint(Shape.TWELVE_LAYERS), timed[0])
+    print(f"\n{processor()}")
     print_table(
         f"1 query x {options.documents} documents, {min(lengths)} to {max(lengths)} tokens a pair, {mean(lengths):.0f} "
         f"in the mean, the shape of {RERANKER}; medians of {options.repeats} rounds (range)",

@@ -19,8 +19,7 @@ from threading import Lock
 from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
-FORGOTTEN = ("runtime", "toolkit", "exporters", "benchmarks", "huggingface_hub", "transformers", "optimum")
-FORGOTTEN += ("sentence_transformers",)
+FORGOTTEN = ("ortkit", "huggingface_hub", "transformers", "optimum", "sentence_transformers")
 """Packages that each command imports anew: our own, and those that read HF_HOME, HF_ENDPOINT and others as they are
 imported."""
 

@@ -1,4 +1,4 @@
-"""A few of the probe and calibration texts: a tiny model's certificate needs no more, and most exports here are tiny.
+"""A few of the probe texts: a tiny model's certificate needs no more, and most exports here are of tiny models.
 
 The whole set stays for real models, and for tests of the probe set itself; see the fixture `whole_probe`.
 """
@@ -19,19 +19,16 @@ WHOLE = probe.DATA
 PROBE_LINES = (1, 5, 7, 11, 25, 28, 31, 33, 38, 45, 59, 63)
 """Lines of the probe texts, counted from 1: one word to 109, several scripts and languages."""
 QUERIES = 6
-CALIBRATION_STEP, LONGEST_CALIBRATION = 5, 40
-"""Every so many of the calibration texts, without those of more words."""
 
 
 def write_small_probe(folder: Path) -> None:
-    """Write files like those that come with the exporters, with fewer texts and queries."""
+    """Write files like those that come with the exporters, with fewer probe texts and queries."""
     folder.mkdir()
-    shutil.copyfile(WHOLE / "tokenizer_probe.json", folder / "tokenizer_probe.json")
+    # What is calibrated on decides how close int8 is, so there are no fewer texts for that.
+    for name in ("tokenizer_probe.json", "calibration.txt"):
+        shutil.copyfile(WHOLE / name, folder / name)
     texts = probe.lines_of((WHOLE / "probe.txt").read_bytes())
     write_lines(folder / "probe.txt", [texts[line - 1] for line in PROBE_LINES])
-    calibration = probe.lines_of((WHOLE / "calibration.txt").read_bytes())
-    short = [text for text in calibration if len(text.split()) <= LONGEST_CALIBRATION]
-    write_lines(folder / "calibration.txt", short[::CALIBRATION_STEP])
     searches = [json.loads(line) for line in probe.lines_of((WHOLE / "searches.jsonl").read_bytes())]
     few = [
         {"query": search["query"], "answers": [1 + place % len(PROBE_LINES)]}

@@ -26,6 +26,7 @@ from benchmarks.contest import Contestant, Result, compete, workers_of
 from benchmarks.cost import cost_of
 from benchmarks.memory import Sample, quarters, slope
 from benchmarks.plot import OTHERS, OURS, Curve, Point, curves, scatter
+from benchmarks.processor import processor
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task
 from ortkit import Bundle, Decoder, Reranker, Sampling
@@ -380,3 +381,22 @@ def test_the_largest_seeded_checkpoint_has_the_shape_of_mistral_7b() -> None:
 
     assert sum(parameter.numel() for parameter in model.parameters()) == 7_241_732_096
     assert shape.window == 4096
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "told"),
+    [
+        ("model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n", "EPYC 9, AVX-512 with VNNI, 3 CPU cores"),
+        ("model name\t: EPYC 7\nflags\t\t: avx2\n", "EPYC 7, AVX2 without VNNI, 3 CPU cores"),
+        ("flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, int8 kernels not known, 3 CPU cores"),
+        ("processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n", "N1, ARM with dot product, 3 CPU cores"),
+    ],
+)
+def test_figures_say_the_class_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, told: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+
+    assert processor() == told

@@ -62,7 +62,7 @@ class Environment:
             return
         done.unlink(missing_ok=True)
         subprocess.run([self.python, "-m", "venv", self.folder], check=True)
-        pip = [self.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
+        pip = [self.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--only-binary=:all:"]
         command = [*pip, "--upgrade", *self.requirements]
         # Registries fail now and then.
         if subprocess.run(command, check=False).returncode:

@@ -24,10 +24,11 @@ Outputs = NDArray[np.float32]
 
 PLAIN = (Recipe(), Recipe(per_token=True))
 """One scale for all tokens after layer norms and attentions, then a scale for each token."""
-PRECISE = Recipe(smoothing=0.7, precise_first_token=True)
+FIRST_PRECISE = Recipe(precise_first_token=True)
+PRECISE = Recipe(smoothing=0.7, per_token=True, precise_first_token=True)
 """Less smoothing than where all tokens are in 8 bits: in 16, outliers do no harm."""
-OF_FIRST_TOKENS = (Recipe(), PRECISE, replace(PRECISE, per_token=True))
-"""For classifiers whose head reads first tokens: how these are computed decides most of the error."""
+OF_FIRST_TOKENS = (Recipe(), FIRST_PRECISE, PRECISE)
+"""For classifiers whose head reads [CLS] tokens: how these are computed decides most of the error."""
 
 
 class Measured(Protocol):
@@ -35,6 +36,8 @@ class Measured(Protocol):
 
     measure: ClassVar[str]
     """What agreement is measured in, as it stands in messages."""
+    default_threshold: ClassVar[float]
+    """The agreement from which on a faster recipe is taken, where the user asks for none."""
 
     def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
         """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
@@ -94,6 +97,14 @@ def find_recipe(
     return replace(recipe, exact=frozenset(ranked[:enough]))
 
 
+def first_that_holds(agreement: Callable[[Recipe], float], *, recipes: Sequence[Recipe], threshold: float) -> Recipe:
+    """The first recipe whose agreement with PyTorch is at least `threshold`, and the last where none of them is.
+
+    The last one is the most exact, and certificates have a threshold of their own below which there is no bundle.
+    """
+    return next((recipe for recipe in recipes[:-1] if agreement(recipe) >= threshold), recipes[-1])
+
+
 class Trials:
     """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
 
@@ -104,10 +115,7 @@ class Trials:
         self.task = task
         self.bundle = bundle
         self.products = len(list(linears(graph.graph)))
-        plain = path_of_first_tokens(graph.graph) is None
-        self.recipes = PLAIN if plain else OF_FIRST_TOKENS
-        self.default = self.recipes[0] if plain else self.recipes[-1]
-        """What is taken where no accuracy is asked for."""
+        self.recipes = PLAIN if path_of_first_tokens(graph.graph) is None else OF_FIRST_TOKENS
 
     def quantized(self, recipe: Recipe) -> ir.Model:
         graph = self.graph.clone()
@@ -119,12 +127,18 @@ class Trials:
         save_graph(graph, self.bundle.path / GRAPH)
         return self.task.outputs(self.bundle, sample=sample)
 
-    def find(self, bar: float, reference: Outputs) -> Recipe:
-        """The fastest recipe that holds `bar` on the probe set, for which PyTorch gives `reference`."""
-        exact = self.outputs(self.graph, sample=True)
+    def find(self, bar: float | None, reference: Outputs) -> Recipe:
+        """The fastest recipe that holds `bar` on the probe set, for which PyTorch gives `reference`.
+
+        Without one, no matmul stays in float32: the fastest of `recipes` that holds the task's default, or the last.
+        """
 
         def agreement(recipe: Recipe) -> float:
             return self.task.agreement(self.outputs(self.quantized(recipe)), reference)
+
+        if bar is None:
+            return first_that_holds(agreement, recipes=self.recipes, threshold=self.task.default_threshold)
+        exact = self.outputs(self.graph, sample=True)
 
         def damage(recipe: Recipe) -> float:
             return self.task.damage(self.outputs(self.quantized(recipe), sample=True), exact)

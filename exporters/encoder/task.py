@@ -41,8 +41,15 @@ from ..graph.external_data import save_graph
 from ..models.loading import load_tokenizer
 from ..progress import counted
 from .calibration import Calibration
-from .certify import Sample, certify_embedder, check_exact, check_length, exact_samples
-from .certify_reranker import PairReference, agreement_of, certify_reranker, check_exact_pairs, check_tokens
+from .certify import LOWEST_COSINE, Sample, certify_embedder, check_exact, check_length, exact_samples
+from .certify_reranker import (
+    DEFAULT_TAU,
+    PairReference,
+    agreement_of,
+    certify_reranker,
+    check_exact_pairs,
+    check_tokens,
+)
 from .config import embedder_facts
 from .dense import dense_layers, write_dense
 from .embedder_reference import PublishedEmbedder
@@ -62,6 +69,8 @@ class EncoderTask:
     """What embedders and rerankers have in common."""
 
     kind: ClassVar[Kind]
+    measure: ClassVar[str]
+    default_threshold: ClassVar[float]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -76,6 +85,13 @@ class EncoderTask:
         graph = trace(model, scratch, self.kind)
         rebuild(graph, self.checkpoint, manifest)
         return graph
+
+    def with_threshold(self, certificate: Certificate, precision: Precision, threshold: float | None) -> Certificate:
+        """Add the threshold by which an int8 recipe was chosen to the figures."""
+        if precision is not Precision.INT8:
+            return certificate
+        chosen = self.default_threshold if threshold is None else threshold
+        return dataclasses.replace(certificate, figures={**certificate.figures, "threshold": chosen})
 
 
 class Calibrated(Measured, Protocol):
@@ -94,7 +110,7 @@ def quantize_with_recipe(
     """
     calibration = Calibration(graph, judge.calibration_feeds(bundle), scratch=bundle.path)
     trials = Trials(graph, calibration, judge, bundle)
-    recipe = trials.find(threshold, expected) if threshold is not None else trials.default
+    recipe = trials.find(threshold, expected)
     quantization = Quantization(
         trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token
     )
@@ -106,6 +122,7 @@ class EmbedderTask(EncoderTask):
 
     kind: ClassVar[Kind] = Kind.EMBEDDER
     measure: ClassVar[str] = "cosine"
+    default_threshold: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -173,7 +190,8 @@ class EmbedderTask(EncoderTask):
         embedder = Embedder(bundle)
         if bundle.manifest.precision is Precision.FP32:
             check_exact(embedder, self.samples)
-        return certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=threshold)
+        found = certify_embedder(embedder, expected, reference=self.reference_name, min_cosine=threshold)
+        return self.with_threshold(found, bundle.manifest.precision, threshold)
 
 
 def lower_case_first(path: Path) -> None:
@@ -209,6 +227,7 @@ class RerankerTask(EncoderTask):
 
     kind: ClassVar[Kind] = Kind.RERANKER
     measure: ClassVar[str] = "Kendall's tau"
+    default_threshold: ClassVar[float] = DEFAULT_TAU
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -291,7 +310,8 @@ class RerankerTask(EncoderTask):
         reranker = Reranker(bundle)
         if bundle.manifest.precision is Precision.FP32:
             check_exact_pairs(reranker, expected)
-        return certify_reranker(reranker, expected, min_tau=threshold)
+        found = certify_reranker(reranker, expected, min_tau=threshold)
+        return self.with_threshold(found, bundle.manifest.precision, threshold)
 
 
 def told_apart(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> tuple[Pair, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
 """Linux's names of the instruction sets that int8 kernels use."""
 PRECISION_MODE = "session.x64quantprecision"
@@ -75,7 +75,7 @@ def matmuls_overflow(ort: Any) -> bool:
     return bool((np.asarray(found) != LARGEST).any())
 
 
-def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
+def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """Those of _FEATURES that Linux reports for the first CPU; shown to people, not used for decisions."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

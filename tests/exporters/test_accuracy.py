@@ -61,6 +61,7 @@ def test_int8_finds_the_answers_that_fp32_finds(scores: tuple[Accuracy, Accuracy
     assert kept > 0.95
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_what_is_scored_was_not_calibrated_on() -> None:
     known = {*calibration_texts().texts, *probe_texts().texts}
 

@@ -53,13 +53,14 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="C",
     help="Embedders: search the fastest int8 recipe whose lowest cosine similarity to PyTorch over the probe texts is "
-    "at least C.",
+    "at least C.  [default: 0.98]",
 )
 @click.option(
     "--min-tau",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="T",
-    help="Rerankers: the same for the mean Kendall's tau over the probe queries.",
+    help="Rerankers: the same for the mean Kendall's tau over the probe queries.  [default: 0.95, or the most exact "
+    "int8 recipe without float32]",
 )
 @click.option(
     "--max-kl",
@@ -137,6 +138,8 @@ def summarize(exported: Exported) -> None:
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
         say(f"  {certificate_summary(certificate, kind)}", err=True)
+        if "threshold" in certificate.figures:
+            say(f"  {threshold_of(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
             say(f"  {source_comparison(certificate)}", err=True)
@@ -170,6 +173,17 @@ def source_comparison(certificate: Certificate) -> str:
         f"source   KL {figures['source_kl_mean']:.5f} and {figures['source_top1_agreement']:.1%} with the file's own "
         "blocks: leave out `--precision` to keep them"
     )
+
+
+def threshold_of(certificate: Certificate, kind: Kind) -> str:
+    """The threshold by which the int8 recipe was chosen, and what to do where the most exact one misses it."""
+    figures = certificate.figures
+    threshold = figures["threshold"]
+    reached, option = (
+        (figures["tau_mean"], "--min-tau") if kind is Kind.RERANKER else (figures["cosine_min"], "--min-cosine")
+    )
+    held = "reached by the recipe below" if reached >= threshold else "missed by all recipes, below is the most exact"
+    return f"needed   {threshold:g} ({option}), {held}"
 
 
 def certificate_summary(certificate: Certificate, kind: Kind) -> str:

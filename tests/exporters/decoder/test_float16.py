@@ -11,7 +11,6 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
-from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.exporters import export
 from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
@@ -20,6 +19,7 @@ from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,16 @@ from ortkit.exporters.encoder.certify import Sample, certify_embedder, check_exa
 from ortkit.exporters.encoder.embedder_reference import PublishedEmbedder
 from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.sources import find_checkpoint
+from tests.small_probe import WHOLE, probe_in
 
 REFERENCE = "a reference"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_probe_set() -> Iterator[None]:
+    """The bundles here are of the real model."""
+    with probe_in(WHOLE):
+        yield
 
 
 def test_the_certificate_says_what_was_measured(int8_bundle: Bundle, fp32_bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from ortkit import Kind, Precision, Provider
 from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
-from ortkit.exporters.encoder.recipe_search import PRECISE
+from ortkit.exporters.encoder.recipe_search import FIRST_PRECISE, PRECISE
 from ortkit.exporters.encoder.task import RerankerTask
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.graph.passes import tidy
@@ -97,13 +97,15 @@ def test_of_all_tokens_the_last_layer_reads_keys_and_values_only(classifier: byt
 
 def test_most_of_the_error_of_int8_goes(classifier: bytes) -> None:
     exact = logits(graph_of(classifier))
-    plain, precise = (np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), PRECISE))
+    plain, precise = (
+        np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), FIRST_PRECISE)
+    )
 
     print(f"mean error {plain:.2e} and {precise:.2e}")
     assert precise < plain / 1.5
 
 
-@pytest.mark.parametrize("recipe", [PRECISE, Recipe(per_token=True, precise_first_token=True)])
+@pytest.mark.parametrize("recipe", [FIRST_PRECISE, PRECISE])
 def test_a_pair_gets_the_same_bits_in_any_batch(classifier: bytes, recipe: Recipe) -> None:
     model = quantized(classifier, recipe)
     alone = [logits(model, IDS[[row]], TYPES[[row]]) for row in range(len(IDS))]

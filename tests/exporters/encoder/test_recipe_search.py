@@ -9,7 +9,7 @@ import pytest
 from ortkit import Embedder, InputError, OrtkitError, Precision
 from ortkit.exporters import export
 from ortkit.exporters.encoder.int8 import Recipe
-from ortkit.exporters.encoder.recipe_search import OF_FIRST_TOKENS, PLAIN, PRECISE, find_recipe
+from ortkit.exporters.encoder.recipe_search import FIRST_PRECISE, OF_FIRST_TOKENS, PLAIN, find_recipe, first_that_holds
 from tests.commands import Finished
 
 HARM = [0.1, 0.5, 0.2, 0.9, 0.05, 0.3, 0.01, 0.4]
@@ -50,10 +50,20 @@ def test_a_scale_for_each_token_comes_next() -> None:
 def test_for_a_head_that_reads_first_tokens_these_come_next() -> None:
     model = Model()
 
-    assert model.find(0.995, OF_FIRST_TOKENS) == PRECISE
-    assert model.tried == [Recipe(), PRECISE]
+    assert model.find(0.995, OF_FIRST_TOKENS) == FIRST_PRECISE
+    assert model.tried == [Recipe(), FIRST_PRECISE]
     found = Model().find(0.9985, OF_FIRST_TOKENS)
     assert (found.precise_first_token, found.per_token, sorted(found.exact)) == (True, True, [1, 3])
+
+
+@pytest.mark.parametrize(("threshold", "found", "tried"), [(0.95, 0, 1), (0.99, 1, 2), (0.997, 2, 2), (0.9999, 2, 2)])
+def test_without_a_threshold_of_the_user_no_product_stays_exact(threshold: float, found: int, tried: int) -> None:
+    model = Model()
+
+    recipe = first_that_holds(model.lowest_cosine, recipes=OF_FIRST_TOKENS, threshold=threshold)
+
+    assert recipe == OF_FIRST_TOKENS[found]
+    assert model.tried == list(OF_FIRST_TOKENS[:tried])
 
 
 @pytest.mark.parametrize("exact", range(1, 8))

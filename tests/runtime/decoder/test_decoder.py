@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
-from ortkit.runtime.bundle.manifest import CacheType
-from ortkit.runtime.bundle.manifest import GenerationDefaults
+from ortkit.runtime.bundle.manifest import CacheType, GenerationDefaults
 from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN

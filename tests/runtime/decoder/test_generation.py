@@ -126,7 +126,7 @@ def test_without_lookup_nothing_is_looked_up(decoder: Decoder) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [100])
+@pytest.mark.parametrize("cases", [200])
 def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundle: Bundle, cases: int) -> None:
     """However a text is split into cached tokens, runs and a draft: its blocks of 64 give a single row other bits."""
     decoder = Decoder(smollm_bundle, threads=1)

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, Decoder, InputError, NotFoundError, OutputError
-from ortkit.runtime.bundle.manifest import CacheType
-from ortkit.runtime.bundle.manifest import FileRecord
+from ortkit.runtime.bundle.manifest import CacheType, FileRecord
 from ortkit.runtime.decoder.kv_cache import token_size
 from tests.decoders import write_decoder
 
