@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
+from ortkit.runtime.bundle.manifest import CacheType
     Bundle,
     CacheType,
     CheckpointError,
