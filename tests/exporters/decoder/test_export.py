@@ -11,9 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
-from ortkit.runtime.bundle.manifest import CacheType
     Bundle,
-    CacheType,
     CheckpointError,
     Decoder,
     InputError,
@@ -35,6 +33,7 @@ from ortkit.exporters.decoder.weight_only import BlockRecipe
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
