@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.bundle import Bundle
+from .bundle.folder import BundleFolder
 from .bundle.manifest import Certificate, Golden, GoldenAnswer, Precision, unpack_vector
 from .decoder.decoder import Decoder
 from .decoder.generation import Steps
@@ -78,7 +78,7 @@ def replayed(encoder: Encoder | Decoder) -> Replay:
     return Replay(len(found), agreement(found, output, reference, hint), bool(np.array_equal(found, output)))
 
 
-def _hint_for(bundle: Bundle) -> str:
+def _hint_for(bundle: BundleFolder) -> str:
     """The hint for an intact bundle that computes other outputs here than where it was made."""
     made, here = bundle.manifest.made_with.get(ONNXRUNTIME), onnxruntime_version()
     if made is not None and made != here:
@@ -137,7 +137,7 @@ def _check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
         )
 
 
-def _logprob_tolerance(bundle: Bundle) -> float:
+def _logprob_tolerance(bundle: BundleFolder) -> float:
     return _LOGPROB_TOLERANCE.get(bundle.manifest.precision, _INT8_LOGPROB_TOLERANCE)
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError, NotFoundError
-from .manifest import FileRecord, Manifest, manifest_from_json
+from .folder import BundleFolder
+from .manifest import FileRecord, manifest_from_json
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
-_HASHED = 1 << 20
+HASHED = 1 << 20
 """Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
 _LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
@@ -38,16 +39,13 @@ _NEW_COPY = "copy the bundle again from the machine that made it, or export it a
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(BundleFolder):
     """A bundle whose manifest and files were verified; pass it to a model to verify it only once.
 
     >>> bundle = Bundle.open(embedder_bundle)
     >>> bundle.manifest.kind, bundle.manifest.embedder.dimension
     (<Kind.EMBEDDER: 'embedder'>, 384)
     """
-
-    path: Path
-    manifest: Manifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -96,13 +94,6 @@ class Bundle:
                     f"the manifest says {expected[:16]}...",
                     hint=_NEW_COPY,
                 )
-
-    def file(self, name: str) -> Path:
-        """The path of a file of the bundle; raises BundleError where it is missing."""
-        path = self.path / name
-        if not path.exists():
-            raise BundleError(f"the bundle `{self.path}` has no `{name}`")
-        return path
 
     def __repr__(self) -> str:
         return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
@@ -225,7 +216,7 @@ def is_regular(path: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    block = bytearray(_HASHED)
+    block = bytearray(HASHED)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             digest.update(memoryview(block)[:size])

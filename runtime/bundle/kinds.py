@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ..errors import WrongKindError
-from .bundle import Bundle
+from .folder import BundleFolder
 from .manifest import Kind
 
 _COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
 _CLASSES = {Kind.EMBEDDER: "Embedder", Kind.RERANKER: "Reranker", Kind.DECODER: "Decoder"}
 
 
-def check_kind(bundle: Bundle, expected: Kind) -> None:
+def check_kind(bundle: BundleFolder, expected: Kind) -> None:
     """Raise WrongKindError for a bundle of another kind, naming the class and the command that it is for."""
     kind = bundle.manifest.kind
     if kind is not expected:

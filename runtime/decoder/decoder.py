@@ -10,6 +10,7 @@ from itertools import count
 from typing import SupportsIndex, Unpack
 
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
@@ -93,7 +94,7 @@ class Decoder(Closable):
     """
 
     def __init__(
-        self, bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
+        self, bundle: BundleFolder | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
     ) -> None:
         """Open a bundle.
 
@@ -102,7 +103,7 @@ class Decoder(Closable):
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
         OutOfMemoryError.
         """
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:

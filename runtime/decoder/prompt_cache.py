@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..bundle.bundle import Bundle
+from ..bundle.folder import BundleFolder
 from ..bundle.manifest import CacheType, DecoderFacts
 from ..bundle.records import RecordError, read_record, write_record
 from ..errors import InputError, NotFoundError, OutputError
@@ -60,7 +60,7 @@ class _Header:
     conversation: Conversation | None
 
 
-def identity_of(bundle: Bundle) -> str:
+def identity_of(bundle: BundleFolder) -> str:
     """A hash over the hashes of all files of a bundle."""
     files = bundle.manifest.files
     text = "".join(f"{name}\n{files[name].sha256}\n" for name in sorted(files))
@@ -68,7 +68,7 @@ def identity_of(bundle: Bundle) -> str:
 
 
 def save_cache(
-    path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle, conversation: Conversation | None = None
+    path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFolder, conversation: Conversation | None = None
 ) -> None:
     """Write a prompt cache; an existing file is replaced once the new one is complete. Raises OutputError."""
     target = regular_target_of(path)
@@ -89,7 +89,7 @@ def save_cache(
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
 
-def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: Bundle) -> _Header:
+def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFolder) -> _Header:
     """Read a prompt cache into an empty KV cache.
 
     Raises NotFoundError, InputError for a file that is truncated, corrupted or saved with another bundle, and

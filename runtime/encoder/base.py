@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bundle.bundle import GRAPH, Bundle
+from ..bundle.folder import BundleFolder
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import Kind, Provider
 from ..errors import BundleError, InputError
@@ -51,10 +52,10 @@ class Encoder:
     """An open bundle with its session; models of the same bundle share its weights."""
 
     def __init__(
-        self, bundle: Bundle | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
+        self, bundle: BundleFolder | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
     ) -> None:
         """Open a bundle of `kind`; its graph has the first of `inputs`, or more of them in this order."""
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         check_kind(self.bundle, kind)
         if workers is not None and workers < 1:

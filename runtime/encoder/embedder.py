@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import TOKENIZER, Bundle
+from ..bundle.bundle import TOKENIZER
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import EmbedderFacts, Kind
 from ..bundle.records import choice
@@ -58,7 +59,7 @@ class Embedder(Encoder, Closable):
     tokenizers add special tokens, with which an empty text has an embedding.
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
+    def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.

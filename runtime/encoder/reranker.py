@@ -12,7 +12,8 @@ from typing import SupportsIndex, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import TOKENIZER, Bundle
+from ..bundle.bundle import TOKENIZER
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ..bundle.manifest import Kind, Scores
 from ..bundle.records import choice
@@ -79,7 +80,7 @@ class Reranker(Encoder, Closable):
     TextError, a subclass, is raised for a pair without any token, not even special tokens (CrossEncoder fails too).
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, workers: int | None = None) -> None:
+    def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
         """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import NoReturn, Self, cast
 
-from ..bundle.bundle import Bundle
+from ..bundle.folder import BundleFolder
 from ..errors import InputError
 from .session import Session
 
@@ -16,7 +16,7 @@ class Closable:
     Weights are freed when all models of the same bundle are closed, and no stream and no KV cache uses them.
     """
 
-    bundle: Bundle
+    bundle: BundleFolder
     session: Session
     _closed = False
 

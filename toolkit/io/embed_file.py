@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from ...runtime.bundle.bundle import MANIFEST, sha256_of
 from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OrtkitError, TextError
 from ..console.progress import Progress, fresh_line
@@ -42,7 +43,8 @@ def embed_to_file(
     files = OutputFiles(target)
     input_size = regular_size(stream)
     source = HashedSource(stream)
-    done = begun = ResumeState(bundle=job.embedder.bundle.digest, options=options, input_size=input_size or 0)
+    digest = sha256_of(job.embedder.bundle.path / MANIFEST)
+    done = begun = ResumeState(bundle=digest, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
             done = done_before(files, begun, source=source)

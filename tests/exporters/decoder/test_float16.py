@@ -202,11 +202,10 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     certificate, facts = fp16.manifest.certificate, fp16.manifest.decoder
     assert certificate is not None
     assert facts is not None
-    print(certificate.figures, certificate.layer_errors)
+    print(certificate.figures)
 
     assert facts.cache_type is CacheType.FLOAT16
     assert certificate.figures["kl_mean"] < 1e-4
-    assert 0 < max(certificate.layer_errors) < 0.005
     decoder = Decoder(fp16, threads=1)
     forward = ModelRunner(decoder.session, decoder.new_cache())
     found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])])
