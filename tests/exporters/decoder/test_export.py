@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
     Bundle,
-    CacheType,
     CheckpointError,
     Decoder,
     InputError,
@@ -36,6 +35,7 @@ from ortkit.exporters.graph.passes import RMS_NORM
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
