@@ -191,8 +191,8 @@ def threshold_of(certificate: Certificate, kind: Kind) -> str:
     reached, option = (
         (figures["tau_mean"], "--min-tau") if kind is Kind.RERANKER else (figures["cosine_min"], "--min-cosine")
     )
-    held = "reached by the recipe below" if reached >= threshold else "missed by all recipes, below is the most exact"
-    return f"needed   {threshold:g} ({option}), {held}"
+    met = "met by the recipe below" if reached >= threshold else "not met by any recipe; the most exact one is used"
+    return f"required {threshold:g} ({option}), {met}"
 
 
 def _certificate_summary(certificate: Certificate, kind: Kind) -> str:
