@@ -254,6 +254,25 @@ def the_one(pattern: str, text: str) -> str:
     return str(only)
 
 
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them, and its own."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", text), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (DOCS.parent / page).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = folder / path if path else DOCS.parent / page
+        assert found.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(found.read_text("utf-8")), f"{page} links to {target}"
+
+
 def test_the_programs_that_are_not_part_of_make_benchmark_are_marked() -> None:
     rows = re.findall(r"^\| `python -m (benchmarks\.\w+)` \|(.*)$", read("benchmarks/README.md"), re.MULTILINE)
     unmarked = [name for name, what in rows if "not part of `make benchmark`" not in what]

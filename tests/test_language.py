@@ -47,7 +47,6 @@ SKIPPED = (
     # Not clean yet: remove each as it is.
     "exporters/",
     "runtime/",
-    "toolkit/",
     "tests/",
 )
 
