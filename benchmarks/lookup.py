@@ -57,7 +57,7 @@ def measure(decoder: Decoder, ids: Sequence[int], *, sampling: Sampling, new: in
     steps = decoder.steps(ids, max_tokens=new, sampling=sampling, lookup=lookup)
     drafted = right = 0
     for _ in steps:
-        if steps.right:
+        if steps.accepted:
             right += 1
         else:
             drafted += len(steps.draft)

@@ -17,9 +17,9 @@ from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
 from ..runtime.output_path import is_utf8
 from .hub.transport import no_network
-from .options import ExportOptions
+from .options import ExportOptions, plan_export
 from .progress import NoProgress, Progress, stage
-from .sources import Origin, find_checkpoint
+from .sources import Origin, describe_source
 from .workdir import folder_of, left_by_others
 
 if TYPE_CHECKING:
@@ -92,18 +92,13 @@ def export(
         check_name(Path(source).absolute())
     check_name(Path(out if out is not None else bundles_folder()).absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
-    options = ExportOptions(kind, precision, cache, thresholds)
+    options = ExportOptions(kind, precision, cache, thresholds, provider)
     with stage(progress, "find the checkpoint"):
-        checkpoint = find_checkpoint(
-            source,
-            origin=origin,
-            revision=revision,
-            offline=offline,
-            token_host=token_host,
-            accept=options.plan,
-            progress=progress,
+        description = describe_source(
+            source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
         )
-    plan = options.plan(checkpoint)
+        plan = plan_export(description.checkpoint, options)
+        checkpoint = description.fetch()
     name = bundle_name(checkpoint.name, plan.precision, plan.cache)
     target = Path(out) if out is not None else bundles_folder() / name
     writer = BundleWriter(target)
@@ -117,7 +112,7 @@ def export(
             # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
-            return convert(checkpoint, plan, provider, writer, progress)
+            return convert(checkpoint, plan, writer, progress)
 
 
 def bundles_folder() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtime.bundle.manifest import CacheType, Kind, Precision
+from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision, Provider
 from ..runtime.errors import InputError, UnsupportedModelError
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.cross_encoder import check_cross_encoder
@@ -38,29 +38,7 @@ class ExportOptions:
     cache: CacheType | None
     thresholds: Mapping[Kind, float | None]
     """Accuracy that a bundle must reach, by the kind of model that the measure is for."""
-
-    def plan(self, checkpoint: Checkpoint) -> ExportPlan:
-        """Plan the export of a checkpoint, whose weights need not be there yet.
-
-        Raises InputError for what does not go together, UnsupportedModelError and CheckpointError for a model that is
-        not exported as that kind.
-        """
-        kind = kind_of(checkpoint, self.kind)
-        threshold = _checked_threshold(kind, self.thresholds)
-        precision = self.precision or default_precision(checkpoint, kind)
-        check_precision(checkpoint, kind, precision)
-        cache = checked_cache(kind, precision, self.cache)
-        # What a GGUF file says was checked when it was found.
-        if checkpoint.gguf is None:
-            check_kind(checkpoint, kind)
-            max_length(checkpoint)
-            if kind is Kind.EMBEDDER:
-                embedder_facts(checkpoint)
-            elif kind is Kind.RERANKER:
-                check_cross_encoder(checkpoint)
-            else:
-                generation_defaults(checkpoint)
-        return ExportPlan(kind, precision, cache, threshold)
+    provider: Provider = Provider.CPU
 
 
 @dataclass(frozen=True)
@@ -73,6 +51,34 @@ class ExportPlan:
     """The type of a decoder's KV cache."""
     threshold: float | None
     """Accuracy that the bundle must reach, in the measure of its kind."""
+    provider: Provider
+    """The execution provider that the graph is made for."""
+    embedder: EmbedderFacts | None = None
+    """What the checkpoint's files say of an embedder; None for other kinds."""
+
+
+def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
+    """Plan the export of a checkpoint, whose weights need not be on local disk.
+
+    Raises InputError for options that do not go together, UnsupportedModelError and CheckpointError for a model that
+    cannot be exported as that kind.
+    """
+    kind = kind_of(checkpoint, options.kind)
+    threshold = _checked_threshold(kind, options.thresholds)
+    precision = options.precision or default_precision(checkpoint, kind)
+    check_precision(checkpoint, kind, precision)
+    cache = checked_cache(kind, precision, options.cache)
+    # A GGUF file was checked when its header was read.
+    if checkpoint.gguf is not None:
+        return ExportPlan(kind, precision, cache, threshold, options.provider)
+    check_kind(checkpoint, kind)
+    max_length(checkpoint)
+    embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
+    if kind is Kind.RERANKER:
+        check_cross_encoder(checkpoint)
+    elif kind is Kind.DECODER:
+        generation_defaults(checkpoint)
+    return ExportPlan(kind, precision, cache, threshold, options.provider, embedder)
 
 
 def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:

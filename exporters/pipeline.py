@@ -1,44 +1,35 @@
-"""A checkpoint that was found, to a bundle: graph -> quantize -> certify -> write, read from top to bottom."""
+"""From a planned checkpoint to a bundle: checkpoint -> graph -> quantized graph -> certificate -> bundle."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..runtime.bundle.bundle import TOKENIZER, Bundle
-from ..runtime.bundle.manifest import SCHEMA, Kind, Manifest, Precision, Provider, TokenizerFacts, manifest_to_json
+from ..runtime.bundle.folder import DraftBundle
+from ..runtime.bundle.manifest import Manifest, Precision, manifest_to_json
 from ..runtime.bundle.writer import BundleWriter
-from ..runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
-from ..runtime.version import __version__
+from .bundle_manifest import make_manifest, tokenizer_facts
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.files import license_files
-from .checkpoint.kind import lower_case, max_length
+from .checkpoint.hashed_file import check_unchanged
 from .gguf.file import described_checkpoint
 from .gguf.metadata import open_gguf
-from .models.tokenizer import BundleTokenizer, bundle_tokenizer
+from .models.tokenizer import bundle_tokenizer
 from .models.weights_format import with_format
 from .options import ExportPlan
 from .progress import Progress, stage
-from .task import ResumableTask, Task, task_of
+from .steps import QuantizedGraph, Workspace
+from .task import Task, task_of
 from .workdir import Unfinished
 
-CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
-"""What becomes of a float32 graph, where it is not quantized."""
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "optimum",
-    "optimum-onnx",
-    "onnxruntime",
-    "tokenizers",
-    "numpy",
-)
+_CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
+"""Names of the stage that changes the precision, where it does not quantize."""
 
 
 @dataclass(frozen=True)
@@ -49,83 +40,73 @@ class Exported:
     checkpoint_size: int
 
 
-def convert(
-    checkpoint: Checkpoint, plan: ExportPlan, provider: Provider, writer: BundleWriter, progress: Progress
-) -> Exported:
-    """Make the bundle of a checkpoint that was chosen."""
-    if checkpoint.gguf is not None:
-        with stage(progress, "read the GGUF file"):
-            checkpoint = described_checkpoint(checkpoint, open_gguf(checkpoint.gguf), writer.scratch / "checkpoint")
-    else:
-        checkpoint = with_format(checkpoint, writer.scratch / "weights")
+def convert(found: Checkpoint, plan: ExportPlan, writer: BundleWriter, progress: Progress) -> Exported:
+    """Make the bundle of a checkpoint as planned; `writer` is open."""
+    checkpoint = _readable(found, writer.scratch, progress)
     tokenizer = bundle_tokenizer(checkpoint)
     (writer.folder / TOKENIZER).write_bytes(tokenizer.text.encode("utf-8"))
-    draft = draft_manifest(checkpoint, plan.kind, plan.precision, provider, tokenizer)
-    bundle = build(task_of(checkpoint, plan.kind, plan.cache), draft, writer, progress, plan.threshold)
-    return Exported(bundle, checkpoint.weights_size)
-
-
-def build(
-    task: Task[Any], draft: Manifest, writer: BundleWriter, progress: Progress, threshold: float | None
-) -> Bundle:
-    precision = draft.precision
-    copy_licenses(task.checkpoint, writer.folder)
-    manifest = task.described(draft, writer.folder)
-    with ExitStack() as stack:
-        if isinstance(task, ResumableTask):
-            unfinished = stack.enter_context(Unfinished(writer.target, key_of(manifest, threshold), progress.note))
-            task.begin(unfinished.folder, progress)
+    copy_licenses(checkpoint, writer.folder)
+    task = task_of(checkpoint, plan)
+    facts = task.facts(tokenizer_facts(checkpoint, plan.kind, tokenizer), writer.folder)
+    described = make_manifest(checkpoint, plan, facts)
+    with _workspace(task, writer, _key_of(described, plan.threshold), progress) as work:
         with stage(progress, "load the weights"):
             model = task.load()
         with stage(progress, "trace with Optimum"):
-            graph = task.graph(model, writer.scratch, manifest)
-        manifest = dataclasses.replace(manifest, inputs=tuple(value.name or "" for value in graph.graph.inputs))
+            graph = task.trace(model, described, work)
+        exact = DraftBundle(writer.folder, make_manifest(checkpoint, plan, facts, graph))
         with stage(progress, "run the probe set with PyTorch"):
-            expected = task.reference(model, manifest)
+            reference = task.reference(model, exact, work)
         del model
-        if precision is not Precision.FP32:
-            with stage(progress, CONVERSIONS.get(precision, f"quantize to {precision.value}")):
-                graph, manifest = task.quantized(graph, Bundle(writer.folder, manifest), expected, threshold)
-        task.write(graph, writer.folder)
+        quantized = QuantizedGraph(graph)
+        if plan.precision is not Precision.FP32:
+            with (
+                stage(progress, _CONVERSIONS.get(plan.precision, f"quantize to {plan.precision.value}")),
+                _trial_of(exact, writer.scratch) as trial,
+            ):
+                quantized = task.quantize(graph, trial, reference, plan.threshold, work)
+        task.write(quantized.graph, writer.folder, work)
+        draft = DraftBundle(writer.folder, make_manifest(checkpoint, plan, facts, graph, quantized))
         with stage(progress, "certify against PyTorch"):
-            certificate = task.certify(Bundle(writer.folder, manifest), expected, threshold)
+            certificate = task.certify(draft, reference, plan.threshold, work)
         with stage(progress, "write the bundle"):
-            return writer.commit(dataclasses.replace(manifest, certificate=certificate))
+            check_unchanged(found.hashed)
+            bundle = writer.commit(make_manifest(checkpoint, plan, facts, graph, quantized, certificate))
+    return Exported(bundle, found.weights_size)
 
 
-def key_of(manifest: Manifest, threshold: float | None) -> str:
+def _readable(checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Checkpoint:
+    """The checkpoint in a form that transformers reads: a GGUF file described, weights that say their format."""
+    if checkpoint.gguf is None:
+        return with_format(checkpoint, scratch / "weights")
+    with stage(progress, "read the GGUF file"):
+        return described_checkpoint(checkpoint, open_gguf(checkpoint.gguf), scratch / "checkpoint")
+
+
+@contextmanager
+def _workspace(task: Task[Any], writer: BundleWriter, key: str, progress: Progress) -> Iterator[Workspace]:
+    """Open the folders for temporary files and, for a task that resumes, for results that are kept."""
+    if not task.resumable:
+        yield Workspace(writer.scratch, writer.scratch, progress)
+        return
+    with Unfinished(writer.target, key, progress.note) as unfinished:
+        yield Workspace(writer.scratch, unfinished.folder, progress)
+
+
+@contextmanager
+def _trial_of(draft: DraftBundle, scratch: Path) -> Iterator[DraftBundle]:
+    """Copy a bundle that has no graph yet, to try graphs in it."""
+    with TemporaryDirectory(dir=scratch) as folder:
+        shutil.copytree(draft.path, folder, dirs_exist_ok=True)
+        yield DraftBundle(Path(folder), draft.manifest)
+
+
+def _key_of(manifest: Manifest, threshold: float | None) -> str:
     """The identity of an export for resuming: the checkpoint's hashes, versions, precision, threshold."""
     return f"{manifest_to_json(manifest)}{threshold}\n"
 
 
-def draft_manifest(
-    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider, tokenizer: BundleTokenizer
-) -> Manifest:
-    """All of the manifest that the checkpoint's own files decide."""
-    return Manifest(
-        schema=SCHEMA,
-        kind=kind,
-        name=checkpoint.name,
-        precision=precision,
-        provider=provider,
-        architecture=checkpoint.architecture.name,
-        inputs=(),
-        source=checkpoint.source,
-        files={},
-        tokenizer=TokenizerFacts(
-            max_length(checkpoint),
-            lower_case(checkpoint),
-            tokenizer.special_tokens,
-            tokenizer.truncation_side,
-            None if kind is Kind.DECODER else tokenizer.known_tokens,
-        ),
-        embedder=None,
-        certificate=None,
-        requires={ONNXRUNTIME: OLDEST_ONNXRUNTIME},
-        made_with={"ortkit": __version__} | {library: version(library) for library in LIBRARIES},
-    )
-
-
 def copy_licenses(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the files with the license terms into the bundle."""
     for path in license_files(checkpoint.top):
         shutil.copyfile(path, folder / path.name)

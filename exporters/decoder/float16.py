@@ -36,10 +36,10 @@ class Float16Tensor(ir.LazyTensor):
 def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
     """Round to float16; raises UnsupportedModelError for weights outside its range."""
     numbers = exact.numpy()
-    if _max_magnitude(numbers) > _MAX_FLOAT16:
-        name, largest = exact.name, _max_magnitude(numbers)
+    if max_magnitude(numbers) > _MAX_FLOAT16:
+        name, largest = exact.name, max_magnitude(numbers)
         for part in exact.parts if isinstance(exact, StreamedTensor) else ():
-            if (found := _max_magnitude(part.read())) > _MAX_FLOAT16:
+            if (found := max_magnitude(part.read())) > _MAX_FLOAT16:
                 name, largest = part.name, found
         raise UnsupportedModelError(
             f"`{name}` has a weight of magnitude {largest:g}; the largest float16 is {_MAX_FLOAT16:g}", hint=_INSTEAD
@@ -47,7 +47,7 @@ def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
     return numbers.astype(np.float16)
 
 
-def _max_magnitude(numbers: NDArray[np.generic]) -> float:
+def max_magnitude(numbers: NDArray[np.generic]) -> float:
     """Return the largest absolute value, infinities (which float16 has too) left out."""
     largest = max(float(np.max(numbers, initial=0)), -float(np.min(numbers, initial=0)))
     if math.isfinite(largest):
@@ -56,13 +56,12 @@ def _max_magnitude(numbers: NDArray[np.generic]) -> float:
     return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0.0))
 
 
-def check_hidden_states(name: str, states: tuple[NDArray[np.float32], ...]) -> None:
-    """Raise UnsupportedModelError for a model whose hidden states in PyTorch overflow float16.
+def check_hidden_states(name: str, largest: float) -> None:
+    """Raise UnsupportedModelError for a model whose hidden states in PyTorch, `largest` at most, overflow float16.
 
     They would overflow on a GPU; the CPU that certifies a bundle computes most operators in float32 and would not show
     it.
     """
-    largest = max(map(_max_magnitude, states), default=0.0)
     if largest > _MAX_FLOAT16:
         raise UnsupportedModelError(
             f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {_MAX_FLOAT16:g}",

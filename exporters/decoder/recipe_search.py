@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,15 +12,17 @@ from ...runtime.bundle.bundle import GRAPH, Bundle
 from ...runtime.bundle.manifest import Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import OrtkitError
-from ..graph.array_store import KeptArrays, Made
+from ..graph.array_store import Made
 from ..graph.external_data import CONTENT, write_graph
 from ..graph.nodes import linears
 from ..graph.passes import tidy
 from ..progress import Progress
 from ..quantization.blockwise import Rounding
 from ..quantization.fastest_recipe import find_fastest
-from .certify import DecoderReference, agreement_with
+from .certify import agreement_with
+from .reference import DecoderReference
 from .weight_only import BlockRecipe, Moments, quantize_decoder
+from .work_folder import WorkFolder
 
 RECIPES = {
     Precision.INT4: (
@@ -85,37 +86,27 @@ class BlockTrials:
     """Quantizes one float32 graph by one recipe after another, and measures the results."""
 
     def __init__(
-        self,
-        graph: ir.Model,
-        bundle: Bundle,
-        work: Path,
-        *,
-        moments: Moments,
-        weights: Callable[[str], KeptArrays],
-        progress: Progress | None = None,
+        self, graph: ir.Model, bundle: Bundle, work: WorkFolder, *, moments: Moments, progress: Progress | None = None
     ) -> None:
         """Take the bundle being made: its folder takes the graphs, its manifest describes them.
 
-        `work` keeps what was measured, `moments` gives activation statistics, and `weights` the store for the weights
-        of a recipe, by its key.
+        `work` keeps what was measured and the weights of the last recipe; `moments` gives activation statistics.
         """
         self.graph = graph
         self.bundle = bundle
         self.inputs = [linear.inputs for linear in linears(graph.graph)]
         """Input width of each linear layer."""
         self._moments = moments
-        self._weights = weights
         self._progress = progress
         self._work = work
         self._last: tuple[BlockRecipe, ir.Model] | None = None
 
     def quantized(self, recipe: BlockRecipe) -> ir.Model:
-        """Quantize a copy of the graph; the float32 weights stay as they are."""
+        """Quantize a copy of the graph, and delete the weights of other recipes; the float32 weights stay."""
         if self._last is None or self._last[0] != recipe:
-            made = self.graph.clone()
-            quantize_decoder(
-                made, recipe, self._moments, keep=self._weights(_key_of(recipe)).keep, progress=self._progress
-            )
+            key, made = _key_of(recipe), self.graph.clone()
+            self._work.delete_weights_except(key)
+            quantize_decoder(made, recipe, self._moments, store=self._work.weights(key), progress=self._progress)
             tidy(made)
             self._last = (recipe, made)
         return self._last[1]
@@ -125,10 +116,11 @@ class BlockTrials:
 
         def measure() -> Made:
             graph = self.quantized(recipe)
-            write_graph(graph, self._weights(_key_of(recipe)), self.bundle.path / GRAPH, progress=self._progress)
+            weights = self._work.weights(_key_of(recipe))
+            write_graph(graph, weights, self.bundle.path / GRAPH, progress=self._progress)
             return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
 
-        found = KeptArrays(self._work / "trials").keep(_key_of(recipe), measure)
+        found = self._work.measurements("trials").keep(_key_of(recipe), measure)
         return float(found.array(CONTENT)[0])
 
     def find(self, precision: Precision, max_kl: float | None, expected: DecoderReference) -> BlockRecipe:

@@ -10,14 +10,14 @@ Weights that a GGUF file holds quantized already are kept as they are: see `gguf
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..graph.array_store import Keep, Kept, Made, in_memory
+from ..graph.array_store import Keep, Kept, KeptArrays, Made, in_memory
 from ..graph.embedding import embedding_gathers, table_of
 from ..graph.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace, required
 from ..progress import Progress, WeightCounter
@@ -65,13 +65,15 @@ def quantize_decoder(
     recipe: BlockRecipe,
     moments: Moments | None = None,
     *,
-    keep: Keep = in_memory,
+    store: KeptArrays | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Quantize the linear layers and token embeddings of a decoder's float32 graph in place, one matrix at a time.
 
     `moments` gives second moments on calibration texts, for importance-weighted rounding and GPTQ: see
-    `rounding.second_moments`. Quantized arrays go to `keep`, so that one matrix is in memory at a time.
+    `gptq.second_moments`. It is called once per group of layers, before they are quantized: for GPTQ that is a pass of
+    PyTorch over the calibration texts. Quantized arrays go to `store`, so that one matrix is in memory at a time, or
+    stay in memory without one; layers that are there are not quantized again.
     """
     graph = model.graph
     layers = list(linears(graph))
@@ -82,15 +84,14 @@ def quantize_decoder(
         raise ValueError(f"{recipe.rounding.value} rounding needs calibration texts")
     matrices = [*(linear.matrix for linear in layers), *([] if tied else map(table_of, tables))]
     counter = WeightCounter(progress, [matrix.nbytes for matrix in matrices])
+    keep: Keep = in_memory if store is None else store.keep
+    stored = frozenset[str]() if store is None else store.entries.keys()
     for group in _groups(layers, recipe.rounding):
-        inputs = _InputMoments(group, recipe.rounding, moments)
-        for linear in group:
-            is_output = linear.matmul is matmul
-            form = recipe.output_form if is_output else recipe.form
-            size = linear.matrix.nbytes
-            blocks = keep(linear.name, functools.partial(_quantize_linear, linear, form, inputs, tied and is_output))
-            counter.advance(size)
-            if tied and is_output:
+        quantized = _quantize_group(
+            group, recipe, moments, keep=keep, stored=stored, output=matmul, tied=tied, counter=counter
+        )
+        for linear, blocks in zip(group, quantized, strict=True):
+            if tied and linear.matmul is matmul:
                 for gather in tables:
                     replace_embedding(graph, gather, linear.name, blocks)
             replace_linear(graph, linear, blocks)
@@ -106,30 +107,52 @@ def quantize_decoder(
             counter.advance(table_of(gather).nbytes)
 
 
-class _InputMoments:
-    """Second moments of the inputs of some linear layers, computed on first use."""
-
-    def __init__(self, group: Sequence[Linear], rounding: Rounding, moments: Moments | None) -> None:
-        self.group = group
-        self.rounding = rounding
-        self.moments = moments
-
-    @functools.cached_property
-    def found(self) -> Mapping[str, NDArray[np.float32]]:
-        if self.moments is None or self.rounding is Rounding.NEAREST:
-            return {}
-        return self.moments(self.group, self.rounding is Rounding.IMPORTANCE)
-
-
-def _quantize_linear(linear: Linear, form: BlockFormat, inputs: _InputMoments, embedding: bool) -> Made:  # noqa: FBT001
-    """Quantize the weight of a linear layer."""
-    moments = inputs.found.get(linear.name)
-    if inputs.rounding is Rounding.GPTQ:
-        return packed_arrays(
-            gptq_quantize_blockwise(linear.weight, form, inverse_hessian_cholesky(required(moments))),
-            embedding=embedding,
+def _quantize_group(
+    group: Sequence[Linear],
+    recipe: BlockRecipe,
+    moments: Moments | None,
+    *,
+    keep: Keep,
+    stored: Collection[str],
+    output: ir.Node | None,
+    tied: bool,
+    counter: WeightCounter,
+) -> list[Kept]:
+    """Compute the moments of a group's inputs, then quantize the weights that are not `stored`."""
+    missing = [linear for linear in group if linear.name not in stored]
+    inputs = _moments_for(missing, recipe.rounding, moments)
+    quantized = []
+    for linear in group:
+        is_output = linear.matmul is output
+        form = recipe.output_form if is_output else recipe.form
+        size = linear.matrix.nbytes
+        found = inputs.get(linear.name)
+        quantize = functools.partial(
+            _quantize_linear, linear, form, recipe.rounding, found, embedding=tied and is_output
         )
-    return packed_arrays(quantize_blockwise(linear.weight, form, importance=moments), embedding=embedding)
+        quantized.append(keep(linear.name, quantize))
+        counter.advance(size)
+    return quantized
+
+
+def _moments_for(
+    layers: Sequence[Linear], rounding: Rounding, moments: Moments | None
+) -> Mapping[str, NDArray[np.float32]]:
+    """Return the second moments of the inputs of linear layers, by the layer's name, as the rounding needs them."""
+    if moments is None or rounding is Rounding.NEAREST or not layers:
+        return {}
+    return moments(layers, rounding is Rounding.IMPORTANCE)
+
+
+def _quantize_linear(
+    linear: Linear, form: BlockFormat, rounding: Rounding, moments: NDArray[np.float32] | None, *, embedding: bool
+) -> Made:
+    """Quantize the weight of a linear layer."""
+    if rounding is Rounding.GPTQ:
+        matrix = gptq_quantize_blockwise(linear.weight, form, inverse_hessian_cholesky(required(moments)))
+    else:
+        matrix = quantize_blockwise(linear.weight, form, importance=moments)
+    return packed_arrays(matrix, embedding=embedding)
 
 
 def _quantize_table(gather: ir.Node, recipe: BlockRecipe, least_squares: bool) -> Made:  # noqa: FBT001

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import GRAPH, Bundle
+from ...runtime.bundle.bundle import GRAPH
+from ...runtime.bundle.folder import DraftBundle
 from ...runtime.errors import OrtkitError
 from ..graph.external_data import save_graph
 from ..graph.nodes import linears
@@ -39,7 +40,7 @@ class Measured(Protocol):
     default_threshold: ClassVar[float]
     """The agreement from which on a faster recipe is taken, where the user asks for none."""
 
-    def outputs(self, bundle: Bundle, *, sample: bool = False) -> Outputs:
+    def outputs(self, bundle: DraftBundle, *, sample: bool = False) -> Outputs:
         """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
 
     def agreement(self, found: Outputs, expected: Outputs) -> float:
@@ -108,8 +109,8 @@ def first_that_holds(agreement: Callable[[Recipe], float], *, recipes: Sequence[
 class Trials:
     """Quantizes one float32 graph by one recipe after another, and measures what comes out."""
 
-    def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: Bundle) -> None:
-        """`bundle` is the one being made: its folder takes the graphs, its manifest describes them."""
+    def __init__(self, graph: ir.Model, calibration: Calibration, task: Measured, bundle: DraftBundle) -> None:
+        """The folder of `bundle` takes the graphs, and its manifest describes them."""
         self.graph = graph
         self.calibration = calibration
         self.task = task

@@ -6,23 +6,24 @@ the hash of its content and a commit is a hash too, so nothing that a Hub says d
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from ...runtime.bundle.bundle import sha256_of
 from ...runtime.errors import CheckpointError, InputError, NetworkError, OrtkitError, OutputError
 from ..checkpoint.files import LARGE, check_file, size_limit
+from ..checkpoint.hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from ..progress import DownloadCounter, Progress
 from .access import Access, HubFile
 from .errors import ASKING_FAILED, HubAnswerError, SlowHubError, host, network_failure
@@ -35,18 +36,37 @@ ATTEMPTS = 5
 PARTIAL = ".ortkit.incomplete"
 
 
-def download(access: Access, files: Sequence[HubFile], progress: Progress | None = None) -> Path:
-    """Bring files of the commit into the Hub's cache and return the folder of that commit.
+@dataclass(frozen=True)
+class Downloaded:
+    """Files of a commit in the Hub's cache."""
 
-    What is there is not fetched again, and what was broken off goes on where it was. Raises OutputError when the disk
-    is too small, NetworkError when the connection fails, CheckpointError when what came is not what the Hub promised.
+    folder: Path
+    hashed: dict[str, HashedFile]
+    """By their paths in the repository."""
+
+
+def download(
+    access: Access,
+    files: Sequence[HubFile],
+    progress: Progress | None = None,
+    *,
+    known: Mapping[str, HashedFile] | None = None,
+) -> Downloaded:
+    """Bring files of the commit into the Hub's cache, and hash each of them once.
+
+    Files in the cache are checked and not downloaded again, and those that are `known` not checked again; a download
+    that broke off resumes. Raises OutputError when the disk is too small, NetworkError when the connection fails,
+    CheckpointError for content that does not have the Hub's hash.
     """
+    hashed = dict(known or {})
     missing = [file for file in files if cached(access, file.name) is None]
     need_space(sum(file.size or 0 for file in missing))
     counter = DownloadCounter(progress, sum(file.size or 0 for file in files))
     try:
         for file in files:
-            fetch(access, file, counter)
+            earlier = hashed.get(file.name)
+            if earlier is None or not earlier.is_current(snapshot_of(access) / file.name):
+                hashed[file.name] = fetch(access, file, counter)
             counter.complete(file.size or 0)
     except OSError as error:
         if isinstance(error, OrtkitError):
@@ -56,7 +76,7 @@ def download(access: Access, files: Sequence[HubFile], progress: Progress | None
             hint="set HF_HOME to a folder that you may write to",
         ) from error
     counter.finish()
-    return snapshot_of(access)
+    return Downloaded(snapshot_of(access), hashed)
 
 
 def remember(access: Access) -> None:
@@ -79,33 +99,36 @@ def snapshot_of(access: Access) -> Path:
     return folder_of(access.repo) / "snapshots" / access.commit
 
 
-def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> None:
+def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> HashedFile:
     """Bring one file into the cache, checked by its hash."""
     found = cached(access, file.name)
     if found is not None and file.hash is not None:
-        check(found, file.name, file.hash)
-        return
+        return check(found, file.name, file.hash)
     blobs = folder_of(access.repo) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, ATTEMPTS + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         before = counter.current
         try:
-            blob = fetch_blob(access, file, blobs, counter)
+            blob, hashed = fetch_blob(access, file, blobs, counter)
         except ASKING_FAILED as error:
             if isinstance(error, OrtkitError) or (isinstance(error, OSError) and error.errno in DISK):
                 raise
             if counter.current > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
                 continue
             raise failure(error, file) from error
-        link(blob, snapshot_of(access) / file.name)
-        return
+        path = snapshot_of(access) / file.name
+        link(blob, path)
+        # Where there are no links, the snapshot has a copy of the file that was hashed.
+        return hashed if hashed.is_current(path) else check(path, file.name, blob.name)
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 """What goes wrong with files, and not with connections."""
 
 
-def fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCounter) -> Path:
+def fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCounter) -> tuple[Path, HashedFile]:
     """Download the content of a file to where its hash says; raises CheckpointError for any other content."""
     url = f"{endpoint()}/{access.repo}/resolve/{access.commit}/{quote(file.name)}"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -206,17 +229,20 @@ def announced_size(answer: Answer, file: HubFile) -> int:
     return min(int(length), size_limit(file.name))
 
 
-def finish(target: FileIO, blob: Path, file: HubFile) -> Path:
+def finish(target: FileIO, blob: Path, file: HubFile) -> tuple[Path, HashedFile]:
     """Let a complete file be the blob of its hash; raises CheckpointError where its content has another."""
     partial = partial_of(blob)
     if blob.is_file():
         partial.unlink(missing_ok=True)
-        check(blob, file.name, blob.name)
-        return blob
-    check(partial, file.name, blob.name)
+        return blob, check(blob, file.name, blob.name)
+    hashed = check(partial, file.name, blob.name)
     os.fsync(target.fileno())
     os.replace(partial, blob)
-    return blob
+    renamed = FileState.of_open(target.fileno())
+    if not hashed.state.same_content(renamed):
+        blob.unlink(missing_ok=True)
+        raise changed_meanwhile(blob)
+    return blob, dataclasses.replace(hashed, state=renamed)
 
 
 def link(blob: Path, path: Path) -> None:
@@ -246,9 +272,11 @@ def broken_off(file: HubFile) -> NetworkError:
     )
 
 
-def check(path: Path, name: str, expected: str) -> None:
+def check(path: Path, name: str, expected: str) -> HashedFile:
     """Compare a file with the hash that the Hub gave; a file that differs is removed from the cache."""
-    found = sha256_of(path) if len(expected) == 64 else git_hash_of(path)
+    by_git = len(expected) != 64
+    hashed = hash_file(path, git=by_git)
+    found = (hashed.git_sha1 if by_git else hashed.sha256) or ""
     if found != expected:
         if path.is_symlink():
             path.resolve().unlink(missing_ok=True)
@@ -258,15 +286,7 @@ def check(path: Path, name: str, expected: str) -> None:
             f"instead of {expected[:16]}...",
             hint="run the command again; if it stays so, something between here and the Hub changes files",
         )
-
-
-def git_hash_of(path: Path) -> str:
-    """Git's name for a file's content: sha1 over a header with its length, and the content."""
-    with path.open("rb") as file:
-        digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashed
 
 
 def cached_commit(repo: str, revision: str) -> Path | None:

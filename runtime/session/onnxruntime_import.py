@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..bundle.bundle import Bundle
+from ..bundle.folder import BundleFolder
 from ..errors import BundleError, MissingPartError, OutOfMemoryError
 from .memory import SPARE, smallest_limit
 
@@ -49,7 +49,7 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def check_requirements(bundle: Bundle) -> None:
+def check_requirements(bundle: BundleFolder) -> None:
     """Raise BundleError where the bundle requires a newer onnxruntime."""
     needed, here = bundle.manifest.requires.get(ONNXRUNTIME), onnxruntime_version()
     if needed is not None and _release(here) < _release(needed):

@@ -218,6 +218,36 @@ def test_the_stages_are_told_in_order(tiny_checkpoint: Path, tmp_path: Path) -> 
     assert told.begun == told.ended == STAGES
 
 
+class AtWork(NoProgress):
+    """Looks at the bundle that is being made after quantization, and changes the checkpoint before the end."""
+
+    def __init__(self, changed: Path, parent: Path) -> None:
+        self.changed = changed
+        self.parent = parent
+        self.files: set[str] = set()
+
+    def begin(self, stage: str) -> None:
+        if stage == "write the bundle":
+            self.changed.write_bytes(self.changed.read_bytes() + b" ")
+
+    def end(self, stage: str, seconds: float) -> None:  # noqa: ARG002
+        if stage == "quantize to int8":
+            (bundle,) = self.parent.glob(".*.partial/bundle")
+            self.files = {path.name for path in bundle.iterdir()}
+
+
+def test_a_checkpoint_that_changes_meanwhile_gives_no_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What is tried on the way is tried elsewhere than in the bundle."""
+    (tmp_path / "out").mkdir()
+    at_work = AtWork(tiny_checkpoint / "modules.json", tmp_path / "out")
+
+    with pytest.raises(CheckpointError) as caught:
+        tiny_export(tiny_checkpoint, tmp_path / "out" / "bundle", Precision.INT8, at_work)
+    assert caught.value.message == f"`{tiny_checkpoint / 'modules.json'}` was changed during the export"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert at_work.files == {"tokenizer.json"}
+
+
 def test_the_manifest_tells_the_whole_truth(int8_bundle: Bundle, checkpoint: Path) -> None:
     manifest = Bundle.open(int8_bundle.path).manifest
 

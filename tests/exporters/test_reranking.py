@@ -242,7 +242,7 @@ def test_an_export_holds_the_tau_that_it_was_asked_for(reranker_checkpoint: Path
 
     assert certificate.figures["tau_mean"] >= 0.985
     assert certificate.figures["threshold"] == 0.985
-    assert quantization.precise_first_token
+    assert quantization.cls_16bit
 
 
 @pytest.mark.usefixtures("whole_probe")
@@ -254,7 +254,7 @@ def test_the_fastest_recipe_is_taken_where_it_holds_the_default_threshold(rerank
     assert DEFAULT_TAU <= certificate.figures["tau_mean"] < 0.985
     assert certificate.figures["threshold"] == DEFAULT_TAU
     assert not quantization.per_token
-    assert not quantization.precise_first_token
+    assert not quantization.cls_16bit
 
 
 @pytest.mark.usefixtures("whole_probe")
@@ -272,7 +272,7 @@ def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold
     assert quantization is not None
 
     assert finished.code == 0
-    assert quantization.precise_first_token
+    assert quantization.cls_16bit
     assert f"required {DEFAULT_TAU:g} (--min-tau), met by the recipe below" in finished.err
     assert f"int8     {quantization}" in finished.err
     probe = probe_searches()

@@ -137,7 +137,8 @@ def test_no_bundle_ends_with_5(ortkit: Ortkit) -> None:
         finished = ortkit(command, "nothing")
         assert finished.code == 5
         assert finished.err == (
-            "error: there is no bundle at `nothing`\n\nhint: `ortkit export MODEL` makes one, and names the folder\n"
+            "error: there is no bundle at `nothing`\n\n"
+            "hint: create one with `ortkit export MODEL`, which prints its folder\n"
         )
 
 

@@ -136,7 +136,7 @@ def test_a_saved_prefix_is_no_conversation(talk: Ortkit, decoder: Decoder, tmp_p
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `{tmp_path}/prefix` holds what was read of a prompt, and no conversation\n\n"
+        f"error: `{tmp_path}/prefix` is the prompt cache of a prompt, not of a conversation\n\n"
         "hint: load it with `decoder.load_cache(path)`, or `ortkit generate --load-prefix`\n"
     )
 
@@ -249,7 +249,7 @@ def test_a_model_without_a_template(ortkit: Ortkit, tmp_path: Path) -> None:
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
         f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n\n"
-        "hint: have it continue a text with `generate`, or use a model that was trained for conversations\n"
+        "hint: continue a text with `generate`, or use a model that was trained for chat\n"
     )
 
 

@@ -60,7 +60,7 @@ def test_vectors_can_be_shortened(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     too_many = ortkit("embed", int8_bundle.path, "--dim", 500, "x")
     assert (too_many.code, too_many.err) == (
         2,
-        "error: `dim` must be from 1 to 384, which the model's vectors have, not 500\n",
+        "error: `dim` must be from 1 to 384, the model's dimension, not 500\n",
     )
 
 
@@ -217,7 +217,7 @@ def test_bad_usage(ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path) -> None:
             2,
             f"error: `{tmp_path / 'words.npy'}` must hold numbers, not <U1",
         ),
-        (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: it has: none"),
+        (["x", "--prompt", "query"], 2, "error: the model has no prompt `query`\n\nhint: supported: none"),
         (["x", "--output", tmp_path], 1, f"error: `{tmp_path}` cannot be written: it is a folder"),
         (["x", "--output", "."], 1, "error: `.` cannot be written: it is a folder\n"),
         (["x", "--output", ""], 1, "error: the name of the file to write is empty\n\nhint: name a file\n"),

@@ -191,7 +191,11 @@ def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bu
         (["--query", " ", "a"], b"", "error: the query is empty\n"),
         (["a"], b"", "error: no query\n"),
         (["--query", "q", "--input", "-", "a"], b"", "error: documents are given as arguments and with `--input`"),
-        (["--query", "q", "--scores", "softmax", "a"], b"", "error: `softmax` weighs labels against each other"),
+        (
+            ["--query", "q", "--scores", "softmax", "a"],
+            b"",
+            "error: `softmax` needs several labels, and the model has one",
+        ),
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
         (["--query", "q"], b"a\0b", "error: line 1 has a NUL byte and is not text"),
         ([], b"a plain line", "error: line 1 is not valid JSON"),

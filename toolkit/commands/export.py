@@ -185,7 +185,7 @@ def _source_comparison(certificate: Certificate) -> str:
 
 
 def threshold_of(certificate: Certificate, kind: Kind) -> str:
-    """The threshold by which the int8 recipe was chosen, and what to do where the most exact one misses it."""
+    """The threshold of the int8 recipe search, and whether a recipe reached it."""
     figures = certificate.figures
     threshold = figures["threshold"]
     reached, option = (

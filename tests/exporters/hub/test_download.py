@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from ortkit import OutputError
-from ortkit.exporters.hub.download import git_hash_of, need_space
+from ortkit.exporters.checkpoint.hashed_file import hash_file
+from ortkit.exporters.hub.download import need_space
 from tests.hub_server import LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser, user_of
 
@@ -37,7 +38,7 @@ class Recorder(NoProgress):
         told.append((done, total))
 try:
     access = check_access(sys.argv[1], "main", command="again", token_host=host)
-    folder = download(access, needed_files(access), Recorder())
+    folder = download(access, needed_files(access), Recorder()).folder
     remember(access)
     print(json.dumps({"folder": str(folder), "told": told}))
 except OrtkitError as error:
@@ -192,7 +193,8 @@ def test_gits_hash() -> None:
     path = Path(__file__)
     expected = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
 
-    assert git_hash_of(path) == expected
+    assert hash_file(path, git=True).git_sha1 == expected
+    assert hash_file(path).git_sha1 is None
 
 
 def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

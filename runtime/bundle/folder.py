@@ -1,0 +1,29 @@
+"""A bundle's folder and its manifest: the base of an opened bundle and of one that an export is writing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+from .manifest import Manifest
+
+
+@dataclass(frozen=True)
+class BundleFolder:
+    """A folder with its manifest. Models open a `Bundle`, and during an export a `DraftBundle`."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle; raises BundleError where it is missing."""
+        path = self.path / name
+        if not path.exists():
+            raise BundleError(f"the bundle `{self.path}` has no `{name}`")
+        return path
+
+
+@dataclass(frozen=True)
+class DraftBundle(BundleFolder):
+    """A bundle that an export is writing: its manifest is incomplete, and its files are not hashed."""
