@@ -15,6 +15,7 @@ import pytest
 
 from ortkit import Bundle, Embedder
 from ortkit.exporters import load_catalog
+from ortkit.runtime import errors
 from tests.commands import Finished
 from tests.decoders import write_decoder
 from tests.hub_server import LocalHub
@@ -271,6 +272,16 @@ def test_links_lead_somewhere(page: str) -> None:
         found = folder / path if path else DOCS.parent / page
         assert found.exists(), f"{page} links to {target}"
         assert not anchor or anchor in anchors(found.read_text("utf-8")), f"{page} links to {target}"
+
+
+def test_the_page_on_errors_has_every_class_in_the_row_of_its_exit_code() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \|([^|]*)\|", read("docs/errors.md"), re.MULTILINE))
+    classes = {name: found for name, found in vars(errors).items() if isinstance(found, type) and name != "ClassVar"}
+
+    assert set(rows) == {*map(str, range(11)), "130", "141"}
+    assert len(classes) == 16
+    for name, found in classes.items():
+        assert [code for code, named in rows.items() if f"`{name}`" in named] == [str(found.exit_code)], name
 
 
 def test_the_programs_that_are_not_part_of_make_benchmark_are_marked() -> None:

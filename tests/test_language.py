@@ -30,7 +30,7 @@ PHRASES = {
     r"\bsaved prefix|\bprefix that was saved\b": "prompt cache",
     r"\bwhat (?:was|is) (?:there|known) (?:before|already)\b": "cached",
     r"\bfrom the bound\b|\bby the book\b": "as the paper says",
-    r"\bread(?:ing)? (?:of )?(?:a|the|its) (?:long )?prompt\b|\bprompt (?:is|was) read\b": "prefill",
+    r"\bread(?:ing)? (?:of )?(?:a|the|its) (?:long )?prompt\b(?! cache)|\bprompt (?:is|was) read\b": "prefill",
     r"\bdraft(?:s|ed)? from the text\b": "prompt lookup, n-gram speculation",
     r"\b(?:large|small) pages\b|\bpages of 2 MiB\b": "huge pages",
     r"\bmodels? that writes?\b|\bones that write\b": "LLMs, text generation",
@@ -46,7 +46,6 @@ SKIPPED = (
     "constraints.txt",
     # Not clean yet: remove each as it is.
     "exporters/",
-    "runtime/",
     "tests/",
 )
 
