@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PHRASES = {
     r"(?<!there\s)\b(?:is|are) no (?!longer\b|(?:more|less|larger|smaller) than\b)": "`is not a`, `must be a`",
-    r"\bknown (?:are|is)\b(?! (?:not )?None)|\b(?:ortkit|which it) (?:does not know|knows)\b": "`supported:`, `is not supported`",
+    r"\bknown (?:are|is)\b(?! (?:not )?None)": "`supported:`",
+    r"\b(?:ortkit|which it) (?:does not know|knows)\b": "`is not supported`, `supports`",
     r"\bwants? the inputs?\b": "expects inputs",
     r"\bword vectors?\b": "token embeddings, embedding table",
     r"(?<!queries,\s)\bkeys and values\b": "KV cache",
