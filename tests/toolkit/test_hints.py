@@ -14,6 +14,7 @@ from ortkit.toolkit.cli import cli
 
 ROOT = Path(__file__).parents[2]
 OF_OTHER_PROGRAMS = {"--merge"}
+OF_ALL = {"--help"}
 COMMAND = rf"(?:^ortkit (?={'|'.join(cli.commands)})|`ortkit )([a-z]+)([^`]*)"
 
 
@@ -109,7 +110,7 @@ def test_a_hint_can_be_followed(path: Path, hint: str) -> None:
         having = [
             name for name in names | {command for command, _ in named} if option in options_of(cli.commands[name])
         ]
-        assert having or option in OF_OTHER_PROGRAMS, f"no command of {sorted(names)} has `{option}`"
+        assert having or option in OF_OTHER_PROGRAMS | OF_ALL, f"no command of {sorted(names)} has `{option}`"
         for name in having:
             kind = options_of(cli.commands[name])[option].type
             if isinstance(kind, click.Choice) and value and f"`{option} {value}" in rest:

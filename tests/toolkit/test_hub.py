@@ -687,10 +687,10 @@ import sys
 import ortkit.exporters.hub.access
 def broken(info, asked, token, notes):
     raise ZeroDivisionError("a bug while a token is at hand")
-exporters.hub.access.granted = broken
+ortkit.exporters.hub.access.granted = broken
 sys.argv = ["ortkit", "access", "org/gated"]
 import ortkit.__main__
-toolkit.__main__.main()
+ortkit.__main__.main()
 """
     finished = any_user.run_code(code, HF_TOKEN=ADA, ORTKIT_TRACEBACK="1")
 

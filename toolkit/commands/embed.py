@@ -17,7 +17,7 @@ from ..console.progress import bar
 from ..io.inputs import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.streams import open_input, open_output, refuse_input
-from ..io.texts import Reading, from_arguments, from_stream
+from ..io.texts import InputOptions, from_arguments, from_stream
 from ..io.writers import OutputFormat, write_ranges
 from .bundle_names import bundle_argument
 from .options import Text, field_option, input_format_option, literal_option, once
@@ -160,8 +160,8 @@ def _embed_in_order(
 
     with open_input(source) as stream, bar(stream, enabled=not texts, output=output) as progress:
         run = EmbedRun(Embedder(bundle), options, ranges)
-        reading = Reading(options.input_format, options.field, source)
-        records = from_arguments(texts) if texts else from_stream(Source(stream), reading)
+        input_options = InputOptions(options.input_format, options.field, source)
+        records = from_arguments(texts) if texts else from_stream(Source(stream), input_options)
         with open_output(output) as file:
             warnings, total = embed_to_stream(run, records, file, progress=progress)
     warnings.print(total, run.embedder.max_length)
@@ -192,6 +192,8 @@ def _embed_resumable(
     with open_input(source) as stream, bar(stream, enabled=True, output=str(target)) as progress:
         refuse_input(stream, str(target))
         run = EmbedRun(Embedder(bundle), options, ranges)
-        reading = Reading(options.input_format, options.field, source)
-        done = embed_to_file(run, stream, reading=reading, target=target, restart=restart, progress=progress)
+        input_options = InputOptions(options.input_format, options.field, source)
+        done = embed_to_file(
+            run, stream, input_options=input_options, target=target, restart=restart, progress=progress
+        )
     report(run, done, target=target)

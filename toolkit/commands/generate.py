@@ -19,7 +19,7 @@ from ..io.pipes import carries_input, refuse_pipe_beside
 from ..io.prompts import PromptRecord, located, read_prompts, uses_template
 from ..io.record_options import with_fields
 from ..io.streams import open_input, open_output, refuse_input
-from ..io.texts import Reading, check_argument, refuse_file_name, refuse_file_path
+from ..io.texts import InputOptions, check_argument, refuse_file_name, refuse_file_path
 from ..io.writers import object_to_json
 from .bundle_names import bundle_argument
 from .options import (
@@ -133,7 +133,7 @@ def generate(
     from ...runtime.decoder.decoder import Decoder
 
     options = AnswerOptions.from_command_line()
-    reading = Reading(InputFormat(input_format), field, source)
+    input_options = InputOptions(InputFormat(input_format), field, source)
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
@@ -146,7 +146,7 @@ def generate(
         else:
             refuse_input(stream, output)
             refuse_input(stream, save_prefix, option="--save-prefix")
-            found = read_prompts(Source(stream), reading, follows=follows)
+            found = read_prompts(Source(stream), input_options, follows=follows)
         if not isinstance(found, str):
             _refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
             with (

@@ -16,7 +16,7 @@ from ..io.inputs import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.searches import SearchRecord, searches_of
 from ..io.streams import open_input, open_output, refuse_input
-from ..io.texts import Reading, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
+from ..io.texts import InputOptions, TextRecord, check_argument, from_arguments, from_stream, refuse_file_path
 from ..io.warnings_report import DocumentWarnings
 from ..io.writers import object_to_json
 from .bundle_names import bundle_argument
@@ -96,7 +96,7 @@ def rerank(
 
     from ...runtime.encoder.reranker import Reranker
 
-    reading = Reading(InputFormat(input_format), field, source)
+    input_options = InputOptions(InputFormat(input_format), field, source)
     with open_input(source) as stream:
         if not documents:
             refuse_input(stream, output)
@@ -126,11 +126,11 @@ def rerank(
         ):
             pending.shown = shown
             if query is None:
-                notes = _rank_lines(rank, searches_of(Source(stream), reading), file, shown)
+                warnings = _rank_lines(rank, searches_of(Source(stream), input_options), file, shown)
             else:
-                records = from_arguments(documents) if documents else from_stream(Source(stream), reading)
-                notes = _rank_one(rank, query, records, file)
-    notes.print(reranker.max_length)
+                records = from_arguments(documents) if documents else from_stream(Source(stream), input_options)
+                warnings = _rank_one(rank, query, records, file)
+    warnings.print(reranker.max_length)
 
 
 class _PendingDocuments:
@@ -167,16 +167,16 @@ class _PendingDocuments:
 
 def _rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
     """Write a line per document, best first."""
-    notes = DocumentWarnings()
+    warnings = DocumentWarnings()
     for ranking in rank([(query, records)]):
         file.writelines(object_to_json(_fields_of(one)) + b"\n" for one in ranking.ranked)
-        notes = notes.with_ranking(ranking)
-    return notes
+        warnings = warnings.with_ranking(ranking)
+    return warnings
 
 
 def _rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
     """Write a line with the results of each search as soon as it is ranked."""
-    notes = DocumentWarnings()
+    warnings = DocumentWarnings()
     begun: deque[SearchRecord] = deque()
 
     def handed_over() -> Iterator[tuple[str, Iterable[TextRecord]]]:
@@ -190,8 +190,8 @@ def _rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, sh
         file.write(object_to_json(fields | {"results": [_fields_of(one) for one in ranking.ranked]}) + b"\n")
         file.flush()
         shown.advance(search.size, ranking.documents)
-        notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
-    return notes
+        warnings = warnings.with_ranking(ranking, prefix=f"{search.where}: ")
+    return warnings
 
 
 def _fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:

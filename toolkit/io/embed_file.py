@@ -17,7 +17,7 @@ from ...runtime.errors import InputError, OrtkitError
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
 from .resumable import HashedSource, OutputFiles, ResumeState, locked, open_regular, resume_state, save_state
-from .texts import Reading, RecordReader
+from .texts import InputOptions, RecordReader
 from .writers import Record, output_errors, write_ranges, writer_for
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def embed_to_file(
-    run: EmbedRun, stream: BinaryIO, *, reading: Reading, target: Path, restart: bool, progress: Progress
+    run: EmbedRun, stream: BinaryIO, *, input_options: InputOptions, target: Path, restart: bool, progress: Progress
 ) -> ResumeState:
     """Embed the texts of a stream into a file, atomically.
 
@@ -52,7 +52,7 @@ def embed_to_file(
                 file.truncate(done.output_size)
                 file.seek(done.output_size)
                 writer = writer_for(options.output_format, file, empty=empty.vectors, rows=done.rows)
-                reader = RecordReader(source, reading, position=None if done is begun else done.position)
+                reader = RecordReader(source, input_options, position=None if done is begun else done.position)
                 for chunk in embed_records(run, reader, writer, progress=progress, strict=False):
                     for index, error in chunk.failed.items():
                         failures.write(_failure_line(chunk.records[index], error))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import InputError
 from .inputs import FailedRecord, InputFormat, Item, ItemReader, Position, Source, decode, quoted
-from .texts import Reading, check_unicode, field_of, with_text_hint
+from .texts import InputOptions, check_unicode, field_of, with_text_hint
 
 if TYPE_CHECKING:
     from ...runtime.decoder.decoder import Decoder
@@ -36,16 +36,16 @@ class PromptRecord:
     """Bytes in the input."""
 
 
-def read_prompts(source: Source, reading: Reading, *, follows: bool = False) -> str | Iterator[PromptRecord]:
+def read_prompts(source: Source, input_options: InputOptions, *, follows: bool = False) -> str | Iterator[PromptRecord]:
     """A whole text without its last line break, or an iterator over the prompts of records.
 
     An input that `follows` a prompt is plain text in any format, unless its records are prompts.
     """
-    position = reading.begin(source, tables=False)
-    if follows and not reading.certain and position.format is not InputFormat.TEXT and not _has_prompts(source):
+    position = input_options.begin(source, tables=False)
+    if follows and not input_options.certain and position.format is not InputFormat.TEXT and not _has_prompts(source):
         position = Position(InputFormat.TEXT)
     if position.format is not InputFormat.TEXT:
-        return _records_of(source, position, reading)
+        return _records_of(source, position, input_options)
     return "\n".join(decode(raw, number) for number, raw in enumerate(source, start=1))
 
 
@@ -56,13 +56,13 @@ def _has_prompts(source: Source) -> bool:
     return isinstance(first, Item) and isinstance(first.value, dict) and any(name in first.value for name in _FIELDS)
 
 
-def _records_of(source: Source, position: Position, reading: Reading) -> Iterator[PromptRecord]:
-    sure = reading.certain
+def _records_of(source: Source, position: Position, input_options: InputOptions) -> Iterator[PromptRecord]:
+    sure = input_options.certain
     for item in ItemReader(source, position):
         if isinstance(item, FailedRecord):
             raise item.error
         try:
-            yield _record_of(item, reading.field)
+            yield _record_of(item, input_options.field)
         except InputError as error:
             if sure:
                 raise

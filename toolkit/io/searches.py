@@ -10,7 +10,7 @@ from ...runtime.errors import InputError
 from .inputs import FailedRecord, InputFormat, Item, ItemReader, Position, Source, quoted
 from .prompts import located
 from .record_options import refuse_search_options
-from .texts import FIELD, Reading, TextRecord, check_unicode, field_of
+from .texts import FIELD, InputOptions, TextRecord, check_unicode, field_of
 
 _QUERY, _DOCUMENTS = "query", "documents"
 
@@ -27,16 +27,16 @@ class SearchRecord:
     """Bytes in the input."""
 
 
-def searches_of(source: Source, reading: Reading) -> Iterator[SearchRecord]:
+def searches_of(source: Source, input_options: InputOptions) -> Iterator[SearchRecord]:
     """Read JSON objects with `query` and `documents`, a list of strings or of objects with a text field."""
     # Searches are always JSON: other lines are refused one by one.
-    position = Reading(reading.format, name=reading.name).begin(source, tables=False)
-    if position.format is InputFormat.TEXT and reading.format is InputFormat.AUTO:
+    position = InputOptions(input_options.format, name=input_options.name).begin(source, tables=False)
+    if position.format is InputFormat.TEXT and input_options.format is InputFormat.AUTO:
         position = Position(InputFormat.JSONL)
     for item in ItemReader(source, position):
         if isinstance(item, FailedRecord):
             raise item.error
-        yield _search_of(item, reading.field or FIELD)
+        yield _search_of(item, input_options.field or FIELD)
 
 
 def _search_of(item: Item, field: str) -> SearchRecord:

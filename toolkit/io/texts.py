@@ -31,7 +31,7 @@ class TextRecord:
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputOptions:
     """How to read an input, as the command line says."""
 
     format: InputFormat = InputFormat.AUTO
@@ -116,9 +116,9 @@ def is_file(name: str) -> bool:
         return False
 
 
-def from_stream(source: Source, reading: Reading) -> Iterator[TextRecord]:
+def from_stream(source: Source, input_options: InputOptions) -> Iterator[TextRecord]:
     """Iterate over texts; raises InputError, with the position, for an invalid record."""
-    for record in RecordReader(source, reading):
+    for record in RecordReader(source, input_options):
         if isinstance(record, FailedRecord):
             raise record.error
         yield record
@@ -131,11 +131,11 @@ class RecordReader:
     would fail as well.
     """
 
-    def __init__(self, source: Source, reading: Reading, *, position: Position | None = None) -> None:
+    def __init__(self, source: Source, input_options: InputOptions, *, position: Position | None = None) -> None:
         """`position` is the position to resume at, None to begin."""
-        self.field = reading.field or FIELD
-        self.format_is_sure = reading.certain or position is not None
-        self.items = ItemReader(source, position or reading.begin(source))
+        self.field = input_options.field or FIELD
+        self.format_is_sure = input_options.certain or position is not None
+        self.items = ItemReader(source, position or input_options.begin(source))
 
     @property
     def position(self) -> Position:

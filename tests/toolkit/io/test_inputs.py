@@ -11,14 +11,14 @@ import pytest
 
 from ortkit import InputError
 from ortkit.toolkit.io.inputs import BLOCK, FailedRecord, InputFormat, Item, ItemReader, Position, Source, detect_format
-from ortkit.toolkit.io.texts import Reading, TextRecord, from_stream
+from ortkit.toolkit.io.texts import InputOptions, TextRecord, from_stream
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
 """Line separators of `str.splitlines` that `wc -l` does not count."""
 
 
 def texts(content: bytes, name: str | None = None, field: str | None = None, **options: InputFormat) -> list[str]:
-    reading = Reading(options.get("format", InputFormat.AUTO), field, name)
+    reading = InputOptions(options.get("format", InputFormat.AUTO), field, name)
     return [record.text for record in from_stream(Source(io.BytesIO(content)), reading)]
 
 
@@ -282,13 +282,13 @@ def test_an_array_is_read_in_bounded_memory() -> None:
             return min(len(content), len(buffer))
 
     source = Source(io.BufferedReader(Endless()))
-    records = from_stream(source, Reading())
+    records = from_stream(source, InputOptions())
     assert [next(records).text for _ in range(3)] == ["a", "b", "b"]
 
 
 def test_records_keep_their_fields_and_places() -> None:
     def record(form: str) -> TextRecord:
-        return list(from_stream(Source(io.BytesIO(FORMS[form])), Reading()))[1]
+        return list(from_stream(Source(io.BytesIO(FORMS[form])), InputOptions()))[1]
 
     assert record("pretty array").fields == RECORDS[1]
     assert record("pretty array").where == "item 2"

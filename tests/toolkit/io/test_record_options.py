@@ -135,7 +135,7 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
             {"question": "a", "id": "7"},
             "line 1 has neither a `prompt` nor `messages`; its fields are `question`, `id`\n",
         ),
-        ({"messages": "a"}, "line 1 has no list of messages in its field `messages`\n"),
+        ({"messages": "a"}, "the field `messages` of line 1 must be a non-empty list of messages\n"),
     ],
 )
 def test_invalid_records_are_reported_with_their_place(

@@ -6,11 +6,11 @@ import pytest
 
 from ortkit import InputError
 from ortkit.toolkit.io.inputs import InputFormat, Source
-from ortkit.toolkit.io.texts import Reading, TextRecord, from_arguments, from_stream
+from ortkit.toolkit.io.texts import InputOptions, TextRecord, from_arguments, from_stream
 
 
 def read(content: bytes, input_format: InputFormat = InputFormat.AUTO) -> list[TextRecord]:
-    return list(from_stream(Source(io.BytesIO(content)), Reading(input_format)))
+    return list(from_stream(Source(io.BytesIO(content)), InputOptions(input_format)))
 
 
 def test_every_line_is_a_text_even_an_empty_one() -> None:
@@ -69,7 +69,7 @@ def test_arguments_are_texts() -> None:
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1.5e400"])
 def test_numbers_that_json_does_not_have_are_refused(literal: str) -> None:
     content = b'{"text": "a", "x": 1e308}\n' + f'{{"text": "b", "x": [{literal}]}}'.encode()
-    records = from_stream(Source(io.BytesIO(content)), Reading())
+    records = from_stream(Source(io.BytesIO(content)), InputOptions())
 
     assert next(records).fields["x"] == 1e308
     with pytest.raises(InputError) as caught:
