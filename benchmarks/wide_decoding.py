@@ -111,7 +111,7 @@ def wide_gguf(layers: int) -> Path:
 
 def wide_bundle(layers: int, block: int) -> Path:
     """The bundle, written when it is not there yet."""
-    folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block}"
+    folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block_size}"
     return folder if folder.exists() else write_wide_decoder(folder, layers=layers, block=block).path
 
 
@@ -128,7 +128,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoding", description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument(
-        "--block", type=int, default=COARSE.block, help="weights of the bundle that have a scale together"
+        "--block", type=int, default=COARSE.block_size, help="weights of the bundle that have a scale together"
     )
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument("--threads", type=int, default=2)
