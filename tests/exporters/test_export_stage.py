@@ -230,7 +230,7 @@ class AtWork(NoProgress):
         if stage == "write the bundle":
             self.changed.write_bytes(self.changed.read_bytes() + b" ")
 
-    def end(self, stage: str, seconds: float) -> None:
+    def end(self, stage: str, seconds: float) -> None:  # noqa: ARG002
         if stage == "quantize to int8":
             (bundle,) = self.parent.glob(".*.partial/bundle")
             self.files = {path.name for path in bundle.iterdir()}
