@@ -17,7 +17,7 @@ from ortkit.toolkit.console.progress import StageProgress
 
 
 class CostByStage(StageProgress):
-    """Notes the seconds of each stage, and the peak of memory at its end in bytes."""
+    """Records the seconds of each stage, and the peak memory in bytes at its end."""
 
     def __init__(self) -> None:
         super().__init__()

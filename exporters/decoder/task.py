@@ -192,7 +192,7 @@ def _quantized_bytes(graph: ir.Model, precision: Precision) -> int:
     return total
 
 
-def _blocks_of(graph: ir.Model, products: int, rounding: str, exact: int | None = None) -> WeightBlocks | None:
+def _blocks_of(graph: ir.Model, matmuls: int, rounding: str, exact: int | None = None) -> WeightBlocks | None:
     """Describe the quantization of a graph; `exact` linear layers read float32 weights, at least in part."""
     nodes = [node for node in graph.graph if node.op_type == _MATMUL_NBITS]
     if not nodes:
@@ -202,8 +202,8 @@ def _blocks_of(graph: ir.Model, products: int, rounding: str, exact: int | None 
         (node for node in reversed(list(graph.graph)) if node.op_type in (_MATMUL_NBITS, "MatMul")), nodes[-1]
     )
     return WeightBlocks(
-        products=products,
-        exact_products=products - len(nodes) if exact is None else exact,
+        matmuls=matmuls,
+        float32_matmuls=matmuls - len(nodes) if exact is None else exact,
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),

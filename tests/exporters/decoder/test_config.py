@@ -321,6 +321,6 @@ def test_what_only_some_conversations_may_be(folder: Path) -> None:
 def test_invalid_template(folder: Path, template: str) -> None:
     change_json(folder / "tokenizer_config.json", chat_template=template)
 
-    with pytest.raises(CheckpointError, match=r"^the chat template cannot be read: ") as caught:
+    with pytest.raises(CheckpointError, match=r"^the chat template is not valid: ") as caught:
         facts_of(folder)
     assert caught.value.exit_code == 7

@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
     Bundle,
-    CacheType,
     CheckpointError,
     Decoder,
     InputError,
@@ -36,6 +35,7 @@ from ortkit.exporters.graph.passes import RMS_NORM
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
@@ -143,7 +143,7 @@ def test_int4_is_the_default(int4: Bundle) -> None:
     assert manifest.tokenizer.max_length == 512
     assert blocks is not None
     # Of two layers: query, key and value in one; attention output; gate and up in one; down; and the output matrix.
-    assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
+    assert (blocks.matmuls, blocks.float32_matmuls, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
     assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < MAX_KL[Precision.INT4]
@@ -188,7 +188,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     assert facts is not None
     assert (facts.bos_id, facts.add_bos, facts.eos_ids, facts.context_length) == (0, False, (2,), 128)
     assert blocks is not None
-    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.exact_products) == (32, True, "source", 0)
+    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.float32_matmuls) == (32, True, "source", 0)
     assert certificate is not None
     print(certificate.figures)
     # What is left is the rounding of the activations to 8 bits.

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
 from ortkit.exporters import export
 from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
@@ -19,6 +19,7 @@ from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
@@ -286,7 +287,7 @@ def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -
     shown = ortkit("inspect", out).out.decode()
     assert "precision    fp16, for the provider cpu\n" in shown
     assert "KV cache 0.1 MB for 512 tokens\n" in shown
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     verified = ortkit("verify", out)
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2:] == [
@@ -310,9 +311,9 @@ def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: 
     finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
 
     assert finished.code == 0
-    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
+    assert "  cache    float16 KV cache: half the memory, slower on a CPU\n" in finished.err
     shown = ortkit("inspect", out).out.decode()
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     assert ortkit("verify", out).code == 0
     refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2
