@@ -118,7 +118,7 @@ def test_positions_that_float16_cannot_count_to_are_exact(tmp_path: Path) -> Non
     assert off(found, expected) < 1.5 * own
 
 
-def test_numbers_that_float16_has_no_room_for() -> None:
+def test_values_beyond_float16() -> None:
     kept = np.array([65504, -65504, 1e-7, 0, np.inf, -np.inf], np.float32)
     assert np.array_equal(to_float16(ir.tensor(kept)), kept.astype(np.float16))
 
@@ -217,7 +217,7 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     assert replay(decoder).same_bits
 
 
-def test_half_of_the_disk(fp16: Bundle, folder: Path) -> None:
+def test_fp16_halves_the_size(fp16: Bundle, folder: Path) -> None:
     data = fp16.manifest.files["model.onnx.data"].size
     parameters = sum(array.size for array in load_file(folder / "model.safetensors").values())
 
@@ -276,7 +276,7 @@ def test_decoders_with_plain_attention_have_it_too(options: dict, tmp_path: Path
     assert replay(decoder).same_bits
 
 
-def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "fp16"
     finished: Finished = ortkit("export", folder, "--precision", "fp16", "--out", out)
 
@@ -306,7 +306,7 @@ def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
     assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
 
 
-def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "int4"
     finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
 
