@@ -68,9 +68,9 @@ def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
     if plan.kind is Kind.DECODER:
         # The architecture of a GGUF file is known by its config only since the file was described.
         check_kind(checkpoint, plan.kind)
-        from .decoder_steps import DecoderSteps  # noqa: PLC0415
+        from .decoder.task import DecoderTask  # noqa: PLC0415
 
-        return DecoderSteps.open(checkpoint, plan.cache)
+        return DecoderTask.open(checkpoint, plan.cache)
     from .encoder.task import EmbedderTask, RerankerTask  # noqa: PLC0415
 
     if plan.kind is Kind.RERANKER:

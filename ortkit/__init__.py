@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     # isort: off
     from .runtime.bundle.bundle import Bundle as Bundle
     from .runtime.bundle.manifest import (
-        CacheType as CacheType,
         Certificate as Certificate,
         Kind as Kind,
         Manifest as Manifest,
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "bundle.bundle": "Bundle",
-    "bundle.manifest": "CacheType Certificate Kind Manifest Pooling Precision Provider Scores",
+    "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
     "decoder.chat": "Chat",
     "decoder.decoder": "Decoder DecoderPlan",
     "decoder.generation": "FinishReason Rates Step TokenLogprob Usage",

@@ -1,4 +1,4 @@
-"""The runtime: opens a bundle and runs it offline, on onnxruntime, tokenizers, numpy and jinja2."""
+"""The runtime: opens bundles and runs them offline. Imports only onnxruntime, tokenizers, numpy and jinja2."""
 
 from . import telemetry
 

@@ -1,24 +1,24 @@
-"""Every way in which ortkit fails, and the exit code that the command line ends with.
+"""The exceptions that ortkit raises, and the exit code of the command line for each.
 
-    OrtkitError                 1   anything that has no code of its own
-    ├── OutputError              1   the result cannot be written: no space, no such folder, no permission
-    ├── MissingPartError         1   a part of ortkit that the command needs is not installed
-    ├── InputError               2   a text, an option or a file of texts that cannot be used
-    │   └── TextError            2   texts of a call that cannot be used: one has no tokens, for example
-    │       └── TextTooLongError 2   a text is longer than the model reads, and cutting it was forbidden
-    ├── NotSignedInError         3   a Hub token is needed, and there is none, or it is not valid
-    ├── AccessError              4   the Hub knows the token's user and does not give them access
+    OrtkitError                 1   base class; errors without a code of their own
+    ├── OutputError              1   the output cannot be written: no space, no such folder, no permission
+    ├── MissingPartError         1   an optional dependency is not installed
+    ├── InputError               2   an invalid text, option or input file
+    │   └── TextError            2   texts of a call that cannot be processed: one without tokens, for example
+    │       └── TextTooLongError 2   a text is longer than the model's limit, and truncation is off
+    ├── NotSignedInError         3   a Hub token is needed, and it is missing or not valid
+    ├── AccessError              4   the token's user has no access to the model
     ├── NotFoundError            5   no such bundle, file or model
-    ├── NetworkError             6   a download was needed and did not happen
-    ├── BundleError              7   a bundle that is damaged, unsafe or not what its manifest says
-    │   └── WrongKindError       7   a bundle of another kind: an embedder where a decoder is needed, for example
-    ├── CheckpointError          7   a checkpoint that is damaged, unsafe or incomplete
-    ├── ProviderError            8   the hardware that was asked for is not available
-    ├── OutOfMemoryError         9   what would not fit in this machine's memory, told before it is taken
-    └── UnsupportedModelError   10   a model that ortkit does not know how to export
+    ├── NetworkError             6   a download failed
+    ├── BundleError              7   a bundle is damaged, unsafe or differs from its manifest
+    │   └── WrongKindError       7   a bundle of another kind: an embedder instead of a decoder, for example
+    ├── CheckpointError          7   a checkpoint is damaged, unsafe or incomplete
+    ├── ProviderError            8   the requested execution provider is not available
+    ├── OutOfMemoryError         9   too little memory; raised before the memory is allocated
+    └── UnsupportedModelError   10   ortkit cannot export the model
 
-A message says what happened and with which value, a hint what to do about it. Both are plain text without a final
-period; literals stand in backticks.
+A message says what happened and with which value; a hint says what to do about it. Both are plain text without a
+final period, with literals in backticks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from typing import ClassVar
 
 
 class OrtkitError(Exception):
-    """Base of all errors that ortkit raises on purpose."""
+    """Base class of all errors that ortkit raises.
+
+    `message` says what happened, `hint` what to do about it (or None), and `exit_code` is that of the command line.
+
+        >>> try:
+        ...     load("no/such/bundle")
+        ... except OrtkitError as error:
+        ...     print(error.exit_code, error.message)
+        5 there is no bundle at `no/such/bundle`
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -41,73 +50,73 @@ class OrtkitError(Exception):
 
 
 class OutputError(OrtkitError, OSError):
-    """The result cannot be written where it should go."""
+    """The output cannot be written."""
 
 
 class MissingPartError(OrtkitError, ImportError):
-    """A part of ortkit that is needed here is not installed."""
+    """An optional dependency is not installed."""
 
 
 class InputError(OrtkitError, ValueError):
-    """A text, an option or a file of texts cannot be used."""
+    """A text, an option or an input file is not valid."""
 
     exit_code = 2
 
 
 class TextError(InputError):
-    """Texts of a call cannot be used; all others can."""
+    """Some texts of a call cannot be processed; without them the call succeeds."""
 
     def __init__(
         self, message: str, *, hint: str | None = None, texts: tuple[int, ...] = (), fault: str | None = None
     ) -> None:
         super().__init__(message, hint=hint)
         self.texts = texts
-        """The indices of all texts with this fault in the call, or in a stream's chunk, counted from its first."""
+        """Indices, in the call or in the chunk of a stream, of all texts with this fault."""
         self.fault = message if fault is None else fault
-        """The message without its subject, for callers that know where a text came from: `has no tokens`."""
+        """The message without its subject, such as `has no tokens`, for callers that can name the text better."""
 
 
 class TextTooLongError(TextError):
-    """A text is longer than the model reads, and cutting it was forbidden."""
+    """A text is longer than the model's limit, and truncation is off."""
 
 
 class NotSignedInError(OrtkitError):
-    """A Hub token is needed, and there is none, or it is not valid."""
+    """A Hub token is needed, and it is missing or not valid."""
 
     exit_code = 3
 
 
 class AccessError(OrtkitError, PermissionError):
-    """The Hub knows the token's user and does not give them access."""
+    """The token's user has no access to the model."""
 
     exit_code = 4
 
 
 class NotFoundError(OrtkitError, FileNotFoundError):
-    """There is no such bundle, file or model."""
+    """A bundle, file or model does not exist."""
 
     exit_code = 5
 
 
 class NetworkError(OrtkitError, ConnectionError):
-    """A download was needed and did not happen."""
+    """A download failed."""
 
     exit_code = 6
 
 
 class BundleError(OrtkitError):
-    """A bundle is damaged, unsafe or not what its manifest says."""
+    """A bundle is damaged, unsafe or differs from its manifest."""
 
     exit_code = 7
 
 
 class WrongKindError(BundleError):
-    """A bundle is of another kind than what opens it."""
+    """A bundle is of another kind than the class that opens it."""
 
     def __init__(self, message: str, *, hint: str | None = None, command: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.command = command
-        """The command line that the bundle is for, which the command line tells instead of the hint."""
+        """The command for this kind of bundle; the command line prints it instead of the hint."""
 
 
 class CheckpointError(OrtkitError):
@@ -117,18 +126,18 @@ class CheckpointError(OrtkitError):
 
 
 class ProviderError(OrtkitError):
-    """The hardware that was asked for is not available."""
+    """The requested execution provider is not available."""
 
     exit_code = 8
 
 
 class OutOfMemoryError(OrtkitError, MemoryError):
-    """Something would not fit in this machine's memory."""
+    """There is too little memory; raised before the memory is allocated."""
 
     exit_code = 9
 
 
 class UnsupportedModelError(OrtkitError):
-    """ortkit does not know how to export this model."""
+    """ortkit cannot export the model."""
 
     exit_code = 10

@@ -1,4 +1,4 @@
-"""Open a bundle as what its manifest says it is."""
+"""Open a bundle with the class for its kind."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 def load(bundle: Bundle | str | os.PathLike[str]) -> Embedder | Reranker | Decoder:
     """Open a bundle as an `Embedder`, a `Reranker` or a `Decoder`, by the kind in its manifest.
 
-    The classes themselves take options (`workers`, `threads`, `context`) and tell a type checker which it is. Raises
-    NotFoundError where there is no bundle, and BundleError for one that is damaged.
+    For scripts and notebooks. In typed code use the class: a type checker cannot know the kind of a bundle, and only
+    the classes take options (`workers`, `threads`, `context`). Raises NotFoundError, BundleError for a damaged bundle,
+    ProviderError and OutOfMemoryError.
 
         >>> with load(embedder_bundle) as model:
         ...     model.embed("Hello").shape
         (384,)
     """
     kind = (bundle if isinstance(bundle, Bundle) else Bundle.listed(bundle)).manifest.kind
-    # Each imports what it runs with: a process that decodes does not wait for what embeds.
+    # Import only the class that is needed, which makes the start faster.
     if kind is Kind.EMBEDDER:
         from .encoder.embedder import Embedder  # noqa: PLC0415
 

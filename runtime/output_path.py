@@ -27,8 +27,8 @@ def target_of(path: str | os.PathLike[str]) -> Path:
         raise OutputError("the name of the file to write is empty", hint="name a file")
     named = Path(path)
     try:
-        mode = mode_of(named)
-        # The end of the links behind /dev/stdout is the name of a pipe, by which nothing can be opened.
+        mode = _mode_of(named)
+        # /dev/stdout resolves to the name of a pipe, which cannot be opened.
         special = mode is not None and not stat.S_ISREG(mode)
         target = Path(os.path.realpath(named)) if named.is_symlink() and not special else named
         target.parent.stat()
@@ -52,7 +52,7 @@ def is_special(target: Path) -> bool:
     return target.exists() and not target.is_file()
 
 
-def mode_of(path: Path) -> int | None:
+def _mode_of(path: Path) -> int | None:
     """File type and permissions; None where there is no file."""
     try:
         return path.stat().st_mode
@@ -67,7 +67,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     Partial files of killed processes are removed. Raises OSError.
     """
     remove_abandoned(target)
-    partial, file = new_partial(target)
+    partial, file = _new_partial(target)
     try:
         with file:
             yield file
@@ -78,8 +78,8 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def new_partial(target: Path) -> tuple[Path, BinaryIO]:
-    """Create a file beside a target, locked while it is open so that other processes see that it is in use."""
+def _new_partial(target: Path) -> tuple[Path, BinaryIO]:
+    """Create a file beside a target, locked while it is open, so that other processes do not remove it."""
     while True:
         partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
@@ -110,8 +110,7 @@ def remove_abandoned(target: Path) -> None:
 def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
     """Lock a file or folder until it is closed (flock(2)); False where another process has the lock, unless `wait`.
 
-    False too on a file system without locks. The lock is on what is being written itself, so that a killed process
-    leaves no lock file.
+    Also False on a file system without locks. The file itself is locked, so a killed process leaves no lock file.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +120,7 @@ def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
 
 
 class NameInBytes:
-    """A path as bytes, for libraries that encode strings in UTF-8 whatever the locale's encoding is."""
+    """A path as bytes, for libraries that always encode strings in UTF-8."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

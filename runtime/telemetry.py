@@ -1,4 +1,4 @@
-"""Telemetry of every dependency, switched off before the dependency is imported."""
+"""Switch off the telemetry of all dependencies before they are imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def switch_off() -> None:
     os.environ.update(SWITCHES)
     if late:
         warnings.warn(
-            "onnxruntime was imported before ortkit and may send telemetry: import ortkit's `runtime` first, "
+            "onnxruntime was imported before ortkit and may send telemetry: import ortkit first, "
             "or set ORT_DISABLE_TELEMETRY=1 in the environment",
             TelemetryWarning,
             stacklevel=3,

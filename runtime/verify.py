@@ -1,7 +1,6 @@
-"""A bundle opened and its certificate replayed in a process of its own, which can be ended.
+"""Verify an untrusted bundle: open it and replay its certificate in a child process with limits on time and memory.
 
-A graph may be made to run for ever, to take all memory, or to end the process that opens it: onnxruntime does whatever
-it says. Nothing within a process can stop that, so whoever does not know where a bundle comes from tries it apart.
+A malicious graph can run forever, take all memory or crash onnxruntime, and nothing inside a process can prevent that.
 """
 
 from __future__ import annotations
@@ -29,50 +28,50 @@ from .errors import BundleError, OrtkitError
 from .replay import Replay, replay
 from .session.memory import available_memory
 
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ortkit.runtime.verify import child; child()"
-SECONDS = 120.0
-BYTES_PER_SECOND = 1_000_000
-"""The time that a bundle has by default: so many seconds, and one more for each megabyte of its files."""
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ortkit.runtime.verify import child; child()"
+_SECONDS = 120.0
+_BYTES_PER_SECOND = 1_000_000
+"""Default time limit: _SECONDS, and a second more for each megabyte of the bundle."""
 MEMORY = 2 << 30
-TIMES = 8
-"""The memory that it has at most: so many bytes, and so many times its files."""
-MESSAGE = 10_000
-"""Characters of an error that are told: libraries quote what they read."""
+_MEMORY_FACTOR = 8
+"""Memory limit: MEMORY bytes, and this many times the size of the bundle."""
+_LONGEST_MESSAGE = 10_000
+"""Characters of an error message: libraries quote the files that they read."""
 
 
 def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[str], None] | None = None) -> Replay:
-    """Open a bundle whose hashes were checked, and replay its certificate, within `seconds`.
+    """Open a bundle, whose hashes were checked, and replay its certificate in a child process.
 
-    `opened` is called with the provider as soon as the graph is ready. Raises BundleError where that takes longer, more
-    memory than a model of its size needs, or ends the process, and whatever else opening and replaying raises.
+    `opened` is called with the provider once the graph is open. Raises BundleError where the child takes more than
+    `seconds`, more memory than a model of this size needs, or crashes; and the errors of opening and replaying.
     """
-    limit = SECONDS + bundle.size / BYTES_PER_SECOND if seconds is None else seconds
-    command = [sys.executable, "-c", START, json.dumps(sys.path), str(bundle.path), str(memory_for(bundle))]
-    # What onnxruntime writes to stderr quotes the graph, and would reach the terminal as it is.
+    limit = _SECONDS + bundle.size / _BYTES_PER_SECOND if seconds is None else seconds
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory_for(bundle))]
+    # onnxruntime quotes the graph on stderr, unescaped.
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            for told in messages(process, time.monotonic() + limit):
-                if "opened" in told and opened is not None:
-                    opened(told["opened"])
-                if "error" in told:
-                    raise error_of(told)
-                if "replay" in told:
-                    return Replay(**told["replay"])
+            for report in _reports(process, time.monotonic() + limit):
+                if "opened" in report and opened is not None:
+                    opened(report["opened"])
+                if "error" in report:
+                    raise _error_of(report)
+                if "replay" in report:
+                    return Replay(**report["replay"])
         except TimeoutError as error:
             raise BundleError(
                 f"`{bundle.path}` was not verified within {limit:.0f} s",
-                hint="a graph may be made to run for ever; on a slow machine, allow it more: `--time-limit SECONDS`",
+                hint="the graph may never end; on a slow machine, raise the limit: `--time-limit SECONDS`",
             ) from error
         finally:
             process.kill()
-    raise ended(bundle, process.wait())
+    raise _crashed(bundle, process.wait())
 
 
-def messages(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
-    """What the other process tells, a line each; raises TimeoutError when the time is up."""
-    assert process.stdout is not None  # noqa: S101 - for mypy: it was asked for
+def _reports(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
+    """The reports of the child process, JSON lines; raises TimeoutError at the deadline."""
+    assert process.stdout is not None  # noqa: S101 - for mypy: it is a pipe
     descriptor = process.stdout.fileno()
     rest = b""
     while True:
@@ -88,57 +87,57 @@ def messages(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict
 
 
 def memory_for(bundle: Bundle) -> int:
-    """Bytes that a bundle may take: what its size explains, and no more than there is."""
-    enough = MEMORY + TIMES * bundle.size
+    """Memory limit of the child process in bytes, at most what is free."""
+    enough = MEMORY + _MEMORY_FACTOR * bundle.size
     available = available_memory()
     return enough if available is None else min(enough, available)
 
 
-def error_of(told: dict[str, Any]) -> OrtkitError:
-    """The error that the other process ended with."""
-    kind = getattr(errors, told["error"], BundleError)
-    found: OrtkitError = kind(told["message"], hint=told["hint"])
+def _error_of(report: dict[str, Any]) -> OrtkitError:
+    """The error that the child process reported."""
+    kind = getattr(errors, report["error"], BundleError)
+    found: OrtkitError = kind(report["message"], hint=report["hint"])
     return found
 
 
-def ended(bundle: Bundle, code: int) -> BundleError:
-    """What to say of a process that ended without a word."""
+def _crashed(bundle: Bundle, code: int) -> BundleError:
+    """The error for a child process that ended without a report."""
     made = bundle.manifest.made_with.get("onnxruntime")
     how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
     hint = f"it was made with onnxruntime {made}; if it comes from someone you trust, verify it with that version"
     return BundleError(
-        f"`{bundle.path}` ends the process that opens it ({how})",
+        f"`{bundle.path}` crashes the process that opens it ({how})",
         hint="do not use it" if made is None else f"do not use it with this onnxruntime: {hint}",
     )
 
 
 def child() -> None:
-    """What the other process does."""
+    """The main function of the child process."""
     _, path, memory = sys.argv[1:]
     out = os.dup(1)
-    # Nothing else that a library prints is taken for an answer.
+    # Output of libraries must not mix with the reports.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-    def tell(**told: object) -> None:
-        os.write(out, json.dumps(told).encode() + b"\n")
+    def send(**report: object) -> None:
+        os.write(out, json.dumps(report).encode() + b"\n")
 
     limit_memory(int(memory))
     try:
         model = model_of(Bundle.listed(Path(path)))
-        tell(opened=model.session.provider.value)
-        tell(replay=vars(replay(model)))
+        send(opened=model.session.provider.value)
+        send(replay=vars(replay(model)))
     except OrtkitError as error:
-        tell(error=type(error).__name__, message=error.message[:MESSAGE], hint=error.hint)
+        send(error=type(error).__name__, message=error.message[:_LONGEST_MESSAGE], hint=error.hint)
     except MemoryError:
-        tell(error="OutOfMemoryError", message=f"`{path}` takes more memory than a model of its size needs", hint=None)
-    # What a damaged bundle makes of a library, panics of `tokenizers` too.
+        send(error="OutOfMemoryError", message=f"`{path}` takes more memory than a model of its size needs", hint=None)
+    # Whatever a library raises for a damaged bundle, including panics of `tokenizers`.
     except BaseException as error:  # noqa: BLE001
         name = type(error).__name__
-        tell(error="BundleError", message=f"`{path}` cannot be verified: {name}: {error}"[:MESSAGE], hint=None)
+        send(error="BundleError", message=f"`{path}` cannot be verified: {name}: {error}"[:_LONGEST_MESSAGE], hint=None)
 
 
 def limit_memory(size: int) -> None:
-    """Have allocations of more than so many bytes fail, where the system can."""
+    """Limit the memory of this process (RLIMIT_DATA), where the system supports it."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = size if most == resource.RLIM_INFINITY else min(size, most)
@@ -146,7 +145,7 @@ def limit_memory(size: int) -> None:
 
 
 def model_of(bundle: Bundle) -> Decoder | Embedder | Reranker:
-    """A bundle ready to run, as what it is for."""
+    """Open a bundle with the class for its kind."""
     kinds: dict[Kind, type[Decoder | Embedder | Reranker]] = {
         Kind.DECODER: Decoder,
         Kind.EMBEDDER: Embedder,

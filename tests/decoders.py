@@ -12,10 +12,18 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from ortkit import Bundle, CacheType, Decoder, Kind, Manifest, Precision, Provider
+from ortkit import Bundle, Decoder, Kind, Manifest, Precision, Provider
 from ortkit.runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from ortkit.runtime.bundle.graph_io import decoder_inputs, decoder_outputs
-from ortkit.runtime.bundle.manifest import SCHEMA, ChatFacts, DecoderFacts, GenerationDefaults, Source, TokenizerFacts
+from ortkit.runtime.bundle.manifest import (
+    SCHEMA,
+    CacheType,
+    ChatFacts,
+    DecoderFacts,
+    GenerationDefaults,
+    Source,
+    TokenizerFacts,
+)
 from ortkit.runtime.bundle.writer import BundleWriter
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. Größe, naïve, 東京, 🙂. " * 3

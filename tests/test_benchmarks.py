@@ -360,7 +360,7 @@ def test_exports_are_measured_in_a_process_of_their_own(tmp_path: Path, monkeypa
 
     assert {path.name for path in tmp_path.iterdir()} == {"tiny-int4"}
     assert 2**27 < measured.uncertified_peak <= measured.cost.peak_bytes < 2**31
-    assert measured.cost.seconds > 1
+    assert measured.cost.seconds > sum(measured.stages.values()) > measured.stages[export_scale.CERTIFICATE] > 0
     name, weights, *_, divergence = export_scale.row(measured)
     assert (name, weights) == ("tiny", "0.00")
     assert 0 < float(divergence) < 1

@@ -117,3 +117,62 @@ def test_nothing_imports_the_folders_by_their_own_names() -> None:
 
     assert len(files) > 200
     assert not [path for path in [*files, ROOT / "README.md"] if wrong.search(path.read_text("utf-8"))]
+
+
+TYPED = """
+import numpy as np
+from numpy.typing import NDArray
+
+import ortkit
+from ortkit import Answer, Chat, Decoder, Embedder, GenerationOptions, Message, Ranked, Reranker, Stream
+
+vectors: NDArray[np.float32] = Embedder("x").embed(["a"], dim=128, dtype="float16")
+best: list[Ranked[str]] = Reranker("x").rank("query", (text for text in ["a", "b"]), top_n=1)
+records: list[Ranked[dict[str, str]]] = Reranker("x").rank("q", [{"body": "a"}], text=lambda record: record["body"])
+decoder = Decoder("x", threads=2)
+options: GenerationOptions = {"temperature": 0.7, "seed": 1}
+answer: Answer = decoder.chat([{"role": "user", "content": "Hello"}], **options)
+stream: Stream = Chat(decoder, messages=[Message("user", "Hello")]).send("And?", stop=["\\n"])
+text: str = "".join(token.text for token in stream)
+model = ortkit.load("x")
+if isinstance(model, Embedder):
+    vectors = model.embed("a")
+"""
+MISTYPED = {
+    'decoder.generate("a", temprature=0.7)': "call-arg",
+    'decoder.generate("a", temperature="warm")': "arg-type",
+    "Embedder(3)": "arg-type",
+    'Embedder("x").embed([1])': "list-item",
+    'ortkit.load("x").embed("a")': "union-attr",
+}
+
+
+@pytest.mark.slow
+def test_the_installed_package_is_typed_for_its_users(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    (tmp_path / "typed.py").write_text(TYPED)
+    (tmp_path / "mistyped.py").write_text("\n".join(["import ortkit", TYPED, *MISTYPED]))
+
+    def checked(name: str) -> list[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--python-executable",
+            environment / "bin" / "python",
+            name,
+        ]
+        finished = subprocess.run(
+            [*command, "--no-error-summary"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert not finished.stderr
+        return finished.stdout.splitlines()
+
+    assert checked("typed.py") == []
+    found = [re.fullmatch(r"mistyped\.py:\d+: error: .* \[([\w-]+)\]", line) for line in checked("mistyped.py")]
+    assert [match and match[1] for match in found] == list(MISTYPED.values())

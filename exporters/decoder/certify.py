@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.decoder.model_runner import ModelRunner
@@ -80,7 +80,7 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     )
 
 
-def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
+def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
     """Compare a bundle with its reference, and generate the golden tokens that `verify` compares with.
 
     Raises OrtkitError where the KL divergence exceeds `max_kl` or the threshold of the precision.

@@ -1,1 +1,1 @@
-"""What an appliance is given: manifest, files, hashes; and how a bundle is written."""
+"""Bundles: manifest, files, hashes, and writing them."""

@@ -23,28 +23,33 @@ GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
 HASHED = 1 << 20
-"""Bytes that are hashed at once. With larger buffers the C library's allocator keeps more memory."""
-LARGEST_MANIFEST = 1 << 20
+"""Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
+_LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
-LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
-"""Bytes of files that a library reads whole: protobuf's limit, and twice the largest published tokenizer."""
-LARGEST_BUNDLE = 1 << 38
-"""Bytes of all files, which are read for hashing."""
-DEPTH = 8
+_LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
+"""Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
+_LARGEST_BUNDLE = 1 << 38
+"""Bytes of all files; hashing reads them."""
+_DEPTH = 8
 """Largest depth of nested folders."""
 MOST_FILES = 10_000
-"""A manifest of the largest size can list no more."""
-NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
+"""A manifest of _LARGEST_MANIFEST bytes cannot list more."""
+_NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """The hint for a changed file: it cannot be repaired."""
 
 
 @dataclass(frozen=True)
 class Bundle(BundleFolder):
-    """A folder that was opened and verified."""
+    """A bundle whose manifest and files were verified; pass it to a model to verify it only once.
+
+    >>> bundle = Bundle.open(embedder_bundle)
+    >>> bundle.manifest.kind, bundle.manifest.embedder.dimension
+    (<Kind.EMBEDDER: 'embedder'>, 384)
+    """
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and verify it; raises NotFoundError, or BundleError for a file that is missing or changed."""
+        """Open a bundle and verify all hashes; raises NotFoundError, and BundleError for a missing or modified file."""
         bundle = cls.listed(path)
         bundle.check_hashes(bundle.manifest.files)
         return bundle
@@ -58,7 +63,8 @@ class Bundle(BundleFolder):
         folder = Path(path)
         if not folder.is_dir():
             raise NotFoundError(
-                f"there is no bundle at `{folder}`", hint="`ortkit export MODEL` makes one, and names the folder"
+                f"there is no bundle at `{folder}`",
+                hint="create one with `ortkit export MODEL`, which prints its folder",
             )
         manifest_file = folder / MANIFEST
         if not is_regular(manifest_file):
@@ -68,12 +74,12 @@ class Bundle(BundleFolder):
                 if (folder / "config.json").exists()
                 else None,
             )
-        manifest = manifest_from_json(read_manifest(manifest_file))
-        check_names(folder, manifest.files)
+        manifest = manifest_from_json(_read_manifest(manifest_file))
+        _check_names(folder, manifest.files)
         for layer in manifest.embedder.dense if manifest.embedder is not None else ():
             if layer.file not in manifest.files:
                 raise BundleError(
-                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is none of its files"
+                    f"the manifest of `{folder}` names a dense layer `{layer.file}` that is not one of its files"
                 )
         return cls(folder, manifest)
 
@@ -86,7 +92,7 @@ class Bundle(BundleFolder):
                 raise BundleError(
                     f"`{name}` in the bundle `{self.path}` was changed: its sha256 is {found[:16]}..., "
                     f"the manifest says {expected[:16]}...",
-                    hint=NEW_COPY,
+                    hint=_NEW_COPY,
                 )
 
     def __repr__(self) -> str:
@@ -106,28 +112,28 @@ class Bundle(BundleFolder):
         return sum(record.size for record in self.manifest.files.values())
 
 
-def read_manifest(path: Path) -> str:
+def _read_manifest(path: Path) -> str:
     """Read a manifest, with a limit on its size."""
     try:
         # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(LARGEST_MANIFEST + 1)
+            content = file.read(_LARGEST_MANIFEST + 1)
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    if len(content) > LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, which no manifest has")
+    if len(content) > _LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {_LARGEST_MANIFEST} bytes, the limit for a manifest")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"`{MANIFEST}` is not valid UTF-8") from error
 
 
-def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
+def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     """Compare a folder with its manifest's files: names first, then sizes."""
     for name in files:
         check_path(name)
-    check_spelling(files)
+    _check_spelling(files)
     check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
     for name in sorted(found - set(files)):
@@ -136,27 +142,27 @@ def check_names(folder: Path, files: dict[str, FileRecord]) -> None:
             hint=f"remove `{folder / name}` if it is yours",
         )
     for name in sorted(set(files) - found):
-        raise BundleError(f"`{name}` is missing from the bundle `{folder}`", hint=NEW_COPY)
+        raise BundleError(f"`{name}` is missing from the bundle `{folder}`", hint=_NEW_COPY)
     for name, record in files.items():
         path = folder / name
         if not is_regular(path):
-            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or no regular file", hint=NEW_COPY)
+            raise BundleError(f"`{name}` in the bundle `{folder}` is a link or not a regular file", hint=_NEW_COPY)
         size = path.stat().st_size
         if size != record.size:
             raise BundleError(
-                f"`{name}` in the bundle `{folder}` has {size} bytes instead of {record.size}", hint=NEW_COPY
+                f"`{name}` in the bundle `{folder}` has {size} bytes instead of {record.size}", hint=_NEW_COPY
             )
 
 
 def check_path(name: str) -> None:
     """Refuse a path that is absolute, leaves the folder or is not normalized."""
     parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= DEPTH
+    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= _DEPTH
     if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-        raise BundleError(f"the path `{name}` leaves the folder or is not written plainly")
+        raise BundleError(f"the path `{name}` leaves the folder or is not a normalized relative path")
 
 
-def check_spelling(files: Iterable[str]) -> None:
+def _check_spelling(files: Iterable[str]) -> None:
     """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
     known: dict[str, str] = {}
     for name in (*files, MANIFEST):
@@ -168,12 +174,12 @@ def check_spelling(files: Iterable[str]) -> None:
 def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
     """Refuse files that are too large, before any is read."""
     for name, record in files.items():
-        most = LARGEST.get(name, LARGEST_BUNDLE)
+        most = _LARGEST.get(name, _LARGEST_BUNDLE)
         if not 0 <= record.size <= most:
-            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes, and {most} are allowed")
+            raise BundleError(f"`{name}` in the bundle `{folder}` has {record.size} bytes; the limit is {most}")
     total = sum(record.size for record in files.values())
-    if total > LARGEST_BUNDLE:
-        raise BundleError(f"the files of `{folder}` have {total} bytes, and {LARGEST_BUNDLE} are allowed")
+    if total > _LARGEST_BUNDLE:
+        raise BundleError(f"the files of `{folder}` have {total} bytes; the limit is {_LARGEST_BUNDLE}")
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -185,14 +191,14 @@ def walk(folder: Path) -> Iterator[str]:
     count = 0
     while pending:
         prefix = pending.pop()
-        if prefix.count("/") > DEPTH:
-            raise BundleError(f"the folders in `{folder}` are more than {DEPTH} deep")
+        if prefix.count("/") > _DEPTH:
+            raise BundleError(f"the folders in `{folder}` are nested deeper than {_DEPTH}")
         try:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:
                     count += 1
                     if count > MOST_FILES:
-                        raise BundleError(f"`{folder}` holds more than {MOST_FILES} files, and is not a bundle")
+                        raise BundleError(f"`{folder}` is not a bundle: it contains more than {MOST_FILES} files")
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{prefix}{entry.name}/")
                     else:

@@ -1,4 +1,4 @@
-"""A bundle's folder with its manifest: what an opened bundle and one that is being made have in common."""
+"""A bundle's folder and its manifest: the base of an opened bundle and of one that an export is writing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .manifest import Manifest
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """A folder, and the manifest that describes what is in it."""
+    """A folder with its manifest. Models open a `Bundle`, and during an export a `DraftBundle`."""
 
     path: Path
     manifest: Manifest
@@ -26,4 +26,4 @@ class BundleFolder:
 
 @dataclass(frozen=True)
 class DraftBundle(BundleFolder):
-    """A bundle that an export is making: its manifest is not complete, and its files are not hashed."""
+    """A bundle that an export is writing: its manifest is incomplete, and its files are not hashed."""

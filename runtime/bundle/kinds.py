@@ -1,4 +1,4 @@
-"""Which class and which command a bundle of each kind is for."""
+"""The class and the command for each kind of bundle."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ..errors import WrongKindError
 from .folder import BundleFolder
 from .manifest import Kind
 
-COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
-CLASSES = {Kind.EMBEDDER: "Embedder", Kind.RERANKER: "Reranker", Kind.DECODER: "Decoder"}
+_COMMANDS = {Kind.EMBEDDER: "embed", Kind.RERANKER: "rerank", Kind.DECODER: "generate"}
+_CLASSES = {Kind.EMBEDDER: "Embedder", Kind.RERANKER: "Reranker", Kind.DECODER: "Decoder"}
 
 
 def check_kind(bundle: BundleFolder, expected: Kind) -> None:
@@ -16,6 +16,6 @@ def check_kind(bundle: BundleFolder, expected: Kind) -> None:
     if kind is not expected:
         raise WrongKindError(
             f"`{bundle.path}` is {kind.articled}, not {expected.articled}",
-            hint=f"open it with `{CLASSES[kind]}({str(bundle.path)!r})`, or with `load`, which looks at its kind",
-            command=f"ortkit {COMMANDS[kind]} {bundle.path}",
+            hint=f"open it with `{_CLASSES[kind]}({str(bundle.path)!r})`, or with `load`, which selects the class",
+            command=f"ortkit {_COMMANDS[kind]} {bundle.path}",
         )

@@ -1,4 +1,4 @@
-"""The manifest: every fact about a bundle that the runtime needs, and the words in which it is told."""
+"""The manifest of a bundle, `manifest.json`: its fields, reading and writing it, and the schemas of older versions."""
 
 from __future__ import annotations
 
@@ -17,26 +17,36 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 5
-"""Raised whenever an older reader would misread a new bundle, or a newer one an old bundle.
+SCHEMA = 6
+"""Increased whenever an older reader cannot read a new bundle, or a newer one would misread an old bundle.
 
-2: graphs of encoders give the vectors of tokens with the first tokens of all texts first.
-3: rerankers; nothing of schema 2 has another meaning.
-4: decoders; nothing of schema 3 has another meaning.
-5: several poolings, further activations, the side on which texts are truncated, log-probabilities of golden tokens,
-   the versions that a bundle requires; nothing of schema 4 has another meaning.
+2: graphs of encoders output token embeddings as (tokens, texts, width).
+3: rerankers. Fields of schema 2 keep their meaning.
+4: decoders. Fields of schema 3 keep their meaning.
+5: several poolings, more activations, the truncation side, log-probabilities of golden tokens, required versions.
+   Fields of schema 4 keep their meaning.
+6: other names for some fields (_RENAMED). Fields of schema 5 keep their meaning.
 """
 OLDEST = 2
-"""The first schema that is still read."""
-COUNT = {WITHIN: range(1, 1 << 31)}
-"""Of what there is at least one, up to what the graphs' int32 holds."""
-WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
-"""Of a vector or a head: far more than any model has."""
-LAYERS = {WITHIN: range(1, 1 << 16)}
-IDS = {WITHIN: range(1 << 31)}
-"""Token ids, and types of tokens."""
-VOCABULARY = {WITHIN: range(1, 1 << 24)}
-"""Far more than any model has, and no more than what is made for each of them may take."""
+"""The oldest schema that can be read."""
+_RENAMED = {
+    "source": {"licence": "license"},
+    "quantization": {
+        "products": "matmuls",
+        "exact_products": "float32_matmuls",
+        "precise_first_token": "cls_16bit",
+    },
+    "blocks": {"products": "matmuls", "exact_products": "float32_matmuls"},
+}
+"""Section -> name of a field before schema 6 -> its name now."""
+_POSITIVE_INT32 = {WITHIN: range(1, 1 << 31)}
+_WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
+"""Size of a vector or a head: far more than any model has."""
+_LAYERS = {WITHIN: range(1, 1 << 16)}
+_IDS = {WITHIN: range(1 << 31)}
+"""Token ids and token types."""
+_VOCABULARY = {WITHIN: range(1, 1 << 24)}
+"""Far more than any model has; arrays of this length are allocated."""
 
 
 class Kind(StrEnum):
@@ -53,7 +63,7 @@ class Kind(StrEnum):
 
 
 class Precision(StrEnum):
-    """How a bundle's weights are stored and multiplied."""
+    """How a bundle's weights are stored and multiplied: `fp32`, `fp16`, `int8`, `int4` or `source`."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -61,11 +71,11 @@ class Precision(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
     SOURCE = "source"
-    """As the file that the weights come from holds them."""
+    """The quantized blocks of the GGUF file that the weights come from, unchanged."""
 
 
 class Provider(StrEnum):
-    """The hardware that runs a graph."""
+    """The execution provider that a graph was made for: `cpu`, `cuda` or `coreml`."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -73,33 +83,33 @@ class Provider(StrEnum):
 
 
 class CacheType(StrEnum):
-    """The numbers in which a decoder's graph reads and writes keys and values."""
+    """The type of a decoder's KV cache."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
 
 
 class Pooling(StrEnum):
-    """How the vectors of a text's tokens become one."""
+    """How token embeddings are pooled to one embedding of the text."""
 
     CLS = "cls"
     MEAN = "mean"
     MAX = "max"
     LAST_TOKEN = "last_token"  # noqa: S105
     WEIGHTED_MEAN = "weighted_mean"
-    """Each token weighs as much as its position, counted from 1."""
+    """Weighted by position, counted from 1."""
     MEAN_SQRT = "mean_sqrt"
     """The sum, divided by the square root of the number of tokens."""
 
 
 class Activation(StrEnum):
-    """What is applied to each component of a layer's result, with the default parameters of PyTorch's module."""
+    """The activation function of a dense layer, with the default parameters of PyTorch's module."""
 
     IDENTITY = "identity"
     TANH = "tanh"
     ELU = "elu"
     GELU = "gelu"
-    """By the error function, without an approximation."""
+    """With the error function, not an approximation."""
     HARDSWISH = "hardswish"
     HARDTANH = "hardtanh"
     LEAKY_RELU = "leaky_relu"
@@ -114,25 +124,25 @@ class Activation(StrEnum):
 
 
 class Scores(StrEnum):
-    """What is made of a reranker's logits."""
+    """The activation that turns a reranker's logits into scores."""
 
     RAW = "raw"
-    """The logits themselves."""
+    """The logits, unchanged."""
     SIGMOID = "sigmoid"
-    """Each logit on its own, between 0 and 1."""
+    """Of each logit: between 0 and 1."""
     SOFTMAX = "softmax"
-    """The logits of a pair's labels against each other, adding up to 1."""
+    """Over the labels of a pair: they add up to 1."""
 
 
 class Truncation(StrEnum):
-    """What is cut from a query and a document that are too long together."""
+    """What is truncated where a query and a document together are too long."""
 
     DOCUMENT = "document"
-    """The end of the document; the query only where it leaves no room for any. In bundles of earlier versions."""
+    """The document; the query only where it leaves no room for one. Bundles of older versions."""
     LONGEST = "longest"
-    """The longer of the two down to the shorter, then both to half of the room: `longest_first` of `tokenizers`."""
+    """`longest_first` of `tokenizers`: the longer one down to the shorter, then both to half of the room."""
     END = "end"
-    """The end of the two put together, as where a prompt holds both."""
+    """The end of the two joined, as for a prompt that contains both."""
 
 
 class Side(StrEnum):
@@ -149,14 +159,15 @@ class Source:
     origin: str
     """`hub`, `folder`, `file` or `wheel`."""
     requested: str
-    """What the user asked for."""
+    """As the user named it."""
     resolved: str
-    """What that led to: a repository, a folder's name, a package with its version."""
+    """A repository, a folder's name, or a package with its version."""
     revision: str | None
-    """The commit, for a repository of the Hub."""
+    """The commit of a repository on the Hub."""
     license: str | None
+    """SPDX identifier, or as the Hub states it."""
     gated: bool | None
-    """Whether the Hub asks for consent; None where it was not asked, as offline."""
+    """Whether the Hub requires accepting terms; None where it is not known, as offline."""
     granted_at: str | None
     """When the Hub confirmed access to a gated model, in UTC."""
     files: dict[str, str]
@@ -173,96 +184,96 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the runtime sets on the tokenizer, whatever tokenizer.json itself says."""
+    """Settings of the tokenizer; they take precedence over those in tokenizer.json."""
 
-    max_length: int = field(metadata=COUNT)
-    """In tokens, special tokens included."""
+    max_length: int = field(metadata=_POSITIVE_INT32)
+    """In tokens, including special tokens."""
     lower_case: bool
-    """Texts are put in lower case before tokenizing."""
+    """Whether texts are lowercased before they are tokenized."""
     special_tokens: dict[str, int]
     truncation_side: Side = Side.RIGHT
-    """Where a text that is too long is cut: at its end, or at its beginning."""
-    known_tokens: int | None = field(default=None, metadata=VOCABULARY)
-    """How many ids an encoder has vectors for, where its tokenizer has more; None where it has one for each."""
+    """The side on which a text that is too long is truncated."""
+    known_tokens: int | None = field(default=None, metadata=_VOCABULARY)
+    """Size of an encoder's embedding table where the tokenizer has more ids; otherwise None."""
 
 
 @dataclass(frozen=True)
 class DenseFacts:
-    """A dense layer that pooled vectors go through."""
+    """A dense layer after pooling."""
 
     file: str
-    """Its arrays `weight` and `bias`, a path in the bundle."""
+    """Path in the bundle of an .npz file with `weight` and `bias`."""
     activation: Activation
 
 
 @dataclass(frozen=True)
 class EmbedderFacts:
-    """What turns the graph's token vectors into a text's vector."""
+    """How token embeddings become the embedding of a text."""
 
-    dimension: int = field(metadata=WIDTH)
+    dimension: int = field(metadata=_WIDTH)
     pooling: Pooling
     normalize: bool
     prompts: dict[str, str] = field(default_factory=dict)
     """Name -> prefix."""
     default_prompt: str | None = None
-    matryoshka_dimensions: tuple[int, ...] = field(default=(), metadata=WIDTH)
-    """The dimensions to which the publisher says its vectors can be shortened."""
+    matryoshka_dimensions: tuple[int, ...] = field(default=(), metadata=_WIDTH)
+    """Dimensions to which embeddings can be truncated, as the publisher states."""
     dense: tuple[DenseFacts, ...] = ()
     """Layers between pooling and normalization, in order."""
     further_poolings: tuple[Pooling, ...] = ()
-    """Whose vectors follow that of `pooling`, concatenated in this order."""
+    """Concatenated to the result of `pooling`, in this order."""
     unpooled_tokens: dict[str, int] = field(default_factory=dict)
-    """Name of a prompt -> how many of a text's first tokens, special ones included, are left out of pooling with it."""
+    """Prompt name -> number of leading tokens, including special tokens, that pooling excludes."""
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
-        """All of them, in the order in which their vectors are concatenated."""
+        """All poolings, in the order of concatenation."""
         return (self.pooling, *self.further_poolings)
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """How a query and a document become one row of tokens: `before`, query, `between`, document, `after`."""
+    """How a query and a document are joined to one sequence: `before`, query, `between`, document, `after`."""
 
-    before: tuple[int, ...] = field(metadata=IDS)
-    between: tuple[int, ...] = field(metadata=IDS)
-    after: tuple[int, ...] = field(metadata=IDS)
-    document_type: int = field(metadata=IDS)
-    """The token type of the document and of what stands after it, where all before it is of type 0."""
+    before: tuple[int, ...] = field(metadata=_IDS)
+    between: tuple[int, ...] = field(metadata=_IDS)
+    after: tuple[int, ...] = field(metadata=_IDS)
+    document_type: int = field(metadata=_IDS)
+    """Token type of the document and of `after`; it is 0 for all tokens before the document."""
     truncation: Truncation = Truncation.DOCUMENT
     query_prefix: str = ""
     query_suffix: str = ""
     document_prefix: str = ""
-    """Texts that are tokenized together with the query and the document."""
+    """Strings that are tokenized together with the query and the document."""
 
 
 @dataclass(frozen=True)
 class RerankerFacts:
-    """What turns a query and a document into a score."""
+    """How a query and a document become a score."""
 
     labels: tuple[str, ...]
-    """The names of the graph's logits, in order."""
+    """Names of the graph's logits, in order."""
     scores: Scores
-    """What the publisher makes of the logits."""
+    """The publisher's default activation."""
     pair: PairFacts
 
 
 @dataclass(frozen=True)
 class ChatFacts:
-    """How a conversation becomes a prompt."""
+    """How a conversation is rendered as a prompt."""
 
     template: str
-    """In jinja2, as the publisher wrote it."""
+    """The publisher's jinja2 template."""
     tokens: dict[str, str]
-    """The texts of special tokens by the names that the template has for them, such as `bos_token`."""
+    """Variables of the template for special tokens: `bos_token` -> its text."""
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How the publisher says that the next token should be chosen; None where nothing is said."""
+    """The publisher's default sampling parameters; None where not stated."""
 
     temperature: float | None = None
-    """0 for the most probable token, which is also meant where it is None."""
+    """0 and None: greedy decoding."""
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -271,135 +282,137 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """What the runtime needs to continue a text."""
+    """The architecture and the defaults of a decoder."""
 
     context_length: int = field(metadata={WITHIN: range(2, 1 << 31)})
     """In tokens, prompt and answer together."""
     sliding_window: int | None
-    """How many tokens back attention reaches; None for all."""
-    layers: int = field(metadata=LAYERS)
-    kv_heads: int = field(metadata=WIDTH)
-    head_size: int = field(metadata=WIDTH)
-    vocabulary: int = field(metadata=VOCABULARY)
-    """How many logits the graph gives."""
+    """Number of previous tokens that attention sees; None for all."""
+    layers: int = field(metadata=_LAYERS)
+    kv_heads: int = field(metadata=_WIDTH)
+    head_size: int = field(metadata=_WIDTH)
+    vocabulary: int = field(metadata=_VOCABULARY)
+    """Number of logits."""
     bos_id: int | None
     add_bos: bool
-    """Whether a raw text begins with the token `bos_id`; chat templates write their own."""
+    """Whether a raw text begins with `bos_id`; chat templates write it themselves."""
     eos_ids: tuple[int, ...]
-    """Each of them ends an answer."""
+    """Any of them ends an answer."""
     chat: ChatFacts | None
-    """None for a model that has no chat template."""
+    """None for a model without a chat template."""
     generation: GenerationDefaults
     plain_attention: bool = False
-    """Its attention is made of plain operators, exact and slower: ortkit has no faster form for its architecture."""
+    """Whether attention consists of plain ONNX operators instead of GroupQueryAttention: as accurate, but slower."""
     cache_type: CacheType = CacheType.FLOAT32
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the products of an int8 graph were quantized."""
+    """How the matmuls of an int8 graph were quantized."""
 
-    products: int
-    exact_products: int
-    """How many of them stayed in float32."""
+    matmuls: int
+    """Matmuls with weights, including those in float32."""
+    float32_matmuls: int
     smoothing: float
-    """How much of the outliers moved from the activations to the weights (alpha of SmoothQuant)."""
+    """SmoothQuant's alpha: how far outliers are moved from activations to weights."""
     per_token: bool
-    """Whether each token has its own scale after layer norms and attentions too, instead of one for all."""
-    precise_first_token: bool = False
-    """Whether the first token of each text, the only one that a classifier reads, has 16-bit activations."""
+    """Whether activations after layer norms and attention have a scale per token, not a static one per tensor."""
+    cls_16bit: bool = False
+    """Whether the [CLS] token, the only one that a classifier reads, has 16-bit activations."""
 
     def __str__(self) -> str:
-        exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
-        scale = "a scale for each token" if self.per_token else "one scale after layer norms and attentions"
-        first = ", 16 bits for the first token" if self.precise_first_token else ""
-        return f"{self.products} products{exact}, {scale}{first}, smoothing {self.smoothing:g}"
+        float32 = f", {self.float32_matmuls} of them in float32" if self.float32_matmuls else ""
+        scale = "per-token" if self.per_token else "static"
+        cls = ", 16-bit [CLS]" if self.cls_16bit else ""
+        return f"{self.matmuls} matmuls{float32}, {scale} activation scales{cls}, SmoothQuant alpha {self.smoothing:g}"
 
 
 @dataclass(frozen=True)
 class WeightBlocks:
-    """The blocks of 4 or 8 bits a weight in which a decoder's graph has its matrices."""
+    """Block-wise weight-only quantization of a decoder, to 4 or 8 bits."""
 
-    products: int
-    exact_products: int
-    """How many of them stayed in float32."""
-    bits: int = field(metadata=COUNT)
+    matmuls: int
+    """Matmuls with weights, including those in float32."""
+    float32_matmuls: int
+    bits: int = field(metadata=_POSITIVE_INT32)
     output_bits: int
-    """Of the output matrix, 32 where it stayed in float32."""
-    block: int = field(metadata=COUNT)
-    """Weights that have a scale together."""
+    """Bits of the output projection (`lm_head`); 32 where it is in float32."""
+    block: int = field(metadata=_POSITIVE_INT32)
+    """Block size (group size): weights that share a scale."""
     output_block: int
-    """The same in the output matrix, 0 where it stayed in float32."""
+    """Block size of the output projection; 0 where it is in float32."""
     symmetric: bool
-    """No zero points."""
+    """Whether there are no zero points."""
     rounding: str
-    """How weights became levels: `nearest`, `importance`, `gptq`, or `source` where the file had them so."""
+    """`nearest`, `importance`, `gptq`, or `source` where the file was quantized already."""
 
     def __str__(self) -> str:
-        exact = f", {self.exact_products} of them in float32" if self.exact_products else ""
-        forms = [f"{self.bits} bits in blocks of {self.block}"]
+        float32 = f", {self.float32_matmuls} of them in float32" if self.float32_matmuls else ""
+        forms = [f"{self.bits} bits, block size {self.block}"]
         if (self.output_bits, self.output_block) != (self.bits, self.block) and self.output_block:
-            forms.append(f"the last {self.output_bits} bits in blocks of {self.output_block}")
-        zeros = "without" if self.symmetric else "with"
-        rounding = ROUNDINGS.get(self.rounding, self.rounding)
-        return f"{self.products} products{exact}, {', '.join(forms)}, {zeros} zero points, {rounding}"
+            forms.append(f"output projection {self.output_bits} bits, block size {self.output_block}")
+        zeros = "symmetric" if self.symmetric else "with zero points"
+        rounding = _ROUNDINGS.get(self.rounding, self.rounding)
+        return f"{self.matmuls} matmuls{float32}, {', '.join(forms)}, {zeros}, {rounding}"
 
 
-ROUNDINGS = {
-    "nearest": "rounded to the nearest level",
-    "importance": "rounded by what matters on calibration texts",
-    "gptq": "rounded so that errors make up for one another",
-    "source": "as the file has them",
+_ROUNDINGS = {
+    "nearest": "round to nearest",
+    "importance": "importance-weighted rounding",
+    "gptq": "GPTQ",
+    "source": "blocks of the GGUF file",
 }
-"""How weights became levels, in words."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One text with what PyTorch and the bundle gave for it, a vector or logits, as base64 of little-endian float32."""
+    """PyTorch's and the bundle's output for one text: an embedding or logits, as packed by `pack_vector`."""
 
     text: str
     reference: str
     output: str
     query: str | None = None
-    """For a reranker, the query; the text is the document then."""
+    """Rerankers only: the query; `text` is the document."""
 
 
 @dataclass(frozen=True)
 class GoldenAnswer:
-    """A text, and the most probable tokens after it, one after another, with PyTorch and with the bundle."""
+    """The greedy continuations of one text by PyTorch and by the bundle."""
 
     text: str
-    prompt: tuple[int, ...] = field(metadata=IDS)
-    """The ids that the text becomes."""
-    reference: tuple[int, ...] = field(metadata=IDS)
-    """PyTorch's, up to the first that the bundle's are not."""
-    output: tuple[int, ...] = field(metadata=IDS)
+    prompt: tuple[int, ...] = field(metadata=_IDS)
+    """Token ids of the text."""
+    reference: tuple[int, ...] = field(metadata=_IDS)
+    """PyTorch's tokens, up to the first that differs from the bundle's."""
+    output: tuple[int, ...] = field(metadata=_IDS)
+    """The bundle's tokens."""
     logprobs: tuple[float, ...] = ()
-    """The logarithms of the probabilities that the bundle gives the tokens of `output`; none in earlier bundles."""
+    """The bundle's log-probabilities of `output`; empty in bundles before schema 5."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far a bundle is from its PyTorch reference."""
+    """How accurate a bundle is, compared with its PyTorch reference."""
 
     reference: str
-    """What it was compared with, versions included."""
+    """What it was compared with, and its versions."""
     probe: str
     """The name of the probe set."""
     probe_sha256: str
     probe_size: int
     figures: dict[str, float]
+    """Name -> value, such as `cosine_min`, `tau_mean`, `kl_mean`."""
     golden: tuple[Golden, ...]
+    """Golden outputs of embedders and rerankers."""
     answers: tuple[GoldenAnswer, ...] = ()
-    """For decoders, which have these instead of vectors or logits."""
+    """Golden outputs of decoders."""
     layer_errors: tuple[float, ...] = ()
-    """How far hidden states are from PyTorch's after each layer, as a part of them; of decoders only."""
+    """Relative error of the hidden states after each layer, for decoders; empty where it was not measured."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The truth about a bundle."""
+    """Every fact about a bundle that the runtime needs."""
 
     schema: int
     kind: Kind
@@ -408,86 +421,99 @@ class Manifest:
     provider: Provider
     architecture: str
     inputs: tuple[str, ...]
-    """The names of the graph's inputs, in order."""
+    """Names of the graph's inputs, in order."""
     source: Source
     files: dict[str, FileRecord]
-    """Relative path -> record, for every file of the bundle but the manifest itself."""
+    """Relative path -> record, for every file of the bundle except the manifest."""
     tokenizer: TokenizerFacts
     embedder: EmbedderFacts | None
     certificate: Certificate | None
-    """None only while the bundle is being made."""
+    """None only during export."""
     made_with: dict[str, str]
     """Package -> version."""
     quantization: Quantization | None = None
-    """None for a graph in float32."""
+    """int8 encoders only."""
     reranker: RerankerFacts | None = None
     decoder: DecoderFacts | None = None
     blocks: WeightBlocks | None = None
-    """None for a graph without weights in blocks."""
+    """Decoders with 4- or 8-bit weights only."""
     requires: dict[str, str] = field(default_factory=dict)
-    """Package -> the lowest version that runs the graph as certified; empty in bundles of earlier schemas."""
+    """Package -> the lowest version that runs the graph correctly; empty in bundles before schema 5."""
 
 
 def manifest_from_json(text: str) -> Manifest:
-    """Read a manifest; raises BundleError that names the field which is wrong."""
+    """Read a manifest; raises BundleError that names the first invalid field."""
     try:
-        value = json.loads(text, object_pairs_hook=without_repeats)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
     except ValueError as error:
         raise BundleError(f"`manifest.json` is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise BundleError("`manifest.json` nests too deep to be read") from error
+        raise BundleError("`manifest.json` is nested too deeply") from error
     schema = value.get("schema") if isinstance(value, dict) else None
-    if type(schema) is int and not OLDEST <= schema <= SCHEMA:
-        newer = "update ortkit on this machine, or export the bundle again with the version that runs here"
-        older = f"export it again with this version: `ortkit export {source_of(value)}`"
-        raise BundleError(
-            f"the bundle has schema {schema}, and this ortkit reads schemas {OLDEST} to {SCHEMA}",
-            hint=newer if schema > SCHEMA else older,
-        )
+    # A boolean is an int in Python; `read_record` refuses it, and whatever else is not an integer.
+    if type(schema) is int:
+        _check_schema(schema, value)
+        value = _with_new_names(value) if schema < SCHEMA else value
     try:
-        return read_record(Manifest, with_license(value))
+        return read_record(Manifest, value)
     except RecordError as error:
         raise BundleError(f"`manifest.json` is not valid: {error}") from error
 
 
-def with_license(value: object) -> object:
-    """A manifest whose source has the key `license`, which was spelled `licence` at first."""
-    source = value.get("source") if isinstance(value, dict) else None
-    if not isinstance(source, dict) or "licence" not in source or "license" in source:
-        return value
-    renamed = {"license" if key == "licence" else key: entry for key, entry in source.items()}
-    return {**value, "source": renamed} if isinstance(value, dict) else value
+def _check_schema(schema: int, value: dict[str, Any]) -> None:
+    """Raise BundleError for a schema that this version cannot read."""
+    if OLDEST <= schema <= SCHEMA:
+        return
+    newer = schema > SCHEMA
+    raise BundleError(
+        f"the bundle was made with {'a newer' if newer else 'an older'} ortkit: its schema is {schema}; "
+        f"supported: {OLDEST} to {SCHEMA}",
+        hint="update ortkit on this machine, or export the bundle again with the version that runs here"
+        if newer
+        else f"export it again with this version: `ortkit export {_source_of(value)}`",
+    )
 
 
-def source_of(value: dict[str, Any]) -> str:
-    """What an export of a bundle was asked for, as a shell takes it; MODEL where a manifest does not say."""
+def _with_new_names(value: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of an older schema with the field names of this one."""
+    return value | {
+        section: {names.get(key, key): entry for key, entry in value[section].items()}
+        for section, names in _RENAMED.items()
+        if isinstance(value.get(section), dict) and not names.values() & value[section].keys()
+    }
+
+
+def _source_of(value: dict[str, Any]) -> str:
+    """The model that a bundle was exported from, quoted for a shell; MODEL where the manifest does not say."""
     source = value.get("source")
     requested = source.get("requested") if isinstance(source, dict) else None
     return shlex.quote(requested) if isinstance(requested, str) and requested else "MODEL"
 
 
-def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON; what is there twice would mean one thing here and another to who reads it elsewhere."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; parsers disagree on duplicate keys, so they are refused."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise RecordError(repeated, "is there twice")
+        raise RecordError(repeated, "is a duplicate key")
     return found
 
 
 def manifest_to_json(manifest: Manifest) -> str:
+    """The contents of `manifest.json`."""
     return json.dumps(write_record(manifest), indent=2, ensure_ascii=False) + "\n"
 
 
 def pack_vector(vector: NDArray[np.float32]) -> str:
+    """Encode a vector as little-endian float32 in base64."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
 def unpack_vector(text: str) -> NDArray[np.float32]:
-    """The inverse of `pack_vector`; raises BundleError when `text` is no such vector."""
-    # Who only reads a manifest computes nothing, and does not wait for it.
+    """The inverse of `pack_vector`; raises BundleError for invalid base64."""
+    # Not at the top: commands that only read a manifest do not need numpy.
     import numpy as np  # noqa: PLC0415
 
     try:

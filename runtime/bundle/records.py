@@ -1,7 +1,7 @@
-"""Frozen dataclasses <-> plain JSON values, strictly: what is missing, unknown or of another type is named by its path.
+"""Frozen dataclasses <-> JSON values, strictly: missing, unknown and mistyped fields are errors that name the path.
 
-Known field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`. The
-range of an integer, or of all in a tuple, may stand in its field's metadata under WITHIN.
+Supported field types: str, int, float, bool, Enum, another record, `T | None`, `tuple[T, ...]` and `dict[str, T]`. The
+metadata of an integer field, or of a tuple of integers, may state a range under WITHIN.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WITHIN = "within"
 
 
 class RecordError(ValueError):
-    """A value does not fit the record; `path` names the field, such as `files.model.onnx.size`."""
+    """A value is not valid for the record; `path` names the field, such as `files.model.onnx.size`."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"`{path}` {problem}" if path else problem)
@@ -32,7 +32,7 @@ class RecordError(ValueError):
 
 
 def read_record(record: type[Record], value: object, path: str = "") -> Record:
-    """Build `record` from a JSON object; raises RecordError for the first field that does not fit."""
+    """Build `record` from a JSON object; raises RecordError for the first field that is not valid."""
     if not isinstance(value, Mapping):
         raise RecordError(path, f"must be an object, not {describe(value)}")
     hints = typing.get_type_hints(record)
@@ -43,90 +43,90 @@ def read_record(record: type[Record], value: object, path: str = "") -> Record:
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         where = join(path, field.name)
         if field.name in value:
-            arguments[field.name] = read_value(hints[field.name], value[field.name], where)
-            check_range(arguments[field.name], field.metadata.get(WITHIN), where)
+            arguments[field.name] = _read_value(hints[field.name], value[field.name], where)
+            _check_range(arguments[field.name], field.metadata.get(WITHIN), where)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise RecordError(where, "is missing")
     return record(**arguments)
 
 
-def check_range(value: object, within: range | None, path: str) -> None:
+def _check_range(value: object, within: range | None, path: str) -> None:
     if within is not None and isinstance(value, tuple):
         for index, item in enumerate(value):
-            check_range(item, within, f"{path}[{index}]")
+            _check_range(item, within, f"{path}[{index}]")
     if within is not None and isinstance(value, int) and value not in within:
         raise RecordError(path, f"must be from {within.start} to {within.stop - 1}, not {describe(value)}")
 
 
-def read_value(hint: Any, value: object, path: str) -> Any:
+def _read_value(hint: Any, value: object, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         (present,) = (argument for argument in arguments if argument is not type(None))
-        found = None if value is None else read_value(present, value, path)
+        found = None if value is None else _read_value(present, value, path)
     elif origin is tuple:
-        found = read_tuple(arguments[0], value, path)
+        found = _read_tuple(arguments[0], value, path)
     elif origin is dict:
-        found = read_dict(arguments[1], value, path)
+        found = _read_dict(arguments[1], value, path)
     elif issubclass(hint, Enum):
-        found = read_enum(hint, value, path)
+        found = _read_enum(hint, value, path)
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         found = read_record(hint, value, path)
     else:
-        found = read_scalar(hint, value, path)
+        found = _read_scalar(hint, value, path)
     return found
 
 
-def read_tuple(item_type: Any, value: object, path: str) -> tuple[Any, ...]:
+def _read_tuple(item_type: Any, value: object, path: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise RecordError(path, f"must be a list, not {describe(value)}")
-    return tuple(read_value(item_type, item, f"{path}[{index}]") for index, item in enumerate(value))
+    return tuple(_read_value(item_type, item, f"{path}[{index}]") for index, item in enumerate(value))
 
 
-def read_dict(item_type: Any, value: object, path: str) -> dict[str, Any]:
+def _read_dict(item_type: Any, value: object, path: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise RecordError(path, f"must be an object, not {describe(value)}")
     for key in value:
         if not isinstance(key, str):
-            raise RecordError(path, f"must have text keys, not {describe(key)}")
-        check_unicode(key, path)
-    return {key: read_value(item_type, item, join(path, key)) for key, item in value.items()}
+            raise RecordError(path, f"must have strings as keys, not {describe(key)}")
+        _check_unicode(key, path)
+    return {key: _read_value(item_type, item, join(path, key)) for key, item in value.items()}
 
 
 def choice(choices: type[Choice], value: object, name: str) -> Choice:
-    """The member of an enum that a caller gave as option `name`, itself or by its value; InputError lists them."""
+    """Convert option `name` of a caller, a member of an enum or its value; InputError lists the supported values."""
     if isinstance(value, choices):
         return value
     try:
-        return read_enum(choices, value, name)
+        return _read_enum(choices, value, name)
     except RecordError as error:
         raise InputError(str(error)) from error
 
 
-def read_enum(choices: type[Choice], value: object, path: str) -> Choice:
+def _read_enum(choices: type[Choice], value: object, path: str) -> Choice:
     known = [choice.value for choice in choices]
     if value not in known:
         raise RecordError(path, f"must be one of {', '.join(map(str, known))}, not {describe(value)}")
     return choices(value)
 
 
-def read_scalar(hint: type, value: object, path: str) -> object:
+def _read_scalar(hint: type, value: object, path: str) -> object:
     if hint is float and type(value) is int:
         try:
             return float(value)
         except OverflowError as error:
-            raise RecordError(path, "is too large a number") from error
+            raise RecordError(path, "is too large for a float64") from error
     if type(value) is not hint:
-        raise RecordError(path, f"must be {NOUNS[hint]}, not {describe(value)}")
+        raise RecordError(path, f"must be {_NOUNS[hint]}, not {describe(value)}")
     if isinstance(value, str):
-        check_unicode(value, path)
-    # Comparisons with NaN are all false, so that what holds one would pass for anything.
+        _check_unicode(value, path)
+    # All comparisons with NaN are false, so a check could pass or fail by how it is written.
     if isinstance(value, float) and not math.isfinite(value):
         raise RecordError(path, f"must be a finite number, not `{value}`")
     return value
 
 
-def check_unicode(text: str, path: str) -> None:
-    """JSON may write half of a character, which no library takes for text."""
+def _check_unicode(text: str, path: str) -> None:
+    """Refuse unpaired surrogates, which JSON can contain and libraries refuse."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -134,7 +134,7 @@ def check_unicode(text: str, path: str) -> None:
 
 
 def write_record(record: object) -> Any:
-    """The plain JSON value of a record; the inverse of `read_record`."""
+    """Convert a record to a JSON value; the inverse of `read_record`."""
     if isinstance(record, Enum):
         return record.value
     if dataclasses.is_dataclass(record):
@@ -146,13 +146,13 @@ def write_record(record: object) -> Any:
     return record
 
 
-NOUNS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+_NOUNS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 def describe(value: object) -> str:
     if isinstance(value, (str, int, float)) and len(repr(value)) <= 40:
         return f"`{value}`"
-    names = {type(None): "nothing", list: "a list", dict: "an object", str: "a long text"}
+    names = {type(None): "null", list: "a list", dict: "an object", str: "a long string"}
     return names.get(type(value), type(value).__name__)
 
 

@@ -18,9 +18,9 @@ from ..output_path import try_lock
 from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
 from .manifest import FileRecord, Manifest, manifest_to_json
 
-STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
+_STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
 """Names of staging folders."""
-LONGEST_UNLOCKED = 3600.0
+_LONGEST_UNLOCKED = 3600.0
 """Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
 
 
@@ -78,19 +78,19 @@ class BundleWriter:
         Bundle.listed(self.folder)
         for name in [*files, MANIFEST, "."]:
             flush(self.folder / name)
-        move_into_place(self.folder, self.target)
+        _move_into_place(self.folder, self.target)
         flush(self.target.parent)
         return Bundle(self.path, manifest)
 
     def remove_abandoned(self) -> None:
         """Remove staging folders that killed exports left beside this target."""
         for path in self.target.parent.glob(".*.partial"):
-            found = STAGING.fullmatch(path.name)
-            if found is not None and is_abandoned(path, int(found["pid"])):
+            found = _STAGING.fullmatch(path.name)
+            if found is not None and _is_abandoned(path, int(found["pid"])):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def is_abandoned(staging: Path, pid: int) -> bool:
+def _is_abandoned(staging: Path, pid: int) -> bool:
     """Whether no process writes to a staging folder any more.
 
     A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
@@ -101,13 +101,13 @@ def is_abandoned(staging: Path, pid: int) -> bool:
     except OSError:
         return False
     try:
-        old = time.time() - os.fstat(lock).st_mtime > LONGEST_UNLOCKED
-        return try_lock(lock) and (old or pid == os.getpid() or not is_running(pid))
+        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
+        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
     finally:
         os.close(lock)
 
 
-def is_running(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -126,7 +126,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def move_into_place(new: Path, target: Path) -> None:
+def _move_into_place(new: Path, target: Path) -> None:
     """Rename `new` to `target`; a folder that was there before ends up at `new`."""
     if not target.exists():
         os.rename(new, target)

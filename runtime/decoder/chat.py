@@ -1,4 +1,4 @@
-"""Conversations of several turns with a decoder, which keep their KV cache."""
+"""Conversations of several turns, which keep their KV cache."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .stream import Stream
 
 
 class Chat:
-    """A conversation that keeps its KV cache: only what is new in it is computed.
+    """A conversation that keeps its KV cache: each turn prefills only the new tokens.
 
-    Each answer is a stream. What it has said when the next message is sent is what it said. The keywords of an answer
-    are those of `GenerationOptions`; see `Decoder`. A conversation is for one thread at a time.
+    Each answer is a `Stream`; sending the next message ends it. The keywords are those of `GenerationOptions`, as for
+    `Decoder`. Not thread-safe.
 
         >>> chat = Chat(decoder, system="Answer in one sentence.")
         >>> answer = chat.send("Why is the sky blue?", max_tokens=8).answer()
@@ -29,30 +29,30 @@ class Chat:
     """
 
     def __init__(self, decoder: Decoder, *, system: str | None = None, messages: Messages = ()) -> None:
-        """Begin a conversation, or continue one that is given as `messages` in OpenAI's shape.
+        """Begin a conversation, or continue the one in `messages`, in the format of OpenAI's API.
 
-        `system` is a system message before them, unless they begin with one of their own. Raises InputError for a model
-        without a chat template. A template that does not support system messages refuses one when a message is sent.
+        `system` is a system message before them, unless they begin with one. Raises InputError for a model without a
+        chat template. A template without support for system messages refuses one when a message is sent.
         """
         decoder.check_chat_template()
         self.decoder = decoder
         given = messages_of(messages)
         self._said = with_system(given, system)
         self.system = self._said[0].content if self._said and self._said[0].role == SYSTEM else None
-        """What the conversation begins with, also after `reset`."""
+        """The system message, also after `reset`; None without one."""
         self.cache = decoder.new_cache()
         self._stream: Stream | None = None
-        """The last answer, which is no message while more of it may come."""
+        """The last answer, while it is not a message yet: more of it may follow."""
         self._read_text = ""
         self._read_ids: list[int] = []
-        """The text of the conversation up to the last answer's end, and the ids that were read and chosen for it."""
+        """The rendered conversation up to the end of the last answer, and its token ids, prefilled and sampled."""
 
     def __repr__(self) -> str:
         return f"<Chat of {len(self.messages)} messages, {self.cache.length} cached tokens>"
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The messages, with as much of the last answer as has come."""
+        """The messages, including the last answer so far."""
         if self._stream is None:
             return tuple(self._said)
         return (*self._said, Message(ASSISTANT, self._stream.text))
@@ -60,37 +60,38 @@ class Chat:
     def send(self, text: str, **options: Unpack[GenerationOptions]) -> Stream:
         """Send a message, and stream the answer.
 
-        Where a message or an option is refused, the conversation stays as it was.
+        Raises InputError for a message or an option that is not valid, and TextTooLongError where the conversation does
+        not fit in the context; the conversation is unchanged then.
         """
         self._settle()
         return self._answer([*self._said, Message(USER, text)], options)
 
     def regenerate(self, **options: Unpack[GenerationOptions]) -> Stream:
-        """Stream another answer in place of the last one, or the first one to a message that has none yet.
+        """Replace the last answer with a new one, or answer a message that has no answer yet.
 
-        Greedy decoding, and the same seed, give the same answer again.
+        Greedy decoding, or the same seed, gives the same answer again.
         """
         self._settle()
         messages = self._said
         if messages and messages[-1].role == ASSISTANT:
             messages = messages[:-1]
         if not messages or messages[-1].role == SYSTEM:
-            raise InputError("there is no answer yet to give again", hint="send a message with `chat.send(text)`")
+            raise InputError("the conversation has no answer yet", hint="send a message with `chat.send(text)`")
         return self._answer(messages, options)
 
     def edit(self, index: int, text: str, **options: Unpack[GenerationOptions]) -> Stream:
-        """Replace message `index`, which must be the user's, drop what came after it, and stream the answer."""
+        """Replace user message `index`, drop the messages after it, and stream the answer."""
         self._settle()
         messages = self._said
         if not 0 <= index < len(messages) or messages[index].role != USER:
             users = [str(place) for place, message in enumerate(messages) if message.role == USER]
             raise InputError(
-                f"message {index} is not the user's", hint=f"the user's are {', '.join(users)}" if users else None
+                f"message {index} is not a user message", hint=f"user messages: {', '.join(users)}" if users else None
             )
         return self._answer([*messages[:index], Message(USER, text)], options)
 
     def close(self) -> None:
-        """End the last answer, and free the KV cache; the messages stay, and the next answer computes them again."""
+        """End the last answer, and free the KV cache. The messages are kept; the next answer prefills them again."""
         self._settle()
         self._read_text, self._read_ids = "", []
         self.cache = self.decoder.new_cache()
@@ -104,12 +105,12 @@ class Chat:
         self.close()
 
     def reset(self) -> None:
-        """Begin anew, with the same system message."""
+        """Start over with the same system message."""
         self._settle()
         self._said = [] if self.system is None else [Message(SYSTEM, self.system)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """End the last answer, and write the conversation with its KV cache to a file; raises OutputError."""
+        """End the last answer, and save the conversation with its KV cache to a file; raises OutputError."""
         self._settle()
         conversation = Conversation(tuple(self._said), self._read_text, tuple(self._read_ids))
         save_cache(path, self.cache, bundle=self.decoder.bundle, conversation=conversation)
@@ -121,7 +122,7 @@ class Chat:
         conversation = load_cache(path, cache, bundle=decoder.bundle).conversation
         if conversation is None:
             raise InputError(
-                f"`{path}` holds what was read of a prompt, and no conversation",
+                f"`{path}` is the prompt cache of a prompt, not of a conversation",
                 hint="load it with `decoder.load_cache(path)`, or `ortkit generate --load-prefix`",
             )
         chat = cls(decoder, messages=conversation.messages)
@@ -138,10 +139,10 @@ class Chat:
         return stream
 
     def _ids_of(self, prompt: str) -> list[int]:
-        """The ids of a rendered conversation, those of the last answer as the model chose them.
+        """The token ids of a rendered conversation, with those of the last answer as the model generated them.
 
-        An answer need not be made of the tokens that its text would be cut into, and would be read again if it were cut
-        anew. Where a special token follows it, tokens end there in any case.
+        Tokenizing an answer again may give other tokens, which are not in the KV cache. Its own ids are valid where a
+        special token follows, because no token crosses a special token.
         """
         rest = prompt.removeprefix(self._read_text) if self._read_ids else prompt
         if len(rest) < len(prompt) and any(rest.startswith(text) for text in self.decoder.vocabulary.special_texts):
@@ -149,7 +150,7 @@ class Chat:
         return self.decoder.encode_exactly(prompt)
 
     def _settle(self) -> None:
-        """Make what the last answer has said a message, and end it where it still comes."""
+        """End the last answer and make it a message."""
         stream, self._stream = self._stream, None
         if stream is None:
             return
@@ -158,7 +159,7 @@ class Chat:
         ids = stream.steps.ids
         if ids and stream.steps.finish_reason is FinishReason.STOP:
             ids = ids[:-1]
-        # What a stop string cut off, half a character or a special token within is not what the template will write.
+        # Not where a stop string, an incomplete character or a special token makes the text differ from the ids.
         detokenizer = Detokenizer(self.decoder.vocabulary, self._read_ids)
         as_written = detokenizer.push_all(ids) + detokenizer.end() == stream.text
         special = self.decoder.vocabulary.special.intersection(ids)

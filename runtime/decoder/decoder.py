@@ -1,4 +1,4 @@
-"""Text generation with a bundle of kind decoder."""
+"""Text generation with a bundle of kind decoder (an LLM)."""
 
 from __future__ import annotations
 
@@ -36,57 +36,61 @@ from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
 
-SEVERAL = 4
-"""Times the context up to which the tokens of a prompt that is too long are counted."""
-MOST_THREADS = 1024
-"""onnxruntime starts each of them at once, and would not end with a hundred thousand."""
+_SEVERAL = 4
+"""Tokens of a prompt that is too long are counted up to this many times the context."""
+_MOST_THREADS = 1024
+"""onnxruntime starts all of them when it opens a graph, and hangs with a hundred thousand."""
 Prompt = str | Sequence[int]
-"""A text that is continued as it is, or the ids of its tokens."""
+"""A raw text, or token ids."""
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """What a decoder runs with on this machine."""
+    """How a decoder runs on this machine: `decoder.plan`."""
 
     threads: int
-    """That work on each token."""
+    """Threads of each matmul."""
     cores: Cores
+    """CPU cores of the machine, and how many of them are usable."""
     context: int
-    """The most tokens of a prompt and its answer."""
+    """Limit of prompt and answer together, in tokens."""
     fits: int
-    """For how many of them there is memory now."""
+    """Number of tokens that there is memory for now, at most `context`."""
     provider: Provider
     onnxruntime: str
     """Its version."""
 
 
 class Decoder(Closable):
-    """A text generation model: continues texts and answers conversations.
+    """An LLM: continues texts and answers conversations. Thread-safe; decoders of the same bundle share its weights.
 
-    Opened once, used from one thread or many; decoders of the same bundle share its weights. The same prompt and seed
-    give the same text on the same machine. `generate` and `chat` return a whole answer, `stream` and `stream_chat` its
-    tokens as they come, and `steps` ids without text. Their keywords are those of `GenerationOptions`, and `cache`:
+    The same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete answer,
+    `stream` and `stream_chat` its tokens as they come, and `steps` token ids without text.
 
-    - `max_tokens` is the most tokens of the answer; by default as many as the context, or the memory, has room for.
+        >>> decoder.chat([{"role": "user", "content": "Hello"}], max_tokens=8, temperature=0.7, seed=1).finish_reason
+        <FinishReason.LENGTH: 'length'>
+
+    Keywords are those of `GenerationOptions`, and `cache`:
+
+    - `max_tokens`: largest number of tokens of the answer; default: as many as fit in the context and the memory.
     - `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
-      `logit_bias` and `seed` are the fields of `Sampling`, which can be passed as a whole with `sampling`. What is not
-      given is what the model's publisher recommends (`decoder.sampling`), and greedy decoding where that is nothing.
-    - `sampler` is a function of your own from logits, float32 (vocabulary,), to a token id. It gets a copy, after
-      penalties and bias; `temperature`, `top_k`, `top_p`, `min_p` and `seed` have no meaning then and are refused.
-    - `stop` is a text, or several, before which the answer ends.
-    - `top_logprobs` is how many of the most probable tokens are reported at each place, with their log-probability.
-    - `cache` is a KV cache: the prefix of the prompt that it holds is not computed again, and it holds the prompt and
-      the answer afterwards. One answer at a time may use it. A cached prompt changes no bit of an answer. Tokens of an
-      earlier answer, which were computed one at a time, may in 4 bits: kernels for several tokens, which prefill uses,
-      sum in another order.
-    - `lookup` is prompt lookup: speculation with n-grams of the text so far wherever that pays, up to twice as fast
-      where the answer quotes it, as summaries and edited code do, and no slower where it does not. Which tokens are
-      drafted follows from the text alone, and no draft changes a bit of an answer. But kernels for several tokens sum
-      in another order than those for one, so that in 4 bits an answer with `lookup` may differ from one without,
-      between tokens of about equal probability. `lookup=False` computes one token at a time.
+      `logit_bias`, `seed`: the fields of `Sampling`, which can be passed as one object with `sampling`. Defaults: the
+      publisher's recommendation (`decoder.sampling`), or greedy decoding.
+    - `sampler`: a custom function from logits, float32 (vocabulary,), to a token id. It gets a copy, after penalties
+      and bias; `temperature`, `top_k`, `top_p`, `min_p` and `seed` are refused with it.
+    - `stop`: a string or strings; the answer ends before them.
+    - `top_logprobs`: number of most probable tokens to report at each position, with log-probabilities.
+    - `cache`: a KV cache. The cached prefix of the prompt is not computed again; afterwards the cache holds prompt and
+      answer. One answer at a time may use it. Cached tokens of a prompt do not change the answer, bit for bit. Cached
+      tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the prefill sum in
+      another order.
+    - `lookup`: prompt lookup, speculation with n-grams of the text so far. Up to twice as fast where the answer quotes
+      the text (summaries, code edits), and no slower elsewhere. Drafts do not change the answer. Kernels for several
+      tokens sum in another order than those for one, so with 4-bit weights an answer may differ from the one with
+      `lookup=False` where tokens are about equally probable.
 
-    An unknown keyword is a TypeError. InputError is raised for a prompt or an option that cannot be used, and
-    OutOfMemoryError where the KV cache would not fit, before anything is computed.
+    Raises TypeError for an unknown keyword, InputError for an invalid prompt or option, TextTooLongError for a prompt
+    over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed.
     """
 
     def __init__(
@@ -94,50 +98,56 @@ class Decoder(Closable):
     ) -> None:
         """Open a bundle.
 
-        `threads` work on each token, by default one for each usable core. `context` is the most tokens of a prompt and
-        its answer, by default as many as the model has; the KV cache grows with what is used. Raises NotFoundError,
-        BundleError for a bundle that is damaged or of another kind, InputError, and OutOfMemoryError.
+        `threads` is the number of threads of each matmul, by default one for each usable CPU core. `context` limits
+        prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
+        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
+        OutOfMemoryError.
         """
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
         manifest = self.bundle.manifest
         if manifest.decoder is None:
-            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how its graph continues a text")
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no section `decoder`")
         self.facts = manifest.decoder
+        """Architecture, special tokens and chat template, from the manifest."""
         self._identity = identity_of(self.bundle)
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1, not {threads}")
-        if threads is not None and threads > MOST_THREADS:
+        if threads is not None and threads > _MOST_THREADS:
             raise InputError(
-                f"`threads` must be at most {MOST_THREADS}, not {threads}", hint="leave it out for all cores"
+                f"`threads` must be at most {_MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
             )
         if context is not None and not 2 <= context <= self.facts.context_length:
             raise InputError(
-                f"`context` must be from 2 to {self.facts.context_length}, which the model has, not {context}"
+                f"`context` must be from 2 to {self.facts.context_length}, the model's context length, not {context}"
             )
         bos_id = self.facts.bos_id
         if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
             raise BundleError(
-                f"the manifest of `{self.bundle.path}` begins texts with token {bos_id}, and the vocabulary has "
-                f"{self.facts.vocabulary} tokens"
+                f"the manifest of `{self.bundle.path}` has the beginning-of-sequence token {bos_id}, and the "
+                f"vocabulary has {self.facts.vocabulary} tokens"
             )
         if manifest.inputs != decoder_inputs(self.facts.layers):
             raise BundleError(
-                f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: those of a decoder with "
+                f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: the inputs of a decoder with "
                 f"{self.facts.layers} layers"
             )
         self.context = self.facts.context_length if context is None else context
-        self.cores = find_cores()
-        self.threads = threads or self.cores.usable
+        """Limit of prompt and answer together, in tokens."""
+        self._cores = find_cores()
+        self.threads = threads or self._cores.usable
+        """Number of threads of each matmul."""
         check_requirements(self.bundle)
-        # In this order: a tokenizer takes the most memory while it is read, a session when it is open.
+        # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
         self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest, threads=self.threads))
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
-        self.sampling = stated(self.facts.generation)
+        self.sampling = _default_sampling(self.facts.generation)
+        """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
+        """Largest number of tokens in one run of the prefill."""
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -146,14 +156,14 @@ class Decoder(Closable):
 
     @property
     def plan(self) -> DecoderPlan:
-        """What runs here, and with how much of the machine."""
+        """How this model runs on this machine."""
         fits = self.new_cache().largest_that_fits()
-        return DecoderPlan(self.threads, self.cores, self.context, fits, self.session.provider, onnxruntime_version())
+        return DecoderPlan(self.threads, self._cores, self.context, fits, self.session.provider, onnxruntime_version())
 
     def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
-        """Continue a text or token ids as they are, and return the whole answer.
+        """Continue a raw text or token ids, and return the complete answer.
 
-        The chat template is not used: `chat` does that. The answer has `text`, `finish_reason`, `usage` and `tokens`.
+        Does not use the chat template; `chat` does. The answer has `text`, `finish_reason`, `usage` and `tokens`.
 
             >>> answer = decoder.generate("The quick brown fox", max_tokens=8, temperature=0.7, seed=1)
             >>> answer.finish_reason, answer.usage.completion_tokens
@@ -162,7 +172,7 @@ class Decoder(Closable):
         return self.stream(prompt, cache=cache, **options).answer()
 
     def stream(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Stream:
-        """Continue a text or token ids as they are, token by token; nothing is computed before the first is asked for.
+        """Continue a raw text or token ids, token by token; computed lazily.
 
         >>> text = ""
         >>> for token in decoder.stream("The quick brown fox", max_tokens=8):
@@ -174,11 +184,11 @@ class Decoder(Closable):
         return Stream(steps, Detokenizer(self.vocabulary, steps.prompt), stops)
 
     def chat(self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
-        """Answer a conversation, given as in OpenAI's API, and return the whole answer.
+        """Answer a conversation, given in the format of OpenAI's API, and return the complete answer.
 
         `messages` are `Message` objects or mappings with `role` and `content`, a string or a list of parts of type
-        `text`. They are rendered with the model's chat template. For a conversation of several turns, `Chat` keeps what
-        was computed. Raises InputError for a model without a chat template, and for messages that it refuses.
+        `text`; the model's chat template renders them. For several turns, `Chat` keeps the KV cache. Raises InputError
+        for a model without a chat template, and for messages that the template refuses.
 
             >>> answer = decoder.chat([{"role": "user", "content": "Why is the sky blue?"}], max_tokens=8)
             >>> answer.usage.completion_tokens <= 8
@@ -199,10 +209,10 @@ class Decoder(Closable):
         return self.stream(self.encode_exactly(self.apply_chat_template(messages)), cache=cache, **options)
 
     def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
-        r"""Render messages as a prompt, with the model's chat template; `encode_exactly` gives its ids.
+        r"""Render messages as a prompt with the model's chat template; `encode_exactly` converts it to token ids.
 
-        With `add_generation_prompt` it ends where the assistant's next message begins. Raises InputError for a model
-        without a chat template, and for messages that it refuses.
+        With `add_generation_prompt` it ends where the assistant's message begins. Raises InputError for a model without
+        a chat template, and for messages that the template refuses.
 
             >>> decoder.apply_chat_template([{"role": "user", "content": "Hello"}])
             '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
@@ -213,7 +223,7 @@ class Decoder(Closable):
         return template.render(checked, for_answer=add_generation_prompt)
 
     def check_chat_template(self) -> None:
-        """Raise InputError for a model without a chat template, and BundleError for one that cannot be read."""
+        """Raise InputError for a model without a chat template, and BundleError for an invalid one."""
         _ = self._chat_template
 
     @cached_property
@@ -221,12 +231,12 @@ class Decoder(Closable):
         if self.facts.chat is None:
             raise InputError(
                 f"`{self.bundle.path}` has no chat template, so it cannot answer messages",
-                hint="have it continue a text with `generate`, or use a model that was trained for conversations",
+                hint="continue a text with `generate`, or use a model that was trained for chat",
             )
         return ChatTemplate(self.facts.chat)
 
     def steps(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Steps:
-        """Continue a prompt, id by id, without text; `stop` is not possible.
+        """Continue a prompt, token id by token id, without text; `stop` is not supported.
 
         >>> [type(step.id) for step in decoder.steps("The quick brown fox", max_tokens=2)]
         [<class 'int'>, <class 'int'>]
@@ -258,7 +268,7 @@ class Decoder(Closable):
         )
 
     def new_cache(self) -> KVCache:
-        """An empty KV cache, for prompts that begin alike: what they have in common is computed once."""
+        """An empty KV cache, for prompts with a common prefix: it is computed once."""
         return KVCache(self.facts, identity=self._identity, limit=self.context)
 
     def prefill(self, prompt: Prompt) -> KVCache:
@@ -273,51 +283,51 @@ class Decoder(Closable):
         # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
         forward = ModelRunner(self.session, cache)
-        Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).read_prompt()
+        Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).prefill()
         return cache
 
     def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
-        """Write a KV cache to a file, for `load_cache`; raises OutputError."""
+        """Save a KV cache as a prompt cache, for `load_cache`; raises OutputError."""
         saved_cache.save_cache(path, self._checked_cache(cache), bundle=self.bundle)
 
     def load_cache(self, path: str | os.PathLike[str]) -> KVCache:
-        """Read a KV cache that was saved with the same bundle.
+        """Load a prompt cache that was saved with the same bundle.
 
-        Raises NotFoundError, InputError for a file of another bundle or one that was changed, and OutOfMemoryError
-        where it would not fit.
+        Raises NotFoundError, InputError for a damaged file or one of another bundle, and OutOfMemoryError where it does
+        not fit.
         """
         cache = self.new_cache()
         saved_cache.load_cache(path, cache, bundle=self.bundle)
         return cache
 
     def count_tokens(self, prompt: Prompt) -> int:
-        """How many tokens a prompt has, a beginning-of-sequence token included where the model has one."""
+        """Count the tokens of a prompt, including a beginning-of-sequence token where the model has one."""
         return len(self._ids_of(prompt))
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, after the beginning-of-sequence token where the model has one."""
+        """Convert a raw text to token ids, with a beginning-of-sequence token where the model has one."""
         return begun(self.encode_exactly(checked_text(text, "the prompt")), self.facts)
 
     def encode_exactly(self, text: str) -> list[int]:
-        """The token ids of a text that has its special tokens already, as chat templates write them.
+        """Convert a text to token ids without adding special tokens: chat templates write them.
 
-        Raises TextTooLongError for a text of more than several times the context, of which no more is read, and
-        InputError for one that the tokenizer cannot read.
+        Raises TextTooLongError for a text of more than several times the context, before all of it is tokenized, and
+        InputError for one that cannot be tokenized.
         """
-        ids = self._safe_tokenizer.encode(text, enough=SEVERAL * self.context)
-        if len(ids) > SEVERAL * self.context:
+        ids = self._safe_tokenizer.encode(text, enough=_SEVERAL * self.context)
+        if len(ids) > _SEVERAL * self.context:
             raise self._too_long(len(ids), "at least ")
         return ids
 
     def _ids_of(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt; raises InputError for one that is empty, holds no ids or fills the context."""
+        """The token ids of a prompt; raises InputError for one that is empty or not valid, or fills the context."""
         if not isinstance(prompt, Sized) or getattr(prompt, "ndim", 1) != 1:
             raise InputError("the prompt must be a text or a list of token ids")
         if len(prompt) == 0:
-            raise InputError("the prompt is empty", hint="give it at least a word to continue")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(checked_id, prompt, count()))
+            raise InputError("the prompt is empty", hint="pass at least one word")
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(_checked_id, prompt, count()))
         if not ids:
-            raise InputError("the prompt has no tokens", hint="give it at least a word to continue")
+            raise InputError("the prompt has no tokens", hint="pass at least one word")
         for place, id_ in enumerate(ids):
             if not 0 <= id_ < self.facts.vocabulary:
                 raise InputError(
@@ -336,7 +346,7 @@ class Decoder(Closable):
         )
 
     def _checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
-        """How many tokens an answer may have after a prompt of so many."""
+        """The number of tokens that an answer may have after `prompt` tokens."""
         context = min(self.context, cache.limit)
         room = max(0, context - prompt)
         if max_tokens is None:
@@ -351,7 +361,7 @@ class Decoder(Closable):
                 f"`max_tokens` is {max_tokens}, and a prompt of {prompt} tokens leaves {room} in the "
                 f"context of {context}"
             )
-        # The last token is never read, but as a draft.
+        # The last token of an answer runs only as part of a draft.
         cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens
 
@@ -360,37 +370,37 @@ class Decoder(Closable):
             raise InputError(
                 f"`cache` must be a KVCache, not {type(cache).__name__}", hint="make one with `decoder.new_cache()`"
             )
-        # Models that were trained on from the same one have the same facts.
+        # Fine-tuned models have the facts of their base model.
         if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 
 
 def encode_text(tokenizer: SafeTokenizer, facts: DecoderFacts, text: str) -> list[int]:
-    """The ids of a raw text, after the token that begins one where the model wants that."""
+    """Convert a raw text to token ids, with a beginning-of-sequence token where the model has one."""
     return begun(encode_exactly(tokenizer, text), facts)
 
 
 def begun(ids: list[int], facts: DecoderFacts) -> list[int]:
-    """Ids after the token that begins a text where the model wants that, unless they begin with it."""
-    begins = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
-    return ids if ids[:1] == begins else [*begins, *ids]
+    """Add the beginning-of-sequence token where the model has one, unless `ids` begin with it."""
+    bos = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
+    return ids if ids[:1] == bos else [*bos, *ids]
 
 
 def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
-    """The ids of a text that writes its special tokens itself."""
+    """Convert a text to token ids without adding special tokens."""
     return tokenizer.encode(text)
 
 
-def checked_id(id_: object, place: int) -> int:
-    """An id as Python's integer, whichever integer it is; raises InputError for what is none."""
+def _checked_id(id_: object, place: int) -> int:
+    """Convert any integer, such as numpy's, to an int; raises InputError for anything else."""
     if not isinstance(id_, SupportsIndex):
         raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
     return id_.__index__()
 
 
-def stated(defaults: GenerationDefaults) -> Sampling:
-    """What the publisher says, and greedy where nothing is said; raises BundleError for what nothing could follow."""
+def _default_sampling(defaults: GenerationDefaults) -> Sampling:
+    """The publisher's recommendation, or greedy decoding; raises BundleError for invalid values."""
     try:
         return Sampling(
             temperature=0.0 if defaults.temperature is None else defaults.temperature,
@@ -400,4 +410,4 @@ def stated(defaults: GenerationDefaults) -> Sampling:
             repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
         )
     except InputError as error:
-        raise BundleError(f"the manifest's `decoder.generation` cannot be used: {error.message}") from error
+        raise BundleError(f"`decoder.generation` in the manifest is not valid: {error.message}") from error

@@ -1,4 +1,4 @@
-"""An answer token by token: the prompt through the graph, then one token after another."""
+"""The generation loop: prefill of the prompt, then decoding, token by token or with prompt lookup."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .sampler import Penalties, Sampler, Sampling, make_sampler
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended."""
+    """Why an answer ended: `stop`, `length` or `cancelled`."""
 
     STOP = "stop"
-    """The model ended it, or a stop string did."""
+    """An end-of-sequence token or a stop string."""
     LENGTH = "length"
-    """It has `max_tokens` tokens, or as many as fit."""
+    """`max_tokens`, or no more fits in the context or the memory."""
     CANCELLED = "cancelled"
-    """The caller cancelled it; OpenAI's API has no word for this."""
+    """Cancelled by the caller; not part of OpenAI's API."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token that could have been chosen, and the logarithm of its probability."""
+    """A candidate token and its log-probability (natural logarithm)."""
 
     id: int
     logprob: float
@@ -39,13 +39,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Step:
-    """A token that was chosen."""
+    """A generated token, without text."""
 
     id: int
     logprob: float
-    """The logarithm of the probability that the model gave it, whatever penalties and temperature made of it."""
+    """Log-probability under the model, before penalties and temperature."""
     top_logprobs: tuple[TokenLogprob, ...]
-    """The most probable tokens, most probable first, as many as were asked for."""
+    """The `top_logprobs` most probable tokens, most probable first."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    """The end-of-sequence token, which has no text, included."""
+    """Including the end-of-sequence token, which has no text."""
     cached_tokens: int
-    """Tokens of the prompt that were in the KV cache already; a part of `prompt_tokens`."""
+    """Tokens of the prompt that were in the KV cache; included in `prompt_tokens`."""
 
     @property
     def total_tokens(self) -> int:
@@ -65,16 +65,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast an answer came, or has come so far."""
+    """Speed of an answer, or of the answer so far; times in seconds."""
 
     prompt_tokens: int
     reused_tokens: int
-    """Tokens of the prompt that the cache held already."""
+    """Tokens of the prompt that were in the KV cache."""
     new_tokens: int
     prompt_seconds: float
-    """Until the rest of the prompt was read."""
+    """Time of the prefill."""
     first_token_seconds: float
-    """Until the first token was chosen."""
+    """Time to first token (TTFT)."""
     new_seconds: float
     """From the first token to the last."""
 
@@ -85,18 +85,18 @@ class Rates:
 
     @property
     def prompt_per_second(self) -> float:
-        """Tokens of the prompt that were read in a second; 0 before all are."""
-        read = self.prompt_tokens - self.reused_tokens
-        return read / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Prefill speed in tokens per second, without cached tokens; 0 before the prefill ends."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def new_per_second(self) -> float:
-        """Tokens a second after the first one; 0 before the second."""
+        """Decoding speed in tokens per second, after the first token; 0 before the second."""
         return (self.new_tokens - 1) / self.new_seconds if self.new_seconds else 0.0
 
 
 class Steps(Iterator[Step]):
-    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread."""
+    """The tokens of one answer, computed lazily; `cancel` ends it from any thread."""
 
     def __init__(
         self,
@@ -111,22 +111,22 @@ class Steps(Iterator[Step]):
         top_logprobs: int = 0,
         lookup: bool = False,
     ) -> None:
-        """Continue `prompt`, of which the cache of `forward` may hold a beginning already.
+        """Continue `prompt`; a prefix of it may be in the KV cache of `runner`.
 
-        `sampler` chooses the tokens, by default one that does as `sampling` says. It may change the logits it gets.
-        At most `run_tokens` of it go through the graph in one run, which bounds the memory of what is computed.
+        `sampler` replaces the default sampler, which follows `sampling`; it gets a copy of the logits. The prefill runs
+        at most `run_tokens` tokens at a time, which bounds the memory of activations.
         """
         vocabulary = forward.cache.facts.vocabulary
         self.forward = forward
         self.prompt = prompt
-        self.max_tokens = max_tokens
-        self.eos_ids = frozenset(eos_ids)
-        self.run_tokens = run_tokens
-        self.top = top_logprobs
+        self._max_tokens = max_tokens
+        self._eos_ids = frozenset(eos_ids)
+        self._run_tokens = run_tokens
+        self._top = top_logprobs
         self.finish_reason: FinishReason | None = None
         self.ids: list[int] = []
-        """The tokens of the answer so far, the one that ended it included."""
-        self.own_sampler = sampler is not None
+        """Tokens of the answer so far, including an end-of-sequence token."""
+        self._own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -134,115 +134,116 @@ class Steps(Iterator[Step]):
             min_p=sampling.min_p,
             seed=sampling.seed,
         )
-        self.penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
+        self._penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
         self.lookup = PromptLookup(prompt) if lookup else None
-        self.cancelled = False
-        self.scratch = np.empty(vocabulary, np.float32)
+        self._cancelled = False
+        self._scratch = np.empty(vocabulary, np.float32)
         self.logits: NDArray[np.float32] | None = None
-        """After the token before the draft and after each drafted one (1 + drafted, vocabulary); None before any."""
+        """Logits of the last run (1 + drafted tokens, vocabulary); None before the prefill."""
         self.draft: list[int] = []
-        self.right = 0
-        """How many tokens of the draft were chosen so far."""
-        self.reused = 0
-        self.started = self.read = self.first = self.last = 0.0
+        self.accepted = 0
+        """Number of drafted tokens that were accepted so far."""
+        self._reused = 0
+        self._started = self._read = self._first = self._last = 0.0
 
     def __next__(self) -> Step:
-        if self.finish_reason is None and not self.cancelled:
+        if self.finish_reason is None and not self._cancelled:
             try:
-                return self.choose(self.next_logits())
+                return self._choose(self._next_logits())
             except BundleError:
-                # A run that was stopped fails like any other.
-                if not self.cancelled:
+                # A cancelled run raises too.
+                if not self._cancelled:
                     raise
         if self.finish_reason is None:
             self.finish_reason = FinishReason.CANCELLED
         raise StopIteration
 
     def cancel(self) -> None:
-        """End the answer: what the graph computes now is given up, and no token comes any more."""
-        self.cancelled = True
+        """End the answer: aborts the current run, and no more tokens follow."""
+        self._cancelled = True
         self.forward.stop()
 
     @property
     def rates(self) -> Rates:
-        """How fast the answer has come so far."""
+        """The speed so far."""
         return Rates(
             prompt_tokens=len(self.prompt),
-            reused_tokens=self.reused,
+            reused_tokens=self._reused,
             new_tokens=len(self.ids),
-            prompt_seconds=max(0.0, self.read - self.started),
-            first_token_seconds=max(0.0, self.first - self.started),
-            new_seconds=self.last - self.first,
+            prompt_seconds=max(0.0, self._read - self._started),
+            first_token_seconds=max(0.0, self._first - self._started),
+            new_seconds=self._last - self._first,
         )
 
-    def next_logits(self) -> NDArray[np.float32]:
+    def _next_logits(self) -> NDArray[np.float32]:
         """The logits of the next token (vocabulary,)."""
         if self.logits is None:
-            self.logits = self.read_prompt()
-        elif self.right < len(self.draft) and self.ids[-1] == self.draft[self.right]:
-            self.right += 1
+            self.logits = self.prefill()
+        elif self.accepted < len(self.draft) and self.ids[-1] == self.draft[self.accepted]:
+            self.accepted += 1
         else:
-            self.logits = self.read_answer()
-        row: NDArray[np.float32] = self.logits[self.right]
+            self.logits = self._decode()
+        row: NDArray[np.float32] = self.logits[self.accepted]
         return row
 
-    def read_prompt(self) -> NDArray[np.float32]:
-        """Read what the cache does not hold: the logits after the prompt (1, vocabulary)."""
-        self.started = perf_counter()
+    def prefill(self) -> NDArray[np.float32]:
+        """Compute what is not cached: the logits after the prompt (1, vocabulary)."""
+        self._started = perf_counter()
         cache = self.forward.cache
-        # Where all tokens are there, the last is read again for its logits.
+        # Where all tokens are cached, the last one runs again for its logits.
         cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
-        self.reused = start = cache.length
+        self._reused = start = cache.length
         while start < len(self.prompt):
-            end = min(start + self.run_tokens, len(self.prompt))
+            end = min(start + self._run_tokens, len(self.prompt))
             logits = self.forward.prefill(self.prompt[start:end])
             start = end
-        self.read = perf_counter()
+        self._read = perf_counter()
         return logits
 
-    def read_answer(self) -> NDArray[np.float32]:
-        """Forget what was wrong in the draft, and read the last token, with another draft behind it where that pays."""
+    def _decode(self) -> NDArray[np.float32]:
+        """Drop the rejected tokens of the draft, and run the last token, with another draft where that pays."""
         cache = self.forward.cache
-        cache.rewind(cache.length - len(self.draft) + self.right)
-        # Where the run fails, the cache holds no draft, and another call goes on from here.
-        self.draft, self.right = [], 0
-        # The token after a draft is chosen too, so the last of the answer need not be drafted. Where it is the only one
-        # left, it is drafted all the same: without, a run would have one row where a longer answer's has several.
-        draft = [] if self.lookup is None else self.lookup.draft(self.max_tokens - len(self.ids) - 1)
+        cache.rewind(cache.length - len(self.draft) + self.accepted)
+        # Where the run fails, the cache has no draft, and the next call continues from here.
+        self.draft, self.accepted = [], 0
+        # The token after a draft is sampled too, so the last token of the answer need not be drafted. Where it is the
+        # only one left, it is: otherwise the run would have one row here, and several in a longer answer.
+        draft = [] if self.lookup is None else self.lookup.draft(self._max_tokens - len(self.ids) - 1)
         logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
         self.draft = draft
         return logits
 
-    def choose(self, logits: NDArray[np.float32]) -> Step:
-        """Choose the next token from its logits (vocabulary,); raises BundleError where they are no numbers."""
+    def _choose(self, logits: NDArray[np.float32]) -> Step:
+        """Sample the next token from its logits (vocabulary,); raises BundleError where they are NaN."""
         highest = float(logits.max())
-        np.subtract(logits, np.float32(highest), out=self.scratch)
-        np.exp(self.scratch, out=self.scratch)
-        normalizer = highest + math.log(self.scratch.sum()) if math.isfinite(highest) else math.nan
+        np.subtract(logits, np.float32(highest), out=self._scratch)
+        np.exp(self._scratch, out=self._scratch)
+        normalizer = highest + math.log(self._scratch.sum()) if math.isfinite(highest) else math.nan
         if math.isnan(normalizer):
             raise BundleError(
-                f"`{self.forward.session.path}` gave logits that are no numbers at token {len(self.ids)} of the answer",
+                f"`{self.forward.session.path}` gives logits that are not finite numbers at token {len(self.ids)} of "
+                "the answer",
                 hint="run `ortkit verify` on the bundle, and export it again if it fails",
             )
-        token = self.sample(logits if self.penalties is None else self.penalties.apply(logits))
-        top = self.most_probable(logits, normalizer) if self.top else ()
+        token = self._sample(logits if self._penalties is None else self._penalties.apply(logits))
+        top = self._most_probable(logits, normalizer) if self._top else ()
         self.ids.append(token)
-        if self.penalties is not None:
-            self.penalties.add(token)
+        if self._penalties is not None:
+            self._penalties.add(token)
         if self.lookup is not None:
             self.lookup.add(token)
-        self.last = perf_counter()
+        self._last = perf_counter()
         if len(self.ids) == 1:
-            self.first = self.last
-        if token in self.eos_ids:
+            self._first = self._last
+        if token in self._eos_ids:
             self.finish_reason = FinishReason.STOP
-        elif len(self.ids) == self.max_tokens:
+        elif len(self.ids) == self._max_tokens:
             self.finish_reason = FinishReason.LENGTH
         return Step(token, float(logits[token]) - normalizer, top)
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """The token that the sampler chooses; raises InputError for one of the caller's that returns no token id."""
-        if not self.own_sampler:
+    def _sample(self, logits: NDArray[np.float32]) -> int:
+        """The sampled token; raises InputError where the caller's sampler returns no token id."""
+        if not self._own_sampler:
             return self.sampler(logits)
         chosen: object = self.sampler(logits.copy())
         if not isinstance(chosen, SupportsIndex):
@@ -252,7 +253,7 @@ class Steps(Iterator[Step]):
             raise InputError(f"`sampler` returned token {token}, and the vocabulary has {len(logits)} tokens")
         return token
 
-    def most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
-        ids = np.argpartition(logits, -self.top)[-self.top :]
+    def _most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
+        ids = np.argpartition(logits, -self._top)[-self._top :]
         ids = ids[np.argsort(-logits[ids], kind="stable")]
         return tuple(TokenLogprob(int(id_), float(logits[id_]) - normalizer) for id_ in ids)

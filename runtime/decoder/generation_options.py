@@ -1,4 +1,4 @@
-"""The keywords that say how an answer is generated, the same for `generate`, `stream`, `chat` and `Chat.send`."""
+"""Keyword options of generation, shared by `generate`, `stream`, `chat`, `stream_chat`, `steps` and `Chat`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .sampler import Sampler, Sampling
 
 
 class GenerationOptions(TypedDict, total=False):
-    """How an answer is generated; an option that is None counts as not given.
+    """Keyword options of `generate`, `stream`, `chat`, `stream_chat`, `steps` and `Chat`; None is the default.
 
-    Fields of `Sampling` that are given replace those of `sampling`, which is by default `decoder.sampling`: what the
-    model's publisher recommends, and greedy decoding where that is nothing.
+    Fields of `Sampling` override those of `sampling`, whose default is `decoder.sampling`: the publisher's
+    recommendation, or greedy decoding.
     """
 
     max_tokens: int | None
-    """The most tokens of the answer; by default as many as the context, and the memory, have room for."""
+    """Largest number of tokens of the answer; default: as many as fit in the context and the memory."""
     stop: str | Sequence[str] | None
-    """A text or texts before which the answer ends; they are no part of it."""
+    """Stop string or strings: the answer ends before them."""
     top_logprobs: int | None
-    """How many of the most probable tokens are reported with their log-probability at each place; 0 by default."""
+    """Number of most probable tokens to report with their log-probabilities at each position; default: 0."""
     lookup: bool | None
-    """Prompt lookup: speculate with n-grams of the text so far where that pays; True by default."""
+    """Prompt lookup (n-gram speculation) where it pays; default: True."""
     sampling: Sampling | None
-    """The fields of `Sampling` in one object."""
+    """Sampling parameters as one object."""
     sampler: Sampler | None
-    """A function of your own: float32 logits (vocabulary,), a copy, after penalties and bias -> a token id."""
+    """A custom sampler: a function from logits, float32 (vocabulary,), after penalties and bias, to a token id."""
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -42,15 +42,15 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-NAMES = tuple(GenerationOptions.__annotations__)
-SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
-CHOICE = ("temperature", "top_k", "top_p", "min_p", "seed")
-"""What the built-in sampler does, and one that is passed as `sampler` does instead."""
+_NAMES = tuple(GenerationOptions.__annotations__)
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+_CHOICE = ("temperature", "top_k", "top_p", "min_p", "seed")
+"""Options of the built-in sampler, which `sampler` replaces."""
 
 
 @dataclass(frozen=True)
 class CheckedOptions:
-    """GenerationOptions with their defaults filled in."""
+    """Checked GenerationOptions with defaults."""
 
     sampling: Sampling
     sampler: Sampler | None = None
@@ -61,45 +61,44 @@ class CheckedOptions:
 
 
 def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOptions:
-    """Fill in what is not given.
+    """Check options and fill in defaults.
 
-    Raises TypeError for a keyword that does not exist, naming the closest one, and InputError for a value that cannot
-    be used.
+    Raises TypeError for an unknown keyword, with the closest match, and InputError for a value that is not valid.
     """
     for name in options:
-        if name not in NAMES:
-            raise TypeError(f"unexpected keyword argument `{name}`{suggestion(name)}")
+        if name not in _NAMES:
+            raise TypeError(f"unexpected keyword argument `{name}`{_suggestion(name)}")
     given = {name: value for name, value in options.items() if value is not None}
     sampling = given.get("sampling", default)
     if not isinstance(sampling, Sampling):
         raise InputError(f"`sampling` must be a Sampling, not {type(sampling).__name__}")
     sampler = given.get("sampler")
     if sampler is not None:
-        check_sampler(sampler, given)
+        _check_sampler(sampler, given)
     return CheckedOptions(
-        sampling=dataclasses.replace(sampling, **{name: given[name] for name in SAMPLING if name in given}),
+        sampling=dataclasses.replace(sampling, **{name: given[name] for name in _SAMPLING if name in given}),
         sampler=sampler,
         max_tokens=given.get("max_tokens"),
-        stop=checked_stop(given.get("stop", ())),
+        stop=_checked_stop(given.get("stop", ())),
         top_logprobs=given.get("top_logprobs", 0),
         lookup=given.get("lookup", True),
     )
 
 
-def check_sampler(sampler: object, given: Mapping[str, Any]) -> None:
-    """Raise InputError for what cannot be called, and for options that it would leave without effect."""
+def _check_sampler(sampler: object, given: Mapping[str, Any]) -> None:
+    """Raise InputError for anything but a callable, and for options that have no effect with it."""
     if not callable(sampler):
         raise InputError(
             f"`sampler` must be a function from logits to a token id, not {type(sampler).__name__}",
             hint="to sample with a temperature, pass `temperature=0.7`",
         )
-    for name in CHOICE:
+    for name in _CHOICE:
         if name in given:
-            raise InputError(f"`{name}` has no effect with a `sampler`, which chooses the tokens", hint="leave one out")
+            raise InputError(f"`{name}` has no effect with a custom `sampler`", hint="leave one of them out")
 
 
-def checked_stop(stop: object) -> tuple[str, ...]:
-    """The stop strings; one string is one of them."""
+def _checked_stop(stop: object) -> tuple[str, ...]:
+    """The stop strings as a tuple; a single string is one of them."""
     if isinstance(stop, str):
         return (stop,)
     if not isinstance(stop, Iterable) or isinstance(stop, (bytes, Mapping)):
@@ -107,9 +106,9 @@ def checked_stop(stop: object) -> tuple[str, ...]:
     return tuple(checked_text(one, f"stop string {index}") for index, one in enumerate(stop))
 
 
-def suggestion(name: str) -> str:
-    """The existing keyword that a misspelled one is closest to, as the end of a message."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only where there is something to suggest
+def _suggestion(name: str) -> str:
+    """The end of a message: the closest match of a misspelled keyword, or the supported ones."""
+    from difflib import get_close_matches  # noqa: PLC0415 - needed for errors only
 
-    near = get_close_matches(name, NAMES, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in NAMES)}"
+    near = get_close_matches(name, _NAMES, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in _NAMES)}"

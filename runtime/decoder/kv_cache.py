@@ -19,7 +19,7 @@ from ..session.memory import SPARE, available_memory, mebibytes
 FIRST_CAPACITY = 256
 """Capacity of the first buffers, in tokens."""
 LARGE = 4 << 20
-"""Bytes from which on a buffer is put on huge pages."""
+"""Bytes of a buffer from which on it is placed on huge pages."""
 DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
 """Of the buffers."""
 
@@ -37,13 +37,17 @@ class Bound:
     last_positions: NDArray[np.int32]
     """(1,): the position of the last new token in the sequence."""
     total_length: NDArray[np.int32]
-    """(): tokens before and new ones."""
+    """(): number of cached and new tokens."""
     logits: NDArray[np.float32]
     """(1, positions, vocabulary)"""
 
 
 class KVCache:
-    """The KV cache of one sequence of tokens; one answer at a time may use it.
+    """The KV cache of one sequence of tokens, from `decoder.new_cache()`; one answer at a time may use it.
+
+        >>> cache = decoder.prefill("The quick brown fox")
+        >>> decoder.generate("The quick brown fox jumps", cache=cache, max_tokens=2).usage.cached_tokens > 0
+        True
 
     `ids` are the cached tokens. Contents of the buffers past `len(ids)` are undefined, so rewinding is O(1).
     """
@@ -113,12 +117,12 @@ class KVCache:
         `prompt` is the number of tokens of the prompt, for the hint.
         """
         if tokens > self.limit:
-            raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were asked for")
+            raise InputError(f"the cache has a limit of {self.limit} tokens, and {tokens} were requested")
         if tokens > self.capacity and (largest := self.largest_that_fits()) < tokens:
             needed = tokens * token_size(self.facts)
             raise OutOfMemoryError(
                 f"the KV cache of {tokens} tokens takes {mebibytes(needed)}, and there is memory for {largest} tokens",
-                hint=hint_for(largest, prompt),
+                hint=_hint_for(largest, prompt),
             )
 
     def reserve(self, tokens: int) -> None:
@@ -153,7 +157,7 @@ class KVCache:
         self.capacity = capacity
 
 
-def hint_for(largest: int, prompt: int) -> str:
+def _hint_for(largest: int, prompt: int) -> str:
     """The hint where there is memory for so many tokens: a shorter answer or, if that is not enough, prompt."""
     if largest < 2:
         return "free memory or raise the limit on it, or run on a machine that has more"

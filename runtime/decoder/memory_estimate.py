@@ -9,7 +9,7 @@ from ..bundle.bundle import GRAPH
 from ..bundle.manifest import DecoderFacts, Manifest, Precision, Provider, WeightBlocks
 from .kv_cache import token_size
 
-LENGTHS = (1024, 4096, 8192)
+_LENGTHS = (1024, 4096, 8192)
 """Tokens, prompt and answer together, to estimate the memory for."""
 PROCESS = 140 << 20
 """Bytes of the interpreter, libraries, tokenizer, session and the activations of one run.
@@ -48,9 +48,9 @@ class Footprint:
 
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     """Estimate the memory of a decoder for a few lengths up to its context: weights, KV cache and PROCESS."""
-    weights = weights_size(manifest)
+    weights = _weights_size(manifest)
     lengths = []
-    for tokens in dict.fromkeys(min(length, facts.context_length) for length in LENGTHS):
+    for tokens in dict.fromkeys(min(length, facts.context_length) for length in _LENGTHS):
         cache = tokens * token_size(facts)
         lengths.append(AtLength(tokens, cache, weights + cache + PROCESS))
     return Footprint(weights, tuple(lengths))
@@ -63,7 +63,7 @@ def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:
     return int(min(_LARGEST_RUN, max(_SMALLEST_RUN, 2 ** math.floor(math.log2(most)))))
 
 
-def weights_size(manifest: Manifest) -> int:
+def _weights_size(manifest: Manifest) -> int:
     """Bytes of the weights as onnxruntime packs them."""
     # On a CPU, float16 weights are converted to float32 when the graph is opened.
     widened = manifest.precision is Precision.FP16 and manifest.provider is Provider.CPU
@@ -72,7 +72,7 @@ def weights_size(manifest: Manifest) -> int:
 
 def _size_of_layers(manifest: Manifest, facts: DecoderFacts) -> float:
     """The square root of the number of weights of a layer, with its share of the embedding table."""
-    return math.sqrt(weights_size(manifest) / _packed_size(manifest.blocks) / facts.layers)
+    return math.sqrt(_weights_size(manifest) / _packed_size(manifest.blocks) / facts.layers)
 
 
 def graph_size(manifest: Manifest) -> int:

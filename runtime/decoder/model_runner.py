@@ -23,10 +23,10 @@ from ..session.onnxruntime_import import load_onnxruntime
 from ..session.session import FLOATS, Session, failure
 from .kv_cache import Bound, KVCache
 
-INT64, INT32 = "tensor(int64)", "tensor(int32)"
+_INT64, _INT32 = "tensor(int64)", "tensor(int32)"
 GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
 """onnxruntime's names for the types of the KV cache."""
-KEPT_TOKENS = 16
+_KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers reuse a few, prompts have one each."""
 
 
@@ -39,7 +39,7 @@ def check_interface(session: Session, facts: DecoderFacts) -> None:
             f"the graph `{session.path}` has a KV cache of type `{found}`, and the manifest says "
             f"{facts.cache_type.value}"
         )
-    types = {INPUT_IDS: INT64, LAST_POSITIONS: INT32, TOTAL_LENGTH: INT32, LOGIT_POSITIONS: INT64, LOGITS: FLOATS}
+    types = {INPUT_IDS: _INT64, LAST_POSITIONS: _INT32, TOTAL_LENGTH: _INT32, LOGIT_POSITIONS: _INT64, LOGITS: FLOATS}
     inputs, outputs = session.session.get_inputs(), session.session.get_outputs()
     names = decoder_outputs(facts.layers)
     given = [value.name for value in outputs]
@@ -52,14 +52,14 @@ def check_interface(session: Session, facts: DecoderFacts) -> None:
         if value.type != wanted:
             raise BundleError(f"`{value.name}` of the graph `{session.path}` must be `{wanted}`, not `{value.type}`")
         shape = sizes.get(value.name, None if value.name in types else cache)
-        if shape is not None and not agrees(value.shape, shape):
+        if shape is not None and not _agrees(value.shape, shape):
             raise BundleError(
                 f"`{value.name}` of the graph `{session.path}` has the shape {value.shape}, which is not that of the "
                 "manifest's decoder"
             )
 
 
-def agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
+def _agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
     """Whether a graph's shape, in which names and None are any size, matches."""
     return len(found) == len(wanted) and all(
         own == size for own, size in zip(found, wanted, strict=True) if isinstance(own, int) and size is not None
@@ -86,7 +86,7 @@ class ModelRunner:
         bound = cache.bindings.get((len(ids), positions))
         # Another decoder of the same bundle may use the cache with a session of its own.
         if bound is None or bound.session is not self.session.session:
-            bound = self.bind(len(ids), positions)
+            bound = self._bind(len(ids), positions)
         bound.input_ids[0] = ids
         bound.last_positions[0] = length - 1
         bound.total_length[()] = length
@@ -116,7 +116,7 @@ class ModelRunner:
         """Make the current run, and all later ones, fail at their next operator."""
         self.options.terminate = True
 
-    def bind(self, tokens: int, positions: int) -> Bound:
+    def _bind(self, tokens: int, positions: int) -> Bound:
         """Bind the graph to the cache's buffers, past and present to the same one, and to new buffers for the rest."""
         value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
         facts = self.cache.facts
@@ -135,6 +135,6 @@ class ModelRunner:
             bound.binding.bind_ortvalue_input(name, value)
         for name, value in zip(decoder_outputs(facts.layers), [value_of(bound.logits), *caches], strict=True):
             bound.binding.bind_ortvalue_output(name, value)
-        if tokens <= KEPT_TOKENS:
+        if tokens <= _KEPT_TOKENS:
             self.cache.bindings[tokens, positions] = bound
         return bound

@@ -1,7 +1,7 @@
 """Prompt caches: a KV cache on disk, so that a long prompt is prefilled once.
 
 The file is in the safetensors format, as mlx-lm's `save_prompt_cache` writes it: `layers.{n}.key` and `.value`, float32
-or float16 (kv_heads, tokens, head_size). `__metadata__` has the format's version, `cache` (a `Header` as JSON: the
+or float16 (kv_heads, tokens, head_size). `__metadata__` has the format's version, `cache` (a `_Header` as JSON: the
 bundle's identity, token ids, conversation) and the CRC-32 of `cache` and the tensors.
 """
 
@@ -34,8 +34,6 @@ _ALIGNMENT = 8
 _LARGEST_HEADER = 1 << 26
 """Bytes; the header of a million tokens with their text has a quarter of them."""
 _DTYPES = {CacheType.FLOAT32: "F32", CacheType.FLOAT16: "F16"}
-_EARLIER = b" keys and values "
-"""In the first line of files from before the safetensors format."""
 _SAVE_AGAIN = "prefill the prompt again and save a new file"
 
 
@@ -51,7 +49,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Header:
+class _Header:
     """What a prompt cache holds, and for which bundle."""
 
     bundle: str
@@ -74,7 +72,7 @@ def save_cache(
 ) -> None:
     """Write a prompt cache; an existing file is replaced once the new one is complete. Raises OutputError."""
     target = regular_target_of(path)
-    record = Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation)
+    record = _Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation)
     content = json.dumps(write_record(record), ensure_ascii=False)
     checksum = zlib.crc32(content.encode("utf-8"))
     for part in _parts(cache):
@@ -91,7 +89,7 @@ def save_cache(
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
 
-def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFolder) -> Header:
+def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFolder) -> _Header:
     """Read a prompt cache into an empty KV cache.
 
     Raises NotFoundError, InputError for a file that is truncated, corrupted or saved with another bundle, and
@@ -133,13 +131,10 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFo
 
 def _read_header(file: BinaryIO, source: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Read the header of a prompt cache: its metadata and tensors."""
-    start = file.read(len(_EARLIER) * 2)
-    if _EARLIER in start:
-        raise InputError(f"`{source}` is a prompt cache in a format that is no longer supported", hint=_SAVE_AGAIN)
-    (count,) = _SIZE.unpack(start[: _SIZE.size]) if len(start) >= _SIZE.size else (1 << 63,)
+    start = file.read(_SIZE.size)
+    (count,) = _SIZE.unpack(start) if len(start) == _SIZE.size else (1 << 63,)
     if count > _LARGEST_HEADER:
         raise _other_file(source)
-    file.seek(_SIZE.size)
     content = file.read(count)
     if len(content) < count:
         raise _damaged(source)
@@ -160,9 +155,9 @@ def _read_header(file: BinaryIO, source: Path) -> tuple[dict[str, str], dict[str
     return metadata, tensors
 
 
-def _record_of(content: str, source: Path) -> Header:
+def _record_of(content: str, source: Path) -> _Header:
     try:
-        return read_record(Header, json.loads(content))
+        return read_record(_Header, json.loads(content))
     except (ValueError, RecordError, OverflowError, MemoryError, RecursionError) as error:
         raise _damaged(source) from error
 

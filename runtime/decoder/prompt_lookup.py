@@ -4,9 +4,9 @@ Answers that quote their prompt, such as summaries and edited code, are decoded 
 prompt lookup decoding). A draft never changes the answer: the graph computes logits after each drafted token, the next
 token is sampled from them as usual, and the draft is dropped from the first wrong token on.
 
-A run with a draft takes longer than one without, so drafts must be right often enough. Their hit rate is known before
-any is made: for each token of prompt and answer, the token that would have been drafted is compared with it, which
-takes a microsecond or two. Where no draft pays, a run has one row and costs the same as without lookup.
+A run with a draft takes longer than one without, so drafts must be accepted often enough. Their hit rate is known
+before any is made: each token of prompt and answer is compared with the token that would have been drafted, which takes
+a microsecond or two. Where no draft pays, a run has one row and costs the same as without lookup.
 
 onnxruntime's kernels sum a single row in another order than several, and the last row of an odd number like a single
 row. Activations quantized to 8 bits amplify the difference, so that tokens of about equal probability swap. So each run
@@ -28,16 +28,16 @@ RUN_COSTS = {2: 1.22, 4: 1.95, 8: 3.34}
 
 Measured with AVX2 alone, int4, two threads; with VNNI it is less: 1.07, 1.55 and 2.4.
 """
-LEAST = min(RUN_COSTS)
-LENGTHS = (3, 2)
+_SHORTEST_RUN = min(RUN_COSTS)
+_NGRAMS = (3, 2)
 """Lengths of the n-grams to look up, the longest first: a longer match makes a better draft."""
-LONGEST = 4
+_LONGEST = 4
 """Matches of this length and longer share a hit rate."""
-FIRST_GUESS = 0.5
+_INITIAL_HIT_RATE = 0.5
 """Initial hit rate."""
-MEMORY = 0.9
+_DECAY = 0.9
 """Weight of the previous hit rate in the moving average."""
-LEAST_RIGHT = 0.4
+_LEAST_HIT_RATE = 0.4
 """Hit rate from which on drafts pay: nothing is lost even where two rows take 1.4 times as long as one."""
 
 
@@ -49,7 +49,7 @@ class PromptLookup:
         self.ids: list[int] = []
         self.followers: dict[tuple[int, ...], int] = {}
         """N-gram -> position after its latest occurrence."""
-        self.rightness = dict.fromkeys(range(min(LENGTHS), LONGEST + 1), FIRST_GUESS)
+        self.hit_rates = dict.fromkeys(range(min(_NGRAMS), _LONGEST + 1), _INITIAL_HIT_RATE)
         """Hit rate by length of the match, as a moving average."""
         self.place: int | None = None
         """Position of the next token to draft; None without a match."""
@@ -63,25 +63,25 @@ class PromptLookup:
     def add(self, token: int) -> None:
         """Append the next token of the text, and update the hit rate."""
         ids, place = self.ids, self.place
-        right = place is not None and ids[place] == token
+        hit = place is not None and ids[place] == token
         if place is not None:
-            self.rightness[self.length] += (1 - MEMORY) * (right - self.rightness[self.length])
-        for length in LENGTHS:
+            self.hit_rates[self.length] += (1 - _DECAY) * (hit - self.hit_rates[self.length])
+        for length in _NGRAMS:
             if len(ids) >= length:
                 self.followers[tuple(ids[-length:])] = len(ids)
         ids.append(token)
-        if place is not None and right:
-            self.place, self.length = place + 1, min(self.length + 1, LONGEST)
+        if place is not None and hit:
+            self.place, self.length = place + 1, min(self.length + 1, _LONGEST)
             # The next token may be drafted already, so this cannot change.
             if self.pays:
                 return
         else:
-            self.place = self.look_up()
-        self.pays = self.place is not None and self.rightness[self.length] >= LEAST_RIGHT
+            self.place = self._look_up()
+        self.pays = self.place is not None and self.hit_rates[self.length] >= _LEAST_HIT_RATE
 
-    def look_up(self) -> int | None:
+    def _look_up(self) -> int | None:
         """The position after the latest occurrence of the longest matching n-gram."""
-        for length in LENGTHS:
+        for length in _NGRAMS:
             place = self.followers.get(tuple(self.ids[-length:]))
             if place is not None:
                 self.length = length
@@ -92,10 +92,12 @@ class PromptLookup:
         """Draft at least one and at most `most` tokens; empty where it does not pay."""
         if self.place is None or not self.pays:
             return []
-        best = min(best_run(round(self.rightness[self.length], 2)), most + 1)
-        return self.copied(self.place, max((tokens for tokens in RUN_COSTS if tokens <= best), default=LEAST) - 1)
+        best = min(best_run(round(self.hit_rates[self.length], 2)), most + 1)
+        return self._copied(
+            self.place, max((tokens for tokens in RUN_COSTS if tokens <= best), default=_SHORTEST_RUN) - 1
+        )
 
-    def copied(self, place: int, count: int) -> list[int]:
+    def _copied(self, place: int, count: int) -> list[int]:
         """The tokens from a position on, repeated where the text ends."""
         found = self.ids[place : place + count]
         period = len(self.ids) - place
@@ -105,11 +107,11 @@ class PromptLookup:
 
 
 @cache
-def best_run(rightness: float) -> int:
+def best_run(hit_rate: float) -> int:
     """The best number of tokens in a run, the drafted ones and the one before them, for a hit rate."""
 
     def gain(tokens: int) -> float:
         # A run yields the tokens up to the first wrong one, and the right one in its place.
-        return sum(rightness**place for place in range(tokens)) / RUN_COSTS[tokens]
+        return sum(hit_rate**place for place in range(tokens)) / RUN_COSTS[tokens]
 
     return max(RUN_COSTS, key=gain)

@@ -1,4 +1,4 @@
-"""From the logits of one position to the next token: penalties, then temperature, top-k, top-p, min-p, then a draw."""
+"""Sampling: penalties and bias on logits, temperature, top-k, top-p, min-p, and the draw of a token."""
 
 from __future__ import annotations
 
@@ -14,64 +14,65 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 Sampler = Callable[[NDArray[np.float32]], int]
-"""Logits (vocabulary,) -> the id of the token that was drawn."""
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""A function from logits, float32 (vocabulary,), to the id of the next token."""
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """The fields of Sampling that are real numbers."""
 BLOCK = 512
-"""Weights that are added up at once."""
-SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
-LARGEST = float(np.finfo(np.float32).max)
+"""Weights that are summed at a time."""
+_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; without options, always the most probable one.
+    """Sampling parameters; the default is greedy decoding. Raises InputError for a value that is not valid.
 
-    Raises InputError for a value that no choice could follow.
+    >>> Sampling(temperature=0.7, top_p=0.9, seed=1).top_p
+    0.9
     """
 
     temperature: float = 0.0
-    """What logits are divided by; 0 takes the most probable token."""
+    """Divides logits; 0: greedy decoding."""
     top_k: int = 0
-    """Only this many most probable tokens are left; 0 for all."""
+    """Keep only the k most probable tokens; 0: all."""
     top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability are left."""
+    """Nucleus sampling: keep the most probable tokens whose probabilities add up to at least this."""
     min_p: float = 0.0
-    """Only tokens at least this many times as probable as the most probable one are left."""
+    """Keep tokens with at least this probability relative to the most probable token."""
     repetition_penalty: float = 1.0
-    """Positive logits of tokens in the prompt or the answer are divided by this, negative ones multiplied (CTRL)."""
+    """Divides positive and multiplies negative logits of tokens in the prompt or the answer (CTRL); 1: off."""
     presence_penalty: float = 0.0
-    """Taken from the logit of each token that is in the answer."""
+    """Subtracted from the logit of each token that occurred in the answer."""
     frequency_penalty: float = 0.0
-    """Taken from the logit of each token as often as it is in the answer."""
+    """Subtracted from the logit of a token for each of its occurrences in the answer."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Token id -> what is added to its logit; minus infinity forbids it."""
+    """Token id -> value to add to its logit; minus infinity excludes the token."""
     seed: int | None = None
-    """The same seed gives the same tokens; None draws a new one."""
+    """The same seed gives the same tokens; None: a random seed."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be used."""
+        """Raise InputError for the first value that is not valid."""
         self._check_types()
         positive = math.inf
-        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
-        check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
-        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
-        check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
-        check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
-        check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
-        check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
-        check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
+        _check("temperature", self.temperature, "0 or more", 0 <= self.temperature < positive)
+        _check("top_k", self.top_k, "0 for all tokens, or more", self.top_k >= 0)
+        _check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+        _check("min_p", self.min_p, "from 0 to 1", 0 <= self.min_p <= 1)
+        _check("repetition_penalty", self.repetition_penalty, "above 0", 0 < self.repetition_penalty < positive)
+        _check("presence_penalty", self.presence_penalty, "a finite number", abs(self.presence_penalty) < positive)
+        _check("frequency_penalty", self.frequency_penalty, "a finite number", abs(self.frequency_penalty) < positive)
+        _check("seed", self.seed, "0 or more", self.seed is None or self.seed >= 0)
         for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            check(name, value, "a number that float32 holds", is_held(value))
+            _check(name, value, "a number in the range of float32", _fits_float32(value))
         for token, bias in self.logit_bias.items():
             if not bias < positive:
                 raise InputError(f"`logit_bias` for token {token} must be a number or minus infinity, not {bias}")
-            if bias > -positive and not is_held(bias):
-                raise InputError(f"`logit_bias` for token {token} must be a number that float32 holds, not {bias}")
+            if bias > -positive and not _fits_float32(bias):
+                raise InputError(f"`logit_bias` for token {token} must be a number in the range of float32, not {bias}")
 
     def _check_types(self) -> None:
-        for name in NUMBERS:
+        for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise InputError(f"`{name}` must be a number, not {type(value).__name__}")
@@ -88,7 +89,7 @@ class Sampling:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether there is anything for `Penalties` to do."""
+        """Whether `Penalties` has any effect."""
         return (
             self.repetition_penalty != 1
             or self.presence_penalty != 0
@@ -97,23 +98,23 @@ class Sampling:
         )
 
 
-def check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
+def _check(name: str, value: object, allowed: str, is_allowed: bool) -> None:  # noqa: FBT001
     if not is_allowed:
         raise InputError(f"`{name}` must be {allowed}, not {value}")
 
 
-def is_held(value: float) -> bool:
-    """Whether float32, in which logits are, holds about this number: not as 0 or infinity."""
-    return value == 0 or SMALLEST <= abs(value) <= LARGEST
+def _fits_float32(value: float) -> bool:
+    """Whether float32, the type of logits, represents this number as neither 0 nor infinity."""
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
 
 
 def make_sampler(
     *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None
 ) -> Sampler:
-    """A function that draws a token from logits, one random number a call; raises InputError as `Sampling` does."""
+    """A sampler that draws one random number per call; raises InputError as `Sampling` does."""
     Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     if temperature == 0:
-        return most_probable
+        return _most_probable
     random = np.random.default_rng(seed).random
 
     def draw(logits: NDArray[np.float32]) -> int:
@@ -124,17 +125,17 @@ def make_sampler(
     return draw
 
 
-def most_probable(logits: NDArray[np.float32]) -> int:
+def _most_probable(logits: NDArray[np.float32]) -> int:
     return int(logits.argmax())
 
 
 def candidates(
     logits: NDArray[np.float32], *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-    """The ids of the tokens that are left, ascending or None for all, and how probable they are beside the best one.
+    """The remaining token ids, ascending or None for all, and their probabilities relative to the most probable one.
 
-    The options are applied in the order of transformers' warpers, each to what the one before left. Of equal logits at
-    the end of the top k all are left.
+    Filters apply in the order of transformers' logits warpers, each to the tokens that the previous one kept. Ties with
+    the k-th token are all kept.
     """
     scores = (logits - logits.max()) / np.float32(temperature)
     ids = None
@@ -143,7 +144,7 @@ def candidates(
         scores = scores[ids]
     weights = np.exp(scores)
     if top_p < 1:
-        kept = nucleus(weights, top_p)
+        kept = _nucleus(weights, top_p)
         ids, weights = kept if ids is None else ids[kept], weights[kept]
     if min_p > 0:
         kept = np.flatnonzero(weights >= min_p)
@@ -151,10 +152,10 @@ def candidates(
     return ids, weights
 
 
-def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Where the most probable tokens stand that together reach `top_p`, at least one (Holtzman et al. 2020)."""
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Positions of the nucleus: the most probable tokens that together reach `top_p` (Holtzman et al. 2020)."""
     total = float(weights.sum())
-    # All tokens below this bound together do not reach what may be left out, so only the others need sorting.
+    # All tokens below this bound together have less than 1 - top_p, so only the others need sorting.
     likely = np.flatnonzero(weights >= np.float32((1 - top_p) * total / len(weights)))
     ascending = likely[weights[likely].argsort(kind="stable")]
     shares = weights[ascending].astype(np.float64) / total
@@ -163,22 +164,22 @@ def nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
 
 
 def drawn(weights: NDArray[np.float32], share: float) -> int:
-    """The place up to which the weights first exceed this share of their sum."""
-    # Sums of blocks first: adding up a whole vocabulary, one number after the other, takes longer than all else.
+    """The first position at which the cumulative sum of the weights exceeds this share of their total."""
+    # Sums of blocks first: a cumulative sum over the whole vocabulary would dominate the time.
     whole = len(weights) // BLOCK * BLOCK
     sums = np.append(weights[:whole].reshape(-1, BLOCK).sum(axis=1), weights[whole:].sum()).cumsum(dtype=np.float64)
     sought = share * sums[-1]
     block = min(int(sums.searchsorted(sought, side="right")), len(sums) - 1)
     inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
     place = int(inside.searchsorted(sought - (sums[block - 1] if block else 0), side="right"))
-    # Rounding may lead past the end of a block, or to a token that is as good as impossible.
+    # Rounding may lead past the end of a block, or to a token of weight 0.
     while place >= len(inside) or weights[block * BLOCK + place] == 0:
         place -= 1
     return block * BLOCK + place
 
 
-class Counts:
-    """Which tokens occurred and how often, as arrays that grow without being built anew."""
+class _Counts:
+    """Counts of tokens, in preallocated arrays."""
 
     def __init__(self, vocabulary: int) -> None:
         self.places: dict[int, int] = {}
@@ -203,14 +204,14 @@ class Counts:
 
 
 class Penalties:
-    """What happened to logits before temperature: bias, repetition, presence and frequency, in this order.
+    """Logits processors: bias, repetition, presence and frequency penalty, in this order.
 
-    The order and the formulas are those of mlx-lm's `make_logits_processors`; repetition looks at prompt and answer as
-    transformers does, presence and frequency at the answer as OpenAI's API defines them.
+    Order and formulas are those of mlx-lm's `make_logits_processors`. Repetition covers prompt and answer, as in
+    transformers; presence and frequency cover the answer, as in OpenAI's API.
     """
 
     def __init__(self, sampling: Sampling, *, vocabulary: int, prompt: Iterable[int] = ()) -> None:
-        """Raises InputError when `logit_bias` names a token that the vocabulary does not have, or forbids all of it."""
+        """Raises InputError where `logit_bias` has a token outside the vocabulary, or excludes all tokens."""
         for token in sampling.logit_bias:
             if not 0 <= token < vocabulary:
                 raise InputError(f"`logit_bias` names token {token}, and the vocabulary has {vocabulary} tokens")
@@ -218,20 +219,20 @@ class Penalties:
         self.biased = np.array(list(sampling.logit_bias), np.int64)
         self.bias = np.array(list(sampling.logit_bias.values()), np.float32)
         if len(self.bias) == vocabulary and np.isneginf(self.bias).all():
-            raise InputError("`logit_bias` forbids every token of the vocabulary")
-        self.answer = Counts(vocabulary)
-        self.all = Counts(vocabulary)
+            raise InputError("`logit_bias` excludes every token of the vocabulary")
+        self.answer = _Counts(vocabulary)
+        self.all = _Counts(vocabulary)
         if sampling.repetition_penalty != 1:
             for token in prompt:
                 self.all.add(token)
 
     def add(self, token: int) -> None:
-        """Take note of a token of the answer."""
+        """Count a token of the answer."""
         self.answer.add(token)
         self.all.add(token)
 
     def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The changed logits (vocabulary,), a copy."""
+        """A copy of the logits (vocabulary,) with penalties applied."""
         changed: NDArray[np.float32] = logits.copy()
         changed[self.biased] += self.bias
         penalty = np.float32(self.sampling.repetition_penalty)

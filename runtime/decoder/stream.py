@@ -1,4 +1,4 @@
-"""An answer as text: a stream of tokens, or all of it at once."""
+"""Answers as text: a stream of tokens, or the whole answer."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer, with the text that became certain with it."""
+    """A token of an answer, with the text that became final with it."""
 
     id: int
     text: str
-    """The text that it completed; empty within a character, and while a stop string may have begun."""
+    """Final text; empty inside a multi-token character, and while a stop string may have started."""
     logprob: float
-    """The logarithm of the probability that the model gave it, whatever penalties and temperature made of it."""
+    """Log-probability under the model, before penalties and temperature."""
     top_logprobs: tuple[TokenLogprob, ...] = ()
-    """The most probable tokens in its place, most probable first, as many as were asked for."""
+    """The `top_logprobs` most probable tokens at this position, most probable first."""
     finish_reason: FinishReason | None = None
-    """Why the answer ends with it; None where it goes on."""
+    """Set for the last token; None otherwise."""
     rates: Rates | None = None
-    """How fast the answer has come up to it."""
+    """The speed up to this token."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, as `generate` and `chat` return it."""
+    """A complete answer, as returned by `generate` and `chat`."""
 
     text: str
-    """Without the prompt, and without special tokens and stop strings."""
+    """Without the prompt, special tokens and stop strings."""
     tokens: tuple[Token, ...] = field(repr=False)
-    """With log-probabilities; their texts joined are `text`."""
+    """With log-probabilities; their texts joined give `text`."""
     finish_reason: FinishReason
-    """`stop`, `length` or, where it was cancelled, `cancelled`."""
+    """`stop`, `length` or `cancelled`."""
     rates: Rates = field(repr=False)
-    """How fast it came."""
+    """Speed: prefill, time to first token, decoding."""
 
     @property
     def usage(self) -> Usage:
@@ -49,10 +49,9 @@ class Answer:
 
 
 class Stream(Iterator[Token]):
-    """The tokens of one answer, each computed when it is asked for; `cancel` ends it at any moment from any thread.
+    """An iterator over the tokens of one answer, computed lazily; `cancel` ends it from any thread.
 
-    `text` is at any moment what the tokens so far have as their `text`. As a context manager, a stream ends with its
-    block.
+    `text` is the text of the tokens so far. As a context manager, it ends the answer at the end of the block.
     """
 
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
@@ -62,14 +61,14 @@ class Stream(Iterator[Token]):
         self._pieces: list[str] = []
         self._stopped_by_string = False
         self.finish_reason: FinishReason | None = None
-        """Why the answer ended; None while it has not."""
+        """Why the answer ended; None before its end."""
 
     def __next__(self) -> Token:
         if self.finish_reason is not None:
             raise StopIteration
         step = next(self.steps, None)
         if step is None:
-            # Cancelled: text that was held back for a stop string goes with the token that would have completed it.
+            # Cancelled: text held back for a stop string is dropped.
             self.finish_reason = self.steps.finish_reason
             raise StopIteration
         text, self._stopped_by_string = self._stops.push(self._detokenizer.push(step.id))
@@ -81,11 +80,11 @@ class Stream(Iterator[Token]):
         return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
 
     def cancel(self) -> None:
-        """End the answer: what the graph computes now is given up, and no token comes any more."""
+        """End the answer: aborts the current run, and no more tokens follow."""
         self.steps.cancel()
 
     def close(self) -> None:
-        """End the answer here, as the caller will not ask for more."""
+        """End the answer; a second call does nothing."""
         self.cancel()
         for _ in self:
             pass
@@ -104,7 +103,7 @@ class Stream(Iterator[Token]):
 
     @property
     def text(self) -> str:
-        """The text of the answer so far."""
+        """The text so far."""
         return "".join(self._pieces)
 
     @property
@@ -114,10 +113,10 @@ class Stream(Iterator[Token]):
 
     @property
     def rates(self) -> Rates:
-        """How fast the answer has come so far."""
+        """The speed so far."""
         return self.steps.rates
 
     def answer(self) -> Answer:
-        """Compute the tokens that are still to come, and return them with the whole text."""
+        """Compute the remaining tokens, and return the complete answer with those that are left of the stream."""
         tokens = tuple(self)
         return Answer(self.text, tokens, self.finish_reason or FinishReason.CANCELLED, self.rates)

@@ -31,16 +31,19 @@ class TruncationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Plan:
-    """How an encoder runs on this machine."""
+    """How an embedder or a reranker runs on this machine: `embedder.plan`."""
 
     workers: int
-    """Batches that run at once, each on one CPU core."""
+    """Number of batches that run at once, each on one CPU core."""
     cores: Cores
+    """CPU cores of the machine, and how many of them are usable."""
     batch_tokens: int
+    """Default number of tokens in one run of the graph."""
     provider: Provider
     onnxruntime: str
     """Its version."""
     disabled_optimizers: tuple[str, ...]
+    """Graph optimizers of onnxruntime that are disabled."""
     int8: Int8Arithmetic | None
     """How int8 matmuls run; None for a graph that has none."""
 
@@ -63,13 +66,14 @@ class Encoder:
                 f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
             )
         check_requirements(self.bundle)
-        self.cores = find_cores()
-        self.workers = workers or self.cores.usable
+        self._cores = find_cores()
+        self.workers = workers or self._cores.usable
+        """Number of batches that run at once."""
         self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest))
 
     @property
     def max_length(self) -> int:
-        """In tokens, including special tokens."""
+        """The model's limit in tokens, including special tokens."""
         return self.bundle.manifest.tokenizer.max_length
 
     @property
@@ -77,7 +81,7 @@ class Encoder:
         """How this model runs on this machine."""
         return Plan(
             workers=self.workers,
-            cores=self.cores,
+            cores=self._cores,
             batch_tokens=BATCH_TOKENS,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),

@@ -1,7 +1,7 @@
-"""Which texts run together, and how many runs at once.
+"""Batching by length, worker threads, and chunks of a stream.
 
-A batch holds texts of one length only, so nothing is padded: no computing is spent on padding, the graph needs no mask,
-and the bits of a text's result cannot depend on its neighbours' lengths.
+A batch holds texts of the same number of tokens, so nothing is padded: no time is spent on padding, the graph needs no
+attention mask, and a result cannot depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
     """Group items by length, each group of at most `batch_tokens` tokens but at least one item.
 
-    The longest come first, so that no worker is left with a long batch at the end.
+    The longest come first, so that the workers finish at about the same time.
     """
     by_length: dict[int, list[Item]] = {}
     for item in items:
@@ -29,12 +29,12 @@ def batches(items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item]
 
 
 def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], workers: int) -> None:
-    """Call `run` for every group, `workers` at a time; the first error stops what has not begun and is raised."""
+    """Call `run` for each group on `workers` threads; the first error cancels groups that have not started."""
     if workers == 1 or len(groups) < 2:
         for group in groups:
             run(group)
         return
-    # Takes as long to import as all of this package, and a single text needs none of it.
+    # Slow to import, and a single text does not need it.
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     with ThreadPoolExecutor(workers, thread_name_prefix="ortkit") as pool:
@@ -47,9 +47,9 @@ def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], wor
 
 
 def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
-    """Lists of at most `count` items, ended early when their sizes add up to `most`.
+    """Split into lists of at most `count` items, shorter where the sum of their sizes reaches `most`.
 
-    When `items` raises, what it gave before comes first, and then the error.
+    Where `items` raises, the items before are yielded first.
     """
     chunk: list[Item] = []
     total = 0
@@ -69,7 +69,7 @@ def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int],
 
 
 def numbered(chunks: Iterable[list[Item]]) -> Iterator[tuple[int, list[Item]]]:
-    """Chunks, each with how many items came before it."""
+    """Each chunk with the number of items before it."""
     before = 0
     for chunk in chunks:
         yield before, chunk

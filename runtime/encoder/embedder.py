@@ -22,50 +22,54 @@ from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarn
 from .batching import batches, in_chunks, numbered, run_all
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
-from .embeddings import Embeddings, Piece, Request, Results
+from .embeddings import Embeddings, EmbeddingsBuilder, EmbedOptions, Row
 from .pooling import pool
 
-QUERY_PROMPTS = ("query",)
-PASSAGE_PROMPTS = ("document", "passage", "corpus")
-"""Names of prompts in the order in which sentence-transformers' `encode_query` and `encode_document` look for them."""
+_QUERY_PROMPTS = ("query",)
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
+"""Prompt names, in the order in which sentence-transformers' `encode_query` and `encode_document` look them up."""
 
 
 class Embedder(Encoder, Closable):
-    """An embedding model: turns texts into vectors. Opened once, used from one thread or many.
+    """An embedding model: converts texts to embeddings. Thread-safe.
 
-    The same text gives the same bits, alone or in any batch, in any order, with any number of workers. Embedders of the
-    same bundle share its weights.
+    A text has the same embedding, bit for bit, alone or in any batch, in any order, with any number of workers.
+    Embedders of the same bundle share its weights.
 
-    These keywords are the same wherever texts are embedded:
+        >>> with Embedder(embedder_bundle) as embedder:
+        ...     embedder.embed(["The pump does not start", "Knots for wet rope"]).shape
+        (2, 384)
 
-    - `prompt` names one of the model's prompts; without it the model's default prompt is used, if it has one.
-    - `dim` keeps that many components of each vector, normalized again where the model normalizes.
-    - `dtype` is how vectors are stored: float32, float16, int8, or bits packed in int8 (binary) or uint8 (ubinary).
-    - `ranges`, float32 (2, dimension), are what int8 covers: those of `embedding_ranges(vectors)`, or by default, for a
-      model that normalizes, the fixed ones of `unit_ranges`. They never depend on the texts of the call.
-    - `long` is what happens to a text longer than the model reads: `truncate` cuts it, `error` raises TextTooLongError
-      before anything is computed, `mean` reads it in chunks and pools their vectors, weighted by tokens, before the
-      result is normalized.
-    - `batch_tokens` bounds the tokens in one run of the graph.
+    Texts are any iterable of strings. These keywords are the same for all methods:
 
-    Texts are any iterable of strings. `embed` returns the vectors and warns of texts that were cut; `embed_with_report`
-    returns them with token counts instead; `stream` does so chunk by chunk, for more texts than fit in memory.
+    - `prompt`: name of one of the model's prompts; default: the model's default prompt, if it has one.
+    - `dim`: truncate embeddings to this many components; they are normalized again where the model normalizes.
+    - `dtype`: `float32`, `float16`, `int8`, or packed bits in int8 (`binary`) or uint8 (`ubinary`).
+    - `ranges`: float32 (2, dimension), the range of int8 for each component, from `embedding_ranges(vectors)`. Default,
+      for models that normalize: fixed ranges for unit vectors. They never depend on the texts of the call.
+    - `long`: texts over the model's limit. `truncate`; `error`: raise TextTooLongError before anything is computed;
+      `mean`: average the embeddings of chunks, weighted by tokens, before normalization.
+    - `batch_tokens`: largest number of tokens in one run of the graph.
 
-    InputError is raised for an option or a text that cannot be used, before anything is computed. A text of which the
-    tokenizer makes no token, special tokens included, has no vector, as in sentence-transformers: TextError names it,
-    and all such texts of the call. Most tokenizers add special tokens, with which an empty text has a vector.
+    `embed` returns the embeddings and warns of truncated texts (TruncationWarning). `embed_with_report` returns token
+    counts as well, and `stream` yields such reports chunk by chunk, for more texts than fit in memory.
+
+    Raises InputError for an invalid option or text before anything is computed. TextError, a subclass, names all texts
+    of the call that have no tokens, not even special tokens, and so no embedding (as in sentence-transformers). Most
+    tokenizers add special tokens, with which an empty text has an embedding.
     """
 
     def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
-        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
+        """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
-        Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.
+        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
         """
         super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers)
         manifest = self.bundle.manifest
         if manifest.embedder is None:
-            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how tokens become a vector")
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no section `embedder`")
         self.facts = manifest.embedder
+        """Pooling, prompts and dimensions, from the manifest."""
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
         self._unpooled = unpooled_tokens(self.facts)
@@ -73,8 +77,8 @@ class Embedder(Encoder, Closable):
         self._width, rest = divmod(pooled, len(self.facts.poolings))
         if rest:
             raise BundleError(
-                f"the manifest of `{self.bundle.path}` has vectors of {pooled} components pooled in "
-                f"{len(self.facts.poolings)} ways, of which each must give as many"
+                f"the manifest of `{self.bundle.path}` has {len(self.facts.poolings)} poolings, which cannot have the "
+                f"same size in embeddings of {pooled} components"
             )
         if self.session.width is not None:
             self._check_width(self.session.width)
@@ -90,9 +94,9 @@ class Embedder(Encoder, Closable):
         long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
     ) -> NDArray[Any]:
-        """Embed texts: (texts, dimension), float32 unless `dtype` says otherwise, in the order given.
+        """Embed texts: (texts, dimension), float32 by default, in input order; (dimension,) for a single string.
 
-        A single string gives one vector (dimension,). Texts that are cut are reported with a TruncationWarning.
+        Warns of truncated texts (TruncationWarning).
 
             >>> embedder.embed(["hello", "world"]).shape
             (2, 384)
@@ -100,10 +104,10 @@ class Embedder(Encoder, Closable):
             (384,)
         """
         single = isinstance(texts, str)
-        request = self._checked_request(
+        options = self._checked_options(
             self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, request))
+        vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, options))
         return np.asarray(vectors[0]) if single else vectors
 
     def embed_query(
@@ -115,9 +119,9 @@ class Embedder(Encoder, Closable):
         ranges: NDArray[np.float32] | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
     ) -> NDArray[Any]:
-        """Embed one search query with the model's prompt for queries, or without one: (dimension,).
+        """Embed one search query with the model's prompt for queries, if it has one: (dimension,).
 
-        Like sentence-transformers' `encode_query`, it does not fall back to the default prompt.
+        As in sentence-transformers' `encode_query`, there is no fallback to the default prompt.
 
             >>> embedder.embed_query("water pump broken").shape
             (384,)
@@ -127,10 +131,10 @@ class Embedder(Encoder, Closable):
                 f"`query` must be one string, not {type(query).__name__}",
                 hint="embed several with `embed(queries, prompt=...)`",
             )
-        request = self._checked_request(
-            self._first_prompt(QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
+        options = self._checked_options(
+            self._first_prompt(_QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
         )
-        return np.asarray(self._warned(self._run([query], request))[0])
+        return np.asarray(self._warned(self._run([query], options))[0])
 
     def embed_passages(
         self,
@@ -142,23 +146,23 @@ class Embedder(Encoder, Closable):
         long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
     ) -> NDArray[Any]:
-        """Embed passages to be searched with the model's prompt for them, or without one: (passages, dimension).
+        """Embed passages to search in with the model's prompt for them, if it has one: (passages, dimension).
 
         The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
-        `encode_document` means the same, but gives every model an empty `document` that hides the other two.
+        `encode_document` intends the same, but adds an empty `document` to every model, which hides the other two.
 
             >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
             (2, 384)
         """
-        request = self._checked_request(
-            self._first_prompt(PASSAGE_PROMPTS),
+        options = self._checked_options(
+            self._first_prompt(_PASSAGE_PROMPTS),
             dim=dim,
             dtype=dtype,
             ranges=ranges,
             long=long,
             batch_tokens=batch_tokens,
         )
-        return self._warned(self._run(passages, request, name="passages"))
+        return self._warned(self._run(passages, options, name="passages"))
 
     def embed_with_report(
         self,
@@ -172,19 +176,18 @@ class Embedder(Encoder, Closable):
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
-        """Embed texts as `embed` does, and report token counts and cuts instead of warning.
+        """Embed texts as `embed` does, and report token counts and truncated texts instead of warning.
 
-        `progress` is called after each batch with the number of texts, or chunks of long ones, in it, from the thread
-        that ran it.
+        `progress` is called after each batch with its number of texts, or chunks of long texts, on a worker thread.
 
             >>> report = embedder.embed_with_report(["hello", "world"])
             >>> report.vectors.shape, report.dropped.tolist()
             ((2, 384), [0, 0])
         """
-        request = self._checked_request(
+        options = self._checked_options(
             self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
-        return self._run(texts, request, progress=progress)
+        return self._run(texts, options, progress=progress)
 
     def stream(
         self,
@@ -206,17 +209,17 @@ class Embedder(Encoder, Closable):
             >>> [report.vectors.shape for report in embedder.stream((f"line {n}" for n in range(5)), chunk=2)]
             [(2, 384), (2, 384), (1, 384)]
         """
-        check_texts(texts, "texts")
+        _check_texts(texts, "texts")
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        request = self._checked_request(
+        options = self._checked_options(
             self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
         chunks = in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS)
-        return (self._run(some, request, before=before) for before, some in numbered(chunks))
+        return (self._run(some, options, before=before) for before, some in numbered(chunks))
 
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
-        """How many tokens each text has before it is cut, special tokens and prompt included: int64 (texts,).
+        """Count the tokens of each text before truncation, including special tokens and prompt: int64 (texts,).
 
         >>> embedder.count_tokens(["The quick brown fox", "dog"]).dtype
         dtype('int64')
@@ -230,34 +233,34 @@ class Embedder(Encoder, Closable):
 
     @property
     def dimension(self) -> int:
-        """Of the vectors, before `dim` shortens them."""
+        """Components of an embedding, before `dim` truncates it."""
         return self.facts.dimension
 
     def _check_width(self, found: int) -> None:
-        """Raise BundleError where the graph gives wider or narrower vectors than the manifest says."""
+        """Raise BundleError where the graph's token embeddings have another size than the manifest says."""
         if found != self._width:
             raise BundleError(
-                f"the graph `{self.session.path}` gives vectors of {found} components, and by the manifest it should "
-                f"give {self._width}"
+                f"the graph `{self.session.path}` gives embeddings of {found} components, and the manifest says "
+                f"{self._width}"
             )
 
     def _prefix(self, prompt: str | None) -> str:
-        """The text that the prompt of this name puts before every text."""
+        """The prefix of every text with the prompt of this name."""
         name = self.facts.default_prompt if prompt is None else prompt
         if name is None:
             return ""
         if name not in self.facts.prompts and prompt is None:
-            raise BundleError(f"the manifest of `{self.bundle.path}` has no prompt `{name}`, its own default")
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no prompt `{name}`, its `default_prompt`")
         if name not in self.facts.prompts:
             known = ", ".join(f"`{known}`" for known in self.facts.prompts) or "none"
-            raise InputError(f"the model has no prompt `{name}`", hint=f"it has: {known}")
+            raise InputError(f"the model has no prompt `{name}`", hint=f"supported: {known}")
         return self.facts.prompts[name]
 
     def _first_prompt(self, names: Sequence[str]) -> str:
-        """The first prompt of these names that is not empty."""
+        """The first of these prompts that is not empty."""
         return next((prompt for name in names if (prompt := self.facts.prompts.get(name))), "")
 
-    def _checked_request(
+    def _checked_options(
         self,
         prefix: str,
         *,
@@ -266,19 +269,19 @@ class Embedder(Encoder, Closable):
         ranges: NDArray[np.float32] | None,
         long: LongTexts | str,
         batch_tokens: int = BATCH_TOKENS,
-    ) -> Request:
-        """Check the options of a call; raises InputError for the first that cannot be used."""
+    ) -> EmbedOptions:
+        """Check the options of a call; raises InputError for the first that is not valid."""
         self._check_open()
         width = self.dimension if dim is None else dim
         if not 1 <= width <= self.dimension:
-            raise InputError(f"`dim` must be from 1 to {self.dimension}, which the model's vectors have, not {dim}")
+            raise InputError(f"`dim` must be from 1 to {self.dimension}, the model's dimension, not {dim}")
         stored = choice(VectorType, dtype, "dtype")
         if stored is VectorType.INT8:
             default = unit_ranges(width) if self.facts.normalize else None
             ranges = checked_ranges(default if ranges is None else ranges, width)
         elif ranges is not None:
-            raise InputError(f"`ranges` are for int8, and `dtype` is {stored.value}")
-        return Request(
+            raise InputError(f'`ranges` need `dtype="int8"`, and `dtype` is {stored.value}')
+        return EmbedOptions(
             prefix=prefix,
             dim=width,
             dtype=stored,
@@ -293,30 +296,34 @@ class Embedder(Encoder, Closable):
     def _run(
         self,
         texts: Iterable[str],
-        request: Request,
+        options: EmbedOptions,
         *,
         before: int = 0,
         progress: Callable[[int], None] | None = None,
         name: str = "texts",
     ) -> Embeddings:
-        """Embed texts; messages count them from the `before` texts of earlier chunks on."""
+        """Embed texts; messages number them after the `before` texts of earlier chunks."""
         texts = listed(texts, name)
-        results = Results(len(texts), request)
+        results = EmbeddingsBuilder(len(texts), options)
 
-        def run_batch(batch: list[Piece]) -> None:
-            ids = stack_ids([piece.ids for piece in batch])
+        def run_batch(batch: list[Row]) -> None:
+            ids = stack_ids([row.ids for row in batch])
             vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], None))
-            # A graph need not say its width before it runs.
+            # A graph need not state its output size.
             self._check_width(vectors.shape[-1])
-            results.take(batch, pool(vectors, self.facts.poolings, skip=request.skip))
+            results.add(batch, pool(vectors, self.facts.poolings, skip=options.skip))
             if progress is not None:
                 progress(len(batch))
 
-        tokenized = self.tokenizer.tokenize(texts, prefix=request.prefix, long=request.long, before=before)
-        refuse_empty(tokenized, before)
-        if request.long is LongTexts.ERROR:
+        tokenized = self.tokenizer.tokenize(texts, prefix=options.prefix, long=options.long, before=before)
+        _refuse_empty(tokenized, before)
+        if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
-        run_all(run_batch, batches(results.pieces(tokenized), request.batch_tokens, length=length), self.workers)
+        run_all(
+            run_batch,
+            batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
+            self.workers,
+        )
         return results.embeddings()
 
     def _refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
@@ -324,26 +331,26 @@ class Embedder(Encoder, Closable):
         if long:
             text = tokenized[long[0]]
             raise TextTooLongError(
-                f"text {before + long[0]} has {text.tokens + text.dropped} tokens, and the model reads "
+                f"text {before + long[0]} has {text.tokens + text.dropped} tokens, and the model's limit is "
                 f"{self.max_length}",
-                hint='split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`',
+                hint='split it, truncate it (`long="truncate"`), or average its chunks (`long="mean"`)',
                 texts=long,
             )
 
     def _warned(self, embeddings: Embeddings) -> NDArray[Any]:
-        """The vectors, after a warning when texts were cut."""
+        """The embeddings; warns where texts were truncated."""
         if embeddings.dropped.any():
             warnings.warn(
                 truncation_message(len(embeddings.truncated), len(embeddings.tokens), self.max_length),
                 TruncationWarning,
-                # The line that called `embed`, which called this.
+                # Points to the caller of `embed`.
                 stacklevel=3,
             )
         return embeddings.vectors
 
 
 def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:
-    """The text of a prompt -> how many tokens of a text with it are left out of pooling; raises BundleError."""
+    """Text of a prompt -> number of leading tokens that pooling excludes; raises BundleError."""
     found = {}
     for name, tokens in facts.unpooled_tokens.items():
         if name not in facts.prompts or tokens < 0:
@@ -354,19 +361,15 @@ def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:
     return found
 
 
-def refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
-    """Raise TextError for texts without tokens, which have no vector."""
+def _refuse_empty(tokenized: Sequence[TokenizedText], before: int) -> None:
+    """Raise TextError for texts without tokens, which have no embedding."""
     empty = tuple(index for index, text in enumerate(tokenized) if not text.tokens)
     if empty:
         raise TextError(f"text {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
-def length(piece: Piece) -> int:
-    return len(piece.ids)
-
-
-def check_texts(texts: object, name: str) -> None:
-    """Raise InputError for what is not several texts; a string is an iterable too, of its characters."""
+def _check_texts(texts: object, name: str) -> None:
+    """Raise InputError for anything but an iterable of texts; a string is an iterable of its characters."""
     if isinstance(texts, str):
         raise InputError(
             f"`{name}` must be several strings, not one", hint=f"for one text, pass a list: `[{name[:-1]}]`"
@@ -376,8 +379,8 @@ def check_texts(texts: object, name: str) -> None:
 
 
 def listed(texts: Iterable[str], name: str) -> Sequence[str]:
-    """The texts in a list; raises as `check_texts` does. What they hold is checked by the tokenizer."""
-    check_texts(texts, name)
+    """The texts as a list; raises as `_check_texts` does. The tokenizer checks the texts themselves."""
+    _check_texts(texts, name)
     return texts if isinstance(texts, (list, tuple)) else list(texts)
 
 

@@ -1,4 +1,4 @@
-"""What is done with finished vectors: smaller types to store them in, and how similar they are."""
+"""Types of embeddings (float16, int8, packed bits), and similarity."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..bundle.records import choice
 from ..errors import InputError
 from .pooling import normalize
 
-UNIT_RANGE = 6.0
-"""int8 without ranges of its own covers this many times 1 / sqrt(dimension), the mean size of a unit vector's parts."""
+_UNIT_RANGE = 6.0
+"""Default range of int8, in units of 1 / sqrt(dimension), the RMS of a unit vector's components."""
 
 
 class VectorType(StrEnum):
-    """How the numbers of a vector are stored."""
+    """The type of embeddings: `float32`, `float16`, `int8`, `binary` or `ubinary`."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     INT8 = "int8"
     BINARY = "binary"
-    """A bit for each component, set where it is positive, eight in an int8 that is shifted by -128."""
+    """The signs of the components as bits, packed in int8 that are shifted by -128."""
     UBINARY = "ubinary"
-    """The same bits in a uint8."""
+    """The signs of the components as bits, packed in uint8."""
 
 
 STORED: dict[VectorType, type[np.generic]] = {
@@ -35,31 +35,31 @@ STORED: dict[VectorType, type[np.generic]] = {
     VectorType.BINARY: np.int8,
     VectorType.UBINARY: np.uint8,
 }
-PACKED = frozenset({VectorType.BINARY, VectorType.UBINARY})
+_PACKED = frozenset({VectorType.BINARY, VectorType.UBINARY})
 
 
 class Metric(StrEnum):
-    """What makes two vectors similar."""
+    """A measure of similarity: `cosine`, `dot` or `hamming`."""
 
     COSINE = "cosine"
     DOT = "dot"
     HAMMING = "hamming"
-    """For packed bits: 1 when all agree, -1 when none does, which is the cosine of vectors of +1 and -1."""
+    """For packed bits: 1 where all are equal, -1 where none is; the cosine of vectors of +1 and -1."""
 
 
 def stored_width(dimension: int, vector_type: VectorType) -> int:
-    """How many numbers a vector of this dimension is stored in."""
-    return (dimension + 7) // 8 if vector_type in PACKED else dimension
+    """Number of columns of embeddings of this dimension."""
+    return (dimension + 7) // 8 if vector_type in _PACKED else dimension
 
 
 def quantize_embeddings(
     vectors: NDArray[np.float32], dtype: VectorType | str, *, ranges: NDArray[np.float32] | None = None
 ) -> NDArray[Any]:
-    """Quantize float32 embeddings (texts, dimension): of the same shape, or (texts, dimension / 8) for packed bits.
+    """Quantize float32 embeddings (texts, dimension): the same shape, or (texts, dimension / 8) for packed bits.
 
-    int8 needs `ranges`, float32 (2, dimension): the lowest and the highest value of each component become -128 and 127.
-    The definitions are those of sentence-transformers' `quantize_embeddings` (5.7). Raises InputError for an unknown
-    type and for ranges that cannot be used.
+    int8 needs `ranges`, float32 (2, dimension): the lowest and the highest value of each component, which become -128
+    and 127. Same definitions as sentence-transformers' `quantize_embeddings` (5.7). Raises InputError for an unknown
+    type and for invalid ranges.
 
         >>> quantize_embeddings(np.array([[0.6, -0.8, 0.1, 0.2]], np.float32), "ubinary")
         array([[176]], dtype=uint8)
@@ -72,7 +72,7 @@ def quantize_embeddings(
     if vector_type is VectorType.INT8:
         ranges = checked_ranges(ranges, vectors.shape[1])
         steps = (ranges[1] - ranges[0]) / np.float32(255)
-        # A component that never varies carries nothing; any step gives it one value instead of a division by zero.
+        # A constant component carries no information; avoid the division by zero.
         steps[steps == 0] = 1
         scaled: NDArray[np.float32] = np.floor((vectors - ranges[0]) / steps)
         return (scaled.clip(0, 255) - np.float32(128)).astype(np.int8)
@@ -81,28 +81,28 @@ def quantize_embeddings(
 
 
 def embedding_ranges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The lowest and the highest value of each component in sample vectors (texts, dimension): float32 (2, dimension).
+    """The range of each component in sample embeddings (texts, dimension), for int8: float32 (2, dimension).
 
-    These are the `ranges` of int8 embeddings. A few hundred typical vectors are enough; later values outside are
-    clipped. Raises InputError where there are no vectors.
+    The first row holds the lowest values, the second the highest. A few hundred typical texts are enough; values
+    outside are clipped. Raises InputError for an empty sample.
 
         >>> embedding_ranges(np.array([[0.6, -0.8], [0.8, 0.6]], np.float32))
         array([[ 0.6, -0.8],
                [ 0.8,  0.6]], dtype=float32)
     """
     if vectors.ndim != 2 or len(vectors) == 0:
-        raise InputError(f"ranges need sample vectors of shape (texts, dimension), not {vectors.shape}")
+        raise InputError(f"`vectors` must be sample embeddings (texts, dimension), not {vectors.shape}")
     return np.stack([vectors.min(axis=0), vectors.max(axis=0)]).astype(np.float32)
 
 
 def unit_ranges(dimension: int) -> NDArray[np.float32]:
-    """The fixed ranges for vectors of length 1, float32 (2, dimension): the same both ways and for every component."""
-    reach = min(1.0, UNIT_RANGE / dimension**0.5)
+    """Default ranges for unit vectors, float32 (2, dimension): symmetric, and the same for every component."""
+    reach = min(1.0, _UNIT_RANGE / dimension**0.5)
     return np.repeat(np.array([[-reach], [reach]], np.float32), dimension, axis=1)
 
 
 def checked_ranges(ranges: NDArray[np.float32] | None, dimension: int) -> NDArray[np.float32]:
-    """Raises InputError for what is not float32 (2, dimension) with finite numbers, the lower ones first."""
+    """Ranges as float32 (2, dimension); raises InputError where they are missing or not valid."""
     if ranges is None:
         raise InputError(
             "int8 needs the ranges of the components",
@@ -112,17 +112,17 @@ def checked_ranges(ranges: NDArray[np.float32] | None, dimension: int) -> NDArra
     if ranges.shape != (2, dimension):
         raise InputError(f"`ranges` must have the shape (2, {dimension}), not {ranges.shape}")
     if not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
-        raise InputError("`ranges` must hold finite numbers, the lowest values in its first row")
+        raise InputError("`ranges` must be finite numbers, the lowest values in the first row")
     return ranges
 
 
 def similarity(
     these: NDArray[Any], those: NDArray[Any], *, metric: Metric | str = Metric.COSINE
 ) -> NDArray[np.float32]:
-    """How similar each of `these` (n, width) is to each of `those` (m, width): float32 (n, m).
+    """Similarity of each of `these` (n, width) to each of `those` (m, width): float32 (n, m).
 
-    One vector (width,) counts as n = 1. Cosine and dot product are sentence-transformers' `cos_sim` and `dot_score`, of
-    floats or int8; Hamming is for packed bits. Raises InputError for widths that differ and for an unknown metric.
+    A single vector (width,) counts as n = 1. `cosine` and `dot` are sentence-transformers' `cos_sim` and `dot_score`,
+    for floats and int8; `hamming` is for packed bits. Raises InputError for different widths and unknown metrics.
 
         >>> similarity(np.array([1.0, 0.0]), np.array([[0.0, 2.0], [3.0, 0.0]]))
         array([[0., 1.]], dtype=float32)
@@ -130,9 +130,9 @@ def similarity(
     metric = choice(Metric, metric, "metric")
     first, second = np.atleast_2d(these), np.atleast_2d(those)
     if first.shape[1] != second.shape[1]:
-        raise InputError(f"vectors of {first.shape[1]} and {second.shape[1]} numbers cannot be compared")
+        raise InputError(f"vectors of different widths, {first.shape[1]} and {second.shape[1]}, cannot be compared")
     if metric is Metric.HAMMING:
-        first, second = signs(first), signs(second)
+        first, second = _signs(first), _signs(second)
         return np.asarray(first @ second.T / np.float32(first.shape[1]))
     first, second = first.astype(np.float32), second.astype(np.float32)
     if metric is Metric.COSINE:
@@ -140,9 +140,9 @@ def similarity(
     return np.asarray(first @ second.T)
 
 
-def signs(packed: NDArray[Any]) -> NDArray[np.float32]:
-    """Packed bits as +1 and -1."""
+def _signs(packed: NDArray[Any]) -> NDArray[np.float32]:
+    """Packed bits as float32 +1 and -1."""
     if packed.dtype not in (np.int8, np.uint8):
-        raise InputError(f"`hamming` compares packed bits, not {packed.dtype}")
+        raise InputError(f"`hamming` needs packed bits (int8 or uint8), not {packed.dtype}")
     bits = packed.view(np.uint8) ^ np.uint8(128 if packed.dtype == np.int8 else 0)
     return np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1

@@ -1,4 +1,4 @@
-"""The results of one call: what was asked for, what comes in from several threads, and what is given back."""
+"""The result of embedding texts, and how it is collected from batches that run on several threads."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .pooling import normalize, pool_chunks, shorten
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings with a report: token counts, what was truncated, and how long texts were read."""
+    """Embeddings with a report: token counts, truncated texts, and chunks of long texts."""
 
     vectors: NDArray[Any]
-    """(texts, dimension) or (texts, dim), of the type that was asked for; bits are packed, eight in a number."""
+    """(texts, dimension) or (texts, dim) of type `dtype`; packed bits have an eighth of the columns."""
     tokens: NDArray[np.int64]
-    """(texts,): how many tokens of each text the model read, special tokens included."""
+    """(texts,): number of tokens that the model read, including special tokens."""
     dropped: NDArray[np.int64]
-    """(texts,): how many tokens were cut off each text."""
+    """(texts,): number of tokens that were truncated."""
     chunks: NDArray[np.int64]
-    """(texts,): in how many chunks each text was read; more than 1 only for long texts with `LongTexts.MEAN`."""
+    """(texts,): number of chunks; more than 1 only for long texts with `LongTexts.MEAN`."""
     over_budget: int
-    """How many texts, or chunks of one, have more tokens than a batch may have, and ran alone."""
+    """Number of texts, or chunks of texts, with more than `batch_tokens` tokens, which ran alone."""
     ranges: NDArray[np.float32] | None
-    """(2, dimension): the ranges by which int8 vectors are stored; None for other types."""
+    """(2, dimension): the ranges of int8 embeddings; None for other types."""
 
     def __repr__(self) -> str:
         texts, vectors = len(self.tokens), f"{self.vectors.dtype} {self.vectors.shape}"
@@ -39,18 +39,18 @@ class Embeddings:
 
     @property
     def truncated(self) -> list[int]:
-        """The indices of the texts that were cut."""
+        """Indices of truncated texts."""
         return [int(index) for index in np.flatnonzero(self.dropped)]
 
     @property
     def split(self) -> list[int]:
-        """The indices of the texts that were read in more than one chunk."""
+        """Indices of texts with more than one chunk."""
         return [int(index) for index in np.flatnonzero(self.chunks > 1)]
 
 
 @dataclass(frozen=True)
-class Request:
-    """The options of a call, checked: how its texts are read and its vectors finished."""
+class EmbedOptions:
+    """Checked options of a call."""
 
     prefix: str
     dim: int
@@ -61,10 +61,10 @@ class Request:
     dense: tuple[Dense, ...]
     normalize: bool
     skip: int = 0
-    """Tokens at the beginning of each text that are left out of pooling."""
+    """Number of leading tokens of each text that pooling excludes."""
 
-    def finish(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
-        """Pooled vectors (texts, width), through the layers after pooling, shortened, normalized, stored as asked."""
+    def postprocess(self, pooled: NDArray[np.float32]) -> NDArray[Any]:
+        """Dense layers, truncation to `dim`, normalization and quantization of pooled embeddings (texts, width)."""
         for layer in self.dense:
             pooled = layer.apply(pooled)
         if self.dim < pooled.shape[1]:
@@ -79,27 +79,27 @@ class Request:
         return quantize_embeddings(pooled, self.dtype, ranges=self.ranges)
 
 
-class Piece(NamedTuple):
-    """What goes through the graph as one row: a text, or a chunk of a long one."""
+class Row(NamedTuple):
+    """A row of a batch: a text, or a chunk of a long one."""
 
     text: int
     chunk: int
     ids: NDArray[np.int64]
 
 
-class Results:
-    """What comes in while a call runs; `take` may be called from several threads, since each writes its own rows."""
+class EmbeddingsBuilder:
+    """Collects the results of batches. `add` may be called from several threads: each writes its own rows."""
 
-    def __init__(self, count: int, request: Request) -> None:
-        self.request = request
-        self.vectors = np.empty((count, stored_width(request.dim, request.dtype)), STORED[request.dtype])
+    def __init__(self, count: int, options: EmbedOptions) -> None:
+        self.options = options
+        self.vectors = np.empty((count, stored_width(options.dim, options.dtype)), STORED[options.dtype])
         self.tokens, self.dropped, self.chunks = np.zeros((3, count), np.int64)
         self.over_budget = 0
         self.long: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
-        """For each text that is read in chunks, the tokens and the pooled vector (dimension,) of each."""
+        """Text with several chunks -> number of tokens and pooled embedding (width,) of each chunk."""
 
-    def pieces(self, tokenized: Iterable[TokenizedText]) -> Iterator[Piece]:
-        """What has to run for these texts, all of the call in order."""
+    def rows(self, tokenized: Iterable[TokenizedText]) -> Iterator[Row]:
+        """The rows to run for all texts of the call, in order."""
         for index, text in enumerate(tokenized):
             self.tokens[index] = text.tokens
             self.dropped[index] = text.dropped
@@ -107,33 +107,33 @@ class Results:
             if len(text.chunks) > 1:
                 self.long[index] = [(len(ids), np.empty(0, np.float32)) for ids in text.chunks]
             for number, ids in enumerate(text.chunks):
-                self.over_budget += len(ids) > self.request.batch_tokens
-                yield Piece(index, number, ids)
+                self.over_budget += len(ids) > self.options.batch_tokens
+                yield Row(index, number, ids)
 
-    def take(self, batch: Sequence[Piece], pooled: NDArray[np.float32]) -> None:
-        """Keep the pooled vectors (pieces, dimension) of a batch."""
-        if not any(piece.text in self.long for piece in batch):
-            self.vectors[[piece.text for piece in batch]] = self.request.finish(pooled)
+    def add(self, batch: Sequence[Row], pooled: NDArray[np.float32]) -> None:
+        """Add the pooled embeddings (rows, width) of a batch."""
+        if not any(row.text in self.long for row in batch):
+            self.vectors[[row.text for row in batch]] = self.options.postprocess(pooled)
             return
-        for row, piece in enumerate(batch):
-            if piece.text in self.long:
-                # A copy, so that the whole batch is not kept for one row of it.
-                pooled_tokens = max(len(piece.ids) - self.request.skip, 1)
-                self.long[piece.text][piece.chunk] = (pooled_tokens, pooled[row].copy())
+        for place, row in enumerate(batch):
+            if row.text in self.long:
+                # A copy: a view would keep the whole batch in memory.
+                pooled_tokens = max(len(row.ids) - self.options.skip, 1)
+                self.long[row.text][row.chunk] = (pooled_tokens, pooled[place].copy())
             else:
-                self.vectors[piece.text] = self.request.finish(pooled[row : row + 1])[0]
+                self.vectors[row.text] = self.options.postprocess(pooled[place : place + 1])[0]
 
     def embeddings(self) -> Embeddings:
-        """All of them, when everything has run."""
+        """The result, after all batches ran."""
         for index, chunks in self.long.items():
             tokens, vectors = zip(*chunks, strict=True)
             pooled = pool_chunks(np.stack(vectors), np.array(tokens))
-            self.vectors[index] = self.request.finish(pooled[np.newaxis])[0]
+            self.vectors[index] = self.options.postprocess(pooled[np.newaxis])[0]
         return Embeddings(
             vectors=self.vectors,
             tokens=self.tokens,
             dropped=self.dropped,
             chunks=self.chunks,
             over_budget=self.over_budget,
-            ranges=self.request.ranges,
+            ranges=self.options.ranges,
         )

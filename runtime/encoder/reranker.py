@@ -1,4 +1,4 @@
-"""Documents ranked by their relevance to a query, with a bundle of kind reranker."""
+"""Rank documents by relevance to a query, with a bundle of kind reranker (a cross-encoder)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Document = TypeVar("Document")
 Search = tuple[str, Iterable[Document]]
 """A query and its documents."""
 
-PAIR_CHUNK = 512
-"""Pairs that are scored before a stream gives their scores."""
+_PAIR_CHUNK = 512
+"""Pairs that a stream scores before it yields their scores."""
 
 
 @dataclass(frozen=True)
@@ -40,56 +40,57 @@ class PairScores:
     logits: NDArray[np.float32]
     """(pairs, labels)"""
     tokens: NDArray[np.int64]
-    """(pairs,): how many tokens the model read, special tokens included."""
+    """(pairs,): number of tokens that the model read, including special tokens."""
     dropped: NDArray[np.int64]
-    """(pairs,): how many tokens were cut off the document."""
+    """(pairs,): number of tokens that were truncated from the document."""
     query_dropped: NDArray[np.int64]
-    """(pairs,): how many tokens were cut off the query."""
+    """(pairs,): number of tokens that were truncated from the query."""
 
     def __repr__(self) -> str:
         return f"<PairScores of {len(self.tokens)} pairs: {self.logits.shape}, {len(self.truncated)} truncated>"
 
     @property
     def truncated(self) -> list[int]:
-        """The indices of the pairs of which something was cut."""
+        """Indices of truncated pairs."""
         return [int(index) for index in np.flatnonzero(self.dropped + self.query_dropped)]
 
 
 class Reranker(Encoder, Closable):
-    """A cross-encoder: scores how relevant documents are to a query. Opened once, used from one thread or many.
+    """A cross-encoder: scores how relevant documents are to a query. Thread-safe.
 
-    The same pair gives the same bits, alone or in any batch, in any order, with any number of workers. Rerankers of
-    the same bundle share its weights.
+    A pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers. Rerankers
+    of the same bundle share its weights.
 
-    These keywords are the same wherever documents are scored:
+    Documents and pairs are any iterable. These keywords are the same for all methods:
 
-    - `scores` is what is made of the logits: `raw` leaves them, `sigmoid` puts each between 0 and 1, `softmax` weighs
-      the labels of a pair against each other; without it, what the publisher says. The order never depends on it.
-    - `label` names the label to rank by, for models that have several.
-    - `long` is what happens to a pair longer than the model reads: `truncate` cuts it as the publisher's
-      library does, the longer of the two first; `error` raises TextTooLongError before anything of its chunk runs.
-    - `text` tells the text of a document that is not one itself, such as `lambda record: record["body"]`.
-    - `batch_tokens` bounds the tokens in one run of the graph.
+    - `scores`: the activation of the logits: `raw`, `sigmoid`, or `softmax` over the labels of a pair; default: the
+      publisher's. It never changes the order.
+    - `label`: the label to rank by, for models with several.
+    - `long`: pairs over the model's limit. `truncate`: as the publisher's library does, the longer of the two first;
+      `error`: raise TextTooLongError before anything of the chunk is computed.
+    - `text`: a function from a document to its text, for documents that are not strings, such as
+      `lambda record: record["body"]`.
+    - `batch_tokens`: largest number of tokens in one run of the graph.
 
-    Documents and pairs are any iterable. `rank` returns the documents and warns of cuts; `rank_many` does so for
-    several queries, and `rank_many_with_report` gives each ranking as soon as it is done, with what was cut. `score`,
+    `rank` returns the documents and warns of truncated ones (TruncationWarning); `rank_many` does so for several
+    queries, and `rank_many_with_report` yields each ranking with a report once it is complete. `score`,
     `score_with_report` and `stream` are the same for pairs.
 
-    InputError is raised for an option, a query or a document that cannot be used. An empty query is an error. An empty
-    document has a score, from the tokens of the query; a pair of which the tokenizer makes no token at all, special
-    tokens included, raises TextError, as CrossEncoder fails on it.
+    Raises InputError for an invalid option, query or document, and for an empty query. An empty document has a score;
+    TextError, a subclass, is raised for a pair without any token, not even special tokens (CrossEncoder fails too).
     """
 
     def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
-        """Open a bundle; `workers` is how many batches run at once, by default one for each usable core.
+        """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
-        Raises NotFoundError, BundleError for a bundle that is damaged or of another kind, and OutOfMemoryError.
+        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
         """
         super().__init__(bundle, kind=Kind.RERANKER, inputs=(INPUT_IDS, TOKEN_TYPE_IDS), workers=workers)
         manifest = self.bundle.manifest
         if manifest.reranker is None or not manifest.reranker.labels:
-            raise BundleError(f"the manifest of `{self.bundle.path}` does not say how a pair becomes a score")
+            raise BundleError(f"the manifest of `{self.bundle.path}` has no labels in its section `reranker`")
         self.facts = manifest.reranker
+        """Labels and default activation, from the manifest."""
         self.tokenizer = PairTokenizer(
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
@@ -106,10 +107,10 @@ class Reranker(Encoder, Closable):
         text: Callable[[Document], str] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[Ranked[Document]]:
-        """Rank documents for a query: the best `top_n`, or all, best first, those of equal scores as they came.
+        """Rank documents for a query: the best `top_n`, or all, best first, ties in input order.
 
-        Documents are read as they are needed, and with `top_n` only the best are kept. Documents that are cut, and a
-        query that is, are reported with a TruncationWarning.
+        Documents are read lazily, and with `top_n` only the best are kept in memory. Warns of truncated documents and
+        of a truncated query (TruncationWarning).
 
             >>> [best] = reranker.rank("a brown fox", ["The quick brown fox", "Knots for wet rope"], top_n=1)
             >>> best.document == ["The quick brown fox", "Knots for wet rope"][best.index]
@@ -125,7 +126,7 @@ class Reranker(Encoder, Closable):
             batch_tokens=batch_tokens,
         )
         queries = int(ranking.query_dropped > 0)
-        warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
+        _warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
     def rank_many(
@@ -139,7 +140,7 @@ class Reranker(Encoder, Closable):
         text: Callable[[Document], str] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[list[Ranked[Document]]]:
-        """Rank the documents of each of several queries, given as (query, documents), as `rank` does.
+        """Rank the documents of several queries, given as (query, documents), as `rank` does.
 
         Pairs of all queries share batches.
 
@@ -154,7 +155,7 @@ class Reranker(Encoder, Closable):
         )
         cut = sum(len(ranking.truncated) for ranking in rankings)
         queries = sum(ranking.query_dropped > 0 for ranking in rankings)
-        warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
+        _warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
     def rank_many_with_report(
@@ -169,9 +170,9 @@ class Reranker(Encoder, Closable):
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Ranking[Document]]:
-        """Rank any number of searches in bounded memory, each given as soon as it is done, cuts reported.
+        """Rank any number of searches in bounded memory: yields each ranking with a report once it is complete.
 
-        `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+        `progress` is called after each batch with its number of pairs, on a worker thread.
 
             >>> [ranking] = reranker.rank_many_with_report([("a fox", ["The quick brown fox", "a dog"])])
             >>> ranking.documents, ranking.truncated
@@ -184,8 +185,8 @@ class Reranker(Encoder, Closable):
             raise InputError(f"`top_n` must be at least 1, not {top_n}")
         chosen, place = self._checked_scores(scores), self._place_of(label)
         rankings: deque[OpenRanking[Document]] = deque()
-        pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
-        return rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
+        pairs = _pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
+        return _rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
 
     def score(
         self,
@@ -197,15 +198,14 @@ class Reranker(Encoder, Closable):
     ) -> NDArray[np.float64]:
         """Score pairs of a query and a document: float64 (pairs,), or (pairs, labels) for models with several labels.
 
-        Without `scores`, the publisher's activation is applied. Pairs that are cut are reported with a
-        TruncationWarning.
+        The default activation is the publisher's. Warns of truncated pairs (TruncationWarning).
 
             >>> reranker.score([("a fox", "The quick brown fox"), ("a fox", "a dog")]).shape
             (2,)
         """
         chosen = self._checked_scores(scores)
         found = self.score_with_report(pairs, long=long, batch_tokens=batch_tokens)
-        warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
+        _warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
         result = score(found.logits, chosen)
         return result[:, 0] if len(self.facts.labels) == 1 else result
 
@@ -217,15 +217,15 @@ class Reranker(Encoder, Closable):
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], None] | None = None,
     ) -> PairScores:
-        """The logits of pairs of a query and a document, with token counts and cuts instead of a warning.
+        """Score pairs of a query and a document: logits, with token counts instead of a warning.
 
-        `progress` is called after each batch with the number of pairs in it, from the thread that ran it.
+        `progress` is called after each batch with its number of pairs, on a worker thread.
 
             >>> reranker.score_with_report([("a fox", "The quick brown fox")]).logits.dtype
             dtype('float32')
         """
-        check_pairs(pairs)
-        return self._run(list(pairs), checked_long(long), checked_batch_tokens(batch_tokens), progress)
+        _check_pairs(pairs)
+        return self._run(list(pairs), _checked_long(long), checked_batch_tokens(batch_tokens), progress)
 
     def stream(
         self,
@@ -233,21 +233,21 @@ class Reranker(Encoder, Closable):
         *,
         long: LongTexts | str = LongTexts.TRUNCATE,
         batch_tokens: int = BATCH_TOKENS,
-        chunk: int = PAIR_CHUNK,
+        chunk: int = _PAIR_CHUNK,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScores]:
-        """Score any number of pairs in bounded memory: what `score_with_report` gives for each `chunk` of them in turn.
+        """Score any number of pairs in bounded memory: yields the result of `score_with_report` for each `chunk` pairs.
 
-        When `pairs` raises, the scores of what it gave before come first.
+        Where `pairs` raises, the scores of the pairs before are yielded first.
 
             >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
             [(2, 1), (1, 1)]
         """
-        check_pairs(pairs)
+        _check_pairs(pairs)
         if chunk < 1:
             raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        checked, tokens = checked_long(long), checked_batch_tokens(batch_tokens)
-        chunks = in_chunks(pairs, chunk, size=characters_of, most=CHUNK_CHARACTERS)
+        checked, tokens = _checked_long(long), checked_batch_tokens(batch_tokens)
+        chunks = in_chunks(pairs, chunk, size=_characters_of, most=CHUNK_CHARACTERS)
         return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
     def _run(
@@ -259,12 +259,12 @@ class Reranker(Encoder, Closable):
         *,
         before: int = 0,
     ) -> PairScores:
-        """Score pairs; messages count them from the `before` pairs of earlier chunks on."""
+        """Score pairs; messages number them after the `before` pairs of earlier chunks."""
         self._check_open()
         for index, pair in enumerate(pairs, before):
-            check_pair(pair, index)
+            _check_pair(pair, index)
         tokenized = self.tokenizer.tokenize(pairs, before=before)
-        refuse_empty(tokenized, before)
+        _refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
@@ -301,21 +301,23 @@ class Reranker(Encoder, Closable):
         chosen = self.facts.scores if scores is None else choice(Scores, scores, "scores")
         if chosen is Scores.SOFTMAX and len(self.facts.labels) == 1:
             raise InputError(
-                "`softmax` weighs labels against each other, and the model has one",
-                hint="`sigmoid` puts its scores between 0 and 1",
+                "`softmax` needs several labels, and the model has one",
+                hint="for scores between 0 and 1, use `sigmoid`",
             )
         return chosen
 
     def _place_of(self, label: str | None) -> int:
-        """The column of the label to rank by."""
+        """The column of the logits to rank by."""
         labels = self.facts.labels
         named = ", ".join(f"`{known}`" for known in labels)
         if label is None:
             if len(labels) > 1:
-                raise InputError(f"the model has {len(labels)} labels, and a ranking needs one", hint=f"name {named}")
+                raise InputError(
+                    f"the model has {len(labels)} labels, and `label` is missing", hint=f"supported: {named}"
+                )
             return 0
         if label not in labels:
-            raise InputError(f"the model has no label `{label}`", hint=f"it has: {named}")
+            raise InputError(f"the model has no label `{label}`", hint=f"supported: {named}")
         return labels.index(label)
 
     def _refuse_long(self, tokenized: Sequence[TokenizedPair], before: int) -> None:
@@ -324,27 +326,27 @@ class Reranker(Encoder, Closable):
             pair = tokenized[long[0]]
             total = len(pair.ids) + pair.dropped + pair.query_dropped
             raise TextTooLongError(
-                f"pair {before + long[0]} has {total} tokens, and the model reads {self.max_length}",
-                hint='split the document, or let it be cut: `long="truncate"`',
+                f"pair {before + long[0]} has {total} tokens, and the model's limit is {self.max_length}",
+                hint='split the document, or truncate it: `long="truncate"`',
                 texts=long,
             )
 
 
-SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
+_SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
 
 
-def pairs_of(
+def _pairs_of(
     searches: Iterable[Search[Document]],
     open_rankings: deque[OpenRanking[Document]],
     new: Callable[[], OpenRanking[Document]],
     text: Callable[[Document], str] | None,
 ) -> Iterator[Pair]:
-    """The pairs of searches one after another; each search has a ranking in `open_rankings` that awaits its scores."""
+    """The pairs of all searches; each search gets a ranking in `open_rankings`, which waits for its scores."""
     if not isinstance(searches, Iterable):
-        raise InputError("`searches` must be a list of queries with their documents", hint=SEARCHES)
+        raise InputError("`searches` must be a list of queries with their documents", hint=_SEARCHES)
     for number, search in enumerate(searches):
         if not isinstance(search, (tuple, list)) or len(search) != 2:
-            raise InputError(f"search {number} must be a query and its documents", hint=SEARCHES)
+            raise InputError(f"search {number} must be a query and its documents", hint=_SEARCHES)
         query, documents = search
         if not checked_text(query, "the query").strip():
             raise InputError("the query is empty")
@@ -356,15 +358,15 @@ def pairs_of(
         open_rankings.append(ranking)
         for document in documents:
             pair = (query, cast("str", document) if text is None else text(document))
-            ranking.awaited.append((pair[1], document))
+            ranking.pending.append((pair[1], document))
             yield pair
         ranking.all_read = True
 
 
-def rankings_of(
+def _rankings_of(
     scored: Iterable[PairScores], open_rankings: deque[OpenRanking[Document]]
 ) -> Iterator[Ranking[Document]]:
-    """Hand scores to the rankings that await them, and give each ranking when it is complete."""
+    """Pass scores to the rankings that wait for them; yields each ranking once it is complete."""
     for found in scored:
         for logits, dropped, query_dropped in zip(found.logits, found.dropped, found.query_dropped, strict=True):
             while open_rankings[0].complete:
@@ -376,7 +378,7 @@ def rankings_of(
         yield open_rankings.popleft().ranking()
 
 
-def check_pairs(pairs: object) -> None:
+def _check_pairs(pairs: object) -> None:
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
         raise InputError(
             f"`pairs` must be an iterable of pairs, not {type(pairs).__name__}",
@@ -384,34 +386,34 @@ def check_pairs(pairs: object) -> None:
         )
 
 
-def check_pair(pair: object, index: int) -> None:
+def _check_pair(pair: object, index: int) -> None:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"pair {index} must be a query and a document", hint="`score([(query, document), ...])`")
     if isinstance(pair[0], str) and not pair[0].strip():
         raise InputError(f"the query of pair {index} is empty")
 
 
-def refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
+def _refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
     """Raise TextError for pairs without tokens, which have no score."""
     empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
     if empty:
         raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
 
 
-def checked_long(long: LongTexts | str) -> LongTexts:
+def _checked_long(long: LongTexts | str) -> LongTexts:
     chosen = choice(LongTexts, long, "long")
     if chosen is LongTexts.MEAN:
-        raise InputError("`mean` is for embeddings: a document has one score, not several to take the mean of")
+        raise InputError("`mean` is not supported for rerankers", hint="use `truncate` or `error`")
     return chosen
 
 
-def characters_of(pair: Pair) -> int:
-    """The size of a pair in a chunk; what is no pair of texts is refused later, by its place."""
+def _characters_of(pair: Pair) -> int:
+    """The length of a pair in characters; anything else is refused later, with its index."""
     return sum(map(characters, pair)) if isinstance(pair, (tuple, list)) else 0
 
 
-def warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
-    # The line that called the method which called this.
+def _warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
+    # Points to the caller of the public method.
     if cut:
         warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
     if queries:

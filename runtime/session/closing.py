@@ -1,4 +1,4 @@
-"""Models that can be closed: what frees the weights, and what a closed model says when it is used."""
+"""Closing models: frees the weights; using a closed model is an error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from .session import Session
 class Closable:
     """A model with a session, as a context manager.
 
-    `close` lets go of the weights. They are freed when no other model of the same bundle, no stream and no KV cache
-    that was used with this one holds them.
+    Weights are freed when all models of the same bundle are closed, and no stream and no KV cache uses them.
     """
 
     bundle: BundleFolder
@@ -22,9 +21,9 @@ class Closable:
     _closed = False
 
     def close(self) -> None:
-        """Let go of the weights; a second call does nothing. Calls that are running on other threads may fail."""
+        """Release the weights; a second call does nothing. Calls that are running on other threads may fail."""
         self._closed = True
-        self.session = cast("Session", ClosedSession(self._closed_error()))
+        self.session = cast("Session", _ClosedSession(self._closed_error()))
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -36,7 +35,7 @@ class Closable:
         self.close()
 
     def _check_open(self) -> None:
-        """Raise InputError for a model that was closed."""
+        """Raise InputError where the model is closed."""
         if self._closed:
             raise self._closed_error()
 
@@ -47,8 +46,8 @@ class Closable:
         )
 
 
-class ClosedSession:
-    """What stands in for the session of a closed model: whatever is asked of it raises."""
+class _ClosedSession:
+    """Replaces the session of a closed model: every attribute raises InputError."""
 
     def __init__(self, error: InputError) -> None:
         self._error = error

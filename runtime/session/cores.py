@@ -24,6 +24,7 @@ class Cores:
 
     @property
     def usable(self) -> int:
+        """Number of cores that this process may use."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, int(self.quota)))
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 CPUINFO = Path("/proc/cpuinfo")
-FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
+_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
 """Linux's names of the instruction sets that int8 kernels use."""
 PRECISION_MODE = "session.x64quantprecision"
 """onnxruntime's session option that converts weights to uint8, whose kernels cannot overflow and do not use VNNI."""
@@ -40,7 +40,7 @@ class Int8Arithmetic:
     precision_mode: bool
     """Whether onnxruntime's slower mode, which cannot overflow, is on."""
     features: tuple[str, ...]
-    """Those of FEATURES that the CPU has; empty where the system does not say."""
+    """Those of _FEATURES that the CPU has; empty where the system does not say."""
 
     @property
     def reason(self) -> str:
@@ -76,10 +76,10 @@ def matmuls_overflow(ort: Any) -> bool:
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
-    """Those of FEATURES that Linux reports for the first CPU; shown to people, not used for decisions."""
+    """Those of _FEATURES that Linux reports for the first CPU; shown to people, not used for decisions."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ()
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return tuple(name for name in FEATURES if name in flags)
+    return tuple(name for name in _FEATURES if name in flags)

@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAPS = Path("/proc/self/maps")
-PAGES = Path("/proc/self/pagemap")
-ENTRY = 8
+_MAPS = Path("/proc/self/maps")
+_PAGES = Path("/proc/self/pagemap")
+_ENTRY = 8
 """Bytes of an entry of pagemap, one for each page."""
-HELD, IN_FILE = np.uint64(3 << 62), np.uint64(1 << 61)
+_HELD, _IN_FILE = np.uint64(3 << 62), np.uint64(1 << 61)
 """Bits of an entry: present or swapped; file page or shared (Linux's pagemap.rst)."""
 HUGE_PAGE = 2 << 20
 WORTH_MOVING = 256 << 20
 """Bytes of packed weights from which on they are moved to huge pages: smaller ones gain little and start later."""
-MADV_DONTNEED, MADV_COLLAPSE = 4, 25
+_MADV_DONTNEED, _MADV_COLLAPSE = 4, 25
 """Advice of madvise(2); the second came with Linux 6.1 and is synchronous."""
 
 
@@ -53,7 +53,7 @@ class Region(NamedTuple):
         return self.end - self.start
 
 
-def mapped_regions(maps: Path = MAPS) -> list[Region]:
+def mapped_regions(maps: Path = _MAPS) -> list[Region]:
     """The writable and file mappings of this process; none where the system does not say."""
     try:
         # Not `splitlines`, and no text mode: a path may hold what they take for the end of a line.
@@ -71,7 +71,7 @@ def mapped_regions(maps: Path = MAPS) -> list[Region]:
     return regions
 
 
-def own_bytes(regions: Sequence[Region], pages: Path = PAGES) -> list[int]:
+def own_bytes(regions: Sequence[Region], pages: Path = _PAGES) -> list[int]:
     """Bytes of private memory in each region, from /proc/self/pagemap; raises OSError where it cannot be read.
 
     Pass only the regions of interest: the kernel looks at each of their pages.
@@ -80,11 +80,11 @@ def own_bytes(regions: Sequence[Region], pages: Path = PAGES) -> list[int]:
     with pages.open("rb", buffering=0) as file:
         for region in regions:
             count = region.size // mmap.PAGESIZE
-            file.seek(region.start // mmap.PAGESIZE * ENTRY)
-            entries = np.frombuffer(file.read(count * ENTRY), np.uint64)
+            file.seek(region.start // mmap.PAGESIZE * _ENTRY)
+            entries = np.frombuffer(file.read(count * _ENTRY), np.uint64)
             if len(entries) != count:
                 raise OSError(f"`{pages}` says nothing of {region}")
-            own = (entries & HELD != 0) & (entries & IN_FILE == 0)
+            own = (entries & _HELD != 0) & (entries & _IN_FILE == 0)
             found.append(int(np.count_nonzero(own)) * mmap.PAGESIZE)
     return found
 
@@ -105,13 +105,13 @@ def give_back(folder: Path) -> int:
         return 0
     # Modified pages would be lost.
     unchanged = [region for region, size in zip(files, own, strict=True) if not size]
-    return sum(region.size for region in unchanged if advise(region.start, region.size, MADV_DONTNEED))
+    return sum(region.size for region in unchanged if _advise(region.start, region.size, _MADV_DONTNEED))
 
 
 def move_to_huge_pages(before: Sequence[Region]) -> int:
     """Move what was allocated since `before` to huge pages; returns the bytes that were moved.
 
-    Nothing is moved where it is little, or where the kernel does not support MADV_COLLAPSE.
+    Nothing is moved where it is little, or where the kernel does not support _MADV_COLLAPSE.
     """
     known = {region.start: region.end for region in before}
     new = [region for region in mapped_regions() if region.file is None and known.get(region.start) != region.end]
@@ -125,7 +125,7 @@ def move_to_huge_pages(before: Sequence[Region]) -> int:
     ranges = [_huge_range(region) for region, size in zip(new, own, strict=True) if size >= HUGE_PAGE]
     if sum(size for _, size in ranges) < WORTH_MOVING:
         return 0
-    return sum(size for first, size in ranges if size and advise(first, size, MADV_COLLAPSE))
+    return sum(size for first, size in ranges if size and _advise(first, size, _MADV_COLLAPSE))
 
 
 def _huge_range(region: Region) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def _huge_range(region: Region) -> tuple[int, int]:
     return first, max(0, region.end // HUGE_PAGE * HUGE_PAGE - first)
 
 
-def advise(start: int, size: int, advice: int) -> bool:
+def _advise(start: int, size: int, advice: int) -> bool:
     """Call madvise(2); returns whether it succeeded."""
     madvise = ctypes.CDLL(None).madvise
     return bool(madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice) == 0)

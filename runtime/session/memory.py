@@ -11,11 +11,11 @@ from ..errors import OutOfMemoryError
 from .cores import MEMBERSHIP, ROOT, control_groups
 
 MEMINFO = Path("/proc/meminfo")
-STATM = Path("/proc/self/statm")
+_STATM = Path("/proc/self/statm")
 SPARE = 64 << 20
 """Bytes to leave free for a graph while it runs."""
 MEMORY_HINT = "free memory or raise the limit, or export the model with a precision of fewer bits"
-RESIDENT, ADDRESSES = 48 << 20, 160 << 20
+_RESIDENT, _ADDRESSES = 48 << 20, 160 << 20
 """Bytes that numpy, tokenizers and onnxruntime take at least: resident, and of address space (measured on Linux)."""
 
 
@@ -33,7 +33,7 @@ class Limit:
 
 
 def available_memory(
-    meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = STATM
+    meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = _STATM
 ) -> int | None:
     """Bytes that can be allocated without swapping or being killed; None where the system does not say.
 
@@ -44,11 +44,14 @@ def available_memory(
 
 
 def smallest_limit(
-    meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = STATM
+    meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = _STATM
 ) -> Limit | None:
     """The smallest limit; None where the system does not say, as on macOS."""
-    found = [(free_memory(meminfo), "the system, as MemAvailable"), (addresses_left(statm), "the limit of `ulimit -v`")]
-    found += [(left, "the memory limit of the control group") for left in group_memory(membership, root)]
+    found = [
+        (_free_memory(meminfo), "the system, as MemAvailable"),
+        (_addresses_left(statm), "the limit of `ulimit -v`"),
+    ]
+    found += [(left, "the memory limit of the control group") for left in _group_memory(membership, root)]
     return min((Limit(left, name) for left, name in found if left is not None), key=lambda one: one.left, default=None)
 
 
@@ -62,8 +65,8 @@ def check_memory(needed: int, what: str) -> None:
 def check_libraries() -> None:
     """Raise OutOfMemoryError where even the libraries do not fit; importing them would crash."""
     for left, needed, name in (
-        (addresses_left(STATM), ADDRESSES, "the limit of `ulimit -v`"),
-        *((left, RESIDENT, "the memory limit of the control group") for left in group_memory(MEMBERSHIP, ROOT)),
+        (_addresses_left(_STATM), _ADDRESSES, "the limit of `ulimit -v`"),
+        *((left, _RESIDENT, "the memory limit of the control group") for left in _group_memory(MEMBERSHIP, ROOT)),
     ):
         if left is not None and left < needed:
             raise OutOfMemoryError(
@@ -72,7 +75,7 @@ def check_libraries() -> None:
             )
 
 
-def addresses_left(statm: Path) -> int | None:
+def _addresses_left(statm: Path) -> int | None:
     """Bytes left by the address-space limit (RLIMIT_AS); None without one."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
@@ -83,7 +86,7 @@ def addresses_left(statm: Path) -> int | None:
         return None
 
 
-def free_memory(meminfo: Path) -> int | None:
+def _free_memory(meminfo: Path) -> int | None:
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
@@ -91,7 +94,7 @@ def free_memory(meminfo: Path) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def group_memory(membership: Path, root: Path) -> list[int | None]:
+def _group_memory(membership: Path, root: Path) -> list[int | None]:
     """Bytes that the control group and each of its parents leave (`memory.max`, `memory.current`: cgroup-v2.rst).
 
     The usage includes the page cache; inactive pages of files are reclaimed before an allocation fails.

@@ -1,4 +1,4 @@
-"""Conversations to prompts, by the template that a model's publisher wrote for it."""
+"""Chat templates: render a conversation as a prompt with the publisher's jinja2 template, in a sandbox."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from .tokenizer import checked_text
 if TYPE_CHECKING:
     import jinja2
 
-USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
-"""Roles about which a template is asked, whether it names them or not."""
-LARGEST = 1 << 17
+_USUAL_ROLES = (SYSTEM, USER, ASSISTANT)
+"""Roles that are passed to a template even where it does not name them."""
+_LARGEST = 1 << 17
 """Characters of a template; the longest published ones have some 20,000."""
-DATE_FORM = 256
-"""Characters of a template's form for dates."""
+_DATE_FORM = 256
+"""Characters of a date format."""
 
 
-RENDERING_ERRORS = (
+_RENDERING_ERRORS = (
     *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
     *(RuntimeError, StopIteration, AssertionError, BufferError, OSError),
 )
-"""What Python raises where a template does something with values that it did not expect."""
-SHOWN = 1000
-"""Characters of a template's own words in a message."""
+"""What Python raises where a template gets values that it does not expect."""
+_SHOWN = 1000
+"""Characters of a template's message in ours."""
 
 
 class ChatTemplate:
-    """A template, rendered as transformers' `apply_chat_template` renders it."""
+    """A chat template, rendered as transformers' `apply_chat_template` does."""
 
     def __init__(self, facts: ChatFacts) -> None:
-        """Raises BundleError for a template that jinja2 cannot read."""
-        from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - only what chats pays for it
+        """Raises BundleError for a template that jinja2 cannot compile."""
+        from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - imported for chat only
 
         self.facts = facts
-        if len(facts.template) > LARGEST:
-            raise BundleError(f"the chat template has {len(facts.template)} characters, and {LARGEST} are allowed")
+        if len(facts.template) > _LARGEST:
+            raise BundleError(f"the chat template has {len(facts.template)} characters; the limit is {_LARGEST}")
         try:
-            self.template = environment().from_string(facts.template)
+            self.template = _environment().from_string(facts.template)
         except TemplateSyntaxError as error:
-            raise BundleError(f"the chat template cannot be read: {error.message} in line {error.lineno}") from error
-        # What jinja2 makes of it is more than Python's own parser takes.
+            raise BundleError(f"the chat template is not valid: {error.message} in line {error.lineno}") from error
+        # The Python code that jinja2 generates exceeds a limit of Python's parser.
         except SyntaxError as error:
-            raise BundleError(f"the chat template cannot be read: {error.msg}") from error
-        # A number of thousands of digits.
+            raise BundleError(f"the chat template is not valid: {error.msg}") from error
+        # An integer literal with thousands of digits.
         except ValueError as error:
-            raise BundleError(f"the chat template cannot be read: {error}") from error
+            raise BundleError(f"the chat template is not valid: {error}") from error
         except (RecursionError, MemoryError) as error:
-            raise BundleError("the chat template cannot be read: it nests too deep, or is too large") from error
+            raise BundleError("the chat template is not valid: it is nested too deeply, or too large") from error
 
     def render(self, messages: Sequence[Message], *, for_answer: bool = True) -> str:
-        """The text of a conversation; with `for_answer` it ends where the assistant's next message begins.
+        """Render a conversation; with `for_answer` it ends where the assistant's next message begins.
 
-        Raises InputError with the template's own words for what it refuses, and for a role that it does not know, and
-        BundleError for a template that does no template's work, or more than a template may.
+        Raises InputError, with the template's own message, for messages that it refuses, and for a role that it does
+        not support; BundleError for a template that uses a forbidden operation or exceeds a limit.
         """
         from jinja2 import TemplateError  # noqa: PLC0415
         from jinja2.exceptions import SecurityError  # noqa: PLC0415
@@ -78,61 +78,61 @@ class ChatTemplate:
         except TemplateLimitError as error:
             raise BundleError(f"the chat template {error}") from error
         except SecurityError as error:
-            raise BundleError(f"the chat template does what is not allowed: {error}") from error
-        except RefusedError as error:
+            raise BundleError(f"the chat template uses a forbidden operation: {error}") from error
+        except _RefusedError as error:
             raise InputError(
-                f"the model's chat template refuses these messages: {shortened(error)}",
-                hint=f"their roles are {shortened(', '.join(f'`{message.role}`' for message in messages))}",
+                f"the model's chat template refuses these messages: {_shortened(error)}",
+                hint=f"their roles are {_shortened(', '.join(f'`{message.role}`' for message in messages))}",
             ) from error
         except (RecursionError, MemoryError) as error:
-            raise BundleError("the chat template calls itself without an end, or takes all memory") from error
-        except (*RENDERING_ERRORS, TemplateError) as error:
-            raise InputError(f"the model's chat template cannot render these messages: {shortened(error)}") from error
+            raise BundleError("the chat template recurses without end, or takes all memory") from error
+        except (*_RENDERING_ERRORS, TemplateError) as error:
+            raise InputError(f"the model's chat template cannot render these messages: {_shortened(error)}") from error
         try:
-            return checked_text(text, "what the chat template writes")
-        # The messages are valid, so the template is to blame.
+            return checked_text(text, "the output of the chat template")
+        # The messages are valid, so the template is at fault.
         except InputError as error:
             raise BundleError(error.message) from error
 
     def check(self, message: Message, index: int) -> None:
         checked_text(message.content, f"the content of message {index}")
-        # Many templates write whatever role they are given, and the model has seen few of them.
+        # Many templates render any role, and the model was trained on few.
         named = f"'{message.role}'" in self.facts.template or f'"{message.role}"' in self.facts.template
-        if message.role not in USUAL_ROLES and not named:
+        if message.role not in _USUAL_ROLES and not named:
             raise InputError(
                 f"message {index} has the role `{message.role}`, which the model's chat template does not name",
-                hint=f"the usual roles are {', '.join(f'`{role}`' for role in USUAL_ROLES)}",
+                hint=f"the usual roles are {', '.join(f'`{role}`' for role in _USUAL_ROLES)}",
             )
 
 
-class RefusedError(Exception):
-    """What a template says with `raise_exception`."""
+class _RefusedError(Exception):
+    """Raised by a template with `raise_exception`."""
 
 
-def refuse(message: object) -> None:
-    # Text at once: what a list holds may nest too deep to be written.
-    raise RefusedError(str(message))
+def _refuse(message: object) -> None:
+    # Convert to text here: a nested list can exceed the recursion limit later.
+    raise _RefusedError(str(message))
 
 
-def shortened(what: object) -> str:
+def _shortened(what: object) -> str:
     text = str(what)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def strftime_now(form: str) -> str:
-    """The local time, for templates that tell the model the date."""
-    # The system's strftime makes up to 256 characters of each.
-    if len(form) > DATE_FORM:
-        raise ValueError(f"a form for dates of {len(form)} characters")
+def _strftime_now(form: str) -> str:
+    """The local time, for templates that include the date."""
+    # The system's strftime expands a character to up to 256.
+    if len(form) > _DATE_FORM:
+        raise ValueError(f"a date format of {len(form)} characters")
     return datetime.now().strftime(form)  # noqa: DTZ005 - the date where the user is
 
 
 @cache
-def environment() -> jinja2.Environment:
-    """What transformers offers to templates, and nothing else: they come with models and may not touch this process."""
-    # Only what chats pays for jinja2.
+def _environment() -> jinja2.Environment:
+    """The functions that transformers offers to templates, in a sandbox: templates are not trusted."""
+    # jinja2 is imported for chat only.
     from .template_sandbox import BoundedEnvironment  # noqa: PLC0415
 
     found = BoundedEnvironment()
-    found.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+    found.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
     return found

@@ -1,4 +1,4 @@
-"""Incremental detokenization: text as tokens come, no partial characters, in all what `Tokenizer.decode` returns.
+"""Incremental detokenization: no partial characters, and the same text in the end as `Tokenizer.decode` returns.
 
 The decoder in tokenizer.json is rebuilt from steps that take pieces of text and return those that no later token can
 change. `tokenizers.decoders.DecodeStream` (0.22) cannot be used, as the tests show: it raises an Exception where a run
@@ -180,17 +180,17 @@ class Detokenizer:
             return ""
         piece = self.vocabulary.tokenizer.id_to_token(token)
         # A padded vocabulary has more ids than tokens; the others have no text.
-        return "" if piece is None else self.through([piece], self.steps)
+        return "" if piece is None else self._through([piece], self.steps)
 
     def push_all(self, ids: Iterable[int]) -> str:
         return "".join(map(self.push, ids))
 
     def end(self) -> str:
         """The text held back, at the end of the answer: U+FFFD for an incomplete character."""
-        return "".join(self.through(step.end(), self.steps[place + 1 :]) for place, step in enumerate(self.steps))
+        return "".join(self._through(step.end(), self.steps[place + 1 :]) for place, step in enumerate(self.steps))
 
     @staticmethod
-    def through(pieces: list[str], steps: Sequence[_DecodeStep]) -> str:
+    def _through(pieces: list[str], steps: Sequence[_DecodeStep]) -> str:
         for step in steps:
             if not pieces:
                 return ""

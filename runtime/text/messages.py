@@ -37,10 +37,10 @@ def messages_of(messages: Messages) -> list[Message]:
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise InputError(f"`messages` must be a list of messages, not {type(messages).__name__}", hint=EXAMPLE)
-    return [message_of(message, index) for index, message in enumerate(messages)]
+    return [_message_of(message, index) for index, message in enumerate(messages)]
 
 
-def message_of(message: object, index: int) -> Message:
+def _message_of(message: object, index: int) -> Message:
     if isinstance(message, Message):
         message = {"role": message.role, "content": message.content}
     if not isinstance(message, Mapping):
@@ -53,10 +53,10 @@ def message_of(message: object, index: int) -> Message:
     if others:
         raise InputError(f"message {index} has the field `{others[0]}`; supported: `role`, `content`")
     role = checked_text(message["role"], f"the role of message {index}")
-    return Message(role, content_of(message["content"], index))
+    return Message(role, _content_of(message["content"], index))
 
 
-def content_of(content: object, index: int) -> str:
+def _content_of(content: object, index: int) -> str:
     """The text of a message's content."""
     if not isinstance(content, Sequence) or isinstance(content, (str, bytes)):
         return checked_text(content, f"the content of message {index}")

@@ -1,9 +1,8 @@
-"""jinja2 for chat templates, bounded in steps, characters and CPU time: templates come with models and are not trusted.
+"""A jinja2 sandbox for chat templates, which are not trusted: limits steps, characters and CPU time.
 
-Every place where a template can make a value, or go around once more, spends from a budget: loops, operators, calls,
-filters, lists and what is written. What an operation would make is known before it is made. Only filters and methods
-whose cost is known are offered. A list or a string is made of what was paid for, so a single operation is short, and
-the time is looked at between two of them.
+Every operation that creates a value or iterates is charged to a budget before it runs: loops, operators, calls,
+filters, lists and output. Only filters and methods of bounded cost are supported. Values consist of parts that were
+charged, so a single operation is short, and CPU time is checked between operations.
 """
 
 from __future__ import annotations
@@ -28,37 +27,37 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 STEPS = 1 << 18
-"""Iterations, calls and items that a rendering may take, apart from those that messages need."""
+"""Largest number of iterations, calls and items of a rendering, beside those for the messages."""
 CHARACTERS = 1 << 24
-"""Characters that a rendering may make in all, with those of values that are not written."""
-SHARE = 256
-"""How much more is allowed for each character of the messages: templates copy them a few times."""
+"""Largest number of characters of all values that a rendering creates."""
+_SHARE = 256
+"""Additional characters for each character of the messages: templates copy them a few times."""
 SECONDS = 10.0
-"""Of CPU time. Published templates take some milliseconds."""
-BITS = 1 << 16
-"""Of an integer."""
-WIDTH = 10_000
-"""For which numbers in formats, and numbers given to filters, may ask."""
+"""CPU time. Published templates take some milliseconds."""
+_BITS = 1 << 16
+"""Largest size of an integer."""
+_WIDTH = 10_000
+"""Largest width in a format, and largest number that is passed to a filter."""
 
 
 class TemplateLimitError(Exception):
-    """A template asks for more than a rendering may take."""
+    """A template exceeds a limit of the sandbox."""
 
 
 class Budget:
-    """What one rendering may still take."""
+    """What is left of the limits of one rendering."""
 
     def __init__(self, size: int = 0, items: int = 0) -> None:
-        """For messages of so many characters and so many values."""
-        # Some templates look at all messages for each of them.
-        self.most_steps = STEPS + size + SHARE * items + items * items
-        self.most_characters = CHARACTERS + SHARE * size
+        """`size`: characters of the messages; `items`: number of their values."""
+        # Some templates loop over all messages for each message.
+        self.most_steps = STEPS + size + _SHARE * items + items * items
+        self.most_characters = CHARACTERS + _SHARE * size
         self.steps = self.most_steps
         self.characters = self.most_characters
         self.deadline = time.thread_time() + SECONDS
 
     def step(self, count: int = 1) -> None:
-        """Go around once more, or look at so many values."""
+        """Charge `count` iterations or items."""
         self.steps -= count
         if self.steps < 0:
             raise TemplateLimitError(f"takes more than {self.most_steps} steps")
@@ -66,19 +65,19 @@ class Budget:
             raise TemplateLimitError(f"takes more than {SECONDS:g} s")
 
     def afford(self, count: int) -> None:
-        """See that so many characters may be made."""
+        """Raise TemplateLimitError where `count` more characters exceed the limit."""
         if count > self.characters:
             raise TemplateLimitError(f"makes more than {self.most_characters} characters")
 
     def made(self, value: Any) -> Any:
-        """Pay for a value that was made; a list only holds what was paid for, but may hold it any number of times."""
+        """Charge a new value, and return it; a list may contain the same value many times."""
         size = self.weight(value)
         if isinstance(value, (str, bytes)):
             self.characters -= size
         return value
 
     def weight(self, value: Any) -> int:
-        """Characters that a value would have as text, about, each item counted as often as it stands there."""
+        """Approximate length of a value as text, with every occurrence of an item counted."""
         size = 0
         pending = [value]
         while pending:
@@ -98,13 +97,13 @@ class Budget:
         return size
 
     def items(self, value: Iterable[Any]) -> Iterator[Any]:
-        """The items of a value, a step each."""
+        """Iterate over a value, a step for each item."""
         for item in value:
             self.step()
             yield item
 
     def listed(self, value: Any) -> Any:
-        """A value of which it is known how large it is: what gives its items one by one becomes a list."""
+        """Convert an iterator to a list, so that its size is known."""
         if not isinstance(value, Iterator):
             return value
         found = []
@@ -116,8 +115,8 @@ class Budget:
         return found
 
 
-class Counted:
-    """What a loop goes over, a step for each item."""
+class _Counted:
+    """The iterable of a loop, which charges a step for each item."""
 
     def __init__(self, value: Any, budget: Budget) -> None:
         self.value = value
@@ -130,25 +129,25 @@ class Counted:
         return len(self.value)
 
 
-Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
-"""Raises where a filter or a method would make too much of a value with these arguments."""
+_Sizer = Callable[[Budget, Any, tuple[Any, ...], Mapping[str, Any]], None]
+"""Raises TemplateLimitError where a filter or method with these arguments would exceed the limit."""
 
 
-def grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
-    """What makes no more than a few times its value and its arguments, which are paid for."""
+def _grows_little(_budget: Budget, _value: Any, _arguments: tuple[Any, ...], _named: Mapping[str, Any]) -> None:
+    """For results of at most a few times the size of value and arguments, which are charged already."""
 
 
-def grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """What makes as much as a number says, or that for each item or line of its value."""
+def _grows_by_numbers(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """For results whose size is a numeric argument, or that times the size of the value."""
     given = [*arguments, *named.values()]
     numbers = [number for number in given if isinstance(number, (int, float))]
-    if any(abs(number) > WIDTH for number in numbers):
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    if any(abs(number) > _WIDTH for number in numbers):
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     texts = max((len(text) for text in given if isinstance(text, str)), default=1)
     budget.afford(budget.weight(value) * max(1, texts, *map(abs, map(int, numbers))))
 
 
-def grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     old, new = [str(argument) for argument in (*arguments, *(named[name] for name in ("old", "new") if name in named))][
         :2
     ]
@@ -156,131 +155,131 @@ def grows_by_replacing(budget: Budget, value: Any, arguments: tuple[Any, ...], n
     budget.afford(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
-def grows_by_joining(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def _grows_by_joining(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     separators = [len(text) for text in (*arguments, *named.values()) if isinstance(text, str)]
     count = len(value) if isinstance(value, Sized) else 1
     budget.afford(budget.weight(value) + count * max(separators, default=0))
 
 
-def grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    check_percents(budget, str(value), arguments or named)
+def _grows_by_formatting(budget: Budget, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    _check_percents(budget, str(value), arguments or named)
 
 
-def adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Adding up lists takes the square of their number."""
+def _adds_numbers(_budget: Budget, _value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Refuse sums of lists, which take quadratic time."""
     if not isinstance((arguments[1:2] or (named.get("start", 0),))[0], (int, float)):
-        raise SecurityError("`sum` of what are no numbers")
+        raise SecurityError("`sum` of anything but numbers")
 
 
-PLAIN_FILTERS = (
+_PLAIN_FILTERS = (
     "abs attr capitalize count d default dictsort e escape filesizeformat first float forceescape groupby int items "
     "last length list lower map max min random reject rejectattr reverse safe select selectattr sort string title "
     "tojson trim unique upper urlencode wordcount"
 )
-FILTERS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_FILTERS.split(), grows_little) | {
-    "batch": grows_by_numbers,
-    "center": grows_by_numbers,
-    "format": grows_by_formatting,
-    "indent": grows_by_numbers,
-    "join": grows_by_joining,
-    "replace": grows_by_replacing,
-    "round": grows_by_numbers,
-    "slice": grows_by_numbers,
-    "sum": adds_numbers,
-    "truncate": grows_by_numbers,
+_FILTERS: Mapping[str, _Sizer] = dict.fromkeys(_PLAIN_FILTERS.split(), _grows_little) | {
+    "batch": _grows_by_numbers,
+    "center": _grows_by_numbers,
+    "format": _grows_by_formatting,
+    "indent": _grows_by_numbers,
+    "join": _grows_by_joining,
+    "replace": _grows_by_replacing,
+    "round": _grows_by_numbers,
+    "slice": _grows_by_numbers,
+    "sum": _adds_numbers,
+    "truncate": _grows_by_numbers,
 }
-"""The filters that templates may use. jinja2 has a few more, which make HTML or take long."""
-CONSUMING = frozenset(
+"""The supported filters. jinja2 has a few more, which produce HTML or take long."""
+_CONSUMING = frozenset(
     {"batch", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"}
 )
-"""Those that read all items of their value at once."""
-PLAIN_METHODS = (
+"""Filters that consume all items of their value."""
+_PLAIN_METHODS = (
     "capitalize casefold count encode decode endswith find index isalnum isalpha isascii isdecimal isdigit "
     "isidentifier islower isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix "
     "removesuffix rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
 )
-TEXT_METHODS: Mapping[str, Sizer] = dict.fromkeys(PLAIN_METHODS.split(), grows_little) | {
-    "center": grows_by_numbers,
-    "expandtabs": grows_by_numbers,
-    "join": grows_by_joining,
-    "ljust": grows_by_numbers,
-    "replace": grows_by_replacing,
-    "rjust": grows_by_numbers,
-    "zfill": grows_by_numbers,
+_TEXT_METHODS: Mapping[str, _Sizer] = dict.fromkeys(_PLAIN_METHODS.split(), _grows_little) | {
+    "center": _grows_by_numbers,
+    "expandtabs": _grows_by_numbers,
+    "join": _grows_by_joining,
+    "ljust": _grows_by_numbers,
+    "replace": _grows_by_replacing,
+    "rjust": _grows_by_numbers,
+    "zfill": _grows_by_numbers,
 }
-"""The methods of texts that templates may use; `format` has a formatter of its own."""
-NUMBER_METHODS = ("bit_length", "is_integer")
-ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
-LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
-COUNTED, MADE, JOINED = "counted ", "made ", "joined "
-"""Filters that the compiler puts in; no template can write such a name."""
+"""The supported methods of strings; `format` has its own formatter."""
+_NUMBER_METHODS = ("bit_length", "is_integer")
+_ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
+_LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d*))?")
+_COUNTED, _MADE, _JOINED = "counted ", "made ", "joined "
+"""Filters that the compiler inserts; no template can contain such a name."""
 
 
-def check_percents(budget: Budget, form: str, values: Any) -> None:
-    """See that a text with `%s` and the like makes no more than may be made."""
+def _check_percents(budget: Budget, form: str, values: Any) -> None:
+    """Check a %-format before it is applied."""
     widest = count = 0
-    for match in PERCENT.finditer(form):
+    for match in _PERCENT.finditer(form):
         count += 1
         if "*" in match.groups():
-            raise SecurityError("a format whose width is an argument")
+            raise SecurityError("a format with its width as an argument")
         widest = max([widest, *(int(digits[:9]) for digits in match.groups() if digits)])
-    if widest > WIDTH:
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
-    # What is named may be written as often as it is named.
+    if widest > _WIDTH:
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
+    # A named value may be inserted many times.
     budget.afford(len(form) + (count * (budget.weight(values) + widest)))
 
 
-def check_format(budget: Budget, specification: str, value: Any) -> None:
-    """The same for one field of `str.format`."""
-    if any(len(digits) > 9 or int(digits) > WIDTH for digits in re.findall(r"\d+", specification)):
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+def _check_format(budget: Budget, specification: str, value: Any) -> None:
+    """Check a field of `str.format` before it is applied."""
+    if any(len(digits) > 9 or int(digits) > _WIDTH for digits in re.findall(r"\d+", specification)):
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     budget.step()
     budget.afford(budget.weight(value))
 
 
-class Formatter(SandboxedFormatter):
+class _Formatter(SandboxedFormatter):
     """`str.format` for templates."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget = current()
-        check_format(budget, format_spec, value)
+        budget = _current()
+        _check_format(budget, format_spec, value)
         return budget.made(super().format_field(value, format_spec))
 
 
-class EscapeFormatter(SandboxedEscapeFormatter):
-    """The same for text that is escaped for HTML."""
+class _EscapeFormatter(SandboxedEscapeFormatter):
+    """`str.format` for templates, with text escaped for HTML."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget = current()
-        check_format(budget, format_spec, value)
+        budget = _current()
+        _check_format(budget, format_spec, value)
         return budget.made(super().format_field(value, format_spec))
 
 
-LOCAL = threading.local()
+_LOCAL = threading.local()
 
 
-def current() -> Budget:
-    """The budget of the rendering on this thread; a small one while a template is compiled."""
-    budget: Budget | None = getattr(LOCAL, "budget", None)
+def _current() -> Budget:
+    """The budget of the rendering on this thread; an own one while a template is compiled."""
+    budget: Budget | None = getattr(_LOCAL, "budget", None)
     return Budget() if budget is None else budget
 
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
-    """Have what is rendered on this thread spend from a budget."""
-    before = getattr(LOCAL, "budget", None)
-    LOCAL.budget = budget
+    """Charge renderings on this thread to a budget."""
+    before = getattr(_LOCAL, "budget", None)
+    _LOCAL.budget = budget
     try:
         yield
     finally:
-        LOCAL.budget = before
+        _LOCAL.budget = before
 
 
-class Generation(Extension):
-    """The tag around what the assistant said, which matters in training alone."""
+class _Generation(Extension):
+    """The tag around assistant messages, which matters for training only."""
 
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 wants it
+    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -291,74 +290,74 @@ class Generation(Extension):
         return str(caller())
 
 
-class PlainNamespace(Namespace):
-    """A namespace that does not write what it holds, which may hold it again."""
+class _PlainNamespace(Namespace):
+    """A namespace whose text does not contain its values, which may be recursive."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
-class Spending(NodeTransformer):
-    """Has loops, lists and joined texts pay."""
+class _Spending(NodeTransformer):
+    """Inserts charges for loops, slices, lists and concatenations."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2's names
         self.generic_visit(node)
-        node.iter = filtered(node.iter, COUNTED)
+        node.iter = _filtered(node.iter, _COUNTED)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return filtered(nodes.List(node.nodes, lineno=node.lineno), JOINED)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        # jinja2 compiles a slice to Python's own, past everything that could be paid for.
-        return filtered(node, MADE) if isinstance(node.arg, nodes.Slice) else node
+        # jinja2 compiles a slice to a plain Python slice, which nothing else charges.
+        return _filtered(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         constant = all(isinstance(item, nodes.Const) for item in node.items)
         self.generic_visit(node)
-        return node if constant else filtered(node, MADE)
+        return node if constant else _filtered(node, _MADE)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        return filtered(self.generic_visit(node), MADE)
+        return _filtered(self.generic_visit(node), _MADE)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        # What a loop or an assignment gives names to is no value.
+        # The target of a loop or an assignment is not a value.
         constant = node.ctx != "load" or all(isinstance(item, nodes.Const) for item in node.items)
         self.generic_visit(node)
-        return node if constant else filtered(node, MADE)
+        return node if constant else _filtered(node, _MADE)
 
 
-def filtered(node: nodes.Node, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     found = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
     found.environment = node.environment
     return found
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """What transformers offers to templates, each operation paid for."""
+    """The jinja2 environment of transformers, with every operation charged to the current budget."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], **options)
-        self.filters["tojson"] = to_json
-        self.filters = {name: paying(name, self.filters[name], sizer) for name, sizer in FILTERS.items()}
-        self.filters |= {COUNTED: counted, MADE: made, JOINED: joined}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], **options)
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _paying(name, self.filters[name], sizer) for name, sizer in _FILTERS.items()}
+        self.filters |= {_COUNTED: _counted, _MADE: _made, _JOINED: _joined}
         del self.globals["lipsum"]
-        self.globals["namespace"] = PlainNamespace
+        self.globals["namespace"] = _PlainNamespace
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
-        return super()._generate(Spending().visit(source), *arguments, **options)
+        return super()._generate(_Spending().visit(source), *arguments, **options)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        # `dict.update(...)` would change what was looked at.
+        # `dict.update(...)` would change values that were charged.
         return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Join what was written."""
-        budget = current()
+        """Join the output."""
+        budget = _current()
         found = []
         for part in parts:
             budget.afford(len(part))
@@ -368,36 +367,36 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return "".join(found)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         if operator == "*":
-            check_product(budget, left, right)
+            _check_product(budget, left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            check_bits(left.bit_length() * abs(right))
+            _check_bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, (str, bytes)):
-            check_percents(budget, str(left), right)
+            _check_percents(budget, str(left), right)
         elif operator == "+" and isinstance(left, str) and isinstance(right, str):
             budget.afford(len(left) + len(right))
         return budget.made(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         budget.afford(budget.weight((arguments, named)))
         owner = getattr(called, "__self__", None)
         if isinstance(owner, (str, bytes, int, float)):
-            arguments = pay_for_method(budget, owner, called.__name__, arguments, named)
+            arguments = _pay_for_method(budget, owner, called.__name__, arguments, named)
         elif isinstance(called, LoopContext):
-            arguments = tuple(Counted(argument, budget) for argument in arguments)
+            arguments = tuple(_Counted(argument, budget) for argument in arguments)
         found = super().call(context, called, *arguments, **named)
         return budget.made(found)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """The formatter that `str.format` and `str.format_map` become."""
+        """Replace `str.format` and `str.format_map` with a formatter that charges the budget."""
         if super().wrap_str_format(value) is None:
             return None
         form = value.__self__
-        formatter = EscapeFormatter(self, escape=form.escape) if isinstance(form, Markup) else Formatter(self)
+        formatter = _EscapeFormatter(self, escape=form.escape) if isinstance(form, Markup) else _Formatter(self)
 
         def formatted(*arguments: Any, **named: Any) -> str:
             if value.__name__ == "format_map":
@@ -408,61 +407,61 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return formatted
 
 
-def check_product(budget: Budget, left: Any, right: Any) -> None:
+def _check_product(budget: Budget, left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
-        check_bits(left.bit_length() + right.bit_length())
+        _check_bits(left.bit_length() + right.bit_length())
     for value, count in ((left, right), (right, left)):
         if isinstance(value, (str, bytes, list, tuple)) and isinstance(count, int):
             budget.afford(budget.weight(value) * max(0, count))
 
 
-def check_bits(bits: int) -> None:
-    if bits > BITS:
-        raise TemplateLimitError(f"computes a number of more than {BITS} bits")
+def _check_bits(bits: int) -> None:
+    if bits > _BITS:
+        raise TemplateLimitError(f"computes a number of more than {_BITS} bits")
 
 
-def pay_for_method(
+def _pay_for_method(
     budget: Budget, owner: Any, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[Any, ...]:
-    """See that a method of a text or a number makes no more than may be made; the arguments to call it with."""
-    known = TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(NUMBER_METHODS, grows_little)
+    """Charge a method of a string or a number before its call; returns the arguments to call it with."""
+    known = _TEXT_METHODS if isinstance(owner, (str, bytes)) else dict.fromkeys(_NUMBER_METHODS, _grows_little)
     if name not in known:
-        raise SecurityError(f"the method `{name}` is not offered to templates")
+        raise SecurityError(f"the method `{name}` is not supported")
     if name == "join" and arguments:
         items = budget.listed(arguments[0])
-        grows_by_joining(budget, items, (owner,), {})
+        _grows_by_joining(budget, items, (owner,), {})
         return (items,)
     if name in {"encode", "decode"}:
-        check_encoding(arguments, named)
+        _check_encoding(arguments, named)
     if name in {"split", "rsplit"}:
         separator = next((text for text in (*arguments, *named.values()) if isinstance(text, str)), None)
         budget.step(owner.count(separator) if separator else len(owner) // 2)
     elif name == "splitlines":
-        budget.step(sum(map(owner.count, LINE_ENDS)))
+        budget.step(sum(map(owner.count, _LINE_ENDS)))
     known[name](budget, owner, arguments, named)
     return arguments
 
 
-def check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Raises for encodings other than the usual ones: Python has some that take the square of a text's length."""
+def _check_encoding(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Refuse unusual encodings: some of Python's take quadratic time."""
     encoding = str(arguments[0] if arguments else named.get("encoding", "utf-8"))
-    if encoding.lower().replace("_", "-") not in ENCODINGS:
-        raise SecurityError("an encoding that is not offered to templates")
+    if encoding.lower().replace("_", "-") not in _ENCODINGS:
+        raise SecurityError("an encoding that is not supported")
 
 
-def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..., Any]:
-    """A filter that pays for what it makes."""
+def _paying(name: str, function: Callable[..., Any], sizer: _Sizer) -> Callable[..., Any]:
+    """Wrap a filter to charge its result."""
     wants = getattr(function, "jinja_pass_arg", None)
 
-    # Never computed while a template is compiled.
+    # The context keeps jinja2 from constant folding at compile time.
     @jinja2.pass_context
     def filtering(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
-        budget = current()
+        budget = _current()
         budget.step()
         budget.afford(budget.weight((arguments, named)))
-        if name in CONSUMING:
+        if name in _CONSUMING:
             if isinstance(value, (str, bytes)):
-                # Each character becomes an item.
+                # Each character is an item.
                 budget.step(len(value))
             value = budget.listed(value)
         sizer(budget, value, arguments, named)
@@ -475,23 +474,23 @@ def paying(name: str, function: Callable[..., Any], sizer: Sizer) -> Callable[..
 
 
 @jinja2.pass_context
-def counted(_context: Context, value: Any) -> Any:
-    return Counted(value, current())
+def _counted(_context: Context, value: Any) -> Any:
+    return _Counted(value, _current())
 
 
 @jinja2.pass_context
-def made(_context: Context, value: Any) -> Any:
-    return current().made(value)
+def _made(_context: Context, value: Any) -> Any:
+    return _current().made(value)
 
 
 @jinja2.pass_context
-def joined(_context: Context, values: list[Any]) -> str:
-    """What `~` makes of all its values at once."""
-    budget = current()
+def _joined(_context: Context, values: list[Any]) -> str:
+    """The operator `~`, for all its operands."""
+    budget = _current()
     texts = []
     size = 0
     for value in values:
-        # A character becomes ten at most where a list is written.
+        # In the text of a list, a character is escaped to at most ten.
         budget.weight(value)
         texts.append(value if isinstance(value, str) else str(value))
         size += len(texts[-1])
@@ -500,22 +499,22 @@ def joined(_context: Context, values: list[Any]) -> str:
     return text
 
 
-def to_json(
+def _to_json(
     value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters are those that templates know
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the parameters that templates use
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
-    """JSON without jinja2's escapes for HTML."""
-    budget = current()
+    """The filter `tojson`, without jinja2's escapes for HTML."""
+    budget = _current()
     if indent is None:
         longest = max(map(len, separators), default=0) if separators is not None else 2
-        # A character becomes six at most.
+        # A character is escaped to at most six.
         budget.afford(budget.weight(value) * max(1, longest))
         return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
-    if isinstance(indent, int) and indent > WIDTH:
-        raise TemplateLimitError(f"asks for a width or a number of more than {WIDTH}")
+    if isinstance(indent, int) and indent > _WIDTH:
+        raise TemplateLimitError(f"has a width or a number of more than {_WIDTH}")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     found, size = [], 0
     for part in encoder.iterencode(value):

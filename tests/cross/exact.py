@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ortkit import Decoder
-from ortkit.runtime.decoder.model_runner import Forward
+from ortkit.runtime.decoder.model_runner import ModelRunner
 
 EXACT = "mlas.qnbit.force_fp32"
 """onnxruntime's entry with which weights are unpacked, and activations are not rounded."""
@@ -30,7 +30,7 @@ def log_probabilities(decoder: Decoder) -> NDArray[np.float64]:
     ids = decoder.encode(TEXT)[:PLACES]
     if len(ids) != PLACES:
         raise SystemExit(f"the text has {len(ids)} tokens, and {PLACES} are needed")
-    logits = Forward(decoder.session, decoder.new_cache()).run(ids, PLACES).astype(np.float64)
+    logits = ModelRunner(decoder.session, decoder.new_cache()).run(ids, PLACES).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     normalized: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return normalized

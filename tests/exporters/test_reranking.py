@@ -242,7 +242,7 @@ def test_an_export_holds_the_tau_that_it_was_asked_for(reranker_checkpoint: Path
 
     assert certificate.figures["tau_mean"] >= 0.985
     assert certificate.figures["threshold"] == 0.985
-    assert quantization.precise_first_token
+    assert quantization.cls_16bit
 
 
 @pytest.mark.usefixtures("whole_probe")
@@ -254,7 +254,7 @@ def test_the_fastest_recipe_is_taken_where_it_holds_the_default_threshold(rerank
     assert DEFAULT_TAU <= certificate.figures["tau_mean"] < 0.985
     assert certificate.figures["threshold"] == DEFAULT_TAU
     assert not quantization.per_token
-    assert not quantization.precise_first_token
+    assert not quantization.cls_16bit
 
 
 @pytest.mark.usefixtures("whole_probe")
@@ -272,8 +272,8 @@ def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold
     assert quantization is not None
 
     assert finished.code == 0
-    assert quantization.precise_first_token
-    assert f"needed   {DEFAULT_TAU:g} (--min-tau), reached by the recipe below" in finished.err
+    assert quantization.cls_16bit
+    assert f"required {DEFAULT_TAU:g} (--min-tau), met by the recipe below" in finished.err
     assert f"int8     {quantization}" in finished.err
     probe = probe_searches()
     model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
@@ -290,9 +290,9 @@ def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold
         (
             Kind.RERANKER,
             {"tau_mean": 0.94},
-            "needed   0.95 (--min-tau), missed by all recipes, below is the most exact",
+            "required 0.95 (--min-tau), not met by any recipe; the most exact one is used",
         ),
-        (Kind.EMBEDDER, {"cosine_min": 0.95}, "needed   0.95 (--min-cosine), reached by the recipe below"),
+        (Kind.EMBEDDER, {"cosine_min": 0.95}, "required 0.95 (--min-cosine), met by the recipe below"),
     ],
 )
 def test_the_summary_says_whether_the_threshold_is_held(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ortkit import Chat, Decoder, Embedder, Reranker, runtime
+import ortkit
+from ortkit import Chat, Decoder, Embedder, Reranker
 from tests import tiny_bundles
 from tests.decoders import write_decoder
 
@@ -23,10 +24,10 @@ UNSHOWN = """
 
 
 def examples() -> Iterator[doctest.DocTest]:
-    for name in runtime.__all__:
-        module = importlib.import_module(f"runtime.{runtime._HOMES[name]}")
-        public = getattr(runtime, name)
+    for name in ortkit.__all__:
+        public = getattr(ortkit, name)
         if inspect.isclass(public) or inspect.isfunction(public):
+            module = importlib.import_module(public.__module__)
             found = doctest.DocTestFinder().find(public, name, module=module, globs={})
             yield from (test for test in found if test.examples)
 
@@ -43,7 +44,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(tiny_bundles, "WIDTH", 384)
         embedder = tiny_bundles.write_embedder(folder / "embedder")
         reranker = tiny_bundles.write_reranker(folder / "reranker")
-    return {name: getattr(runtime, name) for name in runtime.__all__} | {
+    return {name: getattr(ortkit, name) for name in ortkit.__all__} | {
         "np": np,
         "embedder_bundle": embedder.path,
         "embedder": Embedder(embedder, workers=1),
@@ -71,7 +72,7 @@ def test_every_verb_of_a_model_has_an_example(kind: type) -> None:
 
 
 def test_public_functions_have_an_example() -> None:
-    functions = {name for name in runtime.__all__ if inspect.isfunction(getattr(runtime, name))}
+    functions = {name for name in ortkit.__all__ if inspect.isfunction(getattr(ortkit, name))}
 
     assert functions == {"load", "similarity", "quantize_embeddings", "embedding_ranges"}
     assert functions <= EXAMPLES.keys()

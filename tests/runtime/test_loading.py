@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ortkit import Bundle, Decoder, Embedder, InputError, NotFoundError, Reranker, WrongKindError, load
-from ortkit.runtime.session.session import OPEN
+from ortkit.runtime.session.open_sessions import _OPEN
 from tests.decoders import write_decoder
 from tests.tiny_bundles import write_embedder, write_reranker
 
@@ -46,7 +46,7 @@ def test_the_wrong_class_names_the_right_one(opened: tuple[type[Model], Bundle])
             other(bundle)
         assert caught.value.message == f"`{bundle.path}` is {article[kind]}, not {article[other]}"
         assert caught.value.hint == (
-            f"open it with `{kind.__name__}('{bundle.path}')`, or with `load`, which looks at its kind"
+            f"open it with `{kind.__name__}('{bundle.path}')`, or with `load`, which selects the class"
         )
         assert caught.value.exit_code == 7
 
@@ -102,14 +102,14 @@ def test_a_closed_model_says_so(opened: tuple[type[Model], Bundle]) -> None:
 def test_closing_frees_the_weights_and_leaves_those_of_others(opened: tuple[type[Model], Bundle]) -> None:
     _, bundle = opened
     first, second = load(bundle), load(bundle)
-    before = len(OPEN)
+    before = len(_OPEN)
     first.close()
-    assert len(OPEN) == before
+    assert len(_OPEN) == before
     assert second.plan.provider == "cpu"
 
     second.close()
 
-    assert len(OPEN) == before - 1
+    assert len(_OPEN) == before - 1
 
 
 def test_a_stream_that_began_goes_on_after_its_decoder_is_closed(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ CHANGES: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "a sequence": lambda model: ending(model, "SequenceConstruct", kind=TensorProto.UNDEFINED),
 }
 REFUSED = (
-    r"gives an output of the shape|gives vectors of 9 components|the first output of the graph .* must be "
+    r"gives an output of the shape|gives embeddings of 9 components|the first output of the graph .* must be "
     r"`tensor\(float\)`"
 )
 
@@ -183,8 +183,8 @@ def renamed(graph: onnx.GraphProto) -> None:
         (through("Unsqueeze", AXES), "cannot run|has the shape"),
         (through("Pad", np.array([0, 0, 0, 0, 0, 1])), "cannot run|has the shape"),
         (through("Pad", np.array([0, 0, 0, 0, 1, 0])), "cannot run|has the shape"),
-        (through("Mul", np.array(np.nan, np.float32)), "gave logits that are no numbers at token 0"),
-        (through("Mul", np.array(np.inf, np.float32)), "gave logits that are no numbers at token 0"),
+        (through("Mul", np.array(np.nan, np.float32)), "gives logits that are not finite numbers at token 0"),
+        (through("Mul", np.array(np.inf, np.float32)), "gives logits that are not finite numbers at token 0"),
     ],
 )
 def test_what_a_decoder_gives(tmp_path: Path, change: Callable, message: str) -> None:

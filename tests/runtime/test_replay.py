@@ -17,7 +17,7 @@ from ortkit.runtime.replay import Replay, answer_steps, compare_logits, compare_
 from tests.decoders import with_facts, write_decoder
 
 EXACT = "log-probabilities within 0.00000 on average"
-OTHER = "another processor than the one that made it, or a certificate of another bundle, would explain it"
+OTHER = "possible causes: a CPU of another kind than the one that made it, or the certificate of another bundle"
 EditManifest = Callable[[Callable[[dict], None]], Path]
 
 
@@ -36,7 +36,7 @@ def test_a_machine_that_computes_something_else_is_found_out(edit_manifest: Edit
     def change(manifest: dict) -> None:
         manifest["certificate"]["golden"][3].update(reference=pack_vector(other), output=pack_vector(other))
 
-    with pytest.raises(BundleError, match=r"gives cosine -?0\.\d+ to PyTorch where 1\.0000 was certified"):
+    with pytest.raises(BundleError, match=r"has cosine -?0\.\d+ to PyTorch where 1\.0000 was certified"):
         replay(Embedder(edit_manifest(change)))
 
 
@@ -99,8 +99,8 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
 @pytest.mark.parametrize(
     ("precision", "hint"),
     [
-        (Precision.INT4, f"{OTHER}; `--precision fp32` depends less on the processor"),
-        (Precision.FP32, f"{OTHER}; export it again on this kind of processor"),
+        (Precision.INT4, f"{OTHER}; `--precision fp32` depends less on the CPU"),
+        (Precision.FP32, f"{OTHER}; export it again on this kind of CPU"),
     ],
 )
 def test_a_decoder_of_other_probabilities_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:
@@ -118,8 +118,8 @@ def test_a_decoder_of_other_probabilities_is_found_out(decoder: Decoder, precisi
     with pytest.raises(BundleError) as caught:
         replayed(1.1 * limit)
     assert caught.value.message == (
-        f"on this machine the logarithms of the probabilities of 16 certified tokens differ by {1.1 * limit:.4f} on "
-        f"average and {1.1 * limit:.4f} at most, where {limit:g} and 2 are the limits"
+        f"on this machine the log-probabilities of 16 certified tokens differ by {1.1 * limit:.4f} on "
+        f"average and {1.1 * limit:.4f} at most; the limits are {limit:g} and 2"
     )
     assert caught.value.hint == hint
 
@@ -141,12 +141,12 @@ def test_a_certificate_without_probabilities_is_judged_by_its_tokens(decoder: De
     least = step.top_logprobs[-1].id
     changed = dataclasses.replace(answer, output=(*answer.output[:3], least, *answer.output[4:]))
 
-    with pytest.raises(BundleError, match="the logarithms of the probabilities of 16 certified tokens differ by"):
+    with pytest.raises(BundleError, match="the log-probabilities of 16 certified tokens differ by"):
         replay(certified(decoder, changed))
 
 
-def test_another_onnxruntime_is_told_first(decoder: Decoder) -> None:
-    """Since that can be mended, and is known to compute otherwise."""
+def test_another_onnxruntime_version_is_the_first_hint(decoder: Decoder) -> None:
+    """It can be installed, and other versions are known to compute other outputs."""
     none = dataclasses.replace(golden(decoder), output=(0, *golden(decoder).output[1:]))
     manifest = dataclasses.replace(certified(decoder, none).bundle.manifest, made_with={"onnxruntime": "1.22.0"})
 
@@ -154,13 +154,13 @@ def test_another_onnxruntime_is_told_first(decoder: Decoder) -> None:
         replay(Decoder(Bundle(decoder.bundle.path, manifest), threads=1))
 
     assert caught.value.hint == (
-        f"it was made with onnxruntime 1.22.0, and {onnxruntime.__version__} runs here: install that version, and "
+        f"it was made with onnxruntime 1.22.0, and {onnxruntime.__version__} is installed: install that version, and "
         "verify again"
     )
 
 
-def test_nothing_that_is_reproduced_is_no_agreement(decoder: Decoder) -> None:
-    """However probable the certified tokens are here."""
+def test_no_certified_token_is_the_most_probable_one(decoder: Decoder) -> None:
+    """Refused even where all log-probabilities match."""
     answer = golden(decoder)
     (step,) = decoder.steps(answer.prompt, max_tokens=1, top_logprobs=2)
     changed = dataclasses.replace(answer, output=(step.top_logprobs[1].id,), logprobs=(step.top_logprobs[1].logprob,))
@@ -169,20 +169,20 @@ def test_nothing_that_is_reproduced_is_no_agreement(decoder: Decoder) -> None:
         replay(certified(decoder, changed))
 
     assert caught.value.message == (
-        "on this machine the logarithms of the probabilities of 1 certified tokens differ by 0.0000 on average and "
-        "0.0000 at most, where 0.01 and 2 are the limits, and none of the tokens is the most probable one"
+        "on this machine the log-probabilities of 1 certified tokens differ by 0.0000 on average and "
+        "0.0000 at most; the limits are 0.01 and 2; none of the tokens is the most probable one"
     )
 
 
-def test_probabilities_that_are_no_numbers_are_no_agreement(tmp_path: Path) -> None:
-    """Of logits that are NaN the first token is the most probable, which a certificate may well hold."""
+def test_nan_logits_do_not_pass_a_replay(tmp_path: Path) -> None:
+    """argmax of NaN logits is 0, which a certificate can contain."""
     bundle, model = write_decoder(tmp_path / "tiny")
     model.weights["head"][:] = np.nan
     onnx.save(model.graph(), bundle.path / "model.onnx")
     decoder = Decoder(Bundle(bundle.path, bundle.manifest), threads=1)
     ids = tuple(decoder.encode("The quick fox"))
 
-    with pytest.raises(BundleError, match="gave logits that are no numbers"):
+    with pytest.raises(BundleError, match="gives logits that are not finite numbers"):
         replay(certified(decoder, GoldenAnswer("The quick fox", ids, (0, 0), (0, 0))))
 
 
@@ -217,25 +217,25 @@ def test_golden_tokens_are_read_as_answers_are(decoder: Decoder, monkeypatch: py
         {"output": (1, 2), "logprobs": (-0.5,) * 3},
     ],
 )
-def test_a_golden_answer_that_no_model_gave_is_the_bundles_fault(decoder: Decoder, change: dict) -> None:
+def test_a_golden_answer_that_the_model_cannot_produce(decoder: Decoder, change: dict) -> None:
     answer = dataclasses.replace(golden(decoder), **change)
 
-    with pytest.raises(BundleError, match="has an answer that its model cannot give: "):
+    with pytest.raises(BundleError, match="has an answer that its model cannot produce: "):
         replay(certified(decoder, answer))
 
 
 @pytest.mark.parametrize("certified_cosine", [np.nan, 0.0, 0.5])
-def test_vectors_that_certify_nothing(certified_cosine: float) -> None:
+def test_a_certificate_of_low_cosine_is_refused(certified_cosine: float) -> None:
     reference = np.array([[1, 0]], np.float32)
     output = np.array([[certified_cosine, (1 - certified_cosine**2) ** 0.5]], np.float32)
 
-    with pytest.raises(BundleError, match=r"has vectors of cosine .* to PyTorch's, and certifies nothing below 0\.9"):
+    with pytest.raises(BundleError, match=r"has an embedding with cosine .* to PyTorch; at least 0\.9 is required"):
         compare_vectors(output, output, reference, "")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_vectors_of_no_numbers_never_agree(value: float, place: int) -> None:
+def test_nan_and_infinite_embeddings_do_not_pass(value: float, place: int) -> None:
     found, output, reference = np.ones((3, 2, 4), np.float32)
     (found, output, reference)[place][1, 2] = value
 
@@ -245,7 +245,7 @@ def test_vectors_of_no_numbers_never_agree(value: float, place: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_logits_of_no_numbers_never_agree(value: float, place: int) -> None:
+def test_nan_and_infinite_logits_do_not_pass(value: float, place: int) -> None:
     found, output, reference = np.ones((3, 2, 1), np.float32)
     (found, output, reference)[place][1, 0] = value
 
@@ -253,14 +253,14 @@ def test_logits_of_no_numbers_never_agree(value: float, place: int) -> None:
         compare_logits(found, output, reference, "")
 
 
-def test_logits_that_certify_nothing() -> None:
+def test_a_certificate_of_large_logit_differences_is_refused() -> None:
     reference = np.array([[0], [4]], np.float32)
 
     with pytest.raises(BundleError) as caught:
         compare_logits(-reference, -reference, reference, "")
     assert caught.value.message == (
-        "the certificate has logits that differ from PyTorch's by 8.0000, as much as those differ from each other, and "
-        "nothing is certified"
+        "the certificate has logits that differ from PyTorch's by 8.0000; the difference must be less than "
+        "their range, 4.0000"
     )
 
 
@@ -271,7 +271,7 @@ def test_a_golden_text_of_other_tokens(decoder: Decoder) -> None:
     with pytest.raises(BundleError) as caught:
         replay(certified(decoder, changed))
     assert caught.value.message == (
-        "on this machine a golden text has other tokens than were certified: "
+        "on this machine a golden text has other tokens than certified: "
         f"{list(answer.prompt[:8])}... instead of {[1, *answer.prompt][:8]}..."
     )
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, BundleError, OrtkitError, OutOfMemoryError
 from ortkit.runtime.replay import Replay
-from ortkit.runtime.verify import START, memory_for, verify
+from ortkit.runtime.verify import _CHILD, memory_for, verify
 from tests.commands import Finished
 from tests.tiny_bundles import (
     WIDTH,
@@ -106,7 +106,7 @@ def test_a_graph_that_loops_for_ever(ortkit: Ortkit, folder: Path) -> None:
     assert finished.code == 7
     assert finished.err == (
         f"error: `{folder}` was not verified within 4 s\n\n"
-        "hint: a graph may be made to run for ever; on a slow machine, allow it more: `--time-limit SECONDS`\n"
+        "hint: the graph may never end; on a slow machine, raise the limit: `--time-limit SECONDS`\n"
     )
 
 
@@ -186,17 +186,17 @@ def test_memory_follows_the_files(embedder: Bundle, monkeypatch: pytest.MonkeyPa
 def test_a_process_that_ends_without_a_word(
     embedder: Bundle, monkeypatch: pytest.MonkeyPatch, code: str, how: str
 ) -> None:
-    monkeypatch.setattr("ortkit.runtime.verify.START", code)
+    monkeypatch.setattr("ortkit.runtime.verify._CHILD", code)
     error = refusal(embedder.path)
 
     assert isinstance(error, BundleError)
-    assert error.message == f"`{embedder.path}` ends the process that opens it ({how})"
+    assert error.message == f"`{embedder.path}` crashes the process that opens it ({how})"
     assert error.hint == "do not use it"
 
 
 def test_the_version_that_made_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rehash(folder, lambda manifest: manifest.update(made_with={"onnxruntime": "1.30.0"}))
-    monkeypatch.setattr("ortkit.runtime.verify.START", "import os; os.abort()")
+    monkeypatch.setattr("ortkit.runtime.verify._CHILD", "import os; os.abort()")
 
     assert refusal(folder).hint == (
         "do not use it with this onnxruntime: it was made with onnxruntime 1.30.0; if it comes from someone you trust, "
@@ -214,9 +214,9 @@ def test_errors_come_back_as_they_are(ortkit: Ortkit, folder: Path) -> None:
 
 
 def test_whatever_else_goes_wrong_is_the_bundles_fault(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced = START.replace("from ortkit.runtime.verify import child;", "import ortkit.runtime.verify as tried;")
+    replaced = _CHILD.replace("from ortkit.runtime.verify import child;", "import ortkit.runtime.verify as tried;")
     broken = replaced.replace(" child()", " tried.replay = lambda _: 1 / 0; tried.child()")
-    monkeypatch.setattr("ortkit.runtime.verify.START", broken)
+    monkeypatch.setattr("ortkit.runtime.verify._CHILD", broken)
 
     assert refusal(embedder.path).message == (
         f"`{embedder.path}` cannot be verified: ZeroDivisionError: division by zero"

@@ -59,7 +59,7 @@ def test_an_entry_is_read(tmp_path: Path) -> None:
         ("gated: false", "gated: maybe", "`gated` must be true or false, not `maybe`"),
         ("license: mit", "licence: mit", "`licence` is not a known field"),
         ("precision: int8", "precision: int9", "`precision` must be one of fp32, fp16, int8, int4, source, not `int9`"),
-        ("revision: main", "revision: 2", "`revision` must be text, not `2`"),
+        ("revision: main", "revision: 2", "`revision` must be a string, not `2`"),
         ("license: mit", "license: mit\n    wheel: {requirement: a==1}", "`wheel.sha256` is missing"),
         (
             "license: mit",

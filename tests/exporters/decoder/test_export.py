@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType as Type
 
 from ortkit import (
     Bundle,
-    CacheType,
     CheckpointError,
     Decoder,
     InputError,
@@ -36,6 +35,7 @@ from ortkit.exporters.graph.passes import RMS_NORM
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
@@ -135,7 +135,7 @@ def test_the_certificates_divergence_is_that_of_pytorch(
     assert certificate.figures["kl_mean"] == pytest.approx(found, rel=1e-3, abs=1e-8)
 
 
-def test_int4_is_the_default_and_told(int4: Bundle) -> None:
+def test_int4_is_the_default(int4: Bundle) -> None:
     manifest = int4.manifest
     blocks = manifest.blocks
 
@@ -143,7 +143,7 @@ def test_int4_is_the_default_and_told(int4: Bundle) -> None:
     assert manifest.tokenizer.max_length == 512
     assert blocks is not None
     # Of two layers: query, key and value in one; attention output; gate and up in one; down; and the output matrix.
-    assert (blocks.products, blocks.exact_products, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
+    assert (blocks.matmuls, blocks.float32_matmuls, blocks.bits, blocks.output_bits) == (9, 0, 4, 4)
     assert (blocks.block, blocks.output_block, blocks.symmetric, blocks.rounding) == (64, 32, False, "importance")
     assert manifest.certificate is not None
     assert 1e-4 < manifest.certificate.figures["kl_mean"] < MAX_KL[Precision.INT4]
@@ -162,7 +162,7 @@ def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) ->
     assert (bundle.manifest.blocks.bits, bundle.manifest.blocks.output_bits) == (8, 8)
 
 
-def test_the_stages_are_told_in_order(folder: Path, gguf: Path, tmp_path: Path) -> None:
+def test_stages_are_reported_in_order(folder: Path, gguf: Path, tmp_path: Path) -> None:
     told = Recorder()
     export(str(folder), out=tmp_path / "b", progress=told)
     assert told.stages == STAGES
@@ -188,7 +188,7 @@ def test_a_gguf_file_keeps_its_blocks(gguf: Path, tmp_path: Path) -> None:
     assert facts is not None
     assert (facts.bos_id, facts.add_bos, facts.eos_ids, facts.context_length) == (0, False, (2,), 128)
     assert blocks is not None
-    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.exact_products) == (32, True, "source", 0)
+    assert (blocks.block, blocks.symmetric, blocks.rounding, blocks.float32_matmuls) == (32, True, "source", 0)
     assert certificate is not None
     print(certificate.figures)
     # What is left is the rounding of the activations to 8 bits.
@@ -250,7 +250,7 @@ def test_qwen3_as_a_decoder(tmp_path: Path) -> None:
     assert (bundle.manifest.kind, bundle.manifest.architecture) == (Kind.DECODER, "qwen3")
 
 
-def test_a_decoder_is_no_embedder(folder: Path, gguf: Path, tmp_path: Path) -> None:
+def test_decoders_are_not_exported_as_embedders(folder: Path, gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(folder), kind=Kind.EMBEDDER, out=tmp_path / "b")
     assert caught.value.message == (
@@ -261,7 +261,7 @@ def test_a_decoder_is_no_embedder(folder: Path, gguf: Path, tmp_path: Path) -> N
     assert caught.value.message == "`tiny.Q4_1.gguf` is a GGUF file, of which ortkit exports decoders only"
 
 
-def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+def test_unusable_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there is no file `nothing\.gguf`"):
         export("nothing.gguf", out=tmp_path / "b")
     with pytest.raises(NotFoundError, match=r"there is no file `nothing`"):
@@ -297,20 +297,22 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_options_that_do_not_fit(folder: Path, tmp_path: Path, options: dict, message: str, hint: str | None) -> None:
+def test_invalid_options_are_refused(
+    folder: Path, tmp_path: Path, options: dict, message: str, hint: str | None
+) -> None:
     with pytest.raises(InputError) as caught:
         export(str(folder), out=tmp_path / "b", **options)
     assert caught.value.message == message
     assert caught.value.hint == hint
 
 
-def test_a_divergence_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_max_kl_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`max_kl` is for decoders, and this is an embedder"):
         export(str(tiny_checkpoint), max_kl=0.1, out=tmp_path / "b")
 
 
 @pytest.mark.parametrize("cache", list(CacheType))
-def test_keys_and_values_are_of_decoders(tiny_checkpoint: Path, tmp_path: Path, cache: CacheType) -> None:
+def test_cache_type_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path, cache: CacheType) -> None:
     with pytest.raises(InputError) as caught:
         export(str(tiny_checkpoint), cache=cache, out=tmp_path / "b")
     assert caught.value.message == "`cache` is for decoders, and this is an embedder"
@@ -318,7 +320,7 @@ def test_keys_and_values_are_of_decoders(tiny_checkpoint: Path, tmp_path: Path, 
     assert caught.value.exit_code == 2
 
 
-def test_a_finer_recipe_is_taken_where_the_first_is_too_far(folder: Path, int4: Bundle, tmp_path: Path) -> None:
+def test_max_kl_selects_a_finer_recipe(folder: Path, int4: Bundle, tmp_path: Path) -> None:
     assert int4.manifest.certificate is not None
     bar = int4.manifest.certificate.figures["kl_mean"] * 0.9
 
@@ -361,7 +363,7 @@ def test_wide_decoders_get_large_blocks_unasked(tmp_path: Path, monkeypatch: pyt
     assert (blocks.block, blocks.output_block) == (128, 32)
 
 
-def test_recipes_are_tried_in_their_order() -> None:
+def test_recipes_are_tried_in_order() -> None:
     recipes = RECIPES[Precision.INT4]
     tried: list[BlockRecipe] = []
 
@@ -376,7 +378,7 @@ def test_recipes_are_tried_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("precision", "finer"), [(Precision.INT4, "`--precision int8`"), (Precision.INT8, "`--precision fp32`")]
 )
-def test_a_divergence_that_no_recipe_holds(precision: Precision, finer: str) -> None:
+def test_max_kl_that_no_recipe_reaches(precision: Precision, finer: str) -> None:
     with pytest.raises(OrtkitError) as caught:
         find_block_recipe(RECIPES[precision], lambda _: 0.25, max_kl=0.1, precision=precision)
     assert caught.value.message == (
@@ -440,7 +442,7 @@ def test_a_wrong_graph_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Path) -> None:
+def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     finished: Finished = ortkit("export", folder, "--precision", "int8", "--max-kl", "0.5", "--out", out)
 
@@ -496,7 +498,7 @@ def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Pat
     ]
 
 
-def test_rounding_a_files_blocks_anew_says_what_that_costs(ortkit: object, gguf: Path, tmp_path: Path) -> None:
+def test_requantizing_a_gguf_file_reports_its_own_divergence(ortkit: object, gguf: Path, tmp_path: Path) -> None:
     """Beside what the file's own blocks give, which is what their own bundle says of itself."""
     own = export(str(gguf), out=tmp_path / "own").bundle.manifest.certificate
     assert own is not None

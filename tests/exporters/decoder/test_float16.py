@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from ortkit import Bundle, CacheType, Decoder, InputError, Precision, UnsupportedModelError
+from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
 from ortkit.exporters import export
 from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
@@ -19,6 +19,7 @@ from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
+from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
@@ -117,7 +118,7 @@ def test_positions_that_float16_cannot_count_to_are_exact(tmp_path: Path) -> Non
     assert off(found, expected) < 1.5 * own
 
 
-def test_numbers_that_float16_has_no_room_for() -> None:
+def test_values_beyond_float16() -> None:
     kept = np.array([65504, -65504, 1e-7, 0, np.inf, -np.inf], np.float32)
     assert np.array_equal(to_float16(ir.tensor(kept)), kept.astype(np.float16))
 
@@ -216,7 +217,7 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     assert replay(decoder).same_bits
 
 
-def test_half_of_the_disk(fp16: Bundle, folder: Path) -> None:
+def test_fp16_halves_the_size(fp16: Bundle, folder: Path) -> None:
     data = fp16.manifest.files["model.onnx.data"].size
     parameters = sum(array.size for array in load_file(folder / "model.safetensors").values())
 
@@ -275,7 +276,7 @@ def test_decoders_with_plain_attention_have_it_too(options: dict, tmp_path: Path
     assert replay(decoder).same_bits
 
 
-def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "fp16"
     finished: Finished = ortkit("export", folder, "--precision", "fp16", "--out", out)
 
@@ -286,7 +287,7 @@ def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) 
     shown = ortkit("inspect", out).out.decode()
     assert "precision    fp16, for the provider cpu\n" in shown
     assert "KV cache 0.1 MB for 512 tokens\n" in shown
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     verified = ortkit("verify", out)
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2:] == [
@@ -305,14 +306,14 @@ def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
     assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
 
 
-def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "int4"
     finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
 
     assert finished.code == 0
-    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
+    assert "  cache    float16 KV cache: half the memory, slower on a CPU\n" in finished.err
     shown = ortkit("inspect", out).out.decode()
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     assert ortkit("verify", out).code == 0
     refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2

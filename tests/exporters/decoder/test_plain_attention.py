@@ -99,7 +99,7 @@ def test_an_export_says_that_it_is_slower(tmp_path: Path, ortkit: Callable[..., 
 
     assert finished.code == 0
     assert "  slower   plain attention operators: no fused operator supports `gpt2` with heads of 16\n" in finished.err
-    assert "  int4     9 products" in finished.err
+    assert "  int4     9 matmuls" in finished.err
     shown = ortkit("inspect", tmp_path / "b").out.decode()
     assert "plain operators: exact, slower than the fused operator" in shown
     answer = ortkit("generate", tmp_path / "b", "Where", "--max-tokens", "4", "--raw")

@@ -138,7 +138,7 @@ def test_a_bundle_whose_layer_is_damaged(with_dense: Path, tmp_path: Path) -> No
     with pytest.raises(BundleError, match=r"`.*dense-0\.npz` does not hold the arrays `weight` and `bias`"):
         Embedder(bundle)
     np.savez(bundle.path / "dense-0.npz", weight=np.zeros((48, 20), np.float32), bias=np.zeros(3, np.float32))
-    with pytest.raises(BundleError, match="holds arrays that do not fit each other"):
+    with pytest.raises(BundleError, match=r"the shapes of weight .* do not match"):
         Embedder(bundle)
     with (bundle.path / "dense-0.npz").open("wb") as file:
         np.save(file, np.array([{}], dtype=object), allow_pickle=True)

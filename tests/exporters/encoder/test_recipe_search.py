@@ -96,8 +96,8 @@ def test_an_export_holds_the_cosine_that_it_was_asked_for(tiny_checkpoint: Path,
     assert bundle.manifest.precision is Precision.INT8
     assert certificate.figures["cosine_min"] >= 0.99999
     assert quantization.per_token
-    assert quantization.products == 8
-    assert 0 < quantization.exact_products < 8
+    assert quantization.matmuls == 8
+    assert 0 < quantization.float32_matmuls < 8
     texts = ["the pump", "a dry pump", "water runs", "cold"]
     embedder = Embedder(bundle)
     together = embedder.embed(texts)

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from ortkit.runtime.bundle.manifest import (
     OLDEST,
     SCHEMA,
     Certificate,
+    Manifest,
+    Quantization,
     WeightBlocks,
     manifest_from_json,
     manifest_to_json,
@@ -18,33 +22,110 @@ from ortkit.runtime.bundle.manifest import (
 from ortkit.runtime.bundle.records import write_record
 
 
-def test_a_manifest_survives_the_way_to_disk_and_back(int8_bundle: Bundle) -> None:
+def test_a_manifest_is_read_as_it_was_written(int8_bundle: Bundle) -> None:
     text = (int8_bundle.path / "manifest.json").read_text(encoding="utf-8")
 
     assert manifest_from_json(text) == int8_bundle.manifest
     assert manifest_to_json(int8_bundle.manifest) == text
 
 
-def test_a_manifest_with_the_earlier_spelling_of_license_is_read(int8_bundle: Bundle) -> None:
-    content = write_record(int8_bundle.manifest)
-    content["source"]["licence"] = content["source"].pop("license")
+OLD_NAMES = {
+    "source": {"license": "licence"},
+    "quantization": {"matmuls": "products", "float32_matmuls": "exact_products", "cls_16bit": "precise_first_token"},
+    "blocks": {"matmuls": "products", "float32_matmuls": "exact_products"},
+}
 
-    assert manifest_from_json(json.dumps(content)).source.license == "apache-2.0"
 
-    content["source"]["license"] = "mit"
-    with pytest.raises(BundleError, match=r"`source\.licence` is not a known field"):
-        manifest_from_json(json.dumps(content))
+def content_with_old_names(manifest: Manifest) -> Any:
+    """A manifest as schema 5 spelled it."""
+    content = write_record(manifest) | {"schema": 5}
+    for section, names in OLD_NAMES.items():
+        content[section] = {names.get(key, key): value for key, value in content[section].items()}
+    return content
+
+
+@pytest.fixture
+def quantized(int8_bundle: Bundle) -> Manifest:
+    """A manifest with every section whose fields were renamed."""
+    return dataclasses.replace(
+        int8_bundle.manifest,
+        quantization=Quantization(24, 1, 0.5, per_token=True, cls_16bit=True),
+        blocks=WeightBlocks(9, 2, 4, 4, 64, 32, symmetric=False, rounding="gptq"),
+    )
+
+
+def test_the_field_names_of_schema_5_are_read(quantized: Manifest) -> None:
+    content = content_with_old_names(quantized)
+
+    assert content["source"]["licence"] == "apache-2.0"
+    assert content["blocks"]["exact_products"] == 2
+    assert manifest_from_json(json.dumps(content)) == dataclasses.replace(quantized, schema=5)
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(SCHEMA + 1, "update ortkit on this machine"), (OLDEST - 1, "export it again")]
+    ("section", "name", "old"), [(section, *pair) for section, names in OLD_NAMES.items() for pair in names.items()]
 )
-def test_another_schema_is_refused_whatever_else_it_says(schema: int, advice: str) -> None:
-    with pytest.raises(BundleError) as caught:
-        manifest_from_json(json.dumps({"schema": schema, "unheard": "of"}))
+def test_an_old_field_name_beside_the_new_one_or_in_a_new_manifest(
+    quantized: Manifest, section: str, name: str, old: str
+) -> None:
+    both, new = content_with_old_names(quantized), write_record(quantized)
+    both[section][name] = both[section][old]
+    new[section][old] = new[section].pop(name)
 
-    assert caught.value.message == f"the bundle has schema {schema}, and this ortkit reads schemas {OLDEST} to {SCHEMA}"
+    for content in (both, new):
+        with pytest.raises(BundleError, match=rf"`{section}\.\w+` is not a known field"):
+            manifest_from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("section", OLD_NAMES)
+@pytest.mark.parametrize("value", [None, 3, []])
+def test_an_old_manifest_whose_section_is_not_an_object(quantized: Manifest, section: str, value: object) -> None:
+    content = content_with_old_names(quantized) | {section: value}
+    if value is None and section != "source":
+        assert getattr(manifest_from_json(json.dumps(content)), section) is None
+        return
+    with pytest.raises(BundleError, match=rf"`{section}` must be an object"):
+        manifest_from_json(json.dumps(content))
+
+
+def test_how_a_graph_was_quantized_in_words(quantized: Manifest) -> None:
+    assert str(quantized.quantization) == (
+        "24 matmuls, 1 of them in float32, per-token activation scales, 16-bit [CLS], SmoothQuant alpha 0.5"
+    )
+    assert str(quantized.blocks) == (
+        "9 matmuls, 2 of them in float32, 4 bits, block size 64, output projection 4 bits, block size 32, "
+        "with zero points, GPTQ"
+    )
+    assert str(Quantization(8, 0, 0.7, per_token=False)) == "8 matmuls, static activation scales, SmoothQuant alpha 0.7"
+    assert str(WeightBlocks(9, 0, 8, 8, 32, 32, symmetric=True, rounding="source")) == (
+        "9 matmuls, 8 bits, block size 32, symmetric, blocks of the GGUF file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "age", "advice"),
+    [(SCHEMA + 1, "a newer", "update ortkit on this machine"), (OLDEST - 1, "an older", "export it again")],
+)
+def test_a_schema_that_is_not_supported_is_named_before_unknown_fields(schema: int, age: str, advice: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest_from_json(json.dumps({"schema": schema, "new_field": 1}))
+
+    assert caught.value.message == (
+        f"the bundle was made with {age} ortkit: its schema is {schema}; supported: {OLDEST} to {SCHEMA}"
+    )
     assert (caught.value.hint or "").startswith(advice)
+    assert caught.value.exit_code == 7
+
+
+def test_a_certificate_without_optional_figures(quantized: Manifest) -> None:
+    """An export may leave out what takes long to measure."""
+    content = write_record(quantized)
+    del content["certificate"]["layer_errors"]
+    content["certificate"]["figures"] = {}
+
+    certificate = manifest_from_json(json.dumps(content)).certificate
+    assert certificate is not None
+    assert (certificate.layer_errors, certificate.figures) == ((), {})
 
 
 @pytest.mark.parametrize(
@@ -65,23 +146,23 @@ def test_a_bundle_that_is_too_old_says_how_it_is_exported_again(source: object, 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nul"])
-def test_text_that_is_no_json_is_refused(text: str) -> None:
+def test_text_that_is_not_json(text: str) -> None:
     with pytest.raises(BundleError, match=r"`manifest\.json` is not valid JSON"):
         manifest_from_json(text)
 
 
-def test_endless_brackets_are_refused() -> None:
+def test_deeply_nested_json() -> None:
     with pytest.raises(BundleError) as caught:
         manifest_from_json('{"schema":' + "[" * 100_000)
 
-    assert caught.value.message == "`manifest.json` nests too deep to be read"
+    assert caught.value.message == "`manifest.json` is nested too deeply"
     assert caught.value.exit_code == 7
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("place", ["figures", "layer_errors", "generation"])
-def test_numbers_that_compare_as_false(written: tuple[Bundle, object], number: str, place: str) -> None:
-    """JSON of Python's may hold them, and whatever is compared with NaN passes or fails by how it is written."""
+def test_nan_and_infinity_are_refused(written: tuple[Bundle, object], number: str, place: str) -> None:
+    """Python's JSON parser accepts them, and every comparison with NaN is false."""
     manifest = write_record(written[0].manifest)
     manifest["certificate"] = write_record(Certificate("numpy", "none", "", 1, {}, ()))
     if place == "generation":
@@ -95,15 +176,14 @@ def test_numbers_that_compare_as_false(written: tuple[Bundle, object], number: s
         manifest_from_json(json.dumps(manifest).replace('"HERE"', number))
 
 
-def test_a_key_that_is_there_twice() -> None:
+def test_a_duplicate_key() -> None:
     with pytest.raises(BundleError) as caught:
         manifest_from_json('{"schema": 4, "kind": "embedder", "kind": "decoder"}')
 
-    assert caught.value.message == "`manifest.json` is not valid: `kind` is there twice"
+    assert caught.value.message == "`manifest.json` is not valid: `kind` is a duplicate key"
 
 
-def test_many_numbers_are_read_within_seconds() -> None:
-    """As many as a manifest of the largest size holds."""
+def test_a_manifest_of_the_largest_size_is_parsed_within_seconds() -> None:
     numbers = json.dumps([1] * 340_000)
     begun = time.monotonic()
     with pytest.raises(BundleError):
@@ -113,7 +193,7 @@ def test_many_numbers_are_read_within_seconds() -> None:
 
 
 @pytest.mark.parametrize("schema", ["true", "null", "4.0", '"4"', "[4]"])
-def test_a_schema_that_is_no_number(schema: str) -> None:
+def test_a_schema_that_is_not_an_integer(schema: str) -> None:
     with pytest.raises(BundleError, match=r"`manifest\.json` is not valid: "):
         manifest_from_json(f'{{"schema": {schema}}}')
 
@@ -133,9 +213,7 @@ def test_a_schema_that_is_no_number(schema: str) -> None:
         ("blocks", "bits", -8, "from 1 to 2147483647"),
     ],
 )
-def test_counts_that_nothing_could_have(
-    written: tuple[Bundle, object], part: str, field: str, value: int, allowed: str
-) -> None:
+def test_numbers_out_of_range(written: tuple[Bundle, object], part: str, field: str, value: int, allowed: str) -> None:
     manifest = write_record(written[0].manifest)
     manifest["blocks"] = write_record(WeightBlocks(10, 0, 4, 4, 64, 64, symmetric=False, rounding="importance"))
     manifest_from_json(json.dumps(manifest))
@@ -149,12 +227,12 @@ def test_counts_that_nothing_could_have(
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "3"])
-def test_json_that_is_no_manifest_is_refused(text: str) -> None:
+def test_json_that_is_not_a_manifest(text: str) -> None:
     with pytest.raises(BundleError, match=r"`manifest\.json` is not valid"):
         manifest_from_json(text)
 
 
-def test_a_wrong_field_is_named(int8_bundle: Bundle) -> None:
+def test_an_invalid_value_is_named_with_its_field(int8_bundle: Bundle) -> None:
     value = write_record(int8_bundle.manifest)
     value["embedder"]["pooling"] = "middle"
 

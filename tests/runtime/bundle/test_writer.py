@@ -97,8 +97,8 @@ def test_an_interrupt_around_the_two_renames_leaves_a_bundle(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"architecture": 5}, "`architecture` must be text, not `5`"),
-        ({"made_with": {"torch": None}}, "`made_with.torch` must be text, not nothing"),
+        ({"architecture": 5}, "`architecture` must be a string, not `5`"),
+        ({"made_with": {"torch": None}}, "`made_with.torch` must be a string, not null"),
         (
             {"certificate": Certificate("", "", "", 1, {"kl_mean": float("nan")}, ())},
             "`certificate.figures.kl_mean` must be a finite number, not `nan`",

@@ -199,16 +199,14 @@ def test_a_model_without_a_template(decoder: Decoder) -> None:
         with pytest.raises(InputError) as caught:
             use()
         assert caught.value.message == f"`{decoder.bundle.path}` has no chat template, so it cannot answer messages"
-        assert caught.value.hint == (
-            "have it continue a text with `generate`, or use a model that was trained for conversations"
-        )
+        assert caught.value.hint == ("continue a text with `generate`, or use a model that was trained for chat")
 
 
 def test_there_must_be_something_to_answer_again(decoder: Decoder) -> None:
     with pytest.raises(InputError) as caught:
         Chat(decoder).regenerate()
 
-    assert caught.value.message == "there is no answer yet to give again"
+    assert caught.value.message == "the conversation has no answer yet"
 
 
 def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
@@ -218,8 +216,8 @@ def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
     for index in (-1, 0, 2, 3):
         with pytest.raises(InputError) as caught:
             chat.edit(index, "Hi")
-        assert caught.value.message == f"message {index} is not the user's"
-        assert caught.value.hint == "the user's are 1"
+        assert caught.value.message == f"message {index} is not a user message"
+        assert caught.value.hint == "user messages: 1"
 
 
 def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder, tmp_path: Path) -> None:
@@ -243,7 +241,7 @@ def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> 
     with pytest.raises(InputError) as caught:
         Chat.load(tmp_path / "prompt", decoder)
 
-    assert caught.value.message == f"`{tmp_path / 'prompt'}` holds what was read of a prompt, and no conversation"
+    assert caught.value.message == f"`{tmp_path / 'prompt'}` is the prompt cache of a prompt, not of a conversation"
 
 
 def test_a_conversation_that_is_given_goes_on(decoder: Decoder) -> None:
@@ -271,7 +269,7 @@ def test_messages_keep_their_own_system_message(decoder: Decoder) -> None:
 
     assert chat.messages == (Message("system", "Be kind."),)
     assert chat.system == "Be kind."
-    with pytest.raises(InputError, match="there is no answer yet to give again"):
+    with pytest.raises(InputError, match="the conversation has no answer yet"):
         chat.regenerate()
 
 

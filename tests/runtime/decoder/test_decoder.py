@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortkit import Bundle, BundleError, CacheType, Decoder, InputError, OutOfMemoryError, TextTooLongError
-from ortkit.runtime.bundle.manifest import GenerationDefaults
+from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
+from ortkit.runtime.bundle.manifest import CacheType, GenerationDefaults
 from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN
@@ -401,8 +401,8 @@ def test_a_smaller_context(decoder: Decoder) -> None:
     [
         ({"threads": 0}, "`threads` must be at least 1, not 0"),
         ({"threads": 100_000}, "`threads` must be at most 1024, not 100000"),
-        ({"context": 1}, "`context` must be from 2 to 1024, which the model has, not 1"),
-        ({"context": 1025}, "`context` must be from 2 to 1024, which the model has, not 1025"),
+        ({"context": 1}, "`context` must be from 2 to 1024, the model's context length, not 1"),
+        ({"context": 1025}, "`context` must be from 2 to 1024, the model's context length, not 1025"),
     ],
 )
 def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: str) -> None:
@@ -476,12 +476,12 @@ def test_a_bundle_of_another_kind(int8_bundle: Bundle) -> None:
 
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a decoder"
     assert caught.value.hint == (
-        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which selects the class"
     )
 
 
 def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
-    with pytest.raises(BundleError, match="; supported: those of a decoder with 3 layers"):
+    with pytest.raises(BundleError, match="; supported: the inputs of a decoder with 3 layers"):
         with_facts(decoder, layers=3)
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, cache_type=CacheType.FLOAT16)
@@ -490,7 +490,7 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
     )
     assert caught.value.exit_code == 7
     manifest = dataclasses.replace(decoder.bundle.manifest, decoder=None)
-    with pytest.raises(BundleError, match="does not say how its graph continues a text"):
+    with pytest.raises(BundleError, match="has no section `decoder`"):
         Decoder(Bundle(decoder.bundle.path, manifest))
 
 
@@ -502,7 +502,7 @@ def test_a_manifest_that_states_what_nothing_could_follow(decoder: Decoder, temp
         with_facts(decoder, generation=GenerationDefaults(temperature=temperature))
 
     assert caught.value.message == (
-        f"the manifest's `decoder.generation` cannot be used: `temperature` must be {problem}"
+        f"`decoder.generation` in the manifest is not valid: `temperature` must be {problem}"
     )
     assert caught.value.exit_code == 7
 
@@ -512,7 +512,8 @@ def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
         with_facts(decoder, add_bos=True, bos_id=320)
 
     assert caught.value.message == (
-        f"the manifest of `{decoder.bundle.path}` begins texts with token 320, and the vocabulary has 320 tokens"
+        f"the manifest of `{decoder.bundle.path}` has the beginning-of-sequence token 320, and the vocabulary has 320 "
+        "tokens"
     )
     with_facts(decoder, add_bos=False, bos_id=320)
 
@@ -522,7 +523,7 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
     steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
     steps.forward.run = lambda *_: np.full((2, decoder.facts.vocabulary), np.nan, np.float32)
 
-    with pytest.raises(BundleError, match="gave logits that are no numbers at token 0 of the answer"):
+    with pytest.raises(BundleError, match="gives logits that are not finite numbers at token 0 of the answer"):
         next(steps)
 
 
@@ -553,4 +554,4 @@ def test_a_prompt_without_tokens(prompt: object, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         bare.generate(prompt)
     assert caught.value.message == ("the prompt has no tokens" if prompt else "the prompt is empty")
-    assert caught.value.hint == "give it at least a word to continue"
+    assert caught.value.hint == "pass at least one word"

@@ -84,7 +84,7 @@ def test_how_many_rows_a_token_is_read_with_follows_from_the_text(
         if lookup.pays:
             several.add(place)
     read_with = {place + number: tokens for place, tokens in runs[1:] for number in range(tokens)}
-    # The latest run is the one whose keys and values stay.
+    # The KV cache keeps the result of the latest run.
     assert sorted(place for place in read_with if read_with[place] > 1 and place < len(prompt) + count - 1) == sorted(
         several
     )
@@ -92,7 +92,7 @@ def test_how_many_rows_a_token_is_read_with_follows_from_the_text(
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
-def test_an_answer_goes_on_after_a_run_that_failed(decoder: Decoder, number: int) -> None:
+def test_an_answer_continues_after_a_run_that_failed(decoder: Decoder, number: int) -> None:
     """Memory may be short for a moment: the next token is asked for again."""
     prompt, biased = quoting(decoder, Sampling())
     expected = chosen(decoder, prompt, 60, biased)
@@ -141,7 +141,7 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
             sampling=Sampling(),
             run_tokens=run_tokens,
         )
-        return steps.read_prompt()[-1].copy()
+        return steps.prefill()[-1].copy()
 
     for _ in range(cases):
         ids = rng.integers(0, decoder.facts.vocabulary, rng.integers(1, 90)).tolist()

@@ -62,10 +62,10 @@ def test_unknown_keywords_are_type_errors_that_name_the_closest(decoder: Decoder
         ({"sampling": 0.7}, "`sampling` must be a Sampling, not float"),
         ({"stop": 5}, "`stop` must be a string or a list of strings, not int"),
         ({"stop": [5]}, "stop string 0 must be a string, not int"),
-        ({"stop": ""}, "stop string 0 is empty, and every answer would end before it begins"),
+        ({"stop": ""}, "stop string 0 is empty, so every answer would be empty"),
         ({"top_logprobs": "all"}, "`top_logprobs` must be from 0 to 320, the size of the vocabulary, not all"),
         ({"sampler": 5}, "`sampler` must be a function from logits to a token id, not int"),
-        ({"sampler": int, "seed": 1}, "`seed` has no effect with a `sampler`, which chooses the tokens"),
+        ({"sampler": int, "seed": 1}, "`seed` has no effect with a custom `sampler`"),
     ],
 )
 def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: str) -> None:

@@ -105,7 +105,7 @@ def test_buffers_end_at_the_limit() -> None:
     assert cache.capacity == 5000
     with pytest.raises(InputError) as caught:
         cache.reserve(5001)
-    assert caught.value.message == "the cache has a limit of 5000 tokens, and 5001 were asked for"
+    assert caught.value.message == "the cache has a limit of 5000 tokens, and 5001 were requested"
 
 
 def test_what_does_not_fit_is_refused_before_it_is_taken() -> None:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.texts import CORPUS, read_lines
-from ortkit.runtime.decoder.prompt_lookup import LEAST, LEAST_RIGHT, LENGTHS, LONGEST, RUN_COSTS, PromptLookup, best_run
+from ortkit.runtime.decoder.prompt_lookup import (
+    _LEAST_HIT_RATE,
+    _LONGEST,
+    _NGRAMS,
+    _SHORTEST_RUN,
+    RUN_COSTS,
+    PromptLookup,
+    best_run,
+)
 
 SINGLE_COST = 1.0
 TEXTS = st.lists(st.integers(0, 3), max_size=60)
@@ -16,7 +24,7 @@ TEXTS = st.lists(st.integers(0, 3), max_size=60)
 def trusted(ids: list[int]) -> PromptLookup:
     """A lookup that takes all that it finds for right."""
     lookup = PromptLookup(ids)
-    lookup.rightness = dict.fromkeys(lookup.rightness, 1.0)
+    lookup.hit_rates = dict.fromkeys(lookup.hit_rates, 1.0)
     lookup.pays = lookup.place is not None
     return lookup
 
@@ -71,7 +79,7 @@ def test_a_match_is_there_and_the_longest_of_those_that_are_looked_up(ids: list[
 
     if lookup.place is not None:
         assert ids[lookup.place - lookup.length : lookup.place] == ids[-lookup.length :]
-    for length in LENGTHS:
+    for length in _NGRAMS:
         if len(ids) > length and any(ids[end - length : end] == ids[-length:] for end in range(length, len(ids))):
             assert lookup.place is not None
             assert lookup.length >= length
@@ -87,7 +95,7 @@ def test_what_is_drafted_further_on_is_what_would_be_drafted_there(ids: list[int
     for token in lookup.draft(7):
         assert lookup.place is not None
         assert lookup.ids[lookup.place] == token
-        lookup.rightness = dict.fromkeys(lookup.rightness, 0.0)
+        lookup.hit_rates = dict.fromkeys(lookup.hit_rates, 0.0)
         lookup.add(token)
         assert lookup.pays, "even where it would not begin to"
 
@@ -103,7 +111,7 @@ def test_whether_drafts_pay_follows_from_the_text_alone(ids: list[int], data: st
         lookup.draft(data.draw(st.integers(0, 9)))
         lookup.add(token)
         expected.add(token)
-        assert (lookup.pays, lookup.place, lookup.rightness) == (expected.pays, expected.place, expected.rightness)
+        assert (lookup.pays, lookup.place, lookup.hit_rates) == (expected.pays, expected.place, expected.hit_rates)
 
 
 def test_drafts_stop_paying_where_they_would_be_wrong_and_pay_again_where_they_would_be_right() -> None:
@@ -117,7 +125,7 @@ def test_drafts_stop_paying_where_they_would_be_wrong_and_pay_again_where_they_w
         lookup.add(other)
 
     assert pays == [False] + [True] * 3 + [False] * 16, "the first matches are tried"
-    assert lookup.rightness[2] < LEAST_RIGHT
+    assert lookup.hit_rates[2] < _LEAST_HIT_RATE
     assert lookup.draft(7) == []
 
     for token in [1, 2, 7] * 12:
@@ -129,17 +137,17 @@ def test_drafts_stop_paying_where_they_would_be_wrong_and_pay_again_where_they_w
 def test_what_is_judged_is_the_share_that_was_right_the_latest_weighing_most() -> None:
     lookup = PromptLookup([1, 2, 3, 0, 1, 2])
     assert (lookup.place, lookup.length) == (2, 2)
-    before = lookup.rightness[2]
+    before = lookup.hit_rates[2]
 
     lookup.add(9)
-    assert lookup.rightness[2] == pytest.approx(0.9 * before)
+    assert lookup.hit_rates[2] == pytest.approx(0.9 * before)
     assert lookup.place is None
 
     lookup.add(1)
     lookup.add(2)
     lookup.add(9)
-    assert lookup.rightness[2] == pytest.approx(0.9 * 0.9 * before + 0.1), "the last time is what counts"
-    assert lookup.rightness[3] == before
+    assert lookup.hit_rates[2] == pytest.approx(0.9 * 0.9 * before + 0.1), "the last time is what counts"
+    assert lookup.hit_rates[3] == before
 
 
 @pytest.mark.parametrize("line", range(0, 300, 15))
@@ -160,33 +168,33 @@ def test_the_better_the_drafts_the_longer_the_runs() -> None:
     runs = [best_run(share / 100) for share in range(101)]
 
     assert runs == sorted(runs)
-    assert runs[0] == LEAST
-    assert runs[80] > LEAST
+    assert runs[0] == _SHORTEST_RUN
+    assert runs[80] > _SHORTEST_RUN
     assert runs[100] == max(RUN_COSTS)
     assert set(runs) <= set(RUN_COSTS)
 
 
-@pytest.mark.parametrize("rightness", [0.0, 0.02, 0.1, 0.35, 0.5, 0.75, 0.9, 1.0])
-def test_a_run_is_the_one_that_pays_most_as_drawn(rightness: float) -> None:
+@pytest.mark.parametrize("hit_rate", [0.0, 0.02, 0.1, 0.35, 0.5, 0.75, 0.9, 1.0])
+def test_a_run_is_the_one_that_pays_most_as_drawn(hit_rate: float) -> None:
     """Against dice instead of the formula: tokens in a unit of time, for each size of a run."""
     dice = random.Random(0)
 
     def rate(size: int) -> float:
         tokens = 0
         for _ in range(4000):
-            while_right = next((place for place in range(size - 1) if dice.random() >= rightness), size - 1)
+            while_right = next((place for place in range(size - 1) if dice.random() >= hit_rate), size - 1)
             tokens += while_right + 1
         return tokens / 4000 / RUN_COSTS[size]
 
     rates = {size: rate(size) for size in RUN_COSTS}
 
-    assert rates[best_run(rightness)] >= 0.96 * max(rates.values())
-    if rightness >= LEAST_RIGHT:
-        assert rates[best_run(rightness)] > 1.1 * SINGLE_COST
+    assert rates[best_run(hit_rate)] >= 0.96 * max(rates.values())
+    if hit_rate >= _LEAST_HIT_RATE:
+        assert rates[best_run(hit_rate)] > 1.1 * SINGLE_COST
 
 
 def test_matches_count_as_equally_long_from_some_length_on() -> None:
     lookup = PromptLookup([*range(20), 99, *range(12)])
 
-    assert lookup.length == LONGEST
+    assert lookup.length == _LONGEST
     assert lookup.place == 12

@@ -204,12 +204,12 @@ def test_what_cannot_be_sampled_with(options: dict, message: str) -> None:
         ({"frequency_penalty": math.nan}, "`frequency_penalty` must be a finite number, not nan"),
         ({"logit_bias": {3: math.inf}}, "`logit_bias` for token 3 must be a number or minus infinity, not inf"),
         ({"logit_bias": {3: math.nan}}, "`logit_bias` for token 3 must be a number or minus infinity, not nan"),
-        ({"temperature": 1e-46}, "`temperature` must be a number that float32 holds, not 1e-46"),
-        ({"temperature": 1e39}, "`temperature` must be a number that float32 holds, not 1e+39"),
-        ({"repetition_penalty": 1e-46}, "`repetition_penalty` must be a number that float32 holds, not 1e-46"),
-        ({"presence_penalty": -1e39}, "`presence_penalty` must be a number that float32 holds, not -1e+39"),
-        ({"frequency_penalty": 1e39}, "`frequency_penalty` must be a number that float32 holds, not 1e+39"),
-        ({"logit_bias": {3: 1e39}}, "`logit_bias` for token 3 must be a number that float32 holds, not 1e+39"),
+        ({"temperature": 1e-46}, "`temperature` must be a number in the range of float32, not 1e-46"),
+        ({"temperature": 1e39}, "`temperature` must be a number in the range of float32, not 1e+39"),
+        ({"repetition_penalty": 1e-46}, "`repetition_penalty` must be a number in the range of float32, not 1e-46"),
+        ({"presence_penalty": -1e39}, "`presence_penalty` must be a number in the range of float32, not -1e+39"),
+        ({"frequency_penalty": 1e39}, "`frequency_penalty` must be a number in the range of float32, not 1e+39"),
+        ({"logit_bias": {3: 1e39}}, "`logit_bias` for token 3 must be a number in the range of float32, not 1e+39"),
     ],
 )
 def test_penalties_that_mean_nothing(options: dict, message: str) -> None:
@@ -236,7 +236,7 @@ def test_a_bias_that_forbids_all() -> None:
     with pytest.raises(InputError) as caught:
         Penalties(Sampling(logit_bias=all_but_one | {VOCABULARY - 1: -math.inf}), vocabulary=VOCABULARY)
 
-    assert caught.value.message == "`logit_bias` forbids every token of the vocabulary"
+    assert caught.value.message == "`logit_bias` excludes every token of the vocabulary"
     assert caught.value.exit_code == 2
 
 

@@ -48,7 +48,7 @@ def test_a_layer_that_is_none_of_the_bundles_files(bundle_copy: Path, edit_manif
         Bundle.open(bundle_copy)
 
     assert caught.value.message == (
-        f"the manifest of `{bundle_copy}` names a dense layer `{name}` that is none of its files"
+        f"the manifest of `{bundle_copy}` names a dense layer `{name}` that is not one of its files"
     )
     assert caught.value.exit_code == 7
 
@@ -65,9 +65,9 @@ def test_layers_that_fit_each_other(bundle_copy: Path, edit_manifest: EditManife
 @pytest.mark.parametrize(
     ("widths", "dimension", "message"),
     [
-        ([(384, 48), (47, 20)], 20, "dense-0.npz` gives vectors of 48 components, and what comes after it needs 47"),
-        ([(384, 48)], 384, "dense-0.npz` gives vectors of 48 components, and what comes after it needs 384"),
-        ([(3, 3)], 3, "model.onnx` gives vectors of 384 components, and by the manifest it should give 3"),
+        ([(384, 48), (47, 20)], 20, "dense-0.npz` outputs 48 components, and the next layer expects 47"),
+        ([(384, 48)], 384, "dense-0.npz` outputs 48 components, and the next layer expects 384"),
+        ([(3, 3)], 3, "model.onnx` gives embeddings of 384 components, and the manifest says 3"),
     ],
 )
 def test_layers_of_other_widths(
@@ -100,7 +100,7 @@ def test_numbers_of_another_type(tmp_path: Path) -> None:
 
     assert caught.value.message == (
         f"`{tmp_path / 'dense.npz'}` does not hold the arrays `weight` and `bias`: "
-        "`weight.npy` holds numbers of type `<f8`, not `<f4`, which is float32"
+        "`weight.npy` has the type `<f8`, not float32 (`<f4`)"
     )
 
 
@@ -139,4 +139,4 @@ def test_a_shape_that_is_another(tmp_path: Path, shape: str) -> None:
 def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
     np.savez(tmp_path / "dense.npz", weight=np.full((3, 3), number, "f4"), bias=np.zeros(3, "f4"))
 
-    assert damaged(tmp_path / "dense.npz") == f"`{tmp_path / 'dense.npz'}` holds weights that are not finite numbers"
+    assert damaged(tmp_path / "dense.npz") == f"`{tmp_path / 'dense.npz'}` has weights that are not finite numbers"

@@ -193,8 +193,8 @@ def test_cut_texts_are_counted_and_warned_about(embedder: Embedder) -> None:
 def test_cutting_can_be_forbidden(embedder: Embedder) -> None:
     with pytest.raises(TextTooLongError) as caught:
         embedder.embed(["short", "word " * 300, "short", "word " * 400], long="error")
-    assert caught.value.message == "text 1 has 302 tokens, and the model reads 256"
-    assert caught.value.hint == 'split it, or let it be cut or read in chunks: `long="truncate"` or `long="mean"`'
+    assert caught.value.message == "text 1 has 302 tokens, and the model's limit is 256"
+    assert caught.value.hint == 'split it, truncate it (`long="truncate"`), or average its chunks (`long="mean"`)'
     assert caught.value.texts == (1, 3)
     assert caught.value.exit_code == 2
 
@@ -259,7 +259,7 @@ def test_progress_counts_every_text(embedder: Embedder) -> None:
 def test_an_unknown_prompt(embedder: Embedder) -> None:
     with pytest.raises(InputError, match="the model has no prompt `query`") as caught:
         embedder.embed(["x"], prompt="query")
-    assert caught.value.hint == "it has: none"
+    assert caught.value.hint == "supported: none"
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +422,7 @@ def test_int8_without_ranges_needs_a_model_that_normalizes(edit_manifest: EditMa
 def test_types_and_ranges_that_do_not_fit(embedder: Embedder) -> None:
     for options, message in [
         ({"dtype": "int4"}, "`dtype` must be one of float32, float16, int8, binary, ubinary, not `int4`"),
-        ({"ranges": unit_ranges(384)}, "`ranges` are for int8, and `dtype` is float32"),
+        ({"ranges": unit_ranges(384)}, '`ranges` need `dtype="int8"`, and `dtype` is float32'),
         ({"dtype": "int8", "ranges": unit_ranges(5)}, "`ranges` must have the shape (2, 384), not (2, 5)"),
     ]:
         with pytest.raises(InputError) as caught:
@@ -514,7 +514,7 @@ def test_shortened_vectors_are_those_of_sentence_transformers(
 def test_more_components_than_there_are(embedder: Embedder, dim: int) -> None:
     with pytest.raises(InputError) as caught:
         embedder.embed(["x"], dim=dim)
-    assert caught.value.message == f"`dim` must be from 1 to 384, which the model's vectors have, not {dim}"
+    assert caught.value.message == f"`dim` must be from 1 to 384, the model's dimension, not {dim}"
 
 
 @pytest.mark.parametrize("dimension", [128, 400])
@@ -522,10 +522,7 @@ def test_a_dimension_that_the_graph_does_not_give(
     edit_manifest: EditManifest, dimension: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = edit_manifest(lambda manifest: manifest["embedder"].update(dimension=dimension))
-    message = (
-        f"the graph `{path / 'model.onnx'}` gives vectors of 384 components, and by the manifest it should give "
-        f"{dimension}"
-    )
+    message = f"the graph `{path / 'model.onnx'}` gives embeddings of 384 components, and the manifest says {dimension}"
 
     with pytest.raises(BundleError) as caught:
         Embedder(path)
@@ -544,7 +541,7 @@ def test_a_dimension_that_the_graph_does_not_give(
     [
         (5, "text 7 must be a string, not int"),
         ("\ud800", "text 7 is not valid Unicode: surrogates not allowed at character 0"),
-        ("water " * 300, "text 7 has 302 tokens, and the model reads 256"),
+        ("water " * 300, "text 7 has 302 tokens, and the model's limit is 256"),
     ],
 )
 def test_a_stream_counts_texts_from_its_first(embedder: Embedder, last: object, message: str) -> None:
@@ -566,7 +563,7 @@ def test_a_default_prompt_that_the_manifest_does_not_have(edit_manifest: EditMan
     with pytest.raises(BundleError) as caught:
         embedder.embed(["x"])
 
-    assert caught.value.message == f"the manifest of `{path}` has no prompt `query`, its own default"
+    assert caught.value.message == f"the manifest of `{path}` has no prompt `query`, its `default_prompt`"
     assert caught.value.exit_code == 7
     with pytest.raises(InputError, match="the model has no prompt `query`"):
         embedder.embed(["x"], prompt="query")
@@ -578,7 +575,7 @@ def test_a_length_that_special_tokens_fill(edit_manifest: EditManifest) -> None:
     with pytest.raises(BundleError) as caught:
         embedder.embed(["some words"], long="mean")
 
-    assert caught.value.message == "the model reads 2 tokens, which leaves no room for a text"
+    assert caught.value.message == "the model's limit of 2 tokens leaves no room for a text"
     assert embedder.embed_with_report(["some words"]).tokens.tolist() == [2]
 
 
@@ -588,9 +585,7 @@ def bare_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     return changed_bundle(tiny_bundle, tmp_path_factory.mktemp("bare") / "bare", tokenizer=without_special_tokens)
 
 
-NO_TOKENS_HINT = (
-    "hint: leave it out: without special tokens, which this model's tokenizer does not add, there is nothing to read"
-)
+NO_TOKENS_HINT = "hint: leave it out: this model's tokenizer adds no special tokens, so an empty text has none"
 
 
 def test_texts_without_tokens_leave_the_process_alive(bare_bundle: Bundle) -> None:

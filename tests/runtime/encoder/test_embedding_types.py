@@ -84,8 +84,8 @@ def test_ranges_that_cannot_be_used() -> None:
             "compute them from sample vectors with `embedding_ranges(vectors)`",
         ),
         (good[:, :5], "`ranges` must have the shape (2, 96), not (2, 5)", None),
-        (good[::-1], "`ranges` must hold finite numbers, the lowest values in its first row", None),
-        (good * np.float32(np.nan), "`ranges` must hold finite numbers, the lowest values in its first row", None),
+        (good[::-1], "`ranges` must be finite numbers, the lowest values in the first row", None),
+        (good * np.float32(np.nan), "`ranges` must be finite numbers, the lowest values in the first row", None),
     ]:
         with pytest.raises(InputError) as caught:
             quantize_embeddings(sample, VectorType.INT8, ranges=ranges)
@@ -96,7 +96,7 @@ def test_ranges_that_cannot_be_used() -> None:
 def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
         embedding_ranges(np.zeros(shape, np.float32))
-    assert caught.value.message == f"ranges need sample vectors of shape (texts, dimension), not {shape}"
+    assert caught.value.message == f"`vectors` must be sample embeddings (texts, dimension), not {shape}"
 
 
 def test_similarities_are_those_of_sentence_transformers() -> None:
@@ -128,8 +128,8 @@ def test_hamming_is_the_cosine_of_signs(dtype: VectorType) -> None:
 def test_what_cannot_be_compared() -> None:
     sample = vectors_of(2)
     for arguments, metric, message in [
-        ((sample, sample[:, :5]), "dot", "vectors of 96 and 5 numbers cannot be compared"),
-        ((sample, sample), "hamming", "`hamming` compares packed bits, not float32"),
+        ((sample, sample[:, :5]), "dot", "vectors of different widths, 96 and 5, cannot be compared"),
+        ((sample, sample), "hamming", "`hamming` needs packed bits (int8 or uint8), not float32"),
         ((sample, sample), "euclid", "`metric` must be one of cosine, dot, hamming, not `euclid`"),
     ]:
         with pytest.raises(InputError) as caught:

@@ -30,7 +30,7 @@ def test_pooling_is_that_of_sentence_transformers(poolings: tuple[Pooling, ...],
 
     if Pooling.MAX in poolings and skip >= 9:
         assert np.isneginf(expected).any()
-        with pytest.raises(InputError, match="a text ends within its prompt, and this model leaves prompts out of"):
+        with pytest.raises(InputError, match="a text ends within its prompt, which this model excludes from pooling"):
             pool(tokens.swapaxes(0, 1), poolings, skip=skip)
     else:
         assert np.abs(pool(tokens.swapaxes(0, 1), poolings, skip=skip) - expected).max() < 1e-6

@@ -27,7 +27,7 @@ def test_a_softmax_weighs_the_labels_of_a_pair() -> None:
 def ranking_of(logits: list[float], top_n: int | None, scores: Scores = Scores.RAW) -> OpenRanking[int]:
     ranking: OpenRanking[int] = OpenRanking(top_n, label=0, scores=scores)
     for number, logit in enumerate(logits):
-        ranking.awaited.append((f"text {number}", number))
+        ranking.pending.append((f"text {number}", number))
         ranking.take(np.array([logit], np.float32), dropped=0, query_dropped=0)
     ranking.all_read = True
     return ranking

@@ -202,7 +202,7 @@ def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
 
 
 def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
-    with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model reads 128") as caught:
+    with pytest.raises(TextTooLongError, match="pair 1 has 304 tokens, and the model's limit is 128") as caught:
         reranker.rank("a", ["b", "water " * 300], long="error")
     assert caught.value.texts == (1,)
     assert caught.value.exit_code == 2
@@ -212,7 +212,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
     ("last", "message"),
     [
         (None, "the document of pair 600 must be a string, not NoneType"),
-        ("water " * 300, "pair 600 has 304 tokens, and the model reads 128"),
+        ("water " * 300, "pair 600 has 304 tokens, and the model's limit is 128"),
     ],
 )
 def test_pairs_are_counted_from_the_first(
@@ -248,9 +248,9 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.score(["a"]), "pair 0 must be a query and a document"),
         (lambda it: it.rank("a", ["b"], top_n=0), "`top_n` must be at least 1, not 0"),
         (lambda it: it.rank("a", ["b"], scores="cosine"), "`scores` must be one of raw, sigmoid, softmax"),
-        (lambda it: it.rank("a", ["b"], scores="softmax"), "`softmax` weighs labels against each other"),
+        (lambda it: it.rank("a", ["b"], scores="softmax"), "`softmax` needs several labels, and the model has one"),
         (lambda it: it.rank("a", ["b"], label="x"), "the model has no label `x`"),
-        (lambda it: it.rank("a", ["b"], long="mean"), "`mean` is for embeddings"),
+        (lambda it: it.rank("a", ["b"], long="mean"), "`mean` is not supported for rerankers"),
         (lambda it: it.rank("a", ["b"], batch_tokens=0), "`batch_tokens` must be at least 1"),
         (lambda it: it.stream([], chunk=0), "`chunk` must be at least 1"),
     ],
@@ -278,7 +278,7 @@ def test_a_bundle_of_another_kind(reranker_bundle: Bundle, int8_bundle: Bundle) 
         Reranker(int8_bundle)
     assert caught.value.message == f"`{int8_bundle.path}` is an embedder, not a reranker"
     assert caught.value.hint == (
-        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which looks at its kind"
+        f"open it with `Embedder('{int8_bundle.path}')`, or with `load`, which selects the class"
     )
     with pytest.raises(BundleError, match="is a reranker, not an embedder"):
         Embedder(reranker_bundle)
@@ -300,9 +300,9 @@ def test_a_model_with_several_labels(three_labels: Bundle) -> None:
     ranked = reranker.rank("a", ["b", "e f"], label="yes", scores="raw")
     by_hand: NDArray[np.float64] = reranker.score([("a", "b"), ("a", "e f")], scores="raw")[:, 2]
     assert [one.score for one in ranked] == sorted(by_hand.tolist(), reverse=True)
-    with pytest.raises(InputError, match="the model has 3 labels, and a ranking needs one") as caught:
+    with pytest.raises(InputError, match="the model has 3 labels, and `label` is missing") as caught:
         reranker.rank("a", ["b"])
-    assert caught.value.hint == "name `no`, `maybe`, `yes`"
+    assert caught.value.hint == "supported: `no`, `maybe`, `yes`"
 
 
 def test_a_manifest_without_the_facts_of_a_reranker(reranker_bundle: Bundle, tmp_path: Path) -> None:
@@ -310,11 +310,11 @@ def test_a_manifest_without_the_facts_of_a_reranker(reranker_bundle: Bundle, tmp
     shutil.copytree(reranker_bundle.path, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"reranker": None}))
-    with pytest.raises(BundleError, match="does not say how a pair becomes a score"):
+    with pytest.raises(BundleError, match="has no labels in its section `reranker`"):
         Reranker(folder)
     tight = manifest["tokenizer"] | {"max_length": 4}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": tight}))
-    with pytest.raises(BundleError, match="which leaves no room for a query and a document"):
+    with pytest.raises(BundleError, match="leaves no room for a query and a document"):
         Reranker(folder)
 
 

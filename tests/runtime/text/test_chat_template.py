@@ -190,7 +190,7 @@ def test_a_role_that_the_template_names_is_known() -> None:
 
 @pytest.mark.parametrize("attack", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"])
 def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:
-    with pytest.raises(BundleError, match="the chat template does what is not allowed: "):
+    with pytest.raises(BundleError, match="the chat template uses a forbidden operation: "):
         ChatTemplate(ChatFacts(attack, {})).render(CONVERSATIONS[0])
 
 
@@ -200,14 +200,14 @@ def test_a_template_that_jinja_cannot_read() -> None:
 
     assert (
         caught.value.message
-        == "the chat template cannot be read: Expected an expression, got 'end of statement block' in line 2"
+        == "the chat template is not valid: Expected an expression, got 'end of statement block' in line 2"
     )
 
 
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "it nests too deep, or is too large"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "it is nested too deeply, or too large"),
         (
             "".join(f"{{% for a{number} in [1] %}}" for number in range(30)) + "{% endfor %}" * 30,
             "too many statically nested blocks",
@@ -219,7 +219,7 @@ def test_a_template_that_is_beyond_what_python_reads(template: str, problem: str
     with pytest.raises(BundleError) as caught:
         ChatTemplate(ChatFacts(template, {}))
 
-    assert caught.value.message.startswith(f"the chat template cannot be read: {problem}")
+    assert caught.value.message.startswith(f"the chat template is not valid: {problem}")
     assert caught.value.exit_code == 7
 
 
@@ -235,14 +235,14 @@ def broken(template: str, *messages: Message) -> str:
     "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% block a %}{{ self.a() }}{% endblock %}"]
 )
 def test_a_template_without_an_end(template: str) -> None:
-    assert broken(template) == "the chat template calls itself without an end, or takes all memory"
+    assert broken(template) == "the chat template recurses without end, or takes all memory"
 
 
 DOUBLED = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = VALUE %}{% endfor %}{{ ns.x }}"
 STEPS = "the chat template takes more than 10782 steps"
 CHARACTERS = "the chat template makes more than 2001280 characters"
-WIDTH = "the chat template asks for a width or a number of more than 10000"
-NOT_ALLOWED = "the chat template does what is not allowed: "
+WIDTH = "the chat template has a width or a number of more than 10000"
+NOT_ALLOWED = "the chat template uses a forbidden operation: "
 LONG = "{% set x = 'ab' * 500000 %}"
 
 
@@ -276,13 +276,13 @@ LONG = "{% set x = 'ab' * 500000 %}"
         (LONG + "{{ x" + " ~ x" * 20000 + " }}", CHARACTERS),
         (LONG + "".join(f"{{% set y{number} = x[1:] %}}" for number in range(99)), CHARACTERS),
         (LONG + "{{ x|list|length }}", STEPS),
-        (LONG + "{{ x.encode('idna') }}", NOT_ALLOWED + "an encoding that is not offered to templates"),
+        (LONG + "{{ x.encode('idna') }}", NOT_ALLOWED + "an encoding that is not supported"),
         ("{{ 'a' * 10**10 }}", CHARACTERS),
         ("{{ 10**10 * ['a'] }}", CHARACTERS),
         ("{{ ('a'|safe) * 10**10 }}", CHARACTERS),
         ("{{ '%10000000000d' % 1 }}", WIDTH),
         ("{{ '%.10000000000f' % 1 }}", WIDTH),
-        ("{{ '%*d' % (10**10, 1) }}", NOT_ALLOWED + "a format whose width is an argument"),
+        ("{{ '%*d' % (10**10, 1) }}", NOT_ALLOWED + "a format with its width as an argument"),
         ("{{ '{:10000000000}'.format(1) }}", WIDTH),
         ("{{ '{:{}}'.format(1, 10**10) }}", WIDTH),
         ("{{ ['a']|map('center', 10**10)|join }}", WIDTH),
@@ -292,8 +292,8 @@ LONG = "{% set x = 'ab' * 500000 %}"
         ("{{ 5|round(10**9, 'floor') }}", WIDTH),
         ("{{ [1]|tojson(indent=10**10) }}", WIDTH),
         ("{{ (10**9999) ** 9999 }}", "the chat template computes a number of more than 65536 bits"),
-        ("{{ (1).to_bytes(10**10, 'big') }}", NOT_ALLOWED + "the method `to_bytes` is not offered to templates"),
-        ("{{ ([[]] * 99)|sum(start=[]) }}", NOT_ALLOWED + "`sum` of what are no numbers"),
+        ("{{ (1).to_bytes(10**10, 'big') }}", NOT_ALLOWED + "the method `to_bytes` is not supported"),
+        ("{{ ([[]] * 99)|sum(start=[]) }}", NOT_ALLOWED + "`sum` of anything but numbers"),
         ("{{ dict.update(dict(), a=1) }}", NOT_ALLOWED + "access to attribute 'update' of 'type' object is unsafe."),
     ],
 )
@@ -331,7 +331,7 @@ def test_a_template_of_endless_text() -> None:
     with pytest.raises(BundleError) as caught:
         ChatTemplate(ChatFacts("{{ a }}" * 20_000, {}))
 
-    assert caught.value.message == "the chat template has 140000 characters, and 131072 are allowed"
+    assert caught.value.message == "the chat template has 140000 characters; the limit is 131072"
 
 
 def test_a_long_conversation_is_no_attack() -> None:
@@ -390,7 +390,7 @@ def test_a_template_that_writes_half_a_character() -> None:
         ChatTemplate(ChatFacts(r"{{ 'a\ud800' }}", {})).render(CONVERSATIONS[0])
 
     assert caught.value.message == (
-        "what the chat template writes is not valid Unicode: surrogates not allowed at character 1"
+        "the output of the chat template is not valid Unicode: surrogates not allowed at character 1"
     )
     assert caught.value.exit_code == 7
 
@@ -411,7 +411,7 @@ def test_what_a_template_says_is_shortened(said: str) -> None:
     assert len(caught.value.message) < 2000
 
 
-def test_jinja_is_loaded_only_by_who_chats() -> None:
-    code = "import sys, runtime, runtime.chat_template; assert 'jinja2' not in sys.modules"
+def test_jinja2_is_imported_only_for_chat_templates() -> None:
+    code = "import sys, ortkit.runtime.text.chat_template; assert 'jinja2' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,15 +65,15 @@ SPECIAL = {"SpecialToken": {"id": "[X]", "type_id": 0}}
         ({"post_processor": template([{"Sequence": {"id": "B", "type_id": 0}}], {})}, "cannot be used: index out of"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "cannot be used: chunk size must be non-zero"),
         ({"model": WORDS | {"vocab": {"c": 0}}}, "cannot be used: WordLevel error: Missing .UNK. token"),
-        ({"post_processor": template([TEXT] * 1000, {})}, "is not supported: it must put each text in once"),
-        ({"post_processor": template([SPECIAL], {"[X]": MANY})}, "is not supported: it must put each text in once"),
+        ({"post_processor": template([TEXT] * 1000, {})}, "is not supported: it must insert each text once"),
+        ({"post_processor": template([SPECIAL], {"[X]": MANY})}, "is not supported: it must insert each text once"),
         ({"post_processor": template([TEXT] + [SPECIAL] * 50, {"[X]": MANY})}, "at most 1024 special tokens"),
         ({"normalizer": replace({"String": "a"}, "a" * 1000)}, "makes texts up to 1e.03 times longer"),
         ({"normalizer": replace({"Regex": "x*"}, "y" * 1000)}, "makes texts up to 1e.03 times longer"),
         ({"normalizer": replace({"String": ""}, "y" * 1000)}, "makes texts up to 1e.03 times longer"),
         (
             {"normalizer": {"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 30}},
-            "makes texts up to 1.07e.09 times longer, and the limit is 256",
+            "makes texts up to 1.07e.09 times longer; the limit is 256",
         ),
         (
             {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False,
@@ -138,7 +138,7 @@ def catastrophic(content: dict[str, Any]) -> None:
 
 
 def test_a_text_that_fails_is_named_in_every_kind(tmp_path: Path) -> None:
-    """The pattern is put into bundles that were fine, and the process goes on after each failure."""
+    """The pattern is added to valid bundles; the process survives each failure."""
     written = write_embedder(tmp_path / "embedder"), write_reranker(tmp_path / "reranker")
     embedder = Embedder(changed_bundle(written[0], tmp_path / "bad-embedder", tokenizer=catastrophic))
     reranker = Reranker(changed_bundle(written[1], tmp_path / "bad-reranker", tokenizer=catastrophic))
@@ -200,7 +200,7 @@ print(found.tokens, found.dropped, (resource.getrusage(resource.RUSAGE_SELF).ru_
 
 
 def test_a_tokenizer_without_a_token(tmp_path: Path) -> None:
-    with pytest.raises(OrtkitError, match="makes no token of any text"):
+    with pytest.raises(OrtkitError, match="produces no tokens for any text"):
         open_tokenizer(written(tmp_path, model={"type": "BPE", "vocab": {}, "merges": []}))
 
 
@@ -216,8 +216,8 @@ def test_texts_after_one_that_fails_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"added_tokens": [{}] * 40_000}, "has 40001 times `{`, which stands in it once for each token, and 32768 are"),
-        ({"model": {"vocab": [[]] * 5_000_000}}, "times `,`, which stands in it once for each token, and 4194304 are"),
+        ({"added_tokens": [{}] * 40_000}, "has too many tokens: 40001 times `{`; the limit is 32768"),
+        ({"model": {"vocab": [[]] * 5_000_000}}, "times `,`; the limit is 4194304"),
     ],
 )
 def test_a_tokenizer_that_would_be_read_for_minutes(tmp_path: Path, part: dict, message: str) -> None:
@@ -246,7 +246,7 @@ def test_a_token_that_the_model_does_not_know(checkpoint: Path) -> None:
     path = checkpoint / "tokenizer.json"
     whole = open_tokenizer(path).tokenizer
     number, last = max((id_, token) for token, id_ in whole.get_vocab().items() if token.isascii() and token.isalpha())
-    tokenizer = open_tokenizer(path, known=number)
+    tokenizer = open_tokenizer(path, vocabulary=number)
     fault = f"has the token `{last}`, which is not in the model's vocabulary"
     faults: dict[int, str] = {}
     texts = ["a pump", f"a {last} pump", "pump " * 10_000 + last, f"pump {last}"]
@@ -272,7 +272,7 @@ def test_commands_name_the_line_that_cannot_be_tokenized(ortkit: Callable[..., F
     runs = {
         "line 2 cannot be": ortkit("embed", embedder, stdin=lines),
         "line 2 with its query cannot be": ortkit("rerank", reranker, "--query", "fox", stdin=lines),
-        "the text cannot be": ortkit("generate", decoder, BAD, "--no-chat"),
+        "the text cannot be": ortkit("generate", decoder, BAD, "--raw"),
     }
 
     for begin, finished in runs.items():

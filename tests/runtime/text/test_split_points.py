@@ -204,8 +204,7 @@ def test_too_many_characters_without_a_place_to_cut(monkeypatch: pytest.MonkeyPa
         with pytest.raises(TextError) as caught:
             tokenizer.tokenize(["short", "x" * 41, "fine " * 20, "\u0301" * 50], long=long)
         assert caught.value.message == (
-            "text 1 has more than 40 characters without a place at which this tokenizer can be given it in parts, "
-            "such as a space between words"
+            "text 1 has more than 40 characters without a place where this tokenizer ends a word, such as a space"
         )
         assert caught.value.texts == (1, 3)
     with pytest.raises(TextError, match="text 0 has more than 40 characters"):
@@ -222,6 +221,6 @@ def test_a_long_word_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatc
         tokenizer.tokenize(["x" * 10_000])
 
     assert caught.value.message == (
-        "text 0 has 10000 characters without a place at which this tokenizer can be given it in parts, which takes "
+        "text 0 has 10000 characters without a place where this tokenizer ends a word, such as a space; they take "
         "about 2 MiB, and 1 MiB are free"
     )

@@ -66,7 +66,7 @@ def test_pieces_make_no_difference_to_one_stop_string(stop: str, pieces: list[st
 @pytest.mark.parametrize(
     ("stops", "message"),
     [
-        (["a", ""], "stop string 1 is empty, and every answer would end before it begins"),
+        (["a", ""], "stop string 1 is empty, so every answer would be empty"),
     ],
 )
 def test_stop_strings_that_cannot_be_used(stops: object, message: str) -> None:

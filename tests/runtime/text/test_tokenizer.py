@@ -111,9 +111,9 @@ def test_the_prefix_stands_before_every_chunk(checkpoint: Path) -> None:
 def test_a_prefix_that_leaves_no_room(checkpoint: Path) -> None:
     with pytest.raises(InputError) as caught:
         split(tokenizer_of(checkpoint, max_length=8), "word " * 20, prefix="one two three four five six ")
-    assert caught.value.message == "the prompt alone has 6 tokens, and the model reads 8"
+    assert caught.value.message == "the prompt alone has 6 tokens, and the model's limit is 8"
     assert caught.value.hint == (
-        "a long text cannot be read in chunks behind it; use another prompt, or have long texts cut"
+        "long texts cannot be split into chunks with it; use another prompt, or truncate long texts"
     )
 
 
