@@ -104,7 +104,7 @@ def export(
     writer = BundleWriter(target)
     for left in left_by_others(writer.target):
         progress.note(
-            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
+            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an interrupted export to `{left.target}`: the "
             "same command resumes it, and the folder can be removed"
         )
     with output_errors(writer), writer:

@@ -41,8 +41,8 @@ def test_blocks_that_cannot_be_kept() -> None:
         "`m` has weights of the type `IQ2_XS` and `TQ1_0`, so its own precision cannot be kept"
     )
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("kept are `Q2_K`, `Q3_K`, `Q4_0`, ")
-    assert caught.value.hint.endswith("; `--precision int8` or `int4` rounds any weights anew")
+    assert caught.value.hint.startswith("supported: `Q2_K`, `Q3_K`, `Q4_0`, ")
+    assert caught.value.hint.endswith("; `--precision int8` or `int4` quantizes any weights again")
     assert caught.value.exit_code == 10
     for precision in (Precision.INT4, Precision.INT8, Precision.FP32):
         check_precision(checkpoint("TQ1_0"), Kind.DECODER, precision)

@@ -101,7 +101,7 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (bundles / ".b.unfinished").rglob("*"))
     (note,) = told.notes
     assert note == (
-        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an export to `{bundles / 'b'}` that was broken off: "
+        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an interrupted export to `{bundles / 'b'}`: "
         "the same command resumes it, and the folder can be removed"
     )
 
