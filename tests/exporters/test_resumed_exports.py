@@ -125,7 +125,7 @@ def test_ctrl_c_names_the_work_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert [path.name for path in (tmp_path / "b").iterdir()] == [".b.unfinished"]
     kept = tmp_path / "b" / ".b.unfinished"
-    assert told.notes == [f"what is done is kept in `{kept}`; the same command resumes from there"]
+    assert told.notes == [f"results are kept in `{kept}`; the same command resumes from there"]
 
 
 def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(
