@@ -450,7 +450,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
     lines = finished.err.splitlines()
     assert "tiny-llama, int8" in lines
     assert any(line.startswith("  KL       0.0") and "of the most probable tokens agree" in line for line in lines)
-    assert "  int8     9 products, 8 bits in blocks of 64, with zero points, rounded to the nearest level" in lines
+    assert "  int8     9 matmuls, 8 bits, block size 64, with zero points, round to nearest" in lines
     assert f'  next     ortkit generate {out} "some prompt"' in lines
 
     shown = ortkit("inspect", out, "--runtime")
