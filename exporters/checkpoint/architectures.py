@@ -173,8 +173,8 @@ def known_architecture(name: str, config: Mapping[str, Any]) -> Architecture:
     architecture = architecture_of(config)
     if architecture is None:
         raise UnsupportedModelError(
-            f"`{name}` has the architecture `{config['model_type']}`, which ortkit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}, and decoders of whose "
+            f"`{name}` has the architecture `{config['model_type']}`, which is not supported",
+            hint=f"supported: {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}, and decoders of whose "
             "attention transformers has a plain form",
         )
     return architecture

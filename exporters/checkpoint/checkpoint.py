@@ -118,7 +118,7 @@ def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec 
     check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
     if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"`{folder}` is no checkpoint: it holds no `config.json`",
+            f"`{folder}` is not a checkpoint: it has no `config.json`",
             hint="it is a bundle already: see `ortkit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")

@@ -32,7 +32,7 @@ from .settings import endpoint
 from .transport import Answer, opened, refuse
 
 ATTEMPTS = 5
-"""How often a download that breaks off goes on by itself, as long as each time something comes."""
+"""How often an interrupted download resumes by itself, as long as each time something comes."""
 PARTIAL = ".ortkit.incomplete"
 
 
@@ -261,14 +261,14 @@ def failure(error: Exception, file: HubFile) -> Exception:
     if isinstance(error, HubAnswerError) and network_failure(error) is None:
         return NetworkError(
             f"`{host()}` answers {error.status} for `{file.name}`",
-            hint="run the command again, it goes on where it was",
+            hint="run the command again: the download resumes",
         )
     return network_failure(error) or broken_off(file)
 
 
 def broken_off(file: HubFile) -> NetworkError:
     return NetworkError(
-        f"the download of `{file.name}` from `{host()}` broke", hint="run the command again, it goes on where it was"
+        f"the download of `{file.name}` from `{host()}` broke", hint="run the command again: the download resumes"
     )
 
 

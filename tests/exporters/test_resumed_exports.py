@@ -101,7 +101,7 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (bundles / ".b.unfinished").rglob("*"))
     (note,) = told.notes
     assert note == (
-        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an export to `{bundles / 'b'}` that was broken off: "
+        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an interrupted export to `{bundles / 'b'}`: "
         "the same command resumes it, and the folder can be removed"
     )
 
@@ -125,7 +125,7 @@ def test_ctrl_c_names_the_work_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert [path.name for path in (tmp_path / "b").iterdir()] == [".b.unfinished"]
     kept = tmp_path / "b" / ".b.unfinished"
-    assert told.notes == [f"what is done is kept in `{kept}`; the same command resumes from there"]
+    assert told.notes == [f"results are kept in `{kept}`; the same command resumes from there"]
 
 
 def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(

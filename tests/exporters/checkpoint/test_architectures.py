@@ -16,9 +16,9 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         find_checkpoint(str(tiny_checkpoint))
     assert caught.value.exit_code == 10
-    assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which ortkit does not know"
+    assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which is not supported"
     assert caught.value.hint == (
-        "known are `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
+        "supported: `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
         "`mistral`, `modernbert`, `mpnet`, `nomic_bert`, `phi3`, `qwen2`, `qwen3`, `roberta`, `smollm3`, "
         "`xlm-roberta`, and decoders of whose attention transformers has a plain form"
     )

@@ -293,12 +293,12 @@ def test_unusable_files_are_refused(folder: Path, tmp_path: Path) -> None:
         ),
         (
             {"precision": Precision.FP32, "cache": CacheType.FLOAT16},
-            "`fp32` has keys and values in float32 only",
+            "`fp32` has a float32 KV cache only",
             "choose one of `int8`, `int4`, `source`, or `fp16`",
         ),
         (
             {"precision": Precision.FP16, "cache": CacheType.FLOAT32},
-            "`fp16` has everything in float16, keys and values too, and not in `float32`",
+            "`fp16` stores everything in float16, the KV cache too",
             "leave out `--cache`",
         ),
     ],

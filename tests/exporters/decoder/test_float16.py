@@ -318,7 +318,7 @@ def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: 
     refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2
     assert refused.err.endswith(
-        "error: `fp32` has keys and values in float32 only\n\nhint: choose one of `int8`, `int4`, `source`, or `fp16`\n"
+        "error: `fp32` has a float32 KV cache only\n\nhint: choose one of `int8`, `int4`, `source`, or `fp16`\n"
     )
 
 
