@@ -88,7 +88,7 @@ def export(
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
     _check_working_directory()
-    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
+    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
         _check_path(Path(source).absolute())
     _check_path(Path(out if out is not None else bundles_folder()).absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}

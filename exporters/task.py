@@ -22,7 +22,7 @@ Reference = TypeVar("Reference")
 class Task(Protocol[Reference]):
     """How one kind of model is exported, step by step.
 
-    A task holds what is known before the weights are loaded. Each method takes what earlier steps made as arguments and
+    A task holds the facts that precede the weights. Each method takes what earlier steps made as arguments and
     returns what it makes itself.
     """
 

@@ -294,7 +294,7 @@ def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_star
     header, rows = decoding.cost_rows(decoding_results, closeness, context=100)
 
     assert header[1:6] == ["MB", "KL", "top-1", "of bandwidth", "s to first token"]
-    # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; the tokenizer is no part of them.
+    # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; without the tokenizer.
     assert rows == [
         ["ortkit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
         ["llama.cpp", "2.0", "", "", "50%", "1.00", "2.00 (1.50 to 2.50)", "3"],

@@ -47,9 +47,6 @@ SKIPPED = (
     "tests/test_language.py",  # names the phrases
     "LICENSE",
     "constraints.txt",
-    # Not clean yet: remove each as it is.
-    "exporters/",
-    "tests/",
 )
 
 

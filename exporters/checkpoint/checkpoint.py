@@ -74,7 +74,7 @@ class Checkpoint:
 
     @property
     def architecture(self) -> Architecture:
-        """What ortkit knows about models of this kind; raises UnsupportedModelError where it is nothing."""
+        """The architecture of a checkpoint; raises UnsupportedModelError if it is not supported."""
         return known_architecture(self.name, self.config)
 
     @property
@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 def check_config(config: Any, name: str) -> None:
-    """Refuse what is no model's config, what needs code that ortkit has not, and what it would not export exactly."""
+    """Refuse a config that is not a model's, that needs remote code, or that cannot be exported exactly."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
     if "auto_map" in config and architecture_of(config) is None:

@@ -41,7 +41,7 @@ RECIPES = {
 
 The output matrix decides between tokens: a smaller block size for it lowers SmolLM2's KL divergence from 0.276 to
 0.253, and for all matrices to 0.206, where round-to-nearest with blocks of 32 has 0.431. With 8 bits,
-importance-weighted rounding is no closer to PyTorch than round-to-nearest.
+importance-weighted rounding is not closer to PyTorch than round-to-nearest.
 """
 
 COARSE = BlockRecipe(block_size=128, output_block_size=32)

@@ -139,7 +139,7 @@ def rebuild(
     drop_unused_inputs(graph)
     if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` ortkit knows",
+            f"`{checkpoint.name}` traces to a graph that is not that of a supported `{architecture.name}`",
             hint=UNTESTED,
         )
 

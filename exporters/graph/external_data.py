@@ -63,7 +63,7 @@ def write_stored_graph(model: ir.Model, weights: Path, path: Path) -> None:
 
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write a graph whose weights are in memory, with a file beside it for them where they do not fit into its own."""
-    # What is open from there by now goes on with the old files.
+    # Whoever has them open keeps the old files.
     path.unlink(missing_ok=True)
     path.with_name(GRAPH_DATA).unlink(missing_ok=True)
     ir.save(model, path, external_data=GRAPH_DATA if weights_bytes(model) > LARGEST_PROTOBUF else None)

@@ -60,7 +60,7 @@ def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
         # transformers' code does with values that it did not expect whatever they make of it.
         except Exception as error:
             raise CheckpointError(f"the config.json of `{checkpoint.name}` cannot be used: {error}") from error
-    # How results are handed over is no part of the model, and the tracer reads them one way.
+    # How results are handed over is not part of the model, and the tracer reads them one way.
     config.torchscript = config.output_attentions = config.output_hidden_states = False
     config.return_dict = True
     config.chunk_size_feed_forward = 0
@@ -133,7 +133,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
-    # Texts may be longer than what `model_max_length` says, which is no news to who compares tokens.
+    # Texts may be longer than what `model_max_length` says, which needs no warning where tokens are compared.
     found.deprecation_warnings[TOO_LONG] = True
     return found
 

@@ -29,7 +29,7 @@ def test_the_precision_follows_from_what_the_checkpoint_is_and_then_from_the_cat
 
     assert default_precision(checkpoint("Q4_1", spec=smollm), Kind.DECODER) is Precision.SOURCE
     assert default_precision(checkpoint("Q4_K", "Q6_K"), Kind.DECODER) is Precision.SOURCE
-    assert default_precision(checkpoint("IQ2_XS"), Kind.DECODER) is Precision.SOURCE, "refused, and not rounded anew"
+    assert default_precision(checkpoint("IQ2_XS"), Kind.DECODER) is Precision.SOURCE, "refused, and not rounded again"
     assert default_precision(checkpoint(spec=smollm), Kind.DECODER) is Precision.INT4
     assert default_precision(checkpoint(gguf=False, spec=smollm), Kind.DECODER) is Precision.INT4
     assert default_precision(checkpoint(), Kind.DECODER) is Precision.INT4

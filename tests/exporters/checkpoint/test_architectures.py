@@ -30,9 +30,9 @@ def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         find_checkpoint(str(tiny_checkpoint))
     assert caught.value.message == (
-        "`tiny-bert` has `position_embedding_type` set to `relative_key`, and ortkit does not know such a `bert`"
+        "`tiny-bert` has `position_embedding_type` set to `relative_key`, which is not supported for `bert`"
     )
-    assert caught.value.hint == "known is `absolute`"
+    assert caught.value.hint == "supported: `absolute`"
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_fp16_halves_the_size(fp16: Bundle, folder: Path) -> None:
     data = fp16.manifest.files["model.onnx.data"].size
     parameters = sum(array.size for array in load_file(folder / "model.safetensors").values())
 
-    # Tied word vectors once, and pages of 4 KiB. The tables of angles are 512 x 16 numbers more.
+    # Tied embeddings once, and pages of 4 KiB. The rotary tables are 512 x 16 numbers more.
     assert 2 * parameters < data < 2 * (parameters + 2 * 512 * 8) + 4096 * 16
 
 

@@ -34,7 +34,7 @@ def weights(*, tied: bool = True) -> dict[str, np.ndarray]:
 
 
 def decoder(given: dict[str, np.ndarray]) -> ir.Model:
-    """A graph with a decoder's inputs and a layer without attention: word vectors, up and gate, down, logits."""
+    """A graph with a decoder's inputs and a layer without attention: embeddings, up and gate, down, logits."""
     inputs = [
         ir.val("input_ids", ir.DataType.INT64, ["batch", "tokens"]),
         ir.val("last_positions", ir.DataType.INT32, ["batch"]),

@@ -228,7 +228,7 @@ def test_metadata_without_effect_is_accepted(tmp_path: Path) -> None:
 
 
 def test_phi3_with_its_original_context_is_accepted(tmp_path: Path) -> None:
-    """As llama.cpp writes them; 0 is no window there."""
+    """As llama.cpp writes them; 0 means no window there."""
     model = seeded("phi3", sliding_window=None)
     fields = {"rope.scaling.original_context_length": 128, "attention.sliding_window": 0}
     write_gguf(tmp_path / "m.gguf", model, fields=fields)

@@ -62,7 +62,7 @@ def file_of(
 
 
 def refused(path: Path) -> OrtkitError:
-    """What is said of a file, found without time and memory that its header states and its size does not."""
+    """Errors are found without the time and memory that the header asks for and the file's size does not justify."""
     tracemalloc.start()
     start = time.process_time()
     with pytest.raises(OrtkitError) as caught:

@@ -407,7 +407,7 @@ def test_a_published_tokenizer_that_cannot_be_used(content: str) -> None:
 
 
 def test_a_panic_of_tokenizers_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no `Exception`."""
+    """It is not an `Exception`."""
 
     class PanicException(BaseException):
         pass

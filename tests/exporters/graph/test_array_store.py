@@ -17,11 +17,11 @@ def made(name: str) -> Made:
 
 def fill(kept: KeptArrays, names: str = "abcd") -> list[str]:
     """Ask for entries, and return those that had to be made."""
-    anew: list[str] = []
+    computed: list[str] = []
     for name in names:
 
         def make(name: str = name) -> Made:
-            anew.append(name)
+            computed.append(name)
             return made(name)
 
         found = kept.keep(name, make)
@@ -29,7 +29,7 @@ def fill(kept: KeptArrays, names: str = "abcd") -> list[str]:
             assert np.array_equal(found.array(key), array)
             assert found.array(key).dtype == array.dtype
         assert found.facts == {"place": ord(name)}
-    return anew
+    return computed
 
 
 def test_arrays_are_kept_where_a_mapping_can_begin(tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_file_that_was_broken_off_anywhere_ends_with_the_same_bytes(end: int, 
     (tmp_path / "part").write_bytes(expected[:end])
     (tmp_path / "part.journal").write_bytes((tmp_path / "whole.journal").read_bytes())
 
-    anew = fill(KeptArrays(tmp_path / "part"))
+    computed = fill(KeptArrays(tmp_path / "part"))
 
     assert (tmp_path / "part").read_bytes() == expected
-    assert anew == list("abcd")[4 - len(anew) :]
+    assert computed == list("abcd")[4 - len(computed) :]
 
 
 @pytest.mark.parametrize("end", [0, 1, 100, 300, 500, 10_000])

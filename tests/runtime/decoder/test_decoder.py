@@ -276,7 +276,7 @@ def test_closing_ends_an_answer(decoder: Decoder) -> None:
 
 
 def test_a_running_step_is_aborted(decoder: Decoder) -> None:
-    """Cancelled from another thread while a prompt is read: nothing of its chunk counts."""
+    """Cancelled from another thread during prefill: nothing of its chunk counts."""
     ids = [5] * (CONTEXT - 10)
     stream = decoder.stream(ids)
     run = stream.steps.forward.run

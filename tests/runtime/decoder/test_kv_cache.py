@@ -173,7 +173,7 @@ class Pages(mmap.mmap):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without large pages is not asked for them")
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs huge pages")
 def test_a_system_that_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ortkit.runtime.decoder.kv_cache.mmap.mmap", Pages)
 

@@ -53,7 +53,7 @@ def words(text: str) -> list[int]:
 def test_a_draft_is_the_continuation_of_the_last_match() -> None:
     assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2]).draft(2) == [7]
     assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2]).draft(3) == [7, 8, 9]
-    assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2, 3]).draft(3) == [4, 5, 9], "what was there goes on"
+    assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2, 3]).draft(3) == [4, 5, 9], "the text continues as before"
     assert trusted([1, 2, 3, 4, 0, 9, 2, 3, 5, 0, 1, 2, 3]).draft(1) == [4], "a longer match wins"
 
 
@@ -89,7 +89,7 @@ def test_a_match_is_there_and_the_longest_of_those_that_are_looked_up(ids: list[
 
 @given(TEXTS)
 def test_what_is_drafted_further_on_is_what_would_be_drafted_there(ids: list[int]) -> None:
-    """Otherwise a token could be right in a draft where none pays, and its bits would tell how long the draft was."""
+    """Otherwise a token could be right in a draft where none pays, and its bits depend on the length of the draft."""
     lookup = trusted(ids)
 
     for token in lookup.draft(7):

@@ -28,7 +28,7 @@ LISTING = """\
 7f0000003000-7f0000004000 ---p 00000000 00:00 0
 """
 SMAPS = Path("/proc/self/smaps")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped regions")
 
 
 def resident(path: Path) -> int:
