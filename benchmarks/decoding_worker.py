@@ -2,7 +2,7 @@
 
 It takes a request a line on stdin, as JSON, and answers each with JSON on a line:
 
-- `{"ids": [...], "new": N}` continues a prompt greedily by N tokens, whatever ends an answer: the seconds from the ids
+- `{"ids": [...], "new": N}` continues a prompt greedily by N tokens, past any end token: the seconds from the ids
   of the prompt to each token, and the tokens.
 - `{"ids": [...], "logits": PATH}` writes the logits after each of the ids, (tokens, vocabulary), to a file of numpy.
 - `{"peak": true}` asks for the peak memory so far, in bytes.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 PROMPT_TOKENS = 512
-"""Tokens of a prompt that llama.cpp reads in one batch: its default, and the most that ortkit reads in one run."""
+"""Prefill batch of llama.cpp in tokens: its default, and ortkit's maximum."""
 ALL_TOKENS = 2**31
 """More than any prompt has."""
 OPENVINO_MODEL = "openvino_model.xml"
@@ -44,10 +44,10 @@ class System(StrEnum):
 
 
 class Generator(Protocol):
-    """A model that is loaded."""
+    """A loaded model."""
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
-        """The `new` most probable tokens, one after another."""
+        """Decode `new` tokens greedily."""
 
     def logits(self, ids: list[int]) -> Logits:
         """After each of the ids: (tokens, vocabulary)."""
@@ -115,7 +115,7 @@ class Genai:
 
 
 class LlamaCpp:
-    """llama.cpp, its evaluation alone: the most probable token is looked for in numpy, as ortkit does."""
+    """llama.cpp without its sampler: argmax runs in numpy, as in ortkit."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
         import llama_cpp
@@ -131,7 +131,7 @@ class LlamaCpp:
         )
 
     def last_logits(self) -> Logits:
-        """After the last token that was read (vocabulary,); written over by the next."""
+        """Logits after the last token (vocabulary,); overwritten by the next."""
         pointer = self.llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
         row: Logits = np.ctypeslib.as_array(pointer, shape=(self.llama.n_vocab(),))
         return row
@@ -155,7 +155,7 @@ class LlamaCpp:
 
 
 class OpenvinoGenai:
-    """OpenVINO GenAI, in whatever precision it chooses for this processor."""
+    """OpenVINO GenAI, in the precision that it chooses for this CPU."""
 
     def __init__(self, model: str, threads: int) -> None:
         import openvino
@@ -166,8 +166,8 @@ class OpenvinoGenai:
         self.model = model
         self.options = {"INFERENCE_NUM_THREADS": threads}
         scheduler = openvino_genai.SchedulerConfig()
-        # A prompt is read at once, as `LLMPipeline` does it. That would keep the prompts of earlier rounds too, and it
-        # tells of tokens in a callback alone.
+        # One prefill, as in `LLMPipeline`, which would also keep the prompts of earlier rounds, and reports tokens only
+        # in a callback.
         scheduler.max_num_batched_tokens = ALL_TOKENS
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", self.options)
 
@@ -181,7 +181,7 @@ class OpenvinoGenai:
                     yield from part.generated_ids
 
     def logits(self, ids: list[int]) -> Logits:
-        # GenAI gives none, so the same model is asked without it.
+        # GenAI returns none, so the same model is run without it.
         model = self.openvino.Core().compile_model(Path(self.model) / OPENVINO_MODEL, "CPU", self.options)
         inputs = {
             "input_ids": np.array([ids], np.int64),
@@ -223,7 +223,7 @@ class Torch:
 
 
 def open_generator(system: System, model: str, *, threads: int, context: int) -> Generator:
-    """Load a model with its tokenizer; `context` is the most tokens of a prompt and its answer."""
+    """Load a model with its tokenizer; `context` is the limit of prompt and answer in tokens."""
     if system is System.ORTKIT:
         return Ortkit(model, threads)
     if system is System.GENAI:
@@ -236,7 +236,7 @@ def open_generator(system: System, model: str, *, threads: int, context: int) ->
 
 
 def peak_bytes() -> int:
-    """The most memory that was resident so far."""
+    """Peak resident memory so far."""
     # `ru_maxrss` would count what the parent held before this program began.
     if STATUS.exists():
         return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line[:6] == "VmHWM:") * 1024
@@ -244,7 +244,7 @@ def peak_bytes() -> int:
 
 
 def answered(generator: Generator, request: dict[str, Any]) -> object:
-    """Do what a request asks for."""
+    """Answer a request."""
     if "peak" in request:
         return peak_bytes()
     if "logits" in request:

@@ -1,4 +1,4 @@
-"""Time, memory and size of exports to int4 over decoders from 0.1 to 7 billion weights, with seeded checkpoints."""
+"""Time, memory and size of int4 exports of seeded LLMs with 0.1 to 7 billion weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CERTIFICATE = "certify against PyTorch"
 
 @dataclass(frozen=True)
 class Measured:
-    """What an export in a process of its own took and made."""
+    """Cost and result of an export in a process of its own."""
 
     name: str
     weights: int
     """Bytes of the checkpoint's."""
     cost: Cost
     uncertified_peak: int
-    """The peak in bytes up to the certificate, which is all that an export without one would take."""
+    """Peak bytes before the certificate."""
     bundle: Bundle
 
 

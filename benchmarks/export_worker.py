@@ -17,7 +17,7 @@ from ortkit.toolkit.console.progress import StageProgress
 
 
 class PeaksByStage(StageProgress):
-    """Notes the peak of memory at the end of each stage, in bytes."""
+    """Records the peak memory in bytes at the end of each stage."""
 
     def __init__(self) -> None:
         super().__init__()

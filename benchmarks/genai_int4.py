@@ -1,7 +1,7 @@
 """onnxruntime-genai's own builder in ortkit's environment: `python -m benchmarks.genai_int4 MODELS FOLDER TARGET`.
 
 MODELS is the folder of the builder inside the package, FOLDER a checkpoint in Hugging Face layout, TARGET where the
-int4 graph and genai's config are written. The peers' environment has no PyTorch, which the builder wants.
+int4 graph and genai's config are written. The peers' environment has no PyTorch, which the builder needs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 ACCURACY_LEVEL = 4
-"""Activations are rounded to 8 bits for the products, as ortkit's are: the fastest kernels."""
+"""Activations are quantized to 8 bits in matmuls, as ortkit's: the fastest kernels."""
 BLOCK = 32
-"""Columns that share a scale; the builder's default."""
+"""Group size; the builder's default."""
 NEWER_CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
-"""Of transformers 5: the builder imports them whatever it builds, and uses them for their own models alone."""
+"""Classes of transformers 5 that the builder always imports and uses only for their own models."""
 
 
 def build(models: Path, checkpoint: Path, target: Path) -> None:

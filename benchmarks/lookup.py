@@ -1,4 +1,4 @@
-"""Speed of answers with drafts from the text so far and without: where they quote, and where they do not."""
+"""Decoding speed with and without prompt lookup, on answers that quote and that do not."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LONG_PROMPT = 8000
 
 @dataclass(frozen=True)
 class Measured:
-    """An answer, and how it came."""
+    """An answer and its speed."""
 
     ids: tuple[int, ...]
     seconds: float
-    """From the first token to the last."""
+    """Seconds from the first token to the last."""
     drafted: int
-    """Tokens of all drafts."""
+    """Drafted tokens."""
     right: int
-    """Those of them that were chosen."""
+    """Accepted tokens."""
 
     @property
     def rate(self) -> float:
@@ -43,7 +43,7 @@ class Measured:
 
 
 def prompts() -> dict[str, str]:
-    """What is asked, by what it shows."""
+    """Label -> prompt."""
     code = Path(table.__file__).read_text(encoding="utf-8")
     return {
         "quotes a text": f"Quote the most important sentences of this text:\n\n{read_lines(CORPUS)[NEWS]}",
@@ -53,7 +53,7 @@ def prompts() -> dict[str, str]:
 
 
 def measure(decoder: Decoder, ids: Sequence[int], *, sampling: Sampling, new: int, lookup: bool) -> Measured:
-    """Answer a prompt by at most `new` tokens."""
+    """Answer a prompt with at most `new` tokens."""
     steps = decoder.steps(ids, max_tokens=new, sampling=sampling, lookup=lookup)
     drafted = right = 0
     for _ in steps:
@@ -65,7 +65,7 @@ def measure(decoder: Decoder, ids: Sequence[int], *, sampling: Sampling, new: in
 
 
 def row_of(name: str, without: Sequence[Measured], with_lookup: Sequence[Measured]) -> list[str]:
-    """The line of the table for a prompt, from the rounds of both."""
+    """The table's row of a prompt, from the rounds of both."""
     rates = [[answer.rate for answer in answers] for answers in (without, with_lookup)]
     last = with_lookup[-1]
     return [
@@ -80,7 +80,7 @@ def row_of(name: str, without: Sequence[Measured], with_lookup: Sequence[Measure
 
 
 def lookup_seconds(ids: Sequence[int]) -> float:
-    """Processor time that looking up and judging takes for each token of a text, the least of five times."""
+    """CPU seconds of prompt lookup per token of a text, the least of five."""
     seconds = []
     for _ in range(5):
         start = time.process_time()
@@ -93,8 +93,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lookup", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--new", type=int, default=250, help="the most tokens of each answer")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
+    parser.add_argument("--new", type=int, default=250, help="maximum tokens of each answer")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one warm-up")
     return parser.parse_args()
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     text = decoder.encode("\n".join(read_lines(CORPUS)))[:LONG_PROMPT]
     seconds = lookup_seconds(text)
     print(
-        f"\nLooking up and judging takes {1e6 * seconds:.1f} us of processor time a token, "
+        f"\nPrompt lookup takes {1e6 * seconds:.1f} us of CPU time per token, "
         f"{1e3 * seconds * len(text):.0f} ms for a prompt of {len(text):,} tokens"
     )
 

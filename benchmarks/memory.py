@@ -1,7 +1,7 @@
-"""Memory while ortkit embeds many texts of very different length: its peak, and whether it grows. Linux only.
+"""Peak and growth of memory while ortkit embeds many texts of very different lengths. Linux only.
 
-With a decoder's bundle: what of the process lies in memory once it is loaded, after prompts and while it answers,
-beside what `ortkit inspect` says.
+With an LLM's bundle: resident memory after loading, after prompts and while it answers, beside the estimate of
+`ortkit inspect`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ortkit.runtime.decoder.model_runner import ModelRunner
 
 FEWEST_WORDS, MOST_WORDS = 3, 500
 PROMPTS = (22, 900)
-"""Tokens of the prompts that a decoder reads."""
+"""Prompt lengths in tokens."""
 CHUNK = 1024
-"""Texts handed over at once."""
+"""Texts per call."""
 MEBIBYTE = 2**20
 STATUS = Path("/proc/self/status")
 PEAK_RESET = Path("/proc/self/clear_refs")
@@ -44,12 +44,12 @@ class Sample:
 
 
 def resident_bytes() -> int:
-    """What of this process lies in memory now."""
+    """Resident memory of this process."""
     return status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
-    """The most that has lain in memory since `forget_peak`."""
+    """Peak resident memory since `forget_peak`."""
     return status_bytes("VmHWM")
 
 
@@ -59,12 +59,12 @@ def status_bytes(field: str) -> int:
 
 
 def forget_peak() -> None:
-    """Start the peak anew at what lies in memory now: loading takes more for a moment than what stays."""
+    """Reset the peak to the resident memory: loading takes more for a moment."""
     PEAK_RESET.write_text("5", encoding="ascii")
 
 
 def embed_all(embedder: Embedder, texts: Iterable[str]) -> Iterator[Sample]:
-    """Embed texts chunk by chunk, keep nothing, and report the memory after each chunk."""
+    """Embed texts chunk by chunk, discard the embeddings, and sample memory after each chunk."""
     done = 0
     for chunk in chunks(texts):
         vectors = embedder.embed_with_report(chunk).vectors
@@ -80,7 +80,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def slope(samples: Sequence[Sample]) -> float:
-    """How fast memory grows in a line fitted through the samples: bytes a text."""
+    """Slope of a line fitted through the samples: bytes per text."""
     if len(samples) < 2:
         raise SystemExit(f"too few texts to tell a slope\n\nhint: take at least {4 * CHUNK:,}")
     counts = np.array([sample.texts for sample in samples], np.float64)
@@ -125,8 +125,8 @@ def measure_decoder(bundle: Bundle, *, prompts: Sequence[int], threads: int, new
     rows.append(["the most", mebibytes(peak_bytes()), "", ""])
     for length in footprint_of(manifest, facts).lengths:
         expected = mebibytes(length.total), mebibytes(length.cache), mebibytes(length.total - files - length.cache)
-        rows.append([f"as `ortkit inspect` says for {length.tokens:,} tokens", *expected])
-    header = ["memory", "MiB", "of it keys and values", "beyond those and the files"]
+        rows.append([f"estimate of `ortkit inspect` for {length.tokens:,} tokens", *expected])
+    header = ["memory", "MiB", "of it KV cache", "beyond those and the files"]
     print_table(f"{manifest.name}, {threads} threads", header, rows)
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     if bundle.manifest.kind is Kind.DECODER:
         measure_decoder(bundle, prompts=options.prompts, threads=options.threads, new=options.new)
         return
-    # The corpus is read once before anything counts, so that what it takes is not taken for the model's.
+    # The corpus is read once before the first sample, so that its memory is not counted as the model's.
     for _ in texts_of_any_length(1, FEWEST_WORDS, MOST_WORDS):
         pass
     before = resident_bytes()

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's form of a decoder: `python -m benchmarks.openvino_int4 PACKAGES FOLDER TARGET`.
+"""An LLM in OpenVINO GenAI's format: `python -m benchmarks.openvino_int4 PACKAGES FOLDER TARGET`.
 
 PACKAGES is the folder of the peers' packages, FOLDER a Llama checkpoint in Hugging Face layout, TARGET where the model
 and its tokenizer are written. It runs in ortkit's environment, as the peers' has no PyTorch, and does what
@@ -17,13 +17,13 @@ import numpy as np
 from benchmarks.decoding_worker import OPENVINO_MODEL
 
 GROUP = 64
-"""Columns that share a scale."""
+"""Group size."""
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 CACHE = "past_key_values"
 
 
 def build(checkpoint: Path, target: Path) -> None:
-    """Trace, keep keys and values inside, round the weights, and write the model with its tokenizer."""
+    """Trace, make the KV cache a state, quantize the weights, and write the model with its tokenizer."""
     import nncf
     import openvino
     import openvino_tokenizers
@@ -32,7 +32,7 @@ def build(checkpoint: Path, target: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True).eval()
     converted = traced(model)
     keep_cache_inside(converted)
-    # The output matrix, which is the embedding's table too, gets 8 bits, as NNCF and Optimum have it by default.
+    # The output matrix, tied to the embedding table, gets 8 bits, the default of NNCF and Optimum.
     mode = nncf.CompressWeightsMode.INT4_SYM
     rounded = nncf.compress_weights(converted, mode=mode, group_size=GROUP, ratio=1.0)
     openvino.save_model(rounded, target / OPENVINO_MODEL, compress_to_fp16=False)
@@ -43,13 +43,13 @@ def build(checkpoint: Path, target: Path) -> None:
 
 
 def traced(model: Any) -> Any:
-    """OpenVINO's model of one of transformers, which reads past keys and values and gives those of all tokens."""
+    """Convert a model of transformers to OpenVINO, with past and present KV cache as inputs and outputs."""
     import openvino
     import torch
     from optimum.exporters.onnx.model_configs import LlamaOnnxConfig
 
     class Traced(torch.nn.Module):
-        """Takes its inputs by their places, and gives a tuple, as a trace wants it."""
+        """Positional inputs and a tuple of outputs, as tracing requires."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -60,7 +60,7 @@ def traced(model: Any) -> Any:
 
     config = LlamaOnnxConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
     given = config.generate_dummy_inputs(framework="pt")
-    # Optimum's patches take out of the model what a trace cannot follow.
+    # Optimum's patches remove what cannot be traced.
     with torch.no_grad(), config.patch_model_for_export(model):
         converted = openvino.convert_model(Traced(), example_input=tuple(given[name] for name in (*INPUTS, CACHE)))
     _, heads, _, size = given[CACHE][0][0].shape
@@ -77,7 +77,7 @@ def traced(model: Any) -> Any:
 
 
 def keep_cache_inside(model: Any) -> None:
-    """Make keys and values a state of the model, which is empty at first.
+    """Make the KV cache a state of the model, empty at first.
 
     `beam_idx`, which of the sequences of the last run each sequence continues, becomes an input: GenAI asks for it.
     """

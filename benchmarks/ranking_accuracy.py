@@ -1,4 +1,4 @@
-"""What ortkit's rerankers give beside sentence-transformers' CrossEncoder in float32: scores, and their order."""
+"""Scores and rankings of ortkit's rerankers beside sentence-transformers' CrossEncoder in float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class ScoreAgreement:
-    """How a bundle's scores compare with PyTorch's."""
+    """A bundle's scores compared with PyTorch's."""
 
     precision: Precision
     difference: float
@@ -32,7 +32,7 @@ class ScoreAgreement:
     tokens: tuple[int, int]
     """Of the shortest pair and of the longest."""
     cut: int
-    """Pairs that were longer than the model reads."""
+    """Truncated pairs."""
 
 
 def scores_of_pytorch(checkpoint: Path, pairs: Pairs) -> NDArray[np.float32]:

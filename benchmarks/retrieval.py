@@ -1,4 +1,4 @@
-"""A search from end to end on real text: embed, take the nearest 50, rerank them; ortkit's int8 beside its fp32."""
+"""End-to-end search on real text: embed, retrieve 50, rerank; ortkit's int8 beside its fp32."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ortkit import Embedder, Precision, Reranker
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 
 CANDIDATES = 50
-"""Passages that are reranked."""
+"""Passages to rerank."""
 FIRST = 10
 NAMES = {
     Shape.HEAD: "MiniLM under a seeded head",
     Shape.TWELVE_LAYERS: "12 seeded layers",
 }
 NOTE = (
-    "no trained cross-encoder is to be had without the Hub: seeded heads know nothing of relevance, so what they do to "
-    "the answers' places is chance; Kendall's tau tells whether int8 ranks as fp32 does"
+    "trained cross-encoders cannot be downloaded without the Hub: seeded heads know nothing of relevance, so the "
+    "answers' ranks are random; Kendall's tau shows whether int8 ranks as fp32 does"
 )
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """What a reranker made of the candidates of each question."""
+    """The reranked candidates of each question."""
 
     scores: NDArray[np.float64]
-    """(questions, candidates), in the order in which they were retrieved."""
+    """(questions, candidates), in retrieval order."""
     order: NDArray[np.int64]
     """(questions, candidates): the passages, best first."""
 
@@ -63,7 +63,7 @@ def rerank(reranker: Reranker, retrieval: Retrieval, candidates: NDArray[np.int6
 
 
 def row_of(name: str, order: NDArray[np.int64], answers: NDArray[np.int64], taus: Sequence[float] = ()) -> list[str]:
-    """How often the answer comes first and among the first ten, and how alike int8 and fp32 rank."""
+    """How often the answer comes first and in the top ten, and Kendall's tau of int8 to fp32."""
     hits = order == answers[:, np.newaxis]
     agreement = [f"{np.mean(taus):.4f}", f"{min(taus):.4f}"] if len(taus) else ["", ""]
     return [name, f"{hits[:, 0].mean():.5f}", f"{hits[:, :FIRST].any(axis=1).mean():.5f}", *agreement]

@@ -1,4 +1,4 @@
-"""Measuring in turn, so that a slow spell of the machine hits all systems alike, and telling when it was not quiet."""
+"""Measure systems in turn, so that a slow spell of the machine affects all alike, and warn if it was busy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ QUIET = 0.1
 
 
 def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[list[Measured]]:
-    """Call all in turn, round by round, and return what each gave; a first round warms up and is not counted.
+    """Call all in turn, round by round, and return their results; a first round warms up and is not counted.
 
-    Every other round goes backwards, so that none always follows the same one.
+    Every other round runs backwards, so that none always follows the same one.
     """
     for run in runs:
         run()
@@ -44,7 +44,7 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
 
 
 def busy_seconds() -> float:
-    """The processor time that all processes of the machine have used; 0 where the system has no `/proc/stat`."""
+    """CPU time of all processes of the machine; 0 without `/proc/stat`."""
     try:
         line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
     except OSError:

@@ -1,7 +1,7 @@
-"""Rerankers with seeded weights, in the forms in which ortkit and its peers read them.
+"""Rerankers with seeded weights, in the formats of ortkit and its peers.
 
-No trained cross-encoder is to be had without the Hub. Seeded weights are as much work as trained ones, and rounding
-disturbs their order as it would another; what they find relevant means nothing.
+Trained cross-encoders cannot be downloaded without the Hub. Seeded weights are as much work, and quantization disturbs
+their order like another; their scores carry no relevance.
 
 `python -m benchmarks.seeded` writes the checkpoints and prints their folders.
 """
@@ -55,7 +55,7 @@ class Shape(StrEnum):
 
 
 def seeded_checkpoint(shape: Shape) -> Path:
-    """The folder of a checkpoint in Hugging Face layout, made when it is not there yet."""
+    """The folder of a checkpoint in Hugging Face layout, written on first use."""
     recipe = json.dumps([TWELVE_LAYERS, SEED, HEAD_SEED, HEAD_DEVIATION, ACTIVATION])
     target = CACHE / f"{shape.value}-{digest_of(recipe.encode())}"
     if not target.exists():
@@ -80,7 +80,7 @@ def onnx_folder(checkpoint: Path) -> Path:
 
 
 def flashrank_folder(source: Path) -> Path:
-    """The fp32 graph in the folder `source` as FlashRank looks for it: it knows a model by the name of its folder."""
+    """The fp32 graph in the folder `source` as FlashRank looks for it: it identifies a model by its folder's name."""
     target = source.parent / f"{source.name}-flashrank" / RERANKER
     if not target.exists():
         with written_whole(target) as folder:
@@ -91,7 +91,7 @@ def flashrank_folder(source: Path) -> Path:
 
 
 def bundle_of(checkpoint: Path, precision: Precision) -> Path:
-    """ortkit's bundle of a checkpoint, exported anew when the code that makes it has changed."""
+    """ortkit's bundle of a checkpoint, exported again if its code has changed."""
     code = [
         path for package in ("exporters", "runtime") for path in (REPOSITORY / package).rglob("*") if path.is_file()
     ]
@@ -134,7 +134,7 @@ def save(model: Any, folder: Path, encoder: Path) -> None:
 
 
 def digest_of(*contents: bytes) -> str:
-    """What changes when one of these does."""
+    """A digest of these files."""
     return hashlib.sha256(b"".join(contents)).hexdigest()[:8]
 
 

@@ -1,4 +1,4 @@
-"""Results as a small table, and the ratio that every claim is made of."""
+"""Print results as a table, and compute the ratios."""
 
 from __future__ import annotations
 

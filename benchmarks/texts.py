@@ -1,4 +1,4 @@
-"""The texts that are measured with: real English that neither the calibration nor the probe set holds."""
+"""Benchmark texts: real English that is in neither the calibration nor the probe set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ortkit.exporters.checkpoint.wheel import cache_folder
 
 CORPUS = "lee_background.cor"
-"""Lee's background corpus, 300 news texts, a line each."""
+"""Lee's background corpus, 300 news texts, one per line."""
 JUDGED = "lee.cor"
-"""Lee's 50 news texts, a line each, that people have compared with each other."""
+"""Lee's 50 news texts, one per line, with human judgements of similarity."""
 JUDGEMENTS = "similarities0-1.txt"
-"""How alike people find each pair of those: 50 x 50, the half above the diagonal filled."""
+"""Similarity of each pair by human judgement: 50 x 50, upper triangle."""
 FEWEST_WORDS = 3
 MOST_WORDS = 250
 FEWEST_WORDS_OF_PASSAGE = 30
@@ -28,7 +28,7 @@ SEED = 20
 
 @dataclass(frozen=True)
 class JudgedTexts:
-    """Texts, and how alike people find them (Lee, Pincombe and Welsh 2005)."""
+    """Texts and human judgements of their similarity (Lee, Pincombe and Welsh 2005)."""
 
     texts: list[str]
     similarities: NDArray[np.float64]
@@ -42,7 +42,7 @@ def text_path(name: str) -> Path:
 def read_lines(name: str, encoding: str = "utf-8") -> list[str]:
     path = text_path(name)
     if not path.exists():
-        raise SystemExit(f"there is no `{path}`\n\nhint: `python -m tests.assets` fetches it")
+        raise SystemExit(f"no such file: `{path}`\n\nhint: `python -m tests.assets` fetches it")
     return path.read_text(encoding=encoding).splitlines()
 
 

@@ -1,7 +1,7 @@
-"""A decoder with layers of Mistral-7B's shape and seeded weights in blocks of 4 bits, as a bundle.
+"""An LLM with layers of Mistral-7B's shape and seeded 4-bit weights, as a bundle.
 
-`python -m benchmarks.wide_decoder FOLDER --layers 8` writes about a gigabyte, piece by piece, and holds no more than a
-matrix of it. What it says means nothing; its memory and its speed are those of trained weights.
+`python -m benchmarks.wide_decoder FOLDER --layers 8` writes about a gigabyte, with no more than a matrix in memory.
+Its text means nothing; memory and speed are those of trained weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ortkit.runtime.bundle.writer import BundleWriter
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 4096, 32, 8, 128, 14336, 32000
 CONTEXT, WINDOW = 32768, 4096
 ALIGNMENT = 4096
-"""Of what lies in the data file, so that it can be mapped."""
+"""Alignment in the data file, so that it can be mapped."""
 SEED = 7
 ORT_DOMAIN = "com.microsoft"
 SHAPES: dict[str, tuple[int, list[str | int]]] = {
@@ -50,7 +50,7 @@ CACHE_SHAPE: tuple[int, list[str | int]] = (TensorProto.FLOAT, [1, KV_HEADS, "ca
 
 
 class Writer:
-    """Collects a graph whose large constants go to a file at once."""
+    """Builds a graph whose large constants are written to a file at once."""
 
     def __init__(self, data: BinaryIO, block: int) -> None:
         self.data = data
@@ -79,9 +79,9 @@ class Writer:
         return name
 
     def blocks(self, name: str, inputs: int, outputs: int, block: int, *, apart: bool = False) -> list[str]:
-        """A matrix in blocks: levels, scales with which its products keep their size, and zero points of 7 or 8.
+        """A block-quantized matrix: levels, scales that keep the magnitude of outputs, and zero points of 7 or 8.
 
-        With `apart` scales and zero points have an axis more and a byte each, as tables of word vectors want them.
+        With `apart`, scales and zero points have one more axis and a byte each, as GatherBlockQuantized expects.
         """
         count = inputs // block
         shape = (outputs, count, 1) if apart else (outputs, count)
@@ -100,13 +100,13 @@ class Writer:
         return self.product_in(self.block, name, value, inputs, outputs, f"{name}_product")
 
     def product_in(self, block: int, name: str, value: str, inputs: int, outputs: int, result: str) -> str:
-        """The product with a matrix in blocks of such a size."""
+        """A matmul with a block-quantized matrix of this size."""
         constants = self.blocks(name, inputs, outputs, block)
         sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": 4}
         return self.node("MatMulNBits", [value, *constants], [result], ORT_DOMAIN, **sizes)
 
     def add_and_norm(self, name: str, value: str, added: str) -> tuple[str, str]:
-        """A sum, and the same normed."""
+        """A residual sum, and its norm."""
         weight = self.small(f"{name}_weight", np.ones(WIDTH, np.float32))
         outputs = [f"{name}_normed", "", "", f"{name}_sum"]
         self.node("SkipSimplifiedLayerNormalization", [value, added, weight], outputs, ORT_DOMAIN, epsilon=1e-5)
@@ -161,7 +161,7 @@ class Writer:
 
 
 def seeded_scales(rng: np.random.Generator, shape: tuple[int, ...], inputs: int) -> NDArray[np.float64]:
-    """Scales of blocks with which products of so many inputs keep their size: levels have a deviation of 4.6."""
+    """Block scales that keep the magnitude of matmuls with so many inputs: levels have a deviation of 4.6."""
     scales: NDArray[np.float64] = rng.uniform(0.8, 1.2, shape) / (4.6 * inputs**0.5)
     return scales
 
@@ -171,7 +171,7 @@ def names(prefix: str, layer: int) -> list[str]:
 
 
 def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
-    """The bundle of such a decoder."""
+    """Write the bundle."""
     with BundleWriter(target) as writer:
         with (writer.folder / GRAPH_DATA).open("wb") as data:
             graph = Writer(data, block).decoder(layers)
@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoder", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=8, help="32 are Mistral-7B's, and take 4.1 GB")
-    parser.add_argument("--block", type=int, default=COARSE.block, help="weights that have a scale together")
+    parser.add_argument("--block", type=int, default=COARSE.block, help="group size")
     options = parser.parse_args()
     print(write_wide_decoder(options.folder, layers=options.layers, block=options.block).path)
 

@@ -1,7 +1,7 @@
-"""Speed of decoding on layers of Mistral-7B's shape, beside llama.cpp on the same shape in Q4_0.
+"""Decoding speed of layers of Mistral-7B's shape, beside llama.cpp on the same shape in Q4_0.
 
-Both have seeded weights: what they say means nothing, their speed is that of trained ones. A layer takes 120 MB in each
-form; few layers show what all 32 do, since each token reads every layer once.
+Both have seeded weights: their text means nothing, their speed is that of trained ones. A layer takes 120 MB in each
+format; a few layers represent all 32, since each token reads every layer once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TOKENS = (22, 900)
 
 
 def write_wide_gguf(path: Path, *, layers: int) -> None:
-    """A GGUF file of such a decoder, all matrices in Q4_0."""
+    """Write a GGUF file of this shape, all matrices in Q4_0."""
     rng = np.random.default_rng(SEED)
     writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
     writer.add_block_count(layers)
@@ -101,7 +101,7 @@ def write_wide_gguf(path: Path, *, layers: int) -> None:
 
 
 def wide_gguf(layers: int) -> Path:
-    """The file, written when it is not there yet."""
+    """The file, written on first use."""
     folder = CACHE / f"wide-{layers}-q4_0"
     if not folder.exists():
         with written_whole(folder) as target:
@@ -110,31 +110,30 @@ def wide_gguf(layers: int) -> Path:
 
 
 def wide_bundle(layers: int, block: int) -> Path:
-    """The bundle, written when it is not there yet."""
+    """The bundle, written on first use."""
     folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block}"
     return folder if folder.exists() else write_wide_decoder(folder, layers=layers, block=block).path
 
 
 def bytes_read(contestant: Contestant, block: int) -> int:
-    """Of the weights, for each token: all but the tables of word vectors and of angles, of which one row is read."""
+    """Bytes of weights read per token: all but the embedding and rotary tables, of which one row is read."""
     table = VOCABULARY * WIDTH
     if contestant.system is System.LLAMA_CPP:
         return weights_bytes(contestant.model) - table * BLOCK_BYTES // BLOCK
-    # A word vector's block has a scale of four bytes and a zero point of one; angles are two float32 for half a head.
+    # A block of the embedding table has a scale of four bytes and a zero point of one; rotary angles are two float32
+    # for half a head.
     return weights_bytes(contestant.model) - table // 2 - 5 * table // block - 4 * CONTEXT * HEAD_SIZE
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoding", description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument(
-        "--block", type=int, default=COARSE.block, help="weights of the bundle that have a scale together"
-    )
+    parser.add_argument("--block", type=int, default=COARSE.block, help="group size of the bundle")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contexts", type=int, nargs="+", default=TOKENS, metavar="N", help="tokens of the prompts")
     parser.add_argument("--new", type=int, default=16, help="tokens of each answer")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, after one that is not counted")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, after one warm-up")
     return parser.parse_args()
 
 
@@ -161,7 +160,7 @@ def main() -> None:
             f"{layers} layers of Mistral-7B's shape, {options.new} new tokens after {len(prompt)}, {threads} threads"
         )
         print_table(title, *speed_rows(results, len(prompt)))
-    header = ["system", "MB read for a token", "of bandwidth", "peak MiB"]
+    header = ["system", "MB read per token", "of bandwidth", "peak MiB"]
     rows = []
     for result in results:
         size = bytes_read(result.contestant, options.block)

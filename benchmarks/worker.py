@@ -1,9 +1,9 @@
 """One system in a process of its own: `python -m benchmarks.worker TASK SYSTEM MODEL INPUTS OUTPUTS [BATCH]`.
 
-It takes a command a line on stdin and answers each with a list of seconds, as JSON:
+Reads one command per line on stdin and answers each with a JSON list of seconds:
 
-- `run NAME` does all items of `INPUTS/NAME.json` at once, and writes `OUTPUTS/NAME.npy`: one figure.
-- `calls NAME` does each of them by a call of its own: a figure for each call.
+- `run NAME` runs all items of `INPUTS/NAME.json` at once, and writes `OUTPUTS/NAME.npy`: one figure.
+- `calls NAME` runs each in a call of its own: one figure per call.
 
 An item is a text to embed, or a search: a query and a list of documents, as many in each search of a set. Imports
 nothing of a system that it does not run, so any environment with numpy will do.
@@ -33,7 +33,7 @@ Rerank = Callable[[list[Search]], Outputs]
 
 
 class Task(StrEnum):
-    """What is done."""
+    """The task."""
 
     EMBED = "embed"
     RERANK = "rerank"
@@ -51,17 +51,17 @@ class System(StrEnum):
 
     @property
     def backend(self) -> Any:
-        """What sentence-transformers calls its way of running a model."""
+        """sentence-transformers' name for its backend."""
         return "torch" if self is System.SENTENCE_TRANSFORMERS else "onnx"
 
 
 def open_embedder(system: System, model: str, chosen: dict[str, Any]) -> Embed:
-    """Load a model, and return what embeds texts with it; `chosen` holds a batch size, if any."""
+    """Load a model, and return a function that embeds texts; `chosen` holds a batch size, if any."""
     if system is System.ORTKIT:
         from ortkit import Embedder
 
         embedder = Embedder(model)
-        # What `embed` does, less the warning about texts that were cut.
+        # As `embed`, without the warning about truncated texts.
         return lambda texts: embedder.embed_with_report(texts).vectors
     if system in {System.SENTENCE_TRANSFORMERS, System.SENTENCE_TRANSFORMERS_ONNX}:
         from sentence_transformers import SentenceTransformer
@@ -81,14 +81,14 @@ def open_embedder(system: System, model: str, chosen: dict[str, Any]) -> Embed:
 
 
 def open_reranker(system: System, model: str, chosen: dict[str, Any]) -> Rerank:
-    """Load a model, and return what scores the documents of searches with it; `chosen` holds a batch size, if any."""
+    """Load a model, and return a function that scores searches' documents; `chosen` holds a batch size, if any."""
     if system is System.ORTKIT:
         from ortkit import Reranker
 
         reranker = Reranker(model)
 
         def rerank(searches: list[Search]) -> Outputs:
-            # What `rank` does, less the warning about documents that were cut.
+            # As `rank`, without the warning about truncated documents.
             rankings = list(reranker.rank_many_with_report(searches, scores="raw"))
             places = [np.argsort([one.index for one in ranking.ranked]) for ranking in rankings]
             scores = [np.array([one.score for one in ranking.ranked], np.float32) for ranking in rankings]

@@ -51,6 +51,7 @@ def export(
             for a decoder. `FP16` is for GPUs: CPUs compute most of it in float32.
         provider: the execution provider that the graph is made for.
         out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache.
+            The environment variable ORTKIT_BUNDLES names another folder than `bundles`.
             A bundle that is there is replaced when the new one is complete.
         origin: where to take `source` from, by default what its form says.
         revision: a branch, tag or commit on the Hub.
@@ -89,7 +90,7 @@ def export(
     check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
         check_name(Path(source).absolute())
-    check_name(Path(out if out is not None else "bundles").absolute())
+    check_name(Path(out if out is not None else bundles_folder()).absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
     options = ExportOptions(kind, precision, cache, thresholds, provider)
     with stage(progress, "find the checkpoint"):
@@ -99,7 +100,7 @@ def export(
         plan = plan_export(description.checkpoint, options)
         checkpoint = description.fetch()
     name = bundle_name(checkpoint.name, plan.precision, plan.cache)
-    target = Path(out) if out is not None else Path("bundles") / name
+    target = Path(out) if out is not None else bundles_folder() / name
     writer = BundleWriter(target)
     for left in left_by_others(writer.target):
         progress.note(
@@ -112,6 +113,11 @@ def export(
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
             return convert(checkpoint, plan, writer, progress)
+
+
+def bundles_folder() -> Path:
+    """The folder of bundles that are found by name."""
+    return Path(os.environ.get("ORTKIT_BUNDLES") or "bundles")
 
 
 def check_working_directory() -> None:

@@ -1,25 +1,73 @@
-"""What the export stage and its smaller part, the Hub's commands, need to have installed."""
+"""The optional dependencies of the export stage and of the Hub's commands, and how to install them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..runtime.errors import MissingPartError
+from ..runtime.version import __version__
 
-EXTRAS = {
-    "hub": ("the commands for the Hub and the catalog are", "pip install 'ortkit[hub]'"),
-    "export": ("the export stage is", "pip install 'ortkit[cpu,export]'"),
+_EXTRAS = {
+    "hub": "the commands for the Hub and the catalog are",
+    "export": "the export stage is",
 }
-"""Name of an extra -> what it is for, and how it is installed."""
+"""Name of an extra -> what needs it."""
+_ROOT = Path(__file__).resolve().parents[1]
+"""The source folder; where ortkit was installed from a wheel, the package's own folder."""
 
 
 def need(extra: str, *names: str) -> None:
-    """Raise MissingPartError, which names the extra, when one of its modules is not installed."""
+    """Raise MissingPartError with the command that installs the extra if one of its modules is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        what, command = EXTRAS[extra]
         where = "on the machine that exports, " if extra == "export" else ""
         raise MissingPartError(
-            f"{what} not installed here: there is no {', '.join(f'`{name}`' for name in missing)}",
-            hint=f"{where}run `{command}`",
+            f"{_EXTRAS[extra]} not installed here: {', '.join(f'`{name}`' for name in missing)} cannot be imported",
+            hint=f"{where}{install_hint(extra)}",
         )
+
+
+def install_hint(extra: str) -> str:
+    """How to install ortkit with an extra: from its source folder or wheel, since no package index has it."""
+    extras = f"{_onnxruntime_extra()},{extra}" if extra == "export" else extra
+    found = _installed_from()
+    if found is not None:
+        return f"run `{_pip_install(f'{found}[{extras}]')}`"
+    wheel = f"ortkit-{__version__}-py3-none-any.whl"
+    return (
+        f"install ortkit's wheel again, with the extra `{extra}`: `{_pip_install(f'./{wheel}[{extras}]')}` in the "
+        "folder that holds it"
+    )
+
+
+def _pip_install(requirement: str) -> str:
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(requirement)}"
+
+
+def _installed_from() -> Path | None:
+    """The source folder or wheel that ortkit was installed from (PEP 610), None where it is not there any more."""
+    if (_ROOT / "pyproject.toml").is_file():
+        return _ROOT
+    try:
+        origin = json.loads(importlib.metadata.distribution("ortkit").read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    url = urlsplit(origin.get("url", ""))
+    path = Path(url2pathname(url.path))
+    return path if url.scheme == "file" and path.exists() else None
+
+
+def _onnxruntime_extra() -> str:
+    """`cuda` where onnxruntime-gpu is installed, which the extra `cpu` would break."""
+    try:
+        importlib.metadata.distribution("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "cpu"
+    return "cuda"

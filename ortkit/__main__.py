@@ -1,4 +1,4 @@
-"""`python -m ortkit` is `ortkit`, which begins here so that Ctrl-C is heard before the rest is imported."""
+"""Entry point of `ortkit` and `python -m ortkit`; handles Ctrl-C before anything else is imported."""
 
 from .toolkit.console.leaving import leave_at_interrupt
 

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,43 +20,53 @@ from ..runtime.errors import OrtkitError, WrongKindError
 from ..runtime.version import __version__
 from .commands import bundles, catalog, chat, embed, export, generate, hub, rerank
 from .console.help import GroupedCommands
-from .console.interrupts import raised_again
+from .console.interrupts import reraised_interrupts
 from .console.leaving import INTERRUPTED, leave_at_interrupt
 from .console.masking import without_tokens
 from .console.progress import OwnLines, fresh_line
 from .io.warnings_report import print_error
 
-ESCAPED = "ortkit.escaped"
-"""The name of how to write what an encoding has not."""
-CLOSED_PIPE = 141
-OUT_OF_MEMORY = 9
-"""What a shell reports for a process ended by SIGPIPE, and ortkit's own code for memory."""
-RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
-"""Commands that need the libraries that run a model."""
+_ESCAPED = "ortkit.escaped"
+"""Name of the codec error handler that escapes characters an encoding does not have."""
+_CLOSED_PIPE = 141
+"""Exit code for a closed pipe, as shells report SIGPIPE."""
+_OUT_OF_MEMORY = 9
+_NO_ARGUMENTS: tuple[type[click.UsageError], ...] = (
+    (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+)
+"""What click 8.2 raises for a command that needs arguments and has none."""
+_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
+"""Commands that load onnxruntime or tokenizers."""
 
 
 class Commands(GroupedCommands):
-    """The commands; checks that the libraries load before they end the process, and ends quietly at a closed pipe."""
+    """The command group; checks memory before a model's libraries load, and exits quietly at a closed pipe."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        # Before libraries are loaded that end the process themselves where memory is short.
-        if name in RUN_MODELS and not {"-h", "--help"} & set(rest):
+        # Without enough memory, these libraries abort the process while they load.
+        if name in _RUN_MODELS and not {"-h", "--help"} & set(rest):
             from ..runtime.session.memory import check_libraries
 
             check_libraries()
         return name, command, rest
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        # `python -m ortkit` and `ortkit` show the same help.
+        return super().make_context("ortkit" if parent is None else info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            ctx.exit(CLOSED_PIPE)
+            ctx.exit(_CLOSED_PIPE)
         except KeyboardInterrupt as error:
-            # For which click itself would print an empty line.
+            # click would print an empty line for a KeyboardInterrupt.
             raise click.Abort from error
         return result
 
@@ -78,18 +89,18 @@ cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank
 
 
 def main() -> None:
-    """Run the command line and end the process with the exit code that errors.py names."""
+    """Run the command line, and exit with the code of the error (`runtime/errors.py`)."""
     leave_at_interrupt()
     open_closed_streams()
     buffer_stdout()
-    print_everything()
+    configure_output()
     code = exit_code_of(run_interruptibly)
-    # Nothing is left to be interrupted.
+    # Ctrl-C has nothing left to interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    drop_unwritten()
+    discard_unwritten()
     if code == INTERRUPTED:
-        # Without Python's own end: a thread that opens a graph meanwhile would be ended within C++, which aborts, and
-        # where Ctrl-C met code that was compiled as it ran, as libraries have it, Python would end itself by SIGINT.
+        # Without Python's finalization: it would end a thread inside of onnxruntime, which aborts, and it would raise
+        # SIGINT again if Ctrl-C came during `exec`, which libraries use.
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(code)
@@ -97,8 +108,8 @@ def main() -> None:
 
 
 def run_interruptibly() -> object:
-    """Run the command; whatever a library makes of Ctrl-C, it is an interrupt."""
-    with raised_again() as check:
+    """Run the command; an error after Ctrl-C counts as the interrupt, whatever a library made of it."""
+    with reraised_interrupts() as check:
         try:
             return cli.main(standalone_mode=False)
         except Exception:
@@ -107,16 +118,16 @@ def run_interruptibly() -> object:
 
 
 def open_closed_streams() -> None:
-    """Let stdin, stdout and stderr be there where a process was started without them, as with `<&-`."""
+    """Replace standard streams that were closed at the start (`<&-`) with the null device."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # In this order each takes its own number, which no other file can get then.
-            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+            # In this order, each gets its own descriptor, so that no other file takes it.
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
             setattr(sys, name, stream)
 
 
 def buffer_stdout() -> None:
-    """Put a buffer before stdout where Python has none, as with PYTHONUNBUFFERED: what is below it may write a part."""
+    """Buffer stdout under PYTHONUNBUFFERED too: an unbuffered write may be partial."""
     raw = sys.stdout.buffer
     if isinstance(raw, io.RawIOBase):
         sys.stdout = io.TextIOWrapper(
@@ -124,34 +135,35 @@ def buffer_stdout() -> None:
         )
 
 
-def print_everything() -> None:
-    """Let stdout and stderr take every text, and give what is told a line of its own beside progress.
+def configure_output() -> None:
+    """Make stdout and stderr accept any text, and begin messages on a line of their own beside progress.
 
-    What the encoding of stdout or stderr has not is written as an escape, and bytes of a file's name as they are.
+    Characters that the stream's encoding does not have are escaped; undecodable bytes of file names are written as they
+    are.
     """
-    codecs.register_error(ESCAPED, escaped)
+    codecs.register_error(_ESCAPED, _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # ASCII is what the C locale says of terminals that know more (PEP 540); click takes it for UTF-8 too.
+            # The C locale means ASCII, but terminals there read UTF-8 (PEP 540); click assumes that too.
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=ESCAPED)
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=_ESCAPED)
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.isatty():
         sys.stderr = OwnLines(sys.stderr)
 
 
-def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For characters that an encoding has not: the byte that a surrogate stands for (PEP 383), or an escape."""
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Codec error handler: write the byte of a surrogate (PEP 383), or a JSON escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
     if 0xDC80 <= ord(character) <= 0xDCFF:
         return bytes([ord(character) - 0xDC00]), error.start + 1
-    # As in JSON, which may be what is written.
+    # A JSON escape, because the output may be JSON.
     return json.dumps(character)[1:-1], error.start + 1
 
 
-def drop_unwritten() -> None:
-    """Forget what stdout did not take: that was told, and Python tries again at its end, with a code of its own."""
+def discard_unwritten() -> None:
+    """Discard output that stdout did not take: the error was reported, and Python would fail once more at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -159,39 +171,52 @@ def drop_unwritten() -> None:
 
 
 def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table of exceptions
-    """Run a command; print what went wrong to stderr and return the exit code."""
+    """Run a command; print its error to stderr, and return the exit code."""
     try:
         code = run()
+    except click.UsageError as error:
+        return _report_usage(error)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(without_tokens(shown.getvalue()), nl=False, err=True)
-        return error.exit_code
+        return _report(error.format_message(), None, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        # In place of what the terminal shows of Ctrl-C.
+        # Overwrites the ^C that the terminal shows.
         click.echo(f"{fresh_line()}interrupted", err=True)
         return INTERRUPTED
     except WrongKindError as error:
-        return report(error.message, f"use `{error.command}`", error.exit_code)
+        hint = f"use `{error.command}`" if error.command is not None else error.hint
+        return _report(error.message, hint, error.exit_code)
     except OrtkitError as error:
-        return report(error.message, error.hint, error.exit_code)
+        return _report(error.message, error.hint, error.exit_code)
     except MemoryError:
-        return report("the machine has not enough memory for this", None, OUT_OF_MEMORY)
+        return _report("not enough memory", None, _OUT_OF_MEMORY)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
-        return report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
-    except Exception as error:  # noqa: BLE001 - the boundary: a user sees a sentence, not a traceback
+        return _report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
+    except Exception as error:  # noqa: BLE001 - users see a sentence, not a traceback
         if os.environ.get("ORTKIT_TRACEBACK"):
             traceback.print_exc()
-        return report(
-            f"something in ortkit itself went wrong: {type(error).__name__}: {error}",
-            "this is a bug; ORTKIT_TRACEBACK=1 shows where it happened",
+        return _report(
+            f"internal error: {type(error).__name__}: {error}",
+            "this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback",
             OrtkitError.exit_code,
         )
-    # Without its standalone mode, click returns the code with which a command wants to end.
+    # In non-standalone mode, click returns the exit code of `ctx.exit`.
     return code if isinstance(code, int) else 0
 
 
-def report(message: str, hint: str | None, exit_code: int) -> int:
+def _report_usage(error: click.UsageError) -> int:
+    if isinstance(error, _NO_ARGUMENTS):
+        # The message is the help text.
+        error.show()
+        return error.exit_code
+    message = error.format_message()
+    hint = None
+    if error.ctx is not None:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+        hint = f"usage: {usage}; `{error.ctx.command_path} --help` shows more"
+    return _report(message[:1].lower() + message[1:].removesuffix("."), hint, error.exit_code)
+
+
+def _report(message: str, hint: str | None, exit_code: int) -> int:
     print_error(without_tokens(message), without_tokens(hint) if hint is not None else None)
     return exit_code

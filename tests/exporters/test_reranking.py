@@ -273,7 +273,7 @@ def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold
 
     assert finished.code == 0
     assert quantization.cls_16bit
-    assert f"needed   {DEFAULT_TAU:g} (--min-tau), reached by the recipe below" in finished.err
+    assert f"required {DEFAULT_TAU:g} (--min-tau), met by the recipe below" in finished.err
     assert f"int8     {quantization}" in finished.err
     probe = probe_searches()
     model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
@@ -290,9 +290,9 @@ def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold
         (
             Kind.RERANKER,
             {"tau_mean": 0.94},
-            "needed   0.95 (--min-tau), missed by all recipes, below is the most exact",
+            "required 0.95 (--min-tau), not met by any recipe; the most exact one is used",
         ),
-        (Kind.EMBEDDER, {"cosine_min": 0.95}, "needed   0.95 (--min-cosine), reached by the recipe below"),
+        (Kind.EMBEDDER, {"cosine_min": 0.95}, "required 0.95 (--min-cosine), met by the recipe below"),
     ],
 )
 def test_the_summary_says_whether_the_threshold_is_held(

@@ -25,7 +25,7 @@ def sha256_of_manifest(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / "manifest.json").read_bytes()).hexdigest()
 
 
-def test_inspect_says_what_a_bundle_is(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+def test_inspect_describes_a_bundle(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     finished = ortkit("inspect", int8_bundle.path)
     lines = dict(line.split(None, 1) for line in finished.out.decode().splitlines() if not line.startswith("made"))
 
@@ -48,10 +48,10 @@ def test_inspect_as_json_is_the_manifest(ortkit: Ortkit, int8_bundle: Bundle) ->
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
-def test_inspect_says_what_would_run_here(
+def test_inspect_shows_the_plan_on_this_machine(
     ortkit: Ortkit, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On a host of 64 cores, in a control group that may have two and a half."""
+    """On a host of 64 CPU cores, in a control group limited to two and a half."""
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     (tmp_path / "cgroup").write_text("0::/\n")
@@ -59,7 +59,7 @@ def test_inspect_says_what_would_run_here(
     monkeypatch.setattr("ortkit.runtime.session.cores.MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr("ortkit.runtime.session.cores.ROOT", tmp_path)
     monkeypatch.setattr("ortkit.runtime.session.cpu.matmuls_overflow", lambda _: True)
-    # What another test holds open was asked before.
+    # Other tests may have cached the answer.
     monkeypatch.setattr("ortkit.runtime.session.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("ortkit.runtime.session.cpu.cpu_features", lambda: ("avx2",))
 
@@ -90,7 +90,7 @@ def test_inspect_says_what_would_run_here(
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
 
 
-def test_verify_says_what_it_checked(ortkit: Ortkit, int8_bundle: Bundle) -> None:
+def test_verify_shows_its_checks(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     finished = ortkit("verify", int8_bundle.path)
     lines = finished.out.decode().splitlines()
 
@@ -142,9 +142,7 @@ def test_no_bundle_ends_with_5(ortkit: Ortkit) -> None:
         )
 
 
-def test_inspect_tells_the_memory_of_a_decoder_before_it_is_opened(
-    ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspect_shows_the_memory_of_a_decoder(ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
     monkeypatch.setattr("ortkit.runtime.session.open_sessions.shared_session", None)
 
@@ -238,7 +236,8 @@ def test_a_path_that_exists_takes_precedence_over_a_name(
 def test_close_names_of_bundles_are_suggested(ortkit: Ortkit, bundles: Path, name: str, command: str) -> None:
     finished = ortkit(command, name)
 
-    assert (finished.code, finished.out) == (5, b"")
+    out = f"failed: {name}\n" if command == "verify" else ""
+    assert (finished.code, finished.out.decode()) == (5, out)
     assert finished.err == (
         f"error: there is no bundle `{name}`, neither at this path nor in `{bundles}`\n\n"
         "hint: did you mean `tiny-decoder`? `ortkit list` shows all\n"
@@ -319,6 +318,14 @@ def test_verify_of_several_bundles_gives_a_verdict_on_each(
         "error": None,
     }
     assert intact["agreement"].startswith("cosine ")
+
+
+def test_verify_continues_after_a_missing_bundle(ortkit: Ortkit, tiny_bundle: Bundle) -> None:
+    finished = ortkit("verify", "no-such-bundle", tiny_bundle.path)
+
+    assert finished.code == 5
+    assert finished.out.decode().startswith("failed: no-such-bundle\n\ndigest ")
+    assert finished.out.decode().endswith(f"\nok: {tiny_bundle.path}\n")
 
 
 def test_the_exit_code_of_verify_with_different_errors_is_7(ortkit: Ortkit, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ Ortkit = Callable[..., Finished]
 
 @pytest.fixture
 def talk(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
-    """Run `ortkit chat` with answers of nine tokens, over lines that come through a pipe."""
+    """Run `ortkit chat` with answers of nine tokens and lines from a pipe."""
 
     def run(*lines: str, options: tuple[object, ...] = (), max_tokens: int = 9) -> Finished:
         stdin = "".join(f"{line}\n" for line in lines).encode()
@@ -39,7 +39,7 @@ def talk(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
 
 
 def answers(decoder: Decoder, *messages: str, system: str | None = None, **options: object) -> list[str]:
-    """What is said to each message in turn."""
+    """The answers to a conversation's messages."""
     chat = Chat(decoder, system=system)
     return [chat.send(message, max_tokens=9, **options).answer().text for message in messages]
 
@@ -116,7 +116,7 @@ def test_an_answer_can_be_given_again(talk: Ortkit, decoder: Decoder) -> None:
     assert sampled.out[: len(sampled.out) // 2] != sampled.out[len(sampled.out) // 2 :]
 
 
-def test_a_conversation_goes_on_after_a_save(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
+def test_a_conversation_continues_after_a_save(talk: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
     path = tmp_path / "my talk"
     first, second = answers(decoder, "Hello", "Hm")
     saved = talk("Hello", f"/save {path}")
@@ -149,8 +149,8 @@ def test_a_saved_conversation_is_a_prefix_too(
         "generate", decoder_bundle.path, "Hello", "--max-tokens", 2, "--json", "--load-prefix", tmp_path / "talk"
     )
 
-    rates = json.loads(finished.out)["rates"]
-    assert rates["prompt_tokens"] - rates["reused_tokens"] == 1
+    usage = json.loads(finished.out)["usage"]
+    assert usage["prompt_tokens"] - usage["cached_tokens"] == 1
 
 
 def test_help_and_exit(talk: Ortkit) -> None:
@@ -214,10 +214,10 @@ def test_a_message_that_begins_with_a_slash(talk: Ortkit, decoder: Decoder) -> N
         ),
         (["/regenerate"], 2, "error: there is no answer yet to regenerate\n\nhint: send a message first\n"),
         (["Hello", "dog " * 2000], 2, "error: the prompt has "),
-        (["Hello", "a\0"], 2, "error: line 2 holds a NUL byte, so this is not text"),
+        (["Hello", "a\0"], 2, "error: line 2 has a NUL byte and is not text"),
     ],
 )
-def test_a_pipe_ends_at_what_cannot_be_done(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
+def test_an_error_ends_a_chat_from_a_pipe(talk: Ortkit, lines: list[str], code: int, message: str) -> None:
     finished = talk(*lines, "Never")
 
     assert finished.code == code
@@ -236,7 +236,7 @@ def test_an_answer_that_fills_the_context_says_so(ortkit: Ortkit, decoder_bundle
     assert finished.err == "note: the answer ends here because the context is full\n"
 
 
-def test_options_are_checked_before_anything_is_said(talk: Ortkit) -> None:
+def test_options_are_checked_before_a_chat_begins(talk: Ortkit) -> None:
     finished = talk(options=("--top-p", 0))
 
     assert (finished.code, finished.err) == (2, "error: `top_p` must be above 0 and at most 1, not 0.0\n")
@@ -253,7 +253,7 @@ def test_a_model_without_a_template(ortkit: Ortkit, tmp_path: Path) -> None:
     )
 
 
-def test_what_the_template_refuses(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_errors_of_the_chat_template(ortkit: Ortkit, tmp_path: Path) -> None:
     from ortkit.runtime.bundle.manifest import ChatFacts
 
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -278,7 +278,7 @@ def test_an_interrupt_ends_a_pipe(talk: Ortkit) -> None:
     )
 
 
-# Takes the terminal of its new session, so that Ctrl-C reaches it, and says twenty tokens a second at most.
+# Takes the terminal of its new session, so that Ctrl-C reaches it, and generates at most 20 tokens per second.
 ON_TERMINAL = """
 import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -291,7 +291,7 @@ main()
 
 
 class Terminal:
-    """`ortkit` on a terminal, typed to and read from."""
+    """`ortkit` on a terminal that a test types to and reads from."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self.ours, theirs = pty.openpty()
@@ -310,14 +310,14 @@ class Terminal:
         os.write(self.ours, keys.encode())
 
     def interrupt(self, pattern: str) -> str:
-        """Type Ctrl-C until a pattern is shown: CPython's readline sees none that comes while it takes in a letter."""
+        """Type Ctrl-C until a pattern is shown: CPython's readline misses it while it handles a character."""
         while True:
             self.type("\x03")
             if select.select([self.ours], [], [], 2)[0]:
                 return self.until(pattern)
 
     def until(self, pattern: str) -> str:
-        """What is shown up to a pattern, which is taken away."""
+        """The output up to and including a pattern, which is consumed."""
         while not (found := re.search(pattern, self.shown)):
             block = read_terminal(self.ours)
             assert block, f"ended before {pattern!r}: {self.shown!r}"
@@ -342,7 +342,7 @@ def test_a_person_talks_on_a_terminal(decoder_bundle: Bundle) -> None:
         assert "tiny-decoder; /help lists commands, Ctrl-D leaves" in person.until("> ")
         person.type("Hello\n")
         person.until("> ")
-        # What is refused does not end a person's conversation, nor does Ctrl-C where they type.
+        # On a terminal, neither errors nor Ctrl-C at the prompt end a conversation.
         person.type("/nothing\n")
         assert "error: there is no command `/nothing`" in person.until("> ")
         person.type("Hel")
@@ -353,7 +353,7 @@ def test_a_person_talks_on_a_terminal(decoder_bundle: Bundle) -> None:
         assert person.process.wait(20) == 0
 
 
-def test_what_was_typed_before_comes_back(decoder_bundle: Bundle) -> None:
+def test_earlier_lines_can_be_recalled(decoder_bundle: Bundle) -> None:
     pytest.importorskip("readline")
     with terminal("chat", decoder_bundle.path, "--max-tokens", 3) as person:
         person.until("> ")
@@ -368,7 +368,7 @@ def test_what_was_typed_before_comes_back(decoder_bundle: Bundle) -> None:
 def test_an_interrupt_ends_the_answer_and_not_the_program(decoder_bundle: Bundle) -> None:
     with terminal("chat", decoder_bundle.path) as person:
         person.until("> ")
-        # The whole answer to this is as long as the context has room for, and would take a minute here.
+        # The whole answer fills the context, and would take a minute here.
         person.type("b\n")
         person.until("b\r\n.")
         person.type("\x03")
@@ -439,7 +439,7 @@ def test_set_shows_the_options(talk: Ortkit, decoder: Decoder) -> None:
 
 
 def test_the_system_message_is_set_during_a_conversation(talk: Ortkit, decoder: Decoder) -> None:
-    """The turns before it stay."""
+    """Earlier turns stay."""
     finished = talk("/system", "Hello", "/system Be brief.", "/system", "Hm", "/reset", "Hm")
     first, alone = *answers(decoder, "Hello"), *answers(decoder, "Hm", system="Be brief.")
     messages = [
@@ -466,11 +466,11 @@ def test_a_template_without_system_messages_refuses_one_at_once(ortkit: Ortkit, 
 
 
 LONG = "dog " * 12
-"""A message of which a context of 200 tokens holds a few."""
+"""A message that fits a few times in a context of 200 tokens."""
 
 
 def test_a_full_context_drops_the_oldest_turns(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
-    """Many times the context, with a system message that stays; each answer is that to what was kept."""
+    """Many contexts of text; the system message stays, and each answer is that to the kept messages."""
     command = ("chat", decoder_bundle.path, "--context", 200, "--max-tokens", 9, "--system", "Be brief.")
     talk = f"{LONG}\n" * 12
     dropping = ortkit(*command, "--on-full", "drop", stdin=talk.encode())
@@ -481,7 +481,7 @@ def test_a_full_context_drops_the_oldest_turns(ortkit: Ortkit, decoder_bundle: B
     assert dropping.out.count(b"\n") >= 12
     notes = dropping.err.splitlines()
     assert notes
-    assert set(notes) == {"note: dropped the oldest 2 messages, since the context is full"}
+    assert set(notes) == {"note: dropped the oldest 2 messages, because the context is full"}
     # A pipe cannot be asked.
     assert stopping == asking
     assert (stopping.code, stopping.err.splitlines()[-1]) == (2, "hint: `/reset` starts a new conversation")

@@ -178,7 +178,7 @@ def test_long_texts_can_be_read_in_chunks(ortkit: Ortkit, int8_bundle: Bundle) -
         ),
         (
             b"fine\nbad\0\n",
-            "error: line 2 holds a NUL byte, so this is not text\n\nhint: give texts in UTF-8, one a line\n",
+            "error: line 2 has a NUL byte and is not text\n\nhint: give texts in UTF-8, one per line\n",
         ),
         (
             b'{"text": "fine"}\n{"text": \n',
@@ -198,7 +198,7 @@ def test_bad_usage(ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("1 2 3")
     np.save(tmp_path / "words.npy", np.array(["a"]))
     for arguments, code, message in [
-        (["x", "--input", "-"], 2, "error: texts came as arguments and with `--input`: give one of the two"),
+        (["x", "--input", "-"], 2, "error: texts are given as arguments and with `--input`: give one of the two"),
         (["--input", "nothing.txt"], 5, "error: there is no file `nothing.txt`"),
         (["--input", tmp_path], 2, f"error: `{tmp_path}` cannot be read: Is a directory"),
         (
@@ -288,7 +288,7 @@ def test_int8_says_which_ranges_it_used_and_takes_them_again(
     own = embedding_ranges(embedder.embed(TEXTS))
     np.save(tmp_path / "own.npy", own)
     output, ranges_file = tmp_path / "out.npy", tmp_path / "out.npy.ranges.npy"
-    note = f"note: the ranges that int8 covers are in `{ranges_file}`; give queries the same with `--ranges`\n"
+    note = f"note: the int8 ranges are in `{ranges_file}`; use them for queries too, with `--ranges`\n"
 
     for options, used in [([], unit_ranges(384)), (["--ranges", tmp_path / "own.npy"], own)]:
         for given in (TEXTS, []):
@@ -304,7 +304,7 @@ COMMAND = [sys.executable, "-m", "ortkit", "embed"]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_said(int8_bundle: Bundle, unbuffered: str) -> None:
+def test_a_full_disk_is_reported(int8_bundle: Bundle, unbuffered: str) -> None:
     finished = subprocess.run(
         ["sh", "-c", f"exec {' '.join(COMMAND)} {int8_bundle.path} hello > /dev/full"],
         capture_output=True,

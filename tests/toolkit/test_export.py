@@ -12,14 +12,18 @@ from tests.commands import Finished, lines_on_terminal, on_terminal
 Ortkit = Callable[..., Finished]
 
 
-def test_an_export_shows_its_stages_and_sums_up(ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
+def test_an_export_shows_its_stages_and_a_summary(
+    ortkit: Ortkit, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path / "models"))
+    out = tmp_path / "models" / "tiny-bert-int8"
 
-    finished = ortkit("export", tiny_checkpoint, "--out", out)
+    finished = ortkit("export", tiny_checkpoint)
 
     assert finished.code == 0
     assert finished.out == f"{out}\n".encode()
-    Bundle.open(out)
+    certificate = Bundle.open(out).manifest.certificate
+    assert certificate is not None
     lines = finished.err.splitlines()
     stages = [line.split(" s ", 1)[1] for line in lines if " s " in line[:10]]
     assert stages[0] == "find the checkpoint"
@@ -28,12 +32,14 @@ def test_an_export_shows_its_stages_and_sums_up(ortkit: Ortkit, tiny_checkpoint:
     assert len(stages) == 8
     assert "tiny-bert, int8" in lines
     assert any(line.startswith("  size     6.0 MB of weights -> ") for line in lines)
-    assert any(line.startswith("  cosine   0.99") and line.endswith("to PyTorch, on 64 texts") for line in lines)
+    mean, least = certificate.figures["cosine_mean"], certificate.figures["cosine_min"]
+    count = certificate.probe_size
+    assert f"  cosine   {mean:.5f} mean, {least:.5f} min to PyTorch, on {count} texts" in lines
     assert any(line.startswith("  against  sentence-transformers 5.") for line in lines)
     assert f'  next     ortkit embed {out} "some text"' in lines
 
 
-def test_what_cannot_be_exported_ends_with_its_code(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Path) -> None:
     for arguments, code, message in [
         ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
@@ -54,8 +60,8 @@ def test_what_cannot_be_exported_ends_with_its_code(ortkit: Ortkit, tmp_path: Pa
         assert finished.out == b""
 
 
-def test_on_a_terminal_an_error_begins_on_a_line_of_its_own() -> None:
-    """Where a stage is shown, as in the case of a model that needs a sign-in."""
+def test_an_error_on_a_terminal_begins_on_its_own_line() -> None:
+    """Below the stage that is shown."""
     shown = on_terminal([sys.executable, "-m", "ortkit", "export", "./nothing"], code=5)
 
     assert lines_on_terminal(shown)[:2] == ["  ...     find the checkpoint", "error: there is no folder `./nothing`"]

@@ -37,7 +37,7 @@ def ended(text: str) -> bytes:
 
 
 def answer_to(decoder: Decoder, prompt: str, max_tokens: int = 12, **options: object) -> str:
-    """What the decoder says to a prompt that is written as its template writes it."""
+    """The answer to a prompt that is formatted like the chat template."""
     return decoder.generate(decoder.encode_exactly(prompt), max_tokens=max_tokens, **options).text
 
 
@@ -51,7 +51,7 @@ def asked(ortkit: Ortkit, decoder_bundle: Bundle) -> Ortkit:
     return run
 
 
-def test_the_chat_template_is_used_where_there_is_one(asked: Ortkit, decoder: Decoder) -> None:
+def test_the_chat_template_is_used_by_default(asked: Ortkit, decoder: Decoder) -> None:
     finished = asked("Hello")
 
     assert (finished.code, finished.err) == (0, "")
@@ -65,7 +65,7 @@ def test_a_message_to_the_system(asked: Ortkit, decoder: Decoder) -> None:
 
 
 def test_a_text_is_continued_as_it_is(asked: Ortkit, decoder: Decoder) -> None:
-    assert asked(PROMPT, "--no-chat").out == ended(answer_to(decoder, PROMPT))
+    assert asked(PROMPT, "--raw").out == ended(answer_to(decoder, PROMPT))
 
 
 def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
@@ -77,13 +77,13 @@ def test_without_a_template_a_text_is_continued(ortkit: Ortkit, decoder: Decoder
     assert finished.err.startswith(f"error: `{bundle.path}` has no chat template, so it cannot answer messages\n")
     finished = ortkit("generate", bundle.path, PROMPT, "--system", "a")
     assert finished.err == (
-        "error: `--system` is a message, and without a chat template there are none\n\n"
+        "error: `--system` needs the chat template, and raw text has no messages\n\n"
         "hint: put it at the beginning of the prompt\n"
     )
 
 
 def test_a_pipe_and_a_file_of_lines(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
-    """A text of several lines is one prompt, and the last line break is the editor's, not the text's."""
+    """A text of several lines is one prompt, without its last line break."""
     text = "Hello\n\nfox\n"
     (tmp_path / "prompt.txt").write_text(text)
     expected = ended(answer_to(decoder, CHATML.format("Hello\n\nfox")))
@@ -99,7 +99,7 @@ def test_the_text_of_a_file_follows_the_prompt(asked: Ortkit, decoder: Decoder) 
     expected = ended(answer_to(decoder, CHATML.format('Shorten:\n\n{"text": 5}')))
 
     assert asked("Shorten:", "--input", "-", stdin=b'{"text": 5}\n').out == expected
-    # So does that of a pipe, as with `llm` and `ollama`.
+    # So does that of a pipe, as for `llm` and `ollama`.
     assert asked("Shorten:", stdin=b'{"text": 5}\n').out == expected
     assert asked("Hello", stdin=b"").out == asked("Hello", stdin=b"\n").out == asked("Hello").out
 
@@ -126,7 +126,7 @@ def test_options_change_the_answer_as_they_do_in_python(asked: Ortkit, decoder: 
 def test_drafts_are_made_unless_they_are_declined(
     asked: Ortkit, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], *, looks_up: bool
 ) -> None:
-    """The small decoder says the same with drafts and without."""
+    """The small decoder gives the same answer with and without prompt lookup."""
     lookups = []
     steps = Decoder._steps
 
@@ -141,7 +141,7 @@ def test_drafts_are_made_unless_they_are_declined(
     assert lookups == [looks_up, False]
 
 
-def test_what_the_publisher_states_holds_where_nothing_is_given(ortkit: Ortkit, tmp_path: Path) -> None:
+def test_the_publishers_defaults_apply(ortkit: Ortkit, tmp_path: Path) -> None:
     from ortkit.runtime.bundle.manifest import GenerationDefaults
 
     generation = GenerationDefaults(temperature=5.0, top_k=1)
@@ -170,17 +170,17 @@ def test_json_has_text_tokens_and_rates(asked: Ortkit, decoder: Decoder) -> None
         [token.logprob for token in expected.tokens], abs=1e-5
     )
     for token in found["tokens"]:
-        # The answer is greedy, so each token is the most probable one; the first stands after `assistant`.
+        # The answer is greedy, so each token is the most probable one; the first follows `assistant`.
         assert (token["top_logprobs"][0]["id"], len(token["top_logprobs"])) == (token["id"], 3)
-    assert found["rates"]["prompt_tokens"] == len(prompt)
-    assert (found["rates"]["reused_tokens"], found["rates"]["new_tokens"]) == (0, 12)
+    assert found["usage"]["prompt_tokens"] == len(prompt)
+    assert (found["usage"]["cached_tokens"], found["usage"]["completion_tokens"]) == (0, 12)
     assert found["rates"]["new_per_second"] > 0
     assert "top_logprobs" not in rows(asked("Hello", "--json").out)[0]["tokens"][0]
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "ж"], ids=["words", "a character of two tokens"])
 def test_most_probable_tokens_have_their_text(asked: Ortkit, decoder: Decoder, prompt: str) -> None:
-    options = ("--no-chat", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
+    options = ("--raw", "--json", "--logprobs", decoder.facts.vocabulary, "--max-tokens", 1)
     (found,) = rows(asked(prompt, *options).out)
     texts = {one["id"]: one["text"] for one in found["tokens"][0]["top_logprobs"]}
 
@@ -195,7 +195,7 @@ def test_an_object_for_each_token(asked: Ortkit) -> None:
 
     assert pieces == expected["tokens"]
     assert "".join(piece["text"] for piece in pieces) == expected["text"]
-    assert (last["finish_reason"], last["rates"]["new_tokens"]) == ("length", 12)
+    assert (last["finish_reason"], last["usage"]["completion_tokens"]) == ("length", 12)
 
 
 def test_lines_of_json(asked: Ortkit, decoder: Decoder) -> None:
@@ -210,8 +210,8 @@ def test_lines_of_json(asked: Ortkit, decoder: Decoder) -> None:
     assert found[0]["text"] == found[2]["text"] == answer_to(decoder, CHATML.format("Hello"))
     assert found[1]["text"] == answer_to(decoder, conversation)
     assert (found[0]["id"], found[0]["ü"], found[1]["messages"]) == (7, [], MESSAGES)
-    assert list(found[0]) == ["prompt", "id", "ü", "text", "finish_reason", "rates"]
-    assert found[2]["rates"]["reused_tokens"] > 0
+    assert list(found[0]) == ["prompt", "id", "ü", "text", "finish_reason", "usage", "rates"]
+    assert found[2]["usage"]["cached_tokens"] > 0
     assert len(rows(asked("--json", stdin=stdin).out)[1]["tokens"]) == 12
     assert len(rows(asked("--logprobs", 2, stdin=stdin).out)[1]["tokens"][0]["top_logprobs"]) == 2
 
@@ -220,11 +220,11 @@ def test_a_conversation_keeps_its_own_message_to_the_system(asked: Ortkit) -> No
     own, without = json.dumps({"messages": MESSAGES}), json.dumps({"messages": MESSAGES[1:]})
     first, second = rows(asked("--system", "Be brief.", stdin=f"{own}\n{without}".encode()).out)
 
-    assert first["rates"]["prompt_tokens"] == second["rates"]["prompt_tokens"]
+    assert first["usage"]["prompt_tokens"] == second["usage"]["prompt_tokens"]
     assert first["text"] == second["text"]
 
 
-def test_the_format_can_be_said(asked: Ortkit, decoder: Decoder) -> None:
+def test_the_format_can_be_given(asked: Ortkit, decoder: Decoder) -> None:
     line = b'{"prompt": "Hello"}'
 
     assert asked("--input-format", "text", stdin=line).out == ended(answer_to(decoder, CHATML.format(line.decode())))
@@ -234,11 +234,11 @@ def test_the_format_can_be_said(asked: Ortkit, decoder: Decoder) -> None:
     assert asked("--input-format", "jsonl", stdin=b"") == Finished(0, b"", "")
 
 
-def test_a_number_that_could_not_go_out_again_ends_the_run(asked: Ortkit) -> None:
+def test_a_number_that_json_does_not_have_ends_the_run(asked: Ortkit) -> None:
     finished = asked(stdin=b'{"prompt": "Hello", "x": NaN}\n')
 
     assert (finished.code, finished.out) == (2, b"")
-    assert finished.err.startswith("error: line 1 holds `NaN`, which cannot be passed on as a number of JSON\n")
+    assert finished.err.startswith("error: line 1 has `NaN`, which cannot be written as a JSON number\n")
 
 
 def test_answers_before_a_broken_line_are_given(asked: Ortkit) -> None:
@@ -258,8 +258,8 @@ def test_a_prefix_is_read_once(asked: Ortkit, tmp_path: Path) -> None:
 
     assert (first.code, second.code, second.err) == (0, 0, "")
     assert found["tokens"] == fresh["tokens"]
-    assert fresh["rates"]["reused_tokens"] == 0
-    assert found["rates"]["reused_tokens"] > 100
+    assert fresh["usage"]["cached_tokens"] == 0
+    assert found["usage"]["cached_tokens"] > 100
 
 
 def test_a_saved_prefix_holds_the_prompt_alone(asked: Ortkit, decoder: Decoder, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_the_input_is_not_replaced(asked: Ortkit, tmp_path: Path, option: str) -
         finished = asked(*arguments, "--input", path, option, path)
         assert (finished.code, finished.out) == (2, b"")
         assert finished.err == (
-            f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `{option}`\n"
+            f"error: `{path}` is also the input, and would be replaced\n\nhint: choose another file with `{option}`\n"
         )
     assert path.read_text() == "Hello"
 
@@ -356,7 +356,7 @@ def test_an_interrupted_line_is_not_written(asked: Ortkit, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-# Says twenty tokens a second at most.
+# Generates at most 20 tokens per second.
 SLOWLY = """
 import time
 from ortkit import Stream
@@ -368,7 +368,7 @@ main()
 
 
 def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: Bundle) -> None:
-    """The whole answer to this is as long as the context has room for, and would take a minute here."""
+    """The whole answer fills the context, and would take a minute here."""
     command = [sys.executable, "-c", SLOWLY, "generate", str(decoder_bundle.path), "b"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:
@@ -385,7 +385,7 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
     [
         ([""], b"", "error: the prompt is empty\n"),
         ([" \n"], b"", "error: the prompt is empty\n"),
-        (["", "--no-chat"], b"", "error: the prompt is empty\n"),
+        (["", "--raw"], b"", "error: the prompt is empty\n"),
         ([], b"", "error: the prompt is empty\n"),
         (["dog " * 2000], b"", "error: the prompt has "),
         (["a", "--max-tokens", 2000], b"", "error: `max_tokens` is 2000, and a prompt of "),
@@ -404,8 +404,8 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
         (["a", "--logprobs", 5], b"", "error: `--logprobs` needs `--json`\n\nhint: add `--json`\n"),
         (["a", "--json", "--logprobs", 999], b"", "error: `top_logprobs` must be from 0 to "),
         (["a", "--stream"], b"", "error: `--stream` needs `--json`: plain text is streamed already\n"),
-        (["a", "--system", "b", "--no-chat"], b"", "error: `--system` is a message, and without a chat template"),
-        ([], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        (["a", "--system", "b", "--raw"], b"", "error: `--system` needs the chat template, and raw text"),
+        ([], b"a\0b", "error: line 1 has a NUL byte and is not text"),
         ([], b"a\n\xff", "error: line 2 is not valid UTF-8 at byte 1"),
         (["a", "--input", "-"], b'{"prompt": "b"}', "error: PROMPT was given, and the input has prompts"),
         (["--json", "--stream"], b'{"prompt": "b"}', "error: `--stream` needs a single prompt, and the input has many"),
@@ -414,13 +414,13 @@ def test_text_comes_while_it_is_written_and_a_reader_may_leave(decoder_bundle: B
             b'{"prompt": "b"}',
             "error: `--save-prefix` needs a single prompt, and",
         ),
-        (["--no-chat"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
-        ([], b'{"prompt": 5}', "error: line 1 has no text in its field `prompt`"),
+        (["--raw"], b'{"messages": [{"role": "user", "content": "a"}]}', "error: line 1: `messages` need a chat"),
+        ([], b'{"prompt": 5}', "error: the field `prompt` of line 1 must be a string"),
         ([], b'{"prompt": " "}', "error: line 1: the prompt is empty\n"),
         ([], b'{"prompt": "\\ud800"}', "error: the prompt in line 1 is not valid Unicode"),
         ([], b'{"prompt": "a", "messages": []}', "error: line 1 has both a `prompt` and `messages`\n\nhint: give"),
         (["--input-format", "jsonl"], b'{"text": "a"}', "error: line 1 has neither a `prompt` nor `messages`; its"),
-        ([], b'{"messages": []}', "error: line 1 has no list of messages in its field `messages`"),
+        ([], b'{"messages": []}', "error: the field `messages` of line 1 must be a non-empty list of messages"),
         ([], b'{"messages": [5]}', "error: line 1: message 0 must have `role` and `content`, not be int"),
         ([], b'{"messages": [{"role": "x", "content": "a"}]}', "error: line 1: message 0 has the role `x`, which the"),
         ([], b'\n{"prompt": "%s"}' % (b"dog " * 2000), "error: line 2: the prompt has "),

@@ -1,8 +1,9 @@
-"""Hints name options that the command has, values that the options take, and commands that there are."""
+"""Hints name existing commands, their options, and values that the options take."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ COMMAND = rf"(?:^ortkit (?={'|'.join(cli.commands)})|`ortkit )([a-z]+)([^`]*)"
 
 
 def hints_in(path: Path) -> list[str]:
-    """The texts that are told as hints, with {} for what is put into them."""
+    """The texts of hints, with {} for what is put into them."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if (isinstance(node, ast.keyword) and node.arg == "hint") or (
@@ -53,11 +54,12 @@ def imports_of(path: Path) -> set[Path]:
     """The modules of toolkit that a module imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("toolkit"):
-            for name in (f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)):
-                module = ROOT / (name.replace(".", "/") + ".py")
-                if module.exists():
-                    found.add(module)
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for module in (package, *(package / alias.name for alias in node.names)):
+                file = module.with_suffix(".py")
+                if file.is_relative_to(ROOT / "toolkit") and file.is_file():
+                    found.add(file)
     return found
 
 
@@ -66,7 +68,7 @@ def commands_that_use() -> dict[Path, set[str]]:
     found: dict[Path, set[str]] = {}
     for name, command in cli.commands.items():
         assert command.callback is not None
-        pending = [ROOT / (command.callback.__module__.replace(".", "/") + ".py")]
+        pending = [Path(inspect.getfile(inspect.unwrap(command.callback))).resolve()]
         while pending:
             module = pending.pop()
             if name not in found.setdefault(module, set()):
@@ -96,7 +98,7 @@ def test_hints_are_found() -> None:
 )
 def test_a_hint_can_be_followed(path: Path, hint: str) -> None:
     names = USERS.get(path) or set(cli.commands)
-    # What stands behind a command is for that one.
+    # Options after a command's name are that command's.
     named = re.findall(COMMAND, hint)
     for command, text in named:
         assert command in cli.commands

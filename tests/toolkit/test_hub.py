@@ -1,4 +1,4 @@
-"""Every way in which signing in and asking for a model can end, with each generation of huggingface_hub."""
+"""All outcomes of signing in and asking for a model, with each generation of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_fine_grained_token_without_the_scope(any_user: HubUser) -> None:
 
 
 @pytest.mark.parametrize("model", ["org/private", "org/nothing"])
-def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> None:
+def test_a_private_or_missing_model(any_user: HubUser, model: str) -> None:
     assert error_of(any_user.run("access", model)) == (
         5,
         f"`{model}` does not exist, or it is private and there is no token to show",
@@ -141,7 +141,7 @@ def test_a_model_that_is_private_or_not_there(any_user: HubUser, model: str) -> 
     )
 
 
-def test_a_revision_that_is_not_there(any_user: HubUser) -> None:
+def test_a_missing_revision(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/public", "--revision", "v9")) == (
         5,
         "`org/public` has no revision `v9`",
@@ -171,7 +171,7 @@ def test_a_hub_that_refuses_connections(every_user: HubUser) -> None:
 
 
 def test_a_name_that_does_not_resolve(every_user: HubUser) -> None:
-    """In a namespace without network, so that no resolver is asked either."""
+    """In an empty network namespace, without a resolver."""
     finished = every_user.run("access", "org/public", HF_ENDPOINT=None, prefix=NO_NETWORK)
 
     assert error_of(finished) == (
@@ -216,7 +216,7 @@ def test_a_certificate_that_is_not_trusted(every_user: HubUser, tmp_path: Path) 
 
 
 class tls_server:  # noqa: N801 - used like a function
-    """A TLS server whose certificate nobody has signed."""
+    """A TLS server with a self-signed certificate."""
 
     def __init__(self, folder: Path) -> None:
         key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -314,7 +314,7 @@ def test_a_token_file_written_by_hand(any_user: HubUser, content: str | bytes) -
     ]
 
 
-def test_what_the_hugging_face_cli_stored_is_used(every_user: HubUser, hub: LocalHub) -> None:
+def test_a_token_stored_by_the_hugging_face_cli_is_used(every_user: HubUser, hub: LocalHub) -> None:
     code = f"import huggingface_hub; huggingface_hub.login(token={ADA!r})"
     assert every_user.run_code(code).returncode == 0
 
@@ -324,7 +324,7 @@ def test_what_the_hugging_face_cli_stored_is_used(every_user: HubUser, hub: Loca
 
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
-def test_a_token_in_the_environment_goes_before_the_file(any_user: HubUser, variable: str) -> None:
+def test_a_token_in_the_environment_takes_precedence(any_user: HubUser, variable: str) -> None:
     any_user.write_token(BOB)
 
     finished = any_user.run("whoami", **{variable: f" {ADA}\n"})
@@ -364,7 +364,7 @@ def test_the_token_file_may_stand_elsewhere(any_user: HubUser, tmp_path: Path) -
     ],
 )
 def test_a_token_that_cannot_be_one(user: HubUser, hub: LocalHub, content: str, problem: str) -> None:
-    """It is sent to nobody; and a public model needs none."""
+    """It is not sent, and a public model does not need one."""
     user.write_token(content)
 
     assert error_of(user.run("whoami")) == (
@@ -410,7 +410,7 @@ def test_a_token_file_that_is_empty_a_folder_or_behind_a_file(user: HubUser, tmp
 
 
 def test_a_token_typed_in_the_wrong_place_is_not_shown(user: HubUser, hub: LocalHub) -> None:
-    """`run` looks for it in all that is printed."""
+    """`run` looks for it in the output."""
     assert error_of(user.run("login", ADA)) == (
         2,
         "a token cannot be given on the command line, where other users and the shell history see it",
@@ -484,7 +484,7 @@ def test_login_leaves_a_shared_folder_as_it_is(any_user: HubUser, tmp_path: Path
     assert stat.S_IMODE((shared / "token").stat().st_mode) == 0o600
 
 
-def test_login_says_what_goes_before_the_file(any_user: HubUser) -> None:
+def test_login_warns_of_a_variable_with_precedence(any_user: HubUser) -> None:
     finished = any_user.run("login", "--token-stdin", stdin=ADA.encode(), HF_TOKEN=BOB)
 
     assert (
@@ -517,7 +517,7 @@ def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
         (b"hf_...", ": it is the placeholder of some instructions"),
     ],
 )
-def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
+def test_login_with_an_invalid_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
     assert error_of(user.run("login", "--token-stdin", stdin=text)) == (
         2,
         f"that is no token{problem}",
@@ -529,7 +529,7 @@ def test_login_with_what_is_no_token(user: HubUser, hub: LocalHub, text: bytes, 
 def test_login_without_a_terminal(user: HubUser) -> None:
     assert error_of(user.run("login")) == (
         2,
-        "stdin is no terminal to ask for a token",
+        "stdin is not a terminal, so ortkit cannot ask for a token",
         "pipe it in with `--token-stdin`",
     )
 
@@ -581,7 +581,7 @@ def test_login_on_a_terminal_does_not_show_what_is_typed(user: HubUser) -> None:
     assert b"signed in as ada; the token hf_****0001 is in" in shown
 
 
-def test_logout_removes_the_file_and_says_what_remains(any_user: HubUser) -> None:
+def test_logout_removes_the_file_and_lists_remaining_tokens(any_user: HubUser) -> None:
     any_user.write_token(ADA)
     stored = any_user.token_file.with_name("stored_tokens")
     stored.write_text("[name]\nhf_token = x\n")
@@ -606,7 +606,7 @@ token.store_token("{}")
 """
 
 
-def test_what_a_killed_login_left_is_removed(user: HubUser) -> None:
+def test_files_of_a_killed_login_are_removed(user: HubUser) -> None:
     def kill() -> list[Path]:
         killed = subprocess.run([sys.executable, "-c", KILLED_LOGIN.format(BOB)], env=user.environment, check=False)
         assert killed.returncode == -signal.SIGKILL
@@ -643,7 +643,7 @@ def test_what_a_killed_login_left_is_removed(user: HubUser) -> None:
     ],
 )
 def test_an_account_of_another_form(user: HubUser, hub: LocalHub, answer: object) -> None:
-    """What stands there in the Hub's name does not get to say who one is, and the token is not stored."""
+    """The token is not stored on the word of a server that is not the Hub."""
     hub.answers = {"/api/whoami-v2": json.dumps(answer).encode()}
 
     assert error_of(user.run("login", "--token-stdin", stdin=ADA.encode()))[:2] == (
@@ -675,7 +675,7 @@ def test_login_with_a_mirror_does_not_ask_for_a_token_that_it_would_not_send(use
 
 
 def test_no_log_shows_a_token(every_user: HubUser) -> None:
-    """`run` looks for secrets in all that is printed; here the libraries are told to say all they can."""
+    """`run` looks for secrets in the output, here with all debug output of the libraries."""
     for command in (["whoami"], ["access", "org/gated"], ["access", "org/by-hand"]):
         finished = every_user.run(*command, HF_TOKEN=ADA, HF_DEBUG="1", HF_HUB_VERBOSITY="debug", ORTKIT_TRACEBACK="1")
         assert finished.code == 0
@@ -696,9 +696,7 @@ toolkit.__main__.main()
 
     assert finished.returncode == 1
     assert b"Traceback" in finished.stderr
-    assert (
-        b"something in ortkit itself went wrong: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
-    )
+    assert b"internal error: ZeroDivisionError: a bug while a token is at hand" in finished.stderr
     assert ADA.encode() not in finished.stdout + finished.stderr
 
 

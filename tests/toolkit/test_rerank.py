@@ -46,7 +46,7 @@ def test_a_pipe_and_a_file_of_lines(
 
 
 def test_fields_are_passed_through(ortkit: Ortkit, reranker_bundle: Bundle, expected: list[dict]) -> None:
-    """What `ortkit embed` or a search wrote about each document stays with it."""
+    """The other fields of documents are copied to the output."""
     lines = [json.dumps({"id": number, "text": text, "tags": ["ü"]}) for number, text in enumerate(DOCUMENTS)]
     finished = ortkit("rerank", reranker_bundle.path, "--query", "safe water", stdin="\n".join(lines).encode())
 
@@ -86,9 +86,12 @@ def test_searches_in_an_array_with_documents_in_another_field(
     refused = ortkit(*command, stdin=json.dumps(searches).encode())
     assert refused.err.startswith("error: document 1 in item 1 has no text in a field `text`; its fields are `body`\n")
     for search, message in [
-        ({"question": "q", "documents": []}, "line 1 has no text in a field `query`; its fields are `question`, `docu"),
+        (
+            {"question": "q", "documents": []},
+            "line 1 has no string in a field `query`; its fields are `question`, `docu",
+        ),
         ({"query": "q", "texts": ["a"]}, "line 1 has no list in a field `documents`; its fields are `query`, `texts`"),
-        ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that a record cannot have"),
+        ({"query": "q", "documents": ["a"], "top_n": 3}, "line 1: `top_n` is an option that records cannot have"),
     ]:
         finished = ortkit(*command, stdin=json.dumps(search).encode())
         assert (finished.code, finished.out) == (2, b"")
@@ -104,7 +107,9 @@ def test_rankings_before_an_error_are_kept_beside_the_output(
     )
 
     assert finished.code == 2
-    assert finished.err.startswith(f"note: what was done is in `{output}.incomplete`\nerror: line 2 is not valid JSON")
+    assert finished.err.startswith(
+        f"note: the partial output is in `{output}.incomplete`\nerror: line 2 is not valid JSON"
+    )
     assert [row["query"] for row in rows((tmp_path / "out.incomplete").read_bytes())] == ["q"]
     assert not output.exists()
 
@@ -139,7 +144,7 @@ def test_no_documents_are_no_error(ortkit: Ortkit, reranker_bundle: Bundle) -> N
         assert (finished.code, finished.out, finished.err) == (0, b"", "")
 
 
-def test_what_was_cut_and_what_is_empty_is_told(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
+def test_truncated_and_empty_texts_are_reported(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
     long = "water " * 300
     command = ("rerank", reranker_bundle.path)
     one = ortkit(*command, "--query", "q", "a", long, "", long)
@@ -166,7 +171,7 @@ def test_what_was_cut_and_what_is_empty_is_told(ortkit: Ortkit, reranker_bundle:
 
 
 def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bundle: Bundle) -> None:
-    """Its place in the chunk that was computed together is not its place in the input."""
+    """Its index in the batch differs from its index in the input."""
     command = ("rerank", reranker_bundle.path, "--no-truncate")
     texts = ["a"] * 599 + ["long " * 300, "long " * 300, "a"]
     searches = [{"query": "q", "documents": texts[:550]}, {"query": "q", "documents": texts[550:]}]
@@ -185,20 +190,24 @@ def test_a_long_document_is_named_behind_many_others(ortkit: Ortkit, reranker_bu
     [
         (["--query", " ", "a"], b"", "error: the query is empty\n"),
         (["a"], b"", "error: no query\n"),
-        (["--query", "q", "--input", "-", "a"], b"", "error: documents came as arguments and with `--input`"),
+        (["--query", "q", "--input", "-", "a"], b"", "error: documents are given as arguments and with `--input`"),
         (
             ["--query", "q", "--scores", "softmax", "a"],
             b"",
             "error: `softmax` needs several labels, and the model has one",
         ),
         (["--query", "q", "--label", "x", "a"], b"", "error: the model has no label `x`"),
-        (["--query", "q"], b"a\0b", "error: line 1 holds a NUL byte, so this is not text"),
+        (["--query", "q"], b"a\0b", "error: line 1 has a NUL byte and is not text"),
         ([], b"a plain line", "error: line 1 is not valid JSON"),
-        ([], b"[1]", "error: item 1 has no text in a field `query`"),
-        ([], b'{"query": 5}', "error: line 1 has no text in a field `query`"),
+        ([], b"[1]", "error: item 1 has no string in a field `query`"),
+        ([], b'{"query": 5}', "error: line 1 has no string in a field `query`"),
         ([], b'{"query": " ", "documents": []}', "error: the query in line 1 is empty"),
         ([], b'{"query": "q", "documents": "a"}', "error: line 1 has no list in a field `documents`"),
-        ([], b'{"query": "q", "documents": ["a", 5]}', "error: document 2 in line 1 is not a text and has none"),
+        (
+            [],
+            b'{"query": "q", "documents": ["a", 5]}',
+            "error: document 2 in line 1 must be a string, or an object with a field `text`",
+        ),
         ([], b'{"query": "q", "documents": ["\\ud800"]}', "error: document 1 in line 1 is not valid Unicode"),
         ([], b'{"query": "\\ud800", "documents": []}', "error: the query in line 1 is not valid Unicode"),
     ],
@@ -228,7 +237,7 @@ def test_the_input_is_not_replaced(ortkit: Ortkit, reranker_bundle: Bundle, tmp_
     finished = ortkit(*arguments, "--input", path)
 
     assert finished.code == 2
-    assert finished.err.startswith(f"error: `{path}` is the input too, and would be replaced\n")
+    assert finished.err.startswith(f"error: `{path}` is also the input, and would be replaced\n")
     assert path.read_text() == "a\nb\n"
 
 
@@ -258,7 +267,9 @@ def test_inspect_and_verify_know_rerankers(ortkit: Ortkit, reranker_bundle: Bund
     assert "kind         reranker, architecture bert" in shown
     assert "labels       LABEL_0" in shown
     assert "scores       raw (the publisher's default)" in shown
-    assert "on 24 queries against sentence-transformers 5." in shown
+    certificate = reranker_bundle.manifest.certificate
+    assert certificate is not None
+    assert f"on {certificate.probe_size} queries against sentence-transformers 5." in shown
     assert "workers      " in shown
     assert verified.code == 0
     assert verified.out.decode().splitlines()[3].startswith("certificate  8 golden pairs: logits within 0.")

@@ -13,17 +13,17 @@ from ...runtime.errors import NotFoundError
 from ..console.help import close_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-VARIABLE = "ORTKIT_BUNDLES"
-DEFAULT_FOLDER = "bundles"
+_VARIABLE = "ORTKIT_BUNDLES"
+_DEFAULT_FOLDER = "bundles"
 
 
 def bundles_folder() -> Path:
-    """The folder whose subfolders are the bundles that can be named."""
-    return Path(os.environ.get(VARIABLE) or DEFAULT_FOLDER)
+    """The folder of bundles that are found by name."""
+    return Path(os.environ.get(_VARIABLE) or _DEFAULT_FOLDER)
 
 
 def bundle_folders() -> Iterator[Path]:
-    """The folders that may be bundles, by name; those of unfinished exports are hidden, and left out."""
+    """The folders that may be bundles, sorted by name, without the hidden ones of unfinished exports."""
     folder = bundles_folder()
     try:
         found = sorted(folder.iterdir())
@@ -38,7 +38,7 @@ def resolve_bundle(name: str) -> str:
     """The path of a bundle that is given by its path or by its name; a path that exists takes precedence.
 
     Raises NotFoundError with the close matches for a name that is neither. A name without close matches is returned
-    as it is: opening it says that there is no such bundle.
+    as it is: opening it raises the error.
     """
     if not name or os.path.lexists(name) or os.sep in name.rstrip(os.sep):
         return name

@@ -1,4 +1,4 @@
-"""`ortkit list`, `inspect` and `verify`: which bundles are there, what they are, and whether they are intact."""
+"""`ortkit list`, `inspect` and `verify`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
-from .bundle_names import BundleType, bundle_argument, bundle_folders, bundles_folder
+from .bundle_names import bundle_argument, bundle_folders, bundles_folder, resolve_bundle
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from ...runtime.replay import Replay
 
 
-PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
-GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
-MAIN_FIGURE = {
+_PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
+_GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
+_MAIN_FIGURE = {
     Kind.EMBEDDER: ("cosine_min", "cosine {:.4f} min"),
     Kind.RERANKER: ("tau_mean", "tau {:.4f} mean"),
     Kind.DECODER: ("kl_mean", "KL {:.4f} mean"),
 }
-"""The figure of a certificate that says most, and how `list` shows it."""
-BROKEN_EXIT_CODE = 7
+"""Figure of a certificate that `list` shows, and its format."""
+_BROKEN_EXIT_CODE = 7
 
 
 @click.command(
@@ -78,7 +78,7 @@ class ListedBundle:
     def _certificate(self) -> str:
         if self.manifest is None or self.manifest.certificate is None:
             return "none"
-        name, form = MAIN_FIGURE[self.manifest.kind]
+        name, form = _MAIN_FIGURE[self.manifest.kind]
         figure = self.manifest.certificate.figures.get(name)
         return form.format(figure) if figure is not None else "yes"
 
@@ -112,7 +112,7 @@ def _listed(path: Path) -> ListedBundle:
     examples=["ortkit inspect all-MiniLM-L6-v2-int8", "ortkit inspect all-MiniLM-L6-v2-int8 --runtime"],
 )
 @bundle_argument()
-@click.option("--runtime", is_flag=True, help="Add what it runs with on this machine: threads, provider, kernels.")
+@click.option("--runtime", is_flag=True, help="Add threads, provider and kernels on this machine.")
 @click.option(
     "--json",
     "as_json",
@@ -138,18 +138,18 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
             shown["runtime"] = write_record(plan)
         click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
-    lines = describe(opened.manifest, opened.size)
+    lines = _describe(opened.manifest, opened.size)
     lines.append(("digest", opened.digest))
     if plan is not None:
         from ...runtime.encoder.base import Plan
 
-        lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
+        lines += _describe_plan(plan) if isinstance(plan, Plan) else _describe_decoder_plan(plan)
     for label, text in lines:
         say(f"{label:<12} {text}")
 
 
-def describe_plan(plan: Plan) -> list[tuple[str, str]]:
-    """What an encoder runs with on this machine in lines: (label, text)."""
+def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
+    """The plan of an encoder on this machine in lines: (label, text)."""
     disabled = ", ".join(plan.disabled_optimizers) or "none"
     int8 = []
     if plan.int8 is not None:
@@ -163,8 +163,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
-    """What a decoder runs with on this machine in lines: (label, text)."""
+def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
+    """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
@@ -173,8 +173,8 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
-    """The memory that a decoder takes in lines: (label, text)."""
+def _describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
+    """The memory of a decoder in lines: (label, text)."""
     caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
     return [
@@ -188,11 +188,11 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
     window = f", sliding window of {facts.sliding_window}" if facts.sliding_window is not None else ""
     lines = [
         ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
-        *describe_footprint(footprint),
+        *_describe_footprint(footprint),
         ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
     ]
     if facts.cache_type is CacheType.FLOAT16:
-        lines.append(("cache", "float16 KV cache, half of the memory of float32"))
+        lines.append(("cache", "float16 KV cache, half the memory of float32"))
     if facts.plain_attention:
         lines.append(("attention", "plain operators: exact, slower than the fused operator"))
     stated = [
@@ -202,7 +202,7 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
     return lines
 
 
-def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """The manifest in lines: (label, text)."""
     source = manifest.source
     lines = [
@@ -243,17 +243,17 @@ def describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             f"{name.replace('_', ' ')} {figure:{'g' if figure.is_integer() else '.5f'}}"
             for name, figure in certificate.figures.items()
         )
-        probed = PROBED[manifest.kind]
+        probed = _PROBED[manifest.kind]
         lines.append(
             ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
         )
         if certificate.layer_errors:
-            lines.append(("layers", layer_error_summary(certificate.layer_errors)))
+            lines.append(("layers", _layer_error_summary(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
 
 
-def layer_error_summary(errors: Sequence[float]) -> str:
+def _layer_error_summary(errors: Sequence[float]) -> str:
     """The relative error of the hidden states against PyTorch, in a line."""
     largest = max(range(len(errors)), key=errors.__getitem__)
     return (
@@ -270,7 +270,7 @@ def layer_error_summary(errors: Sequence[float]) -> str:
         "ortkit verify all-MiniLM-L6-v2-int8 --json",
     ],
 )
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=BundleType())
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with the result of each bundle.")
 @click.option(
     "--time-limit",
@@ -299,12 +299,12 @@ def verify(context: click.Context, *, bundles: Sequence[str], as_json: bool, tim
         click.echo(escaped_json(json.dumps(fields, indent=2, ensure_ascii=False)))
     codes = {result.error.exit_code for result in results if result.error is not None}
     if codes:
-        context.exit(codes.pop() if len(codes) == 1 else BROKEN_EXIT_CODE)
+        context.exit(codes.pop() if len(codes) == 1 else _BROKEN_EXIT_CODE)
 
 
 @dataclass
 class VerifyResult:
-    """What was found out about one bundle; `error` is None for an intact one."""
+    """Result of a verification; `error` is None for an intact bundle."""
 
     path: str
     digest: str | None = None
@@ -331,16 +331,16 @@ class VerifyResult:
 
 
 def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) -> VerifyResult:
-    """Verify a bundle, and show each check when it is done; an error goes to stderr too."""
+    """Verify a bundle and show each check when it is done; also print an error to stderr."""
     result = VerifyResult(path)
     try:
         _verify(result, seconds, show=show)
     except OrtkitError as error:
         result.error = error
         print_error(error.message, error.hint)
-        show(f"failed: {path}")
+        show(f"failed: {result.path}")
         return result
-    show(f"ok: {path}")
+    show(f"ok: {result.path}")
     return result
 
 
@@ -348,6 +348,7 @@ def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str]
     from ...runtime import verify as verification
     from ...runtime.bundle.bundle import Bundle
 
+    result.path = resolve_bundle(result.path)
     opened = Bundle.open(result.path)
     result.digest, result.files = opened.digest, len(opened.manifest.files)
     show(f"digest       {result.digest}")
@@ -360,6 +361,6 @@ def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str]
     result.replay = verification.verify(opened, seconds=seconds, opened=graph_opened)
     bits = "identical" if result.replay.same_bits else "not identical"
     show(
-        f"certificate  {result.replay.count} golden {GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
+        f"certificate  {result.replay.count} golden {_GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
         f"bits {bits} to the exporting machine's"
     )

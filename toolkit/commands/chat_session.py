@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -25,24 +26,26 @@ if TYPE_CHECKING:
     from ...runtime.text.messages import Message
     from ..io.answer_options import AnswerOptions
 
-HELP = '''\
-/regenerate        generate another answer to the last message
-/system TEXT       set the system message
-/set NAME VALUE    set an option, for example `/set temperature 0.2`; `/set` shows them
-/reset             start a new conversation
-/save FILE         save the conversation
-/load FILE         load a saved conversation
-/help              show this list
-/exit, /quit       leave, as do `exit`, `quit` and Ctrl-D
-
-A line that ends with \\ continues on the next one. """ opens a message of several lines, and """ at the end of a line
-closes it. Ctrl-C stops an answer. A message that begins with / needs a space before it.'''
-LEAVING = ("exit", "quit")
-ANSWER_TOKENS = 256
+_COMMANDS = (
+    ("/regenerate", "generate another answer to the last message"),
+    ("/system TEXT", "set the system message"),
+    ("/set NAME VALUE", "set an option, for example `/set temperature 0.2`; `/set` shows them"),
+    ("/reset", "start a new conversation"),
+    ("/save FILE", "save the conversation"),
+    ("/load FILE", "load a saved conversation"),
+    ("/help", "show this list"),
+    ("/exit, /quit", "leave, as do `exit`, `quit` and Ctrl-D"),
+)
+_HELP = (
+    'A line that ends with \\ continues on the next one. """ opens a message of several lines, and """ at the end of a '
+    "line closes it. Ctrl-C stops an answer. A message that begins with / needs a space before it."
+)
+_LEAVING = ("exit", "quit")
+_ANSWER_TOKENS = 256
 """Tokens that are kept free for an answer when the oldest turns are dropped, at most a quarter of the context."""
-TEMPLATE_TOKENS = 64
-"""More than a chat template adds to one message."""
-SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+_TEMPLATE_TOKENS = 64
+"""Upper bound for the tokens that a chat template adds to a message."""
+_SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
 class OnFull(StrEnum):
@@ -54,7 +57,7 @@ class OnFull(StrEnum):
 
 
 class ChatSession:
-    """A chat with the options, statistics and commands of a person; `left` is True once they have left."""
+    """A chat with options, statistics and commands; `left` is True once the person has left."""
 
     def __init__(
         self, chat: Chat, *, options: AnswerOptions, sampling: Sampling, on_full: OnFull, interactive: bool
@@ -64,7 +67,7 @@ class ChatSession:
         self.sampling = sampling
         self.on_full = on_full
         self.interactive = interactive
-        """Whether a person types, who can be asked."""
+        """Whether a person types and can be asked."""
         self.stats = GenerationStats()
         self.left = False
         self._used = 0
@@ -78,14 +81,14 @@ class ChatSession:
         self._without_argument: dict[str, Callable[[], None]] = {
             "/regenerate": self._regenerate,
             "/reset": self._reset,
-            "/help": lambda: click.echo(HELP, err=True),
+            "/help": _show_help,
             "/exit": self._leave,
             "/quit": self._leave,
         }
 
     def handle(self, turn: str) -> None:
         """Answer a message or run a command; raises click.Abort for an answer that was interrupted."""
-        if self.interactive and turn.strip().lower() in LEAVING:
+        if self.interactive and turn.strip().lower() in _LEAVING:
             self.left = True
             return
         if not turn.startswith("/"):
@@ -162,15 +165,15 @@ class ChatSession:
             raise click.Abort
 
     def _make_room(self, text: str) -> None:
-        """Drop the oldest turns where a message and its answer would not fit beside them, as `on_full` says."""
+        """Drop the oldest turns if the next message and its answer would not fit, as `on_full` says."""
         from ...runtime.text.messages import USER, Message
 
         if self.on_full is OnFull.STOP or (self.on_full is OnFull.ASK and not self.interactive):
             return
         context = self.chat.decoder.context
-        room = self.options.max_tokens or min(ANSWER_TOKENS, context // 4)
-        # A token has a byte at least, so that most messages need not be counted.
-        if self._used + len(text.encode()) + TEMPLATE_TOKENS + room <= context:
+        room = self.options.max_tokens or min(_ANSWER_TOKENS, context // 4)
+        # A token has at least one byte, so most messages need not be tokenized here.
+        if self._used + len(text.encode()) + _TEMPLATE_TOKENS + room <= context:
             return
         before = list(self.chat.messages)
         kept = messages_that_fit([*before, Message(USER, text)], self._count_tokens, context - room)[:-1]
@@ -178,14 +181,14 @@ class ChatSession:
         if dropped == 0 or (self.on_full is OnFull.ASK and not _confirm_drop(dropped)):
             return
         self.chat = type(self.chat)(self.chat.decoder, messages=kept)
-        click.echo(f"note: dropped the oldest {dropped} messages, since the context is full", err=True)
+        click.echo(f"note: dropped the oldest {dropped} messages, because the context is full", err=True)
 
     def _count_tokens(self, messages: Sequence[Message]) -> int:
         try:
             decoder = self.chat.decoder
             return len(decoder.encode_exactly(decoder.apply_chat_template(messages)))
         except TextTooLongError:
-            # Several times the context, which is not counted further.
+            # Too long to be counted.
             return sys.maxsize
 
     def _set_system(self, text: str) -> None:
@@ -212,7 +215,7 @@ class ChatSession:
             raise InputError(f"there is no option `{name}`", hint=f"{suggestion}supported: {', '.join(KINDS)}")
         if value.strip():
             word = value.strip()
-            given = SWITCH.get(word.lower(), word) if KINDS[name] is bool else word
+            given = _SWITCH.get(word.lower(), word) if KINDS[name] is bool else word
             options = dataclasses.replace(self.options, **{name: option_value(name, given)})
             # Raises InputError for a value that cannot be used, before anything is changed.
             self.sampling = options.sampling(self.chat.decoder.sampling)
@@ -232,10 +235,9 @@ class ChatSession:
 def messages_that_fit(
     messages: Sequence[Message], count_tokens: Callable[[Sequence[Message]], int], limit: int
 ) -> list[Message]:
-    """The messages without the oldest turns, so that no more than `limit` tokens are left.
+    """The messages without the oldest turns, at most `limit` tokens.
 
-    The system message and the last message stay. If even these are too many, all messages are returned: then dropping
-    turns does not help.
+    The system message and the last message stay. If these alone exceed the limit, all messages are returned.
     """
     from ...runtime.text.messages import SYSTEM, USER
 
@@ -248,13 +250,21 @@ def messages_that_fit(
     return list(messages)
 
 
+def _show_help() -> None:
+    formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
+    formatter.write_dl(_COMMANDS)
+    formatter.write_paragraph()
+    formatter.write_text(_HELP)
+    click.echo(formatter.getvalue(), err=True, nl=False)
+
+
 def _confirm_drop(count: int) -> bool:
     """Ask a person whether the oldest messages may be dropped."""
     return click.confirm(f"The context is full. Drop the oldest {count} messages?", default=True, err=True)
 
 
 def _file(command: str, name: str) -> Path:
-    """The path that a person typed, `~` for their home."""
+    """The path of an argument; `~` is the home folder."""
     if not name:
         raise InputError(f"`{command}` needs a file name", hint=f"{command} talk.ortkit")
     try:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
-from ...runtime.errors import InputError, TextError
+from ...runtime.errors import InputError
 from ...runtime.output_path import is_special, regular_target_of, target_of
 from ..console.help import ExampleCommand
-from ..console.progress import Progress, bar
+from ..console.progress import bar
 from ..io.inputs import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.streams import open_input, open_output, refuse_input
-from ..io.texts import Reading, TextRecord, from_arguments, from_stream
-from ..io.warnings_report import TextWarnings
-from ..io.writers import NpyPipeWriter, OutputFormat, write_ranges, writer_for
+from ..io.texts import Reading, from_arguments, from_stream
+from ..io.writers import OutputFormat, write_ranges
 from .bundle_names import bundle_argument
 from .options import Text, field_option, input_format_option, literal_option, once
 
 if TYPE_CHECKING:
-    from ..io.embed_run import EmbedRun
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..io.embed_run import EmbedOptions
 
 
 @click.command(
@@ -118,11 +120,13 @@ def embed(
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
-    from ...runtime.encoder.embedder import Embedder
-    from ..io.embed_run import EmbedOptions, EmbedRun, read_ranges
+    from ..io.embed_run import EmbedOptions, read_ranges
 
-    # Raises for an invalid output before anything is read.
-    target_named(output, resumed=not texts)
+    # Raises OutputError for an output that cannot be written, or not resumed, before anything is read.
+    if texts or output is None:
+        target = target_of(output) if output is not None else None
+    else:
+        target = regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = EmbedOptions(
         output_format=OutputFormat(output_format),
@@ -134,80 +138,60 @@ def embed(
         ranges_sha256=hashlib.sha256(ranges.tobytes()).hexdigest() if ranges is not None else None,
         long="error" if no_truncate else long_texts or "truncate",
     )
-    run(
-        lambda: EmbedRun(Embedder(bundle), options=options, ranges=ranges),
-        texts,
-        Reading(options.input_format, field, source),
-        output=output,
-        restart=restart,
-    )
+    if texts or target is None:
+        _embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges)
+    else:
+        _embed_resumable(bundle, options, source=source, target=target, ranges=ranges, restart=restart)
 
 
-def run(
-    open_run: Callable[[], EmbedRun], texts: Sequence[str], reading: Reading, *, output: str | None, restart: bool
+def _embed_in_order(
+    bundle: str,
+    texts: Sequence[str],
+    options: EmbedOptions,
+    *,
+    source: str | None,
+    output: str | None,
+    ranges: NDArray[np.float32] | None,
 ) -> None:
-    """Embed texts, or the input if there are none, and print the warnings."""
-    from ..io.embed_file import embed_to_file, report
+    """Embed arguments, or the input to stdout; the first invalid text ends the run."""
+    from ...runtime.encoder.embedder import Embedder
+    from ..io.embed_run import EmbedRun, embed_to_stream
     from ..io.resumable import OutputFiles
 
-    target = target_named(output, resumed=not texts)
-    with open_input(reading.name) as stream, bar(stream, enabled=not texts, output=output) as shown:
-        if not texts:
-            refuse_input(stream, output)
-        job = open_run()
-        if target is not None and not texts:
-            done = embed_to_file(job, stream, reading=reading, target=target, restart=restart, progress=shown)
-        else:
-            records = from_arguments(texts) if texts else from_stream(Source(stream), reading)
-            with open_output(output) as file:
-                notes, total = embed_in_order(job, records, file=file, progress=shown)
-    if target is not None and not texts:
-        report(job, done, target=target)
+    with open_input(source) as stream, bar(stream, enabled=not texts, output=output) as progress:
+        run = EmbedRun(Embedder(bundle), options, ranges)
+        reading = Reading(options.input_format, options.field, source)
+        records = from_arguments(texts) if texts else from_stream(Source(stream), reading)
+        with open_output(output) as file:
+            warnings, total = embed_to_stream(run, records, file, progress=progress)
+    warnings.print(total, run.embedder.max_length)
+    covered = run.empty.ranges
+    if covered is None:
         return
-    notes.print(total, job.embedder.max_length)
-    covered = job.embed([]).ranges
-    if covered is not None and target is not None and not is_special(target):
+    if output is not None and not is_special(target := target_of(output)):
         write_ranges(OutputFiles(target).ranges, covered)
-    elif covered is not None and job.ranges is None:
+    elif ranges is None:
         reach = f"{covered[1, 0]:.4f}"
         click.echo(f"note: int8 covers -{reach} to {reach}, the fixed range for normalized embeddings", err=True)
 
 
-def target_named(output: str | None, *, resumed: bool) -> Path | None:
-    """The path of `--output`, None for stdout; raises OutputError if it cannot be written, or resumed."""
-    if output is None:
-        return None
-    if not resumed:
-        return target_of(output)
-    return regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
+def _embed_resumable(
+    bundle: str,
+    options: EmbedOptions,
+    *,
+    source: str | None,
+    target: Path,
+    ranges: NDArray[np.float32] | None,
+    restart: bool,
+) -> None:
+    """Embed the input to a file; invalid records are listed, and an interrupted run resumes."""
+    from ...runtime.encoder.embedder import Embedder
+    from ..io.embed_file import embed_to_file, report
+    from ..io.embed_run import EmbedRun
 
-
-def embed_in_order(
-    job: EmbedRun, records: Iterable[TextRecord], *, file: BinaryIO, progress: Progress
-) -> tuple[TextWarnings, int]:
-    """Write embeddings chunk by chunk; returns the warnings and the number of texts.
-
-    The first invalid record raises InputError.
-    """
-    from ..io.embed_run import chunks_of
-
-    empty = job.embed([]).vectors
-    writer = (
-        NpyPipeWriter(file, empty)
-        if job.options.output_format is OutputFormat.NPY
-        else writer_for(job.options.output_format, file, empty=empty)
-    )
-    notes, total = TextWarnings(), 0
-    for chunk in chunks_of(records):
-        try:
-            embeddings = job.embed([record.text for record in chunk], progress=progress.within)
-        except TextError as error:
-            if not error.texts:
-                raise
-            raise job.placed(error, chunk[error.texts[0]].where) from error
-        notes = notes.with_texts(chunk, embeddings)
-        total += len(chunk)
-        writer.write(chunk, embeddings.vectors)
-        progress.advance(sum(record.size for record in chunk), len(chunk))
-    writer.close()
-    return notes, total
+    with open_input(source) as stream, bar(stream, enabled=True, output=str(target)) as progress:
+        refuse_input(stream, str(target))
+        run = EmbedRun(Embedder(bundle), options, ranges)
+        reading = Reading(options.input_format, options.field, source)
+        done = embed_to_file(run, stream, reading=reading, target=target, restart=restart, progress=progress)
+    report(run, done, target=target)

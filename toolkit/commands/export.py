@@ -8,7 +8,7 @@ import click
 
 from ...runtime.bundle.manifest import CacheType, Certificate, Kind, Precision, Provider
 from ..console.help import ExampleCommand
-from ..console.interrupts import raised_again
+from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress, megabytes
 from ..console.terminal import program_name, say
 from .options import token_host_option
@@ -38,8 +38,18 @@ if TYPE_CHECKING:
     help="Weights of the bundle.  [default: `source`, unchanged, for a quantized GGUF file; else the catalog's; else "
     "int8 for encoders and int4 for LLMs]",
 )
-@click.option("--provider", type=click.Choice([choice.value for choice in Provider]), default="cpu", show_default=True)
-@click.option("--out", type=click.Path(), help="The bundle's folder.  [default: bundles/NAME-PRECISION]")
+@click.option(
+    "--provider",
+    type=click.Choice([choice.value for choice in Provider]),
+    default="cpu",
+    show_default=True,
+    help="Execution provider of the graph; only `cpu` so far.",
+)
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="The bundle's folder.  [default: NAME-PRECISION in `bundles/`, or in ORTKIT_BUNDLES]",
+)
 @click.option(
     "--from",
     "origin",
@@ -71,7 +81,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Choice([choice.value for choice in CacheType]),
-    help="LLMs: the type of the KV cache. float16 takes half of the memory, and is slower on a CPU.  "
+    help="LLMs: type of the KV cache. float16 takes half the memory, and is slower on a CPU.  "
     "[default: float32, and float16 with fp16]",
 )
 @click.option(
@@ -99,15 +109,14 @@ def export(
     """Export a model from the Hub, a folder or a GGUF file.
 
     SOURCE is a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file. The bundle is compared with
-    PyTorch, and its certificate says how close it comes. Its path goes to stdout,
-    progress and the summary to stderr.
+    PyTorch, and its certificate has the figures. Its path goes to stdout, progress and the summary to stderr.
 
     fp16 is for GPUs; on a CPU, int4 is smaller and faster for LLMs.
     """
     from ...exporters import Origin
     from ...exporters import export as export_stage
 
-    with raised_again() as check, StageProgress(check) as progress:
+    with reraised_interrupts() as check, StageProgress(check) as progress:
         exported = export_stage(
             source,
             precision=Precision(precision) if precision else None,
@@ -124,11 +133,11 @@ def export(
             kind=Kind(kind) if kind else None,
             progress=progress,
         )
-    summarize(exported)
+    _summarize(exported)
     click.echo(exported.bundle.path)
 
 
-def summarize(exported: Exported) -> None:
+def _summarize(exported: Exported) -> None:
     bundle = exported.bundle
     certificate = bundle.manifest.certificate
     path = click.format_filename(bundle.path)
@@ -137,12 +146,12 @@ def summarize(exported: Exported) -> None:
     say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} bundle", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
-        say(f"  {certificate_summary(certificate, kind)}", err=True)
+        say(f"  {_certificate_summary(certificate, kind)}", err=True)
         if "threshold" in certificate.figures:
             say(f"  {threshold_of(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
-            say(f"  {source_comparison(certificate)}", err=True)
+            say(f"  {_source_comparison(certificate)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
@@ -153,12 +162,12 @@ def summarize(exported: Exported) -> None:
     if precision is Precision.FP16:
         say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
-        say("  cache    float16 KV cache: half of the memory, slower on a CPU", err=True)
-    say(f"  next     {program_name()} {NEXT[kind].format(path)}", err=True)
+        say("  cache    float16 KV cache: half the memory, slower on a CPU", err=True)
+    say(f"  next     {program_name()} {_NEXT[kind].format(path)}", err=True)
     say("", err=True)
 
 
-NEXT = {
+_NEXT = {
     Kind.EMBEDDER: 'embed {} "some text"',
     Kind.RERANKER: 'rerank {} --query "some question" DOCUMENT...',
     Kind.DECODER: 'generate {} "some prompt"',
@@ -166,7 +175,7 @@ NEXT = {
 """The next command to run; the braces are for the bundle's path."""
 
 
-def source_comparison(certificate: Certificate) -> str:
+def _source_comparison(certificate: Certificate) -> str:
     """The accuracy of the GGUF file's own blocks on the same texts, where its weights were quantized again."""
     figures = certificate.figures
     return (
@@ -176,17 +185,17 @@ def source_comparison(certificate: Certificate) -> str:
 
 
 def threshold_of(certificate: Certificate, kind: Kind) -> str:
-    """The threshold by which the int8 recipe was chosen, and what to do where the most exact one misses it."""
+    """The threshold of the int8 recipe search, and whether a recipe reached it."""
     figures = certificate.figures
     threshold = figures["threshold"]
     reached, option = (
         (figures["tau_mean"], "--min-tau") if kind is Kind.RERANKER else (figures["cosine_min"], "--min-cosine")
     )
-    held = "reached by the recipe below" if reached >= threshold else "missed by all recipes, below is the most exact"
-    return f"needed   {threshold:g} ({option}), {held}"
+    met = "met by the recipe below" if reached >= threshold else "not met by any recipe; the most exact one is used"
+    return f"required {threshold:g} ({option}), {met}"
 
 
-def certificate_summary(certificate: Certificate, kind: Kind) -> str:
+def _certificate_summary(certificate: Certificate, kind: Kind) -> str:
     """The certificate's main figures in a line."""
     figures, count = certificate.figures, certificate.probe_size
     if kind is Kind.DECODER:

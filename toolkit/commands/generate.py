@@ -16,7 +16,7 @@ from ..io.answer_options import AnswerOptions
 from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
 from ..io.inputs import InputFormat, Source
 from ..io.pipes import carries_input, refuse_pipe_beside
-from ..io.prompts import PromptRecord, placed, read_prompts, uses_template
+from ..io.prompts import PromptRecord, located, read_prompts, uses_template
 from ..io.record_options import with_fields
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import Reading, check_argument, refuse_file_name, refuse_file_path
@@ -29,7 +29,6 @@ from .options import (
     Text,
     answer_options,
     context_option,
-    field_option,
     input_format_option,
     literal_option,
     once,
@@ -61,20 +60,26 @@ if TYPE_CHECKING:
 @bundle_argument()
 @click.argument("prompt", required=False, type=Text())
 @once(
-    "--input", "source", metavar="FILE", help="Read the prompt, or text to append to PROMPT, from FILE, `-` for stdin."
+    "--input", "source", metavar="FILE", help="FILE with the prompt, or with text to append to PROMPT; `-` for stdin."
 )
 @input_format_option("One prompt, or records with `prompt` or `messages`; other fields are copied to the output.")
-@field_option
+@once(
+    "--field",
+    type=Text(),
+    metavar="NAME",
+    help="JSON field or CSV column that holds the prompt.  [default: `prompt` or `messages`]",
+)
 @literal_option
 @click.option(
     "--chat/--raw",
-    " /--no-chat",
     default=None,
     help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
 @answer_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason and rates.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason, usage and rates."
+)
 @click.option(
     "--stream", "token_lines", is_flag=True, help="With --json: print one JSON object per token as it is generated."
 )
@@ -117,7 +122,7 @@ def generate(
     Ctrl-C ends it. A file or a pipe beside PROMPT is appended to PROMPT. JSON and CSV records are prompts of their
     own, each answered with one JSON line.
     """
-    check_usage(bundle, prompt, source, literal=literal)
+    _check_usage(bundle, prompt, source, literal=literal)
     refuse_file_path(system, "--system", literal=literal)
     if token_lines and not as_json:
         raise InputError("`--stream` needs `--json`: plain text is streamed already", hint="add `--json`")
@@ -143,12 +148,12 @@ def generate(
             refuse_input(stream, save_prefix, option="--save-prefix")
             found = read_prompts(Source(stream), reading, follows=follows)
         if not isinstance(found, str):
-            refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
+            _refuse_for_lines(prompt=prompt, token_lines=token_lines, save_prefix=save_prefix)
             with (
                 open_output(output, keeps=True) as file,
                 bar(stream, enabled=True, output=output, verb="answering") as shown,
             ):
-                stats = answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
+                stats = _answer_lines(generator, found, file, tokens=as_json or logprobs is not None, shown=shown)
             stats.print(requested=rates)
             return
     if logprobs is not None and not as_json:
@@ -163,13 +168,13 @@ def generate(
             write_text(answer, file)
         file.flush()
         GenerationStats().with_answer(answer.rates).print(requested=rates)
-        end_if_cancelled(answer)
+        _end_if_cancelled(answer)
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
         decoder.save_cache(prefix, cache)
 
 
-def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
+def _check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
     """Raises InputError without a prompt, for a file together with a pipe, and for a prompt that names a file."""
     if prompt is None and source is None and sys.stdin.isatty():
         raise InputError(
@@ -185,7 +190,7 @@ def check_usage(bundle: str, prompt: str | None, source: str | None, *, literal:
         refuse_pipe_beside(f"the input is `{source}`", source)
 
 
-def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
+def _refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str | None) -> None:
     """Raises InputError for options that need a single prompt."""
     if prompt is not None:
         raise InputError(
@@ -200,7 +205,7 @@ def refuse_for_lines(*, prompt: str | None, token_lines: bool, save_prefix: str 
         )
 
 
-def answer_lines(
+def _answer_lines(
     generator: Generator,
     records: Iterable[PromptRecord],
     file: BinaryIO,
@@ -211,10 +216,10 @@ def answer_lines(
     """Write a line per prompt as soon as it is answered, except an interrupted answer."""
     stats = GenerationStats()
     for record in records:
-        with placed(record.where):
-            stream = generator.start(record.asked, with_fields(generator.options, record.fields, record.taken))
+        with located(record.where):
+            stream = generator.start(record.prompt, with_fields(generator.options, record.fields, record.taken))
         answer = complete_answer(stream)
-        end_if_cancelled(stream)
+        _end_if_cancelled(stream)
         fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)
         file.write(object_to_json(fields) + b"\n")
         file.flush()
@@ -223,7 +228,7 @@ def answer_lines(
     return stats
 
 
-def end_if_cancelled(stream: Stream) -> None:
+def _end_if_cancelled(stream: Stream) -> None:
     """Raises click.Abort if Ctrl-C ended the answer."""
     from ...runtime.decoder.generation import FinishReason
 

@@ -14,7 +14,7 @@ from ..console.progress import megabytes
 from ..console.terminal import say
 from .options import token_host_option
 
-MAX_INPUT = 64 * 1024
+_MAX_INPUT = 64 * 1024
 
 if TYPE_CHECKING:
     from ...exporters.hub.access import Access
@@ -42,21 +42,21 @@ def login(context: click.Context, *, token_stdin: bool, token_host: str | None) 
             hint="run `ortkit login` alone, or pipe the token in with `--token-stdin`; if you typed a token, "
             f"replace it at {SITE}/settings/tokens",
         )
-    check_host(token_host)
+    _check_host(token_host)
     if token_stdin:
-        text = sys.stdin.buffer.read(MAX_INPUT).decode("utf-8", errors="replace")
+        text = sys.stdin.buffer.read(_MAX_INPUT).decode("utf-8", errors="replace")
     elif sys.stdin.isatty():
         say(f"Create a token at {SITE}/settings/tokens; the role `read` is enough.", err=True)
         text = click.prompt("Token (not shown)", hide_input=True, err=True)
     else:
         raise InputError(
-            "stdin is not a terminal, so no token can be asked for", hint="pipe it in with `--token-stdin`"
+            "stdin is not a terminal, so ortkit cannot ask for a token", hint="pipe it in with `--token-stdin`"
         )
     token = Token(read_new_token(text), "your input")
     account = ask_whoami(token)
     path = store_token(token.value)
     say(f"signed in as {account.user}; the token {token.masked} is in {path}")
-    for variable in variables_in_force():
+    for variable in _variables_in_force():
         say(f"warning: the environment variable `{variable}` is set and takes precedence over the token file", err=True)
 
 
@@ -70,9 +70,9 @@ def whoami(*, token_host: str | None) -> None:
     token = find_token()
     if token is None:
         raise no_token()
-    check_host(token_host)
+    _check_host(token_host)
     account = ask_whoami(token)
-    for label, text in describe(account, token):
+    for label, text in _describe(account, token):
         say(f"{label:<8} {text}")
     exposed = exposure()
     if exposed is not None:
@@ -89,7 +89,7 @@ def logout() -> None:
         say(f"removed {path}")
     if not removed:
         say("no token is stored")
-    for variable in variables_in_force():
+    for variable in _variables_in_force():
         say(f"warning: the environment variable `{variable}` is still set: `unset {variable}`", err=True)
     if stored_tokens_path().exists():
         say(
@@ -126,20 +126,20 @@ def access(*, model: str, revision: str | None, token_host: str | None) -> None:
     )
     say(f"{found.repo} can be downloaded {shown}")
     say(f"  commit   {found.commit}")
-    say(f"  license  {found.license or 'not stated'}, {visibility(found)}")
+    say(f"  license  {found.license or 'not stated'}, {_visibility(found)}")
     size = megabytes(sum(file.size or 0 for file in needed))
     say(f"  size     {size} in {len(needed)} files needed for an export")
 
 
-def visibility(access: Access) -> str:
+def _visibility(access: Access) -> str:
     """A repository's visibility in words."""
     if access.gated:
         return "private, gated" if access.private else "gated"
     return "private" if access.private else "public"
 
 
-def check_host(token_host: str | None) -> None:
-    """Raise NotSignedInError when a token may not go to the host that is asked."""
+def _check_host(token_host: str | None) -> None:
+    """Raise NotSignedInError if the token must not be sent to the host."""
     from ...exporters.hub.errors import host
     from ...exporters.hub.token import may_be_sent
 
@@ -150,14 +150,14 @@ def check_host(token_host: str | None) -> None:
         )
 
 
-def variables_in_force() -> list[str]:
+def _variables_in_force() -> list[str]:
     from ...exporters.hub.token import VARIABLES
 
     return [variable for variable in VARIABLES if os.environ.get(variable, "").strip()]
 
 
-def describe(account: Account, token: Token) -> list[tuple[str, str]]:
-    """The Hub's answer about a token in lines: (label, text)."""
+def _describe(account: Account, token: Token) -> list[tuple[str, str]]:
+    """The account and permissions of a token in lines: (label, text)."""
     lines = [("user", account.user), ("token", f"{token.masked}, from {token.source}")]
     if account.role is not None:
         lines.append(("kind", account.role))

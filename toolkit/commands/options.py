@@ -25,7 +25,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
 
 
 def _only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """The value of an option that takes one value; raises InputError if it is repeated, since click would drop one."""
+    """The value of an option; raises InputError if it is repeated, since click would silently use the last."""
     if len(values) < 2:
         return values[0] if values else None
     name = parameter.opts[0]
@@ -38,7 +38,7 @@ def _only_one(_context: click.Context, parameter: click.Parameter, values: tuple
 
 
 def once(name: str, *names: str, **settings: Any) -> Callable[[Function], Function]:
-    """An option that takes one value, and is refused when repeated."""
+    """An option that must not be repeated."""
     return click.option(name, *names, multiple=True, callback=_only_one, **settings)
 
 
@@ -79,7 +79,7 @@ SAMPLING_OPTIONS = (
 )
 LENGTH_OPTIONS = "--max-tokens --stop --context"
 PERFORMANCE_OPTIONS = "--threads --lookup --rates"
-"""The sections of `--help` that `generate` and `chat` share."""
+"""Sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",
     type=Text(),

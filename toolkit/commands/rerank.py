@@ -102,7 +102,7 @@ def rerank(
             refuse_input(stream, output)
         reranker = Reranker(bundle)
 
-        pending = Pending(sized=query is not None)
+        pending = _PendingDocuments(sized=query is not None)
 
         def rank(searches: Iterable[tuple[str, Iterable[TextRecord]]]) -> Iterator[Ranking[TextRecord]]:
             try:
@@ -118,7 +118,7 @@ def rerank(
             except TextError as error:
                 if not error.texts:
                     raise
-                raise pending.placed(error, reranker.max_length) from error
+                raise pending.located(error, reranker.max_length) from error
 
         with (
             open_output(output, keeps=True) as file,
@@ -126,15 +126,15 @@ def rerank(
         ):
             pending.shown = shown
             if query is None:
-                notes = rank_lines(rank, searches_of(Source(stream), reading), file, shown)
+                notes = _rank_lines(rank, searches_of(Source(stream), reading), file, shown)
             else:
                 records = from_arguments(documents) if documents else from_stream(Source(stream), reading)
-                notes = rank_one(rank, query, records, file)
+                notes = _rank_one(rank, query, records, file)
     notes.print(reranker.max_length)
 
 
-class Pending:
-    """Documents that are read but not scored yet: their places and sizes."""
+class _PendingDocuments:
+    """Documents that are read but not scored yet, in order."""
 
     def __init__(self, *, sized: bool) -> None:
         """With `sized`, progress advances as documents are scored; else with each finished search."""
@@ -154,8 +154,8 @@ class Pending:
         else:
             self.shown.within(count)
 
-    def placed(self, error: TextError, max_length: int) -> InputError:
-        """The error with the document's place in the input; pending are the documents of the failed call, in order."""
+    def located(self, error: TextError, max_length: int) -> InputError:
+        """The error with the document's place in the input; pending are the documents of the failed call."""
         where = self.waiting[error.texts[0]].where
         if not isinstance(error, TextTooLongError):
             return InputError(f"{where} with its query {error.fault}", hint=error.hint)
@@ -165,16 +165,16 @@ class Pending:
         )
 
 
-def rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
+def _rank_one(rank: Rank, query: str, records: Iterable[TextRecord], file: BinaryIO) -> DocumentWarnings:
     """Write a line per document, best first."""
     notes = DocumentWarnings()
     for ranking in rank([(query, records)]):
-        file.writelines(object_to_json(fields_of(one)) + b"\n" for one in ranking.ranked)
+        file.writelines(object_to_json(_fields_of(one)) + b"\n" for one in ranking.ranked)
         notes = notes.with_ranking(ranking)
     return notes
 
 
-def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
+def _rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, shown: Progress) -> DocumentWarnings:
     """Write a line with the results of each search as soon as it is ranked."""
     notes = DocumentWarnings()
     begun: deque[SearchRecord] = deque()
@@ -187,13 +187,13 @@ def rank_lines(rank: Rank, searches: Iterable[SearchRecord], file: BinaryIO, sho
     for ranking in rank(handed_over()):
         search = begun.popleft()
         fields = {name: value for name, value in search.fields.items() if name != "documents"}
-        file.write(object_to_json(fields | {"results": [fields_of(one) for one in ranking.ranked]}) + b"\n")
+        file.write(object_to_json(fields | {"results": [_fields_of(one) for one in ranking.ranked]}) + b"\n")
         file.flush()
         shown.advance(search.size, ranking.documents)
         notes = notes.with_ranking(ranking, prefix=f"{search.where}: ")
     return notes
 
 
-def fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
+def _fields_of(one: Ranked[TextRecord]) -> dict[str, Any]:
     """The output fields of a document: its input fields, its index in the input, and its score."""
     return {**one.document.fields, "index": one.index, "score": one.score}

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+_WHOLE = 1000
+"""Characters of a description: all, since a narrow terminal wraps it."""
+
 
 class ExampleCommand(click.Command):
     """A command whose `--help` lists its options in sections and ends with examples."""
@@ -35,7 +38,7 @@ class ExampleCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
         with formatter.section("Examples"):
-            # Written as they are: a command that is wrapped cannot be copied.
+            # Not wrapped, so that they can be copied.
             for example in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
@@ -54,12 +57,11 @@ class GroupedCommands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         width = max(map(len, self.commands))
-        limit = formatter.width - width - 6
         for heading, names in self.headings.items():
             with formatter.section(heading):
-                # Padded, so that the descriptions of all groups begin in one column.
+                # Padded, so that the descriptions of all groups are aligned.
                 formatter.write_dl(
-                    [(f"{name:<{width}}", self.commands[name].get_short_help_str(limit)) for name in names]
+                    [(f"{name:<{width}}", self.commands[name].get_short_help_str(_WHOLE)) for name in names]
                 )
 
     def resolve_command(
@@ -68,7 +70,7 @@ class GroupedCommands(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
             close = close_names(name, self.commands)
-            ctx.fail(f"No such command '{name}'.{f' Did you mean {or_list(close)}?' if close else ''}")
+            ctx.fail(f"No such command '{name}'.{f' Did you mean {_or_list(close)}?' if close else ''}")
         return super().resolve_command(ctx, args)
 
 
@@ -82,5 +84,5 @@ def close_names(name: str, known: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))[:3]
 
 
-def or_list(names: Sequence[str], quote: str = "'") -> str:
-    return " or ".join(f"{quote}{name}{quote}" for name in names)
+def _or_list(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)

@@ -1,4 +1,4 @@
-"""Ctrl-C that ends an answer and not the program, and Ctrl-C that no library swallows."""
+"""Ctrl-C: cancel an answer but not the program, and detect interrupts that a library swallowed."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ if TYPE_CHECKING:
     from ...runtime.decoder.stream import Stream
 
 
-RAISED = threading.Event()
-"""Set when Ctrl-C has raised KeyboardInterrupt and nobody has dealt with it."""
+_RAISED = threading.Event()
+"""Set when Ctrl-C raised a KeyboardInterrupt that has not been handled yet."""
 
 
 @contextmanager
-def raised_again() -> Iterator[Callable[[], None]]:
-    """Have Ctrl-C raise KeyboardInterrupt, and once more where the function that is given is called afterwards.
+def reraised_interrupts() -> Iterator[Callable[[], None]]:
+    """Raise KeyboardInterrupt at Ctrl-C, and again in the yielded function if a library swallowed the first.
 
-    Libraries that look for others by importing them catch whatever comes of that, an interrupt included.
+    Libraries that probe for optional packages catch every error of the import, also an interrupt; importing torch and
+    transformers takes seconds, in which people press Ctrl-C.
     """
-    before = RAISED.is_set()
-    RAISED.clear()
+    before = _RAISED.is_set()
+    _RAISED.clear()
 
     def interrupt(_number: int, _frame: object) -> None:
-        RAISED.set()
+        _RAISED.set()
         raise KeyboardInterrupt
 
     def check() -> None:
-        if RAISED.is_set():
+        if _RAISED.is_set():
             raise KeyboardInterrupt
 
-    with handling(interrupt):
+    with _sigint_handler(interrupt):
         yield check
     if before:
-        RAISED.set()
+        _RAISED.set()
 
 
-def dealt_with() -> None:
-    """Say that an interrupt that was raised has had its effect, and is no reason for what comes later."""
-    RAISED.clear()
+def interrupt_handled() -> None:
+    """Mark the last interrupt as handled."""
+    _RAISED.clear()
 
 
 @contextmanager
-def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have a function called at Ctrl-C, unless that is ignored, as in the background."""
+def _sigint_handler(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Call a function at Ctrl-C, unless SIGINT is ignored, as for background jobs."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
         yield
@@ -60,37 +61,37 @@ def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 @contextmanager
-def ending_at_interrupt(stream: Stream) -> Iterator[None]:
-    """Have Ctrl-C cancel an answer, and a second one raise KeyboardInterrupt.
+def cancelling_at_interrupt(stream: Stream) -> Iterator[None]:
+    """Cancel an answer at Ctrl-C; a second Ctrl-C raises KeyboardInterrupt.
 
-    Python runs its own handlers between two of its instructions only, and a long prompt is a single call of many
-    seconds. So a thread is woken through a file descriptor (signal.set_wakeup_fd), and ends that call.
+    Python runs signal handlers between bytecode instructions only, and the prefill of a long prompt is a single call of
+    many seconds. So a thread, woken through a file descriptor (signal.set_wakeup_fd), cancels that call.
     """
     interrupted = False
 
     def cancel(_number: int, _frame: object) -> None:
         nonlocal interrupted
         if interrupted:
-            RAISED.set()
+            _RAISED.set()
             raise KeyboardInterrupt
         interrupted = True
         stream.cancel()
 
     def watch() -> None:
-        while signals := os.read(ours, 1):
+        while signals := os.read(reader, 1):
             if signals[0] == signal.SIGINT:
                 stream.cancel()
 
-    ours, theirs = os.pipe()
-    os.set_blocking(theirs, False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    woken = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        with handling(cancel):
+        with _sigint_handler(cancel):
             yield
     finally:
-        signal.set_wakeup_fd(woken)
-        os.close(theirs)
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
         thread.join()
-        os.close(ours)
+        os.close(reader)

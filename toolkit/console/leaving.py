@@ -1,23 +1,23 @@
-"""Ctrl-C that ends the process at once, while nothing is under way that would have to be put in order."""
+"""Ctrl-C during start-up: exit at once, since there is nothing to clean up yet."""
 
 import os
 import signal
 
 INTERRUPTED = 130
-"""What a shell reports for a process ended by SIGINT."""
+"""Exit code for Ctrl-C, as shells report SIGINT."""
 
 
 def leave_at_interrupt() -> None:
-    """Have Ctrl-C end the process with a word and no traceback, unless it is ignored, as in the background.
+    """Exit with one word and no traceback at Ctrl-C, unless SIGINT is ignored, as for background jobs.
 
-    KeyboardInterrupt, which Python raises otherwise, has no one to catch it before `main`, and libraries that are being
-    imported make something else of it.
+    Before `main` runs, nothing catches Python's KeyboardInterrupt, and libraries that are being imported may turn it
+    into another error.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, _leave)
 
 
-def leave(_number: int, _frame: object) -> None:
+def _leave(_number: int, _frame: object) -> None:
     try:
         os.write(2, b"interrupted\n")
     finally:

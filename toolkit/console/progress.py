@@ -1,7 +1,7 @@
-"""Progress on stderr: stages, downloads, bars; bars only on a terminal.
+"""Progress on stderr: stages, downloads and bars; bars only on a terminal.
 
-A progress line begins with CLEAR, which erases the line before, and has no line break. `OwnLines` begins anything else
-on a line of its own, whoever writes it.
+A progress line begins with CLEAR, which erases the line before, and has no line break. `OwnLines` begins all other
+output on a new line, whoever writes it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .terminal import escaped
 
 CLEAR = "\r\x1b[K"
 """Moves to the start of the line and erases it."""
-AT_ONCE = 0.02
-"""Tensors that take less (seconds) were resumed, not computed; they do not count for the rate."""
-WIDTH = 20
-"""Characters of a bar."""
+_RESUMED_SECONDS = 0.02
+"""Tensors that take less were resumed, not computed; they do not count for the rate."""
+_WIDTH = 20
+"""Width of a bar in characters."""
 HEARTBEAT = 1.0
-"""Seconds without news after which a stage shows its elapsed time."""
+"""Seconds without an update after which a stage shows its elapsed time."""
 REDRAW = 0.1
-"""Seconds between two updates of a line."""
+"""Least seconds between two updates of a line."""
 
 
 class OwnLines(io.TextIOWrapper):
-    """Stderr on a terminal; ends a progress line before anything else, such as a warning, is written."""
+    """Stderr on a terminal; ends a progress line before other output, such as a warning, is written."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
@@ -50,23 +50,23 @@ class OwnLines(io.TextIOWrapper):
 
 
 def show(line: str) -> None:
-    """Show a progress line in place of the one before."""
+    """Replace the progress line."""
     click.echo(f"{CLEAR}{line}", err=True, nl=False)
 
 
 class StageProgress:
-    """Print each stage of an export with its duration; on a terminal, show it while it runs (`exporters.Progress`).
+    """Print each stage of an export with its duration; on a terminal, show it while it runs.
 
-    Used as a context manager, which ends the display after an error.
+    Implements `exporters.Progress`. As a context manager, it ends the display after an error.
     """
 
     def __init__(self, check: Callable[[], None] | None = None) -> None:
         """`check` is called before each stage."""
         self.check = check
         self.measured: tuple[float, int, float] | None = None
-        """Time and bytes at the first report of a stage, and the time of the last."""
+        """Time and bytes at the first update of a stage, and the time of the last update."""
         self.shown = 0.0
-        """When a line was last shown."""
+        """Time of the last shown line."""
         self.stop: threading.Event | None = None
         self.thread: threading.Thread | None = None
 
@@ -74,52 +74,52 @@ class StageProgress:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.quieten()
+        self._stop_beat()
 
     def begin(self, stage: str) -> None:
         if self.check is not None:
             self.check()
-        self.quieten()
+        self._stop_beat()
         self.measured = None
         if sys.stderr.isatty():
             show(f"  ...     {escaped(stage)}")
             self.stop = threading.Event()
-            self.thread = threading.Thread(target=self.beat, args=(stage, self.stop), daemon=True)
+            self.thread = threading.Thread(target=self._beat, args=(stage, self.stop), daemon=True)
             self.thread.start()
 
-    def beat(self, stage: str, stop: threading.Event) -> None:
-        """Show how long a stage has run, unless it shows something else."""
+    def _beat(self, stage: str, stop: threading.Event) -> None:
+        """Show the elapsed time of a stage while it has no updates."""
         began = time.monotonic()
         while not stop.wait(HEARTBEAT):
             now = time.monotonic()
             if now - self.shown >= HEARTBEAT:
                 show(f"  ...     {escaped(stage)}, {duration(now - began)}")
 
-    def quieten(self) -> None:
-        """End the display of the current stage."""
+    def _stop_beat(self) -> None:
+        """Stop the thread that shows the elapsed time."""
         if self.stop is not None and self.thread is not None:
             self.stop.set()
             self.thread.join()
         self.stop = self.thread = None
 
     def end(self, stage: str, seconds: float) -> None:
-        self.quieten()
+        self._stop_beat()
         click.echo(f"{fresh_line()}  {seconds:5.1f} s {escaped(stage)}", err=True)
 
     def note(self, text: str) -> None:
         click.echo(f"{fresh_line()}note: {escaped(text)}", err=True)
 
     def update(self, done: int, total: int, unit: str) -> None:
-        """Show how many items of a stage are done; for bytes, the rate and the time left too."""
+        """Show how many items of a stage are done; for bytes, also the rate and the time left."""
         now = time.monotonic()
         if unit == "bytes":
-            self.update_bytes(done, total, now)
+            self._update_bytes(done, total, now)
         elif sys.stderr.isatty() and (done == total or now - self.shown >= REDRAW):
-            self.draw(f"  {done} of {total} {unit}", now)
+            self._draw(f"  {done} of {total} {unit}", now)
 
-    def update_bytes(self, done: int, total: int, now: float) -> None:
-        if self.measured is None or done < self.measured[1] or now - self.measured[2] < AT_ONCE:
-            # The first of a stage, or a resumed one: not used for the rate.
+    def _update_bytes(self, done: int, total: int, now: float) -> None:
+        if self.measured is None or done < self.measured[1] or now - self.measured[2] < _RESUMED_SECONDS:
+            # The first update of a stage, or resumed bytes: not used for the rate.
             self.measured = (now, done, now)
         since, before, _ = self.measured
         self.measured = (since, before, now)
@@ -127,15 +127,15 @@ class StageProgress:
             return
         rate = (done - before) / (now - since) if now > since else 0.0
         left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
-        self.draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
+        self._draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
 
-    def draw(self, line: str, now: float) -> None:
+    def _draw(self, line: str, now: float) -> None:
         self.shown = now
         show(line)
 
 
 def fresh_line() -> str:
-    """CLEAR on a terminal, to erase a progress line; else nothing."""
+    """CLEAR on a terminal, to erase a progress line; else an empty string."""
     return CLEAR if sys.stderr.isatty() else ""
 
 
@@ -147,10 +147,10 @@ class Progress(Protocol):
     """Callbacks for the progress of a stream of texts."""
 
     def advance(self, size: int, texts: int) -> None:
-        """So many more bytes and texts are done; bytes without texts were done in an earlier run."""
+        """Count more bytes and texts as done; bytes without texts were done in an earlier run."""
 
     def within(self, texts: int) -> None:
-        """So many more texts of the current chunk are computed; called from several threads."""
+        """Count more texts of the current chunk as computed; called from several threads."""
 
 
 class NoProgress:
@@ -181,7 +181,7 @@ def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "emb
 
 
 class TextProgress:
-    """Progress of a stream of `total` bytes, None if unknown. What an earlier run did does not count for the rate."""
+    """Progress of a stream of `total` bytes, None if unknown. Work of an earlier run does not count for the rate."""
 
     def __init__(self, total: int | None, *, verb: str = "embedding") -> None:
         self.total = total
@@ -191,7 +191,7 @@ class TextProgress:
         self.skipped = 0
         self.texts = 0
         self.ahead = 0
-        """Texts that are computed but not written yet."""
+        """Texts that are computed, but not written yet."""
         self.shown = 0.0
         self.counting = threading.Lock()
 
@@ -220,17 +220,17 @@ class TextProgress:
         if self.total is None:
             return f"{self.verb} {megabytes(self.done)}, {rate}"
         part = self.done / max(self.total, 1)
-        filled = int(part * WIDTH)
+        filled = int(part * _WIDTH)
         new = self.done - self.skipped
         left = f", {duration(seconds * (self.total - self.done) / new)} left" if new else ""
-        return f"{self.verb} [{'#' * filled}{'-' * (WIDTH - filled)}] {part:4.0%}, {rate}{left}"
+        return f"{self.verb} [{'#' * filled}{'-' * (_WIDTH - filled)}] {part:4.0%}, {rate}{left}"
 
 
 @contextmanager
 def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """Show on a terminal how far the prefill of a prompt is, once it takes longer than a second.
+    """Show the progress of a prefill that takes longer than a second, on a terminal.
 
-    `count` gives the tokens of the prompt in the KV cache, and all of them; it is called from another thread.
+    `count` returns the prompt's tokens in the KV cache and in all; it is called from another thread.
     """
     if not sys.stderr.isatty():
         yield
@@ -260,7 +260,7 @@ def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
 
 
 def rated(rate: float) -> str:
-    """A rate with at least two digits, since some models are slower than a token per second."""
+    """A rate with at least two significant digits, since some models are slower than a token per second."""
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import unicodedata
 
-TAB = 8
-FENCE = "```"
-WIDE = frozenset("WF")
-"""East Asian widths (UAX #11) of characters that take two columns."""
+_TAB = 8
+_FENCE = "```"
+_WIDE = frozenset("WF")
+"""East Asian widths (UAX #11) of characters of two columns."""
 
 
 class WordWrap:
-    """Wraps streamed text: a word that does not fit is erased from the end of its line and written on the next.
+    """Wraps streamed text at words: a word that does not fit is erased and written again on the next line.
 
-    So a text is shown as soon as it comes. Code between lines of ``` is left to the terminal, so that it can be copied.
+    So text is shown without delay. Code between lines of ``` is not wrapped, so that it can be copied.
     """
 
     def __init__(self, columns: int) -> None:
-        # The cursor's place after a character in the last column is not the same in all terminals.
+        # Terminals differ in where the cursor is after a character in the last column.
         self.limit = max(1, columns - 1)
         self._column = 0
         self._word = ""
@@ -27,28 +27,28 @@ class WordWrap:
         self._in_code = False
 
     def push(self, text: str) -> str:
-        """What to write for the next piece of the text."""
+        """The output for the next piece of the text."""
         return "".join(map(self._push, text))
 
     def _push(self, character: str) -> str:
         if character == "\n":
-            if self._line.lstrip().startswith(FENCE):
+            if self._line.lstrip().startswith(_FENCE):
                 self._in_code = not self._in_code
             self._column, self._word, self._word_width, self._line = 0, "", 0, ""
             return character
         if len(self._line) < self.limit:
             self._line += character
-        width = TAB - self._column % TAB if character == "\t" else width_of(character)
-        if self._in_code or self._line.lstrip().startswith(FENCE):
+        width = _TAB - self._column % _TAB if character == "\t" else width_of(character)
+        if self._in_code or self._line.lstrip().startswith(_FENCE):
             return character
         before = "" if self._column + width <= self.limit else self._break(character)
         if character.isspace():
             self._word, self._word_width = "", 0
             if before:
-                # The line break stands for the space.
+                # The line break replaces the space.
                 return before
         elif width > 1:
-            # Scripts with wide characters have no spaces; a line may end after any of them.
+            # Scripts with wide characters have no spaces: a line may end after any character.
             self._word, self._word_width = "", 0
         else:
             self._word += character
@@ -70,4 +70,4 @@ def width_of(character: str) -> int:
     """Columns that a character takes on a terminal."""
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0
-    return 2 if unicodedata.east_asian_width(character) in WIDE else 1
+    return 2 if unicodedata.east_asian_width(character) in _WIDE else 1

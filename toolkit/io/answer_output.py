@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from ...runtime.errors import InputError
-from ..console.interrupts import ending_at_interrupt
+from ..console.interrupts import cancelling_at_interrupt
 from ..console.progress import prefill_progress, rated
 from ..console.terminal import without_controls
 from ..console.word_wrap import WordWrap
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
-    from .prompts import Asked
+    from .prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Generator:
     cache: KVCache
     """Shared by all answers: a common beginning of their prompts is prefilled once."""
 
-    def start(self, asked: Asked, options: AnswerOptions | None = None) -> Stream:
+    def start(self, prompt: Prompt, options: AnswerOptions | None = None) -> Stream:
         """Start an answer, by default with the options of all; raises InputError as `Decoder.stream` does."""
         given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
         if self.chat:
-            return self.decoder.stream_chat(as_messages(asked, self.system), cache=self.cache, **given)
-        if not isinstance(asked, str):
+            return self.decoder.stream_chat(as_messages(prompt, self.system), cache=self.cache, **given)
+        if not isinstance(prompt, str):
             raise InputError("`messages` need a chat template, and none is used here", hint="use `prompt` instead")
-        return self.decoder.stream(asked, cache=self.cache, **given)
+        return self.decoder.stream(prompt, cache=self.cache, **given)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class GenerationStats:
         prompt = f"prompt: {_tokens(self.prefilled + self.cached)}"
         if self.cached:
             prompt += f" ({self.cached} cached)"
-        # The first token of each answer comes with its prompt.
+        # The first token of each answer comes from the prefill.
         parts = [
             f"{prompt}{_speed(self.prefilled, self.prefill_seconds)}",
             f"generated {_tokens(self.generated)}{_speed(self.generated - self.answers, self.decode_seconds)}",
@@ -127,7 +127,7 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
     ended = written = False
     try:
-        with ending_at_interrupt(stream):
+        with cancelling_at_interrupt(stream):
             with prefill_progress(lambda: prompt_progress(stream)):
                 first = next(stream, None)
             for token in chain([first] if first is not None else [], stream):
@@ -147,8 +147,8 @@ def write_text(stream: Stream, file: BinaryIO, *, wrap: bool = False) -> None:
 
 
 def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> None:
-    """Write one JSON object per token as it is generated, then one with the finish reason and rates."""
-    with ending_at_interrupt(stream):
+    """Write one JSON object per token as it is generated, then one with the finish reason, usage and rates."""
+    with cancelling_at_interrupt(stream):
         for token in stream:
             file.write(object_to_json(_token_fields(token, stream, decoder)) + b"\n")
             file.flush()
@@ -158,7 +158,7 @@ def write_token_lines(stream: Stream, file: BinaryIO, *, decoder: Decoder) -> No
 
 def complete_answer(stream: Stream) -> Answer:
     """The whole answer; Ctrl-C ends it."""
-    with ending_at_interrupt(stream):
+    with cancelling_at_interrupt(stream):
         return stream.answer()
 
 
@@ -170,13 +170,18 @@ def answer_fields(answer: Answer, stream: Stream, decoder: Decoder, *, tokens: b
 
 def _end_fields(stream: Stream) -> dict[str, Any]:
     rates = stream.rates
-    seconds = {name: round(value, 6) for name, value in dataclasses.asdict(rates).items()}
-    speeds = {
-        "prompt_per_second": round(rates.prompt_per_second, 2),
-        "new_per_second": round(rates.new_per_second, 2),
-    }
     reason = stream.finish_reason.value if stream.finish_reason is not None else None
-    return {"finish_reason": reason, "rates": seconds | speeds}
+    return {
+        "finish_reason": reason,
+        "usage": dataclasses.asdict(stream.usage),
+        "rates": {
+            "prompt_seconds": round(rates.prompt_seconds, 6),
+            "first_token_seconds": round(rates.first_token_seconds, 6),
+            "new_seconds": round(rates.new_seconds, 6),
+            "prompt_per_second": round(rates.prompt_per_second, 2),
+            "new_per_second": round(rates.new_per_second, 2),
+        },
+    }
 
 
 def _token_fields(token: Token, stream: Stream, decoder: Decoder) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The messages of a chat, from a terminal or a pipe: line by line, or of several lines."""
+"""Read the messages of a chat from a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 
 import click
 
-from ..console.interrupts import dealt_with
+from ..console.interrupts import interrupt_handled
 from ..console.terminal import styled
 from .inputs import as_typed, decode
 
-PROMPT, MORE = "> ", ". "
-"""Prompts for a message, and for its further lines."""
-QUOTES = '"""'
+_PROMPT, _MORE = "> ", ". "
+"""Prompts for the first line of a message and for the next ones."""
+_QUOTES = '"""'
 
 Read = Callable[[str], str]
 """Prompts for a line and returns it; raises EOFError after the last."""
@@ -28,33 +28,33 @@ def turns_of(read: Read) -> Iterator[str]:
     """
     while True:
         try:
-            turn = read_turn(read)
+            turn = _read_turn(read)
         except EOFError:
             return
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            dealt_with()
+            interrupt_handled()
             click.echo("\nnote: Ctrl-D or `/exit` leaves", err=True)
             continue
         if turn.strip():
             yield turn
 
 
-def read_turn(read: Read) -> str:
-    line = read(PROMPT)
-    if line.startswith(QUOTES):
-        lines = [line.removeprefix(QUOTES)]
+def _read_turn(read: Read) -> str:
+    line = read(_PROMPT)
+    if line.startswith(_QUOTES):
+        lines = [line.removeprefix(_QUOTES)]
         # The end of the input ends a message too.
         with suppress(EOFError):
-            while not lines[-1].endswith(QUOTES):
-                lines.append(read(MORE))
-        return "\n".join(lines).removesuffix(QUOTES).strip("\n")
+            while not lines[-1].endswith(_QUOTES):
+                lines.append(read(_MORE))
+        return "\n".join(lines).removesuffix(_QUOTES).strip("\n")
     lines = [line]
     with suppress(EOFError):
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(read(MORE))
+            lines.append(read(_MORE))
     return "\n".join(lines)
 
 
@@ -73,8 +73,8 @@ def from_pipe(lines: Iterable[bytes]) -> Read:
 def from_terminal() -> Read:
     """Read lines that a person types, with history and editing if Python has readline."""
     if not sys.stdout.isatty():
-        # Without a terminal to edit on, `input` would write its prompt to stdout, where answers go.
-        return from_typed_lines
+        # `input` would write its prompt to stdout, which is redirected.
+        return _from_typed_lines
     edited = False
     with suppress(ImportError):
         import readline  # noqa: F401 - makes `input` use it
@@ -92,7 +92,7 @@ def from_terminal() -> Read:
 
 
 def _colored(prompt: str, *, edited: bool) -> str:
-    """A prompt in color; readline is told which characters take no space."""
+    """A prompt in color, with its escape sequences marked as invisible for readline."""
     shown = styled(prompt, err=False, fg="green", bold=True)
     if shown == prompt or not edited:
         return shown
@@ -100,7 +100,7 @@ def _colored(prompt: str, *, edited: bool) -> str:
     return f"\x01{before}\x02{prompt}\x01{after}\x02"
 
 
-def from_typed_lines(prompt: str) -> str:
+def _from_typed_lines(prompt: str) -> str:
     click.echo(prompt, nl=False, err=True)
     line = sys.stdin.readline()
     if not line:

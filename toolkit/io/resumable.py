@@ -1,13 +1,11 @@
-"""Resumable output: hidden files beside it, a state file, and a lock.
+"""Resumable output: a hidden file with the rows, a state file, and a lock.
 
-Rows go to a hidden file beside the output. The state file is replaced only after the rows are on disk, so it never
-claims a row that is not there.
+The state file is replaced only after the rows are on disk, so it never counts a row that is missing.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,25 +22,26 @@ import click
 from ...runtime.bundle.records import read_record, write_record
 from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OutputError
+from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
 from .embed_run import EmbedOptions
-from .inputs import InputFormat, Place, Source
+from .inputs import InputFormat, Position, Source
 from .warnings_report import TextWarnings
 
-BLOCK = 1 << 20
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """How much is on disk, and of which bundle, input and options."""
+    """How much of the output is on disk, and the bundle, input and options that it belongs to."""
 
     bundle: str
     """The bundle's digest."""
     options: EmbedOptions
     input_size: int
     """Bytes of the whole input."""
-    place: Place = field(default_factory=Place)
-    """The input's format, and the position in it."""
+    position: Position = field(default_factory=Position)
+    """Format of the input and position in it."""
     read: int = 0
     """Bytes of the input that are embedded."""
     read_sha256: str = ""
@@ -50,7 +49,7 @@ class ResumeState:
     output_size: int = 0
     failed: int = 0
     failed_size: int = 0
-    notes: TextWarnings = field(default_factory=TextWarnings)
+    warnings: TextWarnings = field(default_factory=TextWarnings)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class HashedSource(Source):
 
     def skip(self, size: int) -> None:
         """Skip the bytes of an earlier run."""
-        while self.size < size and (block := self.stream.read(min(BLOCK, size - self.size))):
+        while self.size < size and (block := self.stream.read(min(_BLOCK, size - self.size))):
             self.take(block)
 
     def take(self, data: bytes) -> None:
@@ -109,31 +108,31 @@ class HashedSource(Source):
         self.hash.update(data)
 
 
-def open_own(path: Path, flags: int) -> int:
-    """Open a file beside an output; raises OutputError for a link, whose target would be overwritten."""
+def open_regular(path: Path, flags: int) -> int:
+    """Open a hidden file beside an output; raises OutputError for a link, whose target would be overwritten."""
     try:
         number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         # A link, or a pipe without a reader.
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise linked(path) from error
+            raise _link_error(path) from error
         raise
     status = os.fstat(number)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
         return number
     os.close(number)
-    raise linked(path)
+    raise _link_error(path)
 
 
-def linked(path: Path) -> OutputError:
+def _link_error(path: Path) -> OutputError:
     return OutputError(
         f"`{path}` is a link or not a regular file, and would be overwritten",
         hint=f"remove it: `rm {shlex.quote(str(path))}`",
     )
 
 
-def write_own(path: Path, text: str) -> None:
-    """Write a small file beside an output, replacing whatever has its name."""
+def _write_new(path: Path, text: str) -> None:
+    """Write a small file to disk, and replace what has its name."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
         file.write(text)
@@ -145,45 +144,43 @@ def write_own(path: Path, text: str) -> None:
 def locked(files: OutputFiles) -> Iterator[BinaryIO]:
     """Open and lock the hidden file; raises OutputError if another process holds the lock."""
     while True:
-        with os.fdopen(open_own(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        with os.fdopen(open_regular(files.partial, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            if not try_lock(file):
                 raise OutputError(
-                    f"`{files.target}` is being written by another process",
-                    hint="wait for it, or choose another file with `--output`",
-                ) from error
-            # The process that held the lock a moment ago may have renamed the file to the output.
-            if is_at(file, files.partial):
+                    f"`{files.target}` is being written by another process, or its file system has no locks",
+                    hint="wait for that process, or choose another file with `--output`",
+                )
+            # The process that held the lock may have renamed the file meanwhile.
+            if _is_at(file, files.partial):
                 yield file
                 return
 
 
-def is_at(file: BinaryIO, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource) -> ResumeState:
-    """The state of an interrupted run like `begun`, with `source` advanced to it; `begun` if there was none.
+def resume_state(files: OutputFiles, begun: ResumeState, *, source: HashedSource) -> ResumeState:
+    """The state of an interrupted run, with `source` advanced to it; `begun` if there is none.
 
-    Raises InputError if the unfinished output has another bundle, input or options.
+    Raises InputError if the unfinished output has another bundle, input or options than `begun`.
     """
     try:
-        found = checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
+        found = _checked(read_record(ResumeState, json.loads(files.state.read_bytes())))
     except FileNotFoundError:
         return begun
-    # RecordError is a ValueError, as are those of JSON and UTF-8.
+    # RecordError and the errors of JSON and UTF-8 are ValueErrors.
     except (ValueError, RecursionError, OSError) as error:
-        tell_unusable(files, f"{error}" or type(error).__name__)
+        _note_unusable(files, f"{error}" or type(error).__name__)
         return begun
     if not files.failed_partial.exists() and files.failed.exists():
-        # Killed between the two renames at the end.
+        # The run was killed between the two renames at the end.
         files.failed.replace(files.failed_partial)
-    if size_of(files.partial) < found.output_size or size_of(files.failed_partial) < found.failed_size:
-        tell_unusable(files, "its rows are missing")
+    if _size_of(files.partial) < found.output_size or _size_of(files.failed_partial) < found.failed_size:
+        _note_unusable(files, "its rows are missing")
         return begun
     other = None
     if found.bundle != begun.bundle:
@@ -204,32 +201,32 @@ def done_before(files: OutputFiles, begun: ResumeState, *, source: HashedSource)
     return found
 
 
-def checked(done: ResumeState) -> ResumeState:
-    """The same; raises ValueError for impossible figures."""
-    figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.place.number)
-    if min(figures) < 0 or done.place.format is InputFormat.AUTO or len(done.place.delimiter) != 1:
+def _checked(done: ResumeState) -> ResumeState:
+    """Check a state that was read; raises ValueError for inconsistent figures."""
+    figures = (done.read, done.rows, done.output_size, done.failed, done.failed_size, done.position.number)
+    if min(figures) < 0 or done.position.format is InputFormat.AUTO or len(done.position.delimiter) != 1:
         raise ValueError("its figures are inconsistent")
     return done
 
 
-def tell_unusable(files: OutputFiles, why: str) -> None:
+def _note_unusable(files: OutputFiles, why: str) -> None:
     shown = "".join(character if character.isprintable() else "\ufffd" for character in why)
     click.echo(
-        f"{fresh_line()}note: starting from the beginning, since the state of an earlier run in `{files.state}` "
+        f"{fresh_line()}note: starting from the beginning: the state of an earlier run in `{files.state}` "
         f"cannot be used: {shown}",
         err=True,
     )
 
 
-def size_of(path: Path) -> int:
+def _size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def record(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> None:
-    """Flush the written files to disk, then replace the state."""
+def save_state(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> None:
+    """Flush the written files to disk, then replace the state file."""
     for file in written:
         file.flush()
         os.fsync(file.fileno())
-    write_own(files.next_state, json.dumps(write_record(done)))
+    _write_new(files.next_state, json.dumps(write_record(done)))
     files.next_state.replace(files.state)
     flush(files.target.parent)

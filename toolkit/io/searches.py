@@ -1,4 +1,4 @@
-"""Searches as they come to `ortkit rerank`, each a record with a query and its documents."""
+"""Read the searches of `ortkit rerank`: records with a query and its documents."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import InputError
-from .inputs import FailedRecord, InputFormat, Item, ItemReader, Place, Source, quoted
-from .prompts import placed
+from .inputs import FailedRecord, InputFormat, Item, ItemReader, Position, Source, quoted
+from .prompts import located
 from .record_options import refuse_search_options
 from .texts import FIELD, Reading, TextRecord, check_unicode, field_of
 
-QUERY, DOCUMENTS = "query", "documents"
+_QUERY, _DOCUMENTS = "query", "documents"
 
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A record that holds a query and its documents, with the JSON fields that came with them."""
+    """A query and its documents, with the fields of their record."""
 
     query: str
     documents: tuple[TextRecord, ...]
     fields: dict[str, Any]
     where: str
     size: int
-    """Bytes that it took in the input."""
+    """Bytes in the input."""
 
 
 def searches_of(source: Source, reading: Reading) -> Iterator[SearchRecord]:
-    """Read JSON objects with `query` and `documents`, a list of texts or of objects with a field that holds one."""
-    # What is not JSON is refused by its line: a search is never plain text, and its fields are not those of a table.
-    place = Reading(reading.format, name=reading.name).begin(source, tables=False)
-    if place.format is InputFormat.TEXT and reading.format is InputFormat.AUTO:
-        place = Place(InputFormat.JSONL)
-    for item in ItemReader(source, place):
+    """Read JSON objects with `query` and `documents`, a list of strings or of objects with a text field."""
+    # Searches are always JSON: other lines are refused one by one.
+    position = Reading(reading.format, name=reading.name).begin(source, tables=False)
+    if position.format is InputFormat.TEXT and reading.format is InputFormat.AUTO:
+        position = Position(InputFormat.JSONL)
+    for item in ItemReader(source, position):
         if isinstance(item, FailedRecord):
             raise item.error
-        yield search_of(item, reading.field or FIELD)
+        yield _search_of(item, reading.field or FIELD)
 
 
-def search_of(item: Item, field: str) -> SearchRecord:
+def _search_of(item: Item, field: str) -> SearchRecord:
     fields = item.value if isinstance(item.value, dict) else {}
     where = item.where
-    query, documents = fields.get(QUERY), fields.get(DOCUMENTS)
+    query, documents = fields.get(_QUERY), fields.get(_DOCUMENTS)
     there = f"; its fields are {quoted(fields)}" if fields else ""
     if not isinstance(query, str):
         raise InputError(
-            f"{where} has no text in a field `query`{there if query is None else ''}",
-            hint='name one query for all lines with `--query`, or give lines like {"query": "...", "documents": [...]}',
+            f"{where} has no string in a field `query`{there if query is None else ''}",
+            hint='give one query for all lines with `--query`, or lines like {"query": "...", "documents": [...]}',
         )
     if not query.strip():
         raise InputError(f"the query in {where} is empty")
@@ -56,18 +56,18 @@ def search_of(item: Item, field: str) -> SearchRecord:
             f"{where} has no list in a field `documents`{there if documents is None else ''}",
             hint='give lines like {"query": "...", "documents": ["...", "..."]}',
         )
-    with placed(where):
-        refuse_search_options(fields, taken=(QUERY, DOCUMENTS))
+    with located(where):
+        refuse_search_options(fields, taken=(_QUERY, _DOCUMENTS))
     records = [
-        document_of(document, field, f"document {place} in {where}") for place, document in enumerate(documents, 1)
+        _document_of(document, field, f"document {place} in {where}") for place, document in enumerate(documents, 1)
     ]
     check_unicode(query, f"the query in {where}")
     return SearchRecord(query, tuple(records), fields, where, item.size)
 
 
-def document_of(document: object, field: str, where: str) -> TextRecord:
+def _document_of(document: object, field: str, where: str) -> TextRecord:
     if not isinstance(document, (str, dict)):
-        raise InputError(f"{where} is not a text and has none in a field `{field}`")
+        raise InputError(f"{where} must be a string, or an object with a field `{field}`")
     text = document if isinstance(document, str) else field_of(document, field, where)
     check_unicode(text, where)
     return TextRecord(text, document if isinstance(document, dict) else {"text": text}, where, 0)

@@ -1,4 +1,4 @@
-"""What commands read and write: files that are named, or the process's own stdin and stdout."""
+"""Open the input and output of a command: a file, or stdin and stdout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Input(io.RawIOBase):
-    """A stream that is read through; what goes wrong there is the input's, whatever is written meanwhile."""
+    """A stream whose read errors are InputErrors, so that they are not taken for errors of the output."""
 
     def __init__(self, stream: BinaryIO, source: str) -> None:
         self.stream = cast("io.BufferedReader", stream)
@@ -37,7 +37,7 @@ class Input(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         try:
-            # No more than one read, so that what comes through a pipe is not waited for.
+            # One read at most, so that a pipe is not waited for longer than needed.
             return self.stream.readinto1(buffer)
         except OSError as error:
             raise InputError(f"{self.source} cannot be read: {error.strerror or error}") from error
@@ -45,12 +45,12 @@ class Input(io.RawIOBase):
 
 @contextmanager
 def open_input(source: str | None) -> Iterator[BinaryIO]:
-    """Stdin, or a file that is named; raises InputError where it cannot be opened or, later, read."""
+    """Open a file, or stdin; raises InputError if it cannot be opened or, later, read."""
     if source is None or source == "-":
         yield io.BufferedReader(Input(sys.stdin.buffer, "stdin"))
         return
     try:
-        file = Path(source).open("rb")  # noqa: SIM115 - closed below, after the errors of opening are told
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file `{source}`") from error
     except OSError as error:
@@ -61,10 +61,10 @@ def open_input(source: str | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_output(output: str | None, *, keeps: bool = False) -> Iterator[BinaryIO]:
-    """Stdout, a device or a pipe, or a file beside the one that was named, which takes its place when all is written.
+    """Open stdout, a device or pipe, or a temporary file that replaces `output` when all is written.
 
-    Where it `keeps`, what was written before an error or Ctrl-C stays beside it, under a name that a note tells. Raises
-    OutputError for a name that cannot be written to.
+    With `keeps`, partial output after an error or Ctrl-C is kept in a file beside it, and a note names that. Raises
+    OutputError for an output that cannot be written.
     """
     if output is None:
         yield sys.stdout.buffer
@@ -77,7 +77,7 @@ def open_output(output: str | None, *, keeps: bool = False) -> Iterator[BinaryIO
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with output_errors(target, partial):
         try:
-            # What a killed process of this number left there goes; a link there must not be followed.
+            # Left by a killed process with the same PID; a link must not be followed.
             partial.unlink(missing_ok=True)
             with partial.open("xb") as file:
                 yield file
@@ -86,22 +86,22 @@ def open_output(output: str | None, *, keeps: bool = False) -> Iterator[BinaryIO
             if keeps and partial.exists() and partial.stat().st_size:
                 incomplete = target.with_name(f"{target.name}.incomplete")
                 partial.replace(incomplete)
-                click.echo(f"{fresh_line()}note: what was done is in `{incomplete}`", err=True)
+                click.echo(f"{fresh_line()}note: the partial output is in `{incomplete}`", err=True)
             raise
         finally:
             partial.unlink(missing_ok=True)
 
 
 def refuse_input(stream: BinaryIO, output: str | None, *, option: str = "--output") -> None:
-    """Raises InputError for an output that is the file which a stream is read from, as it would be replaced."""
+    """Raises InputError if the output is the file that is read, since it would be replaced."""
     if output is None:
         return
     try:
         read, there = os.fstat(stream.fileno()), Path(output).stat()
     except OSError:
-        # A stream that is no file, or an output that is not there yet.
+        # The stream is not a file, or the output does not exist yet.
         return
     if stat.S_ISREG(read.st_mode) and os.path.samestat(read, there):
         raise InputError(
-            f"`{output}` is the input too, and would be replaced", hint=f"choose another file with `{option}`"
+            f"`{output}` is also the input, and would be replaced", hint=f"choose another file with `{option}`"
         )

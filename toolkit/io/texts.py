@@ -1,4 +1,4 @@
-"""Texts as they come to a command: as arguments, or from an input, one a line or in a field of each record."""
+"""Read texts: arguments, lines of an input, or a field of its records."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError
-from .inputs import AS_TEXT, FailedRecord, InputFormat, Item, ItemReader, Place, Source, quoted, recognized
+from .inputs import TEXT_HINT, FailedRecord, InputFormat, Item, ItemReader, Position, Source, detect_format, quoted
 
 FIELD = "text"
-"""The field that holds the text, unless `--field` names another."""
+"""Name of the text field, unless `--field` gives another."""
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """One text, the JSON fields that came with it, and where it stood."""
+    """A text with the fields and the position of its record."""
 
     text: str
     fields: dict[str, Any]
     where: str
     """`line 3`, or `text 3` for an argument, counted from 1."""
     size: int
-    """Bytes that it took in the input."""
+    """Bytes in the input."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the command line says that an input is to be read."""
+    """How to read an input, as the command line says."""
 
     format: InputFormat = InputFormat.AUTO
     field: str | None = None
-    """The field that holds the text; None for the usual one."""
+    """Name of the text field; None for the default."""
     name: str | None = None
-    """Of the file, None for stdin."""
+    """Of the file; None for stdin."""
 
     @property
     def certain(self) -> bool:
-        """Whether it says so itself, so that a record without that field is at fault and not the reading."""
+        """Whether the format or field was given, so that an invalid record is not a wrong detection."""
         return self.format is not InputFormat.AUTO or self.field is not None
 
-    def begin(self, source: Source, *, tables: bool = True) -> Place:
-        """Where to begin; raises InputError for a field in plain text."""
-        place = recognized(source, self.format, name=self.name, column=self.field, tables=tables)
-        if self.field is not None and place.format is InputFormat.TEXT:
+    def begin(self, source: Source, *, tables: bool = True) -> Position:
+        """The position to begin at; raises InputError for `--field` with plain text."""
+        position = detect_format(source, self.format, name=self.name, column=self.field, tables=tables)
+        if self.field is not None and position.format is InputFormat.TEXT:
             raise InputError(
-                f"`--field {self.field}` names a field, and plain text has none",
+                f"the input is plain text, which has no field `{self.field}`",
                 hint="give JSON or CSV, with `--input-format csv` for a pipe, or leave out `--field`",
             )
-        return place
+        return position
 
 
 def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
@@ -63,7 +63,7 @@ def from_arguments(texts: Iterable[str]) -> Iterator[TextRecord]:
 
 
 def check_argument(text: str, name: str) -> None:
-    """Raises InputError for what is not UTF-8."""
+    """Raises InputError for an argument that is not valid UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -71,16 +71,16 @@ def check_argument(text: str, name: str) -> None:
 
 
 def refuse_file_name(text: str, noun: str) -> None:
-    """Raises InputError for an argument that evidently names a file, or a folder by a path, or stdin."""
+    """Raises InputError for an argument that is the name of a file, the path of a folder, or `-`."""
     if text == "-":
         raise InputError(
-            f"`-` is taken as a {noun} itself",
-            hint=f"`--input -` reads stdin; `--literal` takes the dash as the {noun}",
+            f"`-` would be used as the {noun} itself",
+            hint=f"`--input -` reads stdin; `--literal` uses the dash as the {noun}",
         )
     if text.startswith("@") and is_file(text[1:]):
         raise InputError(
-            f"`{text}` is taken as a {noun} itself, and `{text[1:]}` is a file",
-            hint=f"`--input {text[1:]}` reads it; `--literal` takes the name as the {noun}",
+            f"`{text}` would be used as the {noun} itself, but `{text[1:]}` is a file",
+            hint=f"`--input {text[1:]}` reads it; `--literal` uses the name as the {noun}",
         )
     try:
         mode = Path(text).stat().st_mode if text else 0
@@ -89,23 +89,23 @@ def refuse_file_name(text: str, noun: str) -> None:
     is_folder = stat.S_ISDIR(mode) and os.sep in text.strip(os.sep + ".")
     if stat.S_ISREG(mode):
         raise InputError(
-            f"`{text}` is a file, and an argument is taken as a {noun} itself",
-            hint=f"`--input {text}` reads it; `--literal` takes the name as the {noun}",
+            f"`{text}` is a file, but an argument is used as the {noun} itself",
+            hint=f"`--input {text}` reads it; `--literal` uses the name as the {noun}",
         )
     if is_folder:
         raise InputError(
-            f"`{text}` is a folder, and an argument is taken as a {noun} itself",
-            hint=f"name a file in it with `--input`; `--literal` takes the name as the {noun}",
+            f"`{text}` is a folder, but an argument is used as the {noun} itself",
+            hint=f"give a file in it with `--input`; `--literal` uses the name as the {noun}",
         )
 
 
 def refuse_file_path(text: str | None, option: str, *, literal: bool) -> None:
-    """Raises InputError for the value of an option that is the path of a file: one with a folder or a suffix."""
+    """Raises InputError if the value of an option is the path of a file, with a folder or a suffix."""
     if literal or text is None or not (os.sep in text or Path(text).suffix) or not is_file(text):
         return
     raise InputError(
-        f"`{text}` is a file, and `{option}` takes the text itself",
-        hint=f'`{option} "$(cat {shlex.quote(text)})"` takes what is in it; `--literal` takes the name as the text',
+        f"`{text}` is a file, but `{option}` takes the text itself",
+        hint=f'`{option} "$(cat {shlex.quote(text)})"` gives its content; `--literal` uses the name as the text',
     )
 
 
@@ -117,7 +117,7 @@ def is_file(name: str) -> bool:
 
 
 def from_stream(source: Source, reading: Reading) -> Iterator[TextRecord]:
-    """Read texts one by one; raises InputError that says where for what is no text."""
+    """Iterate over texts; raises InputError, with the position, for an invalid record."""
     for record in RecordReader(source, reading):
         if isinstance(record, FailedRecord):
             raise record.error
@@ -125,21 +125,21 @@ def from_stream(source: Source, reading: Reading) -> Iterator[TextRecord]:
 
 
 class RecordReader:
-    """Reads texts one by one, and gives a FailedRecord for what is no text.
+    """Iterates over texts, with a FailedRecord for each invalid record.
 
-    Where nothing says which field holds the text, a first record without the usual one raises InputError with the
-    fields that it has: all others would fail as well.
+    If neither a format nor a field was given and the first record has no text, InputError lists its fields: all others
+    would fail as well.
     """
 
-    def __init__(self, source: Source, reading: Reading, *, place: Place | None = None) -> None:
-        """`place` is where an earlier reading came to, None to begin."""
+    def __init__(self, source: Source, reading: Reading, *, position: Position | None = None) -> None:
+        """`position` is the position to resume at, None to begin."""
         self.field = reading.field or FIELD
-        self.sure = reading.certain or place is not None
-        self.items = ItemReader(source, place or reading.begin(source))
+        self.format_is_sure = reading.certain or position is not None
+        self.items = ItemReader(source, position or reading.begin(source))
 
     @property
-    def place(self) -> Place:
-        return self.items.place
+    def position(self) -> Position:
+        return self.items.position
 
     def __iter__(self) -> Iterator[TextRecord | FailedRecord]:
         for item in self.items:
@@ -147,25 +147,25 @@ class RecordReader:
                 yield item
                 continue
             try:
-                record: TextRecord | FailedRecord = record_of(item, self.field)
+                record: TextRecord | FailedRecord = _record_of(item, self.field)
             except InputError as error:
-                if not self.sure:
+                if not self.format_is_sure:
                     raise InputError(
-                        error.message, hint=f"{error.hint}; {AS_TEXT}" if error.hint else AS_TEXT
+                        error.message, hint=f"{error.hint}; {TEXT_HINT}" if error.hint else TEXT_HINT
                     ) from error
                 noun, number = item.where.split(" ")
                 record = FailedRecord(error, {noun: int(number)}, item.where, item.size)
-            self.sure = True
+            self.format_is_sure = True
             yield record
 
 
-def or_as_text(error: InputError) -> InputError:
-    """The error of an input whose format was only recognized, with what to do where that is wrong."""
-    return InputError(error.message, hint=f"{error.hint}; {AS_TEXT}" if error.hint else AS_TEXT)
+def with_text_hint(error: InputError) -> InputError:
+    """The error for an input whose format was detected, with a hint for a wrong detection."""
+    return InputError(error.message, hint=f"{error.hint}; {TEXT_HINT}" if error.hint else TEXT_HINT)
 
 
-def record_of(item: Item, field: str) -> TextRecord:
-    """The text of an item; raises InputError for one that has none."""
+def _record_of(item: Item, field: str) -> TextRecord:
+    """The text of an item; raises InputError for an item without one."""
     if isinstance(item.value, str):
         text, fields = item.value, {FIELD: item.value}
     else:
@@ -175,32 +175,32 @@ def record_of(item: Item, field: str) -> TextRecord:
 
 
 def field_of(value: Any, field: str, where: str) -> str:
-    """The text in a field of a record; raises InputError that names the fields that are there."""
+    """The text in a field of a record; raises InputError with the existing fields."""
     text = value.get(field) if isinstance(value, dict) else None
     if isinstance(text, str):
         return text
     message = f"{where} has no text in {quoted([field]) if field != FIELD else 'a field `text`'}"
     if not isinstance(value, dict):
-        raise InputError(message, hint="give an object or a string each")
+        raise InputError(message, hint="give an object or a string")
     if field in value:
-        raise InputError(f"{message} but {type_name(text)}")
+        raise InputError(f"{message} but {_type_name(text)}")
     sizes = {name: len(found) for name, found in value.items() if isinstance(found, str) and name.isprintable()}
     longest = max(sizes, key=sizes.__getitem__, default=None)
     raise InputError(
         f"{message}; its fields are {quoted(value)}" if value else message,
-        hint=f"name the field that holds the text, for example `--field {shlex.quote(longest)}`" if longest else None,
+        hint=f"name the text field, for example `--field {shlex.quote(longest)}`" if longest else None,
     )
 
 
-def type_name(value: object) -> str:
-    """What JSON calls it."""
+def _type_name(value: object) -> str:
+    """Name of a JSON type."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return "an object" if isinstance(value, dict) else "an array" if isinstance(value, list) else "a number"
 
 
 def check_unicode(text: str, name: str) -> None:
-    """Raises InputError, with what it is called, for a text with half a character, which JSON can hold."""
+    """Raises InputError for a text with a lone surrogate, which JSON allows; `name` is for the message."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...runtime.encoder.embeddings import Embeddings
     from ...runtime.encoder.ranking import Ranking
 
-SHOWN = 4
+_SHOWN = 4
 """Places that are named; the rest becomes `...`."""
 
 
@@ -25,9 +25,13 @@ class Places:
     count: int = 0
     first: tuple[str, ...] = ()
 
-    def __add__(self, where: Iterable[str]) -> Places:
+    @classmethod
+    def of(cls, where: Iterable[str]) -> Places:
         found = tuple(where)
-        return Places(self.count + len(found), (self.first + found)[:SHOWN])
+        return cls(len(found), found[:_SHOWN])
+
+    def __add__(self, other: Places) -> Places:
+        return Places(self.count + other.count, (self.first + other.first)[:_SHOWN])
 
     def __str__(self) -> str:
         return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
@@ -41,13 +45,17 @@ class TextWarnings:
     split: Places = Places()
     empty: Places = Places()
 
-    def with_texts(self, records: Sequence[TextRecord], embeddings: Embeddings) -> TextWarnings:
-        """These warnings, and those about more texts."""
-        return TextWarnings(
-            cut=self.cut + (records[index].where for index in embeddings.truncated),
-            split=self.split + (records[index].where for index in embeddings.split),
-            empty=self.empty + (record.where for record in records if not record.text.strip()),
+    @classmethod
+    def of(cls, records: Sequence[TextRecord], embeddings: Embeddings) -> TextWarnings:
+        """The warnings about texts and their embeddings."""
+        return cls(
+            cut=Places.of(records[index].where for index in embeddings.truncated),
+            split=Places.of(records[index].where for index in embeddings.split),
+            empty=Places.of(record.where for record in records if not record.text.strip()),
         )
+
+    def __add__(self, other: TextWarnings) -> TextWarnings:
+        return TextWarnings(self.cut + other.cut, self.split + other.split, self.empty + other.empty)
 
     def print(self, total: int, max_length: int) -> None:
         """Print the warnings about `total` texts."""
@@ -81,8 +89,8 @@ class DocumentWarnings:
         """These warnings, and those about one more ranking; documents are named by `prefix` and index."""
         return DocumentWarnings(
             documents=self.documents + ranking.documents,
-            cut=self.cut + (f"{prefix}{index}" for index in ranking.truncated),
-            empty=self.empty + (f"{prefix}{index}" for index in ranking.empty),
+            cut=self.cut + Places.of(f"{prefix}{index}" for index in ranking.truncated),
+            empty=self.empty + Places.of(f"{prefix}{index}" for index in ranking.empty),
             queries=self.queries + (ranking.query_dropped > 0),
         )
 

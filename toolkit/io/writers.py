@@ -1,4 +1,4 @@
-"""Vectors written as they come: jsonl, json and npy."""
+"""Write embeddings while they are computed: jsonl, json and npy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Record = TextRecord | FailedRecord
 
 
 class OutputFormat(StrEnum):
-    """How vectors are written."""
+    """Output format of embeddings."""
 
     JSONL = "jsonl"
     JSON = "json"
@@ -33,9 +33,9 @@ class OutputFormat(StrEnum):
 
 
 class Writer(Protocol):
-    """Writes a row for each record as they come, and at the end what must come then.
+    """Writes a row per record; `close` completes the output.
 
-    `failed` are the places in `records` of those that have no vector, whose rows in `vectors` mean nothing.
+    `failed` are the indices of records without an embedding; their rows in `vectors` are undefined.
     """
 
     def write(self, records: Sequence[Record], vectors: NDArray[Any], /, *, failed: Container[int] = ()) -> None: ...
@@ -43,23 +43,23 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class JsonlWriter:
-    """An object a line: the fields that came in, and `embedding`, which is null for a record that failed."""
+class _JsonlWriter:
+    """One object per line: the fields of the record, and `embedding`, null for a failed record."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
     def write(self, records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         for index, record in enumerate(records):
-            self.file.write(to_json(record, None if index in failed else vectors[index]) + b"\n")
+            self.file.write(_to_json(record, None if index in failed else vectors[index]) + b"\n")
         self.file.flush()
 
     def close(self) -> None:
         pass
 
 
-class JsonWriter:
-    """One array of the objects that JsonlWriter writes a line each; `rows` are in the file already."""
+class _JsonWriter:
+    """An array of the same objects; `rows` are in the file already."""
 
     def __init__(self, file: BinaryIO, *, rows: int = 0) -> None:
         self.file = file
@@ -67,7 +67,7 @@ class JsonWriter:
 
     def write(self, records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
         for index, record in enumerate(records):
-            self.file.write(self.before + b"\n  " + to_json(record, None if index in failed else vectors[index]))
+            self.file.write(self.before + b"\n  " + _to_json(record, None if index in failed else vectors[index]))
             self.before = b","
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class JsonWriter:
 
 
 class NpyPipeWriter:
-    """A numpy file for a reader that cannot seek: its header says how many rows follow, so all are kept until then."""
+    """An npy file for an output that cannot seek: its header has the number of rows, so all are buffered."""
 
     def __init__(self, file: BinaryIO, empty: NDArray[Any]) -> None:
         self.file = file
@@ -83,18 +83,18 @@ class NpyPipeWriter:
         self.vectors: list[NDArray[Any]] = []
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
-        self.vectors.append(blanked(vectors, failed))
+        self.vectors.append(_with_blanks(vectors, failed))
 
     def close(self) -> None:
-        write_header(self.file, self.empty, rows=sum(map(len, self.vectors)))
+        _write_header(self.file, self.empty, rows=sum(map(len, self.vectors)))
         for vectors in self.vectors:
             self.file.write(vectors.tobytes())
 
 
 class NpyWriter:
-    """A numpy file written row by row, with the header put right at the end; `rows` are in the file already.
+    """An npy file written row by row, with its header updated at the end; `rows` are in the file already.
 
-    A record that failed has a row of NaN, or of zeros where the type has none.
+    A failed record has a row of NaN, or of zeros for integer types.
     """
 
     def __init__(self, file: BinaryIO, empty: NDArray[Any], *, rows: int = 0) -> None:
@@ -102,29 +102,29 @@ class NpyWriter:
         self.empty = empty
         self.rows = rows
         if rows == 0:
-            write_header(file, empty, rows=0)
+            _write_header(file, empty, rows=0)
 
     def write(self, _records: Sequence[Record], vectors: NDArray[Any], *, failed: Container[int] = ()) -> None:
-        self.file.write(blanked(vectors, failed).tobytes())
+        self.file.write(_with_blanks(vectors, failed).tobytes())
         self.rows += len(vectors)
 
     def close(self) -> None:
         self.file.seek(0)
-        # numpy leaves room for the number of rows to grow, so the header has the same length at any time.
-        write_header(self.file, self.empty, rows=self.rows)
+        # numpy pads the header for a growing number of rows, so its length stays the same.
+        _write_header(self.file, self.empty, rows=self.rows)
 
 
 def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[Any], rows: int = 0) -> Writer:
-    """The writer to a file that can seek and holds `rows` already; `empty` (0, numbers) is of the vectors' type."""
+    """The writer for a seekable file with `rows` already; `empty` (0, width) has the type of the embeddings."""
     if output_format is OutputFormat.NPY:
         return NpyWriter(file, empty, rows=rows)
-    return JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else JsonlWriter(file)
+    return _JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else _JsonlWriter(file)
 
 
-def write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
-    """The header of a numpy file for so many rows, whose bytes follow; `empty` (0, numbers) is of their type.
+def _write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
+    """Write the header of an npy file; `empty` (0, width) has the type of its rows.
 
-    np.save is not for what may fail: its errors say nothing of why the system refused.
+    np.save is not used, since its errors do not say why writing failed.
     """
     import numpy as np
 
@@ -132,7 +132,7 @@ def write_header(file: BinaryIO, empty: NDArray[Any], *, rows: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
+def _with_blanks(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
     import numpy as np
 
     blank = np.nan if np.issubdtype(vectors.dtype, np.floating) else 0
@@ -143,22 +143,22 @@ def blanked(vectors: NDArray[Any], failed: Container[int]) -> NDArray[Any]:
 
 
 def write_ranges(path: Path, ranges: NDArray[np.float32]) -> None:
-    """Keep the ranges by which int8 vectors are stored, since what is compared with them needs the same."""
+    """Write the ranges of int8 embeddings, which queries must share."""
     with path.open("wb") as file:
-        write_header(file, ranges[:0], rows=len(ranges))
+        _write_header(file, ranges[:0], rows=len(ranges))
         file.write(ranges.tobytes())
     click.echo(
-        f"{fresh_line()}note: the ranges that int8 covers are in `{path}`; give queries the same with `--ranges`",
+        f"{fresh_line()}note: the int8 ranges are in `{path}`; use them for queries too, with `--ranges`",
         err=True,
     )
 
 
-def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
+def _to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
     fields = {name: value for name, value in record.fields.items() if name != "embedding"}
     head = object_to_json(fields)[:-1]
     if vector is None:
         return head + b', "embedding": null}'
-    # Nine significant digits give every float32 back exactly, and five every float16.
+    # 9 significant digits round-trip float32, 5 float16.
     digits = {"float32": ".9g", "float16": ".5g"}.get(vector.dtype.name, "d")
     numbers = ", ".join(f"{number:{digits}}" for number in vector.tolist())
     return head + f', "embedding": [{numbers}]}}'.encode()
@@ -166,13 +166,13 @@ def to_json(record: Record, vector: NDArray[np.generic] | None) -> bytes:
 
 def object_to_json(fields: dict[str, Any]) -> bytes:
     """A JSON object in UTF-8, on one line; raises ValueError for NaN and infinity, which are not valid JSON."""
-    # Half a character, which JSON can hold and UTF-8 cannot, goes out escaped as it came in.
+    # Lone surrogates, which UTF-8 cannot encode, are escaped.
     return escaped_json(json.dumps(fields, ensure_ascii=False, allow_nan=False)).encode()
 
 
 @contextmanager
 def output_errors(target: Path, *partial: Path) -> Iterator[None]:
-    """Say in ortkit's words that the target, or a file written beside it, cannot be written."""
+    """Raise OutputError for an OSError of the target or a file beside it."""
     try:
         yield
     except OSError as error:

@@ -103,20 +103,26 @@ def test_an_fp32_bundle_predicts_as_pytorch_does(fp32: Bundle, folder: Path) -> 
     certificate = fp32.manifest.certificate
     assert certificate is not None
     figures = certificate.figures
-    (golden,) = certificate.answers
+    golden, prose = certificate.answers
 
-    print(figures)
     assert figures["kl_mean"] < 1e-7
     assert figures["top1_agreement"] > 0.999
     assert figures["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
     assert golden.reference == ()
     model = loaded(folder)
     expected = model.generate(
-        torch.tensor([golden.prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=319
+        torch.tensor([golden.prompt]), max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=319
     )[0, len(golden.prompt) :]
     assert golden.output == tuple(expected.tolist())
     tokenizer = load_tokenizer(opened(folder))
-    assert tuple(tokenizer(golden.text)["input_ids"]) == golden.prompt
+    assert tuple(tokenizer(golden.text)["input_ids"]) == golden.prompt == prose.prompt
+    text = tokenizer("\n".join(probe_texts().texts))["input_ids"]
+    assert prose.output == tuple(text[len(prose.prompt) :][:48])
+    for answer in (golden, prose):
+        with torch.no_grad():
+            logits = model(torch.tensor([answer.prompt + answer.output])).logits[0, len(answer.prompt) - 1 : -1]
+        places = torch.arange(len(answer.output)), torch.tensor(answer.output)
+        assert answer.logprobs == pytest.approx(logits.log_softmax(-1)[places].tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT4])
@@ -539,7 +545,7 @@ def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     assert certificate.figures["source_kl_mean"] < 0.006
     assert certificate.figures["source_top1_agreement"] > 0.92
     assert (facts.context_length, facts.add_bos, facts.eos_ids) == (8192, False, (2, 0))
-    assert len(certificate.answers[0].output) == 64
+    assert [len(answer.output) for answer in certificate.answers] == [16, 48]
     decoder = Decoder(smollm_bundle)
     assert replay(decoder).same_bits
     answer = decoder.generate("The capital of France is", max_tokens=8)

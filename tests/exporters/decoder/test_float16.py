@@ -287,7 +287,7 @@ def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) 
     shown = ortkit("inspect", out).out.decode()
     assert "precision    fp16, for the provider cpu\n" in shown
     assert "KV cache 0.1 MB for 512 tokens\n" in shown
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     verified = ortkit("verify", out)
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2:] == [
@@ -311,9 +311,9 @@ def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_p
     finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
 
     assert finished.code == 0
-    assert "  cache    float16 KV cache: half of the memory, slower on a CPU\n" in finished.err
+    assert "  cache    float16 KV cache: half the memory, slower on a CPU\n" in finished.err
     shown = ortkit("inspect", out).out.decode()
-    assert "cache        float16 KV cache, half of the memory of float32\n" in shown
+    assert "cache        float16 KV cache, half the memory of float32\n" in shown
     assert ortkit("verify", out).code == 0
     refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2

@@ -272,7 +272,7 @@ def test_commands_name_the_line_that_cannot_be_tokenized(ortkit: Callable[..., F
     runs = {
         "line 2 cannot be": ortkit("embed", embedder, stdin=lines),
         "line 2 with its query cannot be": ortkit("rerank", reranker, "--query", "fox", stdin=lines),
-        "the text cannot be": ortkit("generate", decoder, BAD, "--no-chat"),
+        "the text cannot be": ortkit("generate", decoder, BAD, "--raw"),
     }
 
     for begin, finished in runs.items():

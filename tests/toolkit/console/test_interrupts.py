@@ -16,7 +16,7 @@ import pytest
 
 from ortkit import Bundle, InputError
 from ortkit.toolkit.cli import exit_code_of, run_interruptibly
-from ortkit.toolkit.console.interrupts import dealt_with, ending_at_interrupt, raised_again
+from ortkit.toolkit.console.interrupts import cancelling_at_interrupt, interrupt_handled, reraised_interrupts
 from ortkit.toolkit.console.progress import StageProgress
 from tests.decoders import write_decoder
 
@@ -25,7 +25,7 @@ def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     cancelled = threading.Event()
 
-    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+    with cancelling_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
         signal.raise_signal(signal.SIGINT)
         assert cancelled.is_set()
         with pytest.raises(KeyboardInterrupt):
@@ -36,7 +36,7 @@ def test_an_interrupt_cancels_and_a_second_one_raises() -> None:
 
 
 def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
-    """As that of a long prompt: no Python code runs in the main thread until it ends."""
+    """As in the prefill of a long prompt: no Python code runs in the main thread until it ends."""
     cancelled, calling, during = threading.Event(), threading.Event(), []
 
     def interrupt() -> None:
@@ -48,7 +48,7 @@ def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
     ended = threading.Event()
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with ending_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
+    with cancelling_at_interrupt(SimpleNamespace(cancel=cancelled.set)):
         calling.set()
         hashlib.pbkdf2_hmac("sha256", b"a", b"b", 5_000_000)
         ended.set()
@@ -59,7 +59,7 @@ def test_a_call_that_takes_long_is_cancelled_while_it_runs() -> None:
 
 def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_stage() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with raised_again() as check:
+    with reraised_interrupts() as check:
         progress = StageProgress(check)
         progress.begin("trace with Optimum")
         with suppress(BaseException):
@@ -71,13 +71,13 @@ def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_sta
 
 
 ENDS = {(130, "interrupted\n"), (0, "")}
-"""How a command ends that was interrupted: as such, or done already."""
+"""Exit codes of an interrupted command: interrupted, or done already."""
 OF_PYTHON = "<frozen "
-"""What stands in the traceback of Python's own start, before it runs anything of this package."""
+"""In the traceback of Python's own start, before it runs this package."""
 
 
 def interrupted_after(seconds: float, command: list[str]) -> tuple[int, str]:
-    """The exit code and stderr of a command that is interrupted so long after it began."""
+    """Exit code and stderr of a command that is interrupted after some seconds."""
     with subprocess.Popen(
         [sys.executable, "-m", "ortkit", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -95,9 +95,9 @@ def check_ends(command: list[str], times: list[float]) -> None:
 
 
 def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> None:
-    """Where libraries are imported, a graph is opened, or a token computed: no abort, no bug, no traceback."""
+    """During imports, the opening of a graph and the computation of a token: no abort and no traceback."""
     bundle, _ = write_decoder(tmp_path / "tiny")
-    command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"]
+    command = ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--raw"]
 
     check_ends(command, [0.2, 0.35, 0.5])
 
@@ -107,7 +107,7 @@ def test_an_interrupt_at_any_time_ends_the_process_quietly(tmp_path: Path) -> No
 def test_an_interrupt_at_many_times(kind: str, tmp_path: Path, tiny_bundle: Bundle, reranker_bundle: Bundle) -> None:
     bundle, _ = write_decoder(tmp_path / "tiny")
     command = {
-        "generate": ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--no-chat"],
+        "generate": ["generate", str(bundle.path), "The quick", "--max-tokens", "300", "--raw"],
         "embed": ["embed", str(tiny_bundle.path), *["water"] * 200],
         "rerank": ["rerank", str(reranker_bundle.path), "--query", "water", *["wine"] * 200],
     }[kind]
@@ -117,7 +117,7 @@ def test_an_interrupt_at_many_times(kind: str, tmp_path: Path, tiny_bundle: Bund
 
 
 def test_an_interrupt_of_which_a_library_made_another_error_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pybind11, whose modules end in ImportError when they are interrupted while they are imported."""
+    """As pybind11, whose modules raise ImportError if their import is interrupted."""
 
     def imports(**_: object) -> None:
         try:
@@ -134,7 +134,7 @@ def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypat
     def chats(**_: object) -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        dealt_with()
+        interrupt_handled()
         raise InputError("no such command")
 
     monkeypatch.setattr("ortkit.toolkit.cli.cli.main", chats)
@@ -142,15 +142,15 @@ def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypat
     assert exit_code_of(run_interruptibly) == 2
 
 
-def test_a_process_that_ignores_interrupts_goes_on_to(tmp_path: Path) -> None:
-    """As a shell starts what runs in the background."""
+def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
+    """As in a shell's background jobs."""
     bundle, _ = write_decoder(tmp_path / "tiny")
     code = """
 import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 from ortkit.__main__ import main
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-sys.argv = ["ortkit", "generate", sys.argv[1], "The quick", "--max-tokens", "500", "--no-chat"]
+sys.argv = ["ortkit", "generate", sys.argv[1], "The quick", "--max-tokens", "500", "--raw"]
 main()
 """
     finished = subprocess.run(

@@ -16,7 +16,7 @@ def test_a_bar_has_rate_and_time_left() -> None:
     assert progress.line(10) == "embedding [#####---------------]  25%, 50 texts, 5 texts/s, 30 s left"
 
 
-def test_what_was_done_before_does_not_count_for_the_rate() -> None:
+def test_resumed_work_does_not_count_for_the_rate() -> None:
     progress = TextProgress(1000)
     progress.advance(500, 0)
     progress.advance(250, 50)
@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
 
 
 def test_bytes_are_shown_with_the_rate_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done within no time was done before, and does not count for the rate."""
+    """Tensors that take no time were resumed, and do not count for the rate."""
     times = iter([0.0, 0.001, 0.002, 10.0, 20.0])
     monkeypatch.setattr("ortkit.toolkit.console.progress.time.monotonic", lambda: next(times))
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
@@ -58,16 +58,16 @@ def test_bytes_are_shown_with_the_rate_and_the_time_that_is_left(monkeypatch: py
     ]
 
 
-def test_nothing_is_told_of_weights_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_are_not_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     StageProgress().update(10, 20, "bytes")
 
     assert capsys.readouterr().err == ""
 
 
 TELL = """
-import sys, time, toolkit.cli as cli, toolkit.progress as progress
+import sys, time, ortkit.toolkit.cli as cli, ortkit.toolkit.console.progress as progress
 from ortkit.runtime.errors import InputError
-cli.print_everything()
+cli.configure_output()
 progress.HEARTBEAT = 0.2
 {}
 """
@@ -78,8 +78,8 @@ def told(code: str, exit_code: int = 0) -> tuple[str, list[str]]:
     return shown, lines_on_terminal(shown)
 
 
-def test_what_is_no_progress_begins_on_a_line_of_its_own() -> None:
-    """Whoever writes it: an error, a warning of a library, a log, a question."""
+def test_other_output_begins_on_a_new_line() -> None:
+    """An error, a warning of a library, a log, a question."""
     _, lines = told(
         """
 import logging, warnings

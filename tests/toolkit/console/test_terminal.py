@@ -1,4 +1,4 @@
-"""Nothing that a bundle, a checkpoint or the Hub says is obeyed by a terminal."""
+"""Control characters from bundles, checkpoints and the Hub do not reach a terminal."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ SHOWN = r"\x1b[2J\x1b]0;owned\x07\rfake\nerror: forged\x9b31m\u202egnp.exe\u2028
 OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\U000e0041]")
 
 
-def test_what_is_written_as_python_writes_it() -> None:
+def test_control_characters_are_escaped_as_in_python() -> None:
     assert escaped(HOSTILE) == SHOWN
     assert escaped("half\ud800") == r"half\ud800"
 
 
 @pytest.mark.parametrize("text", ["plain", "Größe, 東京, naïve", "👩‍👩‍👧", "می‌خواهم", "a\u00a0b", "C:\\x1b"])
-def test_what_people_write_stays(text: str) -> None:
+def test_text_of_all_scripts_is_unchanged(text: str) -> None:
     assert escaped(text) == escaped_json(text) == without_controls(text) == text
 
 
-def test_what_is_too_long_to_be_read_is_shortened() -> None:
+def test_long_lines_are_shortened() -> None:
     assert escaped("a" * 3000 + "end") == "a" * 1600 + " [1003 more characters] " + "a" * 397 + "end"
 
 
@@ -81,7 +81,7 @@ def test_stages_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def hostile_bundle(bundle: Bundle, folder: Path) -> Path:
-    """A bundle whose every free text would move the cursor."""
+    """A bundle with control characters in all of its free texts."""
     shutil.copytree(bundle.path, folder)
     manifest = write_record(bundle.manifest)
     manifest |= {"name": HOSTILE, "architecture": HOSTILE, "made_with": {HOSTILE: HOSTILE}}
@@ -137,7 +137,7 @@ def test_the_hub(user: HubUser, hub: LocalHub) -> None:
 
 
 def test_the_program_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By its name where the PATH finds this one, else by the path that was typed; and as in `python -m` otherwise."""
+    """Its name if PATH finds this one, else the typed path; `ortkit` for `python -m`."""
     program = tmp_path / "my bin" / "ortkit"
     program.parent.mkdir()
     program.touch(mode=0o755)

@@ -1,4 +1,4 @@
-"""Words are wrapped as a terminal shows them, however the text is cut into pieces."""
+"""Words wrap on a terminal, however the text is split into pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ortkit.toolkit.console.word_wrap import WordWrap, width_of
 
 
 def screen(written: str, columns: int) -> list[str]:
-    """The lines of a terminal that obeys line breaks, `move left` and `erase to the end of the line`."""
+    """The lines of a terminal with line breaks, `move left` and `erase to the end of the line`."""
     lines = [""]
     for part in re.findall(r"\x1b\[\d+D|\x1b\[K|[^\x1b]", written):
         if part == "\n":

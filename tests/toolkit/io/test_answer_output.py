@@ -40,7 +40,7 @@ def test_an_answer_ends_its_last_line(pieces: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_what_a_terminal_would_obey_is_not_written_to_one(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
+def test_control_characters_are_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
     text = "a\x1b[2J\rb\x9bc\x7f\td\u0301e\n"
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=buffer, isatty=lambda: terminal))

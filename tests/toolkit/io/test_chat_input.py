@@ -39,10 +39,10 @@ def test_lines_become_messages(text: bytes, expected: list[str]) -> None:
     ("text", "message"),
     [
         (b"a\n\xff", "line 2 is not valid UTF-8 at byte 1"),
-        (b"a\0", "line 1 holds a NUL byte, so this is not text"),
+        (b"a\0", "line 1 has a NUL byte and is not text"),
     ],
 )
-def test_what_is_no_text_is_refused(text: bytes, message: str) -> None:
+def test_binary_input_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         turns(text)
 

@@ -1,4 +1,4 @@
-"""`ortkit embed --output`: past records that fail, and continued after a kill."""
+"""`ortkit embed --output`: failed records, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ ERRORS = [
     (2, "line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     (3, "line 3 has no text in a field `text`; its fields are `id`"),
     (4, "line 4 is not valid UTF-8 at byte 1"),
-    (5, "line 5 holds a NUL byte, so this is not text"),
+    (5, "line 5 has a NUL byte and is not text"),
     (6, "the text in line 6 is not valid Unicode: surrogates not allowed"),
-    (10, "line 10 is JSON that is nested too deep"),
-    (11, "line 11 holds `1e999`, which cannot be passed on as a number of JSON"),
+    (10, "the JSON in line 10 is nested too deeply"),
+    (11, "line 11 has `1e999`, which cannot be written as a JSON number"),
 ]
 
 
@@ -55,7 +55,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_corpus(path: Path, count: int) -> Path:
-    """JSONL in which every 50th line is broken."""
+    """JSONL with every 50th line invalid."""
     texts = [{"id": number, "text": f"pump {'word ' * (number % 9)}{number}"} for number in range(count)]
     lines = ["broken" if text["id"] % 50 == 7 else json.dumps(text) for text in texts]
     path.write_text("\n".join(lines) + "\n")
@@ -68,7 +68,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
 @pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
-def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
+def test_failed_records_are_listed_and_do_not_stop_the_run(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, source: str, output_format: str
 ) -> None:
     (tmp_path / "in").write_bytes(b"".join(LINES))
@@ -104,7 +104,7 @@ def test_a_record_that_fails_is_told_and_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "binary", "ubinary"])
-def test_a_record_that_fails_is_zeros_where_there_is_no_nan(
+def test_failed_records_are_zeros_for_integer_types(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, dtype: str
 ) -> None:
     output = tmp_path / "out.npy"
@@ -136,7 +136,7 @@ def test_no_records_give_an_empty_output(ortkit: Ortkit, tiny_bundle: Bundle, tm
     assert np.load(tmp_path / "out").shape == (0, 48)
 
 
-def test_what_a_link_names_is_the_output(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_link_is_followed_to_the_output(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old.npy").write_bytes(b"old")
     (tmp_path / "out.npy").symlink_to("folder/old.npy")
@@ -174,14 +174,14 @@ def test_the_input_is_not_replaced(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path
 
     assert finished.code == 2
     assert finished.err == (
-        f"error: `{path}` is the input too, and would be replaced\n\nhint: choose another file with `--output`\n"
+        f"error: `{path}` is also the input, and would be replaced\n\nhint: choose another file with `--output`\n"
     )
     assert path.read_bytes() == b'{"text": "fine"}\n'
     assert names(tmp_path) == ["io.jsonl"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
-def test_an_input_that_cannot_be_read_is_told(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_unreadable_input_is_reported(ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path) -> None:
     finished = ortkit("embed", tiny_bundle.path, "--input", "/proc/self/mem", "--output", tmp_path / "out.npy")
 
     assert finished == Finished(2, b"", "error: `/proc/self/mem` cannot be read: Input/output error\n")
@@ -189,11 +189,11 @@ def test_an_input_that_cannot_be_read_is_told(ortkit: Ortkit, tiny_bundle: Bundl
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
-    """Let embedding end with Killed after so many chunks; returns the sizes of those that were embedded."""
+    """Raise Killed after some chunks; returns the sizes of the embedded ones."""
     embedded: list[int] = []
     real = Embedder.embed_with_report
 
@@ -210,7 +210,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("output_format", ["jsonl", "json", "npy"])
-def test_what_was_done_is_not_done_again(
+def test_completed_records_are_not_computed_again(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, output_format: str
 ) -> None:
     source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out"
@@ -317,7 +317,7 @@ def test_it_says_that_it_can_go_on(
 
 
 @pytest.mark.parametrize("changed", ["a byte", "length", "options", "bundle"])
-def test_what_was_begun_with_something_else_is_not_continued(
+def test_a_run_with_other_options_is_not_resumed(
     ortkit: Ortkit, begun: list[object], tiny_bundle: Bundle, tmp_path: Path, changed: str
 ) -> None:
     source = tmp_path / "in"
@@ -368,7 +368,7 @@ def test_a_record_of_another_version_counts_for_nothing(ortkit: Ortkit, begun: l
         (None, "Is a directory"),
     ],
 )
-def test_a_damaged_record_is_told_and_everything_done_anew(
+def test_an_unusable_state_starts_from_the_beginning(
     ortkit: Ortkit, begun: list[object], tmp_path: Path, content: bytes | None, why: str
 ) -> None:
     state = tmp_path / ".out.npy.state"
@@ -387,7 +387,7 @@ def test_a_damaged_record_is_told_and_everything_done_anew(
         assert finished.err.endswith(f"error: `{tmp_path}/out.npy` cannot be written: Is a directory\n")
         return
     assert finished.err.startswith(
-        f"note: starting from the beginning, since the state of an earlier run in `{state}` cannot be used: {why}"
+        f"note: starting from the beginning: the state of an earlier run in `{state}` cannot be used: {why}"
     )
     assert "resuming after" not in finished.err
     assert len(np.load(tmp_path / "out.npy")) == 60
@@ -397,7 +397,7 @@ def test_a_damaged_record_is_told_and_everything_done_anew(
 
 @pytest.mark.parametrize("name", [".out.npy.partial", ".out.npy.failed.partial", ".out.npy.state.next"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
-def test_what_a_link_names_is_not_overwritten(
+def test_the_target_of_a_link_is_not_overwritten(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, name: str, kind: str
 ) -> None:
     (tmp_path / "other").write_bytes(b"another's")
@@ -413,7 +413,7 @@ def test_what_a_link_names_is_not_overwritten(
 
     assert (tmp_path / "other").read_bytes() == b"another's"
     if name == ".out.npy.partial":
-        # The others are replaced, and this one may be another process's.
+        # The others are replaced; this one may belong to another process.
         assert finished.code == 1
         assert finished.err.endswith(
             f"error: `{path}` is a link or not a regular file, and would be overwritten\n\n"
@@ -448,14 +448,15 @@ def test_a_second_process_is_refused(ortkit: Ortkit, begun: list[object], tmp_pa
             finished = ortkit(*arguments)
             assert finished.code == 1
             assert finished.err == (
-                f"error: `{tmp_path / 'out.npy'}` is being written by another process\n\n"
-                "hint: wait for it, or choose another file with `--output`\n"
+                f"error: `{tmp_path / 'out.npy'}` is being written by another process, "
+                "or its file system has no locks\n\n"
+                "hint: wait for that process, or choose another file with `--output`\n"
             )
     assert (tmp_path / ".out.npy.partial").read_bytes() == before
 
 
 def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the other process finishes between our opening of the hidden file and our lock on it."""
+    """The other process finishes between our opening of the hidden file and our lock on it."""
     files = OutputFiles(tmp_path / "out")
     real = fcntl.flock
 
@@ -472,7 +473,12 @@ def test_a_file_that_became_the_output_is_not_written_again(tmp_path: Path, monk
     assert files.partial.read_bytes() == b"new"
 
 
-RUN = "import sys, runtime.encoder as e, toolkit.cli as c; e.CHUNK = 32; sys.argv[0] = 'ortkit'; c.main()"
+RUN = """
+import sys, ortkit.runtime.encoder.base as e, ortkit.toolkit.cli as c
+e.CHUNK = 32
+sys.argv[0] = "ortkit"
+c.main()
+"""
 KILLS = 6
 
 
@@ -487,7 +493,7 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
     choose = random.Random(11)
     killed = resumed = attempts = 0
     while killed < KILLS:
-        # A run that was not killed in time leaves nothing to go on with.
+        # A run that was not killed in time leaves nothing to resume.
         output.unlink(missing_ok=True)
         attempts += 1
         assert attempts < 10 * KILLS, f"only {killed} runs were still going when they were killed"
@@ -514,7 +520,7 @@ def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
 
 
 SLOW = """
-import sys, time, runtime.embedder as e, toolkit.cli as c
+import sys, time, ortkit.runtime.encoder.embedder as e, ortkit.toolkit.cli as c
 real = e.Embedder.embed_with_report
 def slow(self, texts, *, progress=None, **options):
     for text in texts:
@@ -527,8 +533,8 @@ c.main()
 """
 
 
-def test_ctrl_c_keeps_what_is_done_however_slow_it_is(tiny_bundle: Bundle, tmp_path: Path, ortkit: Ortkit) -> None:
-    """At ten texts a second, some are kept after a second or two, and the count is seen before."""
+def test_ctrl_c_keeps_completed_chunks_of_a_slow_run(tiny_bundle: Bundle, tmp_path: Path, ortkit: Ortkit) -> None:
+    """At ten texts per second, the first are saved after a second or two, and the count is shown before."""
     source, output = write_corpus(tmp_path / "in", 60), tmp_path / "out.npy"
     arguments = ["embed", str(tiny_bundle.path), "--input", str(source), "--output", str(output)]
 
@@ -561,7 +567,7 @@ def test_an_error_beside_a_bar_begins_on_its_own_line(tiny_bundle: Bundle, tmp_p
 
 
 PEAK = """
-import sys, toolkit.cli as c
+import sys, ortkit.toolkit.cli as c
 code = c.exit_code_of(lambda: c.cli.main(sys.argv[1:], standalone_mode=False))
 print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)

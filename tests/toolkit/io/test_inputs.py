@@ -10,11 +10,11 @@ import lzma
 import pytest
 
 from ortkit import InputError
-from ortkit.toolkit.io.inputs import BLOCK, FailedRecord, InputFormat, Item, ItemReader, Place, Source, recognized
+from ortkit.toolkit.io.inputs import BLOCK, FailedRecord, InputFormat, Item, ItemReader, Position, Source, detect_format
 from ortkit.toolkit.io.texts import Reading, TextRecord, from_stream
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
-"""What `str.splitlines` ends a line at, and `wc -l` does not."""
+"""Line separators of `str.splitlines` that `wc -l` does not count."""
 
 
 def texts(content: bytes, name: str | None = None, field: str | None = None, **options: InputFormat) -> list[str]:
@@ -72,8 +72,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_evident_is_read_as_what_it_is(form: str) -> None:
-    """In a pipe without a name."""
+def test_evident_formats_are_detected(form: str) -> None:
+    """In a pipe, without a file name."""
     assert texts(FORMS[form]) == TEXTS
 
 
@@ -92,7 +92,7 @@ def test_what_is_evident_is_read_as_what_it_is(form: str) -> None:
         ("x.TSV", "tsv"),
     ],
 )
-def test_a_files_name_says_what_it_is(name: str, form: str) -> None:
+def test_the_suffix_of_a_file_gives_its_format(name: str, form: str) -> None:
     assert texts(FORMS[form], name) == TEXTS
     moved = FORMS[form].replace(b"text", b"body")
     assert texts(moved, name, "body") == TEXTS
@@ -100,20 +100,18 @@ def test_a_files_name_says_what_it_is(name: str, form: str) -> None:
     assert "has no text in a field `text`; its fields are " in error.message
     assert "`body`" in error.message
     assert error.hint is not None
-    assert error.hint.startswith("name the field that holds the text, for example `--field body`")
+    assert error.hint.startswith("name the text field, for example `--field body`")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "array of strings"])
 def test_a_field_of_another_name_is_named(form: str) -> None:
-    """Never is a record embedded as it stands."""
+    """A record is never embedded as plain text."""
     content = FORMS[form].replace(b"text", b"content")
 
     error = refusal(content)
     assert "its fields are" in error.message
     assert error.hint is not None
-    assert error.hint.endswith(
-        "for example `--field content`; to have it read as plain text, add `--input-format text`"
-    )
+    assert error.hint.endswith("for example `--field content`; to read it as plain text, add `--input-format text`")
     assert texts(content, field="content") == TEXTS
 
 
@@ -139,31 +137,31 @@ def test_prose_stays_prose(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"', "this is not valid JSON: item 1 cannot be read: Expecting ',' delimiter"),
+        (b'{"text": "a"', "the input is not valid JSON: item 1 cannot be read: Expecting ',' delimiter"),
         (b'{"text": "a}\n{"text": "b"}', "line 1 is not valid JSON: "),
-        (b'[{"text": "a"}, {"text": "b"}', "this is not valid JSON: after item 2 a comma or `]` is missing"),
-        (b'[{"text": "a"} {"text": "b"}]', "this is not valid JSON: after item 1 a comma or `]` is missing"),
-        (b'[\n{"text": "a"},\n]', "this is not valid JSON: item 2 cannot be read: "),
-        (b'["a"]\n["b"]\n', "more follows after the end of the JSON array, after item 1"),
-        (b'[{"text": "a", "x": NaN}]', "item 1 holds `NaN`, which cannot be passed on as a number of JSON"),
+        (b'[{"text": "a"}, {"text": "b"}', "the input is not valid JSON: after item 2 a comma or `]` is missing"),
+        (b'[{"text": "a"} {"text": "b"}]', "the input is not valid JSON: after item 1 a comma or `]` is missing"),
+        (b'[\n{"text": "a"},\n]', "the input is not valid JSON: item 2 cannot be read: "),
+        (b'["a"]\n["b"]\n', "the JSON array ends after item 1, and more input follows"),
+        (b'[{"text": "a", "x": NaN}]', "item 1 has `NaN`, which cannot be written as a JSON number"),
         (b'[{"text": "a", "text": "b"}]', "item 1 has the field `text` more than once"),
         (b'{"id": {"a": 1, "a": 1}, "text": "a"}', "line 1 has the field `a` more than once"),
         (b'[{"text": "a"}, 5]', "item 2 has no text in a field `text`"),
         (b'[["a"]]', "item 1 has no text in a field `text`"),
         (b'[{"text": null}]', "item 1 has no text in a field `text` but null"),
         (b'{"data": [{"text": "a"}]}', "line 1 has no text in a field `text`; its fields are `data`"),
-        (b"[" * 100_000, "line 1 is JSON that is nested too deep"),
+        (b"[" * 100_000, "the JSON in line 1 is nested too deeply"),
         (b'[\n"\xff"]', "the JSON is not valid UTF-8"),
         (b"id,text\n1\n", "line 2 has 1 columns, and the header 2"),
-        (b"text,text\na,b\n", "the header in line 1 names `text` more than once"),
+        (b"text,text\na,b\n", "the header in line 1 has `text` more than once"),
         (b'id,text\n1,"a\n2,b\n', "the row that begins in line 2 is not valid CSV: unexpected end of data"),
-        (b"id,text\r1,a\r", "line 1 is not valid CSV: it holds a carriage return that ends no line"),
-        (b"id,text\n1,a\rb\n", "line 2 is not valid CSV: it holds a carriage return that ends no line"),
-        (b'{"text": "a", "x": ' + b"9" * 5000 + b"}", f"line 1 holds `{'9' * 40}...`, which cannot be"),
-        (b'[{"text": "a", "x": ' + b"9" * 5000 + b"}]", f"item 1 holds `{'9' * 40}...`, which cannot be"),
+        (b"id,text\r1,a\r", "line 1 is not valid CSV: it has a carriage return inside of a line"),
+        (b"id,text\n1,a\rb\n", "line 2 is not valid CSV: it has a carriage return inside of a line"),
+        (b'{"text": "a", "x": ' + b"9" * 5000 + b"}", f"line 1 has `{'9' * 40}...`, which cannot be"),
+        (b'[{"text": "a", "x": ' + b"9" * 5000 + b"}]", f"item 1 has `{'9' * 40}...`, which cannot be"),
     ],
 )
-def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
+def test_invalid_input_is_refused(content: bytes, message: str) -> None:
     name = "x.csv" if content.startswith((b"id,text\n1\n", b"text,text", b"id,text\r", b"id,text\n1,a\r")) else None
     assert refusal(content, name).message.startswith(message)
 
@@ -175,7 +173,7 @@ def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
             gzip.compress(b"one\n", mtime=0),
             "a b.jsonl.gz",
             "the input is compressed with gzip",
-            "`gzip -dc 'a b.jsonl.gz' | edge",
+            "`gzip -dc 'a b.jsonl.gz' | ortkit",
         ),
         (
             gzip.compress(b"one\n", mtime=0),
@@ -190,7 +188,7 @@ def test_what_is_broken_is_refused(content: bytes, message: str) -> None:
         ("one\n".encode("utf-16"), "x.csv", "the input is UTF-16, not UTF-8", "`iconv -f UTF-16 -t UTF-8`"),
     ],
 )
-def test_what_is_no_text_is_named(content: bytes, name: str | None, message: str, hint: str) -> None:
+def test_binary_input_is_refused_with_a_hint(content: bytes, name: str | None, message: str, hint: str) -> None:
     for input_format in (InputFormat.AUTO, InputFormat.TEXT, InputFormat.JSONL):
         error = refusal(content, name, format=input_format)
         assert error.message == message
@@ -210,9 +208,9 @@ def test_names_of_columns_may_be_of_several_words() -> None:
     assert texts(content, field="Question Text") == ["What is it?"]
 
 
-def test_a_table_goes_on_after_a_broken_row() -> None:
+def test_a_table_continues_after_an_invalid_row() -> None:
     content = b'id,text\n1,a\n2\n3,"b" c\n4,\xff\n5,"d\ne"\n\n6,f\n'
-    items = list(ItemReader(Source(io.BytesIO(content)), Place(InputFormat.CSV)))
+    items = list(ItemReader(Source(io.BytesIO(content)), Position(InputFormat.CSV)))
 
     assert [item.where for item in items] == [f"line {number}" for number in (2, 3, 4, 5, 6, 9)]
     assert [item.value["text"] for item in items if isinstance(item, Item)] == ["a", "d\ne", "f"]
@@ -226,7 +224,7 @@ def test_a_table_goes_on_after_a_broken_row() -> None:
 def test_plain_text_has_no_fields() -> None:
     error = refusal(b"one\ntwo\n", field="content")
 
-    assert error.message == "`--field content` names a field, and plain text has none"
+    assert error.message == "the input is plain text, which has no field `content`"
     assert error.hint is not None
     assert "`--input-format csv`" in error.hint
     assert texts(b"content\none\n", field="content", format=InputFormat.CSV) == ["one"]
@@ -235,8 +233,8 @@ def test_plain_text_has_no_fields() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
-def test_long_lines_are_recognized_by_their_beginning(size: int) -> None:
-    """Wherever a character of several bytes is cut."""
+def test_the_format_of_long_lines_is_detected(size: int) -> None:
+    """Also if a multi-byte character is split between blocks."""
     text = "ü" * size
 
     assert texts(text.encode()) == [text]
@@ -246,29 +244,29 @@ def test_long_lines_are_recognized_by_their_beginning(size: int) -> None:
 
 
 @pytest.mark.parametrize("form", [*FORMS, "plain text"])
-def test_reading_goes_on_anywhere(form: str) -> None:
-    """After each item, with nothing but its place and the bytes that follow."""
+def test_reading_resumes_at_every_position(form: str) -> None:
+    """After each item, from its position and the remaining bytes."""
     content = FORMS.get(form, b"one\n\ntwo\n")
     whole = list(ItemReader(*(begun(content))))
     assert len(whole) == 3
 
     for count in range(1, 4):
-        source, place = begun(content)
-        reader = ItemReader(source, place)
+        source, position = begun(content)
+        reader = ItemReader(source, position)
         items = iter(reader)
         first = [next(items) for _ in range(count)]
-        place = reader.place
-        rest = list(ItemReader(Source(io.BytesIO(content[source.size :])), place))
+        position = reader.position
+        rest = list(ItemReader(Source(io.BytesIO(content[source.size :])), position))
         assert first + rest == whole
 
 
-def begun(content: bytes) -> tuple[Source, Place]:
+def begun(content: bytes) -> tuple[Source, Position]:
     source = Source(io.BytesIO(content))
-    return source, recognized(source, InputFormat.AUTO)
+    return source, detect_format(source, InputFormat.AUTO)
 
 
 def test_an_array_is_read_in_bounded_memory() -> None:
-    """As it comes: nothing after the first items is asked for to give them."""
+    """Incrementally: the first items need no later bytes."""
 
     class Endless(io.RawIOBase):
         given = 0

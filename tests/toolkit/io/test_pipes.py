@@ -1,4 +1,4 @@
-"""Whether stdin is read where no option names it: seen by processes as shells, cron and CI start them."""
+"""Whether stdin is read if no option names it, for processes started as by shells, cron and CI."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.commands import Finished
 
 Ortkit = Callable[..., Finished]
 PROBE = """
-import ortkit.toolkit.cli, toolkit.pipes as p
-toolkit.cli.open_closed_streams()
+import ortkit.toolkit.cli as c, ortkit.toolkit.io.pipes as p
+c.open_closed_streams()
 p.PATIENCE = 0.3
 with p.open_input(None) as s:
     has = p.carries_input(s)
     print(has, s.read() if has else b"")
 """
-UNREAD = "note: stdin is that of the program which runs ortkit as well, so what is in it was not read; "
+UNREAD = "note: stdin was not read, since the program that started ortkit has the same stdin; "
 linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells whose stdin another has")
 
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Path:
-    """A command that tells whether it has input, and which."""
+    """A command that prints whether it has input, and which."""
     path = tmp_path / "probe"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROBE"\n')
     path.chmod(0o755)
@@ -56,11 +56,11 @@ def shell(script: str, probe: Path, **options: object) -> tuple[list[str], str]:
         "printf notes | env -u NOTHING nice $P",
     ],
 )
-def test_what_is_piped_in_is_read(probe: Path, tmp_path: Path, script: str) -> None:
+def test_piped_input_is_read(probe: Path, tmp_path: Path, script: str) -> None:
     (line,), told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
     assert line in ("True b'notes'", "True b'notes\\n'")
-    waited = "note: waiting for what comes through the pipe; without one, add `< /dev/null`\n"
+    waited = "note: waiting for data from the pipe; add `< /dev/null` if there is none\n"
     assert told == (waited if "sleep 2" in script else "")
 
 
@@ -68,7 +68,7 @@ def test_what_is_piped_in_is_read(probe: Path, tmp_path: Path, script: str) -> N
     "script",
     ["$P < /dev/null", "$P <&-", "true | $P", "echo | $P", ": > n; $P < n", "echo a | xargs $P", "$P < /dev/tty"],
 )
-def test_where_nothing_comes_nothing_is_read(probe: Path, tmp_path: Path, script: str) -> None:
+def test_an_empty_stdin_is_not_read(probe: Path, tmp_path: Path, script: str) -> None:
     if "tty" in script:
         script = "script -qec '$P' /dev/null < /dev/null | head -1"
     lines, told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
@@ -86,8 +86,8 @@ def test_where_nothing_comes_nothing_is_read(probe: Path, tmp_path: Path, script
         r"printf '$P;\n$P;\n$P\n' > commands; bash < commands",
     ],
 )
-def test_what_is_anothers_is_left_to_it(probe: Path, tmp_path: Path, script: str) -> None:
-    """The rest of a list or of a script; that it was not read is told where there is any."""
+def test_stdin_of_the_parent_process_is_not_read(probe: Path, tmp_path: Path, script: str) -> None:
+    """The rest of a list or of a script; a note says if it was not read."""
     lines, told = shell(script, probe, cwd=tmp_path, stdin=subprocess.DEVNULL)
 
     assert lines == ["False b''"] * 3
@@ -96,13 +96,13 @@ def test_what_is_anothers_is_left_to_it(probe: Path, tmp_path: Path, script: str
 
 @linux
 def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
-    """As a program has it that starts another and means nothing by it."""
+    """As of a program that starts another one and leaves its pipe open."""
     reading, writing = os.pipe()
     ours, theirs = socket.socketpair()
     for stdin in (reading, theirs):
         lines, told = shell("exec $P", probe, stdin=stdin)
         assert lines == ["False b''"]
-        assert told == "note: nothing came through stdin in 0 seconds, so it is not read; `--input -` waits for it\n"
+        assert told == "note: no data on stdin for 0 seconds, so it is not read; `--input -` waits for it\n"
     ours.sendall(b"notes")
     ours.shutdown(socket.SHUT_WR)
     assert shell("exec $P", probe, stdin=theirs)[0] == ["True b'notes'"]
@@ -114,8 +114,8 @@ def test_a_pipe_that_nobody_closes_is_not_waited_for(probe: Path) -> None:
 
 @linux
 @pytest.mark.parametrize("arguments", [["a text"], ["--input", "{file}"]])
-def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_path: Path, arguments: list[str]) -> None:
-    """With texts given, in a loop and with a pipe that the caller holds open."""
+def test_a_pipe_beside_arguments_is_not_waited_for(tmp_path: Path, arguments: list[str]) -> None:
+    """With texts as arguments, in a loop and with a pipe that the parent holds open."""
     (tmp_path / "in").write_text("a text\n")
     command = [sys.executable, "-m", "ortkit", "embed", "nothing"]
     command += [argument.format(file=tmp_path / "in") for argument in arguments]
@@ -140,11 +140,11 @@ def test_nothing_is_told_or_waited_for_where_a_pipe_could_only_be_refused(tmp_pa
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [
-        ("embed", ["a text"], "texts came as arguments"),
-        ("rerank", ["--query", "q", "a document"], "documents came as arguments"),
-        ("embed", ["--input", "{file}"], "texts come from `{file}`"),
-        ("rerank", ["--query", "q", "--input", "{file}"], "documents come from `{file}`"),
-        ("rerank", ["--input", "{file}"], "documents come from `{file}`"),
+        ("embed", ["a text"], "texts are given as arguments"),
+        ("rerank", ["--query", "q", "a document"], "documents are given as arguments"),
+        ("embed", ["--input", "{file}"], "texts are read from `{file}`"),
+        ("rerank", ["--query", "q", "--input", "{file}"], "documents are read from `{file}`"),
+        ("rerank", ["--input", "{file}"], "documents are read from `{file}`"),
         ("generate", ["--input", "{file}"], "the input is `{file}`"),
         ("generate", ["Shorten:", "--input", "{file}"], "the input is `{file}`"),
     ],
@@ -159,8 +159,8 @@ def test_two_inputs_are_refused(ortkit: Ortkit, tmp_path: Path, command: str, ar
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: {what.format(file=file)}, and something comes through stdin as well: one of the two would be dropped\n"
-        "\nhint: leave one out: `--input -` reads stdin alone, and `< /dev/null` gives it nothing\n"
+        f"error: {what.format(file=file)}, and stdin has input too: one of the two would be ignored\n"
+        "\nhint: leave one out: `--input -` reads stdin alone, `< /dev/null` leaves it out\n"
     )
     assert ortkit(command, "nothing", *arguments, stdin=b"").code == 5
 
@@ -181,17 +181,17 @@ def test_the_name_of_a_file_is_not_taken_for_a_text(
         finished = ortkit(command, "nothing", *options, name)
         assert (finished.code, finished.out) == (2, b"")
         assert finished.err == (
-            f"error: `{name}` is a file, and an argument is taken as a {noun} itself\n\n"
-            f"hint: `--input {name}` reads it; `--literal` takes the name as the {noun}\n"
+            f"error: `{name}` is a file, but an argument is used as the {noun} itself\n\n"
+            f"hint: `--input {name}` reads it; `--literal` uses the name as the {noun}\n"
         )
-        # Both ways that it names lead on.
+        # Both ways of the hint work.
         assert ortkit(command, "nothing", *options, "--input", name).code == 5
         assert ortkit(command, "nothing", *options, name, "--literal").code == 5
     assert ortkit(command, "nothing", *options, "./notes/").code == 5
     finished = ortkit(command, "nothing", *options, f"{tmp_path}/notes")
     assert finished.code == 2
-    assert f"`{tmp_path}/notes` is a folder, and an argument is taken as a {noun} itself" in finished.err
-    # A word may be the name of a folder by chance, and a text may be longer than any name.
+    assert f"`{tmp_path}/notes` is a folder, but an argument is used as the {noun} itself" in finished.err
+    # A word may be the name of a folder by chance, and a text may be too long for a name.
     for text in ("notes", "a" * 5000, "nothing/x.txt", ""):
         assert ortkit(command, "nothing", *options, text).code == 5
 
@@ -210,11 +210,11 @@ def test_other_ways_to_name_an_input_are_not_taken_for_texts(
 
     assert (dash.code, at.code) == (2, 2)
     assert dash.err == (
-        f"error: `-` is taken as a {noun} itself\n\n"
-        f"hint: `--input -` reads stdin; `--literal` takes the dash as the {noun}\n"
+        f"error: `-` would be used as the {noun} itself\n\n"
+        f"hint: `--input -` reads stdin; `--literal` uses the dash as the {noun}\n"
     )
     assert at.err.startswith(
-        f"error: `@{tmp_path}/x.txt` is taken as a {noun} itself, and `{tmp_path}/x.txt` is a file"
+        f"error: `@{tmp_path}/x.txt` would be used as the {noun} itself, but `{tmp_path}/x.txt` is a file"
     )
     assert ortkit(command, "nothing", *options, "-", "--literal").code == 5
     assert ortkit(command, "nothing", *options, "@someone").code == 5
@@ -232,8 +232,8 @@ def test_an_option_that_takes_a_text_is_not_given_a_file(
 
     assert (finished.code, finished.out) == (2, b"")
     assert finished.err == (
-        f"error: `my prompt.txt` is a file, and `{option}` takes the text itself\n\n"
-        f"hint: `{option} \"$(cat 'my prompt.txt')\"` takes what is in it; `--literal` takes the name as the text\n"
+        f"error: `my prompt.txt` is a file, but `{option}` takes the text itself\n\n"
+        f"hint: `{option} \"$(cat 'my prompt.txt')\"` gives its content; `--literal` uses the name as the text\n"
     )
     for arguments in ([option, "my prompt.txt", "--literal"], [option, "water"], [option, "no/file.txt"]):
         assert ortkit(command, "nothing", *arguments).code == 5
@@ -266,7 +266,7 @@ def test_an_option_given_twice_is_refused(ortkit: Ortkit, command: str, option: 
 
 
 def test_a_pipe_follows_the_prompt(ortkit: Ortkit, decoder_bundle: Bundle) -> None:
-    """From a shell; what follows is one text, whatever it looks like, but for prompts of its own."""
+    """From a shell; the input is one text in any format, unless its records are prompts."""
     command = ("generate", decoder_bundle.path, "--max-tokens", 6)
 
     for notes in (b"fox", b'{"text": 5}\n{"text": 6}', b'[\n  "fox"\n]', b"id,text\n1,fox\n"):

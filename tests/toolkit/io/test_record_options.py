@@ -45,21 +45,23 @@ def test_every_option_of_an_answer_can_stand_in_a_record() -> None:
         ("top_k", 2.5, "`top_k` must be a whole number, not 2.5", None),
         ("max_tokens", 0, "`max_tokens` must be at least 1, not 0", None),
         ("seed", [1], "`seed` must be a whole number, not [1]", None),
-        ("stop", ["a", 5], "`stop` must be a text or a list of texts, not ['a', 5]", None),
+        ("stop", ["a", 5], "`stop` must be a string or a list of strings, not ['a', 5]", None),
         ("lookup", "yes", "`lookup` must be true or false, not 'yes'", None),
-        ("max_new_tokens", 5, "`max_new_tokens` is not an option here", "write it `max_tokens`"),
-        ("maxTokens", 5, "`maxTokens` is not an option here", "write it `max_tokens`"),
-        ("top-p", 0.5, "`top-p` is not an option here", "write it `top_p`"),
-        ("Temperature", 0.5, "`Temperature` is not an option here", "write it `temperature`"),
-        ("stopSequences", ["a"], "`stopSequences` is not an option here", "write it `stop`"),
-        ("logit_bias", {}, "`logit_bias` is an option that a record cannot have", "remove or rename the field; a rec"),
-        ("responseFormat", {}, "`responseFormat` is an option that a record cannot have", "remove or rename the field"),
-        ("num_ctx", 4096, "`num_ctx` is an option that a record cannot have", "remove or rename the field"),
-        ("system", "Be brief", "`system` is an option that a record cannot have", "put it into `messages`: "),
-        ("options", {"seed": 1}, "`options` is an option that a record cannot have", "remove or rename the field"),
+        ("max_new_tokens", 5, "`max_new_tokens` is not an option of ortkit", "write it `max_tokens`"),
+        ("maxTokens", 5, "`maxTokens` is not an option of ortkit", "write it `max_tokens`"),
+        ("top-p", 0.5, "`top-p` is not an option of ortkit", "write it `top_p`"),
+        ("Temperature", 0.5, "`Temperature` is not an option of ortkit", "write it `temperature`"),
+        ("stopSequences", ["a"], "`stopSequences` is not an option of ortkit", "write it `stop`"),
+        ("logit_bias", {}, "`logit_bias` is an option that records cannot have", "remove or rename the field; a rec"),
+        ("responseFormat", {}, "`responseFormat` is an option that records cannot have", "remove or rename the field"),
+        ("num_ctx", 4096, "`num_ctx` is an option that records cannot have", "remove or rename the field"),
+        ("system", "Be brief", "`system` is an option that records cannot have", "put it in `messages`: "),
+        ("options", {"seed": 1}, "`options` is an option that records cannot have", "remove or rename the field"),
     ],
 )
-def test_what_is_not_applied_is_refused_by_name(name: str, value: object, message: str, hint: str | None) -> None:
+def test_options_of_other_programs_are_refused_by_name(
+    name: str, value: object, message: str, hint: str | None
+) -> None:
     with pytest.raises(InputError) as caught:
         with_fields(AnswerOptions(), {"prompt": "x", name: value}, ("prompt",))
 
@@ -68,7 +70,7 @@ def test_what_is_not_applied_is_refused_by_name(name: str, value: object, messag
 
 
 def test_other_fields_are_data() -> None:
-    """Those of question sets too, where their values cannot be an option's."""
+    """Also fields of question sets whose values cannot be an option's."""
     fields = {
         "id": 1,
         "context": "A text",
@@ -85,14 +87,14 @@ def test_other_fields_are_data() -> None:
 
 def test_options_of_a_search_are_refused() -> None:
     for name, hint in [
-        ("top_n", "give `--top-n` on the command line, which is for all searches"),
-        ("topN", "give `--top-n` on the command line, which is for all searches"),
-        ("scores", "give `--scores` on the command line, which is for all searches"),
+        ("top_n", "give `--top-n` on the command line, for all searches"),
+        ("topN", "give `--top-n` on the command line, for all searches"),
+        ("scores", "give `--scores` on the command line, for all searches"),
         ("return_documents", "remove or rename the field"),
     ]:
         with pytest.raises(InputError) as caught:
             refuse_search_options({"query": "q", "documents": [], name: 1}, ("query", "documents"))
-        assert caught.value.message == f"`{name}` is an option that a record cannot have"
+        assert caught.value.message == f"`{name}` is an option that records cannot have"
         assert caught.value.hint == hint
 
 
@@ -107,7 +109,7 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
         decoder_bundle.path,
         "--max-tokens",
         12,
-        "--no-chat",
+        "--raw",
         stdin="\n".join(map(json.dumps, lines)).encode(),
     )
     found = [json.loads(line) for line in finished.out.decode().splitlines()]
@@ -126,7 +128,7 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
     [
         (
             {"prompt": "a", "max_new_tokens": 5},
-            "line 1: `max_new_tokens` is not an option here\n\nhint: write it `max_t",
+            "line 1: `max_new_tokens` is not an option of ortkit\n\nhint: write it `max_t",
         ),
         ({"prompt": "a", "temperature": -1}, "line 1: `temperature` must be 0 or more, not -1.0\n"),
         (
@@ -136,7 +138,9 @@ def test_options_of_a_record_decide_its_answer(ortkit: Ortkit, decoder_bundle: B
         ({"messages": "a"}, "line 1 has no list of messages in its field `messages`\n"),
     ],
 )
-def test_a_record_that_is_refused_is_named(ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str) -> None:
+def test_invalid_records_are_reported_with_their_place(
+    ortkit: Ortkit, decoder_bundle: Bundle, record: dict, message: str
+) -> None:
     finished = ortkit("generate", decoder_bundle.path, stdin=json.dumps(record).encode())
 
     assert (finished.code, finished.out) == (2, b"")

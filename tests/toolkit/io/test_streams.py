@@ -27,7 +27,7 @@ def test_a_file_appears_when_all_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("folder/file")
@@ -66,7 +66,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    # Through links of our own, which are what would be replaced where root runs this.
+    # Through links of our own, since root would replace the device itself.
     (tmp_path / "null").symlink_to(os.devnull)
     (tmp_path / "full").symlink_to("/dev/full")
     before = Path(os.devnull).stat()
@@ -116,18 +116,18 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
     for source, output in [(path, path), (link, path), (path, link)]:
         with open_input(str(source)) as stream, pytest.raises(InputError) as caught:
             refuse_input(stream, str(output))
-        assert caught.value.message == f"`{output}` is the input too, and would be replaced"
+        assert caught.value.message == f"`{output}` is also the input, and would be replaced"
         assert caught.value.hint == "choose another file with `--output`"
     with open_input(str(path)) as stream:
         refuse_input(stream, str(other))
         refuse_input(stream, str(tmp_path / "new"))
         refuse_input(stream, None)
     with open_input(os.devnull) as stream:
-        # What is not replaced comes to no harm.
+        # Devices and pipes are not replaced.
         refuse_input(stream, os.devnull)
 
 
-def test_what_was_done_before_an_error_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_partial_output_is_kept_after_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     output.write_bytes(b"old")
 
@@ -141,7 +141,7 @@ def test_what_was_done_before_an_error_can_be_kept(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [output]
     fail(b"new", keeps=True)
-    assert capsys.readouterr().err == f"note: what was done is in `{output}.incomplete`\n"
+    assert capsys.readouterr().err == f"note: the partial output is in `{output}.incomplete`\n"
     assert output.read_bytes() == b"old"
     assert (tmp_path / "out.incomplete").read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 2

@@ -36,7 +36,7 @@ def test_other_first_lines_are_texts(line: bytes) -> None:
     assert [record.text for record in read(line)] == [line.decode()]
 
 
-def test_the_format_can_be_said() -> None:
+def test_the_format_can_be_given() -> None:
     assert read(b'{"text": "a"}', InputFormat.TEXT)[0].text == '{"text": "a"}'
     with pytest.raises(InputError, match="line 1 is not valid JSON: Expecting value"):
         read(b"plain", InputFormat.JSONL)
@@ -51,10 +51,10 @@ def test_the_format_can_be_said() -> None:
         (b'{"text": "a"}\n[1]\n', "line 2 has no text in a field `text`"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "the text in line 2 is not valid Unicode: surrogates not allowed"),
         (b"a\n\xff\xfeb\n", "line 2 is not valid UTF-8 at byte 1"),
-        (b"a\nb\0c\n", "line 2 holds a NUL byte, so this is not text"),
+        (b"a\nb\0c\n", "line 2 has a NUL byte and is not text"),
     ],
 )
-def test_what_cannot_be_read_names_its_line(content: bytes, message: str) -> None:
+def test_invalid_lines_are_reported_with_their_number(content: bytes, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read(content)
     assert caught.value.message.startswith(message)
@@ -67,12 +67,12 @@ def test_arguments_are_texts() -> None:
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1.5e400"])
-def test_numbers_that_could_not_go_out_again_are_refused(literal: str) -> None:
+def test_numbers_that_json_does_not_have_are_refused(literal: str) -> None:
     content = b'{"text": "a", "x": 1e308}\n' + f'{{"text": "b", "x": [{literal}]}}'.encode()
     records = from_stream(Source(io.BytesIO(content)), Reading())
 
     assert next(records).fields["x"] == 1e308
     with pytest.raises(InputError) as caught:
         next(records)
-    assert caught.value.message == f"line 2 holds `{literal}`, which cannot be passed on as a number of JSON"
-    assert caught.value.hint == "give it in quotes, or null"
+    assert caught.value.message == f"line 2 has `{literal}`, which cannot be written as a JSON number"
+    assert caught.value.hint == "write it as a string, or null"

@@ -17,7 +17,7 @@ EMBED = f"{sys.executable} -m ortkit embed"
 
 
 def saved(array: np.ndarray) -> bytes:
-    """As numpy itself writes it."""
+    """As numpy writes it."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -47,7 +47,7 @@ def test_ranges_are_as_numpy_writes_them(tmp_path: Path, order: str) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_leaves_ends_npy_quietly(tiny_bundle: Bundle, unbuffered: str) -> None:
-    """Also where Python is told to have no buffer, and one write ends after a part."""
+    """Also under PYTHONUNBUFFERED, when a write is partial."""
     script = f"seq 1 1000 | {EMBED} {tiny_bundle.path} --format npy | head -c 6; echo ${{PIPESTATUS[1]}}"
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
 
@@ -70,7 +70,7 @@ def test_a_file_that_may_not_grow_says_so(tiny_bundle: Bundle, tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("text", ["a", "\ud800"])
-def test_what_json_cannot_hold_is_not_written(number: float, text: str) -> None:
+def test_values_that_are_not_json_are_not_written(number: float, text: str) -> None:
     assert json.loads(object_to_json({"text": text, "x": 1e308})) == {"text": text, "x": 1e308}
     with pytest.raises(ValueError, match="not JSON compliant"):
         object_to_json({"text": text, "x": number})
