@@ -50,7 +50,8 @@ def test_a_variant_that_is_not_implemented_is_refused(architecture: str, changes
     config = TINY_CONFIGS[architecture] | {"model_type": "bert"}
     check_architecture("org/model", config)
 
-    with pytest.raises(UnsupportedModelError, match=f"`org/model` has `{shown}` set to .*which is not supported for `{architecture}`"):
+    message = f"`org/model` has `{shown}` set to .*which is not supported for `{architecture}`"
+    with pytest.raises(UnsupportedModelError, match=message):
         check_architecture("org/model", config | changes)
 
 
