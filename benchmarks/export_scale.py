@@ -29,6 +29,8 @@ class Measured:
     cost: Cost
     uncertified_peak: int
     """Peak bytes before the certificate."""
+    stages: dict[str, float]
+    """Seconds of each stage."""
     bundle: Bundle
 
 
@@ -40,9 +42,11 @@ def measure(name: str, scratch: Path, precision: str) -> Measured:
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         worker = [sys.executable, "-m", "benchmarks.export_worker"]
         cost = cost_of([*worker, str(folder), precision, str(out), str(stages)])
-        peaks = json.loads(stages.read_text())
-        uncertified = list(peaks.values())[list(peaks).index(CERTIFICATE) - 1]
-        return Measured(name, weights, cost, uncertified, Bundle.open(out))
+        measured = json.loads(stages.read_text())
+        peaks = [peak for _, peak in measured.values()]
+        uncertified = peaks[list(measured).index(CERTIFICATE) - 1]
+        seconds = {stage: seconds for stage, (seconds, _) in measured.items()}
+        return Measured(name, weights, cost, uncertified, seconds, Bundle.open(out))
     finally:
         shutil.rmtree(folder)
         stages.unlink(missing_ok=True)
@@ -55,6 +59,7 @@ def row(measured: Measured) -> list[str]:
         f"{measured.weights / 1e9:.2f}",
         f"{measured.cost.seconds:.0f}",
         f"{measured.cost.seconds / (measured.weights / 1e9):.0f}",
+        f"{measured.stages[CERTIFICATE]:.0f}",
         f"{measured.uncertified_peak / GIBIBYTE:.2f}",
         f"{measured.cost.peak_bytes / GIBIBYTE:.2f}",
         f"{measured.bundle.size / 1e9:.2f}",
@@ -76,6 +81,7 @@ def main() -> None:
     for name in options.sizes:
         measured = measure(name, options.scratch, options.precision)
         rows.append(row(measured))
+        print("; ".join(f"{stage} {seconds:.1f}" for stage, seconds in measured.stages.items()), file=sys.stderr)
         print("; ".join(rows[-1]), file=sys.stderr)  # The largest takes half an hour: nothing is lost if it fails.
         shutil.rmtree(measured.bundle.path)
     header = [
@@ -83,6 +89,7 @@ def main() -> None:
         "checkpoint GB",
         "seconds",
         "seconds a GB",
+        "seconds of the certificate",
         "GiB before the certificate",
         "peak GiB",
         "bundle GB",

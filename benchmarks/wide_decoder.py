@@ -150,7 +150,7 @@ class Writer:
                 value = self.node("Gather", [value, "logit_positions"], ["picked_value"], axis=1)
                 down = self.node("Gather", [down, "logit_positions"], ["picked_down"], axis=1)
             value, normed = self.add_and_norm(f"{layer}.outer", value, down)
-        self.product_in(COARSE.output_form.block, "output", normed, WIDTH, VOCABULARY, "logits")
+        self.product_in(COARSE.output_form.block_size, "output", normed, WIDTH, VOCABULARY, "logits")
         inputs, outputs = (
             [helper.make_tensor_value_info(name, *SHAPES.get(name, CACHE_SHAPE)) for name in names_of(layers)]
             for names_of in (decoder_inputs, decoder_outputs)
@@ -209,7 +209,7 @@ def write_wide_decoder(target: Path, *, layers: int, block: int) -> Bundle:
             made_with={},
             decoder=facts,
             blocks=WeightBlocks(
-                4 * layers + 1, 0, 4, 4, block, COARSE.output_form.block, symmetric=False, rounding="nearest"
+                4 * layers + 1, 0, 4, 4, block, COARSE.output_form.block_size, symmetric=False, rounding="nearest"
             ),
         )
         return writer.commit(manifest)
@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoder", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=8, help="32 are Mistral-7B's, and take 4.1 GB")
-    parser.add_argument("--block", type=int, default=COARSE.block, help="group size")
+    parser.add_argument("--block", type=int, default=COARSE.block_size, help="group size")
     options = parser.parse_args()
     print(write_wide_decoder(options.folder, layers=options.layers, block=options.block).path)
 

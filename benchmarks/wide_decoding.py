@@ -111,7 +111,7 @@ def wide_gguf(layers: int) -> Path:
 
 def wide_bundle(layers: int, block: int) -> Path:
     """The bundle, written on first use."""
-    folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block}"
+    folder = CACHE / f"wide-{layers}-{block}-{COARSE.output_form.block_size}"
     return folder if folder.exists() else write_wide_decoder(folder, layers=layers, block=block).path
 
 
@@ -128,7 +128,7 @@ def bytes_read(contestant: Contestant, block: int) -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wide_decoding", description=__doc__)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--block", type=int, default=COARSE.block, help="group size of the bundle")
+    parser.add_argument("--block", type=int, default=COARSE.block_size, help="group size of the bundle")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contexts", type=int, nargs="+", default=TOKENS, metavar="N", help="tokens of the prompts")

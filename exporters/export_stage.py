@@ -20,7 +20,7 @@ from .hub.transport import no_network
 from .options import ExportOptions, plan_export
 from .progress import NoProgress, Progress, stage
 from .sources import Origin, describe_source
-from .workdir import folder_of, left_by_others
+from .workdir import interrupted_exports, work_folder_of
 
 if TYPE_CHECKING:
     from .pipeline import Exported
@@ -87,10 +87,10 @@ def export(
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
     if provider is not Provider.CPU:
         raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
-    check_working_directory()
-    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is no path
-        check_name(Path(source).absolute())
-    check_name(Path(out if out is not None else bundles_folder()).absolute())
+    _check_working_directory()
+    if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
+        _check_path(Path(source).absolute())
+    _check_path(Path(out if out is not None else bundles_folder()).absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
     options = ExportOptions(kind, precision, cache, thresholds, provider)
     with stage(progress, "find the checkpoint"):
@@ -102,14 +102,14 @@ def export(
     name = bundle_name(checkpoint.name, plan.precision, plan.cache)
     target = Path(out) if out is not None else bundles_folder() / name
     writer = BundleWriter(target)
-    for left in left_by_others(writer.target):
+    for left in interrupted_exports(writer.target):
         progress.note(
-            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an export to `{left.target}` that was broken off: the "
+            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an interrupted export to `{left.target}`: the "
             "same command resumes it, and the folder can be removed"
         )
-    with output_errors(writer), writer:
+    with _output_errors(writer), writer:
         with stage(progress, "import torch, transformers and Optimum"):
-            # It takes seconds, which nobody should wait for to hear of a wrong name or of terms to accept.
+            # It takes seconds; a wrong name or terms to accept are reported before.
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
             return convert(checkpoint, plan, writer, progress)
@@ -120,7 +120,7 @@ def bundles_folder() -> Path:
     return Path(os.environ.get("ORTKIT_BUNDLES") or "bundles")
 
 
-def check_working_directory() -> None:
+def _check_working_directory() -> None:
     """Raise NotFoundError where the working directory was removed, which torch and others need."""
     try:
         Path.cwd()
@@ -130,8 +130,8 @@ def check_working_directory() -> None:
         ) from error
 
 
-def check_name(path: Path) -> None:
-    """Raise InputError for a path that torch and safetensors, which take strings for UTF-8, cannot open."""
+def _check_path(path: Path) -> None:
+    """Raise InputError for a path that is not UTF-8, which torch and safetensors cannot open."""
     if is_utf8(path):
         return
     try:
@@ -144,19 +144,19 @@ def check_name(path: Path) -> None:
 
 
 def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:
-    """The folder of a bundle where none is named: what is made otherwise than usual does not replace the usual one."""
+    """The default name of a bundle's folder; a KV cache of another type than usual is part of it."""
     usual = CacheType.FLOAT16 if precision is Precision.FP16 else CacheType.FLOAT32
     return f"{model}-{precision.value}" if cache is usual else f"{model}-{precision.value}-{cache.value}-cache"
 
 
 @contextmanager
-def output_errors(writer: BundleWriter) -> Iterator[None]:
-    """Say in ortkit's words that the bundle could not be written; what cannot be read is another matter."""
+def _output_errors(writer: BundleWriter) -> Iterator[None]:
+    """Raise OutputError where the bundle cannot be written; other OSErrors pass."""
     try:
         yield
     except OSError as error:
         place = Path(os.fsdecode(error.filename)).absolute() if error.filename else writer.staging
-        written = (writer.staging, folder_of(writer.target))
+        written = (writer.staging, work_folder_of(writer.target))
         concerned = writer.staging.is_relative_to(place) or any(place.is_relative_to(folder) for folder in written)
         if error.errno is None or not concerned:
             raise

@@ -95,7 +95,7 @@ def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float 
 def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
     """The file's own blocks, where it is quantized; else what the catalog says, or what a model of this kind is for.
 
-    Rounding weights anew that are in blocks already costs much more than keeping them: see `docs/export.md`.
+    Quantizing weights again that are quantized already loses much more than keeping them: see `docs/export.md`.
     """
     if checkpoint.block_types and kind is Kind.DECODER:
         return Precision.SOURCE
@@ -127,25 +127,23 @@ def check_blocks(checkpoint: Checkpoint) -> None:
         kinds = " and ".join(f"`{kind}`" for kind in unknown)
         raise UnsupportedModelError(
             f"`{checkpoint.name}` has weights of the type {kinds}, so its own precision cannot be kept",
-            hint=f"kept are {', '.join(f'`{kind}`' for kind in BLOCK_READERS)}; "
-            "`--precision int8` or `int4` rounds any weights anew",
+            hint=f"supported: {', '.join(f'`{kind}`' for kind in BLOCK_READERS)}; "
+            "`--precision int8` or `int4` quantizes any weights again",
         )
 
 
 def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
-    """The type of keys and values; raises InputError for one that the kind or the precision does not have."""
+    """The type of the KV cache; raises InputError for one that the kind or the precision does not have."""
     if cache is not None and kind is not Kind.DECODER:
         raise InputError(f"`cache` is for decoders, and this is {kind.articled}", hint="leave out `--cache`")
     if precision is Precision.FP16:
         if cache is CacheType.FLOAT32:
             raise InputError(
-                "`fp16` has everything in float16, keys and values too, and not in `float32`",
+                "`fp16` stores everything in float16, the KV cache too",
                 hint="leave out `--cache`",
             )
         return CacheType.FLOAT16
     if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
         choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
-        raise InputError(
-            f"`{precision.value}` has keys and values in float32 only", hint=f"choose one of {choices}, or `fp16`"
-        )
+        raise InputError(f"`{precision.value}` has a float32 KV cache only", hint=f"choose one of {choices}, or `fp16`")
     return cache or CacheType.FLOAT32

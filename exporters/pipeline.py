@@ -26,7 +26,7 @@ from .options import ExportPlan
 from .progress import Progress, stage
 from .steps import QuantizedGraph, Workspace
 from .task import Task, task_of
-from .workdir import Unfinished
+from .workdir import ResumableFolder
 
 _CONVERSIONS = {Precision.SOURCE: "keep the blocks of the file", Precision.FP16: "round to float16"}
 """Names of the stage that changes the precision, where it does not quantize."""
@@ -89,7 +89,7 @@ def _workspace(task: Task[Any], writer: BundleWriter, key: str, progress: Progre
     if not task.resumable:
         yield Workspace(writer.scratch, writer.scratch, progress)
         return
-    with Unfinished(writer.target, key, progress.note) as unfinished:
+    with ResumableFolder(writer.target, key, progress.note) as unfinished:
         yield Workspace(writer.scratch, unfinished.folder, progress)
 
 

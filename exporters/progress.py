@@ -29,7 +29,7 @@ class Progress(Protocol):
         """The stage ended without an error, after so many seconds."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know although the export goes on."""
+        """A message for the user that does not stop the export."""
 
     def update(self, done: int, total: int, unit: str) -> None:
         """So many of a stage's items are done; `unit` is `bytes` of a download or of weights, `texts`, `pairs`, ...

@@ -261,7 +261,7 @@ def needed_files(access: Access) -> list[HubFile]:
     homes = [name.removesuffix(TOKENIZER) for name in names if name.endswith(TOKENIZER)] or [""]
     for name in ("config.json", TOKENIZER):
         if not any(f"{home}{name}" in names for home in homes):
-            raise CheckpointError(f"`{access.repo}` is no checkpoint that ortkit can read: it holds no `{name}`")
+            raise CheckpointError(f"`{access.repo}` is not a checkpoint that ortkit can read: it has no `{name}`")
     return files
 
 

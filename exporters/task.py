@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from ..runtime.bundle.folder import DraftBundle
 from ..runtime.bundle.manifest import Certificate, Kind, Manifest, TokenizerFacts
 from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.kind import check_kind
 from .options import ExportPlan
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ Reference = TypeVar("Reference")
 class Task(Protocol[Reference]):
     """How one kind of model is exported, step by step.
 
-    A task holds what is known before the weights are loaded. Each method takes what earlier steps made as arguments and
+    A task holds the facts that precede the weights. Each method takes what earlier steps made as arguments and
     returns what it makes itself.
     """
 
@@ -60,17 +59,12 @@ class Task(Protocol[Reference]):
 
 
 def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
-    """Choose the task that exports a checkpoint as planned.
-
-    Raises UnsupportedModelError where models of this architecture are not exported as that kind.
-    """
+    """Choose the task that exports a checkpoint as planned."""
     # Each kind imports its own modules only: those of decoders register operators with PyTorch.
     if plan.kind is Kind.DECODER:
-        # The architecture of a GGUF file is known by its config only since the file was described.
-        check_kind(checkpoint, plan.kind)
-        from .decoder_steps import DecoderSteps  # noqa: PLC0415
+        from .decoder.task import DecoderTask  # noqa: PLC0415
 
-        return DecoderSteps.open(checkpoint, plan.cache)
+        return DecoderTask.open(checkpoint, plan.cache)
     from .encoder.task import EmbedderTask, RerankerTask  # noqa: PLC0415
 
     if plan.kind is Kind.RERANKER:

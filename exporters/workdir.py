@@ -17,13 +17,14 @@ KEY, LOCK = "key", "lock"
 ENDING = ".unfinished"
 
 
-def folder_of(target: Path) -> Path:
+def work_folder_of(target: Path) -> Path:
+    """The work folder of an export to `target`."""
     return target.parent / f".{target.name}{ENDING}"
 
 
 @dataclass(frozen=True)
-class Left:
-    """The work of an export that was broken off and not begun again."""
+class InterruptedExport:
+    """The work folder of an export that was interrupted and has not been resumed."""
 
     target: Path
     folder: Path
@@ -31,19 +32,19 @@ class Left:
     """Bytes."""
 
 
-def left_by_others(target: Path) -> list[Left]:
-    """What exports to other targets in the same folder have left, those that run now not counted."""
+def interrupted_exports(target: Path) -> list[InterruptedExport]:
+    """Find interrupted exports to other targets in the same folder, without those that are running."""
     found = []
     for folder in sorted(target.parent.glob(f".*{ENDING}")):
         other = target.with_name(folder.name[1:].removesuffix(ENDING))
-        if other != target and folder.is_dir() and not is_locked(folder / LOCK):
+        if other != target and folder.is_dir() and not _is_locked(folder / LOCK):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-            found.append(Left(other, folder, size))
+            found.append(InterruptedExport(other, folder, size))
     return found
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock; the file is not created."""
+def _is_locked(path: Path) -> bool:
+    """Whether another process has locked the file; it is not created."""
     if path.is_symlink() or not path.is_file():
         return False
     try:
@@ -55,29 +56,29 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-class Unfinished:
-    """The folder of an export that may have been begun before; used as a context manager.
+class ResumableFolder:
+    """Context manager of a work folder, which may hold results of the same export from before it was interrupted.
 
-    Work is kept when the process is killed or interrupted. It is removed when the export ends, well or with an error,
-    and when the next one to the same target is another one.
+    The folder outlives a process that is killed or interrupted. It is deleted when the export succeeds or fails, and
+    emptied when the next export to the same target is a different one.
     """
 
     def __init__(self, target: Path, key: str, note: Callable[[str], None] | None = None) -> None:
-        """`key` tells exports apart: it holds all that decides what is kept; `note` is told of work that is removed."""
+        """`key` identifies the export; `note` is called with a message where results are deleted or kept."""
         self.target = target
-        self.folder = folder_of(target)
+        self.folder = work_folder_of(target)
         self.key = key
         self.note = note
         self.lock: FileLock | None = None
 
-    def __enter__(self) -> Unfinished:  # noqa: PYI034 - Self came with Python 3.11
+    def __enter__(self) -> ResumableFolder:  # noqa: PYI034 - Self came with Python 3.11
         while self.lock is None:
-            self.refuse_link()
+            self._refuse_link()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = self.locked()
-        if self.said() != self.key.encode():
+            self.lock = self._acquire()
+        if self._read_key() != self.key.encode():
             if self.note is not None and any(path.name not in (KEY, LOCK) for path in self.folder.iterdir()):
-                self.note(f"what an earlier export left in `{self.folder}` is not for this one, and is removed")
+                self.note(f"deleted the results of a different export in `{self.folder}`")
             for path in self.folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -87,16 +88,16 @@ class Unfinished:
                 file.write(self.key.encode())
         return self
 
-    def refuse_link(self) -> None:
-        """Raise OutputError for something else under the folder's name, such as a link to what would be emptied."""
+    def _refuse_link(self) -> None:
+        """Raise OutputError for a link, which could lead to a folder that must not be emptied, and for a file."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise OutputError(
                 f"`{self.folder}` is a link or no folder, and what is done would be kept there",
                 hint=f"remove it: `rm {shlex.quote(str(self.folder))}`",
             )
 
-    def said(self) -> bytes | None:
-        """The key of what is there; None for one that cannot be read, whose work is removed as that of another is."""
+    def _read_key(self) -> bytes | None:
+        """The key of the results in the folder; None where it cannot be read, and the results are deleted."""
         path = self.folder / KEY
         try:
             return path.read_bytes() if path.is_file() and not path.is_symlink() else None
@@ -110,14 +111,14 @@ class Unfinished:
         if kind is None or issubclass(kind, Exception) or not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif self.note is not None:
-            self.note(f"what is done is kept in `{self.folder}`; the same command resumes from there")
+            self.note(f"results are kept in `{self.folder}`; the same command resumes from there")
         if self.lock is not None:
             self.lock.release()
 
-    def locked(self) -> FileLock | None:
+    def _acquire(self) -> FileLock | None:
         """The lock, held until it is released or the process ends; None where the folder was removed meanwhile."""
         path = self.folder / LOCK
-        # A link or a folder there is none of ours.
+        # ortkit creates neither a link nor a folder there.
         if path.is_symlink() or path.is_dir():
             raise OutputError(
                 f"`{path}` is a link or a folder, where a file is locked",

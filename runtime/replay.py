@@ -30,8 +30,8 @@ _LOGPROB_TOLERANCE = {Precision.FP32: 0.01, Precision.FP16: 0.03}
 _INT8_LOGPROB_TOLERANCE = 0.12
 """The same for matmuls with 8-bit activations, which the kernels of each CPU round differently.
 
-64 tokens of SmolLM2 differ by 0.06 to 0.09 from rounding alone (AVX2, ARM with dot product, exact matmuls), and by
-0.134 and more with a kernel that is less accurate.
+For SmolLM2, 48 tokens of prose and 16 of its own answer differ by about 0.07 from rounding alone (ARM with dot
+product), and by 0.157 with KleidiAI's kernels, whose scales of activations are by row.
 """
 _LARGEST_DIFFERENCE = 2.0
 """Largest difference of a single log-probability; the largest measured with any kernel is 0.8."""
@@ -97,7 +97,7 @@ def _replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay
     with the most probable ones here.
     """
     distances: list[float] = []
-    same = certified = True
+    same, certified = True, False
     for answer in answers:
         ids = decoder.encode(answer.text)
         if tuple(ids) != answer.prompt:
@@ -112,7 +112,7 @@ def _replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay
         expected = answer.logprobs or tuple(top.logprob for top in most_probable)
         distances += [abs(here - there) for here, there in zip(found, expected, strict=True)]
         same &= tuple(found) == tuple(expected)
-        certified &= any(top.id == golden for top, golden in zip(most_probable, answer.output, strict=True))
+        certified |= any(top.id == golden for top, golden in zip(most_probable, answer.output, strict=True))
     mean, most = float(np.mean(distances)), float(np.max(distances))
     # Written so that NaN fails too.
     if not (mean <= _logprob_tolerance(decoder.bundle) and most <= _LARGEST_DIFFERENCE and certified):
@@ -141,9 +141,14 @@ def _logprob_tolerance(bundle: BundleFolder) -> float:
     return _LOGPROB_TOLERANCE.get(bundle.manifest.precision, _INT8_LOGPROB_TOLERANCE)
 
 
-def golden_answer(decoder: Decoder, prompt: Sequence[int], count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Decode `count` tokens greedily, past any end-of-sequence token: their ids and log-probabilities."""
-    steps = list(answer_steps(decoder, prompt, count))
+def golden_answer(
+    decoder: Decoder, prompt: Sequence[int], count: int, *, given: Sequence[int] | None = None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Decode `count` tokens, past any end-of-sequence token: their ids and log-probabilities.
+
+    They are the most probable ones, or those that are `given`, at most as many.
+    """
+    steps = list(answer_steps(decoder, prompt, count if given is None else len(given), given=given))
     return tuple(step.id for step in steps), tuple(step.logprob for step in steps)
 
 

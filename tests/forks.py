@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
 FORGOTTEN = ("ortkit", "huggingface_hub", "transformers", "optimum", "sentence_transformers")
-"""Packages that each command imports anew: our own, and those that read HF_HOME, HF_ENDPOINT and others as they are
+"""Packages that each command imports again: our own, and those that read HF_HOME, HF_ENDPOINT and others as they are
 imported."""
 
 

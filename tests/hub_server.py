@@ -124,7 +124,7 @@ class LocalHub:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
-            # A client that was killed is no error of the server's.
+            # A killed client is not the server's error.
             handle_error = lambda *_: None  # noqa: E731
 
         server = Server(("127.0.0.1", 0), Handler)

@@ -294,7 +294,7 @@ def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_star
     header, rows = decoding.cost_rows(decoding_results, closeness, context=100)
 
     assert header[1:6] == ["MB", "KL", "top-1", "of bandwidth", "s to first token"]
-    # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; the tokenizer is no part of them.
+    # 20, 25 and 16.7 tokens of the 1 MB of weights in a second, of 40, 25 and 100 MB; without the tokenizer.
     assert rows == [
         ["ortkit int4", "1.5", "0.2500", "0.750", "50%", "0.50", "1", "3"],
         ["llama.cpp", "2.0", "", "", "50%", "1.00", "2.00 (1.50 to 2.50)", "3"],
@@ -360,7 +360,7 @@ def test_exports_are_measured_in_a_process_of_their_own(tmp_path: Path, monkeypa
 
     assert {path.name for path in tmp_path.iterdir()} == {"tiny-int4"}
     assert 2**27 < measured.uncertified_peak <= measured.cost.peak_bytes < 2**31
-    assert measured.cost.seconds > 1
+    assert measured.cost.seconds > sum(measured.stages.values()) > measured.stages[export_scale.CERTIFICATE] > 0
     name, weights, *_, divergence = export_scale.row(measured)
     assert (name, weights) == ("tiny", "0.00")
     assert 0 < float(divergence) < 1

@@ -15,6 +15,7 @@ import pytest
 
 from ortkit import Bundle, Embedder
 from ortkit.exporters import load_catalog
+from ortkit.runtime import errors
 from tests.commands import Finished
 from tests.decoders import write_decoder
 from tests.hub_server import LocalHub
@@ -252,6 +253,35 @@ def test_the_pages_name_commands_and_options_that_there_are(line: str) -> None:
 def the_one(pattern: str, text: str) -> str:
     (only,) = re.findall(pattern.replace(" ", r"\s+"), text)
     return str(only)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them, and its own."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", text), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (DOCS.parent / page).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = folder / path if path else DOCS.parent / page
+        assert found.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(found.read_text("utf-8")), f"{page} links to {target}"
+
+
+def test_the_page_on_errors_has_every_class_in_the_row_of_its_exit_code() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \|([^|]*)\|", read("docs/errors.md"), re.MULTILINE))
+    classes = {name: found for name, found in vars(errors).items() if isinstance(found, type) and name != "ClassVar"}
+
+    assert set(rows) == {*map(str, range(11)), "130", "141"}
+    assert len(classes) == 16
+    for name, found in classes.items():
+        assert [code for code, named in rows.items() if f"`{name}`" in named] == [str(found.exit_code)], name
 
 
 def test_the_programs_that_are_not_part_of_make_benchmark_are_marked() -> None:

@@ -37,7 +37,7 @@ TEXTS = [
     "東京は日本の首都です。人口は約1400万人。",
     "नमस्ते, مرحبا, שלום",
     "def f(x):\n    return x**2  # squared\n\n\nprint(f'{f(3):>8}')\n",
-    "<0x0A> is no byte here, and [INST] no token",
+    "<0x0A> is not a byte here, and [INST] not a token",
     "a▁b",
 ]
 CONVERSATIONS = {
@@ -166,7 +166,7 @@ def test_a_later_question_differs_from_mistral_common_by_the_space_that_the_temp
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1, seed=2, logit_bias={EOS: 8.0})])
 def test_a_conversation_is_read_on_after_the_tokens_of_its_answers(sampling: Sampling | None, decoder: Decoder) -> None:
-    """Those of an answer that was broken off, and of one that ended by itself."""
+    """Those of an interrupted answer, and of one that ended by itself."""
     chat = Chat(decoder)
     first = chat.send("What is a pump?", max_tokens=40, sampling=sampling)
     answer = first.answer()
@@ -240,7 +240,7 @@ def test_a_character_of_bytes_comes_at_once(decoder: Decoder) -> None:
 def test_any_answer_is_the_text_that_transformers_decodes(
     ids: list[int], decoder: Decoder, pytorchs: transformers.PreTrainedTokenizerFast
 ) -> None:
-    """Bytes that are no character among them, and special tokens."""
+    """Bytes that are not characters among them, and special tokens."""
     prompt = CONVERSATIONS["What is a pump?",]
     before = pytorchs.decode(prompt, skip_special_tokens=True)
 

@@ -29,7 +29,7 @@ class Architecture:
     implementation: str | None = None
     """The code that such a checkpoint asks for, as `repository--class`; ortkit has its own and never runs that."""
     merged_attention: bool = True
-    """Its attention is plain enough for query, key and value to become one product (`attention.py`)."""
+    """Its attention is plain enough for query, key and value to become one matmul (`attention.py`)."""
     must_be: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Config key -> the values that are known; None stands for a key that is not there."""
     reads_last_token: bool = False
@@ -124,7 +124,7 @@ WANTED_INPUTS = frozenset({"input_ids", "position_ids", "logits_to_keep", "use_c
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture of a config.json, None for one that ortkit does not know.
+    """The architecture of a config.json, None for one that is not supported.
 
     A checkpoint that brings code is known by that code's name alone: its `model_type` may say `bert` for what is not.
     """
@@ -173,8 +173,8 @@ def known_architecture(name: str, config: Mapping[str, Any]) -> Architecture:
     architecture = architecture_of(config)
     if architecture is None:
         raise UnsupportedModelError(
-            f"`{name}` has the architecture `{config['model_type']}`, which ortkit does not know",
-            hint=f"known are {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}, and decoders of whose "
+            f"`{name}` has the architecture `{config['model_type']}`, which is not supported",
+            hint=f"supported: {', '.join(f'`{known}`' for known in sorted(ARCHITECTURES))}, and decoders of whose "
             "attention transformers has a plain form",
         )
     return architecture
@@ -188,8 +188,8 @@ def check_architecture(name: str, config: Mapping[str, Any]) -> None:
         if value not in known_values:
             named = " or ".join(f"`{known}`" for known in known_values if known is not None)
             raise UnsupportedModelError(
-                f"`{name}` has `{key}` set to `{value}`, and ortkit does not know such a `{architecture.name}`",
-                hint=f"known is {named}" if named else "known is a config.json without it",
+                f"`{name}` has `{key}` set to `{value}`, which is not supported for `{architecture.name}`",
+                hint=f"supported: {named}" if named else "supported: a config.json without it",
             )
 
 

@@ -1,4 +1,4 @@
-"""models.yaml: the models that ortkit knows by name."""
+"""models.yaml: the catalog of models that can be exported by name."""
 
 from __future__ import annotations
 

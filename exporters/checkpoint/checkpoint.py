@@ -74,7 +74,7 @@ class Checkpoint:
 
     @property
     def architecture(self) -> Architecture:
-        """What ortkit knows about models of this kind; raises UnsupportedModelError where it is nothing."""
+        """The architecture of a checkpoint; raises UnsupportedModelError if it is not supported."""
         return known_architecture(self.name, self.config)
 
     @property
@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 def check_config(config: Any, name: str) -> None:
-    """Refuse what is no model's config, what needs code that ortkit has not, and what it would not export exactly."""
+    """Refuse a config that is not a model's, that needs remote code, or that cannot be exported exactly."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
     if "auto_map" in config and architecture_of(config) is None:
@@ -118,7 +118,7 @@ def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec 
     check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
     if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"`{folder}` is no checkpoint: it holds no `config.json`",
+            f"`{folder}` is not a checkpoint: it has no `config.json`",
             hint="it is a bundle already: see `ortkit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")

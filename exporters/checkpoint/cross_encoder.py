@@ -91,7 +91,7 @@ class CrossEncoderFiles:
     messages: Messages | None = None
     """The format of messages where the chat template puts pairs together; None where the tokenizer does."""
     prompt: str = ""
-    """Goes before every query."""
+    """Prefix of every query."""
     max_length: int | None = None
     """In tokens; None for what tokenizer and config say."""
     lower_case: bool = False

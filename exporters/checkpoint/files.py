@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"`{path}` is no JSON: {error}") from error
+        raise CheckpointError(f"`{path}` is not valid JSON: {error}") from error
     except RecursionError as error:
         raise CheckpointError(f"`{path}` has more levels than JSON is read with") from error
 

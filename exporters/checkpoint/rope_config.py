@@ -29,7 +29,7 @@ EVERY = "global_attn_every_n_layers"
 def with_known_names(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without `rope_parameters`, what it says there said as transformers 4 reads it.
 
-    Raises UnsupportedModelError where that cannot be said, CheckpointError where it is no rotary setting at all.
+    Raises UnsupportedModelError where that cannot be said, CheckpointError where it is not a rotary setting at all.
     """
     said = config.get(KEY)
     if said is None:
@@ -93,6 +93,6 @@ def reaches_as_known(config: Mapping[str, Any]) -> bool:
 
 def unknown(name: str, said: Mapping[str, Any]) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"`{name}` has `{KEY}` set to `{dict(said)}`, and ortkit does not know how to read that for such a model",
+        f"`{name}` has `{KEY}` set to `{dict(said)}`, which is not supported for such a model",
         hint="save it with transformers 4, or export a revision that was",
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.decoder.model_runner import ModelRunner
@@ -19,7 +19,12 @@ from ..certification.probe import probe_texts
 from ..progress import counted
 from .reference import DecoderReference, log_softmax
 
-_GOLDEN_TOKENS = 64
+_GREEDY_TOKENS, _PROSE_TOKENS = 16, 48
+"""Golden tokens: generated greedily, and of the probe text. Of its own answer a model is sure; prose shows more.
+
+With SmolLM2 `source` on an emulated Cortex-A76, log-probabilities of prose differ from those on x86 by 0.088 on average
+with sound kernels, and by 0.188 with KleidiAI's, whose scales are by row; those of greedy tokens by 0.030 and 0.065.
+"""
 MAX_KL = {
     Precision.FP32: 1e-5,
     Precision.FP16: 0.001,
@@ -80,17 +85,22 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     )
 
 
-def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
+def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl: float | None = None) -> Certificate:
     """Compare a bundle with its reference, and generate the golden tokens that `verify` compares with.
 
     Raises OrtkitError where the KL divergence exceeds `max_kl` or the threshold of the precision.
     """
     decoder = Decoder(bundle)
     found = checked_agreement(decoder, reference, max_kl=max_kl)
-    count = min(_GOLDEN_TOKENS, decoder.facts.context_length - len(reference.prompt))
-    answer, logprobs = golden_answer(decoder, reference.prompt, count)
+    room = decoder.facts.context_length - len(reference.prompt)
+    prose = reference.windows[0][len(reference.prompt) :][: min(_PROSE_TOKENS, room)]
+    given = (None, prose) if prose else (None,)
     # How PyTorch continues the prompt would take another pass over the checkpoint; the top-1 agreement says as much.
-    golden = GoldenAnswer(reference.prompt_text, reference.prompt, reference=(), output=answer, logprobs=logprobs)
+    golden = tuple(
+        GoldenAnswer(reference.prompt_text, reference.prompt, reference=(), output=output, logprobs=logprobs)
+        for tokens in given
+        for output, logprobs in [golden_answer(decoder, reference.prompt, min(_GREEDY_TOKENS, room), given=tokens)]
+    )
     figures = {
         "kl_mean": found.kl,
         "kl_max": found.kl_max,
@@ -98,7 +108,7 @@ def certify_decoder(bundle: Bundle, reference: DecoderReference, *, max_kl: floa
         "perplexity": found.perplexity,
         "perplexity_ratio": found.perplexity_ratio,
     }
-    return certificate_of(probe_texts(), sum(map(len, reference.windows)), figures, (), (golden,))
+    return certificate_of(probe_texts(), sum(map(len, reference.windows)), figures, (), golden)
 
 
 def checked_agreement(

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ...runtime.bundle.bundle import GRAPH, GRAPH_DATA, Bundle
+from ...runtime.bundle.bundle import GRAPH, GRAPH_DATA
+from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import CacheType, Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import BundleError, OutOfMemoryError, UnsupportedModelError
@@ -33,12 +34,12 @@ _CHECKS, _FLOAT32, _SOURCE = "checks", "unrounded", "source"
 
 
 def check_float32(
-    graph: ir.Model, bundle: Bundle, checkpoint: Checkpoint, expected: DecoderReference, work: WorkFolder
+    graph: ir.Model, bundle: DraftBundle, checkpoint: Checkpoint, expected: DecoderReference, work: WorkFolder
 ) -> None:
     """Raise OrtkitError for a float32 graph that differs from PyTorch: quantization would hide a small mistake."""
     manifest = bundle.manifest
     facts = manifest.decoder and dataclasses.replace(manifest.decoder, cache_type=CacheType.FLOAT32)
-    exact = Bundle(bundle.path, dataclasses.replace(manifest, precision=Precision.FP32, decoder=facts))
+    exact = DraftBundle(bundle.path, dataclasses.replace(manifest, precision=Precision.FP32, decoder=facts))
 
     def measure() -> Made:
         with work.scratch() as folder, refusing_broken_graphs(checkpoint):
@@ -48,14 +49,16 @@ def check_float32(
     work.measurements(_CHECKS).keep(_FLOAT32, measure)
 
 
-def measure_source(graph: ir.Model, bundle: Bundle, gguf: Path, expected: DecoderReference, work: WorkFolder) -> None:
+def measure_source(
+    graph: ir.Model, bundle: DraftBundle, gguf: Path, expected: DecoderReference, work: WorkFolder
+) -> None:
     """Compare a GGUF file's own blocks with PyTorch, for `source_figures`, unless their graph cannot run here."""
 
     def measure() -> Made:
         with work.scratch() as folder:
             made, weights = graph.clone(), KeptArrays(folder / GRAPH_DATA)
             keep_blocks(made, gguf, weights.keep)
-            source = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
+            source = DraftBundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
             write_graph(made, weights, source.path / GRAPH)
             found = agreement_with(Decoder(source), expected)
             return Made({CONTENT: np.array([found.kl, found.top])})

@@ -23,7 +23,7 @@ _SLIDING = "sliding_attention"
 HEAD_SIZE_MULTIPLE = 16
 """GroupQueryAttention needs the head size, and its rotated part, to be a multiple of this."""
 _MAX_PROBE_TOKENS = 64
-"""Tokens of the longest texts that show how a tokenizer reads: the runtime cuts no prompts."""
+"""Length in tokens of the longest texts of the tokenizer probe."""
 _CONVERSATIONS = tuple(
     tuple(Message(role, content) for role, content in shape)
     for shape in (
@@ -36,21 +36,21 @@ _CONVERSATIONS = tuple(
         ((ASSISTANT, _ANSWER), (USER, _QUESTION)),
     )
 )
-"""Shapes of conversations in which templates differ: with a system message, several turns, thoughts, turns that repeat,
-an answer first."""
+"""Conversations that templates render differently: with a system message, several turns, thinking, two turns of the
+same role, an answer first."""
 
 
 def decoder_facts(checkpoint: Checkpoint, tokenizer: Any) -> DecoderFacts:
-    """Lengths, sizes, special tokens, chat template and defaults; `tokenizer` is transformers' own.
+    """Read lengths, sizes, special tokens, chat template and generation defaults; `tokenizer` is transformers' own.
 
-    Raises CheckpointError for what contradicts itself.
+    Raises CheckpointError for inconsistent files.
     """
     config = load_config(checkpoint)
     sizes = cache_sizes(config)
     generation = generation_settings(checkpoint)
     chat = _chat_facts(tokenizer)
     vocabulary = int(config.vocab_size)
-    # Gemma 3's, which reads no pictures, has the token for one all the same; the runtime refuses it in a prompt.
+    # Text-only Gemma 3 still has an image token, which the runtime refuses in a prompt.
     known_tokens(checkpoint, tokenizer)
     return DecoderFacts(
         context_length=context_length(config),
@@ -107,7 +107,7 @@ def context_length(config: Any) -> int:
 
 
 def sliding_window(config: Any) -> int | None:
-    """How many tokens back the attention of every layer reaches; None where that of a layer reaches all."""
+    """Return the sliding window in tokens where all layers have it, else None."""
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
@@ -116,7 +116,7 @@ def sliding_window(config: Any) -> int | None:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether transformers puts the token for it before a text."""
+    """Whether transformers begins a text with the BOS token."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
 
@@ -124,10 +124,10 @@ def _adds_bos(tokenizer: Any) -> bool:
 def _eos_ids(
     checkpoint: Checkpoint, generation: Mapping[str, Any], tokenizer: Any, chat: ChatFacts | None
 ) -> tuple[int, ...]:
-    """The ids that end an answer: those stated, that of the tokenizer, and what a chat template ends answers with.
+    """Return the EOS ids: of the configs, of the tokenizer, and the token with which the chat template ends an answer.
 
-    generation_config.json comes before config.json, as in transformers. A model that was trained to answer ends with
-    what its template puts after an answer, and not every publisher states that.
+    generation_config.json takes precedence over config.json, as in transformers. A chat model ends its answers with the
+    template's token, which not every publisher lists.
     """
     stated = generation.get("eos_token_id")
     if stated is None:
@@ -136,12 +136,12 @@ def _eos_ids(
     found = [*listed, tokenizer.eos_token_id, _end_of_answer(tokenizer, chat)]
     wrong = next((one for one in found if one is not None and type(one) is not int), None)
     if wrong is not None:
-        raise CheckpointError(f"`eos_token_id` of `{checkpoint.name}` must be ids of tokens, not `{wrong}`")
+        raise CheckpointError(f"`eos_token_id` of `{checkpoint.name}` must be token ids, not `{wrong}`")
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def _end_of_answer(tokenizer: Any, chat: ChatFacts | None) -> int | None:
-    """The special token that a template puts after an answer, None where there is none."""
+    """Return the special token that a template puts after an answer, None where there is none."""
     rendered = _rendered_conversation(chat)
     if rendered is None or _ANSWER not in rendered:
         return None
@@ -167,7 +167,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _chat_facts(tokenizer: Any) -> ChatFacts | None:
-    """The template of tokenizer_config.json or chat_template.jinja, the one named `default` where there are several."""
+    """Read the template of tokenizer_config.json or chat_template.jinja; of several, the one named `default`."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -183,10 +183,10 @@ def _chat_facts(tokenizer: Any) -> ChatFacts | None:
 
 
 def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFacts) -> None:
-    """Raise UnsupportedModelError where the runtime makes other tokens of a text or a chat than transformers does."""
+    """Raise UnsupportedModelError where the runtime and transformers give a text or a conversation other tokens."""
     for text in (*probe_texts().texts, *tokenizer_probe(tokenizer, min(facts.context_length, _MAX_PROBE_TOKENS))):
         expected = tokenizer(text, verbose=False)["input_ids"]
-        # The runtime begins a text with that token once, whether the text has it already or not.
+        # The runtime adds BOS only where the text does not begin with it.
         doubled = facts.add_bos and expected[:2] == [facts.bos_id] * 2
         _compare_ids(name, f"the text `{text[:40]}`", encode_text(own, facts, text), expected[doubled:])
     if facts.chat is not None:
@@ -198,11 +198,11 @@ def check_tokens(name: str, tokenizer: Any, own: SafeTokenizer, facts: DecoderFa
 def _check_conversation(
     name: str, tokenizer: Any, own: SafeTokenizer, chat: ChatFacts, conversation: Sequence[Message], *, for_answer: bool
 ) -> None:
-    """Raise UnsupportedModelError where a conversation becomes other text or tokens, or is refused by one side only."""
+    """Raise UnsupportedModelError where transformers renders or tokenizes a conversation differently."""
     records = [{"role": message.role, "content": message.content} for message in conversation]
     options = {"chat_template": chat.template, "add_generation_prompt": for_answer}
     expected = rendered = refusal = None
-    # ortkit's rendering is bounded and comes first: transformers would run any loop to its end.
+    # ortkit renders first, with a time limit: transformers would run an endless loop.
     try:
         rendered = ChatTemplate(chat).render(conversation, for_answer=for_answer)
     except InputError as error:
@@ -211,7 +211,7 @@ def _check_conversation(
         raise CheckpointError(error.message) from error
     try:
         expected = tokenizer.apply_chat_template(records, tokenize=False, **options)
-    # A template is a program, and fails on messages that it was not written for with any of Python's errors.
+    # A template is a program and may raise any exception.
     except Exception as error:
         if rendered is not None:
             raise UnsupportedModelError(f"transformers cannot render the chat template of `{name}`: {error}") from error
@@ -220,7 +220,7 @@ def _check_conversation(
         raise UnsupportedModelError(f"ortkit cannot render the chat template of `{name}`: {refusal}") from refusal
     if rendered != expected:
         raise UnsupportedModelError(
-            f"the chat template of `{name}` writes another text here than with transformers: "
+            f"ortkit renders the chat template of `{name}` differently from transformers: "
             f"{rendered[-80:]!r} instead of {expected[-80:]!r}"
         )
     _compare_ids(

@@ -147,13 +147,13 @@ def _concatenate(pieces: Sequence[BlockMatrix]) -> BlockMatrix:
     Splitting blocks and widening 4-bit levels to 8 bits changes no weight.
     """
     bits = max(piece.bits for piece in pieces)
-    block = min(piece.block for piece in pieces)
+    block = min(piece.block_size for piece in pieces)
     levels, scales, offsets = [], [], []
     for piece in pieces:
-        if piece.zeros is not None or piece.block % block:
+        if piece.zeros is not None or piece.block_size % block:
             raise ValueError("only blocks without zero points, of multiples of the smallest size, can be concatenated")
         raised = piece.levels + np.uint8(2 ** (bits - 1) - 2 ** (piece.bits - 1))
-        repeated = piece.block // block
+        repeated = piece.block_size // block
         levels.append(raised.reshape(piece.outputs, -1, block))
         scales.append(np.repeat(piece.scales, repeated, axis=1))
         found = np.zeros_like(piece.scales) if piece.offsets is None else piece.offsets

@@ -274,7 +274,7 @@ class DecoderPatcher(ModelPatcher):  # type: ignore[misc] # Optimum has no types
             self.sizes.head_size,
             scaling,
             softcap or 0.0,
-            # Both count the token itself; -1 is no window.
+            # Both count the token itself; -1 means no window.
             sliding_window if sliding_window is not None else -1,
         )
         self.present += [present_key, present_value]

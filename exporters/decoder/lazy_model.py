@@ -18,10 +18,10 @@ from torch import nn
 from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.safetensors_reader import STORED_AS, StoredTensor, stored_tensors
 from ..models.loading import load_config, quiet, refusing_what_fails
+from ..models.weight_errors import check_tensor, missing_weights, unexpected_weights
 
 LINEAR_MODULES = (nn.Linear, Conv1D)
 """Modules that are linear layers."""
@@ -160,10 +160,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Sto
     shapes |= {name: tuple(found.shape) for name, found in _stored_buffers(model)}
     missing = shapes.keys() - tensors.keys()
     if missing:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` lacks {len(missing)} of the weights that its config.json promises, "
-            f"such as `{min(missing)}`"
-        )
+        raise missing_weights(checkpoint.folder, len(missing), min(missing))
     # A tied matrix may be stored under each of its names.
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     # Some checkpoints hold buffers that the model computes itself, such as GPT-2's mask.
@@ -174,20 +171,6 @@ def _check_tensors(checkpoint: Checkpoint, model: Any, tensors: Mapping[str, Sto
         if not name.endswith(_IGNORED_SUFFIXES) and not any(re.search(pattern, name) for pattern in ignored)
     }
     if superfluous:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` holds {len(superfluous)} weights that its config.json says nothing of, "
-            f"such as `{min(superfluous)}`",
-            hint="without them the model would be another one",
-        )
+        raise unexpected_weights(checkpoint.folder, superfluous)
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"in `{checkpoint.folder}`, `{tensor.name}` has the shape {tensor.shape}, "
-                f"and its config.json promises {shape}"
-            )
-        if tensor.dtype not in STORED_AS:
-            raise CheckpointError(
-                f"in `{checkpoint.folder}`, `{tensor.name}` is of the type `{tensor.dtype}`",
-                hint=f"supported: {', '.join(f'`{known}`' for known in STORED_AS)}",
-            )
+        check_tensor(checkpoint.folder, tensors[name], shape, STORED_AS)

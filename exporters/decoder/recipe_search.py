@@ -8,12 +8,13 @@ from hashlib import blake2b
 import numpy as np
 import onnx_ir as ir
 
-from ...runtime.bundle.bundle import GRAPH, Bundle
+from ...runtime.bundle.bundle import GRAPH
+from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import Precision
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import OrtkitError
 from ..graph.array_store import Made
-from ..graph.external_data import CONTENT, write_graph
+from ..graph.external_data import CONTENT, store_weights, write_stored_graph
 from ..graph.nodes import linears
 from ..graph.passes import tidy
 from ..progress import Progress
@@ -26,24 +27,24 @@ from .work_folder import WorkFolder
 
 RECIPES = {
     Precision.INT4: (
-        BlockRecipe(block=64, output_block=32),
-        BlockRecipe(block=32),
-        BlockRecipe(block=32, output_bits=8),
-        BlockRecipe(block=32, rounding=Rounding.GPTQ, output_bits=8),
+        BlockRecipe(block_size=64, output_block_size=32),
+        BlockRecipe(block_size=32),
+        BlockRecipe(block_size=32, output_bits=8),
+        BlockRecipe(block_size=32, rounding=Rounding.GPTQ, output_bits=8),
     ),
     Precision.INT8: (
-        BlockRecipe(bits=8, block=64, rounding=Rounding.NEAREST, output_bits=8),
-        BlockRecipe(bits=8, block=32, rounding=Rounding.NEAREST, output_bits=8),
+        BlockRecipe(bits=8, block_size=64, rounding=Rounding.NEAREST, output_bits=8),
+        BlockRecipe(bits=8, block_size=32, rounding=Rounding.NEAREST, output_bits=8),
     ),
 }
 """From the fastest to the most accurate; the first is the default of models that are not wide.
 
 The output matrix decides between tokens: a smaller block size for it lowers SmolLM2's KL divergence from 0.276 to
 0.253, and for all matrices to 0.206, where round-to-nearest with blocks of 32 has 0.431. With 8 bits,
-importance-weighted rounding is no closer to PyTorch than round-to-nearest.
+importance-weighted rounding is not closer to PyTorch than round-to-nearest.
 """
 
-COARSE = BlockRecipe(block=128, output_block=32)
+COARSE = BlockRecipe(block_size=128, output_block_size=32)
 """A fifth faster on layers of Mistral-7B's shape, and less accurate: SmolLM2's KL divergence is 0.341 with it."""
 WIDE = 3584
 """Models whose matrices all have at least this many inputs get blocks of 128 by default.
@@ -58,7 +59,7 @@ def recipes_for(precision: Precision, inputs: Collection[int]) -> tuple[BlockRec
 
     Large blocks are not faster where a matrix does not fill them.
     """
-    fills = precision is Precision.INT4 and all(count % COARSE.block == 0 for count in inputs)
+    fills = precision is Precision.INT4 and all(count % COARSE.block_size == 0 for count in inputs)
     return (COARSE, *RECIPES[precision]) if fills else RECIPES[precision]
 
 
@@ -86,7 +87,13 @@ class BlockTrials:
     """Quantizes one float32 graph by one recipe after another, and measures the results."""
 
     def __init__(
-        self, graph: ir.Model, bundle: Bundle, work: WorkFolder, *, moments: Moments, progress: Progress | None = None
+        self,
+        graph: ir.Model,
+        bundle: DraftBundle,
+        work: WorkFolder,
+        *,
+        moments: Moments,
+        progress: Progress | None = None,
     ) -> None:
         """Take the bundle being made: its folder takes the graphs, its manifest describes them.
 
@@ -106,8 +113,10 @@ class BlockTrials:
         if self._last is None or self._last[0] != recipe:
             key, made = _key_of(recipe), self.graph.clone()
             self._work.delete_weights_except(key)
-            quantize_decoder(made, recipe, self._moments, store=self._work.weights(key), progress=self._progress)
+            weights = self._work.weights(key)
+            quantize_decoder(made, recipe, self._moments, store=weights, progress=self._progress)
             tidy(made)
+            store_weights(made, weights)
             self._last = (recipe, made)
         return self._last[1]
 
@@ -117,7 +126,7 @@ class BlockTrials:
         def measure() -> Made:
             graph = self.quantized(recipe)
             weights = self._work.weights(_key_of(recipe))
-            write_graph(graph, weights, self.bundle.path / GRAPH, progress=self._progress)
+            write_stored_graph(graph, weights.path, self.bundle.path / GRAPH)
             return Made({CONTENT: np.array([agreement_with(Decoder(self.bundle), expected).kl])})
 
         found = self._work.measurements("trials").keep(_key_of(recipe), measure)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER, Bundle
-from ...runtime.bundle.manifest import CacheType, Certificate, Manifest, Precision, WeightBlocks
+from ...runtime.bundle.bundle import GRAPH, TOKENIZER
+from ...runtime.bundle.folder import DraftBundle
+from ...runtime.bundle.manifest import (
+    CacheType,
+    Certificate,
+    DecoderFacts,
+    Manifest,
+    Precision,
+    TokenizerFacts,
+    WeightBlocks,
+)
 from ...runtime.text.safe_tokenizer import open_tokenizer
 from ..checkpoint.checkpoint import Checkpoint
 from ..gguf.block_formats import BLOCK_READERS
-from ..graph.external_data import need_space, weights_bytes, write_graph
+from ..graph.external_data import need_space, store_weights, weights_bytes, weights_file, write_stored_graph
 from ..graph.nodes import Linear, linears, required
 from ..graph.passes import tidy
 from ..graph.streamed_tensor import StreamedTensor
 from ..models.loading import load_tokenizer
-from ..progress import Progress
+from ..steps import ModelFacts, QuantizedGraph, Workspace
 from .calibration import calibration_windows, compute_moments, moments_by_layer
 from .certify import certify_decoder
 from .checks import check_float32, keep_blocks, measure_source, refusing_broken_graphs, source_figures
@@ -38,36 +49,40 @@ from .work_folder import EXACT, WorkFolder
 _MATMUL_NBITS = "MatMulNBits"
 
 
+@dataclass(frozen=True)
 class DecoderTask:
-    """Export task of decoders; accuracy is the KL divergence of next-token probabilities from PyTorch's.
+    """Next-token probabilities; agreement is the KL divergence from PyTorch's.
 
-    Holds what is known before the export begins, and from `begin` on its work folder and its progress. Whatever else a
-    method needs are its arguments, or measurements and weights in the work folder.
+    Results that an interrupted export resumes from are in the work folder: see `WorkFolder`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, cache: CacheType = CacheType.FLOAT32) -> None:
-        """`cache` is the type of the graph's KV cache."""
-        self.checkpoint = checkpoint
-        self.tokenizer = load_tokenizer(checkpoint)
-        self.facts = dataclasses.replace(decoder_facts(checkpoint, self.tokenizer), cache_type=cache)
+    checkpoint: Checkpoint
+    tokenizer: Any
+    """transformers' own."""
+    settings: DecoderFacts
 
-    def begin(self, work: Path, progress: Progress) -> None:
-        self.work = WorkFolder(work)
-        self.progress = progress
+    resumable: ClassVar[bool] = True
 
-    def described(self, manifest: Manifest, folder: Path) -> Manifest:
-        own = open_tokenizer(folder / TOKENIZER)
-        check_tokens(self.checkpoint.name, self.tokenizer, own, self.facts)
-        tokens = dataclasses.replace(manifest.tokenizer, max_length=self.facts.context_length)
-        return dataclasses.replace(manifest, tokenizer=tokens, decoder=self.facts)
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, cache: CacheType) -> DecoderTask:
+        """Read the facts of a checkpoint; `cache` is the type of the graph's KV cache."""
+        tokenizer = load_tokenizer(checkpoint)
+        facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), cache_type=cache)
+        return cls(checkpoint, tokenizer, facts)
+
+    def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
+        check_tokens(self.checkpoint.name, self.tokenizer, open_tokenizer(folder / TOKENIZER), self.settings)
+        tokens = dataclasses.replace(tokenizer, max_length=self.settings.context_length)
+        return ModelFacts(tokens, decoder=self.settings)
 
     def load(self) -> LazyDecoder:
         return open_decoder(self.checkpoint)
 
-    def graph(self, model: LazyDecoder, scratch: Path, manifest: Manifest) -> ir.Model:
-        graph = trace(model, scratch, plain=self.facts.plain_attention)
+    def trace(self, model: LazyDecoder, manifest: Manifest, work: Workspace) -> ir.Model:
+        graph = trace(model, work.scratch, plain=self.settings.plain_attention)
         rebuild(graph)
-        need_space(self.work.path.parent, self._estimate_bytes(graph, manifest.precision), done=self.work.size)
+        done = WorkFolder(work.resumable).size
+        need_space(work.resumable.parent, self._estimate_bytes(graph, manifest.precision), done=done)
         if manifest.precision is Precision.FP32:
             share_embedding(graph.graph)
             tidy(graph)
@@ -75,8 +90,8 @@ class DecoderTask:
 
     def _estimate_bytes(self, graph: ir.Model, precision: Precision) -> int:
         """Estimate the bytes that an export writes: quantized weights, reference logits, graphs that are checked."""
-        compared = 4 * min(MAX_REFERENCE_LOGITS, MAX_PROBE_TOKENS * self.facts.vocabulary)
-        checked = weights_bytes(graph) if self.facts.plain_attention and precision is not Precision.FP32 else 0
+        compared = 4 * min(MAX_REFERENCE_LOGITS, MAX_PROBE_TOKENS * self.settings.vocabulary)
+        checked = weights_bytes(graph) if self.settings.plain_attention and precision is not Precision.FP32 else 0
         file = self.checkpoint.gguf
         # Blocks are kept; scales become float32, and 5 or 6 bits become 8.
         kept = 0 if file is None else 2 * file.stat().st_size
@@ -85,36 +100,43 @@ class DecoderTask:
         measured = kept if self._requantizes(precision) else 0
         return compared + checked + max(measured, _quantized_bytes(graph, precision))
 
-    def reference(self, model: LazyDecoder, manifest: Manifest) -> DecoderReference:
+    def reference(self, model: LazyDecoder, draft: DraftBundle, work: Workspace) -> DecoderReference:
         """Run the probe set, and in the same pass the calibration texts of int4."""
-        calibration = calibration_windows(self.tokenizer, self.facts) if manifest.precision is Precision.INT4 else []
-        store = self.work.measurements("readings")
-        return run_reference(model, self.tokenizer, self.facts, calibration, store, self.progress)
+        int4 = draft.manifest.precision is Precision.INT4
+        calibration = calibration_windows(self.tokenizer, self.settings) if int4 else []
+        store = WorkFolder(work.resumable).measurements("readings")
+        return run_reference(model, self.tokenizer, self.settings, calibration, store, work.progress)
 
-    def quantized(
-        self, graph: ir.Model, bundle: Bundle, expected: DecoderReference, bar: float | None
-    ) -> tuple[ir.Model, Manifest]:
-        precision = bundle.manifest.precision
-        if self.facts.plain_attention:
-            check_float32(graph, bundle, self.checkpoint, expected, self.work)
+    def quantize(
+        self,
+        graph: ir.Model,
+        trial: DraftBundle,
+        reference: DecoderReference,
+        threshold: float | None,
+        work: Workspace,
+    ) -> QuantizedGraph:
+        folder, precision = WorkFolder(work.resumable), trial.manifest.precision
+        if self.settings.plain_attention:
+            check_float32(graph, trial, self.checkpoint, reference, folder)
         if precision is Precision.FP16:
-            check_hidden_states(self.checkpoint.name, expected.largest_state)
+            check_hidden_states(self.checkpoint.name, reference.largest_state)
             share_embedding(graph.graph)
             convert_to_float16(graph.graph)
             tidy(graph)
-            return graph, bundle.manifest
-        if self.facts.cache_type is CacheType.FLOAT16:
+            return QuantizedGraph(graph)
+        if self.settings.cache_type is CacheType.FLOAT16:
             convert_cache_to_float16(graph.graph)
         if precision is Precision.SOURCE:
-            count = len(list(linears(graph.graph)))
-            exact = keep_blocks(graph, required(self.checkpoint.gguf), self.work.weights(EXACT).keep)
-            return graph, _with_blocks(bundle.manifest, graph, count, "source", exact)
+            count, weights = len(list(linears(graph.graph))), folder.weights(EXACT)
+            exact = keep_blocks(graph, required(self.checkpoint.gguf), weights.keep)
+            store_weights(graph, weights, progress=work.progress)
+            return QuantizedGraph(graph, blocks=_blocks_of(graph, count, "source", exact))
         if self._requantizes(precision):
-            measure_source(graph, bundle, required(self.checkpoint.gguf), expected, self.work)
-        trials = BlockTrials(graph, bundle, self.work, moments=self._moments_from(expected), progress=self.progress)
-        recipe = trials.find(precision, bar, expected)
+            measure_source(graph, trial, required(self.checkpoint.gguf), reference, folder)
+        trials = BlockTrials(graph, trial, folder, moments=self._moments_from(reference), progress=work.progress)
+        recipe = trials.find(precision, threshold, reference)
         made = trials.quantized(recipe)
-        return made, _with_blocks(bundle.manifest, made, len(trials.inputs), recipe.rounding.value)
+        return QuantizedGraph(made, blocks=_blocks_of(made, len(trials.inputs), recipe.rounding.value))
 
     def _requantizes(self, precision: Precision) -> bool:
         """Whether quantized weights that could be kept are requantized."""
@@ -131,18 +153,27 @@ class DecoderTask:
         def moments(layers: Sequence[Linear], squares_only: bool) -> dict[str, NDArray[np.float32]]:  # noqa: FBT001
             if squares_only:
                 return moments_by_layer(layers, reference.squares)
-            windows = calibration_windows(self.tokenizer, self.facts)
+            windows = calibration_windows(self.tokenizer, self.settings)
             return compute_moments(open_decoder(self.checkpoint), windows, layers)
 
         return moments
 
-    def write(self, graph: ir.Model, folder: Path) -> None:
-        write_graph(graph, self.work.weights_of(graph), folder / GRAPH, progress=self.progress)
+    def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:
+        file = weights_file(graph)
+        if file is None:
+            # Not quantized: the weights are still in the checkpoint.
+            weights = WorkFolder(work.resumable).weights(EXACT)
+            store_weights(graph, weights, progress=work.progress)
+            file = weights.path
+        write_stored_graph(graph, file, folder / GRAPH)
 
-    def certify(self, bundle: Bundle, expected: DecoderReference, bar: float | None) -> Certificate:
-        with refusing_broken_graphs(self.checkpoint, tested=not self.facts.plain_attention):
-            certificate = certify_decoder(bundle, expected, max_kl=bar)
-        return dataclasses.replace(certificate, figures={**certificate.figures, **source_figures(self.work)})
+    def certify(
+        self, draft: DraftBundle, reference: DecoderReference, threshold: float | None, work: Workspace
+    ) -> Certificate:
+        with refusing_broken_graphs(self.checkpoint, tested=not self.settings.plain_attention):
+            certificate = certify_decoder(draft, reference, max_kl=threshold)
+        source = source_figures(WorkFolder(work.resumable))
+        return dataclasses.replace(certificate, figures={**certificate.figures, **source})
 
 
 def _quantized_bytes(graph: ir.Model, precision: Precision) -> int:
@@ -155,26 +186,24 @@ def _quantized_bytes(graph: ir.Model, precision: Precision) -> int:
         tensor = required(value.const_value)
         if isinstance(tensor, StreamedTensor):
             # A scale per block, and room for zero points, also of embeddings.
-            total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block
+            total += tensor.size * recipe.bits // 8 + 6 * tensor.size // recipe.block_size
         else:
             total += tensor.nbytes
     return total
 
 
-def _with_blocks(
-    manifest: Manifest, graph: ir.Model, products: int, rounding: str, exact: int | None = None
-) -> Manifest:
-    """Record the quantization in the manifest; `exact` linear layers read float32 weights, at least in part."""
+def _blocks_of(graph: ir.Model, matmuls: int, rounding: str, exact: int | None = None) -> WeightBlocks | None:
+    """Describe the quantization of a graph; `exact` linear layers read float32 weights, at least in part."""
     nodes = [node for node in graph.graph if node.op_type == _MATMUL_NBITS]
     if not nodes:
-        return manifest
+        return None
     bits, block = ([node.attributes.get_int(name, 0) for node in nodes] for name in ("bits", "block_size"))
     output = next(
         (node for node in reversed(list(graph.graph)) if node.op_type in (_MATMUL_NBITS, "MatMul")), nodes[-1]
     )
-    blocks = WeightBlocks(
-        matmuls=products,
-        float32_matmuls=products - len(nodes) if exact is None else exact,
+    return WeightBlocks(
+        matmuls=matmuls,
+        float32_matmuls=matmuls - len(nodes) if exact is None else exact,
         bits=max(set(bits), key=bits.count),
         output_bits=output.attributes.get_int("bits", 32),
         block=max(set(block), key=block.count),
@@ -182,4 +211,3 @@ def _with_blocks(
         symmetric=all(len(node.inputs) < 4 for node in nodes),
         rounding=rounding,
     )
-    return dataclasses.replace(manifest, blocks=blocks)

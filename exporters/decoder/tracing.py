@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
-from optimum.exporters.onnx import export as optimum_export
 
 from ...runtime.bundle.graph_io import decoder_inputs
 from ...runtime.errors import UnsupportedModelError
 from ..graph.passes import fold_small_constants, fuse_rms_norms, merge_products, tidy
-from ..models.loading import OPSET, UNTESTED, quiet
+from ..models.loading import quiet
+from ..models.optimum_trace import UNTESTED, trace_with_optimum
 from .config import context_length
 from .group_query_attention import DecoderOnnxConfig, check_rotation
 from .lazy_model import LazyDecoder
@@ -53,14 +52,10 @@ def trace(decoder: LazyDecoder, scratch: Path, *, length: int | None = None, pla
     longest = context_length(model.config)
     config_class = PlainOnnxConfig if plain else DecoderOnnxConfig
     config = config_class(model.config, context_length=min(length or longest, longest))
-    path = scratch / "traced.onnx"
     hint = "ortkit has no support of its own for this architecture, and its code cannot be traced as it is"
     with quiet(), _refusing_failures(model, hint if plain else UNTESTED), traceable(decoder) as weights:
         # Fixing dynamic axes would run the graph, which has placeholders; `rebuild` sets the shapes of the outputs.
-        optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
-    traced = ir.load(path)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True)(traced)
-    ir.external_data.load_to_model(traced)
+        traced = trace_with_optimum(model, config, scratch, smallest_constant=16, fix_dynamic_axes=False)
     resolve(traced.graph, weights)
     return traced
 

@@ -38,22 +38,22 @@ class BlockRecipe:
     """How the weights of a decoder are quantized block-wise."""
 
     bits: int = 4
-    block: int = 32
+    block_size: int = 32
     symmetric: bool = False
     """Without zero points: slightly smaller, less accurate and no faster."""
     rounding: Rounding = Rounding.IMPORTANCE
     output_bits: int = 4
     """Bits of the output matrix, and of tied token embeddings."""
-    output_block: int | None = None
-    """Block size of the output matrix, None for `block`."""
+    output_block_size: int | None = None
+    """Block size of the output matrix, None for `block_size`."""
 
     @property
     def form(self) -> BlockFormat:
-        return BlockFormat(self.bits, self.block, self.symmetric)
+        return BlockFormat(self.bits, self.block_size, self.symmetric)
 
     @property
     def output_form(self) -> BlockFormat:
-        return BlockFormat(self.output_bits, self.output_block or self.block, self.symmetric)
+        return BlockFormat(self.output_bits, self.output_block_size or self.block_size, self.symmetric)
 
 
 Moments = Callable[[Sequence[Linear], bool], Mapping[str, NDArray[np.float32]]]
@@ -175,7 +175,7 @@ def packed_arrays(matrix: BlockMatrix, *, embedding: bool) -> Made:
     if embedding and matrix.offsets is not None:
         # (vocabulary, blocks) here and (blocks, vocabulary) in matmuls, so not the same bytes.
         arrays["offsets_apart"] = matrix.offsets[:, :, np.newaxis]
-    return Made(arrays, {"inputs": matrix.inputs, "bits": matrix.bits, "block": matrix.block})
+    return Made(arrays, {"inputs": matrix.inputs, "bits": matrix.bits, "block_size": matrix.block_size})
 
 
 def _groups(layers: Sequence[Linear], rounding: Rounding) -> Iterator[list[Linear]]:
@@ -221,13 +221,13 @@ def insert_matmul_nbits(graph: ir.Graph, linear: Linear, name: str, outputs: int
         "K": matrix.facts["inputs"],
         "N": outputs,
         "bits": matrix.facts["bits"],
-        "block_size": matrix.facts["block"],
+        "block_size": matrix.facts["block_size"],
         "accuracy_level": _INT8_ACTIVATIONS,
     }
     result = insert(matmul, "MatMulNBits", inputs, attributes, domain=ORT_DOMAIN)
     if "offsets" in matrix.arrays:
         offsets = constant(graph, f"{name}_offsets", matrix.arrays["offsets"])
-        sums = _block_sums(graph, linear.input, matmul, matrix.facts["block"])
+        sums = _block_sums(graph, linear.input, matmul, matrix.facts["block_size"])
         result = insert(matmul, "Add", [result, insert(matmul, "MatMul", [sums, offsets])])
     return result
 
@@ -253,7 +253,7 @@ def replace_embedding(graph: ir.Graph, gather: ir.Node, name: str, matrix: Kept)
     inputs = [levels, ids, _with_last_axis(graph, gather, f"{name}_scales", arrays["scales"])]
     if "zeros_apart" in arrays:
         inputs.append(constant(graph, f"{name}_zeros_apart", arrays["zeros_apart"]))
-    block, width = matrix.facts["block"], matrix.facts["inputs"]
+    block, width = matrix.facts["block_size"], matrix.facts["inputs"]
     attributes = {"bits": matrix.facts["bits"], "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     vectors = insert(gather, "GatherBlockQuantized", inputs, attributes, domain=ORT_DOMAIN)
     if "offsets_apart" in arrays:

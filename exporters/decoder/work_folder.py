@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx_ir as ir
-
 from ...runtime.bundle.bundle import GRAPH_DATA
 from ..graph.array_store import KeptArrays, remove
 
@@ -51,17 +49,6 @@ class WorkFolder:
             if folder.name != name:
                 remove(folder)
                 self._open.pop(folder / GRAPH_DATA, None)
-
-    def weights_of(self, graph: ir.Model) -> KeptArrays:
-        """Return the store that the graph's weights are in; `EXACT` where they are in none yet."""
-        names = {
-            Path(tensor.base_dir).name
-            for value in graph.graph.initializers.values()
-            if isinstance(tensor := value.const_value, ir.ExternalTensor)
-        }
-        if len(names) > 1:
-            raise ValueError(f"the graph's weights are in several files: {', '.join(sorted(names))}")
-        return self.weights(names.pop() if names else EXACT)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

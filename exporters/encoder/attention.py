@@ -88,9 +88,9 @@ class Distances:
 
 
 def merge_attention(graph: ir.Graph, heads: int, *, slopes: Sequence[float] | None = None) -> int:
-    """Compute query, key and value in one product, and heads without transposing them; returns how many layers it did.
+    """Compute query, key and value in one matmul, and heads without transposing them; returns how many layers it did.
 
-    The attention that it puts in reads and gives rows of tokens, the first tokens of all texts first, so that the
+    The attention that it puts in reads and gives rows of tokens, [CLS] tokens first, so that the
     product over a head finds its rows at a constant distance: `run_on_rows` must follow.
 
     `heads` is the number of attention heads, keys and values having as many as queries. The attention mask goes where

@@ -20,7 +20,7 @@ from ..graph.nodes import linears
 from ..quantization.gptq import SMALLEST, QuantizedWeight, quantize_weight, second_moments
 
 TOGETHER = 16
-"""Texts whose second moments are taken in one product: each writes the whole matrix, (width, width)."""
+"""Texts whose second moments are computed in one matmul: each writes the whole matrix, (width, width)."""
 
 
 class Calibration:
@@ -38,7 +38,7 @@ class Calibration:
         self.moments: dict[str, NDArray[np.float32]] = {}
         """Name -> the sum over tokens of the products of each two channels, (width, width)."""
         self.firsts: dict[str, NDArray[np.float32]] = {}
-        """Name -> the rows of the first token of each text, (texts, width)."""
+        """Name -> the rows of the [CLS] tokens, (texts, width)."""
         self.known: dict[tuple[str, bool, bytes], QuantizedWeight] = {}
         session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)], scratch=scratch)
         remaining = iter(texts)

@@ -1,4 +1,4 @@
-"""What a classifier's head reads, the first token of each text, computed apart from the other tokens.
+"""[CLS]-only last layer, and 16-bit activations for [CLS] rows, of classifiers whose head reads [CLS] tokens.
 
 All that one token takes from the others are their keys and values. So the last layer runs for first tokens only, and
 in int8 first tokens can have rows of their own through all layers, with finer activations at little cost.
@@ -171,7 +171,7 @@ def in_order(graph: ir.Graph, values: set[ir.Value]) -> list[ir.Node]:
 
 
 def computed_inputs(node: ir.Node) -> list[ir.Value]:
-    """The inputs of a node that are no constants."""
+    """The inputs of a node that are not constants."""
     return [value for value in node.inputs if value is not None and array_of(value) is None]
 
 

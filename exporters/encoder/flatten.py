@@ -71,7 +71,7 @@ def run_on_rows(graph: ir.Graph) -> bool:
     A graph that gives the vectors of tokens gives (tokens, batch, width) then; one that picks each text's first token,
     as classifiers do, gives what it gave.
 
-    Products and quantizers want rows, and the attention of `merge_attention` wants the first tokens of all texts first.
+    Matmuls and quantizers need rows, and the attention of `merge_attention` needs the [CLS] tokens first.
     Only the attention needs to know which row belongs to which text: it reshapes by the shape of the token ids, and its
     result to rows. Does nothing when the graph has an operator that would see the difference.
     """
@@ -141,12 +141,12 @@ def is_one_token(node: ir.Node) -> bool:
 
 
 def is_first_token(node: ir.Node) -> bool:
-    """Whether a node picks the first token of each text from (batch, tokens, width): (batch, width)."""
+    """Whether a node picks the [CLS] tokens from (batch, tokens, width): (batch, width)."""
     return is_one_token(node) and array_of(node.inputs[1]) == 0
 
 
 def first_rows(graph: ir.Graph, rows: ir.Value, before: ir.Node) -> ir.Value:
-    """The first token of each text, (batch, width), of rows (tokens * batch, width) with the first tokens first."""
+    """The [CLS] tokens, (batch, width), of rows (tokens * batch, width) with the [CLS] tokens first."""
     zero = constant(graph, "axis_0", np.array([0], np.int64))
     return insert(before, "Slice", [rows, zero, batch_alone(graph), zero])
 
@@ -154,7 +154,7 @@ def first_rows(graph: ir.Graph, rows: ir.Value, before: ir.Node) -> ir.Value:
 def set_head_apart(graph: ir.Graph) -> None:
     """Make a Gemm of each product that reads one vector a text, (batch, width), instead of one a token.
 
-    What a classifier's head computes is little and decides its logits, so it is no product to be merged or quantized.
+    What a classifier's head computes is little and decides its logits, so its matmuls are neither merged nor quantized.
     """
     for linear in list(linears(graph)):
         shape, producer = linear.input.shape, linear.input.producer()

@@ -11,10 +11,10 @@ CPUs are fastest. Where its input comes from decides how the input is quantized:
   values that cannot be;
 - from anywhere else: a scale for each token.
 
-What the head of a classifier reads, the first token of each text, can have rows of its own whose activations have 16
+The [CLS] tokens, which the head of a classifier reads, can have rows of their own whose activations have 16
 bits: nearly all of the error of its logits comes from the 8 bits that these rows have otherwise.
 
-The table of word vectors is stored in 8 bits with a scale for each word.
+The embedding table is stored in 8 bits with a scale per token.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Operands:
 
 
 def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) -> None:
-    """Put products with constant matrices, on rows of tokens, and the table of word vectors of a graph into int8.
+    """Quantize a graph's linear layers, on rows of tokens, and its embedding table to int8.
 
     `calibration` was made with the same graph.
     """
@@ -166,7 +166,7 @@ def static_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Va
 
 
 def precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
-    """`rows @ weight + b` with 16-bit activations: the upper 8 bits, and what these leave, as rows of one product.
+    """`rows @ weight + b` with 16-bit activations: the upper 8 bits, and the rest, as rows of one matmul.
 
     Twice the peak becomes 127, since there are bits to spare for rows that calibration has not seen. The matrix is one
     of its own, rounded for these rows: onnxruntime packs it for each product anyway, and cannot open a graph that
@@ -259,7 +259,7 @@ def scaled_rows(
 ) -> ir.Value:
     """Quantize rows with their own `scale` (tokens,) and `zero_points`, multiply, and scale the result's rows back.
 
-    The product is told `zero_point`, one number for all rows.
+    `zero_point` is one number for all rows.
     """
     before, name = linear.matmul, linear.name
     quantized = insert(before, "QuantizeLinear", [operands.rows, scale, zero_points], {"axis": 0})

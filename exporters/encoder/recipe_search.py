@@ -61,9 +61,9 @@ def find_recipe(
 ) -> Recipe:
     """The fastest recipe whose agreement with PyTorch is at least `bar`; raises OrtkitError when none is.
 
-    Tried in the order of their speed: `recipes`, then the last of them with as few products in float32 as hold the bar,
+    Tried in the order of their speed: `recipes`, then the last of them with as few linear layers in float32 as needed,
     those first that do the most damage when they alone are in int8. `damage` measures that on other texts than
-    `agreement`, which is told in `measure`.
+    `agreement`, whose unit is `measure`.
     """
     best = 0.0
     for recipe in recipes:
@@ -85,7 +85,7 @@ def find_recipe(
         if enough >= products - 1:
             raise OrtkitError(
                 f"no int8 recipe reaches {measure} {bar:g} to PyTorch: with {enough} of "
-                f"{products} products in float32 it is {best:.5f} at best",
+                f"{products} linear layers in float32 it is {best:.5f} at best",
                 hint="no bundle was written; ask for less, or use `--precision fp32`",
             )
         too_few, enough = enough, min(2 * enough, products - 1)

@@ -102,7 +102,7 @@ def last_position(checkpoint: Checkpoint) -> int | None:
 
 
 def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> PairFacts:
-    """What a tokenizer puts around the two texts of a pair, found by having it read one; `prompt` goes before both."""
+    """What a tokenizer puts around the two texts of a pair, found by having it read one; `prompt` precedes both."""
     encoded = tokenizer("a", "b")
     sequences = encoded.sequence_ids()
     both = {0, 1} <= set(sequences)

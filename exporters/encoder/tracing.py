@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 import transformers
-from onnx_ir.passes import common as passes
-from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
@@ -28,8 +25,9 @@ from ..checkpoint.kind import required_int
 from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
 from ..models.jina_bert import JinaBertModel, alibi_slopes
 from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
-from ..models.loading import OPSET, UNTESTED, load_tokenizer, load_weights, quiet
+from ..models.loading import load_tokenizer, load_weights, quiet
 from ..models.nomic_bert import NomicBertModel
+from ..models.optimum_trace import UNTESTED, trace_with_optimum
 from ..models.pooled_classifier import classifier_of_modules
 from .attention import merge_attention
 from .cls_token import narrow_last_layer
@@ -83,7 +81,7 @@ def with_labels(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
-    """Trace a model to fp32 ONNX through Optimum, by way of files in `scratch`."""
+    """Trace a model to float32 ONNX through files in `scratch`; raises CheckpointError where PyTorch cannot run it."""
     task = "feature-extraction" if kind is Kind.EMBEDDER else "text-classification"
     if isinstance(model, tuple(IMPLEMENTED_HERE.values())):
         config_class = TokenIdsOnnxConfig
@@ -91,21 +89,9 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         config_class = TasksManager.get_exporter_config_constructor(
             "onnx", model, task=task, library_name="transformers"
         )
-    with TemporaryDirectory(dir=scratch) as folder:
-        path = Path(folder) / "traced.onnx"
-        with quiet():
-            run_trace(model, config_class(model.config), path)
-        traced = ir.load(path)
-        # Weights of more than 2 GB come as constants in a file beside the graph.
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(traced)
-        ir.external_data.load_to_model(traced)
-    return traced
-
-
-def run_trace(model: Any, settings: Any, path: Path) -> None:
-    """Have Optimum write a model's graph; raises CheckpointError where PyTorch cannot run the model."""
     try:
-        optimum_export(model, settings, path, opset=OPSET)
+        with quiet():
+            return trace_with_optimum(model, config_class(model.config), scratch, smallest_constant=0)
     except (MemoryError, OSError):
         raise
     # PyTorch raises whatever the settings of a config make of the model's code.
@@ -153,7 +139,7 @@ def rebuild(
     drop_unused_inputs(graph)
     if not whole or [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` traces to a graph that is not the `{architecture.name}` ortkit knows",
+            f"`{checkpoint.name}` traces to a graph that is not that of a supported `{architecture.name}`",
             hint=UNTESTED,
         )
 

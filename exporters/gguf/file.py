@@ -1,4 +1,4 @@
-"""A GGUF file -> a checkpoint whose weights stay in the file, and the blocks in which the file holds its matrices.
+"""Open a GGUF file as a checkpoint whose weights stay in the file, and read its quantized blocks.
 
 Weights are dequantized when they are asked for, by ggml's own package, and put in the order that transformers has them
 in by transformers, which also knows how the file names them. What transformers leaves out of a config is taken from
@@ -35,7 +35,7 @@ from .metadata import ARCHITECTURES, HUB, ROPE_FACTORS, GgufFile, head_size
 from .tokenizer import make_tokenizer
 
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
-"""The names that transformers has for them where it has others."""
+"""GGUF architecture -> the `model_type` of transformers where that differs."""
 _QUERY_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 """The layers of the one size, 27B, whose queries are scaled by another size than the heads'; no file says so."""
 _LLAMA3_FACTORS: dict[str, float] = {
@@ -45,7 +45,7 @@ _LLAMA3_FACTORS: dict[str, float] = {
 }
 """Those of every Llama 3.1 and later. A file holds what comes of them, for each frequency, instead."""
 _ROWS_AT_ONCE = 2**12
-"""Of a matrix that is dequantized, or looked through for numbers that are not finite."""
+"""Bytes of a matrix that are dequantized, or checked for NaN and infinity, at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _DequantizedTensor(StoredTensor):
 
     stored: GgufTensor
     processor: Any = field(compare=False)
-    """transformers' own, which turns some matrices about."""
+    """transformers' own, which permutes some matrices."""
 
     def read(self) -> NDArray[np.float32]:
         found = np.asarray(self.processor.process(_dequantized(self.stored), self.stored.name).weights, np.float32)
@@ -77,14 +77,14 @@ def _dequantized(tensor: GgufTensor) -> NDArray[np.float32]:
 
 
 def _row_chunks(tensor: GgufTensor) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Some rows (rows, bytes) at a time, with the number of the first."""
+    """Yield chunks of rows (rows, bytes) with the number of the first row."""
     data = tensor.bytes().reshape(tensor.size // tensor.shape[-1], -1)
     for start in range(0, len(data), _ROWS_AT_ONCE):
         yield start, data[start : start + _ROWS_AT_ONCE]
 
 
 def described_checkpoint(checkpoint: Checkpoint, file: GgufFile, folder: Path) -> Checkpoint:
-    """A checkpoint that comes in a GGUF file: what describes it is written to `folder` in Hugging Face layout.
+    """Return the checkpoint of a GGUF file; its config and tokenizer are written to `folder` in Hugging Face layout.
 
     Raises CheckpointError when tensors are missing, of the wrong size or not finite, UnsupportedModelError for some
     that the model has no place for.
@@ -137,7 +137,7 @@ def _generation_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _config_and_model(file: GgufFile) -> tuple[Any, Any]:
-    """The config as transformers has it, and the model without its weights."""
+    """Return transformers' config, and the model without its weights."""
     # Not through `from_pretrained`, which would read the metadata three more times and needs one more package.
     config = transformers.AutoConfig.for_model(
         _MODEL_TYPES.get(file.architecture, file.architecture), **_config_settings(file)
@@ -150,7 +150,7 @@ def _config_and_model(file: GgufFile) -> tuple[Any, Any]:
 
 
 def _named_tensors(file: GgufFile, config: Any, model: Any) -> dict[str, StoredTensor]:
-    """The file's tensors by the names and in the shapes that transformers gives them."""
+    """Return the file's tensors with transformers' names and shapes."""
     processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
     names = _weight_names(file, model)
     return {
@@ -163,7 +163,7 @@ def _named_tensors(file: GgufFile, config: Any, model: Any) -> dict[str, StoredT
 
 
 def _weight_names(file: GgufFile, model: Any) -> dict[str | None, str]:
-    """The name of each tensor in the file -> that of the weight."""
+    """Map the names of the file's tensors to the names of weights."""
     # transformers' own function for this makes the table again for every module, which takes longer than all the rest.
     architecture = next(found for found in MODEL_ARCH if MODEL_ARCH_NAMES[found] == file.architecture)
     known = get_tensor_name_map(architecture, model.config.num_hidden_layers)
@@ -171,7 +171,7 @@ def _weight_names(file: GgufFile, model: Any) -> dict[str | None, str]:
 
 
 def _config_settings(file: GgufFile) -> dict[str, Any]:
-    """The config's settings, as far as transformers knows them from a GGUF file."""
+    """Return the settings that transformers reads from a GGUF file."""
     names = GGUF_CONFIG_MAPPING[file.architecture]
     found = {names[key]: file.about[key] for key in ARCHITECTURES[file.architecture] if names.get(key)}
     stated = {name: value for name, value in found.items() if value is not None}
@@ -180,7 +180,7 @@ def _config_settings(file: GgufFile) -> dict[str, Any]:
 
 
 def _complete_config(config: Any, file: GgufFile) -> None:
-    """Set in a config what transformers does not take from the file."""
+    """Set in a config what transformers does not read from the file."""
     config.head_dim = head_size(file.about)
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if file.about.get(key) is not None:
@@ -202,7 +202,7 @@ def _complete_config(config: Any, file: GgufFile) -> None:
 
 
 def _llama3_scaling(file: GgufFile, tensor: GgufTensor, config: Any) -> dict[str, Any]:
-    """The setting of Llama 3.1 and later from which a file's factors come; refused where they come from another."""
+    """Return the `rope_scaling` of Llama 3.1 and later that gives a file's factors; other factors are refused."""
     if tensor.shape != (config.head_dim // 2,):
         raise CheckpointError(
             f"in `{file.path}`, `{ROPE_FACTORS}` has the shape {tensor.shape} instead of {(config.head_dim // 2,)}"
@@ -222,7 +222,7 @@ def _llama3_scaling(file: GgufFile, tensor: GgufTensor, config: Any) -> dict[str
 
 
 def _llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> NDArray[np.float64]:
-    """By what each frequency is divided: not at all where it is high, by `factor` where it is low."""
+    """Return the divisor of each frequency: 1 for high frequencies, `factor` for low ones."""
     frequencies = base ** -(np.arange(0, head, 2) / head)
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -231,7 +231,7 @@ def _llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> NDArr
 
 
 def _check_weights(file: GgufFile, model: Any, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise an error unless every tensor of the file became a weight of the model, and it lacks none."""
+    """Raise an error unless the file's tensors are exactly the model's weights."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
@@ -252,7 +252,7 @@ def _check_weights(file: GgufFile, model: Any, tensors: Mapping[str, StoredTenso
 
 
 def _check_finite(file: GgufFile) -> None:
-    """Raise CheckpointError for a tensor with a number that is not finite; of blocks, the scales are looked at."""
+    """Raise CheckpointError for a tensor with NaN or infinity; of quantized blocks, the scales are checked."""
     for tensor in file.tensors:
         for _, rows in _row_chunks(tensor):
             if tensor.type in SCALES:

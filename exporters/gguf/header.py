@@ -22,7 +22,7 @@ from ...runtime.errors import CheckpointError, NotFoundError, UnsupportedModelEr
 
 _MAGIC = b"GGUF"
 _OLDER = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
-"""The first bytes of the formats that llama.cpp had before."""
+"""Magic bytes of llama.cpp's older formats."""
 _VERSIONS = (2, 3)
 LARGEST_HEADER = 2**28
 """Bytes; that of a model with 262,144 tokens takes a tenth."""
@@ -36,7 +36,7 @@ LONGEST_NAME = 2**10
 _MOST_DIMENSIONS = 4
 _LARGEST_ALIGNMENT = 2**20
 _PLAIN = ("F32", "F16", "BF16")
-"""Types of tensors that are in no blocks."""
+"""Tensor types that are not quantized."""
 TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -64,7 +64,7 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
 }
-"""ggml's number of a type of weights -> its name, and the weights and the bytes of a block."""
+"""ggml's number of a tensor type -> its name, and the weights and bytes per block."""
 _SCALARS: Mapping[int, str] = {
     0: "u1",
     1: "i1",
@@ -78,15 +78,15 @@ _SCALARS: Mapping[int, str] = {
     11: "<i8",
     12: "<f8",
 }
-"""GGUF's number of a type of values -> numpy's name for it."""
+"""GGUF's number of a value type -> numpy's name for it."""
 _STRING, _ARRAY = 8, 9
 _SHOWN = 80
-"""Characters of a name or a value in a message."""
+"""Most characters of a name or a value in a message."""
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies in a GGUF file."""
+    """Type, shape and place of a tensor in a GGUF file."""
 
     path: Path
     name: str
@@ -115,7 +115,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What stands before the weights of a GGUF file."""
+    """Everything before the weights of a GGUF file."""
 
     path: Path
     fields: Mapping[str, Any] = field(repr=False)
@@ -124,7 +124,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the metadata of a GGUF file and where its tensors lie.
+    """Read the metadata of a GGUF file and the places of its tensors.
 
     Raises NotFoundError, CheckpointError for a file that is not GGUF, cut short or damaged, and UnsupportedModelError
     for a version, a byte order or a type of weights that is not supported.
@@ -142,7 +142,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class Metadata:
-    """The metadata of a GGUF file, each value found to be of the type that its reader expects.
+    """Typed access to the metadata of a GGUF file.
 
     Everything that is read is read here: a value of another type is a CheckpointError that names its key, and what is
     not there is None.
@@ -171,7 +171,7 @@ class Metadata:
         return found  # type: ignore[no-any-return]
 
     def number(self, key: str) -> float | None:
-        """A number above 0."""
+        """Return a number above 0."""
         found = self.of_type(key, (int, float), "a number")
         if found is not None and not 0 < found < math.inf:
             raise self.wrong(key, "a finite number above 0")
@@ -210,7 +210,7 @@ class Metadata:
 
 
 class _HeaderReader:
-    """Reads one part of a header after another."""
+    """Reads the parts of a header in order, within limits."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -224,7 +224,7 @@ class _HeaderReader:
         self.fields: dict[str, Any] = {}
 
     def take(self, count: int) -> bytes:
-        """The next bytes; raises CheckpointError where the file or the bound of a header ends before."""
+        """Return the next bytes; raises CheckpointError at the end of the file or at the limit of a header."""
         if count > self.size - self.place:
             raise _damaged(self.path, f"ends within {self.part}")
         if self.place + count > LARGEST_HEADER:
@@ -333,17 +333,17 @@ class _HeaderReader:
 
 @dataclass(frozen=True)
 class _Described:
-    """What a header says about a tensor."""
+    """A tensor's entry in the header."""
 
     name: str
     shape: tuple[int, ...]
     type: int
     offset: int
-    """From the first tensor on."""
+    """Relative to the first tensor."""
 
 
 def _placed(reader: _HeaderReader, described: list[_Described]) -> tuple[GgufTensor, ...]:
-    """The tensors, each found to lie within the file and apart from the others."""
+    """Return the tensors; raises CheckpointError for one that is outside the file or overlaps another."""
     alignment = _alignment_of(reader)
     first = -(-reader.place // alignment) * alignment
     tensors = [_tensor_at(reader, one, first, alignment) for one in described]
@@ -396,7 +396,7 @@ def _damaged(path: Path, how: str) -> CheckpointError:
 
 
 def shown(value: object) -> str:
-    """Something of a file for a message: not too long, on one line, without control characters."""
+    """Return a file's value for a message: short, on one line, without control characters."""
     text = f"a list of {len(value)}" if isinstance(value, list) else str(value)
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -1,7 +1,7 @@
-"""What a GGUF file says about its model, checked before torch is loaded: architecture, sizes, tokens, template.
+"""Read and check the metadata of a GGUF file before torch is loaded: architecture, sizes, tokens, chat template.
 
-"Unread" means "refused": metadata that changes what a model computes and that nothing here reads is an error with its
-name. What is left out is what llama.cpp leaves out too: names, authors, and the entries of other programs.
+Metadata that changes what a model computes and is not supported is an error that names the key. Ignored, as llama.cpp
+does: names, authors, and the keys of other programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 _TOKEN_EMBEDDINGS = "token_embd.weight"  # noqa: S105 - the name of a tensor
 _BLOCK_NAME = re.compile(r"blk\.(\d{1,9})\.")
 _LARGEST = 2**20
-"""Of sizes that have no bound of their own."""
+"""Upper limit of sizes without a limit of their own."""
 _INTEGERS: Mapping[str, tuple[int, int]] = {
     "block_count": (1, 1024),
     "context_length": (1, 2**22),
@@ -37,14 +37,14 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     "attention.sliding_window": (0, 2**31),
     "rope.scaling.original_context_length": (1, 2**22),
 }
-"""The whole numbers that are read about a model, after the architecture's name: the least and the largest."""
+"""Integer metadata, without the architecture's prefix -> minimum and maximum."""
 NUMBERS = (
     "attention.layer_norm_rms_epsilon",
     "rope.freq_base",
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
-"""The other numbers."""
+"""Float metadata, without the architecture's prefix."""
 _REQUIRED = (
     "block_count",
     "context_length",
@@ -53,7 +53,7 @@ _REQUIRED = (
     "attention.head_count",
     "attention.layer_norm_rms_epsilon",
 )
-"""What llama.cpp does not load a model without."""
+"""Metadata without which llama.cpp does not load a model."""
 _SIZES = frozenset(
     {
         *_REQUIRED,
@@ -65,7 +65,7 @@ _SIZES = frozenset(
         "vocab_size",
     }
 )
-"""What a file says about its model: what every decoder may have."""
+"""Metadata that any decoder may have."""
 _WINDOW = frozenset({"attention.sliding_window"})
 _TRAINED_LENGTH = "rope.scaling.original_context_length"
 """llama.cpp writes it for every Phi-3, also where it is the whole context and nothing is scaled."""
@@ -78,7 +78,7 @@ ARCHITECTURES: Mapping[str, frozenset[str]] = {
     "qwen2": _SIZES,
     "qwen3": _SIZES,
 }
-"""As a file names them, with what may be said about each: what is tested against PyTorch."""
+"""Supported values of `general.architecture` -> the metadata supported for each, as tested against PyTorch."""
 _WITHOUT_EFFECT = (
     ("attention.causal", True),
     ("expert_count", 0),
@@ -89,18 +89,18 @@ _WITHOUT_EFFECT = (
     ("rope.scaling.type", "none"),
     ("tensor_data_layout", "Meta AI original pth"),
 )
-"""Of other things that are said, what says that the model has no such thing."""
+"""Other metadata with the value that leaves the model as it is."""
 _OTHER_MODELS = ("adapter.", "clip.", "diffusion.", "imatrix.", "xielu.")
-"""How metadata begins that changes what a model is, whatever its architecture."""
+"""Prefixes of metadata that changes the model, whatever its architecture."""
 _KINDS_OF_FILES = {
     "adapter": "merge it into its model first",
-    "imatrix": "it is made for quantizing; export the model's own file",
-    "mmproj": "it reads pictures or sound for a model; export the model's own file",
-    "vocab": "it holds a tokenizer alone; export the model's own file",
+    "imatrix": "it holds an importance matrix; export the model's own file",
+    "mmproj": "it holds a multimodal projector; export the model's own file",
+    "vocab": "it holds only a tokenizer; export the model's own file",
 }
 """Values of `general.type` that are not models -> what to do."""
 _QUANTIZATION_VERSION = 2
-"""Of ggml's blocks; those of version 1 were laid out in another way."""
+"""The version of ggml's block formats; version 1 has another layout."""
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -108,9 +108,9 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-"""After `general.sampling.`: what generation_config.json calls it."""
+"""Key after `general.sampling.` -> its name in generation_config.json."""
 _SAMPLING_WITHOUT_EFFECT = frozenset({"sequence", "penalty_last_n", "xtc_threshold", "mirostat_tau", "mirostat_eta"})
-"""What only sets up the other ways to choose tokens, or their order."""
+"""Parameters of samplers that are off, and the order of samplers."""
 _LONGEST_LICENSE = 200
 _LONGEST_TEMPLATE = 2**18
 """Characters."""
@@ -124,23 +124,23 @@ _ENDS = (
     "<|end_of_text|>",
     "</s>",
 )
-"""Special tokens after which nothing comes, whether the file says so or not; llama.cpp takes them so too."""
+"""Special tokens that end generation even where the file does not list them, as in llama.cpp."""
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file says about its model."""
+    """The metadata of a GGUF file, checked."""
 
     path: Path
     architecture: str
     about: Mapping[str, Any]
-    """What it says under the architecture's name: keys of ARCHITECTURES, and None where nothing."""
+    """Metadata under the architecture's prefix, by the keys of ARCHITECTURES; None where the file has none."""
     vocabulary: Vocabulary
     eos_ids: tuple[int, ...]
     chat_template: str | None
     license: str | None
     sampling: Mapping[str, float]
-    """How the publisher chooses tokens, as generation_config.json names it."""
+    """The publisher's sampling parameters, as generation_config.json names them."""
     header: GgufHeader = field(repr=False)
 
     @property
@@ -165,21 +165,21 @@ class GgufFile:
 
     @property
     def block_types(self) -> frozenset[str]:
-        """The types of its matrices that are in blocks; none where the file is not quantized."""
+        """The quantized types of its matrices; empty for a file that is not quantized."""
         return frozenset(tensor.type for tensor in self.tensors if tensor.in_blocks and len(tensor.shape) == 2)
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Read what a GGUF file says, without its weights.
+    """Read the metadata of a GGUF file, without its weights.
 
-    Raises NotFoundError, CheckpointError for a file that is none, cut short or damaged, and UnsupportedModelError for a
-    model that would not be exported exactly.
+    Raises NotFoundError, CheckpointError for a file that is not GGUF, truncated or damaged, and UnsupportedModelError
+    for a model that would not be exported exactly.
     """
     header = read_header(path)
     metadata = Metadata(path.name, header.fields)
     architecture = _checked_architecture(metadata)
     _check_file(metadata, header)
-    about = _described(metadata, architecture)
+    about = _architecture_metadata(metadata, architecture)
     _check_sizes(path.name, architecture, about)
     _check_tensors(path.name, architecture, about, header.tensors)
     vocabulary = read_vocabulary(path.name, header.fields)
@@ -205,7 +205,7 @@ def _checked_architecture(metadata: Metadata) -> str:
         )
     architecture = metadata.text("general.architecture")
     if architecture is None:
-        raise CheckpointError(f"`{metadata.name}` does not say `general.architecture`")
+        raise CheckpointError(f"`{metadata.name}` has no `general.architecture` in its metadata")
     if architecture not in ARCHITECTURES:
         supported = ", ".join(f"`{known}`" for known in ARCHITECTURES)
         raise UnsupportedModelError(
@@ -216,34 +216,34 @@ def _checked_architecture(metadata: Metadata) -> str:
 
 
 def _check_file(metadata: Metadata, header: GgufHeader) -> None:
-    """Raise UnsupportedModelError for a part of a model, for something beside one, and for blocks of another layout."""
+    """Raise UnsupportedModelError for a shard, for a file that is not a model, and for another quantization version."""
     parts = metadata.integer("split.count", 0, 2**16)
     if parts is not None and parts > 1:
         raise UnsupportedModelError(
-            f"`{metadata.name}` is one of {parts} parts of a model",
-            hint="put them together with `llama-gguf-split --merge`",
+            f"`{metadata.name}` is one of {parts} shards of a model",
+            hint="merge them with `llama-gguf-split --merge`",
         )
     other = next((key for key in metadata.fields if key.startswith(_OTHER_MODELS)), None)
     if other is not None:
-        raise _unread(metadata, other)
+        raise _unsupported(metadata, other)
     version = metadata.integer("general.quantization_version", 0, 2**16)
     quantized = any(tensor.in_blocks for tensor in header.tensors)
     if quantized and version not in (None, _QUANTIZATION_VERSION):
-        raise _unread(metadata, "general.quantization_version")
+        raise _unsupported(metadata, "general.quantization_version")
     if not header.tensors:
         raise UnsupportedModelError(f"`{metadata.name}` holds no weights", hint=_KINDS_OF_FILES["vocab"])
 
 
-def _described(metadata: Metadata, architecture: str) -> dict[str, Any]:
-    """What a file says about its model; raises UnsupportedModelError for what is not read."""
+def _architecture_metadata(metadata: Metadata, architecture: str) -> dict[str, Any]:
+    """Read the metadata under the architecture's prefix; raises UnsupportedModelError for unsupported keys."""
     prefix = f"{architecture}."
     for key in (name.removeprefix(prefix) for name in metadata.fields if name.startswith(prefix)):
         value = metadata.fields[prefix + key]
         if key not in ARCHITECTURES[architecture] and (key, value) not in _WITHOUT_EFFECT:
-            raise _unread(metadata, prefix + key)
+            raise _unsupported(metadata, prefix + key)
         if isinstance(value, list):
             raise UnsupportedModelError(
-                f"`{metadata.name}` has `{prefix}{key}` set for each layer, and only equal layers are supported",
+                f"`{metadata.name}` has `{prefix}{key}` set per layer; supported: the same value for all layers",
                 hint=HUB,
             )
     found: dict[str, Any] = {
@@ -253,33 +253,35 @@ def _described(metadata: Metadata, architecture: str) -> dict[str, Any]:
     required = (*_REQUIRED, *(_WINDOW if architecture == "gemma3" else ()))
     missing = next((key for key in required if found[key] is None), None)
     if missing is not None:
-        raise CheckpointError(f"`{metadata.name}` does not say `{prefix}{missing}`")
-    # What llama.cpp takes where a file does not say it.
+        raise CheckpointError(f"`{metadata.name}` has no `{prefix}{missing}` in its metadata")
+    # llama.cpp's defaults.
     defaults = {"attention.head_count_kv": found["attention.head_count"], "rope.freq_base": 10000.0}
     return found | {key: value for key, value in defaults.items() if found[key] is None}
 
 
-def _unread(metadata: Metadata, key: str) -> UnsupportedModelError:
+def _unsupported(metadata: Metadata, key: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"`{metadata.name}` has `{shown(key)}` set to `{shown(metadata.fields[key])}`, which is not supported",
-        hint=f"without it the model would be another one; {HUB}",
+        hint=f"ignoring it would change the model; {HUB}",
     )
 
 
 def _check_sizes(name: str, architecture: str, about: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for sizes that do not fit together, UnsupportedModelError for heads that are not alike."""
+    """Raise CheckpointError for inconsistent sizes, UnsupportedModelError for unsupported head sizes."""
     width, heads, kv_heads = (
         about[key] for key in ("embedding_length", "attention.head_count", "attention.head_count_kv")
     )
     if about["attention.key_length"] is None and width % heads:
-        raise CheckpointError(f"`{name}` has an embedding of {width} numbers, which {heads} heads cannot share")
+        raise CheckpointError(
+            f"`{name}` has an embedding length of {width}, which is not a multiple of its {heads} heads"
+        )
     if heads % kv_heads:
-        raise CheckpointError(f"`{name}` has {heads} heads, which cannot share {kv_heads} of keys and values")
+        raise CheckpointError(f"`{name}` has {heads} heads, which is not a multiple of its {kv_heads} key-value heads")
     context = about["context_length"]
     trained = about.get(_TRAINED_LENGTH) or context
     if trained != context:
         raise UnsupportedModelError(
-            f"`{name}` reads {context} tokens and was trained on {trained}, "
+            f"`{name}` has a context of {context} tokens and was trained with {trained}, "
             f"which is not supported for `{architecture}`",
             hint=HUB,
         )
@@ -287,18 +289,18 @@ def _check_sizes(name: str, architecture: str, about: Mapping[str, Any]) -> None
     rotated, values = (about[key] or head for key in ("rope.dimension_count", "attention.value_length"))
     if rotated != head or values != head or head % 2:
         raise UnsupportedModelError(
-            f"`{name}` has heads of {head} numbers, of which it rotates {rotated}, and values of {values}",
-            hint=f"supported: heads that are rotated as a whole; {HUB}",
+            f"`{name}` has a head size of {head}, {rotated} rotary dimensions and a value size of {values}",
+            hint=f"supported: an even head size, rotary over the whole head, and values of the same size; {HUB}",
         )
 
 
 def head_size(about: Mapping[str, Any]) -> int:
-    """The size of a head, from what a file says about its model."""
+    """Return the head size."""
     return int(about["attention.key_length"] or about["embedding_length"] // about["attention.head_count"])
 
 
 def _check_tensors(name: str, architecture: str, about: Mapping[str, Any], tensors: tuple[GgufTensor, ...]) -> None:
-    """Compare the tensors with the sizes that are stated, so that no model is made of sizes that nothing has."""
+    """Compare the tensors with the metadata, so that no huge model is built from wrong sizes."""
     names = {tensor.name: tensor for tensor in tensors}
     if ROPE_FACTORS in names and architecture != "llama":
         raise UnsupportedModelError(f"`{name}` has `{ROPE_FACTORS}`, which is supported for `llama` only", hint=HUB)
@@ -306,7 +308,7 @@ def _check_tensors(name: str, architecture: str, about: Mapping[str, Any], tenso
     stated = about["block_count"]
     if numbers != set(range(stated)):
         raise CheckpointError(
-            f"`{name}` states {stated} blocks in `{architecture}.block_count` and has tensors of {len(numbers)}"
+            f"`{name}` has {stated} layers by `{architecture}.block_count`, and tensors of {len(numbers)} layers"
         )
     embeddings = names.get(_TOKEN_EMBEDDINGS)
     if embeddings is None:
@@ -320,7 +322,7 @@ def _check_tensors(name: str, architecture: str, about: Mapping[str, Any], tenso
 
 
 def _eos_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids that end a text, that of the metadata first."""
+    """Return the EOS ids, those of the metadata first."""
     stated = [vocabulary.ids.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     places = {token: number for number, token in enumerate(vocabulary.tokens)}
     known = [places[end] for end in _ENDS if end in places and vocabulary.types[places[end]] == CONTROL]
@@ -328,7 +330,7 @@ def _eos_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def _sampling_of(metadata: Metadata) -> dict[str, float]:
-    """How the publisher chooses tokens; raises UnsupportedModelError for a way that is not read."""
+    """Read the publisher's sampling parameters; raises UnsupportedModelError for samplers that are not supported."""
     prefix = "general.sampling."
     found = {}
     for key in (name.removeprefix(prefix) for name in metadata.fields if name.startswith(prefix)):
@@ -337,5 +339,5 @@ def _sampling_of(metadata: Metadata) -> dict[str, float]:
             if not math.isfinite(found[_SAMPLING[key]]):
                 raise metadata.wrong(prefix + key, "a finite number")
         elif key not in _SAMPLING_WITHOUT_EFFECT and metadata.fields[prefix + key] != 0:
-            raise _unread(metadata, prefix + key)
+            raise _unsupported(metadata, prefix + key)
     return found

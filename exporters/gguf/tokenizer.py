@@ -1,4 +1,4 @@
-"""A GGUF file's metadata -> tokenizer.json, as llama.cpp reads them.
+"""Build tokenizer.json from the metadata of a GGUF file, as llama.cpp interprets it.
 
 transformers builds a tokenizer from a GGUF file too, but takes special tokens from its own defaults: of SmolLM2's file
 it makes one that begins every text with the token that begins a turn, and takes that for the end.
@@ -18,9 +18,9 @@ from ...runtime.errors import CheckpointError, OrtkitError, UnsupportedModelErro
 from .header import LONGEST_NAME, Metadata, shown
 
 _NORMAL, _UNKNOWN, CONTROL, _USER_DEFINED = 1, 2, 3, 4
-"""Types of tokens; all but the first stand in text as they are, and are never made of pieces."""
+"""Token types; all but the first are matched as a whole in text and never merged from pieces."""
 _KINDS = range(1, 7)
-"""All of them, those that are not used and those of bytes too."""
+"""All token types, unused and byte tokens included."""
 _PREFIX, _TOKEN_ID = "tokenizer.ggml.", "_token_id"
 _HUGGING_FACE = "tokenizer.huggingface.json"
 _WITHOUT_TEXT = (_UNKNOWN, CONTROL)
@@ -29,7 +29,7 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SAMPLE = "Grüße aus 東京: 1234 it's\n\n  three\tspaces   🙂 <b>!"
-"""What every tokenizer must give back as it was."""
+"""A text that every tokenizer must decode to itself."""
 COMPARED = (
     "The pump does not start, so what's to be done? They'd have said: I'LL see.",
     "  two spaces before and after  ",
@@ -37,22 +37,22 @@ COMPARED = (
     "naïve Straße привет e\u0301 नमस्ते \u4f60\u597d\uff0c\u4e16\u754c \uff76\uff9e ١٢٣ ½",
     "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea … — “quoted” \u200b\u00a0 HelloWorld /usr/lib/x.so\n\n\n",
 )
-"""Where two tokenizers that are not the same differ."""
+"""A text that tells different tokenizers apart."""
 
 
 @dataclass(frozen=True)
 class _Splitting:
-    """How the text is cut before its pieces are merged: `tokenizer.ggml.pre`."""
+    """A pre-tokenizer: `tokenizer.ggml.pre`."""
 
     pattern: str | None
     """None for that of GPT-2."""
     single_digits: bool = False
     whole_words: bool = False
-    """A piece that is a token is taken whole, whatever the merges say."""
+    """Whether a piece that is a token is not split by merges (`ignore_merges`)."""
     adds_bos: bool = False
-    """What a file means that does not say whether a text begins with the token for it."""
+    """Whether a text begins with BOS where the file has no `add_bos_token`."""
     composed: bool = False
-    """Text is brought to Unicode's composed form (NFC) first, as the models' own tokenizers do."""
+    """Whether text is normalized to NFC first, as the models' own tokenizers do."""
 
 
 _GPT2 = _Splitting(None)
@@ -78,19 +78,19 @@ SPLITTINGS = {
     "starcoder": _DIGITS,
     "tekken": _TEKKEN,
 }
-"""By the names and with the patterns of llama.cpp's src/llama-vocab.cpp."""
+"""Pre-tokenizers with the names and patterns of llama.cpp's src/llama-vocab.cpp."""
 
 
 _ID_KEYS = frozenset(
     {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "cls", "prefix", "suffix", "middle"}
     | {f"fim_{part}" for part in ("pre", "suf", "mid", "pad", "rep", "sep")}
 )
-"""Before `_token_id`: the tokens that a file names, by llama.cpp's spelling."""
+"""Names before `_token_id`, as llama.cpp spells them."""
 _NO_TOKEN = (2**32 - 1, -1)
-"""llama.cpp's number for a token that there is none of."""
+"""llama.cpp's id for a token that does not exist."""
 _MOST_TOKENS = 2**21
 _READ = frozenset({"model", "pre", "tokens", "token_type", "merges", "scores", "add_bos_token", "add_space_prefix"})
-"""After `tokenizer.ggml.`, beside the tokens that a file names."""
+"""Other supported keys after `tokenizer.ggml.`."""
 _WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
     ("add_eos_token", False),
     ("add_sep_token", False),
@@ -98,15 +98,15 @@ _WITHOUT_EFFECT: tuple[tuple[str, Any], ...] = (
     ("precompiled_charsmap", []),
     ("token_type_count", 1),
 )
-"""Of other things that are said about a tokenizer, what says that it does no such thing."""
+"""Other keys with the value that leaves the tokenizer as it is."""
 _OTHERS_READ = ("tokenizer.chat_template", "tokenizer.chat_templates", _HUGGING_FACE)
 _OF_SENTENCE_PIECES = (None, "default")
-"""What `tokenizer.ggml.pre` is where text is not cut before its pieces are merged."""
+"""Values of `tokenizer.ggml.pre` for no pre-tokenizer."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says about its tokens."""
+    """The vocabulary of a GGUF file."""
 
     name: str
     """The file's, for messages."""
@@ -117,7 +117,7 @@ class Vocabulary:
     merges: tuple[str, ...]
     scores: tuple[float, ...]
     ids: Mapping[str, int]
-    """The tokens that the file names, such as `eos_token_id`."""
+    """The special token ids of the metadata, such as `eos_token_id`."""
     add_bos: bool | None
     add_space_prefix: bool | None
     published: str | None = field(default=None, repr=False)
@@ -129,7 +129,7 @@ class Vocabulary:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text begins with the token for it; where the file does not say, what its model means by that."""
+        """Whether a text begins with BOS; where the file has no such flag, the default of its tokenizer."""
         if self.bos_id is None:
             return False
         if self.add_bos is not None:
@@ -170,7 +170,7 @@ def read_vocabulary(name: str, fields: Mapping[str, Any]) -> Vocabulary:
 
 
 def _check_keys(metadata: Metadata) -> None:
-    """Raise UnsupportedModelError for something about the tokenizer that is not read."""
+    """Raise UnsupportedModelError for tokenizer metadata that is not supported."""
     for key, value in metadata.fields.items():
         if not key.startswith("tokenizer.") or key.startswith(_OTHERS_READ):
             continue
@@ -179,12 +179,12 @@ def _check_keys(metadata: Metadata) -> None:
         if own == key or not known:
             raise UnsupportedModelError(
                 f"`{metadata.name}` has `{shown(key)}` set to `{shown(value)}`, which is not supported",
-                hint="texts would become other tokens; export the Hub's checkpoint instead",
+                hint="ignoring it would change the tokens; export the Hub's checkpoint instead",
             )
 
 
 def _token_ids(metadata: Metadata, count: int) -> dict[str, int]:
-    """The tokens that a file names; raises CheckpointError for a number that no token has."""
+    """Read the special token ids; raises CheckpointError for an id beyond the vocabulary."""
     found = {}
     for name in sorted(_ID_KEYS):
         key = f"{_PREFIX}{name}{_TOKEN_ID}"
@@ -199,7 +199,7 @@ def _token_ids(metadata: Metadata, count: int) -> dict[str, int]:
 
 
 def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer of a vocabulary, checked: special tokens have their ids, and text comes back as it was.
+    """Build the tokenizer of a vocabulary and check it: special tokens keep their ids, and text decodes to itself.
 
     Raises UnsupportedModelError for a kind of tokenizer that is not supported, CheckpointError for one that does
     not work.
@@ -229,7 +229,7 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 @contextmanager
 def _panics_in_words(vocabulary: Vocabulary) -> Iterator[None]:
-    """Raise CheckpointError for whatever tokenizers says of a vocabulary; its panics are not `Exception`s."""
+    """Raise CheckpointError for errors of the tokenizers library; its panics are not `Exception`s."""
     try:
         yield
     except (OrtkitError, KeyboardInterrupt, SystemExit):
@@ -253,7 +253,7 @@ def _splitting_of(vocabulary: Vocabulary) -> _Splitting:
 
 
 def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
-    """Byte-pair encoding on bytes, each written as a character, as GPT-2 has it."""
+    """Build a byte-level BPE tokenizer, as of GPT-2."""
     splitting = _splitting_of(vocabulary)
     if vocabulary.add_space_prefix:
         raise UnsupportedModelError(
@@ -288,7 +288,7 @@ def _cut_merge(vocabulary: Vocabulary, merge: str) -> tuple[str, str]:
 
 
 def _sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
-    """Byte-pair encoding on characters, with a token for each byte that no other has, as SentencePiece has it."""
+    """Build a SentencePiece BPE tokenizer with byte fallback."""
     if len(vocabulary.scores) != len(vocabulary.tokens):
         raise CheckpointError(f"`{vocabulary.name}` has {len(vocabulary.tokens)} tokens, but not a score for each")
     if vocabulary.splitting not in _OF_SENTENCE_PIECES:
@@ -313,7 +313,7 @@ def _sentence_pieces(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[tuple[str, str]]:
-    """Every way to make a token of two others, those of the highest score first: that is how SentencePiece merges."""
+    """Return all merges of two tokens to one, by descending score, as SentencePiece merges."""
     apart = {token for kind in (*_WITHOUT_TEXT, _USER_DEFINED) for token in _of_type(vocabulary, kind)}
     found = []
     for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True):
@@ -326,7 +326,7 @@ def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence
 
 
 def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Raise CheckpointError when a special token is not itself, or a text does not come back from its ids."""
+    """Raise CheckpointError when a special token has another id, or a text does not decode to itself."""
     for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (*_WITHOUT_TEXT, _USER_DEFINED):
             ids = tokenizer.encode(token, add_special_tokens=False).ids
@@ -340,7 +340,7 @@ def check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def _compare(tokenizer: Tokenizer, published: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Raise UnsupportedModelError where the original checkpoint's tokenizer makes other tokens of a text."""
+    """Raise UnsupportedModelError where the original checkpoint's tokenizer gives other tokens for a text."""
     for text in (SAMPLE, *COMPARED):
         found, expected = (one.encode(text, add_special_tokens=False).ids for one in (tokenizer, published))
         if found != expected:

@@ -1,8 +1,8 @@
 """Arrays in a file that only grows, with a journal of what is whole in it: what a killed export need not do again.
 
 An entry is some arrays under a name. It is in the journal, with the digest of its bytes, once all of them are in the
-file. Whoever opens the file again reads the journal as far as it agrees with the file, and goes on after that; what is
-written in the same order has the same bytes, however often it was broken off.
+file. Whoever opens the file again reads the journal as far as it agrees with the file, and continues after that. What
+is written in the same order has the same bytes, however often it was interrupted.
 """
 
 from __future__ import annotations

@@ -24,30 +24,46 @@ CONTENT = "content"
 
 
 def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, progress: Progress | None = None) -> None:
-    """Write a graph whose weights are in a file, and that file beside it; `weights` takes those that are in none yet.
+    """Store the weights of a graph, then write it: `store_weights`, `write_stored_graph`."""
+    store_weights(model, weights, progress=progress)
+    write_stored_graph(model, weights.path, path)
 
-    They are read one at a time where they are streamed.
-    """
+
+def store_weights(model: ir.Model, weights: KeptArrays, *, progress: Progress | None = None) -> None:
+    """Move the weights of a graph that are not in a file yet to `weights`, one at a time; streamed ones are read."""
     large = [value for value in model.graph.initializers.values() if is_large(value)]
     counter = WeightCounter(progress, [required(value.const_value).nbytes for value in large])
     for value in large:
         tensor = required(value.const_value)
         value.const_value = weights.keep(required(value.name), partial(content_of, tensor)).arrays[CONTENT]
         counter.advance(tensor.nbytes)
+
+
+def weights_file(model: ir.Model) -> Path | None:
+    """The file that holds the weights of a graph; None where they are in none yet."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    files = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    if len(files) > 1:
+        raise ValueError(f"the graph's weights are in several files: {', '.join(map(str, sorted(files)))}")
+    return files.pop() if files else None
+
+
+def write_stored_graph(model: ir.Model, weights: Path, path: Path) -> None:
+    """Write a graph whose weights are in the file `weights`, and that file beside it."""
     ir.save(model, path)
     beside = path.with_name(GRAPH_DATA)
     beside.unlink(missing_ok=True)
     # Under another name too, so that what is done stays there until the bundle is whole.
     try:
-        os.link(weights.path, beside)
+        os.link(weights, beside)
     except OSError:
         # Not every file system has files of two names.
-        shutil.copyfile(weights.path, beside)
+        shutil.copyfile(weights, beside)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write a graph whose weights are in memory, with a file beside it for them where they do not fit into its own."""
-    # What is open from there by now goes on with the old files.
+    # Whoever has them open keeps the old files.
     path.unlink(missing_ok=True)
     path.with_name(GRAPH_DATA).unlink(missing_ok=True)
     ir.save(model, path, external_data=GRAPH_DATA if weights_bytes(model) > LARGEST_PROTOBUF else None)

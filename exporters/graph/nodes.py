@@ -39,7 +39,7 @@ class Linear:
 
     @property
     def weight(self) -> NDArray[np.float32]:
-        """The numbers of the matrix, read anew each time where they are streamed."""
+        """The numbers of the matrix, read again each time where they are streamed."""
         return np.asarray(self.matrix.numpy(), np.float32)
 
     @property

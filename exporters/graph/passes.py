@@ -127,7 +127,7 @@ def fuse_rms_norms(graph: ir.Graph) -> None:
 
 
 def merge_products(graph: ir.Graph) -> None:
-    """Compute the products that read one value, such as query, key and value, in one product and split its result."""
+    """Merge linear layers that read one value, such as query, key and value, into one and split its result."""
     found = sorted(linears(graph), key=lambda linear: linear.input.name or "")
     for _, group in groupby(found, key=lambda linear: linear.input):
         parts = list(group)

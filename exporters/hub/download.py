@@ -32,7 +32,7 @@ from .settings import endpoint
 from .transport import Answer, opened, refuse
 
 ATTEMPTS = 5
-"""How often a download that breaks off goes on by itself, as long as each time something comes."""
+"""How often an interrupted download resumes by itself, as long as each time something comes."""
 PARTIAL = ".ortkit.incomplete"
 
 
@@ -55,7 +55,7 @@ def download(
     """Bring files of the commit into the Hub's cache, and hash each of them once.
 
     Files in the cache are checked and not downloaded again, and those that are `known` not checked again; a download
-    that broke off resumes. Raises OutputError when the disk is too small, NetworkError when the connection fails,
+    that was interrupted resumes. Raises OutputError when the disk is too small, NetworkError when the connection fails,
     CheckpointError for content that does not have the Hub's hash.
     """
     hashed = dict(known or {})
@@ -176,7 +176,7 @@ def hash_of(answer: Answer, file: HubFile) -> str:
 
 @contextmanager
 def partial_file(blob: Path) -> Iterator[FileIO]:
-    """The beginning of a file that is not complete, for one process at a time; its end is where writing goes on."""
+    """The beginning of a file that is not complete, for one process at a time; writing resumes at its end."""
     path = partial_of(blob)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
@@ -261,14 +261,14 @@ def failure(error: Exception, file: HubFile) -> Exception:
     if isinstance(error, HubAnswerError) and network_failure(error) is None:
         return NetworkError(
             f"`{host()}` answers {error.status} for `{file.name}`",
-            hint="run the command again, it goes on where it was",
+            hint="run the command again: the download resumes",
         )
     return network_failure(error) or broken_off(file)
 
 
 def broken_off(file: HubFile) -> NetworkError:
     return NetworkError(
-        f"the download of `{file.name}` from `{host()}` broke", hint="run the command again, it goes on where it was"
+        f"the download of `{file.name}` from `{host()}` broke", hint="run the command again: the download resumes"
     )
 
 

@@ -118,7 +118,7 @@ def connection_failure(error: BaseException) -> NetworkError:
     if any(isinstance(cause, ConnectionRefusedError) for cause in found):
         return NetworkError(f"`{host()}` refuses the connection", hint=f"check HF_ENDPOINT and the network; {OFFLINE}")
     return NetworkError(
-        f"the connection to `{host()}` broke", hint=f"run the command again, it goes on where it was; {OFFLINE}"
+        f"the connection to `{host()}` broke", hint=f"run the command again: the download resumes; {OFFLINE}"
     )
 
 

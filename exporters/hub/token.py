@@ -229,7 +229,9 @@ def read_new_token(text: str) -> str:
     problem = problem_of(cleaned)
     if problem is not None:
         known = f": it {problem}" if cleaned else ""
-        raise InputError(f"that is no token{known}", hint=f"copy one from {SITE}/settings/tokens; it begins with `hf_`")
+        raise InputError(
+            f"that is not a token{known}", hint=f"copy one from {SITE}/settings/tokens; it begins with `hf_`"
+        )
     return cleaned
 
 

@@ -1,4 +1,4 @@
-"""Requests to the Hub, with bounds on size, time and redirects: whatever answers there, this process goes on.
+"""Requests to the Hub, with bounds on size, time and redirects: whatever answers there, this process survives.
 
 Works on the session of whichever HTTP library huggingface_hub is built on, with its proxies and certificates. Bodies,
 redirects and the token are handled here: bodies are never unpacked without a bound, and the token goes to the host that

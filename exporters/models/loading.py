@@ -17,11 +17,8 @@ from ...runtime.text.safe_tokenizer import raise_unless_of_tokenizers
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.files import TOKENIZER_CONFIG
 from ..checkpoint.safetensors_reader import READ_AS, StoredTensor, shown, stored_tensors
+from .weight_errors import check_tensor, missing_weights, unexpected_weights
 
-OPSET = 20
-"""The first with GELU as one operator."""
-UNTESTED = "its config.json asks for something that ortkit has not been tested with"
-"""The hint for a model that traces to a graph unlike that of its architecture."""
 HEADS = frozenset(
     {
         *("classifier", "cls", "decoder", "discriminator_predictions", "generator_predictions", "head", "lm_head"),
@@ -63,7 +60,7 @@ def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
         # transformers' code does with values that it did not expect whatever they make of it.
         except Exception as error:
             raise CheckpointError(f"the config.json of `{checkpoint.name}` cannot be used: {error}") from error
-    # How results are handed over is no part of the model, and the tracer reads them one way.
+    # How results are handed over is not part of the model, and the tracer reads them one way.
     config.torchscript = config.output_attentions = config.output_hidden_states = False
     config.return_dict = True
     config.chunk_size_feed_forward = 0
@@ -136,7 +133,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     except BaseException as error:
         raise_unless_of_tokenizers(error)
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
-    # Texts may be longer than what `model_max_length` says, which is no news to who compares tokens.
+    # Texts may be longer than what `model_max_length` says, which needs no warning where tokens are compared.
     found.deprecation_warnings[TOO_LONG] = True
     return found
 
@@ -178,11 +175,7 @@ def check_superfluous(checkpoint: Checkpoint, model: Any, unexpected: Iterable[s
         if not name.endswith(COMPUTED) and (first not in HEADS or first in own):
             left.append(name)
     if left:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` holds {len(left)} weights that its config.json says nothing of, "
-            f"such as `{min(left)}`",
-            hint="without them the model would be another one",
-        )
+        raise unexpected_weights(checkpoint.folder, left)
 
 
 def check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, StoredTensor]) -> None:
@@ -201,16 +194,8 @@ def check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, Stor
                 f"the config.json of `{checkpoint.name}` promises `{name}` in the shape {promised}, and none of its "
                 "tensors is as large"
             )
-        if tensor is not None and tensor.shape != promised:
-            raise CheckpointError(
-                f"in `{checkpoint.folder}`, `{tensor.name}` has the shape {tensor.shape}, and its config.json promises "
-                f"{promised}"
-            )
-        if tensor is not None and tensor.dtype not in READ_AS:
-            raise CheckpointError(
-                f"in `{checkpoint.folder}`, `{tensor.name}` is of the type `{tensor.dtype}`",
-                hint=f"read are {', '.join(f'`{known}`' for known in READ_AS)}",
-            )
+        if tensor is not None:
+            check_tensor(checkpoint.folder, tensor, promised, READ_AS)
 
 
 @contextmanager
@@ -245,9 +230,7 @@ def check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) ->
 
     if lacking and reads(lacking):
         name = next((name for name in lacking if reads([name])), min(lacking))
-        raise CheckpointError(
-            f"`{checkpoint.folder}` lacks {len(missing)} of the weights that its config.json promises, such as `{name}`"
-        )
+        raise missing_weights(checkpoint.folder, len(missing), name)
 
 
 @contextmanager

@@ -47,14 +47,14 @@ class BlockFormat:
     """Bits, block size and symmetry, limited to what onnxruntime has kernels for."""
 
     bits: int
-    block: int
+    block_size: int
     symmetric: bool
 
     def __post_init__(self) -> None:
         if self.bits not in _BITS:
             raise InputError(f"{self.bits}-bit weights are not supported", hint="supported: 4 and 8")
-        if self.block not in _BLOCK_SIZES:
-            raise InputError(f"blocks of {self.block} weights are not supported", hint="supported: 32, 64 and 128")
+        if self.block_size not in _BLOCK_SIZES:
+            raise InputError(f"blocks of {self.block_size} weights are not supported", hint="supported: 32, 64 and 128")
 
     @property
     def top(self) -> int:
@@ -94,7 +94,7 @@ class BlockMatrix:
         return int(self.levels.shape[1])
 
     @property
-    def block(self) -> int:
+    def block_size(self) -> int:
         """The block size."""
         return int(self.levels.shape[2])
 
@@ -141,14 +141,14 @@ def quantize_blockwise(
     their min-max scale.
     """
     inputs, outputs = weight.shape
-    blocks = -(-inputs // form.block)
-    levels = np.full((outputs, blocks, form.block), form.middle, np.uint8)
+    blocks = -(-inputs // form.block_size)
+    levels = np.full((outputs, blocks, form.block_size), form.middle, np.uint8)
     scales = np.empty((outputs, blocks), np.float32)
     zeros = np.empty((outputs, blocks), np.uint8)
 
     def fill(part: tuple[int, slice]) -> None:
         number, columns = part
-        start, end = number * form.block, min((number + 1) * form.block, inputs)
+        start, end = number * form.block_size, min((number + 1) * form.block_size, inputs)
         rows = np.ascontiguousarray(weight[start:end, columns])
         weights = None if importance is None else importance[start:end, np.newaxis]
         scale, zero = _search_scale(rows, form, weights)
@@ -170,18 +170,18 @@ def gptq_quantize_blockwise(
     cannot compensate.
     """
     inputs, outputs = weight.shape
-    blocks = -(-inputs // form.block)
-    levels = np.full((outputs, blocks, form.block), form.middle, np.uint8)
+    blocks = -(-inputs // form.block_size)
+    levels = np.full((outputs, blocks, form.block_size), form.middle, np.uint8)
     scales = np.empty((outputs, blocks), np.float32)
     zeros = np.empty((outputs, blocks), np.uint8)
     importance = (1 / np.diag(factors) ** 2).astype(np.float32)[:, np.newaxis]
 
     def fill(columns: slice) -> None:
         def round_first(row: int, rows: NDArray[np.float64]) -> NDArray[np.float32]:
-            number, place = divmod(row, form.block)
+            number, place = divmod(row, form.block_size)
             if place == 0:
-                current = rows[: form.block].astype(np.float32)
-                scale, zero = _search_scale(current, form, importance[row : row + form.block])
+                current = rows[: form.block_size].astype(np.float32)
+                scale, zero = _search_scale(current, form, importance[row : row + form.block_size])
                 scales[columns, number], zeros[columns, number] = scale, zero
                 levels[columns, number] = zero[:, np.newaxis]
             scale, zero = scales[columns, number], zeros[columns, number].astype(np.float32)

@@ -377,15 +377,15 @@ class Golden:
 
 @dataclass(frozen=True)
 class GoldenAnswer:
-    """The greedy continuations of one text by PyTorch and by the bundle."""
+    """Tokens after a text, generated greedily or of prose, and the log-probabilities that the bundle gives them."""
 
     text: str
     prompt: tuple[int, ...] = field(metadata=_IDS)
     """Token ids of the text."""
     reference: tuple[int, ...] = field(metadata=_IDS)
-    """PyTorch's tokens, up to the first that differs from the bundle's."""
+    """PyTorch's greedy tokens, up to the first that differs from the bundle's; only in bundles before schema 6."""
     output: tuple[int, ...] = field(metadata=_IDS)
-    """The bundle's tokens."""
+    """The tokens."""
     logprobs: tuple[float, ...] = ()
     """The bundle's log-probabilities of `output`; empty in bundles before schema 5."""
 

@@ -201,10 +201,10 @@ class Embedder(Encoder, Closable):
         batch_tokens: int = BATCH_TOKENS,
         chunk: int = CHUNK,
     ) -> Iterator[Embeddings]:
-        """Embed any number of texts in bounded memory: what `embed_with_report` gives for each `chunk` of them in turn.
+        """Embed any number of texts in bounded memory: yields the result of `embed_with_report` for each `chunk` texts.
 
-        When `texts` raises, the vectors of what it gave before come first. With `long="error"` nothing of the chunk
-        that holds a long text is computed.
+        Where `texts` raises, the embeddings of the texts before are yielded first. With `long="error"`, nothing of a
+        chunk with a long text is computed.
 
             >>> [report.vectors.shape for report in embedder.stream((f"line {n}" for n in range(5)), chunk=2)]
             [(2, 384), (2, 384), (1, 384)]

@@ -206,7 +206,7 @@ def first_text(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
 def _step_of(part: Mapping[str, Any], *, fused: bool) -> _DecodeStep:
     """A step from its JSON; `fused` where the steps before it join the tokens' texts."""
     match part:
-        # A fused text stays as it is if any of its characters stands for no byte.
+        # ByteLevel leaves a fused text unchanged where one of its characters is not in the byte alphabet.
         case {"type": "ByteLevel"} if not fused:
             return _ByteLevel()
         case {"type": "ByteFallback"}:

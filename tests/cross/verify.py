@@ -1,9 +1,7 @@
 """Replays a bundle's certificate in this process: `ortkit verify` starts another, which an emulator would not run.
 
-Of an LLM it first compares whole distributions with those of float32 matmuls (`tests.cross.exact`), because the golden
-tokens are those that the model is sure of, and tell less: with KleidiAI's kernels, whose scales are by row, their
-log-probabilities differ by 0.065 on average from the certified ones, and with sound kernels by 0.028 to 0.037, of which
-neither is beyond the limit. The divergence is six times that of sound ones.
+Of an LLM it first compares whole distributions with those of float32 matmuls (`tests.cross.exact`): with KleidiAI's
+kernels, whose scales of activations are by row, the divergence is six times that of sound ones.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import ortkit.exporters.pipeline  # noqa: F401
 from ortkit.exporters.certification import probe
 from ortkit.exporters.export_stage import export
 from ortkit.exporters.progress import NoProgress
-from ortkit.exporters.workdir import folder_of
+from ortkit.exporters.workdir import work_folder_of
 
 LONGEST = 0.3
 """Seconds into a stage at which it is struck at the latest."""
@@ -47,7 +47,10 @@ def main(probe_folder: str, checkpoint: str, out: str, seed: str, *stages: str) 
         status = ended(checkpoint, out, Struck(stage, chance.uniform(0.001, LONGEST)))
         if not os.WIFSIGNALED(status):
             sys.exit(f"an export ended in another way than by a kill in `{stage}`: {status}")
-        print(sum(len(path.read_bytes().splitlines()) for path in folder_of(Path(out)).rglob("*.journal")), flush=True)
+        print(
+            sum(len(path.read_bytes().splitlines()) for path in work_folder_of(Path(out)).rglob("*.journal")),
+            flush=True,
+        )
     sys.exit(os.waitstatus_to_exitcode(ended(checkpoint, out, NoProgress())))
 
 

@@ -425,7 +425,7 @@ def test_an_interrupted_export_leaves_the_old_bundle(
         assert [path.name for path in out.parent.iterdir()] == ["bundle"]
     else:
         (left,) = (path for path in out.parent.iterdir() if path.name != "bundle")
-        assert not list(left.rglob("manifest.json")), "what is left is no bundle"
+        assert not list(left.rglob("manifest.json")), "what is left is not a bundle"
         tiny_export(tiny_checkpoint, out, Precision.FP32)
         assert [path.name for path in out.parent.iterdir()] == ["bundle"], "the next export cleans up"
 

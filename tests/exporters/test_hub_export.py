@@ -149,7 +149,7 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaModel"]}
             {"config.json": {"model_type": "bloom"}},
             [],
             10,
-            "`model` has the architecture `bloom`, which ortkit does not know",
+            "`model` has the architecture `bloom`, which is not supported",
         ),
         (
             {"config.json": LLAMA},
@@ -193,10 +193,10 @@ def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
     [
         (["config.json", "pytorch_model.bin"], "has its weights in `pytorch_model.bin` only, a pickle"),
         (["config.json"], "holds no weights: no `model.safetensors`"),
-        (["model.safetensors"], "`org/unknown` is no checkpoint that ortkit can read: it holds no `config.json`"),
+        (["model.safetensors"], "`org/unknown` is not a checkpoint that ortkit can read: it has no `config.json`"),
         (
             ["config.json", "model.safetensors"],
-            "`org/unknown` is no checkpoint that ortkit can read: it holds no `tokenizer.json`",
+            "`org/unknown` is not a checkpoint that ortkit can read: it has no `tokenizer.json`",
         ),
     ],
 )

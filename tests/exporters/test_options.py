@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from ortkit.exporters.checkpoint.architectures import architecture_of
 from ortkit.exporters.checkpoint.catalog import ModelSpec, find_model
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.gguf.file import _MODEL_TYPES as MODEL_TYPES
+from ortkit.exporters.gguf.metadata import ARCHITECTURES
 from ortkit.exporters.options import check_precision, default_precision
 from ortkit.runtime.bundle.manifest import Kind, Precision, Source
 from ortkit.runtime.errors import InputError, UnsupportedModelError
@@ -26,7 +29,7 @@ def test_the_precision_follows_from_what_the_checkpoint_is_and_then_from_the_cat
 
     assert default_precision(checkpoint("Q4_1", spec=smollm), Kind.DECODER) is Precision.SOURCE
     assert default_precision(checkpoint("Q4_K", "Q6_K"), Kind.DECODER) is Precision.SOURCE
-    assert default_precision(checkpoint("IQ2_XS"), Kind.DECODER) is Precision.SOURCE, "refused, and not rounded anew"
+    assert default_precision(checkpoint("IQ2_XS"), Kind.DECODER) is Precision.SOURCE, "refused, and not rounded again"
     assert default_precision(checkpoint(spec=smollm), Kind.DECODER) is Precision.INT4
     assert default_precision(checkpoint(gguf=False, spec=smollm), Kind.DECODER) is Precision.INT4
     assert default_precision(checkpoint(), Kind.DECODER) is Precision.INT4
@@ -41,8 +44,8 @@ def test_blocks_that_cannot_be_kept() -> None:
         "`m` has weights of the type `IQ2_XS` and `TQ1_0`, so its own precision cannot be kept"
     )
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("kept are `Q2_K`, `Q3_K`, `Q4_0`, ")
-    assert caught.value.hint.endswith("; `--precision int8` or `int4` rounds any weights anew")
+    assert caught.value.hint.startswith("supported: `Q2_K`, `Q3_K`, `Q4_0`, ")
+    assert caught.value.hint.endswith("; `--precision int8` or `int4` quantizes any weights again")
     assert caught.value.exit_code == 10
     for precision in (Precision.INT4, Precision.INT8, Precision.FP32):
         check_precision(checkpoint("TQ1_0"), Kind.DECODER, precision)
@@ -56,3 +59,12 @@ def test_there_are_no_blocks_to_keep(how: str, *, gguf: bool) -> None:
     assert caught.value.message == f"`source` keeps the blocks of a GGUF file, and `m` {how}"
     assert caught.value.hint == "choose one of `fp32`, `fp16`, `int8`, `int4`"
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_architecture_of_gguf_files_is_exported_as_a_decoder(architecture: str) -> None:
+    """So the plan of a GGUF file needs no config.json, which is written only when the file is converted."""
+    found = architecture_of({"model_type": MODEL_TYPES.get(architecture, architecture)})
+
+    assert found is not None
+    assert Kind.DECODER in found.kinds

@@ -101,7 +101,7 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (bundles / ".b.unfinished").rglob("*"))
     (note,) = told.notes
     assert note == (
-        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an export to `{bundles / 'b'}` that was broken off: "
+        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an interrupted export to `{bundles / 'b'}`: "
         "the same command resumes it, and the folder can be removed"
     )
 
@@ -112,7 +112,7 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     assert not told.notes
 
 
-def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_names_the_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(tmp_path / "m.gguf", seeded("llama"), types={"attn_v.weight": Type.Q4_1})
 
     def interrupted(*_: object, **__: object) -> None:
@@ -125,7 +125,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert [path.name for path in (tmp_path / "b").iterdir()] == [".b.unfinished"]
     kept = tmp_path / "b" / ".b.unfinished"
-    assert told.notes == [f"what is done is kept in `{kept}`; the same command resumes from there"]
+    assert told.notes == [f"results are kept in `{kept}`; the same command resumes from there"]
 
 
 def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(
@@ -150,7 +150,7 @@ def test_an_export_that_is_interrupted_when_its_bundle_is_in_place(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_export_skips_completed_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while it certifies, an export has nothing left to read or to round."""
     whole = export(str(checkpoint), out=tmp_path / "whole").bundle
 
@@ -175,7 +175,7 @@ def test_what_was_done_is_not_done_again(checkpoint: Path, tmp_path: Path, monke
     assert contents(bundle.path) == contents(whole.path)
 
 
-def test_another_export_to_the_same_target_begins_anew(
+def test_different_export_to_the_same_target_starts_over(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -193,7 +193,7 @@ def test_another_export_to_the_same_target_begins_anew(
     assert contents(bundle.path) == contents(expected.path)
 
 
-def test_recipes_that_were_measured_are_not_measured_again(
+def test_resumed_search_skips_measured_recipes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[object] = []
@@ -222,7 +222,7 @@ def test_recipes_that_were_measured_are_not_measured_again(
         export(str(checkpoint), max_kl=1e-9, out=tmp_path / "b")
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+def test_full_disk_is_reported_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -239,13 +239,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32, Precision.FP16])
-def test_what_an_export_writes_is_foreseen(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
+def test_size_of_an_export_is_estimated(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
     foreseen, written = foreseen_and_written(checkpoint, precision, tmp_path / "b")
 
     assert 0.98 * written < foreseen < 1.5 * written
 
 
-def test_what_is_written_of_a_files_own_blocks_is_foreseen(tmp_path: Path) -> None:
+def test_size_of_a_source_export_is_estimated(tmp_path: Path) -> None:
     model = seeded("llama", hidden_size=512, intermediate_size=1024)
     file = write_gguf(tmp_path / "m.gguf", model, types={"weight": Type.Q4_1})
 

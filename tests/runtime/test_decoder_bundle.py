@@ -48,7 +48,7 @@ def test_a_changed_byte_is_refused(beside: Bundle, tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", [GRAPH, GRAPH_DATA, TOKENIZER])
-def test_no_library_reads_what_was_changed(
+def test_no_library_reads_a_modified_file(
     beside: Bundle, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []

@@ -20,7 +20,7 @@ UNSHOWN = """
     close dimension max_length plan new_cache encode encode_exactly check_chat_template save_cache load_cache messages
     send regenerate edit reset save load count_tokens
 """
-"""Methods and properties whose use is seen from their names and types, or from the example of their class."""
+"""Methods and properties without an example: their names and types, or the example of their class, show their use."""
 
 
 def examples() -> Iterator[doctest.DocTest]:
@@ -54,7 +54,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_give_what_they_say(name: str, names: dict[str, Any]) -> None:
+def test_the_examples_in_docstrings(name: str, names: dict[str, Any]) -> None:
     shown: list[str] = []
     test = EXAMPLES[name]
     test.globs = dict(names)
@@ -65,10 +65,30 @@ def test_the_examples_give_what_they_say(name: str, names: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("kind", [Embedder, Reranker, Decoder, Chat])
-def test_every_verb_of_a_model_has_an_example(kind: type) -> None:
-    verbs = {name for name, value in inspect.getmembers(kind) if not name.startswith("_") and value.__doc__}
+def test_every_method_of_a_model_has_an_example(kind: type) -> None:
+    methods = {name for name, value in inspect.getmembers(kind) if not name.startswith("_") and value.__doc__}
 
-    assert {name for name in verbs.difference(UNSHOWN.split()) if f"{kind.__name__}.{name}" not in EXAMPLES} == set()
+    assert {name for name in methods.difference(UNSHOWN.split()) if f"{kind.__name__}.{name}" not in EXAMPLES} == set()
+
+
+def members(public: type) -> Iterator[tuple[str, Any]]:
+    """Functions and properties that a public class defines itself."""
+    for name, value in vars(public).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(function):
+            yield name, function
+
+
+def test_everything_public_has_a_docstring() -> None:
+    classes = [getattr(ortkit, name) for name in ortkit.__all__ if inspect.isclass(getattr(ortkit, name))]
+    found = {f"{one.__name__}.{name}": function.__doc__ for one in classes for name, function in members(one)}
+    # A dataclass without a docstring gets its signature as one.
+    found |= {
+        one.__name__: "" if (one.__doc__ or "").startswith(f"{one.__name__}(") else one.__doc__ for one in classes
+    }
+
+    assert len(found) > 100
+    assert [name for name, text in found.items() if not text] == []
 
 
 def test_public_functions_have_an_example() -> None:

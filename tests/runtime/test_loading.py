@@ -27,13 +27,13 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[type[Model],
     return kind, write(tmp_path / "bundle")
 
 
-def test_a_bundle_is_opened_as_what_it_is(opened: tuple[type[Model], Bundle]) -> None:
+def test_a_bundle_is_opened_with_the_class_for_its_kind(opened: tuple[type[Model], Bundle]) -> None:
     kind, bundle = opened
 
     assert type(load(bundle)) is type(load(bundle.path)) is type(load(str(bundle.path))) is kind
 
 
-def test_no_bundle(tmp_path: Path) -> None:
+def test_a_missing_bundle(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no bundle at"):
         load(tmp_path / "none")
 
@@ -83,7 +83,7 @@ USES: dict[type[Model], list[Callable]] = {
 }
 
 
-def test_a_closed_model_says_so(opened: tuple[type[Model], Bundle]) -> None:
+def test_a_closed_model_raises(opened: tuple[type[Model], Bundle]) -> None:
     kind, bundle = opened
     name = kind.__name__
     with load(bundle) as model:
@@ -112,7 +112,7 @@ def test_closing_frees_the_weights_and_leaves_those_of_others(opened: tuple[type
     assert len(_OPEN) == before - 1
 
 
-def test_a_stream_that_began_goes_on_after_its_decoder_is_closed(tmp_path: Path) -> None:
+def test_a_running_stream_continues_after_its_decoder_is_closed(tmp_path: Path) -> None:
     with Decoder(write_decoder(tmp_path / "tiny")[0]) as decoder:
         expected = decoder.generate("The fox", max_tokens=9).text
         stream = decoder.stream("The fox", max_tokens=9)
@@ -133,7 +133,7 @@ def test_reports_are_short(tmp_path: Path) -> None:
     assert repr(answer) == "Answer(text='', finish_reason=<FinishReason.STOP: 'stop'>)"
 
 
-def test_models_say_what_they_are(tmp_path: Path) -> None:
+def test_the_repr_of_models(tmp_path: Path) -> None:
     for model, shown in [
         (Embedder(write_embedder(tmp_path / "a"), workers=1), "<Embedder '{}': fp32, dimension 8, 1 workers>"),
         (Reranker(write_reranker(tmp_path / "b"), workers=1), "<Reranker '{}': fp32, 1 label, 1 workers>"),

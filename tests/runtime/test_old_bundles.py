@@ -41,7 +41,7 @@ def test_every_older_schema_that_is_read_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_old_bundle_gives_what_it_gave(name: str, tmp_path: Path) -> None:
+def test_an_old_bundle_gives_its_golden_outputs(name: str, tmp_path: Path) -> None:
     bundle, certificate = old_bundle(name, tmp_path / "old")
     kind, schema = name.split("-")
 

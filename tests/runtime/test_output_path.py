@@ -22,7 +22,7 @@ def test_a_file_and_one_that_is_to_come(tmp_path: Path, monkeypatch: pytest.Monk
         assert target_of(name) == Path(name)
 
 
-def test_what_a_link_names_is_written(tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder/file")
 
@@ -31,7 +31,7 @@ def test_what_a_link_names_is_written(tmp_path: Path) -> None:
     assert target_of(tmp_path / "link") == tmp_path / "folder" / "file"
 
 
-def test_devices_and_pipes_are_no_regular_files(tmp_path: Path) -> None:
+def test_devices_and_pipes_are_not_regular_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
 
@@ -57,7 +57,7 @@ def test_the_other_end_of_an_open_pipe_stays_as_it_is_named() -> None:
         os.close(writing)
 
 
-def test_what_cannot_be_written(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("none/file")
@@ -89,7 +89,7 @@ with replacing(Path(sys.argv[1])) as file:
 """
 
 
-def test_what_takes_the_place_of_a_file(tmp_path: Path) -> None:
+def test_a_file_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "saved"
     target.write_bytes(b"old")
     with replacing(target) as file:
@@ -104,7 +104,7 @@ def test_what_takes_the_place_of_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     """And not what a process that still writes has, whatever their numbers are: a container's are always the same."""
     target = tmp_path / "saved[1]"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE) as writing:
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["saved[1]"]
 
 
-def test_what_only_looks_like_it_stays(tmp_path: Path) -> None:
+def test_files_with_similar_names_are_kept(tmp_path: Path) -> None:
     target, other = tmp_path / "saved", tmp_path / "mine"
     other.touch()
     stay = [
@@ -148,7 +148,7 @@ def test_what_only_looks_like_it_stays(tmp_path: Path) -> None:
     }
 
 
-def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_no_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on some network file systems."""
 
     def refuse(*_: object) -> None:

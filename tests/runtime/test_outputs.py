@@ -77,7 +77,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("texts", [None, 1, {"text": "a"}, b"a"])
-def test_what_is_not_several_texts(embedder: Bundle, texts: object) -> None:
+def test_values_that_are_not_several_texts(embedder: Bundle, texts: object) -> None:
     """As JSON from a client may be."""
     model = Embedder(embedder)
     for call in (model.embed, model.count_tokens):

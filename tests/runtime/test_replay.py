@@ -29,7 +29,7 @@ def test_a_bundle_replays_to_the_same_bits_where_it_was_made(int8_bundle: Bundle
     assert replayed.agreement.startswith("cosine 0.99")
 
 
-def test_a_machine_that_computes_something_else_is_found_out(edit_manifest: EditManifest) -> None:
+def test_other_outputs_than_certified_are_detected(edit_manifest: EditManifest) -> None:
     """As if this machine's arithmetic had moved every vector: the certified output is right and the one here is not."""
     other = np.random.default_rng(0).normal(size=384).astype(np.float32)
 
@@ -103,7 +103,7 @@ def test_a_decoder_gives_its_golden_tokens_again_even_past_an_end(decoder: Decod
         (Precision.FP32, f"{OTHER}; export it again on this kind of CPU"),
     ],
 )
-def test_a_decoder_of_other_probabilities_is_found_out(decoder: Decoder, precision: Precision, hint: str) -> None:
+def test_other_log_probabilities_than_certified_are_detected(decoder: Decoder, precision: Precision, hint: str) -> None:
     answer = golden(decoder)
     limit = {Precision.INT4: 0.12, Precision.FP32: 0.01}[precision]
 

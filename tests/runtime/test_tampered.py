@@ -89,7 +89,7 @@ def lines(descriptor: int, deadline: float) -> Iterator[dict]:
 
 
 @pytest.mark.filterwarnings("ignore::ortkit.TruncationWarning")
-def test_what_was_not_tampered_with(subjects: Path) -> None:
+def test_an_unmodified_bundle(subjects: Path) -> None:
     """Otherwise refusing everything would pass."""
     for name in SUBJECTS:
         use(subjects / name)
@@ -103,7 +103,7 @@ def test_what_was_not_tampered_with(subjects: Path) -> None:
         (BundleError("the bundle"), None),
     ],
 )
-def test_what_is_a_problem(
+def test_failures_that_count_as_problems(
     subjects: Path, monkeypatch: pytest.MonkeyPatch, broken: BaseException, problem: str | None
 ) -> None:
     def use(_: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_is_a_problem(
     assert found is problem is None or str(found).startswith(str(problem))
 
 
-def test_a_graph_that_ends_the_process_is_told_by_verify(subjects: Path, tmp_path: Path) -> None:
+def test_a_graph_that_crashes_the_process_is_reported_by_verify(subjects: Path, tmp_path: Path) -> None:
     """Heads of which none are left in onnxruntime's 32 bits, and it divides by their number."""
     shutil.copytree(subjects / "decoder", tmp_path / "tampered")
     model = onnx.load(tmp_path / "tampered" / GRAPH)

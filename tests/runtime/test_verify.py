@@ -183,9 +183,7 @@ def test_memory_follows_the_files(embedder: Bundle, monkeypatch: pytest.MonkeyPa
         ("import os; os._exit(3)", "exit code 3"),
     ],
 )
-def test_a_process_that_ends_without_a_word(
-    embedder: Bundle, monkeypatch: pytest.MonkeyPatch, code: str, how: str
-) -> None:
+def test_a_process_that_crashes(embedder: Bundle, monkeypatch: pytest.MonkeyPatch, code: str, how: str) -> None:
     monkeypatch.setattr("ortkit.runtime.verify._CHILD", code)
     error = refusal(embedder.path)
 
@@ -194,7 +192,7 @@ def test_a_process_that_ends_without_a_word(
     assert error.hint == "do not use it"
 
 
-def test_the_version_that_made_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_that_made_the_bundle_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rehash(folder, lambda manifest: manifest.update(made_with={"onnxruntime": "1.30.0"}))
     monkeypatch.setattr("ortkit.runtime.verify._CHILD", "import os; os.abort()")
 
@@ -213,7 +211,7 @@ def test_errors_come_back_as_they_are(ortkit: Ortkit, folder: Path) -> None:
     assert finished.err == f"error: the bundle `{folder}` has no certificate to replay\n"
 
 
-def test_whatever_else_goes_wrong_is_the_bundles_fault(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_are_bundle_errors(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = _CHILD.replace("from ortkit.runtime.verify import child;", "import ortkit.runtime.verify as tried;")
     broken = replaced.replace(" child()", " tried.replay = lambda _: 1 / 0; tried.child()")
     monkeypatch.setattr("ortkit.runtime.verify._CHILD", broken)

@@ -41,7 +41,7 @@ def test_an_export_shows_its_stages_and_a_summary(
 
 def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Path) -> None:
     for arguments, code, message in [
-        ([tmp_path], 7, "is no checkpoint: it holds no `config.json`"),
+        ([tmp_path], 7, "is not a checkpoint: it has no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
         (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
         (["mistral-7b-instruct-v0.1"], 6, "error: offline mode is switched on by `HF_HUB_OFFLINE`"),

@@ -520,7 +520,7 @@ def test_a_token_that_the_hub_refuses_is_not_stored(any_user: HubUser) -> None:
 def test_login_with_an_invalid_token(user: HubUser, hub: LocalHub, text: bytes, problem: str) -> None:
     assert error_of(user.run("login", "--token-stdin", stdin=text)) == (
         2,
-        f"that is no token{problem}",
+        f"that is not a token{problem}",
         f"copy one from {SITE}/settings/tokens; it begins with `hf_`",
     )
     assert not hub.requests

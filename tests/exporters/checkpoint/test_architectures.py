@@ -16,9 +16,9 @@ def test_an_unknown_architecture(tiny_checkpoint: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         find_checkpoint(str(tiny_checkpoint))
     assert caught.value.exit_code == 10
-    assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which ortkit does not know"
+    assert caught.value.message == "`tiny-bert` has the architecture `mamba`, which is not supported"
     assert caught.value.hint == (
-        "known are `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
+        "supported: `bert`, `deberta-v2`, `distilbert`, `gemma2`, `gemma3_text`, `granite`, `jina-bert`, `llama`, "
         "`mistral`, `modernbert`, `mpnet`, `nomic_bert`, `phi3`, `qwen2`, `qwen3`, `roberta`, `smollm3`, "
         "`xlm-roberta`, and decoders of whose attention transformers has a plain form"
     )
@@ -30,9 +30,9 @@ def test_an_unknown_position_embedding(tiny_checkpoint: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         find_checkpoint(str(tiny_checkpoint))
     assert caught.value.message == (
-        "`tiny-bert` has `position_embedding_type` set to `relative_key`, and ortkit does not know such a `bert`"
+        "`tiny-bert` has `position_embedding_type` set to `relative_key`, which is not supported for `bert`"
     )
-    assert caught.value.hint == "known is `absolute`"
+    assert caught.value.hint == "supported: `absolute`"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_a_variant_that_is_not_implemented_is_refused(architecture: str, changes
     config = TINY_CONFIGS[architecture] | {"model_type": "bert"}
     check_architecture("org/model", config)
 
-    with pytest.raises(UnsupportedModelError, match=f"`org/model` has `{shown}` set to .*know such a `{architecture}`"):
+    message = f"`org/model` has `{shown}` set to .*which is not supported for `{architecture}`"
+    with pytest.raises(UnsupportedModelError, match=message):
         check_architecture("org/model", config | changes)
 
 

@@ -45,7 +45,7 @@ def test_a_card_that_states_no_license(tiny_checkpoint: Path, card: str) -> None
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path).message == f"`{tmp_path}` is no checkpoint: it holds no `config.json`"
+    assert refusal(tmp_path).message == f"`{tmp_path}` is not a checkpoint: it has no `config.json`"
 
 
 def test_a_bundle_is_no_checkpoint(bundle_copy: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_bundle_is_no_checkpoint(bundle_copy: Path) -> None:
 def test_a_config_that_is_no_json(tiny_checkpoint: Path) -> None:
     (tiny_checkpoint / "config.json").write_text("{")
 
-    assert "config.json` is no JSON" in refusal(tiny_checkpoint).message
+    assert "config.json` is not valid JSON" in refusal(tiny_checkpoint).message
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", '{"model_type": 3}'])

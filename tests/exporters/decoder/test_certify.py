@@ -39,9 +39,7 @@ def test_a_bundle_agrees_with_itself(decoder: Decoder, reference: DecoderReferen
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (1, 2, 319)])
-def test_nan_in_the_reference_is_no_agreement(
-    decoder: Decoder, reference: DecoderReference, place: tuple[int, int, int]
-) -> None:
+def test_nan_in_the_reference_fails(decoder: Decoder, reference: DecoderReference, place: tuple[int, int, int]) -> None:
     window, token, entry = place
     reference.logprobs[window][token, entry] = np.nan
 
@@ -50,7 +48,7 @@ def test_nan_in_the_reference_is_no_agreement(
         checked_agreement(decoder, reference)
 
 
-def test_nor_is_nan_in_the_bundle(
+def test_nan_in_the_bundle_fails(
     decoder: Decoder, reference: DecoderReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(_decoder: Decoder, _windows: object) -> Iterator[np.ndarray]:
@@ -64,7 +62,7 @@ def test_nor_is_nan_in_the_bundle(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_model_that_gives_no_numbers(tmp_path: Path, value: float) -> None:
+def test_nan_logits_of_pytorch_are_refused(tmp_path: Path, value: float) -> None:
     checkpoint = opened(write_checkpoint(tmp_path / "tiny"))
     probe = ProbeObserver(2)
     logits = np.zeros((3, checkpoint.config["vocab_size"]), np.float32)
@@ -89,7 +87,7 @@ def test_a_model_that_gives_no_numbers(tmp_path: Path, value: float) -> None:
         "lm_head.weight",
     ],
 )
-def test_a_decoder_with_a_number_that_is_none(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_weights_with_nan_are_refused(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     """In one row of one tensor, such as the vector of a token that no probe text holds."""
     path = write_checkpoint(tmp_path / "tiny", "llama") / "model.safetensors"
     weights = {key: weight.to(dtype) for key, weight in load_file(path).items()}

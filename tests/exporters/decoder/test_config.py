@@ -36,7 +36,7 @@ def facts_of(folder: Path) -> DecoderFacts:
     return facts
 
 
-def test_what_a_checkpoint_says(folder: Path) -> None:
+def test_facts_of_a_checkpoint(folder: Path) -> None:
     facts = facts_of(folder)
 
     assert (facts.context_length, facts.sliding_window) == (512, None)
@@ -58,7 +58,7 @@ def test_what_a_checkpoint_says(folder: Path) -> None:
         ({}, None, (0, 2)),
     ],
 )
-def test_what_ends_an_answer(folder: Path, generation: dict | None, config: object, expected: tuple[int, ...]) -> None:
+def test_eos_ids(folder: Path, generation: dict | None, config: object, expected: tuple[int, ...]) -> None:
     """What is stated first, then the tokenizer's end, 0 here, then what the template writes after an answer."""
     (folder / "generation_config.json").unlink()
     if generation is not None:
@@ -69,7 +69,7 @@ def test_what_ends_an_answer(folder: Path, generation: dict | None, config: obje
     assert facts_of(folder).eos_ids == expected
 
 
-def test_a_template_that_ends_answers_with_words_adds_no_end(folder: Path) -> None:
+def test_template_that_ends_answers_with_text_adds_no_eos_id(folder: Path) -> None:
     change_json(
         folder / "tokenizer_config.json", chat_template="{% for m in messages %}{{ m['content'] }} over{% endfor %}"
     )
@@ -77,14 +77,14 @@ def test_a_template_that_ends_answers_with_words_adds_no_end(folder: Path) -> No
     assert facts_of(folder).eos_ids == (2,)
 
 
-def test_an_end_that_is_no_token(folder: Path) -> None:
+def test_eos_id_must_be_a_token_id(folder: Path) -> None:
     write_json(folder / "generation_config.json", {"eos_token_id": ["</s>"]})
 
-    with pytest.raises(CheckpointError, match=r"`eos_token_id` of `tiny` must be ids of tokens, not `</s>`"):
+    with pytest.raises(CheckpointError, match=r"`eos_token_id` of `tiny` must be token ids, not `</s>`"):
         facts_of(folder)
 
 
-def test_the_template_may_lie_in_a_file_of_its_own(folder: Path) -> None:
+def test_template_in_chat_template_jinja(folder: Path) -> None:
     change_json(folder / "tokenizer_config.json", chat_template=None)
     assert facts_of(folder).chat is None
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
@@ -95,7 +95,7 @@ def test_the_template_may_lie_in_a_file_of_its_own(folder: Path) -> None:
     assert chat.template == "{{ messages[0]['content'] }}"
 
 
-def test_of_several_templates_the_default_one(folder: Path) -> None:
+def test_default_template_of_several(folder: Path) -> None:
     templates = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "{{ tools }}"}]
     change_json(folder / "tokenizer_config.json", chat_template=templates)
 
@@ -119,13 +119,13 @@ def test_of_several_templates_the_default_one(folder: Path) -> None:
         ),
     ],
 )
-def test_how_the_publisher_chooses_tokens(folder: Path, stated: dict, expected: GenerationDefaults) -> None:
+def test_generation_defaults(folder: Path, stated: dict, expected: GenerationDefaults) -> None:
     write_json(folder / "generation_config.json", stated)
 
     assert facts_of(folder).generation == expected
 
 
-def test_a_generation_config_that_is_none(folder: Path) -> None:
+def test_invalid_generation_config(folder: Path) -> None:
     write_json(folder / "generation_config.json", [1])
 
     with pytest.raises(CheckpointError, match=r"`.*generation_config.json` must be an object"):
@@ -143,7 +143,7 @@ def test_a_generation_config_that_is_none(folder: Path) -> None:
         ("typical_p", 0.5),
     ],
 )
-def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, value: object) -> None:
+def test_unsupported_sampling_parameters_are_refused(folder: Path, key: str, value: object) -> None:
     write_json(folder / "generation_config.json", {"do_sample": True, key: value})
     asked = ExportOptions(None, None, None, dict.fromkeys(Kind))
 
@@ -159,7 +159,7 @@ def test_a_way_to_choose_tokens_that_is_not_applied(folder: Path, key: str, valu
         *(("top_k", 1.5), ("top_k", 10**400), ("repetition_penalty", 0), ("min_p", True)),
     ],
 )
-def test_a_way_to_choose_tokens_that_is_none(folder: Path, key: str, value: object) -> None:
+def test_invalid_sampling_parameters_are_refused(folder: Path, key: str, value: object) -> None:
     write_json(folder / "generation_config.json", {"do_sample": True, key: value})
 
     with pytest.raises(CheckpointError, match=rf"^`.*{key}") as caught:
@@ -179,7 +179,7 @@ def test_a_template_without_an_end_for_some_conversations(folder: Path) -> None:
         facts_of(folder)
 
 
-def test_a_tokenizer_that_begins_texts(folder: Path) -> None:
+def test_tokenizer_that_adds_bos(folder: Path) -> None:
     """As Llama's and Mistral's do; `facts_of` compares the ids of 64 texts with those of transformers."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -192,7 +192,7 @@ def test_a_tokenizer_that_begins_texts(folder: Path) -> None:
     assert (facts.bos_id, facts.add_bos) == (0, True)
 
 
-def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
+def test_tokenizer_that_adds_eos_is_refused(folder: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -207,7 +207,7 @@ def test_a_tokenizer_that_ends_texts_is_refused(folder: Path) -> None:
     )
 
 
-def test_a_conversation_of_other_tokens_is_refused(folder: Path) -> None:
+def test_conversation_with_different_tokens_is_refused(folder: Path) -> None:
     checkpoint = opened(folder)
     tokenizer = load_tokenizer(checkpoint)
     facts = decoder_facts(checkpoint, tokenizer)
@@ -216,12 +216,12 @@ def test_a_conversation_of_other_tokens_is_refused(folder: Path) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }}"
     facts = dataclasses.replace(facts, chat=dataclasses.replace(other, template=template))
 
-    message = r"the chat template of `tiny` writes another text here than with transformers: '<\|im_start\|>What is"
+    message = r"ortkit renders the chat template of `tiny` differently from transformers: '<\|im_start\|>What is"
     with pytest.raises(UnsupportedModelError, match=message):
         check_tokens("tiny", tokenizer, open_tokenizer(folder / "tokenizer.json"), facts)
 
 
-def test_a_special_token_that_the_model_does_not_know(tmp_path: Path) -> None:
+def test_special_token_outside_the_vocabulary(tmp_path: Path) -> None:
     """As Gemma 3's texts-only models have one for pictures."""
     folder = write_checkpoint(tmp_path / "tiny")
     size = opened(folder).config["vocab_size"]
@@ -234,7 +234,7 @@ def test_a_special_token_that_the_model_does_not_know(tmp_path: Path) -> None:
     assert facts_of(folder).vocabulary == size
 
 
-def test_more_tokens_than_the_model_knows(tmp_path: Path) -> None:
+def test_tokenizer_larger_than_the_vocabulary(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", vocab_size=200)
 
     with pytest.raises(CheckpointError) as caught:
@@ -249,11 +249,11 @@ def test_more_tokens_than_the_model_knows(tmp_path: Path) -> None:
     ("family", "expected"),
     [("llama", None), ("mistral", 32), ("qwen2", None), ("gemma2", None), ("phi3", 100), ("smollm3", None)],
 )
-def test_how_far_back_attention_reaches(family: str, expected: int | None) -> None:
+def test_sliding_window(family: str, expected: int | None) -> None:
     assert sliding_window(tiny_config(family)) == expected
 
 
-def test_a_window_in_every_layer_and_one_that_is_switched_off() -> None:
+def test_sliding_window_in_all_layers_or_disabled() -> None:
     layers = {"layer_types": ["sliding_attention"] * 2}
     assert sliding_window(tiny_config("gemma2", **layers)) == 40
     assert sliding_window(tiny_config("qwen2", use_sliding_window=False, **layers)) is None
@@ -318,7 +318,7 @@ def test_what_only_some_conversations_may_be(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ 'a' * ", "{% for m in messages %}"])
-def test_a_template_that_is_none(folder: Path, template: str) -> None:
+def test_invalid_template(folder: Path, template: str) -> None:
     change_json(folder / "tokenizer_config.json", chat_template=template)
 
     with pytest.raises(CheckpointError, match=r"^the chat template is not valid: ") as caught:

@@ -103,20 +103,26 @@ def test_an_fp32_bundle_predicts_as_pytorch_does(fp32: Bundle, folder: Path) -> 
     certificate = fp32.manifest.certificate
     assert certificate is not None
     figures = certificate.figures
-    (golden,) = certificate.answers
+    golden, prose = certificate.answers
 
-    print(figures)
     assert figures["kl_mean"] < 1e-7
     assert figures["top1_agreement"] > 0.999
     assert figures["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
     assert golden.reference == ()
     model = loaded(folder)
     expected = model.generate(
-        torch.tensor([golden.prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=319
+        torch.tensor([golden.prompt]), max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=319
     )[0, len(golden.prompt) :]
     assert golden.output == tuple(expected.tolist())
     tokenizer = load_tokenizer(opened(folder))
-    assert tuple(tokenizer(golden.text)["input_ids"]) == golden.prompt
+    assert tuple(tokenizer(golden.text)["input_ids"]) == golden.prompt == prose.prompt
+    text = tokenizer("\n".join(probe_texts().texts))["input_ids"]
+    assert prose.output == tuple(text[len(prose.prompt) :][:48])
+    for answer in (golden, prose):
+        with torch.no_grad():
+            logits = model(torch.tensor([answer.prompt + answer.output])).logits[0, len(answer.prompt) - 1 : -1]
+        places = torch.arange(len(answer.output)), torch.tensor(answer.output)
+        assert answer.logprobs == pytest.approx(logits.log_softmax(-1)[places].tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT4])
@@ -135,7 +141,7 @@ def test_the_certificates_divergence_is_that_of_pytorch(
     assert certificate.figures["kl_mean"] == pytest.approx(found, rel=1e-3, abs=1e-8)
 
 
-def test_int4_is_the_default_and_told(int4: Bundle) -> None:
+def test_int4_is_the_default(int4: Bundle) -> None:
     manifest = int4.manifest
     blocks = manifest.blocks
 
@@ -162,7 +168,7 @@ def test_int8_is_closer_than_int4(folder: Path, int4: Bundle, tmp_path: Path) ->
     assert (bundle.manifest.blocks.bits, bundle.manifest.blocks.output_bits) == (8, 8)
 
 
-def test_the_stages_are_told_in_order(folder: Path, gguf: Path, tmp_path: Path) -> None:
+def test_stages_are_reported_in_order(folder: Path, gguf: Path, tmp_path: Path) -> None:
     told = Recorder()
     export(str(folder), out=tmp_path / "b", progress=told)
     assert told.stages == STAGES
@@ -250,7 +256,7 @@ def test_qwen3_as_a_decoder(tmp_path: Path) -> None:
     assert (bundle.manifest.kind, bundle.manifest.architecture) == (Kind.DECODER, "qwen3")
 
 
-def test_a_decoder_is_no_embedder(folder: Path, gguf: Path, tmp_path: Path) -> None:
+def test_decoders_are_not_exported_as_embedders(folder: Path, gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         export(str(folder), kind=Kind.EMBEDDER, out=tmp_path / "b")
     assert caught.value.message == (
@@ -261,7 +267,7 @@ def test_a_decoder_is_no_embedder(folder: Path, gguf: Path, tmp_path: Path) -> N
     assert caught.value.message == "`tiny.Q4_1.gguf` is a GGUF file, of which ortkit exports decoders only"
 
 
-def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+def test_unusable_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there is no file `nothing\.gguf`"):
         export("nothing.gguf", out=tmp_path / "b")
     with pytest.raises(NotFoundError, match=r"there is no file `nothing`"):
@@ -287,30 +293,32 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         ),
         (
             {"precision": Precision.FP32, "cache": CacheType.FLOAT16},
-            "`fp32` has keys and values in float32 only",
+            "`fp32` has a float32 KV cache only",
             "choose one of `int8`, `int4`, `source`, or `fp16`",
         ),
         (
             {"precision": Precision.FP16, "cache": CacheType.FLOAT32},
-            "`fp16` has everything in float16, keys and values too, and not in `float32`",
+            "`fp16` stores everything in float16, the KV cache too",
             "leave out `--cache`",
         ),
     ],
 )
-def test_options_that_do_not_fit(folder: Path, tmp_path: Path, options: dict, message: str, hint: str | None) -> None:
+def test_invalid_options_are_refused(
+    folder: Path, tmp_path: Path, options: dict, message: str, hint: str | None
+) -> None:
     with pytest.raises(InputError) as caught:
         export(str(folder), out=tmp_path / "b", **options)
     assert caught.value.message == message
     assert caught.value.hint == hint
 
 
-def test_a_divergence_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_max_kl_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`max_kl` is for decoders, and this is an embedder"):
         export(str(tiny_checkpoint), max_kl=0.1, out=tmp_path / "b")
 
 
 @pytest.mark.parametrize("cache", list(CacheType))
-def test_keys_and_values_are_of_decoders(tiny_checkpoint: Path, tmp_path: Path, cache: CacheType) -> None:
+def test_cache_type_is_for_decoders(tiny_checkpoint: Path, tmp_path: Path, cache: CacheType) -> None:
     with pytest.raises(InputError) as caught:
         export(str(tiny_checkpoint), cache=cache, out=tmp_path / "b")
     assert caught.value.message == "`cache` is for decoders, and this is an embedder"
@@ -318,7 +326,7 @@ def test_keys_and_values_are_of_decoders(tiny_checkpoint: Path, tmp_path: Path, 
     assert caught.value.exit_code == 2
 
 
-def test_a_finer_recipe_is_taken_where_the_first_is_too_far(folder: Path, int4: Bundle, tmp_path: Path) -> None:
+def test_max_kl_selects_a_finer_recipe(folder: Path, int4: Bundle, tmp_path: Path) -> None:
     assert int4.manifest.certificate is not None
     bar = int4.manifest.certificate.figures["kl_mean"] * 0.9
 
@@ -361,7 +369,7 @@ def test_wide_decoders_get_large_blocks_unasked(tmp_path: Path, monkeypatch: pyt
     assert (blocks.block, blocks.output_block) == (128, 32)
 
 
-def test_recipes_are_tried_in_their_order() -> None:
+def test_recipes_are_tried_in_order() -> None:
     recipes = RECIPES[Precision.INT4]
     tried: list[BlockRecipe] = []
 
@@ -376,7 +384,7 @@ def test_recipes_are_tried_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("precision", "finer"), [(Precision.INT4, "`--precision int8`"), (Precision.INT8, "`--precision fp32`")]
 )
-def test_a_divergence_that_no_recipe_holds(precision: Precision, finer: str) -> None:
+def test_max_kl_that_no_recipe_reaches(precision: Precision, finer: str) -> None:
     with pytest.raises(OrtkitError) as caught:
         find_block_recipe(RECIPES[precision], lambda _: 0.25, max_kl=0.1, precision=precision)
     assert caught.value.message == (
@@ -440,7 +448,7 @@ def test_a_wrong_graph_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Path) -> None:
+def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     finished: Finished = ortkit("export", folder, "--precision", "int8", "--max-kl", "0.5", "--out", out)
 
@@ -448,7 +456,7 @@ def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Pat
     lines = finished.err.splitlines()
     assert "tiny-llama, int8" in lines
     assert any(line.startswith("  KL       0.0") and "of the most probable tokens agree" in line for line in lines)
-    assert "  int8     9 products, 8 bits in blocks of 64, with zero points, rounded to the nearest level" in lines
+    assert "  int8     9 matmuls, 8 bits, block size 64, with zero points, round to nearest" in lines
     assert f'  next     ortkit generate {out} "some prompt"' in lines
 
     shown = ortkit("inspect", out, "--runtime")
@@ -496,7 +504,7 @@ def test_what_the_command_line_tells(ortkit: object, folder: Path, tmp_path: Pat
     ]
 
 
-def test_rounding_a_files_blocks_anew_says_what_that_costs(ortkit: object, gguf: Path, tmp_path: Path) -> None:
+def test_requantizing_a_gguf_file_reports_its_own_divergence(ortkit: object, gguf: Path, tmp_path: Path) -> None:
     """Beside what the file's own blocks give, which is what their own bundle says of itself."""
     own = export(str(gguf), out=tmp_path / "own").bundle.manifest.certificate
     assert own is not None
@@ -539,7 +547,7 @@ def test_the_real_model_in_4_bits(smollm_bundle: Bundle) -> None:
     assert certificate.figures["source_kl_mean"] < 0.006
     assert certificate.figures["source_top1_agreement"] > 0.92
     assert (facts.context_length, facts.add_bos, facts.eos_ids) == (8192, False, (2, 0))
-    assert len(certificate.answers[0].output) == 64
+    assert [len(answer.output) for answer in certificate.answers] == [16, 48]
     decoder = Decoder(smollm_bundle)
     assert replay(decoder).same_bits
     answer = decoder.generate("The capital of France is", max_tokens=8)

@@ -118,7 +118,7 @@ def test_positions_that_float16_cannot_count_to_are_exact(tmp_path: Path) -> Non
     assert off(found, expected) < 1.5 * own
 
 
-def test_numbers_that_float16_has_no_room_for() -> None:
+def test_values_beyond_float16() -> None:
     kept = np.array([65504, -65504, 1e-7, 0, np.inf, -np.inf], np.float32)
     assert np.array_equal(to_float16(ir.tensor(kept)), kept.astype(np.float16))
 
@@ -217,11 +217,11 @@ def test_an_fp16_bundle_predicts_as_pytorch_does(fp16: Bundle, folder: Path) -> 
     assert replay(decoder).same_bits
 
 
-def test_half_of_the_disk(fp16: Bundle, folder: Path) -> None:
+def test_fp16_halves_the_size(fp16: Bundle, folder: Path) -> None:
     data = fp16.manifest.files["model.onnx.data"].size
     parameters = sum(array.size for array in load_file(folder / "model.safetensors").values())
 
-    # Tied word vectors once, and pages of 4 KiB. The tables of angles are 512 x 16 numbers more.
+    # Tied embeddings once, and pages of 4 KiB. The rotary tables are 512 x 16 numbers more.
     assert 2 * parameters < data < 2 * (parameters + 2 * 512 * 8) + 4096 * 16
 
 
@@ -276,7 +276,7 @@ def test_decoders_with_plain_attention_have_it_too(options: dict, tmp_path: Path
     assert replay(decoder).same_bits
 
 
-def test_what_the_command_line_tells(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "fp16"
     finished: Finished = ortkit("export", folder, "--precision", "fp16", "--out", out)
 
@@ -306,7 +306,7 @@ def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
     assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
 
 
-def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_path: Path) -> None:
+def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "int4"
     finished: Finished = ortkit("export", folder, "--cache", "float16", "--out", out)
 
@@ -318,7 +318,7 @@ def test_what_the_command_line_tells_of_a_cache(ortkit: Any, folder: Path, tmp_p
     refused: Finished = ortkit("export", folder, "--precision", "fp32", "--cache", "float16", "--out", out)
     assert refused.code == 2
     assert refused.err.endswith(
-        "error: `fp32` has keys and values in float32 only\n\nhint: choose one of `int8`, `int4`, `source`, or `fp16`\n"
+        "error: `fp32` has a float32 KV cache only\n\nhint: choose one of `int8`, `int4`, `source`, or `fp16`\n"
     )
 
 

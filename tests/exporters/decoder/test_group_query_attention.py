@@ -85,7 +85,7 @@ def test_heads_that_onnxruntime_does_not_rotate(family: str, changes: dict, size
 
 
 def other_decoder(model_type: str) -> Any:
-    """A family that ortkit does not know."""
+    """An unsupported family."""
     config = transformers.AutoConfig.for_model(model_type, **TINY, head_dim=16)
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 

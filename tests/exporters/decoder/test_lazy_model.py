@@ -67,7 +67,7 @@ def test_blocks_are_those_of_the_weights_that_transformers_loads(tmp_path: Path)
     model = traced(checkpoint, tmp_path)
     rebuild(model)
 
-    quantize_decoder(model, BlockRecipe(rounding=Rounding.NEAREST, block=32))
+    quantize_decoder(model, BlockRecipe(rounding=Rounding.NEAREST, block_size=32))
 
     layer = "model.layers.1."
     qkv = torch.cat([weights[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv"])

@@ -34,7 +34,7 @@ def weights(*, tied: bool = True) -> dict[str, np.ndarray]:
 
 
 def decoder(given: dict[str, np.ndarray]) -> ir.Model:
-    """A graph with a decoder's inputs and a layer without attention: word vectors, up and gate, down, logits."""
+    """A graph with a decoder's inputs and a layer without attention: embeddings, up and gate, down, logits."""
     inputs = [
         ir.val("input_ids", ir.DataType.INT64, ["batch", "tokens"]),
         ir.val("last_positions", ir.DataType.INT32, ["batch"]),
@@ -93,13 +93,13 @@ def stored_in_blocks(given: dict[str, np.ndarray], recipe: BlockRecipe) -> dict[
     [
         BlockRecipe(rounding=Rounding.NEAREST),
         BlockRecipe(symmetric=True, rounding=Rounding.NEAREST),
-        BlockRecipe(block=128, rounding=Rounding.NEAREST),
-        BlockRecipe(block=64, rounding=Rounding.NEAREST, output_bits=8),
+        BlockRecipe(block_size=128, rounding=Rounding.NEAREST),
+        BlockRecipe(block_size=64, rounding=Rounding.NEAREST, output_bits=8),
         BlockRecipe(bits=8, rounding=Rounding.NEAREST, output_bits=8, symmetric=True),
     ],
     ids=str,
 )
-def test_the_graph_computes_with_the_weights_that_the_blocks_stand_for(recipe: BlockRecipe, *, tied: bool) -> None:
+def test_the_graph_computes_with_the_dequantized_weights(recipe: BlockRecipe, *, tied: bool) -> None:
     given = weights(tied=tied)
     model = decoder(given)
 
@@ -135,7 +135,7 @@ def test_each_rounding_is_better_than_the_one_before() -> None:
     assert gptq < 0.7 * importance
 
 
-def test_gptq_takes_as_many_runs_as_its_moments_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gptq_makes_one_pass_per_group_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that read the same stay together, and what comes out is the same."""
     found = []
     for at_once in (2**31, 4 * INNER**2):
@@ -150,7 +150,7 @@ def test_gptq_takes_as_many_runs_as_its_moments_need(monkeypatch: pytest.MonkeyP
     assert np.array_equal(found[0][1], found[1][1])
 
 
-def test_calibration_is_not_left_out_by_mistake() -> None:
+def test_rounding_without_moments_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="importance rounding needs calibration texts"):
         quantize_decoder(decoder(weights()), BlockRecipe())
 

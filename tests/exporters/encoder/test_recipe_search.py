@@ -81,7 +81,7 @@ def test_what_no_recipe_holds_fails() -> None:
         Model().find(0.999999)
     assert caught.value.exit_code == 1
     assert caught.value.message == (
-        "no int8 recipe reaches cosine 0.999999 to PyTorch: with 7 of 8 products in float32 it is 0.99990 at best"
+        "no int8 recipe reaches cosine 0.999999 to PyTorch: with 7 of 8 linear layers in float32 it is 0.99990 at best"
     )
     assert caught.value.hint == "no bundle was written; ask for less, or use `--precision fp32`"
 

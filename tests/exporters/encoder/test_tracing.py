@@ -44,5 +44,5 @@ def test_a_graph_that_is_not_rebuilt_whole_is_refused(
     monkeypatch.setattr("ortkit.exporters.encoder.tracing.run_on_rows", lambda _: False)
     found = find_checkpoint(str(tiny_checkpoint))
 
-    with pytest.raises(UnsupportedModelError, match="traces to a graph that is not the `bert` ortkit knows"):
+    with pytest.raises(UnsupportedModelError, match="traces to a graph that is not that of a supported `bert`"):
         rebuild(trace(load_model(found), tmp_path), found)

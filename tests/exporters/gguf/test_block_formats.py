@@ -49,7 +49,7 @@ def test_no_more_bits_than_the_file_has_where_four_are_enough(kind: str) -> None
     found, _ = stored(kind)
 
     assert found.bits == (4 if kind[:2] in ("Q2", "Q3", "Q4") else 8)
-    assert found.block == (16 if kind in ("Q2_K", "Q3_K", "Q6_K") else 32)
+    assert found.block_size == (16 if kind in ("Q2_K", "Q3_K", "Q6_K") else 32)
     assert found.levels.max() < 2**found.bits
 
 

@@ -74,7 +74,7 @@ def test_every_architecture_is_tested() -> None:
     assert {name.split()[0] for name in MODELS} == set(ARCHITECTURES)
 
 
-def test_what_the_real_file_says(smollm: GgufFile) -> None:
+def test_metadata_of_the_real_file(smollm: GgufFile) -> None:
     file = smollm
 
     assert (file.architecture, file.context_length, file.license) == ("llama", 8192, "apache-2.0")
@@ -89,7 +89,7 @@ def test_what_the_real_file_says(smollm: GgufFile) -> None:
     assert [matrix.blocks.bits for matrix in islice(stored_matrices(file), 4)] == [8, 4, 4, 4]
 
 
-def test_the_files_beside_the_weights(tiny: Path, tmp_path: Path) -> None:
+def test_files_written_next_to_the_weights(tiny: Path, tmp_path: Path) -> None:
     described(tiny, tmp_path)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def refused(path: Path) -> OrtkitError:
         (0.00002, "within its first bytes"),
     ],
 )
-def test_a_file_that_is_cut_short(share: float, within: str, tiny: Path, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(share: float, within: str, tiny: Path, tmp_path: Path) -> None:
     """In the last tensor, in the weights, in the metadata, at its very beginning."""
     content = tiny.read_bytes()
     path = tmp_path / "cut.gguf"
@@ -153,7 +153,7 @@ def test_a_file_that_is_cut_short(share: float, within: str, tiny: Path, tmp_pat
     assert error.exit_code == 7
 
 
-def test_absurd_sizes(tiny: Path, tmp_path: Path) -> None:
+def test_huge_sizes_are_refused(tiny: Path, tmp_path: Path) -> None:
     content = bytearray(tiny.read_bytes())
     content[8:16] = (2**60).to_bytes(8, "little")  # the number of tensors
     path = tmp_path / "absurd.gguf"
@@ -163,7 +163,7 @@ def test_absurd_sizes(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a wheel", b"\x00" * 100])
-def test_a_file_that_is_no_gguf(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_gguf_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(content)
 
@@ -173,14 +173,14 @@ def test_a_file_that_is_no_gguf(content: bytes, tmp_path: Path) -> None:
     assert error.exit_code == 7
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     error = refused(tmp_path / "none.gguf")
 
     assert isinstance(error, NotFoundError)
     assert error.message == f"there is no file `{tmp_path / 'none.gguf'}`"
 
 
-def test_an_unknown_architecture(tmp_path: Path) -> None:
+def test_unsupported_architecture(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"general.architecture": "falcon"})
 
     error = refused(path)
@@ -204,14 +204,14 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
         ),
         (
             {"attention.head_count_kv": [2, 1]},
-            "`m.gguf` has `llama.attention.head_count_kv` set for each layer, and only equal layers are supported",
+            "`m.gguf` has `llama.attention.head_count_kv` set per layer; supported: the same value for all layers",
         ),
-        ({"attention.value_length": 8}, "`m.gguf` has heads of 16 numbers, of which it rotates 16, and values of 8"),
-        ({"split.count": 3}, "`m.gguf` is one of 3 parts of a model"),
+        ({"attention.value_length": 8}, "`m.gguf` has a head size of 16, 16 rotary dimensions and a value size of 8"),
+        ({"split.count": 3}, "`m.gguf` is one of 3 shards of a model"),
     ],
     ids=str,
 )
-def test_a_model_that_would_come_out_as_another(fields: dict, message: str, tmp_path: Path) -> None:
+def test_unsupported_metadata_is_refused(fields: dict, message: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)
 
     error = refused(path)
@@ -221,14 +221,14 @@ def test_a_model_that_would_come_out_as_another(fields: dict, message: str, tmp_
     assert error.exit_code == 10
 
 
-def test_settings_without_effect_are_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_metadata_without_effect_is_accepted(tmp_path: Path) -> None:
     fields = {"rope.scaling.type": "none", "expert_count": 0}
 
     assert open_gguf(write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)).architecture == "llama"
 
 
-def test_a_phi_3_whose_whole_context_was_trained(tmp_path: Path) -> None:
-    """As llama.cpp writes them; 0 is no window there."""
+def test_phi3_with_its_original_context_is_accepted(tmp_path: Path) -> None:
+    """As llama.cpp writes them; 0 means no window there."""
     model = seeded("phi3", sliding_window=None)
     fields = {"rope.scaling.original_context_length": 128, "attention.sliding_window": 0}
     write_gguf(tmp_path / "m.gguf", model, fields=fields)
@@ -238,16 +238,18 @@ def test_a_phi_3_whose_whole_context_was_trained(tmp_path: Path) -> None:
     assert (logits - logits_of(model)).abs().max() < 1e-5
 
 
-def test_a_phi_3_that_reads_further_than_it_was_trained(tmp_path: Path) -> None:
+def test_phi3_beyond_its_original_context_is_refused(tmp_path: Path) -> None:
     fields = {"rope.scaling.original_context_length": 64}
 
     error = refused(write_gguf(tmp_path / "m.gguf", seeded("phi3"), fields=fields))
 
-    assert error.message == ("`m.gguf` reads 128 tokens and was trained on 64, which is not supported for `phi3`")
+    assert error.message == (
+        "`m.gguf` has a context of 128 tokens and was trained with 64, which is not supported for `phi3`"
+    )
     assert error.exit_code == 10
 
 
-def test_rotations_that_are_not_llama_3s(tmp_path: Path) -> None:
+def test_rope_factors_that_are_not_llama3_are_refused(tmp_path: Path) -> None:
     model = seeded("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
     # Halved, all of them: Llama 3 leaves the high frequencies as they are.
     path = write_gguf(tmp_path / "m.gguf", model)
@@ -258,7 +260,7 @@ def test_rotations_that_are_not_llama_3s(tmp_path: Path) -> None:
     assert error.exit_code == 10
 
 
-def test_weights_that_are_missing(tmp_path: Path) -> None:
+def test_missing_tensors_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), without={"blk.1.ffn_up.weight"})
 
     error = refused(path)
@@ -267,7 +269,7 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
     assert error.exit_code == 7
 
 
-def test_weights_that_have_no_place(tmp_path: Path) -> None:
+def test_unexpected_tensors_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama", attention_bias=True))
 
     error = refused(path)
@@ -278,22 +280,22 @@ def test_weights_that_have_no_place(tmp_path: Path) -> None:
     assert error.exit_code == 10
 
 
-def test_weights_of_the_wrong_size(tmp_path: Path) -> None:
+def test_tensors_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"feed_forward_length": 128})
 
     assert "has the shape (96, 64) instead of (128, 64)" in refused(path).message
 
 
-def test_sizes_that_are_not_said(tmp_path: Path) -> None:
+def test_missing_metadata_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"general.architecture": "qwen2"})
 
     error = refused(path)
 
     assert isinstance(error, CheckpointError)
-    assert error.message == "`m.gguf` does not say `qwen2.block_count`"
+    assert error.message == "`m.gguf` has no `qwen2.block_count` in its metadata"
 
 
-def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
+def test_eos_tokens_that_the_metadata_does_not_list(tmp_path: Path) -> None:
     """But that are special tokens of a well-known name."""
     stated = write_gguf(tmp_path / "stated.gguf", seeded("llama"), tokenizer={"eot_token_id": 1})
     silent = write_gguf(tmp_path / "silent.gguf", seeded("llama"), tokenizer={"eos_token_id": None})
@@ -317,7 +319,7 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
         (
             {"general.type": "mmproj"},
             "`m.gguf` has `general.type` set to `mmproj`, so it is not a model",
-            "it reads pictures or sound for a model; export the model's own file",
+            "it holds a multimodal projector; export the model's own file",
         ),
         ({"general.type": "x\x1b"}, "`m.gguf` has `general.type` set to `x\\x1b`, so it is not a model", "export the"),
         ({"clip.has_vision_encoder": True}, "`m.gguf` has `clip.has_vision_encoder` set to `True`, which is not", ""),
@@ -331,7 +333,7 @@ def test_ends_that_the_file_does_not_state(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_not_read_is_refused_by_name(fields: dict, message: str, hint: str, tmp_path: Path) -> None:
+def test_unsupported_metadata_is_named(fields: dict, message: str, hint: str, tmp_path: Path) -> None:
     """When the file is found, before torch is needed for anything."""
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)
 
@@ -340,11 +342,11 @@ def test_what_is_not_read_is_refused_by_name(fields: dict, message: str, hint: s
 
     assert caught.value.message.startswith(message)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith(hint or "without it the model would be another one; export the Hub's")
+    assert caught.value.hint.startswith(hint or "ignoring it would change the model; export the Hub's")
     assert caught.value.exit_code == 10
 
 
-def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
+def test_other_quantization_versions_are_refused(tmp_path: Path) -> None:
     fields = {"general.quantization_version": 1}
     types = {"attn_v.weight": Type.Q4_0}
     plain = write_gguf(tmp_path / "plain.gguf", seeded("llama"), fields=fields)
@@ -376,8 +378,8 @@ def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
             {"block_count": 65536},
             "`m.gguf` has `llama.block_count` set to `65536` (int); it must be from 1 to 1024",
         ),
-        ({"block_count": 3}, "`m.gguf` states 3 blocks in `llama.block_count` and has tensors of 2"),
-        ({"block_count": 1}, "`m.gguf` states 1 blocks in `llama.block_count` and has tensors of 2"),
+        ({"block_count": 3}, "`m.gguf` has 3 layers by `llama.block_count`, and tensors of 2 layers"),
+        ({"block_count": 1}, "`m.gguf` has 1 layers by `llama.block_count`, and tensors of 2 layers"),
         (
             {"embedding_length": 2**31},
             "`m.gguf` has `llama.embedding_length` set to `2147483648` (int); it must be from 1 to 1048576",
@@ -390,8 +392,8 @@ def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
             {"vocab_size": 300},
             f"`m.gguf` has `token_embd.weight` of the shape [{len(TOKENS)}, 64] instead of [300, 64]",
         ),
-        ({"attention.head_count": 3}, "`m.gguf` has an embedding of 64 numbers, which 3 heads cannot share"),
-        ({"attention.head_count_kv": 3}, "`m.gguf` has 4 heads, which cannot share 3 of keys and values"),
+        ({"attention.head_count": 3}, "`m.gguf` has an embedding length of 64, which is not a multiple of its 3 heads"),
+        ({"attention.head_count_kv": 3}, "`m.gguf` has 4 heads, which is not a multiple of its 3 key-value heads"),
         (
             {"attention.layer_norm_rms_epsilon": float("nan")},
             f"`m.gguf` has `{EPSILON}` set to `nan` (float); it must be a finite number above 0",
@@ -411,7 +413,7 @@ def test_blocks_of_another_layout_are_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_values_that_cannot_be(fields: dict, message: str, tmp_path: Path) -> None:
+def test_invalid_values_are_refused(fields: dict, message: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields)
 
     with pytest.raises(CheckpointError) as caught:
@@ -434,9 +436,7 @@ def test_values_that_cannot_be(fields: dict, message: str, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_numbers_that_are_not_finite_are_refused_with_their_tensors_name(
-    name: str, kind: Type, value: float, tmp_path: Path
-) -> None:
+def test_tensors_with_nan_or_infinity_are_named(name: str, kind: Type, value: float, tmp_path: Path) -> None:
     """In weights, and in the scale of a block."""
     model = seeded("llama", hidden_size=256, intermediate_size=256)
     path = write_gguf(tmp_path / "m.gguf", model, types={name: kind})
@@ -457,7 +457,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensors_name(
     assert error.exit_code == 7
 
 
-def test_a_file_that_was_cut_while_it_was_read(tiny: Path, tmp_path: Path) -> None:
+def test_file_truncated_during_reading(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tiny.read_bytes())
     weights = described(path, tmp_path / "described").tensors
@@ -468,7 +468,7 @@ def test_a_file_that_was_cut_while_it_was_read(tiny: Path, tmp_path: Path) -> No
         [tensor.read() for tensor in weights.values()]
 
 
-def test_how_the_publisher_chooses_tokens(tmp_path: Path) -> None:
+def test_sampling_parameters(tmp_path: Path) -> None:
     sampling = {"temp": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "penalty_repeat": 1.05, "mirostat": 0}
     fields = {f"general.sampling.{key}": value for key, value in sampling.items()}
     checkpoint = described(write_gguf(tmp_path / "m.gguf", seeded("llama"), fields=fields), tmp_path / "described")
@@ -480,7 +480,7 @@ def test_how_the_publisher_chooses_tokens(tmp_path: Path) -> None:
     )
 
 
-def test_sizes_that_are_not_said_are_llama_cpps(tmp_path: Path) -> None:
+def test_defaults_are_those_of_llama_cpp(tmp_path: Path) -> None:
     model = seeded("llama", num_key_value_heads=4, rope_theta=10000.0)
     own = write_gguf(tmp_path / "own.gguf", model)
     known = read_header(own).fields
@@ -492,7 +492,7 @@ def test_sizes_that_are_not_said_are_llama_cpps(tmp_path: Path) -> None:
     assert (logits - logits_of(model)).abs().max() < 1e-5
 
 
-def test_the_real_files_conversations_are_those_of_transformers(smollm: GgufFile, tmp_path: Path) -> None:
+def test_conversations_of_the_real_file_match_transformers(smollm: GgufFile, tmp_path: Path) -> None:
     """Rendered by its own template, and with the ids of the tokenizer that was made of its metadata."""
     checkpoint = described(smollm.path, tmp_path)
     tokenizer = load_tokenizer(checkpoint)
@@ -512,7 +512,7 @@ def test_the_real_files_conversations_are_those_of_transformers(smollm: GgufFile
     check_tokens(checkpoint.name, tokenizer, own, facts)
 
 
-def test_a_license_that_is_a_number_on_the_command_line(ortkit: Callable[..., Finished], tmp_path: Path) -> None:
+def test_license_that_is_a_number_on_the_command_line(ortkit: Callable[..., Finished], tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"general.license": 2})
 
     finished = ortkit("export", path, "--out", tmp_path / "b")

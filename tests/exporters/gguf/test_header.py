@@ -62,7 +62,7 @@ def file_of(
 
 
 def refused(path: Path) -> OrtkitError:
-    """What is said of a file, found without time and memory that its header states and its size does not."""
+    """Errors are found without the time and memory that the header asks for and the file's size does not justify."""
     tracemalloc.start()
     start = time.process_time()
     with pytest.raises(OrtkitError) as caught:
@@ -74,13 +74,13 @@ def refused(path: Path) -> OrtkitError:
     return caught.value
 
 
-def test_the_types_are_ggmls() -> None:
+def test_types_match_ggml() -> None:
     for number, (name, block, size) in TYPES.items():
         kind = gguf.GGMLQuantizationType(number)
         assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (block, size))
 
 
-def test_a_header_is_read_as_ggufs_own_reader_reads_it(tmp_path: Path) -> None:
+def test_header_matches_the_gguf_package(tmp_path: Path) -> None:
     fields = {"general.tags": ["a", "b"], "general.float": 1.5, "general.flag": True}
     path = write_gguf(
         tmp_path / "m.gguf", seeded("qwen2"), types={"ffn_up.weight": gguf.GGMLQuantizationType.Q8_0}, fields=fields
@@ -240,7 +240,7 @@ ABSURD: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", ABSURD)
-def test_what_a_file_states_is_believed_of_nothing(name: str, tmp_path: Path) -> None:
+def test_inconsistent_headers_are_refused(name: str, tmp_path: Path) -> None:
     write, how = ABSURD[name]
     path = write(tmp_path)
 
@@ -252,7 +252,7 @@ def test_what_a_file_states_is_believed_of_nothing(name: str, tmp_path: Path) ->
     assert error.exit_code == 7
 
 
-def test_types_of_weights_that_are_not_known(tmp_path: Path) -> None:
+def test_unknown_tensor_types_are_refused(tmp_path: Path) -> None:
     error = refused(file_of(tmp_path, [], [tensor(kind=99)]))
 
     assert error.message == "`m.gguf` has the tensor `t` in ggml's type 99, which is not supported"
@@ -287,7 +287,7 @@ def test_a_header_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refused(path).message.endswith("has more than 1 MiB before its weights")
 
 
-def test_what_is_shown_of_a_file_is_short_and_on_one_line() -> None:
+def test_shown_values_are_short_and_on_one_line() -> None:
     assert shown("x" * 100) == "x" * 80 + "..."
     assert shown([1] * 100) == "a list of 100"
     assert shown("é\r\n\x1b[0m\u202e") == "é\\r\\n\\x1b[0m\\u202e"
@@ -318,7 +318,7 @@ def outcome_of(path: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("seed", FEW_OR_MANY)
-def test_mutated_headers_are_read_or_refused_in_words(seed: int, whole: bytes, tmp_path: Path) -> None:
+def test_mutated_headers_are_read_or_refused(seed: int, whole: bytes, tmp_path: Path) -> None:
     """Bytes turned, counts and lengths made large, parts left out or doubled: never another exception."""
     chance = random.Random(seed)
     end = whole.index(b"token_embd.weight") + 2000
@@ -348,7 +348,7 @@ LISTS: list[Callable[[list], list]] = [
 
 
 @pytest.mark.parametrize("seed", FEW_OR_MANY)
-def test_values_that_are_drawn_at_random_are_used_or_refused_in_words(seed: int, whole: bytes, tmp_path: Path) -> None:
+def test_random_values_are_used_or_refused(seed: int, whole: bytes, tmp_path: Path) -> None:
     """Each of the type that its key has."""
     chance = random.Random(seed)
     (tmp_path / "whole.gguf").write_bytes(whole)
@@ -387,7 +387,7 @@ def mutated(whole: bytes, end: int, chance: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
+def test_values_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
     """Each key of a file in turn, as text, a list, a number, a bool."""
     path = write_gguf(tmp_path / "m.gguf", seeded("llama"), fields={"split.count": 1, "general.type": "model"})
     known = read_header(path).fields

@@ -331,7 +331,7 @@ def test_what_is_not_read_about_a_tokenizer_is_refused_by_name(key: str, value: 
 
     shown = "a list of " + str(len(value)) if isinstance(value, list) else value
     assert caught.value.message == f"`m.gguf` has `{key}` set to `{shown}`, which is not supported"
-    assert caught.value.hint == "texts would become other tokens; export the Hub's checkpoint instead"
+    assert caught.value.hint == "ignoring it would change the tokens; export the Hub's checkpoint instead"
     assert caught.value.exit_code == 10
 
 
@@ -407,7 +407,7 @@ def test_a_published_tokenizer_that_cannot_be_used(content: str) -> None:
 
 
 def test_a_panic_of_tokenizers_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no `Exception`."""
+    """It is not an `Exception`."""
 
     class PanicException(BaseException):
         pass

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ortkit.exporters.graph.array_store import KeptArrays, Made, in_memory
-from ortkit.exporters.workdir import Unfinished, folder_of, left_by_others
-from ortkit.runtime.errors import OutputError
 
 SHAPES = {"a": (3, 5), "b": (2000,), "c": (1, 1, 4), "d": (70, 70)}
 
@@ -21,11 +17,11 @@ def made(name: str) -> Made:
 
 def fill(kept: KeptArrays, names: str = "abcd") -> list[str]:
     """Ask for entries, and return those that had to be made."""
-    anew: list[str] = []
+    computed: list[str] = []
     for name in names:
 
         def make(name: str = name) -> Made:
-            anew.append(name)
+            computed.append(name)
             return made(name)
 
         found = kept.keep(name, make)
@@ -33,7 +29,7 @@ def fill(kept: KeptArrays, names: str = "abcd") -> list[str]:
             assert np.array_equal(found.array(key), array)
             assert found.array(key).dtype == array.dtype
         assert found.facts == {"place": ord(name)}
-    return anew
+    return computed
 
 
 def test_arrays_are_kept_where_a_mapping_can_begin(tmp_path: Path) -> None:
@@ -68,10 +64,10 @@ def test_a_file_that_was_broken_off_anywhere_ends_with_the_same_bytes(end: int, 
     (tmp_path / "part").write_bytes(expected[:end])
     (tmp_path / "part.journal").write_bytes((tmp_path / "whole.journal").read_bytes())
 
-    anew = fill(KeptArrays(tmp_path / "part"))
+    computed = fill(KeptArrays(tmp_path / "part"))
 
     assert (tmp_path / "part").read_bytes() == expected
-    assert anew == list("abcd")[4 - len(anew) :]
+    assert computed == list("abcd")[4 - len(computed) :]
 
 
 @pytest.mark.parametrize("end", [0, 1, 100, 300, 500, 10_000])
@@ -137,135 +133,8 @@ def test_a_link_is_not_written_through(name: str, tmp_path: Path) -> None:
     assert fill(KeptArrays(tmp_path / "data")) == []
 
 
-def damage(folder: Path, kind: str) -> None:
-    key = folder / "key"
-    key.unlink()
-    if kind == "folder":
-        (key / "more").mkdir(parents=True)
-    elif kind == "link":
-        key.symlink_to("/nothing")
-    elif kind != "none":
-        key.write_bytes({"empty": b"", "garbage": b"\xff\0", "cut": b"on"}[kind])
-
-
-@pytest.mark.parametrize("kind", ["none", "empty", "garbage", "cut", "folder", "link"])
-def test_a_damaged_key_begins_anew_and_says_so(kind: str, tmp_path: Path) -> None:
-    notes: list[str] = []
-    folder = tmp_path / ".bundle.unfinished"
-    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one") as unfinished:
-        (unfinished.folder / "file").touch()
-        raise KeyboardInterrupt
-    damage(folder, kind)
-
-    with Unfinished(tmp_path / "bundle", "one", notes.append) as unfinished:
-        assert {path.name for path in unfinished.folder.iterdir()} == {"key", "lock"}
-        assert (unfinished.folder / "key").read_text() == "one"
-
-    assert notes == [f"what an earlier export left in `{folder}` is not for this one, and is removed"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_export_says_what_is_kept(tmp_path: Path) -> None:
-    notes: list[str] = []
-    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append):
-        raise KeyboardInterrupt
-    assert notes == []
-    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one", notes.append) as unfinished:
-        (unfinished.folder / "file").touch()
-        raise KeyboardInterrupt
-    assert notes == [f"what is done is kept in `{unfinished.folder}`; the same command resumes from there"]
-
-
-def test_what_a_link_names_is_not_emptied(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "file").touch()
-    folder = tmp_path / ".bundle.unfinished"
-    folder.symlink_to(tmp_path / "mine")
-
-    with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
-        pass
-
-    assert caught.value.message == f"`{folder}` is a link or no folder, and what is done would be kept there"
-    assert caught.value.hint == f"remove it: `rm {folder}`"
-    assert (tmp_path / "mine" / "file").exists()
-    folder.unlink()
-    folder.mkdir()
-    (folder / "lock").symlink_to(tmp_path / "mine" / "file")
-    with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
-        pass
-    assert caught.value.hint == f"remove what is in the way: `rm -r {folder}`"
-
-
 def test_what_is_kept_in_memory_is_the_same() -> None:
     found = in_memory("a", lambda: made("a"))
 
     assert np.array_equal(found.array("values"), made("a").arrays["values"])
     assert found.facts == {"place": 97}
-
-
-def test_unfinished_work_stays_when_it_is_interrupted_only(tmp_path: Path) -> None:
-    def work(key: str, error: type[BaseException] | None = None) -> bool:
-        """Whether there was a file from before; leaves one."""
-        with Unfinished(tmp_path / "bundle", key) as unfinished:
-            path = unfinished.folder / "sub" / "file"
-            there = path.exists()
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
-            if error is not None:
-                raise error
-        return there
-
-    with pytest.raises(KeyboardInterrupt):
-        work("one", KeyboardInterrupt)
-    assert (tmp_path / ".bundle.unfinished").exists()
-    assert work("one")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        work("one", KeyboardInterrupt)
-    assert not work("another")
-    with pytest.raises(ArithmeticError):
-        work("one", ArithmeticError)
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_exports_to_one_target_do_not_mix(tmp_path: Path) -> None:
-    with Unfinished(tmp_path / "bundle", "one"):
-        with pytest.raises(OutputError) as caught, Unfinished(tmp_path / "bundle", "one"):
-            raise AssertionError
-        assert (tmp_path / ".bundle.unfinished").exists()
-
-    assert caught.value.message == f"`{tmp_path / 'bundle'}` is being written by another process"
-    assert caught.value.hint == "wait for it, or choose another folder with `--out`"
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_processes_do_not_write_one_bundle(tmp_path: Path) -> None:
-    hold = (
-        "import sys; from pathlib import Path; from ortkit.exporters.workdir import Unfinished\n"
-        "with Unfinished(Path(sys.argv[1]), 'one'):\n    print('held', flush=True); sys.stdin.read()"
-    )
-    target = tmp_path / "bundle"
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(OutputError) as caught, Unfinished(target, "one"):
-            pytest.fail("begun while another process writes")
-        assert left_by_others(tmp_path / "another") == []
-        process.communicate()
-
-    assert caught.value.message == f"`{target}` is being written by another process"
-    assert caught.value.hint == "wait for it, or choose another folder with `--out`"
-    assert not folder_of(target).exists()
-
-
-def test_work_that_nobody_continues_is_found(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "bundle", "one") as unfinished:
-        (unfinished.folder / "work").write_bytes(b"12345")
-        raise KeyboardInterrupt
-
-    (left,) = left_by_others(tmp_path / "another")
-    assert (left.target, left.folder) == (tmp_path / "bundle", unfinished.folder)
-    with Unfinished(tmp_path / "bundle", "one") as unfinished:
-        assert (unfinished.folder / "work").read_bytes() == b"12345"

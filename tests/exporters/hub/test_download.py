@@ -136,7 +136,7 @@ def test_a_download_that_breaks_off_again_and_again(every_user: HubUser, hub: Lo
     assert found["error"] == "NetworkError"
     assert hub.host in found["message"]
     assert "broke" in found["message"]
-    assert found["hint"].startswith("run the command again, it goes on where it was")
+    assert found["hint"].startswith("run the command again: the download resumes")
 
 
 def test_a_file_that_the_hub_lists_and_does_not_have(any_user: HubUser, hub: LocalHub) -> None:
@@ -147,7 +147,7 @@ def test_a_file_that_the_hub_lists_and_does_not_have(any_user: HubUser, hub: Loc
     assert run(any_user, hub, "org/public") == {
         "error": "NetworkError",
         "message": f"`{hub.host}` answers 404 for `config.json`",
-        "hint": "run the command again, it goes on where it was",
+        "hint": "run the command again: the download resumes",
     }
 
 

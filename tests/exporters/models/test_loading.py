@@ -46,7 +46,7 @@ NO_SUCH_TOKEN = {
         ("tokenizer.json", {"added_tokens": None}),
         ("tokenizer_config.json", {"model_input_names": 3}),
         ("tokenizer_config.json", {"truncation_side": "middle"}),
-        # `tokenizers` panics on it, which is no Exception in Python.
+        # `tokenizers` panics on it, which is not an Exception in Python.
         ("tokenizer.json", {"post_processor": {"type": "TemplateProcessing"} | NO_SUCH_TOKEN}),
     ],
 )

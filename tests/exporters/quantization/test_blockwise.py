@@ -34,7 +34,7 @@ def multiplied(rows: np.ndarray, matrix: BlockMatrix, *, accuracy_level: int) ->
         if array is not None
     ]
     given = ir.val("rows", ir.DataType.FLOAT, list(rows.shape))
-    sizes = {"K": matrix.inputs, "N": matrix.outputs, "bits": matrix.bits, "block_size": matrix.block}
+    sizes = {"K": matrix.inputs, "N": matrix.outputs, "bits": matrix.bits, "block_size": matrix.block_size}
     product = ir.node(
         "MatMulNBits", [given, *constants], {**sizes, "accuracy_level": accuracy_level}, domain="com.microsoft"
     )
@@ -44,7 +44,7 @@ def multiplied(rows: np.ndarray, matrix: BlockMatrix, *, accuracy_level: int) ->
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("width", [256, 328])
-def test_onnxruntime_multiplies_with_the_weights_that_the_blocks_stand_for(form: BlockFormat, width: int) -> None:
+def test_matmulnbits_computes_with_the_dequantized_weights(form: BlockFormat, width: int) -> None:
     """Also where the last block is only begun, and their number is odd."""
     weight = RNG.normal(size=(width, 70)).astype(np.float32) + 0.3
     rows = RNG.normal(size=(5, width)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_a_weight_is_off_by_a_step_at_most(form: BlockFormat, data: st.DataObjec
     found = quantize_blockwise(weight, form)
 
     assert np.isfinite(found.scales).all()
-    steps = np.abs(np.repeat(found.scales, form.block, axis=1)[:, :40].T)
+    steps = np.abs(np.repeat(found.scales, form.block_size, axis=1)[:, :40].T)
     assert (np.abs(found.dequantized() - weight) <= steps * 1.001 + 1e-7).all()
     assert (found.dequantized()[weight == 0] == 0).all()
 
@@ -121,7 +121,7 @@ def test_the_weights_of_important_inputs_are_closer_than_by_rounding_to_nearest(
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_inputs_that_have_nothing_to_do_with_each_other_are_rounded_each_by_itself(*, symmetric: bool) -> None:
+def test_gptq_rounds_uncorrelated_inputs_independently(*, symmetric: bool) -> None:
     weight = RNG.normal(size=(150, 7)).astype(np.float32)
     squares = RNG.uniform(1, 5, 150).astype(np.float32)
     form = BlockFormat(4, 32, symmetric)

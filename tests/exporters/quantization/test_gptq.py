@@ -34,7 +34,7 @@ def correlated(tokens: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [100, 200, 300])
-def test_errors_of_inputs_that_go_together_make_up_for_one_another(width: int) -> None:
+def test_errors_of_correlated_inputs_are_compensated(width: int) -> None:
     """On inputs that calibration has not seen, too."""
     inputs = correlated(4000, width)
     weight = RNG.normal(size=(width, 7)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_errors_of_inputs_that_go_together_make_up_for_one_another(width: int) -
     assert compensated < 0.5 * plain
 
 
-def test_inputs_that_have_nothing_to_do_with_each_other_are_rounded_to_nearest() -> None:
+def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     weight = RNG.normal(size=(150, 7)).astype(np.float32)
 
     found = quantize_weight(weight, np.diag(RNG.uniform(1, 5, 150)).astype(np.float32))
@@ -69,7 +69,7 @@ def test_inputs_that_calibration_hardly_saw(moments: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 16, 17, 100, 300])
-def test_rows_are_rounded_in_turn_as_the_paper_has_it(width: int) -> None:
+def test_rows_are_quantized_as_in_the_gptq_paper(width: int) -> None:
     """GPTQ's algorithm without its blocks: the moments inverted, each row's error passed on to all rows after it."""
     inputs = correlated(1000, max(width, 8))[:, :width]
     steps = RNG.normal(scale=20, size=(width, 7)).astype(np.float32)

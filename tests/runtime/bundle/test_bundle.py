@@ -31,17 +31,17 @@ def test_a_bundle_opens_under_a_link_to_its_folder(int8_bundle: Bundle, tmp_path
     assert Bundle.open(link).manifest == int8_bundle.manifest
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no bundle at") as caught:
         Bundle.open(tmp_path / "nothing")
     assert caught.value.hint == "create one with `ortkit export MODEL`, which prints its folder"
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     assert refusal(tmp_path).message == f"`{tmp_path}` is not a bundle: it has no `manifest.json`"
 
 
-def test_a_checkpoint_is_no_bundle_and_says_what_to_do(checkpoint: Path) -> None:
+def test_a_checkpoint_instead_of_a_bundle(checkpoint: Path) -> None:
     assert refusal(checkpoint).hint == f"if it is a checkpoint, run `ortkit export {checkpoint}`"
 
 
@@ -124,7 +124,7 @@ def test_a_newer_schema(edit_manifest: EditManifest) -> None:
     )
 
 
-def test_a_manifest_that_is_no_text(bundle_copy: Path) -> None:
+def test_a_manifest_that_is_not_utf8(bundle_copy: Path) -> None:
     (bundle_copy / "manifest.json").write_bytes(b"\xff\xfe")
 
     assert refusal(bundle_copy).message == "`manifest.json` is not valid UTF-8"

@@ -75,7 +75,7 @@ def test_a_record_survives_the_way_there_and_back() -> None:
         ({"extra": 1}, "`extra` is not a known field"),
     ],
 )
-def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_named_by_their_path(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordError) as caught:
         read_record(Tree, GOOD | change)
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_named_by_its_path(change: dict[str, Any], message:
 
 
 @pytest.mark.parametrize("rings", [None, 1, 999])
-def test_what_lies_in_its_range(rings: int | None) -> None:
+def test_values_in_range(rings: int | None) -> None:
     assert read_record(Tree, GOOD | {"rings": rings}).rings == rings
 
 

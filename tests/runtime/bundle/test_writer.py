@@ -105,7 +105,7 @@ def test_an_interrupt_around_the_two_renames_leaves_a_bundle(
         ),
     ],
 )
-def test_what_could_not_be_opened_is_not_written(
+def test_a_bundle_that_could_not_be_opened_is_not_written(
     written: tuple[Bundle, object], tmp_path: Path, change: dict, problem: str
 ) -> None:
     bundle, _ = written
@@ -117,7 +117,7 @@ def test_what_could_not_be_opened_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
 
@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_the_staging_folder_of_a_killed_export_is_removed_by_the_next(tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     left = tmp_path / f".bundle.{killed.pid}.0a1b2c3d.partial"
     left.mkdir()
@@ -142,7 +142,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert mine.exists()
 
 
-def test_what_killed_exports_left_is_removed_whatever_it_was_for(tmp_path: Path) -> None:
+def test_staging_folders_of_killed_exports_are_removed(tmp_path: Path) -> None:
     """Also where a process has the number again that wrote it, as the first one of every container has."""
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     left = {

@@ -94,7 +94,7 @@ def test_a_second_answer_is_that_of_a_fresh_conversation(decoder: Decoder, optio
     assert second == fresh or chat._stream.steps.prompt != whole
 
 
-def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: Decoder) -> None:
+def test_after_a_stop_string_the_message_is_the_visible_text(decoder: Decoder) -> None:
     whole = said(Chat(decoder), "Hello", 30)
     stop = whole[5:7]
     chat = Chat(decoder)
@@ -110,7 +110,7 @@ def test_after_a_stop_string_the_text_that_was_shown_is_what_was_said(decoder: D
     )
 
 
-def test_an_answer_that_was_left_is_what_it_had_said(decoder: Decoder) -> None:
+def test_an_unfinished_answer_becomes_a_message(decoder: Decoder) -> None:
     chat = Chat(decoder)
     stream = chat.send("Hello", max_tokens=50)
     pieces = [next(stream).text for _ in range(5)]
@@ -149,7 +149,7 @@ def test_an_edited_message_is_read_from_where_it_differs(decoder: Decoder) -> No
     assert answer.rates.reused_tokens > len(common)
 
 
-def test_beginning_anew_keeps_what_was_read_of_the_system_message(decoder: Decoder) -> None:
+def test_reset_keeps_the_cached_system_message(decoder: Decoder) -> None:
     chat = Chat(decoder, system="Be brief and kind. " * 10)
     first = said(chat, "Hello")
 
@@ -160,7 +160,7 @@ def test_beginning_anew_keeps_what_was_read_of_the_system_message(decoder: Decod
     assert read_tokens(chat) == 1
 
 
-def test_what_is_refused_changes_nothing(decoder: Decoder) -> None:
+def test_a_refused_message_changes_nothing(decoder: Decoder) -> None:
     chat = Chat(decoder)
     said(chat, "Hello")
     before = chat.messages
@@ -173,7 +173,7 @@ def test_what_is_refused_changes_nothing(decoder: Decoder) -> None:
     assert chat.messages[:2] == before
 
 
-def test_a_template_that_refuses_system_messages_says_so(decoder: Decoder) -> None:
+def test_a_template_without_system_messages(decoder: Decoder) -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
     chat = Chat(with_facts(decoder, chat=ChatFacts(template, {})), system="Be brief.")
 
@@ -209,7 +209,7 @@ def test_there_must_be_something_to_answer_again(decoder: Decoder) -> None:
     assert caught.value.message == "the conversation has no answer yet"
 
 
-def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
+def test_only_user_messages_can_be_edited(decoder: Decoder) -> None:
     chat = Chat(decoder, system="Be brief.")
     said(chat, "Hello")
 
@@ -220,7 +220,7 @@ def test_only_what_the_user_said_can_be_edited(decoder: Decoder) -> None:
         assert caught.value.hint == "user messages: 1"
 
 
-def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_saved_conversation_continues_without_prefill(decoder: Decoder, tmp_path: Path) -> None:
     chat = Chat(decoder, system="Be brief.")
     said(chat, "The quick brown fox")
     chat.save(tmp_path / "talk")
@@ -235,7 +235,7 @@ def test_a_saved_conversation_goes_on_without_reading_it_again(decoder: Decoder,
     assert read_tokens(loaded) == read
 
 
-def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_saved_prompt_is_not_a_conversation(decoder: Decoder, tmp_path: Path) -> None:
     decoder.save_cache(tmp_path / "prompt", decoder.prefill("Hello"))
 
     with pytest.raises(InputError) as caught:
@@ -244,7 +244,7 @@ def test_a_saved_prompt_is_no_conversation(decoder: Decoder, tmp_path: Path) -> 
     assert caught.value.message == f"`{tmp_path / 'prompt'}` is the prompt cache of a prompt, not of a conversation"
 
 
-def test_a_conversation_that_is_given_goes_on(decoder: Decoder) -> None:
+def test_a_conversation_continues_from_messages(decoder: Decoder) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm"}]
     chat = Chat(decoder, system="Be brief.", messages=messages)
     expected = [Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hm")]

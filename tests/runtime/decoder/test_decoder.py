@@ -171,7 +171,7 @@ def test_sampling_is_the_same_for_the_same_seed_with_drafts_and_without(decoder:
     assert text(1) != text(2)
 
 
-def test_what_the_publisher_says_is_the_default(decoder: Decoder) -> None:
+def test_the_publishers_defaults(decoder: Decoder) -> None:
     said = with_facts(
         decoder, generation=GenerationDefaults(temperature=0.5, top_k=9, top_p=0.8, min_p=0.1, repetition_penalty=1.2)
     )
@@ -180,7 +180,7 @@ def test_what_the_publisher_says_is_the_default(decoder: Decoder) -> None:
     assert decoder.sampling == Sampling()
 
 
-def test_a_raw_text_begins_with_the_token_that_the_manifest_says(decoder: Decoder) -> None:
+def test_a_raw_text_begins_with_the_bos_token(decoder: Decoder) -> None:
     beginning = with_facts(decoder, add_bos=True, bos_id=0)
     ids = decoder.encode(FOX)
 
@@ -202,7 +202,7 @@ def test_rates_and_counts(decoder: Decoder) -> None:
     assert [token.rates.new_tokens for token in tokens] == list(range(1, 21))
 
 
-def test_a_cache_is_read_from_where_the_prompt_leaves_it(decoder: Decoder) -> None:
+def test_a_cached_prefix_is_reused(decoder: Decoder) -> None:
     cache = decoder.prefill(FOX)
     ids = decoder.encode(FOX)
     assert cache.ids == ids
@@ -275,8 +275,8 @@ def test_closing_ends_an_answer(decoder: Decoder) -> None:
     assert stream.finish_reason is FinishReason.CANCELLED
 
 
-def test_a_run_that_goes_on_is_given_up(decoder: Decoder) -> None:
-    """Cancelled from another thread while a prompt is read: nothing of its chunk counts."""
+def test_a_running_step_is_aborted(decoder: Decoder) -> None:
+    """Cancelled from another thread during prefill: nothing of its chunk counts."""
     ids = [5] * (CONTEXT - 10)
     stream = decoder.stream(ids)
     run = stream.steps.forward.run
@@ -294,7 +294,7 @@ def test_a_run_that_goes_on_is_given_up(decoder: Decoder) -> None:
     assert stream.steps.forward.cache.length == 0
 
 
-def test_a_failing_run_is_no_cancellation(decoder: Decoder) -> None:
+def test_a_failing_run_is_not_a_cancellation(decoder: Decoder) -> None:
     steps = decoder.steps(FOX)
     steps.forward.stop()
 
@@ -370,7 +370,7 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
         ),
     ],
 )
-def test_what_cannot_be_continued(
+def test_invalid_prompts(
     decoder: Decoder, prompt: object, options: dict, error: type[InputError], message: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -412,7 +412,7 @@ def test_options_that_cannot_be_used(decoder: Decoder, options: dict, message: s
     assert caught.value.message == message
 
 
-def test_memory_that_does_not_suffice_is_told_before_anything_runs(decoder: Decoder) -> None:
+def test_too_little_memory_is_reported_before_anything_runs(decoder: Decoder) -> None:
     free = SPARE + 100 * token_size(decoder.facts)
     cache = decoder.new_cache()
     cache.available = lambda: free
@@ -439,7 +439,7 @@ def test_the_cache_of_another_model(decoder: Decoder) -> None:
     assert caught.value.message == "the cache was made for another model"
 
 
-def test_a_cache_goes_on_with_another_decoder_of_its_bundle(decoder: Decoder) -> None:
+def test_a_cache_works_with_another_decoder_of_its_bundle(decoder: Decoder) -> None:
     """Whose session is another, as with other threads; what was bound for the first is not for it."""
     others = Decoder(decoder.bundle, threads=1), Decoder(decoder.bundle, threads=2)
     assert others[0].session is not others[1].session
@@ -449,7 +449,7 @@ def test_a_cache_goes_on_with_another_decoder_of_its_bundle(decoder: Decoder) ->
     assert [it.generate(FOX, max_tokens=3, cache=cache).text for it in (*others, *others)] == [expected] * 4
 
 
-def test_what_is_no_cache(decoder: Decoder) -> None:
+def test_values_that_are_not_caches(decoder: Decoder) -> None:
     with pytest.raises(InputError, match="`cache` must be a KVCache, not str"):
         decoder.generate(FOX, cache="saved")  # type: ignore[arg-type]
 
@@ -497,7 +497,7 @@ def test_a_manifest_that_does_not_fit_its_graph(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     ("temperature", "problem"), [(-1.0, "0 or more, not -1.0"), (float("nan"), "0 or more, not nan")]
 )
-def test_a_manifest_that_states_what_nothing_could_follow(decoder: Decoder, temperature: float, problem: str) -> None:
+def test_invalid_generation_defaults(decoder: Decoder, temperature: float, problem: str) -> None:
     with pytest.raises(BundleError) as caught:
         with_facts(decoder, generation=GenerationDefaults(temperature=temperature))
 
@@ -519,7 +519,7 @@ def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
-def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
+def test_nan_logits(decoder: Decoder, options: dict) -> None:
     steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
     steps.forward.run = lambda *_: np.full((2, decoder.facts.vocabulary), np.nan, np.float32)
 
@@ -527,7 +527,9 @@ def test_logits_that_are_no_numbers(decoder: Decoder, options: dict) -> None:
         next(steps)
 
 
-def test_of_a_prompt_far_beyond_the_context_no_more_is_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_far_over_the_context_is_not_tokenized_completely(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     encoded = decoder._safe_tokenizer.encoded
     monkeypatch.setattr(

@@ -120,7 +120,7 @@ def test_an_answer_continues_after_a_run_that_failed(decoder: Decoder, number: i
     assert steps.forward.cache.ids == (prompt + steps.ids)[: steps.forward.cache.length]
 
 
-def test_without_lookup_nothing_is_looked_up(decoder: Decoder) -> None:
+def test_without_lookup_there_is_no_n_gram_table(decoder: Decoder) -> None:
     assert decoder.steps("Hello", lookup=False).lookup is None
     assert decoder.steps("Hello").lookup is not None
 

@@ -19,7 +19,7 @@ def test_every_field_of_sampling_is_a_keyword() -> None:
     assert GenerationOptions.__annotations__.keys() - names == defaults
 
 
-def test_what_is_given_replaces_what_the_publisher_says() -> None:
+def test_options_override_the_publishers_defaults() -> None:
     published = Sampling(temperature=0.7, top_k=40)
 
     assert checked_options({"top_p": 0.9, "temperature": None}, published).sampling == dataclasses.replace(
@@ -86,7 +86,7 @@ def test_keywords_are_the_fields_of_sampling(decoder: Decoder) -> None:
     assert found.text != decoder.generate(FOX, max_tokens=30).text
 
 
-def test_one_stop_string_needs_no_list(decoder: Decoder) -> None:
+def test_a_single_stop_string(decoder: Decoder) -> None:
     whole = decoder.generate(FOX, max_tokens=30).text
 
     assert decoder.generate(FOX, max_tokens=30, stop=whole[5:7]).text == whole[: whole.index(whole[5:7])]
@@ -130,7 +130,7 @@ def test_a_sampler_sees_logits_after_bias(decoder: Decoder) -> None:
         (None, "`sampler` must return the id of a token, not NoneType"),
     ],
 )
-def test_a_sampler_that_chooses_no_token(decoder: Decoder, returned: object, message: str) -> None:
+def test_a_sampler_that_returns_no_token_id(decoder: Decoder, returned: object, message: str) -> None:
     with pytest.raises(InputError) as caught:
         decoder.generate(FOX, sampler=lambda _: returned)
 

@@ -39,13 +39,13 @@ def filled(tokens: int, facts: DecoderFacts = FACTS) -> KVCache:
     return cache
 
 
-def test_nothing_is_taken_before_it_is_needed() -> None:
+def test_no_memory_is_allocated_before_it_is_needed() -> None:
     cache = KVCache(FACTS)
 
     assert (cache.size, cache.capacity, cache.length, cache.buffers) == (0, 0, 0, [])
 
 
-def test_buffers_double_and_keep_what_they_hold() -> None:
+def test_buffers_double_and_keep_their_content() -> None:
     cache = filled(200)
     before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
     assert cache.capacity == FIRST_CAPACITY
@@ -77,7 +77,7 @@ def test_half_of_the_bytes_in_float16() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_was_outgrown_goes_back_to_the_system() -> None:
+def test_outgrown_buffers_are_freed() -> None:
     """The buffers of Mistral-7B: 256 KiB for each token of all layers together."""
     cache = KVCache(dataclasses.replace(FACTS, layers=32, kv_heads=8, head_size=128))
     before = resident()
@@ -108,7 +108,7 @@ def test_buffers_end_at_the_limit() -> None:
     assert caught.value.message == "the cache has a limit of 5000 tokens, and 5001 were requested"
 
 
-def test_what_does_not_fit_is_refused_before_it_is_taken() -> None:
+def test_too_many_tokens_are_refused_before_allocation() -> None:
     cache = KVCache(FACTS, available=lambda: SPARE + 1500 * TOKEN + 1)
 
     with pytest.raises(OutOfMemoryError) as caught:
@@ -130,7 +130,7 @@ def test_where_nothing_fits() -> None:
     assert caught.value.hint == "free memory or raise the limit on it, or run on a machine that has more"
 
 
-def test_where_the_system_does_not_say_nothing_is_refused() -> None:
+def test_without_a_known_limit_nothing_is_refused() -> None:
     cache = KVCache(FACTS, available=lambda: None)
 
     assert cache.largest_that_fits() == 5000
@@ -145,7 +145,7 @@ def test_its_own_buffers_count_as_free_when_it_grows() -> None:
     assert cache.largest_that_fits() == 200
 
 
-def test_what_it_has_room_for_fits_whatever_is_free() -> None:
+def test_allocated_capacity_fits_however_little_is_free() -> None:
     cache = KVCache(FACTS, available=lambda: SPARE + 1000 * TOKEN)
     cache.reserve(100)
     assert cache.capacity == FIRST_CAPACITY
@@ -173,7 +173,7 @@ class Pages(mmap.mmap):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without large pages is not asked for them")
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs huge pages")
 def test_a_system_that_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ortkit.runtime.decoder.kv_cache.mmap.mmap", Pages)
 
@@ -183,7 +183,7 @@ def test_a_system_that_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("given", [0, 1, 2, 5])
-def test_a_system_that_gives_less_than_it_said(monkeypatch: pytest.MonkeyPatch, given: int) -> None:
+def test_an_allocation_that_fails(monkeypatch: pytest.MonkeyPatch, given: int) -> None:
     cache = filled(200)
     before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
     empty = KVCache(FACTS)
@@ -221,7 +221,7 @@ def test_rewinding_forgets_and_the_common_prefix_is_found() -> None:
 
 
 @pytest.mark.parametrize("length", [-1, 11])
-def test_rewinding_to_what_is_not_there(length: int) -> None:
+def test_rewinding_past_the_end(length: int) -> None:
     with pytest.raises(InputError) as caught:
         filled(10).rewind(length)
 

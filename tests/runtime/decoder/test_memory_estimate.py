@@ -77,5 +77,5 @@ def test_cpus_widen_float16(written: tuple[Bundle, TinyDecoder]) -> None:
         (dataclasses.replace(BLOCKS, bits=8, block=32), 1.25 / (1 + 0.125 + 1 / 32)),
     ],
 )
-def test_what_packing_adds(blocks: WeightBlocks | None, share: float) -> None:
+def test_the_overhead_of_packing(blocks: WeightBlocks | None, share: float) -> None:
     assert packed_share(blocks) == pytest.approx(share)

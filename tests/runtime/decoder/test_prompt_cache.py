@@ -98,7 +98,7 @@ def test_the_safetensors_package_reads_an_empty_one(decoder: Decoder, tmp_path: 
     assert {array.shape[1] for array in load_file(tmp_path / "empty").values()} == {0}
 
 
-def test_what_another_program_saved_in_the_same_format(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_safetensors_file_of_another_program(decoder: Decoder, tmp_path: Path) -> None:
     save_file({"weight": np.zeros((2, 3), np.float32)}, tmp_path / "weights")
 
     with pytest.raises(InputError) as caught:
@@ -160,7 +160,7 @@ def test_an_id_that_was_changed(decoder: Decoder, saved: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b'{"__metadata__":' + b"[" * 200_000, b"[]", b"{}", b'{"__metadata__": 1}', b"\xff"]
 )
-def test_a_header_that_is_none(decoder: Decoder, saved: Path, content: bytes) -> None:
+def test_an_invalid_header(decoder: Decoder, saved: Path, content: bytes) -> None:
     saved.write_bytes(struct.pack("<Q", len(content)) + content)
 
     with pytest.raises(InputError, match=r"is truncated or corrupted|is not a prompt cache"):
@@ -251,7 +251,7 @@ def test_a_place_that_cannot_be_written(decoder: Decoder, tmp_path: Path) -> Non
     assert caught.value.message == f"`{tmp_path / 'none' / 'saved'}` cannot be written: No such file or directory"
 
 
-def test_an_older_file_stays_until_the_new_one_is_whole(
+def test_a_file_is_replaced_only_when_the_new_one_is_complete(
     decoder: Decoder, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
@@ -277,7 +277,7 @@ def test_more_than_the_context_here(decoder: Decoder, saved: Path) -> None:
     assert caught.value.message == f"the cache has a limit of 5 tokens, and {tokens} were requested"
 
 
-def test_what_a_killed_save_left_is_removed(decoder: Decoder, saved: Path) -> None:
+def test_the_partial_file_of_a_killed_save_is_removed(decoder: Decoder, saved: Path) -> None:
     left = saved.with_name(f".{saved.name}.99.0a1b2c3d.partial")
     left.write_bytes(b"half of a cache")
 

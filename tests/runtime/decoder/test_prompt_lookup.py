@@ -50,20 +50,20 @@ def words(text: str) -> list[int]:
     return [known.setdefault(word, len(known)) for word in text.split()]
 
 
-def test_a_draft_is_what_followed_the_last_time() -> None:
+def test_a_draft_is_the_continuation_of_the_last_match() -> None:
     assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2]).draft(2) == [7]
     assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2]).draft(3) == [7, 8, 9]
-    assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2, 3]).draft(3) == [4, 5, 9], "what was there goes on"
+    assert trusted([1, 2, 3, 4, 5, 9, 1, 2, 7, 8, 9, 1, 2, 3]).draft(3) == [4, 5, 9], "the text continues as before"
     assert trusted([1, 2, 3, 4, 0, 9, 2, 3, 5, 0, 1, 2, 3]).draft(1) == [4], "a longer match wins"
 
 
-def test_where_nothing_matches_nothing_is_drafted() -> None:
+def test_without_a_match_there_is_no_draft() -> None:
     assert trusted([1, 2, 3, 4]).draft(5) == []
     assert trusted([1]).draft(5) == []
     assert trusted([]).draft(5) == []
 
 
-def test_a_draft_is_no_longer_than_asked_for_and_has_a_token_at_least() -> None:
+def test_the_length_of_a_draft() -> None:
     lookup = trusted([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2])
 
     assert [len(lookup.draft(most)) for most in range(9)] == [1, 1, 1, 3, 3, 3, 3, 7, 7]
@@ -89,7 +89,7 @@ def test_a_match_is_there_and_the_longest_of_those_that_are_looked_up(ids: list[
 
 @given(TEXTS)
 def test_what_is_drafted_further_on_is_what_would_be_drafted_there(ids: list[int]) -> None:
-    """Otherwise a token could be right in a draft where none pays, and its bits would tell how long the draft was."""
+    """Otherwise a token could be right in a draft where none pays, and its bits depend on the length of the draft."""
     lookup = trusted(ids)
 
     for token in lookup.draft(7):
@@ -134,7 +134,7 @@ def test_drafts_stop_paying_where_they_would_be_wrong_and_pay_again_where_they_w
     assert len(lookup.draft(9)) == max(RUN_COSTS) - 1
 
 
-def test_what_is_judged_is_the_share_that_was_right_the_latest_weighing_most() -> None:
+def test_the_hit_rate_is_a_moving_average() -> None:
     lookup = PromptLookup([1, 2, 3, 0, 1, 2])
     assert (lookup.place, lookup.length) == (2, 2)
     before = lookup.hit_rates[2]
@@ -175,7 +175,7 @@ def test_the_better_the_drafts_the_longer_the_runs() -> None:
 
 
 @pytest.mark.parametrize("hit_rate", [0.0, 0.02, 0.1, 0.35, 0.5, 0.75, 0.9, 1.0])
-def test_a_run_is_the_one_that_pays_most_as_drawn(hit_rate: float) -> None:
+def test_the_best_run_is_the_fastest_in_simulation(hit_rate: float) -> None:
     """Against dice instead of the formula: tokens in a unit of time, for each size of a run."""
     dice = random.Random(0)
 

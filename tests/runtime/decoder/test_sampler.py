@@ -60,7 +60,7 @@ def test_the_distribution_is_that_of_transformers(temperature: float, top_k: int
         np.testing.assert_allclose(probabilities, expected[ids], rtol=1e-4)
 
 
-def test_a_top_k_beyond_the_vocabulary_leaves_all() -> None:
+def test_a_top_k_over_the_vocabulary_keeps_all() -> None:
     ids, _ = distribution(random_logits(0), temperature=1, top_k=10 * VOCABULARY)
 
     assert len(ids) == VOCABULARY
@@ -189,7 +189,7 @@ def test_minus_infinity_forbids_a_token() -> None:
         ({"seed": -1}, "`seed` must be 0 or more, not -1"),
     ],
 )
-def test_what_cannot_be_sampled_with(options: dict, message: str) -> None:
+def test_invalid_sampling_parameters(options: dict, message: str) -> None:
     with pytest.raises(InputError) as caught:
         make_sampler(**options)
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_sampled_with(options: dict, message: str) -> None:
         ({"logit_bias": {3: 1e39}}, "`logit_bias` for token 3 must be a number in the range of float32, not 1e+39"),
     ],
 )
-def test_penalties_that_mean_nothing(options: dict, message: str) -> None:
+def test_penalties_without_effect(options: dict, message: str) -> None:
     with pytest.raises(InputError) as caught:
         Sampling(**options)
 

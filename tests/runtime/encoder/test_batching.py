@@ -60,7 +60,7 @@ def test_chunks_end_by_count_or_by_size(count: int, most: int, expected: list[st
     assert ["".join(chunk) for chunk in chunks] == expected
 
 
-def test_what_came_before_an_error_comes_first() -> None:
+def test_items_before_an_error_are_yielded_first() -> None:
     def texts() -> Iterator[str]:
         yield from "abc"
         raise OSError("the disk is gone")
@@ -73,5 +73,5 @@ def test_what_came_before_an_error_comes_first() -> None:
         next(chunks)
 
 
-def test_chunks_with_what_came_before() -> None:
+def test_chunks_are_numbered() -> None:
     assert list(numbered([[5, 6], [7], [], [8]])) == [(0, [5, 6]), (2, [7]), (3, []), (3, [8])]

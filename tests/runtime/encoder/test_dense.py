@@ -37,7 +37,9 @@ def add_layers(bundle_copy: Path, edit_manifest: EditManifest, widths: list[tupl
 
 
 @pytest.mark.parametrize("name", ["../outside.npz", "{outside}", "dense-0.npz"])
-def test_a_layer_that_is_none_of_the_bundles_files(bundle_copy: Path, edit_manifest: EditManifest, name: str) -> None:
+def test_a_dense_layer_that_is_not_a_file_of_the_bundle(
+    bundle_copy: Path, edit_manifest: EditManifest, name: str
+) -> None:
     outside = bundle_copy.with_name("outside.npz")
     save(outside, 384, 384)
     name = name.format(outside=outside)
@@ -136,7 +138,7 @@ def test_a_shape_that_is_another(tmp_path: Path, shape: str) -> None:
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
+def test_nan_and_infinite_weights(tmp_path: Path, number: float) -> None:
     np.savez(tmp_path / "dense.npz", weight=np.full((3, 3), number, "f4"), bias=np.zeros(3, "f4"))
 
     assert damaged(tmp_path / "dense.npz") == f"`{tmp_path / 'dense.npz'}` has weights that are not finite numbers"

@@ -161,7 +161,7 @@ def test_texts_are_any_iterable(embedder: Embedder) -> None:
     assert embedder.count_tokens(iter(texts)).tolist() == embedder.count_tokens(texts).tolist()
 
 
-def test_what_is_not_texts(embedder: Embedder) -> None:
+def test_values_that_are_not_texts(embedder: Embedder) -> None:
     for some in (5, None, b"hello", {"hello": 1}):
         for run in (embedder.embed, embedder.embed_with_report, embedder.stream, embedder.count_tokens):
             with pytest.raises(InputError) as caught:
@@ -340,7 +340,7 @@ def test_the_prompt_is_counted_too(edit_manifest: EditManifest) -> None:
     assert Embedder(path).count_tokens(["water"], prompt="query").tolist() == [5]
 
 
-def test_a_stream_gives_what_a_call_gives_in_order(embedder: Embedder) -> None:
+def test_a_stream_equals_a_call(embedder: Embedder) -> None:
     asked = 0
 
     def texts() -> Iterator[str]:
@@ -360,7 +360,7 @@ def test_a_stream_gives_what_a_call_gives_in_order(embedder: Embedder) -> None:
     assert np.array_equal(found, embedder.embed(TEXTS, dtype="float16"))
 
 
-def test_a_stream_that_breaks_gives_first_what_came_before(embedder: Embedder) -> None:
+def test_a_failing_stream_yields_earlier_results_first(embedder: Embedder) -> None:
     def texts() -> Iterator[str]:
         yield from TEXTS[:5]
         raise OSError("the line is dead")
@@ -393,7 +393,7 @@ def test_a_stream_checks_its_options_at_once(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("other", [3, None, b"bytes", ["nested"]])
-def test_what_is_no_string_is_named_by_place_and_type(embedder: Embedder, other: object) -> None:
+def test_a_text_that_is_not_a_string_is_named_by_index_and_type(embedder: Embedder, other: object) -> None:
     for run in (embedder.embed, embedder.embed_passages, lambda texts: list(embedder.stream(texts))):
         with pytest.raises(InputError) as caught:
             run(["water", other])

@@ -36,14 +36,14 @@ def test_float16_is_the_nearest() -> None:
     assert np.array_equal(found, torch.from_numpy(sample).half().numpy())
 
 
-def test_what_lies_outside_its_range_is_clipped_and_does_not_wrap() -> None:
+def test_values_out_of_range_are_clipped() -> None:
     ranges = np.array([[-1, -1], [1, 1]], np.float32)
     found = quantize_embeddings(np.array([[-1.2, 1.2], [-9, 9]], np.float32), VectorType.INT8, ranges=ranges)
 
     assert found.tolist() == [[-128, 127]] * 2
 
 
-def test_a_component_that_never_varies() -> None:
+def test_a_constant_component() -> None:
     sample = np.array([[0.5, 0], [0.5, 255]], np.float32)
 
     assert quantize_embeddings(sample, VectorType.INT8, ranges=embedding_ranges(sample)).tolist() == [
@@ -93,7 +93,7 @@ def test_ranges_that_cannot_be_used() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 96), (96,)])
-def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
+def test_ranges_of_an_empty_sample(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
         embedding_ranges(np.zeros(shape, np.float32))
     assert caught.value.message == f"`vectors` must be sample embeddings (texts, dimension), not {shape}"
@@ -125,7 +125,7 @@ def test_hamming_is_the_cosine_of_signs(dtype: VectorType) -> None:
     assert np.abs(found - expected).max() < 1e-6
 
 
-def test_what_cannot_be_compared() -> None:
+def test_vectors_that_cannot_be_compared() -> None:
     sample = vectors_of(2)
     for arguments, metric, message in [
         ((sample, sample[:, :5]), "dot", "vectors of different widths, 96 and 5, cannot be compared"),

@@ -6,7 +6,7 @@ from ortkit.runtime.bundle.manifest import Scores
 from ortkit.runtime.encoder.ranking import AHEAD, OpenRanking, score
 
 
-def test_a_sigmoid_in_float64_tells_apart_what_float32_does_not() -> None:
+def test_a_sigmoid_in_float64_saturates_later() -> None:
     logits = np.array([[30.0], [31.0], [-200.0], [800.0]], np.float32)
 
     found = score(logits, Scores.SIGMOID)[:, 0]

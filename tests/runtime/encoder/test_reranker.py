@@ -185,7 +185,7 @@ def test_the_longer_of_the_two_is_cut(reranker: Reranker) -> None:
         reranker.rank("a", ["b"])
 
 
-def test_a_query_that_is_cut_is_told(reranker: Reranker) -> None:
+def test_a_truncated_query_is_reported(reranker: Reranker) -> None:
     long = " ".join(["water"] * 300)
 
     with pytest.warns(TruncationWarning) as told:
@@ -255,7 +255,7 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.stream([], chunk=0), "`chunk` must be at least 1"),
     ],
 )
-def test_what_cannot_be_used_is_an_error(reranker: Reranker, call: Callable, message: str) -> None:
+def test_invalid_arguments_are_errors(reranker: Reranker, call: Callable, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(reranker)
     assert caught.value.message.startswith(message)
@@ -328,7 +328,7 @@ def test_int8_ranks_much_as_pytorch_does(reranker_checkpoint: Path, reranker_bun
     assert kendall_tau(Reranker(reranker_bundle).score(pairs).tolist(), expected.tolist()) > 0.9
 
 
-def test_a_pair_without_tokens_leaves_the_process_alive(reranker_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_pair_without_tokens_does_not_crash(reranker_bundle: Bundle, tmp_path: Path) -> None:
     """As CrossEncoder, which fails on it; with tokens in the query or the document there is a score."""
 
     def without_special_tokens(manifest: Manifest) -> Manifest:

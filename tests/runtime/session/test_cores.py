@@ -64,5 +64,5 @@ def test_cores_follow_the_affinity_and_the_quota(tmp_path: Path, monkeypatch: py
         (Cores(64, 2, 4.0), 2, "the process is bound to 2, the host has 64 cores"),
     ],
 )
-def test_the_reason_is_what_limits(cores: Cores, usable: int, reason: str) -> None:
+def test_the_reason_names_the_limit(cores: Cores, usable: int, reason: str) -> None:
     assert (cores.usable, cores.reason) == (usable, reason)

@@ -170,7 +170,7 @@ def test_kleidiai_is_left_out_for_symmetric_blocks_alone(
 
 
 @pytest.mark.parametrize("overflows", [True, False])
-def test_what_was_decided_is_shown(
+def test_the_decision_is_shown(
     ortkit: Callable[..., Finished],
     reranker_bundle: Bundle,
     answer: Callable[[bool], None],

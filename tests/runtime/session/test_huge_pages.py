@@ -28,7 +28,7 @@ LISTING = """\
 7f0000003000-7f0000004000 ---p 00000000 00:00 0
 """
 SMAPS = Path("/proc/self/smaps")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped regions")
 
 
 def resident(path: Path) -> int:
@@ -63,9 +63,7 @@ def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @linux
 @pytest.mark.parametrize("told", [None, bytes(8)])
-def test_a_system_that_says_nothing_of_pages(
-    told: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_without_proc(told: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if told is not None:
         (tmp_path / "pagemap").write_bytes(told)
     monkeypatch.setattr(
@@ -106,7 +104,7 @@ def test_pages_that_were_written_to_are_kept(tmp_path: Path) -> None:
 
 
 @linux
-def test_what_was_allocated_keeps_its_content_move_to_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_keeps_its_content_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     before = mapped_regions()
     # Mapped by itself, as large weights are: the allocator may have room for an array where there was one before.
     numbers = np.frombuffer(mmap.mmap(-1, 8 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.int32)
@@ -175,7 +173,7 @@ def test_a_decoders_session_keeps_no_page_of_what_it_packed_and_computes_the_sam
     assert np.abs(session.run({"rows": rows}) - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_a_path_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+def test_a_path_may_contain_line_separators(tmp_path: Path) -> None:
     line = "7f0000000000-7f0000001000 r--p 00000000 08:01 42                         {}\n"
     paths = ["/tmp/a\u2028b", "/tmp/a\rb", "/tmp/a\x85b\x0c"]
     (tmp_path / "maps").write_bytes("".join(line.format(path) for path in paths).encode())

@@ -19,7 +19,7 @@ def write_group(folder: Path, *, limit: object, used: int, inactive: int = 0) ->
     (folder / "memory.stat").write_text(f"anon 1\ninactive_file {inactive}\n")
 
 
-def test_without_a_group_it_is_what_the_system_has(tmp_path: Path) -> None:
+def test_without_a_control_group_the_system_decides(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
 
     assert available_memory(tmp_path / "meminfo", tmp_path / "none", tmp_path) == 2_000_000 * 1024
@@ -40,11 +40,11 @@ def test_a_system_that_does_not_say(tmp_path: Path) -> None:
     assert available_memory(tmp_path / "none", tmp_path / "none", tmp_path) is None
 
 
-def test_this_machine_says() -> None:
+def test_the_limits_of_this_machine() -> None:
     assert (available_memory() or 0) > 1 << 20
 
 
-def test_what_leaves_least_is_named(tmp_path: Path) -> None:
+def test_the_smallest_limit_is_named(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
     (tmp_path / "cgroup").write_text("0::/service\n")
     write_group(tmp_path / "fs/service", limit=900 << 20, used=800 << 20)
@@ -58,7 +58,7 @@ def test_what_leaves_least_is_named(tmp_path: Path) -> None:
     assert group.described == "100 MiB are left by the memory limit of the control group"
 
 
-def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "ortkit.runtime.session.memory.smallest_limit", lambda: Limit(100 << 20, "the limit of `ulimit -v`")
     )
@@ -86,7 +86,7 @@ main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize("limit", [100, 128])
-def test_under_a_limit_on_addresses_a_model_is_refused_in_words(limit: int, tmp_path: Path) -> None:
+def test_an_address_space_limit_is_reported(limit: int, tmp_path: Path) -> None:
     """numpy's OpenBLAS and onnxruntime end with messages of their own, or the process."""
     finished = under(limit, "embed", str(tmp_path), "water")
 

@@ -35,7 +35,7 @@ from ortkit.runtime.session.session import Session, SessionConfig, failure
 from tests.decoders import write_decoder
 
 
-def test_what_is_not_there_is_an_error_and_not_a_silent_cpu(int8_bundle: Bundle) -> None:
+def test_a_missing_provider_is_an_error_not_a_cpu_fallback(int8_bundle: Bundle) -> None:
     missing = [provider for provider in Provider if ORT_NAMES[provider] not in onnxruntime.get_available_providers()]
     assert missing, "this machine has every provider; test the refusal elsewhere"
     for provider in missing:
@@ -69,14 +69,14 @@ def test_a_run_that_fails(int8_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (0, 3), (2, 0)])
-def test_no_graph_runs_on_no_tokens(int8_bundle: Bundle, shape: tuple[int, ...]) -> None:
+def test_a_run_without_tokens_is_refused(int8_bundle: Bundle, shape: tuple[int, ...]) -> None:
     session = Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CPU, ("input_ids",)))
 
     with pytest.raises(InputError, match=r"`input_ids` has the shape \(.*\): there are no tokens to run"):
         session.run({"input_ids": np.zeros(shape, np.int64)})
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
 
     with pytest.raises(BundleError, match="onnxruntime cannot open"):
@@ -138,7 +138,7 @@ def test_a_graph_that_was_written_over_in_place_is_opened_anew(bundle_copy: Path
     assert shared_session(path, SessionConfig(Provider.CPU, ("input_ids",))) is not old
 
 
-def test_weights_that_were_mended_in_place_are_read_anew(tmp_path: Path) -> None:
+def test_weights_that_were_replaced_in_place_are_loaded_again(tmp_path: Path) -> None:
     """A caller who still holds the error holds the session with the damaged weights by its traceback."""
     bundle, _ = write_decoder(tmp_path / "tiny", weights_beside=True)
     expected = [step.id for step in Decoder(bundle, threads=1).steps("The quick", max_tokens=5)]
@@ -249,7 +249,7 @@ def test_a_failure_where_memory_is_short_is_one_of_memory(
         assert found.message.startswith("there is too little memory to run `model.onnx`: ")
 
 
-def test_weights_for_which_there_is_no_memory(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_in_memory(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ortkit.runtime.session.memory.smallest_limit", lambda: Limit(30 << 20, "the memory limit"))
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("the weights were loaded"))
 
@@ -310,7 +310,7 @@ def test_a_bundle_that_requires_a_newer_onnxruntime(
         assert caught.value.hint == f"run `pip install 'onnxruntime>={needed}'`"
 
 
-def test_exports_say_what_they_require(tiny_bundle: Bundle) -> None:
+def test_bundles_state_the_required_versions(tiny_bundle: Bundle) -> None:
     assert tiny_bundle.manifest.requires == {"onnxruntime": OLDEST_ONNXRUNTIME}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxruntime.__version__", "1.30.0rc1+local")

@@ -166,7 +166,7 @@ def test_rendered_as_transformers_renders(name: str, reference: transformers.Pre
     assert bool(refused) == (name in {"mistral", "llama-2", "gemma"})
 
 
-def test_a_template_refuses_in_its_own_words() -> None:
+def test_the_message_of_a_template_that_refuses_is_shown() -> None:
     with pytest.raises(InputError) as caught:
         ChatTemplate(ChatFacts(GEMMA, TOKENS)).render(CONVERSATIONS[2])
 
@@ -174,7 +174,7 @@ def test_a_template_refuses_in_its_own_words() -> None:
     assert caught.value.hint == "their roles are `system`, `user`"
 
 
-def test_a_role_of_which_neither_template_nor_custom_speaks() -> None:
+def test_an_unsupported_role() -> None:
     with pytest.raises(InputError) as caught:
         ChatTemplate(ChatFacts(CHATML, TOKENS)).render(conversation(("user", "1"), ("narrator", "2")))
 
@@ -215,7 +215,7 @@ def test_a_template_that_jinja_cannot_read() -> None:
         ("{{ " + "9" * 5000 + " }}", "Exceeds the limit"),
     ],
 )
-def test_a_template_that_is_beyond_what_python_reads(template: str, problem: str) -> None:
+def test_a_template_that_exceeds_pythons_parser(template: str, problem: str) -> None:
     with pytest.raises(BundleError) as caught:
         ChatTemplate(ChatFacts(template, {}))
 
@@ -334,7 +334,7 @@ def test_a_template_of_endless_text() -> None:
     assert caught.value.message == "the chat template has 140000 characters; the limit is 131072"
 
 
-def test_a_long_conversation_is_no_attack() -> None:
+def test_a_long_conversation_is_within_the_limits() -> None:
     """Bounds grow with the messages, even for a template that looks at all of them for each."""
     template = (
         "{% set ns = namespace(text='') %}{% for message in messages %}{% set before = messages[:loop.index]|list %}"
@@ -377,7 +377,7 @@ OFFERED = """
 """
 
 
-def test_what_is_offered_works_as_in_transformers(reference: transformers.PreTrainedTokenizerFast) -> None:
+def test_supported_features_work_as_in_transformers(reference: transformers.PreTrainedTokenizerFast) -> None:
     records = [{"role": message.role, "content": message.content} for message in CONVERSATIONS[1]]
 
     expected = reference.apply_chat_template(records, chat_template=OFFERED, tokenize=False)
@@ -404,7 +404,7 @@ def test_a_template_that_fails_on_these_messages(template: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["'a' * 10**6", "['a' * 10**6]"])
-def test_what_a_template_says_is_shortened(said: str) -> None:
+def test_long_messages_of_a_template_are_shortened(said: str) -> None:
     with pytest.raises(InputError) as caught:
         ChatTemplate(ChatFacts("{{ raise_exception(" + said + ") }}", {})).render(CONVERSATIONS[0])
 

@@ -103,7 +103,7 @@ every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 @every_tokenizer
 @settings(max_examples=60)
 @given(data=st.data())
-def test_pieces_add_up_to_what_tokenizers_decodes(name: str, data: st.DataObject) -> None:
+def test_streamed_text_equals_the_decoding_of_tokenizers(name: str, data: st.DataObject) -> None:
     """Any ids at all, as a model may give them: broken characters, runs of bytes, special and added tokens."""
     tokenizer = TOKENIZERS[name]
     bytes_too = st.integers(0, min(260, tokenizer.get_vocab_size() - 1))
@@ -131,7 +131,7 @@ def test_an_answer_continues_its_prompt(name: str, data: st.DataObject) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_no_piece_holds_half_a_character(text: str) -> None:
+def test_no_piece_contains_a_partial_character(text: str) -> None:
     tokenizer = TOKENIZERS["byte_level"]
     detokenizer = Detokenizer(VOCABULARIES["byte_level"])
 

@@ -33,7 +33,7 @@ HELLO = Message("user", "Hello")
         ),
     ],
 )
-def test_what_is_no_message(record: object, message: str) -> None:
+def test_values_that_are_not_messages(record: object, message: str) -> None:
     with pytest.raises(InputError) as caught:
         messages_of([record])
 

@@ -151,7 +151,7 @@ def test_all_these_kinds_are_cut(monkeypatch: pytest.MonkeyPatch, kind: str) -> 
     ],
     ids=["prepend", "to a space", "to nothing", "own pattern", "no words", "normalized token", "rstrip"],
 )
-def test_what_is_not_known_is_not_cut(change: Callable[[tokenizers.Tokenizer], object]) -> None:
+def test_unsupported_tokenizers_have_no_split_points(change: Callable[[tokenizers.Tokenizer], object]) -> None:
     tokenizer = MAKERS["gpt2"]()
     change(tokenizer)
 
@@ -211,7 +211,7 @@ def test_too_many_characters_without_a_place_to_cut(monkeypatch: pytest.MonkeyPa
         list(tokenizer.count(["x" * 41]))
 
 
-def test_a_long_word_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_a_long_word_that_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setattr("ortkit.runtime.text.safe_tokenizer.AT_ONCE", 1000)
     monkeypatch.setattr("ortkit.runtime.text.safe_tokenizer.PIECE", 1000)
     monkeypatch.setattr("ortkit.runtime.text.safe_tokenizer.available_memory", lambda: 1 << 20)

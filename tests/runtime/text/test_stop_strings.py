@@ -23,11 +23,11 @@ def test_a_stop_string_across_pieces_is_not_shown() -> None:
     assert run(["\n\nUser:"], ["Hello", ".\n", "\nUs", "er", ": no"]) == (["Hello", ".", "", "", ""], True)
 
 
-def test_what_only_looked_like_a_stop_string_is_shown_late_but_whole() -> None:
+def test_a_partial_stop_string_is_released_late_but_complete() -> None:
     assert run(["###"], ["a#", "#", "b"]) == (["a", "", "##b", ""], False)
 
 
-def test_what_is_held_at_the_end_is_shown() -> None:
+def test_text_held_back_is_released_at_the_end() -> None:
     assert run(["###"], ["a##"]) == (["a", "##"], False)
 
 
@@ -35,7 +35,7 @@ def test_the_first_of_several_stop_strings_wins() -> None:
     assert run(["c", "bc"], ["abc"]) == (["a"], True)
 
 
-def test_without_stop_strings_nothing_is_held() -> None:
+def test_without_stop_strings_no_text_is_held_back() -> None:
     assert run([], ["a", "b"]) == (["a", "b", ""], False)
 
 
@@ -57,7 +57,7 @@ def test_the_text_is_that_before_the_first_stop_string(stops: list[str], pieces:
 
 
 @given(st.text("ab", min_size=1, max_size=4), st.lists(small, max_size=12))
-def test_pieces_make_no_difference_to_one_stop_string(stop: str, pieces: list[str]) -> None:
+def test_a_stop_string_is_found_however_the_text_is_split(stop: str, pieces: list[str]) -> None:
     whole = "".join(pieces)
 
     assert "".join(run([stop], pieces)[0]) == whole.split(stop)[0]

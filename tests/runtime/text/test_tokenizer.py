@@ -28,7 +28,7 @@ def test_ids_are_those_of_transformers_at_the_manifests_limit(checkpoint: Path, 
 
 
 @pytest.mark.parametrize("max_length", [3, 8, 64])
-def test_what_is_cut_is_counted_token_by_token(checkpoint: Path, held_out: list[str], max_length: int) -> None:
+def test_truncated_tokens_are_counted(checkpoint: Path, held_out: list[str], max_length: int) -> None:
     whole = tokenizer_of(checkpoint, max_length=100_000).tokenize(held_out)
     cut = tokenizer_of(checkpoint, max_length=max_length).tokenize(held_out)
 
@@ -90,7 +90,7 @@ def test_without_a_sentence_in_the_window_it_is_filled(checkpoint: Path) -> None
 
 
 @pytest.mark.parametrize("max_length", [8, 30, 64])
-def test_no_token_of_real_texts_is_lost_in_chunks(checkpoint: Path, held_out: list[str], max_length: int) -> None:
+def test_chunks_of_real_texts_lose_no_token(checkpoint: Path, held_out: list[str], max_length: int) -> None:
     whole = tokenizer_of(checkpoint, max_length=100_000).tokenize(held_out)
     found = tokenizer_of(checkpoint, max_length=max_length).tokenize(held_out, long=LongTexts.MEAN)
 
@@ -118,7 +118,7 @@ def test_a_prefix_that_leaves_no_room(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["nested"]])
-def test_what_is_no_string_is_named(checkpoint: Path, text: object) -> None:
+def test_a_text_that_is_not_a_string(checkpoint: Path, text: object) -> None:
     with pytest.raises(InputError, match=f"text 1 must be a string, not {type(text).__name__}"):
         tokenizer_of(checkpoint).tokenize(["fine", text], prefix="query: ")
 
@@ -128,7 +128,7 @@ def test_half_a_character_is_refused(checkpoint: Path) -> None:
         tokenizer_of(checkpoint).tokenize(["ab\ud800"])
 
 
-def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
 
     with pytest.raises(BundleError, match="is not a tokenizer"):
