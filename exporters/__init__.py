@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from .extras import need
 
 NEEDED = (
-    *("gguf", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "sentence_transformers"),
-    *("torch", "transformers", "yaml"),
+    *("filelock", "gguf", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "scipy"),
+    *("sentence_transformers", "torch", "transformers", "yaml"),
 )
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ortkit.exporters import NEEDED
 from ortkit.exporters.extras import install_hint, need
 from tests.hub_users import ADA, HubUser
 
-EXPORT_ALONE = sorted({*NEEDED} - {"huggingface_hub", "yaml"})
+EXPORT_ALONE = sorted({*NEEDED} - {"filelock", "huggingface_hub", "yaml"})
 BLOCKED = """
 import sys
 class NoOnnxruntime:

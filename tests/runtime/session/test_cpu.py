@@ -175,8 +175,11 @@ def test_the_decision_is_shown(
     reranker_bundle: Bundle,
     answer: Callable[[bool], None],
     overflows: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer(overflows)
+    # Other tests may hold a session of this bundle, opened with the other answer.
+    monkeypatch.setattr("ortkit.runtime.session.open_sessions._OPEN", WeakValueDictionary())
 
     shown = ortkit("inspect", reranker_bundle.path, "--runtime").out.decode()
     plan = json.loads(ortkit("inspect", reranker_bundle.path, "--runtime", "--json").out)["runtime"]
