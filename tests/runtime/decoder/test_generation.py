@@ -189,5 +189,5 @@ def test_the_real_model_in_4_bits_gives_the_same_bits_whatever_was_read_and_draf
     for count in (2, 17, 18, 19):
         assert chosen(decoder, prompt, count, sampling) == expected[:count]
     # A token that no answer has.
-    monkeypatch.setattr(PromptLookup, "copied", lambda *_: [3] * 3)
+    monkeypatch.setattr(PromptLookup, "_copied", lambda *_: [3] * 3)
     assert chosen(decoder, prompt, TOKENS, sampling) == expected, "drafts that are all wrong"
