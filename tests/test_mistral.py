@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         # Probabilities of 32,000 tokens at 2,048 places would take most of the time, and say little about tokens.
-        patch.setattr("ortkit.exporters.decoder.certify.MAX_PROBE_TOKENS", 256)
+        patch.setattr("ortkit.exporters.decoder.reference.MAX_PROBE_TOKENS", 256)
         return export(str(checkpoint), out=tmp_path_factory.mktemp("bundles") / "small-mistral-int4").bundle
 
 
