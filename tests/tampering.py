@@ -347,11 +347,8 @@ def attempt(folder: Path, seed: int) -> str | None:
     except TextError as error:
         # A manifest may say that the model knows fewer tokens, and then has the texts refused that need the others.
         fewer = known_tokens(target) != known_tokens(folder / name)
-        return (
-            None
-            if fewer and "which is not in the model's vocabulary" in error.message
-            else f"TextError: {error.message}"
-        )
+        expected = fewer and "is not in the model's vocabulary" in error.message
+        return None if expected else f"TextError: {error.message}"
     except OrtkitError as error:
         return None if error.exit_code in (7, 9) else f"{type(error).__name__}: {error.message[:300]}"
     except BaseException as error:  # noqa: BLE001 - panics too
