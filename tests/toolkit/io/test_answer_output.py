@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -71,7 +72,7 @@ def test_rates_are_those_of_all_answers(capsys: pytest.CaptureFixture[str]) -> N
 def test_words_wrap_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=buffer, isatty=lambda: terminal))
-    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: SimpleNamespace(columns=8))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((8, 24)))
     write_text(stream_of("one two three"), buffer, wrap=True)
 
     assert buffer.getvalue().decode() == ("one two\nthree\n" if terminal else "one two three\n")
