@@ -33,7 +33,7 @@ from ..graph.streamed_tensor import StreamedTensor
 from ..models.loading import load_tokenizer
 from ..steps import ModelFacts, QuantizedGraph, Workspace
 from .calibration import calibration_windows, compute_moments, moments_by_layer
-from .certify import certify_decoder
+from .certify import MAX_KL, certify_decoder
 from .checks import check_float32, keep_blocks, measure_source, refusing_broken_graphs, source_figures
 from .config import check_tokens, decoder_facts
 from .float16 import check_hidden_states, convert_to_float16
@@ -134,7 +134,9 @@ class DecoderTask:
         if self._requantizes(precision):
             measure_source(graph, trial, required(self.checkpoint.gguf), reference, folder)
         trials = BlockTrials(graph, trial, folder, moments=self._moments_from(reference), progress=work.progress)
-        recipe = trials.find(precision, threshold, reference)
+        # A looser limit than the certificate's own would find what is refused afterwards.
+        limit = None if threshold is None else min(threshold, MAX_KL[precision])
+        recipe = trials.find(precision, limit, reference)
         made = trials.quantized(recipe)
         return QuantizedGraph(made, blocks=_blocks_of(made, len(trials.inputs), recipe.rounding.value))
 

@@ -38,7 +38,9 @@ class Measured(Protocol):
     measure: ClassVar[str]
     """What agreement is measured in, as it stands in messages."""
     default_threshold: ClassVar[float]
-    """The agreement from which on a faster recipe is taken, where the user asks for none."""
+    """The agreement at which a faster recipe is taken, where the user asks for none."""
+    lowest: ClassVar[float]
+    """The agreement below which no certificate is given, whatever the user asks for."""
 
     def outputs(self, bundle: DraftBundle, *, sample: bool = False) -> Outputs:
         """What a bundle gives for the probe set, or for a sample of the calibration texts: (texts, numbers)."""
@@ -149,6 +151,6 @@ class Trials:
             damage,
             recipes=self.recipes,
             products=self.products,
-            bar=bar,
+            bar=max(bar, self.task.lowest),
             measure=self.task.measure,
         )

@@ -50,6 +50,7 @@ from .calibration import Calibration
 from .certify import LOWEST_COSINE, Sample, certify_embedder, check_exact, check_length, exact_samples
 from .certify_reranker import (
     DEFAULT_TAU,
+    LOWEST_TAU,
     PairReference,
     agreement_of,
     certify_reranker,
@@ -100,6 +101,7 @@ class EmbedderTask:
     resumable: ClassVar[bool] = False
     measure: ClassVar[str] = "cosine"
     default_threshold: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
+    lowest: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
 
     def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
         facts = self.settings
@@ -198,6 +200,7 @@ class RerankerTask:
     resumable: ClassVar[bool] = False
     measure: ClassVar[str] = "Kendall's tau"
     default_threshold: ClassVar[float] = DEFAULT_TAU
+    lowest: ClassVar[float] = LOWEST_TAU[Precision.INT8]
 
     @classmethod
     def open(cls, checkpoint: Checkpoint) -> RerankerTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -321,8 +321,9 @@ class Decoder(Closable):
 
     def _ids_of(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt; raises InputError for one that is empty or not valid, or fills the context."""
-        if not isinstance(prompt, Sized) or getattr(prompt, "ndim", 1) != 1:
-            raise InputError("the prompt must be a text or a list of token ids")
+        ids_given = isinstance(prompt, (list, tuple, range)) or getattr(prompt, "ndim", 0) == 1
+        if not (isinstance(prompt, str) or ids_given):
+            raise InputError(f"the prompt must be a string or a list of token ids, not {type(prompt).__name__}")
         if len(prompt) == 0:
             raise InputError("the prompt is empty", hint="pass at least one word")
         ids = self.encode(prompt) if isinstance(prompt, str) else list(map(_checked_id, prompt, count()))

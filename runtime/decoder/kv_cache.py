@@ -70,6 +70,8 @@ class KVCache:
         self.limit = facts.context_length if limit is None else limit
         self.available = available
         self.ids: list[int] = []
+        self.turn = 0
+        """Counts the answers that used the cache: the last one may go on."""
         self.capacity = 0
         self.dtype = np.dtype(DTYPES[facts.cache_type])
         self.buffers: list[NDArray[Any]] = []

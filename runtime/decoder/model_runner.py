@@ -18,7 +18,7 @@ from ..bundle.graph_io import (
     decoder_outputs,
 )
 from ..bundle.manifest import CacheType, DecoderFacts
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 from ..session.onnxruntime_import import load_onnxruntime
 from ..session.session import FLOATS, Session, failure
 from .kv_cache import Bound, KVCache
@@ -72,15 +72,20 @@ class ModelRunner:
     def __init__(self, session: Session, cache: KVCache) -> None:
         self.session = session
         self.cache = cache
+        self._turn: int | None = None
         self.options = load_onnxruntime().RunOptions()
 
     def run(self, ids: Sequence[int], positions: int = 1) -> NDArray[np.float32]:
         """Run on new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
 
         The next run overwrites the array. Raises BundleError where the run fails or was stopped; the tokens are not
-        cached then.
+        cached then. Raises InputError if another answer has begun to use the cache since the first run.
         """
         cache = self.cache
+        if self._turn is None:
+            cache.turn += 1
+            self._turn = cache.turn
+        self._check_turn()
         length = cache.length + len(ids)
         cache.reserve(length)
         bound = cache.bindings.get((len(ids), positions))
@@ -95,6 +100,7 @@ class ModelRunner:
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
             raise failure(self.session.path, "run", error, needed=cache.size) from error
+        self._check_turn()
         cache.ids.extend(ids)
         logits: NDArray[np.float32] = bound.logits[0]
         return logits
@@ -111,6 +117,14 @@ class ModelRunner:
         logits = self.run([*ids, ids[-1]], 2)[:1]
         self.cache.rewind(self.cache.length - 1)
         return logits
+
+    def _check_turn(self) -> None:
+        """Raise InputError if the cache holds what another answer wrote since."""
+        if self._turn != self.cache.turn:
+            raise InputError(
+                "another answer has used this KV cache since, so this one cannot continue",
+                hint="give each answer a cache of its own, or finish one before the next begins",
+            )
 
     def stop(self) -> None:
         """Make the current run, and all later ones, fail at their next operator."""

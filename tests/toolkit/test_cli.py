@@ -132,7 +132,11 @@ def test_descriptions_wrap_on_a_narrow_terminal(ortkit: Ortkit, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
-def test_help_ends_with_examples_that_can_be_run(command: click.Command, ortkit: Ortkit) -> None:
+def test_help_ends_with_examples_that_can_be_run(
+    command: click.Command, ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Bundles of this folder would be looked through for names like those of the examples.
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path))
     shown = ortkit(command.name, "--help").out.decode()
     assert isinstance(command, ExampleCommand)
     examples = shown.partition("\nExamples:\n")[2].splitlines()

@@ -20,7 +20,7 @@ from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument, bundle_folders, bundles_folder, resolve_bundle
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.manifest import DecoderFacts, Manifest
+    from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
     from ...runtime.decoder.decoder import DecoderPlan
     from ...runtime.decoder.memory_estimate import Footprint
     from ...runtime.encoder.base import Plan
@@ -202,6 +202,19 @@ def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[st
     return lines
 
 
+_TRUNCATIONS = {
+    "document": "the end of the document",
+    "longest": "the end of the longer one, query or document",
+    "end": "the end of query and document joined",
+}
+
+
+def _access_of(source: Source) -> str:
+    if source.gated is None:
+        return "access unknown"
+    return "gated" if source.gated else "public"
+
+
 def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """The manifest in lines: (label, text)."""
     source = manifest.source
@@ -213,7 +226,7 @@ def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             "source",
             f"{source.resolved} ({source.origin})" + (f", revision {source.revision}" if source.revision else ""),
         ),
-        ("license", f"{source.license or 'not stated'}, {'gated' if source.gated else 'public'}"),
+        ("license", f"{source.license or 'not stated'}, {_access_of(source)}"),
         ("size", f"{megabytes(size)} in {len(manifest.files)} files"),
         ("max length", f"{manifest.tokenizer.max_length} tokens"),
     ]
@@ -229,7 +242,7 @@ def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     if pairs is not None:
         lines.append(("labels", ", ".join(pairs.labels)))
         lines.append(("scores", f"{pairs.scores.value} (the publisher's default)"))
-        lines.append(("truncation", "the end of a document that does not fit with its query"))
+        lines.append(("truncation", _TRUNCATIONS[pairs.pair.truncation.value]))
     if manifest.decoder is not None:
         from ...runtime.decoder.memory_estimate import footprint_of
 
@@ -274,7 +287,7 @@ def _layer_error_summary(errors: Sequence[float]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with the result of each bundle.")
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=1, max=86_400),
     metavar="SECONDS",
     help="Give up on a bundle after this time.  [default: 120, plus 1 per megabyte]",
 )

@@ -335,8 +335,8 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
     ("prompt", "options", "error", "message"),
     [
         ("a", {"max_tokens": "2"}, InputError, "`max_tokens` must be an integer, not str"),
-        (None, {}, InputError, "the prompt must be a text or a list of token ids"),
-        (np.array([[1, 2]]), {}, InputError, "the prompt must be a text or a list of token ids"),
+        (None, {}, InputError, "the prompt must be a string or a list of token ids, not NoneType"),
+        (np.array([[1, 2]]), {}, InputError, "the prompt must be a string or a list of token ids, not ndarray"),
         ("", {}, InputError, "the prompt is empty"),
         ([], {}, InputError, "the prompt is empty"),
         ("\ud800", {}, InputError, "the prompt is not valid Unicode: surrogates not allowed at character 0"),
@@ -557,3 +557,26 @@ def test_a_prompt_without_tokens(prompt: object, tmp_path: Path) -> None:
         bare.generate(prompt)
     assert caught.value.message == ("the prompt has no tokens" if prompt else "the prompt is empty")
     assert caught.value.hint == "pass at least one word"
+
+
+def test_a_cache_that_another_answer_has_used_since(decoder: Decoder) -> None:
+    cache = decoder.new_cache()
+    first = decoder.stream("The quick brown fox", max_tokens=9, cache=cache)
+    next(first)
+    expected = decoder.generate("Hello", max_tokens=3).tokens
+
+    second = decoder.generate("Hello", max_tokens=3, cache=cache)
+
+    assert [token.id for token in second.tokens] == [token.id for token in expected]
+    with pytest.raises(InputError) as caught:
+        next(first)
+    assert caught.value.message == "another answer has used this KV cache since, so this one cannot continue"
+    assert decoder.generate("Hello", max_tokens=3, cache=cache).text == second.text
+
+
+@pytest.mark.parametrize("prompt", [b"ab", bytearray(b"ab"), {1: "x"}, {1, 2}, None, 5])
+def test_a_prompt_of_another_type(decoder: Decoder, prompt: object) -> None:
+    with pytest.raises(InputError) as caught:
+        decoder.generate(prompt, max_tokens=1)  # type: ignore[arg-type]
+    assert caught.value.message == (f"the prompt must be a string or a list of token ids, not {type(prompt).__name__}")
+    assert decoder.generate(np.str_("Hello"), max_tokens=1).text == decoder.generate("Hello", max_tokens=1).text
