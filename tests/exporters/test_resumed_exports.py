@@ -80,6 +80,7 @@ export(source, out=out, precision=Precision.INT4, progress=Struck("certify again
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole_probe")  # as the killed process has
 def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     """No copy of its weights, and the next export of any bundle there takes away what nobody can use."""
     model = seeded("llama", hidden_size=256, intermediate_size=512)
@@ -91,7 +92,6 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     assert {path.name for path in bundles.iterdir()} == {staging.name, ".b.unfinished"}
     unpacked = 4 * sum(parameter.numel() for parameter in model.parameters())
     left = sum(path.stat().st_size for path in (staging / "scratch").rglob("*") if path.is_file())
-    print(left, unpacked)
     assert left < 0.5 * unpacked
 
     told = Stages()
