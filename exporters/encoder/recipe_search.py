@@ -17,6 +17,7 @@ from ..graph.external_data import save_graph
 from ..graph.nodes import linears
 from ..graph.passes import tidy
 from ..progress import counted
+from ..quantization.fastest_recipe import find_fastest
 from .calibration import Calibration
 from .cls_token import path_of_first_tokens
 from .int8 import Recipe, quantize_encoder
@@ -67,12 +68,10 @@ def find_recipe(
     those first that do the most damage when they alone are in int8. `damage` measures that on other texts than
     `agreement`, whose unit is `measure`.
     """
-    best = 0.0
-    for recipe in recipes:
-        found = agreement(recipe)
-        if found >= bar:
-            return recipe
-        best = max(best, found)
+    fastest = find_fastest(recipes, agreement, threshold=bar)
+    if fastest.recipe is not None:
+        return fastest.recipe
+    recipe, best = recipes[-1], max(0.0, fastest.best)
     everything = frozenset(range(products))
     harm = [
         damage(replace(recipe, exact=everything - {number})) for number in counted(range(products), "matrices tried")
@@ -105,7 +104,7 @@ def first_that_holds(agreement: Callable[[Recipe], float], *, recipes: Sequence[
 
     The last one is the most exact, and certificates have a threshold of their own below which there is no bundle.
     """
-    return next((recipe for recipe in recipes[:-1] if agreement(recipe) >= threshold), recipes[-1])
+    return find_fastest(recipes[:-1], agreement, threshold=threshold).recipe or recipes[-1]
 
 
 class Trials:
