@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..runtime.bundle.manifest import CacheType, Kind, Precision, Provider
 from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
-from ..runtime.output_path import is_utf8
+from ..runtime.output_path import bundles_folder, is_utf8
 from .hub.transport import no_network
 from .options import ExportOptions, plan_export
 from .progress import NoProgress, Progress, stage
@@ -113,11 +113,6 @@ def export(
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
             return convert(checkpoint, plan, writer, progress)
-
-
-def bundles_folder() -> Path:
-    """The folder of bundles that are found by name."""
-    return Path(os.environ.get("ORTKIT_BUNDLES") or "bundles")
 
 
 def _check_working_directory() -> None:

@@ -17,6 +17,11 @@ from typing import BinaryIO
 from .errors import OutputError
 
 
+def bundles_folder() -> Path:
+    """The folder where exports go by default and bundles are found by name: `bundles`, or ORTKIT_BUNDLES."""
+    return Path(os.environ.get("ORTKIT_BUNDLES") or "bundles")
+
+
 def target_of(path: str | os.PathLike[str]) -> Path:
     """Resolve an output path's symbolic links, so that replacing the file does not replace a link.
 

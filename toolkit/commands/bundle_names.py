@@ -10,16 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from ...runtime.errors import NotFoundError
+from ...runtime.output_path import bundles_folder
 from ..console.help import close_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_VARIABLE = "ORTKIT_BUNDLES"
-_DEFAULT_FOLDER = "bundles"
-
-
-def bundles_folder() -> Path:
-    """The folder of bundles that are found by name."""
-    return Path(os.environ.get(_VARIABLE) or _DEFAULT_FOLDER)
 
 
 def bundle_folders() -> Iterator[Path]:

@@ -13,11 +13,12 @@ import click
 from ...runtime.bundle.manifest import CacheType, Kind
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import OrtkitError
+from ...runtime.output_path import bundles_folder
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
-from .bundle_names import bundle_argument, bundle_folders, bundles_folder, resolve_bundle
+from .bundle_names import bundle_argument, bundle_folders, resolve_bundle
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
