@@ -40,8 +40,7 @@ PLOT = REPOSITORY / ".cache" / "benchmarks" / "embedding.svg"
 
 
 def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contestant]:
-    from sentence_transformers import SentenceTransformer
-
+    """ortkit, the peers that were asked for, and always PyTorch, to which all are compared."""
     python = peers_python(options.peers)
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True).folder
     bundles = [options.bundle] if options.fp32_bundle is None else [options.bundle, options.fp32_bundle]
@@ -51,8 +50,15 @@ def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contes
     found.append(with_best_budget(Task.EMBED, Contestant(name, System.OPENVINO, folder, python), texts))
     name = f"sentence-transformers {version('sentence-transformers')}"
     found.append(Contestant(f"{name} torch fp32", System.SENTENCE_TRANSFORMERS, checkpoint))
+    return found if options.only_openvino else found + other_peers(options, checkpoint, python)
+
+
+def other_peers(options: argparse.Namespace, checkpoint: Path, python: Path) -> list[Contestant]:
+    from sentence_transformers import SentenceTransformer
+
+    name = f"sentence-transformers {version('sentence-transformers')}"
     folder = sentence_transformers_onnx_folder(checkpoint)
-    found.append(Contestant(f"{name} onnx fp32", System.SENTENCE_TRANSFORMERS_ONNX, folder))
+    found = [Contestant(f"{name} onnx fp32", System.SENTENCE_TRANSFORMERS_ONNX, folder)]
     folder = sentence_transformers_int8_folder(folder, SentenceTransformer)
     found.append(Contestant(f"{name} onnx int8", System.SENTENCE_TRANSFORMERS_ONNX, folder))
     name = f"fastembed {version_in(python, 'fastembed')} fp32"
@@ -120,6 +126,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int8 bundle")
     parser.add_argument("--fp32-bundle", type=Path, help="an fp32 bundle, measured beside it")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
+    parser.add_argument(
+        "--only-openvino", action="store_true", help="leave out the peers other than OpenVINO and PyTorch"
+    )
     parser.add_argument("--fastembed-batch", type=int, metavar="N", help="measure fastembed at this batch size too")
     parser.add_argument("--texts", type=int, default=256, help="for the speed")
     parser.add_argument("--sentences", type=int, default=2000, help="for the cosines")

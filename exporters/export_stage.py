@@ -17,7 +17,7 @@ from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
 from ..runtime.output_path import bundles_folder, is_utf8
 from .hub.transport import no_network
-from .options import ExportOptions, plan_export
+from .options import ExportOptions, check_for_catalog, plan_export
 from .progress import NoProgress, Progress, stage
 from .sources import Origin, describe_source
 from .workdir import interrupted_exports, work_folder_of
@@ -93,6 +93,8 @@ def export(
     _check_path(Path(out if out is not None else bundles_folder()).absolute())
     thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
     options = ExportOptions(kind, precision, cache, thresholds, provider)
+    if not Path(source).exists():
+        check_for_catalog(source, options)
     with stage(progress, "find the checkpoint"):
         description = describe_source(
             source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress

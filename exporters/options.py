@@ -5,11 +5,12 @@ Nothing here reads weights, so a plan that cannot be carried out is refused befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision, Provider
 from ..runtime.errors import InputError, UnsupportedModelError
+from .checkpoint.catalog import load_catalog
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.cross_encoder import check_cross_encoder
 from .checkpoint.generation_config import generation_defaults
@@ -81,6 +82,20 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     return ExportPlan(kind, precision, cache, threshold, options.provider, embedder)
 
 
+def check_for_catalog(name: str, options: ExportOptions) -> None:
+    """Raise InputError for options that do not go with the kind of a catalog's model, before anything is downloaded.
+
+    Other models' kinds are known from their files.
+    """
+    spec = load_catalog().get(name)
+    if spec is None:
+        return
+    kind = options.kind or spec.kind
+    _checked_threshold(kind, options.thresholds)
+    if options.precision is not None:
+        _check_precision_of(kind, options.precision, PRECISIONS[kind])
+
+
 def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
     """The threshold for this kind; raises InputError when one for another kind is given."""
     for other, threshold in given.items():
@@ -107,17 +122,24 @@ def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
 def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
     """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
     known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.block_types]
-    choices = ", ".join(f"`{one.value}`" for one in known)
     if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
         without = "comes in none" if checkpoint.gguf is None else "has no weights in blocks"
         raise InputError(
             f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` {without}",
-            hint=f"choose one of {choices}",
+            hint=_choices_of(known),
         )
     if precision is Precision.SOURCE:
         check_blocks(checkpoint)
+    _check_precision_of(kind, precision, known)
+
+
+def _check_precision_of(kind: Kind, precision: Precision, known: Sequence[Precision]) -> None:
     if precision not in known:
-        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=f"choose one of {choices}")
+        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=_choices_of(known))
+
+
+def _choices_of(known: Sequence[Precision]) -> str:
+    return f"choose one of {', '.join(f'`{one.value}`' for one in known)}"
 
 
 def check_blocks(checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ..runtime.errors import OrtkitError, WrongKindError
+from ..runtime.errors import MissingPartError, OrtkitError, WrongKindError
 from ..runtime.version import __version__
 from .commands import bundles, catalog, chat, embed, export, generate, hub, rerank
 from .console.help import GroupedCommands
@@ -193,15 +193,23 @@ def exit_code_of(run: Callable[[], object]) -> int:  # noqa: PLR0911 - a table o
         where = f"`{error.filename}`: " if error.filename else ""
         return _report(f"{where}{error.strerror or error}", None, OrtkitError.exit_code)
     except Exception as error:  # noqa: BLE001 - users see a sentence, not a traceback
-        if os.environ.get("ORTKIT_TRACEBACK"):
-            traceback.print_exc()
-        return _report(
-            f"internal error: {type(error).__name__}: {error}",
-            "this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback",
-            OrtkitError.exit_code,
-        )
+        return _report_unforeseen(error)
     # In non-standalone mode, click returns the exit code of `ctx.exit`.
     return code if isinstance(code, int) else 0
+
+
+def _report_unforeseen(error: Exception) -> int:
+    """A dependency that is missing, or a bug."""
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("ortkit"):
+        message = f"the package `{error.name}`, which ortkit needs, is not installed in this environment"
+        return _report(message, "install ortkit again, with its dependencies", MissingPartError.exit_code)
+    if os.environ.get("ORTKIT_TRACEBACK"):
+        traceback.print_exc()
+    return _report(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback",
+        OrtkitError.exit_code,
+    )
 
 
 def _report_usage(error: click.UsageError) -> int:

@@ -20,4 +20,6 @@ def main(bundle: str, collection: str, queries: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(f"usage: {__doc__}")
     main(sys.argv[1], sys.argv[2], sys.argv[3:])

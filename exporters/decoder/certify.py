@@ -25,6 +25,8 @@ _GREEDY_TOKENS, _PROSE_TOKENS = 32, 32
 With SmolLM2 `source` on an emulated Cortex-A76, log-probabilities of prose differ from those on x86 by 0.088 on average
 with sound kernels, and by 0.188 with KleidiAI's, whose scales are by row; those of greedy tokens by 0.030 and 0.065.
 """
+_ROWS = 16
+"""Tokens whose probabilities are compared at a time: 3 MB for each array with 50,000 tokens."""
 MAX_KL = {
     Precision.FP32: 1e-5,
     Precision.FP16: 0.001,
@@ -65,21 +67,24 @@ def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgre
     divergences, same, surprises, expected_surprises = [], [], [], []
     found = bundle_logprobs(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
-        for row, other in zip(expected, here, strict=True):
-            divergences.append(float(np.exp(row, dtype=np.float64) @ (row.astype(np.float64) - other)))
-            same.append(int(row.argmax()) == int(other.argmax()))
+        for start in range(0, len(window), _ROWS):
+            these, those = expected[start : start + _ROWS], here[start : start + _ROWS]
+            # In float32, which is exact for the difference of close numbers, and three times as fast as in float64.
+            divergences.append((np.exp(these) * (these - those)).sum(axis=1, dtype=np.float64))
+            same.append(these.argmax(axis=1) == those.argmax(axis=1))
         places = np.arange(len(window) - 1), np.array(window[1:])
         surprises.append(-here[places])
         expected_surprises.append(-expected[places])
     surprise, expected_surprise = (
         float(np.concatenate(rows).mean(dtype=np.float64)) for rows in (surprises, expected_surprises)
     )
-    mean = float(np.mean(divergences))
+    divergence = np.concatenate(divergences)
+    mean = float(divergence.mean())
     return DecoderAgreement(
         # Negative only by float32 rounding; NaN stays NaN, which `max` would turn into 0.
         kl=0.0 if mean < 0 else mean,
-        kl_max=float(np.max(divergences)),
-        top=float(np.mean(same)),
+        kl_max=float(divergence.max()),
+        top=float(np.concatenate(same).mean()),
         perplexity=float(np.exp(surprise)),
         perplexity_ratio=float(np.exp(surprise - expected_surprise)),
     )

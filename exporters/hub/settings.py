@@ -19,7 +19,7 @@ NUMBERS = {
     "HF_HUB_DOWNLOAD_TIMEOUT": 86_400,
     "HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD": 10**15,
 }
-"""What huggingface_hub reads as whole numbers when it is imported, where anything else ends it -> the largest."""
+"""What huggingface_hub reads as integers when it is imported, where anything else ends it -> the largest."""
 CERTIFICATES = {
     "requests": ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     "httpx": ("SSL_CERT_FILE", "SSL_CERT_DIR"),
@@ -41,7 +41,7 @@ def check_numbers() -> None:
             del os.environ[name]
         elif re.fullmatch("[0-9]{1,16}", value.strip()) is None or int(value) > largest:
             raise InputError(
-                f"`{name}` must be a whole number from 0 to {largest}, not `{value}`",
+                f"`{name}` must be an integer from 0 to {largest}, not `{value}`",
                 hint=f"correct it, or `unset {name}`",
             )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
 from .folder import BundleFolder
 from .manifest import FileRecord, manifest_from_json
@@ -58,10 +59,12 @@ class Bundle(BundleFolder):
     def listed(cls, path: str | os.PathLike[str]) -> Bundle:
         """Open a bundle and check file names and sizes. Call `check_hashes` before using a file.
 
-        Raises NotFoundError, or BundleError where the files are not those of the manifest.
+        Raises InputError for anything but a path, NotFoundError, or BundleError where the files are not those of the
+        manifest.
         """
-        folder = Path(path)
-        if not folder.is_dir():
+        folder = checked_path(path, "bundle")
+        # False for a name that is too long too, where `Path.is_dir` raises OSError.
+        if not os.path.isdir(folder):  # noqa: PTH112
             raise NotFoundError(
                 f"there is no bundle at `{folder}`",
                 hint="create one with `ortkit export MODEL`, which prints its folder",

@@ -9,6 +9,7 @@ from typing import Self, Unpack
 from ..errors import InputError
 from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
+from ..text.tokenizer import checked_text
 from .decoder import Decoder
 from .generation import FinishReason
 from .generation_options import GenerationOptions
@@ -34,10 +35,11 @@ class Chat:
         `system` is a system message before them, unless they begin with one. Raises InputError for a model without a
         chat template. A template without support for system messages refuses one when a message is sent.
         """
+        _check_decoder(decoder)
         decoder.check_chat_template()
         self.decoder = decoder
         given = messages_of(messages)
-        self._said = with_system(given, system)
+        self._said = with_system(given, None if system is None else checked_text(system, "`system`"))
         self.system = self._said[0].content if self._said and self._said[0].role == SYSTEM else None
         """The system message, also after `reset`; None without one."""
         self.cache = decoder.new_cache()
@@ -118,6 +120,7 @@ class Chat:
     @classmethod
     def load(cls, path: str | os.PathLike[str], decoder: Decoder) -> Chat:
         """Continue a conversation that was saved with the same bundle; raises as `Decoder.load_cache` does."""
+        _check_decoder(decoder)
         cache = decoder.new_cache()
         conversation = load_cache(path, cache, bundle=decoder.bundle).conversation
         if conversation is None:
@@ -165,3 +168,10 @@ class Chat:
         special = self.decoder.vocabulary.special.intersection(ids)
         self._read_text += stream.text
         self._read_ids = [*self._read_ids, *ids] if as_written and not special else []
+
+
+def _check_decoder(decoder: object) -> None:
+    if not isinstance(decoder, Decoder):
+        raise InputError(
+            f"`decoder` must be a Decoder, not {type(decoder).__name__}", hint="open one with `Decoder(bundle)`"
+        )

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import count
 from typing import SupportsIndex, Unpack
 
+from ..arguments import checked_integer
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
@@ -111,16 +112,13 @@ class Decoder(Closable):
         self.facts = manifest.decoder
         """Architecture, special tokens and chat template, from the manifest."""
         self._identity = identity_of(self.bundle)
-        if threads is not None and threads < 1:
-            raise InputError(f"`threads` must be at least 1, not {threads}")
-        if threads is not None and threads > _MOST_THREADS:
+        if threads is not None and checked_integer(threads, "threads") > _MOST_THREADS:
             raise InputError(
                 f"`threads` must be at most {_MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
             )
-        if context is not None and not 2 <= context <= self.facts.context_length:
-            raise InputError(
-                f"`context` must be from 2 to {self.facts.context_length}, the model's context length, not {context}"
-            )
+        most = self.facts.context_length
+        if context is not None and not 2 <= checked_integer(context, "context", least=None) <= most:
+            raise InputError(f"`context` must be from 2 to {most}, the model's context length, not {context}")
         bos_id = self.facts.bos_id
         if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
             raise BundleError(
@@ -250,8 +248,8 @@ class Decoder(Closable):
         self._check_open()
         ids = self._ids_of(prompt)
         cache = self.new_cache() if cache is None else self._checked_cache(cache)
-        top = chosen.top_logprobs
-        if not isinstance(top, SupportsIndex) or not 0 <= top <= self.facts.vocabulary:
+        top = checked_integer(chosen.top_logprobs, "top_logprobs", least=None)
+        if not 0 <= top <= self.facts.vocabulary:
             raise InputError(
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
@@ -353,10 +351,7 @@ class Decoder(Closable):
         if max_tokens is None:
             cache.check(prompt + 1, prompt=prompt)
             return min(room, cache.largest_that_fits() - prompt)
-        if not isinstance(max_tokens, SupportsIndex):
-            raise InputError(f"`max_tokens` must be an integer, not {type(max_tokens).__name__}")
-        if max_tokens < 1:
-            raise InputError(f"`max_tokens` must be at least 1, not {max_tokens}")
+        max_tokens = checked_integer(max_tokens, "max_tokens")
         if max_tokens > room:
             raise InputError(
                 f"`max_tokens` is {max_tokens}, and a prompt of {prompt} tokens leaves {room} in the "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from ..arguments import checked_flag
 from ..errors import InputError
 from ..text.tokenizer import checked_text
 from .sampler import Sampler, Sampling
@@ -81,7 +82,7 @@ def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOpt
         max_tokens=given.get("max_tokens"),
         stop=_checked_stop(given.get("stop", ())),
         top_logprobs=given.get("top_logprobs", 0),
-        lookup=given.get("lookup", True),
+        lookup=checked_flag(given.get("lookup", True), "lookup"),
     )
 
 

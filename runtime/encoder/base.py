@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..arguments import checked_integer
 from ..bundle.bundle import GRAPH, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import Kind, Provider
-from ..errors import BundleError, InputError
+from ..errors import BundleError
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
@@ -58,8 +59,8 @@ class Encoder:
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         check_kind(self.bundle, kind)
-        if workers is not None and workers < 1:
-            raise InputError(f"`workers` must be at least 1, not {workers}")
+        if workers is not None:
+            workers = checked_integer(workers, "workers")
         if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
             supported = ", ".join(f"`{name}`" for name in inputs)
             raise BundleError(
@@ -93,10 +94,3 @@ class Encoder:
 def characters(text: object) -> int:
     """The length of a text; anything else is refused later, with its index."""
     return len(text) if isinstance(text, str) else 0
-
-
-def checked_batch_tokens(batch_tokens: int) -> int:
-    """Return `batch_tokens`; raises InputError where it is less than 1."""
-    if batch_tokens < 1:
-        raise InputError(f"`batch_tokens` must be at least 1, not {batch_tokens}")
-    return batch_tokens

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked_integer
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
@@ -17,8 +18,8 @@ from ..bundle.manifest import EmbedderFacts, Kind
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
-from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, stack_ids
-from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
+from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
+from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters
 from .batching import batches, in_chunks, numbered, run_all
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
@@ -210,8 +211,7 @@ class Embedder(Encoder, Closable):
             [(2, 384), (2, 384), (1, 384)]
         """
         _check_texts(texts, "texts")
-        if chunk < 1:
-            raise InputError(f"`chunk` must be at least 1, not {chunk}")
+        chunk = checked_integer(chunk, "chunk")
         options = self._checked_options(
             self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
         )
@@ -246,7 +246,7 @@ class Embedder(Encoder, Closable):
 
     def _prefix(self, prompt: str | None) -> str:
         """The prefix of every text with the prompt of this name."""
-        name = self.facts.default_prompt if prompt is None else prompt
+        name = self.facts.default_prompt if prompt is None else checked_text(prompt, "`prompt`")
         if name is None:
             return ""
         if name not in self.facts.prompts and prompt is None:
@@ -272,7 +272,7 @@ class Embedder(Encoder, Closable):
     ) -> EmbedOptions:
         """Check the options of a call; raises InputError for the first that is not valid."""
         self._check_open()
-        width = self.dimension if dim is None else dim
+        width = self.dimension if dim is None else checked_integer(dim, "dim", least=None)
         if not 1 <= width <= self.dimension:
             raise InputError(f"`dim` must be from 1 to {self.dimension}, the model's dimension, not {dim}")
         stored = choice(VectorType, dtype, "dtype")
@@ -289,7 +289,7 @@ class Embedder(Encoder, Closable):
             dense=self._dense,
             skip=self._unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
-            batch_tokens=checked_batch_tokens(batch_tokens),
+            batch_tokens=checked_integer(batch_tokens, "batch_tokens"),
             normalize=self.facts.normalize,
         )
 

@@ -57,26 +57,31 @@ def quantize_embeddings(
 ) -> NDArray[Any]:
     """Quantize float32 embeddings (texts, dimension): the same shape, or (texts, dimension / 8) for packed bits.
 
+    A single embedding, (dimension,), gives a single one.
+
     int8 needs `ranges`, float32 (2, dimension): the lowest and the highest value of each component, which become -128
     and 127. Same definitions as sentence-transformers' `quantize_embeddings` (5.7). Raises InputError for an unknown
-    type and for invalid ranges.
+    type, for vectors that are not of floats, and for invalid ranges.
 
         >>> quantize_embeddings(np.array([[0.6, -0.8, 0.1, 0.2]], np.float32), "ubinary")
         array([[176]], dtype=uint8)
     """
     vector_type = choice(VectorType, dtype, "dtype")
+    vectors = np.asarray(vectors)
+    if vectors.ndim not in (1, 2) or not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(f"`vectors` must be floats (texts, dimension), not {vectors.dtype} of shape {vectors.shape}")
     if vector_type is VectorType.FLOAT32:
         return vectors
     if vector_type is VectorType.FLOAT16:
         return vectors.astype(np.float16)
     if vector_type is VectorType.INT8:
-        ranges = checked_ranges(ranges, vectors.shape[1])
+        ranges = checked_ranges(ranges, vectors.shape[-1])
         steps = (ranges[1] - ranges[0]) / np.float32(255)
         # A constant component carries no information; avoid the division by zero.
         steps[steps == 0] = 1
         scaled: NDArray[np.float32] = np.floor((vectors - ranges[0]) / steps)
         return (scaled.clip(0, 255) - np.float32(128)).astype(np.int8)
-    bits = np.packbits(vectors > 0, axis=1)
+    bits = np.packbits(vectors > 0, axis=-1)
     return bits if vector_type is VectorType.UBINARY else np.asarray((bits ^ np.uint8(128)).view(np.int8))
 
 
@@ -122,22 +127,39 @@ def similarity(
     """Similarity of each of `these` (n, width) to each of `those` (m, width): float32 (n, m).
 
     A single vector (width,) counts as n = 1. `cosine` and `dot` are sentence-transformers' `cos_sim` and `dot_score`,
-    for floats and int8; `hamming` is for packed bits. Raises InputError for different widths and unknown metrics.
+    for floats and int8; `hamming` is for packed bits. Raises InputError for different widths, unknown metrics, and
+    `cosine` or `dot` of packed bits in uint8.
 
         >>> similarity(np.array([1.0, 0.0]), np.array([[0.0, 2.0], [3.0, 0.0]]))
         array([[0., 1.]], dtype=float32)
     """
     metric = choice(Metric, metric, "metric")
-    first, second = np.atleast_2d(these), np.atleast_2d(those)
+    first, second = _vectors(these, "these"), _vectors(those, "those")
     if first.shape[1] != second.shape[1]:
         raise InputError(f"vectors of different widths, {first.shape[1]} and {second.shape[1]}, cannot be compared")
     if metric is Metric.HAMMING:
         first, second = _signs(first), _signs(second)
         return np.asarray(first @ second.T / np.float32(first.shape[1]))
+    if np.uint8 in (first.dtype, second.dtype):
+        raise InputError(
+            f"`{metric.value}` cannot compare packed bits, and only these have the type uint8",
+            hint='pass `metric="hamming"`',
+        )
     first, second = first.astype(np.float32), second.astype(np.float32)
     if metric is Metric.COSINE:
         first, second = normalize(first), normalize(second)
     return np.asarray(first @ second.T)
+
+
+def _vectors(given: object, name: str) -> NDArray[Any]:
+    """Vectors as (n, width), a single one as n = 1; raises InputError for anything but numbers of this shape."""
+    try:
+        vectors = np.atleast_2d(np.asarray(given))
+    except ValueError:
+        raise InputError(f"`{name}` must be vectors of one width") from None
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number):
+        raise InputError(f"`{name}` must be numbers (n, width), not {vectors.dtype} of shape {np.asarray(given).shape}")
+    return vectors
 
 
 def _signs(packed: NDArray[Any]) -> NDArray[np.float32]:

@@ -7,11 +7,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked_integer
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
@@ -21,7 +22,7 @@ from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
-from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, checked_batch_tokens
+from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters
 from .batching import batches, in_chunks, numbered, run_all
 from .ranking import OpenRanking, Ranked, Ranking, score
 
@@ -179,10 +180,8 @@ class Reranker(Encoder, Closable):
             (2, ())
         """
         self._check_open()
-        if top_n is not None and not isinstance(top_n, SupportsIndex):
-            raise InputError(f"`top_n` must be an integer, not {type(top_n).__name__}")
-        if top_n is not None and top_n < 1:
-            raise InputError(f"`top_n` must be at least 1, not {top_n}")
+        if top_n is not None:
+            top_n = checked_integer(top_n, "top_n")
         chosen, place = self._checked_scores(scores), self._place_of(label)
         rankings: deque[OpenRanking[Document]] = deque()
         pairs = _pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
@@ -225,7 +224,7 @@ class Reranker(Encoder, Closable):
             dtype('float32')
         """
         _check_pairs(pairs)
-        return self._run(list(pairs), _checked_long(long), checked_batch_tokens(batch_tokens), progress)
+        return self._run(list(pairs), _checked_long(long), checked_integer(batch_tokens, "batch_tokens"), progress)
 
     def stream(
         self,
@@ -244,9 +243,8 @@ class Reranker(Encoder, Closable):
             [(2, 1), (1, 1)]
         """
         _check_pairs(pairs)
-        if chunk < 1:
-            raise InputError(f"`chunk` must be at least 1, not {chunk}")
-        checked, tokens = _checked_long(long), checked_batch_tokens(batch_tokens)
+        chunk = checked_integer(chunk, "chunk")
+        checked, tokens = _checked_long(long), checked_integer(batch_tokens, "batch_tokens")
         chunks = in_chunks(pairs, chunk, size=_characters_of, most=CHUNK_CHARACTERS)
         return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
@@ -316,7 +314,7 @@ class Reranker(Encoder, Closable):
                     f"the model has {len(labels)} labels, and `label` is missing", hint=f"supported: {named}"
                 )
             return 0
-        if label not in labels:
+        if checked_text(label, "`label`") not in labels:
             raise InputError(f"the model has no label `{label}`", hint=f"supported: {named}")
         return labels.index(label)
 

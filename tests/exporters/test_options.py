@@ -9,7 +9,7 @@ from ortkit.exporters.checkpoint.catalog import ModelSpec, find_model
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 from ortkit.exporters.gguf.file import _MODEL_TYPES as MODEL_TYPES
 from ortkit.exporters.gguf.metadata import ARCHITECTURES
-from ortkit.exporters.options import check_precision, default_precision
+from ortkit.exporters.options import ExportOptions, check_for_catalog, check_precision, default_precision
 from ortkit.runtime.bundle.manifest import Kind, Precision, Source
 from ortkit.runtime.errors import InputError, UnsupportedModelError
 from tests.assets import DECODER
@@ -68,3 +68,22 @@ def test_every_architecture_of_gguf_files_is_exported_as_a_decoder(architecture:
 
     assert found is not None
     assert Kind.DECODER in found.kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "thresholds", "problem"),
+    [
+        ("all-MiniLM-L6-v2", None, {Kind.RERANKER: 0.9}, "`min_tau` is for rerankers, and this is an embedder"),
+        (DECODER, None, {Kind.EMBEDDER: 0.9}, "`min_cosine` is for embedders, and this is a decoder"),
+        ("all-MiniLM-L6-v2", Precision.INT4, {}, "embedders are not exported to `int4`"),
+        ("ms-marco-MiniLM-L-12-v2", Precision.SOURCE, {}, "rerankers are not exported to `source`"),
+    ],
+)
+def test_what_does_not_go_with_a_model_of_the_catalog(
+    name: str, precision: Precision | None, thresholds: dict[Kind, float], problem: str
+) -> None:
+    every = dict.fromkeys(Kind) | thresholds
+    with pytest.raises(InputError) as caught:
+        check_for_catalog(name, ExportOptions(None, precision, None, every))
+    assert caught.value.message == problem
+    check_for_catalog(f"somebody/{name}", ExportOptions(None, precision, None, every))

@@ -39,6 +39,26 @@ def test_a_missing_bundle(tmp_path: Path) -> None:
         load(tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b"])
+def test_a_name_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no bundle at"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "problem"),
+    [
+        (b"bundles/x", "`bundle` must be a path, not bytes"),
+        (5, "`bundle` must be a path, not int"),
+        ("", "is an empty path"),
+    ],
+)
+def test_what_is_not_a_path(bundle: object, problem: str) -> None:
+    for opens in (load, Embedder, Reranker, Decoder, Bundle.open):
+        with pytest.raises(InputError, match=problem):
+            opens(bundle)  # type: ignore[arg-type]
+
+
 def test_the_wrong_class_names_the_right_one(opened: tuple[type[Model], Bundle]) -> None:
     kind, bundle = opened
     article = {Embedder: "an embedder", Reranker: "a reranker", Decoder: "a decoder"}

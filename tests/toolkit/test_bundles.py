@@ -220,15 +220,51 @@ def test_bundles_are_in_the_folder_bundles_by_default(
 
 
 @pytest.mark.usefixtures("bundles")
-def test_a_path_that_exists_takes_precedence_over_a_name(
-    ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", ["folder", "file"])
+def test_a_bundle_here_takes_precedence_over_a_name_and_nothing_else_does(
+    ortkit: Ortkit, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny-decoder").mkdir()
-    finished = ortkit("inspect", "tiny-decoder")
+    for name in ("tiny-decoder", "mine"):
+        (tmp_path / name).mkdir() if other == "folder" else (tmp_path / name).touch()
 
-    assert finished.code == 7
-    assert finished.err.startswith("error: `tiny-decoder` is no")
+    assert json.loads(ortkit("inspect", "tiny-decoder", "--json").out)["files"]
+    mine = ortkit("inspect", "mine")
+    assert (mine.code, mine.err.partition("\n")[0]) == (
+        (7, "error: `mine` is not a bundle: it has no `manifest.json`")
+        if other == "folder"
+        else (5, "error: there is no bundle at `mine`")
+    )
+    shutil.rmtree(tmp_path / "tiny-decoder", ignore_errors=True)
+    (tmp_path / "tiny-decoder").unlink(missing_ok=True)
+    shutil.copytree(bundles / "broken", tmp_path / "tiny-decoder")
+    assert ortkit("inspect", "tiny-decoder").err.startswith("error: `tokenizer.json` is missing from the bundle `tiny-")
+
+
+def test_a_name_that_is_nowhere(ortkit: Ortkit, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hint() -> str:
+        finished = ortkit("inspect", "xyz")
+        assert finished.code == 5
+        assert finished.err.startswith("error: there is no bundle `xyz`, neither at this path nor in `")
+        return finished.err.partition("hint: ")[2].rstrip()
+
+    assert hint() == "`ortkit list` shows the bundles there"
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(bundles / "notes.txt"))
+    assert hint() == f"ORTKIT_BUNDLES names `{bundles}/notes.txt`, which is not a folder"
+    listed = ortkit("list")
+    assert (listed.code, listed.err) == (5, f"error: {hint()}\n")
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(bundles / "none"))
+    assert hint() == f"ORTKIT_BUNDLES names `{bundles}/none`, which is not there"
+    monkeypatch.delenv("ORTKIT_BUNDLES")
+    monkeypatch.chdir(bundles)
+    assert hint() == "`ortkit export MODEL` makes one"
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_that_is_too_long(ortkit: Ortkit, length: int) -> None:
+    finished = ortkit("embed", "a" * length, "text")
+
+    assert (finished.code, finished.err.partition("\n")[0][:25]) == (5, "error: there is no bundle")
 
 
 @pytest.mark.parametrize("name", ["tiny-decodr", "tiny", "Tiny-Decoder"])

@@ -53,6 +53,22 @@ def test_an_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 1, "error: `out.npy`: No space left on device\n"),
         (OSError("something"), 1, "error: something\n"),
         (
+            ModuleNotFoundError("No module named 'jinja2'", name="jinja2"),
+            1,
+            (
+                "error: the package `jinja2`, which ortkit needs, is not installed in this environment\n\n"
+                "hint: install ortkit again, with its dependencies\n"
+            ),
+        ),
+        (
+            ModuleNotFoundError("No module named 'ortkit.runtime.x'", name="ortkit.runtime.x"),
+            1,
+            (
+                "error: internal error: ModuleNotFoundError: No module named 'ortkit.runtime.x'\n\n"
+                "hint: this is a bug in ortkit; set ORTKIT_TRACEBACK=1 to see the traceback\n"
+            ),
+        ),
+        (
             ZeroDivisionError("oh"),
             1,
             (

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ...runtime.bundle.bundle import MANIFEST
 from ...runtime.errors import NotFoundError
 from ...runtime.output_path import bundles_folder
 from ..console.help import close_names
@@ -29,24 +30,36 @@ def bundle_folders() -> Iterator[Path]:
 
 
 def resolve_bundle(name: str) -> str:
-    """The path of a bundle that is given by its path or by its name; a path that exists takes precedence.
+    """The path of a bundle that is given by its path or by its name; a bundle at this path takes precedence.
 
-    Raises NotFoundError with the close matches for a name that is neither. A name without close matches is returned
-    as it is: opening it raises the error.
+    Raises NotFoundError, with the close matches, for a name that is neither. A path with several parts is returned as
+    it is, and so is one of anything else than a bundle: opening it raises the error.
     """
-    if not name or os.path.lexists(name) or os.sep in name.rstrip(os.sep):
-        return name
     plain = name.rstrip(os.sep)
+    if not plain or os.sep in plain or Path(plain, MANIFEST).exists():
+        return name
     folders = {path.name: path for path in bundle_folders()}
     if plain in folders:
         return str(folders[plain])
-    close = close_names(plain, folders)
-    if not close:
+    if os.path.lexists(name):
         return name
+    close = close_names(plain, folders)
+    if close:
+        hint = f"did you mean {' or '.join(f'`{other}`' for other in close)}? `ortkit list` shows all"
+    else:
+        hint = "`ortkit list` shows the bundles there" if folders else "`ortkit export MODEL` makes one"
     raise NotFoundError(
         f"there is no bundle `{name}`, neither at this path nor in `{bundles_folder()}`",
-        hint=f"did you mean {' or '.join(f'`{other}`' for other in close)}? `ortkit list` shows all",
+        hint=missing_folder() or hint,
     )
+
+
+def missing_folder() -> str | None:
+    """What is wrong with the folder that ORTKIT_BUNDLES names; None where it is a folder, or not set."""
+    folder = bundles_folder()
+    if "ORTKIT_BUNDLES" not in os.environ or folder.is_dir():
+        return None
+    return f"ORTKIT_BUNDLES names `{folder}`, which is {'not a folder' if folder.exists() else 'not there'}"
 
 
 class BundleType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on

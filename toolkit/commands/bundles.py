@@ -12,13 +12,13 @@ import click
 
 from ...runtime.bundle.manifest import CacheType, Kind
 from ...runtime.bundle.records import write_record
-from ...runtime.errors import OrtkitError
+from ...runtime.errors import NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
-from .bundle_names import bundle_argument, bundle_folders, resolve_bundle
+from .bundle_names import bundle_argument, bundle_folders, missing_folder, resolve_bundle
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
@@ -50,6 +50,8 @@ def list_bundles(*, as_json: bool) -> None:
 
     ORTKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `ortkit verify` does that.
     """
+    if bundles_folder().exists() and (problem := missing_folder()):
+        raise NotFoundError(problem)
     found = [_listed(path) for path in bundle_folders()]
     if as_json:
         click.echo(escaped_json(json.dumps([entry.fields() for entry in found], indent=2, ensure_ascii=False)))

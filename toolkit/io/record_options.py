@@ -130,7 +130,7 @@ def option_value(name: str, value: object) -> Any:
         raise InputError(f"`{name}` must be true or false, not {value!r}")
     found = _number_of(value)
     if found is None or (kind is int and not found.is_integer()):
-        noun = "a whole number" if kind is int else "a number"
+        noun = "an integer" if kind is int else "a number"
         raise InputError(f"`{name}` must be {noun}, not {value!r}")
     if name == "max_tokens" and found < 1:
         raise InputError(f"`max_tokens` must be at least 1, not {value}")

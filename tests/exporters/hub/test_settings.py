@@ -30,7 +30,7 @@ def test_a_time_limit_that_is_not_a_number(monkeypatch: pytest.MonkeyPatch, name
 
     with pytest.raises(InputError) as caught:
         check_numbers()
-    assert caught.value.message == f"`{name}` must be a whole number from 0 to 86400, not `{value}`"
+    assert caught.value.message == f"`{name}` must be an integer from 0 to 86400, not `{value}`"
     assert caught.value.hint == f"correct it, or `unset {name}`"
 
 
@@ -132,7 +132,7 @@ def test_certificates_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        ({"HF_HUB_ETAG_TIMEOUT": "ten"}, 2, "`HF_HUB_ETAG_TIMEOUT` must be a whole number from 0 to 86400, not `ten`"),
+        ({"HF_HUB_ETAG_TIMEOUT": "ten"}, 2, "`HF_HUB_ETAG_TIMEOUT` must be an integer from 0 to 86400, not `ten`"),
         ({"HF_ENDPOINT": "nowhere"}, 2, "`HF_ENDPOINT` must be a URL, not `nowhere`"),
         (
             {"HF_ENDPOINT": "https://hub.example", "HTTPS_PROXY": "carrier://pigeon"},

@@ -295,3 +295,15 @@ def test_options_are_keywords_as_in_the_decoder(decoder: Decoder) -> None:
     assert again == sampled
     with pytest.raises(TypeError, match="unexpected keyword argument `temprature`; did you mean `temperature`"):
         chat.send("Hello", temprature=1)
+
+
+def test_a_conversation_needs_an_open_decoder(decoder: Decoder, tmp_path: Path) -> None:
+    for misuse in (
+        lambda: Chat("bundles/smol"),  # type: ignore[arg-type]
+        lambda: Chat.load(decoder, tmp_path / "saved"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match="`decoder` must be a Decoder, not ") as caught:
+            misuse()
+        assert caught.value.hint == "open one with `Decoder(bundle)`"
+    with pytest.raises(InputError, match="`system` must be a string, not int"):
+        Chat(decoder, system=5)  # type: ignore[arg-type]

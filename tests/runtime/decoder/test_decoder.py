@@ -400,6 +400,9 @@ def test_a_smaller_context(decoder: Decoder) -> None:
     ("options", "message"),
     [
         ({"threads": 0}, "`threads` must be at least 1, not 0"),
+        ({"threads": 1.5}, "`threads` must be an integer, not float"),
+        ({"threads": True}, "`threads` must be an integer, not bool"),
+        ({"context": "64"}, "`context` must be an integer, not str"),
         ({"threads": 100_000}, "`threads` must be at most 1024, not 100000"),
         ({"context": 1}, "`context` must be from 2 to 1024, the model's context length, not 1"),
         ({"context": 1025}, "`context` must be from 2 to 1024, the model's context length, not 1025"),

@@ -385,6 +385,10 @@ def test_a_stream_checks_its_options_at_once(embedder: Embedder) -> None:
     for texts, options, message in [
         ("water", {}, "`texts` must be several strings, not one"),
         (["water"], {"chunk": 0}, "`chunk` must be at least 1, not 0"),
+        (["water"], {"chunk": "9"}, "`chunk` must be an integer, not str"),
+        (["water"], {"dim": "3"}, "`dim` must be an integer, not str"),
+        (["water"], {"prompt": ["query"]}, "`prompt` must be a string, not list"),
+        (["water"], {"batch_tokens": 1.5}, "`batch_tokens` must be an integer, not float"),
         (["water"], {"prompt": "query"}, "the model has no prompt `query`"),
     ]:
         with pytest.raises(InputError) as caught:
@@ -478,10 +482,18 @@ def test_prompts_are_put_before_the_text(edit_manifest: EditManifest) -> None:
     assert not np.array_equal(default, query)
 
 
-@pytest.mark.parametrize("arguments", [{"workers": 0}])
-def test_no_workers(int8_bundle: Bundle, arguments: dict) -> None:
-    with pytest.raises(InputError, match="`workers` must be at least 1, not 0"):
-        Embedder(int8_bundle, **arguments)
+@pytest.mark.parametrize(
+    ("workers", "problem"),
+    [
+        (0, "at least 1, not 0"),
+        ("2", "an integer, not str"),
+        (1.5, "an integer, not float"),
+        (True, "an integer, not bool"),
+    ],
+)
+def test_no_number_of_workers(int8_bundle: Bundle, workers: object, problem: str) -> None:
+    with pytest.raises(InputError, match=f"`workers` must be {problem}"):
+        Embedder(int8_bundle, workers=workers)  # type: ignore[arg-type]
 
 
 def test_no_budget(embedder: Embedder) -> None:

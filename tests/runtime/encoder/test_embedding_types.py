@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,24 @@ def test_float16_is_the_nearest() -> None:
 
     assert found.dtype == np.float16
     assert np.array_equal(found, torch.from_numpy(sample).half().numpy())
+
+
+@pytest.mark.parametrize("dtype", list(VectorType))
+def test_a_single_vector_is_quantized_as_in_a_batch(dtype: VectorType) -> None:
+    vectors = vectors_of(3)
+    ranges = embedding_ranges(vectors)
+
+    single = quantize_embeddings(vectors[1], dtype, ranges=ranges)
+    np.testing.assert_array_equal(single, quantize_embeddings(vectors, dtype, ranges=ranges)[1])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "found"),
+    [(np.zeros((2, 8), np.int8), "int8 of shape (2, 8)"), (np.float32(1), "float32 of shape ()"), (None, "object of")],
+)
+def test_what_cannot_be_quantized(vectors: NDArray, found: str) -> None:
+    with pytest.raises(InputError, match=f"`vectors` must be floats \\(texts, dimension\\), not {re.escape(found)}"):
+        quantize_embeddings(vectors, "binary")
 
 
 def test_values_out_of_range_are_clipped() -> None:
@@ -127,9 +147,18 @@ def test_hamming_is_the_cosine_of_signs(dtype: VectorType) -> None:
 
 def test_vectors_that_cannot_be_compared() -> None:
     sample = vectors_of(2)
+    packed = np.packbits(sample > 0, axis=1)
     for arguments, metric, message in [
         ((sample, sample[:, :5]), "dot", "vectors of different widths, 96 and 5, cannot be compared"),
         ((sample, sample), "hamming", "`hamming` needs packed bits (int8 or uint8), not float32"),
+        ((sample, packed), "dot", "vectors of different widths, 96 and 12, cannot be compared"),
+        (
+            (packed, packed),
+            "cosine",
+            "`cosine` cannot compare packed bits, and only these have the type uint8",
+        ),
+        ((None, sample), "cosine", "`these` must be numbers (n, width), not object of shape ()"),
+        ((sample, [[1.0], [1.0, 2.0]]), "cosine", "`those` must be vectors of one width"),
         ((sample, sample), "euclid", "`metric` must be one of cosine, dot, hamming, not `euclid`"),
     ]:
         with pytest.raises(InputError) as caught:

@@ -253,6 +253,9 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.rank("a", ["b"], long="mean"), "`mean` is not supported for rerankers"),
         (lambda it: it.rank("a", ["b"], batch_tokens=0), "`batch_tokens` must be at least 1"),
         (lambda it: it.stream([], chunk=0), "`chunk` must be at least 1"),
+        (lambda it: it.stream([], chunk=1.5), "`chunk` must be an integer, not float"),
+        (lambda it: it.rank("a", ["b"], top_n=True), "`top_n` must be an integer, not bool"),
+        (lambda it: it.rank("a", ["b"], label=5), "`label` must be a string, not int"),
     ],
 )
 def test_invalid_arguments_are_errors(reranker: Reranker, call: Callable, message: str) -> None:

@@ -42,9 +42,9 @@ def test_every_option_of_an_answer_can_stand_in_a_record() -> None:
     [
         ("temperature", "hot", "`temperature` must be a number, not 'hot'", None),
         ("temperature", True, "`temperature` must be a number, not True", None),
-        ("top_k", 2.5, "`top_k` must be a whole number, not 2.5", None),
+        ("top_k", 2.5, "`top_k` must be an integer, not 2.5", None),
         ("max_tokens", 0, "`max_tokens` must be at least 1, not 0", None),
-        ("seed", [1], "`seed` must be a whole number, not [1]", None),
+        ("seed", [1], "`seed` must be an integer, not [1]", None),
         ("stop", ["a", 5], "`stop` must be a string or a list of strings, not ['a', 5]", None),
         ("lookup", "yes", "`lookup` must be true or false, not 'yes'", None),
         ("max_new_tokens", 5, "`max_new_tokens` is not an option of ortkit", "write it `max_tokens`"),
