@@ -17,8 +17,9 @@ from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
 from ..runtime.output_path import bundles_folder, is_utf8
 from .hub.transport import no_network
-from .options import ExportOptions, check_for_catalog, plan_export
+from .options import ExportOptions, ExportPlan, check_for_catalog, plan_export
 from .progress import NoProgress, Progress, stage
+from .providers.support import SUPPORT
 from .sources import Origin, describe_source
 from .workdir import interrupted_exports, work_folder_of
 
@@ -101,7 +102,7 @@ def export(
         )
         plan = plan_export(description.checkpoint, options)
         checkpoint = description.fetch()
-    name = bundle_name(checkpoint.name, plan.precision, plan.cache)
+    name = bundle_name(checkpoint.name, plan)
     target = Path(out) if out is not None else bundles_folder() / name
     writer = BundleWriter(target)
     for left in interrupted_exports(writer.target):
@@ -140,10 +141,14 @@ def _check_path(path: Path) -> None:
     raise InputError(f"the path `{path}` is not UTF-8, which libraries of the export need", hint=hint)
 
 
-def bundle_name(model: str, precision: Precision, cache: CacheType) -> str:
-    """The default name of a bundle's folder; a KV cache of another type than usual is part of it."""
-    usual = CacheType.FLOAT16 if precision is Precision.FP16 else CacheType.FLOAT32
-    return f"{model}-{precision.value}" if cache is usual else f"{model}-{precision.value}-{cache.value}-cache"
+def bundle_name(model: str, plan: ExportPlan) -> str:
+    """The default name of a bundle's folder: a KV cache of another type than usual, and a provider, are part of it."""
+    parts = [model, plan.precision.value]
+    if plan.kind is Kind.DECODER and plan.cache is not SUPPORT[plan.provider].caches[plan.precision][0]:
+        parts.append(f"{plan.cache.value}-cache")
+    if plan.provider is not Provider.CPU:
+        parts.append(plan.provider.value)
+    return "-".join(parts)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Nothing here reads weights, so a plan that cannot be carried out is refused befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision, Provider
@@ -17,15 +17,8 @@ from .checkpoint.generation_config import generation_defaults
 from .checkpoint.kind import check_kind, kind_of, max_length
 from .encoder.config import embedder_facts
 from .gguf.block_formats import BLOCK_READERS
+from .providers.support import SUPPORT, check_supported
 
-PRECISIONS = {
-    Kind.EMBEDDER: (Precision.FP32, Precision.INT8),
-    Kind.RERANKER: (Precision.FP32, Precision.INT8),
-    Kind.DECODER: (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT4, Precision.SOURCE),
-}
-"""What each kind is exported to."""
-HALF_CACHES = (Precision.INT8, Precision.INT4, Precision.SOURCE)
-"""The precisions with which the cache alone may be float16."""
 THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
 """The option that sets the accuracy threshold, by kind."""
 
@@ -66,12 +59,14 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     """
     kind = kind_of(checkpoint, options.kind)
     threshold = _checked_threshold(kind, options.thresholds)
-    precision = options.precision or default_precision(checkpoint, kind)
-    check_precision(checkpoint, kind, precision)
-    cache = checked_cache(kind, precision, options.cache)
+    provider = options.provider
+    check_supported(provider, kind, options.precision)
+    precision = options.precision or default_precision(checkpoint, kind, provider)
+    check_precision(checkpoint, kind, precision, provider)
+    cache = checked_cache(kind, precision, options.cache, provider)
     # A GGUF file was checked when its header was read.
     if checkpoint.gguf is not None:
-        return ExportPlan(kind, precision, cache, threshold, options.provider)
+        return ExportPlan(kind, precision, cache, threshold, provider)
     check_kind(checkpoint, kind)
     max_length(checkpoint)
     embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
@@ -79,7 +74,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
         check_cross_encoder(checkpoint)
     elif kind is Kind.DECODER:
         generation_defaults(checkpoint)
-    return ExportPlan(kind, precision, cache, threshold, options.provider, embedder)
+    return ExportPlan(kind, precision, cache, threshold, provider, embedder)
 
 
 def check_for_catalog(name: str, options: ExportOptions) -> None:
@@ -92,8 +87,7 @@ def check_for_catalog(name: str, options: ExportOptions) -> None:
         return
     kind = options.kind or spec.kind
     _checked_threshold(kind, options.thresholds)
-    if options.precision is not None:
-        _check_precision_of(kind, options.precision, PRECISIONS[kind])
+    check_supported(options.provider, kind, options.precision)
 
 
 def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:
@@ -107,39 +101,34 @@ def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float 
     return given[kind]
 
 
-def default_precision(checkpoint: Checkpoint, kind: Kind) -> Precision:
-    """The file's own blocks, where it is quantized; else what the catalog says, or what a model of this kind is for.
+def default_precision(checkpoint: Checkpoint, kind: Kind, provider: Provider = Provider.CPU) -> Precision:
+    """What graphs for this provider usually come in; on the CPU, the blocks of a quantized file, or the catalog's.
 
     Quantizing weights again that are quantized already loses much more than keeping them: see `docs/export.md`.
     """
-    if checkpoint.block_types and kind is Kind.DECODER:
+    precisions = SUPPORT[provider].precisions[kind]
+    if Precision.SOURCE in precisions and checkpoint.block_types:
         return Precision.SOURCE
-    if checkpoint.spec is not None:
+    if provider is Provider.CPU and checkpoint.spec is not None:
         return checkpoint.spec.precision
-    return Precision.INT4 if kind is Kind.DECODER else Precision.INT8
+    return precisions[0]
 
 
-def check_precision(checkpoint: Checkpoint, kind: Kind, precision: Precision) -> None:
+def check_precision(
+    checkpoint: Checkpoint, kind: Kind, precision: Precision, provider: Provider = Provider.CPU
+) -> None:
     """Raise InputError for a precision that models of this kind, or from this source, are not exported to."""
-    known = [one for one in PRECISIONS[kind] if one is not Precision.SOURCE or checkpoint.block_types]
-    if precision is Precision.SOURCE and precision in PRECISIONS[kind] and precision not in known:
+    check_supported(provider, kind, precision)
+    if precision is not Precision.SOURCE:
+        return
+    if not checkpoint.block_types:
         without = "comes in none" if checkpoint.gguf is None else "has no weights in blocks"
+        others = (one for one in SUPPORT[provider].precisions[kind] if one is not Precision.SOURCE)
         raise InputError(
             f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` {without}",
-            hint=_choices_of(known),
+            hint=f"choose one of {', '.join(f'`{one.value}`' for one in others)}",
         )
-    if precision is Precision.SOURCE:
-        check_blocks(checkpoint)
-    _check_precision_of(kind, precision, known)
-
-
-def _check_precision_of(kind: Kind, precision: Precision, known: Sequence[Precision]) -> None:
-    if precision not in known:
-        raise InputError(f"{kind.value}s are not exported to `{precision.value}`", hint=_choices_of(known))
-
-
-def _choices_of(known: Sequence[Precision]) -> str:
-    return f"choose one of {', '.join(f'`{one.value}`' for one in known)}"
+    check_blocks(checkpoint)
 
 
 def check_blocks(checkpoint: Checkpoint) -> None:
@@ -154,18 +143,21 @@ def check_blocks(checkpoint: Checkpoint) -> None:
         )
 
 
-def checked_cache(kind: Kind, precision: Precision, cache: CacheType | None) -> CacheType:
-    """The type of the KV cache; raises InputError for one that the kind or the precision does not have."""
-    if cache is not None and kind is not Kind.DECODER:
-        raise InputError(f"`cache` is for decoders, and this is {kind.articled}", hint="leave out `--cache`")
-    if precision is Precision.FP16:
-        if cache is CacheType.FLOAT32:
-            raise InputError(
-                "`fp16` stores everything in float16, the KV cache too",
-                hint="leave out `--cache`",
-            )
-        return CacheType.FLOAT16
-    if cache is CacheType.FLOAT16 and precision not in HALF_CACHES:
-        choices = ", ".join(f"`{one.value}`" for one in HALF_CACHES)
-        raise InputError(f"`{precision.value}` has a float32 KV cache only", hint=f"choose one of {choices}, or `fp16`")
-    return cache or CacheType.FLOAT32
+def checked_cache(
+    kind: Kind, precision: Precision, cache: CacheType | None, provider: Provider = Provider.CPU
+) -> CacheType:
+    """The type of the KV cache; raises InputError for one that the kind, precision or provider does not have."""
+    if kind is not Kind.DECODER:
+        if cache is not None:
+            raise InputError(f"`cache` is for decoders, and this is {kind.articled}", hint="leave out `--cache`")
+        return CacheType.FLOAT32
+    caches = SUPPORT[provider].caches
+    if cache is None or cache in caches[precision]:
+        return cache or caches[precision][0]
+    (only,) = caches[precision]
+    what = f"`{precision.value}`" if provider is Provider.CPU else f"a graph for `{provider.value}`"
+    others = ", ".join(f"`{one.value}`" for one, types in caches.items() if cache in types)
+    raise InputError(
+        f"{what} has a {only.value} KV cache only",
+        hint=f"leave out `--cache`, or choose one of {others}" if others else "leave out `--cache`",
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
-from .manifest import Manifest
+from .manifest import Manifest, Provider
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,11 @@ class BundleFolder:
 
     path: Path
     manifest: Manifest
+
+    @property
+    def provider(self) -> Provider:
+        """The execution provider that runs the graph."""
+        return self.manifest.provider
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle; raises BundleError where it is missing."""
@@ -27,3 +32,8 @@ class BundleFolder:
 @dataclass(frozen=True)
 class DraftBundle(BundleFolder):
     """A bundle that an export is writing: its manifest is incomplete, and its files are not hashed."""
+
+    @property
+    def provider(self) -> Provider:
+        """The CPU, which runs the graphs of all providers: the machine of the export need not have another one."""
+        return Provider.CPU

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 6
+SCHEMA = 7
 """Increased whenever an older reader cannot read a new bundle, or a newer one would misread an old bundle.
 
 2: graphs of encoders output token embeddings as (tokens, texts, width).
@@ -26,9 +26,11 @@ SCHEMA = 6
 5: several poolings, more activations, the truncation side, log-probabilities of golden tokens, required versions.
    Fields of schema 4 keep their meaning.
 6: other names for some fields (_RENAMED). Fields of schema 5 keep their meaning.
+7: graphs for other providers than the CPU: layout, buckets, certified_on. Fields of schema 6 keep their meaning.
 """
 OLDEST = 2
 """The oldest schema that can be read."""
+_RENAMED_IN = 6
 _RENAMED = {
     "source": {"licence": "license"},
     "quantization": {
@@ -80,6 +82,15 @@ class Provider(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     COREML = "coreml"
+
+
+class Layout(StrEnum):
+    """The order of the axes of an encoder's activations and token embeddings."""
+
+    TOKENS_FIRST = "tokens_first"
+    """(tokens, texts, width)"""
+    TEXTS_FIRST = "texts_first"
+    """(texts, tokens, width)"""
 
 
 class CacheType(StrEnum):
@@ -307,6 +318,16 @@ class DecoderFacts:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """The fixed shapes in which a provider runs a graph; texts are padded to the smallest one that holds them."""
+
+    tokens: tuple[int, ...] = field(metadata=_POSITIVE_INT32)
+    """Lengths in tokens, in ascending order; the last one is the model's limit."""
+    texts: tuple[int, ...] = field(metadata=_POSITIVE_INT32)
+    """Batch sizes, in ascending order."""
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How the matmuls of an int8 graph were quantized."""
 
@@ -439,6 +460,12 @@ class Manifest:
     """Decoders with 4- or 8-bit weights only."""
     requires: dict[str, str] = field(default_factory=dict)
     """Package -> the lowest version that runs the graph correctly; empty in bundles before schema 5."""
+    certified_on: Provider = Provider.CPU
+    """The execution provider on which the certificate was computed."""
+    layout: Layout = Layout.TOKENS_FIRST
+    """Encoders only."""
+    buckets: Buckets | None = None
+    """CoreML only."""
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -455,7 +482,7 @@ def manifest_from_json(text: str) -> Manifest:
     # A boolean is an int in Python; `read_record` refuses it, and whatever else is not an integer.
     if type(schema) is int:
         _check_schema(schema, value)
-        value = _with_new_names(value) if schema < SCHEMA else value
+        value = _with_new_names(value) if schema < _RENAMED_IN else value
     try:
         return read_record(Manifest, value)
     except RecordError as error:

@@ -138,7 +138,7 @@ class Decoder(Closable):
         check_requirements(self.bundle)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest, threads=self.threads))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle, threads=self.threads))
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)

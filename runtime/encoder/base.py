@@ -70,7 +70,7 @@ class Encoder:
         self._cores = find_cores()
         self.workers = workers or self._cores.usable
         """Number of batches that run at once."""
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(manifest))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle))
 
     @property
     def max_length(self) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.bundle import GRAPH_DATA
-from ..bundle.manifest import Manifest, Precision, Provider
+from ..bundle.folder import BundleFolder
+from ..bundle.manifest import Precision, Provider
 from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..output_path import native
 from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
@@ -44,10 +45,11 @@ class SessionConfig:
     """Whether it has 4-bit matmuls without zero points."""
 
     @classmethod
-    def of(cls, manifest: Manifest, *, threads: int | None = None) -> SessionConfig:
+    def of(cls, bundle: BundleFolder, *, threads: int | None = None) -> SessionConfig:
         """Return the config for a bundle's graph."""
+        manifest = bundle.manifest
         return cls(
-            provider=manifest.provider,
+            provider=bundle.provider,
             inputs=manifest.inputs,
             threads=threads,
             int8=manifest.precision is Precision.INT8,

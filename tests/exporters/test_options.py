@@ -9,8 +9,15 @@ from ortkit.exporters.checkpoint.catalog import ModelSpec, find_model
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 from ortkit.exporters.gguf.file import _MODEL_TYPES as MODEL_TYPES
 from ortkit.exporters.gguf.metadata import ARCHITECTURES
-from ortkit.exporters.options import ExportOptions, check_for_catalog, check_precision, default_precision
-from ortkit.runtime.bundle.manifest import Kind, Precision, Source
+from ortkit.exporters.options import (
+    ExportOptions,
+    check_for_catalog,
+    check_precision,
+    checked_cache,
+    default_precision,
+)
+from ortkit.exporters.providers.support import check_supported
+from ortkit.runtime.bundle.manifest import CacheType, Kind, Precision, Provider, Source
 from ortkit.runtime.errors import InputError, UnsupportedModelError
 from tests.assets import DECODER
 
@@ -57,7 +64,7 @@ def test_there_are_no_blocks_to_keep(how: str, *, gguf: bool) -> None:
         check_precision(checkpoint(gguf=gguf), Kind.DECODER, Precision.SOURCE)
 
     assert caught.value.message == f"`source` keeps the blocks of a GGUF file, and `m` {how}"
-    assert caught.value.hint == "choose one of `fp32`, `fp16`, `int8`, `int4`"
+    assert caught.value.hint == "choose one of `int4`, `int8`, `fp16`, `fp32`"
     assert caught.value.exit_code == 2
 
 
@@ -87,3 +94,73 @@ def test_what_does_not_go_with_a_model_of_the_catalog(
         check_for_catalog(name, ExportOptions(None, precision, None, every))
     assert caught.value.message == problem
     check_for_catalog(f"somebody/{name}", ExportOptions(None, precision, None, every))
+
+
+@pytest.mark.parametrize(
+    ("provider", "kind", "precision", "message", "hint"),
+    [
+        (
+            Provider.CUDA,
+            Kind.EMBEDDER,
+            Precision.INT8,
+            (
+                "embedders are not exported to `int8` for `cuda`: onnxruntime has no CUDA kernels for the matmuls of "
+                "int8 encoders"
+            ),
+            "use `--precision fp16`",
+        ),
+        (
+            Provider.CUDA,
+            Kind.DECODER,
+            Precision.FP32,
+            (
+                "decoders are not exported to `fp32` for `cuda`: onnxruntime's attention with a KV cache has no "
+                "float32 kernel on CUDA"
+            ),
+            "use `--precision fp16`",
+        ),
+        (
+            Provider.CUDA,
+            Kind.RERANKER,
+            Precision.INT4,
+            "rerankers are not exported to `int4` for `cuda`",
+            "choose one of `fp16`, `fp32`",
+        ),
+        (
+            Provider.COREML,
+            Kind.DECODER,
+            None,
+            (
+                "decoders are not exported for `coreml`: CoreML has no kernels for LLMs: neither attention with a KV "
+                "cache nor matmuls of 4 or 8 bits"
+            ),
+            "use `--provider cpu`",
+        ),
+        (
+            Provider.CPU,
+            Kind.EMBEDDER,
+            Precision.FP16,
+            "embedders are not exported to `fp16`",
+            "choose one of `int8`, `fp32`",
+        ),
+    ],
+)
+def test_what_a_provider_has_no_graphs_for(
+    provider: Provider, kind: Kind, precision: Precision | None, message: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_supported(provider, kind, precision)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_defaults_by_provider() -> None:
+    smollm = find_model(DECODER)
+    quantized = checkpoint("Q4_K", spec=smollm)
+    assert default_precision(quantized, Kind.DECODER, Provider.CUDA) is Precision.INT4
+    assert default_precision(checkpoint(), Kind.EMBEDDER, Provider.CUDA) is Precision.FP16
+    assert default_precision(checkpoint(), Kind.RERANKER, Provider.COREML) is Precision.FP32
+    for cache in (None, CacheType.FLOAT16):
+        assert checked_cache(Kind.DECODER, Precision.INT4, cache, Provider.CUDA) is CacheType.FLOAT16
+    with pytest.raises(InputError, match="a graph for `cuda` has a float16 KV cache only") as caught:
+        checked_cache(Kind.DECODER, Precision.INT4, CacheType.FLOAT32, Provider.CUDA)
+    assert caught.value.hint == "leave out `--cache`"

@@ -289,17 +289,17 @@ def test_unusable_files_are_refused(folder: Path, tmp_path: Path) -> None:
         (
             {"precision": Precision.SOURCE},
             "`source` keeps the blocks of a GGUF file, and `tiny-llama` comes in none",
-            "choose one of `fp32`, `fp16`, `int8`, `int4`",
+            "choose one of `int4`, `int8`, `fp16`, `fp32`",
         ),
         (
             {"precision": Precision.FP32, "cache": CacheType.FLOAT16},
             "`fp32` has a float32 KV cache only",
-            "choose one of `int8`, `int4`, `source`, or `fp16`",
+            "leave out `--cache`, or choose one of `int4`, `int8`, `source`, `fp16`",
         ),
         (
             {"precision": Precision.FP16, "cache": CacheType.FLOAT32},
-            "`fp16` stores everything in float16, the KV cache too",
-            "leave out `--cache`",
+            "`fp16` has a float16 KV cache only",
+            "leave out `--cache`, or choose one of `int4`, `int8`, `source`, `fp32`",
         ),
     ],
 )

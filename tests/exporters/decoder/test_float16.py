@@ -19,7 +19,8 @@ from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
-from ortkit.runtime.bundle.manifest import CacheType
+from ortkit.exporters.options import ExportPlan
+from ortkit.runtime.bundle.manifest import CacheType, Kind, Provider
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
@@ -301,9 +302,13 @@ def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -
 
 
 def test_a_cache_in_half_does_not_replace_the_usual_bundle() -> None:
-    assert bundle_name("m", Precision.INT4, CacheType.FLOAT16) == "m-int4-float16-cache"
-    assert bundle_name("m", Precision.INT4, CacheType.FLOAT32) == "m-int4"
-    assert bundle_name("m", Precision.FP16, CacheType.FLOAT16) == "m-fp16"
+    def name(precision: Precision, cache: CacheType, provider: Provider = Provider.CPU) -> str:
+        return bundle_name("m", ExportPlan(Kind.DECODER, precision, cache, None, provider))
+
+    assert name(Precision.INT4, CacheType.FLOAT16) == "m-int4-float16-cache"
+    assert name(Precision.INT4, CacheType.FLOAT32) == "m-int4"
+    assert name(Precision.INT4, CacheType.FLOAT16, Provider.CUDA) == "m-int4-cuda"
+    assert name(Precision.FP16, CacheType.FLOAT16) == "m-fp16"
 
 
 def test_command_line_shows_the_cache_type(ortkit: Any, folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What the graphs of each execution provider look like."""

@@ -1,0 +1,103 @@
+"""The precisions and KV caches that graphs for each execution provider come in, and why not others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...runtime.bundle.manifest import CacheType, Kind, Precision, Provider
+from ...runtime.errors import InputError
+
+_ENCODERS = (Kind.EMBEDDER, Kind.RERANKER)
+_FLOAT32, _FLOAT16 = CacheType.FLOAT32, CacheType.FLOAT16
+
+
+@dataclass(frozen=True)
+class Support:
+    """What graphs for a provider come in."""
+
+    precisions: Mapping[Kind, tuple[Precision, ...]]
+    """By kind, the default first; a kind without any is not exported for this provider."""
+    caches: Mapping[Precision, tuple[CacheType, ...]]
+    """Types of a decoder's KV cache by precision, the default first."""
+    reasons: Mapping[tuple[Kind, Precision | None], tuple[str, str]] = field(default_factory=dict)
+    """Kind and precision, or None for any -> why it is refused, and the hint."""
+
+
+SUPPORT = {
+    Provider.CPU: Support(
+        precisions={
+            Kind.EMBEDDER: (Precision.INT8, Precision.FP32),
+            Kind.RERANKER: (Precision.INT8, Precision.FP32),
+            Kind.DECODER: (Precision.INT4, Precision.INT8, Precision.SOURCE, Precision.FP16, Precision.FP32),
+        },
+        caches={
+            Precision.INT4: (_FLOAT32, _FLOAT16),
+            Precision.INT8: (_FLOAT32, _FLOAT16),
+            Precision.SOURCE: (_FLOAT32, _FLOAT16),
+            Precision.FP16: (_FLOAT16,),
+            Precision.FP32: (_FLOAT32,),
+        },
+    ),
+    Provider.CUDA: Support(
+        precisions={
+            Kind.EMBEDDER: (Precision.FP16, Precision.FP32),
+            Kind.RERANKER: (Precision.FP16, Precision.FP32),
+            Kind.DECODER: (Precision.INT4, Precision.INT8, Precision.FP16),
+        },
+        caches=dict.fromkeys((Precision.INT4, Precision.INT8, Precision.FP16), (_FLOAT16,)),
+        reasons={
+            **{
+                (kind, Precision.INT8): (
+                    "onnxruntime has no CUDA kernels for the matmuls of int8 encoders",
+                    "use `--precision fp16`",
+                )
+                for kind in _ENCODERS
+            },
+            (Kind.DECODER, Precision.FP32): (
+                "onnxruntime's attention with a KV cache has no float32 kernel on CUDA",
+                "use `--precision fp16`",
+            ),
+            (Kind.DECODER, Precision.SOURCE): (
+                "the blocks of a GGUF file are not those that CUDA's fast matmuls take: symmetric, of 32 weights",
+                "use `--precision int4` or `int8`, which quantize the weights again",
+            ),
+        },
+    ),
+    Provider.COREML: Support(
+        precisions={
+            Kind.EMBEDDER: (Precision.FP32, Precision.FP16),
+            Kind.RERANKER: (Precision.FP32, Precision.FP16),
+            Kind.DECODER: (),
+        },
+        caches={},
+        reasons={
+            **{
+                (kind, Precision.INT8): (
+                    "CoreML has no kernels for the matmuls of int8 encoders",
+                    "use `--precision fp32`",
+                )
+                for kind in _ENCODERS
+            },
+            (Kind.DECODER, None): (
+                "CoreML has no kernels for LLMs: neither attention with a KV cache nor matmuls of 4 or 8 bits",
+                "use `--provider cpu`",
+            ),
+        },
+    ),
+}
+
+
+def check_supported(provider: Provider, kind: Kind, precision: Precision | None) -> None:
+    """Raise InputError for a kind, or a precision of it, that graphs for this provider do not come in."""
+    support = SUPPORT[provider]
+    known = support.precisions[kind]
+    if known and (precision is None or precision in known):
+        return
+    reason = support.reasons.get((kind, precision)) or support.reasons.get((kind, None))
+    graphs = "" if provider is Provider.CPU else f" for `{provider.value}`"
+    what = f" to `{precision.value}`" if precision is not None and known else ""
+    message = f"{kind.value}s are not exported{what}{graphs}"
+    if reason is not None:
+        raise InputError(f"{message}: {reason[0]}", hint=reason[1])
+    raise InputError(message, hint=f"choose one of {', '.join(f'`{one.value}`' for one in known)}")
