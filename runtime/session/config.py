@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..arguments import checked_integer
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Kind, Layout, Precision, Provider, WeightBlocks
+from .fit import check_fit
 
 _COMPACT_BLOCK = 32
 
@@ -51,7 +52,11 @@ class SessionConfig:
 
     @classmethod
     def of(cls, bundle: BundleFolder, *, threads: int | None = None, max_memory: int | None = None) -> SessionConfig:
-        """Return the config for a bundle's graph; raises InputError for a `max_memory` that is not a size."""
+        """Return the config for a bundle's graph.
+
+        Raises InputError for a `max_memory` that is not a size, and BundleError for a manifest that contradicts itself.
+        """
+        check_fit(bundle)
         manifest = bundle.manifest
         return cls(
             provider=bundle.provider,

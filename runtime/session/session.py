@@ -61,7 +61,7 @@ class Session:
         self.max_memory = config.max_memory
         """Bytes of GPU memory that the session may take; None for all."""
         self.int8 = int8_arithmetic(ort) if config.int8 and config.provider is Provider.CPU else None
-        self.weights = _size_of_weights(path)
+        self.weights = size_of_weights(path)
         self._values: WeakSet[Any] = WeakSet()
         self._check_weights()
         request = entry.request(ort, config)
@@ -75,6 +75,8 @@ class Session:
         """Raise OutOfMemoryError where the weights do not fit."""
         what = f"the weights of `{self.path}`"
         check_memory(self.weights, what)
+        if self.device != "cpu":
+            check_gpu_memory(self.weights, what)
         if self.max_memory is not None and self.weights > self.max_memory:
             raise OutOfMemoryError(
                 f"{what} take at least {mebibytes(self.weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
@@ -175,7 +177,7 @@ class Session:
         """
         if self.device == "cpu":
             return available_memory()
-        free = _free_gpu_memory()
+        free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
         taken = self.weights + sum(value.tensor_size_in_bytes() for value in self._values)
@@ -234,7 +236,7 @@ def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
 
 
-def _size_of_weights(path: Path) -> int:
+def size_of_weights(path: Path) -> int:
     """Bytes that an open graph takes at least.
 
     Weights in the graph's own file are read and then copied, as measured; external data is packed once.
@@ -266,7 +268,7 @@ def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_mem
     CUDA's errors in kernels are `Fail`. Within a limit on the memory, a RuntimeException is taken for its end: the
     arena frees what a failed run took, and does not say how much that was.
     """
-    free = _free_gpu_memory()
+    free = free_memory_of_gpu()
     short = free is not None and free < max(needed, SPARE)
     within = max_memory is not None and type(error).__name__ == "RuntimeException"
     if isinstance(error, MemoryError) or within or (type(error).__name__ in _GENERAL and short):
@@ -279,6 +281,17 @@ def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_mem
     return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
 
 
-def _free_gpu_memory() -> int | None:
+def check_gpu_memory(needed: int, what: str) -> None:
+    """Raise OutOfMemoryError where `needed` bytes do not fit in the memory that is free on the GPU."""
+    free = free_memory_of_gpu()
+    if free is not None and free < needed:
+        raise OutOfMemoryError(
+            f"{what} take at least {mebibytes(needed)}, and {mebibytes(free)} are free on the GPU",
+            hint="close what else uses the GPU, or take a bundle of fewer bits",
+        )
+
+
+def free_memory_of_gpu() -> int | None:
+    """Bytes that are free on the GPU; None without one."""
     built = cuda_version(load_onnxruntime())
     return None if built is None else free_gpu_memory(built[0])
