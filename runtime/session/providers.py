@@ -17,7 +17,7 @@ from ..bundle.manifest import Provider
 from .config import SessionConfig
 from .cuda import cuda_problem
 from .onnxruntime_import import load_onnxruntime
-from .packages import conflict, installed
+from .packages import conflict, install_command, installed
 from .problem import Problem
 from .request import Request, coreml_request, cpu_request, cuda_request
 
@@ -125,7 +125,7 @@ def coreml_problem(ort: Any) -> Problem | None:
         return None
     return Problem(
         f"`coreml` is not available: onnxruntime {ort.__version__} is built without CoreML",
-        "run `pip install 'ortkit[coreml]'`",
+        f"run `{install_command('coreml')}`",
     )
 
 

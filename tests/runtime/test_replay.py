@@ -13,7 +13,15 @@ import pytest
 from ortkit import Bundle, BundleError, Decoder, Embedder, Precision
 from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
+from ortkit.runtime.replay import (
+    Replay,
+    Tolerance,
+    answer_steps,
+    compare_logits,
+    compare_vectors,
+    golden_answer,
+    replay,
+)
 from tests.decoders import with_facts, write_decoder
 
 EXACT = "log-probabilities within 0.00000 on average"
@@ -230,7 +238,7 @@ def test_a_certificate_of_low_cosine_is_refused(certified_cosine: float) -> None
     output = np.array([[certified_cosine, (1 - certified_cosine**2) ** 0.5]], np.float32)
 
     with pytest.raises(BundleError, match=r"has an embedding with cosine .* to PyTorch; at least 0\.9 is required"):
-        compare_vectors(output, output, reference, "")
+        compare_vectors(output, output, reference, "", Tolerance())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -240,7 +248,7 @@ def test_nan_and_infinite_embeddings_do_not_pass(value: float, place: int) -> No
     (found, output, reference)[place][1, 2] = value
 
     with pytest.raises(BundleError), np.errstate(invalid="ignore", over="ignore"):
-        compare_vectors(found, output, reference, "")
+        compare_vectors(found, output, reference, "", Tolerance())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -250,14 +258,14 @@ def test_nan_and_infinite_logits_do_not_pass(value: float, place: int) -> None:
     (found, output, reference)[place][1, 0] = value
 
     with pytest.raises(BundleError), np.errstate(invalid="ignore"):
-        compare_logits(found, output, reference, "")
+        compare_logits(found, output, reference, "", Tolerance())
 
 
 def test_a_certificate_of_large_logit_differences_is_refused() -> None:
     reference = np.array([[0], [4]], np.float32)
 
     with pytest.raises(BundleError) as caught:
-        compare_logits(-reference, -reference, reference, "")
+        compare_logits(-reference, -reference, reference, "", Tolerance())
     assert caught.value.message == (
         "the certificate has logits that differ from PyTorch's by 8.0000; the difference must be less than "
         "their range, 4.0000"
