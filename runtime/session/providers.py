@@ -42,6 +42,8 @@ class ExecutionProvider:
     """onnxruntime's name of the device that inputs and outputs are on."""
     limits_memory: bool = False
     """Whether a session can be given a limit on its memory."""
+    probed: bool = False
+    """Whether a session must give finite numbers once before it is used: compiled programs may not."""
 
     def available(self, ort: Any) -> bool:
         """Whether onnxruntime lists it; only opening a session shows whether it works."""
@@ -134,7 +136,7 @@ PROVIDERS: dict[str, ExecutionProvider] = {
     Provider.CUDA: ExecutionProvider(
         "CUDAExecutionProvider", cuda_request, cuda_problem, device="cuda", limits_memory=True
     ),
-    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem),
+    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem, probed=True),
 }
 """Provider of a manifest -> how it is asked for."""
 ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}
