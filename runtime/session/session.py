@@ -194,7 +194,7 @@ class Session:
         free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
-        taken = self.weights + sum(value.tensor_size_in_bytes() for value in self._values)
+        taken = self.weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
         left = max(0, self.max_memory - taken)
         return left if free is None else min(left, free)
 
