@@ -185,7 +185,7 @@ def test_a_limit_that_is_not_a_size(ortkit: Ortkit, embedder: Bundle, size: str)
 
 @pytest.mark.parametrize(
     ("size", "limit"),
-    [("4096", 4096), ("500M", 500 << 20), ("1.5GiB", 3 << 29), ("2gb", 2 << 30), ("8k", 8192)],
+    [("9000000", 9_000_000), ("500M", 500 << 20), ("1.5GiB", 3 << 29), ("2gb", 2 << 30), ("9000k", 9000 << 10)],
 )
 def test_sizes(ortkit: Ortkit, for_cuda: Bundle, monkeypatch: pytest.MonkeyPatch, size: str, limit: int) -> None:
     """They reach onnxruntime in bytes."""
