@@ -15,11 +15,11 @@ import onnxruntime
 import pytest
 
 from ortkit import Provider
-from ortkit.runtime.session.cuda import cuda_problem, find_driver, find_libraries
+from ortkit.runtime.session.cuda import cuda_graph_problem, cuda_problem, find_driver, find_libraries
 from ortkit.runtime.session.providers import ORT_NAMES, PROVIDERS, ExecutionProvider
 
 CPU, CUDA, COREML = (ORT_NAMES[provider] for provider in (Provider.CPU, Provider.CUDA, Provider.COREML))
-WANTED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcuda.so.1")
+WANTED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcuda.so.1", "libcudnn.so.9")
 
 
 class Fail(Exception):  # noqa: N818
@@ -220,6 +220,7 @@ def use(
             CUDA,
             PROVIDERS[Provider.CUDA].request,
             lambda ort: cuda_problem(ort, machine.load),
+            lambda ort, path: cuda_graph_problem(ort, path, machine.load),
             device="cuda",
             limits_memory=True,
         ),

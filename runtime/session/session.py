@@ -51,7 +51,7 @@ class Session:
         ort = load_onnxruntime()
         entry = PROVIDERS[config.provider]
         _check_memory_option(config, entry)
-        problem = entry.problem(ort)
+        problem = entry.problem_of(ort, path)
         if problem is not None:
             raise problem.error()
         self.path = path

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from ortkit.runtime.session.cuda import find_libraries, libraries_of
+from ortkit.runtime.session.cuda import find_libraries
 from ortkit.runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME
 from ortkit.runtime.session.packages import NVIDIA, REQUIREMENTS, conflict, install_command, installed
 
@@ -63,6 +63,12 @@ def test_libraries_come_from_the_packages_of_the_environment_first(
 
     found = find_libraries(13, loaded.append)
 
-    assert loaded == [str(tmp_path / "libcudart.so.13"), "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"]
-    assert [library.error for library in found] == [None] * 4
-    assert {package for _, package in libraries_of(13)} == set(NVIDIA)
+    assert loaded == [
+        str(tmp_path / "libcudart.so.13"),
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcurand.so.10",
+        "libcudnn.so.9",
+    ]
+    assert [library.error for library in found] == [None] * 5
+    assert {library.package for library in found} == set(NVIDIA)
