@@ -45,6 +45,8 @@ class FakeOnnxruntime:
     """Plugin providers with a device."""
     opened: list[SimpleNamespace] = field(default_factory=list)
     registered: dict[str, str] = field(default_factory=dict)
+    severities: list[int] = field(default_factory=list)
+    """What the default logger was set to."""
     __version__: str = "1.31.1"
 
     def get_available_providers(self) -> list[str]:
@@ -52,6 +54,9 @@ class FakeOnnxruntime:
 
     def register_execution_provider_library(self, name: str, path: str) -> None:
         self.registered[name] = path
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severities.append(severity)
 
     def get_ep_devices(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(ep_name=name) for name in self.devices if name in self.registered]

@@ -21,7 +21,7 @@ from ortkit.runtime.session.problem import Problem
 from ortkit.runtime.session.providers import PROVIDERS, PluginProvider
 from ortkit.runtime.session.request import Request
 from ortkit.runtime.session.session import Session
-from tests.fake_providers import COREML, CPU, CUDA, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
+from tests.fake_providers import COREML, CPU, CUDA, Fail, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
 
 INSTALL_CUDA = (
     "pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-cudnn-cu13~=9.0' "
@@ -74,6 +74,7 @@ def test_what_is_asked_for_is_obtained(path: Path, monkeypatch: pytest.MonkeyPat
         )
     ]
     assert opened.enable_fallback == 0
+    assert module.severities == [4]
     assert opened.disabled_optimizers == []
     assert opened.options.entries["session.disable_cpu_ep_fallback"] == "1"
 
@@ -509,6 +510,9 @@ def test_an_allocation_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("error", "max_memory", "free", "expected"),
     [
         (RuntimeException("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail("bfc_arena"), None, 30 << 20, OutOfMemoryError),
+        (Fail("a kernel"), None, 20 << 30, BundleError),
         (RuntimeException("bfc_arena"), None, 30 << 20, OutOfMemoryError),
         (RuntimeException("a shape"), None, 20 << 30, BundleError),
         (ValueError("Required inputs are missing"), 64 << 20, 20 << 30, BundleError),
