@@ -7,8 +7,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from ortkit import Bundle
+from ortkit import Bundle, Provider
 from ortkit.runtime.session.cpu import cpu_features
+from ortkit.runtime.session.providers import PROVIDERS
 from tests.commands import Finished
 from tests.fake_providers import CPU, FakeDriver, FakeOnnxruntime, use
 from tests.tiny_bundles import rehash, write_embedder
@@ -146,6 +147,19 @@ def test_a_bundle_for_cuda_on_a_machine_without(
     assert printed.err == ""
     assert json.loads(printed.out)["bundle"]["runs"] is False
     assert json.loads(printed.out)["bundle"]["error"]["exit_code"] == 8
+
+
+def test_verify_where_the_provider_is_missing(ortkit: Ortkit, for_cuda: Bundle) -> None:
+    """In the process of its own that opens the graph; with the machine that runs this test."""
+    if PROVIDERS[Provider.CUDA].problem(onnxruntime) is None:
+        pytest.skip("this machine has CUDA")
+
+    finished = ortkit("verify", for_cuda.path)
+
+    assert finished.code == 8
+    assert finished.err.startswith("error: `cuda` is not available: ")
+    assert "\nhint: " in finished.err
+    assert finished.out.decode().splitlines()[-1] == f"failed: {for_cuda.path}"
 
 
 def test_a_bundle_that_does_not_fit_on_the_gpu(
