@@ -154,7 +154,7 @@ def _needs_of(bundle: BundleFolder, machine: Machine) -> Iterator[str]:
 
 
 def _weights_of(bundle: BundleFolder) -> int:
-    return size_of_weights(bundle.path / GRAPH)
+    return size_of_weights(bundle.path / GRAPH, PROVIDERS[bundle.provider].device)
 
 
 def _check_memory(bundle: BundleFolder) -> None:

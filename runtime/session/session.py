@@ -64,6 +64,7 @@ class Session:
         """Bytes of GPU memory that the session may take; None for all."""
         self.int8 = int8_arithmetic(ort) if config.int8 and config.provider is Provider.CPU else None
         self.weights = size_of_weights(path)
+        self._device_weights = size_of_weights(path, self.device)
         self._values: WeakSet[Any] = WeakSet()
         self._check_weights()
         request = entry.request(ort, config)
@@ -80,10 +81,10 @@ class Session:
         what = f"the weights of `{self.path}`"
         check_memory(self.weights, what)
         if self.device != "cpu":
-            check_gpu_memory(self.weights, what)
-        if self.max_memory is not None and self.weights > self.max_memory:
+            check_gpu_memory(self._device_weights, what)
+        if self.max_memory is not None and self._device_weights > self.max_memory:
             raise OutOfMemoryError(
-                f"{what} take at least {mebibytes(self.weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
+                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
                 hint=_GPU_HINT,
             )
 
@@ -198,7 +199,7 @@ class Session:
         free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
-        taken = self.weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
+        taken = self._device_weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
         left = max(0, self.max_memory - taken)
         return left if free is None else min(left, free)
 
@@ -254,14 +255,15 @@ def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
 
 
-def size_of_weights(path: Path) -> int:
-    """Bytes that an open graph takes at least.
+def size_of_weights(path: Path, device: str = "cpu") -> int:
+    """Bytes that an open graph takes at least of a device's memory.
 
-    Weights in the graph's own file are read and then copied, as measured; external data is packed once.
+    On the CPU, weights in the graph's own file are read and then copied, as measured; external data is packed once.
     """
+    copies = 2 if device == "cpu" else 1
     data = path.with_name(GRAPH_DATA)
     try:
-        return 2 * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+        return copies * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     except OSError:
         return 0
 
