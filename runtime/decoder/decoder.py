@@ -17,10 +17,10 @@ from ..bundle.kinds import check_kind
 from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from ..errors import BundleError, InputError, TextTooLongError
 from ..session.closing import Closable
+from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
-from ..session.session import SessionConfig
 from ..text.chat_template import ChatTemplate
 from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import EXAMPLE, Messages, messages_of
@@ -101,14 +101,19 @@ class Decoder(Closable):
     """
 
     def __init__(
-        self, bundle: BundleFolder | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         """Open a bundle.
 
         `threads` is the number of threads of each matmul, by default one for each usable CPU core. `context` limits
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
-        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
-        OutOfMemoryError.
+        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
+        damaged bundle, WrongKindError, InputError, ProviderError and OutOfMemoryError.
         """
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
@@ -144,7 +149,8 @@ class Decoder(Closable):
         check_requirements(self.bundle)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle, threads=self.threads))
+        config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=max_memory)
+        self.session = shared_session(self.bundle.file(GRAPH), config)
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
