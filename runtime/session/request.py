@@ -25,9 +25,9 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class Request:
     """What a session is opened with, beside the graph."""
 
-    options: Mapping[str, str] = _NOTHING
+    options: Mapping[str, str] = field(default_factory=dict)
     """Options of the provider."""
-    entries: Mapping[str, str] = _NOTHING
+    entries: Mapping[str, str] = field(default_factory=dict)
     """Config entries of the session."""
     threads: int = 1
     memory_pattern: bool = True
