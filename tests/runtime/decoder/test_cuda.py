@@ -146,7 +146,7 @@ def test_a_gpu_that_is_full_in_the_middle_of_an_answer(
     assert (cache.capacity, cache.length) == (FIRST_CAPACITY, FIRST_CAPACITY)
     assert all(buffer.shape()[2] == FIRST_CAPACITY for buffer in cache.buffers)
     cuda.session.left = 1 << 40
-    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it goes on where there is memory again"
+    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it continues where there is memory again"
 
 
 def test_a_run_without_memory_leaves_the_answer_and_the_conversation(cuda: Decoder) -> None:
