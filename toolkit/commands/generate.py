@@ -180,7 +180,6 @@ def generate(
 
 def _write_object(stream: Stream, decoder: Decoder, file: BinaryIO) -> None:
     """Write the answer as one JSON object, also the one so far where memory ran out in the middle of it."""
-
     from ...runtime.decoder.stream import Answer
 
     def write(answer: Answer) -> None:
