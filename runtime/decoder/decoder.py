@@ -28,6 +28,7 @@ from ..text.safe_tokenizer import SafeTokenizer, open_tokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from . import prompt_cache as saved_cache
+from .cache_memory import memory_of
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .kv_cache import KVCache
@@ -65,8 +66,8 @@ class DecoderPlan:
 class Decoder(Closable):
     """An LLM: continues texts and answers conversations. Thread-safe; decoders of the same bundle share its weights.
 
-    The same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete answer,
-    `stream` and `stream_chat` its tokens as they come, and `steps` token ids without text.
+    On the CPU, the same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete
+    answer, `stream` and `stream_chat` its tokens as they come, and `steps` token ids without text.
 
         >>> decoder.chat([{"role": "user", "content": "Hello"}], max_tokens=8, temperature=0.7, seed=1).finish_reason
         <FinishReason.LENGTH: 'length'>
@@ -82,16 +83,21 @@ class Decoder(Closable):
     - `stop`: a string or strings; the answer ends before them.
     - `top_logprobs`: number of most probable tokens to report at each position, with log-probabilities.
     - `cache`: a KV cache. The cached prefix of the prompt is not computed again; afterwards the cache holds prompt and
-      answer. One answer at a time may use it. Cached tokens of a prompt do not change the answer, bit for bit. Cached
-      tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the prefill sum in
-      another order.
+      answer. One answer at a time may use it. On the CPU, cached tokens of a prompt do not change the answer, bit for
+      bit. Cached tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the
+      prefill sum in another order.
     - `lookup`: prompt lookup, speculation with n-grams of the text so far. Up to twice as fast where the answer quotes
       the text (summaries, code edits), and no slower elsewhere. Drafts do not change the answer. Kernels for several
       tokens sum in another order than those for one, so with 4-bit weights an answer may differ from the one with
       `lookup=False` where tokens are about equally probable.
 
+    A GPU has other kernels for each number of tokens that are computed at once, so all of this holds on the CPU only:
+    on a GPU drafts and cached tokens change an answer's last bits.
+
     Raises TypeError for an unknown keyword, InputError for an invalid prompt or option, TextTooLongError for a prompt
-    over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed.
+    over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed. A GPU may
+    run out of memory in the middle of an answer: OutOfMemoryError says so and has the `answer` so far, and a stream
+    keeps its text and continues the answer when its next token is taken.
     """
 
     def __init__(
@@ -273,7 +279,8 @@ class Decoder(Closable):
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""
-        return KVCache(self.facts, identity=self._identity, limit=self.context)
+        memory = memory_of(self.session)
+        return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
     def prefill(self, prompt: Prompt) -> KVCache:
         """Compute the KV cache of a prompt.
