@@ -86,8 +86,8 @@ def export(
             raise InputError(f"`{name}` must lie between 0 and 1, not {threshold}")
     if max_kl is not None and not max_kl > 0:
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
-    if provider is not Provider.CPU:
-        raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    if provider is Provider.COREML:
+        raise InputError("graphs for `coreml` are not made yet, only for `cpu` and `cuda`")
     _check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
         _check_path(Path(source).absolute())

@@ -107,7 +107,7 @@ class _Writer:
         return insert(before, ATTENTION, inputs, attributes, domain=ORT_DOMAIN)
 
     def rows(self, heads: ir.Value, before: ir.Node) -> ir.Value:
-        """(texts, heads, tokens, width) as (texts, tokens, heads * width), without a copy where that is there already."""
+        """(texts, heads, tokens, width) as (texts, tokens, heads * width), not copied where that is there already."""
         rotation = match_rotation(heads)
         if rotation is not None:
             inputs = [
