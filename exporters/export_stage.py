@@ -49,7 +49,7 @@ def export(
     Args:
         source: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
         precision: by default `SOURCE` for a quantized GGUF file, else what the catalog says, else `INT8`, and `INT4`
-            for a decoder. `FP16` is for GPUs.
+            for a decoder; for CUDA `FP16`, and `INT4` for a decoder.
         provider: the execution provider that the graph is made for. It is certified on the CPU.
         out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache,
             and `-cuda` for that provider. The environment variable ORTKIT_BUNDLES names another folder than `bundles`.

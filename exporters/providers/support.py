@@ -93,7 +93,7 @@ SUPPORT = {
 }
 
 
-_MADE = {*((Provider.CPU, kind) for kind in Kind), (Provider.CUDA, Kind.DECODER)}
+_MADE = {(provider, kind) for provider in (Provider.CPU, Provider.CUDA) for kind in Kind}
 
 
 def check_made(provider: Provider, kind: Kind) -> None:
