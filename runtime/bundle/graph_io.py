@@ -5,6 +5,8 @@ from __future__ import annotations
 INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
 """Encoders: int64 (batch, tokens). Batches are not padded, so there is no attention mask."""
+POSITIONS = "positions"
+"""Encoders for other providers than the CPU: int64 (tokens,), 0 ... tokens - 1."""
 
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"
