@@ -64,8 +64,8 @@ def export(
             three thresholds, the fastest recipe of the precision that reaches it is searched.
         min_tau: threshold for rerankers, the mean of Kendall's tau over the probe set's queries.
         max_kl: threshold for decoders, the mean KL divergence of the next token from PyTorch's, in nats.
-        cache: the type of a decoder's KV cache, by default float32, and float16 with `FP16`. For int8, int4 and source,
-            float16 takes half of the memory and is slower on CPUs.
+        cache: the type of a decoder's KV cache, on the CPU by default float32: float16 takes half of the memory, for
+            int8, int4 and source, and is slower. On CUDA it is float16.
         progress: shows what the export does; by default nothing is shown.
 
     Raises:

@@ -16,11 +16,11 @@ from ..bundle.graph_io import POSITIONS
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import Kind, Manifest, Provider
 from ..errors import BundleError
+from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
-from ..session.session import DISABLED_OPTIMIZERS, SessionConfig
 
 BATCH_TOKENS = 256
 """Tokens in one run of the graph: more is not faster on a CPU, and the activations fit in its cache."""
@@ -59,7 +59,13 @@ class Encoder:
     """An open bundle with its session; models of the same bundle share its weights."""
 
     def __init__(
-        self, bundle: BundleFolder | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        kind: Kind,
+        inputs: Sequence[str],
+        workers: int | None,
+        max_memory: int | None = None,
     ) -> None:
         """Open a bundle of `kind`; its graph has the first of `inputs`, or more of them in this order."""
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
@@ -81,7 +87,7 @@ class Encoder:
         """Number of batches that run at once."""
         self.batch_tokens = batching.tokens
         """Default number of tokens in one run of the graph."""
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle))
+        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle, max_memory=max_memory))
 
     @property
     def max_length(self) -> int:
@@ -101,7 +107,7 @@ class Encoder:
             batch_tokens=self.batch_tokens,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
-            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
+            disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
         )
 
