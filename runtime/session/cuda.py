@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .packages import conflict, cuda_hint, installed
+from .packages import NVIDIA, conflict, cuda_hint, installed
 from .problem import Problem
 
 Load = Callable[[str], Any]
@@ -226,10 +227,11 @@ def _library_problem(libraries: Sequence[CudaLibrary]) -> Problem | None:
     missing = [library for library in libraries if library.error is not None]
     if not missing:
         return None
-    packages = " ".join(dict.fromkeys(library.package for library in missing))
+    packages = dict.fromkeys(library.package for library in missing)
+    wanted = " ".join(shlex.quote(f"{name}{NVIDIA[name]}") for name in packages)
     return Problem(
         f"`cuda` is not available: the CUDA library `{missing[0].name}` cannot be loaded: {missing[0].error}",
-        f"run `pip install 'ortkit[cuda]'`, which installs {packages}",
+        f"run `pip install {wanted}`",
     )
 
 

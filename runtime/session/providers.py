@@ -17,7 +17,7 @@ from ..bundle.manifest import Provider
 from .config import SessionConfig
 from .cuda import cuda_problem
 from .onnxruntime_import import load_onnxruntime
-from .packages import conflict, installed
+from .packages import conflict, install_command, installed
 from .problem import Problem
 from .request import Request, coreml_request, cpu_request, cuda_request
 
@@ -42,6 +42,8 @@ class ExecutionProvider:
     """onnxruntime's name of the device that inputs and outputs are on."""
     limits_memory: bool = False
     """Whether a session can be given a limit on its memory."""
+    probed: bool = False
+    """Whether a session must give finite numbers once before it is used: compiled programs may not."""
 
     def available(self, ort: Any) -> bool:
         """Whether onnxruntime lists it; only opening a session shows whether it works."""
@@ -125,7 +127,7 @@ def coreml_problem(ort: Any) -> Problem | None:
         return None
     return Problem(
         f"`coreml` is not available: onnxruntime {ort.__version__} is built without CoreML",
-        "run `pip install 'ortkit[coreml]'`",
+        f"run `{install_command('coreml')}`",
     )
 
 
@@ -134,7 +136,7 @@ PROVIDERS: dict[str, ExecutionProvider] = {
     Provider.CUDA: ExecutionProvider(
         "CUDAExecutionProvider", cuda_request, cuda_problem, device="cuda", limits_memory=True
     ),
-    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem),
+    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem, probed=True),
 }
 """Provider of a manifest -> how it is asked for."""
 ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from .config import SessionConfig
@@ -18,16 +17,15 @@ NO_FALLBACK = "session.disable_cpu_ep_fallback"
 """onnxruntime's session option that makes opening fail where a node has no kernel on the provider."""
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 """onnxruntime's session option that records which provider got which node."""
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Request:
     """What a session is opened with, beside the graph."""
 
-    options: Mapping[str, str] = _NOTHING
+    options: Mapping[str, str] = field(default_factory=dict)
     """Options of the provider."""
-    entries: Mapping[str, str] = _NOTHING
+    entries: Mapping[str, str] = field(default_factory=dict)
     """Config entries of the session."""
     threads: int = 1
     memory_pattern: bool = True

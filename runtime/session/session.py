@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Layout, Provider
-from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError
+from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..output_path import native
 from .config import SessionConfig
 from .cpu import int8_arithmetic
@@ -27,7 +27,7 @@ from .placement import check_placement
 from .providers import PROVIDERS, ExecutionProvider
 from .request import NO_FALLBACK, Request, session_options
 
-FLOATS = "tensor(float)"
+FLOATS, INTEGERS = "tensor(float)", "tensor(int64)"
 _GENERAL = {"Fail", "RuntimeException"}
 """Classes of onnxruntime's exceptions that say only that something failed."""
 _GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
@@ -70,6 +70,8 @@ class Session:
         self.session = self._open(ort, entry, request)
         _check_inputs(self.session, path, config)
         _check_output(self.session, path, config)
+        if entry.probed and config.bucket is not None:
+            self._probe(entry.name)
 
     def _check_weights(self) -> None:
         """Raise OutOfMemoryError where the weights do not fit."""
@@ -119,6 +121,18 @@ class Session:
             # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
             enable_fallback=0,
         )
+
+    def _probe(self, name: str) -> None:
+        """Run the graph once, on zeros; raises ProviderError where a number of the result is not finite."""
+        feeds = {
+            value.name: np.zeros(value.shape, np.int64 if value.type == INTEGERS else np.float32)
+            for value in self.session.get_inputs()
+        }
+        if not np.isfinite(self.run(feeds)).all():
+            raise ProviderError(
+                f"`{name}` computes `{self.path}` wrongly on this machine: its output is not finite",
+                hint="use a bundle for the CPU: `ortkit export MODEL --provider cpu`",
+            )
 
     @property
     def width(self) -> int | None:
@@ -180,7 +194,7 @@ class Session:
         free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
-        taken = self.weights + sum(value.tensor_size_in_bytes() for value in self._values)
+        taken = self.weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
         left = max(0, self.max_memory - taken)
         return left if free is None else min(left, free)
 

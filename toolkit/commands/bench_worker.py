@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -79,9 +80,11 @@ def measure_apart(bundle: Bundle, *, seconds: float, max_memory: int | None) -> 
     finished = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )
-    if finished.returncode or not finished.stdout:
+    code = finished.returncode
+    if code or not finished.stdout:
+        how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
         raise BundleError(
-            f"`{bundle.path}` ended the process that measured it, with exit code {finished.returncode}",
+            f"`{bundle.path}` ended the process that measured it ({how})",
             hint="`ortkit verify` checks it on this machine",
         )
     report = json.loads(finished.stdout)
