@@ -9,7 +9,7 @@ folder=$1
 for tool in gcc nm objdump; do
     command -v $tool >/dev/null || { echo "error: there is no $tool" >&2 && exit 1; }
 done
-made="$("$python" --version) $(cat "$here"/*.{txt,c,py,sh} "$here"/include/* "$here"/../../constraints.txt | sha256sum)"
+made="$("$python" --version) $(cat "$here"/*.{txt,c,py,sh} "$here"/include/crt/* "$here"/../../constraints.txt | sha256sum)"
 [ "$(cat "$folder/.made" 2>/dev/null)" != "$made" ] || exit 0
 
 rm -rf "$folder"
@@ -19,7 +19,9 @@ pip=("$folder/bin/python" -m pip --disable-pip-version-check install -q)
 # The headers alone are used, for the layout of CUDA's structures.
 "${pip[@]}" --no-deps --target "$folder/headers" -r "$here/headers.txt"
 capi=$(echo "$folder"/lib/python3*/site-packages/onnxruntime/capi)
-# onnxruntime crashes on asking a provider whose libraries are missing for its kernels.
-rm -f "$capi/libonnxruntime_providers_tensorrt.so"
-"$folder/bin/python" "$here/stubs.py" "$capi/libonnxruntime_providers_cuda.so" "$folder/headers/nvidia/cu13/include" "$folder/stubs"
+# Those for TensorRT are for the table of kernels alone: asked for it, onnxruntime crashes where a provider does not load.
+for provider in cuda tensorrt; do
+    "$folder/bin/python" "$here/stubs.py" "$capi/libonnxruntime_providers_$provider.so" \
+        "$folder/headers/nvidia/cu13/include" "$folder/stubs/$provider"
+done
 echo "$made" >"$folder/.made"

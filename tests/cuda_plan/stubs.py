@@ -1,4 +1,4 @@
-"""Build stubs of the CUDA libraries that onnxruntime's CUDA provider needs, from the symbols that it leaves undefined.
+"""Build stubs of the CUDA libraries that a provider of onnxruntime needs, from the symbols that it leaves undefined.
 
 `python stubs.py PROVIDER HEADERS OUT`: the provider's shared object, the folder of CUDA's headers, and the folder for
 the stubs. Needs gcc and binutils. A symbol that no C file beside this one defines does nothing: a function that creates
@@ -15,29 +15,31 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DRIVER = "libcuda.so.1"
-"""The driver's library has no symbol versions, which name the others'."""
+TENSORRT = "libnvinfer.so.10"
+"""Symbols of these two have no versions, which name the libraries of the others."""
 CREATES, NAMES = re.compile(r"Create"), re.compile(r"Get(?:Error|Status)(?:Name|String)")
 
 
 def undefined(provider: Path) -> dict[str, set[str]]:
-    """The symbols of each library of CUDA that a provider needs, by the library's name."""
+    """The symbols of each library of NVIDIA's that a provider needs, by the library's name."""
     found: dict[str, set[str]] = defaultdict(set)
     listed = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", provider], capture_output=True, text=True, check=True
     )
     for line in listed.stdout.splitlines():
-        name, _, version = line.split()[-1].replace("@@", "@").partition("@")
+        kind, symbol = line.split()[-2:]
+        name, _, version = symbol.partition("@")
         if version.startswith("libcu"):
             found[version].add(name)
-        elif not version and re.match(r"cu[A-Z]", name):
-            found[DRIVER].add(name)
+        elif not version and kind == "U" and name != "Provider_GetHost":
+            found[DRIVER if re.match(r"cu[A-Z]", name) else TENSORRT].add(name)
     return found
 
 
 def needed(provider: Path) -> set[str]:
-    """The libraries of CUDA that the loader wants, of some of which no symbol is used."""
+    """The libraries of NVIDIA's that the loader wants, of some of which no symbol is used."""
     listed = subprocess.run(["objdump", "-p", provider], capture_output=True, text=True, check=True)
-    return set(re.findall(r"NEEDED\s+(libcu\S+)", listed.stdout))
+    return set(re.findall(r"NEEDED\s+(lib(?:cu|nv)\S+)", listed.stdout))
 
 
 def stub(name: str) -> str:
@@ -55,7 +57,7 @@ def build(library: str, symbols: set[str], headers: Path, out: Path) -> None:
     source = out / f"{library}.c"
     source.write_text("\n".join([written, *(stub(name) for name in sorted(symbols - defined))]))
     command = ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-I{HERE / 'include'}", f"-I{headers}"]
-    if library != DRIVER:
+    if library not in {DRIVER, TENSORRT}:
         versions = out / f"{library}.map"
         versions.write_text(f"{library} {{ global: *; }};\n")
         command.append(f"-Wl,--version-script={versions}")

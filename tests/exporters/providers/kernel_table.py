@@ -18,6 +18,7 @@ import onnxruntime as ort
 TABLE = Path(__file__).with_name("cuda_kernels.json")
 TYPES = ("float", "float16", "int64", "int32", "uint8", "int8", "bool", "uint4", "int4")
 """Element types, as onnxruntime names them in `tensor(...)`."""
+DOMAINS = ("", "com.microsoft")
 OLDEST_OPSET = 17
 OPEN = 2**31 - 1
 """The end of the version range of a kernel that has none."""
@@ -41,7 +42,8 @@ def missing_kernels(model: ir.Model) -> list[str]:
     types = value_types(model)
     missing = []
     for node in computing(model):
-        schema = _schema(_operator(node), model.graph.opset_imports[node.domain])
+        # Graphs need not import onnxruntime's own domain, which has one version.
+        schema = _schema(_operator(node), model.graph.opset_imports.get(node.domain, 1))
         bound = _bound(node, schema, types)
         nested = any(attribute.type in _GRAPHS for attribute in node.attributes.values())
         kernels = table.get(_operator(node), ())
@@ -82,14 +84,15 @@ def value_types(model: ir.Model) -> dict[str, str]:
 
 
 def condensed(rows: Iterable[Row]) -> dict[str, list[Kernel]]:
-    """The rows of CUDA for our opsets and types, like ones made one.
+    """The rows of CUDA for our domains, opsets and types, like ones made one.
 
     Rows that differ in the types of one parameter only take together what their union takes.
     """
     table: dict[str, list[Kernel]] = {}
     for provider, domain, operator, (first, last), constraints in rows:
         types = {name: [t for t in TYPES if f"tensor({t})" in taken] for name, taken in sorted(constraints.items())}
-        if provider == "CUDAExecutionProvider" and last >= OLDEST_OPSET and all(types.values()):
+        ours = provider == "CUDAExecutionProvider" and domain in DOMAINS and last >= OLDEST_OPSET
+        if ours and all(types.values()):
             kernels = table.setdefault(_qualified(domain, operator), [])
             kernels.append((first, None if last == OPEN else last, types))
     return {name: sorted(_united(kernels), key=json.dumps) for name, kernels in sorted(table.items())}
