@@ -94,6 +94,8 @@ class BatchSizes:
         if not wanted:
             return {}
         graph = ir.convenience.extract(self.graph, self._shapes, wanted)
+        for value in graph.inputs:
+            value.type = ir.TensorType(ir.DataType.INT64)
         model = ir.Model(graph, ir_version=10)
         feeds = [
             {str(value.name): self._shape_at(self._samples[value], one) for value in self._shapes} for one in sizes

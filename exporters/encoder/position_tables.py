@@ -52,6 +52,7 @@ class Tables:
     known: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     causal: set[ir.Value] = field(default_factory=set)
     """Lookups by difference that mask later tokens and do nothing else."""
+    count_of_nodes: int = 0
 
     @property
     def positions(self) -> ir.Value:
@@ -137,7 +138,8 @@ class Tables:
         # What is inserted before reads nothing that comes after: the graph is sorted at the end.
         found.type = ir.TensorType(ir.DataType.FLOAT)
         found.shape = None if shape is None else ir.Shape(shape)
-        found.name = f"of_positions_{len(self.known)}_{op_type}"
+        found.name = f"of_positions_{self.count_of_nodes}"
+        self.count_of_nodes += 1
         return found
 
 
@@ -215,6 +217,9 @@ def _made_of(
     if not at:
         return _Made(_function_of_count(tables, samples, trial, reach), broadcasts=True)
     if whole is not None:
+        first = np.take(whole, [0], at[0])
+        if np.array_equal(whole, np.broadcast_to(first, whole.shape)):
+            return _Made(_constant(tables, first), broadcasts=True)
         return _Made(_of_positions(tables, (*samples, trial), whole, at[0]), broadcasts)
     if at == [len(axes) - 2, len(axes) - 1]:
         return _Made(_of_differences(tables, samples, trial, reach), broadcasts)
