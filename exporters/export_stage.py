@@ -102,8 +102,6 @@ def export(
             source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
         )
         plan = plan_export(description.checkpoint, options)
-        if plan.kind is Kind.DECODER and plan.provider is not Provider.CPU:
-            raise InputError(f"decoders are not exported for `{plan.provider.value}` yet", hint="use `--provider cpu`")
         checkpoint = description.fetch()
     name = bundle_name(checkpoint.name, plan)
     target = Path(out) if out is not None else bundles_folder() / name
