@@ -81,7 +81,8 @@ class FakeCuda:
         self.left = left
         self.failing: Exception | None = None
         """What the next run raises."""
-        self.bindings: list[Binding] = []
+        self.bindings: list[weakref.ref[Binding]] = []
+        """All bindings that were made."""
         self.session = self
 
     def free(self, size: int) -> None:
@@ -118,8 +119,9 @@ class FakeCuda:
         return [SimpleNamespace(name="Cpu" if value.name in ON_HOST else "Cuda") for value in self.cpu.get_inputs()]
 
     def io_binding(self) -> Binding:
-        self.bindings.append(Binding(self))
-        return self.bindings[-1]
+        binding = Binding(self)
+        self.bindings.append(weakref.ref(binding))
+        return binding
 
     def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
         assert binding.session is self
@@ -131,4 +133,6 @@ class FakeCuda:
 
 def bound_values(session: FakeCuda) -> Mapping[str, Any]:
     """What is bound to the inputs of the last binding."""
-    return session.bindings[-1].inputs
+    binding = session.bindings[-1]()
+    assert binding is not None
+    return binding.inputs
