@@ -43,12 +43,7 @@ if TYPE_CHECKING:
     type=click.Choice([choice.value for choice in Provider]),
     default="cpu",
     show_default=True,
-<<<<<<< HEAD
-    help="Execution provider of the graph, which is certified on the CPU. cuda: int4, int8 and fp16 for LLMs, fp16 and "
-    "fp32 for others.",
-=======
-    help="Execution provider of the graph; only `cpu` so far.",
->>>>>>> h20-enc
+    help="Execution provider of the graph. cuda: LLMs, to int4, int8 and fp16; certified on the CPU.",
 )
 @click.option(
     "--out",
