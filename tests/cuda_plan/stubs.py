@@ -33,6 +33,10 @@ def undefined(provider: Path) -> dict[str, set[str]]:
             found[version].add(name)
         elif not version and kind == "U" and name != "Provider_GetHost":
             found[DRIVER if re.match(r"cu[A-Z]", name) else TENSORRT].add(name)
+    # Functions of the driver that it looks up by name.
+    found[DRIVER] |= {
+        name.decode() for name in re.findall(rb"\0(cu[A-Z][A-Za-z]+(?:_v\d)?)(?=\0)", provider.read_bytes())
+    }
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,7 +41,9 @@ def missing_kernels(model: ir.Model) -> list[str]:
     table = {name: [_kernel(row) for row in rows] for name, rows in json.loads(TABLE.read_text())["kernels"].items()}
     types = value_types(model)
     missing = []
-    for node in computing(model):
+    for node in model.graph:
+        if node.op_type == "Constant":  # which onnxruntime makes an initializer
+            continue
         # Graphs need not import onnxruntime's own domain, which has one version.
         schema = _schema(_operator(node), model.graph.opset_imports.get(node.domain, 1))
         bound = _bound(node, schema, types)
@@ -50,11 +52,6 @@ def missing_kernels(model: ir.Model) -> list[str]:
         if nested or not any(_takes(kernel, schema.since_version, bound) for kernel in kernels):
             missing.append(_described(node, schema.since_version, types) + (", has subgraphs" if nested else ""))
     return missing
-
-
-def computing(model: ir.Model) -> Iterator[ir.Node]:
-    """The nodes of the main graph but for constants, which onnxruntime makes initializers."""
-    return (node for node in model.graph if node.op_type != "Constant")
 
 
 def value_types(model: ir.Model) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_rows_are_united_where_they_differ_in_one_parameter() -> None:
 def test_an_int8_encoder_lacks_its_matmuls(reranker_bundle: Bundle) -> None:
     missing = missing_kernels(ir.load(reranker_bundle.path / GRAPH))
 
-    assert {line.split("(")[0] for line in missing} == {"com.microsoft.MatMulIntegerToFloat", "DynamicQuantizeLinear"}
+    assert {line.split("(")[0] for line in missing} == {"com.microsoft.MatMulIntegerToFloat"}
 
 
 def test_a_decoder_with_a_float32_cache_lacks_its_attention(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_decoder_with_a_float32_cache_lacks_its_attention(tmp_path: Path) -> N
 
     assert len(missing) == LAYERS
     assert all(line.startswith("com.microsoft.GroupQueryAttention(1) `") for line in missing)
-    assert all("float, -, -, float, float, int32, int32" in line for line in missing)
+    assert all("float, float, int32, int32, float, float -> float, float, float" in line for line in missing)
 
 
 def test_subgraphs_are_not_passed_over() -> None:
@@ -107,7 +107,7 @@ def test_subgraphs_are_not_passed_over() -> None:
     model = model_of([ir.node("If", [condition], {"then_branch": then, "else_branch": other})], [condition], [])
 
     assert missing_kernels(model) == ["If(19) `if_0`: bool -> float, has subgraphs"]
-    assert broken_rules(model) == ["If `if_0`: its result is in the host's memory"]
+    assert broken_rules(model) == ["If `if_0`: works in the host's memory"]
 
 
 def linear(*, width: int, columns: int, bits: int = 4, block: int = 32, zero_points: bool = False) -> ir.Model:
@@ -161,14 +161,10 @@ def test_the_head_size_is_a_multiple_of_eight(tmp_path: Path) -> None:
     assert [rule.split(": ")[1] for rule in broken_rules(model)] == ["head size 12 is not a multiple of 8"]
 
 
-def test_indices_are_not_computed() -> None:
+def test_shapes_are_not_computed() -> None:
     ids = of(INT64, "input_ids", "texts", "tokens")
     one = weight("one", np.array([1]))
     shape = ir.node("Shape", [ids])
     model = model_of([shape, ir.node("Add", [shape.outputs[0], one])], [ids], [one])
 
-    assert broken_rules(model) == [
-        "Shape `shape_0`: its result is in the host's memory",
-        "Shape `shape_0`: computes int64",
-        "Add `add_1`: computes int64",
-    ]
+    assert broken_rules(model) == ["Shape `shape_0`: works in the host's memory"]
