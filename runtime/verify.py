@@ -27,6 +27,7 @@ from .encoder.reranker import Reranker
 from .errors import BundleError, OrtkitError
 from .replay import Replay, replay
 from .session.memory import available_memory
+from .session.providers import PROVIDERS
 
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ortkit.runtime.verify import child; child()"
 _SECONDS = 120.0
@@ -35,6 +36,8 @@ _BYTES_PER_SECOND = 1_000_000
 MEMORY = 2 << 30
 _MEMORY_FACTOR = 8
 """Memory limit: MEMORY bytes, and this many times the size of the bundle."""
+_GPU_LIBRARIES = 4 << 30
+"""Bytes beside that for a bundle that runs on a GPU: the libraries of CUDA map far more than they use."""
 _LONGEST_MESSAGE = 10_000
 """Characters of an error message: libraries quote the files that they read."""
 
@@ -89,6 +92,8 @@ def _reports(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict
 def memory_for(bundle: Bundle) -> int:
     """Memory limit of the child process in bytes, at most what is free."""
     enough = MEMORY + _MEMORY_FACTOR * bundle.size
+    if PROVIDERS[bundle.provider].device != "cpu":
+        enough += _GPU_LIBRARIES
     available = available_memory()
     return enough if available is None else min(enough, available)
 

@@ -15,11 +15,11 @@ import onnxruntime
 import pytest
 
 from ortkit import Provider
-from ortkit.runtime.session.cuda import cuda_problem, find_driver, find_libraries
+from ortkit.runtime.session.cuda import cuda_graph_problem, cuda_problem, find_driver, find_libraries
 from ortkit.runtime.session.providers import ORT_NAMES, PROVIDERS, ExecutionProvider
 
 CPU, CUDA, COREML = (ORT_NAMES[provider] for provider in (Provider.CPU, Provider.CUDA, Provider.COREML))
-WANTED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcuda.so.1")
+WANTED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcuda.so.1", "libcudnn.so.9")
 
 
 class Fail(Exception):  # noqa: N818
@@ -45,6 +45,8 @@ class FakeOnnxruntime:
     """Plugin providers with a device."""
     opened: list[SimpleNamespace] = field(default_factory=list)
     registered: dict[str, str] = field(default_factory=dict)
+    severities: list[int] = field(default_factory=list)
+    """What the default logger was set to."""
     __version__: str = "1.31.1"
 
     def get_available_providers(self) -> list[str]:
@@ -52,6 +54,9 @@ class FakeOnnxruntime:
 
     def register_execution_provider_library(self, name: str, path: str) -> None:
         self.registered[name] = path
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severities.append(severity)
 
     def get_ep_devices(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(ep_name=name) for name in self.devices if name in self.registered]
@@ -220,6 +225,7 @@ def use(
             CUDA,
             PROVIDERS[Provider.CUDA].request,
             lambda ort: cuda_problem(ort, machine.load),
+            lambda ort, path: cuda_graph_problem(ort, path, machine.load),
             device="cuda",
             limits_memory=True,
         ),

@@ -132,6 +132,9 @@ def verdict_on(bundle: BundleFolder, machine: Machine) -> Verdict:
         state = next(state for state in machine.providers if state.provider is bundle.provider)
         if state.problem is not None:
             raise ProviderError(state.problem, hint=state.hint)
+        problem = PROVIDERS[bundle.provider].problem_of(load_onnxruntime(), bundle.path / GRAPH)
+        if problem is not None:
+            raise problem.error()
         _check_memory(bundle)
     except OrtkitError as error:
         return Verdict(needs, error)

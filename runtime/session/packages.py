@@ -22,10 +22,15 @@ PACKAGES = (
     "ort-nightly-gpu",
 )
 """Packages that install the same module, `onnxruntime`, each with other providers."""
-NVIDIA = {"nvidia-cublas": "~=13.0", "nvidia-cuda-runtime": "~=13.0", "nvidia-curand": "~=10.0"}
+NVIDIA = {
+    "nvidia-cublas": "~=13.0",
+    "nvidia-cuda-runtime": "~=13.0",
+    "nvidia-cudnn-cu13": "~=9.0",
+    "nvidia-curand": "~=10.0",
+}
 """Packages with the CUDA libraries that onnxruntime's CUDA provider needs, and their versions.
 
-The extra of onnxruntime-gpu leaves out nvidia-cublas, and brings cuDNN, which is not needed.
+The extra `cuda` of onnxruntime-gpu leaves out nvidia-cublas.
 """
 REQUIREMENTS = {
     "cpu": ("onnxruntime>=1.30",),

@@ -30,6 +30,8 @@ from .request import NO_FALLBACK, Request, session_options
 FLOATS, INTEGERS = "tensor(float)", "tensor(int64)"
 _GENERAL = {"Fail", "RuntimeException"}
 """Classes of onnxruntime's exceptions that say only that something failed."""
+_FATAL = 4
+"""onnxruntime's logging severity for fatal errors alone."""
 _GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
 
 
@@ -51,7 +53,7 @@ class Session:
         ort = load_onnxruntime()
         entry = PROVIDERS[config.provider]
         _check_memory_option(config, entry)
-        problem = entry.problem(ort)
+        problem = entry.problem_of(ort, path)
         if problem is not None:
             raise problem.error()
         self.path = path
@@ -112,6 +114,8 @@ class Session:
         check_placement(session, entry.name, self.path, one_program=request.cpu_beside)
 
     def _created(self, ort: Any, entry: ExecutionProvider, request: Request) -> Any:
+        if request.silent:
+            ort.set_default_logger_severity(_FATAL)
         options = session_options(ort, request)
         return ort.InferenceSession(
             native(self.path),
@@ -278,14 +282,13 @@ def failure(path: Path, verb: str, error: Exception, *, needed: int) -> OrtkitEr
 def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_memory: int | None) -> OrtkitError:
     """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
 
-    A failed allocation has no status of its own: it is a RuntimeException, as onnxruntime has it for C++'s exceptions.
-    CUDA's errors in kernels are `Fail`. Within a limit on the memory, a RuntimeException is taken for its end: the
-    arena frees what a failed run took, and does not say how much that was.
+    A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input.
+    Within a limit on the memory, such a failure is taken for its end: the arena frees what a failed run took, and does
+    not say how much that was.
     """
     free = free_memory_of_gpu()
     short = free is not None and free < max(needed, SPARE)
-    within = max_memory is not None and type(error).__name__ == "RuntimeException"
-    if isinstance(error, MemoryError) or within or (type(error).__name__ in _GENERAL and short):
+    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or max_memory is not None)):
         limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
         left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
         why = ", ".join(filter(None, (limit, left)))

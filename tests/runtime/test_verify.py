@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ortkit import Bundle, BundleError, OrtkitError, OutOfMemoryError
+from ortkit import Bundle, BundleError, OrtkitError, OutOfMemoryError, Provider
 from ortkit.runtime.replay import Replay
 from ortkit.runtime.verify import _CHILD, memory_for, verify
 from tests.commands import Finished
@@ -171,6 +172,8 @@ def test_a_graph_that_asks_for_what_the_machine_has_but_not_such_a_model(folder:
 def test_memory_follows_the_files(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ortkit.runtime.verify.available_memory", lambda: 1 << 40)
     assert memory_for(embedder) == (2 << 30) + 8 * embedder.size
+    on_cuda = Bundle(embedder.path, dataclasses.replace(embedder.manifest, provider=Provider.CUDA))
+    assert memory_for(on_cuda) == memory_for(embedder) + (4 << 30)
     monkeypatch.setattr("ortkit.runtime.verify.available_memory", lambda: 1 << 20)
     assert memory_for(embedder) == 1 << 20
 

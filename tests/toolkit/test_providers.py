@@ -7,8 +7,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from ortkit import Bundle
+from ortkit import Bundle, Provider
 from ortkit.runtime.session.cpu import cpu_features
+from ortkit.runtime.session.providers import PROVIDERS
 from tests.commands import Finished
 from tests.fake_providers import CPU, FakeDriver, FakeOnnxruntime, use
 from tests.tiny_bundles import rehash, write_embedder
@@ -54,7 +55,10 @@ def test_a_machine_with_cuda(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) ->
     assert labelled(finished.out, "cuda") == ["available"]
     assert labelled(finished.out, "coreml") == ["not available"]
     assert labelled(finished.out, "packages") == [
-        "onnxruntime-gpu 1.31.1, nvidia-cublas 13.1, nvidia-cuda-runtime 13.1, nvidia-curand 13.1"
+        (
+            "onnxruntime-gpu 1.31.1, nvidia-cublas 13.1, nvidia-cuda-runtime 13.1, nvidia-cudnn-cu13 13.1, "
+            "nvidia-curand 13.1"
+        )
     ]
     assert labelled(finished.out, "CUDA") == ["onnxruntime is built for 13.0"]
     assert labelled(finished.out, "driver") == ["supports CUDA 13.0"]
@@ -64,6 +68,7 @@ def test_a_machine_with_cuda(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) ->
         "libcublasLt.so.13: loads (nvidia-cublas)",
         "libcublas.so.13: loads (nvidia-cublas)",
         "libcurand.so.10: loads (nvidia-curand)",
+        "libcudnn.so.9: loads (nvidia-cudnn-cu13, for MultiHeadAttention)",
     ]
 
 
@@ -75,12 +80,12 @@ def test_a_machine_that_lacks_a_library(ortkit: Ortkit, monkeypatch: pytest.Monk
     assert found["providers"][1] == {
         "provider": "cuda",
         "built_in": True,
-        "problem": "`cuda` is not available: the CUDA library `libcublas.so.13` cannot be loaded: libcublas.so.13: "
+        "problem": "`cuda` is not available: the library `libcublas.so.13` cannot be loaded: libcublas.so.13: "
         "cannot open shared object file: No such file or directory",
         "hint": "run `pip install 'nvidia-cublas~=13.0'`",
     }
     assert found["cuda"]["gpus"] == [{"name": "NVIDIA L4", "capability": [8, 9], "memory": 23 << 30}]
-    assert [library["error"] is None for library in found["cuda"]["libraries"]] == [True, True, False, True]
+    assert [library["error"] is None for library in found["cuda"]["libraries"]] == [True, True, False, True, True]
     assert found["cuda"]["architectures"] == ["7.5", "8.0", "8.6", "8.9", "9.0", "12.0"]
 
 
@@ -129,7 +134,7 @@ def test_a_bundle_for_cuda_on_a_machine_without(
     error = (
         "error: `cuda` is not available: `onnxruntime` 1.31.1 is built without CUDA\n\nhint: run `pip uninstall -y "
         "onnxruntime`, then `pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' "
-        "'nvidia-curand~=10.0'`\n"
+        "'nvidia-cudnn-cu13~=9.0' 'nvidia-curand~=10.0'`\n"
     )
     assert (shown.code, printed.code, used.code) == (8, 8, 8)
     assert shown.err == used.err == error
@@ -142,6 +147,19 @@ def test_a_bundle_for_cuda_on_a_machine_without(
     assert printed.err == ""
     assert json.loads(printed.out)["bundle"]["runs"] is False
     assert json.loads(printed.out)["bundle"]["error"]["exit_code"] == 8
+
+
+def test_verify_where_the_provider_is_missing(ortkit: Ortkit, for_cuda: Bundle) -> None:
+    """In the process of its own that opens the graph; with the machine that runs this test."""
+    if PROVIDERS[Provider.CUDA].problem(onnxruntime) is None:
+        pytest.skip("this machine has CUDA")
+
+    finished = ortkit("verify", for_cuda.path)
+
+    assert finished.code == 8
+    assert finished.err.startswith("error: `cuda` is not available: ")
+    assert "\nhint: " in finished.err
+    assert finished.out.decode().splitlines()[-1] == f"failed: {for_cuda.path}"
 
 
 def test_a_bundle_that_does_not_fit_on_the_gpu(
@@ -185,7 +203,7 @@ def test_a_limit_that_is_not_a_size(ortkit: Ortkit, embedder: Bundle, size: str)
 
 @pytest.mark.parametrize(
     ("size", "limit"),
-    [("4096", 4096), ("500M", 500 << 20), ("1.5GiB", 3 << 29), ("2gb", 2 << 30), ("8k", 8192)],
+    [("9000000", 9_000_000), ("500M", 500 << 20), ("1.5GiB", 3 << 29), ("2gb", 2 << 30), ("9000k", 9000 << 10)],
 )
 def test_sizes(ortkit: Ortkit, for_cuda: Bundle, monkeypatch: pytest.MonkeyPatch, size: str, limit: int) -> None:
     """They reach onnxruntime in bytes."""

@@ -152,7 +152,8 @@ def texts() -> list[str]:
     made = []
     for index in range(_TEXTS):
         count = 1 + index * 5 % _LONGEST
-        made.append(" ".join(_SENTENCES[(index + place) % len(_SENTENCES)] for place in range(count)))
+        sentences = " ".join(_SENTENCES[(index + place) % len(_SENTENCES)] for place in range(count))
+        made.append(f"Note {index + 1}: {sentences}")
     return made
 
 
@@ -182,7 +183,12 @@ def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, fl
     from ...runtime.decoder.sampler import Sampling
 
     most = decoder.context // 2
-    ids = decoder.encode(" ".join(texts()))[: min(_PROMPT, most)]
+    prompt = decoder.encode(_SENTENCES[0])
+    for text in texts():
+        if len(prompt) >= _PROMPT:
+            break
+        prompt += decoder.encode_exactly(text)
+    ids = prompt[: min(_PROMPT, most)]
     answer = min(_ANSWER, most)
     rates = []
 

@@ -21,10 +21,11 @@ from ortkit.runtime.session.problem import Problem
 from ortkit.runtime.session.providers import PROVIDERS, PluginProvider
 from ortkit.runtime.session.request import Request
 from ortkit.runtime.session.session import Session
-from tests.fake_providers import COREML, CPU, CUDA, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
+from tests.fake_providers import COREML, CPU, CUDA, Fail, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
 
 INSTALL_CUDA = (
-    "pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-curand~=10.0'"
+    "pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-cudnn-cu13~=9.0' "
+    "'nvidia-curand~=10.0'"
 )
 CONFIG = SessionConfig(Provider.CUDA, ("x",))
 
@@ -73,6 +74,7 @@ def test_what_is_asked_for_is_obtained(path: Path, monkeypatch: pytest.MonkeyPat
         )
     ]
     assert opened.enable_fallback == 0
+    assert module.severities == [4]
     assert opened.disabled_optimizers == []
     assert opened.options.entries["session.disable_cpu_ep_fallback"] == "1"
 
@@ -177,7 +179,7 @@ MACHINES: list[tuple[FakeDriver, str, str]] = [
     (
         FakeDriver(missing=["libcublasLt.so.13", "libcublas.so.13"]),
         (
-            "the CUDA library `libcublasLt.so.13` cannot be loaded: libcublasLt.so.13: cannot open shared object file: "
+            "the library `libcublasLt.so.13` cannot be loaded: libcublasLt.so.13: cannot open shared object file: "
             "No such file or directory"
         ),
         "run `pip install 'nvidia-cublas~=13.0'`",
@@ -185,7 +187,7 @@ MACHINES: list[tuple[FakeDriver, str, str]] = [
     (
         FakeDriver(missing=["libcudart.so.13", "libcurand.so.10"]),
         (
-            "the CUDA library `libcudart.so.13` cannot be loaded: libcudart.so.13: cannot open shared object file: "
+            "the library `libcudart.so.13` cannot be loaded: libcudart.so.13: cannot open shared object file: "
             "No such file or directory"
         ),
         "run `pip install 'nvidia-cuda-runtime~=13.0' 'nvidia-curand~=10.0'`",
@@ -202,6 +204,39 @@ def test_what_is_missing_on_this_machine(
 
     assert refused(path) == (f"`cuda` is not available: {message}", hint)
     assert module.opened == []
+
+
+def attention_graph(path: Path) -> Path:
+    """com.microsoft.MultiHeadAttention alone."""
+    shape = ["batch", "tokens", 8]
+    graph = helper.make_graph(
+        [helper.make_node("MultiHeadAttention", ["x", "x", "x"], ["y"], domain="com.microsoft", num_heads=2)],
+        "attention",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def test_a_library_that_some_graphs_need(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime asks for cuDNN at the first MultiHeadAttention, after it has opened the session."""
+    module = FakeOnnxruntime()
+    use(monkeypatch, module, FakeDriver(missing=["libcudnn.so.9"]))
+    attention = attention_graph(tmp_path / "attention.onnx")
+
+    assert refused(attention) == (
+        (
+            "`cuda` is not available: the library `libcudnn.so.9`, which `MultiHeadAttention` needs, cannot be loaded: "
+            "libcudnn.so.9: cannot open shared object file: No such file or directory"
+        ),
+        "run `pip install 'nvidia-cudnn-cu13~=9.0'`",
+    )
+    assert module.opened == []
+    assert Session(path, CONFIG).provider is Provider.CUDA
+    use(monkeypatch, module)
+    assert Session(attention, CONFIG).provider is Provider.CUDA
 
 
 @pytest.mark.parametrize(
@@ -475,6 +510,9 @@ def test_an_allocation_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("error", "max_memory", "free", "expected"),
     [
         (RuntimeException("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail("bfc_arena"), None, 30 << 20, OutOfMemoryError),
+        (Fail("a kernel"), None, 20 << 30, BundleError),
         (RuntimeException("bfc_arena"), None, 30 << 20, OutOfMemoryError),
         (RuntimeException("a shape"), None, 20 << 30, BundleError),
         (ValueError("Required inputs are missing"), 64 << 20, 20 << 30, BundleError),

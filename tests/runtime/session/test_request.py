@@ -45,6 +45,7 @@ def test_cuda_encoder() -> None:
         dimensions={},
         cpu_beside=False,
         huge_pages=False,
+        silent=True,
     )
 
 
