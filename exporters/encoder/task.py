@@ -334,7 +334,7 @@ def _in_float16(graph: ir.Model, manifest: Manifest, texts: Iterator[_Feeds], sc
     Raises UnsupportedModelError where what it computes for the probe set, given as its inputs, is outside of float16.
     """
     check_range(graph, manifest.name, texts, scratch=scratch)
-    convert_to_float16(graph.graph, manifest.name)
+    convert_to_float16(graph.graph)
     tidy(graph)
     return QuantizedGraph(graph)
 
