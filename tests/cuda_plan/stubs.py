@@ -15,8 +15,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DRIVER = "libcuda.so.1"
+CUDNN = "libcudnn.so.9"
 TENSORRT = "libnvinfer.so.10"
-"""Symbols of these two have no versions, which name the libraries of the others."""
+"""Symbols have no versions, which name the libraries of others."""
 CREATES, NAMES = re.compile(r"Create"), re.compile(r"Get(?:Error|Status)(?:Name|String)")
 
 
@@ -33,10 +34,9 @@ def undefined(provider: Path) -> dict[str, set[str]]:
             found[version].add(name)
         elif not version and kind == "U" and name != "Provider_GetHost":
             found[DRIVER if re.match(r"cu[A-Z]", name) else TENSORRT].add(name)
-    # Functions of the driver that it looks up by name.
-    found[DRIVER] |= {
-        name.decode() for name in re.findall(rb"\0(cu[A-Z][A-Za-z]+(?:_v\d)?)(?=\0)", provider.read_bytes())
-    }
+    # The driver's functions and cuDNN's are looked up by name.
+    for name in re.findall(rb"\0(cu(?:dnn)?[A-Z]\w+)(?=\0)", provider.read_bytes()):
+        found[CUDNN if name.startswith(b"cudnn") else DRIVER].add(name.decode())
     return found
 
 

@@ -11,8 +11,6 @@ ON_THE_HOST = {"Shape", "Size", "If", "Loop", "Scan"}
 
 Other computations with integers, as with the token ids of RoBERTa's positions, stay on CUDA.
 """
-CUDNN = {"MultiHeadAttention", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSumExp"}
-"""Of onnxruntime-gpu 1.31.1. ReduceMean needs it too, unless it reduces the last axes."""
 BLOCK_SIZE = 32
 """Of fpA_intB, the matmul of fp16 with int4 or int8 weights, as the official wheels have it."""
 ALIGNMENT = {4: 64, 8: 32}
@@ -22,11 +20,6 @@ ALIGNMENT = {4: 64, 8: 32}
 def broken_rules(model: ir.Model) -> list[str]:
     """What is against the rules, each with the node; [] if nothing is."""
     return [f"{node.op_type} `{node.name}`: {text}" for node in model.graph for text in _broken(node)]
-
-
-def needing_cudnn(model: ir.Model) -> list[str]:
-    """Nodes that fail where cuDNN is not installed, found by running them in `make cuda-plan`'s environment."""
-    return [f"{node.op_type} `{node.name}`" for node in model.graph if node.op_type in CUDNN]
 
 
 def _broken(node: ir.Node) -> Iterator[str]:
