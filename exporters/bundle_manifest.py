@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import onnx_ir as ir
 
-from ..runtime.bundle.manifest import SCHEMA, Certificate, Kind, Manifest, TokenizerFacts
+from ..runtime.bundle.manifest import SCHEMA, Certificate, Kind, Layout, Manifest, Provider, TokenizerFacts
 from ..runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from ..runtime.version import __version__
 from .checkpoint.checkpoint import Checkpoint
@@ -65,5 +65,12 @@ def make_manifest(
         blocks=None if quantized is None else quantized.blocks,
         certificate=certificate,
         requires={ONNXRUNTIME: OLDEST_ONNXRUNTIME},
+        layout=_layout_of(plan),
         made_with={"ortkit": __version__} | {library: version(library) for library in _LIBRARIES},
     )
+
+
+def _layout_of(plan: ExportPlan) -> Layout:
+    """The layout of an encoder's graph for the provider; decoders have the default one."""
+    cpu = plan.provider is Provider.CPU or plan.kind is Kind.DECODER
+    return Layout.TOKENS_FIRST if cpu else Layout.TEXTS_FIRST

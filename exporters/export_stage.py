@@ -49,9 +49,10 @@ def export(
     Args:
         source: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
         precision: by default `SOURCE` for a quantized GGUF file, else what the catalog says, else `INT8`, and `INT4`
-            for a decoder. `FP16` is for GPUs: CPUs compute most of it in float32.
-        provider: the execution provider that the graph is made for.
-        out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache.
+            for a decoder; `FP16` for encoders on CUDA. CPUs compute most of `FP16` in float32.
+        provider: the execution provider that the graph is made for; the bundle is certified on the CPU.
+        out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache,
+            and the provider for another one than the CPU.
             The environment variable ORTKIT_BUNDLES names another folder than `bundles`.
             A bundle that is there is replaced when the new one is complete.
         origin: where to take `source` from, by default what its form says.
@@ -86,8 +87,8 @@ def export(
             raise InputError(f"`{name}` must lie between 0 and 1, not {threshold}")
     if max_kl is not None and not max_kl > 0:
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
-    if provider is not Provider.CPU:
-        raise InputError(f"graphs for `{provider.value}` are not made yet, only for `cpu`")
+    if provider is Provider.COREML:
+        raise InputError("graphs for `coreml` are not made yet", hint="use `--provider cpu` or `--provider cuda`")
     _check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
         _check_path(Path(source).absolute())
@@ -101,6 +102,8 @@ def export(
             source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
         )
         plan = plan_export(description.checkpoint, options)
+        if plan.kind is Kind.DECODER and plan.provider is not Provider.CPU:
+            raise InputError(f"decoders are not exported for `{plan.provider.value}` yet", hint="use `--provider cpu`")
         checkpoint = description.fetch()
     name = bundle_name(checkpoint.name, plan)
     target = Path(out) if out is not None else bundles_folder() / name

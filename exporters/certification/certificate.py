@@ -14,8 +14,11 @@ LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}
 
 
 def hint_of(precision: Precision, option: str) -> str:
+    """The hint for an encoder that misses its threshold; `option` sets a lower one for int8."""
     if precision is Precision.FP32:
         return "no bundle was written"
+    if precision is Precision.FP16:
+        return "no bundle was written; use `--precision fp32`"
     return f"no bundle was written; try `{option}`, or `--precision fp32`"
 
 

@@ -17,7 +17,7 @@ from ..certification.certificate import certificate_of, golden_places, hint_of
 from ..certification.probe import probe_texts, tokenizer_probe
 from .embedder_reference import PublishedEmbedder
 
-LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.INT8: 0.98}
+LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.9999, Precision.INT8: 0.98}
 """Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""
 LARGEST_DIFFERENCE_OF_VECTORS = 1e-5
 """Of a component of a float32 vector from the publisher's library, as a part of the vector's length."""

@@ -22,7 +22,7 @@ from ..certification.rank_correlation import kendall_tau
 Inputs = Mapping[str, list[int]]
 """A model's inputs for one pair, by name."""
 
-LOWEST_TAU = {Precision.FP32: 0.99, Precision.INT8: 0.7}
+LOWEST_TAU = {Precision.FP32: 0.99, Precision.FP16: 0.99, Precision.INT8: 0.7}
 """The same for the mean of Kendall's tau over the queries of the probe set. Of a trained model's documents, most answer
 a query not at all and score alike, so that their order is chance."""
 DEFAULT_TAU = 0.95

@@ -26,11 +26,13 @@ from ...runtime.bundle.manifest import (
     Manifest,
     Pooling,
     Precision,
+    Provider,
     Quantization,
     RerankerFacts,
     Side,
     TokenizerFacts,
 )
+from ...runtime.encoder.base import graph_feeds
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.encoder.pooling import cosines
 from ...runtime.encoder.reranker import Reranker
@@ -43,6 +45,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, read_cross_encoder
 from ..checkpoint.kind import positions_of
 from ..graph.external_data import save_graph
+from ..graph.passes import tidy
 from ..models.loading import load_tokenizer
 from ..progress import counted
 from ..steps import ModelFacts, QuantizedGraph, Workspace
@@ -57,8 +60,10 @@ from .certify_reranker import (
     check_exact_pairs,
     check_tokens,
 )
+from .cuda_graph import rebuild_for_cuda
 from .dense import dense_layers, write_dense
 from .embedder_reference import PublishedEmbedder
+from .float16 import check_range, convert_to_float16
 from .recipe_search import Measured, Outputs, Trials
 from .reranker_config import pair_length, reference_ids, reranker_facts
 from .reranker_reference import published_reranker
@@ -129,7 +134,10 @@ class EmbedderTask:
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
         graph = trace(model, work.scratch, Kind.EMBEDDER)
-        rebuild(graph, self.checkpoint, manifest)
+        if manifest.provider is Provider.CUDA:
+            rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
+        else:
+            rebuild(graph, self.checkpoint, manifest)
         return graph
 
     def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> EmbedderReference:  # noqa: ARG002
@@ -150,6 +158,8 @@ class EmbedderTask:
     ) -> QuantizedGraph:
         save_graph(graph, trial.path / GRAPH)
         check_exact(Embedder(trial), reference.samples)
+        if trial.manifest.precision is Precision.FP16:
+            return _in_float16(graph, trial.manifest, self._probe_feeds(trial), work.scratch)
         return _quantize_with_recipe(graph, trial, self, reference.vectors, threshold, work.scratch)
 
     def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:  # noqa: ARG002
@@ -172,6 +182,11 @@ class EmbedderTask:
         tokenizer = Tokenizer(trial.file(TOKENIZER), trial.manifest.tokenizer)
         for text in counted(tokenizer.tokenize(calibration_texts().texts), "texts"):
             yield {INPUT_IDS: text.ids[np.newaxis]}
+
+    def _probe_feeds(self, trial: DraftBundle) -> Iterator[_Feeds]:
+        tokenizer = Tokenizer(trial.file(TOKENIZER), trial.manifest.tokenizer)
+        for text in counted(tokenizer.tokenize(probe_texts().texts), "texts"):
+            yield graph_feeds({INPUT_IDS: text.ids[np.newaxis]}, trial.manifest)
 
     def outputs(self, bundle: DraftBundle, *, sample: bool = False) -> Outputs:
         texts = calibration_texts().texts[:_SAMPLE] if sample else probe_texts().texts
@@ -243,7 +258,10 @@ class RerankerTask:
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
         graph = trace(model, work.scratch, Kind.RERANKER)
-        rebuild(graph, self.checkpoint, manifest, pooled=self.files.form is Form.MODULES)
+        if manifest.provider is Provider.CUDA:
+            rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
+        else:
+            rebuild(graph, self.checkpoint, manifest, pooled=self.files.form is Form.MODULES)
         return graph
 
     def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> PairReference:  # noqa: ARG002
@@ -267,6 +285,8 @@ class RerankerTask:
     ) -> QuantizedGraph:
         save_graph(graph, trial.path / GRAPH)
         check_exact_pairs(Reranker(trial), reference)
+        if trial.manifest.precision is Precision.FP16:
+            return _in_float16(graph, trial.manifest, self._probe_feeds(trial), work.scratch)
         return _quantize_with_recipe(graph, trial, self, reference.logits, threshold, work.scratch)
 
     def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:  # noqa: ARG002
@@ -291,6 +311,12 @@ class RerankerTask:
         for pair in counted(list(tokenizer.tokenize(calibration_pairs())), "pairs"):
             yield tokenizer.feeds([pair])
 
+    def _probe_feeds(self, trial: DraftBundle) -> Iterator[_Feeds]:
+        typed = TOKEN_TYPE_IDS in trial.manifest.inputs
+        tokenizer = self._own_tokenizer(trial.path, trial.manifest.tokenizer, typed=typed)
+        for pair in counted(tokenizer.tokenize(probe_searches().pairs), "pairs"):
+            yield graph_feeds(tokenizer.feeds([pair]), trial.manifest)
+
     def outputs(self, bundle: DraftBundle, *, sample: bool = False) -> Outputs:
         pairs = calibration_pairs()[:_SAMPLE] if sample else probe_searches().pairs
         return Reranker(bundle).score_with_report(pairs).logits
@@ -300,6 +326,17 @@ class RerankerTask:
 
     def damage(self, found: Outputs, exact: Outputs) -> float:
         return float(np.abs(found - exact).mean())
+
+
+def _in_float16(graph: ir.Model, manifest: Manifest, texts: Iterator[_Feeds], scratch: Path) -> QuantizedGraph:
+    """Convert a float32 graph, which gives what PyTorch does, to float16.
+
+    Raises UnsupportedModelError where what it computes for the probe set, given as its inputs, is outside of float16.
+    """
+    check_range(graph, manifest.name, texts, scratch=scratch)
+    convert_to_float16(graph.graph, manifest.name)
+    tidy(graph)
+    return QuantizedGraph(graph)
 
 
 def _quantize_with_recipe(

@@ -5,6 +5,8 @@ from __future__ import annotations
 INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
 """Encoders: int64 (batch, tokens). Batches are not padded, so there is no attention mask; but see `BIAS`."""
+POSITIONS = "positions"
+"""Encoders for CUDA: int64 (tokens,), 0 ... tokens - 1."""
 BIAS = "bias"
 """Encoders for CoreML, whose batches are padded: float32 (batch, 1, 1, tokens), added to the attention scores.
 

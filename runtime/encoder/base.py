@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..arguments import checked_integer
 from ..bundle.bundle import GRAPH, Bundle
 from ..bundle.folder import BundleFolder
+from ..bundle.graph_io import BIAS, POSITIONS
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import Kind, Provider
+from ..bundle.manifest import Kind, Manifest, Provider
 from ..errors import BundleError
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.session import DISABLED_OPTIMIZERS, SessionConfig
+from .batching import batches
+from .buckets import PADDED_TOKENS, BucketChoice
+
+Item = TypeVar("Item")
 
 BATCH_TOKENS = 256
 """Tokens in one run of the graph: more is not faster on a CPU, and the activations fit in its cache."""
+GPU_BATCH_TOKENS = 16_384
+"""The same on a GPU, which computes them all at once. Not measured on one yet."""
 CHUNK = 1024
 """Texts that a stream embeds before it yields their embeddings."""
 CHUNK_CHARACTERS = 1 << 22
@@ -35,7 +46,7 @@ class Plan:
     """How an embedder or a reranker runs on this machine: `embedder.plan`."""
 
     workers: int
-    """Number of batches that run at once, each on one CPU core."""
+    """Number of batches that run at once, on a CPU each on one core."""
     cores: Cores
     """CPU cores of the machine, and how many of them are usable."""
     batch_tokens: int
@@ -61,21 +72,38 @@ class Encoder:
         check_kind(self.bundle, kind)
         if workers is not None:
             workers = checked_integer(workers, "workers")
-        if manifest.inputs not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
-            supported = ", ".join(f"`{name}`" for name in inputs)
+        more = POSITIONS if manifest.buckets is None else BIAS
+        own = tuple(name for name in manifest.inputs if name != more)
+        ordered = manifest.inputs in ((own, (*own, more)) if manifest.buckets is None else ((*own, more),))
+        if not ordered or own not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
+            supported = ", ".join(f"`{name}`" for name in (*inputs, more))
             raise BundleError(
                 f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
             )
         check_requirements(self.bundle)
         self._cores = find_cores()
-        self.workers = workers or self._cores.usable
+        self._buckets = BucketChoice.of(self.bundle)
+        batching = batching_for(self.bundle.provider, self._cores, padded=self._buckets is not None)
+        self.workers = workers or batching.workers
         """Number of batches that run at once."""
+        self.batch_tokens = batching.tokens
+        """Default number of tokens in one run of the graph."""
         self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle))
+
+    def _batches(self, items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
+        """Group items into batches of one length, or into batches that fit a bucket."""
+        if self._buckets is None:
+            return batches(items, batch_tokens, length=length)
+        return self._buckets.batches(items, batch_tokens, length=length)
 
     @property
     def max_length(self) -> int:
         """The model's limit in tokens, including special tokens."""
         return self.bundle.manifest.tokenizer.max_length
+
+    def _checked_batch_tokens(self, batch_tokens: int | None) -> int:
+        """The number of tokens in one run of the graph; raises InputError for one that is not valid."""
+        return self.batch_tokens if batch_tokens is None else checked_integer(batch_tokens, "batch_tokens")
 
     @property
     def plan(self) -> Plan:
@@ -83,12 +111,41 @@ class Encoder:
         return Plan(
             workers=self.workers,
             cores=self._cores,
-            batch_tokens=BATCH_TOKENS,
+            batch_tokens=self.batch_tokens,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
             int8=self.session.int8,
         )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Defaults for how texts are batched."""
+
+    workers: int
+    """Number of batches that run at once."""
+    tokens: int
+    """Number of tokens in one run of the graph."""
+
+
+def batching_for(provider: Provider, cores: Cores, *, padded: bool = False) -> Batching:
+    """Batching on a provider: a small batch for each CPU core, or one large batch for all of another device.
+
+    `padded` is for a graph that runs in buckets, on whatever provider.
+    """
+    workers = cores.usable if provider is Provider.CPU else 1
+    if padded:
+        return Batching(workers, PADDED_TOKENS)
+    return Batching(workers, BATCH_TOKENS if provider is Provider.CPU else GPU_BATCH_TOKENS)
+
+
+def graph_feeds(feeds: Mapping[str, NDArray[np.int64]], manifest: Manifest) -> dict[str, NDArray[np.int64]]:
+    """The graph's inputs, from token ids, and token types where it has them: each (texts, tokens)."""
+    if POSITIONS not in manifest.inputs:
+        return dict(feeds)
+    tokens = next(iter(feeds.values())).shape[1]
+    return {**feeds, POSITIONS: np.arange(tokens, dtype=np.int64)}
 
 
 def characters(text: object) -> int:

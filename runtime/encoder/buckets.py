@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import BIAS
 from ..bundle.manifest import Buckets
 from ..errors import BundleError
@@ -54,6 +55,14 @@ class BucketChoice:
                 f"the largest bucket in the manifest of `{path}` has {buckets.tokens[-1]} tokens, and the model's "
                 f"limit is {max_length}"
             )
+
+    @classmethod
+    def of(cls, bundle: BundleFolder) -> BucketChoice | None:
+        """The buckets of a bundle; None where its graph takes any shape. Raises BundleError as the constructor does."""
+        manifest = bundle.manifest
+        if manifest.buckets is None:
+            return None
+        return cls(manifest.buckets, max_length=manifest.tokenizer.max_length, path=bundle.path)
 
     def smallest(self, texts: int, tokens: int) -> Bucket:
         """The smallest bucket that holds so many texts of at most so many tokens; raises BundleError without one."""

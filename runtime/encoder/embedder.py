@@ -14,13 +14,13 @@ from ..arguments import checked_integer
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
-from ..bundle.manifest import EmbedderFacts, Kind
+from ..bundle.manifest import EmbedderFacts, Kind, Layout
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
-from .base import BATCH_TOKENS, CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters
-from .batching import batches, in_chunks, numbered, run_all
+from .base import CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
+from .batching import in_chunks, numbered, run_all
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
 from .embeddings import Embeddings, EmbeddingsBuilder, EmbedOptions, Row
@@ -50,7 +50,7 @@ class Embedder(Encoder, Closable):
       for models that normalize: fixed ranges for unit vectors. They never depend on the texts of the call.
     - `long`: texts over the model's limit. `truncate`; `error`: raise TextTooLongError before anything is computed;
       `mean`: average the embeddings of chunks, weighted by tokens, before normalization.
-    - `batch_tokens`: largest number of tokens in one run of the graph.
+    - `batch_tokens`: largest number of tokens in one run of the graph; default: what suits the provider.
 
     `embed` returns the embeddings and warns of truncated texts (TruncationWarning). `embed_with_report` returns token
     counts as well, and `stream` yields such reports chunk by chunk, for more texts than fit in memory.
@@ -93,7 +93,7 @@ class Embedder(Encoder, Closable):
         dtype: VectorType | str = VectorType.FLOAT32,
         ranges: NDArray[np.float32] | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """Embed texts: (texts, dimension), float32 by default, in input order; (dimension,) for a single string.
 
@@ -145,7 +145,7 @@ class Embedder(Encoder, Closable):
         dtype: VectorType | str = VectorType.FLOAT32,
         ranges: NDArray[np.float32] | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """Embed passages to search in with the model's prompt for them, if it has one: (passages, dimension).
 
@@ -174,7 +174,7 @@ class Embedder(Encoder, Closable):
         dtype: VectorType | str = VectorType.FLOAT32,
         ranges: NDArray[np.float32] | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
         """Embed texts as `embed` does, and report token counts and truncated texts instead of warning.
@@ -199,7 +199,7 @@ class Embedder(Encoder, Closable):
         dtype: VectorType | str = VectorType.FLOAT32,
         ranges: NDArray[np.float32] | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         chunk: int = CHUNK,
     ) -> Iterator[Embeddings]:
         """Embed any number of texts in bounded memory: yields the result of `embed_with_report` for each `chunk` texts.
@@ -268,7 +268,7 @@ class Embedder(Encoder, Closable):
         dtype: VectorType | str,
         ranges: NDArray[np.float32] | None,
         long: LongTexts | str,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> EmbedOptions:
         """Check the options of a call; raises InputError for the first that is not valid."""
         self._check_open()
@@ -289,7 +289,7 @@ class Embedder(Encoder, Closable):
             dense=self._dense,
             skip=self._unpooled.get(prefix, 0),
             long=choice(LongTexts, long, "long"),
-            batch_tokens=checked_integer(batch_tokens, "batch_tokens"),
+            batch_tokens=self._checked_batch_tokens(batch_tokens),
             normalize=self.facts.normalize,
         )
 
@@ -307,11 +307,7 @@ class Embedder(Encoder, Closable):
         results = EmbeddingsBuilder(len(texts), options)
 
         def run_batch(batch: list[Row]) -> None:
-            ids = stack_ids([row.ids for row in batch])
-            vectors = self.session.run({INPUT_IDS: ids}, (ids.shape[1], ids.shape[0], None))
-            # A graph need not state its output size.
-            self._check_width(vectors.shape[-1])
-            results.add(batch, pool(vectors, self.facts.poolings, skip=options.skip))
+            results.add(batch, self._pooled([row.ids for row in batch], options.skip))
             if progress is not None:
                 progress(len(batch))
 
@@ -321,10 +317,32 @@ class Embedder(Encoder, Closable):
             self._refuse_long(tokenized, before)
         run_all(
             run_batch,
-            batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
+            self._batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
             self.workers,
         )
         return results.embeddings()
+
+    def _pooled(self, rows: Sequence[NDArray[np.int64]], skip: int) -> NDArray[np.float32]:
+        """The pooled embeddings of a batch (texts, poolings * width)."""
+        if self._buckets is None:
+            vectors = self._token_embeddings(stack_ids(rows))
+            # A graph need not state its output size.
+            self._check_width(vectors.shape[-1])
+            return pool(vectors, self.facts.poolings, skip=skip)
+        padded = self._buckets.pad([{INPUT_IDS: ids[np.newaxis]} for ids in rows])
+        vectors = self.session.run(padded.feeds, (*padded.bucket, None))
+        self._check_width(vectors.shape[-1])
+        texts = zip(vectors, padded.lengths, strict=False)
+        whole = [pool(text[:length, np.newaxis], self.facts.poolings, skip=skip) for text, length in texts]
+        return np.concatenate(whole)
+
+    def _token_embeddings(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The token embeddings (tokens, texts, width) of token ids (texts, tokens)."""
+        texts, tokens = ids.shape
+        feeds = graph_feeds({INPUT_IDS: ids}, self.bundle.manifest)
+        if self.bundle.manifest.layout is Layout.TOKENS_FIRST:
+            return self.session.run(feeds, (tokens, texts, None))
+        return self.session.run(feeds, (texts, tokens, None)).swapaxes(0, 1)
 
     def _refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)

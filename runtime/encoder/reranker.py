@@ -22,8 +22,8 @@ from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
-from .base import BATCH_TOKENS, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters
-from .batching import batches, in_chunks, numbered, run_all
+from .base import CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
+from .batching import in_chunks, numbered, run_all
 from .ranking import OpenRanking, Ranked, Ranking, score
 
 Document = TypeVar("Document")
@@ -71,7 +71,7 @@ class Reranker(Encoder, Closable):
       `error`: raise TextTooLongError before anything of the chunk is computed.
     - `text`: a function from a document to its text, for documents that are not strings, such as
       `lambda record: record["body"]`.
-    - `batch_tokens`: largest number of tokens in one run of the graph.
+    - `batch_tokens`: largest number of tokens in one run of the graph; default: what suits the provider.
 
     `rank` returns the documents and warns of truncated ones (TruncationWarning); `rank_many` does so for several
     queries, and `rank_many_with_report` yields each ranking with a report once it is complete. `score`,
@@ -106,7 +106,7 @@ class Reranker(Encoder, Closable):
         label: str | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> list[Ranked[Document]]:
         """Rank documents for a query: the best `top_n`, or all, best first, ties in input order.
 
@@ -139,7 +139,7 @@ class Reranker(Encoder, Closable):
         label: str | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of several queries, given as (query, documents), as `rank` does.
 
@@ -168,7 +168,7 @@ class Reranker(Encoder, Closable):
         label: str | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Ranking[Document]]:
         """Rank any number of searches in bounded memory: yields each ranking with a report once it is complete.
@@ -193,7 +193,7 @@ class Reranker(Encoder, Closable):
         *,
         scores: Scores | str | None = None,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> NDArray[np.float64]:
         """Score pairs of a query and a document: float64 (pairs,), or (pairs, labels) for models with several labels.
 
@@ -213,7 +213,7 @@ class Reranker(Encoder, Closable):
         pairs: Iterable[Pair],
         *,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> PairScores:
         """Score pairs of a query and a document: logits, with token counts instead of a warning.
@@ -224,14 +224,14 @@ class Reranker(Encoder, Closable):
             dtype('float32')
         """
         _check_pairs(pairs)
-        return self._run(list(pairs), _checked_long(long), checked_integer(batch_tokens, "batch_tokens"), progress)
+        return self._run(list(pairs), _checked_long(long), self._checked_batch_tokens(batch_tokens), progress)
 
     def stream(
         self,
         pairs: Iterable[Pair],
         *,
         long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         chunk: int = _PAIR_CHUNK,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[PairScores]:
@@ -244,7 +244,7 @@ class Reranker(Encoder, Closable):
         """
         _check_pairs(pairs)
         chunk = checked_integer(chunk, "chunk")
-        checked, tokens = _checked_long(long), checked_integer(batch_tokens, "batch_tokens")
+        checked, tokens = _checked_long(long), self._checked_batch_tokens(batch_tokens)
         chunks = in_chunks(pairs, chunk, size=_characters_of, most=CHUNK_CHARACTERS)
         return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
 
@@ -268,8 +268,7 @@ class Reranker(Encoder, Closable):
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run_batch(batch: list[int]) -> None:
-            feeds = self.tokenizer.feeds([tokenized[index] for index in batch])
-            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            found = self._logits([tokenized[index] for index in batch])
             if not np.isfinite(found).all():
                 raise BundleError(
                     f"the graph `{self.session.path}` gives logits that are not finite numbers",
@@ -279,7 +278,7 @@ class Reranker(Encoder, Closable):
             if progress is not None:
                 progress(len(batch))
 
-        groups = batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
+        groups = self._batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
         run_all(run_batch, groups, self.workers)
         return PairScores(
             logits=logits,
@@ -287,6 +286,15 @@ class Reranker(Encoder, Closable):
             dropped=np.array([pair.dropped for pair in tokenized], np.int64),
             query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
         )
+
+    def _logits(self, batch: Sequence[TokenizedPair]) -> NDArray[np.float32]:
+        """The logits of a batch (pairs, labels)."""
+        labels = len(self.facts.labels)
+        if self._buckets is None:
+            feeds = graph_feeds(self.tokenizer.feeds(batch), self.bundle.manifest)
+            return self.session.run(feeds, (len(batch), labels))
+        padded = self._buckets.pad([self.tokenizer.feeds([pair]) for pair in batch])
+        return self.session.run(padded.feeds, (padded.bucket[0], labels))[: len(batch)]
 
     def __repr__(self) -> str:
         labels = len(self.facts.labels)

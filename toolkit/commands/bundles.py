@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.bundle.manifest import CacheType, Kind
+from ...runtime.bundle.manifest import CacheType, Kind, Provider
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
@@ -159,11 +159,17 @@ def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
         features = f"; CPU features: {', '.join(plan.int8.features)}" if plan.int8.features else ""
         int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
-        ("workers", f"{plan.workers}, one CPU core each: {plan.cores.reason}"),
+        ("workers", _workers_of(plan)),
         ("batches", f"up to {plan.batch_tokens} tokens, texts of equal length, no padding"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
         *int8,
     ]
+
+
+def _workers_of(plan: Plan) -> str:
+    if plan.provider is Provider.CPU:
+        return f"{plan.workers}, one CPU core each: {plan.cores.reason}"
+    return f"{plan.workers}: a batch takes the whole device"
 
 
 def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:

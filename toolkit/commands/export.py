@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     type=click.Choice([choice.value for choice in Provider]),
     default="cpu",
     show_default=True,
-    help="Execution provider of the graph; only `cpu` so far.",
+    help="Execution provider of the graph. `cuda`: embedders and rerankers so far.",
 )
 @click.option(
     "--out",

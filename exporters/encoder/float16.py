@@ -1,0 +1,95 @@
+"""Convert an encoder's graph to float16, for GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...runtime.errors import UnsupportedModelError
+from ..graph.float16 import MAX_FLOAT16, convert_values, max_magnitude
+from ..graph.nodes import constant_of, required, values_after
+from .calibration import open_session
+
+_INSTEAD = "use `--precision fp32`"
+_LARGEST = "largest_magnitude"
+
+
+def convert_to_float16(graph: ir.Graph, name: str) -> None:
+    """Convert weights and activations to float16; token embeddings and logits are cast back to float32.
+
+    Raises UnsupportedModelError for weights outside of its range; `name` is the model's.
+    """
+    for value in graph.initializers.values():
+        tensor = required(value.const_value)
+        largest = max_magnitude(tensor.numpy()) if tensor.dtype is ir.DataType.FLOAT else 0.0
+        if largest > MAX_FLOAT16:
+            raise UnsupportedModelError(
+                f"`{value.name}` of `{name}` has a weight of magnitude {largest:g}; the largest float16 is "
+                f"{MAX_FLOAT16:g}",
+                hint=_INSTEAD,
+            )
+    convert_values(graph, embedded(graph), _rounded, instead=_INSTEAD)
+
+
+def _rounded(exact: ir.TensorProtocol) -> NDArray[np.float16]:
+    return exact.numpy().astype(np.float16)
+
+
+def embedded(graph: ir.Graph) -> list[ir.Value]:
+    """What is looked up in float32 tables: embeddings of tokens, types and positions, rotary angles, biases."""
+    return [node.outputs[0] for node in graph if node.op_type == "Gather" and _is_float(node.inputs[0])]
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    found = constant_of(value)
+    return found is not None and found.dtype is ir.DataType.FLOAT
+
+
+def check_range(
+    model: ir.Model,
+    name: str,
+    texts: Iterable[Mapping[str, NDArray[np.int64]]],
+    *,
+    scratch: Path | None = None,
+) -> None:
+    """Raise UnsupportedModelError where what a float32 graph computes for texts, its inputs, is outside of float16.
+
+    It would overflow on a GPU; the CPU, which certifies bundles, computes many operators in float32 and would not.
+    """
+    largest = largest_magnitude(model, texts, scratch=scratch)
+    # Written so that NaN fails too.
+    if not largest <= MAX_FLOAT16:
+        raise UnsupportedModelError(
+            f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {MAX_FLOAT16:g}",
+            hint=_INSTEAD,
+        )
+
+
+def largest_magnitude(
+    model: ir.Model, texts: Iterable[Mapping[str, NDArray[np.int64]]], *, scratch: Path | None = None
+) -> float:
+    """The largest absolute value that a float32 graph computes from its embeddings, for texts given as its inputs."""
+    probed = model.clone()
+    graph = probed.graph
+    computed = values_after(graph, embedded(graph))
+    last = graph[-1]
+    peaks = []
+    for node in list(graph):
+        for value in node.outputs:
+            if value in computed and value.dtype in (ir.DataType.FLOAT, None):
+                size = ir.node("Abs", [value])
+                peak = ir.node("ReduceMax", size.outputs, {"keepdims": 0})
+                graph.insert_after(last, [size, peak])
+                last = peak
+                peaks.append(peak.outputs[0])
+    largest = ir.node("Max", peaks)
+    graph.insert_after(last, [largest])
+    output = largest.outputs[0]
+    output.name, output.type, output.shape = _LARGEST, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    graph.outputs[:] = [output]
+    session = open_session(probed, scratch)
+    return max((float(session.run([_LARGEST], dict(feeds))[0]) for feeds in texts), default=0.0)

@@ -1,0 +1,392 @@
+"""Tables looked up by `positions`, in place of what a traced graph computes from the sizes of a batch.
+
+`positions` is an input of the graph, int64 (tokens,), 0 ... tokens - 1. With it the graph needs no Shape: absolute
+positions and rotary angles are rows of a table, and what depends on two positions (attention biases and windows) is
+looked up by their difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...runtime.bundle.graph_io import POSITIONS
+from ...runtime.errors import UnsupportedModelError
+from ..graph.nodes import array_of, constant, insert, replace, required
+from .batch_sizes import CPU_INSTEAD, SAMPLES, Arrays, BatchSizes, Shape, Sizes, same_number
+
+MASKED = -3e4
+"""What is added to the score of a masked pair: float16 holds it and its sum with any score."""
+_HIDDEN = -1e30
+"""At or below this, traces mean a masked pair."""
+_WHOLE, _SHORT = 1024, 256
+"""Functions of two positions are run for all tokens of models up to the first length; for others, for the second."""
+_BROADCAST = frozenset({"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where"})
+"""Operators that broadcast an axis of size 1."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far positions matter to a model."""
+
+    length: int
+    """The model's limit in tokens."""
+    window: int = 0
+    """The largest distance at which a mask or a bias may change its form: the size of local attention."""
+
+    @property
+    def trial(self) -> int:
+        """Tokens at which functions of two positions are run: far enough to see their form."""
+        return self.length if self.length <= _WHOLE else min(self.length, max(_SHORT, 2 * self.window + 2))
+
+
+@dataclass
+class Tables:
+    """The lookups that a graph has so far."""
+
+    graph: ir.Graph
+    known: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+    causal: set[ir.Value] = field(default_factory=set)
+    """Lookups by difference that mask later tokens and do nothing else."""
+
+    @property
+    def positions(self) -> ir.Value:
+        found = next((value for value in self.graph.inputs if value.name == POSITIONS), None)
+        if found is None:
+            found = ir.val(POSITIONS, ir.DataType.INT64, ["tokens"])
+            self.graph.inputs.append(found)
+        return found
+
+    def by_position(self, table: NDArray[np.generic], axis: int) -> ir.Value:
+        """The rows of a table along `axis` for the positions of the tokens."""
+        shape = [*table.shape[:axis], "tokens", *table.shape[axis + 1 :]]
+        return self._lookup(table, self.positions, axis, shape)
+
+    def by_difference(self, table: NDArray[np.generic]) -> ir.Value:
+        """(..., tokens, tokens): the entries of a table (..., 2 * length - 1) for query minus key position."""
+        value = self._lookup(table, self._differences(table.shape[-1] // 2), table.ndim - 1, None)
+        value.shape = ir.Shape([*table.shape[:-1], "tokens", "tokens"])
+        if _is_causal(table):
+            self.causal.add(value)
+        return value
+
+    def count(self) -> ir.Value:
+        """The number of tokens, a float32 scalar."""
+        if ("count",) not in self.known:
+            last = self._insert("ReduceMax", [self._float_positions()], {"keepdims": 0}, [])
+            self.known["count",] = self._insert("Add", [last, self._number(1.0)], {}, [])
+        return self.known["count",]
+
+    def of_count(self, name: str, op_type: str, other: ir.Value | None = None) -> ir.Value:
+        """What an operator makes of the number of tokens, and of another scalar."""
+        if (name,) not in self.known:
+            inputs = [self.count()] if other is None else [self.count(), other]
+            self.known[name,] = self._insert(op_type, inputs, {}, [])
+        return self.known[name,]
+
+    def _differences(self, offset: int) -> ir.Value:
+        """Query minus key position, plus `offset`: int64 (tokens, tokens)."""
+        key = ("differences", offset)
+        if key not in self.known:
+            numbers = self._float_positions()
+            column = self._insert("Unsqueeze", [numbers, self._axis(1)], {}, ["tokens", 1])
+            row = self._insert("Unsqueeze", [numbers, self._axis(0)], {}, [1, "tokens"])
+            difference = self._insert("Sub", [column, row], {}, ["tokens", "tokens"])
+            shifted = self._insert("Add", [difference, self._number(float(offset))], {}, ["tokens", "tokens"])
+            found = self._insert("Cast", [shifted], {"to": ir.DataType.INT64.value}, ["tokens", "tokens"])
+            found.type = ir.TensorType(ir.DataType.INT64)
+            self.known[key] = found
+        return self.known[key]
+
+    def _float_positions(self) -> ir.Value:
+        if ("float",) not in self.known:
+            self.known["float",] = self._insert("Cast", [self.positions], {"to": ir.DataType.FLOAT.value}, ["tokens"])
+        return self.known["float",]
+
+    def _lookup(self, table: NDArray[np.generic], ids: ir.Value, axis: int, shape: list[int | str] | None) -> ir.Value:
+        key = (ids.name, axis, table.shape, table.dtype.str, table.tobytes())
+        if key not in self.known:
+            name = f"position_table_{len(self.known)}"
+            held = constant(self.graph, name, np.ascontiguousarray(table))
+            found = self._insert("Gather", [held, ids], {"axis": axis}, shape)
+            found.type = ir.TensorType(ir.DataType.from_numpy(table.dtype))
+            self.known[key] = found
+        return self.known[key]
+
+    def held(self, name: str, table: NDArray[np.generic]) -> ir.Value:
+        """A table as a constant of the graph, once for all that read the same."""
+        key = ("held", table.shape, table.dtype.str, table.tobytes())
+        if key not in self.known:
+            self.known[key] = constant(self.graph, f"{name}_table_{len(self.known)}", table)
+        return self.known[key]
+
+    def _axis(self, number: int) -> ir.Value:
+        return constant(self.graph, f"axis_{number}", np.array([number], np.int64))
+
+    def _number(self, number: float) -> ir.Value:
+        return constant(self.graph, f"number_{number:g}", np.array(number, np.float32))
+
+    def _insert(
+        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, int], shape: list[int | str] | None
+    ) -> ir.Value:
+        found = insert(self.graph[0], op_type, inputs, attributes)
+        # What is inserted before reads nothing that comes after: the graph is sorted at the end.
+        found.type = ir.TensorType(ir.DataType.FLOAT)
+        found.shape = None if shape is None else ir.Shape(shape)
+        found.name = f"of_positions_{len(self.known)}_{op_type}"
+        return found
+
+
+def replace_sizes(sizes: BatchSizes, reach: Reach) -> Tables:
+    """Let a graph read tables and constants instead of what it computes from the sizes of a batch.
+
+    Raises UnsupportedModelError where something depends on the sizes in another way.
+    """
+    places = sizes.frontier()
+    values = {required(node.inputs[place]) for node, place in places}
+    samples = sizes.run_samples(values)
+    tables = Tables(sizes.graph)
+    for node, place in places:
+        value = required(node.inputs[place])
+        if node.op_type in ("Reshape", "Expand") and place == 1:
+            _fix_shape(sizes, node, samples[value])
+        elif node.op_type == "Slice" and place > 0:
+            _fix_bound(sizes, node, place, samples)
+    left = [(node, place) for node, place in sizes.frontier() if node.graph is not None]
+    read = {required(node.inputs[place]) for node, place in left}
+    trial = sizes.run(read, Sizes(1, reach.trial))
+    rows = [value for value in read if _token_axes(samples[value]).count(_TOKENS) == 1]
+    whole = sizes.run(rows, Sizes(1, reach.length))
+    made: dict[ir.Value, _Made] = {}
+    for node, place in left:
+        value = required(node.inputs[place])
+        if value not in made:
+            made[value] = _made_of(tables, samples[value], trial[value], whole.get(value), reach)
+        if made[value].broadcasts and node.op_type not in _BROADCAST:
+            raise _unsupported(f"`{node.op_type}` reads what depends on the number of texts")
+        node.replace_input_with(place, made[value].value)
+    return tables
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What stands for a value."""
+
+    value: ir.Value
+    broadcasts: bool
+    """Whether an axis has size 1 that was the number of texts."""
+
+
+_TEXTS, _TOKENS = "texts", "tokens"
+
+
+def _token_axes(samples: Arrays) -> list[int | str]:
+    """What each axis of a value stands for: texts, tokens, or its constant size."""
+    axes: list[int | str] = []
+    for found in zip(*(array.shape for array in samples), strict=True):
+        if len(set(found)) == 1:
+            axes.append(int(found[0]))
+        elif found == tuple(sizes.texts for sizes in SAMPLES):
+            axes.append(_TEXTS)
+        elif found == tuple(sizes.tokens for sizes in SAMPLES):
+            axes.append(_TOKENS)
+        else:
+            raise _unsupported(f"a value has the shapes {[array.shape for array in samples]}")
+    return axes
+
+
+def _made_of(
+    tables: Tables, samples: Arrays, trial: NDArray[np.generic], whole: NDArray[np.generic] | None, reach: Reach
+) -> _Made:
+    axes = _token_axes(samples)
+    one = [same_number(array) for array in (*samples, trial)]
+    broadcasts = _TEXTS in axes
+    if all(number is not None and number == one[0] for number in one):
+        uniform = np.full((1,) * len(axes), one[0], trial.dtype)
+        return _Made(_constant(tables, uniform), broadcasts or _TOKENS in axes)
+    samples = tuple(_of_one_text(array, axes) for array in samples)
+    at = [axis for axis, kind in enumerate(axes) if kind == _TOKENS]
+    if not at and all(np.array_equal(array, trial) for array in samples):
+        return _Made(_constant(tables, trial), broadcasts)
+    if not at:
+        return _Made(_function_of_count(tables, samples, trial, reach), broadcasts=True)
+    if whole is not None:
+        return _Made(_of_positions(tables, (*samples, trial), whole, at[0]), broadcasts)
+    if at == [len(axes) - 2, len(axes) - 1]:
+        return _Made(_of_differences(tables, samples, trial, reach), broadcasts)
+    raise _unsupported(f"a value has the axes {axes}")
+
+
+def _of_positions(tables: Tables, shorter: Arrays, whole: NDArray[np.generic], axis: int) -> ir.Value:
+    """The rows for the positions of the tokens of what was run for the largest number of tokens."""
+    for array in shorter:
+        if not np.array_equal(array, np.take(whole, range(array.shape[axis]), axis)):
+            raise _unsupported("what is computed for a position depends on the number of tokens")
+    if whole.ndim == 1 and whole.dtype == np.int64 and np.array_equal(whole, np.arange(len(whole))):
+        return tables.positions
+    return tables.by_position(whole, axis)
+
+
+def _of_differences(tables: Tables, samples: Arrays, trial: NDArray[np.generic], reach: Reach) -> ir.Value:
+    """The entries for the differences of the positions of two tokens."""
+    table = _table_of_differences(trial, reach)
+    for array in samples:
+        if not np.array_equal(_pairs(table, array.shape[-1]), _finite(array)):
+            raise _unsupported("what is computed for two positions depends on the number of tokens")
+    return tables.by_difference(table)
+
+
+def _constant(tables: Tables, array: NDArray[np.generic]) -> ir.Value:
+    key = ("constant", array.shape, array.dtype.str, array.tobytes())
+    if key not in tables.known:
+        tables.known[key] = constant(tables.graph, f"of_sizes_{len(tables.known)}", _finite(array))
+    return tables.known[key]
+
+
+def _of_one_text(array: NDArray[np.generic], axes: list[int | str]) -> NDArray[np.generic]:
+    """An array whose axis of texts holds the same for each of them, for one."""
+    for axis, kind in enumerate(axes):
+        if kind == _TEXTS:
+            first = np.take(array, [0], axis)
+            if not np.array_equal(array, np.broadcast_to(first, array.shape)):
+                raise _unsupported("what is computed for a text depends on its number in the batch")
+            array = first
+    return array
+
+
+_FUNCTIONS: dict[str, Callable[[float], float]] = {
+    "count": lambda tokens: tokens,
+    "root": lambda tokens: float(np.sqrt(np.float32(tokens))),
+    "sum": lambda tokens: tokens * (tokens + 1) / 2,
+}
+"""What poolings divide by."""
+
+
+def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generic], reach: Reach) -> ir.Value:
+    """A scalar for an array of one number, which depends on the number of tokens."""
+    counts = [*(sizes.tokens for sizes in SAMPLES), reach.trial]
+    numbers = [same_number(array) for array in (*samples, trial)]
+    for name, function in _FUNCTIONS.items():
+        pairs = zip(counts, numbers, strict=True)
+        if trial.dtype == np.float32 and all(n is not None and float(n) == function(c) for c, n in pairs):
+            if name == "count":
+                return tables.count()
+            if name == "root":
+                return tables.of_count("root", "Sqrt")
+            product = tables.of_count("square", "Mul", tables.count())
+            twice = tables.of_count("twice", "Add", product)
+            half = constant(tables.graph, "half_of_sum", np.array(0.5, np.float32))
+            return insert(tables.graph[0], "Mul", [twice, half])
+    raise _unsupported("a number depends on the number of tokens")
+
+
+def _table_of_differences(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
+    """The table (..., 2 * length - 1) of a function (..., tokens, tokens) of query minus key position.
+
+    Beyond the distances of the trial it goes on as a constant or, as ALiBi does, as a line.
+    """
+    tokens = trial.shape[-1]
+    trial = _finite(trial)
+    # Query 0 has the differences 0, -1, ...; key 0 has 0, 1, ...
+    table = np.concatenate([trial[..., 0, :0:-1], trial[..., :, 0]], axis=-1)
+    if not np.array_equal(_pairs(table, tokens), trial):
+        raise _unsupported("what is computed for two positions depends on more than their difference")
+    more = reach.length - tokens
+    if not more:
+        return table
+    steps = np.arange(1, more + 1)
+    ends = []
+    for edge in (table[..., ::-1], table):
+        # The slope of the part whose form does not change any more.
+        outer = edge[..., -(tokens - max(reach.window, 1)) + 1 :] if edge.dtype != np.bool_ else edge[..., -8:]
+        if edge.dtype == np.bool_:
+            if not (outer == outer[..., -1:]).all():
+                raise _unsupported("a mask changes beyond the model's window")
+            ends.append(np.repeat(outer[..., -1:], more, axis=-1))
+            continue
+        slope = outer[..., -1:] - outer[..., -2:-1]
+        if not np.array_equal(np.diff(outer, axis=-1), np.broadcast_to(slope, np.diff(outer, axis=-1).shape)):
+            raise _unsupported("a bias has another form at long distances")
+        ends.append((outer[..., -1:] + slope * steps).astype(table.dtype))
+    return np.concatenate([ends[0][..., ::-1], table, ends[1]], axis=-1)
+
+
+def _pairs(table: NDArray[np.generic], tokens: int) -> NDArray[np.generic]:
+    """The entries of a table by difference for so many tokens: (..., tokens, tokens)."""
+    numbers = np.arange(tokens)
+    return np.take(table, numbers[:, np.newaxis] - numbers + table.shape[-1] // 2, axis=-1)
+
+
+def _finite(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """What float16 holds for a mask in float32."""
+    if array.dtype != np.float32:
+        return array
+    return np.where(array <= _HIDDEN, np.float32(MASKED), array).astype(np.float32)
+
+
+def _is_causal(table: NDArray[np.generic]) -> bool:
+    """Whether a table masks later keys and adds nothing to others."""
+    if table.dtype != np.float32 or table.size != table.shape[-1]:
+        return False
+    flat, middle = table.reshape(-1), table.shape[-1] // 2
+    return bool((flat[middle:] == 0).all() and (flat[:middle] == np.float32(MASKED)).all())
+
+
+def _fix_shape(sizes: BatchSizes, node: ir.Node, targets: Arrays) -> None:
+    """Let a Reshape or an Expand have a constant shape: 0 or 1 for sizes that its input has, -1 for another one."""
+    found = sizes.shapes[required(node.inputs[0])]
+    kept = 0 if node.op_type == "Reshape" else 1
+    shape = []
+    for axis, wanted in enumerate(zip(*(target.tolist() for target in targets), strict=True)):
+        own = [_own_size(one, axis, len(target), node.op_type) for one, target in zip(found, targets, strict=True)]
+        if list(wanted) == own:
+            shape.append(kept)
+        elif len(set(wanted)) == 1:
+            shape.append(int(wanted[0]))
+        else:
+            shape.append(-1)
+    if shape.count(-1) > (1 if node.op_type == "Reshape" else 0):
+        raise _unsupported(f"`{node.op_type}` makes {[t.tolist() for t in targets]} of the shapes {list(found)}")
+    if node.op_type == "Expand" and set(shape) == {1}:
+        replace(node.outputs[0], required(node.inputs[0]))
+        sizes.graph.remove(node, safe=True)
+        return
+    name = f"shape_{'_'.join(map(str, shape)).replace('-', 'm')}"
+    node.replace_input_with(1, constant(sizes.graph, name, np.array(shape, np.int64)))
+
+
+def _own_size(shape: Shape, axis: int, rank: int, op_type: str) -> int | None:
+    """The size that the input has along an axis of the result: aligned left for Reshape, right for Expand."""
+    place = axis if op_type == "Reshape" else axis - (rank - len(shape))
+    return shape[place] if 0 <= place < len(shape) else None
+
+
+def _fix_bound(sizes: BatchSizes, node: ir.Node, place: int, samples: dict[ir.Value, Arrays]) -> None:
+    """Let a Slice have a constant bound, which may be the whole of an axis."""
+    bounds = samples[required(node.inputs[place])]
+    axes = array_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    found = sizes.shapes[required(node.inputs[0])]
+    if all(np.array_equal(bounds[0], bound) for bound in bounds[1:]):
+        fixed = bounds[0].astype(np.int64)
+    elif (
+        place == 2
+        and axes is not None
+        and all(
+            bound.tolist() == [shape[int(axis)] for axis in axes] for bound, shape in zip(bounds, found, strict=True)
+        )
+    ):
+        fixed = np.full(bounds[0].shape, np.iinfo(np.int64).max, np.int64)
+    else:
+        raise _unsupported("`Slice` has a bound that depends on the sizes of the batch")
+    name = f"bound_{'_'.join(map(str, fixed.tolist())).replace('-', 'm')}"
+    node.replace_input_with(place, constant(sizes.graph, name, fixed))
+
+
+def _unsupported(reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the traced graph cannot do without the sizes of the batch: {reason}", hint=CPU_INSTEAD
+    )

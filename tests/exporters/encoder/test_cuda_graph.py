@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from ortkit import Kind, Precision
+from ortkit.exporters.bundle_manifest import make_manifest, tokenizer_facts
+from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.checkpoint.checkpoint import Checkpoint
+from ortkit.exporters.encoder.cuda_graph import rebuild_for_cuda
+from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
+from ortkit.exporters.models.tokenizer import bundle_tokenizer
+from ortkit.exporters.options import ExportOptions, plan_export
+from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.steps import ModelFacts
+from ortkit.exporters.task import task_of
+from ortkit.runtime.bundle.manifest import Manifest, Provider
+from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
+
+EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
+RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
+FORBIDDEN = {"Shape", "Size", "If", "Loop", "Scan", "Range", "ConstantOfShape", "NonZero"}
+
+
+def traced(folder: Path, kind: Kind, scratch: Path) -> tuple[Checkpoint, Manifest, ir.Model]:
+    """A checkpoint, its manifest without a graph, and its traced graph."""
+    checkpoint = find_checkpoint(str(folder))
+    plan = plan_export(checkpoint, ExportOptions(kind, Precision.FP32, None, dict.fromkeys(Kind), Provider.CUDA))
+    tokenizer = bundle_tokenizer(checkpoint)
+    (scratch / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
+    facts: ModelFacts = task_of(checkpoint, plan).facts(tokenizer_facts(checkpoint, kind, tokenizer), scratch)
+    return checkpoint, make_manifest(checkpoint, plan, facts), trace(load_model(checkpoint, kind), scratch, kind)
+
+
+def run(model: ir.Model, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = feeds | {"positions": np.arange(feeds["input_ids"].shape[1])}
+    return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]
+
+
+def batches(length: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Batches of one length each, up to the model's limit, with ids that are padding tokens among others."""
+    rng = np.random.default_rng(3)
+    found = []
+    for texts, tokens in ((3, 1), (1, 2), (2, 19), (1, length)):
+        ids = rng.integers(0, 20000, size=(texts, tokens))
+        ids[:, 3::5] = rng.integers(0, 4, size=ids[:, 3::5].shape)
+        types = np.repeat([[0] * (tokens // 2) + [1] * (tokens - tokens // 2)], texts, axis=0)
+        found.append({"input_ids": ids, "token_type_ids": types})
+    return found
+
+
+def compare(folder: Path, kind: Kind, scratch: Path) -> ir.Model:
+    """Assert that the graphs for CPU and CUDA give the same; returns the latter."""
+    checkpoint, manifest, cpu = traced(folder, kind, scratch)
+    cuda = cpu.clone()
+    rebuild(cpu, checkpoint, manifest)
+    rebuild_for_cuda(cuda, checkpoint, manifest, scratch=scratch)
+    for feeds in batches(manifest.tokenizer.max_length):
+        expected, found = run(cpu, feeds), run(cuda, feeds)
+        if kind is Kind.EMBEDDER:
+            expected = expected.swapaxes(0, 1)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+    return cuda
+
+
+def check_form(graph: ir.Graph) -> None:
+    """Assert that a graph has nothing that onnxruntime would leave to the CPU."""
+    operators = {node.op_type for node in graph}
+    assert not operators & FORBIDDEN
+    assert "MultiHeadAttention" in operators
+    assert not operators & {"Softmax"}
+
+
+@pytest.mark.parametrize("architecture", EMBEDDERS)
+def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
+
+    graph = compare(tmp_path / "tiny", Kind.EMBEDDER, tmp_path).graph
+
+    check_form(graph)
+    assert graph.inputs[0].name == "input_ids"
+
+
+@pytest.mark.parametrize("architecture", RERANKERS)
+def test_every_reranker_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
+    write_reranker(tmp_path / "tiny", checkpoint, architecture)
+
+    check_form(compare(tmp_path / "tiny", Kind.RERANKER, tmp_path).graph)
