@@ -87,8 +87,6 @@ def export(
             raise InputError(f"`{name}` must lie between 0 and 1, not {threshold}")
     if max_kl is not None and not max_kl > 0:
         raise InputError(f"`max_kl` must be above 0, not {max_kl}")
-    if provider is Provider.COREML:
-        raise InputError("graphs for `coreml` are not made yet", hint="use `--provider cpu` or `--provider cuda`")
     _check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
         _check_path(Path(source).absolute())

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...runtime.bundle.graph_io import BIAS, INPUT_IDS, TOKEN_TYPE_IDS
-from ...runtime.bundle.manifest import Buckets, Manifest
+from ...runtime.bundle.manifest import Manifest, Precision
 from ...runtime.errors import UnsupportedModelError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.kind import required_int
@@ -38,23 +38,11 @@ from .attention import comes_from_mask_only
 from .coreml_partition import BATCH, TOKENS
 from .flatten import assume_whole_texts, drop_token_types, is_one_token, rows_at_products, set_head_apart
 
-_BUCKET_TOKENS = (64, 128, 256, 512)
-_BUCKET_TEXTS = (1, 8)
+NOT_PADDING = "not_padding"
+"""The table of which token ids are not the padding token."""
+_ONE, _MINUS_ONE = ("one", np.array(1, np.float32)), ("minus_one", np.array(-1, np.float32))
 _DIMENSIONS_OF_PARTS, _PARTS_AXIS = 5, 2
 """Of (batch, tokens, parts, heads, size), as some models see the product of query, key and value."""
-
-
-def buckets_for(max_length: int) -> Buckets:
-    """The fixed shapes of a model's sessions: powers of two of tokens up to its limit, and texts 1 and 8.
-
-    Few, because CoreML compiles and holds a model for each.
-    """
-    tokens = [size for size in _BUCKET_TOKENS if size < max_length]
-    size = 2 * _BUCKET_TOKENS[-1]
-    while size < max_length:
-        tokens.append(size)
-        size *= 2
-    return Buckets((*tokens, max_length), _BUCKET_TEXTS)
 
 
 def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manifest) -> None:
@@ -68,12 +56,7 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
     graph = traced.graph
     reranker = manifest.reranker
     fold_constants(traced)
-    if weights_bytes(traced) > LARGEST_PROTOBUF:
-        raise UnsupportedModelError(
-            f"`{checkpoint.name}` has {weights_bytes(traced) / 1e9:.1f} GB of weights, and a graph for CoreML at most "
-            f"{LARGEST_PROTOBUF / 1e9:.1f} GB, because CoreML reads no external data",
-            hint="use `--provider cpu`",
-        )
+    check_size(traced, manifest)
     if reranker is None or reranker.pair.document_type == 0:
         drop_token_types(graph)
     set_head_apart(graph)
@@ -84,8 +67,9 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
         number_positions(graph)
     if reranker is not None and checkpoint.architecture.reads_last_token:
         read_last_token(graph, bias)
-    split_heads_apart(graph)
-    repeat_heads(graph, required_int(checkpoint, checkpoint.architecture.heads))
+    heads = required_int(checkpoint, checkpoint.architecture.heads)
+    split_heads_apart(graph, heads)
+    repeat_heads(graph, checkpoint.config.get("num_key_value_heads", heads), heads)
     merge_products(graph)
     rows_at_products(graph)
     transpose_weights(graph)
@@ -96,6 +80,17 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
     inputs = [INPUT_IDS, *([TOKEN_TYPE_IDS] if graph_input(graph, TOKEN_TYPE_IDS) is not None else []), BIAS]
     if [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(f"`{checkpoint.name}` traces to a graph that is not that of an encoder")
+
+
+def check_size(model: ir.Model, manifest: Manifest) -> None:
+    """Raise UnsupportedModelError for weights that do not fit the graph's own file."""
+    size = weights_bytes(model) // (2 if manifest.precision is Precision.FP16 else 1)
+    if size > LARGEST_PROTOBUF:
+        raise UnsupportedModelError(
+            f"`{manifest.name}` has {size / 1e9:.1f} GB of weights, and a graph for CoreML holds at most "
+            f"{LARGEST_PROTOBUF / 1e9:.1f} GB: onnxruntime's CoreML provider does not read external data reliably",
+            hint="use `--provider cpu`",
+        )
 
 
 def add_bias_input(graph: ir.Graph) -> ir.Value:
@@ -127,45 +122,30 @@ def drop_traced_mask(scores: ir.Value) -> None:
         node = kept.producer()
 
 
-def padding_of(graph: ir.Graph, padding: int, vocabulary: int, before: ir.Node) -> ir.Value:
+def padding_of(graph: ir.Graph, padding: int, before: ir.Node) -> ir.Value:
     """1 for each token id but `padding`, for which it is 0: float32 (batch, tokens)."""
+    ids = required(graph_input(graph, INPUT_IDS))
+    tables = [node.inputs[0] for node, _ in ids.uses() if node.op_type == "Gather" and node.inputs[1] is ids]
+    vocabulary = int(required(constant_of(tables[0])).shape.numpy()[0])
     table = np.ones(vocabulary, np.float32)
     table[padding] = 0
-    ids = required(graph_input(graph, INPUT_IDS))
-    return insert(before, "Gather", [constant(graph, "not_padding", table), ids])
+    return insert(before, "Gather", [constant(graph, NOT_PADDING, table), ids])
 
 
 def number_positions(graph: ir.Graph) -> None:
     """Count tokens that are not the padding token by a matmul, as RoBERTa numbers positions; CoreML has no CumSum."""
     for node in [node for node in graph if node.op_type == "CumSum"]:
-        padding = next((array_of(value) for value in equal_before(node).inputs if array_of(value) is not None), None)
         gather = gather_after(node)
-        rows = int(required(constant_of(gather.inputs[0])).shape.numpy()[0])
-        first = int(required(padding).reshape(()))
-        embedding = next(node for node in graph if is_embedding(node))
-        vocabulary = int(required(constant_of(embedding.inputs[0])).shape.numpy()[0])
-        counted = padding_of(graph, first, vocabulary, gather)
+        padding = required(compared_id(required(node.inputs[0])))
+        counted = padding_of(graph, padding, gather)
         numbers = positions_of(graph, gather)
-        one = constant(graph, "axis_1", np.array([1], np.int64))
-        column = insert(gather, "Unsqueeze", [numbers, one])
+        column = insert(gather, "Unsqueeze", [numbers, constant(graph, "axis_1", np.array([1], np.int64))])
         until = insert(gather, "LessOrEqual", [column, numbers])
         triangle = insert(gather, "Cast", [until], {"to": ir.DataType.FLOAT.value})
-        total = insert(gather, "MatMul", [counted, triangle])
-        number = insert(gather, "Mul", [total, counted])
-        offset = constant(graph, "first_position", np.array(first, np.float32))
-        shifted = insert(gather, "Add", [number, offset])
-        places = insert(gather, "Cast", [shifted], {"to": ir.DataType.INT64.value})
-        if rows <= first:
-            raise ValueError("a table of positions has more rows than the padding token's id")
-        gather.replace_input_with(1, places)
-
-
-def equal_before(node: ir.Node) -> ir.Node:
-    """The Equal that a count starts from."""
-    found = node
-    while found.op_type != "Equal":
-        found = required(required(found.inputs[0]).producer())
-    return found
+        number = insert(gather, "Mul", [insert(gather, "MatMul", [counted, triangle]), counted])
+        first = constant(graph, "padding_position", np.array(padding, np.float32))
+        shifted = insert(gather, "Add", [number, first])
+        gather.replace_input_with(1, insert(gather, "Cast", [shifted], {"to": ir.DataType.INT64.value}))
 
 
 def gather_after(node: ir.Node) -> ir.Node:
@@ -177,12 +157,6 @@ def gather_after(node: ir.Node) -> ir.Node:
             return user
         waiting.extend(following for output in user.outputs for following, _ in output.uses())
     raise ValueError("nothing reads a table by the positions")
-
-
-def is_embedding(node: ir.Node) -> bool:
-    """Whether a node looks up token ids."""
-    ids = node.inputs[1] if node.op_type == "Gather" else None
-    return ids is not None and ids.name == INPUT_IDS and ids.is_graph_input()
 
 
 def positions_of(graph: ir.Graph, before: ir.Node) -> ir.Value:
@@ -198,97 +172,124 @@ def read_last_token(graph: ir.Graph, bias: ir.Value) -> None:
     A trace takes the last place, which is padding in a padded batch, or looks for the last token that is not the
     padding token, by operators on integers that CoreML does not have.
     """
-    for node in [node for node in graph if reads_last(node)]:
-        one = constant(graph, "one", np.array(1, np.float32))
-        minus_one = constant(graph, "minus_one", np.array(-1, np.float32))
-        last_axis, middle = (
-            constant(graph, "axis_1", np.array([1], np.int64)),
-            constant(graph, "axes_1_2", np.array([1, 2])),
-        )
-        numbers = positions_of(graph, node)
-        shown = insert(node, "Relu", [insert(node, "Add", [bias, one])])
-        places = insert(node, "Mul", [insert(node, "Squeeze", [shown, middle]), numbers])
-        if (padding := compared_id(node)) is not None:
-            embedding = next(node for node in graph if is_embedding(node))
-            vocabulary = int(required(constant_of(embedding.inputs[0])).shape.numpy()[0])
-            places = insert(node, "Mul", [places, padding_of(graph, padding, vocabulary, node)])
-        last = insert(node, "ReduceMax", [places, last_axis], {"keepdims": 1})
-        apart = insert(node, "Sub", [numbers, last])
-        distance = insert(node, "Max", [apart, insert(node, "Mul", [apart, minus_one])])
-        chosen = insert(node, "Relu", [insert(node, "Sub", [one, distance])])
-        row = insert(node, "Unsqueeze", [chosen, last_axis])
-        picked = insert(node, "MatMul", [row, required(node.inputs[0])])
-        replace(node.outputs[0], insert(node, "Squeeze", [picked, last_axis]))
+    of_texts = values_of_texts(graph)
+    for node in [node for node in graph if node.op_type == "Gather" and node.inputs[0] in of_texts]:
+        if is_one_token(node) and array_of(node.inputs[1]) == -1:
+            tokens, padding = required(node.inputs[0]), None
+        elif node.inputs[1] in of_texts:
+            # From rows (batch * tokens, width), by numbers that are computed from the token ids.
+            tokens = required(required(required(node.inputs[0]).producer()).inputs[0])
+            padding = compared_id(required(node.inputs[1]))
+        else:
+            continue
+        picked = node.outputs[0]
+        while (reshape := only_user(picked, "Reshape")) is not None:
+            picked = reshape.outputs[0]
+        replace(picked, last_tokens(graph, tokens, bias, padding, required(picked.producer())))
 
 
-def reads_last(node: ir.Node) -> bool:
-    """Whether a node picks the last token of each text from (batch, tokens, width)."""
-    if node.op_type == "GatherND":
-        return True
-    return is_one_token(node) and array_of(node.inputs[1]) == -1
+def last_tokens(graph: ir.Graph, tokens: ir.Value, bias: ir.Value, padding: int | None, before: ir.Node) -> ir.Value:
+    """The embeddings (batch, width) of the last tokens that are not padding, of all (batch, tokens, width).
+
+    `padding` is the id of a token that does not count either.
+    """
+    one, minus_one = (constant(graph, *number) for number in (_ONE, _MINUS_ONE))
+    axis = constant(graph, "axis_1", np.array([1], np.int64))
+    numbers = positions_of(graph, before)
+    counts = insert(before, "Relu", [insert(before, "Add", [bias, one])])
+    counts = insert(before, "Squeeze", [counts, constant(graph, "axes_1_2", np.array([1, 2], np.int64))])
+    if padding is not None:
+        counts = insert(before, "Mul", [counts, padding_of(graph, padding, before)])
+    last = insert(before, "ReduceMax", [insert(before, "Mul", [counts, numbers]), axis], {"keepdims": 1})
+    apart = insert(before, "Sub", [numbers, last])
+    distance = insert(before, "Max", [apart, insert(before, "Mul", [apart, minus_one])])
+    chosen = insert(before, "Relu", [insert(before, "Sub", [one, distance])])
+    picked = insert(before, "MatMul", [insert(before, "Unsqueeze", [chosen, axis]), tokens])
+    return insert(before, "Squeeze", [picked, axis])
 
 
-def compared_id(node: ir.Node) -> int | None:
-    """The token id with which the indices of a GatherND compare the token ids; None for other nodes."""
-    waiting = [required(node.inputs[1])] if node.op_type == "GatherND" else []
+def compared_id(value: ir.Value) -> int | None:
+    """The id with which the token ids are compared to compute a value; None where they are not."""
+    waiting, seen = [value], {value}
     while waiting:
         producer = waiting.pop().producer()
-        if producer is not None and producer.op_type == "Equal":
-            compared = next((array_of(value) for value in producer.inputs if array_of(value) is not None), None)
-            if compared is not None and any(value is not None and value.name == INPUT_IDS for value in producer.inputs):
-                return int(compared.reshape(()))
-        if producer is not None:
-            waiting.extend(value for value in producer.inputs if value is not None)
+        if producer is None:
+            continue
+        of_ids = any(other is not None and other.name == INPUT_IDS for other in producer.inputs)
+        compared = next((array_of(other) for other in producer.inputs if array_of(other) is not None), None)
+        if producer.op_type == "Equal" and of_ids and compared is not None:
+            return int(compared.reshape(())[()])
+        new = {other for other in producer.inputs if other is not None} - seen
+        waiting.extend(new)
+        seen |= new
     return None
 
 
-def split_heads_apart(graph: ir.Graph) -> None:
+def split_heads_apart(graph: ir.Graph, heads: int) -> None:
     """Take query, key and value from a product by a Split, where a trace picks them from five dimensions.
 
     CoreML picks from four dimensions at most.
     """
     for transpose in [node for node in graph if node.op_type == "Transpose"]:
+        order = list(transpose.attributes["perm"].as_ints())
         reshape = required(transpose.inputs[0]).producer()
-        order = transpose.attributes["perm"].as_ints()
-        shape = transpose.inputs[0].shape
-        if reshape is None or reshape.op_type != "Reshape" or len(order) != _DIMENSIONS_OF_PARTS or shape is None:
+        if len(order) != _DIMENSIONS_OF_PARTS or reshape is None or reshape.op_type != "Reshape":
             continue
-        picks = [node for node, _ in transpose.outputs[0].uses()]
-        parts, heads, size = shape[_PARTS_AXIS:]
-        if any(pick_of(node, order.index(_PARTS_AXIS)) is None for node in picks):
+        product = required(reshape.inputs[0])
+        width = None if product.shape is None else product.shape[-1]
+        parts = size_asked_for(reshape, _PARTS_AXIS)
+        picks = picks_of(transpose.outputs[0], order.index(_PARTS_AXIS))
+        if not isinstance(width, int) or parts is None or picks is None:
             continue
-        split = ir.node("Split", [reshape.inputs[0]], {"axis": -1, "num_outputs": parts}, num_outputs=parts)
+        split = ir.node("Split", [product], {"axis": -1, "num_outputs": parts}, num_outputs=parts)
         insert_node(reshape, split)
-        into_heads = constant(graph, f"into_heads_{heads}_{size}", np.array([0, 0, heads, size], np.int64))
+        into_heads = constant(graph, f"into_{heads}_heads", np.array([0, 0, heads, width // parts // heads], np.int64))
         kept = [axis - (axis > _PARTS_AXIS) for axis in order if axis != _PARTS_AXIS]
-        for pick in picks:
-            part = split.outputs[required(pick_of(pick, order.index(_PARTS_AXIS)))]
-            headed = insert(pick, "Reshape", [part, into_heads])
-            replace(pick.outputs[0], insert(pick, "Transpose", [headed], {"perm": kept}))
+        for picked, part in picks.items():
+            before = required(picked.producer())
+            headed = insert(before, "Reshape", [split.outputs[part], into_heads])
+            replace(picked, insert(before, "Transpose", [headed], {"perm": kept}))
 
 
-def pick_of(node: ir.Node, axis: int) -> int | None:
-    """Which part along `axis` a Gather with one constant index picks; None for any other node."""
-    index = array_of(node.inputs[1]) if node.op_type == "Gather" else None
-    if index is None or index.shape != () or node.attributes.get_int("axis", 0) != axis:
-        return None
-    return int(index)
+def size_asked_for(reshape: ir.Node, axis: int) -> int | None:
+    """The constant size that a Reshape asks for along an axis; None where it is computed."""
+    shape = reshape.inputs[1]
+    concat = required(shape).producer()
+    if concat is not None and concat.op_type == "Concat" and len(concat.inputs) > axis:
+        found = array_of(concat.inputs[axis])
+        return int(found[0]) if found is not None and found.shape == (1,) else None
+    found = array_of(shape)
+    return int(found[axis]) if found is not None and len(found) > axis else None
 
 
-def repeat_heads(graph: ir.Graph, heads: int) -> None:
-    """Repeat the heads of keys and values (grouped-query attention) by a Gather; CoreML has no Expand."""
-    for expand in [node for node in graph if node.op_type == "Expand"]:
+def picks_of(value: ir.Value, axis: int) -> dict[ir.Value, int] | None:
+    """What a Gather, or a Split and Squeeze, picks of a value along an axis, with its index; None for other users."""
+    picks: dict[ir.Value, int] = {}
+    for node, _ in value.uses():
+        if node.attributes.get_int("axis", 0) != axis:
+            return None
+        if node.op_type == "Gather" and (index := array_of(node.inputs[1])) is not None and index.shape == ():
+            picks[node.outputs[0]] = int(index)
+        elif node.op_type == "Split":
+            squeezed = [only_user(output, "Squeeze") for output in node.outputs]
+            picks |= {user.outputs[0]: index for index, user in enumerate(squeezed) if user is not None}
+            if None in squeezed:
+                return None
+        else:
+            return None
+    return picks
+
+
+def repeat_heads(graph: ir.Graph, own: int, heads: int) -> None:
+    """Repeat the `own` heads of keys and values (grouped-query attention) by a Gather; CoreML has no Expand."""
+    of_texts = values_of_texts(graph)
+    for expand in [node for node in graph if node.op_type == "Expand" and node.outputs[0] in of_texts]:
         unsqueeze = required(expand.inputs[0]).producer()
         reshape = only_user(expand.outputs[0], "Reshape")
         if unsqueeze is None or unsqueeze.op_type != "Unsqueeze" or reshape is None:
             continue
-        source = required(unsqueeze.inputs[0])
-        if source.shape is None or len(source.shape) != 4 or not isinstance(source.shape[1], int):
-            continue
-        own = source.shape[1]
-        repeated = np.repeat(np.arange(own), heads // own)
-        indices = constant(graph, f"heads_{own}_to_{heads}", repeated.astype(np.int64))
-        replace(reshape.outputs[0], insert(reshape, "Gather", [source, indices], {"axis": 1}))
+        indices = constant(graph, f"heads_{own}_to_{heads}", np.repeat(np.arange(own), heads // own).astype(np.int64))
+        replace(reshape.outputs[0], insert(reshape, "Gather", [unsqueeze.inputs[0], indices], {"axis": 1}))
 
 
 def transpose_weights(graph: ir.Graph) -> None:
@@ -321,14 +322,13 @@ def use_supported_operators(graph: ir.Graph) -> None:
 
 
 def negate(graph: ir.Graph, node: ir.Node) -> None:
-    minus_one = constant(graph, "minus_one", np.array(-1, np.float32))
-    replace(node.outputs[0], insert(node, "Mul", [node.inputs[0], minus_one]))
+    if node.outputs[0].dtype is ir.DataType.FLOAT:
+        replace(node.outputs[0], insert(node, "Mul", [node.inputs[0], constant(graph, *_MINUS_ONE)]))
 
 
 def invert(graph: ir.Graph, node: ir.Node) -> None:
     """Divide: CoreML's inverse adds 1e-4 to what it divides by."""
-    one = constant(graph, "one", np.array(1, np.float32))
-    replace(node.outputs[0], insert(node, "Div", [one, node.inputs[0]]))
+    replace(node.outputs[0], insert(node, "Div", [constant(graph, *_ONE), node.inputs[0]]))
 
 
 _REWRITES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {"Neg": negate, "Reciprocal": invert}

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes import common as passes
 
 from ...runtime.errors import UnsupportedModelError
 from ..graph.nodes import constant_of
@@ -68,6 +69,8 @@ def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         model = ir.load(options.optimized_model_filepath)
         ir.external_data.load_to_model(model)
+    # onnxruntime writes the shapes that the model had before.
+    passes.ShapeInferencePass()(model)
     return model
 
 

@@ -23,6 +23,12 @@ def convert_to_float16(graph: ir.Graph, name: str) -> None:
 
     Raises UnsupportedModelError for weights outside of its range; `name` is the model's.
     """
+    check_weights(graph, name)
+    convert_values(graph, embedded(graph), rounded, instead=_INSTEAD)
+
+
+def check_weights(graph: ir.Graph, name: str) -> None:
+    """Raise UnsupportedModelError for weights outside of float16's range; `name` is the model's."""
     for value in graph.initializers.values():
         tensor = required(value.const_value)
         largest = max_magnitude(tensor.numpy()) if tensor.dtype is ir.DataType.FLOAT else 0.0
@@ -32,10 +38,9 @@ def convert_to_float16(graph: ir.Graph, name: str) -> None:
                 f"{MAX_FLOAT16:g}",
                 hint=_INSTEAD,
             )
-    convert_values(graph, embedded(graph), _rounded, instead=_INSTEAD)
 
 
-def _rounded(exact: ir.TensorProtocol) -> NDArray[np.float16]:
+def rounded(exact: ir.TensorProtocol) -> NDArray[np.float16]:
     return exact.numpy().astype(np.float16)
 
 

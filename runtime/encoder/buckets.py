@@ -89,19 +89,28 @@ class BucketChoice:
         return groups
 
     def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:
-        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them.
+        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them."""
+        return pad_to(self.smallest(len(rows), max(map(_tokens_of, rows))), rows)
 
-        Places for further texts are filled with the shortest one, which costs no more than any other.
-        """
-        lengths = [next(iter(row.values())).shape[1] for row in rows]
-        texts, tokens = bucket = self.smallest(len(rows), max(lengths))
-        filled = [*rows, *[rows[lengths.index(min(lengths))]] * (texts - len(rows))]
-        feeds: dict[str, NDArray[Any]] = {}
-        for name in rows[0]:
-            feeds[name] = np.full(bucket, PAD_ID, np.int64)
-            for target, row in zip(feeds[name], filled, strict=True):
-                target[: row[name].shape[1]] = row[name][0]
-        bias = np.full((texts, 1, 1, tokens), MASKED, np.float32)
-        for target, row in zip(bias, filled, strict=True):
-            target[..., : next(iter(row.values())).shape[1]] = 0
-        return PaddedBatch({**feeds, BIAS: bias}, bucket, tuple(lengths))
+
+def pad_to(bucket: Bucket, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:
+    """Pad the inputs of texts, each (1, tokens), to a bucket that holds them.
+
+    Places for further texts are filled with the shortest one.
+    """
+    texts, tokens = bucket
+    lengths = [_tokens_of(row) for row in rows]
+    filled = [*rows, *[rows[lengths.index(min(lengths))]] * (texts - len(rows))]
+    feeds: dict[str, NDArray[Any]] = {}
+    for name in rows[0]:
+        feeds[name] = np.full(bucket, PAD_ID, np.int64)
+        for target, row in zip(feeds[name], filled, strict=True):
+            target[: row[name].shape[1]] = row[name][0]
+    bias = np.full((texts, 1, 1, tokens), MASKED, np.float32)
+    for target, row in zip(bias, filled, strict=True):
+        target[..., : _tokens_of(row)] = 0
+    return PaddedBatch({**feeds, BIAS: bias}, bucket, tuple(lengths))
+
+
+def _tokens_of(row: Mapping[str, NDArray[np.int64]]) -> int:
+    return next(iter(row.values())).shape[1]
