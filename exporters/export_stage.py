@@ -49,11 +49,10 @@ def export(
     Args:
         source: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
         precision: by default `SOURCE` for a quantized GGUF file, else what the catalog says, else `INT8`, and `INT4`
-            for a decoder; `FP16` for encoders on CUDA. CPUs compute most of `FP16` in float32.
-        provider: the execution provider that the graph is made for; the bundle is certified on the CPU.
+            for a decoder; for CUDA `FP16`, and `INT4` for a decoder.
+        provider: the execution provider that the graph is made for. It is certified on the CPU.
         out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache,
-            and the provider for another one than the CPU.
-            The environment variable ORTKIT_BUNDLES names another folder than `bundles`.
+            and `-cuda` for that provider. The environment variable ORTKIT_BUNDLES names another folder than `bundles`.
             A bundle that is there is replaced when the new one is complete.
         origin: where to take `source` from, by default what its form says.
         revision: a branch, tag or commit on the Hub.
@@ -64,8 +63,8 @@ def export(
             three thresholds, the fastest recipe of the precision that reaches it is searched.
         min_tau: threshold for rerankers, the mean of Kendall's tau over the probe set's queries.
         max_kl: threshold for decoders, the mean KL divergence of the next token from PyTorch's, in nats.
-        cache: the type of a decoder's KV cache, by default float32, and float16 with `FP16`. For int8, int4 and source,
-            float16 takes half of the memory and is slower on CPUs.
+        cache: the type of a decoder's KV cache, on the CPU by default float32: float16 takes half of the memory, for
+            int8, int4 and source, and is slower. On CUDA it is float16.
         progress: shows what the export does; by default nothing is shown.
 
     Raises:
@@ -100,8 +99,6 @@ def export(
             source, origin=origin, revision=revision, offline=offline, token_host=token_host, progress=progress
         )
         plan = plan_export(description.checkpoint, options)
-        if plan.kind is Kind.DECODER and plan.provider is not Provider.CPU:
-            raise InputError(f"decoders are not exported for `{plan.provider.value}` yet", hint="use `--provider cpu`")
         checkpoint = description.fetch()
     name = bundle_name(checkpoint.name, plan)
     target = Path(out) if out is not None else bundles_folder() / name

@@ -64,7 +64,7 @@ def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
     if plan.kind is Kind.DECODER:
         from .decoder.task import DecoderTask  # noqa: PLC0415
 
-        return DecoderTask.open(checkpoint, plan.cache)
+        return DecoderTask.open(checkpoint, plan.cache, plan.provider)
     from .encoder.task import EmbedderTask, RerankerTask  # noqa: PLC0415
 
     if plan.kind is Kind.RERANKER:

@@ -18,7 +18,7 @@ import click
 
 from ..runtime.errors import MissingPartError, OrtkitError, WrongKindError
 from ..runtime.version import __version__
-from .commands import bundles, catalog, chat, embed, export, generate, hub, rerank
+from .commands import bench, bundles, catalog, chat, embed, export, generate, hub, providers, rerank
 from .console.help import GroupedCommands
 from .console.interrupts import reraised_interrupts
 from .console.leaving import INTERRUPTED, leave_at_interrupt
@@ -35,7 +35,7 @@ _NO_ARGUMENTS: tuple[type[click.UsageError], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
 """What click 8.2 raises for a command that needs arguments and has none."""
-_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify"})
+_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify", "bench", "providers"})
 """Commands that load onnxruntime or tokenizers."""
 
 
@@ -85,6 +85,7 @@ def cli() -> None:
 cli.add_under("Hugging Face Hub", catalog.models, hub.login, hub.whoami, hub.logout, hub.access)
 cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
+cli.add_under("This machine", providers.providers, bench.bench)
 cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.folder import DraftBundle
-from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Precision
+from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, Provider
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.decoder.model_runner import ModelRunner
 from ...runtime.errors import OrtkitError
@@ -128,19 +128,21 @@ def checked_agreement(
         raise OrtkitError(
             f"the exported `{manifest.name}` differs from PyTorch: KL divergence {found.kl:.5f} on "
             f"average over the probe set, and {manifest.precision.value} must stay within {largest:g}",
-            hint=_hint_of(manifest.precision),
+            hint=_hint_of(manifest),
         )
     if manifest.precision is Precision.FP32 and not found.top >= MIN_TOP1_AGREEMENT:
         raise OrtkitError(
             f"the exported `{manifest.name}` differs from PyTorch: its most probable token is PyTorch's "
             f"for {found.top:.2%} of the probe set, and fp32 must reach {MIN_TOP1_AGREEMENT:.1%}",
-            hint=_hint_of(manifest.precision),
+            hint=_hint_of(manifest),
         )
     return found
 
 
-def _hint_of(precision: Precision) -> str:
-    finer = {Precision.INT4: "`--precision int8` or `fp32`", Precision.INT8: "`--precision fp32`"}
+def _hint_of(manifest: Manifest) -> str:
+    finest = "fp32" if manifest.provider is Provider.CPU else "fp16"
+    finer = {Precision.INT4: f"`--precision int8` or `{finest}`", Precision.INT8: f"`--precision {finest}`"}
     finer[Precision.SOURCE] = "`--precision int8` or `fp32`"
-    finer[Precision.FP16] = "`--precision fp32`"
-    return f"no bundle was written; try {finer[precision]}" if precision in finer else "no bundle was written"
+    finer[Precision.FP16] = "`--provider cpu`"
+    found = finer.get(manifest.precision)
+    return f"no bundle was written; try {found}" if found is not None else "no bundle was written"

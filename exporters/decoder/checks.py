@@ -37,9 +37,7 @@ def check_float32(
     graph: ir.Model, bundle: DraftBundle, checkpoint: Checkpoint, expected: DecoderReference, work: WorkFolder
 ) -> None:
     """Raise OrtkitError for a float32 graph that differs from PyTorch: quantization would hide a small mistake."""
-    manifest = bundle.manifest
-    facts = manifest.decoder and dataclasses.replace(manifest.decoder, cache_type=CacheType.FLOAT32)
-    exact = DraftBundle(bundle.path, dataclasses.replace(manifest, precision=Precision.FP32, decoder=facts))
+    exact = _draft_of(graph, bundle, Precision.FP32)
 
     def measure() -> Made:
         with work.scratch() as folder, refusing_broken_graphs(checkpoint):
@@ -58,7 +56,7 @@ def measure_source(
         with work.scratch() as folder:
             made, weights = graph.clone(), KeptArrays(folder / GRAPH_DATA)
             keep_blocks(made, gguf, weights.keep)
-            source = DraftBundle(bundle.path, dataclasses.replace(bundle.manifest, precision=Precision.SOURCE))
+            source = _draft_of(graph, bundle, Precision.SOURCE)
             write_graph(made, weights, source.path / GRAPH)
             found = agreement_with(Decoder(source), expected)
             return Made({CONTENT: np.array([found.kl, found.top])})
@@ -67,6 +65,14 @@ def measure_source(
         work.measurements(_CHECKS).keep(_SOURCE, measure)
     except (UnsupportedModelError, OutOfMemoryError):
         return
+
+
+def _draft_of(graph: ir.Model, bundle: DraftBundle, precision: Precision) -> DraftBundle:
+    """Describe the bundle's folder with another graph: its precision, and the type of its KV cache."""
+    half = graph.graph.inputs[-1].dtype is ir.DataType.FLOAT16
+    cache = CacheType.FLOAT16 if half else CacheType.FLOAT32
+    facts = bundle.manifest.decoder and dataclasses.replace(bundle.manifest.decoder, cache_type=cache)
+    return DraftBundle(bundle.path, dataclasses.replace(bundle.manifest, precision=precision, decoder=facts))
 
 
 def source_figures(work: WorkFolder) -> Mapping[str, float]:

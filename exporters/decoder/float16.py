@@ -1,7 +1,7 @@
-"""Convert a decoder's graph to float16, for GPUs.
+"""Convert a decoder's graph to float16, for CUDA, whose attention has no float32 kernel.
 
-onnxruntime's CPU provider has float16 kernels for few operators and computes the others in float32 with casts around
-them: correct, and slow.
+onnxruntime's CPU provider, which certifies the graph, has float16 kernels for few operators and computes the others in
+float32 with casts around them: correct, and slow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ..graph.streamed_tensor import StreamedTensor
 
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 """The largest finite float16."""
-_INSTEAD = "use `--precision int4`, `int8` or `fp32`"
+_INSTEAD = "use `--provider cpu`"
+_BLOCK_GATHER = "GatherBlockQuantized"
 
 
 class Float16Tensor(ir.LazyTensor):
@@ -36,6 +37,12 @@ class Float16Tensor(ir.LazyTensor):
 def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
     """Round to float16; raises UnsupportedModelError for weights outside its range."""
     numbers = exact.numpy()
+    check_weights(exact, numbers)
+    return numbers.astype(np.float16)
+
+
+def check_weights(exact: ir.TensorProtocol, numbers: NDArray[np.generic]) -> None:
+    """Raise UnsupportedModelError for weights outside of float16's range; `numbers` are those of `exact`."""
     if max_magnitude(numbers) > _MAX_FLOAT16:
         name, largest = exact.name, max_magnitude(numbers)
         for part in exact.parts if isinstance(exact, StreamedTensor) else ():
@@ -44,7 +51,6 @@ def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
         raise UnsupportedModelError(
             f"`{name}` has a weight of magnitude {largest:g}; the largest float16 is {_MAX_FLOAT16:g}", hint=_INSTEAD
         )
-    return numbers.astype(np.float16)
 
 
 def max_magnitude(numbers: NDArray[np.generic]) -> float:
@@ -62,7 +68,8 @@ def check_hidden_states(name: str, largest: float) -> None:
     They would overflow on a GPU; the CPU that certifies a bundle computes most operators in float32 and would not show
     it.
     """
-    if largest > _MAX_FLOAT16:
+    # Written so that NaN fails too.
+    if not largest <= _MAX_FLOAT16:
         raise UnsupportedModelError(
             f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {_MAX_FLOAT16:g}",
             hint=_INSTEAD,
@@ -91,17 +98,17 @@ class Float16Values:
 def convert_to_float16(graph: ir.Graph) -> None:
     """Convert everything computed from embeddings, and the KV cache, to float16; logits are cast back to float32.
 
-    What is computed from positions alone, such as rotary angles, stays in float32 until it meets a hidden state:
-    float16 counts to 2,048 only.
+    Weights may be quantized block-wise, with float16 scales (`BlockFormat.cuda`). Rotary tables are rounded after they
+    were computed in float32: float16 counts to 2,048 only.
     """
     logits = graph.outputs[0]
     exact = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT.value})
     replace(logits, exact.outputs[0])
     exact.replace_input_with(0, logits)
     graph.insert_after(required(logits.producer()), [exact])
-    halves = values_after(graph, [*cache_inputs(graph), *(node.outputs[0] for node in streamed_gathers(graph))]) - {
-        exact.outputs[0]
-    }
+    embeddings = [*streamed_gathers(graph), *(node for node in graph if node.op_type == _BLOCK_GATHER)]
+    halves = values_after(graph, [*cache_inputs(graph), *(node.outputs[0] for node in embeddings)])
+    halves.remove(exact.outputs[0])
     rounded = Float16Values(graph)
     for node in list(graph):
         if node is exact or not any(output in halves for output in node.outputs):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ...runtime.bundle.bundle import GRAPH
 from ...runtime.bundle.folder import DraftBundle
-from ...runtime.bundle.manifest import Precision
+from ...runtime.bundle.manifest import Precision, Provider
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.errors import OrtkitError
 from ..graph.array_store import Made
@@ -21,6 +21,7 @@ from ..progress import Progress
 from ..quantization.blockwise import Rounding
 from ..quantization.fastest_recipe import find_fastest
 from .certify import agreement_with
+from .float16 import convert_to_float16
 from .reference import DecoderReference
 from .weight_only import BlockRecipe, Moments, quantize_decoder
 from .work_folder import WorkFolder
@@ -44,6 +45,16 @@ The output matrix decides between tokens: a smaller block size for it lowers Smo
 importance-weighted rounding is not closer to PyTorch than round-to-nearest.
 """
 
+CUDA_RECIPES = {
+    Precision.INT4: (
+        BlockRecipe(symmetric=True, cuda=True),
+        BlockRecipe(symmetric=True, cuda=True, output_bits=8),
+        BlockRecipe(symmetric=True, cuda=True, output_bits=8, rounding=Rounding.GPTQ),
+    ),
+    Precision.INT8: (BlockRecipe(bits=8, symmetric=True, cuda=True, output_bits=8, rounding=Rounding.NEAREST),),
+}
+"""The same for CUDA, whose kernel for prompts (fpA_intB) takes symmetric blocks of 32 weights only."""
+
 COARSE = BlockRecipe(block_size=128, output_block_size=32)
 """A fifth faster on layers of Mistral-7B's shape, and less accurate: SmolLM2's KL divergence is 0.341 with it."""
 WIDE = 3584
@@ -54,28 +65,40 @@ Models of 7B parameters and more are that wide, and their 4-bit weights are publ
 """
 
 
-def recipes_for(precision: Precision, inputs: Collection[int]) -> tuple[BlockRecipe, ...]:
+def recipes_for(
+    precision: Precision, inputs: Collection[int], provider: Provider = Provider.CPU
+) -> tuple[BlockRecipe, ...]:
     """Return the recipes to search, fastest first; `inputs` are the input widths of the matrices.
 
     Large blocks are not faster where a matrix does not fill them.
     """
+    if provider is Provider.CUDA:
+        return CUDA_RECIPES[precision]
     fills = precision is Precision.INT4 and all(count % COARSE.block_size == 0 for count in inputs)
     return (COARSE, *RECIPES[precision]) if fills else RECIPES[precision]
 
 
-def default_recipe(precision: Precision, inputs: Collection[int]) -> BlockRecipe:
+def default_recipe(precision: Precision, inputs: Collection[int], provider: Provider = Provider.CPU) -> BlockRecipe:
     """Return the recipe without a KL target; `inputs` are the input widths of the matrices."""
-    return recipes_for(precision, inputs)[0] if min(inputs, default=0) >= WIDE else RECIPES[precision][0]
+    if provider is Provider.CPU and min(inputs, default=0) < WIDE:
+        return RECIPES[precision][0]
+    return recipes_for(precision, inputs, provider)[0]
 
 
 def find_block_recipe(
-    recipes: Sequence[BlockRecipe], divergence: Callable[[BlockRecipe], float], *, max_kl: float, precision: Precision
+    recipes: Sequence[BlockRecipe],
+    divergence: Callable[[BlockRecipe], float],
+    *,
+    max_kl: float,
+    precision: Precision,
+    provider: Provider = Provider.CPU,
 ) -> BlockRecipe:
     """Return the first recipe within a KL divergence of `max_kl`; raises OrtkitError where there is none."""
     found = find_fastest(recipes, lambda recipe: -divergence(recipe), threshold=-max_kl)
     if found.recipe is not None:
         return found.recipe
-    finer = "`--precision int8`" if precision is Precision.INT4 else "`--precision fp32`"
+    finest = "`--precision fp32`" if provider is Provider.CPU else "`--precision fp16`"
+    finer = "`--precision int8`" if precision is Precision.INT4 else finest
     raise OrtkitError(
         f"no {precision.value} recipe stays within KL divergence {max_kl:g} of PyTorch: "
         f"it is {-found.best:.5f} at best",
@@ -101,6 +124,8 @@ class BlockTrials:
         """
         self.graph = graph
         self.bundle = bundle
+        self.provider = bundle.manifest.provider
+        """The provider that the graph is made for; the CPU measures it."""
         self.inputs = [linear.inputs for linear in linears(graph.graph)]
         """Input width of each linear layer."""
         self._moments = moments
@@ -115,6 +140,8 @@ class BlockTrials:
             self._work.delete_weights_except(key)
             weights = self._work.weights(key)
             quantize_decoder(made, recipe, self._moments, store=weights, progress=self._progress)
+            if recipe.cuda:
+                convert_to_float16(made.graph)
             tidy(made)
             store_weights(made, weights)
             self._last = (recipe, made)
@@ -135,10 +162,13 @@ class BlockTrials:
     def find(self, precision: Precision, max_kl: float | None, expected: DecoderReference) -> BlockRecipe:
         """Return the fastest recipe within `max_kl` of PyTorch, or the default recipe where no limit is asked for."""
         if max_kl is None:
-            return default_recipe(precision, self.inputs)
-        recipes = recipes_for(precision, self.inputs)
+            return default_recipe(precision, self.inputs, self.provider)
         return find_block_recipe(
-            recipes, lambda recipe: self.divergence(recipe, expected), max_kl=max_kl, precision=precision
+            recipes_for(precision, self.inputs, self.provider),
+            lambda recipe: self.divergence(recipe, expected),
+            max_kl=max_kl,
+            precision=precision,
+            provider=self.provider,
         )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle.manifest import DecoderFacts
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..certification.probe import probe_texts
+from ..checkpoint.safetensors_reader import StoredTensor
 from ..graph.array_store import KeptArrays, Made
 from ..progress import Progress
 from .calibration import MomentsObserver
@@ -42,13 +43,17 @@ class DecoderReference:
     prompt: tuple[int, ...]
     """The golden prompt, and its ids."""
     largest_state: float = 0.0
-    """The largest magnitude of the hidden states after any layer."""
+    """The largest magnitude of the hidden states."""
     squares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Weight, by its name in the checkpoint -> the sum of its squared inputs on calibration texts."""
 
 
 class ProbeObserver(Observer):
-    """Records log-probabilities and the largest hidden state of the probe set, the first texts of a pass."""
+    """Records log-probabilities and the largest hidden state of the probe set, the first texts of a pass.
+
+    Hidden states are those after a layer and the inputs of linear layers: between the two matmuls of an MLP, states may
+    be larger than anywhere else.
+    """
 
     def __init__(self, texts: int) -> None:
         """`texts` is the number of windows of the probe set."""
@@ -56,8 +61,15 @@ class ProbeObserver(Observer):
         self.logprobs: list[NDArray[np.float32]] = []
         self.largest_state = 0.0
 
+    def linear(self, text: int, matrix: StoredTensor, rows: NDArray[np.float32]) -> None:
+        del matrix
+        self._observe(text, rows)
+
     def layer(self, text: int, layer: int, states: NDArray[np.float32]) -> None:
         del layer
+        self._observe(text, states)
+
+    def _observe(self, text: int, states: NDArray[np.float32]) -> None:
         if text < self.texts:
             self.largest_state = max(self.largest_state, max_magnitude(states))
 

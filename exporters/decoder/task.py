@@ -20,6 +20,7 @@ from ...runtime.bundle.manifest import (
     DecoderFacts,
     Manifest,
     Precision,
+    Provider,
     TokenizerFacts,
     WeightBlocks,
 )
@@ -31,6 +32,7 @@ from ..graph.nodes import Linear, linears, required
 from ..graph.passes import tidy
 from ..graph.streamed_tensor import StreamedTensor
 from ..models.loading import load_tokenizer
+from ..providers.cuda import plain_attention_refused
 from ..steps import ModelFacts, QuantizedGraph, Workspace
 from .calibration import calibration_windows, compute_moments, moments_by_layer
 from .certify import MAX_KL, certify_decoder
@@ -60,15 +62,19 @@ class DecoderTask:
     tokenizer: Any
     """transformers' own."""
     settings: DecoderFacts
+    provider: Provider = Provider.CPU
+    """The execution provider that the graph is made for."""
 
     resumable: ClassVar[bool] = True
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, cache: CacheType) -> DecoderTask:
+    def open(cls, checkpoint: Checkpoint, cache: CacheType, provider: Provider = Provider.CPU) -> DecoderTask:
         """Read the facts of a checkpoint; `cache` is the type of the graph's KV cache."""
         tokenizer = load_tokenizer(checkpoint)
         facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), cache_type=cache)
-        return cls(checkpoint, tokenizer, facts)
+        if provider is Provider.CUDA and facts.plain_attention:
+            raise plain_attention_refused(checkpoint.name, checkpoint.architecture, facts.head_size)
+        return cls(checkpoint, tokenizer, facts, provider)
 
     def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
         check_tokens(self.checkpoint.name, self.tokenizer, open_tokenizer(folder / TOKENIZER), self.settings)
@@ -98,7 +104,7 @@ class DecoderTask:
         if precision is Precision.SOURCE:
             return compared + checked + kept
         measured = kept if self._requantizes(precision) else 0
-        return compared + checked + max(measured, _quantized_bytes(graph, precision))
+        return compared + checked + max(measured, _quantized_bytes(graph, precision, self.provider))
 
     def reference(self, model: LazyDecoder, draft: DraftBundle, work: Workspace) -> DecoderReference:
         """Run the probe set, and in the same pass the calibration texts of int4."""
@@ -118,13 +124,14 @@ class DecoderTask:
         folder, precision = WorkFolder(work.resumable), trial.manifest.precision
         if self.settings.plain_attention:
             check_float32(graph, trial, self.checkpoint, reference, folder)
-        if precision is Precision.FP16:
+        if self.provider is Provider.CUDA:
             check_hidden_states(self.checkpoint.name, reference.largest_state)
+        if precision is Precision.FP16:
             share_embedding(graph.graph)
             convert_to_float16(graph.graph)
             tidy(graph)
             return QuantizedGraph(graph)
-        if self.settings.cache_type is CacheType.FLOAT16:
+        if self.settings.cache_type is CacheType.FLOAT16 and self.provider is Provider.CPU:
             convert_cache_to_float16(graph.graph)
         if precision is Precision.SOURCE:
             count, weights = len(list(linears(graph.graph))), folder.weights(EXACT)
@@ -178,11 +185,11 @@ class DecoderTask:
         return dataclasses.replace(certificate, figures={**certificate.figures, **source})
 
 
-def _quantized_bytes(graph: ir.Model, precision: Precision) -> int:
+def _quantized_bytes(graph: ir.Model, precision: Precision, provider: Provider) -> int:
     """Estimate the bytes of the weights in a precision."""
     if precision not in RECIPES:
         return weights_bytes(graph) // (2 if precision is Precision.FP16 else 1)
-    recipe = default_recipe(precision, [linear.inputs for linear in linears(graph.graph)])
+    recipe = default_recipe(precision, [linear.inputs for linear in linears(graph.graph)], provider)
     total = 0
     for value in graph.graph.initializers.values():
         tensor = required(value.const_value)

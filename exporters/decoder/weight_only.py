@@ -23,10 +23,14 @@ from ..graph.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace
 from ..progress import Progress, WeightCounter
 from ..quantization.blockwise import BlockFormat, BlockMatrix, Rounding, gptq_quantize_blockwise, quantize_blockwise
 from ..quantization.gptq import inverse_hessian_cholesky
+from .float16 import check_weights
 from .passes import output_is_tied, output_matmul
 
 _INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy level 4: int8 activations with a scale per block, the fastest kernel."""
+"""MatMulNBits' accuracy level 4: int8 activations with a scale per block, the CPU's fastest kernel.
+
+CUDA ignores the level. It is not in graphs for CUDA, so that the CPU that certifies them does not round activations.
+"""
 EMBEDDING = "word_vectors"
 """Prefix of the initializers of an embedding table that is not tied to the output matrix."""
 MOMENTS_AT_ONCE = 2**31
@@ -40,20 +44,22 @@ class BlockRecipe:
     bits: int = 4
     block_size: int = 32
     symmetric: bool = False
-    """Without zero points: slightly smaller, less accurate and no faster."""
+    """Without zero points: slightly smaller, less accurate and on a CPU no faster."""
     rounding: Rounding = Rounding.IMPORTANCE
     output_bits: int = 4
     """Bits of the output matrix, and of tied token embeddings."""
     output_block_size: int | None = None
     """Block size of the output matrix, None for `block_size`."""
+    cuda: bool = False
+    """For CUDA: see `BlockFormat`."""
 
     @property
     def form(self) -> BlockFormat:
-        return BlockFormat(self.bits, self.block_size, self.symmetric)
+        return BlockFormat(self.bits, self.block_size, self.symmetric, self.cuda)
 
     @property
     def output_form(self) -> BlockFormat:
-        return BlockFormat(self.output_bits, self.output_block_size or self.block_size, self.symmetric)
+        return BlockFormat(self.output_bits, self.output_block_size or self.block_size, self.symmetric, self.cuda)
 
 
 Moments = Callable[[Sequence[Linear], bool], Mapping[str, NDArray[np.float32]]]
@@ -148,16 +154,21 @@ def _quantize_linear(
     linear: Linear, form: BlockFormat, rounding: Rounding, moments: NDArray[np.float32] | None, *, embedding: bool
 ) -> Made:
     """Quantize the weight of a linear layer."""
+    weight = linear.weight
+    if form.cuda:
+        check_weights(linear.matrix, weight)
     if rounding is Rounding.GPTQ:
-        matrix = gptq_quantize_blockwise(linear.weight, form, inverse_hessian_cholesky(required(moments)))
+        matrix = gptq_quantize_blockwise(weight, form, inverse_hessian_cholesky(required(moments)))
     else:
-        matrix = quantize_blockwise(linear.weight, form, importance=moments)
+        matrix = quantize_blockwise(weight, form, importance=moments)
     return packed_arrays(matrix, embedding=embedding)
 
 
 def _quantize_table(gather: ir.Node, recipe: BlockRecipe, least_squares: bool) -> Made:  # noqa: FBT001
     """Quantize an embedding table: by least squares with `least_squares`, else by each block's range."""
     table = np.asarray(table_of(gather).numpy(), np.float32)
+    if recipe.cuda:
+        check_weights(table_of(gather), table)
     importance = np.ones(table.shape[1], np.float32) if least_squares else None
     return packed_arrays(quantize_blockwise(table.T, recipe.form, importance=importance), embedding=True)
 
@@ -212,24 +223,39 @@ def insert_matmul_nbits(graph: ir.Graph, linear: Linear, name: str, outputs: int
     """Insert MatMulNBits on a linear layer's input and return its result.
 
     A weight is `scale * (level - zero) + offset`. Where blocks have offsets, the sums of each block's inputs are
-    multiplied by the offsets and added.
+    multiplied by the offsets and added. Where the matrix is padded, so is the input, and the result is cut.
     """
     matmul = linear.matmul
     parts = [part for part in ("levels", "scales", "zeros") if part in matrix.arrays]
-    inputs = [linear.input, *(constant(graph, f"{name}_{part}", matrix.arrays[part]) for part in parts)]
-    attributes = {
-        "K": matrix.facts["inputs"],
-        "N": outputs,
-        "bits": matrix.facts["bits"],
-        "block_size": matrix.facts["block_size"],
-        "accuracy_level": _INT8_ACTIVATIONS,
-    }
+    width, rows = matrix.facts["inputs"], matrix.arrays["levels"].shape.numpy()[0]
+    given = linear.input if width == linear.inputs else _padded(graph, linear.input, matmul, width - linear.inputs)
+    inputs = [given, *(constant(graph, f"{name}_{part}", matrix.arrays[part]) for part in parts)]
+    attributes = {"K": width, "N": rows, "bits": matrix.facts["bits"], "block_size": matrix.facts["block_size"]}
+    if matrix.arrays["scales"].dtype is not ir.DataType.FLOAT16:
+        attributes["accuracy_level"] = _INT8_ACTIVATIONS
     result = insert(matmul, "MatMulNBits", inputs, attributes, domain=ORT_DOMAIN)
+    if rows > outputs:
+        result = _first_of_last_axis(graph, result, matmul, outputs)
     if "offsets" in matrix.arrays:
         offsets = constant(graph, f"{name}_offsets", matrix.arrays["offsets"])
         sums = _block_sums(graph, linear.input, matmul, matrix.facts["block_size"])
         result = insert(matmul, "Add", [result, insert(matmul, "MatMul", [sums, offsets])])
     return result
+
+
+def _padded(graph: ir.Graph, value: ir.Value, before: ir.Node, count: int) -> ir.Value:
+    """Append `count` zeros to the last axis, once for all linear layers that need it."""
+    pads = constant(graph, f"pad_by_{count}", np.array([0, count], np.int64))
+    for node, _ in value.uses():
+        if node.op_type == "Pad" and node.inputs[1] is pads:
+            return node.outputs[0]
+    return insert(before, "Pad", [value, pads, None, constant(graph, "last_axis", np.array([-1], np.int64))])
+
+
+def _first_of_last_axis(graph: ir.Graph, value: ir.Value, before: ir.Node, count: int) -> ir.Value:
+    """Cut the last axis after `count` elements."""
+    bounds = (("start_of_axis", 0), (f"end_at_{count}", count), ("last_axis", -1))
+    return insert(before, "Slice", [value, *(constant(graph, name, np.array([at], np.int64)) for name, at in bounds)])
 
 
 def _block_sums(graph: ir.Graph, value: ir.Value, before: ir.Node, block: int) -> ir.Value:
@@ -253,7 +279,7 @@ def replace_embedding(graph: ir.Graph, gather: ir.Node, name: str, matrix: Kept)
     inputs = [levels, ids, _with_last_axis(graph, gather, f"{name}_scales", arrays["scales"])]
     if "zeros_apart" in arrays:
         inputs.append(constant(graph, f"{name}_zeros_apart", arrays["zeros_apart"]))
-    block, width = matrix.facts["block_size"], matrix.facts["inputs"]
+    block, width = matrix.facts["block_size"], table_of(gather).shape.numpy()[1]
     attributes = {"bits": matrix.facts["bits"], "block_size": block, "gather_axis": 0, "quantize_axis": 2}
     vectors = insert(gather, "GatherBlockQuantized", inputs, attributes, domain=ORT_DOMAIN)
     if "offsets_apart" in arrays:

@@ -24,7 +24,9 @@ from ..graph.nodes import array_of, constant_of, required, values_of_texts
 
 CPU_INSTEAD = "use `--provider cpu`"
 """The hint for a model whose graph cannot be made for another provider."""
-_SHAPED = frozenset({"Add", "Div", "Expand", "MatMul", "Mul", "Reshape", "Slice", "Where"})
+_SHAPED = frozenset(
+    {"Add", "Div", "Expand", "GatherElements", "MatMul", "Mul", "Reshape", "Slice", "Transpose", "Where"}
+)
 """Operators the shapes of whose inputs are asked for."""
 
 
@@ -48,7 +50,7 @@ class BatchSizes:
 
     def __init__(self, model: ir.Model, *, scratch: Path | None = None) -> None:
         """Run the whole graph at the sample sizes, by way of a file in the folder `scratch`."""
-        self.graph = model.graph
+        self.model = model
         self.of_texts = values_of_texts(model.graph)
         self._scratch = scratch
         self._shapes = [
@@ -70,6 +72,10 @@ class BatchSizes:
         for value in model.graph.inputs:
             self.shapes[value] = tuple((sizes.texts, sizes.tokens) for sizes in SAMPLES)
         self._samples = {value: found[value] for value in self._shapes}
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.model.graph
 
     def frontier(self) -> list[tuple[ir.Node, int]]:
         """The places at which a node that depends on texts reads what is computed from sizes: (node, input)."""
@@ -93,11 +99,13 @@ class BatchSizes:
         wanted = list(dict.fromkeys(values))
         if not wanted:
             return {}
-        graph = ir.convenience.extract(self.graph, self._shapes, wanted)
+        # What was replaced meanwhile is not part of the graph any more.
+        shapes = [value for value in self._shapes if required(value.producer()).graph is self.graph]
+        graph = ir.convenience.extract(self.graph, shapes, wanted)
+        for value in graph.inputs:
+            value.type = ir.TensorType(ir.DataType.INT64)
         model = ir.Model(graph, ir_version=10)
-        feeds = [
-            {str(value.name): self._shape_at(self._samples[value], one) for value in self._shapes} for one in sizes
-        ]
+        feeds = [{str(value.name): self._shape_at(self._samples[value], one) for value in shapes} for one in sizes]
         used = {str(value.name) for value in graph.inputs}
         feeds = [{name: array for name, array in some.items() if name in used} for some in feeds]
         found = _run(model, list(graph.outputs), feeds, self._scratch)

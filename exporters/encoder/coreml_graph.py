@@ -61,7 +61,7 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
         drop_token_types(graph)
     set_head_apart(graph)
     bias = add_bias_input(graph)
-    mask_attention(graph, bias)
+    mask_attention(graph, bias, plain=checkpoint.architecture.merged_attention)
     assume_whole_texts(graph)
     if checkpoint.architecture.positions_after_padding:
         number_positions(graph)
@@ -100,10 +100,15 @@ def add_bias_input(graph: ir.Graph) -> ir.Value:
     return bias
 
 
-def mask_attention(graph: ir.Graph, bias: ir.Value) -> None:
-    """Add `bias` to the scores of every attention, in place of the mask that was traced."""
+def mask_attention(graph: ir.Graph, bias: ir.Value, *, plain: bool) -> None:
+    """Add `bias` to the scores of every attention.
+
+    `plain` says that the traced mask hides padding only, so that it goes; others hide what is too far away, or later,
+    too, and become constants.
+    """
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
-        drop_traced_mask(required(softmax.inputs[0]))
+        if plain:
+            drop_traced_mask(required(softmax.inputs[0]))
         softmax.replace_input_with(0, insert(softmax, "Add", [softmax.inputs[0], bias]))
 
 

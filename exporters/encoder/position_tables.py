@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle.graph_io import POSITIONS
 from ...runtime.errors import UnsupportedModelError
 from ..graph.nodes import array_of, constant, insert, replace, required
+from ..graph.passes import tidy
 from .batch_sizes import CPU_INSTEAD, SAMPLES, Arrays, BatchSizes, Shape, Sizes, same_number
 
 MASKED = -3e4
@@ -48,10 +49,15 @@ class Reach:
 class Tables:
     """The lookups that a graph has so far."""
 
-    graph: ir.Graph
+    sizes: BatchSizes
     known: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     causal: set[ir.Value] = field(default_factory=set)
     """Lookups by difference that mask later tokens and do nothing else."""
+    count_of_nodes: int = 0
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.sizes.graph
 
     @property
     def positions(self) -> ir.Value:
@@ -59,6 +65,7 @@ class Tables:
         if found is None:
             found = ir.val(POSITIONS, ir.DataType.INT64, ["tokens"])
             self.graph.inputs.append(found)
+            self.sizes.of_texts.add(found)
         return found
 
     def by_position(self, table: NDArray[np.generic], axis: int) -> ir.Value:
@@ -73,6 +80,36 @@ class Tables:
         if _is_causal(table):
             self.causal.add(value)
         return value
+
+    def for_texts_and_heads(self, table: NDArray[np.generic], heads: int) -> ir.Value:
+        """The entries of a table of integers by difference: int32 (texts, heads, tokens, tokens).
+
+        GatherElements, which reads them, does not broadcast.
+        """
+        key = ("for heads", heads, table.tobytes())
+        if key not in self.known:
+            entries = self.by_difference(table)
+            pairs = self._insert("Cast", [entries], {"to": ir.DataType.FLOAT.value}, ["tokens", "tokens"])
+            wide = self._insert("Add", [pairs, self._zeros(heads)], {}, ["texts", heads, "tokens", "tokens"])
+            found = self._insert("Cast", [wide], {"to": ir.DataType.INT32.value}, ["texts", heads, "tokens", "tokens"])
+            found.type = ir.TensorType(ir.DataType.INT32)
+            self.known[key] = found
+        return self.known[key]
+
+    def _zeros(self, heads: int) -> ir.Value:
+        """Zeros, float32 (texts, heads, 1, 1)."""
+        key = ("zeros", heads)
+        if key not in self.known:
+            ids = self.graph.inputs[0]
+            first = self._insert("Gather", [ids, constant(self.graph, "first_token", np.array([0]))], {"axis": 1}, None)
+            first.type = ir.TensorType(ir.DataType.INT64)
+            number = self._insert("Cast", [first], {"to": ir.DataType.FLOAT.value}, ["texts", 1])
+            zero = self._insert("Mul", [number, self._number(0.0)], {}, ["texts", 1])
+            axes = constant(self.graph, "last_two_of_four_axes", np.array([2, 3]))
+            apart = self._insert("Unsqueeze", [zero, axes], {}, ["texts", 1, 1, 1])
+            of_heads = constant(self.graph, f"zeros_of_{heads}_heads", np.zeros((1, heads, 1, 1), np.float32))
+            self.known[key] = self._insert("Add", [apart, of_heads], {}, ["texts", heads, 1, 1])
+        return self.known[key]
 
     def count(self) -> ir.Value:
         """The number of tokens, a float32 scalar."""
@@ -137,11 +174,14 @@ class Tables:
         # What is inserted before reads nothing that comes after: the graph is sorted at the end.
         found.type = ir.TensorType(ir.DataType.FLOAT)
         found.shape = None if shape is None else ir.Shape(shape)
-        found.name = f"of_positions_{len(self.known)}_{op_type}"
+        # It is no more computed from the sizes of the batch.
+        self.sizes.of_texts.add(found)
+        found.name = f"of_positions_{self.count_of_nodes}"
+        self.count_of_nodes += 1
         return found
 
 
-def replace_sizes(sizes: BatchSizes, reach: Reach) -> Tables:
+def replace_sizes(sizes: BatchSizes, tables: Tables, reach: Reach) -> None:
     """Let a graph read tables and constants instead of what it computes from the sizes of a batch.
 
     Raises UnsupportedModelError where something depends on the sizes in another way.
@@ -149,14 +189,15 @@ def replace_sizes(sizes: BatchSizes, reach: Reach) -> Tables:
     places = sizes.frontier()
     values = {required(node.inputs[place]) for node, place in places}
     samples = sizes.run_samples(values)
-    tables = Tables(sizes.graph)
     for node, place in places:
         value = required(node.inputs[place])
         if node.op_type in ("Reshape", "Expand") and place == 1:
             _fix_shape(sizes, node, samples[value])
         elif node.op_type == "Slice" and place > 0:
             _fix_bound(sizes, node, place, samples)
-    left = [(node, place) for node, place in sizes.frontier() if node.graph is not None]
+    # Some of what is left was read for its shape only.
+    tidy(sizes.model)
+    left = sizes.frontier()
     read = {required(node.inputs[place]) for node, place in left}
     trial = sizes.run(read, Sizes(1, reach.trial))
     rows = [value for value in read if _token_axes(samples[value]).count(_TOKENS) == 1]
@@ -167,9 +208,8 @@ def replace_sizes(sizes: BatchSizes, reach: Reach) -> Tables:
         if value not in made:
             made[value] = _made_of(tables, samples[value], trial[value], whole.get(value), reach)
         if made[value].broadcasts and node.op_type not in _BROADCAST:
-            raise _unsupported(f"`{node.op_type}` reads what depends on the number of texts")
+            raise unsupported(f"`{node.op_type}` reads what depends on the number of texts")
         node.replace_input_with(place, made[value].value)
-    return tables
 
 
 @dataclass(frozen=True)
@@ -195,7 +235,7 @@ def _token_axes(samples: Arrays) -> list[int | str]:
         elif found == tuple(sizes.tokens for sizes in SAMPLES):
             axes.append(_TOKENS)
         else:
-            raise _unsupported(f"a value has the shapes {[array.shape for array in samples]}")
+            raise unsupported(f"a value has the shapes {[array.shape for array in samples]}")
     return axes
 
 
@@ -215,29 +255,32 @@ def _made_of(
     if not at:
         return _Made(_function_of_count(tables, samples, trial, reach), broadcasts=True)
     if whole is not None:
+        first = np.take(whole, [0], at[0])
+        if np.array_equal(whole, np.broadcast_to(first, whole.shape)):
+            return _Made(_constant(tables, first), broadcasts=True)
         return _Made(_of_positions(tables, (*samples, trial), whole, at[0]), broadcasts)
     if at == [len(axes) - 2, len(axes) - 1]:
-        return _Made(_of_differences(tables, samples, trial, reach), broadcasts)
-    raise _unsupported(f"a value has the axes {axes}")
+        return _Made(tables.by_difference(table_of_differences(samples, trial, reach)), broadcasts)
+    raise unsupported(f"a value has the axes {axes}")
 
 
 def _of_positions(tables: Tables, shorter: Arrays, whole: NDArray[np.generic], axis: int) -> ir.Value:
     """The rows for the positions of the tokens of what was run for the largest number of tokens."""
     for array in shorter:
         if not np.array_equal(array, np.take(whole, range(array.shape[axis]), axis)):
-            raise _unsupported("what is computed for a position depends on the number of tokens")
+            raise unsupported("what is computed for a position depends on the number of tokens")
     if whole.ndim == 1 and whole.dtype == np.int64 and np.array_equal(whole, np.arange(len(whole))):
         return tables.positions
     return tables.by_position(whole, axis)
 
 
-def _of_differences(tables: Tables, samples: Arrays, trial: NDArray[np.generic], reach: Reach) -> ir.Value:
-    """The entries for the differences of the positions of two tokens."""
-    table = _table_of_differences(trial, reach)
+def table_of_differences(samples: Arrays, trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
+    """The table (..., 2 * length - 1) of a function (..., tokens, tokens) of query minus key position."""
+    table = _extended(trial, reach)
     for array in samples:
         if not np.array_equal(_pairs(table, array.shape[-1]), _finite(array)):
-            raise _unsupported("what is computed for two positions depends on the number of tokens")
-    return tables.by_difference(table)
+            raise unsupported("what is computed for two positions depends on the number of tokens")
+    return table
 
 
 def _constant(tables: Tables, array: NDArray[np.generic]) -> ir.Value:
@@ -253,7 +296,7 @@ def _of_one_text(array: NDArray[np.generic], axes: list[int | str]) -> NDArray[n
         if kind == _TEXTS:
             first = np.take(array, [0], axis)
             if not np.array_equal(array, np.broadcast_to(first, array.shape)):
-                raise _unsupported("what is computed for a text depends on its number in the batch")
+                raise unsupported("what is computed for a text depends on its number in the batch")
             array = first
     return array
 
@@ -281,10 +324,10 @@ def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generi
             twice = tables.of_count("twice", "Add", product)
             half = constant(tables.graph, "half_of_sum", np.array(0.5, np.float32))
             return insert(tables.graph[0], "Mul", [twice, half])
-    raise _unsupported("a number depends on the number of tokens")
+    raise unsupported("a number depends on the number of tokens")
 
 
-def _table_of_differences(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
+def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
     """The table (..., 2 * length - 1) of a function (..., tokens, tokens) of query minus key position.
 
     Beyond the distances of the trial it goes on as a constant or, as ALiBi does, as a line.
@@ -294,7 +337,7 @@ def _table_of_differences(trial: NDArray[np.generic], reach: Reach) -> NDArray[n
     # Query 0 has the differences 0, -1, ...; key 0 has 0, 1, ...
     table = np.concatenate([trial[..., 0, :0:-1], trial[..., :, 0]], axis=-1)
     if not np.array_equal(_pairs(table, tokens), trial):
-        raise _unsupported("what is computed for two positions depends on more than their difference")
+        raise unsupported("what is computed for two positions depends on more than their difference")
     more = reach.length - tokens
     if not more:
         return table
@@ -305,12 +348,12 @@ def _table_of_differences(trial: NDArray[np.generic], reach: Reach) -> NDArray[n
         outer = edge[..., -(tokens - max(reach.window, 1)) + 1 :] if edge.dtype != np.bool_ else edge[..., -8:]
         if edge.dtype == np.bool_:
             if not (outer == outer[..., -1:]).all():
-                raise _unsupported("a mask changes beyond the model's window")
+                raise unsupported("a mask changes beyond the model's window")
             ends.append(np.repeat(outer[..., -1:], more, axis=-1))
             continue
         slope = outer[..., -1:] - outer[..., -2:-1]
         if not np.array_equal(np.diff(outer, axis=-1), np.broadcast_to(slope, np.diff(outer, axis=-1).shape)):
-            raise _unsupported("a bias has another form at long distances")
+            raise unsupported("a bias has another form at long distances")
         ends.append((outer[..., -1:] + slope * steps).astype(table.dtype))
     return np.concatenate([ends[0][..., ::-1], table, ends[1]], axis=-1)
 
@@ -350,7 +393,7 @@ def _fix_shape(sizes: BatchSizes, node: ir.Node, targets: Arrays) -> None:
         else:
             shape.append(-1)
     if shape.count(-1) > (1 if node.op_type == "Reshape" else 0):
-        raise _unsupported(f"`{node.op_type}` makes {[t.tolist() for t in targets]} of the shapes {list(found)}")
+        raise unsupported(f"`{node.op_type}` makes {[t.tolist() for t in targets]} of the shapes {list(found)}")
     if node.op_type == "Expand" and set(shape) == {1}:
         replace(node.outputs[0], required(node.inputs[0]))
         sizes.graph.remove(node, safe=True)
@@ -381,12 +424,13 @@ def _fix_bound(sizes: BatchSizes, node: ir.Node, place: int, samples: dict[ir.Va
     ):
         fixed = np.full(bounds[0].shape, np.iinfo(np.int64).max, np.int64)
     else:
-        raise _unsupported("`Slice` has a bound that depends on the sizes of the batch")
+        raise unsupported("`Slice` has a bound that depends on the sizes of the batch")
     name = f"bound_{'_'.join(map(str, fixed.tolist())).replace('-', 'm')}"
     node.replace_input_with(place, constant(sizes.graph, name, fixed))
 
 
-def _unsupported(reason: str) -> UnsupportedModelError:
+def unsupported(reason: str) -> UnsupportedModelError:
+    """The error for a graph that needs the sizes of a batch in another way."""
     return UnsupportedModelError(
         f"the traced graph cannot do without the sizes of the batch: {reason}", hint=CPU_INSTEAD
     )

@@ -18,9 +18,10 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..graph.nodes import array_of, constant, insert, only_user, replace, required
 from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, tidy
 from .attention import scaled
-from .batch_sizes import BatchSizes, Shape, same_number
+from .batch_sizes import SAMPLES, BatchSizes, Shape, same_number
+from .disentangled import separate_heads
 from .flatten import assume_whole_texts, drop_token_types
-from .position_tables import Reach, Tables, replace_sizes
+from .position_tables import Reach, Tables, replace_sizes, unsupported
 
 _WINDOWS = ("local_attention", "sliding_window")
 """Keys of a config.json that say how far attention reaches."""
@@ -75,7 +76,15 @@ def texts_first(
     drop_unused_inputs(graph)
     name_values(graph)
     sizes = BatchSizes(traced, scratch=scratch)
-    tables = replace_sizes(sizes, Reach(manifest.tokenizer.max_length, window_of(checkpoint)))
+    if choose_branches(sizes):
+        fold_constants(traced)
+        name_values(graph)
+        sizes = BatchSizes(traced, scratch=scratch)
+    tables, reach = Tables(sizes), Reach(manifest.tokenizer.max_length, window_of(checkpoint))
+    pick_own_tokens(sizes)
+    separate_heads(sizes, tables, reach)
+    tidy(traced)
+    replace_sizes(sizes, tables, reach)
     tidy(traced)
     drop_neutral(graph, sizes.shapes)
     average_tokens(graph, tables)
@@ -88,6 +97,52 @@ def name_values(graph: ir.Graph) -> None:
     for number, node in enumerate(graph):
         for place, value in enumerate(node.outputs):
             value.name = value.name or f"value_{number}_{place}"
+
+
+def choose_branches(sizes: BatchSizes) -> bool:
+    """Let the condition of every If be the constant that it is for all batches; returns whether there is any."""
+    places = [(node, place) for node, place in sizes.frontier() if node.op_type == "If"]
+    conditions = [required(node.inputs[place]) for node, place in places]
+    for value, samples in sizes.run_samples(conditions).items():
+        if any(bool(array) != bool(samples[0]) for array in samples):
+            raise unsupported("a condition depends on them")
+        chosen = constant(sizes.graph, f"{value.name}_chosen", np.array(bool(samples[0])))
+        for node in [node for node, _ in value.uses() if node.op_type == "If"]:
+            # The branch that goes would still count as reading what it reads.
+            left = node.attributes["else_branch" if bool(samples[0]) else "then_branch"].as_graph()
+            for inner in ir.traversal.RecursiveGraphIterator(left):
+                for place in range(len(inner.inputs)):
+                    inner.replace_input_with(place, None)
+        value.replace_all_uses_with(chosen)
+    return bool(places)
+
+
+def pick_own_tokens(sizes: BatchSizes) -> None:
+    """Let a Gather from the rows of all texts pick a token of each text instead.
+
+    Classifiers pick the last token that is not padding so: (texts * tokens, width) by its number in the text plus the
+    number of the text times the number of tokens.
+    """
+    for node in list(sizes.graph):
+        flat = required(node.inputs[0]).producer() if node.op_type == "Gather" else None
+        add = required(node.inputs[1]).producer() if flat is not None and flat.op_type == "Reshape" else None
+        if flat is None or add is None or add.op_type != "Add" or node.attributes.get_int("axis", 0) != 0:
+            continue
+        own = [value for value in add.inputs if value in sizes.of_texts]
+        starts = [required(value) for value in add.inputs if value not in sizes.of_texts]
+        vectors = required(flat.inputs[0])
+        if len(own) != 1 or len(starts) != 1 or [len(shape) for shape in sizes.shapes.get(vectors, ())] != [3, 3]:
+            continue
+        samples = sizes.run_samples(starts)[starts[0]]
+        if all(
+            array.tolist() == [n * one.tokens for n in range(one.texts)]
+            for array, one in zip(samples, SAMPLES, strict=True)
+        ):
+            last = constant(sizes.graph, "last_axis", np.array([-1], np.int64))
+            numbers = insert(node, "Unsqueeze", [own[0], last])
+            picked = insert(node, "GatherND", [vectors, numbers], {"batch_dims": 1})
+            sizes.of_texts |= {numbers, picked}
+            replace(node.outputs[0], picked)
 
 
 def window_of(checkpoint: Checkpoint) -> int:

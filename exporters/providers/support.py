@@ -29,14 +29,19 @@ SUPPORT = {
         precisions={
             Kind.EMBEDDER: (Precision.INT8, Precision.FP32),
             Kind.RERANKER: (Precision.INT8, Precision.FP32),
-            Kind.DECODER: (Precision.INT4, Precision.INT8, Precision.SOURCE, Precision.FP16, Precision.FP32),
+            Kind.DECODER: (Precision.INT4, Precision.INT8, Precision.SOURCE, Precision.FP32),
         },
         caches={
             Precision.INT4: (_FLOAT32, _FLOAT16),
             Precision.INT8: (_FLOAT32, _FLOAT16),
             Precision.SOURCE: (_FLOAT32, _FLOAT16),
-            Precision.FP16: (_FLOAT16,),
             Precision.FP32: (_FLOAT32,),
+        },
+        reasons={
+            (Kind.DECODER, Precision.FP16): (
+                "a CPU computes it in float32, slower than `int4`, and the bundle is larger",
+                "add `--provider cuda` for a GPU, or use `--precision int4`",
+            ),
         },
     ),
     Provider.CUDA: Support(
@@ -86,6 +91,15 @@ SUPPORT = {
         },
     ),
 }
+
+
+_MADE = {(provider, kind) for provider in (Provider.CPU, Provider.CUDA) for kind in Kind}
+
+
+def check_made(provider: Provider, kind: Kind) -> None:
+    """Raise InputError for graphs that are designed and not made yet."""
+    if (provider, kind) not in _MADE:
+        raise InputError(f"graphs of {kind.value}s for `{provider.value}` are not made yet")
 
 
 def check_supported(provider: Provider, kind: Kind, precision: Precision | None) -> None:

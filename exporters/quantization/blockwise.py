@@ -18,6 +18,9 @@ from .gptq import SMALLEST, gptq_quantize
 
 _BITS = (4, 8)
 _BLOCK_SIZES = (32, 64, 128)
+_CUDA_OUTPUTS = {4: 64, 8: 32}
+"""Bits -> what the number of outputs is a multiple of, for CUDA's kernels that multiply by packed weights."""
+_SMALLEST_FLOAT16 = np.float32(np.finfo(np.float16).smallest_subnormal)
 _SCALE_FACTORS = np.linspace(0.6, 1.05, 10, dtype=np.float32)
 """Factors tried on the min-max scale: clipping the extremes buys precision for the rest."""
 _ZERO_POINT_SHIFTS = (0, -1, 1)
@@ -49,6 +52,8 @@ class BlockFormat:
     bits: int
     block_size: int
     symmetric: bool
+    cuda: bool = False
+    """For CUDA: float16 scales, and inputs and outputs padded with zeros to the multiples that its kernels take."""
 
     def __post_init__(self) -> None:
         if self.bits not in _BITS:
@@ -66,6 +71,15 @@ class BlockFormat:
         """The zero point of symmetric blocks."""
         return 1 << (self.bits - 1)
 
+    def padded_inputs(self, inputs: int) -> int:
+        """The number of inputs of a matrix in this format."""
+        return -(-inputs // self.block_size) * self.block_size if self.cuda else inputs
+
+    def padded_outputs(self, outputs: int) -> int:
+        """The number of outputs of a matrix in this format."""
+        multiple = _CUDA_OUTPUTS[self.bits] if self.cuda else 1
+        return -(-outputs // multiple) * multiple
+
 
 @dataclass(frozen=True)
 class BlockMatrix:
@@ -78,8 +92,8 @@ class BlockMatrix:
     bits: int
     levels: NDArray[np.uint8]
     """(outputs, blocks, block size), one byte per level."""
-    scales: NDArray[np.float32]
-    """(outputs, blocks); may be negative."""
+    scales: NDArray[np.floating]
+    """(outputs, blocks), float32 or float16; may be negative."""
     zeros: NDArray[np.uint8] | None = None
     """(outputs, blocks); None for symmetric blocks."""
     offsets: NDArray[np.float32] | None = None
@@ -101,7 +115,8 @@ class BlockMatrix:
     def dequantized(self) -> NDArray[np.float32]:
         """Return the float32 weights, (inputs, outputs)."""
         zeros = 1 << (self.bits - 1) if self.zeros is None else self.zeros[:, :, np.newaxis].astype(np.float32)
-        weights = (self.levels.astype(np.float32) - np.float32(zeros)) * self.scales[:, :, np.newaxis]
+        scales = self.scales[:, :, np.newaxis].astype(np.float32)
+        weights = (self.levels.astype(np.float32) - np.float32(zeros)) * scales
         if self.offsets is not None:
             weights += self.offsets[:, :, np.newaxis]
         return np.asarray(weights.reshape(self.outputs, -1)[:, : self.inputs].T)
@@ -141,10 +156,7 @@ def quantize_blockwise(
     their min-max scale.
     """
     inputs, outputs = weight.shape
-    blocks = -(-inputs // form.block_size)
-    levels = np.full((outputs, blocks, form.block_size), form.middle, np.uint8)
-    scales = np.empty((outputs, blocks), np.float32)
-    zeros = np.empty((outputs, blocks), np.uint8)
+    levels, scales, zeros = _empty_blocks(inputs, outputs, form)
 
     def fill(part: tuple[int, slice]) -> None:
         number, columns = part
@@ -156,8 +168,9 @@ def quantize_blockwise(
         levels[columns, number] = zero[:, np.newaxis]
         levels[columns, number, : end - start] = (_nearest_steps(rows, scale, zero, form) + zero).T
 
-    _run_in_threads(fill, [(number, part) for part in _slices(outputs, COLUMNS) for number in range(blocks)])
-    return BlockMatrix(inputs, form.bits, levels, scales, None if form.symmetric else zeros)
+    parts = [(number, part) for part in _slices(outputs, COLUMNS) for number in range(levels.shape[1])]
+    _run_in_threads(fill, parts)
+    return _matrix_of(inputs, form, levels, scales, zeros)
 
 
 def gptq_quantize_blockwise(
@@ -170,10 +183,7 @@ def gptq_quantize_blockwise(
     cannot compensate.
     """
     inputs, outputs = weight.shape
-    blocks = -(-inputs // form.block_size)
-    levels = np.full((outputs, blocks, form.block_size), form.middle, np.uint8)
-    scales = np.empty((outputs, blocks), np.float32)
-    zeros = np.empty((outputs, blocks), np.uint8)
+    levels, scales, zeros = _empty_blocks(inputs, outputs, form)
     importance = (1 / np.diag(factors) ** 2).astype(np.float32)[:, np.newaxis]
 
     def fill(columns: slice) -> None:
@@ -192,7 +202,28 @@ def gptq_quantize_blockwise(
         gptq_quantize(weight[:, columns], factors, round_first)
 
     _run_in_threads(fill, _slices(outputs, GPTQ_COLUMNS))
-    return BlockMatrix(inputs, form.bits, levels, scales, None if form.symmetric else zeros)
+    return _matrix_of(inputs, form, levels, scales, zeros)
+
+
+def _empty_blocks(
+    inputs: int, outputs: int, form: BlockFormat
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Levels, scales and zero points of a matrix of zeros, with the outputs that pad it."""
+    rows, blocks = form.padded_outputs(outputs), -(-inputs // form.block_size)
+    levels = np.full((rows, blocks, form.block_size), form.middle, np.uint8)
+    return levels, np.zeros((rows, blocks), np.float32), np.full((rows, blocks), form.middle, np.uint8)
+
+
+def _matrix_of(
+    inputs: int,
+    form: BlockFormat,
+    levels: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8],
+) -> BlockMatrix:
+    # The scales of blocks for CUDA were rounded when they were chosen.
+    stored = scales.astype(np.float16) if form.cuda else scales
+    return BlockMatrix(form.padded_inputs(inputs), form.bits, levels, stored, None if form.symmetric else zeros)
 
 
 def _slices(count: int, size: int) -> list[slice]:
@@ -213,7 +244,7 @@ def _search_scale(
     scale, zero = _min_max_scale(rows, form)
     # With 256 levels a search gains less than the rounding of float32 sums.
     if importance is None or form.bits == 8:
-        return scale, zero
+        return _stored_scale(scale, form), zero
     best_scale, best_zero, best_gain = scale, zero, np.full_like(scale, -1)
     weighted = rows * importance
 
@@ -238,7 +269,16 @@ def _search_scale(
             attempt(scale * shrink, shifted)
     for _ in range(_REFINEMENTS):
         attempt(best_scale, best_zero)
-    return best_scale, best_zero
+    return _stored_scale(best_scale, form), best_zero
+
+
+def _stored_scale(scale: NDArray[np.float32], form: BlockFormat) -> NDArray[np.float32]:
+    """Round scales to the type that they are stored in, so that the levels are those for the rounded scale."""
+    if not form.cuda:
+        return scale
+    half = scale.astype(np.float16).astype(np.float32)
+    # A scale of 0 would be divided by.
+    return np.where(half == 0, np.copysign(_SMALLEST_FLOAT16, scale), half)
 
 
 def _min_max_scale(rows: NDArray[np.float32], form: BlockFormat) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -17,10 +17,10 @@ from ..bundle.kinds import check_kind
 from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
 from ..errors import BundleError, InputError, TextTooLongError
 from ..session.closing import Closable
+from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
-from ..session.session import SessionConfig
 from ..text.chat_template import ChatTemplate
 from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import EXAMPLE, Messages, messages_of
@@ -28,6 +28,7 @@ from ..text.safe_tokenizer import SafeTokenizer, open_tokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from . import prompt_cache as saved_cache
+from .cache_memory import memory_of
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .kv_cache import KVCache
@@ -65,8 +66,8 @@ class DecoderPlan:
 class Decoder(Closable):
     """An LLM: continues texts and answers conversations. Thread-safe; decoders of the same bundle share its weights.
 
-    The same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete answer,
-    `stream` and `stream_chat` its tokens as they come, and `steps` token ids without text.
+    On the CPU, the same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete
+    answer, `stream` and `stream_chat` its tokens as they come, and `steps` token ids without text.
 
         >>> decoder.chat([{"role": "user", "content": "Hello"}], max_tokens=8, temperature=0.7, seed=1).finish_reason
         <FinishReason.LENGTH: 'length'>
@@ -82,27 +83,37 @@ class Decoder(Closable):
     - `stop`: a string or strings; the answer ends before them.
     - `top_logprobs`: number of most probable tokens to report at each position, with log-probabilities.
     - `cache`: a KV cache. The cached prefix of the prompt is not computed again; afterwards the cache holds prompt and
-      answer. One answer at a time may use it. Cached tokens of a prompt do not change the answer, bit for bit. Cached
-      tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the prefill sum in
-      another order.
+      answer. One answer at a time may use it. On the CPU, cached tokens of a prompt do not change the answer, bit for
+      bit. Cached tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the
+      prefill sum in another order.
     - `lookup`: prompt lookup, speculation with n-grams of the text so far. Up to twice as fast where the answer quotes
       the text (summaries, code edits), and no slower elsewhere. Drafts do not change the answer. Kernels for several
       tokens sum in another order than those for one, so with 4-bit weights an answer may differ from the one with
       `lookup=False` where tokens are about equally probable.
 
+    A GPU has other kernels for each number of tokens that are computed at once, so all of this holds on the CPU only:
+    on a GPU drafts and cached tokens change an answer's last bits.
+
     Raises TypeError for an unknown keyword, InputError for an invalid prompt or option, TextTooLongError for a prompt
-    over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed.
+    over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed. A GPU may
+    run out of memory in the middle of an answer: OutOfMemoryError says so, the stream keeps the text so far, and taking
+    its next token goes on with the answer.
     """
 
     def __init__(
-        self, bundle: BundleFolder | str | os.PathLike[str], *, threads: int | None = None, context: int | None = None
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         """Open a bundle.
 
         `threads` is the number of threads of each matmul, by default one for each usable CPU core. `context` limits
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
-        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
-        OutOfMemoryError.
+        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
+        damaged bundle, WrongKindError, InputError, ProviderError and OutOfMemoryError.
         """
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
@@ -138,7 +149,8 @@ class Decoder(Closable):
         check_requirements(self.bundle)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle, threads=self.threads))
+        config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=max_memory)
+        self.session = shared_session(self.bundle.file(GRAPH), config)
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
@@ -267,7 +279,8 @@ class Decoder(Closable):
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""
-        return KVCache(self.facts, identity=self._identity, limit=self.context)
+        memory = memory_of(self.session)
+        return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
     def prefill(self, prompt: Prompt) -> KVCache:
         """Compute the KV cache of a prompt.

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, InputError
+from ..errors import BundleError, InputError, OutOfMemoryError
 from .model_runner import ModelRunner
 from .prompt_lookup import PromptLookup
 from .sampler import Penalties, Sampler, Sampling, make_sampler
@@ -155,6 +155,13 @@ class Steps(Iterator[Step]):
                 # A cancelled run raises too.
                 if not self._cancelled:
                     raise
+            except OutOfMemoryError as error:
+                if not self.ids:
+                    raise
+                count = f"{len(self.ids)} token{'s' if len(self.ids) > 1 else ''}"
+                raise OutOfMemoryError(
+                    f"{error.message}; the answer so far, {count}, is kept", hint=error.hint
+                ) from error
         if self.finish_reason is None:
             self.finish_reason = FinishReason.CANCELLED
         raise StopIteration

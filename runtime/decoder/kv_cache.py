@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import mmap
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.manifest import CacheType, DecoderFacts
 from ..errors import InputError, OutOfMemoryError
-from ..session.memory import SPARE, available_memory, mebibytes
+from ..session.memory import SPARE, mebibytes
+from .cache_memory import CacheMemory, HostMemory
 
 FIRST_CAPACITY = 256
 """Capacity of the first buffers, in tokens."""
-LARGE = 4 << 20
-"""Bytes of a buffer from which on it is placed on huge pages."""
 DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
 """Of the buffers."""
+
+
+class Written(Protocol):
+    """An input of the graph that is written before each run."""
+
+    @property
+    def value(self) -> Any:
+        """The OrtValue that is bound."""
+
+    def write(self, content: object) -> None:
+        """Write numbers, converted to the input's type and shape."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,12 @@ class Bound:
     """The session that made the binding; only it can run it."""
     binding: Any
     """onnxruntime's IOBinding."""
-    input_ids: NDArray[np.int64]
-    """(1, tokens)"""
-    last_positions: NDArray[np.int32]
-    """(1,): the position of the last new token in the sequence."""
-    total_length: NDArray[np.int32]
-    """(): number of cached and new tokens."""
+    input_ids: Written
+    """int64 (1, tokens)"""
+    last_positions: Written
+    """int32 (1,): the position of the last new token in the sequence."""
+    total_length: Written
+    """int32 (): number of cached and new tokens."""
     logits: NDArray[np.float32]
     """(1, positions, vocabulary)"""
 
@@ -58,24 +65,26 @@ class KVCache:
         *,
         identity: str = "",
         limit: int | None = None,
-        available: Callable[[], int | None] = available_memory,
+        memory: CacheMemory | None = None,
+        available: Callable[[], int | None] | None = None,
     ) -> None:
         """Make an empty cache for at most `limit` tokens, by default the model's context.
 
-        `identity` is `identity_of` the bundle, since a cache is valid for one model only. `available` returns the free
-        memory in bytes.
+        `identity` is `identity_of` the bundle, since a cache is valid for one model only. `memory` has the buffers, by
+        default the process's own. `available` returns the free memory in bytes, by default that of `memory`.
         """
         self.facts = facts
         self.identity = identity
         self.limit = facts.context_length if limit is None else limit
-        self.available = available
+        self.memory = memory or HostMemory()
+        self.available = available or self.memory.available
         self.ids: list[int] = []
         self.turn = 0
         """Counts the answers that used the cache: the last one may go on."""
         self.capacity = 0
         self.dtype = np.dtype(DTYPES[facts.cache_type])
-        self.buffers: list[NDArray[Any]] = []
-        """Key and value of each layer in turn: `dtype` (1, kv_heads, capacity, head_size)."""
+        self.buffers: list[Any] = []
+        """Key and value of each layer in turn, as `memory` has them: `dtype` (1, kv_heads, capacity, head_size)."""
         self.bindings: dict[tuple[int, int], Bound] = {}
         """Bindings to these buffers, by the numbers of new tokens and of logits."""
 
@@ -144,19 +153,53 @@ class KVCache:
         shape = (1, self.facts.kv_heads, capacity, self.facts.head_size)
         self.bindings.clear()
         if not self.buffers:
-            self.buffers = [zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
+            self.buffers = [self.memory.zeros(shape, self.dtype) for _ in range(2 * self.facts.layers)]
         else:
             # One at a time, so that at most one is in memory twice.
             try:
-                for place in range(len(self.buffers)):
-                    larger = zeros(shape, self.dtype)
-                    larger[:, :, : self.length] = self.buffers[place][:, :, : self.length]
-                    self.buffers[place] = larger
+                for place, buffer in enumerate(self.buffers):
+                    self.buffers[place] = self.memory.grown(buffer, capacity, self.length)
             # Ctrl-C too. Buffers must all have the same capacity, and an answer can go on after an OutOfMemoryError.
             except BaseException:
-                self.buffers = [_shrunk(buffer, self.capacity, self.length) for buffer in self.buffers]
+                self._shrink()
                 raise
         self.capacity = capacity
+
+    def _shrink(self) -> None:
+        """Give all buffers the cache's capacity again; the cache is empty where even that fails."""
+        try:
+            self.memory.shrink(self.buffers, self.capacity, self.length)
+        except OutOfMemoryError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forget all tokens and free the buffers."""
+        self.ids, self.buffers, self.capacity = [], [], 0
+        self.bindings.clear()
+
+    def contents(self) -> Iterator[NDArray[Any]]:
+        """Yield what each buffer holds, in the process's memory."""
+        return map(self.memory.array, self.buffers)
+
+    def filled(self) -> Iterator[NDArray[Any]]:
+        """Yield an array for each buffer, and store what was written to it when the next one is taken."""
+        for buffer in self.buffers:
+            content = self.memory.writable(buffer)
+            yield content
+            self.memory.store(buffer, content)
+
+    def move_to(self, memory: CacheMemory) -> None:
+        """Move the buffers to another memory, where another session uses the cache."""
+        if memory == self.memory:
+            return
+        ids, held = self.ids, [content[:, :, : self.length].copy() for content in self.contents()]
+        self._drop()
+        self.memory, self.available = memory, memory.available
+        if ids:
+            self.reserve(len(ids))
+            for content, kept in zip(self.filled(), held, strict=True):
+                content[:, :, : len(ids)] = kept
+            self.ids = ids
 
 
 def _hint_for(largest: int, prompt: int) -> str:
@@ -166,39 +209,6 @@ def _hint_for(largest: int, prompt: int) -> str:
     if largest > prompt:
         return f"free memory, or ask for at most {largest - prompt} tokens (`max_tokens`)"
     return f"free memory, or shorten the prompt to fewer than {largest} tokens"
-
-
-def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Allocate zeros in a memory mapping of their own.
-
-    It is freed with the array, where the allocator would keep outgrown buffers. Raises OutOfMemoryError.
-    """
-    size = dtype.itemsize * math.prod(shape)
-    try:
-        # Private: by default a forked process would share the pages.
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise OutOfMemoryError(
-            f"the system does not give {mebibytes(size)} for the KV cache: {error.strerror}",
-            hint="free memory, or ask for fewer tokens",
-        ) from error
-    # As numpy does for its arrays, from the same size on; a kernel without huge pages refuses it.
-    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)
-
-
-def _shrunk(buffer: NDArray[Any], capacity: int, length: int) -> NDArray[Any]:
-    """Shrink a buffer in place to this capacity."""
-    _, heads, larger, size = buffer.shape
-    if larger == capacity:
-        return buffer
-    smaller = buffer.reshape(-1)[: heads * capacity * size].reshape(1, heads, capacity, size)
-    # In this order no token is overwritten before it is moved.
-    for head in range(heads):
-        smaller[0, head, :length] = buffer[0, head, :length]
-    return smaller
 
 
 def token_size(facts: DecoderFacts) -> int:

@@ -34,7 +34,7 @@ class AtLength:
     cache: int
     """The KV cache."""
     total: int
-    """The whole process."""
+    """The whole process; on a GPU only weights and cache, since what a run takes there has not been measured."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,19 @@ class Footprint:
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     """Estimate the memory of a decoder for a few lengths up to its context: weights, KV cache and PROCESS."""
     weights = _weights_size(manifest)
+    process = PROCESS if manifest.provider is Provider.CPU else 0
     lengths = []
     for tokens in dict.fromkeys(min(length, facts.context_length) for length in _LENGTHS):
         cache = tokens * token_size(facts)
-        lengths.append(AtLength(tokens, cache, weights + cache + PROCESS))
+        lengths.append(AtLength(tokens, cache, weights + cache + process))
     return Footprint(weights, tuple(lengths))
 
 
 def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:
     """Tokens of a prompt in one run of the graph, so that its activations are bounded."""
+    # There each run dequantizes all weights again, whatever its number of tokens.
+    if manifest.provider is Provider.CUDA:
+        return _LARGEST_RUN
     # The manifest of a draft bundle lists no files yet.
     most = _RUN_BYTES / (_WORKING * max(1.0, _size_of_layers(manifest, facts)))
     return int(min(_LARGEST_RUN, max(_SMALLEST_RUN, 2 ** math.floor(math.log2(most)))))
@@ -65,8 +69,10 @@ def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:
 
 def _weights_size(manifest: Manifest) -> int:
     """Bytes of the weights as onnxruntime packs them."""
-    # On a CPU, float16 weights are converted to float32 when the graph is opened.
-    widened = manifest.precision is Precision.FP16 and manifest.provider is Provider.CPU
+    if manifest.provider is Provider.CUDA:
+        return graph_size(manifest)
+    # A CPU converts float16 weights, of bundles that were exported before schema 7, to float32 when it opens the graph.
+    widened = manifest.precision is Precision.FP16
     return round(graph_size(manifest) * (2 if widened else packed_share(manifest.blocks)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,61 @@ from ..bundle.graph_io import (
 from ..bundle.manifest import CacheType, DecoderFacts
 from ..errors import BundleError, InputError
 from ..session.onnxruntime_import import load_onnxruntime
-from ..session.session import FLOATS, Session, failure
-from .kv_cache import Bound, KVCache
+from ..session.session import FLOATS, Session
+from .cache_memory import memory_of
+from .kv_cache import Bound, KVCache, Written
 
 _INT64, _INT32 = "tensor(int64)", "tensor(int32)"
 GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
 """onnxruntime's names for the types of the KV cache."""
 _KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers reuse a few, prompts have one each."""
+_HOST = "Cpu"
+"""onnxruntime's name for the process's memory."""
+
+
+@dataclass(frozen=True)
+class HostInput:
+    """An input in the process's memory; the run reads the array that is bound."""
+
+    array: NDArray[Any]
+    value: Any
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> HostInput:
+        return cls(array, load_onnxruntime().OrtValue.ortvalue_from_numpy(array))
+
+    def write(self, content: object) -> None:
+        self.array[...] = content
+
+
+@dataclass(frozen=True)
+class DeviceInput:
+    """An input in the memory of a device. An array bound to such an input would be copied once, and stay as it was."""
+
+    array: NDArray[Any]
+    """What is written next."""
+    value: Any
+
+    @classmethod
+    def of(cls, array: NDArray[Any], session: Session) -> DeviceInput:
+        return cls(array, session.value(array))
+
+    def write(self, content: object) -> None:
+        self.array[...] = content
+        self.value.update_inplace(self.array)
+
+
+def inputs_on_device(session: Session) -> frozenset[str]:
+    """Return the names of the graph's inputs that the session wants on its device, empty for the CPU.
+
+    Kernels want some inputs in the process's memory on any device, such as the total length of an attention.
+    """
+    if session.device == "cpu":
+        return frozenset()
+    graph = session.session
+    found = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
+    return frozenset(value.name for value, memory in found if memory.name != _HOST)
 
 
 def check_interface(session: Session, facts: DecoderFacts) -> None:
@@ -78,13 +126,15 @@ class ModelRunner:
     def run(self, ids: Sequence[int], positions: int = 1) -> NDArray[np.float32]:
         """Run on new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
 
-        The next run overwrites the array. Raises BundleError where the run fails or was stopped; the tokens are not
-        cached then. Raises InputError if another answer has begun to use the cache since the first run.
+        The next run overwrites the array. Raises BundleError where the run fails or was stopped, and OutOfMemoryError;
+        the tokens are not cached then. Raises InputError if another answer has begun to use the cache since the first
+        run.
         """
         cache = self.cache
         if self._turn is None:
             cache.turn += 1
             self._turn = cache.turn
+            cache.move_to(memory_of(self.session))
         self._check_turn()
         length = cache.length + len(ids)
         cache.reserve(length)
@@ -92,14 +142,14 @@ class ModelRunner:
         # Another decoder of the same bundle may use the cache with a session of its own.
         if bound is None or bound.session is not self.session.session:
             bound = self._bind(len(ids), positions)
-        bound.input_ids[0] = ids
-        bound.last_positions[0] = length - 1
-        bound.total_length[()] = length
+        bound.input_ids.write(ids)
+        bound.last_positions.write(length - 1)
+        bound.total_length.write(length)
         try:
             self.session.session.run_with_iobinding(bound.binding, self.options)
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise failure(self.session.path, "run", error, needed=cache.size) from error
+            raise self.session.failure("run", error, needed=cache.size) from error
         self._check_turn()
         cache.ids.extend(ids)
         logits: NDArray[np.float32] = bound.logits[0]
@@ -108,10 +158,13 @@ class ModelRunner:
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Prefill tokens of a prompt: logits (1, vocabulary) after the last one.
 
-        An odd number of tokens is padded with one row, which is then dropped from the cache: onnxruntime's 4-bit
-        kernels (MatMulNBits, group size 64 and 128) compute the last row of an odd number like a single row, with other
-        bits. With an even number in every run, KV cache and logits do not depend on how a prompt is split into runs.
+        On the CPU, an odd number of tokens is padded with one row, which is then dropped from the cache: onnxruntime's
+        4-bit kernels (MatMulNBits, group size 64 and 128) compute the last row of an odd number like a single row, with
+        other bits. With an even number in every run, KV cache and logits do not depend on how a prompt is split into
+        runs. On a GPU they do: it has different kernels for few and for many rows.
         """
+        if self.session.device != "cpu":
+            return self.run(ids)
         if len(ids) % 2 == 0:
             return self.run(ids, 2)[1:]
         logits = self.run([*ids, ids[-1]], 2)[:1]
@@ -131,23 +184,30 @@ class ModelRunner:
         self.options.terminate = True
 
     def _bind(self, tokens: int, positions: int) -> Bound:
-        """Bind the graph to the cache's buffers, past and present to the same one, and to new buffers for the rest."""
-        value_of = load_onnxruntime().OrtValue.ortvalue_from_numpy
-        facts = self.cache.facts
+        """Bind the graph to the cache's buffers, past and present to the same one, and to new buffers for the rest.
+
+        Logits are in the process's memory on any device: each run copies them there.
+        """
+        facts, on_device = self.cache.facts, inputs_on_device(self.session)
+
+        def written(name: str, array: NDArray[Any]) -> Written:
+            return DeviceInput.of(array, self.session) if name in on_device else HostInput.of(array)
+
         bound = Bound(
             session=self.session.session,
             binding=self.session.session.io_binding(),
-            input_ids=np.zeros((1, tokens), np.int64),
-            last_positions=np.zeros(1, np.int32),
-            total_length=np.zeros((), np.int32),
+            input_ids=written(INPUT_IDS, np.zeros((1, tokens), np.int64)),
+            last_positions=written(LAST_POSITIONS, np.zeros(1, np.int32)),
+            total_length=written(TOTAL_LENGTH, np.zeros((), np.int32)),
             logits=np.zeros((1, positions, facts.vocabulary), np.float32),
         )
-        inputs: list[NDArray[Any]] = [bound.input_ids, bound.last_positions, bound.total_length]
-        inputs.append(np.arange(tokens - positions, tokens))
-        caches = list(map(value_of, self.cache.buffers))
-        for name, value in zip(decoder_inputs(facts.layers), [*map(value_of, inputs), *caches], strict=True):
+        wanted = written(LOGIT_POSITIONS, np.arange(tokens - positions, tokens, dtype=np.int64))
+        inputs = (bound.input_ids, bound.last_positions, bound.total_length, wanted)
+        caches = list(map(self.cache.memory.value, self.cache.buffers))
+        logits = HostInput.of(bound.logits).value
+        for name, value in zip(decoder_inputs(facts.layers), [*(one.value for one in inputs), *caches], strict=True):
             bound.binding.bind_ortvalue_input(name, value)
-        for name, value in zip(decoder_outputs(facts.layers), [value_of(bound.logits), *caches], strict=True):
+        for name, value in zip(decoder_outputs(facts.layers), [logits, *caches], strict=True):
             bound.binding.bind_ortvalue_output(name, value)
         if tokens <= _KEPT_TOKENS:
             self.cache.bindings[tokens, positions] = bound

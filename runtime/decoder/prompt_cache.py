@@ -12,12 +12,13 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import CacheType, DecoderFacts
@@ -75,7 +76,7 @@ def save_cache(
     record = _Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation)
     content = json.dumps(write_record(record), ensure_ascii=False)
     checksum = zlib.crc32(content.encode("utf-8"))
-    for part in _parts(cache):
+    for part in _parts(cache.contents(), cache.length):
         checksum = zlib.crc32(part, checksum)
     metadata = _FORMAT | {"cache": content, "checksum": f"{checksum:08x}"}
     header = json.dumps({"__metadata__": metadata} | _tensors(cache.facts, cache.length), ensure_ascii=False).encode()
@@ -83,7 +84,7 @@ def save_cache(
     try:
         with replacing(target) as file:
             file.write(_SIZE.pack(len(header)) + header)
-            for part in _parts(cache):
+            for part in _parts(cache.contents(), cache.length):
                 file.write(part)
     except OSError as error:
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
@@ -116,7 +117,7 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFo
             cache.reserve(tokens)
             cache.ids = list(header.ids)
             checksum = zlib.crc32(content.encode("utf-8"))
-            for part in _parts(cache):
+            for part in _parts(cache.filled(), cache.length):
                 file.readinto(part)
                 checksum = zlib.crc32(part, checksum)
             if metadata["checksum"] != f"{checksum:08x}":
@@ -176,14 +177,14 @@ def _tensors(facts: DecoderFacts, tokens: int) -> dict[str, Any]:
     }
 
 
-def _parts(cache: KVCache) -> Iterator[memoryview]:
-    """The memory of the cached tokens, one part for each head."""
-    if not cache.length:
+def _parts(contents: Iterable[NDArray[Any]], length: int) -> Iterator[memoryview]:
+    """The memory of the cached tokens, one part for each head; `contents` are the buffers' contents."""
+    if not length:
         return
-    for buffer in cache.buffers:
-        for head in buffer[0]:
+    for content in contents:
+        for head in content[0]:
             # As bytes: before Python 3.12, memoryview does not support float16.
-            yield memoryview(head[: cache.length].view(np.uint8)).cast("B")
+            yield memoryview(head[:length].view(np.uint8)).cast("B")
 
 
 def _damaged(source: Path) -> InputError:

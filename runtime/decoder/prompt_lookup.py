@@ -8,14 +8,15 @@ A run with a draft takes longer than one without, so drafts must be accepted oft
 before any is made: each token of prompt and answer is compared with the token that would have been drafted, which takes
 a microsecond or two. Where no draft pays, a run has one row and costs the same as without lookup.
 
-onnxruntime's kernels sum a single row in another order than several, and the last row of an odd number like a single
-row. Activations quantized to 8 bits amplify the difference, so that tokens of about equal probability swap. So each run
-has one row or an even number of rows, which all give the same bits: prompts are padded (`ModelRunner.prefill`), and a
-token runs with a draft of 1, 3 or 7 tokens, or alone. An answer could still depend on which of its tokens ran with a
-draft. It depends on the text only: whether a token has a draft (`pays`) follows from the tokens up to it, and stays so
-while drafted tokens are right, wherever runs begin and end. Neither a draft's length, nor `max_tokens`, nor a cached
-prompt changes a bit. One exception: tokens of an earlier answer ran with one row each where no draft paid, and are not
-computed again, so a conversation's next answer may differ in its last bits from one whose whole text is a prompt.
+onnxruntime's CPU kernels sum a single row in another order than several, and the last row of an odd number like a
+single row. Activations quantized to 8 bits amplify the difference, so that tokens of about equal probability swap. So
+each run has one row or an even number of rows, which all give the same bits: prompts are padded
+(`ModelRunner.prefill`), and a token runs with a draft of 1, 3 or 7 tokens, or alone. An answer could still depend on
+which of its tokens ran with a draft. It depends on the text only: whether a token has a draft (`pays`) follows from the
+tokens up to it, and stays so while drafted tokens are right, wherever runs begin and end. Neither a draft's length, nor
+`max_tokens`, nor a cached prompt changes a bit. One exception: tokens of an earlier answer ran with one row each where
+no draft paid, and are not computed again, so a conversation's next answer may differ in its last bits from one whose
+whole text is a prompt. On a GPU bits depend on the number of rows, and so an answer's last bits on its drafts.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from ..bundle.graph_io import BIAS, POSITIONS
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import Kind, Manifest, Provider
 from ..errors import BundleError
+from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
-from ..session.open_sessions import shared_session
-from ..session.session import DISABLED_OPTIMIZERS, SessionConfig
+from ..session.open_sessions import shared_buckets, shared_session
+from ..session.session import Session
 from .batching import batches
 from .buckets import PADDED_TOKENS, BucketChoice
 
@@ -64,7 +65,13 @@ class Encoder:
     """An open bundle with its session; models of the same bundle share its weights."""
 
     def __init__(
-        self, bundle: BundleFolder | str | os.PathLike[str], *, kind: Kind, inputs: Sequence[str], workers: int | None
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        kind: Kind,
+        inputs: Sequence[str],
+        workers: int | None,
+        max_memory: int | None = None,
     ) -> None:
         """Open a bundle of `kind`; its graph has the first of `inputs`, or more of them in this order."""
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
@@ -88,7 +95,16 @@ class Encoder:
         """Number of batches that run at once."""
         self.batch_tokens = batching.tokens
         """Default number of tokens in one run of the graph."""
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle))
+        self.session = self._open_session(SessionConfig.of(self.bundle, max_memory=max_memory))
+
+    def _open_session(self, config: SessionConfig) -> Session:
+        """One session for all shapes, or one for each bucket where the provider compiles a graph for its shape."""
+        graph, buckets = self.bundle.file(GRAPH), self.bundle.manifest.buckets
+        # The CPU, on which bundles are certified, runs the graph in any shape: one copy of the weights.
+        if buckets is None or config.provider is Provider.CPU:
+            return shared_session(graph, config)
+        # It has what encoders use of a session.
+        return cast("Session", shared_buckets(graph, config, buckets))
 
     def _batches(self, items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
         """Group items into batches of one length, or into batches that fit a bucket."""
@@ -114,7 +130,7 @@ class Encoder:
             batch_tokens=self.batch_tokens,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
-            disabled_optimizers=tuple(DISABLED_OPTIMIZERS),
+            disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
         )
 

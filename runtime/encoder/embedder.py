@@ -60,12 +60,19 @@ class Embedder(Encoder, Closable):
     tokenizers add special tokens, with which an empty text has an embedding.
     """
 
-    def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        workers: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
         """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
-        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
+        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
+        damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
         """
-        super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers)
+        super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers, max_memory=max_memory)
         manifest = self.bundle.manifest
         if manifest.embedder is None:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `embedder`")

@@ -81,12 +81,25 @@ class Reranker(Encoder, Closable):
     TextError, a subclass, is raised for a pair without any token, not even special tokens (CrossEncoder fails too).
     """
 
-    def __init__(self, bundle: BundleFolder | str | os.PathLike[str], *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleFolder | str | os.PathLike[str],
+        *,
+        workers: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
         """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
 
-        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
+        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
+        damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
         """
-        super().__init__(bundle, kind=Kind.RERANKER, inputs=(INPUT_IDS, TOKEN_TYPE_IDS), workers=workers)
+        super().__init__(
+            bundle,
+            kind=Kind.RERANKER,
+            inputs=(INPUT_IDS, TOKEN_TYPE_IDS),
+            workers=workers,
+            max_memory=max_memory,
+        )
         manifest = self.bundle.manifest
         if manifest.reranker is None or not manifest.reranker.labels:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no labels in its section `reranker`")

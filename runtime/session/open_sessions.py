@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from ..bundle.bundle import GRAPH_DATA
-from .session import Session, SessionConfig
+from ..bundle.manifest import Buckets
+from .bucket_sessions import BucketSessions
+from .config import SessionConfig
+from .session import Session
 
-_OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
+Opened = TypeVar("Opened", Session, BucketSessions)
+
+_OPEN: WeakValueDictionary[tuple[object, ...], Session | BucketSessions] = WeakValueDictionary()
 """Open sessions, by what identifies the file that each was opened from."""
 _OPENING = threading.Lock()
 
@@ -20,14 +27,25 @@ def shared_session(path: Path, config: SessionConfig) -> Session:
     A replaced file is another file: device, inode, size and modification time identify it, of the graph and of the
     weights beside it.
     """
+    return _shared(path, (config,), Session, lambda: Session(path, config))
+
+
+def shared_buckets(path: Path, config: SessionConfig, buckets: Buckets) -> BucketSessions:
+    """As `shared_session`, for a graph that is opened once for each of its buckets."""
+    return _shared(path, (config, buckets), BucketSessions, lambda: BucketSessions(path, config, buckets))
+
+
+def _shared(path: Path, settings: tuple[object, ...], kind: type[Opened], make: Callable[[], Opened]) -> Opened:
     data = path.with_name(GRAPH_DATA)
     files = [path, data] if data.exists() else [path]
-    key = (path.resolve(), *map(_state_of, files), config)
+    key = (kind, path.resolve(), *map(_state_of, files), *settings)
     with _OPENING:
-        session = _OPEN.get(key)
-        if session is None:
-            session = _OPEN[key] = Session(path, config)
-        return session
+        found = _OPEN.get(key)
+        if isinstance(found, kind):
+            return found
+        made = make()
+        _OPEN[key] = made
+        return made
 
 
 def _state_of(path: Path) -> tuple[int, ...]:

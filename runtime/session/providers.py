@@ -1,23 +1,149 @@
-"""Execution providers: the names that onnxruntime has for them, and which ones this onnxruntime was built with."""
+"""Execution providers: how each is asked for, and which ones this onnxruntime and this machine have.
+
+Another provider is another entry of PROVIDERS: an `ExecutionProvider`, or a `PluginProvider` for one that comes as a
+library of its own (onnxruntime's plugin execution providers).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..bundle.manifest import Provider
+from .config import SessionConfig
+from .cuda import cuda_problem
 from .onnxruntime_import import load_onnxruntime
+from .packages import conflict, installed
+from .problem import Problem
+from .request import Request, coreml_request, cpu_request, cuda_request
 
-ORT_NAMES = {
-    Provider.CPU: "CPUExecutionProvider",
-    Provider.CUDA: "CUDAExecutionProvider",
-    Provider.COREML: "CoreMLExecutionProvider",
+CPU_NAME = "CPUExecutionProvider"
+
+
+def _no_problem(_ort: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class ExecutionProvider:
+    """An execution provider that onnxruntime is built with."""
+
+    name: str
+    """onnxruntime's name."""
+    request: Callable[[Any, SessionConfig], Request]
+    """How a session is asked for, from the module onnxruntime."""
+    find_problem: Callable[[Any], Problem | None] = _no_problem
+    """Why this machine cannot have it, from the module onnxruntime; None if nothing is known to be in the way."""
+    device: str = "cpu"
+    """onnxruntime's name of the device that inputs and outputs are on."""
+    limits_memory: bool = False
+    """Whether a session can be given a limit on its memory."""
+
+    def available(self, ort: Any) -> bool:
+        """Whether onnxruntime lists it; only opening a session shows whether it works."""
+        return self.name in ort.get_available_providers()
+
+    def problem(self, ort: Any) -> Problem | None:
+        """Why this machine cannot have it; None if nothing is known to be in the way."""
+        return self.find_problem(ort)
+
+    def select(self, ort: Any, options: Any, request: Request) -> Sequence[Any] | None:  # noqa: ARG002 - for plugins
+        """Choose this provider: the argument `providers` of InferenceSession; may change the session's options."""
+        return [(self.name, dict(request.options)), *([CPU_NAME] if request.cpu_beside else [])]
+
+
+@dataclass(frozen=True)
+class PluginProvider(ExecutionProvider):
+    """A provider that comes as a library of its own, in a package beside onnxruntime.
+
+    https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
+    """
+
+    library: Callable[[], str] | None = None
+    """Returns the path of the library; raises ImportError where its package is not installed."""
+    package: str = ""
+    """The package, for the hint."""
+
+    def available(self, ort: Any) -> bool:
+        """Whether a device for it is there."""
+        try:
+            return bool(self.devices(ort))
+        except ImportError:
+            return False
+
+    def problem(self, ort: Any) -> Problem | None:
+        """Why this machine cannot have it: no package, a library for another onnxruntime, no device."""
+        try:
+            devices = self.devices(ort)
+        except ImportError as error:
+            return Problem(f"`{self.name}` is not installed: {error}", f"run `pip install {self.package}`")
+        # onnxruntime's exceptions share no base class but Exception.
+        except Exception as error:  # noqa: BLE001
+            return Problem(
+                f"the library of `{self.name}` cannot be registered: {error}",
+                f"run `pip install --upgrade {self.package}`",
+            )
+        if devices:
+            return None
+        return Problem(f"`{self.name}` finds no device that it can run on", "install the driver of this machine's GPU")
+
+    def devices(self, ort: Any) -> list[Any]:
+        """The devices that it runs on; raises ImportError where its package is not installed."""
+        with _REGISTERING:
+            if self.library is not None and self.name not in _REGISTERED:
+                ort.register_execution_provider_library(self.name, self.library())
+                _REGISTERED.add(self.name)
+        return [device for device in ort.get_ep_devices() if device.ep_name == self.name]
+
+    def select(self, ort: Any, options: Any, request: Request) -> Sequence[Any] | None:
+        """Choose the first device; a plugin's is an option of the session, and none is named beside it."""
+        options.add_provider_for_devices(self.devices(ort)[:1], dict(request.options))
+        return None
+
+
+_REGISTERED: set[str] = set()
+"""Plugins whose libraries are registered in this process."""
+_REGISTERING = threading.Lock()
+
+
+def coreml_problem(ort: Any) -> Problem | None:
+    """Why this machine cannot have CoreML."""
+    if sys.platform != "darwin":
+        return Problem(
+            f"`coreml` is not available: CoreML is a part of macOS, and this machine runs {platform.system()}",
+            "use a bundle for this machine: `ortkit export MODEL --provider cpu`",
+        )
+    packages = installed()
+    overwritten = conflict(packages, "coreml")
+    if overwritten is not None:
+        return overwritten
+    if ORT_NAMES[Provider.COREML] in ort.get_available_providers():
+        return None
+    return Problem(
+        f"`coreml` is not available: onnxruntime {ort.__version__} is built without CoreML",
+        "run `pip install 'ortkit[coreml]'`",
+    )
+
+
+PROVIDERS: dict[str, ExecutionProvider] = {
+    Provider.CPU: ExecutionProvider(CPU_NAME, cpu_request),
+    Provider.CUDA: ExecutionProvider(
+        "CUDAExecutionProvider", cuda_request, cuda_problem, device="cuda", limits_memory=True
+    ),
+    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem),
 }
+"""Provider of a manifest -> how it is asked for."""
+ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}
 
 
 def available_providers() -> list[Provider]:
     """Supported providers that this onnxruntime was built with; only opening a session shows whether one works."""
-    built = load_onnxruntime().get_available_providers()
-    return [provider for provider, name in ORT_NAMES.items() if name in built]
+    ort = load_onnxruntime()
+    return [provider for provider in Provider if PROVIDERS[provider].available(ort)]
 
 
 def named(providers: Sequence[Provider]) -> str:

@@ -2,125 +2,123 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..bundle.bundle import GRAPH_DATA
-from ..bundle.folder import BundleFolder
-from ..bundle.manifest import Precision, Provider
-from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
+from ..bundle.manifest import Layout, Provider
+from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError
 from ..output_path import native
-from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
+from .config import SessionConfig
+from .cpu import int8_arithmetic
+from .cuda import cuda_version, free_gpu_memory
 from .huge_pages import weights_on_huge_pages
-from .memory import MEMORY_HINT, SPARE, check_memory, smallest_limit
+from .memory import MEMORY_HINT, SPARE, available_memory, check_memory, mebibytes, smallest_limit
 from .onnxruntime_import import load_onnxruntime
-from .providers import ORT_NAMES, available_providers, named
+from .placement import check_placement
+from .providers import PROVIDERS, ExecutionProvider
+from .request import NO_FALLBACK, Request, session_options
 
 FLOATS = "tensor(float)"
-# Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
-# counterpart for decoders, without a mean, is faster.
-DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 _GENERAL = {"Fail", "RuntimeException"}
 """Classes of onnxruntime's exceptions that say only that something failed."""
-
-
-@dataclass(frozen=True)
-class SessionConfig:
-    """How to open a graph."""
-
-    provider: Provider
-    inputs: tuple[str, ...]
-    """The input names that the manifest states."""
-    threads: int | None = None
-    """Threads of a decoder; None for an encoder."""
-    int8: bool = False
-    """Whether the graph has int8 matmuls."""
-    symmetric_blocks: bool = False
-    """Whether it has 4-bit matmuls without zero points."""
-
-    @classmethod
-    def of(cls, bundle: BundleFolder, *, threads: int | None = None) -> SessionConfig:
-        """Return the config for a bundle's graph."""
-        manifest = bundle.manifest
-        return cls(
-            provider=bundle.provider,
-            inputs=manifest.inputs,
-            threads=threads,
-            int8=manifest.precision is Precision.INT8,
-            symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,
-        )
+_GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
 
 
 class Session:
     """An open graph; safe to call from several threads at once.
 
-    An encoder's session has one thread: each call runs on one core, and several calls run at once. A decoder's has
-    more: all of them work on every matmul of a call, and spin while they wait for the next one, because a token needs
-    hundreds of matmuls of a few microseconds each, and waking a sleeping thread takes as long.
+    On the CPU, an encoder's session has one thread: each call runs on one core, and several calls run at once. A
+    decoder's has more: all of them work on every matmul of a call, and spin while they wait for the next one, because a
+    token needs hundreds of matmuls of a few microseconds each, and waking a sleeping thread takes as long.
     """
 
     def __init__(self, path: Path, config: SessionConfig) -> None:
         """Open the graph at `path`.
 
-        Raises ProviderError where the session does not get the provider, BundleError where the graph has other inputs,
-        and OutOfMemoryError, before weights are loaded, where there is no memory for them.
+        Raises ProviderError where the provider does not run the whole graph, BundleError where the graph has other
+        inputs, OutOfMemoryError, before weights are loaded, where there is no memory for them, and InputError for
+        `max_memory` on a provider without such a limit.
         """
-        provider, threads = config.provider, config.threads
-        if provider not in available_providers():
-            raise ProviderError(
-                f"`{provider.value}` is not available; this onnxruntime has {named(available_providers())}",
-                hint="use a bundle for an available provider, or install an onnxruntime that has this one",
-            )
         ort = load_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 1
-        options.inter_op_num_threads = 1
-        # One block of memory a run, planned when its shape is first seen. Without the plan every operator takes its
-        # output from what the other core's run has just freed, and fetches it out of that core's cache.
-        # A decoder's prompts have as many shapes as lengths, and a plan for each would never be freed.
-        options.enable_mem_pattern = threads is None
-        # Its log quotes the graph, unescaped, on stderr; errors say the same.
-        options.log_severity_level = 4
-        self.int8 = int8_arithmetic(ort) if config.int8 and provider is Provider.CPU else None
-        # It takes 1.6 times as long, so it is used only where it is needed.
-        if self.int8 is not None and self.int8.precision_mode:
-            options.add_session_config_entry(PRECISION_MODE, "1")
-        if config.symmetric_blocks and provider is Provider.CPU:
-            options.add_session_config_entry(WITHOUT_KLEIDIAI, "1")
-        self.weights = _size_of_weights(path)
-        check_memory(self.weights, f"the weights of `{path}`")
-        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
-        huge = threads is not None and provider is Provider.CPU
+        entry = PROVIDERS[config.provider]
+        _check_memory_option(config, entry)
+        problem = entry.problem(ort)
+        if problem is not None:
+            raise problem.error()
+        self.path = path
+        self.provider = config.provider
+        self.device = entry.device
+        """onnxruntime's name of the device that values for the graph are on: `cpu` or `cuda`."""
+        self.max_memory = config.max_memory
+        """Bytes of GPU memory that the session may take; None for all."""
+        self.int8 = int8_arithmetic(ort) if config.int8 and config.provider is Provider.CPU else None
+        self.weights = size_of_weights(path)
+        self._values: WeakSet[Any] = WeakSet()
+        self._check_weights()
+        request = entry.request(ort, config)
+        self.disabled_optimizers = request.disabled_optimizers
+        """Graph optimizers of onnxruntime that are disabled."""
+        self.session = self._open(ort, entry, request)
+        _check_inputs(self.session, path, config)
+        _check_output(self.session, path, config)
+
+    def _check_weights(self) -> None:
+        """Raise OutOfMemoryError where the weights do not fit."""
+        what = f"the weights of `{self.path}`"
+        check_memory(self.weights, what)
+        if self.device != "cpu":
+            check_gpu_memory(self.weights, what)
+        if self.max_memory is not None and self.weights > self.max_memory:
+            raise OutOfMemoryError(
+                f"{what} take at least {mebibytes(self.weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
+                hint=_GPU_HINT,
+            )
+
+    def _open(self, ort: Any, entry: ExecutionProvider, request: Request) -> Any:
+        """Open the graph, and prove that the provider runs all of it."""
         try:
-            with weights_on_huge_pages(path.parent) if huge else nullcontext():
-                self.session = ort.InferenceSession(
-                    native(path),
-                    options,
-                    providers=[ORT_NAMES[provider]],
-                    disabled_optimizers=DISABLED_OPTIMIZERS if threads is None else [],
-                    # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
-                    enable_fallback=0,
-                )
+            with weights_on_huge_pages(self.path.parent) if request.huge_pages else nullcontext():
+                session = self._created(ort, entry, request)
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise failure(path, "open", error, needed=self.weights) from error
-        obtained = self.session.get_providers()[0]
-        if obtained != ORT_NAMES[provider]:
-            raise ProviderError(f"`{provider.value}` was requested, and onnxruntime used `{obtained}` instead")
-        self.path = path
-        self.provider = provider
-        found = [value.name for value in self.session.get_inputs()]
-        if found != list(config.inputs):
-            raise BundleError(f"the graph `{path}` has the inputs {found}, and the manifest says {list(config.inputs)}")
-        outputs = self.session.get_outputs()
-        if outputs[0].type != FLOATS:
-            raise BundleError(f"the first output of the graph `{path}` must be `{FLOATS}`, not `{outputs[0].type}`")
+            if NO_FALLBACK in request.entries:
+                self._check_what_falls_back(ort, entry, request)
+            raise self.failure("open", error, needed=self.weights) from error
+        check_placement(session, entry.name, self.path, one_program=request.cpu_beside)
+        return session
+
+    def _check_what_falls_back(self, ort: Any, entry: ExecutionProvider, request: Request) -> None:
+        """Open a graph that was refused once more, with fallback to the CPU: raise ProviderError that names its nodes.
+
+        The refusal says only that there are some.
+        """
+        entries = {name: value for name, value in request.entries.items() if name != NO_FALLBACK}
+        try:
+            session = self._created(ort, entry, replace(request, entries=entries))
+        # It fails for another reason, which the caller reports.
+        except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class but Exception
+            return
+        check_placement(session, entry.name, self.path, one_program=request.cpu_beside)
+
+    def _created(self, ort: Any, entry: ExecutionProvider, request: Request) -> Any:
+        options = session_options(ort, request)
+        return ort.InferenceSession(
+            native(self.path),
+            options,
+            providers=entry.select(ort, options, request),
+            disabled_optimizers=list(request.disabled_optimizers),
+            # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
+            enable_fallback=0,
+        )
 
     @property
     def width(self) -> int | None:
@@ -142,18 +140,103 @@ class Session:
             found = self.session.run(None, dict(feeds))[0]
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise failure(self.path, "run", error, needed=self.weights) from error
+            raise self.failure("run", error, needed=self.weights) from error
         if shape is not None and not _fits(found.shape, shape):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise BundleError(f"the graph `{self.path}` gives an output of the shape {found.shape}, not ({wanted})")
         return cast("NDArray[np.float32]", found)
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Any:
+        """Allocate an OrtValue on the session's device, from its arena; its contents are undefined.
+
+        Raises OutOfMemoryError.
+        """
+        kind = np.dtype(dtype)
+        try:
+            value = self.session.create_ortvalue_from_shape_and_type(list(shape), kind.type, self.device, 0)
+        # Whatever fails here, it is the allocation: onnxruntime's exceptions share no base class but Exception.
+        except Exception as error:
+            size = kind.itemsize * math.prod(shape)
+            raise OutOfMemoryError(
+                f"there is no memory for {mebibytes(size)} more on the device `{self.device}`{self._limit()}: {error}",
+                hint=MEMORY_HINT if self.device == "cpu" else _GPU_HINT,
+            ) from error
+        self._values.add(value)
+        return value
+
+    def value(self, array: NDArray[Any]) -> Any:
+        """Copy an array to an OrtValue on the session's device; raises OutOfMemoryError."""
+        value = self.empty(array.shape, array.dtype)
+        value.update_inplace(array)
+        return value
+
+    def available_memory(self) -> int | None:
+        """Bytes that can still be allocated on the session's device; None where the system does not say.
+
+        Within `max_memory`, what is left beside the weights and the values that `empty` and `value` made.
+        """
+        if self.device == "cpu":
+            return available_memory()
+        free = free_memory_of_gpu()
+        if self.max_memory is None:
+            return free
+        taken = self.weights + sum(value.tensor_size_in_bytes() for value in self._values)
+        left = max(0, self.max_memory - taken)
+        return left if free is None else min(left, free)
+
+    def _limit(self) -> str:
+        return "" if self.max_memory is None else f" within `max_memory`, {mebibytes(self.max_memory)}"
+
+    def failure(self, verb: str, error: Exception, *, needed: int) -> OrtkitError:
+        """The error for a failure of onnxruntime on this session's device; `needed` are bytes that the call takes."""
+        if self.device == "cpu":
+            return failure(self.path, verb, error, needed=needed)
+        return gpu_failure(self.path, verb, error, needed=needed, max_memory=self.max_memory)
+
+
+def _check_memory_option(config: SessionConfig, entry: ExecutionProvider) -> None:
+    if config.max_memory is not None and not entry.limits_memory:
+        raise InputError(
+            f"`max_memory` limits the memory of a GPU, and the graph is for `{config.provider}`",
+            hint="leave it out; `ulimit -v` and control groups limit the memory of a process, and ortkit observes them",
+        )
+
+
+def _check_inputs(session: Any, path: Path, config: SessionConfig) -> None:
+    """Raise BundleError where a graph's inputs are not those of its manifest, or do not have the bucket's shape."""
+    found = [value.name for value in session.get_inputs()]
+    if found != list(config.inputs):
+        raise BundleError(f"the graph `{path}` has the inputs {found}, and the manifest says {list(config.inputs)}")
+    if config.bucket is not None and list(session.get_inputs()[0].shape) != list(config.bucket):
+        raise BundleError(
+            f"the graph `{path}` cannot be opened for {config.bucket.texts} texts of {config.bucket.tokens} tokens: "
+            f"`{found[0]}` has the shape {session.get_inputs()[0].shape}, and its dimensions must be `batch` and "
+            "`tokens`"
+        )
+
+
+def _check_output(session: Any, path: Path, config: SessionConfig) -> None:
+    """Raise BundleError where a graph's first output is not float32, or has the axes of another layout."""
+    output = session.get_outputs()[0]
+    if output.type != FLOATS:
+        raise BundleError(f"the first output of the graph `{path}` must be `{FLOATS}`, not `{output.type}`")
+    if config.layout is None or len(output.shape) != 3 or len(session.get_inputs()[0].shape) != 2:
+        return
+    texts, tokens = session.get_inputs()[0].shape
+    axes = [tokens, texts] if config.layout is Layout.TOKENS_FIRST else [texts, tokens]
+    # Names may be missing or differ; what is certain is that they are swapped.
+    if texts != tokens and output.shape[:2] == axes[::-1]:
+        raise BundleError(
+            f"the graph `{path}` gives token embeddings of the shape {output.shape}, and the manifest says "
+            f"`{config.layout.value}`"
+        )
 
 
 def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
 
 
-def _size_of_weights(path: Path) -> int:
+def size_of_weights(path: Path) -> int:
     """Bytes that an open graph takes at least.
 
     Weights in the graph's own file are read and then copied, as measured; external data is packed once.
@@ -176,3 +259,39 @@ def failure(path: Path, verb: str, error: Exception, *, needed: int) -> OrtkitEr
         limit = "" if free is None else f": {free.described}"
         return OutOfMemoryError(f"there is too little memory to {verb} `{path}`{limit}", hint=MEMORY_HINT)
     return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
+
+
+def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_memory: int | None) -> OrtkitError:
+    """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
+
+    A failed allocation has no status of its own: it is a RuntimeException, as onnxruntime has it for C++'s exceptions.
+    CUDA's errors in kernels are `Fail`. Within a limit on the memory, a RuntimeException is taken for its end: the
+    arena frees what a failed run took, and does not say how much that was.
+    """
+    free = free_memory_of_gpu()
+    short = free is not None and free < max(needed, SPARE)
+    within = max_memory is not None and type(error).__name__ == "RuntimeException"
+    if isinstance(error, MemoryError) or within or (type(error).__name__ in _GENERAL and short):
+        limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
+        left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
+        why = ", ".join(filter(None, (limit, left)))
+        return OutOfMemoryError(
+            f"there is too little GPU memory to {verb} `{path}`{f' ({why})' if why else ''}: {error}", hint=_GPU_HINT
+        )
+    return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
+
+
+def check_gpu_memory(needed: int, what: str) -> None:
+    """Raise OutOfMemoryError where `needed` bytes do not fit in the memory that is free on the GPU."""
+    free = free_memory_of_gpu()
+    if free is not None and free < needed:
+        raise OutOfMemoryError(
+            f"{what} take at least {mebibytes(needed)}, and {mebibytes(free)} are free on the GPU",
+            hint="close what else uses the GPU, or take a bundle of fewer bits",
+        )
+
+
+def free_memory_of_gpu() -> int | None:
+    """Bytes that are free on the GPU; None without one."""
+    built = cuda_version(load_onnxruntime())
+    return None if built is None else free_gpu_memory(built[0])

@@ -32,3 +32,14 @@ def run(model: ir.Model, **feeds: NDArray) -> NDArray[np.float32]:
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]
+
+
+def widen(model: ir.Model) -> None:
+    """Let a graph compute in float32 with the weights, scales and cache that it has in float16."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype is ir.DataType.FLOAT16:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+    for value in [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]:
+        if value.dtype is ir.DataType.FLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)

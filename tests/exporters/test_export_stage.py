@@ -289,9 +289,8 @@ def test_a_precision_that_embedders_do_not_have(tiny_checkpoint: Path, tmp_path:
 
 
 def test_a_provider_that_is_not_made_for_yet(tiny_checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="graphs for `coreml` are not made yet") as caught:
+    with pytest.raises(InputError, match="graphs of embedders for `coreml` are not made yet"):
         export(str(tiny_checkpoint), provider=Provider.COREML)
-    assert caught.value.hint == "use `--provider cpu` or `--provider cuda`"
 
 
 @pytest.mark.parametrize(

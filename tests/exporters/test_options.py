@@ -64,7 +64,7 @@ def test_there_are_no_blocks_to_keep(how: str, *, gguf: bool) -> None:
         check_precision(checkpoint(gguf=gguf), Kind.DECODER, Precision.SOURCE)
 
     assert caught.value.message == f"`source` keeps the blocks of a GGUF file, and `m` {how}"
-    assert caught.value.hint == "choose one of `int4`, `int8`, `fp16`, `fp32`"
+    assert caught.value.hint == "choose one of `int4`, `int8`, `fp32`"
     assert caught.value.exit_code == 2
 
 
@@ -142,6 +142,16 @@ def test_what_does_not_go_with_a_model_of_the_catalog(
             Precision.FP16,
             "embedders are not exported to `fp16`",
             "choose one of `int8`, `fp32`",
+        ),
+        (
+            Provider.CPU,
+            Kind.DECODER,
+            Precision.FP16,
+            (
+                "decoders are not exported to `fp16`: a CPU computes it in float32, slower than `int4`, and the bundle "
+                "is larger"
+            ),
+            "add `--provider cuda` for a GPU, or use `--precision int4`",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from ortkit import InputError, OutputError, Precision
+from ortkit import InputError, OutputError, Precision, Provider
 from ortkit.exporters import export
 from ortkit.exporters.decoder import task as decoder_task
 from ortkit.exporters.decoder.layerwise import LayerwiseForward
@@ -238,9 +238,17 @@ def test_full_disk_is_reported_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.FP32, Precision.FP16])
-def test_size_of_an_export_is_estimated(checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
-    foreseen, written = foreseen_and_written(checkpoint, precision, tmp_path / "b")
+@pytest.mark.parametrize(
+    ("precision", "provider"),
+    [
+        *((precision, Provider.CPU) for precision in (Precision.INT4, Precision.INT8, Precision.FP32)),
+        *((precision, Provider.CUDA) for precision in (Precision.INT4, Precision.FP16)),
+    ],
+)
+def test_size_of_an_export_is_estimated(
+    checkpoint: Path, tmp_path: Path, precision: Precision, provider: Provider
+) -> None:
+    foreseen, written = foreseen_and_written(checkpoint, precision, tmp_path / "b", provider)
 
     assert 0.98 * written < foreseen < 1.5 * written
 
@@ -254,7 +262,9 @@ def test_size_of_a_source_export_is_estimated(tmp_path: Path) -> None:
     assert 0.98 * written < foreseen < 1.8 * written
 
 
-def foreseen_and_written(source: Path, precision: Precision, out: Path) -> tuple[int, int]:
+def foreseen_and_written(
+    source: Path, precision: Precision, out: Path, provider: Provider = Provider.CPU
+) -> tuple[int, int]:
     """Bytes that an export says it will write, and those of its weights and of what it is compared with."""
     needed: list[int] = []
     check = decoder_task.need_space
@@ -262,7 +272,7 @@ def foreseen_and_written(source: Path, precision: Precision, out: Path) -> tuple
         patch.setattr(
             decoder_task, "need_space", lambda folder, size, done: (needed.append(size), check(folder, size, done=done))
         )
-        bundle = export(str(source), precision=precision, out=out).bundle
+        bundle = export(str(source), precision=precision, provider=provider, out=out).bundle
     facts, certificate = bundle.manifest.decoder, bundle.manifest.certificate
     assert facts is not None
     assert certificate is not None

@@ -46,7 +46,7 @@ def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Pat
         (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
         (["mistral-7b-instruct-v0.1"], 6, "error: offline mode is switched on by `HF_HUB_OFFLINE`"),
         (["nothing.gguf"], 5, "error: there is no file `nothing.gguf`"),
-        (["all-MiniLM-L6-v2", "--provider", "coreml"], 2, "graphs for `coreml` are not made yet"),
+        (["all-MiniLM-L6-v2", "--provider", "coreml"], 2, "graphs of embedders for `coreml` are not made yet"),
         (
             ["all-MiniLM-L6-v2", "--from", "wheel", "--precision", "int4"],
             2,

@@ -182,22 +182,27 @@ def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_footprint(footprint: Footprint) -> list[tuple[str, str]]:
+def _describe_footprint(footprint: Footprint, provider: Provider) -> list[tuple[str, str]]:
     """The memory of a decoder in lines: (label, text)."""
     caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
+    beside = "with libraries and the prefill of a long prompt"
+    if provider is not Provider.CPU:
+        beside = "of GPU memory; the provider's libraries and the prefill of a prompt take more"
     return [
         ("memory", f"weights {megabytes(footprint.weights)}, KV cache {caches}"),
-        ("total", f"about {totals}, with libraries and the prefill of a long prompt"),
+        ("total", f"about {totals}, {beside}"),
     ]
 
 
-def describe_decoder(facts: DecoderFacts, footprint: Footprint) -> list[tuple[str, str]]:
+def describe_decoder(
+    facts: DecoderFacts, footprint: Footprint, provider: Provider = Provider.CPU
+) -> list[tuple[str, str]]:
     """A decoder's facts in lines: (label, text)."""
     window = f", sliding window of {facts.sliding_window}" if facts.sliding_window is not None else ""
     lines = [
         ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
-        *_describe_footprint(footprint),
+        *_describe_footprint(footprint, provider),
         ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
     ]
     if facts.cache_type is CacheType.FLOAT16:
@@ -255,7 +260,7 @@ def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     if manifest.decoder is not None:
         from ...runtime.decoder.memory_estimate import footprint_of
 
-        lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder))
+        lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder), manifest.provider)
     how = manifest.quantization or manifest.blocks
     if how is not None:
         lines.append((manifest.precision.value, str(how)))

@@ -23,6 +23,7 @@ from .options import (
     answer_options,
     context_option,
     literal_option,
+    max_memory_option,
     rates_option,
     system_option,
     threads_option,
@@ -56,6 +57,7 @@ from .options import (
 @answer_options
 @threads_option
 @context_option
+@max_memory_option
 @rates_option
 def chat(
     *,
@@ -65,6 +67,7 @@ def chat(
     on_full: str,
     threads: int | None,
     context: int | None,
+    max_memory: int | None,
     rates: bool,
 ) -> None:
     """Chat with a model in the terminal.
@@ -77,7 +80,7 @@ def chat(
 
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
-    decoder = Decoder(bundle, threads=threads, context=context)
+    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
     typed = sys.stdin.isatty()
     session = ChatSession(
         Chat(decoder, system=system),

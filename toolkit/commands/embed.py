@@ -20,7 +20,7 @@ from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import InputOptions, from_arguments, from_stream
 from ..io.writers import OutputFormat, write_ranges
 from .bundle_names import bundle_argument
-from .options import Text, field_option, input_format_option, literal_option, once
+from .options import Text, field_option, input_format_option, literal_option, max_memory_option, once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     "[default: truncate]",
 )
 @click.option("--no-truncate", is_flag=True, help="Same as `--long error`.")
+@max_memory_option
 def embed(
     *,
     bundle: str,
@@ -100,6 +101,7 @@ def embed(
     ranges_file: str | None,
     long_texts: str | None,
     no_truncate: bool,
+    max_memory: int | None,
 ) -> None:
     """Compute embeddings of texts: arguments, a file or a pipe.
 
@@ -139,9 +141,17 @@ def embed(
         long="error" if no_truncate else long_texts or "truncate",
     )
     if texts or target is None:
-        _embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges)
+        _embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges, max_memory=max_memory)
     else:
-        _embed_resumable(bundle, options, source=source, target=target, ranges=ranges, restart=restart)
+        _embed_resumable(
+            bundle,
+            options,
+            source=source,
+            target=target,
+            ranges=ranges,
+            restart=restart,
+            max_memory=max_memory,
+        )
 
 
 def _embed_in_order(
@@ -152,6 +162,7 @@ def _embed_in_order(
     source: str | None,
     output: str | None,
     ranges: NDArray[np.float32] | None,
+    max_memory: int | None,
 ) -> None:
     """Embed arguments, or the input to stdout; the first invalid text ends the run."""
     from ...runtime.encoder.embedder import Embedder
@@ -159,7 +170,7 @@ def _embed_in_order(
     from ..io.resumable import OutputFiles
 
     with open_input(source) as stream, bar(stream, enabled=not texts, output=output) as progress:
-        run = EmbedRun(Embedder(bundle), options, ranges)
+        run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
         input_options = InputOptions(options.input_format, options.field, source)
         records = from_arguments(texts) if texts else from_stream(Source(stream), input_options)
         with open_output(output) as file:
@@ -183,6 +194,7 @@ def _embed_resumable(
     target: Path,
     ranges: NDArray[np.float32] | None,
     restart: bool,
+    max_memory: int | None,
 ) -> None:
     """Embed the input to a file; invalid records are listed, and an interrupted run resumes."""
     from ...runtime.encoder.embedder import Embedder
@@ -191,7 +203,7 @@ def _embed_resumable(
 
     with open_input(source) as stream, bar(stream, enabled=True, output=str(target)) as progress:
         refuse_input(stream, str(target))
-        run = EmbedRun(Embedder(bundle), options, ranges)
+        run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
         input_options = InputOptions(options.input_format, options.field, source)
         done = embed_to_file(
             run, stream, input_options=input_options, target=target, restart=restart, progress=progress

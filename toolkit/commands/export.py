@@ -36,19 +36,20 @@ if TYPE_CHECKING:
     "--precision",
     type=click.Choice([choice.value for choice in Precision]),
     help="Weights of the bundle.  [default: `source`, unchanged, for a quantized GGUF file; else the catalog's; else "
-    "int8 for encoders and int4 for LLMs]",
+    "int8 for encoders and int4 for LLMs; for cuda: int4 for LLMs]",
 )
 @click.option(
     "--provider",
     type=click.Choice([choice.value for choice in Provider]),
     default="cpu",
     show_default=True,
-    help="Execution provider of the graph. `cuda`: embedders and rerankers so far.",
+    help="Execution provider of the graph. cuda: LLMs, to int4, int8 and fp16; certified on the CPU.",
 )
 @click.option(
     "--out",
     type=click.Path(),
-    help="The bundle's folder.  [default: NAME-PRECISION in `bundles/`, or in ORTKIT_BUNDLES]",
+    help="The bundle's folder.  [default: NAME-PRECISION, with -cuda for that provider, in `bundles/`, or in "
+    "ORTKIT_BUNDLES]",
 )
 @click.option(
     "--from",
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
     "--cache",
     type=click.Choice([choice.value for choice in CacheType]),
     help="LLMs: type of the KV cache. float16 takes half the memory, and is slower on a CPU.  "
-    "[default: float32, and float16 with fp16]",
+    "[default: float32, and float16 for cuda]",
 )
 @click.option(
     "--kind",
@@ -110,8 +111,6 @@ def export(
 
     SOURCE is a catalog name, a Hub id, a folder in Hugging Face layout or a GGUF file. The bundle is compared with
     PyTorch, and its certificate has the figures. Its path goes to stdout, progress and the summary to stderr.
-
-    fp16 is for GPUs; on a CPU, int4 is smaller and faster for LLMs.
     """
     from ...exporters import Origin
     from ...exporters import export as export_stage
@@ -159,8 +158,9 @@ def _summarize(exported: Exported) -> None:
     if facts is not None and facts.plain_attention:
         form = f"`{bundle.manifest.architecture}` with heads of {facts.head_size}"
         say(f"  slower   plain attention operators: no fused operator supports {form}", err=True)
-    if precision is Precision.FP16:
-        say("  slower   fp16 is for GPUs: on a CPU, int4 is faster and smaller", err=True)
+    provider = bundle.manifest.provider
+    if provider is not Provider.CPU:
+        say(f"  provider {provider.value}, certified on {bundle.manifest.certified_on.value}", err=True)
     elif facts is not None and facts.cache_type is CacheType.FLOAT16:
         say("  cache    float16 KV cache: half the memory, slower on a CPU", err=True)
     say(f"  next     {program_name()} {_NEXT[kind].format(path)}", err=True)

@@ -31,6 +31,7 @@ from .options import (
     context_option,
     input_format_option,
     literal_option,
+    max_memory_option,
     once,
     rates_option,
     system_option,
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
 @once("--load-prefix", metavar="FILE", help="Reuse a KV cache saved with --save-prefix.")
 @threads_option
 @context_option
+@max_memory_option
 @rates_option
 def generate(
     *,
@@ -113,6 +115,7 @@ def generate(
     load_prefix: str | None,
     threads: int | None,
     context: int | None,
+    max_memory: int | None,
     rates: bool,
 ) -> None:
     """Generate text from a prompt: an argument, a file or a pipe.
@@ -137,7 +140,7 @@ def generate(
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
-        decoder = Decoder(bundle, threads=threads, context=context)
+        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
         templated = uses_template(decoder, chat=chat, system=system)
         cache = decoder.load_cache(load_prefix) if load_prefix is not None else decoder.new_cache()
         generator = Generator(decoder, templated, system, options, logprobs or 0, cache)

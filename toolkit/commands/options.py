@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -49,6 +50,30 @@ token_host_option = click.option(
     help="Also send the token to HOST, when HF_ENDPOINT names it.  [env: ORTKIT_TOKEN_HOST]",
 )
 system_option = once("--system", type=Text(), metavar="TEXT", help="System message of the conversation.")
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """A size in bytes, such as `500M` or `4G`."""
+
+    name = "size"
+    units: ClassVar = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:I?B)?", str(value).strip().upper(), re.ASCII)
+        size = int(float(found[1]) * self.units[found[2]]) if found is not None else 0
+        if not 0 < size < 1 << 63:
+            self.fail(f"'{value}' is not a size such as 500M or 4G.", param, ctx)
+        return size
+
+
+max_memory_option = click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    help="GPU memory that the model may take, such as 500M or 4G, for bundles for CUDA.  [default: all]",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -78,7 +103,7 @@ SAMPLING_OPTIONS = (
     "--temperature --top-k --top-p --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed"
 )
 LENGTH_OPTIONS = "--max-tokens --stop --context"
-PERFORMANCE_OPTIONS = "--threads --lookup --rates"
+PERFORMANCE_OPTIONS = "--threads --max-memory --lookup --rates"
 """Sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",

@@ -20,7 +20,7 @@ from ..io.texts import InputOptions, TextRecord, check_argument, from_arguments,
 from ..io.warnings_report import DocumentWarnings
 from ..io.writers import object_to_json
 from .bundle_names import bundle_argument
-from .options import Text, field_option, input_format_option, literal_option, once
+from .options import Text, field_option, input_format_option, literal_option, max_memory_option, once
 
 if TYPE_CHECKING:
     from ...runtime.encoder.ranking import Ranked, Ranking
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-truncate", is_flag=True, help="Fail if a document does not fit with its query, instead of truncating it."
 )
+@max_memory_option
 def rerank(
     *,
     bundle: str,
@@ -75,6 +76,7 @@ def rerank(
     scores: str | None,
     label: str | None,
     no_truncate: bool,
+    max_memory: int | None,
 ) -> None:
     """Rank documents by their relevance to a query, best first.
 
@@ -100,7 +102,7 @@ def rerank(
     with open_input(source) as stream:
         if not documents:
             refuse_input(stream, output)
-        reranker = Reranker(bundle)
+        reranker = Reranker(bundle, max_memory=max_memory)
 
         pending = _PendingDocuments(sized=query is not None)
 

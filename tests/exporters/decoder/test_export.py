@@ -35,7 +35,7 @@ from ortkit.exporters.graph.passes import RMS_NORM
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.progress import NoProgress
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.runtime.bundle.manifest import CacheType
+from ortkit.runtime.bundle.manifest import CacheType, Provider
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.assets import DECODER
@@ -289,17 +289,17 @@ def test_unusable_files_are_refused(folder: Path, tmp_path: Path) -> None:
         (
             {"precision": Precision.SOURCE},
             "`source` keeps the blocks of a GGUF file, and `tiny-llama` comes in none",
-            "choose one of `int4`, `int8`, `fp16`, `fp32`",
+            "choose one of `int4`, `int8`, `fp32`",
         ),
         (
             {"precision": Precision.FP32, "cache": CacheType.FLOAT16},
             "`fp32` has a float32 KV cache only",
-            "leave out `--cache`, or choose one of `int4`, `int8`, `source`, `fp16`",
+            "leave out `--cache`, or choose one of `int4`, `int8`, `source`",
         ),
         (
-            {"precision": Precision.FP16, "cache": CacheType.FLOAT32},
-            "`fp16` has a float16 KV cache only",
-            "leave out `--cache`, or choose one of `int4`, `int8`, `source`, `fp32`",
+            {"precision": Precision.FP16, "provider": Provider.CUDA, "cache": CacheType.FLOAT32},
+            "a graph for `cuda` has a float16 KV cache only",
+            "leave out `--cache`",
         ),
     ],
 )
@@ -382,11 +382,17 @@ def test_recipes_are_tried_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "finer"), [(Precision.INT4, "`--precision int8`"), (Precision.INT8, "`--precision fp32`")]
+    ("precision", "provider", "finer"),
+    [
+        (Precision.INT4, Provider.CPU, "`--precision int8`"),
+        (Precision.INT8, Provider.CPU, "`--precision fp32`"),
+        (Precision.INT8, Provider.CUDA, "`--precision fp16`"),
+    ],
 )
-def test_max_kl_that_no_recipe_reaches(precision: Precision, finer: str) -> None:
+def test_max_kl_that_no_recipe_reaches(precision: Precision, provider: Provider, finer: str) -> None:
+    recipes = recipes_for(precision, [], provider)
     with pytest.raises(OrtkitError) as caught:
-        find_block_recipe(RECIPES[precision], lambda _: 0.25, max_kl=0.1, precision=precision)
+        find_block_recipe(recipes, lambda _: 0.25, max_kl=0.1, precision=precision, provider=provider)
     assert caught.value.message == (
         f"no {precision.value} recipe stays within KL divergence 0.1 of PyTorch: it is 0.25000 at best"
     )
@@ -398,14 +404,15 @@ def test_a_bundle_that_is_too_far_from_pytorch_is_not_written(
 ) -> None:
     monkeypatch.setattr("ortkit.exporters.decoder.certify.MAX_KL", dict.fromkeys(Precision, 1e-12))
 
-    for source, precision, hint in [
-        (folder, Precision.INT4, "no bundle was written; try `--precision int8` or `fp32`"),
-        (folder, Precision.INT8, "no bundle was written; try `--precision fp32`"),
-        (gguf, Precision.SOURCE, "no bundle was written; try `--precision int8` or `fp32`"),
-        (folder, Precision.FP16, "no bundle was written; try `--precision fp32`"),
+    for source, precision, provider, hint in [
+        (folder, Precision.INT4, Provider.CPU, "no bundle was written; try `--precision int8` or `fp32`"),
+        (folder, Precision.INT8, Provider.CPU, "no bundle was written; try `--precision fp32`"),
+        (gguf, Precision.SOURCE, Provider.CPU, "no bundle was written; try `--precision int8` or `fp32`"),
+        (folder, Precision.INT4, Provider.CUDA, "no bundle was written; try `--precision int8` or `fp16`"),
+        (folder, Precision.FP16, Provider.CUDA, "no bundle was written; try `--provider cpu`"),
     ]:
         with pytest.raises(OrtkitError) as caught:
-            export(str(source), precision=precision, out=tmp_path / "b")
+            export(str(source), precision=precision, provider=provider, out=tmp_path / "b")
         assert caught.value.message.endswith(
             f"on average over the probe set, and {precision.value} must stay within 1e-12"
         )

@@ -15,7 +15,8 @@ import transformers
 from ortkit import Bundle, Precision
 from ortkit.exporters import export
 from ortkit.exporters.models.jina_bert import alibi_bias, alibi_slopes
-from ortkit.runtime.session.session import Session, SessionConfig
+from ortkit.runtime.session.config import SessionConfig
+from ortkit.runtime.session.session import Session
 from tests.encoder_checkpoints import TINY_CONFIGS, write_checkpoint
 from tests.exporters import by_the_book
 

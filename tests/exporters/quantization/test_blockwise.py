@@ -171,3 +171,48 @@ def test_a_form_without_a_kernel_is_refused(bits: int, block: int, message: str)
     assert caught.value.message == message
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("supported: ")
+
+
+CUDA_FORMS = [BlockFormat(bits, 32, symmetric=True, cuda=True) for bits in (4, 8)]
+
+
+@pytest.mark.parametrize("form", CUDA_FORMS, ids=str)
+def test_blocks_for_cuda_are_padded_with_zeros(form: BlockFormat) -> None:
+    weight = RNG.normal(size=(72, 70)).astype(np.float32)
+
+    found = quantize_blockwise(weight, form)
+
+    rows = {4: 128, 8: 96}[form.bits]
+    assert (found.inputs, found.outputs, found.scales.dtype, found.zeros) == (96, rows, np.float16, None)
+    dequantized = found.dequantized()
+    assert not dequantized[72:].any()
+    assert not dequantized[:, 70:].any()
+    assert np.abs(dequantized[:72, :70] - weight).max() < {4: 0.4, 8: 0.03}[form.bits]
+    assert quantize_blockwise(weight[:64, :64], form).levels.shape == (64, 2, 32), "no padding where it fits"
+
+
+@pytest.mark.parametrize("form", CUDA_FORMS, ids=str)
+@pytest.mark.parametrize("size", [1e-9, 3e-7, 1e-4, 1.0, 3e4])
+def test_levels_are_the_nearest_for_the_scale_that_is_stored(form: BlockFormat, size: float) -> None:
+    """Also where float16 rounds the scale to a tenth of itself, or to 0."""
+    weight = (size * RNG.normal(size=(32, 64))).astype(np.float32)
+    importance = np.ones(32, np.float32)
+
+    for found in (quantize_blockwise(weight, form), quantize_blockwise(weight, form, importance=importance)):
+        scales = found.scales[:, :, np.newaxis].astype(np.float32)
+        assert scales.all()
+        nearest = np.clip(np.rint(weight.T[:, np.newaxis] / scales) + form.middle, 0, form.top)
+        assert np.array_equal(found.levels, nearest)
+
+
+def test_gptq_knows_the_scales_that_are_stored() -> None:
+    """It compensates the errors of the weights that the graph will have."""
+    weight = RNG.normal(size=(64, 64)).astype(np.float32)
+    rows = (RNG.normal(size=(400, 8)) @ RNG.normal(size=(8, 64)) + 0.1 * RNG.normal(size=(400, 64))).astype(np.float32)
+    form = CUDA_FORMS[0]
+
+    gptq = gptq_quantize_blockwise(weight, form, inverse_hessian_cholesky(rows.T @ rows)).dequantized()
+    plain = quantize_blockwise(weight, form, importance=np.square(rows).sum(axis=0)).dequantized()
+
+    errors = [float(np.square(rows @ (found - weight)).mean()) for found in (gptq, plain)]
+    assert errors[0] < 0.5 * errors[1]

@@ -5,7 +5,15 @@ import dataclasses
 import pytest
 
 from ortkit import Bundle
-from ortkit.runtime.bundle.manifest import CacheType, DecoderFacts, FileRecord, Manifest, Precision, WeightBlocks
+from ortkit.runtime.bundle.manifest import (
+    CacheType,
+    DecoderFacts,
+    FileRecord,
+    Manifest,
+    Precision,
+    Provider,
+    WeightBlocks,
+)
 from ortkit.runtime.decoder.memory_estimate import PROCESS, footprint_of, packed_share, run_tokens
 from tests.decoders import TinyDecoder
 
@@ -67,6 +75,23 @@ def test_cpus_widen_float16(written: tuple[Bundle, TinyDecoder]) -> None:
     found = footprint_of(dataclasses.replace(manifest, precision=Precision.FP16), manifest.decoder)
 
     assert found.weights == 2 * manifest.files["model.onnx"].size
+
+
+@pytest.mark.parametrize(("precision", "blocks"), [(Precision.FP16, None), (Precision.INT4, BLOCKS)])
+def test_a_gpu_has_weights_as_they_are_in_the_file(
+    written: tuple[Bundle, TinyDecoder], precision: Precision, blocks: WeightBlocks | None
+) -> None:
+    manifest = dataclasses.replace(written[0].manifest, provider=Provider.CUDA, precision=precision, blocks=blocks)
+    facts = dataclasses.replace(decoder_facts(manifest), cache_type=CacheType.FLOAT16)
+
+    found = footprint_of(manifest, facts)
+
+    assert found.weights == manifest.files["model.onnx"].size
+    for length in found.lengths:
+        assert length.cache == length.tokens * 2 * 2 * 2 * 16 * 2, "keys and values of 2 layers, 2 heads of 16 halves"
+        assert length.total == found.weights + length.cache
+    wide = {"model.onnx.data": FileRecord(10**11, "0" * 64)}
+    assert run_tokens(dataclasses.replace(manifest, files=wide), facts) == 512
 
 
 @pytest.mark.parametrize(

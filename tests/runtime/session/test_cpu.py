@@ -15,6 +15,7 @@ import pytest
 
 from ortkit import Bundle, Decoder, Embedder, Provider
 from ortkit.runtime.bundle.manifest import WeightBlocks
+from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.cpu import (
     _OVERFLOW_PROBE,
     LARGEST,
@@ -25,7 +26,7 @@ from ortkit.runtime.session.cpu import (
     int8_arithmetic,
 )
 from ortkit.runtime.session.cpu import matmuls_overflow as asked
-from ortkit.runtime.session.session import Session, SessionConfig
+from ortkit.runtime.session.session import Session
 from tests.commands import Finished
 
 

@@ -11,6 +11,7 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from ortkit.runtime.bundle.manifest import Provider
+from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.huge_pages import (
     HUGE_PAGE,
     Region,
@@ -19,7 +20,7 @@ from ortkit.runtime.session.huge_pages import (
     move_to_huge_pages,
     own_bytes,
 )
-from ortkit.runtime.session.session import Session, SessionConfig
+from ortkit.runtime.session.session import Session
 
 LISTING = """\
 55d0c8a00000-55d0c8c00000 rw-p 00000000 00:00 0                          [heap]

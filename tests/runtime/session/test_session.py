@@ -27,11 +27,12 @@ from ortkit import (
     Provider,
     ProviderError,
 )
+from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.memory import Limit
 from ortkit.runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, load_onnxruntime
 from ortkit.runtime.session.open_sessions import _OPEN, shared_session
 from ortkit.runtime.session.providers import ORT_NAMES, available_providers
-from ortkit.runtime.session.session import Session, SessionConfig, failure
+from ortkit.runtime.session.session import Session, failure
 from tests.decoders import write_decoder
 
 

@@ -1,0 +1,76 @@
+"""How to open a bundle's graph: the facts of its manifest that a session depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..arguments import checked_integer
+from ..bundle.folder import BundleFolder
+from ..bundle.manifest import Kind, Layout, Precision, Provider, WeightBlocks
+from .fit import check_fit
+
+_COMPACT_BLOCK = 32
+
+
+class Bucket(NamedTuple):
+    """A fixed shape of an encoder's inputs."""
+
+    texts: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.texts}x{self.tokens}"
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How to open a graph."""
+
+    provider: Provider
+    inputs: tuple[str, ...]
+    """The input names that the manifest states."""
+    threads: int | None = None
+    """Threads of a decoder; None for an encoder."""
+    int8: bool = False
+    """Whether the graph has int8 matmuls."""
+    symmetric_blocks: bool = False
+    """Whether it has 4-bit matmuls without zero points."""
+    compact_blocks: bool = False
+    """Whether its 4- and 8-bit matmuls have the only form that onnxruntime's wheels have CUTLASS kernels for."""
+    float16: bool = False
+    """Whether its activations are float16."""
+    layout: Layout | None = None
+    """The layout of an encoder's token embeddings; None where the output is not one of them."""
+    max_memory: int | None = None
+    """Bytes of GPU memory that the session may take; None for all."""
+    bucket: Bucket | None = None
+    """The fixed shape to open the graph for; None for the shapes of the graph."""
+    model_cache: Path | None = None
+    """Folder for what the provider compiles, where it does; None to compile at each opening."""
+
+    @classmethod
+    def of(cls, bundle: BundleFolder, *, threads: int | None = None, max_memory: int | None = None) -> SessionConfig:
+        """Return the config for a bundle's graph.
+
+        Raises InputError for a `max_memory` that is not a size, and BundleError for a manifest that contradicts itself.
+        """
+        check_fit(bundle)
+        manifest = bundle.manifest
+        return cls(
+            provider=bundle.provider,
+            inputs=manifest.inputs,
+            threads=threads,
+            int8=manifest.precision is Precision.INT8,
+            symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,
+            compact_blocks=manifest.blocks is not None and _are_compact(manifest.blocks),
+            float16=manifest.precision is Precision.FP16,
+            layout=None if manifest.kind is Kind.DECODER else manifest.layout,
+            max_memory=None if max_memory is None else checked_integer(max_memory, "max_memory"),
+        )
+
+
+def _are_compact(blocks: WeightBlocks) -> bool:
+    """Whether onnxruntime's wheels have CUTLASS kernels (fpA_intB) for these blocks: symmetric, of 32 weights."""
+    return blocks.symmetric and blocks.block == _COMPACT_BLOCK and blocks.output_block in (0, _COMPACT_BLOCK)

@@ -1,0 +1,60 @@
+"""Packages of onnxruntime: which are installed, and what to run where they are not those that a provider needs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+from .problem import Problem
+
+PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+    "onnxruntime-training",
+    "ort-nightly",
+    "ort-nightly-gpu",
+)
+"""Packages that install the same module, `onnxruntime`, each with other providers."""
+NVIDIA_PACKAGES = ("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-curand")
+"""Packages with the CUDA libraries that onnxruntime's CUDA provider needs."""
+_MACHINES = ("x86_64", "aarch64")
+"""Kinds of CPU for which there are wheels of onnxruntime-gpu."""
+
+
+def installed(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Those of the packages that are installed, with their versions."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def conflict(found: Mapping[str, str], extra: str) -> Problem | None:
+    """The problem of several packages with the same module: each has overwritten files of those before it."""
+    if len(found) < 2:
+        return None
+    names = [f"`{name}` {version}" for name, version in found.items()]
+    return Problem(
+        f"{', '.join(names[:-1])} and {names[-1]} are installed over each other: all have the module `onnxruntime`",
+        f"run `pip uninstall -y {' '.join(found)}`, then `pip install 'ortkit[{extra}]'`",
+    )
+
+
+def cuda_hint(found: Mapping[str, str]) -> str:
+    """What to run where the onnxruntime that is installed has no CUDA."""
+    if sys.platform != "linux" or platform.machine() not in _MACHINES:
+        return (
+            "CUDA needs Linux on x86_64 or aarch64; export the model for this machine: `ortkit export MODEL --provider "
+            "cpu`"
+        )
+    uninstall = f"run `pip uninstall -y {' '.join(found)}`, then " if found else "run "
+    return f"{uninstall}`pip install 'ortkit[cuda]'`"

@@ -1,0 +1,136 @@
+"""How onnxruntime is asked for a session on each execution provider: options and config entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from .config import SessionConfig
+from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
+
+# Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
+# counterpart for decoders, without a mean, is faster.
+DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+"""Graph optimizers of onnxruntime that are disabled for encoders on the CPU."""
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
+"""onnxruntime's session option that makes opening fail where a node has no kernel on the provider."""
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""onnxruntime's session option that records which provider got which node."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a session is opened with, beside the graph."""
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of the provider."""
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """Config entries of the session."""
+    threads: int = 1
+    memory_pattern: bool = True
+    """Whether the memory of a run is one block, planned when its shape is first seen."""
+    basic_optimizations: bool = False
+    """Whether graph optimizers that make operators of onnxruntime's own are off."""
+    disabled_optimizers: tuple[str, ...] = ()
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """Symbolic dimension -> its fixed size."""
+    cpu_beside: bool = False
+    """Whether the CPU is named as a second provider; `placement.py` checks that it gets no node."""
+    huge_pages: bool = False
+    """Whether the weights are put on huge pages."""
+
+
+def cpu_request(ort: Any, config: SessionConfig) -> Request:
+    """A decoder's threads share each matmul; an encoder's session has one, and several calls run at once."""
+    entries = {}
+    # It takes 1.6 times as long, so it is used only where it is needed.
+    if config.int8 and int8_arithmetic(ort).precision_mode:
+        entries[PRECISION_MODE] = "1"
+    if config.symmetric_blocks:
+        entries[WITHOUT_KLEIDIAI] = "1"
+    decoder = config.threads is not None
+    return Request(
+        entries=entries,
+        threads=config.threads or 1,
+        # Without the plan every operator takes its output from what the other core's run has just freed, and fetches
+        # it out of that core's cache. A decoder's prompts have as many shapes as lengths, and a plan for each would
+        # never be freed.
+        memory_pattern=not decoder,
+        disabled_optimizers=() if decoder else tuple(DISABLED_OPTIMIZERS),
+        dimensions=dimensions_of(config),
+        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
+        huge_pages=decoder,
+    )
+
+
+def cuda_request(_ort: Any, config: SessionConfig) -> Request:
+    """CUDA alone: onnxruntime refuses to open a graph of which a node would be left to the CPU.
+
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+    """
+    entries = {NO_FALLBACK: "1", RECORD_ASSIGNMENT: "1", "session.use_device_allocator_for_initializers": "1"}
+    if config.compact_blocks:
+        # CUTLASS kernels for weights of 4 and 8 bits: otherwise a prompt's matmuls dequantize the whole weight first.
+        entries["ep.cuda.fpa_intb_gemm"] = "1"
+    options = {
+        "device_id": "0",
+        # By default the arena doubles, up to twice the memory that is needed.
+        "arena_extend_strategy": "kSameAsRequested",
+        # By default float32 matmuls have mantissas of 10 bits.
+        "use_tf32": "0",
+        "do_copy_in_default_stream": "1",
+    }
+    if config.max_memory is not None:
+        options["gpu_mem_limit"] = str(config.max_memory)
+    return Request(
+        options=options, entries=entries, memory_pattern=config.threads is None, dimensions=dimensions_of(config)
+    )
+
+
+def coreml_request(_ort: Any, config: SessionConfig) -> Request:
+    """One program of a fixed shape. The CPU is named beside CoreML, as it requires, and must get no node.
+
+    https://onnxruntime.ai/docs/execution-providers/CoreML-ExecutionProvider.html
+    """
+    options = {
+        "ModelFormat": "MLProgram",
+        # With dynamic shapes predictions fail, abort the process or are NaN.
+        "RequireStaticInputShapes": "1",
+        # The Neural Engine computes in float16 only.
+        "MLComputeUnits": "ALL" if config.float16 else "CPUAndGPU",
+    }
+    if config.model_cache is not None and config.bucket is not None:
+        options["ModelCacheDirectory"] = str(config.model_cache / str(config.bucket))
+    return Request(
+        options=options,
+        entries={RECORD_ASSIGNMENT: "1"},
+        # Others make operators of onnxruntime's own, which CoreML does not have.
+        basic_optimizations=True,
+        dimensions=dimensions_of(config),
+        cpu_beside=True,
+    )
+
+
+def dimensions_of(config: SessionConfig) -> dict[str, int]:
+    """The graph's symbolic dimensions that a bucket fixes."""
+    return {} if config.bucket is None else {"batch": config.bucket.texts, "tokens": config.bucket.tokens}
+
+
+def session_options(ort: Any, request: Request) -> Any:
+    """Onnxruntime's SessionOptions for a request."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = request.threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = request.memory_pattern
+    # Its log quotes the graph, unescaped, on stderr; errors say the same.
+    options.log_severity_level = 4
+    if request.basic_optimizations:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    for name, value in request.entries.items():
+        options.add_session_config_entry(name, value)
+    for name, size in request.dimensions.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return options
