@@ -73,4 +73,4 @@ def _check(encoder: Encoder, bucket: Bucket, padded: NDArray[np.float32], alone:
 
 
 def _tokens(row: Row) -> int:
-    return next(iter(row.values())).shape[1]
+    return len(next(iter(row.values()))[0])

@@ -8,7 +8,18 @@ import onnx_ir as ir
 from ...runtime.bundle.graph_io import BIAS
 from ...runtime.encoder.buckets import MASKED
 from ..graph.float16 import convert_values
-from ..graph.nodes import array_of, constant, graph_input, insert, insert_node, only_user, replace, required
+from ..graph.nodes import (
+    array_of,
+    constant,
+    constant_of,
+    graph_input,
+    insert,
+    insert_node,
+    only_user,
+    replace,
+    required,
+    values_after,
+)
 from .coreml_graph import NOT_PADDING
 from .float16 import check_weights, embedded, rounded
 
@@ -22,14 +33,22 @@ def convert_for_coreml(graph: ir.Graph, name: str) -> None:
 
     Raises UnsupportedModelError for weights outside of its range; `name` is the model's.
     """
-    check_weights(graph, name)
+    tables = [value for value in embedded(graph) if table_of(value).name != NOT_PADDING]
+    computed = values_after(graph, tables)
+    readers = [node for node in graph if any(output in computed for output in node.outputs)]
+    read = {value for node in readers for value in node.inputs if constant_of(value) is not None}
+    check_weights(read | {table_of(value) for value in tables}, name)
     limit_bias(graph)
     norms = rms_norms(graph)
     exact = {node: list(node.inputs) for norm in norms for node in norm}
-    tables = [value for value in embedded(graph) if required(value.producer()).inputs[0].name != NOT_PADDING]  # type: ignore[union-attr]
     convert_values(graph, tables, rounded, instead=_INSTEAD)
     for norm in norms:
         keep_exact(norm, exact)
+
+
+def table_of(embedding: ir.Value) -> ir.Value:
+    """The table from which a Gather looks something up."""
+    return required(required(embedding.producer()).inputs[0])
 
 
 def limit_bias(graph: ir.Graph) -> None:

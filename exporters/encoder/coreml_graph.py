@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...runtime.bundle.graph_io import BIAS, INPUT_IDS, TOKEN_TYPE_IDS
 from ...runtime.bundle.manifest import Manifest, Precision
+from ...runtime.encoder.buckets import MASKED
 from ...runtime.errors import UnsupportedModelError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.kind import required_int
@@ -107,8 +108,11 @@ def mask_attention(graph: ir.Graph, bias: ir.Value, *, plain: bool) -> None:
     too, and become constants.
     """
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
+        scores = required(softmax.inputs[0])
         if plain:
-            drop_traced_mask(required(softmax.inputs[0]))
+            drop_traced_mask(scores)
+        else:
+            limit_traced_mask(graph, scores)
         softmax.replace_input_with(0, insert(softmax, "Add", [softmax.inputs[0], bias]))
 
 
@@ -125,6 +129,18 @@ def drop_traced_mask(scores: ir.Value) -> None:
         if mask_only:
             replace(node.outputs[0], kept)
         node = kept.producer()
+
+
+def limit_traced_mask(graph: ir.Graph, scores: ir.Value) -> None:
+    """Let a traced mask be no lower than what masks padding, which float16 holds; it may be the lowest float32."""
+    of_texts = values_of_texts(graph)
+    lowest = constant(graph, "lowest_mask", np.array(MASKED, np.float32))
+    node = scores.producer()
+    while node is not None and node.op_type == "Add":
+        mask = required(node.inputs[1])
+        if mask not in of_texts or comes_from_mask_only(mask):
+            node.replace_input_with(1, insert(node, "Max", [mask, lowest]))
+        node = required(node.inputs[0]).producer()
 
 
 def padding_of(graph: ir.Graph, padding: int, before: ir.Node) -> ir.Value:

@@ -15,7 +15,8 @@ import onnxruntime as ort
 from onnx_ir.passes import common as passes
 
 from ...runtime.errors import UnsupportedModelError
-from ..graph.nodes import constant_of
+from ..graph.nodes import constant_of, required
+from ..graph.passes import fold_constants
 
 BATCH, TOKENS = "batch", "tokens"
 """The symbolic dimensions of a graph for CoreML."""
@@ -58,7 +59,26 @@ def partition_faults(path: Path, *, texts: int, tokens: int) -> list[str]:
 
 
 def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
-    """The graph as onnxruntime gives it to a provider, its shapes fixed and what depends on them alone computed."""
+    """The graph as onnxruntime gives it to a provider, its shapes fixed and what depends on them alone computed.
+
+    onnxruntime folds for the CPU, with casts around each operator for which the CPU has no float16 kernel: a graph in
+    float16 is folded without it.
+    """
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    if any(_dtype(value) is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        sizes = {BATCH: texts, TOKENS: tokens}
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = ir.Shape([sizes.get(str(size), size) for size in required(value.shape)])
+        fold_constants(model)
+    else:
+        model = _folded_by_onnxruntime(path, texts, tokens)
+    # What was written are the shapes that the model had before.
+    passes.ShapeInferencePass()(model)
+    return model
+
+
+def _folded_by_onnxruntime(path: Path, texts: int, tokens: int) -> ir.Model:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -69,8 +89,6 @@ def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         model = ir.load(options.optimized_model_filepath)
         ir.external_data.load_to_model(model)
-    # onnxruntime writes the shapes that the model had before.
-    passes.ShapeInferencePass()(model)
     return model
 
 
@@ -95,11 +113,10 @@ def _fault_of_shape(value: ir.Value) -> str | None:
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...] | None:
-    shape = value.shape if constant_of(value) is None else constant_of(value).shape  # type: ignore[union-attr]
-    if shape is None:
-        return None
-    sizes = tuple(shape)
-    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+    found = constant_of(value)
+    shape = value.shape if found is None else found.shape
+    sizes = None if shape is None else tuple(size for size in shape if isinstance(size, int))
+    return sizes if shape is not None and sizes is not None and len(sizes) == len(shape) else None
 
 
 def _dtype(value: ir.Value | None) -> ir.DataType | None:

@@ -113,4 +113,4 @@ def pad_to(bucket: Bucket, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> P
 
 
 def _tokens_of(row: Mapping[str, NDArray[np.int64]]) -> int:
-    return next(iter(row.values())).shape[1]
+    return len(next(iter(row.values()))[0])

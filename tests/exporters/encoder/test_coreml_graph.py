@@ -92,17 +92,25 @@ def test_every_reranker_in_one_partition(architecture: str, checkpoint: Path, tm
 
 
 @pytest.mark.parametrize("architecture", sorted(WITHOUT_FORM))
-def test_an_attention_that_coreml_has_no_form_for(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_attention_that_coreml_has_no_form_for(
+    architecture: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_reranker(tmp_path / "tiny", checkpoint, architecture)
+    # Refused before it is loaded.
+    message = f"`tiny` \\(`{architecture}`\\) is not exported for `coreml`: .* `GatherElements`, which CoreML lacks"
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        traced_encoder(tmp_path / "tiny", Kind.RERANKER, tmp_path, provider=Provider.COREML)
+    assert caught.value.exit_code == 10
+    assert caught.value.hint == "use `--provider cpu`"
+
+    # And so it would be by its graph.
+    monkeypatch.setattr("ortkit.exporters.options.check_architecture", lambda *_: None)
     found, manifest, traced = traced_encoder(tmp_path / "tiny", Kind.RERANKER, tmp_path, provider=Provider.COREML)
     rebuild_for_coreml(traced, found, manifest)
     save_graph(traced, tmp_path / "coreml.onnx")
-
     with pytest.raises(UnsupportedModelError, match="`tiny`: `GatherElements` has no CoreML form") as caught:
         check_one_partition(tmp_path / "coreml.onnx", name="tiny", texts=1, tokens=16)
-
     assert caught.value.exit_code == 10
-    assert caught.value.hint == "use `--provider cpu`"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "qwen3"])
