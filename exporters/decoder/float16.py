@@ -6,93 +6,15 @@ float32 with casts around them: correct, and slow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ...runtime.bundle.graph_io import decoder_inputs
-from ...runtime.errors import UnsupportedModelError
 from ..graph.embedding import streamed_gathers
-from ..graph.nodes import constant, constant_of, insert, replace, required, values_after
-from ..graph.streamed_tensor import StreamedTensor
+from ..graph.float16 import convert_values
 
-_MAX_FLOAT16 = float(np.finfo(np.float16).max)
-"""The largest finite float16."""
-_INSTEAD = "use `--provider cpu`"
 _BLOCK_GATHER = "GatherBlockQuantized"
-
-
-class Float16Tensor(ir.LazyTensor):
-    """A constant in float16, converted each time it is read."""
-
-    def __init__(self, exact: ir.TensorProtocol, name: str) -> None:
-        super().__init__(
-            lambda: ir.tensor(to_float16(exact)), ir.DataType.FLOAT16, ir.Shape(exact.shape.numpy()), name=name
-        )
-
-
-def to_float16(exact: ir.TensorProtocol) -> NDArray[np.float16]:
-    """Round to float16; raises UnsupportedModelError for weights outside its range."""
-    numbers = exact.numpy()
-    check_weights(exact, numbers)
-    return numbers.astype(np.float16)
-
-
-def check_weights(exact: ir.TensorProtocol, numbers: NDArray[np.generic]) -> None:
-    """Raise UnsupportedModelError for weights outside of float16's range; `numbers` are those of `exact`."""
-    if max_magnitude(numbers) > _MAX_FLOAT16:
-        name, largest = exact.name, max_magnitude(numbers)
-        for part in exact.parts if isinstance(exact, StreamedTensor) else ():
-            if (found := max_magnitude(part.read())) > _MAX_FLOAT16:
-                name, largest = part.name, found
-        raise UnsupportedModelError(
-            f"`{name}` has a weight of magnitude {largest:g}; the largest float16 is {_MAX_FLOAT16:g}", hint=_INSTEAD
-        )
-
-
-def max_magnitude(numbers: NDArray[np.generic]) -> float:
-    """Return the largest absolute value, infinities (which float16 has too) left out."""
-    largest = max(float(np.max(numbers, initial=0)), -float(np.min(numbers, initial=0)))
-    if math.isfinite(largest):
-        # The usual case, without a copy of the matrix.
-        return largest
-    return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0.0))
-
-
-def check_hidden_states(name: str, largest: float) -> None:
-    """Raise UnsupportedModelError for a model whose hidden states in PyTorch, `largest` at most, overflow float16.
-
-    They would overflow on a GPU; the CPU that certifies a bundle computes most operators in float32 and would not show
-    it.
-    """
-    # Written so that NaN fails too.
-    if not largest <= _MAX_FLOAT16:
-        raise UnsupportedModelError(
-            f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {_MAX_FLOAT16:g}",
-            hint=_INSTEAD,
-        )
-
-
-class Float16Values:
-    """Float16 versions of a graph's values, each cast once for all its readers."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.rounded: dict[ir.Value, ir.Value] = {}
-
-    def of(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """Return a float32 value in float16; a cast is inserted before the first node that asks for it."""
-        if value not in self.rounded:
-            exact = constant_of(value)
-            if exact is not None:
-                name = f"{value.name}_half"
-                self.rounded[value] = constant(self.graph, name, Float16Tensor(exact, name))
-            else:
-                self.rounded[value] = _cast(value, before, ir.DataType.FLOAT16)
-        return self.rounded[value]
 
 
 def convert_to_float16(graph: ir.Graph) -> None:
@@ -101,43 +23,10 @@ def convert_to_float16(graph: ir.Graph) -> None:
     Weights may be quantized block-wise, with float16 scales (`BlockFormat.cuda`). Rotary tables are rounded after they
     were computed in float32: float16 counts to 2,048 only.
     """
-    logits = graph.outputs[0]
-    exact = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT.value})
-    replace(logits, exact.outputs[0])
-    exact.replace_input_with(0, logits)
-    graph.insert_after(required(logits.producer()), [exact])
     embeddings = [*streamed_gathers(graph), *(node for node in graph if node.op_type == _BLOCK_GATHER)]
-    halves = values_after(graph, [*cache_inputs(graph), *(node.outputs[0] for node in embeddings)])
-    halves.remove(exact.outputs[0])
-    rounded = Float16Values(graph)
-    for node in list(graph):
-        if node is exact or not any(output in halves for output in node.outputs):
-            continue
-        if any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values()):
-            raise UnsupportedModelError(
-                f"the graph has `{node.op_type}`, whose subgraphs cannot be converted to float16", hint=_INSTEAD
-            )
-        for place, value in enumerate(node.inputs):
-            if value is not None and value not in halves and _dtype_of(value) is ir.DataType.FLOAT:
-                node.replace_input_with(place, rounded.of(value, node))
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT.value:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16.value)
-    for value in halves:
-        if value.dtype in (ir.DataType.FLOAT, None):
-            value.type = ir.TensorType(ir.DataType.FLOAT16)
-
-
-def _cast(value: ir.Value, before: ir.Node, dtype: ir.DataType) -> ir.Value:
-    found = insert(before, "Cast", [value], {"to": dtype.value})
-    found.type, found.shape = ir.TensorType(dtype), value.shape
-    return found
+    convert_values(graph, [*cache_inputs(graph), *(node.outputs[0] for node in embeddings)])
 
 
 def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
     """Return the inputs of the KV cache, which come last."""
     return graph.inputs[len(decoder_inputs(0)) :]
-
-
-def _dtype_of(value: ir.Value) -> ir.DataType | None:
-    found = constant_of(value)
-    return value.dtype if found is None else found.dtype

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...runtime.errors import UnsupportedModelError
+from ..graph.float16 import Float16Values
 from ..graph.nodes import only_user, required
-from .float16 import Float16Values, cache_inputs
+from .float16 import cache_inputs
 from .passes import KEY, PAST_KEY, QUERY, VALUE, attentions
 
 _COS, _SIN = 7, 8

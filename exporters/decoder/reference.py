@@ -14,9 +14,9 @@ from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..certification.probe import probe_texts
 from ..checkpoint.safetensors_reader import StoredTensor
 from ..graph.array_store import KeptArrays, Made
+from ..graph.float16 import max_magnitude
 from ..progress import Progress
 from .calibration import MomentsObserver
-from .float16 import max_magnitude
 from .layerwise import LayerwiseForward, Observer
 from .lazy_model import LazyDecoder
 

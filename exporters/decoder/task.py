@@ -28,6 +28,7 @@ from ...runtime.text.safe_tokenizer import open_tokenizer
 from ..checkpoint.checkpoint import Checkpoint
 from ..gguf.block_formats import BLOCK_READERS
 from ..graph.external_data import need_space, store_weights, weights_bytes, weights_file, write_stored_graph
+from ..graph.float16 import check_hidden_states
 from ..graph.nodes import Linear, linears, required
 from ..graph.passes import tidy
 from ..graph.streamed_tensor import StreamedTensor
@@ -38,7 +39,7 @@ from .calibration import calibration_windows, compute_moments, moments_by_layer
 from .certify import MAX_KL, certify_decoder
 from .checks import check_float32, keep_blocks, measure_source, refusing_broken_graphs, source_figures
 from .config import check_tokens, decoder_facts
-from .float16 import check_hidden_states, convert_to_float16
+from .float16 import convert_to_float16
 from .float16_cache import convert_cache_to_float16
 from .lazy_model import LazyDecoder, open_decoder
 from .passes import share_embedding

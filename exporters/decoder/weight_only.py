@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ..graph.array_store import Keep, Kept, KeptArrays, Made, in_memory
 from ..graph.embedding import embedding_gathers, table_of
+from ..graph.float16 import check_weights
 from ..graph.nodes import ORT_DOMAIN, Linear, constant, insert, linears, replace, required
 from ..progress import Progress, WeightCounter
 from ..quantization.blockwise import BlockFormat, BlockMatrix, Rounding, gptq_quantize_blockwise, quantize_blockwise
 from ..quantization.gptq import inverse_hessian_cholesky
-from .float16 import check_weights
 from .passes import output_is_tied, output_matmul
 
 _INT8_ACTIVATIONS = 4

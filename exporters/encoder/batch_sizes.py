@@ -121,15 +121,20 @@ def _size_at(samples: tuple[int, ...], sizes: Sizes) -> int:
     """A size that is a constant, or a multiple of the number of texts, of tokens, or of both."""
     if len(set(samples)) == 1:
         return samples[0]
-    for of in (lambda one: one.texts, lambda one: one.tokens, lambda one: one.texts * one.tokens):
-        factors = {divmod(sample, of(one)) for sample, one in zip(samples, SAMPLES, strict=True)}
-        if len(factors) == 1 and next(iter(factors))[1] == 0:
-            return int(next(iter(factors))[0] * of(sizes))
+    for place, base in enumerate(_bases(sizes)):
+        factors = {divmod(sample, _bases(own)[place]) for sample, own in zip(samples, SAMPLES, strict=True)}
+        factor, rest = next(iter(factors))
+        if len(factors) == 1 and rest == 0:
+            return factor * base
     raise UnsupportedModelError(
         f"a size in the graph is {samples[0]} for {SAMPLES[0]} and {samples[1]} for {SAMPLES[1]}, which is neither a "
         "number of texts nor of tokens",
         hint=CPU_INSTEAD,
     )
+
+
+def _bases(sizes: Sizes) -> tuple[int, int, int]:
+    return sizes.texts, sizes.tokens, sizes.texts * sizes.tokens
 
 
 def _token_ids(graph: ir.Graph, sizes: Sizes) -> dict[str, NDArray[np.generic]]:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ...runtime.bundle.graph_io import BIAS
 from ...runtime.encoder.buckets import MASKED
-from ..graph.float16 import convert_values
+from ..graph.float16 import check_weights, convert_values
 from ..graph.nodes import (
     array_of,
     constant,
@@ -21,27 +21,30 @@ from ..graph.nodes import (
     values_after,
 )
 from .coreml_graph import NOT_PADDING
-from .float16 import check_weights, embedded, rounded
+from .float16 import embedded
 
 _INSTEAD = "use `--precision fp32`"
 
 
-def convert_for_coreml(graph: ir.Graph, name: str) -> None:
+def convert_for_coreml(graph: ir.Graph) -> None:
     """Convert weights and activations to float16; token embeddings and logits are cast back to float32.
 
     What counts tokens stays in float32, as do RMS norms, whose squares float16 does not hold.
 
-    Raises UnsupportedModelError for weights outside of its range; `name` is the model's.
+    Raises UnsupportedModelError for weights outside of its range.
     """
     tables = [value for value in embedded(graph) if table_of(value).name != NOT_PADDING]
     computed = values_after(graph, tables)
     readers = [node for node in graph if any(output in computed for output in node.outputs)]
     read = {value for node in readers for value in node.inputs if constant_of(value) is not None}
-    check_weights(read | {table_of(value) for value in tables}, name)
+    for value in read | {table_of(value) for value in tables}:
+        tensor = required(value.const_value)
+        if tensor.dtype is ir.DataType.FLOAT:
+            check_weights(tensor, tensor.numpy(), instead=_INSTEAD)
     limit_bias(graph)
     norms = rms_norms(graph)
     exact = {node: list(node.inputs) for norm in norms for node in norm}
-    convert_values(graph, tables, rounded, instead=_INSTEAD)
+    convert_values(graph, tables)
     for norm in norms:
         keep_exact(norm, exact)
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes import common as passes
 
 from ...runtime.errors import UnsupportedModelError
-from ..graph.nodes import constant_of, required
-from ..graph.passes import fold_constants
+from ..graph.external_data import save_graph
+from ..graph.nodes import constant_of
 
 BATCH, TOKENS = "batch", "tokens"
 """The symbolic dimensions of a graph for CoreML."""
@@ -49,8 +50,16 @@ def check_one_partition(path: Path, *, name: str, texts: int, tokens: int) -> No
 
 def partition_faults(path: Path, *, texts: int, tokens: int) -> list[str]:
     """Why CoreML would not take the whole graph, a line for each kind of reason; empty where it would."""
-    graph = folded(path, texts=texts, tokens=tokens).graph
-    faults = [
+    model = ir.load(path)
+    faults = [f"`{node.op_type}` {fault}" for node in model.graph if (fault := _fault_in_float16(node)) is not None]
+    with TemporaryDirectory(dir=path.parent) as folder:
+        if any(_dtype(value) is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+            ir.external_data.load_to_model(model)
+            path = Path(folder) / "float32.onnx"
+            in_float32(model)
+            save_graph(model, path)
+        graph = folded(path, texts=texts, tokens=tokens).graph
+    faults += [
         f"`{node.op_type}`{'' if node.domain == '' else f' of `{node.domain}`'} {fault}"
         for node in graph
         if (fault := _fault_of(node)) is not None
@@ -59,26 +68,7 @@ def partition_faults(path: Path, *, texts: int, tokens: int) -> list[str]:
 
 
 def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
-    """The graph as onnxruntime gives it to a provider, its shapes fixed and what depends on them alone computed.
-
-    onnxruntime folds for the CPU, with casts around each operator for which the CPU has no float16 kernel: a graph in
-    float16 is folded without it.
-    """
-    model = ir.load(path)
-    ir.external_data.load_to_model(model)
-    if any(_dtype(value) is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
-        sizes = {BATCH: texts, TOKENS: tokens}
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            value.shape = ir.Shape([sizes.get(str(size), size) for size in required(value.shape)])
-        fold_constants(model)
-    else:
-        model = _folded_by_onnxruntime(path, texts, tokens)
-    # What was written are the shapes that the model had before.
-    passes.ShapeInferencePass()(model)
-    return model
-
-
-def _folded_by_onnxruntime(path: Path, texts: int, tokens: int) -> ir.Model:
+    """A float32 graph as onnxruntime gives it to a provider, its shapes fixed and what depends on them alone computed."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -89,7 +79,38 @@ def _folded_by_onnxruntime(path: Path, texts: int, tokens: int) -> ir.Model:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         model = ir.load(options.optimized_model_filepath)
         ir.external_data.load_to_model(model)
+    # onnxruntime writes the shapes that the model had before.
+    passes.ShapeInferencePass()(model)
     return model
+
+
+def in_float32(model: ir.Model) -> None:
+    """Make a float16 graph one of the same operators in float32.
+
+    Folded as it is, it would have onnxruntime's casts around each operator for which the CPU has no float16 kernel.
+    """
+    graph = model.graph
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype is ir.DataType.FLOAT16:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT16.value:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+        for value in node.outputs:
+            if value.dtype is ir.DataType.FLOAT16:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _fault_in_float16(node: ir.Node) -> str | None:
+    """Why CoreML does not take a node with its types before folding; None where it does."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type == "Cast" and source is not None and source.is_graph_input():
+        return "reads an input of the graph, and CoreML casts computed values only"
+    if node.op_type == "Pow" and _dtype(source) is ir.DataType.FLOAT16:
+        return "reads float16, and CoreML takes float32"
+    return None
 
 
 def _fault_of(node: ir.Node) -> str | None:
@@ -148,8 +169,6 @@ def _with_constants(first: int) -> Callable[[ir.Node], Iterator[str]]:
 
 
 def _cast(node: ir.Node) -> Iterator[str]:
-    if node.inputs[0] is None or node.inputs[0].producer() is None:
-        yield "reads an input of the graph, and CoreML casts computed values only"
     if _dtype(node.inputs[0]) not in _CASTS or _dtype(node.outputs[0]) not in _CASTS:
         yield f"casts {_dtype(node.inputs[0])} to {_dtype(node.outputs[0])}"
 

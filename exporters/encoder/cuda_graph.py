@@ -194,7 +194,7 @@ def _looked_up(product: ir.Node) -> tuple[ir.Value | None, NDArray[np.float32] |
             continue
         table = array_of(gather.inputs[0])
         if table is not None and table.dtype == np.float32 and table.size == table.shape[-1] * table.shape[-2]:
-            return product.inputs[1 - place], table.reshape(table.shape[-2:])
+            return product.inputs[1 - place], table.reshape(table.shape[-2:]).astype(np.float32)
     return None, None
 
 

@@ -94,9 +94,8 @@ def _of_heads(samples: Arrays, heads: int) -> NDArray[np.generic]:
 
 def _index(tables: Tables, samples: Arrays, trial: NDArray[np.generic], heads: int, reach: Reach) -> ir.Value:
     """The columns that pairs of tokens pick: int32 (texts, heads, tokens, tokens)."""
-    pairs = [_of_heads(array[np.newaxis], 1)[0] if array.ndim == 2 else array[0] for array in (*samples, trial)]
-    for array, pair in zip((*samples, trial), pairs, strict=True):
-        if not np.array_equal(array, np.broadcast_to(pair, array.shape)):
+    for array in (*samples, trial):
+        if not np.array_equal(array, np.broadcast_to(array[0], array.shape)):
             raise unsupported("relative positions depend on the texts or heads")
-    table = table_of_differences(tuple(pairs[:-1]), pairs[-1], reach)
+    table = table_of_differences(tuple(array[0] for array in samples), trial[0], reach)
     return tables.for_texts_and_heads(table, heads)

@@ -9,8 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.errors import UnsupportedModelError
-from ..graph.float16 import MAX_FLOAT16, convert_values, max_magnitude
+from ..graph.float16 import check_hidden_states, check_weights, convert_values
 from ..graph.nodes import constant_of, required, values_after
 from .calibration import open_session
 
@@ -18,30 +17,16 @@ _INSTEAD = "use `--precision fp32`"
 _LARGEST = "largest_magnitude"
 
 
-def convert_to_float16(graph: ir.Graph, name: str) -> None:
+def convert_to_float16(graph: ir.Graph) -> None:
     """Convert weights and activations to float16; token embeddings and logits are cast back to float32.
 
-    Raises UnsupportedModelError for weights outside of its range; `name` is the model's.
+    Raises UnsupportedModelError for weights outside of its range.
     """
-    check_weights(graph, name)
-    convert_values(graph, embedded(graph), rounded, instead=_INSTEAD)
-
-
-def check_weights(graph: ir.Graph, name: str) -> None:
-    """Raise UnsupportedModelError for weights outside of float16's range; `name` is the model's."""
     for value in graph.initializers.values():
         tensor = required(value.const_value)
-        largest = max_magnitude(tensor.numpy()) if tensor.dtype is ir.DataType.FLOAT else 0.0
-        if largest > MAX_FLOAT16:
-            raise UnsupportedModelError(
-                f"`{value.name}` of `{name}` has a weight of magnitude {largest:g}; the largest float16 is "
-                f"{MAX_FLOAT16:g}",
-                hint=_INSTEAD,
-            )
-
-
-def rounded(exact: ir.TensorProtocol) -> NDArray[np.float16]:
-    return exact.numpy().astype(np.float16)
+        if tensor.dtype is ir.DataType.FLOAT:
+            check_weights(tensor, tensor.numpy(), instead=_INSTEAD)
+    convert_values(graph, embedded(graph))
 
 
 def embedded(graph: ir.Graph) -> list[ir.Value]:
@@ -65,13 +50,7 @@ def check_range(
 
     It would overflow on a GPU; the CPU, which certifies bundles, computes many operators in float32 and would not.
     """
-    largest = largest_magnitude(model, texts, scratch=scratch)
-    # Written so that NaN fails too.
-    if not largest <= MAX_FLOAT16:
-        raise UnsupportedModelError(
-            f"hidden states of `{name}` reach {largest:g} on the probe set; the largest float16 is {MAX_FLOAT16:g}",
-            hint=_INSTEAD,
-        )
+    check_hidden_states(name, largest_magnitude(model, texts, scratch=scratch), instead=_INSTEAD)
 
 
 def largest_magnitude(

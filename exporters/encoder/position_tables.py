@@ -361,14 +361,15 @@ def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
 def _pairs(table: NDArray[np.generic], tokens: int) -> NDArray[np.generic]:
     """The entries of a table by difference for so many tokens: (..., tokens, tokens)."""
     numbers = np.arange(tokens)
-    return np.take(table, numbers[:, np.newaxis] - numbers + table.shape[-1] // 2, axis=-1)
+    return np.asarray(np.take(table, numbers[:, np.newaxis] - numbers + table.shape[-1] // 2, axis=-1))
 
 
 def _finite(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """What float16 holds for a mask in float32."""
     if array.dtype != np.float32:
         return array
-    return np.where(array <= _HIDDEN, np.float32(MASKED), array).astype(np.float32)
+    numbers = array.astype(np.float32)
+    return np.where(numbers <= _HIDDEN, np.float32(MASKED), numbers)
 
 
 def _is_causal(table: NDArray[np.generic]) -> bool:

@@ -347,11 +347,11 @@ def _in_float16(graph: ir.Model, manifest: Manifest, texts: Iterator[_Feeds], sc
     """
     if manifest.buckets is None:
         check_range(graph, manifest.name, texts, scratch=scratch)
-        convert_to_float16(graph.graph, manifest.name)
+        convert_to_float16(graph.graph)
     else:
-        whole = (pad_to((1, row[INPUT_IDS].shape[1]), [row]).feeds for row in texts)
-        check_range(graph, manifest.name, whole, scratch=scratch)
-        convert_for_coreml(graph.graph, manifest.name)
+        padded = (pad_to((1, row[INPUT_IDS].shape[1]), [row]).feeds for row in texts)
+        check_range(graph, manifest.name, padded, scratch=scratch)
+        convert_for_coreml(graph.graph)
     tidy(graph)
     return QuantizedGraph(graph)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ...runtime.bundle.graph_io import POSITIONS
 from ...runtime.bundle.manifest import Manifest
 from ..checkpoint.checkpoint import Checkpoint
 from ..graph.nodes import array_of, constant, insert, only_user, replace, required
@@ -89,6 +90,7 @@ def texts_first(
     drop_neutral(graph, sizes.shapes)
     average_tokens(graph, tables)
     tidy(traced)
+    name_axes(graph)
     return TextsFirst(traced, tables, sizes.shapes)
 
 
@@ -97,6 +99,15 @@ def name_values(graph: ir.Graph) -> None:
     for number, node in enumerate(graph):
         for place, value in enumerate(node.outputs):
             value.name = value.name or f"value_{number}_{place}"
+
+
+def name_axes(graph: ir.Graph) -> None:
+    """Name the axes of inputs and outputs whose sizes differ between batches."""
+    for value in graph.inputs:
+        value.shape = ir.Shape(["tokens"] if value.name == POSITIONS else ["batch", "tokens"])
+    output = graph.outputs[0]
+    shape = required(output.shape)
+    output.shape = ir.Shape(["batch", *(["tokens"] if len(shape) == 3 else []), shape[-1]])
 
 
 def choose_branches(sizes: BatchSizes) -> bool:

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
 from ortkit.exporters import export
-from ortkit.exporters.decoder.float16 import Float16Tensor, convert_to_float16, to_float16
+from ortkit.exporters.decoder.float16 import convert_to_float16
 from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
 from ortkit.exporters.decoder.passes import share_embedding
 from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name
+from ortkit.exporters.graph.float16 import Float16Tensor, to_float16
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.graph.streamed_tensor import StreamedTensor
 from ortkit.exporters.options import ExportPlan
