@@ -68,7 +68,7 @@ def partition_faults(path: Path, *, texts: int, tokens: int) -> list[str]:
 
 
 def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
-    """A float32 graph as onnxruntime gives it to a provider, its shapes fixed and what depends on them alone computed."""
+    """A float32 graph of fixed shapes as a provider gets it: what depends on the shapes alone is computed."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
