@@ -82,9 +82,10 @@ class Session:
         check_memory(self.weights, what)
         if self.device != "cpu":
             check_gpu_memory(self._device_weights, what)
-        if self.max_memory is not None and self._device_weights > self.max_memory:
+        limit = self.max_memory
+        if limit is not None and self._device_weights > limit:
             raise OutOfMemoryError(
-                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
+                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(limit)}",
                 hint=_GPU_HINT,
             )
 
