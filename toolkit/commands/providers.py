@@ -25,7 +25,7 @@ Lines = Iterator[tuple[str, str]]
     cls=ExampleCommand,
     examples=[
         "ortkit providers",
-        "ortkit providers all-MiniLM-L6-v2-fp16-cuda",
+        "ortkit providers all-MiniLM-L6-v2-int8",
         "ortkit providers --json",
     ],
 )
