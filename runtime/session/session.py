@@ -82,9 +82,10 @@ class Session:
         check_memory(self.weights, what)
         if self.device != "cpu":
             check_gpu_memory(self._device_weights, what)
-        if self.max_memory is not None and self._device_weights > self.max_memory:
+        limit = self.max_memory
+        if limit is not None and self._device_weights > limit:
             raise OutOfMemoryError(
-                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
+                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(limit)}",
                 hint=_GPU_HINT,
             )
 
@@ -285,12 +286,13 @@ def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_mem
     """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
 
     A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input.
-    Within a limit on the memory, such a failure is taken for its end: the arena frees what a failed run took, and does
-    not say how much that was.
+    Within a limit on the memory, such a failure of a run is taken for its end: the arena frees what a failed run took,
+    and does not say how much that was. One of opening is, where twice the weights do not fit in the limit.
     """
     free = free_memory_of_gpu()
     short = free is not None and free < max(needed, SPARE)
-    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or max_memory is not None)):
+    within = max_memory is not None and (verb == "run" or needed > max_memory)
+    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or within)):
         limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
         left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
         why = ", ".join(filter(None, (limit, left)))
