@@ -186,6 +186,21 @@ def test_an_answer_that_is_not_streamed_is_kept_in_the_error(cuda: Decoder, deco
     assert (answer.finish_reason, answer.usage.completion_tokens) == (FinishReason.LENGTH, 3)
 
 
+def test_an_answer_that_is_cancelled_ends_however_its_run_fails(cuda: Decoder) -> None:
+    """Where memory is short, a run that was stopped looks like one that failed for want of it."""
+    stream = cuda.stream(FOX, max_tokens=6)
+    next(stream)
+
+    def cancelled(*_: object) -> np.ndarray:
+        stream.cancel()
+        raise OutOfMemoryError("no memory")
+
+    stream.steps.forward.run = cancelled
+
+    assert list(stream) == []
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
 def test_a_prompt_without_memory_has_no_answer_to_keep(cuda: Decoder) -> None:
     cuda.session.failing = MemoryError()
 
