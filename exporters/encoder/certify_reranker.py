@@ -34,7 +34,7 @@ Scores of seeded heads lie close together: 0.960 became 0.899 on searches of 100
 Where order matters more than speed, `--min-tau 0.97` takes 16 bits for [CLS] for both.
 """
 LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 2e-2}
-"""Of a reranker's logit from PyTorch's, on any pair of the probe set; of fp16 as a part of the largest logit above 1."""
+"""Of a reranker's logit from PyTorch's, on any pair of the probe set; of fp16 as a part of the largest one above 1."""
 TOP = 10
 CROSS_ENCODER = "sentence-transformers' CrossEncoder"
 EXACT = 1e-5
