@@ -67,7 +67,7 @@ class Embedder(Encoder, Closable):
         workers: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        """Open a bundle; `workers` is the number of batches that run at once, by default one per usable CPU core or GPU.
+        """Open a bundle; `workers` is how many batches run at once, by default one per usable CPU core or GPU.
 
         `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
         damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
