@@ -24,9 +24,6 @@ from .disentangled import separate_heads
 from .flatten import assume_whole_texts, drop_token_types
 from .position_tables import Reach, Tables, replace_sizes, unsupported
 
-_WINDOWS = ("local_attention", "sliding_window")
-"""Keys of a config.json that say how far attention reaches."""
-
 
 @dataclass(frozen=True, eq=False)
 class SelfAttention:
@@ -81,7 +78,8 @@ def texts_first(
         fold_constants(traced)
         name_values(graph)
         sizes = BatchSizes(traced, scratch=scratch)
-    tables, reach = Tables(sizes), Reach(manifest.tokenizer.max_length, window_of(checkpoint))
+    length = manifest.tokenizer.max_length
+    tables, reach = Tables(sizes), Reach(length, window_of(checkpoint, length))
     pick_own_tokens(sizes)
     pick_same_token(sizes)
     separate_heads(sizes, tables, reach)
@@ -181,10 +179,11 @@ def pick_same_token(sizes: BatchSizes) -> None:
                 break
 
 
-def window_of(checkpoint: Checkpoint) -> int:
-    """The size of the local attention that a config.json asks for, 0 for none."""
-    found = [checkpoint.config.get(key) for key in _WINDOWS]
-    return max((size for size in found if isinstance(size, int)), default=0)
+def window_of(checkpoint: Checkpoint, length: int) -> int:
+    """The size of the local attention that a config.json asks for, 0 where it holds all of a text."""
+    config = checkpoint.config
+    found = [config.get("local_attention"), config.get("sliding_window") if config.get("use_sliding_window") else None]
+    return max((size for size in found if isinstance(size, int) and size < 2 * length), default=0)
 
 
 def drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> None:

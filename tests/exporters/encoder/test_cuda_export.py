@@ -10,8 +10,11 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ortkit import Bundle, Embedder, Kind, Precision, Provider, Reranker, UnsupportedModelError
+from ortkit import Bundle, Embedder, Kind, OrtkitError, Precision, Provider, Reranker, UnsupportedModelError
 from ortkit.exporters import export
+from ortkit.exporters.certification.probe import probe_searches, probe_texts
+from ortkit.exporters.encoder.certify import certify_embedder
+from ortkit.exporters.encoder.certify_reranker import PairReference, certify_reranker
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Layout
 from ortkit.runtime.encoder.pooling import cosines
@@ -70,11 +73,31 @@ def test_the_certificate_can_be_replayed_on_the_cpu(fp16_bundle: Bundle) -> None
     assert replay(Embedder(on_cpu(fp16_bundle))).count == 8
 
 
-def test_a_reranker_ranks_and_scores_as_pytorch_does(reranker_checkpoint: Path, tmp_path: Path) -> None:
-    half, exact = (
-        export(str(reranker_checkpoint), precision=precision, provider=Provider.CUDA, out=tmp_path / precision).bundle
+def test_an_embedder_that_is_not_exact_enough_in_float16_gets_no_certificate(fp16_bundle: Bundle) -> None:
+    embedder = Embedder(on_cpu(fp16_bundle))
+    expected = embedder.embed_with_report(probe_texts().texts).vectors
+    expected[0, 0] += 0.05
+
+    with pytest.raises(OrtkitError, match=r"cosine 0\.99\d\d on text 0 of the probe set") as caught:
+        certify_embedder(embedder, expected, reference="a reference")
+    assert caught.value.message.endswith("and fp16 must reach 0.9999")
+    assert caught.value.hint == "no bundle was written; use `--precision fp32`"
+
+
+@pytest.fixture(scope="module")
+def rerankers(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Bundle]:
+    """A small cross-encoder for CUDA in both precisions."""
+    folder = tmp_path_factory.mktemp("rerankers")
+    return {
+        precision: export(
+            str(reranker_checkpoint), precision=precision, provider=Provider.CUDA, out=folder / precision
+        ).bundle
         for precision in (Precision.FP16, Precision.FP32)
-    )
+    }
+
+
+def test_a_reranker_ranks_and_scores_as_pytorch_does(rerankers: dict[Precision, Bundle]) -> None:
+    half, exact = rerankers[Precision.FP16], rerankers[Precision.FP32]
     certificate = half.manifest.certificate
     assert certificate is not None
 
@@ -82,6 +105,17 @@ def test_a_reranker_ranks_and_scores_as_pytorch_does(reranker_checkpoint: Path, 
     assert certificate.figures["tau_mean"] >= 0.99
     found, expected = (Reranker(on_cpu(one)).score_with_report(PAIRS).logits for one in (half, exact))
     assert 0 < np.abs(found - expected).max() <= 2e-3
+
+
+def test_a_reranker_that_scores_otherwise_in_float16_gets_no_certificate(rerankers: dict[Precision, Bundle]) -> None:
+    reranker = Reranker(on_cpu(rerankers[Precision.FP16]))
+    logits = reranker.score_with_report(probe_searches().pairs).logits
+    largest = np.abs(logits).max()
+    reference = PairReference("a reference", logits + np.float32(0.05 * max(1, largest)), (), logits[:0], logits[:0])
+
+    with pytest.raises(OrtkitError, match=r"a logit differs by .*, and fp16 must stay within 0\.0") as caught:
+        certify_reranker(reranker, reference)
+    assert caught.value.hint == "no bundle was written; use `--precision fp32`"
 
 
 def test_the_command_names_the_provider_in_the_folder(
