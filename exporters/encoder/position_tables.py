@@ -118,12 +118,19 @@ class Tables:
             self.known["count",] = self._insert("Add", [last, self._number(1.0)], {}, [])
         return self.known["count",]
 
-    def of_count(self, name: str, op_type: str, other: ir.Value | None = None) -> ir.Value:
-        """What an operator makes of the number of tokens, and of another scalar."""
-        if (name,) not in self.known:
-            inputs = [self.count()] if other is None else [self.count(), other]
-            self.known[name,] = self._insert(op_type, inputs, {}, [])
-        return self.known[name,]
+    def root_of_count(self) -> ir.Value:
+        """The square root of the number of tokens, a float32 scalar."""
+        if ("root",) not in self.known:
+            self.known["root",] = self._insert("Sqrt", [self.count()], {}, [])
+        return self.known["root",]
+
+    def sum_of_places(self) -> ir.Value:
+        """The sum of the places of the tokens, counted from 1: a float32 scalar."""
+        if ("sum",) not in self.known:
+            square = self._insert("Mul", [self.count(), self.count()], {}, [])
+            twice = self._insert("Add", [square, self.count()], {}, [])
+            self.known["sum",] = self._insert("Mul", [twice, self._number(0.5)], {}, [])
+        return self.known["sum",]
 
     def _differences(self, offset: int) -> ir.Value:
         """Query minus key position, plus `offset`: int64 (tokens, tokens)."""
@@ -319,11 +326,8 @@ def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generi
             if name == "count":
                 return tables.count()
             if name == "root":
-                return tables.of_count("root", "Sqrt")
-            product = tables.of_count("square", "Mul", tables.count())
-            twice = tables.of_count("twice", "Add", product)
-            half = constant(tables.graph, "half_of_sum", np.array(0.5, np.float32))
-            return insert(tables.graph[0], "Mul", [twice, half])
+                return tables.root_of_count()
+            return tables.sum_of_places()
     raise unsupported("a number depends on the number of tokens")
 
 
@@ -338,24 +342,23 @@ def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
     table = np.concatenate([trial[..., 0, :0:-1], trial[..., :, 0]], axis=-1)
     if not np.array_equal(_pairs(table, tokens), trial):
         raise unsupported("what is computed for two positions depends on more than their difference")
-    more = reach.length - tokens
-    if not more:
+    if tokens == reach.length:
         return table
-    steps = np.arange(1, more + 1)
-    ends = []
-    for edge in (table[..., ::-1], table):
-        # The slope of the part whose form does not change any more.
-        outer = edge[..., -(tokens - max(reach.window, 1)) + 1 :] if edge.dtype != np.bool_ else edge[..., -8:]
-        if edge.dtype == np.bool_:
-            if not (outer == outer[..., -1:]).all():
-                raise unsupported("a mask changes beyond the model's window")
-            ends.append(np.repeat(outer[..., -1:], more, axis=-1))
-            continue
-        slope = outer[..., -1:] - outer[..., -2:-1]
-        if not np.array_equal(np.diff(outer, axis=-1), np.broadcast_to(slope, np.diff(outer, axis=-1).shape)):
-            raise unsupported("a bias has another form at long distances")
-        ends.append((outer[..., -1:] + slope * steps).astype(table.dtype))
-    return np.concatenate([ends[0][..., ::-1], table, ends[1]], axis=-1)
+    middle = tokens - 1
+    later, earlier = (_beyond(edge, reach) for edge in (table[..., middle::-1], table[..., middle:]))
+    return np.concatenate([later[..., ::-1], table, earlier], axis=-1)
+
+
+def _beyond(edge: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
+    """The entries (..., distances) of a table for longer distances, given those from 0 on."""
+    tokens = edge.shape[-1]
+    outer, last = edge[..., reach.window + 1 :], edge[..., -1:]
+    if bool((outer == last).all()):
+        return np.repeat(last, reach.length - tokens, axis=-1)
+    line = edge[..., 1:2] * np.arange(reach.length).astype(np.float32)
+    if edge.dtype != np.float32 or not np.array_equal(outer, line[..., reach.window + 1 : tokens]):
+        raise unsupported("a bias has another form at long distances")
+    return np.asarray(line[..., tokens:])
 
 
 def _pairs(table: NDArray[np.generic], tokens: int) -> NDArray[np.generic]:

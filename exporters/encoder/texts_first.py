@@ -24,9 +24,6 @@ from .disentangled import separate_heads
 from .flatten import assume_whole_texts, drop_token_types
 from .position_tables import Reach, Tables, replace_sizes, unsupported
 
-_WINDOWS = ("local_attention", "sliding_window")
-"""Keys of a config.json that say how far attention reaches."""
-
 
 @dataclass(frozen=True, eq=False)
 class SelfAttention:
@@ -81,8 +78,10 @@ def texts_first(
         fold_constants(traced)
         name_values(graph)
         sizes = BatchSizes(traced, scratch=scratch)
-    tables, reach = Tables(sizes), Reach(manifest.tokenizer.max_length, window_of(checkpoint))
+    length = manifest.tokenizer.max_length
+    tables, reach = Tables(sizes), Reach(length, window_of(checkpoint, length))
     pick_own_tokens(sizes)
+    pick_same_token(sizes)
     separate_heads(sizes, tables, reach)
     tidy(traced)
     replace_sizes(sizes, tables, reach)
@@ -156,10 +155,35 @@ def pick_own_tokens(sizes: BatchSizes) -> None:
             replace(node.outputs[0], picked)
 
 
-def window_of(checkpoint: Checkpoint) -> int:
-    """The size of the local attention that a config.json asks for, 0 for none."""
-    found = [checkpoint.config.get(key) for key in _WINDOWS]
-    return max((size for size in found if isinstance(size, int)), default=0)
+def pick_same_token(sizes: BatchSizes) -> None:
+    """Let a Gather take the first or the last token of every text, as poolings do with GatherElements."""
+    for node, place in sizes.frontier():
+        vectors = sizes.shapes.get(required(node.inputs[0]))
+        if node.op_type != "GatherElements" or place != 1 or vectors is None or len(vectors[0]) != 3:
+            continue
+        indices = sizes.run_samples([required(node.inputs[1])])[required(node.inputs[1])]
+        picked = [same_number(array) for array in indices]
+        of_one_token = all(
+            array.shape == (shape[0], 1, shape[2]) for array, shape in zip(indices, vectors, strict=True)
+        )
+        if node.attributes.get_int("axis", 0) != 1 or not of_one_token:
+            continue
+        for token, expected in ((0, [0, 0]), (-1, [one.tokens - 1 for one in SAMPLES])):
+            if picked == expected:
+                name = "first_token" if token == 0 else "last_token"
+                number = constant(sizes.graph, name, np.array([token], np.int64))
+                found = insert(node, "Gather", [node.inputs[0], number], {"axis": 1})
+                sizes.of_texts.add(found)
+                replace(node.outputs[0], found)
+                sizes.graph.remove(node, safe=True)
+                break
+
+
+def window_of(checkpoint: Checkpoint, length: int) -> int:
+    """The size of the local attention that a config.json asks for, 0 where it holds all of a text."""
+    config = checkpoint.config
+    found = [config.get("local_attention"), config.get("sliding_window") if config.get("use_sliding_window") else None]
+    return max((size for size in found if isinstance(size, int) and size < 2 * length), default=0)
 
 
 def drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> None:
