@@ -13,6 +13,7 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.kind import lower_case, max_length
 from .models.tokenizer import BundleTokenizer
 from .options import ExportPlan
+from .providers.coreml import buckets_for
 from .steps import ModelFacts, QuantizedGraph
 
 _LIBRARIES = (
@@ -66,6 +67,7 @@ def make_manifest(
         certificate=certificate,
         requires={ONNXRUNTIME: OLDEST_ONNXRUNTIME},
         layout=_layout_of(plan),
+        buckets=buckets_for(facts.tokenizer.max_length) if plan.provider is Provider.COREML else None,
         made_with={"ortkit": __version__} | {library: version(library) for library in _LIBRARIES},
     )
 

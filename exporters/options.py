@@ -18,7 +18,7 @@ from .checkpoint.kind import check_kind, kind_of, max_length
 from .encoder.config import embedder_facts
 from .gguf.block_formats import BLOCK_READERS
 from .providers.cuda import check_attention
-from .providers.support import SUPPORT, check_made, check_supported
+from .providers.support import SUPPORT, check_architecture, check_supported
 
 THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
 """The option that sets the accuracy threshold, by kind."""
@@ -62,7 +62,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     threshold = _checked_threshold(kind, options.thresholds)
     provider = options.provider
     check_supported(provider, kind, options.precision)
-    check_made(provider, kind)
+    check_architecture(provider, checkpoint.name, checkpoint.architecture.name)
     precision = options.precision or default_precision(checkpoint, kind, provider)
     check_precision(checkpoint, kind, precision, provider)
     cache = checked_cache(kind, precision, options.cache, provider)
@@ -92,7 +92,6 @@ def check_for_catalog(name: str, options: ExportOptions) -> None:
     kind = options.kind or spec.kind
     _checked_threshold(kind, options.thresholds)
     check_supported(options.provider, kind, options.precision)
-    check_made(options.provider, kind)
 
 
 def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float | None:

@@ -28,7 +28,11 @@ def separate_heads(sizes: BatchSizes, tables: Tables, reach: Reach) -> None:
         return
     heads = sizes.shapes[required(merges[0].inputs[0])][0][1]
     merged = {value for value, shapes in sizes.shapes.items() if _is_merged(shapes, heads)}
-    static = [(node, place) for node, place in sizes.frontier() if node.op_type in ("MatMul", _GATHER)]
+    static = [
+        (node, place)
+        for node, place in sizes.frontier()
+        if node.op_type in ("MatMul", _GATHER) and _any_in(node, merged)
+    ]
     samples = sizes.run_samples(required(node.inputs[place]) for node, place in static)
     indices = [required(node.inputs[place]) for node, place in static if node.op_type == _GATHER]
     trials = sizes.run(indices, Sizes(1, reach.trial))

@@ -118,12 +118,19 @@ class Tables:
             self.known["count",] = self._insert("Add", [last, self._number(1.0)], {}, [])
         return self.known["count",]
 
-    def of_count(self, name: str, op_type: str, other: ir.Value | None = None) -> ir.Value:
-        """What an operator makes of the number of tokens, and of another scalar."""
-        if (name,) not in self.known:
-            inputs = [self.count()] if other is None else [self.count(), other]
-            self.known[name,] = self._insert(op_type, inputs, {}, [])
-        return self.known[name,]
+    def root_of_count(self) -> ir.Value:
+        """The square root of the number of tokens, a float32 scalar."""
+        if ("root",) not in self.known:
+            self.known["root",] = self._insert("Sqrt", [self.count()], {}, [])
+        return self.known["root",]
+
+    def sum_of_places(self) -> ir.Value:
+        """The sum of the places of the tokens, counted from 1: a float32 scalar."""
+        if ("sum",) not in self.known:
+            square = self._insert("Mul", [self.count(), self.count()], {}, [])
+            twice = self._insert("Add", [square, self.count()], {}, [])
+            self.known["sum",] = self._insert("Mul", [twice, self._number(0.5)], {}, [])
+        return self.known["sum",]
 
     def _differences(self, offset: int) -> ir.Value:
         """Query minus key position, plus `offset`: int64 (tokens, tokens)."""
@@ -319,11 +326,8 @@ def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generi
             if name == "count":
                 return tables.count()
             if name == "root":
-                return tables.of_count("root", "Sqrt")
-            product = tables.of_count("square", "Mul", tables.count())
-            twice = tables.of_count("twice", "Add", product)
-            half = constant(tables.graph, "half_of_sum", np.array(0.5, np.float32))
-            return insert(tables.graph[0], "Mul", [twice, half])
+                return tables.root_of_count()
+            return tables.sum_of_places()
     raise unsupported("a number depends on the number of tokens")
 
 

@@ -33,6 +33,7 @@ from ...runtime.bundle.manifest import (
     TokenizerFacts,
 )
 from ...runtime.encoder.base import graph_feeds
+from ...runtime.encoder.buckets import pad_to
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.encoder.pooling import cosines
 from ...runtime.encoder.reranker import Reranker
@@ -60,6 +61,9 @@ from .certify_reranker import (
     check_exact_pairs,
     check_tokens,
 )
+from .coreml_certify import check_buckets
+from .coreml_float16 import convert_for_coreml
+from .coreml_graph import rebuild_for_coreml
 from .cuda_graph import rebuild_for_cuda
 from .dense import dense_layers, write_dense
 from .embedder_reference import PublishedEmbedder
@@ -136,6 +140,8 @@ class EmbedderTask:
         graph = trace(model, work.scratch, Kind.EMBEDDER)
         if manifest.provider is Provider.CUDA:
             rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
+        elif manifest.provider is Provider.COREML:
+            rebuild_for_coreml(graph, self.checkpoint, manifest)
         else:
             rebuild(graph, self.checkpoint, manifest)
         return graph
@@ -175,6 +181,8 @@ class EmbedderTask:
         embedder = Embedder(draft)
         if draft.manifest.precision is Precision.FP32:
             check_exact(embedder, reference.samples)
+        if draft.manifest.buckets is not None:
+            check_buckets(embedder, list(self._probe_feeds(draft)))
         found = certify_embedder(embedder, reference.vectors, reference=reference.name, min_cosine=threshold)
         return _with_threshold(found, draft, self.default_threshold if threshold is None else threshold)
 
@@ -260,6 +268,8 @@ class RerankerTask:
         graph = trace(model, work.scratch, Kind.RERANKER)
         if manifest.provider is Provider.CUDA:
             rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
+        elif manifest.provider is Provider.COREML:
+            rebuild_for_coreml(graph, self.checkpoint, manifest)
         else:
             rebuild(graph, self.checkpoint, manifest, pooled=self.files.form is Form.MODULES)
         return graph
@@ -302,6 +312,8 @@ class RerankerTask:
         reranker = Reranker(draft)
         if draft.manifest.precision is Precision.FP32:
             check_exact_pairs(reranker, reference)
+        if draft.manifest.buckets is not None:
+            check_buckets(reranker, list(self._probe_feeds(draft)))
         found = certify_reranker(reranker, reference, min_tau=threshold)
         return _with_threshold(found, draft, self.default_threshold if threshold is None else threshold)
 
@@ -333,8 +345,13 @@ def _in_float16(graph: ir.Model, manifest: Manifest, texts: Iterator[_Feeds], sc
 
     Raises UnsupportedModelError where what it computes for the probe set, given as its inputs, is outside of float16.
     """
-    check_range(graph, manifest.name, texts, scratch=scratch)
-    convert_to_float16(graph.graph)
+    if manifest.buckets is None:
+        check_range(graph, manifest.name, texts, scratch=scratch)
+        convert_to_float16(graph.graph)
+    else:
+        padded = (pad_to((1, row[INPUT_IDS].shape[1]), [row]).feeds for row in texts)
+        check_range(graph, manifest.name, padded, scratch=scratch)
+        convert_for_coreml(graph.graph)
     tidy(graph)
     return QuantizedGraph(graph)
 

@@ -83,6 +83,7 @@ def texts_first(
         sizes = BatchSizes(traced, scratch=scratch)
     tables, reach = Tables(sizes), Reach(manifest.tokenizer.max_length, window_of(checkpoint))
     pick_own_tokens(sizes)
+    pick_same_token(sizes)
     separate_heads(sizes, tables, reach)
     tidy(traced)
     replace_sizes(sizes, tables, reach)
@@ -154,6 +155,30 @@ def pick_own_tokens(sizes: BatchSizes) -> None:
             picked = insert(node, "GatherND", [vectors, numbers], {"batch_dims": 1})
             sizes.of_texts |= {numbers, picked}
             replace(node.outputs[0], picked)
+
+
+def pick_same_token(sizes: BatchSizes) -> None:
+    """Let a Gather take the first or the last token of every text, as poolings do with GatherElements."""
+    for node, place in sizes.frontier():
+        vectors = sizes.shapes.get(required(node.inputs[0]))
+        if node.op_type != "GatherElements" or place != 1 or vectors is None or len(vectors[0]) != 3:
+            continue
+        indices = sizes.run_samples([required(node.inputs[1])])[required(node.inputs[1])]
+        picked = [same_number(array) for array in indices]
+        of_one_token = all(
+            array.shape == (shape[0], 1, shape[2]) for array, shape in zip(indices, vectors, strict=True)
+        )
+        if node.attributes.get_int("axis", 0) != 1 or not of_one_token:
+            continue
+        for token, expected in ((0, [0, 0]), (-1, [one.tokens - 1 for one in SAMPLES])):
+            if picked == expected:
+                name = "first_token" if token == 0 else "last_token"
+                number = constant(sizes.graph, name, np.array([token], np.int64))
+                found = insert(node, "Gather", [node.inputs[0], number], {"axis": 1})
+                sizes.of_texts.add(found)
+                replace(node.outputs[0], found)
+                sizes.graph.remove(node, safe=True)
+                break
 
 
 def window_of(checkpoint: Checkpoint) -> int:

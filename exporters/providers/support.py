@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...runtime.bundle.manifest import CacheType, Kind, Precision, Provider
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, UnsupportedModelError
 
 _ENCODERS = (Kind.EMBEDDER, Kind.RERANKER)
 _FLOAT32, _FLOAT16 = CacheType.FLOAT32, CacheType.FLOAT16
@@ -93,13 +93,19 @@ SUPPORT = {
 }
 
 
-_MADE = {(provider, kind) for provider in (Provider.CPU, Provider.CUDA) for kind in Kind}
+_WITHOUT_FORM = {
+    (Provider.COREML, "deberta-v2"): "its attention picks scores by distance with `GatherElements`, which CoreML lacks"
+}
+"""Provider and architecture -> why graphs of that architecture are not made for the provider."""
 
 
-def check_made(provider: Provider, kind: Kind) -> None:
-    """Raise InputError for graphs that are designed and not made yet."""
-    if (provider, kind) not in _MADE:
-        raise InputError(f"graphs of {kind.value}s for `{provider.value}` are not made yet")
+def check_architecture(provider: Provider, name: str, architecture: str) -> None:
+    """Raise UnsupportedModelError for an architecture that graphs for this provider are not made of."""
+    reason = _WITHOUT_FORM.get((provider, architecture))
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"`{name}` (`{architecture}`) is not exported for `{provider.value}`: {reason}", hint="use `--provider cpu`"
+        )
 
 
 def check_supported(provider: Provider, kind: Kind, precision: Precision | None) -> None:

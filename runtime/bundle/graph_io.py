@@ -4,9 +4,14 @@ from __future__ import annotations
 
 INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # noqa: S105
-"""Encoders: int64 (batch, tokens). Batches are not padded, so there is no attention mask."""
+"""Encoders: int64 (batch, tokens). Batches are not padded, so there is no attention mask; but see `BIAS`."""
 POSITIONS = "positions"
-"""Encoders for other providers than the CPU: int64 (tokens,), 0 ... tokens - 1."""
+"""Encoders for CUDA: int64 (tokens,), 0 ... tokens - 1."""
+BIAS = "bias"
+"""Encoders for CoreML, whose batches are padded: float32 (batch, 1, 1, tokens), added to the attention scores.
+
+0 for tokens of the text, and -10,000 for padding.
+"""
 
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,20 @@ from numpy.typing import NDArray
 from ..arguments import checked_integer
 from ..bundle.bundle import GRAPH, Bundle
 from ..bundle.folder import BundleFolder
-from ..bundle.graph_io import POSITIONS
+from ..bundle.graph_io import BIAS, POSITIONS
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import Kind, Manifest, Provider
+from ..bundle.manifest import Buckets, Kind, Manifest, Provider
 from ..errors import BundleError
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
-from ..session.open_sessions import shared_session
+from ..session.open_sessions import shared_buckets, shared_session
+from ..session.session import Session
+from .batching import batches
+from .buckets import PADDED_TOKENS, BucketChoice
+
+Item = TypeVar("Item")
 
 BATCH_TOKENS = 256
 """Tokens in one run of the graph: more is not faster on a CPU, and the activations fit in its cache."""
@@ -53,6 +59,8 @@ class Plan:
     """Graph optimizers of onnxruntime that are disabled."""
     int8: Int8Arithmetic | None
     """How int8 matmuls run; None for a graph that has none."""
+    buckets: Buckets | None = None
+    """The fixed shapes to which batches are padded; None where they are not padded."""
 
 
 class Encoder:
@@ -73,21 +81,38 @@ class Encoder:
         check_kind(self.bundle, kind)
         if workers is not None:
             workers = checked_integer(workers, "workers")
-        own = tuple(name for name in manifest.inputs if name != POSITIONS)
-        ordered = manifest.inputs in (own, (*own, POSITIONS))
+        more = POSITIONS if manifest.buckets is None else BIAS
+        own = tuple(name for name in manifest.inputs if name != more)
+        ordered = manifest.inputs in ((own, (*own, more)) if manifest.buckets is None else ((*own, more),))
         if not ordered or own not in [tuple(inputs[: count + 1]) for count in range(len(inputs))]:
-            supported = ", ".join(f"`{name}`" for name in (*inputs, POSITIONS))
+            supported = ", ".join(f"`{name}`" for name in (*inputs, more))
             raise BundleError(
                 f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
             )
         check_requirements(self.bundle)
         self._cores = find_cores()
-        batching = batching_for(self.bundle.provider, self._cores)
+        self._buckets = BucketChoice.of(self.bundle)
+        batching = batching_for(self.bundle.provider, self._cores, padded=self._buckets is not None)
         self.workers = workers or batching.workers
         """Number of batches that run at once."""
         self.batch_tokens = batching.tokens
         """Default number of tokens in one run of the graph."""
-        self.session = shared_session(self.bundle.file(GRAPH), SessionConfig.of(self.bundle, max_memory=max_memory))
+        self.session = self._open_session(SessionConfig.of(self.bundle, max_memory=max_memory))
+
+    def _open_session(self, config: SessionConfig) -> Session:
+        """One session for all shapes, or one for each bucket where the provider compiles a graph for its shape."""
+        graph, buckets = self.bundle.file(GRAPH), self.bundle.manifest.buckets
+        # The CPU, on which bundles are certified, runs the graph in any shape: one copy of the weights.
+        if buckets is None or config.provider is Provider.CPU:
+            return shared_session(graph, config)
+        # It has what encoders use of a session.
+        return cast("Session", shared_buckets(graph, config, buckets))
+
+    def _batches(self, items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
+        """Group items into batches of one length, or into batches that fit a bucket."""
+        if self._buckets is None:
+            return batches(items, batch_tokens, length=length)
+        return self._buckets.batches(items, batch_tokens, length=length)
 
     @property
     def max_length(self) -> int:
@@ -109,6 +134,7 @@ class Encoder:
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
+            buckets=self.bundle.manifest.buckets,
         )
 
 
@@ -122,11 +148,15 @@ class Batching:
     """Number of tokens in one run of the graph."""
 
 
-def batching_for(provider: Provider, cores: Cores) -> Batching:
-    """Batching on a provider: a small batch for each CPU core, or one large batch for all of another device."""
-    if provider is Provider.CPU:
-        return Batching(cores.usable, BATCH_TOKENS)
-    return Batching(1, GPU_BATCH_TOKENS)
+def batching_for(provider: Provider, cores: Cores, *, padded: bool = False) -> Batching:
+    """Batching on a provider: a small batch for each CPU core, or one large batch for all of another device.
+
+    `padded` is for a graph that runs in buckets, on whatever provider.
+    """
+    workers = cores.usable if provider is Provider.CPU else 1
+    if padded:
+        return Batching(workers, PADDED_TOKENS)
+    return Batching(workers, BATCH_TOKENS if provider is Provider.CPU else GPU_BATCH_TOKENS)
 
 
 def graph_feeds(feeds: Mapping[str, NDArray[np.int64]], manifest: Manifest) -> dict[str, NDArray[np.int64]]:

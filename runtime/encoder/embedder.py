@@ -20,7 +20,7 @@ from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
 from .base import CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
-from .batching import batches, in_chunks, numbered, run_all
+from .batching import in_chunks, numbered, run_all
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
 from .embeddings import Embeddings, EmbeddingsBuilder, EmbedOptions, Row
@@ -314,11 +314,7 @@ class Embedder(Encoder, Closable):
         results = EmbeddingsBuilder(len(texts), options)
 
         def run_batch(batch: list[Row]) -> None:
-            ids = stack_ids([row.ids for row in batch])
-            vectors = self._token_embeddings(ids)
-            # A graph need not state its output size.
-            self._check_width(vectors.shape[-1])
-            results.add(batch, pool(vectors, self.facts.poolings, skip=options.skip))
+            results.add(batch, self._pooled([row.ids for row in batch], options.skip))
             if progress is not None:
                 progress(len(batch))
 
@@ -328,10 +324,24 @@ class Embedder(Encoder, Closable):
             self._refuse_long(tokenized, before)
         run_all(
             run_batch,
-            batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
+            self._batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
             self.workers,
         )
         return results.embeddings()
+
+    def _pooled(self, rows: Sequence[NDArray[np.int64]], skip: int) -> NDArray[np.float32]:
+        """The pooled embeddings of a batch (texts, poolings * width)."""
+        if self._buckets is None:
+            vectors = self._token_embeddings(stack_ids(rows))
+            # A graph need not state its output size.
+            self._check_width(vectors.shape[-1])
+            return pool(vectors, self.facts.poolings, skip=skip)
+        padded = self._buckets.pad([{INPUT_IDS: ids[np.newaxis]} for ids in rows])
+        vectors = self.session.run(padded.feeds, (*padded.bucket, None))
+        self._check_width(vectors.shape[-1])
+        texts = zip(vectors, padded.lengths, strict=False)
+        whole = [pool(text[:length, np.newaxis], self.facts.poolings, skip=skip) for text, length in texts]
+        return np.concatenate(whole)
 
     def _token_embeddings(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The token embeddings (tokens, texts, width) of token ids (texts, tokens)."""

@@ -23,7 +23,7 @@ from ..session.closing import Closable
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 from .base import CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
-from .batching import batches, in_chunks, numbered, run_all
+from .batching import in_chunks, numbered, run_all
 from .ranking import OpenRanking, Ranked, Ranking, score
 
 Document = TypeVar("Document")
@@ -281,8 +281,7 @@ class Reranker(Encoder, Closable):
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run_batch(batch: list[int]) -> None:
-            feeds = graph_feeds(self.tokenizer.feeds([tokenized[index] for index in batch]), self.bundle.manifest)
-            found = self.session.run(feeds, (len(batch), logits.shape[1]))
+            found = self._logits([tokenized[index] for index in batch])
             if not np.isfinite(found).all():
                 raise BundleError(
                     f"the graph `{self.session.path}` gives logits that are not finite numbers",
@@ -292,7 +291,7 @@ class Reranker(Encoder, Closable):
             if progress is not None:
                 progress(len(batch))
 
-        groups = batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
+        groups = self._batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
         run_all(run_batch, groups, self.workers)
         return PairScores(
             logits=logits,
@@ -300,6 +299,15 @@ class Reranker(Encoder, Closable):
             dropped=np.array([pair.dropped for pair in tokenized], np.int64),
             query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
         )
+
+    def _logits(self, batch: Sequence[TokenizedPair]) -> NDArray[np.float32]:
+        """The logits of a batch (pairs, labels)."""
+        labels = len(self.facts.labels)
+        if self._buckets is None:
+            feeds = graph_feeds(self.tokenizer.feeds(batch), self.bundle.manifest)
+            return self.session.run(feeds, (len(batch), labels))
+        padded = self._buckets.pad([self.tokenizer.feeds([pair]) for pair in batch])
+        return self.session.run(padded.feeds, (padded.bucket[0], labels))[: len(batch)]
 
     def __repr__(self) -> str:
         labels = len(self.facts.labels)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import Buckets
 from ..errors import InputError
 from .config import Bucket, SessionConfig
@@ -65,14 +66,16 @@ class BucketSessions:
         feeds: Mapping[str, NDArray[Any]],
         shape: Sequence[int | None] | None = None,
         *,
-        bucket: tuple[int, int],
+        bucket: tuple[int, int] | None = None,
     ) -> NDArray[np.float32]:
         """Run the graph for a bucket (texts, tokens), to which `feeds` are padded, and return its first output.
+
+        The default is the bucket whose shape `input_ids` has.
 
         Raises as `Session.run` does, as `Session` where the bucket's session cannot be opened, and InputError for a
         bucket that is not one of the manifest's.
         """
-        texts, tokens = bucket
+        texts, tokens = feeds[INPUT_IDS].shape if bucket is None else bucket
         if texts not in self.buckets.texts or tokens not in self.buckets.tokens:
             raise InputError(
                 f"{texts} texts of {tokens} tokens are not a bucket of `{self.path}`, which has texts "

@@ -26,7 +26,6 @@ from ortkit import (
     Kind,
     OutputError,
     Precision,
-    Provider,
     UnsupportedModelError,
 )
 from ortkit.exporters import Exported, Origin, export
@@ -286,11 +285,6 @@ def test_the_default_place_and_precision(
 def test_a_precision_that_embedders_do_not_have(tiny_checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
     with pytest.raises(InputError, match=f"embedders are not exported to `{precision.value}`"):
         tiny_export(tiny_checkpoint, tmp_path / "bundle", precision)
-
-
-def test_a_provider_that_is_not_made_for_yet(tiny_checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="graphs of embedders for `coreml` are not made yet"):
-        export(str(tiny_checkpoint), provider=Provider.COREML)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,12 @@ def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Pat
         (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
         (["mistral-7b-instruct-v0.1"], 6, "error: offline mode is switched on by `HF_HUB_OFFLINE`"),
         (["nothing.gguf"], 5, "error: there is no file `nothing.gguf`"),
-        (["all-MiniLM-L6-v2", "--provider", "coreml"], 2, "graphs of embedders for `coreml` are not made yet"),
+        (["SmolLM2-135M-Instruct", "--provider", "coreml"], 2, "decoders are not exported for `coreml`: CoreML has no"),
+        (
+            ["all-MiniLM-L6-v2", "--provider", "coreml", "--precision", "int8"],
+            2,
+            "embedders are not exported to `int8` for `coreml`: CoreML has no kernels",
+        ),
         (
             ["all-MiniLM-L6-v2", "--from", "wheel", "--precision", "int4"],
             2,

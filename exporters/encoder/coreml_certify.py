@@ -1,0 +1,76 @@
+"""A bundle for CoreML on the CPU: one partition, and the same results with padding as without it, in every bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.bundle.bundle import GRAPH
+from ...runtime.bundle.manifest import Precision
+from ...runtime.encoder.base import Encoder
+from ...runtime.encoder.buckets import Bucket, pad_to
+from ...runtime.errors import UnsupportedModelError
+from .coreml_partition import check_one_partition
+
+Row = Mapping[str, NDArray[np.int64]]
+"""The inputs of one text without padding, each (1, tokens)."""
+
+LARGEST_DIFFERENCE = {Precision.FP32: 1e-5, Precision.FP16: 1e-2}
+"""Of an output with padding from the same without it, as a part of the largest output of the text, or of 1 if larger.
+
+float16 has a precision of 1e-3, and a batch of another shape is rounded elsewhere.
+"""
+LONGEST = 2048
+"""Tokens of the largest bucket that is compared: attention takes their square in memory."""
+
+
+def check_buckets(encoder: Encoder, rows: Sequence[Row]) -> None:
+    """Raise UnsupportedModelError where CoreML would not run the whole graph, or padding changes a result.
+
+    `rows` are texts of the probe set. In each bucket the longest that fit are run, and each alone without padding.
+    """
+    manifest = encoder.bundle.manifest
+    buckets = manifest.buckets
+    if buckets is None:
+        raise ValueError("a bundle for CoreML has buckets")
+    path = encoder.bundle.file(GRAPH)
+    check_one_partition(path, name=manifest.name, texts=buckets.texts[-1], tokens=buckets.tokens[0])
+    longest_first = sorted(rows, key=_tokens, reverse=True)
+    alone: dict[int, NDArray[np.float32]] = {}
+    for tokens in [size for size in buckets.tokens if size <= LONGEST] or buckets.tokens[:1]:
+        for texts in buckets.texts:
+            fitting = [place for place, row in enumerate(longest_first) if _tokens(row) <= tokens][:texts]
+            for place in fitting:
+                if place not in alone:
+                    alone[place] = _outputs(encoder, (1, _tokens(longest_first[place])), [longest_first[place]])[0]
+            found = _outputs(encoder, (texts, tokens), [longest_first[place] for place in fitting])
+            for place, padded in zip(fitting, found, strict=True):
+                _check(encoder, (texts, tokens), padded, alone[place])
+
+
+def _outputs(encoder: Encoder, bucket: Bucket, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    """What the graph gives for texts padded to a bucket: token embeddings without those of padding, or logits."""
+    padded = pad_to(bucket, rows)
+    found = encoder.session.run(padded.feeds)[: len(rows)]
+    if found.ndim == 2:
+        return list(found)
+    return [text[:length] for text, length in zip(found, padded.lengths, strict=True)]
+
+
+def _check(encoder: Encoder, bucket: Bucket, padded: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
+    manifest = encoder.bundle.manifest
+    difference = float(np.abs(padded - alone).max()) / max(1.0, float(np.abs(alone).max()))
+    allowed = LARGEST_DIFFERENCE[manifest.precision]
+    # Written so that NaN fails too.
+    if not difference <= allowed:
+        raise UnsupportedModelError(
+            f"padding to {bucket[1]} tokens changes what the graph of `{manifest.name}` for CoreML gives, by "
+            f"{difference:.2g} of the largest value; at most {allowed:g} is rounding",
+            hint="use `--provider cpu`",
+        )
+
+
+def _tokens(row: Row) -> int:
+    return len(next(iter(row.values()))[0])
