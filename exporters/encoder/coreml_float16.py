@@ -36,10 +36,9 @@ def convert_for_coreml(graph: ir.Graph) -> None:
     tables = [value for value in embedded(graph) if table_of(value).name != NOT_PADDING]
     computed = values_after(graph, tables)
     readers = [node for node in graph if any(output in computed for output in node.outputs)]
-    read = {value for node in readers for value in node.inputs if constant_of(value) is not None}
-    for value in read | {table_of(value) for value in tables}:
-        tensor = required(value.const_value)
-        if tensor.dtype is ir.DataType.FLOAT:
+    read = {*(value for node in readers for value in node.inputs), *map(table_of, tables)}
+    for tensor in map(constant_of, read):
+        if tensor is not None and tensor.dtype is ir.DataType.FLOAT:
             check_weights(tensor, tensor.numpy(), instead=_INSTEAD)
     limit_bias(graph)
     norms = rms_norms(graph)

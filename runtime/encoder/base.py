@@ -15,7 +15,7 @@ from ..bundle.bundle import GRAPH, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import BIAS, POSITIONS
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import Kind, Manifest, Provider
+from ..bundle.manifest import Buckets, Kind, Manifest, Provider
 from ..errors import BundleError
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
@@ -59,6 +59,8 @@ class Plan:
     """Graph optimizers of onnxruntime that are disabled."""
     int8: Int8Arithmetic | None
     """How int8 matmuls run; None for a graph that has none."""
+    buckets: Buckets | None = None
+    """The fixed shapes to which batches are padded; None where they are not padded."""
 
 
 class Encoder:
@@ -132,6 +134,7 @@ class Encoder:
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
+            buckets=self.bundle.manifest.buckets,
         )
 
 

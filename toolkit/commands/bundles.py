@@ -160,10 +160,17 @@ def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
         int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
         ("workers", _workers_of(plan)),
-        ("batches", f"up to {plan.batch_tokens} tokens, texts of equal length, no padding"),
+        ("batches", f"up to {plan.batch_tokens} tokens, {_padding_of(plan)}"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
         *int8,
     ]
+
+
+def _padding_of(plan: Plan) -> str:
+    if plan.buckets is None:
+        return "texts of equal length, no padding"
+    texts, tokens = (", ".join(map(str, sizes)) for sizes in (plan.buckets.texts, plan.buckets.tokens))
+    return f"padded to {texts} texts of {tokens} tokens"
 
 
 def _workers_of(plan: Plan) -> str:

@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     type=click.Choice([choice.value for choice in Provider]),
     default="cpu",
     show_default=True,
-    help="Execution provider of the graph. cuda: LLMs, to int4, int8 and fp16; certified on the CPU.",
+    help="Execution provider of the graph. cuda: LLMs, to int4, int8 and fp16. coreml: embedders and rerankers, to "
+    "fp32 and fp16. Both are certified on the CPU.",
 )
 @click.option(
     "--out",
     type=click.Path(),
-    help="The bundle's folder.  [default: NAME-PRECISION, with -cuda for that provider, in `bundles/`, or in "
-    "ORTKIT_BUNDLES]",
+    help="The bundle's folder.  [default: NAME-PRECISION, with -cuda or -coreml for those providers, in `bundles/`, or "
+    "in ORTKIT_BUNDLES]",
 )
 @click.option(
     "--from",

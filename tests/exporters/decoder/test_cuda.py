@@ -32,6 +32,7 @@ from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.decoders import FAMILIES, GraphRun, exported, token_ids, write_decoder
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.exporters.graphs import widen
+from tests.exporters.providers.cuda_rules import check_cuda
 
 IDS = token_ids(90)
 OUTPUTS = {4: 64, 8: 32}
@@ -110,6 +111,7 @@ def test_every_family_predicts_in_float16_as_in_float32(
     half = for_cuda(graph, recipe)
 
     check_types(half.graph)
+    check_cuda(half)
     if recipe is not None:
         check_blocks(half.graph)
     found = logits_in_parts(half)
@@ -130,6 +132,7 @@ def test_widths_that_do_not_fill_blocks_are_padded(tmp_path: Path, *, tied: bool
     half = for_cuda(graph, BlockRecipe(8, symmetric=True, cuda=True, rounding=Rounding.NEAREST, output_bits=8))
 
     check_types(half.graph)
+    check_cuda(half)
     check_blocks(half.graph)
     sizes = {tuple(node.attributes.get_int(name, 0) for name in ("K", "N")) for node in half.graph if node.domain}
     assert {(96, 192), (96, 352), (64, 96)} <= sizes

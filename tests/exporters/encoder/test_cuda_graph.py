@@ -26,6 +26,7 @@ from ortkit.exporters.task import task_of
 from ortkit.runtime.bundle.manifest import Manifest, Provider
 from ortkit.runtime.encoder.pooling import cosines
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
+from tests.exporters.providers.cuda_rules import check_cuda
 
 EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
 RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
@@ -88,6 +89,8 @@ def check_float16(exact: ir.Model, length: int) -> None:
     floats = [value for value in large if value.const_value.dtype.is_floating_point()]
     assert {value.const_value.dtype for value in floats} == {ir.DataType.FLOAT16}
     assert half.graph.outputs[0].dtype is ir.DataType.FLOAT
+    check_cuda(exact)
+    check_cuda(half)
     for feeds in batches(length):
         expected, found = run(exact, feeds), run(half, feeds)
         assert found.dtype == np.float32

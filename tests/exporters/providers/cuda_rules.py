@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
+from tests.exporters.providers.kernel_table import missing_kernels
+
 ON_THE_HOST = {"Shape", "Size", "If", "Loop", "Scan"}
 """Their results or conditions are in the host's memory, and onnxruntime leaves what computes with them on the CPU.
 
@@ -15,6 +17,12 @@ BLOCK_SIZE = 32
 """Of fpA_intB, the matmul of fp16 with int4 or int8 weights, as the official wheels have it."""
 ALIGNMENT = {4: 64, 8: 32}
 """fpA_intB's: of the columns of a weight, by its bits."""
+
+
+def check_cuda(model: ir.Model) -> None:
+    """Assert that onnxruntime's CUDA provider has kernels for all of a graph, and what it needs to use them."""
+    assert missing_kernels(model) == []
+    assert broken_rules(model) == []
 
 
 def broken_rules(model: ir.Model) -> list[str]:
