@@ -181,7 +181,7 @@ class Tables:
         # What is inserted before reads nothing that comes after: the graph is sorted at the end.
         found.type = ir.TensorType(ir.DataType.FLOAT)
         found.shape = None if shape is None else ir.Shape(shape)
-        # It is no more computed from the sizes of the batch.
+        # Not computed from the sizes of the batch any more.
         self.sizes.of_texts.add(found)
         found.name = f"of_positions_{self.count_of_nodes}"
         self.count_of_nodes += 1
@@ -334,7 +334,7 @@ def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generi
 def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
     """The table (..., 2 * length - 1) of a function (..., tokens, tokens) of query minus key position.
 
-    Beyond the distances of the trial it goes on as a constant or, as ALiBi does, as a line.
+    Beyond the distances of the trial it continues as a constant or, as ALiBi does, as a line.
     """
     tokens = trial.shape[-1]
     trial = _finite(trial)

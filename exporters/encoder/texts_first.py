@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +95,12 @@ def texts_first(
 
 
 def name_values(graph: ir.Graph) -> None:
-    """Give every value a name of its own."""
-    for number, node in enumerate(graph):
-        for place, value in enumerate(node.outputs):
-            value.name = value.name or f"value_{number}_{place}"
+    """Give every value that a node makes a name of its own."""
+    values = [value for node in graph for value in node.outputs]
+    used = {value.name for value in values}
+    free = (name for name in map("value_{}".format, count()) if name not in used)
+    for value in values:
+        value.name = value.name or next(free)
 
 
 def name_axes(graph: ir.Graph) -> None:
@@ -218,9 +221,9 @@ def kept_input(node: ir.Node) -> ir.Value | None:
 
 def average_tokens(graph: ir.Graph, tables: Tables) -> None:
     """Let one operator compute a mean over tokens, whose sum float16 may not hold."""
-    count = tables.known.get(("count",))
+    tokens = tables.known.get(("count",))
     for node in list(graph):
-        if node.op_type != "Div" or count is None or node.inputs[1] is not count:
+        if node.op_type != "Div" or tokens is None or node.inputs[1] is not tokens:
             continue
         total = required(node.inputs[0]).producer()
         if total is None or total.op_type != "ReduceSum" or only_user(total.outputs[0], "Div") is not node:
@@ -234,15 +237,15 @@ def average_tokens(graph: ir.Graph, tables: Tables) -> None:
 def fuse_attention(found: TextsFirst, write: Callable[[SelfAttention], ir.Value]) -> int:
     """Compute every attention by what `write` inserts, (texts, tokens, heads * width); returns how many there are."""
     graph = found.model.graph
-    count = 0
+    fused = 0
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
         matched = match_self_attention(softmax, found)
         if matched is not None:
             context, attention = matched
             replace(context, write(attention))
-            count += 1
+            fused += 1
     tidy(found.model)
-    return count
+    return fused
 
 
 def match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value, SelfAttention] | None:

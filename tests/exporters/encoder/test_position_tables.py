@@ -16,7 +16,7 @@ from tests.exporters.encoder.test_cuda_graph import compare
 LENGTH = 3000
 """More than are run: the rest of a table is extended."""
 HEADS = {"jina-bert": {"num_attention_heads": 12}}
-"""As in the real one, with slopes that are no powers of two."""
+"""As in the real one, with slopes other than powers of two."""
 
 
 def differences(tokens: int) -> NDArray[np.int64]:
@@ -52,7 +52,7 @@ def test_a_function_of_the_difference_is_extended_to_the_models_limit(
     assert np.array_equal(found, np.where(expected < -1e30, np.float32(MASKED), expected))
 
 
-def test_what_is_no_function_of_the_difference() -> None:
+def test_what_depends_on_more_than_the_difference() -> None:
     limits = Reach(64)
     products = np.multiply.outer(np.arange(64), np.arange(64)).astype(np.float32)
 
