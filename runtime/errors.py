@@ -135,6 +135,8 @@ class OutOfMemoryError(OrtkitError, MemoryError):
     """There is too little memory; raised before the memory is allocated."""
 
     exit_code = 9
+    answer: object = None
+    """From `generate` and `chat`: the `Answer` so far, where memory ran out in the middle of it; None otherwise."""
 
 
 class UnsupportedModelError(OrtkitError):

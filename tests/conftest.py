@@ -29,6 +29,7 @@ from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
+from tests.hardware import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401 - hooks
 from tests.hub_server import LocalHub, User
 from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
 from tests.shared import shared_folder

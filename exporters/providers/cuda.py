@@ -17,7 +17,8 @@ _DERIVED_HEAD_SIZE = frozenset({"granite", "llama", "mistral", "phi3", "qwen2", 
 def check_attention(name: str, architecture: Architecture, config: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError for a decoder whose config.json says that its attention needs plain operators."""
     size = _head_size(architecture.name, config)
-    rotated = config.get("partial_rotary_factor") or 1
+    share = config.get("partial_rotary_factor")
+    rotated = share if isinstance(share, float) and 0 < share < 1 else 1.0
     fits = size is None or not (size % _HEAD_SIZE_MULTIPLE or int(size * rotated) % _HEAD_SIZE_MULTIPLE)
     if architecture.plain_attention or not fits:
         raise plain_attention_refused(name, architecture, size)

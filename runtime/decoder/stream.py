@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from ..errors import OutOfMemoryError
 from ..text.detokenizer import Detokenizer
 from ..text.stop_strings import StopStrings
 from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
@@ -117,6 +118,16 @@ class Stream(Iterator[Token]):
         return self.steps.rates
 
     def answer(self) -> Answer:
-        """Compute the remaining tokens, and return the complete answer with those that are left of the stream."""
-        tokens = tuple(self)
-        return Answer(self.text, tokens, self.finish_reason or FinishReason.CANCELLED, self.rates)
+        """Compute the remaining tokens, and return the complete answer with those that are left of the stream.
+
+        Where memory runs out in the middle, the OutOfMemoryError has the answer so far, of finish reason `length`.
+        """
+        tokens: list[Token] = []
+        try:
+            for token in self:
+                tokens.append(token)  # noqa: PERF402 - those that came before an error are kept
+        except OutOfMemoryError as error:
+            if self.steps.ids:
+                error.answer = Answer(self.text, tuple(tokens), FinishReason.LENGTH, self.rates)
+            raise
+        return Answer(self.text, tuple(tokens), self.finish_reason or FinishReason.CANCELLED, self.rates)

@@ -10,6 +10,7 @@ from ..arguments import checked_integer
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Kind, Layout, Precision, Provider, WeightBlocks
 from .fit import check_fit
+from .model_cache import model_cache_of
 
 _COMPACT_BLOCK = 32
 
@@ -57,6 +58,7 @@ class SessionConfig:
         Raises InputError for a `max_memory` that is not a size, and BundleError for a manifest that contradicts itself.
         """
         check_fit(bundle)
+        compiled = bundle.provider is Provider.COREML
         manifest = bundle.manifest
         return cls(
             provider=bundle.provider,
@@ -68,6 +70,7 @@ class SessionConfig:
             float16=manifest.precision is Precision.FP16,
             layout=None if manifest.kind is Kind.DECODER else manifest.layout,
             max_memory=None if max_memory is None else checked_integer(max_memory, "max_memory"),
+            model_cache=model_cache_of(bundle) if compiled else None,
         )
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .packages import conflict, cuda_hint, installed
+from .packages import NVIDIA, conflict, cuda_hint, installed
 from .problem import Problem
 
 Load = Callable[[str], Any]
@@ -67,6 +69,8 @@ class CudaLibrary:
     """The package that has it."""
     error: str | None
     """Why the loader cannot load it; None where it can."""
+    operator: str | None = None
+    """The operator that needs it; None where every graph does."""
 
 
 def libraries_of(cuda: int) -> tuple[tuple[str, str], ...]:
@@ -79,12 +83,25 @@ def libraries_of(cuda: int) -> tuple[tuple[str, str], ...]:
     )
 
 
+def libraries_of_operators(cuda: int) -> tuple[tuple[str, str, str], ...]:
+    """Libraries that onnxruntime loads for some operators alone: library, package, operator.
+
+    Version 1.31 asks for cuDNN's handle in each MultiHeadAttention, whatever kernel it then takes.
+    """
+    return (("libcudnn.so.9", f"nvidia-cudnn-cu{cuda}", "MultiHeadAttention"),)
+
+
 def find_libraries(cuda: int, load: Load = ctypes.CDLL) -> tuple[CudaLibrary, ...]:
     """Load the libraries, from the packages of this environment or from where the system's loader looks.
 
     A library that is loaded is found by those that need it, wherever it came from.
     """
-    return tuple(CudaLibrary(name, package, _error_of(name, cuda, load)) for name, package in libraries_of(cuda))
+    every = [CudaLibrary(name, package, _error_of(name, cuda, load)) for name, package in libraries_of(cuda)]
+    some = [
+        CudaLibrary(name, package, _error_of(name, cuda, load), operator)
+        for name, package, operator in libraries_of_operators(cuda)
+    ]
+    return (*every, *some)
 
 
 def _error_of(name: str, cuda: int, load: Load) -> str | None:
@@ -102,7 +119,8 @@ def _error_of(name: str, cuda: int, load: Load) -> str | None:
 def _package_folders(cuda: int) -> list[Path]:
     """The folders in which NVIDIA's packages for this version of CUDA have their libraries."""
     spec = importlib.util.find_spec("nvidia")
-    return [Path(root) / f"cu{cuda}" / "lib" for root in (spec.submodule_search_locations if spec else None) or ()]
+    roots = map(Path, (spec.submodule_search_locations if spec else None) or ())
+    return [root / name / "lib" for root in roots for name in (f"cu{cuda}", "cudnn")]
 
 
 def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
@@ -182,8 +200,28 @@ def cuda_problem(ort: Any, load: Load = ctypes.CDLL) -> Problem | None:
     return (
         _driver_problem(driver, built, ort.__version__)
         or _gpu_problem(driver.gpus, ort.__version__)
-        or _library_problem(find_libraries(built[0], load))
+        or _library_problem([library for library in find_libraries(built[0], load) if library.operator is None])
     )
+
+
+def cuda_graph_problem(ort: Any, path: Path, load: Load = ctypes.CDLL) -> Problem | None:
+    """Which library the operators of the graph at `path` lack; None if nothing is known to be missing."""
+    built = cuda_version(ort)
+    if built is None:
+        return None
+    libraries = [library for library in find_libraries(built[0], load) if library.operator is not None]
+    needed = [library for library in libraries if library.error is not None and _has_operator(path, library.operator)]
+    return _library_problem(needed)
+
+
+def _has_operator(path: Path, operator: str | None) -> bool:
+    """Whether a graph has an operator: its name is in the file, as protobuf writes strings."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return operator is not None and content.find(operator.encode()) >= 0
+    # Opening the graph says what is wrong with the file.
+    except (OSError, ValueError):
+        return False
 
 
 def _driver_problem(driver: Driver, built: tuple[int, int], version: str) -> Problem | None:
@@ -226,11 +264,17 @@ def _library_problem(libraries: Sequence[CudaLibrary]) -> Problem | None:
     missing = [library for library in libraries if library.error is not None]
     if not missing:
         return None
-    packages = " ".join(dict.fromkeys(library.package for library in missing))
+    packages = dict.fromkeys(library.package for library in missing)
+    wanted = " ".join(shlex.quote(f"{name}{NVIDIA.get(name, '')}") for name in packages)
     return Problem(
-        f"`cuda` is not available: the CUDA library `{missing[0].name}` cannot be loaded: {missing[0].error}",
-        f"run `pip install 'ortkit[cuda]'`, which installs {packages}",
+        f"`cuda` is not available: the library `{missing[0].name}`{_purpose(missing[0])} cannot be loaded: "
+        f"{missing[0].error}",
+        f"run `pip install {wanted}`",
     )
+
+
+def _purpose(library: CudaLibrary) -> str:
+    return "" if library.operator is None else f", which `{library.operator}` needs,"
 
 
 def free_gpu_memory(cuda: int, load: Load = ctypes.CDLL) -> int | None:

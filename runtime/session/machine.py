@@ -17,7 +17,7 @@ from .cpu import cpu_features
 from .cuda import ARCHITECTURES, CudaLibrary, Driver, Gpu, cuda_version, find_driver, find_libraries
 from .memory import available_memory, check_memory, mebibytes
 from .onnxruntime_import import ONNXRUNTIME, check_requirements, load_onnxruntime
-from .packages import NVIDIA_PACKAGES, installed
+from .packages import NVIDIA, installed
 from .providers import PROVIDERS
 from .session import check_gpu_memory, size_of_weights
 
@@ -87,7 +87,7 @@ def this_machine() -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages=installed() | installed(NVIDIA_PACKAGES),
+        packages=installed() | installed(NVIDIA),
         onnxruntime=None if ort is None else str(ort.__version__),
         cores=find_cores(),
         cpu_features=cpu_features(),
@@ -132,6 +132,9 @@ def verdict_on(bundle: BundleFolder, machine: Machine) -> Verdict:
         state = next(state for state in machine.providers if state.provider is bundle.provider)
         if state.problem is not None:
             raise ProviderError(state.problem, hint=state.hint)
+        problem = PROVIDERS[bundle.provider].problem_of(load_onnxruntime(), bundle.path / GRAPH)
+        if problem is not None:
+            raise problem.error()
         _check_memory(bundle)
     except OrtkitError as error:
         return Verdict(needs, error)

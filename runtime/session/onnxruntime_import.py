@@ -8,6 +8,7 @@ from typing import Any
 from ..bundle.folder import BundleFolder
 from ..errors import BundleError, MissingPartError, OutOfMemoryError
 from .memory import SPARE, smallest_limit
+from .packages import installed
 
 ONNXRUNTIME = "onnxruntime"
 """Its key in a manifest's `requires` and `made_with`."""
@@ -40,10 +41,19 @@ def load_onnxruntime() -> Any:
             hint="install it again, in a version for this Python and this system: "
             f"`{_INSTALL.format(ONNXRUNTIME, OLDEST_ONNXRUNTIME)}`",
         ) from error
+    # What uninstalling one of two packages with this module leaves: some of its files.
+    if not hasattr(onnxruntime, "InferenceSession") or not hasattr(onnxruntime, "__version__"):
+        packages = list(installed()) or [ONNXRUNTIME]
+        install = _INSTALL.format(packages[0], OLDEST_ONNXRUNTIME)
+        raise MissingPartError(
+            "the installation of onnxruntime is incomplete: another package with the same module was removed or "
+            "overwritten",
+            hint=f"run `pip uninstall -y {' '.join(packages)}`, then `{install}`",
+        )
     if _release(onnxruntime.__version__) < _release(OLDEST_ONNXRUNTIME):
         raise MissingPartError(
             f"onnxruntime {onnxruntime.__version__} is installed, and ortkit needs {OLDEST_ONNXRUNTIME} or newer",
-            hint=f"run `{_INSTALL.format(ONNXRUNTIME, OLDEST_ONNXRUNTIME)}`; "
+            hint=f"run `{_INSTALL.format(_package(), OLDEST_ONNXRUNTIME)}`; "
             "versions before it crash or give wrong tokens",
         )
     return onnxruntime
@@ -55,8 +65,13 @@ def check_requirements(bundle: BundleFolder) -> None:
     if needed is not None and _release(here) < _release(needed):
         raise BundleError(
             f"the bundle `{bundle.path}` needs onnxruntime {needed} or newer, and {here} is installed",
-            hint=f"run `{_INSTALL.format(ONNXRUNTIME, needed)}`",
+            hint=f"run `{_INSTALL.format(_package(), needed)}`",
         )
+
+
+def _package() -> str:
+    """The package of onnxruntime that is installed: another one would overwrite it."""
+    return next(iter(installed()), ONNXRUNTIME)
 
 
 def _release(version: str) -> tuple[int, ...]:

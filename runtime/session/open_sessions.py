@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from ..bundle.bundle import GRAPH_DATA
@@ -14,10 +12,9 @@ from .bucket_sessions import BucketSessions
 from .config import SessionConfig
 from .session import Session
 
-Opened = TypeVar("Opened", Session, BucketSessions)
-
-_OPEN: WeakValueDictionary[tuple[object, ...], Session | BucketSessions] = WeakValueDictionary()
+_OPEN: WeakValueDictionary[tuple[object, ...], Session] = WeakValueDictionary()
 """Open sessions, by what identifies the file that each was opened from."""
+_OPEN_BUCKETS: WeakValueDictionary[tuple[object, ...], BucketSessions] = WeakValueDictionary()
 _OPENING = threading.Lock()
 
 
@@ -27,25 +24,28 @@ def shared_session(path: Path, config: SessionConfig) -> Session:
     A replaced file is another file: device, inode, size and modification time identify it, of the graph and of the
     weights beside it.
     """
-    return _shared(path, (config,), Session, lambda: Session(path, config))
+    key = (*_files(path), config)
+    with _OPENING:
+        session = _OPEN.get(key)
+        if session is None:
+            session = _OPEN[key] = Session(path, config)
+        return session
 
 
 def shared_buckets(path: Path, config: SessionConfig, buckets: Buckets) -> BucketSessions:
     """As `shared_session`, for a graph that is opened once for each of its buckets."""
-    return _shared(path, (config, buckets), BucketSessions, lambda: BucketSessions(path, config, buckets))
-
-
-def _shared(path: Path, settings: tuple[object, ...], kind: type[Opened], make: Callable[[], Opened]) -> Opened:
-    data = path.with_name(GRAPH_DATA)
-    files = [path, data] if data.exists() else [path]
-    key = (kind, path.resolve(), *map(_state_of, files), *settings)
+    key = (*_files(path), config, buckets)
     with _OPENING:
-        found = _OPEN.get(key)
-        if isinstance(found, kind):
-            return found
-        made = make()
-        _OPEN[key] = made
-        return made
+        sessions = _OPEN_BUCKETS.get(key)
+        if sessions is None:
+            sessions = _OPEN_BUCKETS[key] = BucketSessions(path, config, buckets)
+        return sessions
+
+
+def _files(path: Path) -> tuple[object, ...]:
+    """What identifies a graph and its weights."""
+    data = path.with_name(GRAPH_DATA)
+    return (path.resolve(), *map(_state_of, [path, data] if data.exists() else [path]))
 
 
 def _state_of(path: Path) -> tuple[int, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 from .problem import Problem
@@ -21,13 +22,27 @@ PACKAGES = (
     "ort-nightly-gpu",
 )
 """Packages that install the same module, `onnxruntime`, each with other providers."""
-NVIDIA_PACKAGES = ("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-curand")
-"""Packages with the CUDA libraries that onnxruntime's CUDA provider needs."""
+NVIDIA = {
+    "nvidia-cublas": "~=13.0",
+    "nvidia-cuda-runtime": "~=13.0",
+    "nvidia-cudnn-cu13": "~=9.0",
+    "nvidia-curand": "~=10.0",
+}
+"""Packages with the CUDA libraries that onnxruntime's CUDA provider needs, and their versions.
+
+The extra `cuda` of onnxruntime-gpu leaves out nvidia-cublas.
+"""
+REQUIREMENTS = {
+    "cpu": ("onnxruntime>=1.30",),
+    "cuda": ("onnxruntime-gpu>=1.30", *(f"{name}{version}" for name, version in NVIDIA.items())),
+    "coreml": ("onnxruntime>=1.31",),
+}
+"""Provider -> what its extra in pyproject.toml installs."""
 _MACHINES = ("x86_64", "aarch64")
 """Kinds of CPU for which there are wheels of onnxruntime-gpu."""
 
 
-def installed(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+def installed(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Those of the packages that are installed, with their versions."""
     found = {}
     for name in names:
@@ -38,14 +53,19 @@ def installed(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def conflict(found: Mapping[str, str], extra: str) -> Problem | None:
+def install_command(provider: str) -> str:
+    """The command that installs what a provider needs."""
+    return f"pip install {' '.join(map(shlex.quote, REQUIREMENTS[provider]))}"
+
+
+def conflict(found: Mapping[str, str], provider: str) -> Problem | None:
     """The problem of several packages with the same module: each has overwritten files of those before it."""
     if len(found) < 2:
         return None
     names = [f"`{name}` {version}" for name, version in found.items()]
     return Problem(
         f"{', '.join(names[:-1])} and {names[-1]} are installed over each other: all have the module `onnxruntime`",
-        f"run `pip uninstall -y {' '.join(found)}`, then `pip install 'ortkit[{extra}]'`",
+        f"run `pip uninstall -y {' '.join(found)}`, then `{install_command(provider)}`",
     )
 
 
@@ -57,4 +77,4 @@ def cuda_hint(found: Mapping[str, str]) -> str:
             "cpu`"
         )
     uninstall = f"run `pip uninstall -y {' '.join(found)}`, then " if found else "run "
-    return f"{uninstall}`pip install 'ortkit[cuda]'`"
+    return f"{uninstall}`{install_command('cuda')}`"

@@ -74,7 +74,8 @@ _OTHER_GRAPH = "the graph was not made for this provider, or for another version
 
 
 def _counted(operators: Iterable[str]) -> str:
-    """The most frequent operators: `24 MatMulIntegerToFloat, 1 Gather and 2 others`."""
+    """The most frequent operators: `24 MatMulIntegerToFloat, 1 Gather, 1 Cast and 2 other operators`."""
     counts = Counter(operators).most_common()
     shown = ", ".join(f"{count} {operator}" for operator, count in counts[:_SHOWN])
-    return f"{shown} and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else shown
+    others = len(counts) - _SHOWN
+    return f"{shown} and {others} other operator{'s' if others > 1 else ''}" if others > 0 else shown

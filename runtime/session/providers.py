@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Provider
 from .config import SessionConfig
-from .cuda import cuda_problem
+from .cuda import cuda_graph_problem, cuda_problem
 from .onnxruntime_import import load_onnxruntime
-from .packages import conflict, installed
+from .packages import conflict, install_command, installed
 from .problem import Problem
 from .request import Request, coreml_request, cpu_request, cuda_request
 
@@ -25,6 +26,10 @@ CPU_NAME = "CPUExecutionProvider"
 
 
 def _no_problem(_ort: Any) -> None:
+    return None
+
+
+def _no_graph_problem(_ort: Any, _path: Path) -> None:
     return None
 
 
@@ -38,10 +43,14 @@ class ExecutionProvider:
     """How a session is asked for, from the module onnxruntime."""
     find_problem: Callable[[Any], Problem | None] = _no_problem
     """Why this machine cannot have it, from the module onnxruntime; None if nothing is known to be in the way."""
+    find_graph_problem: Callable[[Any, Path], Problem | None] = _no_graph_problem
+    """What a graph needs beside that, from the module onnxruntime and the graph's path."""
     device: str = "cpu"
     """onnxruntime's name of the device that inputs and outputs are on."""
     limits_memory: bool = False
     """Whether a session can be given a limit on its memory."""
+    probed: bool = False
+    """Whether a session must give finite numbers once before it is used: compiled programs may not."""
 
     def available(self, ort: Any) -> bool:
         """Whether onnxruntime lists it; only opening a session shows whether it works."""
@@ -50,6 +59,10 @@ class ExecutionProvider:
     def problem(self, ort: Any) -> Problem | None:
         """Why this machine cannot have it; None if nothing is known to be in the way."""
         return self.find_problem(ort)
+
+    def problem_of(self, ort: Any, path: Path) -> Problem | None:
+        """Why this machine cannot run the graph at `path` with it; None if nothing is known to be in the way."""
+        return self.problem(ort) or self.find_graph_problem(ort, path)
 
     def select(self, ort: Any, options: Any, request: Request) -> Sequence[Any] | None:  # noqa: ARG002 - for plugins
         """Choose this provider: the argument `providers` of InferenceSession; may change the session's options."""
@@ -125,16 +138,16 @@ def coreml_problem(ort: Any) -> Problem | None:
         return None
     return Problem(
         f"`coreml` is not available: onnxruntime {ort.__version__} is built without CoreML",
-        "run `pip install 'ortkit[coreml]'`",
+        f"run `{install_command('coreml')}`",
     )
 
 
 PROVIDERS: dict[str, ExecutionProvider] = {
     Provider.CPU: ExecutionProvider(CPU_NAME, cpu_request),
     Provider.CUDA: ExecutionProvider(
-        "CUDAExecutionProvider", cuda_request, cuda_problem, device="cuda", limits_memory=True
+        "CUDAExecutionProvider", cuda_request, cuda_problem, cuda_graph_problem, device="cuda", limits_memory=True
     ),
-    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem),
+    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem, probed=True),
 }
 """Provider of a manifest -> how it is asked for."""
 ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from .config import SessionConfig
@@ -18,7 +17,6 @@ NO_FALLBACK = "session.disable_cpu_ep_fallback"
 """onnxruntime's session option that makes opening fail where a node has no kernel on the provider."""
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 """onnxruntime's session option that records which provider got which node."""
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Request:
     """Whether the CPU is named as a second provider; `placement.py` checks that it gets no node."""
     huge_pages: bool = False
     """Whether the weights are put on huge pages."""
+    silent: bool = False
+    """Whether onnxruntime's default logger, which is of the whole process, reports fatal errors alone."""
 
 
 def cpu_request(ort: Any, config: SessionConfig) -> Request:
@@ -86,7 +86,12 @@ def cuda_request(_ort: Any, config: SessionConfig) -> Request:
     if config.max_memory is not None:
         options["gpu_mem_limit"] = str(config.max_memory)
     return Request(
-        options=options, entries=entries, memory_pattern=config.threads is None, dimensions=dimensions_of(config)
+        options=options,
+        entries=entries,
+        memory_pattern=config.threads is None,
+        dimensions=dimensions_of(config),
+        # It warns at each opening, on stderr, that no plugin has this provider.
+        silent=True,
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Layout, Provider
-from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError
+from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..output_path import native
 from .config import SessionConfig
 from .cpu import int8_arithmetic
@@ -27,9 +27,11 @@ from .placement import check_placement
 from .providers import PROVIDERS, ExecutionProvider
 from .request import NO_FALLBACK, Request, session_options
 
-FLOATS = "tensor(float)"
-_GENERAL = {"Fail", "RuntimeException"}
-"""Classes of onnxruntime's exceptions that say only that something failed."""
+FLOATS, INTEGERS = "tensor(float)", "tensor(int64)"
+_GENERAL = {"Fail", "RuntimeException", "RuntimeError"}
+"""Classes of onnxruntime's exceptions that say only that something failed; with I/O binding it is Python's own."""
+_FATAL = 4
+"""onnxruntime's logging severity for fatal errors alone."""
 _GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
 
 
@@ -51,7 +53,7 @@ class Session:
         ort = load_onnxruntime()
         entry = PROVIDERS[config.provider]
         _check_memory_option(config, entry)
-        problem = entry.problem(ort)
+        problem = entry.problem_of(ort, path)
         if problem is not None:
             raise problem.error()
         self.path = path
@@ -70,6 +72,8 @@ class Session:
         self.session = self._open(ort, entry, request)
         _check_inputs(self.session, path, config)
         _check_output(self.session, path, config)
+        if entry.probed and config.bucket is not None:
+            self._probe(entry.name)
 
     def _check_weights(self) -> None:
         """Raise OutOfMemoryError where the weights do not fit."""
@@ -110,6 +114,8 @@ class Session:
         check_placement(session, entry.name, self.path, one_program=request.cpu_beside)
 
     def _created(self, ort: Any, entry: ExecutionProvider, request: Request) -> Any:
+        if request.silent:
+            ort.set_default_logger_severity(_FATAL)
         options = session_options(ort, request)
         return ort.InferenceSession(
             native(self.path),
@@ -119,6 +125,18 @@ class Session:
             # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
             enable_fallback=0,
         )
+
+    def _probe(self, name: str) -> None:
+        """Run the graph once, on zeros; raises ProviderError where a number of the result is not finite."""
+        feeds = {
+            value.name: np.zeros(value.shape, np.int64 if value.type == INTEGERS else np.float32)
+            for value in self.session.get_inputs()
+        }
+        if not np.isfinite(self.run(feeds)).all():
+            raise ProviderError(
+                f"`{name}` computes `{self.path}` wrongly on this machine: its output is not finite",
+                hint="use a bundle for the CPU: `ortkit export MODEL --provider cpu`",
+            )
 
     @property
     def width(self) -> int | None:
@@ -180,7 +198,7 @@ class Session:
         free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
-        taken = self.weights + sum(value.tensor_size_in_bytes() for value in self._values)
+        taken = self.weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
         left = max(0, self.max_memory - taken)
         return left if free is None else min(left, free)
 
@@ -264,14 +282,13 @@ def failure(path: Path, verb: str, error: Exception, *, needed: int) -> OrtkitEr
 def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_memory: int | None) -> OrtkitError:
     """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
 
-    A failed allocation has no status of its own: it is a RuntimeException, as onnxruntime has it for C++'s exceptions.
-    CUDA's errors in kernels are `Fail`. Within a limit on the memory, a RuntimeException is taken for its end: the
-    arena frees what a failed run took, and does not say how much that was.
+    A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input.
+    Within a limit on the memory, such a failure is taken for its end: the arena frees what a failed run took, and does
+    not say how much that was.
     """
     free = free_memory_of_gpu()
     short = free is not None and free < max(needed, SPARE)
-    within = max_memory is not None and type(error).__name__ == "RuntimeException"
-    if isinstance(error, MemoryError) or within or (type(error).__name__ in _GENERAL and short):
+    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or max_memory is not None)):
         limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
         left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
         why = ", ".join(filter(None, (limit, left)))

@@ -10,11 +10,25 @@ import onnx
 import onnxruntime
 import pytest
 
-from ortkit import Bundle, BundleError, Decoder, Embedder, Precision
+from ortkit import Bundle, BundleError, Decoder, Embedder, Precision, Provider
+from ortkit.exporters.providers.support import SUPPORT
+from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.replay import Replay, answer_steps, compare_logits, compare_vectors, golden_answer, replay
+from ortkit.runtime.replay import (
+    TOLERANCES,
+    Replay,
+    Tolerance,
+    _hint_for,
+    answer_steps,
+    compare_logits,
+    compare_vectors,
+    golden_answer,
+    replay,
+    tolerance_of,
+)
 from tests.decoders import with_facts, write_decoder
+from tests.tiny_bundles import write_embedder
 
 EXACT = "log-probabilities within 0.00000 on average"
 OTHER = "possible causes: a CPU of another kind than the one that made it, or the certificate of another bundle"
@@ -230,7 +244,7 @@ def test_a_certificate_of_low_cosine_is_refused(certified_cosine: float) -> None
     output = np.array([[certified_cosine, (1 - certified_cosine**2) ** 0.5]], np.float32)
 
     with pytest.raises(BundleError, match=r"has an embedding with cosine .* to PyTorch; at least 0\.9 is required"):
-        compare_vectors(output, output, reference, "")
+        compare_vectors(output, output, reference, "", Tolerance())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -240,7 +254,7 @@ def test_nan_and_infinite_embeddings_do_not_pass(value: float, place: int) -> No
     (found, output, reference)[place][1, 2] = value
 
     with pytest.raises(BundleError), np.errstate(invalid="ignore", over="ignore"):
-        compare_vectors(found, output, reference, "")
+        compare_vectors(found, output, reference, "", Tolerance())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -250,14 +264,14 @@ def test_nan_and_infinite_logits_do_not_pass(value: float, place: int) -> None:
     (found, output, reference)[place][1, 0] = value
 
     with pytest.raises(BundleError), np.errstate(invalid="ignore"):
-        compare_logits(found, output, reference, "")
+        compare_logits(found, output, reference, "", Tolerance())
 
 
 def test_a_certificate_of_large_logit_differences_is_refused() -> None:
     reference = np.array([[0], [4]], np.float32)
 
     with pytest.raises(BundleError) as caught:
-        compare_logits(-reference, -reference, reference, "")
+        compare_logits(-reference, -reference, reference, "", Tolerance())
     assert caught.value.message == (
         "the certificate has logits that differ from PyTorch's by 8.0000; the difference must be less than "
         "their range, 4.0000"
@@ -279,3 +293,96 @@ def test_a_golden_text_of_other_tokens(decoder: Decoder) -> None:
 def test_a_decoder_without_golden_tokens(decoder: Decoder) -> None:
     with pytest.raises(BundleError, match="has no certificate to replay"):
         replay(certified(decoder))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_embedder(tmp_path_factory.mktemp("replay") / "tiny")
+
+
+def turned(degrees: float) -> np.ndarray:
+    """A unit vector at this angle from the first axis."""
+    return np.array([[np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "cosine"),
+    [
+        (Provider.CPU, Precision.INT8, 0.001),
+        (Provider.CPU, Precision.FP32, 0.001),
+        (Provider.CUDA, Precision.FP16, 0.001),
+        (Provider.CUDA, Precision.FP32, 0.0001),
+        (Provider.COREML, Precision.FP16, 0.001),
+        (Provider.COREML, Precision.FP32, 0.0001),
+    ],
+)
+def test_how_far_vectors_may_be_from_those_certified(
+    tiny: Bundle, provider: Provider, precision: Precision, cosine: float
+) -> None:
+    bundle = Bundle(tiny.path, dataclasses.replace(tiny.manifest, provider=provider, precision=precision))
+    reference = turned(0)
+
+    def compared(drop: float) -> str:
+        found = turned(np.degrees(np.arccos(1 - drop)))
+        return compare_vectors(found, reference, reference, "mended so", tolerance_of(bundle))
+
+    assert compared(0.9 * cosine).startswith("cosine 0.99")
+    with pytest.raises(BundleError) as caught:
+        compared(1.1 * cosine)
+    assert caught.value.message.startswith("on this machine the bundle has cosine 0.99")
+    assert caught.value.hint == "mended so"
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "share"),
+    [
+        (Provider.CUDA, Precision.FP32, 0.002),
+        (Provider.CUDA, Precision.FP16, 0.02),
+        (Provider.CPU, Precision.INT8, 0.02),
+    ],
+)
+def test_how_far_logits_may_be_from_those_certified(
+    tiny: Bundle, provider: Provider, precision: Precision, share: float
+) -> None:
+    bundle = Bundle(tiny.path, dataclasses.replace(tiny.manifest, provider=provider, precision=precision))
+    reference = np.array([[0], [10]], np.float32)
+
+    def compared(distance: float) -> str:
+        return compare_logits(reference + distance, reference, reference, "", tolerance_of(bundle))
+
+    assert compared(9 * share).startswith("logits within ")
+    with pytest.raises(BundleError, match=r"a logit differs from PyTorch's by .* where 0\.0000 was certified"):
+        compared(11 * share)
+
+
+def test_every_graph_that_is_exported_has_a_tolerance() -> None:
+    """Those of `exporters.providers.support`; what a GPU computes in float16 may differ more than in float32."""
+    made = {
+        (provider, precision)
+        for provider, support in SUPPORT.items()
+        for precisions in support.precisions.values()
+        for precision in precisions
+    }
+
+    assert made <= set(TOLERANCES)
+    for provider in (Provider.CUDA, Provider.COREML):
+        half, full = TOLERANCES[provider, Precision.FP16], TOLERANCES[provider, Precision.FP32]
+        assert half.cosine > full.cosine
+        assert half.logits > full.logits
+
+
+def test_a_draft_is_compared_as_on_the_cpu(tiny: Bundle) -> None:
+    """An export certifies a bundle for CUDA on the CPU."""
+    manifest = dataclasses.replace(tiny.manifest, provider=Provider.CUDA)
+
+    assert tolerance_of(DraftBundle(tiny.path, manifest)) == TOLERANCES[Provider.CPU, Precision.FP32]
+
+
+def test_the_hint_where_a_gpu_computes_other_outputs(tiny: Bundle) -> None:
+    made = {"onnxruntime": onnxruntime.__version__}
+    manifest = dataclasses.replace(tiny.manifest, provider=Provider.COREML, made_with=made)
+
+    assert _hint_for(Bundle(tiny.path, manifest)) == (
+        "`coreml` computes it wrongly on this machine, or the certificate is of another bundle; use a bundle for the "
+        "CPU: `ortkit export MODEL --provider cpu`"
+    )

@@ -5,13 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ortkit import Bundle, Decoder, Sampling
+from ortkit import Bundle, Decoder, OutOfMemoryError, Sampling
 from ortkit.runtime.decoder.generation import Steps
+from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.toolkit.commands.chat import chat
 from ortkit.toolkit.commands.generate import generate
 from tests.commands import Finished, on_terminal
@@ -488,3 +490,32 @@ def test_the_page_names_every_option_and_no_other() -> None:
     }
 
     assert {name for name in options if name.startswith("--")} == named
+
+
+def test_memory_that_runs_out_leaves_the_answer_so_far(asked: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it may, in the middle of an answer."""
+    whole = json.loads(asked("Hello", "--json", "--no-lookup").out)
+    run, runs = ModelRunner.run, []
+
+    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1) -> np.ndarray:
+        runs.append(len(ids))
+        if len(runs) == 4:
+            raise OutOfMemoryError("the device is full", hint="free some memory")
+        return run(self, ids, positions)
+
+    monkeypatch.setattr(ModelRunner, "run", failing)
+    for options, expected in ((["--json"], None), ([], whole["text"])):
+        runs.clear()
+        finished = asked("Hello", "--no-lookup", *options)
+
+        assert finished.code == 9
+        assert finished.err == (
+            "error: the device is full; the answer so far, 3 tokens, is kept\n\nhint: free some memory\n"
+        )
+        if expected is None:
+            found = json.loads(finished.out)
+            assert found["tokens"] == whole["tokens"][:3]
+            assert (found["finish_reason"], found["usage"]["completion_tokens"]) == (None, 3)
+            assert whole["text"].startswith(found["text"])
+        else:
+            assert finished.out.decode().rstrip("\n") == "".join(token["text"] for token in whole["tokens"][:3])

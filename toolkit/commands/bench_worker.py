@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -79,9 +80,11 @@ def measure_apart(bundle: Bundle, *, seconds: float, max_memory: int | None) -> 
     finished = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )
-    if finished.returncode or not finished.stdout:
+    code = finished.returncode
+    if code or not finished.stdout:
+        how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
         raise BundleError(
-            f"`{bundle.path}` ended the process that measured it, with exit code {finished.returncode}",
+            f"`{bundle.path}` ended the process that measured it ({how})",
             hint="`ortkit verify` checks it on this machine",
         )
     report = json.loads(finished.stdout)
@@ -149,7 +152,8 @@ def texts() -> list[str]:
     made = []
     for index in range(_TEXTS):
         count = 1 + index * 5 % _LONGEST
-        made.append(" ".join(_SENTENCES[(index + place) % len(_SENTENCES)] for place in range(count)))
+        sentences = " ".join(_SENTENCES[(index + place) % len(_SENTENCES)] for place in range(count))
+        made.append(f"Note {index + 1}: {sentences}")
     return made
 
 
@@ -179,7 +183,12 @@ def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, fl
     from ...runtime.decoder.sampler import Sampling
 
     most = decoder.context // 2
-    ids = decoder.encode(" ".join(texts()))[: min(_PROMPT, most)]
+    prompt = decoder.encode(_SENTENCES[0])
+    for text in texts():
+        if len(prompt) >= _PROMPT:
+            break
+        prompt += decoder.encode_exactly(text)
+    ids = prompt[: min(_PROMPT, most)]
     answer = min(_ANSWER, most)
     rates = []
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, OutOfMemoryError
 from ...runtime.output_path import regular_target_of
 from ..console.help import ExampleCommand
 from ..console.progress import Progress, bar
@@ -39,6 +39,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ...runtime.decoder.decoder import Decoder
     from ...runtime.decoder.stream import Stream
 
 
@@ -166,7 +167,7 @@ def generate(
         if token_lines:
             write_token_lines(answer, file, decoder=decoder)
         elif as_json:
-            file.write(object_to_json(answer_fields(complete_answer(answer), answer, decoder, tokens=True)) + b"\n")
+            _write_object(answer, decoder, file)
         else:
             write_text(answer, file)
         file.flush()
@@ -175,6 +176,22 @@ def generate(
     if prefix is not None:
         cache.rewind(min(cache.length, len(answer.steps.prompt)))
         decoder.save_cache(prefix, cache)
+
+
+def _write_object(stream: Stream, decoder: Decoder, file: BinaryIO) -> None:
+    """Write the answer as one JSON object, also the one so far where memory ran out in the middle of it."""
+    from ...runtime.decoder.stream import Answer
+
+    def write(answer: Answer) -> None:
+        file.write(object_to_json(answer_fields(answer, stream, decoder, tokens=True)) + b"\n")
+
+    try:
+        write(complete_answer(stream))
+    except OutOfMemoryError as error:
+        if isinstance(error.answer, Answer):
+            write(error.answer)
+            file.flush()
+        raise
 
 
 def _check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:

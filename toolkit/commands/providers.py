@@ -100,7 +100,9 @@ def _cuda_lines(cuda: CudaState) -> Lines:
         capability = "{}.{}".format(*gpu.capability)
         yield "GPU", f"{gpu.name}, compute capability {capability}, {_mebibytes(gpu.memory)}"
     for library in cuda.libraries:
-        yield "library", f"{library.name}: {'loads' if library.error is None else library.error} ({library.package})"
+        purpose = "" if library.operator is None else f", for {library.operator}"
+        found = "loads" if library.error is None else library.error
+        yield "library", f"{library.name}: {found} ({library.package}{purpose})"
 
 
 def _lines_of_bundle(bundle: Bundle, verdict: Verdict) -> Lines:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ortkit import Bundle, Chat, Decoder, OutOfMemoryError
 from ortkit.runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
+from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import FIRST_CAPACITY, token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from tests.decoders import TinyDecoder
@@ -144,7 +146,7 @@ def test_a_gpu_that_is_full_in_the_middle_of_an_answer(
     assert (cache.capacity, cache.length) == (FIRST_CAPACITY, FIRST_CAPACITY)
     assert all(buffer.shape()[2] == FIRST_CAPACITY for buffer in cache.buffers)
     cuda.session.left = 1 << 40
-    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it goes on where there is memory again"
+    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it continues where there is memory again"
 
 
 def test_a_run_without_memory_leaves_the_answer_and_the_conversation(cuda: Decoder) -> None:
@@ -164,11 +166,47 @@ def test_a_run_without_memory_leaves_the_answer_and_the_conversation(cuda: Decod
     assert chat.messages[-1].content == whole.text
 
 
+def test_an_answer_that_is_not_streamed_is_kept_in_the_error(cuda: Decoder, decoder: Decoder) -> None:
+    expected = decoder.generate(FOX, max_tokens=6)
+
+    places = count()
+
+    def failing(_: np.ndarray) -> int:
+        if (place := next(places)) == 2:
+            cuda.session.failing = MemoryError()
+        return expected.tokens[place].id
+
+    with pytest.raises(OutOfMemoryError, match="the answer so far, 3 tokens, is kept") as caught:
+        cuda.generate(FOX, max_tokens=6, sampler=failing, lookup=False)
+
+    answer = caught.value.answer
+    assert [token.id for token in answer.tokens] == [token.id for token in expected.tokens[:3]]
+    assert answer.text == "".join(token.text for token in answer.tokens)
+    assert expected.text.startswith(answer.text)
+    assert (answer.finish_reason, answer.usage.completion_tokens) == (FinishReason.LENGTH, 3)
+
+
+def test_an_answer_that_is_cancelled_ends_however_its_run_fails(cuda: Decoder) -> None:
+    """Where memory is short, a run that was stopped looks like one that failed for want of it."""
+    stream = cuda.stream(FOX, max_tokens=6)
+    next(stream)
+
+    def cancelled(*_: object) -> np.ndarray:
+        stream.cancel()
+        raise OutOfMemoryError("no memory")
+
+    stream.steps.forward.run = cancelled
+
+    assert list(stream) == []
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
 def test_a_prompt_without_memory_has_no_answer_to_keep(cuda: Decoder) -> None:
     cuda.session.failing = MemoryError()
 
     with pytest.raises(OutOfMemoryError) as caught:
         cuda.generate(FOX, max_tokens=6)
+    assert caught.value.answer is None
     assert caught.value.message == f"there is too little GPU memory to run `{cuda.session.path}`"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ortkit import BundleError, InputError, Provider
+from ortkit import BundleError, InputError, Provider, ProviderError
 from ortkit.runtime.bundle.manifest import Buckets
 from ortkit.runtime.session.bucket_sessions import BucketSessions
 from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.open_sessions import shared_buckets, shared_session
+from ortkit.runtime.session.providers import PROVIDERS
 from ortkit.runtime.session.session import Session
 
 WIDTH = 4
@@ -167,3 +169,39 @@ def test_models_of_one_bundle_share_the_sessions(path: Path) -> None:
     assert shared_buckets(path, CONFIG, BUCKETS) is first
     assert shared_buckets(path, CONFIG, Buckets((4,), (1,))) is not first
     assert shared_session(path, CONFIG) is not first
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_provider_that_computes_nan_is_found_at_opening(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    probed: bool,  # noqa: FBT001
+) -> None:
+    """As CoreML with shapes that it does not compile well: every number is NaN, and no error is raised."""
+    path = tmp_path / "model.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Div", ["x", "x"], ["y"])],
+        "nan",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "tokens"])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    config = SessionConfig(Provider.CPU, ("x",))
+    monkeypatch.setitem(PROVIDERS, Provider.CPU, replace(PROVIDERS[Provider.CPU], probed=probed))
+
+    if not probed:
+        assert BucketSessions(path, config, BUCKETS).open_buckets == [(1, 4)]
+        return
+    with pytest.raises(ProviderError) as caught:
+        BucketSessions(path, config, BUCKETS)
+    assert caught.value.message == (
+        f"`CPUExecutionProvider` computes `{path}` wrongly on this machine: its output is not finite"
+    )
+    assert caught.value.hint == "use a bundle for the CPU: `ortkit export MODEL --provider cpu`"
+    assert caught.value.exit_code == 8
+
+
+def test_finite_numbers_pass_the_probe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROVIDERS, Provider.CPU, replace(PROVIDERS[Provider.CPU], probed=True))
+
+    assert BucketSessions(path, CONFIG, BUCKETS).open_buckets == [(1, 4)]

@@ -14,6 +14,13 @@ from ortkit.runtime.session.config import Bucket, SessionConfig
 from ortkit.runtime.session.cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
 from ortkit.runtime.session.providers import PROVIDERS
 from ortkit.runtime.session.request import Request, coreml_request, cpu_request, cuda_request, session_options
+from tests.tiny_bundles import write_embedder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_embedder(tmp_path_factory.mktemp("request") / "tiny")
+
 
 ENCODER = SessionConfig(Provider.CUDA, ("input_ids", "positions"))
 
@@ -38,6 +45,7 @@ def test_cuda_encoder() -> None:
         dimensions={},
         cpu_beside=False,
         huge_pages=False,
+        silent=True,
     )
 
 
@@ -155,11 +163,11 @@ def test_the_providers_that_are_named(provider: Provider, named: list[object]) -
         (None, False),
     ],
 )
-def test_the_config_of_a_bundle(tiny_bundle: Bundle, blocks: WeightBlocks | None, compact: bool) -> None:  # noqa: FBT001
+def test_the_config_of_a_bundle(tiny: Bundle, blocks: WeightBlocks | None, compact: bool) -> None:  # noqa: FBT001
     """onnxruntime's wheels have fpA_intB kernels for symmetric blocks of 32 alone."""
-    manifest = dataclasses.replace(tiny_bundle.manifest, precision=Precision.FP16, blocks=blocks)
+    manifest = dataclasses.replace(tiny.manifest, precision=Precision.FP16, blocks=blocks)
 
-    config = SessionConfig.of(Bundle(tiny_bundle.path, manifest), max_memory=1 << 30)
+    config = SessionConfig.of(Bundle(tiny.path, manifest), max_memory=1 << 30)
 
     assert config.compact_blocks is compact
     assert config.float16

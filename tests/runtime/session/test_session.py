@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from pathlib import Path
 
@@ -31,26 +32,38 @@ from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.memory import Limit
 from ortkit.runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, load_onnxruntime
 from ortkit.runtime.session.open_sessions import _OPEN, shared_session
-from ortkit.runtime.session.providers import ORT_NAMES, available_providers
+from ortkit.runtime.session.providers import PROVIDERS, available_providers
 from ortkit.runtime.session.session import Session, failure
 from tests.decoders import write_decoder
 
 
 def test_a_missing_provider_is_an_error_not_a_cpu_fallback(int8_bundle: Bundle) -> None:
-    missing = [provider for provider in Provider if ORT_NAMES[provider] not in onnxruntime.get_available_providers()]
+    """With the onnxruntime and the machine that run this test."""
+    missing = [provider for provider in Provider if PROVIDERS[provider].problem(onnxruntime) is not None]
     assert missing, "this machine has every provider; test the refusal elsewhere"
     for provider in missing:
         with pytest.raises(ProviderError) as caught:
             Session(int8_bundle.file("model.onnx"), SessionConfig(provider, ("input_ids",)))
-        assert caught.value.message == f"`{provider.value}` is not available; this onnxruntime has `cpu`"
+        assert caught.value.message.startswith(f"`{provider.value}` is not available: ")
+        assert caught.value.hint is not None
+        assert caught.value.exit_code == 8
 
 
 def test_a_session_that_falls_back_is_refused(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the CUDA libraries are missing: onnxruntime lists the provider and then runs on the CPU."""
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: list(ORT_NAMES.values()))
-    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # noqa: SIM117
-        with pytest.raises(ProviderError, match="`cuda` was requested, and onnxruntime used `CPUExecutionProvider`"):
-            Session(int8_bundle.file("model.onnx"), SessionConfig(Provider.CUDA, ("input_ids",)))
+    """Where nothing is known to be missing, and onnxruntime still runs on the CPU: it only warns."""
+    if PROVIDERS[Provider.CUDA].problem(onnxruntime) is None:
+        pytest.skip("this machine has CUDA")
+    unchecked = dataclasses.replace(PROVIDERS[Provider.CUDA], find_problem=lambda _: None)
+    monkeypatch.setitem(PROVIDERS, Provider.CUDA, unchecked)
+    path = int8_bundle.file("model.onnx")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(ProviderError) as caught:
+            Session(path, SessionConfig(Provider.CUDA, ("input_ids",)))
+    assert caught.value.message == (
+        f"`CUDAExecutionProvider` was requested for `{path}`, and onnxruntime used `CPUExecutionProvider` instead"
+    )
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -232,6 +245,7 @@ class InvalidGraph(Exception):  # noqa: N818
         (RuntimeException("std::bad_alloc"), 10 << 20, OutOfMemoryError),
         (RuntimeException("std::bad_alloc"), 2 << 30, BundleError),
         (RuntimeException("something else"), 10 << 20, OutOfMemoryError),
+        (RuntimeError("Error in execution: std::bad_alloc"), 10 << 20, OutOfMemoryError),
         (InvalidGraph("std::bad_alloc"), 10 << 20, BundleError),
         (MemoryError(), 2 << 30, OutOfMemoryError),
     ],

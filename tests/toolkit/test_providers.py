@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from ortkit import Bundle
+from ortkit.runtime.session.cpu import cpu_features
+from tests.commands import Finished
+from tests.fake_providers import CPU, FakeDriver, FakeOnnxruntime, use
+from tests.tiny_bundles import rehash, write_embedder
+
+Ortkit = Callable[..., Finished]
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Bundle:
+    return write_embedder(tmp_path / "embedder")
+
+
+@pytest.fixture
+def for_cuda(embedder: Bundle) -> Bundle:
+    rehash(embedder.path, lambda manifest: manifest.update(provider="cuda", layout="texts_first"))
+    return embedder
+
+
+def labelled(out: bytes, label: str) -> list[str]:
+    return [line[13:] for line in out.decode().splitlines() if line[:13].strip() == label]
+
+
+def test_this_machine(ortkit: Ortkit) -> None:
+    """The CPU is always there; the rest is what the machine of the test has."""
+    finished = ortkit("providers", "--json")
+    found = json.loads(finished.out)
+
+    assert finished.code == 0
+    assert found["onnxruntime"] == onnxruntime.__version__
+    assert found["cpu_features"] == list(cpu_features())
+    assert [state["provider"] for state in found["providers"]] == ["cpu", "cuda", "coreml"]
+    assert found["providers"][0] == {"provider": "cpu", "built_in": True, "problem": None, "hint": None}
+    assert found["cores"]["host"] >= 1
+    assert "bundle" not in found
+
+
+def test_a_machine_with_cuda(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeOnnxruntime())
+
+    finished = ortkit("providers")
+
+    assert finished.code == 0
+    assert labelled(finished.out, "cuda") == ["available"]
+    assert labelled(finished.out, "coreml") == ["not available"]
+    assert labelled(finished.out, "packages") == [
+        (
+            "onnxruntime-gpu 1.31.1, nvidia-cublas 13.1, nvidia-cuda-runtime 13.1, nvidia-cudnn-cu13 13.1, "
+            "nvidia-curand 13.1"
+        )
+    ]
+    assert labelled(finished.out, "CUDA") == ["onnxruntime is built for 13.0"]
+    assert labelled(finished.out, "driver") == ["supports CUDA 13.0"]
+    assert labelled(finished.out, "GPU") == ["NVIDIA L4, compute capability 8.9, 23,552 MiB"]
+    assert labelled(finished.out, "library") == [
+        "libcudart.so.13: loads (nvidia-cuda-runtime)",
+        "libcublasLt.so.13: loads (nvidia-cublas)",
+        "libcublas.so.13: loads (nvidia-cublas)",
+        "libcurand.so.10: loads (nvidia-curand)",
+        "libcudnn.so.9: loads (nvidia-cudnn-cu13, for MultiHeadAttention)",
+    ]
+
+
+def test_a_machine_that_lacks_a_library(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeOnnxruntime(), FakeDriver(missing=["libcublas.so.13"]))
+
+    found = json.loads(ortkit("providers", "--json").out)
+
+    assert found["providers"][1] == {
+        "provider": "cuda",
+        "built_in": True,
+        "problem": "`cuda` is not available: the library `libcublas.so.13` cannot be loaded: libcublas.so.13: "
+        "cannot open shared object file: No such file or directory",
+        "hint": "run `pip install 'nvidia-cublas~=13.0'`",
+    }
+    assert found["cuda"]["gpus"] == [{"name": "NVIDIA L4", "capability": [8, 9], "memory": 23 << 30}]
+    assert [library["error"] is None for library in found["cuda"]["libraries"]] == [True, True, False, True, True]
+    assert found["cuda"]["architectures"] == ["7.5", "8.0", "8.6", "8.9", "9.0", "12.0"]
+
+
+def test_without_onnxruntime(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ortkit import MissingPartError
+
+    def missing() -> object:
+        raise MissingPartError("onnxruntime is not installed", hint="install it")
+
+    monkeypatch.setattr("ortkit.runtime.session.machine.load_onnxruntime", missing)
+
+    finished = ortkit("providers", "--json")
+    found = json.loads(finished.out)
+
+    assert finished.code == 0
+    assert found["onnxruntime"] is None
+    assert [state["problem"] for state in found["providers"]] == ["onnxruntime is not installed"] * 3
+
+
+def test_a_bundle_that_runs_here(ortkit: Ortkit, embedder: Bundle) -> None:
+    finished = ortkit("providers", embedder.path)
+
+    assert finished.code == 0
+    assert finished.err == ""
+    assert labelled(finished.out, "bundle") == [f"{embedder.path}: embedder, fp32, for cpu"]
+    assert labelled(finished.out, "runs here") == [
+        "nothing is in the way; `ortkit verify` opens it and compares its outputs"
+    ]
+
+
+def test_a_bundle_for_cuda_on_a_machine_without(
+    ortkit: Ortkit, for_cuda: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(
+        monkeypatch,
+        FakeOnnxruntime(available=[CPU], cuda_version=""),
+        packages={"onnxruntime": "1.31.1"},
+    )
+
+    shown, printed, used = (
+        ortkit("providers", for_cuda.path),
+        ortkit("providers", for_cuda.path, "--json"),
+        ortkit("embed", for_cuda.path, "the fox"),
+    )
+
+    error = (
+        "error: `cuda` is not available: `onnxruntime` 1.31.1 is built without CUDA\n\nhint: run `pip uninstall -y "
+        "onnxruntime`, then `pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' "
+        "'nvidia-cudnn-cu13~=9.0' 'nvidia-curand~=10.0'`\n"
+    )
+    assert (shown.code, printed.code, used.code) == (8, 8, 8)
+    assert shown.err == used.err == error
+    assert labelled(shown.out, "runs here") == ["no"]
+    assert labelled(shown.out, "needs") == [
+        "onnxruntime",
+        "a GPU of compute capability 7.5, 8.0, 8.6, 8.9, 9.0, 12.0, or newer of the same major version",
+        "0 MiB of GPU memory for the weights, and more for each call",
+    ]
+    assert printed.err == ""
+    assert json.loads(printed.out)["bundle"]["runs"] is False
+    assert json.loads(printed.out)["bundle"]["error"]["exit_code"] == 8
+
+
+def test_a_bundle_that_does_not_fit_on_the_gpu(
+    ortkit: Ortkit, for_cuda: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, FakeOnnxruntime(), FakeDriver(free=1))
+
+    finished = ortkit("providers", for_cuda.path)
+
+    assert finished.code == 9
+    assert finished.err == (
+        f"error: the weights of `{for_cuda.path}` take at least 0 MiB, and 0 MiB are free on the GPU\n\n"
+        "hint: close what else uses the GPU, or take a bundle of fewer bits\n"
+    )
+
+
+def test_a_folder_that_is_not_a_bundle(ortkit: Ortkit, tmp_path: Path) -> None:
+    finished = ortkit("providers", tmp_path)
+
+    assert finished.code == 7
+    assert "is not a bundle" in finished.err
+
+
+def test_a_limit_for_a_bundle_on_the_cpu(ortkit: Ortkit, embedder: Bundle) -> None:
+    finished = ortkit("embed", embedder.path, "the fox", "--max-memory", "2G")
+
+    assert finished.code == 2
+    assert finished.err == (
+        "error: `max_memory` limits the memory of a GPU, and the graph is for `cpu`\n\nhint: leave it out; `ulimit -v` "
+        "and control groups limit the memory of a process, and ortkit observes them\n"
+    )
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "2X", "much", "1e9", "9999999999T", "1.5.2G", "٣G"])
+def test_a_limit_that_is_not_a_size(ortkit: Ortkit, embedder: Bundle, size: str) -> None:
+    finished = ortkit("embed", embedder.path, "the fox", f"--max-memory={size}")
+
+    assert finished.code == 2
+    assert f"'{size}' is not a size such as 500M or 4G" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"),
+    [("9000000", 9_000_000), ("500M", 500 << 20), ("1.5GiB", 3 << 29), ("2gb", 2 << 30), ("9000k", 9000 << 10)],
+)
+def test_sizes(ortkit: Ortkit, for_cuda: Bundle, monkeypatch: pytest.MonkeyPatch, size: str, limit: int) -> None:
+    """They reach onnxruntime in bytes."""
+    module = FakeOnnxruntime()
+    use(monkeypatch, module)
+
+    ortkit("embed", for_cuda.path, "the fox", "--max-memory", size)
+
+    assert [opened.providers[0][1]["gpu_mem_limit"] for opened in module.opened] == [str(limit)]
