@@ -1,8 +1,8 @@
 """Run a bundle's golden texts with onnxruntime's WebGPU plugin: `python -m tests.exporters.providers.on_webgpu BUNDLE`.
 
-Prints the providers, and the cosine similarity of each short text's embedding to PyTorch's, as JSON. The bundle is one for CUDA; the
-plugin stands in for that provider, as one more entry of the runtime's providers. A process of its own, because a plugin
-stays registered, and its threads run until the process ends.
+Prints the providers, and the cosine similarity of each short text's embedding to PyTorch's, as JSON. The bundle is one
+for CUDA; the plugin stands in for that provider, as one more entry of the runtime's providers. A process of its own,
+because a plugin stays registered, and its threads run until the process ends.
 """
 
 from __future__ import annotations
