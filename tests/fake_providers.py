@@ -206,7 +206,7 @@ def use(
 ) -> None:
     """Let ortkit find this onnxruntime, on Linux on x86_64 with this driver."""
     machine = FakeDriver() if driver is None else driver
-    for user in ("session", "providers", "machine", "onnxruntime_import"):
+    for user in ("session", "machine", "onnxruntime_import"):
         patch.setattr(f"ortkit.runtime.session.{user}.load_onnxruntime", lambda: module)
     found = {"onnxruntime-gpu": "1.31.1"} if packages is None else packages
 

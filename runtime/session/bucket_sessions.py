@@ -85,14 +85,6 @@ class BucketSessions:
         with slot.lock:
             return self._opened(slot, Bucket(texts, tokens)).run(feeds, shape)
 
-    def warm(self) -> None:
-        """Open the sessions of as many buckets as are kept open, the smallest ones."""
-        every = [Bucket(texts, tokens) for tokens in self.buckets.tokens for texts in self.buckets.texts]
-        for bucket in every[:MOST_OPEN]:
-            slot = self._slot(bucket)
-            with slot.lock:
-                self._opened(slot, bucket)
-
     def _slot(self, bucket: Bucket) -> _Slot:
         """The slot of a bucket, as the one used last; closes what is open beyond MOST_OPEN.
 

@@ -129,19 +129,19 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
         library = load(DRIVER)
     except OSError as error:
         return Problem(
-            f"`cuda` is not available: there is no NVIDIA driver: {error}",
+            f"there is no NVIDIA driver: {error}",
             f"install NVIDIA's driver, {_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, as "
             "with `docker run --gpus all`",
         )
     code = library.cuInit(0)
     if code == _NO_DEVICE:
         return Problem(
-            "`cuda` is not available: NVIDIA's driver finds no GPU",
+            "NVIDIA's driver finds no GPU",
             "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them",
         )
     if code:
         return Problem(
-            f"`cuda` is not available: NVIDIA's driver cannot start ({_name_of(library, code)})",
+            f"NVIDIA's driver cannot start ({_name_of(library, code)})",
             "`nvidia-smi` must work on this machine first; after an update of the driver, restart it",
         )
     return Driver(_version_of(library), tuple(_gpus_of(library)))
@@ -196,7 +196,7 @@ def cuda_problem(ort: Any, load: Load = ctypes.CDLL) -> Problem | None:
         return Problem(f"`cuda` is not available: {names} {ort.__version__} is built without CUDA", cuda_hint(packages))
     driver = find_driver(load)
     if isinstance(driver, Problem):
-        return driver
+        return Problem(f"`cuda` is not available: {driver.message}", driver.hint)
     return (
         _driver_problem(driver, built, ort.__version__)
         or _gpu_problem(driver.gpus, ort.__version__)

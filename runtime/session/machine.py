@@ -18,6 +18,7 @@ from .cuda import ARCHITECTURES, CudaLibrary, Driver, Gpu, cuda_version, find_dr
 from .memory import available_memory, check_memory, mebibytes
 from .onnxruntime_import import ONNXRUNTIME, check_requirements, load_onnxruntime
 from .packages import NVIDIA, installed
+from .problem import Problem
 from .providers import PROVIDERS
 from .session import check_gpu_memory, size_of_weights
 
@@ -43,6 +44,8 @@ class CudaState:
     """The version of CUDA that onnxruntime is built for; None for a build without CUDA."""
     driver: str | None
     """The newest version of CUDA that NVIDIA's driver supports; None without a driver that works."""
+    driver_problem: str | None
+    """Why there is none."""
     gpus: tuple[Gpu, ...]
     libraries: tuple[CudaLibrary, ...]
     """What onnxruntime's CUDA provider is linked to; empty for a build without CUDA."""
@@ -117,6 +120,7 @@ def _cuda_state(ort: Any) -> CudaState:
     return CudaState(
         built_for=None if built is None else "{}.{}".format(*built),
         driver=None if known is None else "{}.{}".format(*known.cuda),
+        driver_problem=driver.message if isinstance(driver, Problem) else None,
         gpus=() if known is None else known.gpus,
         libraries=() if built is None else find_libraries(built[0]),
         architectures=tuple("{}.{}".format(*one) for one in ARCHITECTURES.get(platform.machine(), ())),
@@ -154,7 +158,7 @@ def _needs_of(bundle: BundleFolder, machine: Machine) -> Iterator[str]:
 
 
 def _weights_of(bundle: BundleFolder) -> int:
-    return size_of_weights(bundle.path / GRAPH)
+    return size_of_weights(bundle.path / GRAPH, PROVIDERS[bundle.provider].device)
 
 
 def _check_memory(bundle: BundleFolder) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 from ..bundle.manifest import Provider
 from .config import SessionConfig
 from .cuda import cuda_graph_problem, cuda_problem
-from .onnxruntime_import import load_onnxruntime
 from .packages import conflict, install_command, installed
 from .problem import Problem
 from .request import Request, coreml_request, cpu_request, cuda_request
@@ -151,13 +150,3 @@ PROVIDERS: dict[str, ExecutionProvider] = {
 }
 """Provider of a manifest -> how it is asked for."""
 ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}
-
-
-def available_providers() -> list[Provider]:
-    """Supported providers that this onnxruntime was built with; only opening a session shows whether one works."""
-    ort = load_onnxruntime()
-    return [provider for provider in Provider if PROVIDERS[provider].available(ort)]
-
-
-def named(providers: Sequence[Provider]) -> str:
-    return ", ".join(f"`{provider.value}`" for provider in providers)

@@ -64,6 +64,7 @@ class Session:
         """Bytes of GPU memory that the session may take; None for all."""
         self.int8 = int8_arithmetic(ort) if config.int8 and config.provider is Provider.CPU else None
         self.weights = size_of_weights(path)
+        self._device_weights = size_of_weights(path, self.device)
         self._values: WeakSet[Any] = WeakSet()
         self._check_weights()
         request = entry.request(ort, config)
@@ -80,10 +81,11 @@ class Session:
         what = f"the weights of `{self.path}`"
         check_memory(self.weights, what)
         if self.device != "cpu":
-            check_gpu_memory(self.weights, what)
-        if self.max_memory is not None and self.weights > self.max_memory:
+            check_gpu_memory(self._device_weights, what)
+        limit = self.max_memory
+        if limit is not None and self._device_weights > limit:
             raise OutOfMemoryError(
-                f"{what} take at least {mebibytes(self.weights)}, and `max_memory` is {mebibytes(self.max_memory)}",
+                f"{what} take at least {mebibytes(self._device_weights)}, and `max_memory` is {mebibytes(limit)}",
                 hint=_GPU_HINT,
             )
 
@@ -198,7 +200,7 @@ class Session:
         free = free_memory_of_gpu()
         if self.max_memory is None:
             return free
-        taken = self.weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
+        taken = self._device_weights + sum(int(value.tensor_size_in_bytes()) for value in self._values)
         left = max(0, self.max_memory - taken)
         return left if free is None else min(left, free)
 
@@ -254,14 +256,15 @@ def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(size in (None, own) for own, size in zip(found, wanted, strict=True))
 
 
-def size_of_weights(path: Path) -> int:
-    """Bytes that an open graph takes at least.
+def size_of_weights(path: Path, device: str = "cpu") -> int:
+    """Bytes that an open graph takes at least of a device's memory.
 
-    Weights in the graph's own file are read and then copied, as measured; external data is packed once.
+    On the CPU, weights in the graph's own file are read and then copied, as measured; external data is packed once.
     """
+    copies = 2 if device == "cpu" else 1
     data = path.with_name(GRAPH_DATA)
     try:
-        return 2 * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+        return copies * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     except OSError:
         return 0
 
@@ -283,12 +286,13 @@ def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_mem
     """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
 
     A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input.
-    Within a limit on the memory, such a failure is taken for its end: the arena frees what a failed run took, and does
-    not say how much that was.
+    Within a limit on the memory, such a failure of a run is taken for its end: the arena frees what a failed run took,
+    and does not say how much that was. One of opening is, where twice the weights do not fit in the limit.
     """
     free = free_memory_of_gpu()
     short = free is not None and free < max(needed, SPARE)
-    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or max_memory is not None)):
+    within = max_memory is not None and (verb == "run" or needed > max_memory)
+    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or within)):
         limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
         left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
         why = ", ".join(filter(None, (limit, left)))

@@ -152,8 +152,9 @@ def test_descriptions_wrap_on_a_narrow_terminal(ortkit: Ortkit, monkeypatch: pyt
 def test_help_ends_with_examples_that_can_be_run(
     command: click.Command, ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Bundles of this folder would be looked through for names like those of the examples.
     monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path))
+    for name in ("all-MiniLM-L6-v2-int8", "ms-marco-MiniLM-L-12-v2-int8", "SmolLM2-135M-Instruct-int4"):
+        (tmp_path / name).mkdir()
     shown = ortkit(command.name, "--help").out.decode()
     assert isinstance(command, ExampleCommand)
     examples = shown.partition("\nExamples:\n")[2].splitlines()

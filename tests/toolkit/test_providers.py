@@ -89,6 +89,19 @@ def test_a_machine_that_lacks_a_library(ortkit: Ortkit, monkeypatch: pytest.Monk
     assert found["cuda"]["architectures"] == ["7.5", "8.0", "8.6", "8.9", "9.0", "12.0"]
 
 
+def test_a_machine_without_a_driver(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the rest is still shown."""
+    use(monkeypatch, FakeOnnxruntime(), FakeDriver(missing=["libcuda.so.1", "libcublas.so.13"]))
+
+    out = ortkit("providers").out
+
+    assert labelled(out, "driver") == [
+        "none: there is no NVIDIA driver: libcuda.so.1: cannot open shared object file: No such file or directory"
+    ]
+    assert labelled(out, "GPU") == []
+    assert len(labelled(out, "library")) == 5
+
+
 def test_without_onnxruntime(ortkit: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
     from ortkit import MissingPartError
 

@@ -32,11 +32,12 @@ def bundle_folders() -> Iterator[Path]:
 def resolve_bundle(name: str) -> str:
     """The path of a bundle that is given by its path or by its name; a bundle at this path takes precedence.
 
-    Raises NotFoundError, with the close matches, for a name that is neither. A path with several parts is returned as
-    it is, and so is one of anything else than a bundle: opening it raises the error.
+    Raises NotFoundError for a name that is neither, with the close matches, or where ORTKIT_BUNDLES names no folder.
+    Anything else is returned as it is: opening it raises the error, after those of the other arguments.
     """
     plain = name.rstrip(os.sep)
-    if not plain or os.sep in plain or Path(plain, MANIFEST).exists():
+    # `Path.exists` raises OSError for a name that is too long.
+    if not plain or os.sep in plain or os.path.exists(Path(plain, MANIFEST)):  # noqa: PTH110
         return name
     folders = {path.name: path for path in bundle_folders()}
     if plain in folders:
@@ -44,14 +45,12 @@ def resolve_bundle(name: str) -> str:
     if os.path.lexists(name):
         return name
     close = close_names(plain, folders)
+    hint = missing_folder()
     if close:
         hint = f"did you mean {' or '.join(f'`{other}`' for other in close)}? `ortkit list` shows all"
-    else:
-        hint = "`ortkit list` shows the bundles there" if folders else "`ortkit export MODEL` makes one"
-    raise NotFoundError(
-        f"there is no bundle `{name}`, neither at this path nor in `{bundles_folder()}`",
-        hint=missing_folder() or hint,
-    )
+    if hint is None:
+        return name
+    raise NotFoundError(f"there is no bundle `{name}`, neither at this path nor in `{bundles_folder()}`", hint=hint)
 
 
 def missing_folder() -> str | None:

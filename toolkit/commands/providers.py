@@ -25,7 +25,7 @@ Lines = Iterator[tuple[str, str]]
     cls=ExampleCommand,
     examples=[
         "ortkit providers",
-        "ortkit providers all-MiniLM-L6-v2-fp16-cuda",
+        "ortkit providers all-MiniLM-L6-v2-int8",
         "ortkit providers --json",
     ],
 )
@@ -95,7 +95,7 @@ def _lines_of(machine: Machine) -> Lines:
 
 def _cuda_lines(cuda: CudaState) -> Lines:
     yield "CUDA", "not in this onnxruntime" if cuda.built_for is None else f"onnxruntime is built for {cuda.built_for}"
-    yield "driver", "none" if cuda.driver is None else f"supports CUDA {cuda.driver}"
+    yield "driver", f"none: {cuda.driver_problem}" if cuda.driver is None else f"supports CUDA {cuda.driver}"
     for gpu in cuda.gpus:
         capability = "{}.{}".format(*gpu.capability)
         yield "GPU", f"{gpu.name}, compute capability {capability}, {_mebibytes(gpu.memory)}"

@@ -103,14 +103,6 @@ def test_sessions_are_opened_on_demand_and_the_last_three_kept(path: Path, monke
     assert opened == [(1, 4), (2, 8), (1, 8), (2, 4), (1, 8)]
 
 
-def test_warm_opens_what_is_kept(path: Path) -> None:
-    sessions = BucketSessions(path, CONFIG, BUCKETS)
-
-    sessions.warm()
-
-    assert sessions.open_buckets == [(1, 4), (2, 4), (1, 8)]
-
-
 def test_a_session_runs_one_call_at_a_time_and_several_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running: dict[Any, int] = {}
     most: dict[Any, int] = {}

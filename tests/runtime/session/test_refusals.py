@@ -20,7 +20,7 @@ from ortkit.runtime.session.cuda import cuda_problem, find_driver
 from ortkit.runtime.session.problem import Problem
 from ortkit.runtime.session.providers import PROVIDERS, PluginProvider
 from ortkit.runtime.session.request import Request
-from ortkit.runtime.session.session import Session
+from ortkit.runtime.session.session import Session, gpu_failure
 from tests.fake_providers import COREML, CPU, CUDA, Fail, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
 
 INSTALL_CUDA = (
@@ -470,9 +470,9 @@ def test_values_on_the_device_and_what_is_left_of_the_limit(path: Path, monkeypa
     assert value.numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert value.numpy().dtype == np.float16
     assert list(empty.shape()) == [100, 1000]
-    assert session.available_memory() == (1 << 20) - session.weights - 12 - 400_000
+    assert session.available_memory() == (1 << 20) - path.stat().st_size - 12 - 400_000
     del empty
-    assert session.available_memory() == (1 << 20) - session.weights - 12
+    assert session.available_memory() == (1 << 20) - path.stat().st_size - 12
 
 
 def test_without_a_limit_what_is_free_on_the_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +543,20 @@ def test_a_run_that_fails_for_want_of_gpu_memory(
         left = f"{free >> 20:,} MiB are free on the GPU"
         assert caught.value.message == f"there is too little GPU memory to run `{path}` ({limit}{left}): {error}"
         assert (caught.value.hint, caught.value.exit_code) == (GPU_HINT, 9)
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"), [(60 << 20, BundleError), (70 << 20, OutOfMemoryError), (21 << 30, OutOfMemoryError)]
+)
+def test_a_graph_that_cannot_be_opened_within_a_limit(
+    monkeypatch: pytest.MonkeyPatch, needed: int, expected: type[OrtkitError]
+) -> None:
+    """A general failure of opening is one of memory only where the weights come near the limit."""
+    use(monkeypatch, FakeOnnxruntime())
+
+    found = gpu_failure(Path("model.onnx"), "open", Fail("no such operator"), needed=needed, max_memory=64 << 20)
+
+    assert type(found) is expected
 
 
 @pytest.mark.parametrize(

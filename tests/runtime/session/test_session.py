@@ -32,7 +32,7 @@ from ortkit.runtime.session.config import SessionConfig
 from ortkit.runtime.session.memory import Limit
 from ortkit.runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, load_onnxruntime
 from ortkit.runtime.session.open_sessions import _OPEN, shared_session
-from ortkit.runtime.session.providers import PROVIDERS, available_providers
+from ortkit.runtime.session.providers import PROVIDERS
 from ortkit.runtime.session.session import Session, failure
 from tests.decoders import write_decoder
 
@@ -67,7 +67,8 @@ def test_a_session_that_falls_back_is_refused(int8_bundle: Bundle, monkeypatch: 
 
 
 def test_the_cpu_is_always_there() -> None:
-    assert Provider.CPU in available_providers()
+    assert PROVIDERS[Provider.CPU].available(onnxruntime)
+    assert PROVIDERS[Provider.CPU].problem(onnxruntime) is None
 
 
 def test_other_inputs_than_were_promised(int8_bundle: Bundle) -> None:
@@ -102,9 +103,9 @@ def test_without_onnxruntime_the_message_says_what_to_install() -> None:
 import sys
 sys.modules["onnxruntime"] = None
 from ortkit import MissingPartError
-from ortkit.runtime.session.providers import available_providers
+from ortkit.runtime.session.onnxruntime_import import load_onnxruntime
 try:
-    available_providers()
+    load_onnxruntime()
 except MissingPartError as error:
     print(error)
 """
