@@ -23,7 +23,7 @@ final period, with literals in backticks.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class OrtkitError(Exception):
@@ -135,7 +135,7 @@ class OutOfMemoryError(OrtkitError, MemoryError):
     """There is too little memory; raised before the memory is allocated."""
 
     exit_code = 9
-    answer: Any = None
+    answer: object = None
     """From `generate` and `chat`: the `Answer` so far, where memory ran out in the middle of it; None otherwise."""
 
 

@@ -97,7 +97,7 @@ class Decoder(Closable):
     Raises TypeError for an unknown keyword, InputError for an invalid prompt or option, TextTooLongError for a prompt
     over the context, and OutOfMemoryError where the KV cache does not fit; all before anything is computed. A GPU may
     run out of memory in the middle of an answer: OutOfMemoryError says so and has the `answer` so far, and a stream
-    keeps its text and goes on with the answer when its next token is taken.
+    keeps its text and continues the answer when its next token is taken.
     """
 
     def __init__(

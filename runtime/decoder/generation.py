@@ -156,12 +156,11 @@ class Steps(Iterator[Step]):
                 if not self._cancelled:
                     raise
             except OutOfMemoryError as error:
-                if not self.ids:
+                if not self._cancelled:
+                    if self.ids:
+                        count = f"{len(self.ids)} token{'s' if len(self.ids) > 1 else ''}"
+                        error.message = f"{error.message.rstrip()}; the answer so far, {count}, is kept"
                     raise
-                count = f"{len(self.ids)} token{'s' if len(self.ids) > 1 else ''}"
-                raise OutOfMemoryError(
-                    f"{error.message}; the answer so far, {count}, is kept", hint=error.hint
-                ) from error
         if self.finish_reason is None:
             self.finish_reason = FinishReason.CANCELLED
         raise StopIteration

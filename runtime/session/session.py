@@ -28,8 +28,8 @@ from .providers import PROVIDERS, ExecutionProvider
 from .request import NO_FALLBACK, Request, session_options
 
 FLOATS, INTEGERS = "tensor(float)", "tensor(int64)"
-_GENERAL = {"Fail", "RuntimeException"}
-"""Classes of onnxruntime's exceptions that say only that something failed."""
+_GENERAL = {"Fail", "RuntimeException", "RuntimeError"}
+"""Classes of onnxruntime's exceptions that say only that something failed; with I/O binding it is Python's own."""
 _FATAL = 4
 """onnxruntime's logging severity for fatal errors alone."""
 _GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"

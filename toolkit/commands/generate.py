@@ -40,7 +40,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ...runtime.decoder.decoder import Decoder
-    from ...runtime.decoder.stream import Answer, Stream
+    from ...runtime.decoder.stream import Stream
 
 
 @click.command(
@@ -180,6 +180,7 @@ def generate(
 
 def _write_object(stream: Stream, decoder: Decoder, file: BinaryIO) -> None:
     """Write the answer as one JSON object, also the one so far where memory ran out in the middle of it."""
+    from ...runtime.decoder.stream import Answer
 
     def write(answer: Answer) -> None:
         file.write(object_to_json(answer_fields(answer, stream, decoder, tokens=True)) + b"\n")
@@ -187,7 +188,7 @@ def _write_object(stream: Stream, decoder: Decoder, file: BinaryIO) -> None:
     try:
         write(complete_answer(stream))
     except OutOfMemoryError as error:
-        if error.answer is not None:
+        if isinstance(error.answer, Answer):
             write(error.answer)
             file.flush()
         raise

@@ -146,7 +146,7 @@ def test_a_gpu_that_is_full_in_the_middle_of_an_answer(
     assert (cache.capacity, cache.length) == (FIRST_CAPACITY, FIRST_CAPACITY)
     assert all(buffer.shape()[2] == FIRST_CAPACITY for buffer in cache.buffers)
     cuda.session.left = 1 << 40
-    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it goes on where there is memory again"
+    assert [*stream.steps.ids, *(token.id for token in stream)] == expected, "it continues where there is memory again"
 
 
 def test_a_run_without_memory_leaves_the_answer_and_the_conversation(cuda: Decoder) -> None:
@@ -184,6 +184,21 @@ def test_an_answer_that_is_not_streamed_is_kept_in_the_error(cuda: Decoder, deco
     assert answer.text == "".join(token.text for token in answer.tokens)
     assert expected.text.startswith(answer.text)
     assert (answer.finish_reason, answer.usage.completion_tokens) == (FinishReason.LENGTH, 3)
+
+
+def test_an_answer_that_is_cancelled_ends_however_its_run_fails(cuda: Decoder) -> None:
+    """Where memory is short, a run that was stopped looks like one that failed for want of it."""
+    stream = cuda.stream(FOX, max_tokens=6)
+    next(stream)
+
+    def cancelled(*_: object) -> np.ndarray:
+        stream.cancel()
+        raise OutOfMemoryError("no memory")
+
+    stream.steps.forward.run = cancelled
+
+    assert list(stream) == []
+    assert stream.finish_reason is FinishReason.CANCELLED
 
 
 def test_a_prompt_without_memory_has_no_answer_to_keep(cuda: Decoder) -> None:

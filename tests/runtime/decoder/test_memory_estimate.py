@@ -88,7 +88,9 @@ def test_a_gpu_has_weights_as_they_are_in_the_file(
 
     assert found.weights == manifest.files["model.onnx"].size
     for length in found.lengths:
-        assert length.cache == length.tokens * 2 * 2 * 2 * 16 * 2, "keys and values of 2 layers, 2 heads of 16 halves"
+        assert length.cache == length.tokens * 2 * 2 * 2 * 16 * 2, (
+            "2 layers, 2 heads of 16 halves, each with a key and a value"
+        )
         assert length.total == found.weights + length.cache
     wide = {"model.onnx.data": FileRecord(10**11, "0" * 64)}
     assert run_tokens(dataclasses.replace(manifest, files=wide), facts) == 512

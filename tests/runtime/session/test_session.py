@@ -246,6 +246,7 @@ class InvalidGraph(Exception):  # noqa: N818
         (RuntimeException("std::bad_alloc"), 10 << 20, OutOfMemoryError),
         (RuntimeException("std::bad_alloc"), 2 << 30, BundleError),
         (RuntimeException("something else"), 10 << 20, OutOfMemoryError),
+        (RuntimeError("Error in execution: std::bad_alloc"), 10 << 20, OutOfMemoryError),
         (InvalidGraph("std::bad_alloc"), 10 << 20, BundleError),
         (MemoryError(), 2 << 30, OutOfMemoryError),
     ],
