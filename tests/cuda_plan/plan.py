@@ -8,6 +8,8 @@ bundle, has its arrays bound and gets an output. Graphs for the CPU are planned 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -18,6 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 import ortkit
+from ortkit import BundleError, ProviderError
 from ortkit.runtime.bundle.bundle import GRAPH
 
 CUDA = "CUDAExecutionProvider"
@@ -87,10 +90,33 @@ def is_planned(bundle: Path) -> bool:
     return passed
 
 
+def is_found_wrong(bundle: Path) -> bool:
+    """Whether `ortkit verify` finds that a GPU whose kernels compute nothing does not give what was certified."""
+    return ends_with(BundleError.exit_code, "with stubs", ["verify", str(bundle)], dict(os.environ))
+
+
+def is_refused_without_libraries(bundle: Path) -> bool:
+    """Whether the bundle is refused where onnxruntime-gpu is installed and CUDA is not."""
+    without = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    return ends_with(ProviderError.exit_code, "without CUDA", ["verify", str(bundle)], without)
+
+
+def ends_with(code: int, where: str, arguments: list[str], environment: dict[str, str]) -> bool:
+    command = [sys.executable, "-m", "ortkit", *arguments]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    same = finished.returncode == code
+    told = next((line for line in finished.stderr.splitlines() if line.startswith("error: ")), finished.stderr)
+    print(f"{'ok' if same else 'FAIL'}: {' '.join(arguments)} {where}: exit code {finished.returncode}, {told}")
+    return same
+
+
 def is_left_on_the_cpu(bundle: Path) -> bool:
     found = plan(bundle / GRAPH)
     print(f"{'FAIL' if found.whole else 'ok'}: {bundle.name}, which is for the CPU: {found}")
     return not found.whole
+
+
+CHECKS = (is_planned, is_found_wrong, is_refused_without_libraries)
 
 
 def main() -> None:
@@ -99,7 +125,7 @@ def main() -> None:
     parser.add_argument("--for-cpu", action="append", default=[], type=Path, help="bundles whose plan must fail")
     options = parser.parse_args()
     passed = [
-        *(is_planned(bundle) for bundle in options.bundles),
+        *(check(bundle) for bundle in options.bundles for check in CHECKS),
         *(is_left_on_the_cpu(bundle) for bundle in options.for_cpu),
     ]
     sys.exit(0 if all(passed) else 1)

@@ -1,8 +1,8 @@
 """Run a bundle's golden texts with onnxruntime's WebGPU plugin: `python -m tests.exporters.providers.on_webgpu BUNDLE`.
 
-Prints the provider, and the cosine similarity of each embedding to PyTorch's, as JSON. The bundle is one for CUDA; the
-plugin stands in for that provider, as one more entry of the runtime's providers. A process of its own, because a plugin
-stays registered, and its threads run until the process ends.
+Prints the providers, and the cosine similarity of each short text's embedding to PyTorch's, as JSON. The bundle is one
+for CUDA; the plugin stands in for that provider, as one more entry of the runtime's providers. A process of its own,
+because a plugin stays registered, and its threads run until the process ends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 
 # Vulkan drivers in software count as CPUs, which the plugin uses only if it is told to (0.4.0).
 os.environ.setdefault("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "1")
+FLASH = 32
+"""Tokens from which on the plugin's MultiHeadAttention (0.4.0) is wrong on Mesa's software driver, in float32 too."""
 
 
 def webgpu() -> Any:
@@ -43,7 +45,8 @@ def main(path: Path) -> None:
     with Embedder(path) as embedder:
         certificate = embedder.bundle.manifest.certificate
         assert certificate is not None
-        golden = certificate.golden[:3]
+        lengths = embedder.count_tokens(one.text for one in certificate.golden)
+        golden = [one for one, length in zip(certificate.golden, lengths, strict=True) if length < FLASH]
         found = embedder.embed([one.text for one in golden])
         expected = np.stack([unpack_vector(one.reference) for one in golden])
         print(json.dumps({"providers": embedder.session.session.get_providers(), "cosines": cosines(found, expected)}))

@@ -39,5 +39,5 @@ def test_a_graph_for_cuda_gives_what_pytorch_gives(
     assert finished.returncode == 0, finished.stderr
     shown = json.loads(finished.stdout.splitlines()[-1])
     assert shown["providers"][0] == "WebGpuExecutionProvider"
-    assert len(shown["cosines"]) == 3
+    assert len(shown["cosines"]) >= 3
     assert threshold <= min(shown["cosines"]) < 1.00001
