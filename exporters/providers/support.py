@@ -109,7 +109,7 @@ def check_architecture(provider: Provider, name: str, architecture: str) -> None
 
 
 def check_head(provider: Provider, name: str, *, pooled: bool) -> None:
-    """Raise UnsupportedModelError for a reranker whose graph pools all tokens, on a provider whose batches are padded."""
+    """Raise UnsupportedModelError for a reranker that pools all tokens, on a provider whose batches are padded."""
     if pooled and provider is Provider.COREML:
         raise UnsupportedModelError(
             f"`{name}` is not exported for `coreml`: it is made of modules that pool all tokens of a text, and texts "
