@@ -242,7 +242,7 @@ def match_repeated(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
 
 
 def match_packed(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
-    """One of queries, keys and values of one product: the product, how many parts it has, and which one this is.
+    """One of queries, keys and values of a merged layer: its output, how many parts it has, and which one this is.
 
     Reshape makes (texts, tokens, parts, heads, width) of it, Transpose moves the parts elsewhere, and Gather or Split
     with Squeeze takes one of them.

@@ -181,7 +181,7 @@ class Tables:
         # What is inserted before reads nothing that comes after: the graph is sorted at the end.
         found.type = ir.TensorType(ir.DataType.FLOAT)
         found.shape = None if shape is None else ir.Shape(shape)
-        # It is no more computed from the sizes of the batch.
+        # Not computed from the sizes of the batch any more.
         self.sizes.of_texts.add(found)
         found.name = f"of_positions_{self.count_of_nodes}"
         self.count_of_nodes += 1
@@ -334,7 +334,7 @@ def _function_of_count(tables: Tables, samples: Arrays, trial: NDArray[np.generi
 def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
     """The table (..., 2 * length - 1) of a function (..., tokens, tokens) of query minus key position.
 
-    Beyond the distances of the trial it goes on as a constant or, as ALiBi does, as a line.
+    Beyond the distances of the trial it continues as a constant or, as ALiBi does, as a line.
     """
     tokens = trial.shape[-1]
     trial = _finite(trial)
@@ -342,24 +342,23 @@ def _extended(trial: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
     table = np.concatenate([trial[..., 0, :0:-1], trial[..., :, 0]], axis=-1)
     if not np.array_equal(_pairs(table, tokens), trial):
         raise unsupported("what is computed for two positions depends on more than their difference")
-    more = reach.length - tokens
-    if not more:
+    if tokens == reach.length:
         return table
-    steps = np.arange(1, more + 1)
-    ends = []
-    for edge in (table[..., ::-1], table):
-        # The slope of the part whose form does not change any more.
-        outer = edge[..., -(tokens - max(reach.window, 1)) + 1 :] if edge.dtype != np.bool_ else edge[..., -8:]
-        if edge.dtype == np.bool_:
-            if not (outer == outer[..., -1:]).all():
-                raise unsupported("a mask changes beyond the model's window")
-            ends.append(np.repeat(outer[..., -1:], more, axis=-1))
-            continue
-        slope = outer[..., -1:] - outer[..., -2:-1]
-        if not np.array_equal(np.diff(outer, axis=-1), np.broadcast_to(slope, np.diff(outer, axis=-1).shape)):
-            raise unsupported("a bias has another form at long distances")
-        ends.append((outer[..., -1:] + slope * steps).astype(table.dtype))
-    return np.concatenate([ends[0][..., ::-1], table, ends[1]], axis=-1)
+    middle = tokens - 1
+    later, earlier = (_beyond(edge, reach) for edge in (table[..., middle::-1], table[..., middle:]))
+    return np.concatenate([later[..., ::-1], table, earlier], axis=-1)
+
+
+def _beyond(edge: NDArray[np.generic], reach: Reach) -> NDArray[np.generic]:
+    """The entries (..., distances) of a table for longer distances, given those from 0 on."""
+    tokens = edge.shape[-1]
+    outer, last = edge[..., reach.window + 1 :], edge[..., -1:]
+    if bool((outer == last).all()):
+        return np.repeat(last, reach.length - tokens, axis=-1)
+    line = edge[..., 1:2] * np.arange(reach.length).astype(np.float32)
+    if edge.dtype != np.float32 or not np.array_equal(outer, line[..., reach.window + 1 : tokens]):
+        raise unsupported("a bias has another form at long distances")
+    return np.asarray(line[..., tokens:])
 
 
 def _pairs(table: NDArray[np.generic], tokens: int) -> NDArray[np.generic]:

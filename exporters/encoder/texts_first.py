@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,6 @@ from .batch_sizes import SAMPLES, BatchSizes, Shape, same_number
 from .disentangled import separate_heads
 from .flatten import assume_whole_texts, drop_token_types
 from .position_tables import Reach, Tables, replace_sizes, unsupported
-
-_WINDOWS = ("local_attention", "sliding_window")
-"""Keys of a config.json that say how far attention reaches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,8 @@ def texts_first(
         fold_constants(traced)
         name_values(graph)
         sizes = BatchSizes(traced, scratch=scratch)
-    tables, reach = Tables(sizes), Reach(manifest.tokenizer.max_length, window_of(checkpoint))
+    length = manifest.tokenizer.max_length
+    tables, reach = Tables(sizes), Reach(length, window_of(checkpoint, length))
     pick_own_tokens(sizes)
     pick_same_token(sizes)
     separate_heads(sizes, tables, reach)
@@ -96,10 +95,12 @@ def texts_first(
 
 
 def name_values(graph: ir.Graph) -> None:
-    """Give every value a name of its own."""
-    for number, node in enumerate(graph):
-        for place, value in enumerate(node.outputs):
-            value.name = value.name or f"value_{number}_{place}"
+    """Give every value that a node makes a name of its own."""
+    values = [value for node in graph for value in node.outputs]
+    used = {value.name for value in values}
+    free = (name for name in map("value_{}".format, count()) if name not in used)
+    for value in values:
+        value.name = value.name or next(free)
 
 
 def name_axes(graph: ir.Graph) -> None:
@@ -181,10 +182,11 @@ def pick_same_token(sizes: BatchSizes) -> None:
                 break
 
 
-def window_of(checkpoint: Checkpoint) -> int:
-    """The size of the local attention that a config.json asks for, 0 for none."""
-    found = [checkpoint.config.get(key) for key in _WINDOWS]
-    return max((size for size in found if isinstance(size, int)), default=0)
+def window_of(checkpoint: Checkpoint, length: int) -> int:
+    """The size of the local attention that a config.json asks for, 0 where it holds all of a text."""
+    config = checkpoint.config
+    found = [config.get("local_attention"), config.get("sliding_window") if config.get("use_sliding_window") else None]
+    return max((size for size in found if isinstance(size, int) and size < 2 * length), default=0)
 
 
 def drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> None:
@@ -219,9 +221,9 @@ def kept_input(node: ir.Node) -> ir.Value | None:
 
 def average_tokens(graph: ir.Graph, tables: Tables) -> None:
     """Let one operator compute a mean over tokens, whose sum float16 may not hold."""
-    count = tables.known.get(("count",))
+    tokens = tables.known.get(("count",))
     for node in list(graph):
-        if node.op_type != "Div" or count is None or node.inputs[1] is not count:
+        if node.op_type != "Div" or tokens is None or node.inputs[1] is not tokens:
             continue
         total = required(node.inputs[0]).producer()
         if total is None or total.op_type != "ReduceSum" or only_user(total.outputs[0], "Div") is not node:
@@ -235,15 +237,15 @@ def average_tokens(graph: ir.Graph, tables: Tables) -> None:
 def fuse_attention(found: TextsFirst, write: Callable[[SelfAttention], ir.Value]) -> int:
     """Compute every attention by what `write` inserts, (texts, tokens, heads * width); returns how many there are."""
     graph = found.model.graph
-    count = 0
+    fused = 0
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
         matched = match_self_attention(softmax, found)
         if matched is not None:
             context, attention = matched
             replace(context, write(attention))
-            count += 1
+            fused += 1
     tidy(found.model)
-    return count
+    return fused
 
 
 def match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value, SelfAttention] | None:

@@ -34,8 +34,8 @@ _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 class Embedder(Encoder, Closable):
     """An embedding model: converts texts to embeddings. Thread-safe.
 
-    A text has the same embedding, bit for bit, alone or in any batch, in any order, with any number of workers.
-    Embedders of the same bundle share its weights.
+    On the CPU a text has the same embedding, bit for bit, alone or in any batch, in any order, with any number of
+    workers. Embedders of the same bundle share its weights.
 
         >>> with Embedder(embedder_bundle) as embedder:
         ...     embedder.embed(["The pump does not start", "Knots for wet rope"]).shape
@@ -67,7 +67,7 @@ class Embedder(Encoder, Closable):
         workers: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
+        """Open a bundle; `workers` is how many batches run at once, by default one per usable CPU core or GPU.
 
         `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
         damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.

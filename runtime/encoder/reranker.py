@@ -59,8 +59,8 @@ class PairScores:
 class Reranker(Encoder, Closable):
     """A cross-encoder: scores how relevant documents are to a query. Thread-safe.
 
-    A pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers. Rerankers
-    of the same bundle share its weights.
+    On the CPU a pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers.
+    Rerankers of the same bundle share its weights.
 
     Documents and pairs are any iterable. These keywords are the same for all methods:
 
@@ -88,7 +88,7 @@ class Reranker(Encoder, Closable):
         workers: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        """Open a bundle; `workers` is the number of batches that run at once, by default one for each usable CPU core.
+        """Open a bundle; `workers` is how many batches run at once, by default one per usable CPU core or GPU.
 
         `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
         damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
