@@ -12,13 +12,13 @@ from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision,
 from ..runtime.errors import InputError, UnsupportedModelError
 from .checkpoint.catalog import load_catalog
 from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.cross_encoder import check_cross_encoder
+from .checkpoint.cross_encoder import Form, check_cross_encoder, read_cross_encoder
 from .checkpoint.generation_config import generation_defaults
 from .checkpoint.kind import check_kind, kind_of, max_length
 from .encoder.config import embedder_facts
 from .gguf.block_formats import BLOCK_READERS
 from .providers.cuda import check_attention
-from .providers.support import SUPPORT, check_architecture, check_supported
+from .providers.support import SUPPORT, check_architecture, check_head, check_supported
 
 THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
 """The option that sets the accuracy threshold, by kind."""
@@ -74,6 +74,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
     if kind is Kind.RERANKER:
         check_cross_encoder(checkpoint)
+        check_head(provider, checkpoint.name, pooled=read_cross_encoder(checkpoint).form is Form.MODULES)
     elif kind is Kind.DECODER:
         generation_defaults(checkpoint)
         if provider is Provider.CUDA:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.bundle import GRAPH
-from ...runtime.bundle.manifest import Precision
+from ...runtime.bundle.manifest import Buckets, Precision
 from ...runtime.encoder.base import Encoder
-from ...runtime.encoder.buckets import Bucket, pad_to
+from ...runtime.encoder.buckets import PADDED_TOKENS, Bucket, pad_to
 from ...runtime.errors import UnsupportedModelError
 from .coreml_partition import check_one_partition
 
@@ -39,15 +39,24 @@ def check_buckets(encoder: Encoder, rows: Sequence[Row]) -> None:
     check_one_partition(path, name=manifest.name, texts=buckets.texts[-1], tokens=buckets.tokens[0])
     longest_first = sorted(rows, key=_tokens, reverse=True)
     alone: dict[int, NDArray[np.float32]] = {}
-    for tokens in [size for size in buckets.tokens if size <= LONGEST] or buckets.tokens[:1]:
-        for texts in buckets.texts:
-            fitting = [place for place, row in enumerate(longest_first) if _tokens(row) <= tokens][:texts]
-            for place in fitting:
-                if place not in alone:
-                    alone[place] = _outputs(encoder, (1, _tokens(longest_first[place])), [longest_first[place]])[0]
-            found = _outputs(encoder, (texts, tokens), [longest_first[place] for place in fitting])
-            for place, padded in zip(fitting, found, strict=True):
-                _check(encoder, (texts, tokens), padded, alone[place])
+    for texts, tokens in _compared(buckets):
+        fitting = [place for place, row in enumerate(longest_first) if _tokens(row) <= tokens][:texts]
+        for place in fitting:
+            if place not in alone:
+                alone[place] = _outputs(encoder, (1, _tokens(longest_first[place])), [longest_first[place]])[0]
+        found = _outputs(encoder, (texts, tokens), [longest_first[place] for place in fitting])
+        for place, padded in zip(fitting, found, strict=True):
+            _check(encoder, (texts, tokens), padded, alone[place])
+
+
+def _compared(buckets: Buckets) -> list[Bucket]:
+    """The buckets that are compared: those in which texts run by default, but for the longest."""
+    return [
+        (texts, tokens)
+        for tokens in buckets.tokens
+        for texts in buckets.texts
+        if tokens <= LONGEST and (texts == 1 or texts * tokens <= PADDED_TOKENS)
+    ]
 
 
 def _outputs(encoder: Encoder, bucket: Bucket, rows: Sequence[Row]) -> list[NDArray[np.float32]]:

@@ -7,7 +7,7 @@ the shapes are fixed, and CoreML sees constants. What is changed is what depends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from ..checkpoint.kind import required_int
 from ..graph.external_data import LARGEST_PROTOBUF, weights_bytes
 from ..graph.nodes import (
     array_of,
+    batch_and_length,
     constant,
     constant_of,
     graph_input,
@@ -34,7 +35,7 @@ from ..graph.nodes import (
     token_count,
     values_of_texts,
 )
-from ..graph.passes import drop_unused_inputs, fold_constants, merge_products, tidy
+from ..graph.passes import drop_unused_inputs, fold_constants, is_row_wise, merge_products, tidy
 from .attention import comes_from_mask_only
 from .coreml_partition import BATCH, TOKENS
 from .flatten import assume_whole_texts, drop_token_types, is_one_token, rows_at_products, set_head_apart
@@ -74,6 +75,7 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
     merge_products(graph)
     rows_at_products(graph)
     transpose_weights(graph)
+    stay_on_rows(graph)
     use_supported_operators(graph)
     tidy(traced)
     drop_unused_inputs(graph)
@@ -331,6 +333,50 @@ def transpose_weights(graph: ir.Graph) -> None:
 def transposed(graph: ir.Graph, name: str, weight: NDArray[np.float32]) -> ir.Value:
     """A weight (inputs, outputs) as the constant (outputs, inputs)."""
     return constant(graph, f"{name}_transposed", np.ascontiguousarray(weight.T))
+
+
+def stay_on_rows(graph: ir.Graph) -> None:
+    """Let what treats each token on its own work on rows (batch * tokens, width) between two products.
+
+    Otherwise each has a Reshape before it and one behind it.
+    """
+    sizes = batch_and_length(graph)
+    rows: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Reshape":
+            source, shape = required(node.inputs[0]), array_of(node.inputs[1])
+            concat = required(node.inputs[1]).producer()
+            if shape is not None and shape.shape == (2,) and shape[0] == -1:
+                if source in rows:
+                    replace(node.outputs[0], rows[source])
+                else:
+                    rows[source] = node.outputs[0]
+            elif concat is not None and concat.op_type == "Concat" and concat.inputs[0] is sizes:
+                rows[node.outputs[0]] = source
+        elif can_run_on_rows(node, rows):
+            inputs = [value if value is None else rows.get(value, value) for value in node.inputs]
+            attributes = list(node.attributes.values())
+            same = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs))
+            insert_node(node, same)
+            any_width = constant(graph, "any_width", np.array([-1], np.int64))
+            for old, new in zip(node.outputs, same.outputs, strict=True):
+                new.type = old.type
+                apart = insert(node, "Reshape", [new, insert(node, "Concat", [sizes, any_width], {"axis": 0})])
+                apart.type = old.type
+                replace(old, apart)
+                rows[apart] = new
+
+
+def can_run_on_rows(node: ir.Node, rows: Mapping[ir.Value, ir.Value]) -> bool:
+    """Whether an operator treats each token on its own, and all that it reads is there in rows, or the same for all."""
+    constants = [array for value in node.inputs if (array := array_of(value)) is not None]
+    computed = [value for value in node.inputs if value is not None and array_of(value) is None]
+    return (
+        is_row_wise(node)
+        and bool(computed)
+        and all(value in rows for value in computed)
+        and all(array.ndim <= 1 for array in constants)
+    )
 
 
 def use_supported_operators(graph: ir.Graph) -> None:

@@ -108,6 +108,16 @@ def check_architecture(provider: Provider, name: str, architecture: str) -> None
         )
 
 
+def check_head(provider: Provider, name: str, *, pooled: bool) -> None:
+    """Raise UnsupportedModelError for a reranker that pools all tokens, on a provider whose batches are padded."""
+    if pooled and provider is Provider.COREML:
+        raise UnsupportedModelError(
+            f"`{name}` is not exported for `coreml`: it is made of modules that pool all tokens of a text, and texts "
+            "are padded there",
+            hint="use `--provider cpu`",
+        )
+
+
 def check_supported(provider: Provider, kind: Kind, precision: Precision | None) -> None:
     """Raise InputError for a kind, or a precision of it, that graphs for this provider do not come in."""
     support = SUPPORT[provider]

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     type=click.Choice([choice.value for choice in Provider]),
     default="cpu",
     show_default=True,
-    help="Execution provider of the graph. cuda: LLMs, to int4, int8 and fp16. coreml: embedders and rerankers, to "
-    "fp32 and fp16. Both are certified on the CPU.",
+    help="Execution provider of the graph. cuda: encoders, to fp16 and fp32, and LLMs, to int4, int8 and fp16. coreml: "
+    "encoders, to fp32 and fp16. Both are certified on the CPU.",
 )
 @click.option(
     "--out",

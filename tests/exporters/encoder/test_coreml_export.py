@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from ortkit import Bundle, Embedder, Kind, Precision, Provider, ProviderError, Reranker, UnsupportedModelError
 from ortkit.exporters import Origin, export
@@ -101,6 +104,19 @@ def test_a_reranker(reranker_checkpoint: Path, tmp_path: Path) -> None:
     pairs = [("pump", text) for text in TEXTS]
     expected = CrossEncoder(str(reranker_checkpoint), device="cpu", local_files_only=True).predict(pairs)
     assert np.abs(Reranker(on_the_cpu(bundle)).score(pairs) - expected).max() <= 1e-5
+
+
+def test_a_reranker_that_pools_all_tokens_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    dense = Dense(48, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    modules = [Transformer(str(tiny_checkpoint)), Pooling(48, pooling_mode="mean"), dense]
+    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(tmp_path / "pooled"))
+
+    message = "`pooled` is not exported for `coreml`: it is made of modules that pool all tokens"
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        export(str(tmp_path / "pooled"), kind=Kind.RERANKER, provider=Provider.COREML, out=tmp_path / "bundle")
+
+    assert caught.value.exit_code == 10
+    assert caught.value.hint == "use `--provider cpu`"
 
 
 def test_a_graph_that_does_not_mask_padding_is_refused(tiny_coreml: Bundle, tmp_path: Path) -> None:

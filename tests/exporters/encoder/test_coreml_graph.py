@@ -157,6 +157,19 @@ def test_weights_are_transposed_for_coreml(checkpoint: Path, tmp_path: Path) -> 
     assert not {"If", "Loop", "Where", "Expand"} & {node.op_type for node in traced.graph}
 
 
+def test_layers_run_on_rows(checkpoint: Path, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "tiny", checkpoint, "bert")
+    found, manifest, traced = traced_encoder(tmp_path / "tiny", Kind.EMBEDDER, tmp_path, provider=Provider.COREML)
+    rebuild_for_coreml(traced, found, manifest)
+    save_graph(traced, tmp_path / "coreml.onnx")
+
+    fixed = folded(tmp_path / "coreml.onnx", texts=8, tokens=48).graph
+
+    # Embeddings to rows and rows to the output; in each of two layers three parts into heads, and heads to rows.
+    assert sum(node.op_type == "Reshape" for node in fixed) == 2 + 2 * 4
+    assert [value.shape for node in fixed for value in node.outputs if node.op_type == "Gelu"] == [[8 * 48, 96]] * 2
+
+
 @pytest.mark.parametrize("architecture", cases(["bert", "qwen3", "roberta"]))
 def test_float16_is_one_partition_too(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
