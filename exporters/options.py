@@ -62,13 +62,13 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     threshold = _checked_threshold(kind, options.thresholds)
     provider = options.provider
     check_supported(provider, kind, options.precision)
-    check_architecture(provider, checkpoint.name, checkpoint.architecture.name)
     precision = options.precision or default_precision(checkpoint, kind, provider)
     check_precision(checkpoint, kind, precision, provider)
     cache = checked_cache(kind, precision, options.cache, provider)
     # A GGUF file was checked when its header was read.
     if checkpoint.gguf is not None:
         return ExportPlan(kind, precision, cache, threshold, provider)
+    check_architecture(provider, checkpoint.name, checkpoint.architecture.name)
     check_kind(checkpoint, kind)
     max_length(checkpoint)
     embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
