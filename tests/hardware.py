@@ -14,6 +14,8 @@ import pytest
 from ortkit import Provider
 
 MARKS = {"gpu": Provider.CUDA, "coreml": Provider.COREML}
+WEBGPU = "webgpu"
+"""The mark of tests that skip themselves without onnxruntime's plugin."""
 
 
 @cache
@@ -45,11 +47,15 @@ def not_run(skipped: list[pytest.TestReport]) -> str | None:
     counts = Counter(
         mark
         for report in skipped
-        for mark in MARKS
+        for mark in (*MARKS, WEBGPU)
         # A test with the mark may be skipped for another reason where the hardware is there.
-        if mark in report.keywords and f"{mark}: would check" in str(report.longrepr)
+        if mark in report.keywords and f"{mark}: " in str(report.longrepr)
     )
-    return f"not run here: {', '.join(f'{counts[mark]} {mark}' for mark in MARKS if counts[mark])}" if counts else None
+    return (
+        f"not run here: {', '.join(f'{counts[mark]} {mark}' for mark in (*MARKS, WEBGPU) if counts[mark])}"
+        if counts
+        else None
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

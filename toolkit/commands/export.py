@@ -142,7 +142,9 @@ def _summarize(exported: Exported) -> None:
     certificate = bundle.manifest.certificate
     path = click.format_filename(bundle.path)
     say("", err=True)
-    say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
+    provider = bundle.manifest.provider
+    target = "" if provider is Provider.CPU else f", for {provider.value}"
+    say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}{target}", err=True)
     say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} bundle", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
@@ -151,7 +153,7 @@ def _summarize(exported: Exported) -> None:
             say(f"  {threshold_of(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
-            say(f"  {_source_comparison(certificate)}", err=True)
+            say(f"  {_source_comparison(certificate, provider)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
@@ -176,12 +178,13 @@ _NEXT = {
 """The next command to run; the braces are for the bundle's path."""
 
 
-def _source_comparison(certificate: Certificate) -> str:
+def _source_comparison(certificate: Certificate, provider: Provider) -> str:
     """The accuracy of the GGUF file's own blocks on the same texts, where its weights were quantized again."""
     figures = certificate.figures
+    keep = "leave out `--precision` to keep them" if provider is Provider.CPU else "`--provider cpu` keeps them"
     return (
         f"source   KL {figures['source_kl_mean']:.5f} and {figures['source_top1_agreement']:.1%} with the file's own "
-        "blocks: leave out `--precision` to keep them"
+        f"blocks: {keep}"
     )
 
 
