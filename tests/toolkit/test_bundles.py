@@ -83,6 +83,7 @@ def test_inspect_shows_the_plan_on_this_machine(
         "batch_tokens": 256,
         "provider": "cpu",
         "onnxruntime": onnxruntime.__version__,
+        "buckets": None,
         "disabled_optimizers": ["SkipLayerNormFusion"],
         "int8": {"precision_mode": True, "features": ["avx2"]},
     }
