@@ -38,6 +38,13 @@ SUPPORT = {
             Precision.FP32: (_FLOAT32,),
         },
         reasons={
+            **{
+                (kind, Precision.FP16): (
+                    "a CPU computes it in float32, slower than `int8`",
+                    "add `--provider cuda` or `coreml`, or use `--precision int8`",
+                )
+                for kind in _ENCODERS
+            },
             (Kind.DECODER, Precision.FP16): (
                 "a CPU computes it in float32, slower than `int4`, and the bundle is larger",
                 "add `--provider cuda` for a GPU, or use `--precision int4`",

@@ -23,6 +23,10 @@ PADDED_TOKENS = 4096
 """Tokens in one run of a bucket of several texts, with padding; longer texts run alone."""
 MASKED = np.float32(-10_000)
 """Added to the attention scores of padding: float16 holds it, and its exponential is 0 in float32."""
+_MOST_SIZES = 16
+"""Sizes of buckets, of which each may get a session: more than any export makes."""
+_MOST_TEXTS = 64
+"""Far more texts than any export's bucket has: buffers of this size are allocated."""
 PAD_ID = 0
 """The token id of padding. It is masked, so that any id of the vocabulary does."""
 
@@ -48,8 +52,16 @@ class BucketChoice:
         self.buckets = buckets
         self.path = path
         for name, sizes in (("tokens", buckets.tokens), ("texts", buckets.texts)):
-            if not sizes or list(sizes) != sorted(set(sizes)):
-                raise BundleError(f"`buckets.{name}` in the manifest of `{path}` must be ascending, not {list(sizes)}")
+            if not 0 < len(sizes) <= _MOST_SIZES or list(sizes) != sorted(set(sizes)):
+                raise BundleError(
+                    f"`buckets.{name}` in the manifest of `{path}` must be 1 to {_MOST_SIZES} ascending numbers, not "
+                    f"{list(sizes[: _MOST_SIZES + 1])}"
+                )
+        if buckets.texts[-1] > _MOST_TEXTS:
+            raise BundleError(
+                f"the largest bucket in the manifest of `{path}` has {buckets.texts[-1]} texts, and the "
+                f"limit is {_MOST_TEXTS}"
+            )
         if buckets.tokens[-1] < max_length:
             raise BundleError(
                 f"the largest bucket in the manifest of `{path}` has {buckets.tokens[-1]} tokens, and the model's "
@@ -85,12 +97,20 @@ class BucketChoice:
         groups = []
         for tokens, same in by_tokens.items():
             count = max((texts for texts in self.buckets.texts if texts * tokens <= batch_tokens), default=1)
-            groups += [same[start : start + count] for start in range(0, len(same), count)]
+            groups += _split(same, count)
         return groups
 
     def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:
         """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them."""
         return pad_to(self.smallest(len(rows), max(map(_tokens_of, rows))), rows)
+
+
+def _split(items: list[Item], count: int) -> list[list[Item]]:
+    """Lists of at most `count` items; none has a single one where others have more, which would need another bucket."""
+    groups = [items[start : start + count] for start in range(0, len(items), count)]
+    if count > 2 and len(groups) > 1 and len(groups[-1]) == 1:
+        groups[-1].insert(0, groups[-2].pop())
+    return groups
 
 
 def pad_to(bucket: Bucket, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:

@@ -18,8 +18,8 @@ from ..errors import InputError
 from .config import Bucket, SessionConfig
 from .session import Session
 
-MOST_OPEN = 3
-"""Sessions that are open at once: each has a copy of the weights."""
+MOST_OPEN = 4
+"""Sessions that are open at once, each with a copy of the weights: one for each bucket of up to 512 tokens."""
 
 
 class _Slot:

@@ -13,6 +13,8 @@ from .fit import check_fit
 from .model_cache import model_cache_of
 
 _COMPACT_BLOCK = 32
+_MOST_MEMORY = (1 << 63) - 1
+"""onnxruntime reads the limit as a signed integer of 64 bits."""
 
 
 class Bucket(NamedTuple):
@@ -69,7 +71,7 @@ class SessionConfig:
             compact_blocks=manifest.blocks is not None and _are_compact(manifest.blocks),
             float16=manifest.precision is Precision.FP16,
             layout=None if manifest.kind is Kind.DECODER else manifest.layout,
-            max_memory=None if max_memory is None else checked_integer(max_memory, "max_memory"),
+            max_memory=None if max_memory is None else min(checked_integer(max_memory, "max_memory"), _MOST_MEMORY),
             model_cache=model_cache_of(bundle) if compiled else None,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import mmap
+import os
 import platform
 import shlex
 from collections.abc import Callable, Sequence
@@ -133,7 +134,13 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
             f"install NVIDIA's driver, {_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, as "
             "with `docker run --gpus all`",
         )
-    code = library.cuInit(0)
+    try:
+        code = library.cuInit(0)
+    # Another library of this name, or a stub of it.
+    except AttributeError as error:
+        return Problem(
+            f"`{DRIVER}` is not NVIDIA's driver: {error}", f"install NVIDIA's driver, {_DRIVERS[13]} or newer"
+        )
     if code == _NO_DEVICE:
         return Problem(
             "NVIDIA's driver finds no GPU",
@@ -253,7 +260,7 @@ def _gpu_problem(gpus: Sequence[Gpu], version: str) -> Problem | None:
     return Problem(
         f"`cuda` is not available: onnxruntime-gpu {version} has no code for the GPU {gpus[0].name}, of compute "
         f"capability {own}; it has code for {known}",
-        f"set CUDA_VISIBLE_DEVICES={others[0]}, a GPU that it has code for"
+        f"set CUDA_VISIBLE_DEVICES={_visible_name(others[0])}, a GPU that it has code for"
         if others
         else "use a GPU of one of these, NVIDIA's own build of onnxruntime for this board, or a bundle for the CPU: "
         "`ortkit export MODEL --provider cpu`",
@@ -287,3 +294,9 @@ def free_gpu_memory(cuda: int, load: Load = ctypes.CDLL) -> int | None:
     except (OSError, AttributeError):
         return None
     return None if code else free.value
+
+
+def _visible_name(place: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls the GPU at this place among those that are visible now."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return visible[place] if visible[0] and place < len(visible) else str(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 import sys
 from pathlib import Path
 
@@ -16,18 +17,22 @@ _CHARACTERS = 16
 
 
 def cache_folder() -> Path | None:
-    """The folder for caches: ORTKIT_CACHE, or the user's; None where ORTKIT_CACHE is empty: nothing is kept."""
+    """The folder for caches: ORTKIT_CACHE, or the user's; None where that is empty or unknown: nothing is kept."""
     named = os.environ.get("ORTKIT_CACHE")
     if named is not None:
         return Path(named).absolute() if named else None
-    home = Path.home()
+    try:
+        home = Path.home()
+    # Without HOME, for a user whom the system does not know, as in containers.
+    except RuntimeError:
+        return None
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "ortkit"
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "ortkit"
 
 
 def model_cache_of(bundle: BundleFolder) -> Path | None:
-    """Make the folder for what is compiled from a bundle; None where it cannot be written: it is compiled each time.
+    """The folder for what is compiled from a bundle; None where nothing is kept.
 
     Named by the bundle's digest and by the versions of onnxruntime and macOS, because CoreML's provider does not notice
     that a graph was replaced.
@@ -37,9 +42,15 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
         return None
     digest = sha256_of(bundle.path / MANIFEST)[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
-    folder = root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
+    return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
+
+
+def usable_folder(folder: Path) -> Path | None:
+    """Make the folder; None where it cannot be written, or others can write it: the provider runs what is in it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+    others = status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return None if others or not os.access(folder, os.W_OK | os.X_OK) else folder

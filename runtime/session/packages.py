@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 
 from .problem import Problem
 
@@ -44,6 +43,9 @@ _MACHINES = ("x86_64", "aarch64")
 
 def installed(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Those of the packages that are installed, with their versions."""
+    # Slow to import, and a CPU bundle does not need it.
+    from importlib import metadata  # noqa: PLC0415
+
     found = {}
     for name in names:
         try:

@@ -39,10 +39,11 @@ def _operator(node: Any) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
-def check_placement(session: Any, name: str, path: Path, *, one_program: bool) -> None:
+def check_placement(session: Any, name: str, path: Path, *, one_program: bool, recorded: bool = True) -> None:
     """Raise ProviderError where an open session does not run all of its graph on the provider `name`.
 
-    With `one_program`, the provider must have compiled the whole graph as one subgraph.
+    With `one_program`, the provider must have compiled the whole graph as one subgraph. `recorded` says whether
+    onnxruntime was asked to record which provider runs which node.
     """
     obtained = session.get_providers()[0]
     if obtained != name:
@@ -50,9 +51,14 @@ def check_placement(session: Any, name: str, path: Path, *, one_program: bool) -
             f"`{name}` was requested for `{path}`, and onnxruntime used `{obtained}` instead",
             hint="`ortkit providers` shows what this machine has",
         )
-    subgraphs = assigned_nodes(session)
-    if subgraphs is None:
+    if not recorded:
         return
+    subgraphs = assigned_nodes(session)
+    if not subgraphs:
+        raise ProviderError(
+            f"onnxruntime does not say which provider runs the nodes of `{path}`, so that `{name}` cannot be proved",
+            hint=_OTHER_GRAPH,
+        )
     nodes = [node for subgraph in subgraphs for node in subgraph]
     elsewhere = [node for node in nodes if node.provider != name or node.operator in COPIES]
     if elsewhere:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .config import SessionConfig
 from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
+from .model_cache import usable_folder
 
 # Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
 # counterpart for decoders, without a mean, is faster.
@@ -107,8 +108,10 @@ def coreml_request(_ort: Any, config: SessionConfig) -> Request:
         # The Neural Engine computes in float16 only.
         "MLComputeUnits": "ALL" if config.float16 else "CPUAndGPU",
     }
-    if config.model_cache is not None and config.bucket is not None:
-        options["ModelCacheDirectory"] = str(config.model_cache / str(config.bucket))
+    # Made here, where the provider is known to be there.
+    cache = None if config.model_cache is None else usable_folder(config.model_cache)
+    if cache is not None and config.bucket is not None:
+        options["ModelCacheDirectory"] = str(cache / str(config.bucket))
     return Request(
         options=options,
         entries={RECORD_ASSIGNMENT: "1"},

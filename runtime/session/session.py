@@ -25,14 +25,14 @@ from .memory import MEMORY_HINT, SPARE, available_memory, check_memory, mebibyte
 from .onnxruntime_import import load_onnxruntime
 from .placement import check_placement
 from .providers import PROVIDERS, ExecutionProvider
-from .request import NO_FALLBACK, Request, session_options
+from .request import NO_FALLBACK, RECORD_ASSIGNMENT, Request, session_options
 
 FLOATS, INTEGERS = "tensor(float)", "tensor(int64)"
 _GENERAL = {"Fail", "RuntimeException", "RuntimeError"}
 """Classes of onnxruntime's exceptions that say only that something failed; with I/O binding it is Python's own."""
 _FATAL = 4
 """onnxruntime's logging severity for fatal errors alone."""
-_GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
+_GPU_HINT = "raise `max_memory` (`--max-memory`), or take smaller `batch_tokens`, shorter texts, or fewer bits"
 
 
 class Session:
@@ -99,7 +99,8 @@ class Session:
             if NO_FALLBACK in request.entries:
                 self._check_what_falls_back(ort, entry, request)
             raise self.failure("open", error, needed=self.weights) from error
-        check_placement(session, entry.name, self.path, one_program=request.cpu_beside)
+        recorded = RECORD_ASSIGNMENT in request.entries
+        check_placement(session, entry.name, self.path, one_program=request.cpu_beside, recorded=recorded)
         return session
 
     def _check_what_falls_back(self, ort: Any, entry: ExecutionProvider, request: Request) -> None:

@@ -142,9 +142,7 @@ def _summarize(exported: Exported) -> None:
     certificate = bundle.manifest.certificate
     path = click.format_filename(bundle.path)
     say("", err=True)
-    provider = bundle.manifest.provider
-    target = "" if provider is Provider.CPU else f", for {provider.value}"
-    say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}{target}", err=True)
+    say(f"{bundle.manifest.name}, {bundle.manifest.precision.value}", err=True)
     say(f"  size     {megabytes(exported.checkpoint_size)} of weights -> {megabytes(bundle.size)} bundle", err=True)
     kind, precision = bundle.manifest.kind, bundle.manifest.precision
     if certificate is not None:
@@ -153,7 +151,7 @@ def _summarize(exported: Exported) -> None:
             say(f"  {threshold_of(certificate, kind)}", err=True)
         say(f"  against  {certificate.reference}", err=True)
         if "source_kl_mean" in certificate.figures:
-            say(f"  {_source_comparison(certificate, provider)}", err=True)
+            say(f"  {_source_comparison(certificate, bundle.manifest.provider)}", err=True)
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)

@@ -54,9 +54,19 @@ def test_a_batch_that_no_bucket_holds(texts: int, tokens: int) -> None:
     ("tokens", "texts", "message"),
     [
         ((4, 7), (1, 3), "the largest bucket in the manifest of `bundle` has 7 tokens, and the model's limit is 8"),
-        ((8, 4), (1, 3), "`buckets.tokens` in the manifest of `bundle` must be ascending, not [8, 4]"),
-        ((4, 8), (3, 3), "`buckets.texts` in the manifest of `bundle` must be ascending, not [3, 3]"),
-        ((4, 8), (), "`buckets.texts` in the manifest of `bundle` must be ascending, not []"),
+        ((8, 4), (1, 3), "`buckets.tokens` in the manifest of `bundle` must be 1 to 16 ascending numbers, not [8, 4]"),
+        ((4, 8), (3, 3), "`buckets.texts` in the manifest of `bundle` must be 1 to 16 ascending numbers, not [3, 3]"),
+        ((4, 8), (), "`buckets.texts` in the manifest of `bundle` must be 1 to 16 ascending numbers, not []"),
+        (
+            tuple(range(1, 18)),
+            (1,),
+            "`buckets.tokens` in the manifest of `bundle` must be 1 to 16 ascending numbers, not [1, ",
+        ),
+        (
+            (4, 8),
+            (1, 2_000_000_000),
+            "the largest bucket in the manifest of `bundle` has 2000000000 texts, and the limit is 64",
+        ),
     ],
 )
 def test_buckets_of_a_damaged_manifest(tokens: tuple[int, ...], texts: tuple[int, ...], message: str) -> None:
@@ -71,7 +81,7 @@ def test_batches_fill_buckets_and_lose_nothing() -> None:
 
     groups = choice_of().batches(range(len(lengths)), 24, length=lambda index: lengths[index])
 
-    assert [[lengths[index] for index in group] for group in groups] == [[8, 7, 5], [4, 3, 2], [1]]
+    assert [[lengths[index] for index in group] for group in groups] == [[8, 7, 5], [4, 3], [2, 1]]
 
 
 def test_texts_run_alone_where_a_bucket_of_several_is_over_the_budget() -> None:
@@ -226,8 +236,12 @@ def test_a_provider_that_compiles_shapes_gets_a_session_for_each_bucket(
     with Embedder(written) as embedder:
         assert embedder.workers == 1
         assert np.abs(embedder.embed(TEXTS) - exact).max() <= 1e-5
-        # The longest texts run first: three of up to 64 tokens, two of up to 24, then four and one of up to 8.
-        assert [str(bucket) for bucket in opened[0].open_buckets] == ["4x24", "4x8", "1x8"]
+        # The longest texts run first: three of up to 64 tokens, two of up to 24, then three and two of up to 8.
+        buckets = ["1x8", "4x64", "4x24", "4x8"]
+        assert [str(bucket) for bucket in opened[0].open_buckets] == buckets
+        sessions = [slot.session for slot in opened[0]._slots.values()]
+        embedder.embed(TEXTS)
+        assert [slot.session for slot in opened[0]._slots.values()] == sessions, "none is opened again"
 
 
 @pytest.mark.parametrize("written", [Kind.EMBEDDER], indirect=True)

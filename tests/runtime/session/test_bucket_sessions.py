@@ -80,7 +80,8 @@ def test_a_session_has_the_shape_of_its_bucket(path: Path) -> None:
     assert [list(value.shape) for value in sessions._slots[1, 8].session.session.get_inputs()] == [[1, 8], [1, 8]]
 
 
-def test_sessions_are_opened_on_demand_and_the_last_three_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_are_opened_on_demand_and_the_last_ones_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ortkit.runtime.session.bucket_sessions.MOST_OPEN", 3)
     opened = []
 
     class Recorded(Session):

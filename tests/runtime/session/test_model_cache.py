@@ -9,7 +9,7 @@ import pytest
 from ortkit import Bundle, Provider
 from ortkit.runtime.bundle.manifest import Buckets, Layout
 from ortkit.runtime.session.config import SessionConfig
-from ortkit.runtime.session.model_cache import cache_folder, model_cache_of
+from ortkit.runtime.session.model_cache import cache_folder, model_cache_of, usable_folder
 from tests.tiny_bundles import rehash, write_embedder
 
 
@@ -28,7 +28,6 @@ def test_a_bundle_that_is_replaced_has_another_folder(bundle: Bundle, own_cache:
     """CoreML's provider does not notice another graph in the same place."""
     first = model_cache_of(bundle)
     assert first is not None
-    assert first.is_dir()
     assert first.parent == own_cache / "compiled"
     assert first.name.startswith(f"{bundle.digest[:16]}-onnxruntime-{onnxruntime.__version__}-")
     assert model_cache_of(bundle) == first
@@ -48,17 +47,40 @@ def test_another_macos_or_onnxruntime_has_another_folder(bundle: Bundle, monkeyp
     assert len(folders) == 3
 
 
-def test_a_cache_that_is_off_or_cannot_be_written(
-    bundle: Bundle, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own_cache.write_text("a file")
-    assert model_cache_of(bundle) is None
+def test_a_cache_that_is_off(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORTKIT_CACHE", "")
+
     assert model_cache_of(bundle) is None
-    own_cache.unlink()
-    monkeypatch.setenv("ORTKIT_CACHE", str(own_cache))
+
+
+def test_a_user_without_a_home_has_no_cache(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a user whom it does not know."""
+    monkeypatch.delenv("ORTKIT_CACHE")
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", unknown)
+
+    assert cache_folder() is None
+    assert model_cache_of(bundle) is None
+
+
+def test_a_folder_that_cannot_be_written_or_is_open_to_others(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_folder(own_cache / "new" / "one") == own_cache / "new" / "one"
+    assert (own_cache / "new" / "one").stat().st_mode & 0o777 == 0o700
+    (own_cache / "file").write_text("a file")
+    assert usable_folder(own_cache / "file") is None
+    assert usable_folder(own_cache / "file" / "below") is None
+    for mode in (0o770, 0o707):
+        (own_cache / "new").chmod(mode)
+        assert usable_folder(own_cache / "new") is None
+    (own_cache / "new").chmod(0o700)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.geteuid", lambda: 12345)
+        assert usable_folder(own_cache / "new") is None
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert model_cache_of(bundle) is None
+    assert usable_folder(own_cache / "new") is None
 
 
 @pytest.mark.parametrize(("system", "folder"), [("darwin", "Library/Caches/ortkit"), ("linux", ".cache/ortkit")])

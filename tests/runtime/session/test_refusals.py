@@ -17,11 +17,13 @@ from ortkit import BundleError, InputError, OrtkitError, OutOfMemoryError, Provi
 from ortkit.runtime.bundle.manifest import Layout
 from ortkit.runtime.session.config import Bucket, SessionConfig
 from ortkit.runtime.session.cuda import cuda_problem, find_driver
+from ortkit.runtime.session.placement import check_placement
 from ortkit.runtime.session.problem import Problem
 from ortkit.runtime.session.providers import PROVIDERS, PluginProvider
 from ortkit.runtime.session.request import Request
 from ortkit.runtime.session.session import Session, gpu_failure
 from tests.fake_providers import COREML, CPU, CUDA, Fail, FakeDriver, FakeGpu, FakeOnnxruntime, RuntimeException, use
+from tests.tiny_bundles import write_embedder
 
 INSTALL_CUDA = (
     "pip install 'onnxruntime-gpu>=1.30' 'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-cudnn-cu13~=9.0' "
@@ -286,6 +288,43 @@ def test_a_session_that_is_on_the_cpu_although_nothing_is_missing(path: Path, mo
     )
 
 
+def test_a_gpu_is_named_as_cuda_visible_devices_names_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 2")
+    use(monkeypatch, FakeOnnxruntime(), FakeDriver(gpus=[FakeGpu("Quadro P400", (6, 1)), FakeGpu()]))
+
+    assert refused(path)[1] == "set CUDA_VISIBLE_DEVICES=2, a GPU that it has code for"
+
+
+def test_a_library_of_the_drivers_name_that_is_not_the_driver() -> None:
+    problem = find_driver(lambda _: SimpleNamespace())
+
+    assert isinstance(problem, Problem)
+    assert problem.message == (
+        "`libcuda.so.1` is not NVIDIA's driver: 'types.SimpleNamespace' object has no attribute 'cuInit'"
+    )
+
+
+def test_a_placement_that_onnxruntime_did_not_record_proves_nothing(path: Path) -> None:
+    class Silent:
+        def get_providers(self) -> list[str]:
+            return [COREML, CPU]
+
+        def get_provider_graph_assignment_info(self) -> list[object]:
+            raise RuntimeError("not recorded")
+
+    with pytest.raises(ProviderError) as caught:
+        check_placement(Silent(), COREML, path, one_program=True)
+    assert caught.value.message == (
+        f"onnxruntime does not say which provider runs the nodes of `{path}`, so that `{COREML}` cannot be proved"
+    )
+    check_placement(Silent(), COREML, path, one_program=True, recorded=False)
+
+
+def test_a_limit_beyond_what_onnxruntime_reads(tmp_path: Path) -> None:
+    bundle = write_embedder(tmp_path / "embedder")
+    assert SessionConfig.of(bundle, max_memory=1 << 70).max_memory == (1 << 63) - 1
+
+
 OTHER_GRAPH = "the graph was not made for this provider, or for another version of it: export the model again"
 
 
@@ -488,7 +527,7 @@ def memory_error(run: Callable[[], object]) -> OrtkitError:
     return caught.value
 
 
-GPU_HINT = "raise `max_memory` (`--max-memory`), or take shorter texts or a bundle of fewer bits"
+GPU_HINT = "raise `max_memory` (`--max-memory`), or take smaller `batch_tokens`, shorter texts, or fewer bits"
 
 
 def test_an_allocation_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
