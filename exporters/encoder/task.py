@@ -137,14 +137,7 @@ class EmbedderTask:
         return load_model(self.checkpoint, Kind.EMBEDDER)
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
-        graph = trace(model, work.scratch, Kind.EMBEDDER)
-        if manifest.provider is Provider.CUDA:
-            rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
-        elif manifest.provider is Provider.COREML:
-            rebuild_for_coreml(graph, self.checkpoint, manifest)
-        else:
-            rebuild(graph, self.checkpoint, manifest)
-        return graph
+        return _rebuilt(trace(model, work.scratch, Kind.EMBEDDER), self.checkpoint, manifest, work)
 
     def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> EmbedderReference:  # noqa: ARG002
         here = self.checkpoint.architecture.name in IMPLEMENTED_HERE
@@ -266,13 +259,7 @@ class RerankerTask:
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
         graph = trace(model, work.scratch, Kind.RERANKER)
-        if manifest.provider is Provider.CUDA:
-            rebuild_for_cuda(graph, self.checkpoint, manifest, scratch=work.scratch)
-        elif manifest.provider is Provider.COREML:
-            rebuild_for_coreml(graph, self.checkpoint, manifest)
-        else:
-            rebuild(graph, self.checkpoint, manifest, pooled=self.files.form is Form.MODULES)
-        return graph
+        return _rebuilt(graph, self.checkpoint, manifest, work, pooled=self.files.form is Form.MODULES)
 
     def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> PairReference:  # noqa: ARG002
         # The library loads its own; two copies of the weights are not to be in memory at once.
@@ -338,6 +325,19 @@ class RerankerTask:
 
     def damage(self, found: Outputs, exact: Outputs) -> float:
         return float(np.abs(found - exact).mean())
+
+
+def _rebuilt(
+    graph: ir.Model, checkpoint: Checkpoint, manifest: Manifest, work: Workspace, *, pooled: bool = False
+) -> ir.Model:
+    """A traced graph, rebuilt for the provider; `pooled` says whether a reranker pools its tokens in the graph."""
+    if manifest.provider is Provider.CUDA:
+        rebuild_for_cuda(graph, checkpoint, manifest, scratch=work.scratch)
+    elif manifest.provider is Provider.COREML:
+        rebuild_for_coreml(graph, checkpoint, manifest)
+    else:
+        rebuild(graph, checkpoint, manifest, pooled=pooled)
+    return graph
 
 
 def _in_float16(graph: ir.Model, manifest: Manifest, texts: Iterator[_Feeds], scratch: Path) -> QuantizedGraph:

@@ -24,6 +24,11 @@ class Support:
     """Kind and precision, or None for any -> why it is refused, and the hint."""
 
 
+def _of_encoders(precision: Precision, reason: str, hint: str) -> dict[tuple[Kind, Precision | None], tuple[str, str]]:
+    """The same reason for embedders and rerankers."""
+    return {(kind, precision): (reason, hint) for kind in _ENCODERS}
+
+
 SUPPORT = {
     Provider.CPU: Support(
         precisions={
@@ -38,13 +43,11 @@ SUPPORT = {
             Precision.FP32: (_FLOAT32,),
         },
         reasons={
-            **{
-                (kind, Precision.FP16): (
-                    "a CPU computes it in float32, slower than `int8`",
-                    "add `--provider cuda` or `coreml`, or use `--precision int8`",
-                )
-                for kind in _ENCODERS
-            },
+            **_of_encoders(
+                Precision.FP16,
+                "a CPU computes it in float32, slower than `int8`",
+                "add `--provider cuda` or `coreml`, or use `--precision int8`",
+            ),
             (Kind.DECODER, Precision.FP16): (
                 "a CPU computes it in float32, slower than `int4`, and the bundle is larger",
                 "add `--provider cuda` for a GPU, or use `--precision int4`",
@@ -59,13 +62,11 @@ SUPPORT = {
         },
         caches=dict.fromkeys((Precision.INT4, Precision.INT8, Precision.FP16), (_FLOAT16,)),
         reasons={
-            **{
-                (kind, Precision.INT8): (
-                    "onnxruntime has no CUDA kernels for the matmuls of int8 encoders",
-                    "use `--precision fp16`",
-                )
-                for kind in _ENCODERS
-            },
+            **_of_encoders(
+                Precision.INT8,
+                "onnxruntime has no CUDA kernels for the matmuls of int8 encoders",
+                "use `--precision fp16`",
+            ),
             (Kind.DECODER, Precision.FP32): (
                 "onnxruntime's attention with a KV cache has no float32 kernel on CUDA",
                 "use `--precision fp16`",
@@ -84,13 +85,11 @@ SUPPORT = {
         },
         caches={},
         reasons={
-            **{
-                (kind, Precision.INT8): (
-                    "CoreML has no kernels for the matmuls of int8 encoders",
-                    "use `--precision fp32`",
-                )
-                for kind in _ENCODERS
-            },
+            **_of_encoders(
+                Precision.INT8,
+                "CoreML has no kernels for the matmuls of int8 encoders",
+                "use `--precision fp32`",
+            ),
             (Kind.DECODER, None): (
                 "CoreML has no kernels for LLMs: neither attention with a KV cache nor matmuls of 4 or 8 bits",
                 "use `--provider cpu`",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..bundle.folder import BundleFolder, DraftBundle
+from ..bundle.graph_io import BIAS
 from ..bundle.manifest import CacheType, Kind, Layout, Manifest, Precision, Provider
 from ..errors import BundleError
-
-_BIAS = "bias"
-"""The input of a graph for padded batches."""
 
 
 def check_fit(bundle: BundleFolder) -> None:
@@ -31,8 +29,8 @@ def faults_of(manifest: Manifest) -> Iterator[str]:
         return
     if manifest.buckets is not None:
         yield "it has buckets, which only graphs for `coreml` have"
-    if _BIAS in manifest.inputs:
-        yield f"its input `{_BIAS}` is one of graphs for `coreml`"
+    if BIAS in manifest.inputs:
+        yield f"its input `{BIAS}` is one of graphs for `coreml`"
     if manifest.provider is Provider.CUDA:
         yield from _cuda_faults(manifest)
 
@@ -42,8 +40,8 @@ def _coreml_faults(manifest: Manifest) -> Iterator[str]:
         yield "decoders cannot run there: it has no attention with a KV cache"
     if manifest.buckets is None:
         yield "it has no buckets, the fixed shapes that CoreML needs"
-    if _BIAS not in manifest.inputs:
-        yield f"it has no input `{_BIAS}`, which masks the padding of a bucket"
+    if BIAS not in manifest.inputs:
+        yield f"it has no input `{BIAS}`, which masks the padding of a bucket"
     if manifest.layout is not Layout.TEXTS_FIRST:
         yield f"its layout is `{manifest.layout.value}` instead of `{Layout.TEXTS_FIRST.value}`"
 
