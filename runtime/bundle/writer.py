@@ -15,7 +15,8 @@ from types import TracebackType
 
 from ..errors import InputError
 from ..output_path import try_lock
-from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from .bundle import Bundle, is_regular, sha256_of, walk
+from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
 
 _STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
