@@ -25,7 +25,7 @@ from ...runtime.errors import InputError, OutputError
 from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
 from .embed_run import EmbedOptions
-from .inputs import InputFormat, Position, Source
+from .input_format import InputFormat, Position, Source
 from .warnings_report import TextWarnings
 
 _BLOCK = 1 << 20
