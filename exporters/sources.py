@@ -100,7 +100,7 @@ def describe_source(
         return _describe_file(folder, source)
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
-    request = hub_request(source, revision)
+    request = hub_request(source, revision, no="not a folder, a catalog name or a Hub id")
     if origin is Origin.WHEEL:
         return _describe_wheel(request, offline=offline)
     if offline or is_offline():

@@ -12,6 +12,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import OutputError
+from ..runtime.output_path import is_locked
 
 KEY, LOCK = "key", "lock"
 ENDING = ".unfinished"
@@ -44,14 +45,9 @@ def interrupted_exports(target: Path) -> list[InterruptedExport]:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether another process has locked the file; it is not created."""
-    if path.is_symlink() or not path.is_file():
-        return False
+    """Whether another process has locked the file; False where there is none."""
     try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
+        return path.is_file() and is_locked(path)
     except OSError:
         return False
 
@@ -92,7 +88,7 @@ class ResumableFolder:
         """Raise OutputError for a link, which could lead to a folder that must not be emptied, and for a file."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise OutputError(
-                f"`{self.folder}` is a link or no folder, and what is done would be kept there",
+                f"`{self.folder}` is a link or not a folder, where unfinished results would be kept",
                 hint=f"remove it: `rm {shlex.quote(str(self.folder))}`",
             )
 

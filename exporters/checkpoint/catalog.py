@@ -87,14 +87,17 @@ def check_hashes(path: Path, spec: ModelSpec) -> None:
             raise OrtkitError(f"in the catalog `{path}`, `{spec.name}`: `{where}` must be a sha256 of 64 hex digits")
 
 
-def find_model(name: str) -> ModelSpec:
-    """The entry of this name or Hub id, whatever its case; raises NotFoundError with what may have been meant."""
+def find_model(name: str, *, no: str = "neither a catalog name nor a Hub id") -> ModelSpec:
+    """The entry of this name or Hub id, whatever its case.
+
+    Raises NotFoundError with what may have been meant, in which `no` says what the name is not.
+    """
     catalog = load_catalog()
     for spec in catalog.values():
         if name.lower() in (spec.name.lower(), spec.hub.lower()):
             return spec
     raise NotFoundError(
-        f"`{name}` is neither a model of the catalog nor a folder",
+        f"`{name}` is {no}",
         hint=f"{suggestion(name, list(catalog))}; `ortkit models` prints the catalog",
     )
 

@@ -99,7 +99,7 @@ def check_config(config: Any, name: str) -> None:
 
 
 def check_padding(config: Mapping[str, Any], name: str) -> None:
-    """Raise CheckpointError for a padding token that is none of the vocabulary: positions may be counted from it."""
+    """Raise CheckpointError for a padding token outside the vocabulary: positions may be counted from it."""
     padding, size = config.get("pad_token_id", 0), config.get("vocab_size")
     counted = known_architecture(name, config).positions_after_padding
     if padding is None and not counted:

@@ -1,6 +1,6 @@
 """The rotary settings of a config.json as transformers 5 writes them, under the names that transformers 4 reads.
 
-transformers 4 does not know `rope_parameters`: it would take its own defaults for them and say nothing.
+transformers 4 does not read `rope_parameters`: it would take its own defaults for them and say nothing.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class StoredTensor:
         return self.finite(widened.view(np.float32))
 
     def finite(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same; raises CheckpointError where one of the numbers is none."""
+        """The same; raises CheckpointError for NaN and infinite numbers."""
         # NaN is the least and the greatest of any numbers that it is among.
         if len(found) and not (np.isfinite(found.min()) and np.isfinite(found.max())):
             raise CheckpointError(
@@ -103,7 +103,7 @@ class StoredTensor:
         return all(np.array_equal(self.flat(*part), other.flat(*part)) for part in counts)
 
     def check_finite(self) -> None:
-        """Read all of it, some at a time; raises CheckpointError where one of the numbers is none."""
+        """Read all of it, some at a time; raises CheckpointError for NaN and infinite numbers."""
         for first in range(0, self.size, NUMBERS_AT_ONCE):
             self.flat(first, min(NUMBERS_AT_ONCE, self.size - first))
 
@@ -112,7 +112,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
     """Name -> place of each tensor of a file, which is seen to be whole.
 
     The library compares the header with the file's length and each tensor's shape with its place. Raises
-    CheckpointError for a damaged file and for a type of numbers that is none of plain weights.
+    CheckpointError for a damaged file and for a type that only quantized models have.
     """
     try:
         with safe_open(str(path), framework="numpy") as file:

@@ -28,7 +28,7 @@ WITHOUT_MEANING = frozenset({"generation_config", "transformers.js_config"})
 MUST_BE_OFF = ("is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder")
 """Of encoders; decoders attend in one direction anyway."""
 OTHER_DIRECTION: Mapping[str, bool] = {"is_causal": False, "use_bidirectional_attention": True}
-"""Keys with which transformers 5 lets a decoder read texts in both directions; transformers 4 does not know them."""
+"""Keys with which transformers 5 lets a decoder read texts in both directions; transformers 4 does not read them."""
 OTHER_WEIGHTS = "transformers_weights"
 """The key of a config.json that names another file than the usual one."""
 TOKENIZER_PATHS: Mapping[str, object] = {"tokenizer_file": None, "fast_tokenizer_files": ["tokenizer.json"]}

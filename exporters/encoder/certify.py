@@ -43,7 +43,7 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
     """What a float32 graph must agree with to the last digits: texts that show differences, and every prompt.
 
     Raises UnsupportedModelError where the bundle's tokenizer `own` reads any text of the probes otherwise than the
-    library, and leaves out texts without a token that would be pooled, or with one that the model does not know.
+    library, and leaves out texts without a token that would be pooled, or with one that the model has no embedding for.
     """
     facts, length = manifest.embedder, manifest.tokenizer.max_length
     if facts is None:
@@ -66,7 +66,7 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
 def check_ids(published: PublishedEmbedder, own: Tokenizer, text: str, prompt: str | None, prefix: str) -> int:
     """How many tokens a text has; raises UnsupportedModelError where they are others than the library's.
 
-    0 for a text with a token that the model does not know: the library fails on it, and the bundle refuses it.
+    0 for a text with a token that the model has no embedding for: the library fails on it, and the bundle refuses it.
     """
     expected, known = published.ids(text, prompt), own.facts.known_tokens
     if known is not None and max(expected, default=0) >= known:

@@ -14,7 +14,6 @@ from ..checkpoint.cross_encoder import (
     Messages,
     labels_of,
     labels_of_dense,
-    read_cross_encoder,
     scores_of,
 )
 from ..checkpoint.files import TOKENIZER_CONFIG
@@ -41,9 +40,8 @@ BOUNDARIES = tuple(
 """Pairs whose texts may grow together with what stands around them."""
 
 
-def reranker_facts(checkpoint: Checkpoint, tokenizer: Any) -> RerankerFacts:
+def reranker_facts(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> RerankerFacts:
     """Labels, activation and pairs; `tokenizer` is that of transformers. Nothing is guessed."""
-    files = read_cross_encoder(checkpoint)
     if follows_model_card(files):
         return RerankerFacts((ANSWERS[0],), Scores.SIGMOID, prompt_facts(tokenizer))
     labels = label_names(checkpoint, files, tokenizer)
@@ -68,16 +66,15 @@ def label_names(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any
         return labels_of(checkpoint)
     if files.form is Form.MODULES:
         return labels_of_dense(checkpoint, files.modules)
-    relevant, _ = answer_ids(checkpoint, tokenizer)
+    relevant, _ = answer_ids(checkpoint, files, tokenizer)
     return (str(tokenizer.convert_ids_to_tokens(relevant)),)
 
 
-def pair_length(checkpoint: Checkpoint, tokenizer: Any, pair: PairFacts) -> int:
+def pair_length(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any, pair: PairFacts) -> int:
     """Tokens of a pair that the model reads, special ones included: sentence-transformers' `max_seq_length`.
 
     Within the rows of a table of positions, beyond which the library fails.
     """
-    files = read_cross_encoder(checkpoint)
     positions = required_int(checkpoint, checkpoint.architecture.positions)
     length = files.max_length
     if length is None:
@@ -224,9 +221,8 @@ def prompt_facts(tokenizer: Any) -> PairFacts:
     )
 
 
-def answer_ids(checkpoint: Checkpoint, tokenizer: Any) -> tuple[int, int | None]:
+def answer_ids(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> tuple[int, int | None]:
     """The ids of the words for relevant and for not; None where the score is the logit of the first alone."""
-    files = read_cross_encoder(checkpoint)
     if files.saved:
         name = f"{files.modules[0][1]}/config.json"
         stated = read_object(checkpoint, name)

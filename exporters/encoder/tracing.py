@@ -65,7 +65,7 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     files = read_cross_encoder(checkpoint)
     if files.form is Form.ANSWER:
         model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
-        return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
+        return classifier_of_answers(model, *answer_ids(checkpoint, files, load_tokenizer(checkpoint)))
     if files.form is Form.MODULES:
         model = load_weights(checkpoint, transformers.AutoModel)
         return classifier_of_modules(checkpoint, model, files.modules)

@@ -1,6 +1,6 @@
 """What is done to a traced graph: fold, drop what whole texts do not need, merge, let it run on rows of tokens.
 
-Every pass finds its place by the shape of the graph, never by a node's name, and leaves alone what it does not know.
+Every pass finds its place by the shape of the graph, never by a node's name, and leaves everything else as it is.
 """
 
 from __future__ import annotations

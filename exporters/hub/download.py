@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from ...runtime.errors import CheckpointError, InputError, NetworkError, OrtkitError, OutputError
+from ...runtime.output_path import try_lock
 from ..checkpoint.files import LARGE, check_file, size_limit
 from ..checkpoint.hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from ..progress import DownloadCounter, Progress
@@ -181,8 +181,8 @@ def partial_file(blob: Path) -> Iterator[FileIO]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         with FileIO(descriptor, "r+") as file:
-            with suppress(OSError):  # file systems without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+            # The file itself is locked, not one beside it as by `filelock`: that would stay in the Hub's cache.
+            try_lock(file, wait=True)
             # Whoever had the lock may have made a blob of that file, or removed it.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 continue

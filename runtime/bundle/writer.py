@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import InputError
-from ..output_path import try_lock
+from ..output_path import is_locked, try_lock
 from .bundle import Bundle, is_regular, sha256_of, walk
 from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
@@ -98,14 +98,10 @@ def _is_abandoned(staging: Path, pid: int) -> bool:
     reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
     """
     try:
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        old = time.time() - staging.lstat().st_mtime > _LONGEST_UNLOCKED
+        return staging.is_dir() and not is_locked(staging) and (old or pid == os.getpid() or not _is_running(pid))
     except OSError:
         return False
-    try:
-        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
-        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
-    finally:
-        os.close(lock)
 
 
 def _is_running(pid: int) -> bool:
