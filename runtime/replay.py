@@ -86,13 +86,13 @@ class Replay:
 def replay(encoder: Encoder | Decoder) -> Replay:
     """Run the golden texts, pairs or prompts; raises BundleError where a result is less accurate than certified."""
     try:
-        return replayed(encoder)
+        return _replayed(encoder)
     # The texts come from the bundle, not from the user.
     except InputError as error:
         raise BundleError(f"the certificate of `{encoder.bundle.path}` cannot be replayed: {error.message}") from error
 
 
-def replayed(encoder: Encoder | Decoder) -> Replay:
+def _replayed(encoder: Encoder | Decoder) -> Replay:
     certificate = encoder.bundle.manifest.certificate
     decodes = isinstance(encoder, Decoder)
     answers = [] if certificate is None else [answer for answer in certificate.answers if answer.output]
