@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
 from .blob_store import Progress, cannot_write, flush
-from .bundle import LARGEST_MANIFEST, MANIFEST, Bundle, is_regular
+from .bundle import Bundle, is_regular
+from .folder import MANIFEST
 from .manifest import Manifest, manifest_from_json
 from .oci_layout import BUNDLE, Artifact, OciLayout
 from .staging import StagingFolder
@@ -17,6 +18,8 @@ from .staging import StagingFolder
 SBOM = "sbom.cdx.json"
 """A layer of a pack beside the bundle's files; `ortkit inspect --sbom` prints it."""
 SIGNATURE = "model.sig"
+_LARGEST_MANIFEST = 1 << 20
+"""Bytes, as `Bundle.open` has it."""
 _SPARE = 1 << 20
 """Bytes to leave free on a disk: folders and file systems need some."""
 
@@ -35,20 +38,20 @@ def packed_manifest(layout: OciLayout, artifact: Artifact) -> Manifest:
     if blob is None:
         raise BundleError(f"`{artifact.name}` in the pack `{layout.path}` is not a bundle: it has no `{MANIFEST}`")
     try:
-        manifest = manifest_from_json(layout.read(blob, LARGEST_MANIFEST).decode("utf-8"))
+        manifest = manifest_from_json(layout.read(blob, _LARGEST_MANIFEST).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BundleError(f"`{MANIFEST}` of `{artifact.name}` is not valid UTF-8") from error
     listed = {name: (record.size, record.sha256) for name, record in manifest.files.items()}
     layers = {
         name: (layer.size, layer.sha256)
         for name, layer in artifact.layers.items()
-        if name == MANIFEST or name not in (SBOM, SIGNATURE)
+        if name not in (MANIFEST, SBOM, SIGNATURE)
     }
-    del layers[MANIFEST]
     for name in sorted(listed.keys() | layers.keys()):
         if listed.get(name) != layers.get(name):
             raise BundleError(
-                f"the layer `{name}` of `{artifact.name}` in the pack `{layout.path}` is not what its `{MANIFEST}` lists"
+                f"the layer `{name}` of `{artifact.name}` in the pack `{layout.path}` is not the file that its "
+                f"`{MANIFEST}` lists"
             )
     return manifest
 
@@ -74,13 +77,14 @@ def unpack(
     try:
         with StagingFolder(target) as staging:
             folder = staging / "bundle"
-            _check_space(staging, sum(blob.size for blob in artifact.layers.values()))
+            left_out = layout.missing(artifact)
+            _check_space(staging, sum(blob.size for name, blob in artifact.layers.items() if name not in left_out))
             names = artifact.layers.keys() - {SBOM}
             layout.extract(artifact, folder, have=have, names=names, progress=progress)
             opened = Bundle.listed(folder)
             os.rename(folder, target)
             flush(target.absolute().parent)
-    except OutputError:
+    except OrtkitError:
         raise
     except OSError as error:
         raise cannot_write(error, target) from error

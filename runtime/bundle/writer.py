@@ -11,7 +11,8 @@ from types import TracebackType
 
 from ..errors import InputError
 from .blob_store import flush
-from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from .bundle import Bundle, is_regular, sha256_of, walk
+from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
 from .staging import StagingFolder
 
