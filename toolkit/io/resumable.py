@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import click
 
+from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.records import read_record, write_record
-from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OutputError
 from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
