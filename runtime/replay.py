@@ -61,6 +61,12 @@ TOLERANCES = {
 """By the provider that runs the graph, and the bundle's precision."""
 _LARGEST_DIFFERENCE = 2.0
 """Largest difference of a single log-probability; the largest measured with any kernel is 0.8."""
+_LEAST_GREEDY = 0.5
+"""Lowest share of the tokens of the first golden answer, which was generated greedily, that are the most probable here.
+
+Their log-probabilities alone would not show that the certificate is of another model, or that another token has most of
+the probability here. Kernels that round differently decide near-ties otherwise, so not all need to be.
+"""
 _LEAST_COSINE = 0.9
 """Lowest certified cosine similarity that is accepted; every export is far above it."""
 
@@ -80,13 +86,13 @@ class Replay:
 def replay(encoder: Encoder | Decoder) -> Replay:
     """Run the golden texts, pairs or prompts; raises BundleError where a result is less accurate than certified."""
     try:
-        return replayed(encoder)
+        return _replayed(encoder)
     # The texts come from the bundle, not from the user.
     except InputError as error:
         raise BundleError(f"the certificate of `{encoder.bundle.path}` cannot be replayed: {error.message}") from error
 
 
-def replayed(encoder: Encoder | Decoder) -> Replay:
+def _replayed(encoder: Encoder | Decoder) -> Replay:
     certificate = encoder.bundle.manifest.certificate
     decodes = isinstance(encoder, Decoder)
     answers = [] if certificate is None else [answer for answer in certificate.answers if answer.output]
@@ -129,7 +135,7 @@ def _replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay
     with the most probable ones here.
     """
     distances: list[float] = []
-    same, certified = True, False
+    same, greedy = True, list[bool]()
     for answer in answers:
         ids = decoder.encode(answer.text)
         if tuple(ids) != answer.prompt:
@@ -144,15 +150,16 @@ def _replay_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Replay
         expected = answer.logprobs or tuple(top.logprob for top in most_probable)
         distances += [abs(here - there) for here, there in zip(found, expected, strict=True)]
         same &= tuple(found) == tuple(expected)
-        certified |= any(top.id == golden for top, golden in zip(most_probable, answer.output, strict=True))
+        greedy = greedy or [top.id == golden for top, golden in zip(most_probable, answer.output, strict=True)]
     mean, most = float(np.mean(distances)), float(np.max(distances))
     limit = tolerance_of(decoder.bundle).logprobs
     # Written so that NaN fails too.
-    if not (mean <= limit and most <= _LARGEST_DIFFERENCE and certified):
+    if not (mean <= limit and most <= _LARGEST_DIFFERENCE and np.mean(greedy) >= _LEAST_GREEDY):
         raise BundleError(
             f"on this machine the log-probabilities of {len(distances)} certified tokens differ by {mean:.4f} on "
             f"average and {most:.4f} at most; the limits are {limit:g} and "
-            f"{_LARGEST_DIFFERENCE:g}" + ("" if certified else "; none of the tokens is the most probable one"),
+            f"{_LARGEST_DIFFERENCE:g}; {sum(greedy)} of {len(greedy)} greedy tokens are the most probable ones, and "
+            f"{_LEAST_GREEDY:.0%} must be",
             hint=_hint_for(decoder.bundle),
         )
     return Replay(len(distances), f"log-probabilities within {mean:.5f} on average", same)
