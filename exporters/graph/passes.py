@@ -98,6 +98,9 @@ def after(value: ir.Value) -> ir.Node:
     return nodes[nodes.index(producer) + 1]
 
 
+# Not a rule of onnxscript, whose own (0.7) expects Reciprocal where PyTorch's exporter writes Div, and makes
+# RMSNormalization of opset 23. Tried on 48 norms: a pattern of ours in its language finds all, in 52 ms instead of 8,
+# but names the values otherwise, so that the bytes of every bundle with such norms would change for nothing.
 def fuse_rms_norms(graph: ir.Graph) -> None:
     """Make one operator of `x / sqrt(mean(x * x) + epsilon) * weight` over the last axis."""
     for square in list(graph):

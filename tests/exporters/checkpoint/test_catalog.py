@@ -127,7 +127,7 @@ WRITTEN = "models of the Hub are written `owner/name`"
 def test_a_pasted_address(address: str) -> None:
     with pytest.raises(NotFoundError) as caught:
         find_checkpoint(address)
-    assert caught.value.message == f"`{address}` is neither a catalog name nor a Hub id"
+    assert caught.value.message == f"`{address}` is not a folder, a catalog name or a Hub id"
     assert caught.value.hint == f"{WRITTEN}: `org/name`{KNOWN}"
 
 
