@@ -55,6 +55,7 @@ from ortkit.exporters.sources import find_checkpoint
 from ortkit.toolkit.commands.export import threshold_of
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
+from tests.marks import slow_but
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
 WORDS = " ".join(calibration_texts().texts).split()
@@ -66,7 +67,7 @@ PAIRS = [
 CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
 
 
-@pytest.mark.parametrize("architecture", CLASSIFIERS)
+@pytest.mark.parametrize("architecture", slow_but(["bert", "deberta-v2", "qwen3"], CLASSIFIERS))
 def test_every_architecture_gives_the_scores_of_sentence_transformers(
     checkpoint: Path, tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
