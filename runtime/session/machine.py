@@ -14,7 +14,7 @@ from ..errors import MissingPartError, OrtkitError, OutOfMemoryError, ProviderEr
 from .config import SessionConfig
 from .cores import Cores, find_cores
 from .cpu import cpu_features
-from .cuda import ARCHITECTURES, CudaLibrary, Driver, Gpu, cuda_version, find_driver, find_libraries
+from .cuda import CudaLibrary, Driver, Gpu, cuda_version, find_driver, find_libraries, known_architectures
 from .memory import available_memory, check_memory, mebibytes
 from .onnxruntime_import import ONNXRUNTIME, check_requirements, load_onnxruntime
 from .packages import NVIDIA, installed
@@ -50,7 +50,7 @@ class CudaState:
     libraries: tuple[CudaLibrary, ...]
     """What onnxruntime's CUDA provider is linked to; empty for a build without CUDA."""
     architectures: tuple[str, ...]
-    """Compute capabilities that the wheels of onnxruntime-gpu have code for, on this kind of CPU."""
+    """Compute capabilities that the installed onnxruntime-gpu has code for; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _cuda_state(ort: Any) -> CudaState:
         driver_problem=driver.message if isinstance(driver, Problem) else None,
         gpus=() if known is None else known.gpus,
         libraries=() if built is None else find_libraries(built[0]),
-        architectures=tuple("{}.{}".format(*one) for one in ARCHITECTURES.get(platform.machine(), ())),
+        architectures=tuple("{}.{}".format(*one) for one in known_architectures(installed())),
     )
 
 

@@ -12,6 +12,8 @@ from ..bundle.bundle import MANIFEST, sha256_of
 from ..bundle.folder import BundleFolder
 from .onnxruntime_import import onnxruntime_version
 
+COMPILED, CHECKED = "compiled", "checked"
+"""Folders in the cache: what providers compile, and records of golden texts that were compared (`first_use.py`)."""
 _CHARACTERS = 16
 """Characters of the sha256 that name a bundle's folder."""
 
@@ -42,7 +44,7 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
         return None
     digest = sha256_of(bundle.path / MANIFEST)[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
-    return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
+    return root / COMPILED / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
 
 
 def usable_folder(folder: Path) -> Path | None:

@@ -76,8 +76,8 @@ def cuda_request(_ort: Any, config: SessionConfig) -> Request:
     if config.compact_blocks:
         # CUTLASS kernels for weights of 4 and 8 bits: otherwise a prompt's matmuls dequantize the whole weight first.
         entries["ep.cuda.fpa_intb_gemm"] = "1"
+    # `device_id` is 0 by default, and onnxruntime warns of it where it is stated.
     options = {
-        "device_id": "0",
         # By default the arena doubles, up to twice the memory that is needed.
         "arena_extend_strategy": "kSameAsRequested",
         # By default float32 matmuls have mantissas of 10 bits.
