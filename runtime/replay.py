@@ -15,9 +15,9 @@ from .encoder.base import Encoder
 from .encoder.embedder import Embedder
 from .encoder.golden import compare_outputs, pair_of, shortest, unpacked
 from .encoder.reranker import Reranker
-from .errors import BundleError, InputError, ProviderError
+from .errors import BundleError, InputError
 from .session.first_use import wrong_here
-from .session.tolerance import Disagreement, as_disagreement
+from .session.tolerance import DisagreementError, as_disagreement
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _replay(model: Encoder | Decoder, *, cheap: bool) -> Replay:
         if isinstance(model, Decoder):
             return _replay_answers(model, cheap=cheap)
         return _replay_outputs(model, cheap=cheap)
-    except Disagreement as error:
+    except DisagreementError as error:
         raise wrong_here(model.bundle, error) from error
     # The texts come from the bundle, not from the user.
     except InputError as error:

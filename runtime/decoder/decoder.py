@@ -31,8 +31,8 @@ from ..text.tokenizer import checked_text
 from . import prompt_cache as saved_cache
 from .cache_memory import memory_of
 from .generation import Steps
-from .golden import compare_answers, golden_answers
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
+from .golden import compare_answers, golden_answers
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
@@ -163,7 +163,7 @@ class Decoder(Closable):
         check_first_use(self.bundle, self._compare_golden)
 
     def _compare_golden(self) -> None:
-        """Run a golden answer; raises Disagreement where its log-probabilities are not the certified ones."""
+        """Run a golden answer; raises DisagreementError where its log-probabilities are not the certified ones."""
         certificate = self.bundle.manifest.certificate
         answers = [] if certificate is None else golden_answers(certificate)
         if answers:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bundle.manifest import Certificate, GoldenAnswer
 from ..errors import BundleError
-from ..session.tolerance import Disagreement, as_disagreement, hint_for, tolerance_of
+from ..session.tolerance import DisagreementError, as_disagreement, hint_for, tolerance_of
 from .generation import Steps
 from .model_runner import ModelRunner
 from .sampler import Sampling
@@ -40,7 +40,7 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
 
     The golden tokens are fed in (teacher forcing): sampled again, they would diverge at the first near-tie.
     Certificates before schema 5 have no log-probabilities; their tokens were the most probable ones, and are compared
-    with the most probable ones here. Raises Disagreement where they differ by more than the tolerance, and BundleError
+    with the most probable ones here. Raises DisagreementError where they differ by more than the tolerance, and BundleError
     for answers that are not the model's.
     """
     distances: list[float] = []
@@ -65,7 +65,7 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
     limit = tolerance_of(decoder.bundle).logprobs
     # Written so that NaN fails too.
     if not (mean <= limit and most <= _LARGEST_DIFFERENCE and certified):
-        raise Disagreement(
+        raise DisagreementError(
             f"on this machine the log-probabilities of {len(distances)} certified tokens differ by {mean:.4f} on "
             f"average and {most:.4f} at most; the limits are {limit:g} and "
             f"{_LARGEST_DIFFERENCE:g}" + ("" if certified else "; none of the tokens is the most probable one"),

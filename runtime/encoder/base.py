@@ -25,7 +25,7 @@ from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_buckets, shared_session
 from ..session.session import Session
 from ..session.tolerance import as_disagreement
-from .batching import batches
+from .batching import TokenBudget, batches
 from .buckets import PADDED_TOKENS, Bucket, BucketChoice
 from .golden import compare_outputs, shortest
 
@@ -101,6 +101,7 @@ class Encoder:
         self.batch_tokens = batching.tokens
         """Default number of tokens in one run of the graph."""
         self.session = self._open_session(SessionConfig.of(self.bundle, max_memory=max_memory))
+        self._budget = TokenBudget()
         self._compared: set[Bucket | None] = set()
         """Buckets in which a golden text was compared; None for a graph without buckets."""
 
@@ -130,7 +131,7 @@ class Encoder:
             self._compared.add(bucket)
 
     def _compare_golden(self, bucket: Bucket | None) -> None:
-        """Run the shortest golden text; raises Disagreement where its output is not the certified one."""
+        """Run the shortest golden text; raises DisagreementError where its output is not the certified one."""
         certificate = self.bundle.manifest.certificate
         if certificate is not None and certificate.golden:
             golden = shortest(certificate.golden)

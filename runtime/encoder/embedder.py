@@ -328,11 +328,8 @@ class Embedder(Encoder, Closable):
         _refuse_empty(tokenized, before)
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
-        run_all(
-            run_batch,
-            self._batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
-            self.workers,
-        )
+        groups = self._batches(results.rows(tokenized), options.batch_tokens, length=_tokens_of)
+        run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
         return results.embeddings()
 
     def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
@@ -386,6 +383,10 @@ class Embedder(Encoder, Closable):
                 stacklevel=3,
             )
         return embeddings.vectors
+
+
+def _tokens_of(row: Row) -> int:
+    return len(row.ids)
 
 
 def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Golden, Kind, unpack_vector
 from ..errors import BundleError
-from ..session.tolerance import Disagreement, Tolerance, hint_for, tolerance_of
+from ..session.tolerance import DisagreementError, Tolerance, hint_for, tolerance_of
 from .pooling import cosines
 
 _LEAST_COSINE = 0.9
@@ -29,7 +29,7 @@ def pair_of(golden: Golden) -> tuple[str, str]:
 
 
 def unpacked(bundle: BundleFolder, golden: Sequence[Golden], width: int) -> tuple[NDArray[np.float32], ...]:
-    """PyTorch's outputs and the certified ones, each (golden, width); raises BundleError where they have other sizes."""
+    """PyTorch's outputs and the certified ones, each (golden, width); raises BundleError where they are of other sizes."""
     return tuple(
         _stacked(bundle, vectors, width)
         for vectors in zip(*((one.reference, one.output) for one in golden), strict=True)
@@ -46,7 +46,7 @@ def _stacked(bundle: BundleFolder, vectors: Sequence[str], width: int) -> NDArra
 def compare_outputs(bundle: BundleFolder, golden: Sequence[Golden], found: NDArray[np.float32]) -> str:
     """How close outputs (golden, width) are to PyTorch's, for people.
 
-    `golden` are those of the bundle's certificate, or some of them. Raises Disagreement where an output is less
+    `golden` are those of the bundle's certificate, or some of them. Raises DisagreementError where an output is less
     accurate than certified, and BundleError for a certificate that is not valid.
     """
     reference, output = unpacked(bundle, golden, found.shape[1])
@@ -76,7 +76,7 @@ def compare_vectors(
         )
     for here, there in zip(agreement.tolist(), certified.tolist(), strict=True):
         if not here >= there - tolerance.cosine:
-            raise Disagreement(
+            raise DisagreementError(
                 f"on this machine the bundle has cosine {here:.4f} to PyTorch where {there:.4f} was certified, and "
                 f"{tolerance.cosine:g} less is allowed",
                 hint=hint,
@@ -106,7 +106,7 @@ def compare_logits(
             f"their range, {spread:.4f}"
         )
     if not here <= there + tolerance.logits * spread:
-        raise Disagreement(
+        raise DisagreementError(
             f"on this machine a logit differs from PyTorch's by {here:.4f} where {there:.4f} was certified, and "
             f"{tolerance.logits * spread:.4f} more is allowed",
             hint=hint,

@@ -298,8 +298,11 @@ class Reranker(Encoder, Closable):
             if progress is not None:
                 progress(len(batch))
 
-        groups = self._batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
-        run_all(run_batch, groups, self.workers)
+        def tokens_of(index: int) -> int:
+            return len(tokenized[index].ids)
+
+        groups = self._batches(range(len(pairs)), batch_tokens, length=tokens_of)
+        run_all(lambda batch: self._budget.run(run_batch, batch, length=tokens_of), groups, self.workers)
         return PairScores(
             logits=logits,
             tokens=np.array([len(pair.ids) for pair in tokenized], np.int64),

@@ -65,7 +65,7 @@ class SessionConfig:
         return cls(
             provider=bundle.provider,
             inputs=manifest.inputs,
-            # A session is shared by what it was opened with: a number that it does not use would load the weights twice.
+            # A session is shared by its config: another number, which it does not use, would load the weights twice.
             threads=threads if threads is None or bundle.provider is Provider.CPU else 1,
             int8=manifest.precision is Precision.INT8,
             symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,

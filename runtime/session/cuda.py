@@ -130,8 +130,8 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
     except OSError as error:
         return Problem(
             f"there is no NVIDIA driver: {error}",
-            f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, as "
-            "with `docker run --gpus all`",
+            f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, "
+            "as with `docker run --gpus all`",
         )
     try:
         code = library.cuInit(0)
@@ -284,9 +284,7 @@ def _driver_problem(driver: Driver, built: tuple[int, int], version: str) -> Pro
     )
 
 
-def _gpu_problem(
-    gpus: Sequence[Gpu], architectures: Sequence[tuple[int, int]], version: str
-) -> Problem | None:
+def _gpu_problem(gpus: Sequence[Gpu], architectures: Sequence[tuple[int, int]], version: str) -> Problem | None:
     """Why the first GPU cannot be used; `architectures` are those that onnxruntime has code for, empty if not known."""
     if not gpus:
         return Problem(

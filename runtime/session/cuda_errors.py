@@ -13,36 +13,36 @@ NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE, and cudaErrorNoDevice."""
 NO_CODE = 209
 """CUDA_ERROR_NO_BINARY_FOR_GPU, and cudaErrorNoKernelImageForDevice."""
-_NEWEST = max(OLDEST_DRIVERS)
-_STATES: Mapping[int, tuple[str, str]] = {
+_DRIVER = f"NVIDIA's driver, {max(OLDEST_DRIVERS.values())} or newer"
+_STATES: Mapping[int, Problem] = {
     # cudaErrorInsufficientDriver
-    35: (
+    35: Problem(
         "NVIDIA's driver is too old for the CUDA that onnxruntime is built for",
-        f"install NVIDIA's driver, {OLDEST_DRIVERS[_NEWEST]} or newer: `nvidia-smi` shows the version that is installed",
+        f"install {_DRIVER}: `nvidia-smi` shows the version that is installed",
     ),
-    NO_DEVICE: (
+    NO_DEVICE: Problem(
         "NVIDIA's driver finds no GPU",
-        "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container needs access to them, as with "
-        "`docker run --gpus all`",
+        "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container needs access to them, as "
+        "with `docker run --gpus all`",
     ),
-    NO_CODE: (
+    NO_CODE: Problem(
         "onnxruntime has no code for this GPU",
         "`ortkit providers` shows its compute capability; use another GPU, NVIDIA's own build of onnxruntime for this "
         "board, or a bundle for the CPU: `ortkit export MODEL --provider cpu`",
     ),
     # CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-    803: (
+    803: Problem(
         "the kernel's part of NVIDIA's driver and its libraries are of different versions",
         "restart the machine (`sudo reboot`), as after each update of the driver; in a container, start it again",
     ),
     # CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
-    804: (
+    804: Problem(
         "this GPU does not support CUDA's forward compatibility, and the libraries of a newer driver are found first",
         "`ldconfig -p | grep libcuda.so.1` shows them: remove the package `cuda-compat`, and its folder from "
-        f"LD_LIBRARY_PATH, or install NVIDIA's driver, {OLDEST_DRIVERS[_NEWEST]} or newer",
+        f"LD_LIBRARY_PATH, or install {_DRIVER}",
     ),
     # CUDA_ERROR_UNKNOWN
-    999: (
+    999: Problem(
         "NVIDIA's driver cannot start CUDA, for an unknown reason",
         "load its kernel module for CUDA: `sudo modprobe nvidia_uvm` (after a suspend, `sudo rmmod nvidia_uvm` first)",
     ),
@@ -50,8 +50,8 @@ _STATES: Mapping[int, tuple[str, str]] = {
 """Code -> cause and what mends it. Runtime and driver have the same codes from CUDA 10.1 on."""
 _OUT_OF_MEMORY = {"CUDA": 2, "CUBLAS": 3}
 """Library -> its code for a failed allocation: cudaErrorMemoryAllocation, CUBLAS_STATUS_ALLOC_FAILED."""
-# onnxruntime's exceptions have a status of its own, `FAIL` or `RUNTIME_EXCEPTION`, for whatever failed. The code of CUDA
-# is in their text alone, which cuda_call.cc writes: `CUDA failure 35: <cudaGetErrorString> ; GPU=0 ; hostname=...`.
+# onnxruntime's exceptions have a status of its own, `FAIL` or `RUNTIME_EXCEPTION`, for whatever failed. CUDA's code is in
+# their text alone, as cuda_call.cc writes it: `CUDA failure 35: <cudaGetErrorString> ; GPU=0 ; hostname=...`.
 _FAILURE = re.compile(r"\b(CUDA|CUBLAS) failure (\d{1,6})\b")
 # An arena that its limit (`gpu_mem_limit`) or the GPU leaves no room has no code at all: bfc_arena.cc raises it, and
 # ORT_THROW puts the function's name into the text.
@@ -61,7 +61,7 @@ _ARENA = re.compile(r"\bBFCArena::\w+")
 def state_of(code: int) -> Problem | None:
     """What an error code says of the machine, and what mends it; None for any other error."""
     known = _STATES.get(code)
-    return None if known is None else Problem(f"{known[0]} (CUDA error {code})", known[1])
+    return None if known is None else Problem(f"{known.message} (CUDA error {code})", known.hint)
 
 
 def unavailable(problem: Problem) -> Problem:

@@ -23,14 +23,14 @@ from ..version import __version__
 from .model_cache import CHECKED, cache_folder, usable_folder
 from .onnxruntime_import import load_onnxruntime
 from .providers import PROVIDERS
-from .tolerance import Disagreement, hint_for
+from .tolerance import DisagreementError, hint_for
 
 
 def check_first_use(bundle: BundleFolder, compare: Callable[[], object], *, shape: str = "") -> None:
     """Call `compare`, which runs a golden text, unless that was done before on this machine and succeeded.
 
     `shape` names a graph that was compiled for a fixed shape, which is another program. Nothing is called for a
-    provider whose entry has no `identity`, such as the CPU. Where `compare` raises Disagreement, raises ProviderError,
+    provider whose entry has no `identity`, such as the CPU. Where `compare` raises DisagreementError, raises ProviderError,
     which says what differs and what to use instead.
     """
     identity = PROVIDERS[bundle.provider].identity
@@ -50,13 +50,13 @@ def check_first_use(bundle: BundleFolder, compare: Callable[[], object], *, shap
         return
     try:
         compare()
-    except Disagreement as error:
+    except DisagreementError as error:
         raise wrong_here(bundle, error) from error
     if record is not None:
         _remember(record, content)
 
 
-def wrong_here(bundle: BundleFolder, error: Disagreement) -> BundleError | ProviderError:
+def wrong_here(bundle: BundleFolder, error: DisagreementError) -> BundleError | ProviderError:
     """The error for a bundle whose outputs are not those of its certificate: the provider's, or the CPU's own one."""
     if bundle.provider is Provider.CPU:
         return error

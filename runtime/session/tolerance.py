@@ -12,7 +12,7 @@ from ..errors import BundleError
 from .onnxruntime_import import ONNXRUNTIME, onnxruntime_version
 
 
-class Disagreement(BundleError):
+class DisagreementError(BundleError):
     """A result is further from the certificate than its tolerance; on another provider than the CPU that is its fault.
 
     Raised by the comparisons alone: `first_use.py` and `replay.py` make a ProviderError of it there.
@@ -25,7 +25,7 @@ def as_disagreement() -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        raise Disagreement(error.message, hint=error.hint) from error
+        raise DisagreementError(error.message, hint=error.hint) from error
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,3 @@ def hint_for(bundle: BundleFolder) -> str:
     if precision in (Precision.FP32, Precision.FP16):
         return f"{other}; export it again on this kind of CPU"
     return f"{other}; `--precision fp32` depends less on the CPU"
-
