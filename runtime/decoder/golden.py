@@ -40,8 +40,8 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
 
     The golden tokens are fed in (teacher forcing): sampled again, they would diverge at the first near-tie.
     Certificates before schema 5 have no log-probabilities; their tokens were the most probable ones, and are compared
-    with the most probable ones here. Raises DisagreementError where they differ by more than the tolerance, and BundleError
-    for answers that are not the model's.
+    with the most probable ones here. Raises DisagreementError where they differ by more than the tolerance, and
+    BundleError for answers that are not the model's.
     """
     distances: list[float] = []
     same, certified = True, False

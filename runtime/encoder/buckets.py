@@ -101,7 +101,7 @@ class BucketChoice:
         return groups
 
     def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]], *, least: Bucket = (1, 1)) -> PaddedBatch:
-        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them, and no less than `least`."""
+        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them, at least to `least`."""
         texts, tokens = least
         return pad_to(self.smallest(max(texts, len(rows)), max(tokens, *map(_tokens_of, rows))), rows)
 

@@ -29,7 +29,7 @@ def pair_of(golden: Golden) -> tuple[str, str]:
 
 
 def unpacked(bundle: BundleFolder, golden: Sequence[Golden], width: int) -> tuple[NDArray[np.float32], ...]:
-    """PyTorch's outputs and the certified ones, each (golden, width); raises BundleError where they are of other sizes."""
+    """PyTorch's outputs and the certified ones, each (golden, width); raises BundleError for other sizes."""
     return tuple(
         _stacked(bundle, vectors, width)
         for vectors in zip(*((one.reference, one.output) for one in golden), strict=True)

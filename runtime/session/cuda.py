@@ -130,8 +130,8 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
     except OSError as error:
         return Problem(
             f"there is no NVIDIA driver: {error}",
-            f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, "
-            "as with `docker run --gpus all`",
+            f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer; in a container, start it with access to the "
+            "GPUs, as with `docker run --gpus all`",
         )
     try:
         code = library.cuInit(0)

@@ -50,8 +50,8 @@ _STATES: Mapping[int, Problem] = {
 """Code -> cause and what mends it. Runtime and driver have the same codes from CUDA 10.1 on."""
 _OUT_OF_MEMORY = {"CUDA": 2, "CUBLAS": 3}
 """Library -> its code for a failed allocation: cudaErrorMemoryAllocation, CUBLAS_STATUS_ALLOC_FAILED."""
-# onnxruntime's exceptions have a status of its own, `FAIL` or `RUNTIME_EXCEPTION`, for whatever failed. CUDA's code is in
-# their text alone, as cuda_call.cc writes it: `CUDA failure 35: <cudaGetErrorString> ; GPU=0 ; hostname=...`.
+# onnxruntime's exceptions have a status of its own, `FAIL` or `RUNTIME_EXCEPTION`, for whatever failed. CUDA's code is
+# in their text alone, as cuda_call.cc writes it: `CUDA failure 35: <cudaGetErrorString> ; GPU=0 ; hostname=...`.
 _FAILURE = re.compile(r"\b(CUDA|CUBLAS) failure (\d{1,6})\b")
 # An arena that its limit (`gpu_mem_limit`) or the GPU leaves no room has no code at all: bfc_arena.cc raises it, and
 # ORT_THROW puts the function's name into the text.

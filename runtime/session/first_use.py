@@ -30,8 +30,8 @@ def check_first_use(bundle: BundleFolder, compare: Callable[[], object], *, shap
     """Call `compare`, which runs a golden text, unless that was done before on this machine and succeeded.
 
     `shape` names a graph that was compiled for a fixed shape, which is another program. Nothing is called for a
-    provider whose entry has no `identity`, such as the CPU. Where `compare` raises DisagreementError, raises ProviderError,
-    which says what differs and what to use instead.
+    provider whose entry has no `identity`, such as the CPU. Where `compare` raises DisagreementError, raises
+    ProviderError, which says what differs and what to use instead.
     """
     identity = PROVIDERS[bundle.provider].identity
     if identity is None:
