@@ -218,6 +218,11 @@ def known_architectures(packages: Mapping[str, str]) -> tuple[tuple[int, int], .
     version = packages.get(_WHEEL, "")
     if not version.startswith(tuple(f"{known}." for known in _READ_FROM)) or not is_from_index(_WHEEL):
         return ()
+    return wheel_architectures()
+
+
+def wheel_architectures() -> tuple[tuple[int, int], ...]:
+    """The compute capabilities that the wheels of onnxruntime-gpu have code for, on this kind of CPU."""
     return _ARCHITECTURES.get(platform.machine(), ())
 
 

@@ -57,9 +57,9 @@ def check_first_use(bundle: BundleFolder, compare: Callable[[], object], *, shap
 
 
 def wrong_here(bundle: BundleFolder, error: DisagreementError) -> BundleError | ProviderError:
-    """The error for a bundle whose outputs are not those of its certificate: the provider's, or the CPU's own one."""
+    """The error for a bundle whose outputs are not those of its certificate: the provider's fault, but for the CPU."""
     if bundle.provider is Provider.CPU:
-        return error
+        return BundleError(error.message, hint=error.hint)
     return ProviderError(
         f"`{bundle.provider.value}` computes `{bundle.path}` wrongly on this machine: {error.message}",
         hint=hint_for(bundle),
