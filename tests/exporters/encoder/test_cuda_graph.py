@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,14 @@ from tests.exporters.providers.cuda_rules import check_cuda
 
 EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
 RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
+SLOW = {(Kind.EMBEDDER, "modernbert"), (Kind.RERANKER, "qwen3")}
+"""Over 5 s each. The other kind shows the same attention: windows and rotary, and rotary with shared heads."""
 FORBIDDEN = {"Shape", "Size", "If", "Loop", "Scan", "Range", "ConstantOfShape", "NonZero"}
+
+
+def cases(kind: Kind, architectures: list[str]) -> list[Any]:
+    """The architectures, of which some are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if (kind, name) in SLOW else name for name in architectures]
 
 
 def traced(folder: Path, kind: Kind, scratch: Path) -> tuple[Checkpoint, Manifest, ir.Model]:
@@ -109,7 +117,7 @@ def check_form(graph: ir.Graph) -> None:
     assert not operators & {"Softmax"}
 
 
-@pytest.mark.parametrize("architecture", EMBEDDERS)
+@pytest.mark.parametrize("architecture", cases(Kind.EMBEDDER, EMBEDDERS))
 def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
 
@@ -119,7 +127,7 @@ def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkp
     assert graph.inputs[0].name == "input_ids"
 
 
-@pytest.mark.parametrize("architecture", RERANKERS)
+@pytest.mark.parametrize("architecture", cases(Kind.RERANKER, RERANKERS))
 def test_every_reranker_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_reranker(tmp_path / "tiny", checkpoint, architecture)
 
