@@ -60,8 +60,9 @@ def wrong_here(bundle: BundleFolder, error: DisagreementError) -> BundleError | 
     """The error for a bundle whose outputs are not those of its certificate: the provider's fault, but for the CPU."""
     if bundle.provider is Provider.CPU:
         return BundleError(error.message, hint=error.hint)
+    what = error.message.removeprefix("on this machine ")
     return ProviderError(
-        f"`{bundle.provider.value}` computes `{bundle.path}` wrongly on this machine: {error.message}",
+        f"`{bundle.provider.value}` computes `{bundle.path}` wrongly on this machine: {what}",
         hint=hint_for(bundle),
     )
 

@@ -168,7 +168,7 @@ def test_numbers_that_are_finite_and_wrong(
     error = refused(lambda: Embedder(path))
 
     start, _, rest = error.message.partition("has cosine ")
-    assert start == f"`cuda` computes `{path}` wrongly on this machine: on this machine the bundle "
+    assert start == f"`cuda` computes `{path}` wrongly on this machine: the bundle "
     found, _, rest = rest.partition(" ")
     assert 0 < float(found) < 0.999
     allowed = "0.001" if precision == "fp16" else "0.0001"
