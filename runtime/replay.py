@@ -64,7 +64,7 @@ def _replay_answers(decoder: Decoder, *, cheap: bool) -> Replay:
     if not answers:
         raise _no_certificate(decoder)
     if cheap:
-        answers = [min(answers, key=lambda one: len(one.prompt) + len(one.output))]
+        answers = answers[:1]
     found = compare_answers(decoder, answers)
     return Replay(found.tokens, f"log-probabilities within {found.mean:.5f} on average", found.same_bits)
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 _LARGEST_DIFFERENCE = 2.0
 """Largest difference of a single log-probability; the largest measured with any kernel is 0.8."""
+_LEAST_GREEDY = 0.5
+"""Lowest share of the tokens of the first golden answer, which was generated greedily, that are the most probable here.
+
+Their log-probabilities alone would not show that the certificate is of another model, or that another token has most of
+the probability here. Kernels that round differently decide near-ties otherwise, so not all need to be.
+"""
 
 
 class Agreement(NamedTuple):
@@ -44,7 +50,7 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
     BundleError for answers that are not the model's.
     """
     distances: list[float] = []
-    same, certified = True, False
+    same, greedy = True, list[bool]()
     for answer in answers:
         ids = decoder.encode(answer.text)
         if tuple(ids) != answer.prompt:
@@ -60,15 +66,16 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
         expected = answer.logprobs or tuple(top.logprob for top in most_probable)
         distances += [abs(here - there) for here, there in zip(found, expected, strict=True)]
         same &= tuple(found) == tuple(expected)
-        certified |= any(top.id == golden for top, golden in zip(most_probable, answer.output, strict=True))
+        greedy = greedy or [top.id == golden for top, golden in zip(most_probable, answer.output, strict=True)]
     mean, most = float(np.mean(distances)), float(np.max(distances))
     limit = tolerance_of(decoder.bundle).logprobs
     # Written so that NaN fails too.
-    if not (mean <= limit and most <= _LARGEST_DIFFERENCE and certified):
+    if not (mean <= limit and most <= _LARGEST_DIFFERENCE and np.mean(greedy) >= _LEAST_GREEDY):
         raise DisagreementError(
             f"on this machine the log-probabilities of {len(distances)} certified tokens differ by {mean:.4f} on "
             f"average and {most:.4f} at most; the limits are {limit:g} and "
-            f"{_LARGEST_DIFFERENCE:g}" + ("" if certified else "; none of the tokens is the most probable one"),
+            f"{_LARGEST_DIFFERENCE:g}; {sum(greedy)} of {len(greedy)} greedy tokens are the most probable ones, and "
+            f"{_LEAST_GREEDY:.0%} must be",
             hint=hint_for(decoder.bundle),
         )
     return Agreement(len(distances), mean, same)

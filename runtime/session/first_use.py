@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundle.bundle import MANIFEST, sha256_of
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Provider
 from ..errors import BundleError, ProviderError
@@ -37,7 +36,7 @@ def check_first_use(bundle: BundleFolder, compare: Callable[[], object], *, shap
     if identity is None:
         return
     facts = {
-        "bundle": sha256_of(bundle.path / MANIFEST),
+        "bundle": bundle.digest,
         "provider": bundle.provider.value,
         "shape": shape,
         "ortkit": __version__,

@@ -39,8 +39,9 @@ from ortkit.exporters.certification.probe import (
 )
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.checkpoint.cross_encoder import read_cross_encoder
 from ortkit.exporters.checkpoint.kind import kind_of
-from ortkit.exporters.encoder.certify_reranker import (
+from ortkit.exporters.encoder.reranker_certify import (
     DEFAULT_TAU,
     PairReference,
     agreement_of,
@@ -191,7 +192,7 @@ def test_the_runtime_puts_pairs_together_as_transformers_does(
 ) -> None:
     found = find_checkpoint(str(reranker_checkpoint))
     tokenizer = load_tokenizer(found)
-    facts = reranker_facts(found, tokenizer)
+    facts = reranker_facts(found, read_cross_encoder(found), tokenizer)
     own = Reranker(reranker_bundle).tokenizer
     for pair, ids in zip(PAIRS, own.tokenize(PAIRS), strict=True):
         expected = reference_ids(tokenizer, facts.pair, 128, *pair)
@@ -491,7 +492,7 @@ def test_a_chat_template_that_is_not_followed(checkpoint: Path, tmp_path: Path, 
     found = find_checkpoint(str(folder))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        reranker_facts(found, load_tokenizer(found))
+        reranker_facts(found, read_cross_encoder(found), load_tokenizer(found))
     assert caught.value.message == message
 
 
@@ -511,7 +512,7 @@ def test_answers_that_are_no_tokens(checkpoint: Path, tmp_path: Path, stated: di
     found = find_checkpoint(str(folder))
 
     with pytest.raises(OrtkitError, match=message) as caught:
-        reranker_facts(found, load_tokenizer(found))
+        reranker_facts(found, read_cross_encoder(found), load_tokenizer(found))
     assert caught.value.exit_code in (7, 10)
 
 

@@ -179,9 +179,16 @@ def same_number(array: NDArray[np.generic]) -> NDArray[np.generic] | None:
     return flat[0] if flat.size and bool((flat == flat[0]).all()) else None
 
 
-def constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arrays | None:
+def _constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arrays | None:
     """A constant, or a value that was run, once for each of SAMPLES."""
     array = array_of(value)
     if array is not None:
         return (array,) * len(SAMPLES)
     return found.get(value) if value is not None else None
+
+
+def unsupported(reason: str) -> UnsupportedModelError:
+    """The error for a graph that needs the sizes of a batch in another way."""
+    return UnsupportedModelError(
+        f"the traced graph cannot do without the sizes of the batch: {reason}", hint=CPU_INSTEAD
+    )

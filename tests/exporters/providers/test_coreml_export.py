@@ -26,9 +26,9 @@ from ortkit import (
     UnsupportedModelError,
 )
 from ortkit.exporters import Origin, export
-from ortkit.exporters.encoder.coreml_certify import _compared, check_buckets, check_scores_fit, score_bytes
-from ortkit.exporters.encoder.coreml_partition import partition_faults
 from ortkit.exporters.providers.coreml import buckets_for
+from ortkit.exporters.providers.coreml_certify import _compared, check_buckets, check_scores_fit, score_bytes
+from ortkit.exporters.providers.coreml_partition import partition_faults
 from ortkit.runtime.bundle.bundle import GRAPH
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Buckets, Layout
@@ -164,7 +164,7 @@ def test_a_bucket_that_cannot_be_compared_here(
     heads = json.loads((tiny_checkpoint_base / "config.json").read_text())["num_attention_heads"]
     assert score_bytes(tiny_coreml.path / GRAPH, 48) == heads * 48 * 48 * 4
     monkeypatch.setattr(
-        "ortkit.exporters.encoder.coreml_certify.smallest_limit", lambda: Limit(20 << 20, "the memory limit")
+        "ortkit.exporters.providers.coreml_certify.smallest_limit", lambda: Limit(20 << 20, "the memory limit")
     )
     check_scores_fit(6 << 20, "m", 8192)
 

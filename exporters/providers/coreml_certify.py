@@ -20,7 +20,7 @@ from .coreml_partition import check_one_partition, folded
 Row = Mapping[str, NDArray[np.int64]]
 """The inputs of one text without padding, each (1, tokens)."""
 
-LARGEST_DIFFERENCE = {Precision.FP32: 1e-5, Precision.FP16: 1e-2}
+_LARGEST_DIFFERENCE = {Precision.FP32: 1e-5, Precision.FP16: 1e-2}
 """Of an output with padding from the same without it, as a part of the largest output of the text, or of 1 if larger.
 
 float16 has a precision of 1e-3, and a batch of another shape is rounded elsewhere.
@@ -96,7 +96,7 @@ def _outputs(encoder: Encoder, bucket: Bucket, rows: Sequence[Row]) -> list[NDAr
 def _check(encoder: Encoder, bucket: Bucket, padded: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
     manifest = encoder.bundle.manifest
     difference = float(np.abs(padded - alone).max()) / max(1.0, float(np.abs(alone).max()))
-    allowed = LARGEST_DIFFERENCE[manifest.precision]
+    allowed = _LARGEST_DIFFERENCE[manifest.precision]
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise UnsupportedModelError(
