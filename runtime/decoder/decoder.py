@@ -18,6 +18,7 @@ from ..errors import BundleError, InputError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
+from ..session.first_use import check_first_use
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..text.chat_template import ChatTemplate
@@ -30,6 +31,7 @@ from . import prompt_cache as saved_cache
 from .cache_memory import memory_of
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
+from .golden import compare_answers, golden_answers
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
@@ -156,6 +158,14 @@ class Decoder(Closable):
         """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
         """Largest number of tokens in one run of the prefill."""
+        check_first_use(self.bundle, self._compare_golden)
+
+    def _compare_golden(self) -> None:
+        """Run a golden answer; raises DisagreementError where its log-probabilities are not the certified ones."""
+        certificate = self.bundle.manifest.certificate
+        answers = [] if certificate is None else golden_answers(certificate)
+        if answers:
+            compare_answers(self, answers[:1])
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""

@@ -100,9 +100,15 @@ class BucketChoice:
             groups += _split(same, count)
         return groups
 
-    def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:
-        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them."""
-        return pad_to(self.smallest(len(rows), max(map(_tokens_of, rows))), rows)
+    def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]], *, least: Bucket = (1, 1)) -> PaddedBatch:
+        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them, at least to `least`."""
+        texts, tokens = least
+        return pad_to(self.smallest(max(texts, len(rows)), max(tokens, *map(_tokens_of, rows))), rows)
+
+    @property
+    def first(self) -> Bucket:
+        """The smallest bucket, which is opened first."""
+        return self.buckets.texts[0], self.buckets.tokens[0]
 
 
 def _split(items: list[Item], count: int) -> list[list[Item]]:

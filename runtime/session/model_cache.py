@@ -11,6 +11,8 @@ from pathlib import Path
 from ..bundle.folder import BundleFolder
 from .onnxruntime_import import onnxruntime_version
 
+COMPILED, CHECKED = "compiled", "checked"
+"""Folders in the cache: what providers compile, and records of golden texts that were compared (`first_use.py`)."""
 _CHARACTERS = 16
 """Characters of the sha256 that name a bundle's folder."""
 
@@ -41,7 +43,7 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
         return None
     digest = bundle.digest[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
-    return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
+    return root / COMPILED / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
 
 
 def usable_folder(folder: Path) -> Path | None:

@@ -14,19 +14,11 @@ from ortkit import Bundle, BundleError, Decoder, Embedder, Precision, Provider
 from ortkit.exporters.providers.support import SUPPORT
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from ortkit.runtime.decoder.golden import answer_steps, golden_answer
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.replay import (
-    TOLERANCES,
-    Replay,
-    Tolerance,
-    _hint_for,
-    answer_steps,
-    compare_logits,
-    compare_vectors,
-    golden_answer,
-    replay,
-    tolerance_of,
-)
+from ortkit.runtime.encoder.golden import compare_logits, compare_vectors
+from ortkit.runtime.replay import Replay, replay
+from ortkit.runtime.session.tolerance import TOLERANCES, Tolerance, hint_for, tolerance_of
 from tests.decoders import with_facts, write_decoder
 from tests.tiny_bundles import write_embedder
 
@@ -395,7 +387,6 @@ def test_the_hint_where_a_gpu_computes_other_outputs(tiny: Bundle) -> None:
     made = {"onnxruntime": onnxruntime.__version__}
     manifest = dataclasses.replace(tiny.manifest, provider=Provider.COREML, made_with=made)
 
-    assert _hint_for(Bundle(tiny.path, manifest)) == (
-        "`coreml` computes it wrongly on this machine, or the certificate is of another bundle; use a bundle for the "
-        "CPU: `ortkit export MODEL --provider cpu`"
+    assert hint_for(Bundle(tiny.path, manifest)) == (
+        "use a bundle for the CPU (`ortkit export MODEL --provider cpu`); `ortkit verify` compares all golden outputs"
     )

@@ -110,7 +110,7 @@ def check_form(graph: ir.Graph) -> None:
     assert not operators & {"Softmax"}
 
 
-@pytest.mark.parametrize("architecture", slow_but(["bert", "jina-bert", "modernbert", "nomic_bert"], EMBEDDERS))
+@pytest.mark.parametrize("architecture", slow_but(["bert", "jina-bert", "nomic_bert"], EMBEDDERS))
 def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
 
@@ -120,7 +120,7 @@ def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkp
     assert graph.inputs[0].name == "input_ids"
 
 
-@pytest.mark.parametrize("architecture", slow_but(["bert", "deberta-v2"], RERANKERS))
+@pytest.mark.parametrize("architecture", slow_but(["bert", "deberta-v2", "modernbert"], RERANKERS))
 def test_every_reranker_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_reranker(tmp_path / "tiny", checkpoint, architecture)
 
