@@ -128,7 +128,8 @@ class LocalHub:
             handle_error = lambda *_: None  # noqa: E731
 
         server = Server(("127.0.0.1", 0), Handler)
-        Thread(target=server.serve_forever, daemon=True).start()
+        # Closing it waits for one poll, which is half a second unless said.
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return server
 
     @property

@@ -441,7 +441,7 @@ def write_templated_decoder(folder: Path, checkpoint: Path, template: str, promp
         model.save_pretrained(str(folder))
 
 
-@pytest.mark.parametrize("prompt", [None, "Find what is true"])
+@pytest.mark.parametrize("prompt", slow_but(["Find what is true"], [None, "Find what is true"]))
 @pytest.mark.filterwarnings("ignore::ortkit.TruncationWarning")
 def test_a_chat_template_puts_the_pair_together(
     checkpoint: Path, tmp_path: Path, prompt: str | None, monkeypatch: pytest.MonkeyPatch

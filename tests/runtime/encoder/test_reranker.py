@@ -45,10 +45,7 @@ AS_WIDE_AS_MS_MARCOS = {
 """The shape of ms-marco-MiniLM-L-12-v2, with a sixth of its layers: the benchmark has all."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param("the real MiniLM under a seeded head", marks=pytest.mark.slow), "seeded layers"],
-)
+@pytest.fixture(scope="module", params=["the real MiniLM under a seeded head", "seeded layers"])
 def cross_encoder(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cross-encoder") / ("real" if "real" in request.param else "seeded")
     if "real" in request.param:
@@ -58,6 +55,8 @@ def cross_encoder(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_fac
     return folder
 
 
+# tests/exporters/test_reranking.py does it for small models of every architecture.
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_probe")
 def test_scores_are_those_of_sentence_transformers(
     cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
