@@ -66,7 +66,7 @@ def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[
         without |= read_digests(content.decode("utf-8", "replace"), have.name)
     with byte_progress("packing", pack_size(bundles, without)) as progress:
         packed = write(bundles, out, as_folder=as_folder, without=without, progress=progress)
-    left_out = f", {packed.left_out} files left out" if without else ""
+    left_out = f", {_count(packed.left_out, 'file')} left out" if without else ""
     say(f"{_count(packed.bundles, 'bundle')}, {megabytes(packed.size)}{left_out}", err=True)
     click.echo(click.format_filename(packed.path))
 

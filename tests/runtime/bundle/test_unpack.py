@@ -154,7 +154,7 @@ def test_a_read_only_target(tmp_path: Path, pack: Path) -> None:
 
 
 def test_a_target_below_a_file(pack: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot be written: (Not a directory|File exists)"):
+    with pytest.raises(OutputError, match=r"cannot be written: Not a directory"):
         unpacked(pack, pack / "tiny")
 
 
