@@ -71,7 +71,7 @@ def main(bundle: str, folder: str, seed: str, count: str) -> None:
         if not out.exists() and number % 3 == 2:
             pack([bundle], out)
         kills += struck(run, moment)
-        # What was there before is whole, or the new one is.
+        # An earlier pack is whole, or the new one is.
         if target.exists():
             check(target)
             if target != out:

@@ -134,7 +134,7 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         "error: two of the bundles are named `first`\n\nhint: rename the folder of one of them\n",
     ),
     "no earlier pack": (["pack", "first", "-o", "a.tar", "--since", "none"], 5, "error: there is no pack at `none`\n"),
-    "an earlier pack that is none": (
+    "an earlier pack of another form": (
         ["pack", "first", "-o", "a.tar", "--since", "text"],
         7,
         (
@@ -147,7 +147,7 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         2,
         "error: invalid value for '--have': 'none': No such file or directory\n",
     ),
-    "a list that is none": (
+    "a list of something else": (
         ["pack", "first", "-o", "a.tar", "--have", "text"],
         2,
         (

@@ -120,14 +120,14 @@ def test_a_bundle_that_was_changed_is_not_packed(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "model")
     graph = bundle.file("model.onnx")
     graph.write_bytes(b"!" + graph.read_bytes()[1:])
-    (tmp_path / "a.tar").write_bytes(b"what was there before")
+    (tmp_path / "a.tar").write_bytes(b"an earlier file")
 
     for as_folder in (False, True):
         out = tmp_path / ("folder" if as_folder else "a.tar")
         with pytest.raises(BundleError, match=r"`.*/model.onnx` was changed: its sha256 is not"):
             pack([bundle.path], out, as_folder=as_folder)
     assert names_in(tmp_path) == ["a.tar", "model"]
-    assert (tmp_path / "a.tar").read_bytes() == b"what was there before"
+    assert (tmp_path / "a.tar").read_bytes() == b"an earlier file"
 
 
 def test_two_bundles_of_one_name(tmp_path: Path) -> None:
