@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from ...runtime.bundle.writer import flush
+from ...runtime.bundle.blob_store import flush
 from ...runtime.errors import InputError, OrtkitError
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
