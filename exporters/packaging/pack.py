@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...runtime.bundle.blob_store import Progress, cannot_write, flush
 from ...runtime.bundle.bundle import Bundle, is_regular
-from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.folder import MANIFEST, SIGNATURE
 from ...runtime.bundle.manifest import Kind, Manifest
 from ...runtime.bundle.oci_layout import (
     BUNDLE,
@@ -29,7 +29,7 @@ from ...runtime.bundle.oci_layout import (
     write_layout_folder,
 )
 from ...runtime.bundle.staging import StagingFolder
-from ...runtime.bundle.unpack import SBOM, SIGNATURE
+from ...runtime.bundle.unpack import SBOM
 from ...runtime.errors import InputError, OrtkitError, OutputError
 from ...runtime.output_path import regular_target_of, replacing
 from .sbom import sbom_json, sbom_of_bundle

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.manifest import manifest_fields
 from ...runtime.bundle.records import write_record
 from ..console.progress import byte_progress, megabytes
 from ..console.terminal import escaped_json, say
@@ -55,7 +57,7 @@ def _bundle_lines(layout: OciLayout, artifact: Artifact) -> list[tuple[str, str]
     lines = [
         ("bundle", artifact.name),
         *describe_bundle(manifest, _size_of(manifest)),
-        ("digest", artifact.layers["manifest.json"].sha256),
+        ("digest", artifact.layers[MANIFEST].sha256),
     ]
     missing = layout.missing(artifact)
     if missing:
@@ -72,16 +74,18 @@ def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
     if artifact.kind != BUNDLE:
         return {"kind": artifact.kind, "name": artifact.name, "files": len(artifact.layers), "size": artifact.size}
     manifest = _manifest_of(layout, artifact)
-    shown: dict[str, Any] = write_record(manifest) | {"digest": artifact.layers["manifest.json"].sha256}
+    shown = manifest_fields(manifest) | {"digest": artifact.layers[MANIFEST].sha256}
     if manifest.decoder is not None:
         shown["memory"] = write_record(footprint_of(manifest, manifest.decoder))
     return shown | {"packed_as": artifact.name, "left_out": sorted(layout.missing(artifact))}
 
 
 def _manifest_of(layout: OciLayout, artifact: Artifact) -> Manifest:
-    from ...runtime.bundle.unpack import packed_manifest
+    from ...runtime.bundle.unpack import check_signature, packed_manifest
 
-    return packed_manifest(layout, artifact)
+    manifest = packed_manifest(layout, artifact)
+    check_signature(layout, artifact, manifest)
+    return manifest
 
 
 def _size_of(manifest: Manifest) -> int:
@@ -102,7 +106,7 @@ def pack_sbom(path: str) -> bytes:
         bundles = bundles_in(layout)
         if len(bundles) == 1 and SBOM in bundles[0].layers:
             return layout.read(bundles[0].layers[SBOM], _LARGEST_SBOM)
-        described = [(_manifest_of(layout, artifact), artifact.layers["manifest.json"].sha256) for artifact in bundles]
+        described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 
 
