@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,50 @@ def change_blob(draw: random.Random) -> bytes:
     return tar_of(layout | {name: bytes(content)})
 
 
+def filled(item: bytes) -> bytes:
+    """A pack whose index is as large as may be, and a list of small items."""
+    count = ((1 << 21) - 64) // (len(item) + 1)
+    return tar_of(layout_of() | {"index.json": b'{"manifests": [%s]}' % b",".join([item] * count)})
+
+
+def entries(info: tarfile.TarInfo, count: int) -> bytes:
+    return info.tobuf(tarfile.USTAR_FORMAT) * count + bytes(1024)
+
+
+def many_blobs(count: int) -> bytes:
+    return b"".join(tarfile.TarInfo(f"blobs/sha256/{number:064x}").tobuf() for number in range(count)) + bytes(1024)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "objects": lambda: filled(b"{}"),
+    "lists": lambda: filled(b"[]"),
+    "objects with a key": lambda: filled(b'{"a":1}'),
+    "objects in objects": lambda: filled(b'{"a":{"b":{"c":{}}}}'),
+    "texts": lambda: filled('"\U0001f642"'.encode()),
+    "numbers": lambda: filled(b"1e9"),
+    "one text": lambda: filled(b'"' + "\U0001f642".encode() * 450_000 + b'"'),
+    "keys": lambda: tar_of(
+        layout_of() | {"index.json": b"{%s}" % b",".join(b'"%x":0' % number for number in range(180_000))}
+    ),
+    "escapes": lambda: filled(rb'"\ud83d\ude42"'),
+    "depth": lambda: tar_of(layout_of() | {"index.json": b"[" * (1 << 21)}),
+    "layers": lambda: tar_of(layout_of(manifest=lambda found: found.update(layers=[{"a": {}}] * 200_000))),
+    "annotations": lambda: tar_of(
+        layout_of(manifest=lambda found: found["annotations"].update({f"{n:x}": "" for n in range(150_000)}))
+    ),
+    "files": lambda: many_blobs(10_001),
+    "most files": lambda: many_blobs(10_000),
+    "folders": lambda: entries(folder_named("blobs/"), 30_001),
+}
+"""Packs that cost most to read."""
+
+
+def folder_named(name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE
+    return info
+
+
 CHANGES: tuple[Callable[[random.Random], bytes], ...] = (change_bytes, change_bytes, change_layout, change_blob)
 
 
@@ -212,6 +257,19 @@ def main(folder: str, first: str, count: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     # CPU time: other processes count for nothing.
     signal.signal(signal.SIGPROF, too_slow)
+    for name, make in BOMBS.items():
+        (place / "a.tar").write_bytes(make())
+        shutil.rmtree(place / "out", ignore_errors=True)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            unpack_all(place / "a.tar", place / "out")
+        except BundleError:
+            continue
+        except BaseException as error:
+            error.add_note(name)
+            raise
+        # All that is within the bounds is read.
+        assert name == "annotations", f"`{name}` was not refused"
     found: Counter[bool] = Counter()
     for seed in range(int(first), int(first) + int(count)):
         signal.setitimer(signal.ITIMER_PROF, SECONDS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ortkit import BundleError, NotFoundError, OutputError
+from ortkit import BundleError, InputError, NotFoundError, OutputError
 from ortkit.runtime.bundle import oci_layout, strict_tar
 from ortkit.runtime.bundle.oci_layout import (
     Blob,
@@ -435,15 +435,15 @@ HOSTILE_JSON: dict[str, tuple[Callable[[], bytes], str]] = {
     "an index that is not UTF-8": (index_of(b'{"a": "\xff"}'), "`index.json` is not valid JSON"),
     "a duplicate key": (index_of(b'{"manifests": [], "manifests": []}'), "repeats the key `manifests`"),
     "deep nesting": (index_of(b"[" * 1_000_000), "`index.json` is not valid JSON"),
-    "deep objects": (index_of(b'{"a":' * 500_000), "`index.json` is not valid JSON"),
+    "deep objects": (index_of(b'{"a":' * 400_000), "`index.json` is not valid JSON"),
     "a long number": (index_of(b'{"manifests": %s}' % (b"9" * 100_000)), "`index.json` is not valid JSON"),
-    "a giant index": (index_of(b" " * (1 << 22) + b"{}"), "has 4194306 bytes; the limit is 4194304"),
+    "a giant index": (index_of(b" " * (1 << 21) + b"{}"), "has 2097154 bytes; the limit is 2097152"),
     "a giant manifest": (
-        changed(manifest=lambda m: m.update(more="x" * (1 << 22))),
+        changed(manifest=lambda m: m.update(more="x" * (1 << 21))),
         "bytes; the limit is",
     ),
-    "a giant configuration": (changed(config=b" " * (1 << 22)), "bytes; the limit is"),
-    "many small objects": (index_of(b'{"manifests": [%s{}]}' % (b"{}," * 1_300_000)), "it has 1300001 artifacts"),
+    "a giant configuration": (changed(config=b" " * (1 << 21)), "bytes; the limit is"),
+    "many small objects": (index_of(b'{"manifests": [%s{}]}' % (b"{}," * 650_000)), "it has 650001 artifacts"),
 }
 
 
@@ -596,6 +596,15 @@ def test_a_file_that_changes_before_it_is_packed(tmp_path: Path, source: bytes) 
 
     with pytest.raises(BundleError, match=r"`.*/f` was changed"), (tmp_path / "a.tar").open("wb") as out:
         write_layout(out, [made])
+
+
+def test_more_files_than_a_layout_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oci_layout, "_LARGEST_JSON", 500)
+
+    with pytest.raises(InputError) as found:
+        write_layout(io.BytesIO(), [artifact(model_onnx=b"x")])
+    assert found.value.message == "the bundles have too many files for one pack"
+    assert found.value.hint == "write them to several packs"
 
 
 def test_names_become_tags(tmp_path: Path) -> None:
