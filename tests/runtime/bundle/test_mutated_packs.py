@@ -32,7 +32,7 @@ def mutated(tmp_path: Path, first: int, count: int) -> None:
 
 
 def test_mutated_packs(tmp_path: Path) -> None:
-    mutated(tmp_path, 0, 300)
+    mutated(tmp_path, 0, 200)
 
 
 @pytest.mark.slow
