@@ -1,0 +1,288 @@
+"""Install a kit beside what is there, check it, and only then have `current` lead to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bundle.oci_layout import Artifact
+from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
+from .checks import check_release, check_starts, check_target
+from .environment import ENVIRONMENT, Environment, write_commands
+from .files import FOLDER_MODE, flush_all, remove_tree, share
+from .host import Host
+from .installation import BUNDLES, Installation, ReleaseRecord
+from .kit_file import Kit
+from .kit_format import KitFacts
+from .trust import Trust, keep_keys
+from .wheel_file import Site, WheelName
+
+_SBOM = "sbom"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose."""
+
+    trusted_keys: Sequence[Path] = ()
+    allow_unsigned: bool = False
+    allow_downgrade: bool = False
+    reinstall: bool = False
+
+
+def install(kit: Kit, installation: Installation, options: Options, say: Say, host: Host | None = None) -> int:
+    """Install a kit, or update to it; returns the number of the release that is current then.
+
+    Everything that can be known before anything is written is checked first: the signature, what the kit is for, the
+    release counter, what it leaves out, and the free space.
+    """
+    trust = Trust.of(installation, options.trusted_keys)
+    signer = trust.check(kit, allow_unsigned=options.allow_unsigned)
+    say(f"signed by {signer}" if signer is not None else "warning: nothing shows who made this kit")
+    facts = kit.facts()
+    host = host or Host.this()
+    host.check(facts.needs, str(kit.path))
+    for wheel in kit.wheels.layers:
+        WheelName.of(wheel).check(host)
+    with _prepared_prefix(installation, kit, facts):
+        if leftovers := installation.remove_leftovers():
+            say(f"removed what an interrupted run left: {', '.join(leftovers)}")
+        current = installation.current()
+        _check_counter(facts, installation, kit, allow_downgrade=options.allow_downgrade)
+        found = _installed(kit, installation)
+        if found is not None and found == current and not options.reinstall:
+            say(f"the kit is installed already, as release {found}")
+            number = found
+        else:
+            number = _add_release(kit, facts, installation, str(signer) if signer else None, host, say)
+        write_commands(installation.prefix, host)
+        if number != current:
+            installation.switch(number)
+            _check_current(installation, number, current)
+        installation.remember(facts.release)
+        keep_keys(installation, options.trusted_keys)
+        installation.keep(number, installation.record(number).previous)
+    return number
+
+
+@contextmanager
+def _prepared_prefix(installation: Installation, kit: Kit, facts: KitFacts) -> Iterator[None]:
+    """Check that the release can be written, create the folder, and lock it."""
+    installation.check_prefix()
+    have = Have.of(installation)
+    check_target(installation.prefix, _needed_bytes(kit, facts, have))
+    try:
+        installation.prefix.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+        with installation.locked():
+            yield
+    except OrtkitError:
+        raise
+    except OSError as error:
+        raise _cannot_write(error, installation.prefix) from error
+
+
+def _cannot_write(error: OSError, prefix: Path) -> OutputError:
+    hint = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room and run the installer again; what is installed was not changed"
+    return OutputError(f"`{error.filename or prefix}` cannot be written: {error.strerror or error}", hint=hint)
+
+
+def _check_counter(facts: KitFacts, installation: Installation, kit: Kit, *, allow_downgrade: bool) -> None:
+    highest = installation.highest()
+    if facts.release < highest and not allow_downgrade:
+        stated = f"is release {facts.release}" if facts.release else "has no release counter"
+        raise NotTrustedError(
+            f"`{kit.path}` {stated}, and release {highest} was installed in `{installation.prefix}`",
+            hint="an older kit may have faults that a newer one repairs; to install it all the same, add "
+            "`--allow-downgrade`",
+        )
+
+
+def _installed(kit: Kit, installation: Installation) -> int | None:
+    """The newest release that was made from this kit."""
+    for number in reversed(installation.numbers()):
+        with suppress(OrtkitError):
+            if installation.record(number).digest == kit.digest:
+                return number
+    return None
+
+
+@dataclass(frozen=True)
+class Have:
+    """What the releases of an installation have, by sha256."""
+
+    files: Mapping[str, Path]
+    """sha256 -> file of a bundle."""
+    wheels: Mapping[str, tuple[str, Path]]
+    """sha256 of a wheel -> its name, and the site-packages with its files."""
+
+    @classmethod
+    def of(cls, installation: Installation) -> Have:
+        files: dict[str, Path] = {}
+        wheels: dict[str, tuple[str, Path]] = {}
+        for number in installation.numbers():
+            with suppress(OrtkitError):
+                record = installation.record(number)
+                folder = installation.folder(number)
+                for name, listed in record.bundles.items():
+                    files |= {sha256: folder / BUNDLES / name / path for path, sha256 in listed.items()}
+                sites = sorted((folder / ENVIRONMENT / "lib").glob("python*/site-packages"))
+                wheels |= {sha256: (wheel, site) for wheel, sha256 in record.wheels.items() for site in sites[:1]}
+        return cls(files, wheels)
+
+    def digests(self) -> list[str]:
+        """For `ortkit kit --have`."""
+        return sorted(f"sha256:{sha256}" for sha256 in {*self.files, *self.wheels})
+
+
+def _needed_bytes(kit: Kit, facts: KitFacts, have: Have) -> int:
+    """Bytes that will be written; raises BundleError where the kit leaves out what is not here."""
+    wheels, bundles = kit.wheels, kit.bundles
+    for artifact in (wheels, *bundles.values()):
+        here = have.wheels if artifact is wheels else have.files
+        lacking = [name for name, blob in kit.layout.missing(artifact).items() if blob.sha256 not in here]
+        if lacking:
+            raise BundleError(
+                f"the kit leaves out `{lacking[0]}` of `{artifact.name}`, which is not installed here",
+                hint="it was made for a machine that has an earlier release: use a kit that was made without `--since` "
+                "and `--have`",
+            )
+    new = [blob for artifact in bundles.values() for blob in artifact.layers.values() if blob.sha256 not in have.files]
+    unpacked = {name: blob for name, blob in wheels.layers.items() if blob.sha256 not in have.wheels}
+    # A wheel and its files are there at the same time.
+    return sum(blob.size for blob in (*new, *unpacked.values())) + sum(facts.unpacked.get(name, 0) for name in unpacked)
+
+
+def _add_release(
+    kit: Kit, facts: KitFacts, installation: Installation, signer: str | None, host: Host, say: Say
+) -> int:
+    """Put a release together, check it on this machine, and add it; returns its number. Nothing stays of a failure."""
+    folder = installation.prepare()
+    try:
+        environment = Environment(folder / ENVIRONMENT)
+        environment.create(host)
+        have = Have.of(installation)
+        _unpack_wheels(kit, folder, environment.site(host), have, say)
+        for name, artifact in kit.bundles.items():
+            say(f"copying {name}")
+            _copy_bundle(kit, artifact, folder / BUNDLES / name, have)
+        for artifact in kit.layout.artifacts:
+            if artifact.kind == _SBOM:
+                kit.layout.extract(artifact, folder / _SBOM)
+        # Before the check, which takes long: a system that fails then has lost nothing but time.
+        flush_all(folder)
+        check_release(environment, folder / BUNDLES, say)
+        record = ReleaseRecord(
+            kit=facts.name,
+            digest=kit.digest,
+            release=facts.release,
+            ortkit=facts.ortkit,
+            previous=installation.current(),
+            signer=signer,
+            bundles={name: _hashes(artifact) for name, artifact in kit.bundles.items()},
+            wheels=_hashes(kit.wheels),
+        )
+        return installation.add(folder, record)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(folder)
+        raise
+
+
+def _hashes(artifact: Artifact) -> dict[str, str]:
+    return {name: blob.sha256 for name, blob in artifact.layers.items()}
+
+
+def _unpack_wheels(kit: Kit, folder: Path, site_folder: Path, have: Have, say: Say) -> None:
+    site = Site(site_folder)
+    new = []
+    for wheel, blob in kit.wheels.layers.items():
+        known = have.wheels.get(blob.sha256)
+        if known is None or known[0] != wheel or not site.share(WheelName.of(wheel), known[1]):
+            new.append(wheel)
+    lacking = [wheel for wheel in new if wheel in kit.layout.missing(kit.wheels)]
+    if lacking:
+        raise BundleError(
+            f"the kit leaves out `{lacking[0]}`, and the installed files of it were changed",
+            hint="use a kit that was made without `--since` and `--have`",
+        )
+    say(f"unpacking {len(new)} packages" + (f", sharing {len(kit.wheels.layers) - len(new)}" if have.wheels else ""))
+    # Copied before they are opened: what is unpacked is what was hashed, whatever the stick says the second time.
+    copies = folder / "wheels"
+    for wheel in new:
+        kit.layout.extract(kit.wheels, copies, names={wheel})
+        site.unpack(copies / wheel)
+        shutil.rmtree(copies)
+
+
+def _copy_bundle(kit: Kit, artifact: Artifact, target: Path, have: Have) -> None:
+    """Share the files that an earlier release has unchanged, and copy the others."""
+    target.mkdir(parents=True)
+    shared = set()
+    for name, blob in artifact.layers.items():
+        source = have.files.get(blob.sha256)
+        if source is not None:
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if share(source, path, blob.sha256):
+                shared.add(name)
+    rest = set(artifact.layers) - shared
+    lacking = sorted(rest & set(kit.layout.missing(artifact)))
+    if lacking:
+        raise BundleError(
+            f"the kit leaves out `{lacking[0]}` of `{artifact.name}`, and the installed copy of it was changed",
+            hint="use a kit that was made without `--since` and `--have`",
+        )
+    kit.layout.extract(artifact, target, names=rest)
+
+
+def _check_current(installation: Installation, number: int, previous: int | None) -> None:
+    """See that the release starts from where it is now; else switch back to the one before."""
+    folder = installation.folder(number)
+    try:
+        check_starts(installation.environment(number), folder / BUNDLES)
+    except OrtkitError:
+        if previous is not None:
+            installation.switch(previous)
+        else:
+            installation.link.unlink()
+        installation.remove(number)
+        raise
+
+
+def rollback(installation: Installation, to: int | None, say: Say) -> int:
+    """Have `current` lead to the release before it, or to another one; returns its number."""
+    with installation.locked():
+        installation.remove_leftovers()
+        number = to
+        if number is None:
+            current = installation.current()
+            if current is None:
+                raise NotFoundError(f"nothing is installed in `{installation.prefix}`")
+            number = installation.record(current).previous
+            if number is None or number not in installation.numbers():
+                raise NotFoundError(
+                    f"there is no release before {current} in `{installation.prefix}`",
+                    hint=f"`{installation.prefix}/bin/ortkit-install status` lists the releases",
+                )
+        installation.record(number)
+        check_starts(installation.environment(number), installation.folder(number) / BUNDLES)
+        say(f"switching to release {number}")
+        installation.switch(number)
+    return number
+
+
+def uninstall(installation: Installation) -> list[str]:
+    """Remove an installation; returns the names of what others left in its folder."""
+    if not installation.prefix.is_dir() or not (installation.releases.is_dir() or os.path.lexists(installation.link)):
+        raise NotFoundError(f"nothing is installed in `{installation.prefix}`", hint="name its folder with `--prefix`")
+    installation.check_prefix()
+    with installation.locked():
+        return installation.uninstall()
