@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
-from .folder import BundleFolder
+from .folder import MANIFEST, BundleFolder
 from .manifest import FileRecord, manifest_from_json
 
-MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
@@ -100,14 +99,6 @@ class Bundle(BundleFolder):
 
     def __repr__(self) -> str:
         return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
-
-        `sha256sum manifest.json` prints the same.
-        """
-        return sha256_of(self.path / MANIFEST)
 
     @property
     def size(self) -> int:

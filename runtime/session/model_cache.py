@@ -8,7 +8,6 @@ import stat
 import sys
 from pathlib import Path
 
-from ..bundle.bundle import MANIFEST, sha256_of
 from ..bundle.folder import BundleFolder
 from .onnxruntime_import import onnxruntime_version
 
@@ -40,7 +39,7 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
     root = cache_folder()
     if root is None:
         return None
-    digest = sha256_of(bundle.path / MANIFEST)[:_CHARACTERS]
+    digest = bundle.digest[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
     return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
 
