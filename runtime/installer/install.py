@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle.oci_layout import Artifact
+from ..bundle.oci_layout import Artifact, Blob
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
 from .checks import check_release, check_starts, check_target
 from .environment import ENVIRONMENT, Environment, write_commands
@@ -18,11 +18,12 @@ from .files import FOLDER_MODE, flush_all, remove_tree, share
 from .host import Host
 from .installation import BUNDLES, Installation, ReleaseRecord
 from .kit_file import Kit
-from .kit_format import KitFacts
+from .kit_format import SBOM, SBOM_FILE, KitFacts
 from .trust import Trust, keep_keys
 from .wheel_file import Site, WheelName
 
-_SBOM = "sbom"
+_SBOMS = "sbom"
+"""Folder of a release."""
 Say = Callable[[str], None]
 
 
@@ -58,6 +59,10 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
         found = _installed(kit, installation)
         if found is not None and found == current and not options.reinstall:
             say(f"the kit is installed already, as release {found}")
+            number = found
+        elif found is not None and installation.record(found).previous == current and not options.reinstall:
+            say(f"release {found} was made from this kit before")
+            check_release(installation.environment(found), installation.folder(found) / BUNDLES, say)
             number = found
         else:
             number = _add_release(kit, facts, installation, str(signer) if signer else None, host, say)
@@ -154,7 +159,8 @@ def _needed_bytes(kit: Kit, facts: KitFacts, have: Have) -> int:
                 hint="it was made for a machine that has an earlier release: use a kit that was made without `--since` "
                 "and `--have`",
             )
-    new = [blob for artifact in bundles.values() for blob in artifact.layers.values() if blob.sha256 not in have.files]
+    files = [blob for artifact in bundles.values() for blob in _files_of(artifact).values()]
+    new = [blob for blob in files if blob.sha256 not in have.files]
     unpacked = {name: blob for name, blob in wheels.layers.items() if blob.sha256 not in have.wheels}
     # A wheel and its files are there at the same time.
     return sum(blob.size for blob in (*new, *unpacked.values())) + sum(facts.unpacked.get(name, 0) for name in unpacked)
@@ -170,12 +176,15 @@ def _add_release(
         environment.create(host)
         have = Have.of(installation)
         _unpack_wheels(kit, folder, environment.site(host), have, say)
+        (folder / _SBOMS).mkdir()
         for name, artifact in kit.bundles.items():
             say(f"copying {name}")
             _copy_bundle(kit, artifact, folder / BUNDLES / name, have)
+            if SBOM_FILE in artifact.layers:
+                kit.layout.extract(artifact, folder / _SBOMS / name, names={SBOM_FILE})
         for artifact in kit.layout.artifacts:
-            if artifact.kind == _SBOM:
-                kit.layout.extract(artifact, folder / _SBOM)
+            if artifact.kind == SBOM:
+                kit.layout.extract(artifact, folder / _SBOMS)
         # Before the check, which takes long: a system that fails then has lost nothing but time.
         flush_all(folder)
         check_release(environment, folder / BUNDLES, say)
@@ -186,8 +195,8 @@ def _add_release(
             ortkit=facts.ortkit,
             previous=installation.current(),
             signer=signer,
-            bundles={name: _hashes(artifact) for name, artifact in kit.bundles.items()},
-            wheels=_hashes(kit.wheels),
+            bundles={name: _hashes(_files_of(artifact)) for name, artifact in kit.bundles.items()},
+            wheels=_hashes(kit.wheels.layers),
         )
         return installation.add(folder, record)
     except BaseException:
@@ -196,8 +205,13 @@ def _add_release(
         raise
 
 
-def _hashes(artifact: Artifact) -> dict[str, str]:
-    return {name: blob.sha256 for name, blob in artifact.layers.items()}
+def _hashes(layers: Mapping[str, Blob]) -> dict[str, str]:
+    return {name: blob.sha256 for name, blob in layers.items()}
+
+
+def _files_of(artifact: Artifact) -> dict[str, Blob]:
+    """The files of a bundle's folder."""
+    return {name: blob for name, blob in artifact.layers.items() if name != SBOM_FILE}
 
 
 def _unpack_wheels(kit: Kit, folder: Path, site_folder: Path, have: Have, say: Say) -> None:
@@ -226,14 +240,15 @@ def _copy_bundle(kit: Kit, artifact: Artifact, target: Path, have: Have) -> None
     """Share the files that an earlier release has unchanged, and copy the others."""
     target.mkdir(parents=True)
     shared = set()
-    for name, blob in artifact.layers.items():
+    files = _files_of(artifact)
+    for name, blob in files.items():
         source = have.files.get(blob.sha256)
         if source is not None:
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if share(source, path, blob.sha256):
                 shared.add(name)
-    rest = set(artifact.layers) - shared
+    rest = set(files) - shared
     lacking = sorted(rest & set(kit.layout.missing(artifact)))
     if lacking:
         raise BundleError(
