@@ -61,7 +61,7 @@ class BundleWriter:
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
         # Never replace a bundle with one that cannot be opened.
-        Bundle.listed(self.folder)
+        Bundle.unsigned(self.folder)
         for name in [*files, MANIFEST, "."]:
             flush(self.folder / name)
         _move_into_place(self.folder, self.target)
