@@ -69,10 +69,7 @@ def unpack(
     `have` maps digests to files of this machine, for what the pack leaves out. The folder appears in one step when all
     is on the disk, and never where this raises: OutputError for an existing target or a full disk, and BundleError.
     """
-    if os.path.lexists(target):
-        raise OutputError(
-            f"`{target}` exists, and unpacking replaces nothing", hint="name another folder with `-o`, or remove it"
-        )
+    check_targets([target])
     packed_manifest(layout, artifact)
     try:
         with StagingFolder(target) as staging:
@@ -89,6 +86,16 @@ def unpack(
     except OSError as error:
         raise cannot_write(error, target) from error
     return Bundle(target, opened.manifest)
+
+
+def check_targets(targets: Iterable[Path]) -> None:
+    """Raise OutputError for the first path that exists."""
+    for target in targets:
+        if os.path.lexists(target):
+            raise OutputError(
+                f"`{target}` exists, and unpacking replaces nothing",
+                hint="name another folder with `-o`, or remove it",
+            )
 
 
 def _check_space(folder: Path, size: int) -> None:

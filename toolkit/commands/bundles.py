@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Kind
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import NotFoundError, OrtkitError
@@ -39,17 +40,28 @@ _BROKEN_EXIT_CODE = 7
 @click.command(
     name="list",
     cls=ExampleCommand,
-    examples=["ortkit list", "ORTKIT_BUNDLES=/srv/models ortkit list", "ortkit list --json"],
+    examples=[
+        "ortkit list",
+        "ORTKIT_BUNDLES=/srv/models ortkit list",
+        "ortkit list --json",
+        "ortkit list --digests > have.txt",
+    ],
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
-def list_bundles(*, as_json: bool) -> None:
+@click.option("--digests", is_flag=True, help="Print the sha256 of all files, for `ortkit pack --have`.")
+def list_bundles(*, as_json: bool, digests: bool) -> None:
     """List the bundles in `bundles/`.
 
     ORTKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `ortkit verify` does that.
     """
     if bundles_folder().exists() and (problem := missing_folder()):
         raise NotFoundError(problem)
+    if as_json and digests:
+        raise click.UsageError("--json and --digests exclude each other")
     found = [_listed(path) for path in bundle_folders()]
+    if digests:
+        _print_digests(found)
+        return
     if as_json:
         click.echo(escaped_json(json.dumps([entry.fields() for entry in found], indent=2, ensure_ascii=False)))
         return
@@ -107,20 +119,56 @@ def _listed(path: Path) -> ListedBundle:
         return ListedBundle(path, error=error)
 
 
+def _print_digests(bundles: Sequence[ListedBundle]) -> None:
+    """A line for each file of the bundles that can be used: its digest and its path."""
+    for bundle in bundles:
+        if bundle.manifest is None:
+            say(f"note: `{bundle.path.name}` is left out: {bundle.error}", err=True)
+            continue
+        hashes = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+        for name, sha256 in sorted({**hashes, MANIFEST: bundle.digest}.items()):
+            say(f"sha256:{sha256}  {bundle.path.name}/{name}")
+
+
 @click.command(
     cls=ExampleCommand,
-    examples=["ortkit inspect all-MiniLM-L6-v2-int8", "ortkit inspect all-MiniLM-L6-v2-int8 --runtime"],
+    examples=[
+        "ortkit inspect all-MiniLM-L6-v2-int8",
+        "ortkit inspect all-MiniLM-L6-v2-int8 --runtime",
+        "ortkit inspect line4.tar",
+        "ortkit inspect all-MiniLM-L6-v2-int8 --sbom > sbom.cdx.json",
+    ],
 )
 @bundle_argument()
 @click.option("--runtime", is_flag=True, help="Add threads, provider and kernels on this machine.")
+@click.option("--sbom", is_flag=True, help="Print the SBOM instead: CycloneDX 1.6 JSON.")
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
     help="Print the manifest as JSON, with the bundle's `digest`, a decoder's `memory`, and `runtime` for --runtime.",
 )
-def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
-    """Show a bundle's source, size, memory and accuracy."""
+def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool) -> None:
+    """Show a bundle's source, size, memory and accuracy.
+
+    BUNDLE may also be a pack, the file or folder that `ortkit pack` writes: all its bundles are shown, and --json
+    prints an array of them.
+    """
+    from .pack_report import inspect_pack, is_pack
+
+    if sbom and runtime:
+        raise click.UsageError("--sbom and --runtime exclude each other")
+    if sbom:
+        _print_sbom(bundle)
+    elif not is_pack(bundle):
+        _inspect_bundle(bundle, runtime=runtime, as_json=as_json)
+    elif runtime:
+        raise click.UsageError("--runtime needs the folder of a bundle: unpack the pack first")
+    else:
+        inspect_pack(bundle, as_json=as_json)
+
+
+def _inspect_bundle(bundle: str, *, runtime: bool, as_json: bool) -> None:
     from ...runtime.bundle.bundle import Bundle
     from ...runtime.decoder.memory_estimate import footprint_of
 
@@ -146,6 +194,20 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
         lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
         say(f"{label:<12} {text}")
+
+
+def _print_sbom(path: str) -> None:
+    """Print the SBOM of a bundle or of a pack."""
+    from ...exporters.packaging.sbom import sbom_json, sbom_of_bundle
+    from ...runtime.bundle.bundle import Bundle
+    from .pack_report import is_pack, pack_sbom
+
+    if is_pack(path):
+        content = pack_sbom(path)
+    else:
+        opened = Bundle.open(path)
+        content = sbom_json(sbom_of_bundle(opened.manifest, opened.digest))
+    click.echo(escaped_json(content.decode("utf-8", "replace")), nl=False)
 
 
 @click.command(
