@@ -1,4 +1,4 @@
-"""Write a bundle atomically: in a folder beside the target that is renamed at the end."""
+"""Write a folder, such as a bundle, atomically: in a folder beside the target that is renamed at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ..errors import InputError
 from ..output_path import try_lock
@@ -24,35 +26,28 @@ _LONGEST_UNLOCKED = 3600.0
 """Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
 
 
-class BundleWriter:
-    """Context manager that writes a bundle beside its target and renames it.
+class FolderWriter:
+    """Context manager that writes a folder beside its target; `replace_target` renames it.
 
-    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
-    removed and an existing bundle at the target stays.
+    Everything in `staging` is removed at the end of the block. Without `replace_target`, or where the block raises, an
+    existing folder at the target stays.
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self.path = Path(target)
         self.target = self.path.absolute()
         self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
-        self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
-        """For temporary files of the export."""
+        """For temporary files."""
         self.lock: int | None = None
 
-    def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
-        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
-            raise InputError(
-                f"`{self.target}` exists and is not a bundle, so it is not replaced",
-                hint="choose another folder with `--out`",
-            )
+    def __enter__(self) -> Self:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.remove_abandoned()
         self.staging.mkdir()
         # Locked while the process lives, so that no other process removes this folder as abandoned.
         self.lock = os.open(self.staging, os.O_RDONLY)
         try_lock(self.lock, wait=True)
-        self.folder.mkdir()
         self.scratch.mkdir()
         return self
 
@@ -62,6 +57,42 @@ class BundleWriter:
         shutil.rmtree(self.staging, ignore_errors=True)
         if self.lock is not None:
             os.close(self.lock)
+
+    def replace_target(self, folder: Path, names: Iterable[str]) -> None:
+        """Flush the files of these names in a folder within `staging` to disk, and rename it to the target."""
+        for name in [*names, "."]:
+            flush(folder / name)
+        _move_into_place(folder, self.target)
+        flush(self.target.parent)
+
+    def remove_abandoned(self) -> None:
+        """Remove staging folders that killed processes left beside this target."""
+        for path in self.target.parent.glob(".*.partial"):
+            found = _STAGING.fullmatch(path.name)
+            if found is not None and _is_abandoned(path, int(found["pid"])):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class BundleWriter(FolderWriter):
+    """Context manager that writes a bundle beside its target and renames it.
+
+    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
+    removed and an existing bundle at the target stays.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        super().__init__(target)
+        self.folder = self.staging / "bundle"
+
+    def __enter__(self) -> Self:
+        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
+            raise InputError(
+                f"`{self.target}` exists and is not a bundle, so it is not replaced",
+                hint="choose another folder with `--out`",
+            )
+        super().__enter__()
+        self.folder.mkdir()
+        return self
 
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files, write the manifest, flush all to disk and rename; returns the bundle.
@@ -76,18 +107,8 @@ class BundleWriter:
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
         # Never replace a bundle with one that cannot be opened.
         Bundle.listed(self.folder)
-        for name in [*files, MANIFEST, "."]:
-            flush(self.folder / name)
-        _move_into_place(self.folder, self.target)
-        flush(self.target.parent)
+        self.replace_target(self.folder, [*files, MANIFEST])
         return Bundle(self.path, manifest)
-
-    def remove_abandoned(self) -> None:
-        """Remove staging folders that killed exports left beside this target."""
-        for path in self.target.parent.glob(".*.partial"):
-            found = _STAGING.fullmatch(path.name)
-            if found is not None and _is_abandoned(path, int(found["pid"])):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_abandoned(staging: Path, pid: int) -> bool:

@@ -1,0 +1,1 @@
+"""What is carried to an offline machine: wheels for another platform."""
