@@ -163,9 +163,9 @@ def _glibc_of(tag: Tag) -> int:
     return int(rest.split("_")[1]) if family == "manylinux" else legacy.get(family, 0)
 
 
-def read_lock(path: Path = LOCK) -> Lock:
+def read_lock(path: Path | None = None) -> Lock:
     """Read the lock that this release ships."""
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    content = tomllib.loads((path or LOCK).read_text(encoding="utf-8"))
     return Lock(tuple(content["extras"]), tuple(map(_read_package, content["packages"])))
 
 
