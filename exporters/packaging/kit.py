@@ -1,7 +1,7 @@
-"""Put a kit together: bundles, the wheels that run them, an SBOM and an installer in one file, for one kind of machine.
+"""Put a kit together: bundles, the wheels that run them, an SBOM and an installer in one file, for one target.
 
-Its format is in `runtime/installer/kit_format.py`. The same bundles and wheels give the same file to the byte, apart from
-the signature.
+`runtime/installer/kit_format.py` describes its format. The same bundles and wheels give the same file to the byte, apart
+from the signature.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 
 from ...runtime.bundle.blob_store import Progress, cannot_write, flush
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.folder import MANIFEST, SIGNATURE
 from ...runtime.bundle.manifest import Provider
-from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, layout_size, write_layout
-from ...runtime.bundle.signature import SIGNATURE
+from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, write_layout
 from ...runtime.errors import InputError, OrtkitError, OutputError
 from ...runtime.installer.host import PLATFORMS, Needs
 from ...runtime.installer.kit_file import Kit

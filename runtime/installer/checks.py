@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import BundleError, OrtkitError, OutputError
 from .environment import Environment
+from .trial_policy import trial_policy
 
 _SLACK = 64 << 20
 """Bytes for folders, byte code and what else is not counted."""
@@ -57,18 +58,25 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def check_release(environment: Environment, bundles: Path, say: Callable[[str], None]) -> None:
+def check_release(
+    environment: Environment, bundles: Path, say: Callable[[str], None], *, allow_downgrade: bool = False
+) -> None:
     """Run `ortkit doctor`, and `ortkit verify` for each bundle, with a release that is not in use yet.
 
-    Raises the error that they report, with their exit code.
+    Raises CheckError with what they report and their exit code. Where the machine's policy requires signatures, the
+    highest release of a bundle is not recorded yet: the bundles in use must not be refused because of the new ones.
     """
-    names = sorted(path.name for path in bundles.iterdir()) if bundles.is_dir() else []
-    if _has_doctor(environment, bundles):
-        say("checking this machine: `ortkit doctor`")
-        _run(environment, bundles, "doctor", *(str(bundles / name) for name in names))
-    for name in names:
-        say(f"verifying {name} on this machine")
-        _run(environment, bundles, "verify", str(bundles / name))
+    names = sorted(path.name for path in bundles.iterdir())
+    # Of the edition of ortkit that the kit has.
+    has_doctor = environment.run("doctor", "--help", bundles=bundles).returncode != _USAGE
+    downgrade = ("--allow-downgrade",) if allow_downgrade else ()
+    with trial_policy() as policy:
+        for name in names:
+            if has_doctor:
+                say(f"checking this machine for {name}")
+                _run(environment, bundles, "doctor", str(bundles / name), policy=policy)
+            say(f"verifying {name} on this machine")
+            _run(environment, bundles, "verify", *downgrade, str(bundles / name), policy=policy)
 
 
 def check_starts(environment: Environment, bundles: Path) -> None:
@@ -76,14 +84,9 @@ def check_starts(environment: Environment, bundles: Path) -> None:
     _run(environment, bundles, "--version")
 
 
-def _has_doctor(environment: Environment, bundles: Path) -> bool:
-    """Whether this edition of ortkit has the command."""
-    return environment.run("doctor", "--help", bundles=bundles).returncode != _USAGE
-
-
-def _run(environment: Environment, bundles: Path, *arguments: str) -> None:
+def _run(environment: Environment, bundles: Path, *arguments: str, policy: Path | None = None) -> None:
     try:
-        finished = environment.run(*arguments, bundles=bundles)
+        finished = environment.run(*arguments, bundles=bundles, policy=policy)
     except OSError as error:
         raise CheckError(f"`{environment.python}` cannot be started: {error.strerror or error}", code=1) from error
     if finished.returncode:

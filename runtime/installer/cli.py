@@ -1,4 +1,4 @@
-"""The command line of the installer: `sh KIT COMMAND` on a new appliance, `ortkit-install` on one that has a release."""
+"""The command line of the installer: `sh KIT COMMAND` on a new appliance, `ortkit-install` where there is a release."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_command(arguments: Sequence[str]) -> list[str]:
     """`ortkit-install line5.kit` as `ortkit-install install line5.kit`."""
-    values = {"--prefix", "--kit", "--trusted-key"}
+    values = {"--prefix", "--kit", "--trusted-key", "--trusted-certificate", "--to"}
     for place, argument in enumerate(arguments):
         if argument.startswith("-") or (place and arguments[place - 1] in values):
             continue
@@ -81,13 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _HELP.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument(
-            "--prefix", default=argparse.SUPPRESS, metavar="FOLDER", help=f"The installation.  [default: {DEFAULT_PREFIX}]"
+            "--prefix",
+            default=argparse.SUPPRESS,
+            metavar="FOLDER",
+            help=f"The installation.  [default: {DEFAULT_PREFIX}]",
         )
         if name in ("install", "update"):
-            command.add_argument("path", type=Path, nargs="?", metavar="KIT", help="The kit; not where a kit runs this.")
+            command.add_argument(
+                "path", type=Path, nargs="?", metavar="KIT", help="The kit; not where a kit runs this."
+            )
             command.add_argument(
                 "--trusted-key", type=Path, action="append", default=[], metavar="FILE",
                 help="Public key or certificate that the kit must be signed with; kept for later kits.",
+            )  # fmt: skip
+            command.add_argument(
+                "--trusted-certificate", type=Path, action="append", dest="trusted_key", metavar="FILE",
+                help="The same, for the certificate of an authority or of a signer.",
             )  # fmt: skip
             command.add_argument(
                 "--allow-unsigned", action="store_true", help="Install a kit although nothing shows who made it."

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from ..bundle.policy import VARIABLE
 from .files import FOLDER_MODE, write_text
 from .host import Host, dotted
 
@@ -73,12 +74,15 @@ class Environment:
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         (self.folder / "pyvenv.cfg").write_text(text, encoding="utf-8")
 
-    def run(self, *arguments: str, bundles: Path) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, bundles: Path, policy: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run `ortkit` in it, as the command in PREFIX/bin does; raises OSError where Python cannot be started."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment["ORTKIT_BUNDLES"] = str(bundles)
+        if policy is not None:
+            environment[VARIABLE] = str(policy)
         return subprocess.run(
             [str(self.python), "-I", "-m", "ortkit", *arguments],
-            env=environment | {"ORTKIT_BUNDLES": str(bundles)},
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

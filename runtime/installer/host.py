@@ -71,7 +71,7 @@ class Host:
 
     @classmethod
     def this(cls) -> Host:
-        """This machine, and the Python that runs this."""
+        """The machine and the Python that run the installer."""
         machine = platform.machine()
         return cls(
             system=platform.system(),
@@ -181,7 +181,7 @@ def _x86_features() -> frozenset[str] | None:
 def _cpuid_1_ecx() -> int | None:
     """The register ECX after CPUID with EAX = 1; None before glibc 2.33."""
     try:
-        leaf = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
+        leaf = ctypes.CDLL(None)["__x86_get_cpuid_feature_leaf"]
     except (AttributeError, OSError):
         return None
     leaf.restype = ctypes.POINTER(ctypes.c_uint32 * 8)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.oci_layout import Artifact, Blob
+from ..bundle.signature import Signer
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
 from .checks import check_release, check_starts, check_target
 from .environment import ENVIRONMENT, Environment, write_commands
@@ -19,11 +20,13 @@ from .host import Host
 from .installation import BUNDLES, Installation, ReleaseRecord
 from .kit_file import Kit
 from .kit_format import SBOM, SBOM_FILE, KitFacts
+from .trial_policy import record_releases
 from .trust import Trust, keep_keys
 from .wheel_file import Site, WheelName
 
 _SBOMS = "sbom"
 """Folder of a release."""
+_WHOLE_KIT = "use a kit that was made without `--since` and `--have`"
 Say = Callable[[str], None]
 
 
@@ -62,14 +65,20 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
             number = found
         elif found is not None and installation.record(found).previous == current and not options.reinstall:
             say(f"release {found} was made from this kit before")
-            check_release(installation.environment(found), installation.folder(found) / BUNDLES, say)
+            check_release(
+                installation.environment(found),
+                installation.folder(found) / BUNDLES,
+                say,
+                allow_downgrade=options.allow_downgrade,
+            )
             number = found
         else:
-            number = _add_release(kit, facts, installation, str(signer) if signer else None, host, say)
+            number = _Addition(kit, facts, installation, options, host, say).release(signer)
         write_commands(installation.prefix, host)
         if number != current:
             installation.switch(number)
             _check_current(installation, number, current)
+        record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
         installation.remember(facts.release)
         keep_keys(installation, options.trusted_keys)
         installation.keep(number, installation.record(number).previous)
@@ -156,8 +165,7 @@ def _needed_bytes(kit: Kit, facts: KitFacts, have: Have) -> int:
         if lacking:
             raise BundleError(
                 f"the kit leaves out `{lacking[0]}` of `{artifact.name}`, which is not installed here",
-                hint="it was made for a machine that has an earlier release: use a kit that was made without `--since` "
-                "and `--have`",
+                hint=f"it was made for a machine that has an earlier release: {_WHOLE_KIT}",
             )
     files = [blob for artifact in bundles.values() for blob in _files_of(artifact).values()]
     new = [blob for blob in files if blob.sha256 not in have.files]
@@ -166,43 +174,98 @@ def _needed_bytes(kit: Kit, facts: KitFacts, have: Have) -> int:
     return sum(blob.size for blob in (*new, *unpacked.values())) + sum(facts.unpacked.get(name, 0) for name in unpacked)
 
 
-def _add_release(
-    kit: Kit, facts: KitFacts, installation: Installation, signer: str | None, host: Host, say: Say
-) -> int:
-    """Put a release together, check it on this machine, and add it; returns its number. Nothing stays of a failure."""
-    folder = installation.prepare()
-    try:
+@dataclass(frozen=True)
+class _Addition:
+    """Puts a release together."""
+
+    kit: Kit
+    facts: KitFacts
+    installation: Installation
+    options: Options
+    host: Host
+    say: Say
+
+    def release(self, signer: Signer | None) -> int:
+        """Add the release of the kit, checked on this machine; returns its number. Nothing stays of a failure."""
+        folder = self.installation.prepare()
+        try:
+            self._fill(folder)
+            # Before the check, which takes long: a system that fails then has lost nothing but time.
+            flush_all(folder)
+            environment = Environment(folder / ENVIRONMENT)
+            check_release(environment, folder / BUNDLES, self.say, allow_downgrade=self.options.allow_downgrade)
+            record = ReleaseRecord(
+                kit=self.facts.name,
+                digest=self.kit.digest,
+                release=self.facts.release,
+                ortkit=self.facts.ortkit,
+                previous=self.installation.current(),
+                signer=str(signer) if signer is not None else None,
+                bundles={name: _hashes(_files_of(artifact)) for name, artifact in self.kit.bundles.items()},
+                wheels=_hashes(self.kit.wheels.layers),
+            )
+            return self.installation.add(folder, record)
+        except BaseException:
+            with suppress(OSError):
+                remove_tree(folder)
+            raise
+
+    def _fill(self, folder: Path) -> None:
+        kit, have = self.kit, Have.of(self.installation)
         environment = Environment(folder / ENVIRONMENT)
-        environment.create(host)
-        have = Have.of(installation)
-        _unpack_wheels(kit, folder, environment.site(host), have, say)
+        environment.create(self.host)
+        self._unpack_wheels(folder, environment.site(self.host), have)
+        (folder / BUNDLES).mkdir()
         (folder / _SBOMS).mkdir()
         for name, artifact in kit.bundles.items():
-            say(f"copying {name}")
-            _copy_bundle(kit, artifact, folder / BUNDLES / name, have)
+            self.say(f"copying {name}")
+            self._copy_bundle(artifact, folder / BUNDLES / name, have)
             if SBOM_FILE in artifact.layers:
                 kit.layout.extract(artifact, folder / _SBOMS / name, names={SBOM_FILE})
         for artifact in kit.layout.artifacts:
             if artifact.kind == SBOM:
-                kit.layout.extract(artifact, folder / _SBOMS)
-        # Before the check, which takes long: a system that fails then has lost nothing but time.
-        flush_all(folder)
-        check_release(environment, folder / BUNDLES, say)
-        record = ReleaseRecord(
-            kit=facts.name,
-            digest=kit.digest,
-            release=facts.release,
-            ortkit=facts.ortkit,
-            previous=installation.current(),
-            signer=signer,
-            bundles={name: _hashes(_files_of(artifact)) for name, artifact in kit.bundles.items()},
-            wheels=_hashes(kit.wheels.layers),
-        )
-        return installation.add(folder, record)
-    except BaseException:
-        with suppress(OSError):
-            remove_tree(folder)
-        raise
+                kit.layout.extract(artifact, folder / _SBOMS / artifact.name)
+
+    def _unpack_wheels(self, folder: Path, site_folder: Path, have: Have) -> None:
+        layout, wheels = self.kit.layout, self.kit.wheels
+        site = Site(site_folder)
+        new = []
+        for wheel, blob in wheels.layers.items():
+            known = have.wheels.get(blob.sha256)
+            if known is None or known[0] != wheel or not site.share(WheelName.of(wheel), known[1]):
+                new.append(wheel)
+        lacking = [wheel for wheel in new if wheel in layout.missing(wheels)]
+        if lacking:
+            raise BundleError(
+                f"the kit leaves out `{lacking[0]}`, and its installed files were changed", hint=_WHOLE_KIT
+            )
+        self.say(f"unpacking {len(new)} packages, sharing {len(wheels.layers) - len(new)}")
+        # Copied before they are opened: what is unpacked is what was hashed, whatever a stick answers the second time.
+        copies = folder / "wheels"
+        for wheel in new:
+            layout.extract(wheels, copies, names={wheel})
+            site.unpack(copies / wheel)
+            shutil.rmtree(copies)
+
+    def _copy_bundle(self, artifact: Artifact, target: Path, have: Have) -> None:
+        """Share the files that an earlier release has unchanged, and copy the others."""
+        layout = self.kit.layout
+        target.mkdir()
+        files, shared = _files_of(artifact), set()
+        for name, blob in files.items():
+            source, path = have.files.get(blob.sha256), target / name
+            if source is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if share(source, path, blob.sha256):
+                    shared.add(name)
+        rest = set(files) - shared
+        lacking = sorted(rest & set(layout.missing(artifact)))
+        if lacking:
+            raise BundleError(
+                f"the kit leaves out `{lacking[0]}` of `{artifact.name}`, and the installed copy of it was changed",
+                hint=_WHOLE_KIT,
+            )
+        layout.extract(artifact, target, names=rest)
 
 
 def _hashes(layers: Mapping[str, Blob]) -> dict[str, str]:
@@ -212,50 +275,6 @@ def _hashes(layers: Mapping[str, Blob]) -> dict[str, str]:
 def _files_of(artifact: Artifact) -> dict[str, Blob]:
     """The files of a bundle's folder."""
     return {name: blob for name, blob in artifact.layers.items() if name != SBOM_FILE}
-
-
-def _unpack_wheels(kit: Kit, folder: Path, site_folder: Path, have: Have, say: Say) -> None:
-    site = Site(site_folder)
-    new = []
-    for wheel, blob in kit.wheels.layers.items():
-        known = have.wheels.get(blob.sha256)
-        if known is None or known[0] != wheel or not site.share(WheelName.of(wheel), known[1]):
-            new.append(wheel)
-    lacking = [wheel for wheel in new if wheel in kit.layout.missing(kit.wheels)]
-    if lacking:
-        raise BundleError(
-            f"the kit leaves out `{lacking[0]}`, and the installed files of it were changed",
-            hint="use a kit that was made without `--since` and `--have`",
-        )
-    say(f"unpacking {len(new)} packages" + (f", sharing {len(kit.wheels.layers) - len(new)}" if have.wheels else ""))
-    # Copied before they are opened: what is unpacked is what was hashed, whatever the stick says the second time.
-    copies = folder / "wheels"
-    for wheel in new:
-        kit.layout.extract(kit.wheels, copies, names={wheel})
-        site.unpack(copies / wheel)
-        shutil.rmtree(copies)
-
-
-def _copy_bundle(kit: Kit, artifact: Artifact, target: Path, have: Have) -> None:
-    """Share the files that an earlier release has unchanged, and copy the others."""
-    target.mkdir(parents=True)
-    shared = set()
-    files = _files_of(artifact)
-    for name, blob in files.items():
-        source = have.files.get(blob.sha256)
-        if source is not None:
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if share(source, path, blob.sha256):
-                shared.add(name)
-    rest = set(files) - shared
-    lacking = sorted(rest & set(kit.layout.missing(artifact)))
-    if lacking:
-        raise BundleError(
-            f"the kit leaves out `{lacking[0]}` of `{artifact.name}`, and the installed copy of it was changed",
-            hint="use a kit that was made without `--since` and `--have`",
-        )
-    kit.layout.extract(artifact, target, names=rest)
 
 
 def _check_current(installation: Installation, number: int, previous: int | None) -> None:
@@ -290,6 +309,8 @@ def rollback(installation: Installation, to: int | None, say: Say) -> int:
         installation.record(number)
         check_starts(installation.environment(number), installation.folder(number) / BUNDLES)
         say(f"switching to release {number}")
+        # Before the switch: the newer bundles are accepted with either.
+        record_releases(installation.bundles(number), allow_downgrade=True)
         installation.switch(number)
     return number
 

@@ -62,6 +62,10 @@ class Installation:
     def folder(self, number: int) -> Path:
         return self.releases / str(number)
 
+    def bundles(self, number: int) -> list[Path]:
+        """The folders of a release's bundles."""
+        return sorted((self.folder(number) / BUNDLES).iterdir())
+
     def environment(self, number: int) -> Environment:
         return Environment(self.folder(number) / ENVIRONMENT)
 
@@ -85,7 +89,7 @@ class Installation:
     def numbers(self) -> list[int]:
         """Numbers of the whole releases, in ascending order."""
         try:
-            names = os.listdir(self.releases)
+            names = [path.name for path in self.releases.iterdir()]
         except OSError:
             return []
         return sorted(int(name) for name in names if name.isdecimal() and (self.releases / name / RECORD).is_file())
@@ -96,7 +100,7 @@ class Installation:
         Raises BundleError where `current` is not what the installer made.
         """
         try:
-            target = os.readlink(self.link)
+            target = str(self.link.readlink())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -137,9 +141,9 @@ class Installation:
         foreign = [self.prefix / BIN / name for name in COMMANDS]
         found = next((path for path in foreign if os.path.lexists(path) and not is_own_command(path)), None)
         if found is None and self.releases.exists():
-            names = os.listdir(self.releases)
-            strange = [name for name in names if not name.isdecimal() and not name.startswith((_NEW, _OLD))]
-            found = self.releases / strange[0] if strange else None
+            ours = (_NEW, _OLD)
+            names = (path for path in self.releases.iterdir() if not path.name.isdecimal())
+            found = next((path for path in names if not path.name.startswith(ours)), None)
         if found is not None:
             raise OutputError(
                 f"`{found}` was not made by the installer, so `{self.prefix}` is not used",
@@ -237,7 +241,7 @@ class Installation:
         for name in (RELEASES, KEYS, BIN):
             with suppress(OSError):
                 (self.prefix / name).rmdir()
-        left = sorted(os.listdir(self.prefix))
+        left = sorted(path.name for path in self.prefix.iterdir())
         if not left:
             with suppress(OSError):
                 self.prefix.rmdir()

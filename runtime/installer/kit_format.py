@@ -1,4 +1,4 @@
-"""The parts of a kit, one file: a shell header, the installer as a zip, the signature, and an OCI image layout as a tar.
+"""The parts of a kit: a shell header, the installer as a zip, the signature, and an OCI image layout as a tar.
 
     0        header: POSIX shell; verifies and runs the installer
     4096     installer.zip, padded to whole blocks

@@ -1,4 +1,4 @@
-"""Which keys a kit must be signed with: those that the user names, those of the policy, and those of the installation."""
+"""Which keys a kit must be signed with: those that the user names, of the policy, and of the installation."""
 
 from __future__ import annotations
 

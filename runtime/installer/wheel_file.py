@@ -238,9 +238,7 @@ def _is_plain(path: str) -> bool:
     return bool(parts) and plain and ".." not in parts and not path.startswith("/")
 
 
-def _read_record(
-    archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: WheelName
-) -> list[RecordedFile]:
+def _read_record(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: WheelName) -> list[RecordedFile]:
     entry = entries.get(name.record)
     if entry is None or entry.file_size > _LARGEST_RECORD:
         raise BundleError(f"the wheel `{name.file}` has no `{name.record}` of a usable size")
