@@ -1,6 +1,6 @@
 """Put a kit together: bundles, the wheels that run them, an SBOM and an installer in one file, for one target.
 
-`runtime/installer/kit_format.py` describes its format. The same bundles and wheels give the same file to the byte, apart
+Format: `runtime/installer/kit_format.py`. The same bundles and wheels give the same file to the byte, apart
 from the signature.
 """
 
@@ -229,11 +229,8 @@ def _artifact(kind: str, layers: dict[str, NewLayer]) -> NewArtifact:
 
 def digests_of(path: Path) -> set[str]:
     """The digests of all that an earlier kit lists, for `--since`."""
-    kit = Kit.open(path)
-    try:
+    with Kit.open(path) as kit:
         return {blob.digest for artifact in kit.layout.artifacts for blob in artifact.layers.values()}
-    finally:
-        kit.close()
 
 
 def digests_in_list(path: Path) -> set[str]:

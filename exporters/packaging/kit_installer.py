@@ -35,7 +35,7 @@ def installer_zip() -> bytes:
 
 def _sources() -> dict[str, bytes]:
     """Path -> source of the installer and of all of ours that it imports."""
-    pending, found = [f"{_INSTALLER}.cli"], {}
+    pending, found = [f"{_INSTALLER}.__main__"], {}
     while pending:
         module = pending.pop()
         if module in found:

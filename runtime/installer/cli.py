@@ -126,12 +126,9 @@ def _install(installation: Installation, options: argparse.Namespace) -> int:
         raise InputError("name the kit to install", hint="`ortkit-install KIT`")
     if time.time() < _SET_CLOCK:
         say(f"note: the clock of this machine says {time.strftime('%Y-%m-%d')}; only certificates depend on it")
-    kit = Kit.open(path)
-    try:
-        chosen = Options(options.trusted_key, options.allow_unsigned, options.allow_downgrade, options.reinstall)
+    chosen = Options(options.trusted_key, options.allow_unsigned, options.allow_downgrade, options.reinstall)
+    with Kit.open(path) as kit:
         number = install(kit, installation, chosen, say)
-    finally:
-        kit.close()
     record = installation.record(number)
     print(f"{record.kit}: release {number} in {installation.prefix}, with {', '.join(record.bundles)}")
     say(f"run it with `{installation.prefix}/bin/ortkit`")

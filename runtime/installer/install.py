@@ -13,7 +13,7 @@ from pathlib import Path
 from ..bundle.oci_layout import Artifact, Blob
 from ..bundle.signature import Signer
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
-from .checks import check_release, check_starts, check_target
+from .checks import CheckError, check_release, check_starts, check_target
 from .environment import ENVIRONMENT, Environment, write_commands
 from .files import FOLDER_MODE, flush_all, remove_tree, share
 from .host import Host
@@ -26,6 +26,7 @@ from .wheel_file import Site, WheelName
 
 _SBOMS = "sbom"
 """Folder of a release."""
+_ASK = "show these lines to who made the kit"
 _WHOLE_KIT = "use a kit that was made without `--since` and `--have`"
 Say = Callable[[str], None]
 
@@ -193,22 +194,26 @@ class _Addition:
             # Before the check, which takes long: a system that fails then has lost nothing but time.
             flush_all(folder)
             environment = Environment(folder / ENVIRONMENT)
+            previous = self.installation.current()
             check_release(environment, folder / BUNDLES, self.say, allow_downgrade=self.options.allow_downgrade)
             record = ReleaseRecord(
                 kit=self.facts.name,
                 digest=self.kit.digest,
                 release=self.facts.release,
                 ortkit=self.facts.ortkit,
-                previous=self.installation.current(),
+                previous=previous,
                 signer=str(signer) if signer is not None else None,
                 bundles={name: _hashes(_files_of(artifact)) for name, artifact in self.kit.bundles.items()},
                 wheels=_hashes(self.kit.wheels.layers),
             )
             return self.installation.add(folder, record)
-        except BaseException:
+        except CheckError as error:
+            kept = f"release {previous} is in use as before" if previous is not None else "nothing was installed"
+            raise CheckError(error.message, code=error.exit_code, hint=f"{kept}; {error.hint or _ASK}") from error
+        finally:
+            # Nothing where the release was added.
             with suppress(OSError):
                 remove_tree(folder)
-            raise
 
     def _fill(self, folder: Path) -> None:
         kit, have = self.kit, Have.of(self.installation)

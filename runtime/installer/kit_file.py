@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ..bundle.oci_layout import Artifact, OciLayout
 from ..errors import BundleError, NotFoundError
@@ -69,3 +70,9 @@ class Kit:
 
     def close(self) -> None:
         self.layout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()

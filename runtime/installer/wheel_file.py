@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
+import errno
 import hashlib
 import io
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,8 @@ _UNSIGNED = ("RECORD.jws", "RECORD.p7s")
 _LARGEST_RECORD = 1 << 24
 _MOST_FILES = 100_000
 _COPIED = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What `zipfile` raises for an archive that is damaged, encrypted or compressed in another way."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,13 @@ class Site:
                 self._claim(name.record, name)
                 self._path(name.record).write_bytes(archive.read(name.record))
                 self._path(name.record).chmod(FILE_MODE)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, binascii.Error) as error:
+        except _DAMAGE as error:
             raise BundleError(f"`{wheel.name}` is not a valid wheel: {error}") from error
+        except OSError as error:
+            # An offset before the beginning; anything else is about the disk.
+            if error.errno != errno.EINVAL:
+                raise
+            raise BundleError(f"`{wheel.name}` is not a valid wheel: {error.strerror}") from error
 
     def share(self, name: WheelName, other: Path) -> bool:
         """Share the files of a wheel that another site-packages folder has; False where they were changed there."""
