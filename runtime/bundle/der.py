@@ -37,7 +37,7 @@ class Element:
 
 def elements(data: bytes) -> list[Element]:
     """All elements of the data, one after another; raises DerError where they do not fill it."""
-    found = []
+    found: list[Element] = []
     offset = 0
     while offset < len(data):
         if len(found) == _MOST_ELEMENTS:

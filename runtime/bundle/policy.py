@@ -34,7 +34,7 @@ DEFAULT_STATE = Path("/var/lib/ortkit/releases.json")
 _LARGEST_POLICY = 1 << 16
 _MOST_KEYS = 100
 _SUFFIXES = (".pem", ".pub")
-_TYPES: dict[str, type] = {
+_TYPES: dict[str, type[object]] = {
     "trusted_keys": list,
     "trusted_certificates": list,
     "require_signature": bool,
@@ -80,6 +80,9 @@ class Policy:
                 trusted += read_certificates(file)
         except OrtkitError as error:
             raise InputError(f"the policy `{path}` cannot be used: {error.message}", hint=error.hint) from error
+        except OSError as error:
+            problem = f"`{error.filename}` cannot be read: {error.strerror or error}"
+            raise InputError(f"the policy `{path}` cannot be used: {problem}") from error
         require = settings.get("require_signature", False)
         if require and not trusted:
             raise InputError(
@@ -156,7 +159,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if name not in _TYPES:
             raise InputError(f"the policy `{path}` has the unknown setting `{name}`; known: {', '.join(_TYPES)}")
         kind = _TYPES[name]
-        if type(value) is not kind or (kind is list and not all(isinstance(item, str) and item for item in value)):
+        # Not `isinstance`: a boolean is an integer, too.
+        valid = type(value) is kind
+        if isinstance(value, list):
+            valid = valid and all(isinstance(item, str) and item for item in value)
+        if not valid:
             raise InputError(f"the policy `{path}` is not valid: `{name}` must be {_NOUNS[kind]}")
     if not settings.get("state", "state"):
         raise InputError(f"the policy `{path}` is not valid: `state` must be a path")

@@ -54,10 +54,8 @@ class PublicKey:
         algorithm, key = parts
         kinds = algorithm.children(SEQUENCE, "a key's algorithm")
         content = bits(key.expect(BIT_STRING, "a key"), "a key")
-        if len(kinds) != 2:
-            raise DerError("a key's algorithm that does not have two parts")
-        name = kinds[0].expect(OID, "a key's algorithm")
-        if name == _EC:
+        name = kinds[0].expect(OID, "a key's algorithm") if kinds else b""
+        if name == _EC and len(kinds) == 2:
             curve = _CURVES.get(kinds[1].content)
             if curve is None or kinds[1].tag != OID:
                 raise DerError("an elliptic-curve key on another curve than P-256, P-384 and P-521")
@@ -185,7 +183,7 @@ def _by_cryptography(key: PublicKey, signature: bytes, message: bytes, hash_name
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa  # noqa: PLC0415
 
-    algorithm = {"sha256": hashes.SHA256, "sha384": hashes.SHA384, "sha512": hashes.SHA512}[hash_name]()
+    algorithm = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}[hash_name]
     try:
         loaded = serialization.load_der_public_key(key.spki)
         if isinstance(loaded, ec.EllipticCurvePublicKey):

@@ -79,21 +79,27 @@ class Releases:
         except OSError as error:
             raise InputError(f"`{self.path}` cannot be read: {error.strerror or error}", hint=_READABLE) from error
         check_ownership(self.path, "the record of trusted releases")
-        try:
-            found = json.loads(content.decode("utf-8"))[_KEY] if len(content) <= _LARGEST_FILE else None
-        except (ValueError, LookupError, TypeError, RecursionError):
-            found = None
-        valid = isinstance(found, dict) and len(found) <= _MOST_NAMES
-        if not valid or not all(type(release) is int and release >= 0 for release in found.values()):
+        known = _parsed(content)
+        if known is None:
             raise InputError(
                 f"`{self.path}` is not a record of trusted releases",
                 hint="restore it from a backup; without it, older releases are accepted again",
             )
-        known: dict[str, int] = found
         return known
 
 
 _READABLE = "it must be readable by everyone who opens bundles: `chmod 644`"
+
+
+def _parsed(content: bytes) -> dict[str, int] | None:
+    """The releases in a record; None for one that is damaged."""
+    try:
+        found = json.loads(content.decode("utf-8"))[_KEY] if len(content) <= _LARGEST_FILE else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not isinstance(found, dict) or len(found) > _MOST_NAMES:
+        return None
+    return found if all(type(release) is int and release >= 0 for release in found.values()) else None
 
 
 def _check(name: str, release: int | None, highest: int) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 from .der import (
@@ -161,7 +162,7 @@ def read_certificates(path: str | os.PathLike[str]) -> tuple[Certificate, ...]:
         raise InputError(str(error)) from error
 
 
-def _facts_of(encoded: bytes) -> dict[str, object]:
+def _facts_of(encoded: bytes) -> dict[str, Any]:
     """The fields of a `Certificate` (RFC 5280, section 4.1)."""
     if len(encoded) > LARGEST_CERTIFICATE:
         raise DerError(f"it has more than {LARGEST_CERTIFICATE} bytes")
@@ -170,7 +171,7 @@ def _facts_of(encoded: bytes) -> dict[str, object]:
         raise DerError("it does not have three parts")
     signed, algorithm, signature = parts
     fields = signed.children(SEQUENCE, "a certificate")
-    if len(fields) < 8 or fields[0].tag != 0xA0 or fields[0].content != bytes((INTEGER, 1, _VERSION_3)):
+    if len(fields) < 7 or fields[0].tag != 0xA0 or fields[0].content != bytes((INTEGER, 1, _VERSION_3)):
         raise DerError("it is not of version 3")
     _, _, same_algorithm, issuer, validity, subject, key, *rest = fields
     if same_algorithm.encoded != algorithm.encoded:
@@ -217,9 +218,9 @@ def _seconds(time: Element) -> int:
     digits = text[:-1]
     if time.tag not in {UTC_TIME, GENERALIZED_TIME} or len(text) != 15 or text[-1] != "Z" or not digits.isdecimal():
         raise DerError("a time that is not in the form of RFC 5280")
-    parts = (int(digits[:4]), *(int(digits[start : start + 2]) for start in range(4, 14, 2)))
+    month, day, hour, minute, second = (int(digits[start : start + 2]) for start in range(4, 14, 2))
     try:
-        found = dt.datetime(*parts, tzinfo=dt.UTC)
+        found = dt.datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=dt.UTC)
     except ValueError as error:
         raise DerError("a time that is not in the form of RFC 5280") from error
     return int(found.timestamp())
@@ -228,9 +229,11 @@ def _seconds(time: Element) -> int:
 def _extensions(rest: Sequence[Element]) -> dict[bytes, tuple[bool, bytes]]:
     # Unique identifiers (tags 1 and 2) have no meaning.
     wrapped = [element for element in rest if element.tag not in {0x81, 0x82, 0xA1, 0xA2}]
-    if len(wrapped) != 1 or wrapped[0].tag != 0xA3:
-        raise DerError("it does not have one list of extensions")
     found: dict[bytes, tuple[bool, bytes]] = {}
+    if not wrapped:
+        return found
+    if len(wrapped) != 1 or wrapped[0].tag != 0xA3:
+        raise DerError("it has other fields than extensions")
     for extension in single(wrapped[0].content, "extensions").children(SEQUENCE, "extensions"):
         parts = extension.children(SEQUENCE, "an extension")
         if not 2 <= len(parts) <= 3:
