@@ -100,9 +100,7 @@ def cli() -> None:
 cli.add_under("Hugging Face Hub", catalog.models, hub.login, hub.whoami, hub.logout, hub.access)
 cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
-cli.add_under(
-    "Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign, wheelhouse.wheelhouse, kit.kit
-)
+cli.add_under("Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign, wheelhouse.wheelhouse, kit.kit)
 cli.add_under("This machine", providers.providers, bench.bench)
 cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
 

@@ -131,7 +131,8 @@ def _signer(key: str | None, certificate_chain: str | None, passphrase_file: str
         return None
     from ...exporters.packaging.sign import sign_files
 
-    found = read_signing_key(Path(key), passphrase_file, certificate_chain)
+    chain = Path(certificate_chain) if certificate_chain is not None else None
+    found = read_signing_key(Path(key), passphrase_file, chain)
     return lambda files, name: sign_files(files, name, found)
 
 
