@@ -54,8 +54,9 @@ for argument; do
     before=$argument
 done
 python=${ORTKIT_PYTHON:-$(command -v python@python@ || command -v python3 || :)}
-command -v "${python:-python@python@}" >"$work/null" ||
-    fail "Python @python@ is not installed: \`${python:-python@python@}\`" "install it, or name it: ORTKIT_PYTHON=/path/to/python@python@ sh $0 ..." 1
+command -v "${python:=python@python@}" >"$work/null" ||
+    fail "Python @python@ is not installed: \`$python\`" \
+        "install it, or name it: ORTKIT_PYTHON=/path/to/python@python@ sh $0 ..." 1
 status=0
 "$python" -I "$work/kit.zip" --kit "$0" "$@" || status=$?
 exit $status

@@ -14,13 +14,20 @@ _ROOT = __name__.partition(".")[0]
 _INSTALLER = f"{_ROOT}.runtime.installer"
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can state."""
-_END_SIZE = 22
-"""Bytes of the end record of a zip without a comment."""
+_PADDING = "padding"
+_OVERHEAD = 30 + 46 + 2 * len(_PADDING)
+"""Bytes that the entry _PADDING takes beside its contents."""
 
 
 def installer_zip() -> bytes:
-    """The zip, stored without compression and padded by its comment to whole blocks."""
+    """The zip, stored without compression, padded to whole blocks by a file: Python 3.6 runs no zip with a comment."""
     files = {"__main__.py": Path(__file__).with_name("kit_main.py").read_bytes(), **_sources()}
+    size = len(_stored(files)) + _OVERHEAD
+    return _stored({**files, _PADDING: b"\n" * (-size % BLOCK)})
+
+
+def _stored(files: dict[str, bytes]) -> bytes:
+    """A zip of these files, the same to the byte for the same files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, content in sorted(files.items()):
@@ -28,8 +35,6 @@ def installer_zip() -> bytes:
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, content)
-        size = out.tell() + sum(46 + len(entry.filename) for entry in archive.infolist()) + _END_SIZE
-        archive.comment = b"\n" * (-size % BLOCK)
     return out.getvalue()
 
 

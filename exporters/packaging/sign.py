@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.der import DerError
 from ...runtime.bundle.folder import MANIFEST, SIGNATURE
@@ -30,7 +31,6 @@ from ...runtime.bundle.signature import (
     STATEMENT_TYPE,
     pre_authentication_encoding,
 )
-from ...runtime.bundle.writer import flush
 from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
 from ...runtime.output_path import replacing, try_lock

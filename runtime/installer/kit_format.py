@@ -120,11 +120,11 @@ class KitFacts:
                     hint=f"use the installer in the kit: `sh {kit} install --trusted-key KEY`",
                 )
             return cls(
-                name=_checked(value["name"], str),
-                ortkit=_checked(value["ortkit"], str),
+                name=_text(value["name"]),
+                ortkit=_text(value["ortkit"]),
                 needs=Needs(_platform(value["platform"]), _version(value["python"]), _version(value["glibc"])),
                 release=_count(value["release"]),
-                unpacked={_checked(name, str): _count(size) for name, size in value["unpacked"].items()},
+                unpacked={_text(name): _count(size) for name, size in value["unpacked"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(f"`{FACTS}` of the kit `{kit}` is not valid: {type(error).__name__}: {error}") from error
@@ -135,16 +135,17 @@ def check_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _checked(value: Any, kind: type) -> Any:
-    if type(value) is not kind or (kind is str and not value.isprintable()):
-        raise ValueError(f"{value!r} must be of the type {kind.__name__}")
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{value!r} is not a text")
     return value
 
 
 def _count(value: Any) -> int:
-    if _checked(value, int) < 0 or value >= 1 << 53:
-        raise ValueError(f"{value} is out of range")
-    return int(value)
+    # A boolean is an int in Python.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise ValueError(f"{value!r} is not a number in its range")
+    return value
 
 
 def _platform(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bundle.ownership import check_ownership
 from ..bundle.policy import Policy
 from ..bundle.public_key import CERTIFICATE, TrustedKey
 from ..bundle.signature import Signer, verify_signature
@@ -31,8 +32,10 @@ class Trust:
     def of(cls, installation: Installation, named: Sequence[Path]) -> Trust:
         """Read all keys; raises NotFoundError and InputError for a file that is not one."""
         policy = Policy.current()
-        paths = [*named, *sorted((installation.prefix / KEYS).glob("*.pem"))]
-        keys = [key for path in paths for key in _read(path)]
+        kept = sorted((installation.prefix / KEYS).glob("*.pem"))
+        for path in kept:
+            check_ownership(path, "the trusted key")
+        keys = [key for path in (*named, *kept) for key in _read(path)]
         return cls((*keys, *policy.trusted), policy.path if policy.require_signature else None)
 
     def check(self, kit: Kit, *, allow_unsigned: bool) -> Signer | None:
