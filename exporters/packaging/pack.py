@@ -23,7 +23,6 @@ from ...runtime.bundle.oci_layout import (
     Blob,
     NewArtifact,
     NewLayer,
-    OciLayout,
     layout_size,
     write_layout,
     write_layout_folder,
@@ -31,6 +30,7 @@ from ...runtime.bundle.oci_layout import (
 from ...runtime.bundle.staging import StagingFolder
 from ...runtime.bundle.unpack import SBOM
 from ...runtime.errors import InputError, OrtkitError, OutputError
+from ...runtime.installer.open_layout import open_layout
 from ...runtime.output_path import regular_target_of, replacing
 from .sbom import sbom_json, sbom_of_bundle
 
@@ -199,10 +199,10 @@ def _config(manifest: Manifest, digests: list[str]) -> bytes:
 
 
 def digests_in(path: Path) -> set[str]:
-    """The digests of all files that an earlier pack, or a bundle, lists: what `--since` leaves out."""
+    """The digests of all files that an earlier pack, kit or bundle lists: what `--since` leaves out."""
     if is_regular(path / MANIFEST):
         return set(digests_of_bundle(Bundle.listed(path)).values())
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         return {blob.digest for artifact in layout.artifacts for blob in artifact.layers.values()}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ortkit import Bundle
+from ortkit.runtime.installer.kit_format import Parts
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.packs import bundle_files, contents, layout_of, names_in, sha256, tar_of, write_bundle
 
@@ -323,3 +324,39 @@ def test_the_installer_needs_the_standard_library_alone() -> None:
         "ortkit.runtime.bundle.oci_layout",
         "ortkit.runtime.bundle.strict_tar",
     ]
+
+
+def write_kit(path: Path, layout: bytes) -> Path:
+    """A kit around a layout, whose installer cannot be run."""
+    parts = Parts.of_installer(1024)
+    header = f"#!/bin/sh\n{parts}\n".encode().ljust(parts.installer, b"\n")
+    path.write_bytes(header + bytes(parts.installer_size) + b"\n" * parts.signature_size + layout)
+    return path
+
+
+def test_a_kit_is_read_as_a_pack(ortkit: Run, bundles: Path, tmp_path: Path) -> None:
+    ortkit("pack", "first", "-o", "first.tar")
+    kit = write_kit(tmp_path / "line4.kit", (tmp_path / "first.tar").read_bytes())
+
+    for options in ([], ["--json"], ["--sbom"]):
+        assert ortkit("inspect", kit, *options).out == ortkit("inspect", "first.tar", *options).out != b""
+    assert ortkit("unpack", kit, "-o", "new").code == 0
+    assert contents(tmp_path / "new" / "first") == contents(bundles / "first")
+    assert ortkit("pack", "second", "-o", "update.tar", "--since", kit).err == "1 bundle, 0.0 MB, 1 file left out\n"
+
+
+def test_the_sbom_of_a_kit_is_the_one_in_it(ortkit: Run, tmp_path: Path) -> None:
+    layout = layout_of(
+        {"sbom.cdx.json": b'{"of": "the kit"}\n'}, manifest=lambda m: m["annotations"].update({"ortkit.kind": "sbom"})
+    )
+    kit = write_kit(tmp_path / "line4.kit", tar_of(layout))
+
+    assert ortkit("inspect", kit, "--sbom").out == b'{"of": "the kit"}\n'
+
+
+def test_a_kit_that_was_cut_off(ortkit: Run, tmp_path: Path) -> None:
+    kit = write_kit(tmp_path / "line4.kit", b"")
+    finished = ortkit("inspect", kit)
+
+    assert finished.code == 7
+    assert finished.err.startswith(f"error: `{kit}` is not a pack: it is truncated: 512 bytes were expected at offset")

@@ -38,7 +38,7 @@ _LARGEST_LIST = 1 << 24
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="OLD",
-    help="Leave out the files that this earlier pack, or bundle, lists. May be repeated.",
+    help="Leave out the files that this earlier pack, kit or bundle lists. May be repeated.",
 )
 @click.option(
     "--have",
@@ -100,18 +100,18 @@ def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[
 def unpack(
     *, file: Path, names: Sequence[str], out: Path | None, have_from: Sequence[Path], allow_downgrade: bool
 ) -> None:
-    """Write the bundles of a pack, or those of these names, each to a folder of its own.
+    """Write the bundles of a pack or kit, or those of these names, each to a folder of its own.
 
     Every file is checked against its sha256 while it is written, and a bundle's folder appears when it is complete:
     whatever interrupts, there is never a part of one. An existing folder is never replaced. Where the machine's policy
     requires signatures, they are verified before anything is written.
     """
-    from ...runtime.bundle.oci_layout import OciLayout
     from ...runtime.bundle.unpack import bundles_in, check_targets, files_by_digest
     from ...runtime.bundle.unpack import unpack as write
+    from ...runtime.installer.open_layout import open_layout
 
     folder = bundles_folder() if out is None else out
-    with OciLayout.open(file) as layout:
+    with open_layout(file) as layout:
         artifacts = bundles_in(layout)
         known = {artifact.name: artifact for artifact in artifacts}
         for name in names:

@@ -29,9 +29,10 @@ def is_pack(path: str) -> bool:
 
 def inspect_pack(path: str, *, as_json: bool) -> None:
     """Print the bundles of a pack as those of folders; all its files are hashed first."""
-    from ...runtime.bundle.oci_layout import BUNDLE, OciLayout
+    from ...runtime.bundle.oci_layout import BUNDLE
+    from ...runtime.installer.open_layout import open_layout
 
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
             layout.check(progress=progress)
         if as_json:
@@ -74,7 +75,7 @@ def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
     if artifact.kind != BUNDLE:
         return {"kind": artifact.kind, "name": artifact.name, "files": len(artifact.layers), "size": artifact.size}
     manifest = _manifest_of(layout, artifact)
-    shown = manifest_fields(manifest) | {"digest": artifact.layers[MANIFEST].sha256}
+    shown: dict[str, Any] = manifest_fields(manifest) | {"digest": artifact.layers[MANIFEST].sha256}
     if manifest.decoder is not None:
         shown["memory"] = write_record(footprint_of(manifest, manifest.decoder))
     return shown | {"packed_as": artifact.name, "left_out": sorted(layout.missing(artifact))}
@@ -95,11 +96,11 @@ def _size_of(manifest: Manifest) -> int:
 def pack_sbom(path: str) -> bytes:
     """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
     from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
-    from ...runtime.bundle.oci_layout import OciLayout
     from ...runtime.bundle.unpack import SBOM, bundles_in
+    from ...runtime.installer.open_layout import open_layout
     from ...runtime.version import __version__
 
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         for artifact in layout.artifacts:
             if artifact.kind == "sbom" and SBOM in artifact.layers:
                 return layout.read(artifact.layers[SBOM], _LARGEST_SBOM)
