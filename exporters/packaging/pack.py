@@ -148,8 +148,6 @@ def artifact_of(bundle: Bundle) -> NewArtifact:
     """A bundle as an artifact of a layout; its files are hashed when they are written."""
     manifest, digest = bundle.manifest, bundle.digest
     name = Path(os.path.abspath(bundle.path)).name  # noqa: PTH100 - `resolve` would follow the link `current`
-    if name.startswith(".") or not name.isprintable():
-        raise InputError(f"the name `{name}` of a bundle's folder cannot be used in a pack", hint="rename the folder")
     blobs = {file: (record.sha256, record.size) for file, record in manifest.files.items()}
     blobs[MANIFEST] = (digest, bundle.file(MANIFEST).stat().st_size)
     layers = {

@@ -274,6 +274,18 @@ def test_broken_bundles_have_no_digests(ortkit: Run, bundles: Path) -> None:
     assert finished.err.startswith("note: `second` is left out: `tokenizer.json` is missing from the bundle")
 
 
+@pytest.mark.usefixtures("bundles")
+def test_a_list_of_digests_that_is_too_large(ortkit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ortkit.toolkit.commands.pack._LARGEST_LIST", 10)
+    (tmp_path / "have.txt").write_text("# not a list of digests")
+    finished = ortkit("pack", "first", "-o", "a.tar", "--have", "have.txt")
+
+    assert (finished.code, finished.err) == (
+        2,
+        "error: `have.txt` has more than 10 bytes: it is not a list of digests\n",
+    )
+
+
 def test_progress_is_shown_on_a_terminal(bundles: Path, tmp_path: Path) -> None:
     slow = (
         "import sys, time; from ortkit.runtime.bundle import blob_store, oci_layout; copy = blob_store.copy_range\n"

@@ -408,9 +408,11 @@ HOSTILE_JSON: dict[str, tuple[Callable[[], bytes], str]] = {
         "has neither the annotation",
     ),
     "a name with a folder": (changed(name="a/b"), "is not a plain file name"),
-    "a name with ..": (changed(name=".."), "leaves its folder"),
+    "a name with ..": (changed(name=".."), "`..`, is not a plain file name"),
+    "a name with a drive": (changed(name="c:evil"), "an artifact's name, `c:evil`, leaves its folder"),
+    "an empty name": (changed(name=""), "an artifact's name, ``, leaves its folder"),
     "a hidden name": (changed(name=".ssh"), "is not a plain file name"),
-    "a name of a folder": (changed(name="/"), "leaves its folder"),
+    "a name of a folder": (changed(name="/"), "is not a plain file name"),
     "two artifacts of one name": (lambda: two_artifacts("TINY"), "the artifacts `tiny` and `TINY` have the same name"),
     "an index in the index": (
         changed(index=lambda i: i["manifests"][0].update(mediaType=oci_layout.IMAGE_INDEX)),
@@ -605,6 +607,13 @@ def test_more_files_than_a_layout_may_have(monkeypatch: pytest.MonkeyPatch) -> N
         write_layout(io.BytesIO(), [artifact(model_onnx=b"x")])
     assert found.value.message == "the bundles have too many files for one pack"
     assert found.value.hint == "write them to several packs"
+
+
+def test_a_file_that_a_pack_cannot_have() -> None:
+    made = NewArtifact("a", "bundle", {"a:b": NewLayer.of(b"", "x/y")})
+
+    with pytest.raises(InputError, match="the file `a:b` of `a` cannot be packed: its path leaves its folder"):
+        write_layout(io.BytesIO(), [made])
 
 
 def test_names_become_tags(tmp_path: Path) -> None:
