@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         NetworkError as NetworkError,
         NotFoundError as NotFoundError,
         NotSignedInError as NotSignedInError,
+        NotTrustedError as NotTrustedError,
         OrtkitError as OrtkitError,
         OutOfMemoryError as OutOfMemoryError,
         OutputError as OutputError,
@@ -95,7 +96,7 @@ _MODULES = {
     "encoder.searches": "PairScores",
     "errors": (
         "AccessError BundleError CheckpointError InputError MissingPartError "
-        "NetworkError NotFoundError NotSignedInError OrtkitError OutOfMemoryError OutputError "
+        "NetworkError NotFoundError NotSignedInError NotTrustedError OrtkitError OutOfMemoryError OutputError "
         "ProviderError TextError TextTooLongError UnsupportedModelError WrongKindError"
     ),
     "loading": "load",

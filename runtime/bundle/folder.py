@@ -10,6 +10,8 @@ from ..errors import BundleError
 from .manifest import Manifest, Provider
 
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
+"""The signature over all other files, if a bundle has one (`signature.py`)."""
 
 
 @dataclass(frozen=True)

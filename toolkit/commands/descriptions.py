@@ -107,6 +107,7 @@ def describe_bundle(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     source = manifest.source
     lines = [
         ("name", manifest.name),
+        *([("release", str(manifest.release))] if manifest.release is not None else []),
         ("kind", f"{manifest.kind.value}, architecture {manifest.architecture}"),
         ("precision", f"{manifest.precision.value}, for the provider {manifest.provider.value}"),
         (
