@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -133,8 +134,29 @@ def test_a_keyless_signature() -> None:
     )
 
 
+@pytest.mark.parametrize("changed", [None, "a.bin", "model.sig"])
+def test_the_second_opinion_of_the_page(tmp_path: Path, changed: str | None) -> None:
+    """What docs/signing.md has one type verifies a signature and the files, and refuses changed ones."""
+    page = (Path(__file__).parents[3] / "docs" / "signing.md").read_text("utf-8")
+    script = page.partition("```bash\n")[2].partition("```")[0]
+    folder = tmp_path / "BUNDLE"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"content")
+    content = sign_files({"a.bin": hashlib.sha256(b"content").hexdigest()}, "tiny", KEY)
+    if changed == "model.sig":
+        content = edited(content, put("dsseEnvelope", payload=base64.b64encode(b'{"predicate": {}}').decode()))
+    (folder / "model.sig").write_bytes(content)
+    (tmp_path / "key.pub").write_text(KEY.public.pem)
+    if changed == "a.bin":
+        (folder / "a.bin").write_bytes(b"Content")
+    finished = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (finished.returncode == 0) == (changed is None), finished.stderr
+    if changed is None:
+        assert finished.stdout == "Verified OK\na.bin: OK\n"
+
+
 def test_the_openssl_command_alone_verifies(tmp_path: Path) -> None:
-    """The second opinion that docs/signing.md describes."""
     outer = json.loads(sign_files(FILES, "tiny", KEY))
     payload = base64.b64decode(outer["dsseEnvelope"]["payload"])
     (tmp_path / "pae").write_bytes(b"DSSEv1 28 application/vnd.in-toto+json %d " % len(payload) + payload)
