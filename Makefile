@@ -15,13 +15,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-openssf test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
 	@echo "make test       set up, lint, types, tests"
 	@echo "make test-all   the same, with the slow tests and, where the system can emulate them, other processors"
 	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
+	@echo "make test-wheelhouses  the wheels for every other system, really fetched (about 1 GB)"
+	@echo "make wheel-lock  pin what \`ortkit wheelhouse\` collects, after a change of constraints.txt or pyproject.toml"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
@@ -78,6 +80,15 @@ test-openssf: $(VENV)/.dev .venv-openssf/.made
 	test -x .venv-openssf/bin/python || $(PYTHON) -m venv .venv-openssf
 	.venv-openssf/bin/python -m pip --disable-pip-version-check install -q -r $<
 	@touch $@
+
+# It fetches packages too.
+test-wheelhouses: $(BUNDLE)/manifest.json $(VENV)/.dev
+	$(BIN)/python -m tests.wheelhouse.download --bundle $(BUNDLE)
+
+# In an environment of its own, because nothing else needs uv.
+wheel-lock: $(VENV)/.dev
+	test -x .venv-uv/bin/uv || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install -q uv; }
+	PATH=$(CURDIR)/.venv-uv/bin:$$PATH $(BIN)/python -m tests.wheelhouse.lock
 
 # Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json

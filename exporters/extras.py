@@ -20,6 +20,8 @@ _EXTRAS = {
     "sign": "what signs bundles is",
 }
 """Name of an extra -> what needs it."""
+_PACKAGING = 25
+"""The first version whose environment markers have `extras`."""
 _ROOT = Path(__file__).resolve().parents[1]
 """The source folder; where ortkit was installed from a wheel, the package's own folder."""
 
@@ -32,6 +34,20 @@ def need(extra: str, *names: str) -> None:
         raise MissingPartError(
             f"{_EXTRAS[extra]} not installed here: {', '.join(f'`{name}`' for name in missing)} cannot be imported",
             hint=f"{where}{install_hint(extra)}",
+        )
+
+
+def need_packaging() -> None:
+    """Raise MissingPartError where `packaging` is missing, or too old to evaluate the markers of `pylock.toml`."""
+    try:
+        found = importlib.metadata.version("packaging")
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is None or int(found.partition(".")[0]) < _PACKAGING:
+        problem = "is not installed" if found is None else f"{found} is too old"
+        raise MissingPartError(
+            f"`packaging` {problem}, which selects the wheels",
+            hint=f"run `{_pip_install(f'packaging>={_PACKAGING}')}`",
         )
 
 

@@ -82,7 +82,14 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel: Path) -> None:
 
     assert {name.split("/")[0] for name in names} == {"ortkit"}
     assert names >= code | {
-        f"ortkit/{name}" for name in ("__init__.py", "__main__.py", "py.typed", "exporters/models.yaml")
+        f"ortkit/{name}"
+        for name in (
+            "__init__.py",
+            "__main__.py",
+            "py.typed",
+            "exporters/models.yaml",
+            "exporters/packaging/pylock.toml",
+        )
     }
     assert names >= {
         f"ortkit/{path.relative_to(ROOT)}" for path in (ROOT / "exporters" / "certification" / "data").iterdir()

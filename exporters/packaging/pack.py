@@ -111,9 +111,7 @@ def _write_folder(
     artifacts: Sequence[NewArtifact], out: Path, without: Collection[str], progress: Progress | None
 ) -> None:
     if os.path.lexists(out):
-        raise OutputError(
-            f"`{out}` exists, and a pack in a folder replaces nothing", hint="name a new folder with `-o`"
-        )
+        raise OutputError(f"`{out}` exists, and `--folder` replaces nothing", hint="name a new folder with `-o`")
     with StagingFolder(out) as staging:
         write_layout_folder(staging / "layout", artifacts, without=without, progress=progress)
         os.rename(staging / "layout", out)

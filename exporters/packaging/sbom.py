@@ -51,10 +51,9 @@ class Wheel:
 
 def sbom_of_bundle(manifest: Manifest, digest: str) -> Json:
     """The SBOM of a bundle; `digest` is the sha256 of its manifest."""
-    model = _model(manifest, digest)
-    return _document(
-        digest, manifest.made_with.get("ortkit"), model, _files(manifest, digest), {model["bom-ref"]: None}
-    )
+    model, files = _model(manifest, digest), _files(manifest, digest)
+    depends = {model["bom-ref"]: [file["bom-ref"] for file in files]}
+    return _document(digest, manifest.made_with.get("ortkit"), model, files, depends)
 
 
 def sbom_of_kit(

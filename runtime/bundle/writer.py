@@ -6,8 +6,10 @@ import ctypes
 import dataclasses
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ..errors import InputError
 from .blob_store import flush
@@ -17,11 +19,11 @@ from .manifest import FileRecord, Manifest, manifest_to_json
 from .staging import StagingFolder
 
 
-class BundleWriter:
-    """Context manager that writes a bundle beside its target and renames it.
+class FolderWriter:
+    """Context manager that writes a folder beside its target; `replace_target` renames it.
 
-    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
-    removed and an existing bundle at the target stays.
+    Everything in `staging` is removed at the end of the block. Without `replace_target`, or where the block raises, an
+    existing folder at the target stays.
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
@@ -29,18 +31,11 @@ class BundleWriter:
         self.target = self.path.absolute()
         self._staging = StagingFolder(self.target)
         self.staging = self._staging.path
-        self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
-        """For temporary files of the export."""
+        """For temporary files."""
 
-    def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
-        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
-            raise InputError(
-                f"`{self.target}` exists and is not a bundle, so it is not replaced",
-                hint="choose another folder with `--out`",
-            )
+    def __enter__(self) -> Self:
         self._staging.__enter__()
-        self.folder.mkdir()
         self.scratch.mkdir()
         return self
 
@@ -48,6 +43,35 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._staging.__exit__(kind, error, traceback)
+
+    def replace_target(self, folder: Path, names: Iterable[str]) -> None:
+        """Flush the files of these names in a folder within `staging` to disk, and rename it to the target."""
+        for name in [*names, "."]:
+            flush(folder / name)
+        _move_into_place(folder, self.target)
+        flush(self.target.parent)
+
+
+class BundleWriter(FolderWriter):
+    """Context manager that writes a bundle beside its target and renames it.
+
+    The contents of `folder` at `commit` become the bundle. Without `commit`, or where the block raises, everything is
+    removed and an existing bundle at the target stays.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        super().__init__(target)
+        self.folder = self.staging / "bundle"
+
+    def __enter__(self) -> Self:
+        if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
+            raise InputError(
+                f"`{self.target}` exists and is not a bundle, so it is not replaced",
+                hint="choose another folder with `--out`",
+            )
+        super().__enter__()
+        self.folder.mkdir()
+        return self
 
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files, write the manifest, flush all to disk and rename; returns the bundle.
@@ -62,10 +86,7 @@ class BundleWriter:
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
         # Never replace a bundle with one that cannot be opened.
         Bundle.unsigned(self.folder)
-        for name in [*files, MANIFEST, "."]:
-            flush(self.folder / name)
-        _move_into_place(self.folder, self.target)
-        flush(self.target.parent)
+        self.replace_target(self.folder, [*files, MANIFEST])
         return Bundle(self.path, manifest)
 
 

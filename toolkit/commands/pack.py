@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -45,9 +46,7 @@ _LARGEST_LIST = 1 << 24
     metavar="FILE",
     help="Leave out the files whose digests are in this list, which `ortkit list --digests` prints; - is stdin.",
 )
-def pack(
-    *, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[Path], have: click.utils.LazyFile | None
-) -> None:
+def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[Path], have: IO[bytes] | None) -> None:
     """Write bundles to one file: an OCI image layout, which registries, skopeo and oras take as it is.
 
     Each file of a bundle is a layer under its sha256, with the media types of CNCF ModelPack; the signature and an SBOM

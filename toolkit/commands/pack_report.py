@@ -73,7 +73,7 @@ def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
     if artifact.kind != BUNDLE:
         return {"kind": artifact.kind, "name": artifact.name, "files": len(artifact.layers), "size": artifact.size}
     manifest = _manifest_of(layout, artifact)
-    shown = manifest_fields(manifest) | {"digest": artifact.layers["manifest.json"].sha256}
+    shown: dict[str, Any] = manifest_fields(manifest) | {"digest": artifact.layers["manifest.json"].sha256}
     if manifest.decoder is not None:
         shown["memory"] = write_record(footprint_of(manifest, manifest.decoder))
     return shown | {"packed_as": artifact.name, "left_out": sorted(layout.missing(artifact))}

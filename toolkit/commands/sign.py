@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LARGEST_PASSPHRASE = 4096
 
-_passphrase_file = click.option(
+passphrase_option = click.option(
     "--passphrase-file",
     type=click.Path(),
     metavar="FILE",
@@ -46,7 +46,7 @@ _passphrase_file = click.option(
     help="The public key to write.  [default: the private key's name, with the suffix .pub]",
 )
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that protects the private key.")
-@_passphrase_file
+@passphrase_option
 def keygen(*, out: Path, public: Path | None, passphrase: bool, passphrase_file: str | None) -> None:
     """Make a key for signing bundles.
 
@@ -90,7 +90,7 @@ def keygen(*, out: Path, public: Path | None, passphrase: bool, passphrase_file:
     metavar="N",
     help="Set the release of bundles; machines whose policy requires signatures refuse a lower one than they had.",
 )
-@_passphrase_file
+@passphrase_option
 def sign(
     *,
     paths: Sequence[str],
@@ -105,17 +105,22 @@ def sign(
     other files. That of a pack is `NAME.sig` beside it. The format is that of OpenSSF Model Signing, and
     `model_signing verify key` reads it. `ortkit verify --trusted-key` verifies.
     """
-    from ...exporters.packaging.sign import read_key
-
-    def secret() -> bytes:
-        return _read_passphrase(passphrase_file) if passphrase_file is not None else _ask_passphrase(confirm=False)
-
-    found = read_key(key, passphrase=secret, certificate_chain=certificate_chain)
+    found = read_signing_key(key, passphrase_file, certificate_chain)
     for path in paths:
         done = _sign(path, found, release)
         numbered = f", release {done.release}" if done.release is not None else ""
         say(f"signed {done.path}: {done.files} files{numbered}; the signature is {done.signature}")
     say(f"verify with a public key of sha256 {found.public.fingerprint}")
+
+
+def read_signing_key(path: Path, passphrase_file: str | None, certificate_chain: Path | None) -> SigningKey:
+    """Read a private key, asking for its passphrase where it has one and no file names it."""
+    from ...exporters.packaging.sign import read_key
+
+    def secret() -> bytes:
+        return _read_passphrase(passphrase_file) if passphrase_file is not None else _ask_passphrase(confirm=False)
+
+    return read_key(path, passphrase=secret, certificate_chain=certificate_chain)
 
 
 def _sign(path: str, key: SigningKey, release: int | None) -> Signed:

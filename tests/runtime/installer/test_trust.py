@@ -1,0 +1,496 @@
+"""Who made a kit: by the header with openssl, by the installer, by the keys of an installation and of a policy."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ortkit.exporters.packaging.kit import write_kit
+from ortkit.runtime.installer.kit_file import Kit
+from ortkit.runtime.installer.kit_format import HEADER_SIZE, SIGNATURE_SIZE, Parts
+from tests.kits import Kits, OpensslKey, openssl
+from tests.runtime.installer.conftest import Installer
+
+SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> OpensslKey:
+    return OpensslKey.make(tmp_path, "stranger")
+
+
+@pytest.fixture
+def copy(kits: Kits, tmp_path: Path) -> Path:
+    """A kit that may be changed."""
+    return Path(shutil.copyfile(kits.path("line1"), tmp_path / "copy.kit"))
+
+
+def parts_of(kit: Path) -> Parts:
+    with kit.open("rb") as file:
+        found = Parts.read(file.read(HEADER_SIZE))
+    assert found is not None
+    return found
+
+
+def put(kit: Path, offset: int, content: bytes) -> None:
+    with kit.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def by_shell(kit: Path, *arguments: object, shell: str = "sh", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a kit's header with nothing in the environment but what is given."""
+    command = [*(["busybox", "sh"] if shell == "busybox" else [shell]), kit, *arguments]
+    whole = {"ORTKIT_PYTHON": sys.executable, "PATH": os.defpath, "LC_ALL": "C"} | environment
+    return subprocess.run([*map(str, command)], env=whole, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_header_verifies_and_runs_the_installer(shell: str, kits: Kits, prefix: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copyfile(kits.path("line1"), tmp_path / "with a 'quote' and space.kit"))
+    finished = by_shell(
+        kit, "install", "--prefix", prefix, "--trusted-key", kits.key.public_file, shell=shell, TMPDIR=str(tmp_path)
+    )
+
+    assert (finished.returncode, finished.stdout) == (0, f"line1: release 1 in {prefix}, with tiny\n"), finished.stderr
+    assert not list(tmp_path.glob("tmp.*")), "the header leaves its scratch folder"
+
+
+def test_the_header_is_a_page_that_a_person_can_read(kits: Kits) -> None:
+    header = kits.path("line1").read_bytes()[:HEADER_SIZE].decode("ascii")
+
+    assert max(map(len, header.splitlines())) <= 132
+    assert len(header.rstrip().splitlines()) < 80
+    assert set(header[len(header.rstrip()) :]) == {"\n"}
+    assert header.startswith("#!/bin/sh\n# line1: an ortkit kit for linux-")
+
+
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1", "secp521r1"])
+def test_keys_on_every_curve(curve: str, kits: Kits, prefix: Path, tmp_path: Path) -> None:
+    key = OpensslKey.make(tmp_path, "other", curve)
+    write_kit(kits.plans["line1"], tmp_path / "any.kit", sign=key)
+
+    finished = by_shell(tmp_path / "any.kit", "install", "--prefix", prefix, f"--trusted-key={key.public_file}")
+
+    assert finished.returncode == 0, finished.stderr
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A kit that may be changed, by somebody who has a key that nobody trusts."""
+
+    kit: Path
+    kits: Kits
+    stranger: OpensslKey
+
+
+@pytest.fixture
+def attack(copy: Path, kits: Kits, stranger: OpensslKey) -> Attack:
+    return Attack(copy, kits, stranger)
+
+
+Change = Callable[[Attack], Path]
+"""Changes the kit, and returns the key that the user names."""
+
+
+def changed_installer(attack: Attack) -> Path:
+    """A byte of the installer's first file is another one."""
+    put(attack.kit, parts_of(attack.kit).installer + 200, b"#")
+    return attack.kits.key.public_file
+
+
+def other_key(attack: Attack) -> Path:
+    return attack.stranger.public_file
+
+
+def without_signature(attack: Attack) -> Path:
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    return attack.kits.key.public_file
+
+
+def signed_by_a_stranger(attack: Attack) -> Path:
+    """All of it made again by somebody else."""
+    write_kit(attack.kits.plans["line1"], attack.kit, sign=attack.stranger)
+    return attack.kits.key.public_file
+
+
+def signature_of_another_kit(attack: Attack) -> Path:
+    """The installer is the same, the bundles are not: the header runs the installer, which refuses."""
+    parts = parts_of(attack.kit)
+    put(attack.kit, parts.signature, attack.kits.path("line2").read_bytes()[parts.signature : parts.layout])
+    return attack.kits.key.public_file
+
+
+def signature_of_a_bundle_with_the_installer(attack: Attack) -> Path:
+    """What the trusted key signed is a folder that has a file `kit.zip` with a hostile installer in it."""
+    changed_installer(attack)
+    with Kit.open(attack.kit) as opened:
+        files = {"kit.zip": opened.files["kit.zip"], "manifest.json": "0" * 64, "model.onnx": "1" * 64}
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts_of(attack.kit).signature, attack.kits.key(files, "bundle"))
+    return attack.kits.key.public_file
+
+
+def payload_that_was_changed(attack: Attack) -> Path:
+    """The hash in the statement is that of the changed installer, the signature is that of the statement before."""
+    changed_installer(attack)
+    parts = parts_of(attack.kit)
+    content = attack.kit.read_bytes()
+    with Kit.open(attack.kits.path("line1")) as old, Kit.open(attack.kit) as new:
+        before, after = old.files["kit.zip"], new.files["kit.zip"]
+    signature = json.loads(content[parts.signature : parts.layout])
+    envelope = signature["dsseEnvelope"]
+    payload = base64.b64decode(envelope["payload"]).replace(before.encode(), after.encode())
+    envelope["payload"] = base64.b64encode(payload).decode()
+    put(attack.kit, parts.signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts.signature, json.dumps(signature).encode())
+    return attack.kits.key.public_file
+
+
+NOT_SIGNED = "is not signed by `{key}`, or was changed\n\nhint: copy it again, or get the key of who made it"
+NOT_THE_ONE = "is not the one that was signed\n\nhint: copy the file again; do not use this one"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed_installer, NOT_THE_ONE),
+        (other_key, NOT_SIGNED),
+        (without_signature, NOT_SIGNED),
+        (signed_by_a_stranger, NOT_SIGNED),
+        (payload_that_was_changed, NOT_SIGNED),
+        (signature_of_a_bundle_with_the_installer, NOT_THE_ONE),
+        (signature_of_another_kit, "is of other files: changed since then: `kit.index.json`"),
+    ],
+)
+def test_what_the_header_refuses(change: Change, message: str, attack: Attack, prefix: Path) -> None:
+    key = change(attack)
+
+    finished = by_shell(attack.kit, "install", "--prefix", prefix, "--trusted-key", key)
+
+    assert (finished.returncode, finished.stdout) == (7, ""), finished.stderr
+    assert message.format(key=key) in finished.stderr
+    assert not prefix.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed_installer, "is of other files: changed since then: `kit.zip`"),
+        (without_signature, "is not signed"),
+        (signed_by_a_stranger, "that is not trusted here"),
+        (payload_that_was_changed, "is not valid: it was changed, or made with another key"),
+        (signature_of_a_bundle_with_the_installer, "is of other files: missing: `manifest.json`, `model.onnx`"),
+        (signature_of_another_kit, "is of other files: changed since then: `kit.index.json`"),
+    ],
+)
+def test_what_an_installed_installer_refuses(
+    change: Change, message: str, attack: Attack, installed: Path, installer: Installer
+) -> None:
+    """Without a key on the command line: those that the first installation kept."""
+    change(attack)
+
+    ran = installer(attack.kit, "--reinstall")
+
+    assert (ran.code, ran.out) == (7, "")
+    assert message in ran.err
+    assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_changed_header_is_refused(copy: Path, installer: Installer) -> None:
+    """What the header does when it is run is not in question: the installed installer does not run it."""
+    header = copy.read_bytes()[:HEADER_SIZE]
+    put(copy, 0, header.replace(b"trap 'exit 130' INT", b"trap 'exit 131' INT"))
+
+    ran = installer(copy, "--reinstall")
+
+    assert ran.code == 7
+    assert "is of other files: changed since then: `kit.sh`" in ran.err
+
+
+@pytest.mark.parametrize("part", ["bundle", "wheel", "facts", "index"])
+def test_a_changed_part_of_the_layout_is_refused(
+    part: str, copy: Path, kits: Kits, prefix: Path, installer: Installer
+) -> None:
+    content = copy.read_bytes()
+    with Kit.open(copy) as kit:
+        marks = {
+            "bundle": (kits.plans["line1"].bundles[0].path / "notes").read_bytes()[:64],
+            "wheel": b"x = 7\n",
+            "facts": b'"ortkit": "0.1.0"',
+            "index": kit.wheels.manifest.digest.encode(),
+        }
+    place = content.index(marks[part], parts_of(copy).layout)
+    put(copy, place + 10, bytes([content[place + 10] ^ 1]))
+
+    ran = installer("install", copy, "--trusted-key", kits.key.public_file)
+
+    assert (ran.code, ran.out) == (7, ""), ran.err
+    assert "error: " in ran.err
+    assert "Traceback" not in ran.err
+    assert not list(prefix.glob("releases/*"))
+    assert not (prefix / "current").exists()
+
+
+@pytest.mark.parametrize(
+    ("signed", "named", "options", "code", "message"),
+    [
+        (True, False, (), 7, "is signed, and no key is trusted here"),
+        (False, False, (), 7, "is not signed\n"),
+        (False, True, (), 7, "is not signed\n"),
+        (True, False, ("--allow-unsigned",), 0, "warning: nothing shows who made this kit"),
+        (False, False, ("--allow-unsigned",), 0, "warning: nothing shows who made this kit"),
+    ],
+)
+def test_a_kit_that_nothing_vouches_for(
+    *,
+    signed: bool,
+    named: bool,
+    options: tuple[str, ...],
+    code: int,
+    message: str,
+    attack: Attack,
+    installer: Installer,
+) -> None:
+    if not signed:
+        without_signature(attack)
+    key = ("--trusted-key", attack.kits.key.public_file) if named else ()
+
+    ran = installer("install", attack.kit, *key, *options)
+
+    assert ran.code == code, ran.err
+    assert message in ran.err
+    if code:
+        assert "to install it all the same, add `--allow-unsigned`" in ran.err
+
+
+def test_a_wrong_signature_is_refused_even_where_none_is_needed(attack: Attack, installer: Installer) -> None:
+    key = payload_that_was_changed(attack)
+
+    assert installer("install", attack.kit, "--trusted-key", key, "--allow-unsigned").code == 7
+
+
+def test_a_policy_that_requires_signatures(
+    attack: Attack, kits: Kits, installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are enough, and `--allow-unsigned` is not."""
+    policy = tmp_path / "policy.toml"
+    state = tmp_path / "releases.json"
+    policy.write_text(
+        f'trusted_keys = ["{kits.key.public_file}"]\nrequire_signature = true\nstate = "{state}"\n', "utf-8"
+    )
+    monkeypatch.setenv("ORTKIT_POLICY", str(policy))
+
+    assert installer("install", kits.path("line1")).code == 0
+    # The bundle has no release counter: 0 is what is recorded, once the release is in use.
+    assert not state.exists() or json.loads(state.read_text()) == {"releases": {"tiny-embedder": 0}}
+
+    without_signature(attack)
+    ran = installer("install", attack.kit, "--allow-unsigned", "--reinstall")
+    assert ran.code == 7
+    assert f"is not signed; the policy `{policy}` requires a signature" in ran.err
+
+
+def test_keys_that_others_can_change_are_not_used(installed: Path, installer: Installer, kits: Kits) -> None:
+    (key,) = (installed / "keys").iterdir()
+    key.chmod(0o666)
+
+    ran = installer(kits.path("line2"))
+
+    assert ran.code == 2
+    assert f"error: the trusted key `{key}` is not used, because other users can change it" in ran.err
+    assert f"hint: `chmod go-w {key}`" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 5, "there is no key at `"),
+        (b"no key", 2, "is not a public key in PEM: it has no block `-----BEGIN PUBLIC KEY-----`"),
+    ],
+)
+def test_what_is_not_a_key(
+    content: bytes | None, code: int, message: str, kits: Kits, installer: Installer, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "other.pub").write_bytes(content)
+
+    ran = installer("install", kits.path("line1"), "--trusted-key", tmp_path / "other.pub")
+
+    assert ran.code == code
+    assert message in ran.err
+
+
+def test_the_private_key_is_not_taken_for_the_public_one(kits: Kits, installer: Installer) -> None:
+    ran = installer("install", kits.path("line1"), "--trusted-key", kits.key.private)
+
+    assert ran.code == 2
+    assert "is a private key, and a public key is needed to verify" in ran.err
+
+
+# What the header says of the machine.
+
+
+def test_the_header_without_a_key_file(kits: Kits, prefix: Path) -> None:
+    finished = by_shell(kits.path("line1"), "install", "--prefix", prefix, "--trusted-key", "/nonexistent.pub")
+
+    assert finished.returncode == 5
+    assert finished.stderr == (
+        "error: there is no key at `/nonexistent.pub`\n\nhint: name the public key of who made this kit\n"
+    )
+
+
+def commands(folder: Path, *left_out: str) -> str:
+    """A PATH with what the header needs, but for some."""
+    folder.mkdir()
+    for name in ("mktemp", "dd", "sed", "base64", "wc", "cat", "openssl", "tr", "grep", "rm"):
+        if name not in left_out:
+            (folder / name).symlink_to(shutil.which(name))
+    return str(folder)
+
+
+def test_the_header_without_openssl(kits: Kits, prefix: Path, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin", "openssl")
+    finished = by_shell(
+        kits.path("line1"),
+        "install",
+        "--prefix",
+        prefix,
+        "--trusted-key",
+        kits.key.public_file,
+        shell="/bin/sh",
+        PATH=path,
+    )
+
+    assert finished.returncode == 1
+    assert "error: the signature cannot be verified: openssl is not installed" in finished.stderr
+    assert not prefix.exists()
+
+
+def test_the_header_needs_no_more_than_these_commands(kits: Kits, prefix: Path, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin")
+    finished = by_shell(
+        kits.path("line1"),
+        "install",
+        "--prefix",
+        prefix,
+        "--trusted-key",
+        kits.key.public_file,
+        shell="/bin/sh",
+        PATH=path,
+    )
+
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("named", ["", "/nonexistent/python"])
+def test_the_header_without_python(named: str, kits: Kits, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin")
+    finished = by_shell(kits.path("line1"), "install", shell="/bin/sh", PATH=path, ORTKIT_PYTHON=named)
+
+    version = ".".join(map(str, sys.version_info[:2]))
+    assert finished.returncode == 1
+    assert f"error: Python {version} is not installed: `{named or f'python{version}'}`" in finished.stderr
+    assert f"hint: install it, or name it: ORTKIT_PYTHON=/path/to/python{version} sh " in finished.stderr
+
+
+def old_pythons() -> list[Path]:
+    return sorted((Path.home() / ".pyenv" / "versions").glob("3.[6-9].*/bin/python3"))
+
+
+@pytest.mark.skipif(not old_pythons(), reason="no Python before 3.11 is here")
+def test_an_older_python_says_so(kits: Kits) -> None:
+    for python in old_pythons():
+        finished = by_shell(kits.path("line1"), "install", ORTKIT_PYTHON=str(python))
+
+        assert finished.returncode == 1
+        assert f"error: `{python}` is Python 3." in finished.stderr
+        assert "and ortkit needs 3.11 or later\n\nhint: install a newer Python beside it" in finished.stderr
+
+
+def test_a_python_without_its_standard_library(copy: Path, tmp_path: Path) -> None:
+    """As Debian's `python3-minimal`."""
+    wrapper = tmp_path / "python"
+    run = "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import runpy, sys; sys.modules['ctypes'] = None; {run}"
+    wrapper.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -I -c "{code}" "$@"\n')
+    wrapper.chmod(0o755)
+
+    finished = by_shell(copy, "status", ORTKIT_PYTHON=str(wrapper))
+
+    assert finished.returncode == 1, finished.stderr
+    assert "lacks the module `ctypes` of Python's standard library" in finished.stderr
+    assert "hint: install the whole of Python: on Debian `python3`, not only `python3-minimal`" in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("install", "--help")])
+def test_help(arguments: tuple[str, ...], kits: Kits) -> None:
+    finished = by_shell(kits.path("line1"), *arguments)
+
+    assert finished.returncode == 0, finished.stderr
+    assert "usage: ortkit-install" in finished.stdout
+
+
+def test_interrupting_the_header_leaves_nothing(kits: Kits, tmp_path: Path) -> None:
+    """Ctrl-C goes to the shell and to Python."""
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\ntrap 'exit 130' INT\necho started\nsleep 60 & wait\n")
+    slow.chmod(0o755)
+    process = subprocess.Popen(
+        ["sh", kits.path("line1"), "status"],
+        env={"ORTKIT_PYTHON": str(slow), "PATH": os.defpath, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    os.killpg(process.pid, 2)
+
+    assert process.wait(30) == 130
+    process.stdout.close()
+    assert not list(tmp_path.glob("tmp.*"))
+
+
+def test_the_signature_is_of_the_documented_format(kits: Kits, tmp_path: Path) -> None:
+    """By the commands of docs/kit.md, typed by hand."""
+    signature = tmp_path / "signature"
+    parts = parts_of(kits.path("line1"))
+    signature.write_bytes(kits.path("line1").read_bytes()[parts.signature : parts.layout])
+    envelope = json.loads(signature.read_text())["dsseEnvelope"]
+    payload = base64.b64decode(envelope["payload"])
+    (tmp_path / "sig").write_bytes(base64.b64decode(envelope["signatures"][0]["sig"]))
+    (tmp_path / "pae").write_bytes(b"DSSEv1 28 application/vnd.in-toto+json %d " % len(payload) + payload)
+
+    shown = openssl(
+        "dgst", "-sha256", "-verify", kits.key.public_file, "-signature", tmp_path / "sig", tmp_path / "pae"
+    )
+
+    assert shown == b"Verified OK\n"
+    names = [entry["name"] for entry in json.loads(payload)["predicate"]["resources"]]
+    assert names == ["kit.index.json", "kit.sh", "kit.zip"]
+
+
+def test_a_kit_of_a_later_format(
+    kits: Kits, installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ortkit.runtime.installer import kit_format
+
+    monkeypatch.setattr(kit_format, "FORMAT", 2)
+    write_kit(kits.plans["line1"], tmp_path / "later.kit", sign=kits.key)
+    monkeypatch.setattr(kit_format, "FORMAT", 1)
+
+    ran = installer("install", tmp_path / "later.kit", "--trusted-key", kits.key.public_file)
+
+    assert ran.code == 1
+    assert f"error: `{tmp_path}/later.kit` has the format 2, and this installer reads 1" in ran.err
+    assert f"hint: use the installer in the kit: `sh {tmp_path}/later.kit install --trusted-key KEY`" in ran.err

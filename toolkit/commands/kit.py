@@ -1,0 +1,161 @@
+"""`ortkit kit`: bundles, wheels, an SBOM and an installer in one file, for an offline appliance."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console.help import ExampleCommand
+from ..console.interrupts import reraised_interrupts
+from ..console.progress import StageProgress, byte_progress, megabytes
+from ..console.terminal import say
+from .bundle_names import BundleType
+from .options import once
+from .sign import passphrase_option, read_signing_key
+
+if TYPE_CHECKING:
+    from ...exporters.packaging.kit import Signer
+    from ...exporters.packaging.wheel_target import Target
+    from ...runtime.bundle.bundle import Bundle
+
+
+@click.command(
+    cls=ExampleCommand,
+    sections={
+        "Appliance": "--target --python --glibc --with --wheels --ortkit-wheel",
+        "Signature": "--sign --certificate-chain --passphrase-file --release",
+        "Update": "--since --have",
+        "Output": "--out --name",
+    },
+    examples=[
+        "ortkit kit all-MiniLM-L6-v2-int8 --target linux-aarch64 --python 3.11 --sign key.pem -o line4.kit",
+        "ortkit kit bundles/* --target linux-x86_64 --python 3.12 --sign key.pem -o line5.kit --since line4.kit",
+    ],
+)
+@click.argument("bundles", metavar="BUNDLE...", type=BundleType(), nargs=-1, required=True)
+@once("--target", metavar="TARGET", help="System and processor of the appliance: linux-x86_64 or linux-aarch64.")
+@once("--python", metavar="VERSION", help="Version of the appliance's Python, such as 3.11.")
+@once("--glibc", metavar="VERSION", help="The appliance's glibc; `ldd --version` prints it.  [default: 2.28]")
+@click.option(
+    "--with",
+    "extras",
+    metavar="EXTRAS",
+    multiple=True,
+    help="More of ortkit's extras, separated by commas. sign: check signatures without `openssl`.",
+)
+@once("--wheels", metavar="FOLDER", help="A wheelhouse of `ortkit wheelhouse`.  [default: collected on the way]")
+@once("--ortkit-wheel", metavar="FILE", help="ortkit's own wheel, as for `ortkit wheelhouse`.")
+@once("--sign", "key", metavar="KEY", help="Sign the kit with this private key, in PEM.")
+@once("--certificate-chain", metavar="FILE", help="The key's X.509 certificate, then intermediate ones, in PEM.")
+@passphrase_option
+@click.option(
+    "--release",
+    type=click.IntRange(1, (1 << 31) - 1),
+    metavar="N",
+    help="A counter: an appliance refuses a kit with a lower one than it has installed.",
+)
+@click.option(
+    "--since",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="OLD",
+    help="Leave out the files that this earlier kit lists. May be repeated.",
+)
+@once("--have", metavar="FILE", help="Leave out the files in this list, which `ortkit-install have` prints.")
+@once("--name", metavar="NAME", help="Name of the kit.  [default: the file's, without its suffix]")
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The kit to write.")
+def kit(
+    *,
+    bundles: Sequence[str],
+    target: str | None,
+    python: str | None,
+    glibc: str | None,
+    extras: tuple[str, ...],
+    wheels: str | None,
+    ortkit_wheel: str | None,
+    key: str | None,
+    certificate_chain: str | None,
+    passphrase_file: str | None,
+    release: int | None,
+    since: Sequence[Path],
+    have: str | None,
+    name: str | None,
+    out: Path,
+) -> None:
+    """Write one file with all that an offline appliance needs: bundles, wheels, an SBOM and an installer.
+
+    On the appliance, `sh FILE install --trusted-key KEY.pub` checks the machine and the signature, installs beside what
+    is there, verifies each bundle, and only then switches to it. It needs a POSIX shell and the system's Python. The
+    same bundles and wheels give the same file, apart from the signature.
+    """
+    if target is None or python is None:
+        raise click.MissingParameter(param_hint="'--target'" if target is None else "'--python'", param_type="option")
+    from ...exporters.extras import need_packaging
+
+    need_packaging()
+    from ...exporters.packaging.kit import check_target, digests_in_list, digests_of, plan_kit, provider_of, write_kit
+    from ...exporters.packaging.wheel_target import parse_target
+    from ...runtime.bundle.bundle import Bundle
+
+    check_target(target)
+    machine = parse_target(target, python, glibc)
+    opened = [Bundle.listed(path) for path in bundles]
+    signer = _signer(key, certificate_chain, passphrase_file)
+    without = {digest for old in since for digest in digests_of(old)}
+    if have is not None:
+        without |= digests_in_list(Path(have))
+    provider_of(opened)
+    with _wheels(wheels, machine, opened, extras, ortkit_wheel, out) as folder:
+        plan = plan_kit(name or out.stem, opened, folder, target=target, python=machine.python, release=release or 0)
+        size = sum(bundle.size for bundle in opened) + plan.wheelhouse.size
+        with byte_progress("writing", size) as progress:
+            written = write_kit(plan, out, sign=signer, without=without, progress=progress)
+    left_out = f", {written.left_out} files left out" if without else ""
+    say(f"{len(opened)} bundles, {len(plan.wheelhouse.wheels)} wheels, {megabytes(written.size)}{left_out}", err=True)
+    say(_next_step(out, signed=signer is not None), err=True)
+    click.echo(click.format_filename(out))
+
+
+def _next_step(out: Path, *, signed: bool) -> str:
+    trust = "--trusted-key KEY.pub" if signed else "--allow-unsigned"
+    return f"on the appliance: sh {click.format_filename(out.name)} install {trust}"
+
+
+def _signer(key: str | None, certificate_chain: str | None, passphrase_file: str | None) -> Signer | None:
+    if key is None:
+        return None
+    from ...exporters.packaging.sign import sign_files
+
+    chain = Path(certificate_chain) if certificate_chain is not None else None
+    found = read_signing_key(Path(key), passphrase_file, chain)
+    return lambda files, name: sign_files(files, name, found)
+
+
+@contextmanager
+def _wheels(
+    folder: str | None,
+    target: Target,
+    bundles: Sequence[Bundle],
+    extras: Sequence[str],
+    ortkit_wheel: str | None,
+    out: Path,
+) -> Iterator[Path]:
+    """The folder of the wheels: the one that is named, or a new one beside the kit that is removed at the end."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    from ...exporters.packaging.kit import provider_of
+    from ...exporters.packaging.wheelhouse import collect, plan_wheelhouse
+
+    names = [name.strip() for text in extras for name in text.split(",")]
+    plan = plan_wheelhouse(target, provider_of(bundles).value, [name for name in names if name])
+    with tempfile.TemporaryDirectory(prefix=".ortkit-wheels-", dir=out.absolute().parent) as scratch:
+        wheels = Path(scratch) / "wheels"
+        with reraised_interrupts() as check, StageProgress(check) as progress:
+            collect(plan, wheels, ortkit_wheel=ortkit_wheel, progress=progress)
+        yield wheels
