@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.errors import InputError, NotFoundError
+from ...runtime.errors import BundleError, InputError, NotFoundError
 from ..console.help import ExampleCommand
 from ..console.terminal import say
 from .bundle_names import resolve_bundle
@@ -208,7 +208,9 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     from ...runtime.bundle.policy import Policy, verify_bundle
 
     policy = Policy.current()
-    _, files = type(bundle).unsigned(bundle.path)
+    again, files = type(bundle).unsigned(bundle.path)
+    if again.manifest != bundle.manifest:
+        raise BundleError(f"`{bundle.path}` was changed while it was verified")
     is_signed = os.path.lexists(bundle.path / SIGNATURE)
     if named:
         return verify_bundle(bundle.path, files, named)
