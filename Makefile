@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make test-kit   carry a kit of the demo's bundles to this machine, without network and as another user (Linux, strace)"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
+	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -89,6 +90,7 @@ test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
 	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+	PYTHON=$(BIN)/python bash tests/cross/kit.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE)
 
 # Fails if the system can emulate and the set-up fails.
 test-cross-if-possible:
@@ -101,6 +103,12 @@ test-cross-if-possible:
 cuda-plan: $(CUDA_ENCODER)/manifest.json $(CUDA_DECODER)/manifest.json $(BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(PYTHON) bash tests/cuda_plan/setup.sh .venv-cuda
 	bash tests/cuda_plan/run.sh .venv-cuda $(CUDA_ENCODER) $(CUDA_DECODER) --for-cpu $(BUNDLE) --for-cpu $(INT4_BUNDLE)
+
+# Its corpus is kept, so that each run begins where the last one ended.
+fuzz:
+	test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/fuzz/requirements.txt
+	bash tests/fuzz/run.sh .venv-fuzz/bin/python .cache/fuzz
 
 $(CUDA_ENCODER)/manifest.json: $(VENV)/.export
 	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --provider cuda --out $(CUDA_ENCODER)
@@ -157,4 +165,4 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cuda .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-cuda .venv-fuzz .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

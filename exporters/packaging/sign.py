@@ -130,8 +130,10 @@ def read_key(path: Path, *, passphrase: Callable[[], bytes], certificate_chain: 
     encrypted = is_encrypted(content)
     if b"PRIVATE KEY-----" not in content:
         raise InputError(f"`{path}` is not a private key in PEM", hint=_MAKE_KEY)
+    # Not in the block: an InputError is a ValueError, too.
+    secret = passphrase() if encrypted else None
     try:
-        private = serialization.load_pem_private_key(content, passphrase() if encrypted else None)
+        private = serialization.load_pem_private_key(content, secret)
     except UnsupportedAlgorithm as error:
         raise InputError(f"the private key `{path}` is of a kind that is not supported", hint=_MAKE_KEY) from error
     except (ValueError, TypeError) as error:
@@ -249,8 +251,8 @@ class Signed:
 def sign_bundle(path: str | os.PathLike[str], key: SigningKey, *, release: int | None = None) -> Signed:
     """Sign a bundle whose files are those of its manifest, after setting its release where one is given.
 
-    Killed at any moment, it leaves the bundle signed as before, not signed, or signed anew: never with a signature of
-    another manifest. Raises NotFoundError, BundleError and OutputError.
+    Killed at any moment, it leaves the bundle signed as before, not signed, or with the new signature: never with a
+    signature of another manifest. Raises NotFoundError, BundleError and OutputError.
     """
     # Files beside the folder a link points to are on its file system.
     folder = Path(path).resolve() if Path(path).exists() else Path(path)

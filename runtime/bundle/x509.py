@@ -1,8 +1,8 @@
 """X.509 certificates that sign bundles, and their chain to a trusted one (RFC 5280, without revocation).
 
 A bundle is verified as of the moment from which its certificate is valid (`notBefore`), as OpenSSF's tool does: an
-appliance's clock may say 1970, and what was signed is to run for years. So a certificate does not expire here. Whom not
-to trust any more is said by removing a certificate from the trusted ones, and by the bundle's `release`.
+appliance's clock may say 1970, and what was signed is to run for years. So a certificate does not expire here: to stop
+trusting one, remove it, or its authority, from the trusted certificates.
 """
 
 from __future__ import annotations

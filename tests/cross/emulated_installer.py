@@ -30,7 +30,7 @@ def run_emulated(command: list[str], **options: Any) -> subprocess.CompletedProc
     python, *arguments = command
     if arguments[:4] == ["-I", "-m", "ortkit", "verify"]:
         arguments = ["-I", "-c", VERIFY, *arguments[4:]]
-    return subprocess.run([*EMULATOR, python, *arguments], **options)
+    return subprocess.run([*EMULATOR, python, *arguments], **options)  # noqa: PLW1510 - as the caller says
 
 
 def main() -> int:

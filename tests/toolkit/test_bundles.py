@@ -98,10 +98,11 @@ def test_verify_shows_its_checks(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     assert finished.code == 0
     assert lines[0] == f"digest       {sha256_of_manifest(int8_bundle)}"
     assert lines[1] == "files        2 files match the manifest's sha256"
-    assert lines[2] == "graph        opens on cpu; inputs match the manifest"
-    assert lines[3].startswith("certificate  8 golden texts: cosine 0.99")
-    assert lines[3].endswith("bits identical to the exporting machine's")
-    assert lines[4:] == [f"ok: {int8_bundle.path}"]
+    assert lines[2] == "signature    none"
+    assert lines[3] == "graph        opens on cpu; inputs match the manifest"
+    assert lines[4].startswith("certificate  8 golden texts: cosine 0.99")
+    assert lines[4].endswith("bits identical to the exporting machine's")
+    assert lines[5:] == [f"ok: {int8_bundle.path}"]
 
 
 def test_a_damaged_bundle_ends_with_7(ortkit: Ortkit, bundle_copy: Path) -> None:
@@ -349,6 +350,8 @@ def test_verify_of_several_bundles_gives_a_verdict_on_each(
         "ok": True,
         "digest": sha256_of_manifest(tiny_bundle),
         "files": 2,
+        "release": None,
+        "signer": None,
         "provider": "cpu",
         "golden_outputs": 8,
         "agreement": intact["agreement"],
