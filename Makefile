@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -26,6 +26,7 @@ help:
 	@echo "make wheel-lock  pin what \`ortkit wheelhouse\` collects, after a change of constraints.txt or pyproject.toml"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
 	@echo "make test-kit   carry a kit of the demo's bundles to this machine, without network and as another user (Linux, strace)"
+	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
 	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
@@ -67,11 +68,20 @@ test: lint types tests
 
 # The mark `slow` is for long tests that seldom fail alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
-test-all: lint types tests test-cross-if-possible
+test-all: lint types tests test-openssf test-cross-if-possible
 
 # Apart from the tests, because it fetches packages.
 test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+
+# Apart from the tests, because it fetches packages: 36 of them, in an environment of their own.
+test-openssf: $(VENV)/.dev .venv-openssf/.made
+	$(BIN)/python -m tests.openssf.interoperate .venv-openssf/bin/model_signing
+
+.venv-openssf/.made: tests/openssf/requirements.txt
+	test -x .venv-openssf/bin/python || $(PYTHON) -m venv .venv-openssf
+	.venv-openssf/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
 
 # It fetches packages too.
 test-wheelhouses: $(BUNDLE)/manifest.json $(VENV)/.dev
@@ -166,3 +176,4 @@ $(VENV)/.dev: $(VENV)/.export
 
 clean:
 	rm -rf $(VENV) .venv-cuda .venv-fuzz .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-cuda .venv-openssf .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -145,7 +145,7 @@ def write_kit(
                     index = layout.index_sha256
                 signature = sign(signed_files(header, installer, index), plan.name)
                 file.seek(HEADER_SIZE + len(installer))
-                file.write(_padded(signature))
+                file.write(padded_signature(signature))
         flush(out.absolute().parent)
     except OrtkitError:
         raise
@@ -164,7 +164,8 @@ def file_offset(installer: bytes) -> int:
     return Parts.of_installer(len(installer)).layout
 
 
-def _padded(signature: bytes) -> bytes:
+def padded_signature(signature: bytes) -> bytes:
+    """A signature that fills the room which a kit has for it; raises InputError for one that is too large."""
     content = signature.strip()
     if len(content) >= SIGNATURE_SIZE:
         raise InputError(

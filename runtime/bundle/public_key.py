@@ -29,7 +29,6 @@ _CURVES = {
 }
 """OID -> name, bytes of a coordinate, hash of the curve's size."""
 _RSA_BITS = range(2048, 16385)
-_LARGEST_SIGNATURE = 4096
 _OPENSSL_SECONDS = 60
 """Far more than a verification takes, so that a paused system does not fail it."""
 
@@ -44,6 +43,8 @@ class PublicKey:
     """Such as `EC P-256` or `RSA 3072`."""
     hash_name: str | None
     """The hash that signatures of an elliptic-curve key use: that of the curve's size. None for RSA."""
+    rsa_bytes: int | None = None
+    """Bytes of an RSA signature; None for an elliptic-curve key."""
 
     @classmethod
     def from_spki(cls, spki: bytes) -> PublicKey:
@@ -64,7 +65,8 @@ class PublicKey:
                 raise DerError("an elliptic-curve key that is not an uncompressed point")
             return cls(spki, f"EC {title}", hash_name)
         if name == _RSA:
-            return cls(spki, f"RSA {_rsa_bits(content)}", None)
+            size = _rsa_bits(content)
+            return cls(spki, f"RSA {size}", None, (size + 7) // 8)
         raise DerError("a key that is neither an elliptic-curve key nor an RSA key")
 
     @property
@@ -82,11 +84,21 @@ class PublicKey:
 
         Raises MissingPartError where neither `cryptography` nor `openssl` is installed.
         """
-        if not 0 < len(signature) <= _LARGEST_SIGNATURE:
+        # `openssl dgst` reads no more of a file than the longest signature of the key, and ignores the rest.
+        if not (_is_ecdsa(signature) if self.rsa_bytes is None else len(signature) == self.rsa_bytes):
             return False
         if has_cryptography():
             return _by_cryptography(self, signature, message, hash_name)
         return _by_openssl(self, signature, message, hash_name)
+
+
+def _is_ecdsa(signature: bytes) -> bool:
+    """Whether a signature is two numbers in DER, and nothing more."""
+    try:
+        numbers = single(signature, "a signature").children(SEQUENCE, "a signature")
+        return [unsigned(number.expect(INTEGER, "a number"), "a number") > 0 for number in numbers] == [True, True]
+    except DerError:
+        return False
 
 
 def _rsa_bits(content: bytes) -> int:

@@ -185,7 +185,7 @@ def _read_envelope(content: bytes) -> _Envelope:
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise _FormatError("it does not have exactly one signature")
     signature = _object(signatures[0], "signatures", {"sig"}, {"keyid"})
-    if signature.get("keyid") not in {None, ""}:
+    if signature.get("keyid") not in (None, ""):
         raise _FormatError("its `keyid` is not empty")
     return _Envelope(_decoded(envelope["payload"], "payload"), _decoded(signature["sig"], "sig"), hint, chain)
 

@@ -276,7 +276,7 @@ def test_a_wrong_policy_is_an_error_of_every_command(ortkit: Ortkit, bundle: Pat
 
 
 def test_without_cryptography(ortkit: Ortkit, bundle: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signing names the extra; verifying goes on with `openssl`."""
+    """Signing names the extra; verifying uses `openssl`."""
     ortkit("sign", bundle, "--key", key)
     for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
         monkeypatch.setitem(sys.modules, name, None)

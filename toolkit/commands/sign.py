@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.errors import InputError, NotFoundError
+from ...runtime.errors import BundleError, InputError, NotFoundError
 from ..console.help import ExampleCommand
 from ..console.terminal import say
 from .bundle_names import resolve_bundle
@@ -102,8 +102,8 @@ def sign(
     """Sign bundles, packs or kits.
 
     All files are hashed before. A bundle's signature is `model.sig` in its folder; it covers manifest.json and all
-    other files. That of a pack is `NAME.sig` beside it. The format is that of OpenSSF Model Signing, and
-    `model_signing verify key` reads it. `ortkit verify --trusted-key` verifies.
+    other files. That of a pack is `NAME.sig` beside it, that of a kit is in its file. The format is that of OpenSSF
+    Model Signing, and `model_signing verify key` reads it. `ortkit verify --trusted-key` verifies.
     """
     found = read_signing_key(key, passphrase_file, certificate_chain)
     for path in paths:
@@ -124,7 +124,7 @@ def read_signing_key(path: Path, passphrase_file: str | None, certificate_chain:
 
 
 def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
-    from ...exporters.packaging.sign import sign_bundle, sign_layout
+    from ...exporters.packaging.sign import is_kit, sign_bundle, sign_kit, sign_layout
 
     where = Path(resolve_bundle(path))
     is_pack = os.path.isfile(where) or os.path.isfile(where / "oci-layout")  # noqa: PTH113 - any name, without errors
@@ -132,10 +132,10 @@ def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
         return sign_bundle(where, key, release=release)
     if release is not None:
         raise InputError(
-            f"`{where}` is a pack, and `--release` is of bundles",
+            f"`{where}` is not a bundle, and `--release` is of bundles",
             hint="sign the bundles with `--release`, then pack them again",
         )
-    return sign_layout(where, key)
+    return sign_kit(where, key) if is_kit(where) else sign_layout(where, key)
 
 
 def _read_passphrase(path: str) -> bytes:
@@ -208,7 +208,9 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     from ...runtime.bundle.policy import Policy, verify_bundle
 
     policy = Policy.current()
-    _, files = type(bundle).unsigned(bundle.path)
+    again, files = type(bundle).unsigned(bundle.path)
+    if again.manifest != bundle.manifest:
+        raise BundleError(f"`{bundle.path}` was changed while it was verified")
     is_signed = os.path.lexists(bundle.path / SIGNATURE)
     if named:
         return verify_bundle(bundle.path, files, named)

@@ -11,6 +11,8 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,18 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ortkit import Bundle, BundleError, InputError, NotFoundError, OutputError
 from ortkit.exporters.packaging import sign as signing
+from ortkit.exporters.packaging.kit import plan_kit, write_kit
 from ortkit.exporters.packaging.pack import pack
 from ortkit.exporters.packaging.sign import SigningKey, generate_key, read_key, sign_bundle, sign_files, sign_layout
 from ortkit.runtime.bundle.oci_layout import OciLayout
 from ortkit.runtime.bundle.policy import verify_bundle
 from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.bundle.signature import verify_signature
+from ortkit.runtime.installer.kit_file import Kit
+from ortkit.runtime.installer.kit_format import Parts
 from ortkit.runtime.output_path import try_lock
+from tests.commands import Finished
+from tests.kits import PLATFORM, PYTHON, wheelhouse
 from tests.signers import CODE_SIGNING, files_of, issue, issue_authority, new_key, signing_key, trusted
 from tests.tiny_bundles import write_embedder
 
@@ -273,6 +280,37 @@ def test_a_pack(bundle: Path, tmp_path: Path) -> None:
         signer = verify_signature(layout.files(), done.signature.read_bytes(), [trusted(KEY)])
         assert "model.sig" in layout.artifacts[0].layers
     assert signer.name == "models.tar"
+
+
+def test_a_kit(unsigned: Path, tmp_path: Path, ortkit: Callable[..., Finished]) -> None:
+    """Its signature is written into the file, and nothing else changes."""
+    path = tmp_path / "line1.kit"
+    wheels = wheelhouse(tmp_path / "wheels")
+    plan = plan_kit("line1", [Bundle.open(unsigned)], wheels, target=PLATFORM, python=PYTHON, release=1)
+    write_kit(plan, path)
+    before = path.read_bytes()
+    with closing(Kit.open(path)) as kit:
+        assert kit.signature is None
+    generate_key(tmp_path / "key.pem", tmp_path / "key.pub")
+    finished = ortkit("sign", path, "--key", tmp_path / "key.pem")
+
+    assert finished.code == 0, finished.err
+    assert f"signed {path}: 3 files; the signature is {path}\n" in finished.out.decode()
+    parts, key = Parts.read(before), TrustedKey.read(tmp_path / "key.pub")
+    assert parts is not None
+    with closing(Kit.open(path)) as kit:
+        assert kit.signature is not None
+        assert verify_signature(kit.files, kit.signature, [key]).name == "line1"
+    after = path.read_bytes()
+    end = parts.signature + parts.signature_size
+    assert (after[: parts.signature], after[end:]) == (before[: parts.signature], before[end:])
+
+    changed = bytearray(after)
+    changed[after.index(b"tiny-embedder")] ^= 1
+    path.write_bytes(changed)
+    refused = ortkit("sign", path, "--key", tmp_path / "key.pem")
+    assert refused.code == 7
+    assert path.read_bytes() == changed
 
 
 class Kills:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -133,8 +134,29 @@ def test_a_keyless_signature() -> None:
     )
 
 
+@pytest.mark.parametrize("changed", [None, "a.bin", "model.sig"])
+def test_the_second_opinion_of_the_page(tmp_path: Path, changed: str | None) -> None:
+    """What docs/signing.md has one type verifies a signature and the files, and refuses changed ones."""
+    page = (Path(__file__).parents[3] / "docs" / "signing.md").read_text("utf-8")
+    script = page.partition("```bash\n")[2].partition("```")[0]
+    folder = tmp_path / "BUNDLE"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"content")
+    content = sign_files({"a.bin": hashlib.sha256(b"content").hexdigest()}, "tiny", KEY)
+    if changed == "model.sig":
+        content = edited(content, put("dsseEnvelope", payload=base64.b64encode(b'{"predicate": {}}').decode()))
+    (folder / "model.sig").write_bytes(content)
+    (tmp_path / "key.pub").write_text(KEY.public.pem)
+    if changed == "a.bin":
+        (folder / "a.bin").write_bytes(b"Content")
+    finished = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (finished.returncode == 0) == (changed is None), finished.stderr
+    if changed is None:
+        assert finished.stdout == "Verified OK\na.bin: OK\n"
+
+
 def test_the_openssl_command_alone_verifies(tmp_path: Path) -> None:
-    """The second opinion that docs/signing.md describes."""
     outer = json.loads(sign_files(FILES, "tiny", KEY))
     payload = base64.b64decode(outer["dsseEnvelope"]["payload"])
     (tmp_path / "pae").write_bytes(b"DSSEv1 28 application/vnd.in-toto+json %d " % len(payload) + payload)
@@ -146,6 +168,19 @@ def test_the_openssl_command_alone_verifies(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("either")
+def test_bytes_after_the_signature(either: str) -> None:
+    """`openssl dgst` would ignore them where the signature has the greatest length of one."""
+    for _ in range(200):
+        outer = json.loads(sign_files(FILES, "tiny", KEY))
+        sig = base64.b64decode(outer["dsseEnvelope"]["signatures"][0]["sig"])
+        longer = base64.b64encode(sig + b"more").decode()
+        content = edited(json.dumps(outer).encode(), put("dsseEnvelope", signatures=[{"sig": longer}]))
+        assert "is not valid: it was changed" in refusal(content).message
+        if len(sig) == 72:
+            return
+    pytest.fail(f"no signature of 72 bytes in 200, with {either}")
+
+
 def test_a_key_that_is_not_trusted() -> None:
     found = refusal(sign_files(FILES, "tiny", signing_key()))
 
@@ -240,6 +275,7 @@ OUTER = {
     "no signature": (put("dsseEnvelope", signatures=[]), "it does not have exactly one signature"),
     "empty signature": (put("dsseEnvelope", signatures=[{"sig": ""}]), "the signature is not valid"),
     "key id": (put("dsseEnvelope", signatures=[{"sig": "AAAA", "keyid": "x"}]), "its `keyid` is not empty"),
+    "key id of another type": (put("dsseEnvelope", signatures=[{"sig": "AAAA", "keyid": []}]), "`keyid` is not empty"),
     "a log": (put("verificationMaterial", tlogEntries=[{}]), "is not one key or one chain"),
     "both": (put("verificationMaterial", x509CertificateChain={}), "is not one key or one chain"),
     "neither": (put(verificationMaterial={"tlogEntries": []}), "is not one key or one chain"),
@@ -370,7 +406,7 @@ class Mutations:
         self.donors = [
             *self.originals,
             sign_files(files, "other", KEY),
-            sign_files(FILES, "tiny", OTHER),
+            sign_files(FILES, "tiny", signing_key()),
             sign_files(files, "other", CERTIFIED),
             (OPENSSF / "certificate.sig").read_bytes(),
         ]
@@ -411,15 +447,13 @@ class Mutations:
             return content[: self.chance.randrange(len(content) + 1)] + donor[self.chance.randrange(len(donor)) :]
         try:
             outer, other = json.loads(content), json.loads(donor)
-        except ValueError:
+            place = self.chance.choice(["verificationMaterial", "payload", "signatures"])
+            if place == "verificationMaterial":
+                outer[place] = other[place]
+            else:
+                outer["dsseEnvelope"][place] = other["dsseEnvelope"][place]
+        except (ValueError, LookupError, TypeError):
             return content[:-1]
-        place = self.chance.choice(["verificationMaterial", "payload", "sig"])
-        if place == "verificationMaterial":
-            outer[place] = other[place]
-        elif place == "payload":
-            outer["dsseEnvelope"][place] = other["dsseEnvelope"][place]
-        else:
-            outer["dsseEnvelope"]["signatures"] = other["dsseEnvelope"]["signatures"]
         return json.dumps(outer).encode()
 
     def values(self, content: bytes) -> bytes:
@@ -428,7 +462,10 @@ class Mutations:
             outer = json.loads(content)
         except ValueError:
             return self.bytes(content)
-        parent, key = self.chance.choice(list(self.places(outer)))
+        places = list(self.places(outer))
+        if not places:
+            return self.bytes(content)
+        parent, key = self.chance.choice(places)
         strange = [None, True, 0, -1, 1e308, "", "x" * 1000, [], {}, [[]], {"sig": ""}, "\ud800", 10**400]
         if self.chance.random() < 0.3:
             del parent[key]
@@ -480,6 +517,7 @@ def check_mutations(seed: int, count: int) -> int:
     mutations, changed = Mutations(seed), 0
     for _ in range(count):
         content = mutations.one()
+        assert len(content) < LARGEST_SIGNATURE
         try:
             verify_signature(FILES, content, TRUSTED)
         except NotTrustedError:
