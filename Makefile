@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible cuda-plan fuzz lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-wheelhouses  the wheels for every other system, really fetched (about 1 GB)"
 	@echo "make wheel-lock  pin what \`ortkit wheelhouse\` collects, after a change of constraints.txt or pyproject.toml"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
+	@echo "make test-kit   carry a kit of the demo's bundles to this machine, without network and as another user (Linux, strace)"
 	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
 	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
@@ -91,10 +92,15 @@ wheel-lock: $(VENV)/.dev
 	test -x .venv-uv/bin/uv || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install -q uv; }
 	PATH=$(CURDIR)/.venv-uv/bin:$$PATH $(BIN)/python -m tests.wheelhouse.lock
 
+# Apart from the tests, because it fetches wheels.
+test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	$(BIN)/python -m tests.kit_rehearsal $(BUNDLE) $(RERANKER_BUNDLE) $(INT4_BUNDLE)
+
 # Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
 	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+	PYTHON=$(BIN)/python bash tests/cross/kit.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE)
 
 # Fails if the system can emulate and the set-up fails.
 test-cross-if-possible:

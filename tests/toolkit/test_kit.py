@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +91,34 @@ def test_what_is_refused(
     assert message in finished.err
     assert hint is None or f"hint: {hint}" in finished.err or hint in finished.err.partition("hint: ")[2]
     assert not (tmp_path / "any.kit").exists()
+
+
+def test_the_installer_alone(ortkit: Ortkit, made: Path, tmp_path: Path) -> None:
+    """It installs a kit without running anything of it."""
+    finished = ortkit("kit", "--installer", tmp_path / "install.zip")
+    assert (finished.code, finished.out.decode()) == (0, f"{tmp_path}/install.zip\n"), finished.err
+    assert ortkit("kit", made / "tiny", *TARGET, "--wheels", made / "wheels", "-o", tmp_path / "any.kit").code == 0
+    with Kit.open(tmp_path / "any.kit") as kit:
+        assert kit.files["kit.zip"] == hashlib.sha256((tmp_path / "install.zip").read_bytes()).hexdigest()
+    command = [sys.executable, "-I", tmp_path / "install.zip", tmp_path / "any.kit", "--prefix", tmp_path / "opt"]
+
+    refused = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
+    installed = subprocess.run([*command, "--allow-unsigned"], env={}, capture_output=True, text=True, check=False)
+
+    assert refused.returncode == 7
+    assert "any.kit` is not signed" in refused.stderr
+    assert (installed.returncode, installed.stdout) == (0, f"any: release 1 in {tmp_path}/opt, with tiny\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((*TARGET, "-o", "any.kit"), "missing argument 'BUNDLE...'"), (("tiny", *TARGET), "missing option '--out'")],
+)
+def test_what_must_be_named(arguments: tuple[str, ...], message: str, ortkit: Ortkit) -> None:
+    finished = ortkit("kit", *arguments)
+
+    assert finished.code == 2
+    assert f"error: {message}" in finished.err
 
 
 def test_a_bundle_that_is_not_there(ortkit: Ortkit, tmp_path: Path) -> None:
