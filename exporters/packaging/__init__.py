@@ -1,1 +1,1 @@
-"""What is carried to an offline machine: wheels for another platform."""
+"""What carries bundles to an appliance: packs, SBOMs, wheels and kits. Imports neither torch, onnx nor the Hub."""

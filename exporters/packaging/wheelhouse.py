@@ -145,7 +145,8 @@ def collect(
     _check_replaceable(target)
     with FolderWriter(target) as writer:
         pip = Pip(writer.scratch, reported)
-        own = _own_wheel(Path(ortkit_wheel) if ortkit_wheel is not None else None, writer.scratch / "own", pip, reported)
+        given = Path(ortkit_wheel) if ortkit_wheel is not None else None
+        own = _own_wheel(given, writer.scratch / "own", pip, reported)
         pins = tuple(sorted((*plan.pins, pin_of(own)), key=lambda pin: pin.name))
         described = _describe(plan, pins)
         if _is_complete(target, described):

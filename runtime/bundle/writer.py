@@ -1,4 +1,4 @@
-"""Write a folder, such as a bundle, atomically: in a folder beside the target that is renamed at the end."""
+"""Write a bundle atomically: in a folder beside the target that is renamed at the end."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import ctypes
 import dataclasses
 import errno
 import os
-import re
-import secrets
-import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..errors import InputError
-from ..output_path import try_lock
-from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from .blob_store import flush
+from .bundle import Bundle, is_regular, sha256_of, walk
+from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
-
-_STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
-"""Names of staging folders."""
-_LONGEST_UNLOCKED = 3600.0
-"""Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
+from .staging import StagingFolder
 
 
 class FolderWriter:
@@ -36,27 +29,20 @@ class FolderWriter:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self.path = Path(target)
         self.target = self.path.absolute()
-        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        self._staging = StagingFolder(self.target)
+        self.staging = self._staging.path
         self.scratch = self.staging / "scratch"
         """For temporary files."""
-        self.lock: int | None = None
 
     def __enter__(self) -> Self:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.remove_abandoned()
-        self.staging.mkdir()
-        # Locked while the process lives, so that no other process removes this folder as abandoned.
-        self.lock = os.open(self.staging, os.O_RDONLY)
-        try_lock(self.lock, wait=True)
+        self._staging.__enter__()
         self.scratch.mkdir()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
-        if self.lock is not None:
-            os.close(self.lock)
+        self._staging.__exit__(kind, error, traceback)
 
     def replace_target(self, folder: Path, names: Iterable[str]) -> None:
         """Flush the files of these names in a folder within `staging` to disk, and rename it to the target."""
@@ -64,13 +50,6 @@ class FolderWriter:
             flush(folder / name)
         _move_into_place(folder, self.target)
         flush(self.target.parent)
-
-    def remove_abandoned(self) -> None:
-        """Remove staging folders that killed processes left beside this target."""
-        for path in self.target.parent.glob(".*.partial"):
-            found = _STAGING.fullmatch(path.name)
-            if found is not None and _is_abandoned(path, int(found["pid"])):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class BundleWriter(FolderWriter):
@@ -106,45 +85,9 @@ class BundleWriter(FolderWriter):
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
         # Never replace a bundle with one that cannot be opened.
-        Bundle.listed(self.folder)
+        Bundle.unsigned(self.folder)
         self.replace_target(self.folder, [*files, MANIFEST])
         return Bundle(self.path, manifest)
-
-
-def _is_abandoned(staging: Path, pid: int) -> bool:
-    """Whether no process writes to a staging folder any more.
-
-    A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
-    reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
-    """
-    try:
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
-        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
-    finally:
-        os.close(lock)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _move_into_place(new: Path, target: Path) -> None:

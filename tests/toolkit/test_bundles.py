@@ -13,7 +13,7 @@ import pytest
 from ortkit import Bundle
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
-from ortkit.toolkit.commands.bundles import describe_decoder
+from ortkit.toolkit.commands.descriptions import describe_decoder
 from ortkit.toolkit.console.progress import megabytes
 from tests.commands import Finished
 from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.bundle.graph_io import TOKEN_TYPE_IDS
-from ..graph.nodes import (
+from .nodes import (
     ATTENTION_MASK,
     POSITION_IDS,
     array_of,
@@ -26,7 +26,7 @@ from ..graph.nodes import (
     rows_of,
     token_count,
 )
-from ..graph.passes import after, is_row_wise
+from .passes import after, is_row_wise
 
 
 def rows_at_products(graph: ir.Graph) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.nodes import (
+from .nodes import (
     ATTENTION_MASK,
     ORT_DOMAIN,
     Linear,

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ortkit.exporters.encoder.coreml_partition import partition_faults
+from ortkit.exporters.providers.coreml_partition import partition_faults
 
 SQUARE = np.eye(4, dtype=np.float32)
 

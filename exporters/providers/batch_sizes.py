@@ -185,3 +185,10 @@ def constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arr
     if array is not None:
         return (array,) * len(SAMPLES)
     return found.get(value) if value is not None else None
+
+
+def unsupported(reason: str) -> UnsupportedModelError:
+    """The error for a graph that needs the sizes of a batch in another way."""
+    return UnsupportedModelError(
+        f"the traced graph cannot do without the sizes of the batch: {reason}", hint=CPU_INSTEAD
+    )

@@ -14,7 +14,7 @@ from ortkit import Bundle, Embedder, Kind, OrtkitError, Precision, Provider, Rer
 from ortkit.exporters import export
 from ortkit.exporters.certification.probe import probe_searches, probe_texts
 from ortkit.exporters.encoder.certify import certify_embedder
-from ortkit.exporters.encoder.certify_reranker import PairReference, certify_reranker
+from ortkit.exporters.encoder.reranker_certify import PairReference, certify_reranker
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Layout
 from ortkit.runtime.encoder.pooling import cosines

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ortkit import Kind, UnsupportedModelError
-from ortkit.exporters.encoder.position_tables import MASKED, Reach, table_of_differences
+from ortkit.exporters.providers.position_tables import MASKED, Reach, table_of_differences
 from tests.encoder_checkpoints import TINY_CONFIGS, write_checkpoint
-from tests.exporters.encoder.test_cuda_graph import compare
+from tests.exporters.providers.test_cuda_encoder import compare
 
 LENGTH = 3000
 """More than are run: the rest of a table is extended."""

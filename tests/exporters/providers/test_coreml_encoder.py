@@ -10,12 +10,12 @@ from onnxruntime.tools.mobile_helpers.usability_checker import check_coreml_part
 
 from ortkit import Kind, UnsupportedModelError
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
-from ortkit.exporters.encoder.coreml_float16 import convert_for_coreml
-from ortkit.exporters.encoder.coreml_graph import check_size, rebuild_for_coreml
-from ortkit.exporters.encoder.coreml_partition import check_one_partition, folded, partition_faults
 from ortkit.exporters.encoder.tracing import rebuild
 from ortkit.exporters.graph.external_data import save_graph
 from ortkit.exporters.graph.passes import tidy
+from ortkit.exporters.providers.coreml_encoder import check_size, rebuild_for_coreml
+from ortkit.exporters.providers.coreml_float16 import convert_for_coreml
+from ortkit.exporters.providers.coreml_partition import check_one_partition, folded, partition_faults
 from ortkit.runtime.bundle.manifest import Manifest, Provider
 from ortkit.runtime.encoder.buckets import pad_to
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_the_graphs_own_file(
 ) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, "bert")
     _, manifest, traced = traced_encoder(tmp_path / "tiny", Kind.EMBEDDER, tmp_path, provider=Provider.COREML)
-    monkeypatch.setattr("ortkit.exporters.encoder.coreml_graph.LARGEST_PROTOBUF", 5_000_000)
+    monkeypatch.setattr("ortkit.exporters.providers.coreml_encoder.LARGEST_PROTOBUF", 5_000_000)
 
     with pytest.raises(
         UnsupportedModelError, match=r"`tiny` has 0\.0 GB of weights, and a graph for CoreML holds at"

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from ...runtime.bundle.graph_io import BIAS
 from ...runtime.encoder.buckets import MASKED
+from ..graph.embedding import float_lookups
 from ..graph.float16 import check_weights, convert_values
 from ..graph.nodes import (
     array_of,
@@ -20,8 +21,7 @@ from ..graph.nodes import (
     required,
     values_after,
 )
-from .coreml_graph import NOT_PADDING
-from .float16 import embedded
+from .coreml_padding import NOT_PADDING
 
 _INSTEAD = "use `--precision fp32`"
 
@@ -33,7 +33,7 @@ def convert_for_coreml(graph: ir.Graph) -> None:
 
     Raises UnsupportedModelError for weights outside of its range.
     """
-    tables = [value for value in embedded(graph) if table_of(value).name != NOT_PADDING]
+    tables = [value for value in float_lookups(graph) if table_of(value).name != NOT_PADDING]
     computed = values_after(graph, tables)
     readers = [node for node in graph if any(output in computed for output in node.outputs)]
     read = {*(value for node in readers for value in node.inputs), *map(table_of, tables)}

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..graph.nodes import constant, replace, required
-from .batch_sizes import SAMPLES, Arrays, BatchSizes, Shape, Sizes
-from .position_tables import Reach, Tables, table_of_differences, unsupported
+from .batch_sizes import SAMPLES, Arrays, BatchSizes, Shape, Sizes, unsupported
+from .position_tables import Reach, Tables, table_of_differences
 
 _GATHER = "GatherElements"
 

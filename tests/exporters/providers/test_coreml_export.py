@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from ortkit import Bundle, Embedder, Kind, Precision, Provider, ProviderError, Reranker, UnsupportedModelError
 from ortkit.exporters import Origin, export
-from ortkit.exporters.encoder.coreml_certify import check_buckets
-from ortkit.exporters.encoder.coreml_partition import partition_faults
 from ortkit.exporters.providers.coreml import buckets_for
+from ortkit.exporters.providers.coreml_certify import check_buckets
+from ortkit.exporters.providers.coreml_partition import partition_faults
 from ortkit.runtime.bundle.bundle import GRAPH
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Buckets, Layout

@@ -14,12 +14,12 @@ from ortkit.exporters.bundle_manifest import make_manifest, tokenizer_facts
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
 from ortkit.exporters.checkpoint.cross_encoder import Form, read_cross_encoder
-from ortkit.exporters.encoder.cuda_graph import OPERATORS, rebuild_for_cuda
 from ortkit.exporters.encoder.float16 import convert_to_float16
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
 from ortkit.exporters.options import ExportOptions, plan_export
+from ortkit.exporters.providers.cuda_encoder import OPERATORS, rebuild_for_cuda
 from ortkit.exporters.sources import find_checkpoint
 from ortkit.exporters.steps import ModelFacts
 from ortkit.exporters.task import task_of
@@ -152,7 +152,7 @@ def test_an_operator_that_cuda_does_not_have(
     small: tuple[Checkpoint, Manifest, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, manifest, proto = small
-    monkeypatch.setattr("ortkit.exporters.encoder.cuda_graph.OPERATORS", OPERATORS - {"Gelu"})
+    monkeypatch.setattr("ortkit.exporters.providers.cuda_encoder.OPERATORS", OPERATORS - {"Gelu"})
 
     with pytest.raises(UnsupportedModelError) as caught:
         rebuild_for_cuda(ir.from_proto(onnx.load_from_string(proto)), found, manifest)

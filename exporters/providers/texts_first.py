@@ -17,13 +17,14 @@ import onnx_ir as ir
 from ...runtime.bundle.graph_io import POSITIONS
 from ...runtime.bundle.manifest import Manifest
 from ..checkpoint.checkpoint import Checkpoint
+from ..graph.attention import scaled
+from ..graph.flatten import assume_whole_texts, drop_token_types
 from ..graph.nodes import array_of, constant, insert, only_user, replace, required
 from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, tidy
-from .attention import scaled
-from .batch_sizes import SAMPLES, BatchSizes, Shape, same_number
+from .batch_sizes import SAMPLES, BatchSizes, Shape, same_number, unsupported
 from .disentangled import separate_heads
-from .flatten import assume_whole_texts, drop_token_types
-from .position_tables import Reach, Tables, replace_sizes, unsupported
+from .position_tables import Reach, Tables
+from .replace_sizes import replace_sizes
 
 
 @dataclass(frozen=True, eq=False)
