@@ -63,6 +63,8 @@ def run(
     monkeypatch.setenv("PIP_INDEX_URL", index.url)
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_RETRIES", "0")
+    # Where the machine is busy, the index may be slow to answer.
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "180")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
 
