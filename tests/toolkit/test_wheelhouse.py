@@ -190,6 +190,21 @@ def test_a_wheel_that_the_index_does_not_have(run: WheelhouseCommand, index: Pac
     assert not (tmp_path / "wheels").exists()
 
 
+def test_an_index_that_fails_once_is_asked_again(run: WheelhouseCommand, index: PackageIndex, tmp_path: Path) -> None:
+    index.unavailable.add(NATIVE.file)
+
+    finished = run(*ARM)
+
+    assert finished.code == 0, finished.err
+    assert index.unavailable == set()
+    assert [wheel.name for wheel in Wheelhouse.open(tmp_path / "wheels").wheels] == [
+        "click",
+        "numpy",
+        "ortkit",
+        "tokenizers",
+    ]
+
+
 def test_without_network(run: WheelhouseCommand, index: PackageIndex, tmp_path: Path) -> None:
     index.close()
 
