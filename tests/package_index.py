@@ -76,6 +76,8 @@ class PackageIndex:
         self.packages = {wheel.file: wheel.name for wheel in wheels}
         self.fetched: list[str] = []
         """Names of the files that were fetched."""
+        self.unavailable: set[str] = set()
+        """Names of the files that are answered with 503 once."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -108,8 +110,11 @@ def _handler(index: PackageIndex) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             allowed = self.headers.get("Authorization") == f"Basic {wanted}"
-            content = index.answer(self.path) if allowed else b""
-            self.send_response(401 if not allowed else 404 if content is None else 200)
+            name = self.path.rpartition("/")[2]
+            unavailable = allowed and name in index.unavailable
+            index.unavailable.discard(name)
+            content = index.answer(self.path) if allowed and not unavailable else b""
+            self.send_response(401 if not allowed else 503 if unavailable else 404 if content is None else 200)
             self.send_header("Content-Type", "text/html" if self.path.startswith("/simple") else "application/zip")
             self.send_header("Content-Length", str(len(content or b"")))
             if not allowed:

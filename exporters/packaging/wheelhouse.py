@@ -146,8 +146,7 @@ def collect(
     with FolderWriter(target) as writer:
         pip = Pip(writer.scratch, reported)
         given = Path(ortkit_wheel) if ortkit_wheel is not None else None
-        with stage(reported, "check ortkit's wheel" if given is not None else "make ortkit's wheel"):
-            own = own_wheel(given, writer.scratch / "own", pip)
+        own = _own_wheel(given, writer.scratch / "own", pip, reported)
         pins = tuple(sorted((*plan.pins, pin_of(own)), key=lambda pin: pin.name))
         described = _describe(plan, pins)
         if _is_complete(target, described):
@@ -167,6 +166,13 @@ def collect(
         (new / DESCRIPTION).write_text(f"{json.dumps(write_record(described), indent=2)}\n", encoding="utf-8")
         writer.replace_target(new, sorted(path.name for path in new.iterdir()))
     return Collected(described, len(missing), changed=True)
+
+
+def _own_wheel(given: Path | None, folder: Path, pip: Pip, progress: Progress) -> Path:
+    if given is not None:
+        return own_wheel(given, folder, pip)
+    with stage(progress, "make ortkit's wheel"):
+        return own_wheel(None, folder, pip)
 
 
 def _check_replaceable(folder: Path) -> None:

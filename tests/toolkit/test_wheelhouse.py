@@ -63,6 +63,8 @@ def run(
     monkeypatch.setenv("PIP_INDEX_URL", index.url)
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_RETRIES", "0")
+    # Where the machine is busy, the index may be slow to answer.
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "180")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
 
@@ -186,6 +188,21 @@ def test_a_wheel_that_the_index_does_not_have(run: WheelhouseCommand, index: Pac
     assert f"pip could not fetch `{FOR_ALL.file}`" in finished.err
     assert "hint: check the network, or the index that pip is set to: `pip config list`" in finished.err
     assert not (tmp_path / "wheels").exists()
+
+
+def test_an_index_that_fails_once_is_asked_again(run: WheelhouseCommand, index: PackageIndex, tmp_path: Path) -> None:
+    index.unavailable.add(NATIVE.file)
+
+    finished = run(*ARM)
+
+    assert finished.code == 0, finished.err
+    assert index.unavailable == set()
+    assert [wheel.name for wheel in Wheelhouse.open(tmp_path / "wheels").wheels] == [
+        "click",
+        "numpy",
+        "ortkit",
+        "tokenizers",
+    ]
 
 
 def test_without_network(run: WheelhouseCommand, index: PackageIndex, tmp_path: Path) -> None:

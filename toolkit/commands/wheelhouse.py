@@ -69,7 +69,8 @@ def wheelhouse(
     folder's path goes to stdout, or with --dry-run a table of the wheels.
     """
     if target is None or python is None:
-        raise click.MissingParameter(param_hint="'--target'" if target is None else "'--python'", param_type="option")
+        missing = "'--target'" if target is None else "'--python'"
+        raise click.MissingParameter(ctx=click.get_current_context(), param_hint=missing, param_type="option")
     from ...exporters.extras import need_packaging
 
     need_packaging()
