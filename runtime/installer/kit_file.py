@@ -12,13 +12,6 @@ from ..errors import BundleError, NotFoundError
 from .kit_format import BUNDLE, FACTS, HEADER_SIZE, KIT, LARGEST_FACTS, WHEELS, KitFacts, Parts, signed_files
 
 
-def layout_offset(path: str | os.PathLike[str]) -> int:
-    """Where the OCI image layout of a kit begins; 0 for another file, which may be a pack."""
-    with Path(path).open("rb") as file:
-        parts = Parts.read(file.read(HEADER_SIZE))
-    return parts.layout if parts is not None else 0
-
-
 @dataclass(frozen=True)
 class Kit:
     """An opened kit. Its files are checked against the layout's index while they are copied."""

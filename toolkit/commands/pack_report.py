@@ -27,13 +27,6 @@ def is_pack(path: str) -> bool:
     return Path(path).is_file() or (Path(path) / MARKER).is_file()
 
 
-def _offset_of(path: str) -> int:
-    """Where the layout begins in a kit; 0 in a pack."""
-    from ...runtime.installer.kit_file import layout_offset
-
-    return layout_offset(path) if Path(path).is_file() else 0
-
-
 def inspect_pack(path: str, *, as_json: bool) -> None:
     """Print the bundles of a pack as those of folders; all its files are hashed first."""
     from ...runtime.bundle.oci_layout import BUNDLE
