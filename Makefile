@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -25,8 +25,10 @@ help:
 	@echo "make test-wheelhouses  the wheels for every other system, really fetched (about 1 GB)"
 	@echo "make wheel-lock  pin what \`ortkit wheelhouse\` collects, after a change of constraints.txt or pyproject.toml"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
+	@echo "make test-kit   carry a kit of the demo's bundles to this machine, without network and as another user (Linux, strace)"
 	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
+	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -90,10 +92,15 @@ wheel-lock: $(VENV)/.dev
 	test -x .venv-uv/bin/uv || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install -q uv; }
 	PATH=$(CURDIR)/.venv-uv/bin:$$PATH $(BIN)/python -m tests.wheelhouse.lock
 
+# Apart from the tests, because it fetches wheels.
+test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	$(BIN)/python -m tests.kit_rehearsal $(BUNDLE) $(RERANKER_BUNDLE) $(INT4_BUNDLE)
+
 # Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(BIN)/python bash tests/cross/setup.sh $(CROSS)
 	bash tests/cross/run.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+	PYTHON=$(BIN)/python bash tests/cross/kit.sh $(CROSS) $(BUNDLE) $(RERANKER_BUNDLE)
 
 # Fails if the system can emulate and the set-up fails.
 test-cross-if-possible:
@@ -106,6 +113,12 @@ test-cross-if-possible:
 cuda-plan: $(CUDA_ENCODER)/manifest.json $(CUDA_DECODER)/manifest.json $(BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	PYTHON=$(PYTHON) bash tests/cuda_plan/setup.sh .venv-cuda
 	bash tests/cuda_plan/run.sh .venv-cuda $(CUDA_ENCODER) $(CUDA_DECODER) --for-cpu $(BUNDLE) --for-cpu $(INT4_BUNDLE)
+
+# Its corpus is kept, so that each run begins where the last one ended.
+fuzz:
+	test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/fuzz/requirements.txt
+	bash tests/fuzz/run.sh .venv-fuzz/bin/python .cache/fuzz
 
 $(CUDA_ENCODER)/manifest.json: $(VENV)/.export
 	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --provider cuda --out $(CUDA_ENCODER)
@@ -162,4 +175,5 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 clean:
+	rm -rf $(VENV) .venv-cuda .venv-fuzz .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf $(VENV) .venv-cuda .venv-openssf .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

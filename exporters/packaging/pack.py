@@ -16,21 +16,21 @@ from pathlib import Path
 
 from ...runtime.bundle.blob_store import Progress, cannot_write, flush
 from ...runtime.bundle.bundle import Bundle, is_regular
-from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.folder import MANIFEST, SIGNATURE
 from ...runtime.bundle.manifest import Kind, Manifest
 from ...runtime.bundle.oci_layout import (
     BUNDLE,
     Blob,
     NewArtifact,
     NewLayer,
-    OciLayout,
     layout_size,
     write_layout,
     write_layout_folder,
 )
 from ...runtime.bundle.staging import StagingFolder
-from ...runtime.bundle.unpack import SBOM, SIGNATURE
+from ...runtime.bundle.unpack import SBOM
 from ...runtime.errors import InputError, OrtkitError, OutputError
+from ...runtime.installer.open_layout import open_layout
 from ...runtime.output_path import regular_target_of, replacing
 from .sbom import sbom_json, sbom_of_bundle
 
@@ -148,8 +148,6 @@ def artifact_of(bundle: Bundle) -> NewArtifact:
     """A bundle as an artifact of a layout; its files are hashed when they are written."""
     manifest, digest = bundle.manifest, bundle.digest
     name = Path(os.path.abspath(bundle.path)).name  # noqa: PTH100 - `resolve` would follow the link `current`
-    if name.startswith(".") or not name.isprintable():
-        raise InputError(f"the name `{name}` of a bundle's folder cannot be used in a pack", hint="rename the folder")
     blobs = {file: (record.sha256, record.size) for file, record in manifest.files.items()}
     blobs[MANIFEST] = (digest, bundle.file(MANIFEST).stat().st_size)
     layers = {
@@ -199,10 +197,10 @@ def _config(manifest: Manifest, digests: list[str]) -> bytes:
 
 
 def digests_in(path: Path) -> set[str]:
-    """The digests of all files that an earlier pack, or a bundle, lists: what `--since` leaves out."""
+    """The digests of all files that an earlier pack, kit or bundle lists: what `--since` leaves out."""
     if is_regular(path / MANIFEST):
         return set(digests_of_bundle(Bundle.listed(path)).values())
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         return {blob.digest for artifact in layout.artifacts for blob in artifact.layers.values()}
 
 

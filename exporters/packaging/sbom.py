@@ -185,6 +185,8 @@ def _properties(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "precision", manifest.precision.value
     yield "provider", manifest.provider.value
     yield "schema", str(manifest.schema)
+    if manifest.release is not None:
+        yield "release", str(manifest.release)
     yield "max_length", str(manifest.tokenizer.max_length)
     yield "source:origin", manifest.source.origin
     if manifest.source.gated is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
-from ..errors import BundleError, NotFoundError
+from ..errors import BundleError, InputError, NotFoundError
 from .blob_store import (
     BLOBS,
     INDEX,
@@ -57,8 +57,9 @@ BUNDLE = "bundle"
 _MARKER_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-_LARGEST_JSON = 1 << 22
-"""Bytes of the index, the manifests and the configurations of a layout together; registries take manifests up to it."""
+_LARGEST_JSON = 1 << 21
+"""Bytes of the index, the manifests and the configurations of a layout together. Parsed they can take 60 times as much;
+a bundle of 10 files has 5 KB. Registries take manifests up to 4 MiB."""
 _LARGEST_PACK = 1 << 38
 """Bytes of one file, and of all files of an artifact."""
 _MOST_ARTIFACTS = 256
@@ -342,9 +343,9 @@ class OciLayout:
         name = annotations.get(TITLE, reference)
         if name is None:
             self._refuse(f"{where} has neither the annotation `{TITLE}` nor a name in the index")
-        self._check_path(name, "an artifact's name")
-        if "/" in name or name.startswith("."):
-            self._refuse(f"the artifact's name `{name}` is not a plain file name")
+        problem = name_problem(name)
+        if problem is not None:
+            self._refuse(f"an artifact's name, `{name[:_LONGEST_PART]}`, {problem}")
         kind = annotations.get(KIND, BUNDLE if manifest.get("artifactType") == MODEL_ARTIFACT else "other")
         layers = self._read_layers(self._field(manifest, "layers", list, where), name, where)
         return Artifact(name, kind, blob, config, layers, annotations)
@@ -416,12 +417,9 @@ class OciLayout:
 
     def _check_path(self, name: str, where: str) -> None:
         """Refuse a path that is absolute, leaves its folder, is not normalized or too long."""
-        parts = PurePosixPath(name).parts
-        plain = name == "/".join(parts) and name.isprintable() and 0 < len(parts) <= _DEPTH
-        if not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-            self._refuse(f"the path `{name[:_LONGEST_PART]}` of {where} leaves its folder or is not normalized")
-        if len(name.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in parts):
-            self._refuse(f"the path `{name[:_LONGEST_PART]}...` of {where} is too long")
+        problem = path_problem(name)
+        if problem is not None:
+            self._refuse(f"the path `{name[:_LONGEST_PART]}` of {where} {problem}")
 
     def _check_unique(self, names: Collection[str], what: str) -> None:
         """Refuse names that are equal, or one file on systems that ignore case or Unicode normalization."""
@@ -463,6 +461,24 @@ def _linked(source: Path, target: Path) -> bool:
         # Another file system, one without links, or a file of another user.
         return False
     return True
+
+
+def path_problem(name: str) -> str | None:
+    """What is wrong with the relative path of a file in an artifact; None for one that every system has."""
+    parts = PurePosixPath(name).parts
+    plain = name == "/".join(parts) and name.isprintable() and 0 < len(parts) <= _DEPTH
+    if not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+        return "leaves its folder or is not normalized"
+    if len(name.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in parts):
+        return "is too long"
+    return None
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of an artifact, which is that of a folder."""
+    if "/" in name or name.startswith("."):
+        return "is not a plain file name"
+    return path_problem(name)
 
 
 def _is_text(text: str) -> bool:
@@ -514,7 +530,7 @@ def write_layout(
     """Write a layout as an uncompressed tar, the same to the byte for the same artifacts.
 
     Layers whose digests are in `without` are left out. Files are hashed while they are copied: raises BundleError where
-    one is not what its blob states, and OSError.
+    one is not what its blob states, InputError for names and numbers of files that a layout cannot have, and OSError.
     """
     for name, layer in _files_of(artifacts, without):
         out.write(header_of(name, layer.blob.size))
@@ -569,11 +585,14 @@ def _files_of(artifacts: Sequence[NewArtifact], without: Collection[str]) -> lis
     entries = []
     ordered = sorted(artifacts, key=lambda artifact: artifact.name)
     for artifact in ordered:
+        _check_new(artifact)
         manifest = NewLayer.of(_manifest_of(artifact), IMAGE_MANIFEST)
         entries.append(_descriptor_of(manifest.blob, {REFERENCE: _tag_of(artifact.name), TITLE: artifact.name}))
         described |= {layer.blob.file: layer for layer in (manifest, artifact.config)}
         layers |= {layer.blob.file: layer for layer in artifact.layers.values() if layer.blob.digest not in without}
     index = _json({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries})
+    if len(index) + sum(layer.blob.size for layer in described.values()) > _LARGEST_JSON:
+        raise InputError("the bundles have too many files for one pack", hint="write them to several packs")
     # A layer can be equal to a configuration.
     rest = {name: layer for name, layer in layers.items() if name not in described}
     return [
@@ -582,6 +601,19 @@ def _files_of(artifacts: Sequence[NewArtifact], without: Collection[str]) -> lis
         *sorted(described.items()),
         *sorted(rest.items()),
     ]
+
+
+def _check_new(artifact: NewArtifact) -> None:
+    """Raise InputError for names that reading would refuse."""
+    problem = name_problem(artifact.name)
+    if problem is not None:
+        raise InputError(
+            f"the name `{artifact.name}` cannot be used in a pack: it {problem}", hint="rename the bundle's folder"
+        )
+    for path in artifact.layers:
+        problem = path_problem(path)
+        if problem is not None:
+            raise InputError(f"the file `{path}` of `{artifact.name}` cannot be packed: its path {problem}")
 
 
 def _manifest_of(artifact: NewArtifact) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -29,7 +30,11 @@ class StagingFolder:
         self.lock: int | None = None
 
     def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            # What Python makes of a file in the place of the folder.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
         remove_abandoned(self.target.parent)
         self.path.mkdir()
         # Locked while the process lives, so that no other process removes this folder as abandoned.

@@ -7,17 +7,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
 from .blob_store import Progress, cannot_write, flush
 from .bundle import Bundle, is_regular
-from .folder import MANIFEST
+from .folder import MANIFEST, SIGNATURE
 from .manifest import Manifest, manifest_from_json
 from .oci_layout import BUNDLE, Artifact, OciLayout
+from .policy import Policy
+from .signature import LARGEST_SIGNATURE, verify_signature
 from .staging import StagingFolder
 
 SBOM = "sbom.cdx.json"
 """A layer of a pack beside the bundle's files; `ortkit inspect --sbom` prints it."""
-SIGNATURE = "model.sig"
 _LARGEST_MANIFEST = 1 << 20
 """Bytes, as `Bundle.open` has it."""
 _SPARE = 1 << 20
@@ -56,21 +57,47 @@ def packed_manifest(layout: OciLayout, artifact: Artifact) -> Manifest:
     return manifest
 
 
+def check_signature(
+    layout: OciLayout, artifact: Artifact, manifest: Manifest, *, allow_downgrade: bool = False
+) -> None:
+    """Raise NotTrustedError for a bundle that the machine's policy refuses; only files of the pack are read.
+
+    The layers' digests are checked, so after that their contents are what was signed if they have these hashes.
+    """
+    policy = Policy.current()
+    if not policy.require_signature:
+        return
+    where = f"`{artifact.name}` in the pack `{layout.path}`"
+    blob = artifact.layers.get(SIGNATURE)
+    if blob is None:
+        raise NotTrustedError(
+            f"{where} is not signed, and the policy `{policy.path}` requires a signature",
+            hint="sign the bundle where it is made, with `ortkit sign`, and pack it again",
+        )
+    files = {name: layer.sha256 for name, layer in artifact.layers.items() if name not in (SBOM, SIGNATURE)}
+    signature = layout.read(blob, LARGEST_SIGNATURE)
+    verify_signature(files, signature, policy.trusted, where=f"the signature of {where}")
+    if not allow_downgrade:
+        policy.releases.check(manifest.name, manifest.release)
+
+
 def unpack(
     layout: OciLayout,
     artifact: Artifact,
     target: Path,
     *,
     have: Mapping[str, Path] | None = None,
+    allow_downgrade: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle of a pack to a new folder, as verified as `Bundle.open` returns it.
 
     `have` maps digests to files of this machine, for what the pack leaves out. The folder appears in one step when all
-    is on the disk, and never where this raises: OutputError for an existing target or a full disk, and BundleError.
+    is on the disk, and never where this raises: OutputError for an existing target or a full disk, BundleError, and
+    NotTrustedError where the machine's policy refuses the bundle.
     """
     check_targets([target])
-    packed_manifest(layout, artifact)
+    check_signature(layout, artifact, packed_manifest(layout, artifact), allow_downgrade=allow_downgrade)
     try:
         with StagingFolder(target) as staging:
             folder = staging / "bundle"
@@ -78,7 +105,8 @@ def unpack(
             _check_space(staging, sum(blob.size for name, blob in artifact.layers.items() if name not in left_out))
             names = artifact.layers.keys() - {SBOM}
             layout.extract(artifact, folder, have=have, names=names, progress=progress)
-            opened = Bundle.listed(folder)
+            # Its signature was verified, and its files have the hashes that were signed.
+            opened, _ = Bundle.unsigned(folder)
             os.rename(folder, target)
             flush(target.absolute().parent)
     except OrtkitError:
@@ -118,7 +146,8 @@ def files_by_digest(folders: Iterable[Path]) -> dict[str, Path]:
             if not path.is_dir():
                 continue
             try:
-                bundle = Bundle.listed(path)
+                # Only its files are used, each under its hash.
+                bundle, _ = Bundle.unsigned(path)
             except OrtkitError:
                 continue
             for name, record in bundle.manifest.files.items():

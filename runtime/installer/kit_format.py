@@ -114,7 +114,7 @@ class KitFacts:
         """Raises OrtkitError for a kit of a later format, BundleError for what is not valid."""
         try:
             value = json.loads(content)
-            if value["format"] != FORMAT:
+            if _count(value["format"]) != FORMAT:
                 raise OrtkitError(
                     f"`{kit}` has the format {int(value['format'])}, and this installer reads {FORMAT}",
                     hint=f"use the installer in the kit: `sh {kit} install --trusted-key KEY`",

@@ -318,7 +318,7 @@ def test_a_folder_is_named_as_such(tiny_checkpoint: Path, tmp_path: Path) -> Non
 def test_a_place_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(OutputError, match=r"the bundle cannot be written to `.*`: File exists"):
+    with pytest.raises(OutputError, match=r"the bundle cannot be written to `.*`: Not a directory"):
         tiny_export(tiny_checkpoint, tmp_path / "file" / "bundle", Precision.FP32)
 
 

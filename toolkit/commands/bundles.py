@@ -155,8 +155,8 @@ def _print_digests(bundles: Sequence[ListedBundle]) -> None:
 def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool) -> None:
     """Show a bundle's source, size, memory and accuracy.
 
-    BUNDLE may also be a pack, the file or folder that `ortkit pack` writes: all its bundles are shown, and --json
-    prints an array of them.
+    BUNDLE may also be a pack or kit, which `ortkit pack` and `ortkit kit` write: all that is in it is shown, and --json
+    prints an array.
     """
     from .pack_report import inspect_pack, is_pack
 

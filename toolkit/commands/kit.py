@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.output_path import regular_target_of, replacing
 from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress, byte_progress, megabytes
@@ -30,14 +32,14 @@ if TYPE_CHECKING:
         "Appliance": "--target --python --glibc --with --wheels --ortkit-wheel",
         "Signature": "--sign --certificate-chain --passphrase-file --release",
         "Update": "--since --have",
-        "Output": "--out --name",
+        "Output": "--out --name --installer",
     },
     examples=[
         "ortkit kit all-MiniLM-L6-v2-int8 --target linux-aarch64 --python 3.11 --sign key.pem -o line4.kit",
         "ortkit kit bundles/* --target linux-x86_64 --python 3.12 --sign key.pem -o line5.kit --since line4.kit",
     ],
 )
-@click.argument("bundles", metavar="BUNDLE...", type=BundleType(), nargs=-1, required=True)
+@click.argument("bundles", metavar="BUNDLE...", type=BundleType(), nargs=-1)
 @once("--target", metavar="TARGET", help="System and processor of the appliance: linux-x86_64 or linux-aarch64.")
 @once("--python", metavar="VERSION", help="Version of the appliance's Python, such as 3.11.")
 @once("--glibc", metavar="VERSION", help="The appliance's glibc; `ldd --version` prints it.  [default: 2.28]")
@@ -68,7 +70,12 @@ if TYPE_CHECKING:
 )
 @once("--have", metavar="FILE", help="Leave out the files in this list, which `ortkit-install have` prints.")
 @once("--name", metavar="NAME", help="Name of the kit.  [default: the file's, without its suffix]")
-@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The kit to write.")
+@once("--out", "-o", metavar="FILE", help="The kit to write.")
+@once(
+    "--installer",
+    metavar="FILE",
+    help="Write the installer alone, a zip: `python3 -I FILE KIT` runs nothing of a kit before it is verified.",
+)
 def kit(
     *,
     bundles: Sequence[str],
@@ -85,7 +92,8 @@ def kit(
     since: Sequence[Path],
     have: str | None,
     name: str | None,
-    out: Path,
+    out: str | None,
+    installer: str | None,
 ) -> None:
     """Write one file with all that an offline appliance needs: bundles, wheels, an SBOM and an installer.
 
@@ -93,8 +101,58 @@ def kit(
     is there, verifies each bundle, and only then switches to it. It needs a POSIX shell and the system's Python. The
     same bundles and wheels give the same file, apart from the signature.
     """
-    if target is None or python is None:
-        raise click.MissingParameter(param_hint="'--target'" if target is None else "'--python'", param_type="option")
+    if installer is not None:
+        _write_installer(Path(installer))
+        return
+    for option, value in (("--target", target), ("--python", python), ("--out", out)):
+        if value is None:
+            raise click.MissingParameter(param_hint=f"'{option}'", param_type="option")
+    if not bundles:
+        raise click.MissingParameter(param_hint="'BUNDLE...'", param_type="argument")
+    request = KitRequest(str(target), str(python), glibc, extras, wheels, ortkit_wheel, Path(str(out)))
+    _write_kit(
+        request,
+        bundles,
+        name=name or request.out.stem,
+        release=release or 0,
+        signer=_signer(key, certificate_chain, passphrase_file),
+        since=since,
+        have=have,
+    )
+
+
+@dataclass(frozen=True)
+class KitRequest:
+    """The machine that a kit is for, where its wheels come from, and where it goes."""
+
+    target: str
+    python: str
+    glibc: str | None
+    extras: Sequence[str]
+    wheels: str | None
+    ortkit_wheel: str | None
+    out: Path
+
+
+def _write_installer(path: Path) -> None:
+    from ...exporters.packaging.kit_installer import installer_zip
+
+    target = regular_target_of(path)
+    with replacing(target) as file:
+        file.write(installer_zip())
+    click.echo(click.format_filename(path))
+
+
+def _write_kit(
+    request: KitRequest,
+    bundles: Sequence[str],
+    *,
+    name: str,
+    release: int,
+    signer: Signer | None,
+    since: Sequence[Path],
+    have: str | None,
+) -> None:
     from ...exporters.extras import need_packaging
 
     need_packaging()
@@ -102,23 +160,22 @@ def kit(
     from ...exporters.packaging.wheel_target import parse_target
     from ...runtime.bundle.bundle import Bundle
 
-    check_target(target)
-    machine = parse_target(target, python, glibc)
+    check_target(request.target)
+    machine = parse_target(request.target, request.python, request.glibc)
     opened = [Bundle.listed(path) for path in bundles]
-    signer = _signer(key, certificate_chain, passphrase_file)
     without = {digest for old in since for digest in digests_of(old)}
     if have is not None:
         without |= digests_in_list(Path(have))
     provider_of(opened)
-    with _wheels(wheels, machine, opened, extras, ortkit_wheel, out) as folder:
-        plan = plan_kit(name or out.stem, opened, folder, target=target, python=machine.python, release=release or 0)
+    with _wheels(request, machine, opened) as folder:
+        plan = plan_kit(name, opened, folder, target=request.target, python=machine.python, release=release)
         size = sum(bundle.size for bundle in opened) + plan.wheelhouse.size
         with byte_progress("writing", size) as progress:
-            written = write_kit(plan, out, sign=signer, without=without, progress=progress)
+            written = write_kit(plan, request.out, sign=signer, without=without, progress=progress)
     left_out = f", {written.left_out} files left out" if without else ""
     say(f"{len(opened)} bundles, {len(plan.wheelhouse.wheels)} wheels, {megabytes(written.size)}{left_out}", err=True)
-    say(_next_step(out, signed=signer is not None), err=True)
-    click.echo(click.format_filename(out))
+    say(_next_step(request.out, signed=signer is not None), err=True)
+    click.echo(click.format_filename(request.out))
 
 
 def _next_step(out: Path, *, signed: bool) -> str:
@@ -137,25 +194,19 @@ def _signer(key: str | None, certificate_chain: str | None, passphrase_file: str
 
 
 @contextmanager
-def _wheels(
-    folder: str | None,
-    target: Target,
-    bundles: Sequence[Bundle],
-    extras: Sequence[str],
-    ortkit_wheel: str | None,
-    out: Path,
-) -> Iterator[Path]:
+def _wheels(request: KitRequest, target: Target, bundles: Sequence[Bundle]) -> Iterator[Path]:
     """The folder of the wheels: the one that is named, or a new one beside the kit that is removed at the end."""
-    if folder is not None:
-        yield Path(folder)
+    if request.wheels is not None:
+        yield Path(request.wheels)
         return
     from ...exporters.packaging.kit import provider_of
     from ...exporters.packaging.wheelhouse import collect, plan_wheelhouse
 
-    names = [name.strip() for text in extras for name in text.split(",")]
+    names = [name.strip() for text in request.extras for name in text.split(",")]
     plan = plan_wheelhouse(target, provider_of(bundles).value, [name for name in names if name])
-    with tempfile.TemporaryDirectory(prefix=".ortkit-wheels-", dir=out.absolute().parent) as scratch:
+    parent = regular_target_of(request.out).absolute().parent
+    with tempfile.TemporaryDirectory(prefix=".ortkit-wheels-", dir=parent) as scratch:
         wheels = Path(scratch) / "wheels"
         with reraised_interrupts() as check, StageProgress(check) as progress:
-            collect(plan, wheels, ortkit_wheel=ortkit_wheel, progress=progress)
+            collect(plan, wheels, ortkit_wheel=request.ortkit_wheel, progress=progress)
         yield wheels

@@ -38,7 +38,7 @@ _LARGEST_LIST = 1 << 24
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="OLD",
-    help="Leave out the files that this earlier pack, or bundle, lists. May be repeated.",
+    help="Leave out the files that this earlier pack, kit or bundle lists. May be repeated.",
 )
 @click.option(
     "--have",
@@ -66,7 +66,7 @@ def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[
         without |= read_digests(content.decode("utf-8", "replace"), have.name)
     with byte_progress("packing", pack_size(bundles, without)) as progress:
         packed = write(bundles, out, as_folder=as_folder, without=without, progress=progress)
-    left_out = f", {packed.left_out} files left out" if without else ""
+    left_out = f", {_count(packed.left_out, 'file')} left out" if without else ""
     say(f"{_count(packed.bundles, 'bundle')}, {megabytes(packed.size)}{left_out}", err=True)
     click.echo(click.format_filename(packed.path))
 
@@ -96,18 +96,22 @@ def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[
     help="A bundle, or a folder of bundles, that has the files a pack leaves out; FOLDER of -o counts too. "
     "May be repeated.",
 )
-def unpack(*, file: Path, names: Sequence[str], out: Path | None, have_from: Sequence[Path]) -> None:
-    """Write the bundles of a pack, or those of these names, each to a folder of its own.
+@click.option("--allow-downgrade", is_flag=True, help="Accept a release that is older than the one trusted before.")
+def unpack(
+    *, file: Path, names: Sequence[str], out: Path | None, have_from: Sequence[Path], allow_downgrade: bool
+) -> None:
+    """Write the bundles of a pack or kit, or those of these names, each to a folder of its own.
 
     Every file is checked against its sha256 while it is written, and a bundle's folder appears when it is complete:
-    whatever interrupts, there is never a part of one. An existing folder is never replaced.
+    whatever interrupts, there is never a part of one. An existing folder is never replaced. Where the machine's policy
+    requires signatures, they are verified before anything is written.
     """
-    from ...runtime.bundle.oci_layout import OciLayout
     from ...runtime.bundle.unpack import bundles_in, check_targets, files_by_digest
     from ...runtime.bundle.unpack import unpack as write
+    from ...runtime.installer.open_layout import open_layout
 
     folder = bundles_folder() if out is None else out
-    with OciLayout.open(file) as layout:
+    with open_layout(file) as layout:
         artifacts = bundles_in(layout)
         known = {artifact.name: artifact for artifact in artifacts}
         for name in names:
@@ -122,7 +126,8 @@ def unpack(*, file: Path, names: Sequence[str], out: Path | None, have_from: Seq
             have = files_by_digest([*have_from, *([folder] if folder.is_dir() else [])])
         with byte_progress("unpacking", sum(artifact.size for artifact in chosen)) as progress:
             for artifact in chosen:
-                write(layout, artifact, targets[artifact.name], have=have, progress=progress)
+                target = targets[artifact.name]
+                write(layout, artifact, target, have=have, allow_downgrade=allow_downgrade, progress=progress)
     for target in targets.values():
         click.echo(click.format_filename(target))
 

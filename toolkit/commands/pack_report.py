@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import manifest_fields
 from ...runtime.bundle.records import write_record
 from ..console.progress import byte_progress, megabytes
@@ -28,9 +29,10 @@ def is_pack(path: str) -> bool:
 
 def inspect_pack(path: str, *, as_json: bool) -> None:
     """Print the bundles of a pack as those of folders; all its files are hashed first."""
-    from ...runtime.bundle.oci_layout import BUNDLE, OciLayout
+    from ...runtime.bundle.oci_layout import BUNDLE
+    from ...runtime.installer.open_layout import open_layout
 
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
             layout.check(progress=progress)
         if as_json:
@@ -56,7 +58,7 @@ def _bundle_lines(layout: OciLayout, artifact: Artifact) -> list[tuple[str, str]
     lines = [
         ("bundle", artifact.name),
         *describe_bundle(manifest, _size_of(manifest)),
-        ("digest", artifact.layers["manifest.json"].sha256),
+        ("digest", artifact.layers[MANIFEST].sha256),
     ]
     missing = layout.missing(artifact)
     if missing:
@@ -73,16 +75,18 @@ def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
     if artifact.kind != BUNDLE:
         return {"kind": artifact.kind, "name": artifact.name, "files": len(artifact.layers), "size": artifact.size}
     manifest = _manifest_of(layout, artifact)
-    shown: dict[str, Any] = manifest_fields(manifest) | {"digest": artifact.layers["manifest.json"].sha256}
+    shown: dict[str, Any] = manifest_fields(manifest) | {"digest": artifact.layers[MANIFEST].sha256}
     if manifest.decoder is not None:
         shown["memory"] = write_record(footprint_of(manifest, manifest.decoder))
     return shown | {"packed_as": artifact.name, "left_out": sorted(layout.missing(artifact))}
 
 
 def _manifest_of(layout: OciLayout, artifact: Artifact) -> Manifest:
-    from ...runtime.bundle.unpack import packed_manifest
+    from ...runtime.bundle.unpack import check_signature, packed_manifest
 
-    return packed_manifest(layout, artifact)
+    manifest = packed_manifest(layout, artifact)
+    check_signature(layout, artifact, manifest)
+    return manifest
 
 
 def _size_of(manifest: Manifest) -> int:
@@ -92,18 +96,18 @@ def _size_of(manifest: Manifest) -> int:
 def pack_sbom(path: str) -> bytes:
     """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
     from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
-    from ...runtime.bundle.oci_layout import OciLayout
     from ...runtime.bundle.unpack import SBOM, bundles_in
+    from ...runtime.installer.open_layout import open_layout
     from ...runtime.version import __version__
 
-    with OciLayout.open(path) as layout:
+    with open_layout(path) as layout:
         for artifact in layout.artifacts:
             if artifact.kind == "sbom" and SBOM in artifact.layers:
                 return layout.read(artifact.layers[SBOM], _LARGEST_SBOM)
         bundles = bundles_in(layout)
         if len(bundles) == 1 and SBOM in bundles[0].layers:
             return layout.read(bundles[0].layers[SBOM], _LARGEST_SBOM)
-        described = [(_manifest_of(layout, artifact), artifact.layers["manifest.json"].sha256) for artifact in bundles]
+        described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 
 

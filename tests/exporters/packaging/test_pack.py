@@ -120,14 +120,14 @@ def test_a_bundle_that_was_changed_is_not_packed(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "model")
     graph = bundle.file("model.onnx")
     graph.write_bytes(b"!" + graph.read_bytes()[1:])
-    (tmp_path / "a.tar").write_bytes(b"what was there before")
+    (tmp_path / "a.tar").write_bytes(b"an earlier file")
 
     for as_folder in (False, True):
         out = tmp_path / ("folder" if as_folder else "a.tar")
         with pytest.raises(BundleError, match=r"`.*/model.onnx` was changed: its sha256 is not"):
             pack([bundle.path], out, as_folder=as_folder)
     assert names_in(tmp_path) == ["a.tar", "model"]
-    assert (tmp_path / "a.tar").read_bytes() == b"what was there before"
+    assert (tmp_path / "a.tar").read_bytes() == b"an earlier file"
 
 
 def test_two_bundles_of_one_name(tmp_path: Path) -> None:
@@ -141,11 +141,15 @@ def test_two_bundles_of_one_name(tmp_path: Path) -> None:
     )
 
 
-def test_a_hidden_folder(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / ".model")
+@pytest.mark.parametrize("name", [".model", "a:b", "a\\b", "a\x1bb"])
+def test_folders_whose_names_a_pack_cannot_have(tmp_path: Path, name: str) -> None:
+    bundle = write_bundle(tmp_path / name)
 
-    with pytest.raises(InputError, match=r"the name `\.model` of a bundle's folder cannot be used in a pack"):
+    with pytest.raises(InputError) as found:
         pack([bundle.path], tmp_path / "a.tar")
+    assert found.value.message.startswith(f"the name `{name}` cannot be used in a pack: it ")
+    assert found.value.hint == "rename the bundle's folder"
+    assert names_in(tmp_path) == [name]
 
 
 def test_the_name_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

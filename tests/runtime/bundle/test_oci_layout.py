@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ortkit import BundleError, NotFoundError, OutputError
+from ortkit import BundleError, InputError, NotFoundError, OutputError
 from ortkit.runtime.bundle import oci_layout, strict_tar
 from ortkit.runtime.bundle.oci_layout import (
     Blob,
@@ -257,7 +257,7 @@ HOSTILE_TARS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a changed blob": (lambda: tar_of(LAYOUT | {WEIGHTS: b"!" + GRAPH[1:]}), "was changed: its sha256 is not its name"),
     "the checksum": (lambda: WHOLE[:100] + b"7" + WHOLE[101:], "the checksum of the header at offset 0 is wrong"),
     "the size": (lambda: header(0, 124, b"77777777777\0"), "truncated: `oci-layout` has 8589934591 bytes"),
-    "a size that is no number": (lambda: header(0, 124, b"0000000x036\0"), "the size in the header at offset 0"),
+    "a size in hexadecimal": (lambda: header(0, 124, b"0000000x036\0"), "the size in the header at offset 0"),
     "a negative size": (lambda: header(0, 124, b"-0000000036\0"), "the size in the header at offset 0"),
     "a binary size": (lambda: header(0, 124, b"\x80" + b"\xff" * 11), "truncated: `oci-layout` has [0-9]{20,} bytes"),
     "a negative binary size": (lambda: header(0, 124, b"\xff" * 12), "the size in the header at offset 0"),
@@ -275,7 +275,7 @@ HOSTILE_TARS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a pax link path": (lambda: pax(linkpath="/etc/passwd"), "has `linkpath`, which a pack does not use"),
     "a pax sparse file": (lambda: pax(GNU__sparse__major="1"), "has `GNU.sparse.major`"),
     "a pax size": (lambda: raw_pax(b"14 size=99999\n"), "truncated: `oci-layout` has 99999 bytes"),
-    "a pax size that is no number": (lambda: raw_pax(b"12 size=0x9\n"), "is not a number"),
+    "a pax size in hexadecimal": (lambda: raw_pax(b"12 size=0x9\n"), "is not a number"),
     "a pax record twice": (lambda: raw_pax(b"10 size=1\n10 size=2\n"), "repeats `size`"),
     "a pax record without end": (lambda: raw_pax(b"99 size=1\n"), "the pax header at offset 512 is damaged"),
     "a giant pax header": (lambda: raw_pax(b"a" * 20_000), "a pax header has 20000 bytes; the limit is 16384"),
@@ -408,9 +408,11 @@ HOSTILE_JSON: dict[str, tuple[Callable[[], bytes], str]] = {
         "has neither the annotation",
     ),
     "a name with a folder": (changed(name="a/b"), "is not a plain file name"),
-    "a name with ..": (changed(name=".."), "leaves its folder"),
+    "a name with ..": (changed(name=".."), "`..`, is not a plain file name"),
+    "a name with a drive": (changed(name="c:evil"), "an artifact's name, `c:evil`, leaves its folder"),
+    "an empty name": (changed(name=""), "an artifact's name, ``, leaves its folder"),
     "a hidden name": (changed(name=".ssh"), "is not a plain file name"),
-    "a name of a folder": (changed(name="/"), "leaves its folder"),
+    "a name of a folder": (changed(name="/"), "is not a plain file name"),
     "two artifacts of one name": (lambda: two_artifacts("TINY"), "the artifacts `tiny` and `TINY` have the same name"),
     "an index in the index": (
         changed(index=lambda i: i["manifests"][0].update(mediaType=oci_layout.IMAGE_INDEX)),
@@ -435,15 +437,15 @@ HOSTILE_JSON: dict[str, tuple[Callable[[], bytes], str]] = {
     "an index that is not UTF-8": (index_of(b'{"a": "\xff"}'), "`index.json` is not valid JSON"),
     "a duplicate key": (index_of(b'{"manifests": [], "manifests": []}'), "repeats the key `manifests`"),
     "deep nesting": (index_of(b"[" * 1_000_000), "`index.json` is not valid JSON"),
-    "deep objects": (index_of(b'{"a":' * 500_000), "`index.json` is not valid JSON"),
+    "deep objects": (index_of(b'{"a":' * 400_000), "`index.json` is not valid JSON"),
     "a long number": (index_of(b'{"manifests": %s}' % (b"9" * 100_000)), "`index.json` is not valid JSON"),
-    "a giant index": (index_of(b" " * (1 << 22) + b"{}"), "has 4194306 bytes; the limit is 4194304"),
+    "a giant index": (index_of(b" " * (1 << 21) + b"{}"), "has 2097154 bytes; the limit is 2097152"),
     "a giant manifest": (
-        changed(manifest=lambda m: m.update(more="x" * (1 << 22))),
+        changed(manifest=lambda m: m.update(more="x" * (1 << 21))),
         "bytes; the limit is",
     ),
-    "a giant configuration": (changed(config=b" " * (1 << 22)), "bytes; the limit is"),
-    "many small objects": (index_of(b'{"manifests": [%s{}]}' % (b"{}," * 1_300_000)), "it has 1300001 artifacts"),
+    "a giant configuration": (changed(config=b" " * (1 << 21)), "bytes; the limit is"),
+    "many small objects": (index_of(b'{"manifests": [%s{}]}' % (b"{}," * 650_000)), "it has 650001 artifacts"),
 }
 
 
@@ -596,6 +598,22 @@ def test_a_file_that_changes_before_it_is_packed(tmp_path: Path, source: bytes) 
 
     with pytest.raises(BundleError, match=r"`.*/f` was changed"), (tmp_path / "a.tar").open("wb") as out:
         write_layout(out, [made])
+
+
+def test_more_files_than_a_layout_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oci_layout, "_LARGEST_JSON", 500)
+
+    with pytest.raises(InputError) as found:
+        write_layout(io.BytesIO(), [artifact(model_onnx=b"x")])
+    assert found.value.message == "the bundles have too many files for one pack"
+    assert found.value.hint == "write them to several packs"
+
+
+def test_a_file_that_a_pack_cannot_have() -> None:
+    made = NewArtifact("a", "bundle", {"a:b": NewLayer.of(b"", "x/y")})
+
+    with pytest.raises(InputError, match="the file `a:b` of `a` cannot be packed: its path leaves its folder"):
+        write_layout(io.BytesIO(), [made])
 
 
 def test_names_become_tags(tmp_path: Path) -> None:
