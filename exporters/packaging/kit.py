@@ -130,8 +130,9 @@ def write_kit(
     Raises BundleError for a bundle or wheel that was changed, InputError for two bundles of one name, OutputError.
     """
     artifacts = _artifacts_of(plan)
-    layers = {layer.blob.digest: name for artifact in artifacts for name, layer in artifact.layers.items()}
-    left_out = {digest for digest, name in layers.items() if digest in without and name not in _ALWAYS}
+    layers = [(name, layer.blob.digest) for artifact in artifacts for name, layer in artifact.layers.items()]
+    always = {digest for name, digest in layers if name in _ALWAYS}
+    left_out = {digest for _, digest in layers if digest in without} - always
     installer = installer_zip()
     header = header_of(plan, len(installer))
     try:

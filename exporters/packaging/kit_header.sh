@@ -2,10 +2,9 @@
 # @name@: an ortkit kit for @platform@ with Python @python@.
 #
 #   sh FILE install --trusted-key KEY.pub [--prefix /opt/ortkit]
-#   sh FILE --help
 #
-# This text is all that runs before anything is verified; read it with `head -c 4096 FILE`. Given a key, it has openssl
-# check the signature in this file, and the installer (a zip that Python runs) against the hash that was signed. The
+# This text is all that runs before anything is verified; read it with `head -c 4096 FILE`. It has openssl check the
+# signature in this file with the key, and the installer (a zip that Python runs) against the hash that was signed. The
 # installer verifies the rest before it uses it. An installer that is on this machine already runs nothing of this file
 # that is not verified, this text included: `/opt/ortkit/bin/ortkit-install FILE`.
 set -eu
@@ -47,12 +46,19 @@ trap 'exit 130' INT
 trap 'exit 143' HUP TERM
 part $signature >"$work/signature"
 part $installer >"$work/kit.zip"
-before=
+before= chosen=
 for argument; do
     [ "$before" != --trusted-key ] || verify "$argument"
-    case $argument in --trusted-key=*) verify "${argument#*=}" ;; esac
+    case $argument in
+    --trusted-key=*) verify "${argument#*=}" ;;
+    --trusted-certificate*)
+        fail "this text cannot check a certificate" "use an installer that you have: ortkit-install $0 ..." 2 ;;
+    esac
+    case $argument in --trusted-key* | --allow-unsigned) chosen=yes ;; esac
     before=$argument
 done
+[ -n "$chosen" ] || fail "no key is named, so nothing in \`$0\` is run" \
+    "sh $0 install --trusted-key KEY.pub; or --allow-unsigned, to run what nobody vouches for" 2
 python=${ORTKIT_PYTHON:-$(command -v python@python@ || command -v python3 || :)}
 command -v "${python:=python@python@}" >"$work/null" ||
     fail "Python @python@ is not installed: \`$python\`" \

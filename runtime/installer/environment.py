@@ -21,7 +21,8 @@ prefix={prefix}
 {release}
 python=$release/python/bin/python
 if [ ! -x "$python" ]; then
-    echo "error: \\`{python}\\`, which this release was installed for, is not there any more" >&2
+    wanted={python}
+    echo "error: \\`$wanted\\`, which this release was installed for, is not there any more" >&2
     printf '\\nhint: %s\\n' "install Python {version} again, or a kit for the Python that is there" >&2
     exit 1
 fi
@@ -100,7 +101,7 @@ def write_commands(prefix: Path, host: Host) -> None:
             mark=MARK,
             prefix=shlex.quote(str(prefix)),
             release=release,
-            python=os.path.realpath(host.executable),
+            python=shlex.quote(os.path.realpath(host.executable)),
             version=dotted(host.python[:2]),
             run=run,
         )

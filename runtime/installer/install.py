@@ -79,10 +79,10 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
         if number != current:
             installation.switch(number)
             _check_current(installation, number, current)
-        record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
         installation.remember(facts.release)
         keep_keys(installation, options.trusted_keys)
         installation.keep(number, installation.record(number).previous)
+        record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
     return number
 
 

@@ -18,7 +18,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
@@ -126,11 +126,13 @@ class Installation:
         """Raises NotFoundError for a release that is not there, BundleError for a damaged record."""
         path = self.folder(number) / RECORD
         try:
-            return ReleaseRecord(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            # A later edition of the installer may have written more.
+            return ReleaseRecord(**{entry.name: content[entry.name] for entry in fields(ReleaseRecord)})
         except FileNotFoundError as error:
             numbers = ", ".join(map(str, self.numbers())) or "none"
             raise NotFoundError(f"there is no release {number} in `{self.prefix}`; there are: {numbers}") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise BundleError(
                 f"`{path}` was changed, and cannot be read: {error}",
                 hint=f"`rm -r {path.parent}`, then install a kit that leaves nothing out",

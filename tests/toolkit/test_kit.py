@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +93,19 @@ def test_what_is_refused(
     assert message in finished.err
     assert hint is None or f"hint: {hint}" in finished.err or hint in finished.err.partition("hint: ")[2]
     assert not (tmp_path / "any.kit").exists()
+
+
+def test_what_is_in_a_kit(ortkit: Ortkit, made: Path, tmp_path: Path) -> None:
+    assert ortkit("kit", made / "tiny", *TARGET, "--wheels", made / "wheels", "-o", tmp_path / "any.kit").code == 0
+
+    shown = ortkit("inspect", tmp_path / "any.kit")
+    sbom = json.loads(ortkit("inspect", tmp_path / "any.kit", "--sbom").out)
+
+    assert shown.code == 0, shown.err
+    assert re.search(rb"^bundle +tiny$", shown.out, re.MULTILINE)
+    assert re.search(rb"^wheels +ortkit-wheels: .* in 2 files$", shown.out, re.MULTILINE)
+    purls = {component.get("purl") for component in sbom["components"]}
+    assert {"pkg:pypi/library@1.0", "pkg:pypi/ortkit@0.1.0"} <= purls
 
 
 def test_the_installer_alone(ortkit: Ortkit, made: Path, tmp_path: Path) -> None:

@@ -584,6 +584,13 @@ def test_a_release_that_was_added_but_not_switched_to(installed: Path, installer
     assert version_of(installed) == "99.0"
 
 
+def test_a_record_that_a_later_installer_wrote(installed: Path, installer: Installer) -> None:
+    path = installed / "releases/1/release.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"new": "field"}))
+
+    assert "* 1  line1, release 1 of it" in installer("status").out
+
+
 def test_a_damaged_record_of_a_release(installed: Path, installer: Installer) -> None:
     (installed / "releases/1/release.json").write_text("{")
 

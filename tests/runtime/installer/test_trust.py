@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
+from ortkit.runtime.installer.cli import main
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import HEADER_SIZE, SIGNATURE_SIZE, Parts
 from tests.kits import Kits, OpensslKey, openssl
@@ -396,7 +397,9 @@ def test_the_header_needs_no_more_than_these_commands(kits: Kits, prefix: Path, 
 @pytest.mark.parametrize("named", ["", "/nonexistent/python"])
 def test_the_header_without_python(named: str, kits: Kits, tmp_path: Path) -> None:
     path = commands(tmp_path / "bin")
-    finished = by_shell(kits.path("line1"), "install", shell="/bin/sh", PATH=path, ORTKIT_PYTHON=named)
+    finished = by_shell(
+        kits.path("line1"), "install", "--allow-unsigned", shell="/bin/sh", PATH=path, ORTKIT_PYTHON=named
+    )
 
     version = ".".join(map(str, sys.version_info[:2]))
     assert finished.returncode == 1
@@ -411,7 +414,7 @@ def old_pythons() -> list[Path]:
 @pytest.mark.skipif(not old_pythons(), reason="no Python before 3.11 is here")
 def test_an_older_python_says_so(kits: Kits) -> None:
     for python in old_pythons():
-        finished = by_shell(kits.path("line1"), "install", ORTKIT_PYTHON=str(python))
+        finished = by_shell(kits.path("line1"), "install", "--allow-unsigned", ORTKIT_PYTHON=str(python))
 
         assert finished.returncode == 1
         assert f"error: `{python}` is Python 3." in finished.stderr
@@ -426,19 +429,44 @@ def test_a_python_without_its_standard_library(copy: Path, tmp_path: Path) -> No
     wrapper.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -I -c "{code}" "$@"\n')
     wrapper.chmod(0o755)
 
-    finished = by_shell(copy, "status", ORTKIT_PYTHON=str(wrapper))
+    finished = by_shell(copy, "install", "--allow-unsigned", ORTKIT_PYTHON=str(wrapper))
 
     assert finished.returncode == 1, finished.stderr
     assert "lacks the module `ctypes` of Python's standard library" in finished.stderr
     assert "hint: install the whole of Python: on Debian `python3`, not only `python3-minimal`" in finished.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("install", "--help")])
-def test_help(arguments: tuple[str, ...], kits: Kits) -> None:
-    finished = by_shell(kits.path("line1"), *arguments)
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("install",), ("status", "--prefix", "/opt")])
+def test_the_header_runs_nothing_without_a_key(arguments: tuple[str, ...], kits: Kits, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho ran > {tmp_path}/ran\n")
+    python.chmod(0o755)
 
-    assert finished.returncode == 0, finished.stderr
-    assert "usage: ortkit-install" in finished.stdout
+    finished = by_shell(kits.path("line1"), *arguments, ORTKIT_PYTHON=str(python))
+
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert f"error: no key is named, so nothing in `{kits.path('line1')}` is run" in finished.stderr
+    assert f"hint: sh {kits.path('line1')} install --trusted-key KEY.pub; or --allow-unsigned" in finished.stderr
+    assert not (tmp_path / "ran").exists()
+    assert by_shell(kits.path("line1"), "--allow-unsigned", ORTKIT_PYTHON=str(python)).returncode == 0
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("option", ["--trusted-certificate", "--trusted-certificate=ca.pem"])
+def test_the_header_does_not_pretend_to_check_a_certificate(option: str, kits: Kits) -> None:
+    finished = by_shell(kits.path("line1"), "install", "--trusted-key", kits.key.public_file, option, "ca.pem")
+
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "error: this text cannot check a certificate\n\nhint: use an installer that you have" in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("install", "--help")])
+def test_help(arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+
+    assert ended.value.code == 0
+    assert "usage: ortkit-install" in capfd.readouterr().out
 
 
 def test_interrupting_the_header_leaves_nothing(kits: Kits, tmp_path: Path) -> None:
@@ -447,7 +475,7 @@ def test_interrupting_the_header_leaves_nothing(kits: Kits, tmp_path: Path) -> N
     slow.write_text("#!/bin/sh\ntrap 'exit 130' INT\necho started\nsleep 60 & wait\n")
     slow.chmod(0o755)
     process = subprocess.Popen(
-        ["sh", kits.path("line1"), "status"],
+        ["sh", kits.path("line1"), "install", "--allow-unsigned"],
         env={"ORTKIT_PYTHON": str(slow), "PATH": os.defpath, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         start_new_session=True,
