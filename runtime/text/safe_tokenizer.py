@@ -27,6 +27,8 @@ PIECE = 1 << 14
 """Characters of a piece of a long text, about."""
 AT_ONCE = 1 << 16
 """Characters of all texts in one call of `tokenizers`, which then takes less than 50 MiB."""
+BYTES_AT_ONCE = 50 << 20
+"""Those 50 MiB."""
 LONGEST = 1 << 20
 """Largest number of characters without a split point."""
 _BYTES = {"Unigram": 128}
@@ -77,6 +79,8 @@ class SafeTokenizer:
         self.name = name
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        self.characters = AT_ONCE
+        """Characters of all texts in one call of `tokenizers`; `limit_memory` lowers it."""
         self.growth = _growth_of(tokenizer)
         if self.growth > _GROWTH:
             raise BundleError(
@@ -175,7 +179,12 @@ class SafeTokenizer:
     @property
     def _at_once(self) -> int:
         """Characters in one call of `tokenizers`, fewer for a tokenizer that expands texts."""
-        return max(1024, int(AT_ONCE * 4 / max(4.0, self.growth)))
+        return max(1024, int(self.characters * 4 / max(4.0, self.growth)))
+
+    def limit_memory(self, size: int) -> int:
+        """Let a call take at most about `size` bytes; returns how many it takes, at least those for a PIECE."""
+        self.characters = min(AT_ONCE, max(PIECE, size * AT_ONCE // BYTES_AT_ONCE))
+        return self.characters * BYTES_AT_ONCE // AT_ONCE
 
     def _long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> _Ids:
         parts: list[NDArray[np.int64]] = []
