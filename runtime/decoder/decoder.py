@@ -154,8 +154,6 @@ class Decoder(Closable):
         self.threads = threads or self._cores.usable
         """Number of threads of each matmul."""
         check_requirements(self.bundle)
-        # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
-        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
         self.max_memory = max_memory_of(max_memory)
         """Limit on the memory, in bytes: of the process on the CPU, of the model on a GPU; None without one."""
         on_cpu = self.bundle.provider is Provider.CPU
@@ -163,6 +161,8 @@ class Decoder(Closable):
         config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
         if limit is not None:
             check_opening(limit, self.bundle, config)
+        # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
+        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
         self.session = shared_session(self.bundle.file(GRAPH), config)
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer

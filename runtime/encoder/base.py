@@ -43,6 +43,8 @@ CHUNK_CHARACTERS = 1 << 22
 """Characters at which a chunk of a stream ends early, to bound the memory for long texts."""
 _BYTES_PER_CHARACTER = 8
 """Memory of a chunk for each of its characters: the text, and the ids of its tokens."""
+_TEXTS_SHARE = 8
+"""The texts of a chunk, and their tokenizer, take this part each of what a limit leaves; runs take the rest."""
 
 
 class TruncationWarning(UserWarning):
@@ -139,14 +141,16 @@ class Encoder:
             return
         trim()
         left = self._limit.left()
-        texts = tokenizer.limit_memory(left // 4)
+        # Characters of a chunk, its tokenizer's call, and runs: what one takes is not returned before the others.
+        chunk = left // _TEXTS_SHARE
+        texts = chunk + tokenizer.limit_memory(left // _TEXTS_SHARE)
         vocabulary = tokenizer.tokenizer.get_vocab_size()
         cost = RunCost(width or estimated_width(self.bundle.manifest, size_of_graph(self.bundle), vocabulary))
         needed = texts + cost.of(1, SMALLEST)
         self._limit.check(needed, f"a short text with `{self.bundle.path}`", instead=smaller(self.bundle))
         self._runs = RunMemory(self._limit, left - texts, cost)
         self.batch_tokens = min(self.batch_tokens, self._runs.largest)
-        self.chunk_characters = min(CHUNK_CHARACTERS, texts // _BYTES_PER_CHARACTER)
+        self.chunk_characters = min(CHUNK_CHARACTERS, max(1, chunk // _BYTES_PER_CHARACTER))
 
     def _check_memory(self, lengths: Iterable[int], name: str, before: int) -> None:
         """Raise OutOfMemoryError for the first text that does not fit within the limit, before any runs."""

@@ -72,7 +72,8 @@ class RunMemory:
         """Raise OutOfMemoryError where a text of so many tokens does not fit even alone; `what` names it."""
         needed = self.cost.of(1, tokens)
         if needed > self.size:
-            total = self.limit.size + needed - self.size
+            # A higher limit is divided too.
+            total = self.limit.size + (needed - self.size) * 4 // 3
             raise OutOfMemoryError(
                 f"{what} has {tokens} tokens, which take about {mebibytes(needed)} to run, and within `max_memory`, "
                 f"{mebibytes(self.limit.size)}, there is room for {self.largest} tokens",

@@ -22,7 +22,7 @@ from .memory import mebibytes
 
 VARIABLE = "ORTKIT_MAX_MEMORY"
 _STATM = Path("/proc/self/statm")
-MARGIN = 8 << 20
+MARGIN = 12 << 20
 """Bytes that a limit leaves free: for Python's own objects, and for estimates that are a little too small."""
 _MEBIBYTE = 1 << 20
 

@@ -27,8 +27,10 @@ PIECE = 1 << 14
 """Characters of a piece of a long text, about."""
 AT_ONCE = 1 << 16
 """Characters of all texts in one call of `tokenizers`, which then takes less than 50 MiB."""
-BYTES_AT_ONCE = 50 << 20
+_BYTES_AT_ONCE = 50 << 20
 """Those 50 MiB."""
+_FEWEST = 1 << 12
+"""Characters in one call within a limit on the memory: fewer would be slower, and save little."""
 LONGEST = 1 << 20
 """Largest number of characters without a split point."""
 _BYTES = {"Unigram": 128}
@@ -125,7 +127,7 @@ class SafeTokenizer:
 
         A long text is tokenized only until there are more than `enough` tokens.
         """
-        if len(text) > PIECE:
+        if len(text) > self._piece:
             return [int(id_) for id_ in self._long_ids(text, keep=None, left=False, enough=enough).ids]
         (found,) = self.encoded([text])
         if isinstance(found, UnreadableError):
@@ -149,7 +151,7 @@ class SafeTokenizer:
         found: dict[int, _Ids] = {}
         short: list[int] = []
         for index, text in enumerate(texts):
-            if len(text) <= PIECE:
+            if len(text) <= self._piece:
                 short.append(index)
                 continue
             try:
@@ -181,10 +183,15 @@ class SafeTokenizer:
         """Characters in one call of `tokenizers`, fewer for a tokenizer that expands texts."""
         return max(1024, int(self.characters * 4 / max(4.0, self.growth)))
 
+    @property
+    def _piece(self) -> int:
+        """Characters from which on a text is tokenized in pieces."""
+        return min(PIECE, self.characters)
+
     def limit_memory(self, size: int) -> int:
-        """Let a call take at most about `size` bytes; returns how many it takes, at least those for a PIECE."""
-        self.characters = min(AT_ONCE, max(PIECE, size * AT_ONCE // BYTES_AT_ONCE))
-        return self.characters * BYTES_AT_ONCE // AT_ONCE
+        """Let a call take at most about `size` bytes; returns how many it takes, at least those for _FEWEST."""
+        self.characters = min(AT_ONCE, max(_FEWEST, size * AT_ONCE // _BYTES_AT_ONCE))
+        return self.characters * _BYTES_AT_ONCE // AT_ONCE
 
     def _long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> _Ids:
         parts: list[NDArray[np.int64]] = []

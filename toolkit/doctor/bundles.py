@@ -186,7 +186,10 @@ def _clock_findings(host: Host, state: BundleState) -> Iterator[Finding]:
 
 def _provider_findings(state: BundleState, manifest: Manifest) -> Iterator[Finding]:
     verdict = state.verdict
-    facts = {"provider": manifest.provider.value, "needs": [] if verdict is None else list(verdict.needs)}
+    facts: dict[str, Any] = {
+        "provider": manifest.provider.value,
+        "needs": [] if verdict is None else list(verdict.needs),
+    }
     if verdict is not None and verdict.error is not None:
         yield failed("bundle-provider", verdict.error, "the bundle cannot run here", **facts)
     else:
@@ -202,7 +205,7 @@ def _kernel_findings(host: Host, manifest: Manifest) -> Iterator[Finding]:
     arm = "asimd" in flags
     wanted = "asimddp" if arm else "avx2"
     name = "dot product (asimddp)" if arm else "AVX2"
-    facts = {"precision": manifest.precision.value, "wanted": wanted, "there": wanted in flags}
+    facts: dict[str, Any] = {"precision": manifest.precision.value, "wanted": wanted, "there": wanted in flags}
     if wanted not in flags and manifest.kind is Kind.DECODER:
         yield warning(
             "bundle-kernels",
@@ -228,7 +231,7 @@ def _memory_findings(host: Host, state: BundleState, manifest: Manifest) -> Iter
     limit, needs = host.available_memory, state.needs
     if needs is None or limit is None or manifest.provider is Provider.CUDA:
         return
-    facts = {"needed": needs.least, "available": limit.left, "lengths": dict(needs.lengths)}
+    facts: dict[str, Any] = {"needed": needs.least, "available": limit.left, "lengths": dict(needs.lengths)}
     fitting = [tokens for tokens, size in needs.lengths if size <= limit.left]
     if needs.least > limit.left:
         yield error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ...runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME
 from ...runtime.session.packages import PACKAGES, conflict, install_command
@@ -88,7 +89,7 @@ def check_imports(host: Host) -> Iterator[Finding]:
 
 def _import_finding(host: Host, module: str, oldest: str, found: Imported) -> Finding:
     check = f"import-{module}"
-    facts = {"module": module, "version": found.version, "needed": oldest}
+    facts: dict[str, Any] = {"module": module, "version": found.version, "needed": oldest}
     if found.missing:
         return error(check, f"`{module}` is not installed", _why(module), _install(host, module), _EXIT, **facts)
     if found.signal is not None:
@@ -152,7 +153,7 @@ def _install(host: Host, module: str) -> str:
 def check_telemetry(host: Host) -> Iterator[Finding]:
     """The switches of the dependencies' telemetry, outside of ortkit."""
     value = host.environment.get(_SWITCH)
-    facts = {name: host.environment.get(name) for name in SWITCHES}
+    facts: dict[str, Any] = {name: host.environment.get(name) for name in SWITCHES}
     if value == "1":
         yield ok("telemetry", "telemetry is off for all programs of this environment", **facts)
     elif value is None:

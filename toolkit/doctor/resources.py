@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from typing import Any
 
 from ...runtime.session.memory import CONTROL_GROUP, RESIDENT, mebibytes
 from .finding import Finding, error, note, ok, warning
@@ -26,7 +27,7 @@ _OTHER_EXIT = 1
 def check_cores(host: Host) -> Iterator[Finding]:
     """CPU cores that this process may use: affinity and the quota of the control group."""
     cores = host.cores
-    facts = {"host": cores.host, "usable": cores.usable, "quota": cores.quota}
+    facts: dict[str, Any] = {"host": cores.host, "usable": cores.usable, "quota": cores.quota}
     if cores.quota is not None and cores.quota < 1:
         yield warning(
             "cores",
@@ -54,7 +55,7 @@ def _counted(cores: int) -> str:
 def check_memory(host: Host) -> Iterator[Finding]:
     """Memory that this process can still allocate, by the system, the control group and `ulimit -v`."""
     limit = host.available_memory
-    facts = {
+    facts: dict[str, Any] = {
         "available": None if limit is None else limit.left,
         "limited_by": None if limit is None else limit.name,
         "total": host.total_memory,
@@ -98,7 +99,7 @@ def check_swap(host: Host) -> Iterator[Finding]:
     if swap is None:
         return
     used = swap.total - swap.free
-    facts = {"total": swap.total, "used": used}
+    facts: dict[str, Any] = {"total": swap.total, "used": used}
     if used >= _SWAPPED:
         yield note(
             "swap",
@@ -130,7 +131,7 @@ def check_open_files(host: Host) -> Iterator[Finding]:
 def check_clock(host: Host) -> Iterator[Finding]:
     """The clock must be later than this code, and than the newest file of the installation."""
     shown = _shown(host.now)
-    facts = {"now": shown}
+    facts: dict[str, Any] = {"now": shown}
     if host.now < RELEASED.timestamp():
         yield warning(
             "clock",
@@ -160,7 +161,7 @@ def _shown(seconds: float) -> str:
 
 def check_encoding(host: Host) -> Iterator[Finding]:
     """File names and texts should be UTF-8."""
-    facts = {"file_names": host.file_encoding, "text": host.text_encoding}
+    facts: dict[str, Any] = {"file_names": host.file_encoding, "text": host.text_encoding}
     if host.file_encoding.lower() not in _UTF8:
         yield warning(
             "encoding",
@@ -250,5 +251,5 @@ def _space_of(check: str, name: str, folder: Folder) -> Finding:
     return ok(check, f"{name}: `{folder.path}`, {free}", **facts)
 
 
-def _facts_of(folder: Folder) -> dict[str, object]:
+def _facts_of(folder: Folder) -> dict[str, Any]:
     return {"path": str(folder.path), "writable": folder.writable, "free": folder.free}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .finding import Finding, error, note, ok, warning
 from .host import Host
@@ -28,7 +29,7 @@ _ELSEWHERE = "use another machine: see `docs/appliance.md`, Requirements"
 def check_platform(host: Host) -> Iterator[Finding]:
     """Operating system and kind of CPU."""
     shown = f"{host.system} on {host.machine}, {host.bits} bits"
-    facts = {"system": host.system, "machine": host.machine, "bits": host.bits}
+    facts: dict[str, Any] = {"system": host.system, "machine": host.machine, "bits": host.bits}
     if host.bits == 32 and host.machine in _X86 | _ARM:
         yield error(
             "platform",
@@ -74,7 +75,7 @@ def check_libc(host: Host) -> Iterator[Finding]:
     if host.system == "Darwin":
         yield from _check_macos(host)
         return
-    facts = {"name": host.libc.name, "version": _dotted(host.libc.version)}
+    facts: dict[str, Any] = {"name": host.libc.name, "version": _dotted(host.libc.version)}
     if host.libc.name == "musl":
         yield error(
             "libc",
@@ -123,7 +124,8 @@ def _check_macos(host: Host) -> Iterator[Finding]:
 
 def check_python(host: Host) -> Iterator[Finding]:
     """Python's version and kind, for which there must be wheels."""
-    version, facts = _dotted(host.python), {"version": _dotted(host.python), "implementation": host.implementation}
+    version = _dotted(host.python)
+    facts: dict[str, Any] = {"version": version, "implementation": host.implementation}
     short, action = host.python[:2], "make a virtual environment with CPython 3.11 to 3.14: `python3.12 -m venv ortkit`"
     if host.implementation != "CPython":
         yield error(
@@ -187,7 +189,7 @@ def check_cpu(host: Host) -> Iterator[Finding]:
         return
     arm = host.machine in _ARM
     found = [name for name in (_FAST_ARM if arm else _FAST_X86) if name in flags]
-    facts = {"features": found}
+    facts: dict[str, Any] = {"features": found}
     missing = [] if arm else [name for name in _BASELINE if name not in flags]
     if missing and host.machine in _X86:
         yield error(

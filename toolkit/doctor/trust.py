@@ -55,8 +55,8 @@ def policy_module() -> Any:
 
 def look_at_trust() -> Trust:
     """Read the policy; raises nothing for one that cannot be used."""
-    verifiers = ("cryptography",) if find_spec("cryptography") is not None else ()
-    verifiers += ("openssl",) if shutil.which("openssl") is not None else ()
+    found = {"cryptography": find_spec("cryptography"), "openssl": shutil.which("openssl")}
+    verifiers = tuple(name for name, where in found.items() if where is not None)
     module = policy_module()
     if module is None:
         return Trust(verifiers=verifiers)
@@ -92,7 +92,12 @@ def look_at_signature(
 
 def check_trust(trust: Trust) -> Iterator[Finding]:
     """The policy on signatures, and what verifies them."""
-    facts = {"path": trust.path, "keys": trust.keys, "required": trust.required, "verifiers": list(trust.verifiers)}
+    facts: dict[str, Any] = {
+        "path": trust.path,
+        "keys": trust.keys,
+        "required": trust.required,
+        "verifiers": list(trust.verifiers),
+    }
     if trust.problem is not None:
         yield failed(
             "policy",
@@ -125,7 +130,7 @@ def check_trust(trust: Trust) -> Iterator[Finding]:
 
 def check_signature(trust: Trust, state: SignatureState) -> Iterator[Finding]:
     """A bundle's signature."""
-    facts = {"signed": state.signed, "signer": state.signer, "required": trust.required}
+    facts: dict[str, Any] = {"signed": state.signed, "signer": state.signer, "required": trust.required}
     if state.problem is not None and trust.required:
         yield failed("bundle-signature", state.problem, "the policy refuses the bundle", **facts)
     elif state.problem is not None:
