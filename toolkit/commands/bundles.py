@@ -12,13 +12,14 @@ import click
 
 from ...runtime.bundle.manifest import CacheType, Kind, Provider
 from ...runtime.bundle.records import write_record
-from ...runtime.errors import NotFoundError, OrtkitError
+from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument, bundle_folders, missing_folder, resolve_bundle
+from .options import max_memory_option
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
@@ -122,17 +123,20 @@ def _listed(path: Path) -> ListedBundle:
     is_flag=True,
     help="Print the manifest as JSON, with the bundle's `digest`, a decoder's `memory`, and `runtime` for --runtime.",
 )
-def inspect(*, bundle: str, runtime: bool, as_json: bool) -> None:
+@max_memory_option
+def inspect(*, bundle: str, runtime: bool, as_json: bool, max_memory: int | None) -> None:
     """Show a bundle's source, size, memory and accuracy."""
     from ...runtime.bundle.bundle import Bundle
     from ...runtime.decoder.memory_estimate import footprint_of
 
+    if max_memory is not None and not runtime:
+        raise InputError("`--max-memory` needs `--runtime`, which opens the model", hint="add `--runtime`")
     opened = Bundle.open(bundle)
     plan = None
     if runtime:
         from ...runtime.verify import model_of
 
-        plan = model_of(opened).plan
+        plan = model_of(opened, max_memory=max_memory).plan
     if as_json:
         shown = write_record(opened.manifest) | {"digest": opened.digest}
         if opened.manifest.decoder is not None:
@@ -163,7 +167,16 @@ def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("batches", f"up to {plan.batch_tokens} tokens, {_padding_of(plan)}"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
         *int8,
+        *_limit_of(plan),
     ]
+
+
+def _limit_of(plan: Plan) -> list[tuple[str, str]]:
+    """The limit on the memory in lines."""
+    if plan.max_memory is None:
+        return []
+    fits = "" if plan.fits is None else f"; there is room for texts of {plan.fits} tokens"
+    return [("limit", f"{megabytes(plan.max_memory)}{fits}")]
 
 
 def _padding_of(plan: Plan) -> str:
@@ -182,9 +195,10 @@ def _workers_of(plan: Plan) -> str:
 def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
+    room = "the free memory has" if plan.max_memory is None else f"the limit of {megabytes(plan.max_memory)} has"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
-        ("fits", f"{fits}: the KV cache that the free memory has room for now"),
+        ("fits", f"{fits}: the KV cache that {room} room for now"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),
     ]
 
