@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-cross test-cross-if-possible cuda-plan lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-all   the same, with the slow tests and, where the system can emulate them, other processors"
 	@echo "make test-versions  the demo's bundles on the lowest and newest allowed versions, and on each Python there is"
 	@echo "make test-cross  the same bundles on other processors, emulated (needs Debian's apt, no root)"
+	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
@@ -63,11 +64,20 @@ test: lint types tests
 
 # The mark `slow` is for long tests that seldom fail alone: sweeps over many seeded checkpoints.
 test-all: PYTEST_MARKS :=
-test-all: lint types tests test-cross-if-possible
+test-all: lint types tests test-openssf test-cross-if-possible
 
 # Apart from the tests, because it fetches packages.
 test-versions: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.versions $(BUNDLE) $(RERANKER_BUNDLE) $(DECODER_BUNDLE) $(INT4_BUNDLE)
+
+# Apart from the tests, because it fetches packages: 36 of them, in an environment of their own.
+test-openssf: $(VENV)/.dev .venv-openssf/.made
+	$(BIN)/python -m tests.openssf.interoperate .venv-openssf/bin/model_signing
+
+.venv-openssf/.made: tests/openssf/requirements.txt
+	test -x .venv-openssf/bin/python || $(PYTHON) -m venv .venv-openssf
+	.venv-openssf/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
 
 # Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
@@ -141,4 +151,4 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cuda .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-cuda .venv-openssf .venv-peers bundles .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ from benchmarks.decoding_peers import (
     transformers_folder,
 )
 from benchmarks.decoding_worker import OPENVINO_MODEL, Logits, System
-from benchmarks.peers import PEERS, REPOSITORY, ortkit_name, peers_python
+from benchmarks.peers import PEERS, REPOSITORY, add_only, ortkit_name, peers_python
 from benchmarks.plot import Curve, curves
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
@@ -374,14 +374,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int4 bundle")
     parser.add_argument("--source-bundle", type=Path, help="one with the file's own blocks, measured beside it")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=PEERS_OF_ORTKIT,
-        default=PEERS_OF_ORTKIT,
-        metavar="SYSTEM",
-        help=f"measure ortkit beside these alone, of {', '.join(PEERS_OF_ORTKIT)}",
-    )
+    add_only(parser, PEERS_OF_ORTKIT)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="tokens of the prompts")
     parser.add_argument("--new", type=int, default=64, help="tokens of each answer")

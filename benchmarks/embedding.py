@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -16,6 +17,7 @@ from benchmarks.peers import (
     ONNX_GRAPH,
     PEERS,
     REPOSITORY,
+    add_only,
     fastembed_folder,
     openvino_folder,
     ortkit_name,
@@ -36,36 +38,54 @@ from ortkit.runtime.encoder.pooling import cosines
 
 TEXTS, SENTENCES, QUERIES = "texts", "sentences", "queries"
 """Text sets that the workers read: for the speed, for the cosines, for the latency."""
+PEERS_OF_ORTKIT = (
+    System.OPENVINO.value,
+    System.SENTENCE_TRANSFORMERS_ONNX.value,
+    System.FASTEMBED.value,
+)
+"""Peers that can be left out: PyTorch cannot, because the cosines are to its vectors."""
 PLOT = REPOSITORY / ".cache" / "benchmarks" / "embedding.svg"
 
 
 def contestants_of(options: argparse.Namespace, texts: list[str]) -> list[Contestant]:
     """ortkit, the peers that were asked for, and always PyTorch, to which all are compared."""
-    python = peers_python(options.peers)
     checkpoint = find_checkpoint(MODEL, origin=Origin.WHEEL, offline=True).folder
     bundles = [options.bundle] if options.fp32_bundle is None else [options.bundle, options.fp32_bundle]
     found = [Contestant(ortkit_name(bundle), System.ORTKIT, bundle.absolute()) for bundle in bundles]
-    name = f"openvino {version_in(python, 'openvino')} int8"
-    folder = openvino_folder(python, fastembed_folder(), Path(ONNX_GRAPH.name), calibration_texts().texts)
-    found.append(with_best_budget(Task.EMBED, Contestant(name, System.OPENVINO, folder, python), texts))
+    if System.OPENVINO in options.only:
+        found.append(of_openvino(peers_python(options.peers), texts))
     name = f"sentence-transformers {version('sentence-transformers')}"
     found.append(Contestant(f"{name} torch fp32", System.SENTENCE_TRANSFORMERS, checkpoint))
-    return found if options.only_openvino else found + other_peers(options, checkpoint, python)
+    if System.SENTENCE_TRANSFORMERS_ONNX in options.only:
+        found += of_onnx(checkpoint)
+    if System.FASTEMBED in options.only:
+        found += of_fastembed(peers_python(options.peers), options.fastembed_batch)
+    return found
 
 
-def other_peers(options: argparse.Namespace, checkpoint: Path, python: Path) -> list[Contestant]:
+def of_openvino(python: Path, texts: list[str]) -> Contestant:
+    name = f"openvino {version_in(python, 'openvino')} int8"
+    folder = openvino_folder(python, fastembed_folder(), Path(ONNX_GRAPH.name), calibration_texts().texts)
+    return with_best_budget(Task.EMBED, Contestant(name, System.OPENVINO, folder, python), texts)
+
+
+def of_onnx(checkpoint: Path) -> list[Contestant]:
     from sentence_transformers import SentenceTransformer
 
     name = f"sentence-transformers {version('sentence-transformers')}"
-    folder = sentence_transformers_onnx_folder(checkpoint)
-    found = [Contestant(f"{name} onnx fp32", System.SENTENCE_TRANSFORMERS_ONNX, folder)]
-    folder = sentence_transformers_int8_folder(folder, SentenceTransformer)
-    found.append(Contestant(f"{name} onnx int8", System.SENTENCE_TRANSFORMERS_ONNX, folder))
+    exact = sentence_transformers_onnx_folder(checkpoint)
+    int8 = sentence_transformers_int8_folder(exact, SentenceTransformer)
+    return [
+        Contestant(f"{name} onnx fp32", System.SENTENCE_TRANSFORMERS_ONNX, exact),
+        Contestant(f"{name} onnx int8", System.SENTENCE_TRANSFORMERS_ONNX, int8),
+    ]
+
+
+def of_fastembed(python: Path, batch: int | None) -> list[Contestant]:
     name = f"fastembed {version_in(python, 'fastembed')} fp32"
-    found.append(Contestant(name, System.FASTEMBED, fastembed_folder(), python))
-    if options.fastembed_batch is not None:
-        name = f"{name}, batch of {options.fastembed_batch}"
-        found.append(Contestant(name, System.FASTEMBED, fastembed_folder(), python, options.fastembed_batch))
+    found = [Contestant(name, System.FASTEMBED, fastembed_folder(), python)]
+    if batch is not None:
+        found.append(Contestant(f"{name}, batch of {batch}", System.FASTEMBED, fastembed_folder(), python, batch))
     return found
 
 
@@ -121,21 +141,19 @@ def write_plot(path: Path, results: list[Result], texts: int) -> None:
     path.write_text(scatter(title, "sentences per second", y_label, points), encoding="utf-8")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedding", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int8 bundle")
     parser.add_argument("--fp32-bundle", type=Path, help="an fp32 bundle, measured beside it")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
-    parser.add_argument(
-        "--only-openvino", action="store_true", help="leave out the peers other than OpenVINO and PyTorch"
-    )
+    add_only(parser, PEERS_OF_ORTKIT)
     parser.add_argument("--fastembed-batch", type=int, metavar="N", help="measure fastembed at this batch size too")
     parser.add_argument("--texts", type=int, default=256, help="for the speed")
     parser.add_argument("--sentences", type=int, default=2000, help="for the cosines")
     parser.add_argument("--queries", type=int, default=60, help="for the latency: calls in a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
     parser.add_argument("--plot", type=Path, default=PLOT, metavar="SVG")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -19,7 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "all-MiniLM-L6-v2"
@@ -162,6 +165,18 @@ def write_fastembed_folder(target: Path) -> None:
         max_length = checkpoint.read_json("sentence_bert_config.json")["max_seq_length"]
         tokenizer_config = checkpoint.read_json("tokenizer_config.json") | {"model_max_length": max_length}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
+
+
+def add_only(parser: ArgumentParser, peers: Sequence[str]) -> None:
+    """Add the option that chooses peers."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=peers,
+        default=peers,
+        metavar="SYSTEM",
+        help=f"measure ortkit beside these alone, of {', '.join(peers)}",
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks.peers import (
     ONNX_GRAPH,
     PEERS,
     RERANKER,
+    add_only,
     openvino_folder,
     ortkit_name,
     peers_python,
@@ -120,14 +121,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reranking", description=__doc__)
     parser.add_argument("--fp32", action="store_true", help="measure ortkit's fp32 bundle too")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=PEERS_OF_ORTKIT,
-        default=PEERS_OF_ORTKIT,
-        metavar="SYSTEM",
-        help=f"measure ortkit beside these alone, of {', '.join(PEERS_OF_ORTKIT)}",
-    )
+    add_only(parser, PEERS_OF_ORTKIT)
     parser.add_argument("--documents", type=int, default=100, help="of a query")
     parser.add_argument("--queries", type=int, default=20, help="for Kendall's tau")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")

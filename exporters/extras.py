@@ -17,6 +17,7 @@ from ..runtime.version import __version__
 _EXTRAS = {
     "hub": "the commands for the Hub and the catalog are",
     "export": "the export stage is",
+    "sign": "what signs bundles is",
 }
 """Name of an extra -> what needs it."""
 _ROOT = Path(__file__).resolve().parents[1]

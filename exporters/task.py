@@ -65,10 +65,12 @@ def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
         from .decoder.task import DecoderTask  # noqa: PLC0415
 
         return DecoderTask.open(checkpoint, plan.cache, plan.provider)
-    from .encoder.task import EmbedderTask, RerankerTask  # noqa: PLC0415
-
     if plan.kind is Kind.RERANKER:
+        from .encoder.reranker_task import RerankerTask  # noqa: PLC0415
+
         return RerankerTask.open(checkpoint)
+    from .encoder.embedder_task import EmbedderTask  # noqa: PLC0415
+
     if plan.embedder is None:
         raise ValueError("the plan of an embedder has its facts")
     return EmbedderTask(checkpoint, plan.embedder)

@@ -44,8 +44,14 @@ if TYPE_CHECKING:
         similarity as similarity,
     )
     from .runtime.encoder.embeddings import Embeddings as Embeddings
+    from .runtime.encoder.options import (
+        EmbedOptions as EmbedOptions,
+        PairOptions as PairOptions,
+        RankOptions as RankOptions,
+    )
     from .runtime.encoder.ranking import Ranked as Ranked, Ranking as Ranking
-    from .runtime.encoder.reranker import PairScores as PairScores, Reranker as Reranker
+    from .runtime.encoder.reranker import Reranker as Reranker
+    from .runtime.encoder.searches import PairScores as PairScores
     from .runtime.errors import (
         AccessError as AccessError,
         BundleError as BundleError,
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
         NetworkError as NetworkError,
         NotFoundError as NotFoundError,
         NotSignedInError as NotSignedInError,
+        NotTrustedError as NotTrustedError,
         OrtkitError as OrtkitError,
         OutOfMemoryError as OutOfMemoryError,
         OutputError as OutputError,
@@ -83,11 +90,13 @@ _MODULES = {
     "encoder.embedder": "Embedder",
     "encoder.embedding_types": "Metric VectorType embedding_ranges quantize_embeddings similarity",
     "encoder.embeddings": "Embeddings",
+    "encoder.options": "EmbedOptions PairOptions RankOptions",
     "encoder.ranking": "Ranked Ranking",
-    "encoder.reranker": "PairScores Reranker",
+    "encoder.reranker": "Reranker",
+    "encoder.searches": "PairScores",
     "errors": (
         "AccessError BundleError CheckpointError InputError MissingPartError "
-        "NetworkError NotFoundError NotSignedInError OrtkitError OutOfMemoryError OutputError "
+        "NetworkError NotFoundError NotSignedInError NotTrustedError OrtkitError OutOfMemoryError OutputError "
         "ProviderError TextError TextTooLongError UnsupportedModelError WrongKindError"
     ),
     "loading": "load",

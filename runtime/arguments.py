@@ -1,13 +1,17 @@
-"""Checks of the arguments of the public API: an error names the argument and the type or value that was passed."""
+"""Arguments of the public API: checks, whose errors name the argument and what was passed, and keyword options."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, ForwardRef, SupportsIndex, TypeVar
 
 from .errors import InputError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def checked_integer(value: object, name: str, *, least: int | None = 1) -> int:
@@ -49,3 +53,46 @@ def size_of(text: str, name: str) -> int:
     if not 0 < size < 1 << 63:
         raise InputError(f"`{name}` must be a size such as 500M or 4G, not `{text}`")
     return size
+
+
+def checked_keywords(options: Mapping[str, Any], known: type) -> dict[str, Any]:
+    """Return the keyword options that are not None, whose default applies.
+
+    Raises TypeError for one that the TypedDict `known` does not have, with the closest match.
+    """
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(f"unexpected keyword argument `{name}`{_suggestion(name, tuple(known.__annotations__))}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def shows_keywords(known: type) -> Callable[[Function], Function]:
+    """Put the keys of the TypedDict `known` into a function's signature, in place of its `**options`.
+
+    Type checkers read them from `Unpack[...]`; `help` and notebooks read the signature.
+    """
+    keywords = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind,
+        )
+        for name, kind in known.__annotations__.items()
+    ]
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+        return function
+
+    return show
+
+
+def _suggestion(name: str, known: tuple[str, ...]) -> str:
+    """The end of a message: the closest match of a misspelled keyword, or the supported ones."""
+    from difflib import get_close_matches  # noqa: PLC0415 - needed for errors only
+
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in known)}"

@@ -11,6 +11,7 @@
     ├── NotFoundError            5   no such bundle, file or model
     ├── NetworkError             6   a download failed
     ├── BundleError              7   a bundle is damaged, unsafe or differs from its manifest
+    │   ├── NotTrustedError      7   a signature is missing, wrong or not by a trusted key; or an older release
     │   └── WrongKindError       7   a bundle of another kind: an embedder instead of a decoder, for example
     ├── CheckpointError          7   a checkpoint is damaged, unsafe or incomplete
     ├── ProviderError            8   the requested execution provider is not available
@@ -108,6 +109,10 @@ class BundleError(OrtkitError):
     """A bundle is damaged, unsafe or differs from its manifest."""
 
     exit_code = 7
+
+
+class NotTrustedError(BundleError):
+    """A required signature is missing, not valid or not by a trusted key, or a release is older than a trusted one."""
 
 
 class WrongKindError(BundleError):

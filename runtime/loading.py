@@ -25,7 +25,8 @@ def load(bundle: Bundle | str | os.PathLike[str]) -> Embedder | Reranker | Decod
         ...     model.embed("Hello").shape
         (384,)
     """
-    kind = (bundle if isinstance(bundle, Bundle) else Bundle.listed(bundle)).manifest.kind
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    kind = bundle.manifest.kind
     # Import only the class that is needed, which makes the start faster.
     if kind is Kind.EMBEDDER:
         from .encoder.embedder import Embedder  # noqa: PLC0415

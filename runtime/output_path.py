@@ -66,13 +66,15 @@ def _mode_of(path: Path) -> int | None:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: Path, *, beside: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file beside the target that replaces it at the end of the block, and is removed where the block raises.
 
-    Partial files of killed processes are removed. Raises OSError.
+    With `beside`, it lies beside another path of the same file system. Partial files of killed processes are removed.
+    Raises OSError.
     """
-    remove_abandoned(target)
-    partial, file = _new_partial(target)
+    place = target if beside is None else beside
+    remove_abandoned(place)
+    partial, file = _new_partial(place)
     try:
         with file:
             yield file

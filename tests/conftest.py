@@ -6,6 +6,9 @@ import os
 os.environ.update(
     ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="true"
 )
+# Each test hashes what it opens, and neither reads nor changes what is the user's; those of the cache set a folder.
+os.environ["ORTKIT_CACHE"] = ""
+os.environ.pop("ORTKIT_POLICY", None)
 # Two processes run the tests on two cores: more threads in each would wait for one another.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ortkit import Bundle, Manifest
-from ortkit.runtime.bundle.bundle import MANIFEST, TOKENIZER
+from ortkit.runtime.bundle.bundle import TOKENIZER
+from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.runtime.bundle.manifest import FileRecord, manifest_to_json
 
 

@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import transformers
 from benchmarks import (
     decoding,
     decoding_worker,
+    embedding,
     export_scale,
     lookup,
     reranking,
@@ -146,6 +148,17 @@ def test_searches_are_the_same_every_time_and_about_as_long_as_said(checkpoint: 
     assert max(len(document.split()) for document in documents) == reranking.DOCUMENT_WORDS
     assert 110 < np.mean(reranking.pair_lengths(checkpoint, (query, documents))) < 125
     assert searches(2, 100, words=reranking.DOCUMENT_WORDS)[1] == second
+
+
+@pytest.mark.parametrize("benchmark", [embedding, reranking, decoding])
+def test_the_peers_are_chosen_by_one_option(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, *_ = benchmark.PEERS_OF_ORTKIT
+
+    assert tuple(benchmark.parse_options([]).only) == benchmark.PEERS_OF_ORTKIT
+    assert benchmark.parse_options(["--only", second, first]).only == [second, first]
+    with pytest.raises(SystemExit):
+        benchmark.parse_options(["--only", "ortkit"])
+    assert "invalid choice: 'ortkit'" in capsys.readouterr().err
 
 
 def test_reranking_moves_passages_and_keeps_their_scores_with_the_candidates(reranker_bundle: Bundle) -> None:

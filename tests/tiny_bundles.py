@@ -13,7 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
-from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.runtime.bundle.manifest import (
     SCHEMA,
     Activation,

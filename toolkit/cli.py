@@ -18,7 +18,21 @@ import click
 
 from ..runtime.errors import MissingPartError, OrtkitError, WrongKindError
 from ..runtime.version import __version__
-from .commands import bench, bundles, catalog, chat, doctor, embed, export, generate, hub, providers, rerank
+from .commands import (
+    bench,
+    bundles,
+    catalog,
+    chat,
+    doctor,
+    embed,
+    export,
+    generate,
+    hub,
+    pack,
+    providers,
+    rerank,
+    sign,
+)
 from .console.help import GroupedCommands
 from .console.interrupts import reraised_interrupts
 from .console.leaving import INTERRUPTED, leave_at_interrupt
@@ -85,6 +99,7 @@ def cli() -> None:
 cli.add_under("Hugging Face Hub", catalog.models, hub.login, hub.whoami, hub.logout, hub.access)
 cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
+cli.add_under("Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign)
 cli.add_under("This machine", doctor.doctor, providers.providers, bench.bench)
 cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
 

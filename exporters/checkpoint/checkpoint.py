@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ...runtime.bundle.bundle import MANIFEST
+from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Source
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 from .architectures import Architecture, architecture_of, check_architecture, known_architecture

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.bundle import HASHED
+from ...runtime.bundle.verified_files import HASHED
 from ...runtime.errors import CheckpointError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.bundle.manifest import ChatFacts, DecoderFacts
-from ...runtime.decoder.decoder import encode_exactly, encode_text
+from ...runtime.decoder.prompt import encode_exactly, encode_text
 from ...runtime.errors import BundleError, CheckpointError, InputError, UnsupportedModelError
 from ...runtime.text.chat_template import ChatTemplate
 from ...runtime.text.messages import ASSISTANT, SYSTEM, USER, Message

@@ -39,8 +39,7 @@ from .calibration import calibration_windows, compute_moments, moments_by_layer
 from .certify import MAX_KL, certify_decoder
 from .checks import check_float32, keep_blocks, measure_source, refusing_broken_graphs, source_figures
 from .config import check_tokens, decoder_facts
-from .float16 import convert_to_float16
-from .float16_cache import convert_cache_to_float16
+from .float16 import convert_cache_to_float16, convert_to_float16
 from .lazy_model import LazyDecoder, open_decoder
 from .passes import share_embedding
 from .recipe_search import RECIPES, BlockTrials, default_recipe

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.attention import Heads, MergedAttention, attend, merged_attention
+from ..graph.flatten import first_rows
 from ..graph.nodes import (
     array_of,
     batch_alone,
@@ -25,8 +27,6 @@ from ..graph.nodes import (
     values_after,
 )
 from ..graph.passes import after, is_row_wise
-from .attention import Heads, MergedAttention, attend, merged_attention
-from .flatten import first_rows
 
 Rows = dict[ir.Value, ir.Value]
 """A value for all tokens (tokens * batch, width) -> the same for first tokens only (batch, width)."""

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..graph.embedding import float_lookups
 from ..graph.float16 import check_hidden_states, check_weights, convert_values
-from ..graph.nodes import constant_of, required, values_after
+from ..graph.nodes import required, values_after
 from .calibration import open_session
 
 _INSTEAD = "use `--precision fp32`"
@@ -26,17 +27,7 @@ def convert_to_float16(graph: ir.Graph) -> None:
         tensor = required(value.const_value)
         if tensor.dtype is ir.DataType.FLOAT:
             check_weights(tensor, tensor.numpy(), instead=_INSTEAD)
-    convert_values(graph, embedded(graph))
-
-
-def embedded(graph: ir.Graph) -> list[ir.Value]:
-    """What is looked up in float32 tables: embeddings of tokens, types and positions, rotary angles, biases."""
-    return [node.outputs[0] for node in graph if node.op_type == "Gather" and _is_float(node.inputs[0])]
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    found = constant_of(value)
-    return found is not None and found.dtype is ir.DataType.FLOAT
+    convert_values(graph, float_lookups(graph))
 
 
 def check_range(
@@ -59,7 +50,7 @@ def largest_magnitude(
     """The largest absolute value that a float32 graph computes from its embeddings, for texts given as its inputs."""
     probed = model.clone()
     graph = probed.graph
-    computed = values_after(graph, embedded(graph))
+    computed = values_after(graph, float_lookups(graph))
     last = graph[-1]
     peaks = []
     for node in list(graph):

@@ -25,12 +25,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..graph.attention import values_behind
 from ..graph.embedding import embedding_gathers, table_of
 from ..graph.nodes import ORT_DOMAIN, Linear, change_linear, constant, insert, insert_node, linears, replace, required
 from ..graph.passes import RMS_NORM
 from ..progress import counted
 from ..quantization.gptq import LEVELS, SMALLEST, QuantizedWeight, quantize_weight
-from .attention import values_behind
 from .calibration import Calibration
 from .cls_token import FirstTokens, follow_first_tokens
 

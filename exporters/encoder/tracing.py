@@ -16,22 +16,14 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 
 from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
-from ...runtime.bundle.manifest import Kind, Manifest
+from ...runtime.bundle.manifest import Kind, Manifest, Provider
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import Form, labels_of, read_cross_encoder
 from ..checkpoint.kind import required_int
-from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
-from ..models.jina_bert import JinaBertModel, alibi_slopes
-from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
-from ..models.loading import load_tokenizer, load_weights, quiet
-from ..models.nomic_bert import NomicBertModel
-from ..models.optimum_trace import UNTESTED, trace_with_optimum
-from ..models.pooled_classifier import classifier_of_modules
-from .attention import merge_attention
-from .cls_token import narrow_last_layer
-from .flatten import (
+from ..graph.attention import merge_attention
+from ..graph.flatten import (
     assume_whole_texts,
     drop_token_types,
     give_tokens_first,
@@ -40,6 +32,16 @@ from .flatten import (
     set_head_apart,
     shapes_from_ids,
 )
+from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
+from ..models.jina_bert import JinaBertModel, alibi_slopes
+from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
+from ..models.loading import load_tokenizer, load_weights, quiet
+from ..models.nomic_bert import NomicBertModel
+from ..models.optimum_trace import UNTESTED, trace_with_optimum
+from ..models.pooled_classifier import classifier_of_modules
+from ..providers.coreml_encoder import rebuild_for_coreml
+from ..providers.cuda_encoder import rebuild_for_cuda
+from .cls_token import narrow_last_layer
 from .reranker_config import answer_ids
 
 IMPLEMENTED_HERE = {JINA_BERT.name: JinaBertModel, NOMIC_BERT.name: NomicBertModel}
@@ -99,6 +101,19 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         raise CheckpointError(
             f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json: {error}"
         ) from error
+
+
+def rebuilt(
+    graph: ir.Model, checkpoint: Checkpoint, manifest: Manifest, *, scratch: Path, pooled: bool = False
+) -> ir.Model:
+    """A traced graph, rebuilt for the provider; `pooled` says whether a reranker pools its tokens in the graph."""
+    if manifest.provider is Provider.CUDA:
+        rebuild_for_cuda(graph, checkpoint, manifest, scratch=scratch)
+    elif manifest.provider is Provider.COREML:
+        rebuild_for_coreml(graph, checkpoint, manifest)
+    else:
+        rebuild(graph, checkpoint, manifest, pooled=pooled)
+    return graph
 
 
 def rebuild(

@@ -23,6 +23,11 @@ def streamed_gathers(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in _constant_gathers(graph) if isinstance(table_of(node), StreamedTensor)]
 
 
+def float_lookups(graph: ir.Graph) -> list[ir.Value]:
+    """Return what is looked up in float32 tables: embeddings of tokens, types and positions, rotary angles, biases."""
+    return [node.outputs[0] for node in _constant_gathers(graph) if table_of(node).dtype is ir.DataType.FLOAT]
+
+
 def embedding_table(graph: ir.Graph) -> ir.Value | None:
     """Return the token embedding table (vocabulary, width), None where no Gather reads one."""
     return next((node.inputs[0] for node in embedding_gathers(graph)), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -109,6 +110,26 @@ def with_merges_as_strings(text: str) -> str:
     except Exception:  # noqa: BLE001
         return text
     return shorter if same else text
+
+
+def lower_case_first(path: Path) -> None:
+    """Have a tokenizer.json put texts in lower case before all else, unless it has a step for that already."""
+    content = path.read_bytes().decode("utf-8")
+    changed = lower_cased(content)
+    if changed != content:
+        path.write_text(changed, encoding="utf-8")
+
+
+def lower_cased(text: str) -> str:
+    """A tokenizer.json with a step that puts texts in lower case before all else; the same where it has one."""
+    content = json.loads(text)
+    normalizer = content.get("normalizer")
+    steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
+    if {"type": "Lowercase"} in steps:
+        return text
+    steps = [step for step in steps if step is not None]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _is_plain_pair(merge: object) -> bool:

@@ -15,16 +15,16 @@ from pathlib import Path, PurePosixPath
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
-from .folder import BundleFolder
+from .folder import MANIFEST, SIGNATURE, BundleFolder
 from .manifest import FileRecord, manifest_from_json
+from .policy import Policy
+from .signature import LARGEST_SIGNATURE
+from .verified_files import VerifiedFiles, hash_of
 
-MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
-HASHED = 1 << 20
-"""Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
 _LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 _LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
@@ -49,18 +49,45 @@ class Bundle(BundleFolder):
     """
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and verify all hashes; raises NotFoundError, and BundleError for a missing or modified file."""
-        bundle = cls.listed(path)
-        bundle.check_hashes(bundle.manifest.files)
+    def open(cls, path: str | os.PathLike[str], *, read_all: bool = False, allow_downgrade: bool = False) -> Bundle:
+        """Open a bundle and verify all hashes, and its signature where the machine's policy requires one.
+
+        A large file that was verified before and is unchanged since is not read again (`verified_files.py`), unless
+        `read_all` or the policy says so. `allow_downgrade` accepts a release that is older than one that was trusted
+        before.
+
+        Raises NotFoundError, BundleError for a missing or modified file, NotTrustedError for a bundle that the policy
+        refuses, and InputError for a policy that cannot be used.
+        """
+        policy = Policy.current()
+        bundle = cls._listed(path, policy, allow_downgrade=allow_downgrade)
+        bundle.check_hashes(bundle.manifest.files, read_all=read_all or policy.always_hash)
+        policy.accept(bundle.manifest.name, bundle.manifest.release, allow_downgrade=allow_downgrade)
         return bundle
 
     @classmethod
     def listed(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle and check file names and sizes. Call `check_hashes` before using a file.
+        """Open a bundle and check file names, sizes, and its signature where the policy requires one.
 
-        Raises InputError for anything but a path, NotFoundError, or BundleError where the files are not those of the
-        manifest.
+        Call `check_hashes` before using a file. Raises InputError for anything but a path, NotFoundError, BundleError
+        where the files are not those of the manifest, and NotTrustedError for a bundle that the policy refuses.
+        """
+        return cls._listed(path, Policy.current())
+
+    @classmethod
+    def _listed(cls, path: str | os.PathLike[str], policy: Policy, *, allow_downgrade: bool = False) -> Bundle:
+        bundle, files = cls.unsigned(path)
+        if policy.require_signature:
+            policy.verify(bundle.path, files)
+            if not allow_downgrade:
+                policy.releases.check(bundle.manifest.name, bundle.manifest.release)
+        return bundle
+
+    @classmethod
+    def unsigned(cls, path: str | os.PathLike[str]) -> tuple[Bundle, dict[str, str]]:
+        """As `listed`, whatever the policy requires: for signing a bundle, and for verifying its signature.
+
+        Also returns all files with their sha256 by the manifest, and that of the manifest as it was read.
         """
         folder = checked_path(path, "bundle")
         # False for a name that is too long too, where `Path.is_dir` raises OSError.
@@ -77,37 +104,38 @@ class Bundle(BundleFolder):
                 if (folder / "config.json").exists()
                 else None,
             )
-        manifest = manifest_from_json(_read_manifest(manifest_file))
+        content = _read_manifest(manifest_file)
+        manifest = manifest_from_json(_text_of(content))
         _check_names(folder, manifest.files)
         for layer in manifest.embedder.dense if manifest.embedder is not None else ():
             if layer.file not in manifest.files:
                 raise BundleError(
                     f"the manifest of `{folder}` names a dense layer `{layer.file}` that is not one of its files"
                 )
-        return cls(folder, manifest)
+        files = {name: record.sha256 for name, record in manifest.files.items()}
+        return cls(folder, manifest), files | {MANIFEST: hashlib.sha256(content).hexdigest()}
 
-    def check_hashes(self, names: Iterable[str]) -> None:
-        """Raise BundleError for the first of these files whose sha256 is not the manifest's."""
+    def check_hashes(self, names: Iterable[str], *, read_all: bool = True) -> None:
+        """Raise BundleError for the first of these files whose sha256 is not the manifest's.
+
+        Without `read_all`, large files that were verified before and are unchanged since are not read.
+        """
+        verified = None if read_all else VerifiedFiles()
         for name in names:
             expected = self.manifest.files[name].sha256
-            found = sha256_of(self.path / name)
+            path = self.path / name
+            found = sha256_of(path) if verified is None else verified.sha256_of(path)
             if found != expected:
                 raise BundleError(
                     f"`{name}` in the bundle `{self.path}` was changed: its sha256 is {found[:16]}..., "
                     f"the manifest says {expected[:16]}...",
                     hint=_NEW_COPY,
                 )
+        if verified is not None:
+            verified.save()
 
     def __repr__(self) -> str:
         return f"<Bundle {str(self.path)!r}: {self.manifest.kind.value}, {self.manifest.precision.value}>"
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
-
-        `sha256sum manifest.json` prints the same.
-        """
-        return sha256_of(self.path / MANIFEST)
 
     @property
     def size(self) -> int:
@@ -115,7 +143,7 @@ class Bundle(BundleFolder):
         return sum(record.size for record in self.manifest.files.values())
 
 
-def _read_manifest(path: Path) -> str:
+def _read_manifest(path: Path) -> bytes:
     """Read a manifest, with a limit on its size."""
     try:
         # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
@@ -126,6 +154,10 @@ def _read_manifest(path: Path) -> str:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
     if len(content) > _LARGEST_MANIFEST:
         raise BundleError(f"`{path}` has more than {_LARGEST_MANIFEST} bytes, the limit for a manifest")
+    return content
+
+
+def _text_of(content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -139,6 +171,9 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     _check_spelling(files)
     check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
+    if SIGNATURE in found:
+        _check_signature_file(folder / SIGNATURE)
+        found.remove(SIGNATURE)
     for name in sorted(found - set(files)):
         raise BundleError(
             f"`{folder}` holds `{name}`, which its manifest does not list",
@@ -157,6 +192,15 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
             )
 
 
+def _check_signature_file(path: Path) -> None:
+    """Refuse a signature that is a link or too large; what it says is checked where the policy requires one."""
+    if not is_regular(path):
+        raise BundleError(f"`{path}` is a link or not a regular file", hint=_NEW_COPY)
+    size = path.stat().st_size
+    if size > LARGEST_SIGNATURE:
+        raise BundleError(f"`{path}` has {size} bytes; the limit is {LARGEST_SIGNATURE}", hint=_NEW_COPY)
+
+
 def check_path(name: str) -> None:
     """Refuse a path that is absolute, leaves the folder or is not normalized."""
     parts = PurePosixPath(name).parts
@@ -168,7 +212,10 @@ def check_path(name: str) -> None:
 def _check_spelling(files: Iterable[str]) -> None:
     """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
     known: dict[str, str] = {}
-    for name in (*files, MANIFEST):
+    for name in files:
+        if name in {MANIFEST, SIGNATURE}:
+            raise BundleError(f"the manifest lists `{name}`, which is not one of the files that it can list")
+    for name in (*files, MANIFEST, SIGNATURE):
         other = known.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
         if other != name:
             raise BundleError(f"the manifest lists `{other}` and `{name}`, which are the same file on some systems")
@@ -218,9 +265,5 @@ def is_regular(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    block = bytearray(HASHED)
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(memoryview(block)[:size])
-    return digest.hexdigest()
+        return hash_of(file)

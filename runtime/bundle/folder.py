@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
 from .manifest import Manifest, Provider
+
+MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
+"""The signature over all other files, if a bundle has one (`signature.py`)."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,15 @@ class BundleFolder:
     def provider(self) -> Provider:
         """The execution provider that runs the graph."""
         return self.manifest.provider
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of `manifest.json`, which lists the sha256 of every other file: it identifies the whole bundle.
+
+        `sha256sum manifest.json` prints the same.
+        """
+        with self.file(MANIFEST).open("rb") as manifest:
+            return hashlib.file_digest(manifest, "sha256").hexdigest()
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle; raises BundleError where it is missing."""

@@ -466,6 +466,8 @@ class Manifest:
     """Encoders only."""
     buckets: Buckets | None = None
     """CoreML only."""
+    release: int | None = field(default=None, metadata=_POSITIVE_INT32)
+    """Number of the release, for machines that refuse an older one; None where it was not set by `ortkit sign`."""
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -530,7 +532,19 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def manifest_to_json(manifest: Manifest) -> str:
     """The contents of `manifest.json`."""
-    return json.dumps(write_record(manifest), indent=2, ensure_ascii=False) + "\n"
+    return json_of(manifest_fields(manifest))
+
+
+def manifest_fields(manifest: Manifest) -> dict[str, Any]:
+    """The JSON object of `manifest.json`, without a release that was not set: earlier versions do not know it."""
+    fields: dict[str, Any] = write_record(manifest)
+    if manifest.release is None:
+        del fields["release"]
+    return fields
+
+
+def json_of(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
 def pack_vector(vector: NDArray[np.float32]) -> str:

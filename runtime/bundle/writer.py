@@ -6,22 +6,15 @@ import ctypes
 import dataclasses
 import errno
 import os
-import re
-import secrets
-import shutil
-import time
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import InputError
-from ..output_path import try_lock
-from .bundle import MANIFEST, Bundle, is_regular, sha256_of, walk
+from .blob_store import flush
+from .bundle import Bundle, is_regular, sha256_of, walk
+from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
-
-_STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
-"""Names of staging folders."""
-_LONGEST_UNLOCKED = 3600.0
-"""Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
+from .staging import StagingFolder
 
 
 class BundleWriter:
@@ -34,11 +27,11 @@ class BundleWriter:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self.path = Path(target)
         self.target = self.path.absolute()
-        self.staging = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        self._staging = StagingFolder(self.target)
+        self.staging = self._staging.path
         self.folder = self.staging / "bundle"
         self.scratch = self.staging / "scratch"
         """For temporary files of the export."""
-        self.lock: int | None = None
 
     def __enter__(self) -> BundleWriter:  # noqa: PYI034 - Self came with Python 3.11
         if self.target.is_symlink() or (self.target.exists() and not is_regular(self.target / MANIFEST)):
@@ -46,12 +39,7 @@ class BundleWriter:
                 f"`{self.target}` exists and is not a bundle, so it is not replaced",
                 hint="choose another folder with `--out`",
             )
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.remove_abandoned()
-        self.staging.mkdir()
-        # Locked while the process lives, so that no other process removes this folder as abandoned.
-        self.lock = os.open(self.staging, os.O_RDONLY)
-        try_lock(self.lock, wait=True)
+        self._staging.__enter__()
         self.folder.mkdir()
         self.scratch.mkdir()
         return self
@@ -59,9 +47,7 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
-        if self.lock is not None:
-            os.close(self.lock)
+        self._staging.__exit__(kind, error, traceback)
 
     def commit(self, manifest: Manifest) -> Bundle:
         """Hash the files, write the manifest, flush all to disk and rename; returns the bundle.
@@ -75,55 +61,12 @@ class BundleWriter:
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
         # Never replace a bundle with one that cannot be opened.
-        Bundle.listed(self.folder)
+        Bundle.unsigned(self.folder)
         for name in [*files, MANIFEST, "."]:
             flush(self.folder / name)
         _move_into_place(self.folder, self.target)
         flush(self.target.parent)
         return Bundle(self.path, manifest)
-
-    def remove_abandoned(self) -> None:
-        """Remove staging folders that killed exports left beside this target."""
-        for path in self.target.parent.glob(".*.partial"):
-            found = _STAGING.fullmatch(path.name)
-            if found is not None and _is_abandoned(path, int(found["pid"])):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_abandoned(staging: Path, pid: int) -> bool:
-    """Whether no process writes to a staging folder any more.
-
-    A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
-    reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
-    """
-    try:
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
-        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
-    finally:
-        os.close(lock)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _move_into_place(new: Path, target: Path) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import SupportsIndex, Unpack
+from typing import Unpack
 
-from ..arguments import checked_integer
+from ..arguments import checked_integer, shows_keywords
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, Provider
+from ..bundle.manifest import GenerationDefaults, Kind, Provider
 from ..errors import BundleError, InputError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
@@ -26,7 +25,7 @@ from ..session.opening import check_opening
 from ..text.chat_template import ChatTemplate
 from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import EXAMPLE, Messages, messages_of
-from ..text.safe_tokenizer import SafeTokenizer, open_tokenizer
+from ..text.safe_tokenizer import open_tokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from . import prompt_cache as saved_cache
@@ -37,6 +36,7 @@ from .generation_options import CheckedOptions, GenerationOptions, checked_optio
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
+from .prompt import Prompt, begun, checked_id
 from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
@@ -45,8 +45,6 @@ _SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
 _MOST_THREADS = 1024
 """onnxruntime starts all of them when it opens a graph, and hangs with a hundred thousand."""
-Prompt = str | Sequence[int]
-"""A raw text, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +195,7 @@ class Decoder(Closable):
             onnxruntime=onnxruntime_version(),
         )
 
+    @shows_keywords(GenerationOptions)
     def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Continue a raw text or token ids, and return the complete answer.
 
@@ -208,6 +207,7 @@ class Decoder(Closable):
         """
         return self.stream(prompt, cache=cache, **options).answer()
 
+    @shows_keywords(GenerationOptions)
     def stream(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Stream:
         """Continue a raw text or token ids, token by token; computed lazily.
 
@@ -220,6 +220,7 @@ class Decoder(Closable):
         steps = self._steps(prompt, cache, chosen)
         return Stream(steps, Detokenizer(self.vocabulary, steps.prompt), stops)
 
+    @shows_keywords(GenerationOptions)
     def chat(self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Answer a conversation, given in the format of OpenAI's API, and return the complete answer.
 
@@ -233,6 +234,7 @@ class Decoder(Closable):
         """
         return self.stream_chat(messages, cache=cache, **options).answer()
 
+    @shows_keywords(GenerationOptions)
     def stream_chat(
         self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]
     ) -> Stream:
@@ -272,6 +274,7 @@ class Decoder(Closable):
             )
         return ChatTemplate(self.facts.chat)
 
+    @shows_keywords(GenerationOptions)
     def steps(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Steps:
         """Continue a prompt, token id by token id, without text; `stop` is not supported.
 
@@ -366,7 +369,7 @@ class Decoder(Closable):
             raise InputError(f"the prompt must be a string or a list of token ids, not {type(prompt).__name__}")
         if len(prompt) == 0:
             raise InputError("the prompt is empty", hint="pass at least one word")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(_checked_id, prompt, count()))
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(map(checked_id, prompt, count()))
         if not ids:
             raise InputError("the prompt has no tokens", hint="pass at least one word")
         for place, id_ in enumerate(ids):
@@ -412,29 +415,6 @@ class Decoder(Closable):
         if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
-
-
-def encode_text(tokenizer: SafeTokenizer, facts: DecoderFacts, text: str) -> list[int]:
-    """Convert a raw text to token ids, with a beginning-of-sequence token where the model has one."""
-    return begun(encode_exactly(tokenizer, text), facts)
-
-
-def begun(ids: list[int], facts: DecoderFacts) -> list[int]:
-    """Add the beginning-of-sequence token where the model has one, unless `ids` begin with it."""
-    bos = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
-    return ids if ids[:1] == bos else [*bos, *ids]
-
-
-def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
-    """Convert a text to token ids without adding special tokens."""
-    return tokenizer.encode(text)
-
-
-def _checked_id(id_: object, place: int) -> int:
-    """Convert any integer, such as numpy's, to an int; raises InputError for anything else."""
-    if not isinstance(id_, SupportsIndex):
-        raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
-    return id_.__index__()
 
 
 def _default_sampling(defaults: GenerationDefaults) -> Sampling:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ..arguments import checked_flag
+from ..arguments import checked_flag, checked_keywords
 from ..errors import InputError
 from ..text.tokenizer import checked_text
 from .sampler import Sampler, Sampling
@@ -43,7 +43,6 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-_NAMES = tuple(GenerationOptions.__annotations__)
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 _CHOICE = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Options of the built-in sampler, which `sampler` replaces."""
@@ -66,10 +65,7 @@ def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOpt
 
     Raises TypeError for an unknown keyword, with the closest match, and InputError for a value that is not valid.
     """
-    for name in options:
-        if name not in _NAMES:
-            raise TypeError(f"unexpected keyword argument `{name}`{_suggestion(name)}")
-    given = {name: value for name, value in options.items() if value is not None}
+    given = checked_keywords(options, GenerationOptions)
     sampling = given.get("sampling", default)
     if not isinstance(sampling, Sampling):
         raise InputError(f"`sampling` must be a Sampling, not {type(sampling).__name__}")
@@ -105,11 +101,3 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
     if not isinstance(stop, Iterable) or isinstance(stop, (bytes, Mapping)):
         raise InputError(f"`stop` must be a string or a list of strings, not {type(stop).__name__}")
     return tuple(checked_text(one, f"stop string {index}") for index, one in enumerate(stop))
-
-
-def _suggestion(name: str) -> str:
-    """The end of a message: the closest match of a misspelled keyword, or the supported ones."""
-    from difflib import get_close_matches  # noqa: PLC0415 - needed for errors only
-
-    near = get_close_matches(name, _NAMES, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in _NAMES)}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked_integer
+from ..arguments import checked_integer, checked_keywords, shows_keywords
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
@@ -23,7 +23,8 @@ from .base import CHUNK, Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
-from .embeddings import Embeddings, EmbeddingsBuilder, EmbedOptions, Row
+from .embeddings import CheckedOptions, Embeddings, EmbeddingsBuilder, Row
+from .options import EmbedOptions
 from .pooling import pool
 
 _QUERY_PROMPTS = ("query",)
@@ -41,7 +42,7 @@ class Embedder(Encoder, Closable):
         ...     embedder.embed(["The pump does not start", "Knots for wet rope"]).shape
         (2, 384)
 
-    Texts are any iterable of strings. These keywords are the same for all methods:
+    Texts are any iterable of strings. These keywords (`EmbedOptions`, and `prompt`) are the same for all methods:
 
     - `prompt`: name of one of the model's prompts; default: the model's default prompt, if it has one.
     - `dim`: truncate embeddings to this many components; they are normalized again where the model normalizes.
@@ -94,16 +95,13 @@ class Embedder(Encoder, Closable):
             self._check_width(self.session.width)
         self._bound_memory(self.tokenizer.tokenizer, self._width)
 
+    @shows_keywords(EmbedOptions)
     def embed(
         self,
         texts: str | Iterable[str],
         *,
         prompt: str | None = None,
-        dim: int | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        ranges: NDArray[np.float32] | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> NDArray[Any]:
         """Embed texts: (texts, dimension), float32 by default, in input order; (dimension,) for a single string.
 
@@ -115,21 +113,12 @@ class Embedder(Encoder, Closable):
             (384,)
         """
         single = isinstance(texts, str)
-        options = self._checked_options(
-            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
-        )
-        vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, options))
+        chosen = self._checked_options(self._prefix(prompt), options)
+        vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, chosen))
         return np.asarray(vectors[0]) if single else vectors
 
-    def embed_query(
-        self,
-        query: str,
-        *,
-        dim: int | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        ranges: NDArray[np.float32] | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-    ) -> NDArray[Any]:
+    @shows_keywords(EmbedOptions)
+    def embed_query(self, query: str, **options: Unpack[EmbedOptions]) -> NDArray[Any]:
         """Embed one search query with the model's prompt for queries, if it has one: (dimension,).
 
         As in sentence-transformers' `encode_query`, there is no fallback to the default prompt.
@@ -142,21 +131,11 @@ class Embedder(Encoder, Closable):
                 f"`query` must be one string, not {type(query).__name__}",
                 hint="embed several with `embed(queries, prompt=...)`",
             )
-        options = self._checked_options(
-            self._first_prompt(_QUERY_PROMPTS), dim=dim, dtype=dtype, ranges=ranges, long=long
-        )
-        return np.asarray(self._warned(self._run([query], options))[0])
+        chosen = self._checked_options(self._first_prompt(_QUERY_PROMPTS), options)
+        return np.asarray(self._warned(self._run([query], chosen))[0])
 
-    def embed_passages(
-        self,
-        passages: Iterable[str],
-        *,
-        dim: int | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        ranges: NDArray[np.float32] | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
-    ) -> NDArray[Any]:
+    @shows_keywords(EmbedOptions)
+    def embed_passages(self, passages: Iterable[str], **options: Unpack[EmbedOptions]) -> NDArray[Any]:
         """Embed passages to search in with the model's prompt for them, if it has one: (passages, dimension).
 
         The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
@@ -165,27 +144,17 @@ class Embedder(Encoder, Closable):
             >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
             (2, 384)
         """
-        options = self._checked_options(
-            self._first_prompt(_PASSAGE_PROMPTS),
-            dim=dim,
-            dtype=dtype,
-            ranges=ranges,
-            long=long,
-            batch_tokens=batch_tokens,
-        )
-        return self._warned(self._run(passages, options, name="passages"))
+        chosen = self._checked_options(self._first_prompt(_PASSAGE_PROMPTS), options)
+        return self._warned(self._run(passages, chosen, name="passages"))
 
+    @shows_keywords(EmbedOptions)
     def embed_with_report(
         self,
         texts: Iterable[str],
         *,
         prompt: str | None = None,
-        dim: int | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        ranges: NDArray[np.float32] | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """Embed texts as `embed` does, and report token counts and truncated texts instead of warning.
 
@@ -195,22 +164,17 @@ class Embedder(Encoder, Closable):
             >>> report.vectors.shape, report.dropped.tolist()
             ((2, 384), [0, 0])
         """
-        options = self._checked_options(
-            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
-        )
-        return self._run(texts, options, progress=progress)
+        chosen = self._checked_options(self._prefix(prompt), options)
+        return self._run(texts, chosen, progress=progress)
 
+    @shows_keywords(EmbedOptions)
     def stream(
         self,
         texts: Iterable[str],
         *,
         prompt: str | None = None,
-        dim: int | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        ranges: NDArray[np.float32] | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
         chunk: int = CHUNK,
+        **options: Unpack[EmbedOptions],
     ) -> Iterator[Embeddings]:
         """Embed any number of texts in bounded memory: yields the result of `embed_with_report` for each `chunk` texts.
 
@@ -222,11 +186,9 @@ class Embedder(Encoder, Closable):
         """
         _check_texts(texts, "texts")
         chunk = checked_integer(chunk, "chunk")
-        options = self._checked_options(
-            self._prefix(prompt), dim=dim, dtype=dtype, ranges=ranges, long=long, batch_tokens=batch_tokens
-        )
+        chosen = self._checked_options(self._prefix(prompt), options)
         chunks = in_chunks(texts, chunk, size=characters, most=self.chunk_characters)
-        return (self._run(some, options, before=before) for before, some in numbered(chunks))
+        return (self._run(some, chosen, before=before) for before, some in numbered(chunks))
 
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """Count the tokens of each text before truncation, including special tokens and prompt: int64 (texts,).
@@ -270,43 +232,36 @@ class Embedder(Encoder, Closable):
         """The first of these prompts that is not empty."""
         return next((prompt for name in names if (prompt := self.facts.prompts.get(name))), "")
 
-    def _checked_options(
-        self,
-        prefix: str,
-        *,
-        dim: int | None,
-        dtype: VectorType | str,
-        ranges: NDArray[np.float32] | None,
-        long: LongTexts | str,
-        batch_tokens: int | None = None,
-    ) -> EmbedOptions:
+    def _checked_options(self, prefix: str, options: Mapping[str, Any]) -> CheckedOptions:
         """Check the options of a call; raises InputError for the first that is not valid."""
         self._check_open()
-        width = self.dimension if dim is None else checked_integer(dim, "dim", least=None)
+        given = checked_keywords(options, EmbedOptions)
+        width = checked_integer(given.get("dim", self.dimension), "dim", least=None)
         if not 1 <= width <= self.dimension:
-            raise InputError(f"`dim` must be from 1 to {self.dimension}, the model's dimension, not {dim}")
-        stored = choice(VectorType, dtype, "dtype")
+            raise InputError(f"`dim` must be from 1 to {self.dimension}, the model's dimension, not {width}")
+        stored = choice(VectorType, given.get("dtype", VectorType.FLOAT32), "dtype")
+        ranges = given.get("ranges")
         if stored is VectorType.INT8:
             default = unit_ranges(width) if self.facts.normalize else None
             ranges = checked_ranges(default if ranges is None else ranges, width)
         elif ranges is not None:
             raise InputError(f'`ranges` need `dtype="int8"`, and `dtype` is {stored.value}')
-        return EmbedOptions(
+        return CheckedOptions(
             prefix=prefix,
             dim=width,
             dtype=stored,
             ranges=ranges,
             dense=self._dense,
             skip=self._unpooled.get(prefix, 0),
-            long=choice(LongTexts, long, "long"),
-            batch_tokens=self._checked_batch_tokens(batch_tokens),
+            long=choice(LongTexts, given.get("long", LongTexts.TRUNCATE), "long"),
+            batch_tokens=self._checked_batch_tokens(given.get("batch_tokens")),
             normalize=self.facts.normalize,
         )
 
     def _run(
         self,
         texts: Iterable[str],
-        options: EmbedOptions,
+        options: CheckedOptions,
         *,
         before: int = 0,
         progress: Callable[[int], None] | None = None,

@@ -49,7 +49,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class EmbedOptions:
+class CheckedOptions:
     """Checked options of a call."""
 
     prefix: str
@@ -90,7 +90,7 @@ class Row(NamedTuple):
 class EmbeddingsBuilder:
     """Collects the results of batches. `add` may be called from several threads: each writes its own rows."""
 
-    def __init__(self, count: int, options: EmbedOptions) -> None:
+    def __init__(self, count: int, options: CheckedOptions) -> None:
         self.options = options
         self.vectors = np.empty((count, stored_width(options.dim, options.dtype)), STORED[options.dtype])
         self.tokens, self.dropped, self.chunks = np.zeros((3, count), np.int64)

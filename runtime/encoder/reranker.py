@@ -6,13 +6,12 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked_integer
+from ..arguments import checked_integer, checked_keywords, shows_keywords
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
@@ -24,36 +23,12 @@ from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 from .base import Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
-from .ranking import OpenRanking, Ranked, Ranking, score
-
-Document = TypeVar("Document")
-Search = tuple[str, Iterable[Document]]
-"""A query and its documents."""
+from .options import PairOptions, RankOptions
+from .ranking import Document, OpenRanking, Ranked, Ranking, score
+from .searches import PairScores, Search, pairs_of, rankings_of
 
 _PAIR_CHUNK = 512
 """Pairs that a stream scores before it yields their scores."""
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """The logits of pairs with a report: token counts and what was truncated."""
-
-    logits: NDArray[np.float32]
-    """(pairs, labels)"""
-    tokens: NDArray[np.int64]
-    """(pairs,): number of tokens that the model read, including special tokens."""
-    dropped: NDArray[np.int64]
-    """(pairs,): number of tokens that were truncated from the document."""
-    query_dropped: NDArray[np.int64]
-    """(pairs,): number of tokens that were truncated from the query."""
-
-    def __repr__(self) -> str:
-        return f"<PairScores of {len(self.tokens)} pairs: {self.logits.shape}, {len(self.truncated)} truncated>"
-
-    @property
-    def truncated(self) -> list[int]:
-        """Indices of truncated pairs."""
-        return [int(index) for index in np.flatnonzero(self.dropped + self.query_dropped)]
 
 
 class Reranker(Encoder, Closable):
@@ -62,7 +37,7 @@ class Reranker(Encoder, Closable):
     On the CPU a pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers.
     Rerankers of the same bundle share its weights.
 
-    Documents and pairs are any iterable. These keywords are the same for all methods:
+    Documents and pairs are any iterable. These keywords (`RankOptions`, and `text`) are the same for all methods:
 
     - `scores`: the activation of the logits: `raw`, `sigmoid`, or `softmax` over the labels of a pair; default: the
       publisher's. It never changes the order.
@@ -112,17 +87,14 @@ class Reranker(Encoder, Closable):
         )
         self._bound_memory(self.tokenizer.tokenizer, None)
 
+    @shows_keywords(RankOptions)
     def rank(
         self,
         query: str,
         documents: Iterable[Document],
         *,
-        top_n: int | None = None,
-        scores: Scores | str | None = None,
-        label: str | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int | None = None,
+        **options: Unpack[RankOptions],
     ) -> list[Ranked[Document]]:
         """Rank documents for a query: the best `top_n`, or all, best first, ties in input order.
 
@@ -133,29 +105,18 @@ class Reranker(Encoder, Closable):
             >>> best.document == ["The quick brown fox", "Knots for wet rope"][best.index]
             True
         """
-        [ranking] = self.rank_many_with_report(
-            [(query, documents)],
-            top_n=top_n,
-            scores=scores,
-            label=label,
-            long=long,
-            text=text,
-            batch_tokens=batch_tokens,
-        )
+        [ranking] = self.rank_many_with_report([(query, documents)], text=text, **options)
         queries = int(ranking.query_dropped > 0)
         _warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
+    @shows_keywords(RankOptions)
     def rank_many(
         self,
         searches: Iterable[Search[Document]],
         *,
-        top_n: int | None = None,
-        scores: Scores | str | None = None,
-        label: str | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int | None = None,
+        **options: Unpack[RankOptions],
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of several queries, given as (query, documents), as `rank` does.
 
@@ -165,27 +126,20 @@ class Reranker(Encoder, Closable):
             >>> [len(ranked) for ranked in reranker.rank_many(searches)]
             [2, 1]
         """
-        rankings = list(
-            self.rank_many_with_report(
-                searches, top_n=top_n, scores=scores, label=label, long=long, text=text, batch_tokens=batch_tokens
-            )
-        )
+        rankings = list(self.rank_many_with_report(searches, text=text, **options))
         cut = sum(len(ranking.truncated) for ranking in rankings)
         queries = sum(ranking.query_dropped > 0 for ranking in rankings)
         _warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
+    @shows_keywords(RankOptions)
     def rank_many_with_report(
         self,
         searches: Iterable[Search[Document]],
         *,
-        top_n: int | None = None,
-        scores: Scores | str | None = None,
-        label: str | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
         text: Callable[[Document], str] | None = None,
-        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[RankOptions],
     ) -> Iterator[Ranking[Document]]:
         """Rank any number of searches in bounded memory: yields each ranking with a report once it is complete.
 
@@ -196,20 +150,21 @@ class Reranker(Encoder, Closable):
             (2, ())
         """
         self._check_open()
-        if top_n is not None:
-            top_n = checked_integer(top_n, "top_n")
-        chosen, place = self._checked_scores(scores), self._place_of(label)
+        given = checked_keywords(options, RankOptions)
+        top_n = checked_integer(given["top_n"], "top_n") if "top_n" in given else None
+        chosen, place = self._checked_scores(given.get("scores")), self._place_of(given.get("label"))
+        of_pairs: PairOptions = {"long": given.get("long"), "batch_tokens": given.get("batch_tokens")}
         rankings: deque[OpenRanking[Document]] = deque()
-        pairs = _pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
-        return _rankings_of(self.stream(pairs, long=long, batch_tokens=batch_tokens, progress=progress), rankings)
+        pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
+        return rankings_of(self.stream(pairs, progress=progress, **of_pairs), rankings)
 
+    @shows_keywords(PairOptions)
     def score(
         self,
         pairs: Iterable[Pair],
         *,
         scores: Scores | str | None = None,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
+        **options: Unpack[PairOptions],
     ) -> NDArray[np.float64]:
         """Score pairs of a query and a document: float64 (pairs,), or (pairs, labels) for models with several labels.
 
@@ -219,18 +174,18 @@ class Reranker(Encoder, Closable):
             (2,)
         """
         chosen = self._checked_scores(scores)
-        found = self.score_with_report(pairs, long=long, batch_tokens=batch_tokens)
+        found = self.score_with_report(pairs, **options)
         _warn_of_cuts(len(found.truncated), len(found.tokens), self.max_length)
         result = score(found.logits, chosen)
         return result[:, 0] if len(self.facts.labels) == 1 else result
 
+    @shows_keywords(PairOptions)
     def score_with_report(
         self,
         pairs: Iterable[Pair],
         *,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[PairOptions],
     ) -> PairScores:
         """Score pairs of a query and a document: logits, with token counts instead of a warning.
 
@@ -240,16 +195,16 @@ class Reranker(Encoder, Closable):
             dtype('float32')
         """
         _check_pairs(pairs)
-        return self._run(list(pairs), _checked_long(long), self._checked_batch_tokens(batch_tokens), progress)
+        return self._run(list(pairs), *self._checked_options(options), progress)
 
+    @shows_keywords(PairOptions)
     def stream(
         self,
         pairs: Iterable[Pair],
         *,
-        long: LongTexts | str = LongTexts.TRUNCATE,
-        batch_tokens: int | None = None,
         chunk: int = _PAIR_CHUNK,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[PairOptions],
     ) -> Iterator[PairScores]:
         """Score any number of pairs in bounded memory: yields the result of `score_with_report` for each `chunk` pairs.
 
@@ -260,9 +215,9 @@ class Reranker(Encoder, Closable):
         """
         _check_pairs(pairs)
         chunk = checked_integer(chunk, "chunk")
-        checked, tokens = _checked_long(long), self._checked_batch_tokens(batch_tokens)
+        long, batch_tokens = self._checked_options(options)
         chunks = in_chunks(pairs, chunk, size=_characters_of, most=self.chunk_characters)
-        return (self._run(some, checked, tokens, progress, before=before) for before, some in numbered(chunks))
+        return (self._run(some, long, batch_tokens, progress, before=before) for before, some in numbered(chunks))
 
     def _run(
         self,
@@ -321,6 +276,14 @@ class Reranker(Encoder, Closable):
             f"<Reranker {str(self.bundle.path)!r}: {facts}, {self.workers} workers{', closed' if self._closed else ''}>"
         )
 
+    def _checked_options(self, options: Mapping[str, Any]) -> tuple[LongTexts, int]:
+        """How pairs over the model's limit are treated, and the number of tokens in one run of the graph."""
+        given = checked_keywords(options, PairOptions)
+        long = choice(LongTexts, given.get("long", LongTexts.TRUNCATE), "long")
+        if long is LongTexts.MEAN:
+            raise InputError("`mean` is not supported for rerankers", hint="use `truncate` or `error`")
+        return long, self._checked_batch_tokens(given.get("batch_tokens"))
+
     def _checked_scores(self, scores: Scores | str | None) -> Scores:
         chosen = self.facts.scores if scores is None else choice(Scores, scores, "scores")
         if chosen is Scores.SOFTMAX and len(self.facts.labels) == 1:
@@ -356,52 +319,6 @@ class Reranker(Encoder, Closable):
             )
 
 
-_SEARCHES = "`rank_many([(query, [document, ...]), ...])`"
-
-
-def _pairs_of(
-    searches: Iterable[Search[Document]],
-    open_rankings: deque[OpenRanking[Document]],
-    new: Callable[[], OpenRanking[Document]],
-    text: Callable[[Document], str] | None,
-) -> Iterator[Pair]:
-    """The pairs of all searches; each search gets a ranking in `open_rankings`, which waits for its scores."""
-    if not isinstance(searches, Iterable):
-        raise InputError("`searches` must be a list of queries with their documents", hint=_SEARCHES)
-    for number, search in enumerate(searches):
-        if not isinstance(search, (tuple, list)) or len(search) != 2:
-            raise InputError(f"search {number} must be a query and its documents", hint=_SEARCHES)
-        query, documents = search
-        if not checked_text(query, "the query").strip():
-            raise InputError("the query is empty")
-        if isinstance(documents, str):
-            raise InputError("`documents` must be several texts, not one", hint="for one document, pass a list of one")
-        if not isinstance(documents, Iterable) or isinstance(documents, (bytes, Mapping)):
-            raise InputError(f"`documents` must be an iterable of texts, not {type(documents).__name__}")
-        ranking = new()
-        open_rankings.append(ranking)
-        for document in documents:
-            pair = (query, cast("str", document) if text is None else text(document))
-            ranking.pending.append((pair[1], document))
-            yield pair
-        ranking.all_read = True
-
-
-def _rankings_of(
-    scored: Iterable[PairScores], open_rankings: deque[OpenRanking[Document]]
-) -> Iterator[Ranking[Document]]:
-    """Pass scores to the rankings that wait for them; yields each ranking once it is complete."""
-    for found in scored:
-        for logits, dropped, query_dropped in zip(found.logits, found.dropped, found.query_dropped, strict=True):
-            while open_rankings[0].complete:
-                yield open_rankings.popleft().ranking()
-            open_rankings[0].take(logits, dropped=int(dropped), query_dropped=int(query_dropped))
-        while open_rankings and open_rankings[0].complete:
-            yield open_rankings.popleft().ranking()
-    while open_rankings:
-        yield open_rankings.popleft().ranking()
-
-
 def _check_pairs(pairs: object) -> None:
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
         raise InputError(
@@ -422,13 +339,6 @@ def _refuse_empty(tokenized: Sequence[TokenizedPair], before: int) -> None:
     empty = tuple(index for index, pair in enumerate(tokenized) if not len(pair.ids))
     if empty:
         raise TextError(f"pair {before + empty[0]} {NO_TOKENS}", hint=NO_TOKENS_HINT, texts=empty, fault=NO_TOKENS)
-
-
-def _checked_long(long: LongTexts | str) -> LongTexts:
-    chosen = choice(LongTexts, long, "long")
-    if chosen is LongTexts.MEAN:
-        raise InputError("`mean` is not supported for rerankers", hint="use `truncate` or `error`")
-    return chosen
 
 
 def _characters_of(pair: Pair) -> int:

@@ -97,5 +97,5 @@ def _quota_of_version_1(folder: Path) -> float | None:
         limit, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
     except (OSError, ValueError):
         return None
-    # -1 is no limit.
+    # Without a limit the quota is -1.
     return limit / period if limit > 0 and period > 0 else None

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import stat
-import sys
 from pathlib import Path
 
-from ..bundle.bundle import MANIFEST, sha256_of
 from ..bundle.folder import BundleFolder
+from ..cache_folder import cache_folder
 from .onnxruntime_import import onnxruntime_version
 
 _CHARACTERS = 16
 """Characters of the sha256 that name a bundle's folder."""
-
-
-def cache_folder() -> Path | None:
-    """The folder for caches: ORTKIT_CACHE, or the user's; None where that is empty or unknown: nothing is kept."""
-    named = os.environ.get("ORTKIT_CACHE")
-    if named is not None:
-        return Path(named).absolute() if named else None
-    try:
-        home = Path.home()
-    # Without HOME, for a user whom the system does not know, as in containers.
-    except RuntimeError:
-        return None
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "ortkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "ortkit"
 
 
 def model_cache_of(bundle: BundleFolder) -> Path | None:
@@ -40,17 +22,6 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
     root = cache_folder()
     if root is None:
         return None
-    digest = sha256_of(bundle.path / MANIFEST)[:_CHARACTERS]
+    digest = bundle.digest[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
     return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
-
-
-def usable_folder(folder: Path) -> Path | None:
-    """Make the folder; None where it cannot be written, or others can write it: the provider runs what is in it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
-        return None
-    others = status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return None if others or not os.access(folder, os.W_OK | os.X_OK) else folder

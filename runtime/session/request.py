@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cache_folder import usable_folder
 from .config import SessionConfig
 from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
-from .model_cache import usable_folder
 
 # Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
 # counterpart for decoders, without a mean, is faster.

@@ -40,7 +40,7 @@ from ortkit.exporters.certification.probe import (
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
 from ortkit.exporters.checkpoint.kind import kind_of
-from ortkit.exporters.encoder.certify_reranker import (
+from ortkit.exporters.encoder.reranker_certify import (
     DEFAULT_TAU,
     PairReference,
     agreement_of,

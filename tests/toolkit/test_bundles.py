@@ -13,7 +13,7 @@ import pytest
 from ortkit import Bundle
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
-from ortkit.toolkit.commands.bundles import describe_decoder
+from ortkit.toolkit.commands.descriptions import describe_decoder
 from ortkit.toolkit.console.progress import megabytes
 from tests.commands import Finished
 from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
@@ -86,6 +86,8 @@ def test_inspect_shows_the_plan_on_this_machine(
         "buckets": None,
         "disabled_optimizers": ["SkipLayerNormFusion"],
         "int8": {"precision_mode": True, "features": ["avx2"]},
+        "max_memory": None,
+        "fits": None,
     }
     del printed["digest"]
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())
@@ -98,10 +100,11 @@ def test_verify_shows_its_checks(ortkit: Ortkit, int8_bundle: Bundle) -> None:
     assert finished.code == 0
     assert lines[0] == f"digest       {sha256_of_manifest(int8_bundle)}"
     assert lines[1] == "files        2 files match the manifest's sha256"
-    assert lines[2] == "graph        opens on cpu; inputs match the manifest"
-    assert lines[3].startswith("certificate  8 golden texts: cosine 0.99")
-    assert lines[3].endswith("bits identical to the exporting machine's")
-    assert lines[4:] == [f"ok: {int8_bundle.path}"]
+    assert lines[2] == "signature    none"
+    assert lines[3] == "graph        opens on cpu; inputs match the manifest"
+    assert lines[4].startswith("certificate  8 golden texts: cosine 0.99")
+    assert lines[4].endswith("bits identical to the exporting machine's")
+    assert lines[5:] == [f"ok: {int8_bundle.path}"]
 
 
 def test_a_damaged_bundle_ends_with_7(ortkit: Ortkit, bundle_copy: Path) -> None:
@@ -349,6 +352,8 @@ def test_verify_of_several_bundles_gives_a_verdict_on_each(
         "ok": True,
         "digest": sha256_of_manifest(tiny_bundle),
         "files": 2,
+        "release": None,
+        "signer": None,
         "provider": "cpu",
         "golden_outputs": 8,
         "agreement": intact["agreement"],

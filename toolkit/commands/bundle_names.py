@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ...runtime.bundle.bundle import MANIFEST
+from ...runtime.bundle.folder import MANIFEST
 from ...runtime.errors import NotFoundError
 from ...runtime.output_path import bundles_folder
 from ..console.help import close_names

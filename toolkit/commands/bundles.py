@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.bundle.manifest import CacheType, Kind, Provider
+from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.manifest import Kind, manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
@@ -19,17 +20,18 @@ from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument, bundle_folders, missing_folder, resolve_bundle
+from .descriptions import describe_bundle, describe_decoder_plan, describe_plan
 from .options import max_memory_option
+from .sign import read_trusted, signer_of, trusted_options
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
-    from ...runtime.decoder.decoder import DecoderPlan
-    from ...runtime.decoder.memory_estimate import Footprint
-    from ...runtime.encoder.base import Plan
+    from ...runtime.bundle.manifest import Manifest
+    from ...runtime.bundle.public_key import TrustedKey
+    from ...runtime.bundle.signature import Signer
+    from ...runtime.bundle.x509 import Certificate
     from ...runtime.replay import Replay
 
 
-_PROBED = {Kind.EMBEDDER: "texts", Kind.RERANKER: "queries", Kind.DECODER: "tokens"}
 _GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
 _MAIN_FIGURE = {
     Kind.EMBEDDER: ("cosine_min", "cosine {:.4f} min"),
@@ -43,17 +45,28 @@ _BROKEN_EXIT_CODE = 7
 @click.command(
     name="list",
     cls=ExampleCommand,
-    examples=["ortkit list", "ORTKIT_BUNDLES=/srv/models ortkit list", "ortkit list --json"],
+    examples=[
+        "ortkit list",
+        "ORTKIT_BUNDLES=/srv/models ortkit list",
+        "ortkit list --json",
+        "ortkit list --digests > have.txt",
+    ],
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
-def list_bundles(*, as_json: bool) -> None:
+@click.option("--digests", is_flag=True, help="Print the sha256 of all files, for `ortkit pack --have`.")
+def list_bundles(*, as_json: bool, digests: bool) -> None:
     """List the bundles in `bundles/`.
 
     ORTKIT_BUNDLES names another folder. File names and sizes are checked, hashes are not: `ortkit verify` does that.
     """
     if bundles_folder().exists() and (problem := missing_folder()):
         raise NotFoundError(problem)
+    if as_json and digests:
+        raise click.UsageError("--json and --digests exclude each other")
     found = [_listed(path) for path in bundle_folders()]
+    if digests:
+        _print_digests(found)
+        return
     if as_json:
         click.echo(escaped_json(json.dumps([entry.fields() for entry in found], indent=2, ensure_ascii=False)))
         return
@@ -111,12 +124,29 @@ def _listed(path: Path) -> ListedBundle:
         return ListedBundle(path, error=error)
 
 
+def _print_digests(bundles: Sequence[ListedBundle]) -> None:
+    """A line for each file of the bundles that can be used: its digest and its path."""
+    for bundle in bundles:
+        if bundle.manifest is None:
+            say(f"note: `{bundle.path.name}` is left out: {bundle.error}", err=True)
+            continue
+        hashes = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+        for name, sha256 in sorted({**hashes, MANIFEST: bundle.digest}.items()):
+            say(f"sha256:{sha256}  {bundle.path.name}/{name}")
+
+
 @click.command(
     cls=ExampleCommand,
-    examples=["ortkit inspect all-MiniLM-L6-v2-int8", "ortkit inspect all-MiniLM-L6-v2-int8 --runtime"],
+    examples=[
+        "ortkit inspect all-MiniLM-L6-v2-int8",
+        "ortkit inspect all-MiniLM-L6-v2-int8 --runtime",
+        "ortkit inspect line4.tar",
+        "ortkit inspect all-MiniLM-L6-v2-int8 --sbom > sbom.cdx.json",
+    ],
 )
 @bundle_argument()
 @click.option("--runtime", is_flag=True, help="Add threads, provider and kernels on this machine.")
+@click.option("--sbom", is_flag=True, help="Print the SBOM instead: CycloneDX 1.6 JSON.")
 @click.option(
     "--json",
     "as_json",
@@ -124,13 +154,32 @@ def _listed(path: Path) -> ListedBundle:
     help="Print the manifest as JSON, with the bundle's `digest`, a decoder's `memory`, and `runtime` for --runtime.",
 )
 @max_memory_option
-def inspect(*, bundle: str, runtime: bool, as_json: bool, max_memory: int | None) -> None:
-    """Show a bundle's source, size, memory and accuracy."""
-    from ...runtime.bundle.bundle import Bundle
-    from ...runtime.decoder.memory_estimate import footprint_of
+def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory: int | None) -> None:
+    """Show a bundle's source, size, memory and accuracy.
+
+    BUNDLE may also be a pack, the file or folder that `ortkit pack` writes: all its bundles are shown, and --json
+    prints an array of them.
+    """
+    from .pack_report import inspect_pack, is_pack
 
     if max_memory is not None and not runtime:
         raise InputError("`--max-memory` needs `--runtime`, which opens the model", hint="add `--runtime`")
+    if sbom and runtime:
+        raise click.UsageError("--sbom and --runtime exclude each other")
+    if sbom:
+        _print_sbom(bundle)
+    elif not is_pack(bundle):
+        _inspect_bundle(bundle, runtime=runtime, max_memory=max_memory, as_json=as_json)
+    elif runtime:
+        raise click.UsageError("--runtime needs the folder of a bundle: unpack the pack first")
+    else:
+        inspect_pack(bundle, as_json=as_json)
+
+
+def _inspect_bundle(bundle: str, *, runtime: bool, max_memory: int | None, as_json: bool) -> None:
+    from ...runtime.bundle.bundle import Bundle
+    from ...runtime.decoder.memory_estimate import footprint_of
+
     opened = Bundle.open(bundle)
     plan = None
     if runtime:
@@ -138,176 +187,35 @@ def inspect(*, bundle: str, runtime: bool, as_json: bool, max_memory: int | None
 
         plan = model_of(opened, max_memory=max_memory).plan
     if as_json:
-        shown = write_record(opened.manifest) | {"digest": opened.digest}
+        shown = manifest_fields(opened.manifest) | {"digest": opened.digest}
         if opened.manifest.decoder is not None:
             shown["memory"] = write_record(footprint_of(opened.manifest, opened.manifest.decoder))
         if plan is not None:
             shown["runtime"] = write_record(plan)
         click.echo(escaped_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
-    lines = _describe(opened.manifest, opened.size)
+    lines = describe_bundle(opened.manifest, opened.size)
     lines.append(("digest", opened.digest))
     if plan is not None:
         from ...runtime.encoder.base import Plan
 
-        lines += _describe_plan(plan) if isinstance(plan, Plan) else _describe_decoder_plan(plan)
+        lines += describe_plan(plan) if isinstance(plan, Plan) else describe_decoder_plan(plan)
     for label, text in lines:
         say(f"{label:<12} {text}")
 
 
-def _describe_plan(plan: Plan) -> list[tuple[str, str]]:
-    """The plan of an encoder on this machine in lines: (label, text)."""
-    disabled = ", ".join(plan.disabled_optimizers) or "none"
-    int8 = []
-    if plan.int8 is not None:
-        features = f"; CPU features: {', '.join(plan.int8.features)}" if plan.int8.features else ""
-        int8.append(("int8", f"{plan.int8.reason}{features}"))
-    return [
-        ("workers", _workers_of(plan)),
-        ("batches", f"up to {plan.batch_tokens} tokens, {_padding_of(plan)}"),
-        ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
-        *int8,
-        *_limit_of(plan),
-    ]
+def _print_sbom(path: str) -> None:
+    """Print the SBOM of a bundle or of a pack."""
+    from ...exporters.packaging.sbom import sbom_json, sbom_of_bundle
+    from ...runtime.bundle.bundle import Bundle
+    from .pack_report import is_pack, pack_sbom
 
-
-def _limit_of(plan: Plan) -> list[tuple[str, str]]:
-    """The limit on the memory in lines."""
-    if plan.max_memory is None:
-        return []
-    fits = "" if plan.fits is None else f"; there is room for texts of {plan.fits} tokens"
-    return [("limit", f"{megabytes(plan.max_memory)}{fits}")]
-
-
-def _padding_of(plan: Plan) -> str:
-    if plan.buckets is None:
-        return "texts of equal length, no padding"
-    texts, tokens = (", ".join(map(str, sizes)) for sizes in (plan.buckets.texts, plan.buckets.tokens))
-    return f"padded to {texts} texts of {tokens} tokens"
-
-
-def _workers_of(plan: Plan) -> str:
-    if plan.provider is Provider.CPU:
-        return f"{plan.workers}, one CPU core each: {plan.cores.reason}"
-    return f"{plan.workers}: a batch takes the whole device"
-
-
-def _describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
-    """The plan of a decoder on this machine in lines: (label, text)."""
-    fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
-    room = "the free memory has" if plan.max_memory is None else f"the limit of {megabytes(plan.max_memory)} has"
-    return [
-        ("threads", f"{plan.threads}: {plan.cores.reason}"),
-        ("fits", f"{fits}: the KV cache that {room} room for now"),
-        ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),
-    ]
-
-
-def _describe_footprint(footprint: Footprint, provider: Provider) -> list[tuple[str, str]]:
-    """The memory of a decoder in lines: (label, text)."""
-    caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
-    totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
-    beside = "with libraries and the prefill of a long prompt"
-    if provider is not Provider.CPU:
-        beside = "of GPU memory; the provider's libraries and the prefill of a prompt take more"
-    return [
-        ("memory", f"weights {megabytes(footprint.weights)}, KV cache {caches}"),
-        ("total", f"about {totals}, {beside}"),
-    ]
-
-
-def describe_decoder(
-    facts: DecoderFacts, footprint: Footprint, provider: Provider = Provider.CPU
-) -> list[tuple[str, str]]:
-    """A decoder's facts in lines: (label, text)."""
-    window = f", sliding window of {facts.sliding_window}" if facts.sliding_window is not None else ""
-    lines = [
-        ("context", f"{facts.context_length} tokens, prompt and answer together{window}"),
-        *_describe_footprint(footprint, provider),
-        ("template", "chat template" if facts.chat is not None else "none: continues raw text"),
-    ]
-    if facts.cache_type is CacheType.FLOAT16:
-        lines.append(("cache", "float16 KV cache, half the memory of float32"))
-    if facts.plain_attention:
-        lines.append(("attention", "plain operators: exact, slower than the fused operator"))
-    stated = [
-        f"{name.replace('_', ' ')} {value:g}" for name, value in vars(facts.generation).items() if value is not None
-    ]
-    lines.append(("sampling", ", ".join(stated) + " (the publisher's defaults)" if stated else "greedy"))
-    return lines
-
-
-_TRUNCATIONS = {
-    "document": "the end of the document",
-    "longest": "the end of the longer one, query or document",
-    "end": "the end of query and document joined",
-}
-
-
-def _access_of(source: Source) -> str:
-    if source.gated is None:
-        return "access unknown"
-    return "gated" if source.gated else "public"
-
-
-def _describe(manifest: Manifest, size: int) -> list[tuple[str, str]]:
-    """The manifest in lines: (label, text)."""
-    source = manifest.source
-    lines = [
-        ("name", manifest.name),
-        ("kind", f"{manifest.kind.value}, architecture {manifest.architecture}"),
-        ("precision", f"{manifest.precision.value}, for the provider {manifest.provider.value}"),
-        (
-            "source",
-            f"{source.resolved} ({source.origin})" + (f", revision {source.revision}" if source.revision else ""),
-        ),
-        ("license", f"{source.license or 'not stated'}, {_access_of(source)}"),
-        ("size", f"{megabytes(size)} in {len(manifest.files)} files"),
-        ("max length", f"{manifest.tokenizer.max_length} tokens"),
-    ]
-    facts = manifest.embedder
-    if facts is not None:
-        normalized = "normalized" if facts.normalize else "not normalized"
-        pooled = ", ".join(one.value for one in facts.poolings)
-        lines.append(("embeddings", f"{facts.dimension} dimensions, {pooled} pooling, {normalized}"))
-        lines.append(("prompts", ", ".join(facts.prompts) or "none"))
-        if facts.matryoshka_dimensions:
-            lines.append(("matryoshka", f"dimensions {', '.join(map(str, facts.matryoshka_dimensions))}"))
-    pairs = manifest.reranker
-    if pairs is not None:
-        lines.append(("labels", ", ".join(pairs.labels)))
-        lines.append(("scores", f"{pairs.scores.value} (the publisher's default)"))
-        lines.append(("truncation", _TRUNCATIONS[pairs.pair.truncation.value]))
-    if manifest.decoder is not None:
-        from ...runtime.decoder.memory_estimate import footprint_of
-
-        lines += describe_decoder(manifest.decoder, footprint_of(manifest, manifest.decoder), manifest.provider)
-    how = manifest.quantization or manifest.blocks
-    if how is not None:
-        lines.append((manifest.precision.value, str(how)))
-    certificate = manifest.certificate
-    if certificate is not None:
-        figures = ", ".join(
-            f"{name.replace('_', ' ')} {figure:{'g' if figure.is_integer() else '.5f'}}"
-            for name, figure in certificate.figures.items()
-        )
-        probed = _PROBED[manifest.kind]
-        lines.append(
-            ("certificate", f"{figures}, on {certificate.probe_size} {probed} against {certificate.reference}")
-        )
-        if certificate.layer_errors:
-            lines.append(("layers", _layer_error_summary(certificate.layer_errors)))
-    lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
-    return lines
-
-
-def _layer_error_summary(errors: Sequence[float]) -> str:
-    """The relative error of the hidden states against PyTorch, in a line."""
-    largest = max(range(len(errors)), key=errors.__getitem__)
-    return (
-        f"relative error of the hidden states against PyTorch: {errors[0]:.2%} after layer 1, {errors[-1]:.2%} after "
-        f"layer {len(errors)}, at most {errors[largest]:.2%} (layer {largest + 1})"
-    )
+    if is_pack(path):
+        content = pack_sbom(path)
+    else:
+        opened = Bundle.open(path)
+        content = sbom_json(sbom_of_bundle(opened.manifest, opened.digest))
+    click.echo(escaped_json(content.decode("utf-8", "replace")), nl=False)
 
 
 @click.command(
@@ -315,6 +223,7 @@ def _layer_error_summary(errors: Sequence[float]) -> str:
     examples=[
         "ortkit verify all-MiniLM-L6-v2-int8",
         "ortkit verify bundles/*",
+        "ortkit verify all-MiniLM-L6-v2-int8 --trusted-key key.pub",
         "ortkit verify all-MiniLM-L6-v2-int8 --json",
     ],
 )
@@ -326,28 +235,53 @@ def _layer_error_summary(errors: Sequence[float]) -> str:
     metavar="SECONDS",
     help="Give up on a bundle after this time.  [default: 120, plus 1 per megabyte]",
 )
+@trusted_options
+@click.option(
+    "--allow-downgrade",
+    is_flag=True,
+    help="Accept a release that is older than the one this machine trusted before, from now on.",
+)
 @click.pass_context
-def verify(context: click.Context, *, bundles: Sequence[str], as_json: bool, time_limit: float | None) -> None:
-    """Check bundles on this machine: hashes and golden outputs.
+def verify(
+    context: click.Context,
+    *,
+    bundles: Sequence[str],
+    as_json: bool,
+    time_limit: float | None,
+    trusted_keys: Sequence[str],
+    trusted_certificates: Sequence[str],
+    allow_downgrade: bool,
+) -> None:
+    """Check bundles on this machine: hashes, signatures and golden outputs.
 
     The hashes, the graph's inputs and the golden outputs of the certificate are checked. Each graph is opened in a
     process of its own, with bounded time and memory. The last line of a bundle is its verdict, "ok: BUNDLE" or
     "failed: BUNDLE". If any failed, the exit code is 7, or that of the error where all that failed have the same one.
 
     The digest is the sha256 of manifest.json, which lists the sha256 of every other file: two copies with one digest
-    are the same bundle.
+    are the same bundle. A signature is verified with `--trusted-key`, or else with the keys of the machine's policy.
     """
+    request = VerifyRequest(time_limit, read_trusted(trusted_keys, trusted_certificates), allow_downgrade)
     results = []
     for place, path in enumerate(bundles):
         if place and not as_json:
             say("")
-        results.append(_verified(path, time_limit, show=(lambda _: None) if as_json else say))
+        results.append(_verified(path, request, show=(lambda _: None) if as_json else say))
     if as_json:
         fields = [result.fields() for result in results]
         click.echo(escaped_json(json.dumps(fields, indent=2, ensure_ascii=False)))
     codes = {result.error.exit_code for result in results if result.error is not None}
     if codes:
         context.exit(codes.pop() if len(codes) == 1 else _BROKEN_EXIT_CODE)
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What a verification is asked for."""
+
+    seconds: float | None
+    trusted: tuple[TrustedKey | Certificate, ...]
+    allow_downgrade: bool
 
 
 @dataclass
@@ -357,6 +291,8 @@ class VerifyResult:
     path: str
     digest: str | None = None
     files: int | None = None
+    release: int | None = None
+    signer: Signer | None = None
     provider: str | None = None
     replay: Replay | None = None
     error: OrtkitError | None = None
@@ -368,6 +304,8 @@ class VerifyResult:
             "ok": error is None,
             "digest": self.digest,
             "files": self.files,
+            "release": self.release,
+            "signer": vars(self.signer) if self.signer is not None else None,
             "provider": self.provider,
             "golden_outputs": replay.count if replay is not None else None,
             "agreement": replay.agreement if replay is not None else None,
@@ -378,11 +316,11 @@ class VerifyResult:
         }
 
 
-def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) -> VerifyResult:
+def _verified(path: str, request: VerifyRequest, *, show: Callable[[str], None]) -> VerifyResult:
     """Verify a bundle and show each check when it is done; also print an error to stderr."""
     result = VerifyResult(path)
     try:
-        _verify(result, seconds, show=show)
+        _verify(result, request, show=show)
     except OrtkitError as error:
         result.error = error
         print_error(error.message, error.hint)
@@ -392,21 +330,25 @@ def _verified(path: str, seconds: float | None, *, show: Callable[[str], None]) 
     return result
 
 
-def _verify(result: VerifyResult, seconds: float | None, *, show: Callable[[str], None]) -> None:
+def _verify(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str], None]) -> None:
     from ...runtime import verify as verification
     from ...runtime.bundle.bundle import Bundle
 
     result.path = resolve_bundle(result.path)
-    opened = Bundle.open(result.path)
+    opened = Bundle.open(result.path, read_all=True, allow_downgrade=request.allow_downgrade)
     result.digest, result.files = opened.digest, len(opened.manifest.files)
     show(f"digest       {result.digest}")
     show(f"files        {result.files} files match the manifest's sha256")
+    signer = signer_of(opened, request.trusted)
+    result.signer, result.release = None if isinstance(signer, str) else signer, opened.manifest.release
+    numbered = f"; release {result.release}" if result.release is not None else ""
+    show(f"signature    {signer}{numbered}")
 
     def graph_opened(provider: str) -> None:
         result.provider = provider
         show(f"graph        opens on {provider}; inputs match the manifest")
 
-    result.replay = verification.verify(opened, seconds=seconds, opened=graph_opened)
+    result.replay = verification.verify(opened, seconds=request.seconds, opened=graph_opened)
     bits = "identical" if result.replay.same_bits else "not identical"
     show(
         f"certificate  {result.replay.count} golden {_GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "

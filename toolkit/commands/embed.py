@@ -14,7 +14,7 @@ from ...runtime.errors import InputError
 from ...runtime.output_path import is_special, regular_target_of, target_of
 from ..console.help import ExampleCommand
 from ..console.progress import bar
-from ..io.inputs import InputFormat, Source
+from ..io.input_format import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import InputOptions, from_arguments, from_stream

@@ -14,7 +14,7 @@ from ..console.help import ExampleCommand
 from ..console.progress import Progress, bar
 from ..io.answer_options import AnswerOptions
 from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
-from ..io.inputs import InputFormat, Source
+from ..io.input_format import InputFormat, Source
 from ..io.pipes import carries_input, refuse_pipe_beside
 from ..io.prompts import PromptRecord, located, read_prompts, uses_template
 from ..io.record_options import with_fields

@@ -11,7 +11,7 @@ import click
 from ...runtime.arguments import size_of
 from ...runtime.errors import InputError
 from ..io.answer_options import META_KEY
-from ..io.inputs import InputFormat, as_typed
+from ..io.input_format import InputFormat, as_typed
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ import click
 from ...runtime.errors import InputError, TextError, TextTooLongError
 from ..console.help import ExampleCommand
 from ..console.progress import NoProgress, Progress, bar
-from ..io.inputs import InputFormat, Source
+from ..io.input_format import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.searches import SearchRecord, searches_of
 from ..io.streams import open_input, open_output, refuse_input

@@ -227,6 +227,30 @@ class TextProgress:
 
 
 @contextmanager
+def byte_progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a callback for the bytes done since its last call; on a terminal they are shown after a second."""
+    began = shown = time.monotonic()
+    done, drawn = 0, False
+
+    def advance(size: int) -> None:
+        nonlocal done, shown, drawn
+        done += size
+        now = time.monotonic()
+        if now - shown < (REDRAW if drawn else HEARTBEAT):
+            return
+        shown, drawn = now, True
+        rate = done / (now - began)
+        left = duration(max(total - done, 0) / rate)
+        show(f"{verb} {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.0f} MB/s, {left} left")
+
+    try:
+        yield advance if sys.stderr.isatty() else lambda _: None
+    finally:
+        if drawn:
+            click.echo(CLEAR, err=True, nl=False)
+
+
+@contextmanager
 def prefill_progress(count: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """Show the progress of a prefill that takes longer than a second, on a terminal.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.bundle.bundle import MANIFEST, Bundle
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Kind, Manifest, Precision, Provider
 from ...runtime.errors import OrtkitError
 from ...runtime.session.memory import mebibytes
@@ -64,7 +65,8 @@ def look_at_bundle(path: str, host: Host, trust: Trust, *, quick: bool, seconds:
     """Open a bundle, hash its files and, unless `quick`, replay its certificate in a process with bounded memory."""
     folder = Path(path)
     try:
-        bundle = Bundle.listed(path)
+        # The policy is not obeyed here: what it refuses is a finding of its own.
+        bundle, files = Bundle.unsigned(path)
         bundle.check_hashes(bundle.manifest.files)
         status = (folder / MANIFEST).stat()
     except OrtkitError as problem:
@@ -72,7 +74,6 @@ def look_at_bundle(path: str, host: Host, trust: Trust, *, quick: bool, seconds:
     except OSError as problem:
         return BundleState(folder, OrtkitError(f"`{path}` cannot be read: {problem.strerror or problem}"))
     manifest = bundle.manifest
-    files = {name: record.sha256 for name, record in manifest.files.items()} | {MANIFEST: bundle.digest}
     state = BundleState(
         path=folder,
         manifest=manifest,
@@ -80,9 +81,16 @@ def look_at_bundle(path: str, host: Host, trust: Trust, *, quick: bool, seconds:
         size=bundle.size,
         written=status.st_mtime,
         open_to_others=_is_open_to_others(folder),
-        signature=look_at_signature(trust, folder, manifest.name, getattr(manifest, "release", None), files),
+        signature=look_at_signature(trust, bundle, files),
     )
-    return _tried(state, bundle, quick=quick, seconds=seconds) if host.imports_well(*_LIBRARIES) else state
+    if _is_refused(state, trust) or not host.imports_well(*_LIBRARIES):
+        return state
+    return _tried(state, bundle, quick=quick, seconds=seconds)
+
+
+def _is_refused(state: BundleState, trust: Trust) -> bool:
+    """Whether the policy refuses the bundle: its graph is not opened then."""
+    return trust.problem is not None or (trust.required and state.signature.problem is not None)
 
 
 def _tried(state: BundleState, bundle: Bundle, *, quick: bool, seconds: float | None) -> BundleState:
@@ -138,6 +146,8 @@ def _checks_of(host: Host, trust: Trust, state: BundleState) -> Iterator[Finding
     yield _files_finding(state, state.manifest)
     yield from check_signature(trust, state.signature)
     yield from _clock_findings(host, state)
+    if _is_refused(state, trust):
+        return
     if not state.tried:
         yield note(
             "bundle-provider",

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...runtime.cache_folder import cache_folder
 from ...runtime.output_path import bundles_folder
 from ...runtime.session.cores import Cores, find_cores
 from ...runtime.session.cpu import cpu_flags
 from ...runtime.session.memory import Limit, limits_of_memory
-from ...runtime.session.model_cache import cache_folder
 from .packages import Imported, Package, find_packages, import_all
 
 _MEMINFO = Path("/proc/meminfo")

@@ -144,8 +144,8 @@ def _install(host: Host, module: str) -> str:
     requirement = f"'{module}>={MODULES[module]}'"
     if module == "onnxruntime":
         return (
-            f"run `{install_command('cpu')}`, or for a GPU of NVIDIA `{install_command('cuda')}`, never both; without "
-            "a network add `--no-index --find-links wheels`"
+            f"run `{install_command('cpu')}`, or for a GPU of NVIDIA `{install_command('cuda')}`, never both; offline "
+            "add `--no-index --find-links wheels`"
         )
     return f"run `{shlex.quote(host.executable)} -m pip install --no-index --find-links wheels {requirement}`"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.folder import SIGNATURE
+from ...runtime.bundle.policy import Policy, read_signature
 from ...runtime.errors import OrtkitError
 from .finding import Finding, error, failed, note, ok
 
@@ -30,8 +31,8 @@ class Trust:
     """Why the policy cannot be used."""
     verifiers: tuple[str, ...] = ()
     """What can verify signatures here: the package `cryptography`, the command `openssl`."""
-    policy: Any = None
-    """The Policy itself; None for an ortkit without policies, and where it cannot be used."""
+    policy: Policy | None = None
+    """The Policy itself; None where it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,31 @@ class SignatureState:
     """Why the signature is not trusted, or the policy refuses the bundle."""
 
 
-def policy_module() -> Any:
-    """The module with the policy; None for an ortkit without it."""
-    try:
-        return import_module("ortkit.runtime.bundle.policy")
-    except ModuleNotFoundError:
-        return None
-
-
 def look_at_trust() -> Trust:
     """Read the policy; raises nothing for one that cannot be used."""
     found = {"cryptography": find_spec("cryptography"), "openssl": shutil.which("openssl")}
     verifiers = tuple(name for name, where in found.items() if where is not None)
-    module = policy_module()
-    if module is None:
-        return Trust(verifiers=verifiers)
     try:
-        policy = module.Policy.current()
+        policy = Policy.current()
     except OrtkitError as problem:
         return Trust(problem=problem, verifiers=verifiers)
     path = None if policy.path is None else str(policy.path)
     return Trust(path, len(policy.trusted), policy.require_signature, None, verifiers, policy)
 
 
-def look_at_signature(
-    trust: Trust, folder: Path, name: str, release: int | None, files: Mapping[str, str]
-) -> SignatureState:
+def look_at_signature(trust: Trust, bundle: Bundle, files: Mapping[str, str]) -> SignatureState:
     """Verify a bundle's signature by the policy, whose record of releases is read and not changed.
 
     `files` are all files of the bundle with their sha256, the manifest too.
     """
-    module, policy = policy_module(), trust.policy
+    policy = trust.policy
     signed = False
     try:
-        if module is None:
-            return SignatureState(signed)
-        signed = module.read_signature(folder / module.SIGNATURE) is not None
+        signed = read_signature(bundle.path / SIGNATURE) is not None
         if policy is None or not (policy.require_signature or (signed and policy.trusted)):
             return SignatureState(signed)
-        signer = str(policy.verify(folder, files))
-        policy.releases.check(name, release)
+        signer = str(policy.verify(bundle.path, files))
+        policy.releases.check(bundle.manifest.name, bundle.manifest.release)
     except OrtkitError as problem:
         return SignatureState(signed, None, problem)
     return SignatureState(signed, signer)
@@ -103,7 +89,7 @@ def check_trust(trust: Trust) -> Iterator[Finding]:
             "policy",
             trust.problem,
             "no bundle is opened while the policy cannot be used",
-            "mend it, or remove it: `docs/appliance.md`, Signatures",
+            "mend it: `docs/signing.md`",
             **facts,
         )
     elif trust.required and not trust.verifiers:

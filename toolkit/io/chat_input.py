@@ -10,7 +10,7 @@ import click
 
 from ..console.interrupts import interrupt_handled
 from ..console.terminal import styled
-from .inputs import as_typed, decode
+from .input_format import as_typed, decode
 
 _PROMPT, _MORE = "> ", ". "
 """Prompts for the first line of a message and for the next ones."""

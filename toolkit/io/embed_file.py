@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from ...runtime.bundle.bundle import MANIFEST, sha256_of
-from ...runtime.bundle.writer import flush
+from ...runtime.bundle.blob_store import flush
 from ...runtime.errors import InputError, OrtkitError
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
@@ -37,8 +36,7 @@ def embed_to_file(
     files = OutputFiles(target)
     input_size = _regular_size(stream)
     source = HashedSource(stream)
-    digest = sha256_of(run.embedder.bundle.path / MANIFEST)
-    done = begun = ResumeState(bundle=digest, options=options, input_size=input_size or 0)
+    done = begun = ResumeState(bundle=run.embedder.bundle.digest, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
             done = resume_state(files, begun, source=source)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...runtime.errors import InputError, NotFoundError, TextError, TextTooLongError
-from .inputs import InputFormat
+from .input_format import InputFormat
 from .texts import TextRecord
 from .warnings_report import TextWarnings
 from .writers import NpyPipeWriter, OutputFormat, Record, Writer, writer_for

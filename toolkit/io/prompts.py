@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import InputError
-from .inputs import FailedRecord, InputFormat, Item, ItemReader, Position, Source, decode, quoted
+from .input_format import InputFormat, Position, Source, decode
+from .inputs import FailedRecord, Item, ItemReader
+from .json_values import quoted
 from .texts import InputOptions, check_unicode, field_of, with_text_hint
 
 if TYPE_CHECKING:

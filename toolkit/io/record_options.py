@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import InputError
 from .answer_options import AnswerOptions
-from .inputs import quoted
+from .json_values import quoted
 
 KINDS: Mapping[str, type] = {
     "max_tokens": int,

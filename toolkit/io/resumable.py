@@ -19,13 +19,13 @@ from typing import BinaryIO
 
 import click
 
+from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.records import read_record, write_record
-from ...runtime.bundle.writer import flush
 from ...runtime.errors import InputError, OutputError
 from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
 from .embed_run import EmbedOptions
-from .inputs import InputFormat, Position, Source
+from .input_format import InputFormat, Position, Source
 from .warnings_report import TextWarnings
 
 _BLOCK = 1 << 20

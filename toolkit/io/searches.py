@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import InputError
-from .inputs import FailedRecord, InputFormat, Item, ItemReader, Position, Source, quoted
+from .input_format import InputFormat, Position, Source
+from .inputs import FailedRecord, Item, ItemReader
+from .json_values import quoted
 from .prompts import located
 from .record_options import refuse_search_options
 from .texts import FIELD, InputOptions, TextRecord, check_unicode, field_of

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError
-from .inputs import TEXT_HINT, FailedRecord, InputFormat, Item, ItemReader, Position, Source, detect_format, quoted
+from .input_format import TEXT_HINT, InputFormat, Position, Source, detect_format
+from .inputs import FailedRecord, Item, ItemReader
+from .json_values import quoted
 
 FIELD = "text"
 """Name of the text field, unless `--field` gives another."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..console.terminal import say
-from .inputs import as_typed
+from .input_format import as_typed
 from .texts import TextRecord
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, Decoder, InputError, Precision, UnsupportedModelError
 from ortkit.exporters import export
-from ortkit.exporters.decoder.float16 import convert_to_float16
-from ortkit.exporters.decoder.float16_cache import convert_cache_to_float16
+from ortkit.exporters.decoder.float16 import convert_cache_to_float16, convert_to_float16
 from ortkit.exporters.decoder.passes import share_embedding
 from ortkit.exporters.decoder.tracing import rebuild
 from ortkit.exporters.export_stage import bundle_name

@@ -13,7 +13,7 @@ from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
 from ortkit.exporters.encoder.recipe_search import FIRST_PRECISE, PRECISE
-from ortkit.exporters.encoder.task import RerankerTask
+from ortkit.exporters.encoder.reranker_task import RerankerTask
 from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer

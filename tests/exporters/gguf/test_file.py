@@ -20,7 +20,7 @@ from ortkit.exporters.gguf.header import read_header
 from ortkit.exporters.gguf.metadata import ARCHITECTURES, GgufFile, open_gguf
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.sources import find_checkpoint
-from ortkit.runtime.decoder.decoder import encode_exactly
+from ortkit.runtime.decoder.prompt import encode_exactly
 from ortkit.runtime.errors import CheckpointError, NotFoundError, OrtkitError, UnsupportedModelError
 from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.text.messages import Message

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from ortkit.exporters.encoder.attention import merge_attention
-from ortkit.exporters.encoder.flatten import (
+from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
+from ortkit.exporters.graph.attention import merge_attention
+from ortkit.exporters.graph.flatten import (
     assume_whole_texts,
     drop_token_types,
     give_tokens_first,
@@ -16,7 +17,6 @@ from ortkit.exporters.encoder.flatten import (
     run_on_rows,
     shapes_from_ids,
 )
-from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
 from ortkit.exporters.graph.nodes import batch_and_length, constant, linears
 from ortkit.exporters.graph.passes import (
     RMS_NORM,

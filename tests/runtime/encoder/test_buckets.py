@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, BundleError, Embedder, Kind, Pooling, Provider, Reranker, Scores
-from ortkit.runtime.bundle.bundle import GRAPH, MANIFEST, TOKENIZER
-from ortkit.runtime.bundle.folder import DraftBundle
+from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
+from ortkit.runtime.bundle.folder import MANIFEST, DraftBundle
 from ortkit.runtime.bundle.manifest import Buckets, EmbedderFacts, Layout, Manifest, PairFacts, RerankerFacts
 from ortkit.runtime.bundle.writer import BundleWriter
 from ortkit.runtime.encoder.buckets import BucketChoice

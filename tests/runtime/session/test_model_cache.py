@@ -8,8 +8,9 @@ import pytest
 
 from ortkit import Bundle, Provider
 from ortkit.runtime.bundle.manifest import Buckets, Layout
+from ortkit.runtime.cache_folder import cache_folder, usable_folder
 from ortkit.runtime.session.config import SessionConfig
-from ortkit.runtime.session.model_cache import cache_folder, model_cache_of, usable_folder
+from ortkit.runtime.session.model_cache import model_cache_of
 from tests.tiny_bundles import rehash, write_embedder
 
 

@@ -20,8 +20,7 @@ def test_all_variables_that_the_code_reads_are_known() -> None:
     named = {found for path in sources for found in re.findall(r"ORTKIT_[A-Z_]+[A-Z]", path.read_text("utf-8"))}
 
     assert len(sources) > 100
-    # The policy comes with signatures.
-    assert named | {"ORTKIT_POLICY"} == set(VARIABLES)
+    assert named == set(VARIABLES)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_good_imports() -> None:
                 "why: it runs every model; before 1.30 LLMs crash or give wrong tokens\n"
                 "do: run `pip install 'onnxruntime>=1.30'`, or for a GPU of NVIDIA `pip install 'onnxruntime-gpu>=1.30' "
                 "'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-cudnn-cu13~=9.0' 'nvidia-curand~=10.0'`, never "
-                "both; without a network add `--no-index --find-links wheels`\nexit: 1"
+                "both; offline add `--no-index --find-links wheels`\nexit: 1"
             ),
         ),
         (
@@ -115,7 +115,7 @@ def test_good_imports() -> None:
                 "why: it runs every model; before 1.30 LLMs crash or give wrong tokens\n"
                 "do: run `pip install 'onnxruntime>=1.30'`, or for a GPU of NVIDIA `pip install 'onnxruntime-gpu>=1.30' "
                 "'nvidia-cublas~=13.0' 'nvidia-cuda-runtime~=13.0' 'nvidia-cudnn-cu13~=9.0' 'nvidia-curand~=10.0'`, never "
-                "both; without a network add `--no-index --find-links wheels`\nexit: 1"
+                "both; offline add `--no-index --find-links wheels`\nexit: 1"
             ),
         ),
         (

@@ -40,7 +40,7 @@ REQUIRED = Trust(POLICY, 2, required=True, verifiers=("openssl",))
             (
                 "error policy: the policy `/p` is not valid TOML\n"
                 "why: no bundle is opened while the policy cannot be used\n"
-                "do: mend it, or remove it: `docs/appliance.md`, Signatures\nexit: 2"
+                "do: mend it: `docs/signing.md`\nexit: 2"
             ),
         ),
         (

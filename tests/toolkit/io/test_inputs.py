@@ -10,7 +10,8 @@ import lzma
 import pytest
 
 from ortkit import InputError
-from ortkit.toolkit.io.inputs import BLOCK, FailedRecord, InputFormat, Item, ItemReader, Position, Source, detect_format
+from ortkit.toolkit.io.input_format import BLOCK, InputFormat, Position, Source, detect_format
+from ortkit.toolkit.io.inputs import FailedRecord, Item, ItemReader
 from ortkit.toolkit.io.texts import InputOptions, TextRecord, from_stream
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from ortkit import InputError
-from ortkit.toolkit.io.inputs import InputFormat, Source
+from ortkit.toolkit.io.input_format import InputFormat, Source
 from ortkit.toolkit.io.texts import InputOptions, TextRecord, from_arguments, from_stream
 
 

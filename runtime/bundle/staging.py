@@ -1,0 +1,78 @@
+"""A staging folder beside a target: what is written there is renamed to the target when it is complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from ..output_path import try_lock
+
+_STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
+"""Names of staging folders."""
+_LONGEST_UNLOCKED = 3600.0
+"""Seconds after which an unlocked staging folder is abandoned, whatever process has its PID."""
+
+
+class StagingFolder:
+    """Context manager that creates a folder beside `target`, and removes it with all that is left in it.
+
+    The target's parents are created, and staging folders that killed processes left beside it are removed.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.absolute()
+        self.path = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        self.lock: int | None = None
+
+    def __enter__(self) -> Path:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.target.parent)
+        self.path.mkdir()
+        # Locked while the process lives, so that no other process removes this folder as abandoned.
+        self.lock = os.open(self.path, os.O_RDONLY)
+        try_lock(self.lock, wait=True)
+        return self.path
+
+    def __exit__(self, *_error: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the staging folders that killed processes left in a folder."""
+    for path in folder.glob(".*.partial"):
+        found = _STAGING.fullmatch(path.name)
+        if found is not None and _is_abandoned(path, int(found["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(staging: Path, pid: int) -> bool:
+    """Whether no process writes to a staging folder any more.
+
+    A writer holds a lock, but only after it has created the folder, so its process must have ended too. PIDs are
+    reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
+    """
+    try:
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
+        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
+    finally:
+        os.close(lock)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

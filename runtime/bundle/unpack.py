@@ -1,0 +1,126 @@
+"""Unpack a bundle from a pack: atomic, verified, and with the files that a small pack leaves out from other bundles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from .blob_store import Progress, cannot_write, flush
+from .bundle import Bundle, is_regular
+from .folder import MANIFEST
+from .manifest import Manifest, manifest_from_json
+from .oci_layout import BUNDLE, Artifact, OciLayout
+from .staging import StagingFolder
+
+SBOM = "sbom.cdx.json"
+"""A layer of a pack beside the bundle's files; `ortkit inspect --sbom` prints it."""
+SIGNATURE = "model.sig"
+_LARGEST_MANIFEST = 1 << 20
+"""Bytes, as `Bundle.open` has it."""
+_SPARE = 1 << 20
+"""Bytes to leave free on a disk: folders and file systems need some."""
+
+
+def bundles_in(layout: OciLayout) -> list[Artifact]:
+    """The bundles of a pack; raises BundleError where it has none."""
+    found = [artifact for artifact in layout.artifacts if artifact.kind == BUNDLE]
+    if not found:
+        raise BundleError(f"the pack `{layout.path}` contains no bundle")
+    return found
+
+
+def packed_manifest(layout: OciLayout, artifact: Artifact) -> Manifest:
+    """The manifest of a bundle in a pack; raises BundleError where the layers are not the files that it lists."""
+    blob = artifact.layers.get(MANIFEST)
+    if blob is None:
+        raise BundleError(f"`{artifact.name}` in the pack `{layout.path}` is not a bundle: it has no `{MANIFEST}`")
+    try:
+        manifest = manifest_from_json(layout.read(blob, _LARGEST_MANIFEST).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BundleError(f"`{MANIFEST}` of `{artifact.name}` is not valid UTF-8") from error
+    listed = {name: (record.size, record.sha256) for name, record in manifest.files.items()}
+    layers = {
+        name: (layer.size, layer.sha256)
+        for name, layer in artifact.layers.items()
+        if name not in (MANIFEST, SBOM, SIGNATURE)
+    }
+    for name in sorted(listed.keys() | layers.keys()):
+        if listed.get(name) != layers.get(name):
+            raise BundleError(
+                f"the layer `{name}` of `{artifact.name}` in the pack `{layout.path}` is not the file that its "
+                f"`{MANIFEST}` lists"
+            )
+    return manifest
+
+
+def unpack(
+    layout: OciLayout,
+    artifact: Artifact,
+    target: Path,
+    *,
+    have: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write a bundle of a pack to a new folder, as verified as `Bundle.open` returns it.
+
+    `have` maps digests to files of this machine, for what the pack leaves out. The folder appears in one step when all
+    is on the disk, and never where this raises: OutputError for an existing target or a full disk, and BundleError.
+    """
+    check_targets([target])
+    packed_manifest(layout, artifact)
+    try:
+        with StagingFolder(target) as staging:
+            folder = staging / "bundle"
+            left_out = layout.missing(artifact)
+            _check_space(staging, sum(blob.size for name, blob in artifact.layers.items() if name not in left_out))
+            names = artifact.layers.keys() - {SBOM}
+            layout.extract(artifact, folder, have=have, names=names, progress=progress)
+            opened = Bundle.listed(folder)
+            os.rename(folder, target)
+            flush(target.absolute().parent)
+    except OrtkitError:
+        raise
+    except OSError as error:
+        raise cannot_write(error, target) from error
+    return Bundle(target, opened.manifest)
+
+
+def check_targets(targets: Iterable[Path]) -> None:
+    """Raise OutputError for the first path that exists."""
+    for target in targets:
+        if os.path.lexists(target):
+            raise OutputError(
+                f"`{target}` exists, and unpacking replaces nothing",
+                hint="name another folder with `-o`, or remove it",
+            )
+
+
+def _check_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size + _SPARE > free:
+        raise OutputError(f"`{folder.parent}` has {free / 1e6:.0f} MB free; unpacking needs {size / 1e6:.0f} MB")
+
+
+def files_by_digest(folders: Iterable[Path]) -> dict[str, Path]:
+    """Digest -> path of the files of bundles: folders that are bundles, or that have some in them.
+
+    The digests are those of the manifests, so whoever uses a file hashes it. Raises NotFoundError for a folder that
+    does not exist; bundles that cannot be used are passed over.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFoundError(f"there is no folder `{folder}`")
+        for path in [folder] if is_regular(folder / MANIFEST) else sorted(folder.iterdir()):
+            if not path.is_dir():
+                continue
+            try:
+                bundle = Bundle.listed(path)
+            except OrtkitError:
+                continue
+            for name, record in bundle.manifest.files.items():
+                found.setdefault(f"sha256:{record.sha256}", path / name)
+    return found

@@ -1,0 +1,36 @@
+"""Prompts as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from ..bundle.manifest import DecoderFacts
+from ..errors import InputError
+from ..text.safe_tokenizer import SafeTokenizer
+
+Prompt = str | Sequence[int]
+"""A raw text, or token ids."""
+
+
+def encode_text(tokenizer: SafeTokenizer, facts: DecoderFacts, text: str) -> list[int]:
+    """Convert a raw text to token ids, with a beginning-of-sequence token where the model has one."""
+    return begun(encode_exactly(tokenizer, text), facts)
+
+
+def begun(ids: list[int], facts: DecoderFacts) -> list[int]:
+    """Add the beginning-of-sequence token where the model has one, unless `ids` begin with it."""
+    bos = [facts.bos_id] if facts.add_bos and facts.bos_id is not None else []
+    return ids if ids[:1] == bos else [*bos, *ids]
+
+
+def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
+    """Convert a text to token ids without adding special tokens."""
+    return tokenizer.encode(text)
+
+
+def checked_id(id_: object, place: int) -> int:
+    """Convert any integer, such as numpy's, to an int; raises InputError for anything else."""
+    if not isinstance(id_, SupportsIndex):
+        raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
+    return id_.__index__()

@@ -1,0 +1,291 @@
+"""`ortkit keygen`, `sign` and `verify --trusted-key`: what they print, their errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ortkit.exporters.packaging.sign import generate_key
+from ortkit.runtime.bundle.public_key import TrustedKey
+from tests.commands import Finished
+from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
+from tests.tiny_bundles import write_embedder
+
+Ortkit = Callable[..., Finished]
+
+
+@pytest.fixture(scope="module")
+def unsigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embedder(tmp_path_factory.mktemp("tiny") / "embedder").path
+
+
+@pytest.fixture
+def bundle(unsigned: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(unsigned, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    generate_key(tmp_path / "key.pem", tmp_path / "key.pub")
+    return tmp_path / "key.pem"
+
+
+def fingerprint(path: Path) -> str:
+    return TrustedKey.read(path.with_suffix(".pub")).key.fingerprint
+
+
+def test_keygen(ortkit: Ortkit, tmp_path: Path) -> None:
+    finished = ortkit("keygen", "-o", tmp_path / "my.pem")
+
+    assert finished.code == 0
+    assert finished.out.decode() == (
+        f"private key  {tmp_path / 'my.pem'}\n"
+        f"public key   {tmp_path / 'my.pub'} (sha256 {fingerprint(tmp_path / 'my.pem')})\n"
+    )
+    again = ortkit("keygen", "-o", tmp_path / "my.pem", "--public", tmp_path / "other.pub")
+    assert again.code == 1
+    assert again.err == (
+        f"error: `{tmp_path / 'my.pem'}` exists, and a key is never replaced\n\n"
+        "hint: name another file, or move that one away\n"
+    )
+    assert not (tmp_path / "other.pub").exists()
+
+
+def test_keygen_with_one_name_for_both_keys(ortkit: Ortkit, tmp_path: Path) -> None:
+    finished = ortkit("keygen", "-o", tmp_path / "key.pub")
+
+    assert finished.code == 2
+    assert f"`{tmp_path / 'key.pub'}` is the name of both keys" in finished.err
+
+
+def test_a_passphrase_from_a_file(ortkit: Ortkit, tmp_path: Path, bundle: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("correct horse\nsecond line\n")
+    assert ortkit("keygen", "-o", tmp_path / "key.pem", "--passphrase-file", secret).code == 0
+    assert "ENCRYPTED" in (tmp_path / "key.pem").read_text()
+
+    finished = ortkit("sign", bundle, "--key", tmp_path / "key.pem", "--passphrase-file", secret)
+    assert finished.code == 0
+    assert "correct horse" not in finished.out.decode() + finished.err
+    asked = ortkit("sign", bundle, "--key", tmp_path / "key.pem")
+    assert asked.code == 2
+    assert asked.err == (
+        "error: stdin is not a terminal, so ortkit cannot ask for the passphrase of the key\n\n"
+        "hint: write it into a file that only you can read, and name that with `--passphrase-file`\n"
+    )
+    secret.write_text("\n")
+    empty = ortkit("sign", bundle, "--key", tmp_path / "key.pem", "--passphrase-file", secret)
+    assert (empty.code, f"the passphrase in `{secret}` is empty" in empty.err) == (2, True)
+    missing = ortkit("sign", bundle, "--key", tmp_path / "key.pem", "--passphrase-file", tmp_path / "no")
+    assert (missing.code, f"there is no file `{tmp_path / 'no'}`" in missing.err) == (5, True)
+
+
+def test_sign_and_verify(ortkit: Ortkit, bundle: Path, key: Path) -> None:
+    finished = ortkit("sign", bundle, "--key", key, "--release", "7")
+    public = key.with_suffix(".pub")
+
+    assert finished.code == 0
+    assert finished.out.decode() == (
+        f"signed {bundle}: 3 files, release 7; the signature is {bundle / 'model.sig'}\n"
+        f"verify with a public key of sha256 {fingerprint(key)}\n"
+    )
+    verified = ortkit("verify", bundle, "--trusted-key", public)
+    assert verified.code == 0
+    assert verified.out.decode().splitlines()[2] == (
+        f"signature    key `{public}` (sha256 {fingerprint(key)[:16]}...); release 7"
+    )
+    fields = json.loads(ortkit("verify", bundle, "--trusted-key", public, "--json").out)[0]
+    assert fields["release"] == 7
+    assert fields["signer"] == {
+        "name": "tiny-embedder",
+        "trusted_by": str(public),
+        "fingerprint": fingerprint(key),
+        "common_name": None,
+    }
+    inspected = ortkit("inspect", bundle)
+    assert "release      7" in inspected.out.decode().splitlines()
+
+
+def test_verify_without_a_key(ortkit: Ortkit, bundle: Path, key: Path) -> None:
+    assert "signature    none" in ortkit("verify", bundle).out.decode().splitlines()
+    assert json.loads(ortkit("verify", bundle, "--json").out)[0]["signer"] is None
+    ortkit("sign", bundle, "--key", key)
+    assert "signature    not verified: no key is trusted here; `--trusted-key` names one" in (
+        ortkit("verify", bundle).out.decode().splitlines()
+    )
+
+
+def test_verify_refuses(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None:
+    """Exit code 7, and the graph is not opened."""
+    public = key.with_suffix(".pub")
+    unsigned = ortkit("verify", bundle, "--trusted-key", public)
+    assert unsigned.code == 7
+    assert f"error: `{bundle}` is not signed, and a signature is required\n" in unsigned.err
+    assert "graph" not in unsigned.out.decode()
+
+    signed(bundle, signing_key())
+    wrong = ortkit("verify", bundle, "--trusted-key", public)
+    assert wrong.code == 7
+    assert wrong.err.startswith(f"error: `{bundle / 'model.sig'}` is by a key (sha256 ")
+    assert wrong.out.decode().endswith(f"failed: {bundle}\n")
+    fields = json.loads(ortkit("verify", bundle, "--trusted-key", public, "--json").out)[0]
+    assert (fields["ok"], fields["signer"], fields["error"]["exit_code"]) == (False, None, 7)
+
+    assert ortkit("verify", bundle, "--trusted-key", tmp_path / "no.pub").code == 5
+    assert ortkit("verify", bundle, "--trusted-key", bundle / "manifest.json").code == 2
+    private = ortkit("verify", bundle, "--trusted-key", key)
+    assert private.code == 2
+    assert f"error: `{key}` is a private key, and a public key is needed to verify" in private.err
+
+
+def test_two_trusted_keys(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None:
+    """While one key replaces another."""
+    new = signing_key()
+    write_public(tmp_path / "new.pub", new)
+    both = ("--trusted-key", key.with_suffix(".pub"), "--trusted-key", tmp_path / "new.pub")
+    ortkit("sign", bundle, "--key", key)
+    assert ortkit("verify", bundle, *both).code == 0
+    signed(bundle, new)
+    assert ortkit("verify", bundle, *both).code == 0
+
+
+def test_certificates(ortkit: Ortkit, bundle: Path, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    root = issue_authority("Models of Example")
+    middle = issue_authority("Department", root)
+    leaf = issue("Builder 7", middle, purposes=[CODE_SIGNING])
+    (tmp_path / "leaf.pem").touch(0o600)
+    (tmp_path / "leaf.pem").write_bytes(
+        leaf.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    (tmp_path / "chain.pem").write_bytes(leaf.pem + middle.pem)
+    (tmp_path / "root.pem").write_bytes(root.pem)
+    (tmp_path / "other.pem").write_bytes(issue_authority("Models of Example").pem)
+
+    finished = ortkit("sign", bundle, "--key", tmp_path / "leaf.pem", "--certificate-chain", tmp_path / "chain.pem")
+    assert finished.code == 0, finished.err
+    verified = ortkit("verify", bundle, "--trusted-certificate", tmp_path / "root.pem")
+    assert verified.code == 0
+    assert verified.out.decode().splitlines()[2] == (
+        f"signature    certificate `Builder 7` (sha256 {leaf.ours.fingerprint[:16]}...), "
+        f"trusted by `{tmp_path / 'root.pem'}`"
+    )
+    refused = ortkit("verify", bundle, "--trusted-certificate", tmp_path / "other.pem")
+    assert refused.code == 7
+    assert "is not trusted: the signature of the certificate `Department`" in refused.err
+
+
+def test_sign_refuses(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None:
+    assert ortkit("sign", bundle, "--key", tmp_path / "no.pem").code == 5
+    assert ortkit("sign", tmp_path / "none", "--key", key).code == 5
+    assert ortkit("sign", bundle, "--key", key, "--release", "0").code == 2
+    (bundle / "model.onnx").write_bytes(b"")
+    assert ortkit("sign", bundle, "--key", key).code == 7
+    (tmp_path / "file.tar").write_text("not a pack")
+    assert ortkit("sign", tmp_path / "file.tar", "--key", key).code == 7
+
+
+def test_a_pack(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None:
+    ortkit("sign", bundle, "--key", key)
+    assert ortkit("pack", bundle, "-o", tmp_path / "models.tar").code == 0
+    finished = ortkit("sign", tmp_path / "models.tar", "--key", key)
+
+    assert finished.code == 0
+    assert f"the signature is {tmp_path / 'models.tar.sig'}\n" in finished.out.decode()
+    released = ortkit("sign", tmp_path / "models.tar", "--key", key, "--release", "7")
+    assert released.code == 2
+    assert "hint: sign the bundles with `--release`, then pack them again" in released.err
+
+
+@pytest.fixture
+def required(tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A policy that requires signatures by the key."""
+    path = tmp_path / "policy.toml"
+    path.write_text(
+        f'trusted_keys = ["{key.with_suffix(".pub").name}"]\nrequire_signature = true\nstate = "releases.json"\n'
+    )
+    monkeypatch.setenv("ORTKIT_POLICY", str(path))
+    return path
+
+
+COMMANDS = {
+    "inspect": ["inspect"],
+    "verify": ["verify"],
+    "embed": ["embed", "hello"],
+    "providers": ["providers"],
+    "bench": ["bench"],
+    "pack": ["pack", "-o", "models.tar"],
+}
+
+
+@pytest.mark.usefixtures("required")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_obey_the_policy(
+    ortkit: Ortkit, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, *options = COMMANDS[name]
+    finished = ortkit(command, bundle, *options)
+
+    assert finished.code == 7
+    assert f"`{bundle}` is not signed, and the policy `" in finished.err
+
+
+def test_list_names_what_the_policy_refuses(
+    ortkit: Ortkit, bundle: Path, required: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTKIT_BUNDLES", str(bundle.parent))
+    fields = {entry["name"]: entry for entry in json.loads(ortkit("list", "--json").out)}
+
+    assert fields["bundle"]["error"] == f"`{bundle}` is not signed, and the policy `{required}` requires a signature"
+
+
+def test_verify_obeys_the_policy(ortkit: Ortkit, bundle: Path, key: Path, required: Path) -> None:
+    ortkit("sign", bundle, "--key", key, "--release", "7")
+    verified = ortkit("verify", bundle)
+    assert verified.code == 0
+    assert f"signature    key `{key.with_suffix('.pub')}`" in verified.out.decode()
+    assert json.loads((required.parent / "releases.json").read_text()) == {"releases": {"tiny-embedder": 7}}
+
+    ortkit("sign", bundle, "--key", key, "--release", "6")
+    older = ortkit("verify", bundle)
+    assert older.code == 7
+    assert older.err == (
+        "error: `tiny-embedder` has release 6, and release 7 was trusted on this machine before\n\n"
+        "hint: install the newer one, or run `ortkit verify BUNDLE --allow-downgrade` to go back\n"
+    )
+    assert ortkit("verify", bundle, "--allow-downgrade").code == 0
+    assert ortkit("verify", bundle).code == 0
+    assert json.loads((required.parent / "releases.json").read_text()) == {"releases": {"tiny-embedder": 6}}
+
+
+def test_a_wrong_policy_is_an_error_of_every_command(ortkit: Ortkit, bundle: Path, required: Path) -> None:
+    required.write_text("require_signature = maybe\n")
+    finished = ortkit("inspect", bundle)
+
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: the policy `{required}` is not valid TOML: ")
+
+
+def test_without_cryptography(ortkit: Ortkit, bundle: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signing names the extra; verifying goes on with `openssl`."""
+    ortkit("sign", bundle, "--key", key)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    for command in (["sign", bundle, "--key", key], ["keygen", "-o", bundle.parent / "new.pem"]):
+        finished = ortkit(*command)
+        assert finished.code == 1
+        assert finished.err.startswith(
+            "error: what signs bundles is not installed here: `cryptography` cannot be imported\n\nhint: "
+        )
+        assert "[sign]" in finished.err
+    assert ortkit("verify", bundle, "--trusted-key", key.with_suffix(".pub")).code == 0
