@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from weakref import WeakSet
 
 from ..bundle.folder import BundleFolder
@@ -49,10 +50,18 @@ class CacheRoom:
         self.size = round((left - beside) / each * token_size(facts))
         """Bytes that KV caches may take together."""
         self._caches: WeakSet[KVCache] = WeakSet()
+        self._growing = threading.Lock()
 
     def new_cache(self, identity: str, context: int) -> KVCache:
         """An empty KV cache that takes its memory from this room."""
-        cache = KVCache(self.facts, identity=identity, limit=context, available=self.available, remedy=self.remedy)
+        cache = KVCache(
+            self.facts,
+            identity=identity,
+            limit=context,
+            available=self.available,
+            remedy=self.remedy,
+            growing=self._growing,
+        )
         self._caches.add(cache)
         return cache
 

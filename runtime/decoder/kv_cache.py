@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,12 +69,14 @@ class KVCache:
         memory: CacheMemory | None = None,
         available: Callable[[], int | None] | None = None,
         remedy: Callable[[int], str] | None = None,
+        growing: AbstractContextManager[object] | None = None,
     ) -> None:
         """Make an empty cache for at most `limit` tokens, by default the model's context.
 
         `identity` is `identity_of` the bundle, since a cache is valid for one model only. `memory` has the buffers, by
         default the process's own. `available` returns the free memory in bytes, by default that of `memory`. `remedy`
-        says how to get so many bytes more, by default to free memory.
+        says how to get so many bytes more, by default to free memory. `growing` is held while the cache grows: a lock of
+        caches that share a room.
         """
         self.facts = facts
         self.identity = identity
@@ -81,6 +84,7 @@ class KVCache:
         self.memory = memory or HostMemory()
         self.available = available or self.memory.available
         self.remedy = remedy or _free_memory
+        self._growing = growing or nullcontext()
         self.ids: list[int] = []
         self.turn = 0
         """Counts the answers that used the cache: the last one may go on."""
@@ -147,6 +151,10 @@ class KVCache:
         """
         if tokens <= self.capacity:
             return
+        with self._growing:
+            self._grow(tokens)
+
+    def _grow(self, tokens: int) -> None:
         self.check(tokens)
         capacity = max(self.capacity, FIRST_CAPACITY)
         while capacity < tokens:

@@ -2,8 +2,8 @@
 
 It is on the resident memory (RSS) as the system counts it: Python and its libraries, the tokenizer, the weights (once
 as onnxruntime packs them; while a graph is opened also the pages of its files), activations and KV caches. What the
-process has taken when a model is opened counts, so several models share one limit. What would exceed it is refused
-before it is allocated, with what would fit.
+process has taken when a model is opened counts; a model that is open already does not know of those opened after it,
+and may still fill its own limit. What would exceed it is refused before it is allocated, with what would fit.
 """
 
 from __future__ import annotations

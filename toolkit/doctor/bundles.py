@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _DAY = 86_400
 _MEMORY_EXIT = 9
+_PROCESS = 56 << 20
+"""Bytes of the command line with its libraries, as measured."""
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "jinja2")
 """Modules without which a bundle cannot be tried."""
 
@@ -116,7 +118,7 @@ def needs_of(bundle: Bundle) -> Needs:
 
     manifest = bundle.manifest
     if manifest.decoder is None:
-        return Needs(size_to_open(bundle))
+        return Needs(_PROCESS + size_to_open(bundle))
     footprint = footprint_of(manifest, manifest.decoder)
     return Needs(footprint.weights + PROCESS, tuple((one.tokens, one.total) for one in footprint.lengths))
 

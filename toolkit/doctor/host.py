@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import locale
 import os
 import platform
@@ -13,15 +14,18 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...runtime.arguments import size_of
 from ...runtime.cache_folder import cache_folder
+from ...runtime.errors import InputError
 from ...runtime.output_path import bundles_folder
 from ...runtime.session.cores import Cores, find_cores
 from ...runtime.session.cpu import cpu_flags
 from ...runtime.session.memory import Limit, limits_of_memory
+from ...runtime.session.memory_limit import VARIABLE
 from .packages import Imported, Package, find_packages, import_all
 
 _MEMINFO = Path("/proc/meminfo")
@@ -133,7 +137,7 @@ def look_at_host() -> Host:
         executable=sys.executable,
         cpu_flags=cpu_flags(),
         cores=find_cores(),
-        memory=tuple(limits_of_memory()),
+        memory=(*limits_of_memory(), *limit_of_variable(environment)),
         total_memory=meminfo("MemTotal"),
         swap=find_swap(),
         open_files=find_open_files(),
@@ -159,6 +163,13 @@ def initial_environment(path: Path = _ENVIRON) -> Mapping[str, str]:
         return dict(os.environ)
     pairs = (os.fsdecode(entry).partition("=") for entry in entries if b"=" in entry)
     return {name: value for name, _, value in pairs}
+
+
+def limit_of_variable(environment: Mapping[str, str]) -> Iterator[Limit]:
+    """The limit that ORTKIT_MAX_MEMORY sets; none for one that is not valid, which is a finding of its own."""
+    with contextlib.suppress(InputError):
+        if value := environment.get(VARIABLE):
+            yield Limit(size_of(value, VARIABLE), VARIABLE)
 
 
 def numbers_of(version: str) -> tuple[int, ...]:

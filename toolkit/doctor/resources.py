@@ -6,7 +6,8 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
-from ...runtime.session.memory import CONTROL_GROUP, RESIDENT, mebibytes
+from ...runtime.session.memory import ADDRESS_SPACE, CONTROL_GROUP, RESIDENT, mebibytes
+from ...runtime.session.memory_limit import VARIABLE
 from .finding import Finding, error, note, ok, warning
 from .host import Folder, Host
 
@@ -89,7 +90,9 @@ def check_memory(host: Host) -> Iterator[Finding]:
 def _memory_action(name: str) -> str:
     if name == CONTROL_GROUP:
         return "raise it: `docker run --memory 1g`, or `MemoryMax=1G` in the systemd unit"
-    if name.startswith("the limit"):
+    if name == VARIABLE:
+        return f"raise it: `export {VARIABLE}=1G`"
+    if name == ADDRESS_SPACE:
         return "raise it: `ulimit -v unlimited`"
     return "end other programs: `ps --sort -rss -eo rss,comm | head`"
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from ortkit.runtime.session.memory import Limit
 from ortkit.toolkit.doctor.host import (
     Libc,
     Swap,
@@ -18,6 +19,7 @@ from ortkit.toolkit.doctor.host import (
     find_temporary,
     find_token_files,
     initial_environment,
+    limit_of_variable,
     look_at_folder,
     look_at_host,
     numbers_of,
@@ -77,6 +79,11 @@ def test_the_environment_at_the_start(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert initial_environment(tmp_path / "environ") == {"A": "1", "B": "x=y", "C": "\udcff"}
     assert initial_environment(tmp_path / "none")["SET_LATER"] == "1"
+
+
+def test_the_limit_of_the_environment() -> None:
+    assert list(limit_of_variable({"ORTKIT_MAX_MEMORY": "512M"})) == [Limit(512 << 20, "ORTKIT_MAX_MEMORY")]
+    assert list(limit_of_variable({"ORTKIT_MAX_MEMORY": "much"})) == list(limit_of_variable({})) == []
 
 
 def test_swap(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ FULL = (
             ),
         ),
         (
+            check_memory,
+            {"memory": (Limit(64 << 20, "ORTKIT_MAX_MEMORY"),)},
+            (
+                "warning memory: 64 MiB are left by ORTKIT_MAX_MEMORY\n"
+                "why: even a small embedder takes about 192 MiB, libraries included\n"
+                "do: raise it: `export ORTKIT_MAX_MEMORY=1G`"
+            ),
+        ),
+        (
             check_swap,
             {},
             "ok swap: no swap: memory that runs out ends a process instead of slowing all of them",
