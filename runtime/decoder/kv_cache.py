@@ -75,8 +75,8 @@ class KVCache:
 
         `identity` is `identity_of` the bundle, since a cache is valid for one model only. `memory` has the buffers, by
         default the process's own. `available` returns the free memory in bytes, by default that of `memory`. `remedy`
-        says how to get so many bytes more, by default to free memory. `growing` is held while the cache grows: a lock of
-        caches that share a room.
+        says how to get so many bytes more, by default to free memory. `growing` is held while the cache grows: the
+        lock of caches that share a room.
         """
         self.facts = facts
         self.identity = identity

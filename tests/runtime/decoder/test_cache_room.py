@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
@@ -69,6 +70,21 @@ def test_caches_share_the_room(limited: Decoder) -> None:
         limited.prefill([3] * (61 - held))
     del first
     assert limited.new_cache().largest_that_fits() == 60
+
+
+def test_caches_grow_one_at_a_time(limited: Decoder) -> None:
+    """Two at once could both find the same room."""
+    shrink(limited, 60)
+    assert limited._room is not None
+    found: list[int] = []
+
+    with limited._room._growing:
+        thread = threading.Thread(target=lambda: found.append(limited.prefill([3] * 20).length))
+        thread.start()
+        thread.join(0.2)
+        assert found == []
+    thread.join(60)
+    assert found == [20]
 
 
 def test_a_context_that_does_not_fit(decoder: Decoder) -> None:
