@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: reading the catalog must not cost the seconds that torch takes to load. None of these names is
 # that of a module here, or what `from ortkit.exporters import` gives would depend on what was imported before.
-HOMES = {
+_HOMES = {
     "Exported": "ortkit.exporters.pipeline",
     "ModelSpec": "ortkit.exporters.checkpoint.catalog",
     "Origin": "ortkit.exporters.sources",
@@ -30,17 +30,17 @@ HOMES = {
     "load_catalog": "ortkit.exporters.checkpoint.catalog",
 }
 
-WITH_TORCH = ("Exported", "Origin", "export")
+_WITH_TORCH = ("Exported", "Origin", "export")
 """What is part of the export stage; the catalog is read without it."""
 
 __all__ = ["Exported", "ModelSpec", "Origin", "Progress", "export", "load_catalog"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in HOMES:
+    if name not in _HOMES:
         raise AttributeError(f"module `exporters` has no `{name}`")
-    if name in WITH_TORCH:
+    if name in _WITH_TORCH:
         need("export", *NEEDED)
-    value = getattr(importlib.import_module(HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

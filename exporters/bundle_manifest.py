@@ -7,7 +7,7 @@ from importlib.metadata import version
 import onnx_ir as ir
 
 from ..runtime.bundle.manifest import SCHEMA, Certificate, Kind, Layout, Manifest, Provider, TokenizerFacts
-from ..runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME, ONNXRUNTIME
+from ..runtime.session.onnxruntime_import import OLDEST_COREML, OLDEST_ONNXRUNTIME, ONNXRUNTIME
 from ..runtime.version import __version__
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.kind import lower_case, max_length
@@ -65,7 +65,7 @@ def make_manifest(
         quantization=None if quantized is None else quantized.quantization,
         blocks=None if quantized is None else quantized.blocks,
         certificate=certificate,
-        requires={ONNXRUNTIME: OLDEST_ONNXRUNTIME},
+        requires={ONNXRUNTIME: OLDEST_COREML if plan.provider is Provider.COREML else OLDEST_ONNXRUNTIME},
         layout=_layout_of(plan),
         buckets=buckets_for(facts.tokenizer.max_length) if plan.provider is Provider.COREML else None,
         made_with={"ortkit": __version__} | {library: version(library) for library in _LIBRARIES},

@@ -20,7 +20,7 @@ from .gguf.block_formats import BLOCK_READERS
 from .providers.cuda import check_attention
 from .providers.support import SUPPORT, check_architecture, check_head, check_supported
 
-THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
+_THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
 """The option that sets the accuracy threshold, by kind."""
 
 
@@ -100,8 +100,8 @@ def _checked_threshold(kind: Kind, given: Mapping[Kind, float | None]) -> float 
     for other, threshold in given.items():
         if threshold is not None and other is not kind:
             raise InputError(
-                f"`{THRESHOLD_OPTIONS[other]}` is for {other.value}s, and this is {kind.articled}",
-                hint=f"use `--{THRESHOLD_OPTIONS[kind].replace('_', '-')}`",
+                f"`{_THRESHOLD_OPTIONS[other]}` is for {other.value}s, and this is {kind.articled}",
+                hint=f"use `--{_THRESHOLD_OPTIONS[kind].replace('_', '-')}`",
             )
     return given[kind]
 
@@ -133,10 +133,10 @@ def check_precision(
             f"`source` keeps the blocks of a GGUF file, and `{checkpoint.name}` {without}",
             hint=f"choose one of {', '.join(f'`{one.value}`' for one in others)}",
         )
-    check_blocks(checkpoint)
+    _check_blocks(checkpoint)
 
 
-def check_blocks(checkpoint: Checkpoint) -> None:
+def _check_blocks(checkpoint: Checkpoint) -> None:
     """Raise UnsupportedModelError for blocks that cannot be kept as they are."""
     unknown = sorted(checkpoint.block_types - BLOCK_READERS.keys())
     if unknown:

@@ -15,6 +15,7 @@ from ..runtime.bundle.folder import DraftBundle
 from ..runtime.bundle.manifest import Manifest, Precision, manifest_to_json
 from ..runtime.bundle.writer import BundleWriter
 from .bundle_manifest import make_manifest, tokenizer_facts
+from .certification.probe import calibration_texts, probe_texts
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.files import license_files
 from .checkpoint.hashed_file import check_unchanged
@@ -102,8 +103,9 @@ def _trial_of(draft: DraftBundle, scratch: Path) -> Iterator[DraftBundle]:
 
 
 def _key_of(manifest: Manifest, threshold: float | None) -> str:
-    """The identity of an export for resuming: the checkpoint's hashes, versions, precision, threshold."""
-    return f"{manifest_to_json(manifest)}{threshold}\n"
+    """The identity of an export for resuming: the checkpoint's hashes, versions, precision, threshold, texts."""
+    sets = "\n".join(f"{one.name} {one.sha256}" for one in (probe_texts(), calibration_texts()))
+    return f"{manifest_to_json(manifest)}{threshold}\n{sets}\n"
 
 
 def copy_licenses(checkpoint: Checkpoint, folder: Path) -> None:

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 BYTES = "bytes"
 """The unit of downloads and of weights."""
-SECONDS_BETWEEN = 0.2
+_SECONDS_BETWEEN = 0.2
 """Seconds between two updates of a download."""
 
 
@@ -107,7 +107,7 @@ class DownloadCounter:
         """So many bytes of the current file are there."""
         self.current = size
         now = time.monotonic()
-        if self._progress is not None and now - self._last >= SECONDS_BETWEEN:
+        if self._progress is not None and now - self._last >= _SECONDS_BETWEEN:
             self._last = now
             self._progress.update(min(self._complete + size, self._total), self._total, BYTES)
 

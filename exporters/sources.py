@@ -36,7 +36,7 @@ from .hub.request import HubRequest, hub_request, notes_on
 from .progress import Progress
 
 GGUF = ".gguf"
-MAX_FILES = 1000
+_MAX_FILES = 1000
 """Files that an export downloads at most; the largest models have some hundred."""
 
 
@@ -100,7 +100,7 @@ def describe_source(
         return _describe_file(folder, source)
     if origin is Origin.FOLDER or source.startswith((".", "/", "~")):
         raise NotFoundError(f"there is no folder `{source}`")
-    request = hub_request(source, revision)
+    request = hub_request(source, revision, no="not a folder, a catalog name or a Hub id")
     if origin is Origin.WHEEL:
         return _describe_wheel(request, offline=offline)
     if offline or is_offline():
@@ -248,8 +248,8 @@ def needed_files(access: Access) -> list[HubFile]:
                 hint="look for a revision or a copy of it with `model.safetensors`",
             )
         raise CheckpointError(f"`{access.repo}` holds no weights: no `{WEIGHTS}`")
-    if len(files) > MAX_FILES:
-        raise CheckpointError(f"`{access.repo}` has {len(files):,} files for an export, and may have {MAX_FILES:,}")
+    if len(files) > _MAX_FILES:
+        raise CheckpointError(f"`{access.repo}` has {len(files):,} files for an export, and may have {_MAX_FILES:,}")
     for file in files:
         if (file.size or 0) > size_limit(file.name):
             raise CheckpointError(

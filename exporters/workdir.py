@@ -12,14 +12,15 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import OutputError
+from ..runtime.output_path import is_locked
 
-KEY, LOCK = "key", "lock"
-ENDING = ".unfinished"
+KEY, _LOCK = "key", "lock"
+_ENDING = ".unfinished"
 
 
 def work_folder_of(target: Path) -> Path:
     """The work folder of an export to `target`."""
-    return target.parent / f".{target.name}{ENDING}"
+    return target.parent / f".{target.name}{_ENDING}"
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,18 @@ class InterruptedExport:
 def interrupted_exports(target: Path) -> list[InterruptedExport]:
     """Find interrupted exports to other targets in the same folder, without those that are running."""
     found = []
-    for folder in sorted(target.parent.glob(f".*{ENDING}")):
-        other = target.with_name(folder.name[1:].removesuffix(ENDING))
-        if other != target and folder.is_dir() and not _is_locked(folder / LOCK):
+    for folder in sorted(target.parent.glob(f".*{_ENDING}")):
+        other = target.with_name(folder.name[1:].removesuffix(_ENDING))
+        if other != target and folder.is_dir() and not _is_locked(folder / _LOCK):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
             found.append(InterruptedExport(other, folder, size))
     return found
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether another process has locked the file; it is not created."""
-    if path.is_symlink() or not path.is_file():
-        return False
+    """Whether another process has locked the file; False where there is none."""
     try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
+        return path.is_file() and is_locked(path)
     except OSError:
         return False
 
@@ -77,12 +73,12 @@ class ResumableFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = self._acquire()
         if self._read_key() != self.key.encode():
-            if self.note is not None and any(path.name not in (KEY, LOCK) for path in self.folder.iterdir()):
+            if self.note is not None and any(path.name not in (KEY, _LOCK) for path in self.folder.iterdir()):
                 self.note(f"deleted the results of a different export in `{self.folder}`")
             for path in self.folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
-                elif path.name != LOCK:
+                elif path.name != _LOCK:
                     path.unlink()
             with (self.folder / KEY).open("xb") as file:
                 file.write(self.key.encode())
@@ -92,7 +88,7 @@ class ResumableFolder:
         """Raise OutputError for a link, which could lead to a folder that must not be emptied, and for a file."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise OutputError(
-                f"`{self.folder}` is a link or no folder, and what is done would be kept there",
+                f"`{self.folder}` is a link or not a folder, where unfinished results would be kept",
                 hint=f"remove it: `rm {shlex.quote(str(self.folder))}`",
             )
 
@@ -107,7 +103,7 @@ class ResumableFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        begun = {path.name for path in self.folder.iterdir()} - {KEY, LOCK}
+        begun = {path.name for path in self.folder.iterdir()} - {KEY, _LOCK}
         if kind is None or issubclass(kind, Exception) or not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif self.note is not None:
@@ -117,7 +113,7 @@ class ResumableFolder:
 
     def _acquire(self) -> FileLock | None:
         """The lock, held until it is released or the process ends; None where the folder was removed meanwhile."""
-        path = self.folder / LOCK
+        path = self.folder / _LOCK
         # ortkit creates neither a link nor a folder there.
         if path.is_symlink() or path.is_dir():
             raise OutputError(

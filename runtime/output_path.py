@@ -108,10 +108,20 @@ def remove_abandoned(target: Path) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
+                # Removed while locked: whoever has just made it locks it next, and looks whether it is still there.
                 if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor):
                     path.unlink()
             finally:
                 os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a file or folder; raises OSError for a link and for what cannot be opened."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:

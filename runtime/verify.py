@@ -20,11 +20,11 @@ from typing import Any
 
 from . import errors
 from .bundle.bundle import Bundle
-from .bundle.manifest import Kind
+from .bundle.manifest import Kind, Provider
 from .decoder.decoder import Decoder
 from .encoder.embedder import Embedder
 from .encoder.reranker import Reranker
-from .errors import BundleError, OrtkitError
+from .errors import BundleError, OrtkitError, OutOfMemoryError
 from .replay import Replay, replay
 from .session.memory import available_memory
 from .session.providers import PROVIDERS
@@ -36,10 +36,14 @@ _BYTES_PER_SECOND = 1_000_000
 MEMORY = 2 << 30
 _MEMORY_FACTOR = 8
 """Memory limit: MEMORY bytes, and this many times the size of the bundle."""
-_GPU_LIBRARIES = 4 << 30
-"""Bytes beside that for a bundle that runs on a GPU: the libraries of CUDA map far more than they use."""
+_WATCHED_EVERY = 0.05 if sys.platform == "linux" else 0.5
+"""Seconds between two looks at the memory of a child process without RLIMIT_DATA; elsewhere `ps` is run for each."""
 _LONGEST_MESSAGE = 10_000
 """Characters of an error message: libraries quote the files that they read."""
+
+
+class _MemoryExceededError(Exception):
+    """The child process has more memory than its limit."""
 
 
 def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[str], None] | None = None) -> Replay:
@@ -49,13 +53,15 @@ def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[st
     `seconds`, more memory than a model of this size needs, or crashes; and the errors of opening and replaying.
     """
     limit = _SECONDS + bundle.size / _BYTES_PER_SECOND if seconds is None else seconds
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory_for(bundle))]
+    memory = memory_for(bundle)
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory)]
+    watched = None if limits_data(bundle.provider) else memory
     # onnxruntime quotes the graph on stderr, unescaped.
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            for report in _reports(process, time.monotonic() + limit):
+            for report in _reports(process, time.monotonic() + limit, watched):
                 if "opened" in report and opened is not None:
                     opened(report["opened"])
                 if "error" in report:
@@ -67,20 +73,30 @@ def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[st
                 f"`{bundle.path}` was not verified within {limit:.0f} s",
                 hint="the graph may never end; on a slow machine, raise the limit: `--time-limit SECONDS`",
             ) from error
+        except _MemoryExceededError as error:
+            raise _takes_too_much(bundle.path) from error
         finally:
             process.kill()
     raise _crashed(bundle, process.wait())
 
 
-def _reports(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
-    """The reports of the child process, JSON lines; raises TimeoutError at the deadline."""
+def _reports(process: subprocess.Popen[bytes], deadline: float, memory: int | None) -> Iterator[dict[str, Any]]:
+    """The reports of the child process, JSON lines.
+
+    Raises TimeoutError at the deadline, and _MemoryExceededError where the process has more than `memory` bytes.
+    """
     assert process.stdout is not None  # noqa: S101 - for mypy: it is a pipe
     descriptor = process.stdout.fileno()
     rest = b""
     while True:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        left = deadline - time.monotonic()
+        if left <= 0:
             raise TimeoutError
+        if memory is not None and private_memory(process.pid) > memory:
+            raise _MemoryExceededError
+        ready, _, _ = select.select([descriptor], [], [], left if memory is None else min(left, _WATCHED_EVERY))
+        if not ready:
+            continue
         content = os.read(descriptor, 1 << 16)
         if not content:
             process.wait()
@@ -92,10 +108,38 @@ def _reports(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict
 def memory_for(bundle: Bundle) -> int:
     """Memory limit of the child process in bytes, at most what is free."""
     enough = MEMORY + _MEMORY_FACTOR * bundle.size
-    if PROVIDERS[bundle.provider].device != "cpu":
-        enough += _GPU_LIBRARIES
     available = available_memory()
     return enough if available is None else min(enough, available)
+
+
+def limits_data(provider: Provider) -> bool:
+    """Whether RLIMIT_DATA limits the memory of a process that runs graphs on a provider.
+
+    It counts what is mapped, and for the CPU that is what is used. CUDA maps the memory of the GPU and its own pools
+    into the process, by amounts that depend on the GPU and the driver, of which hardly anything is resident; RLIMIT_AS
+    counts even more. macOS does not enforce it. There, this process watches what is resident.
+    """
+    return PROVIDERS[provider].device == "cpu" and sys.platform == "linux"
+
+
+def private_memory(pid: int) -> int:
+    """Resident bytes of a process that belong to no file (proc(5), `RssAnon`); all that are resident on other systems.
+
+    0 for a process that has ended, or where the system does not say.
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as status:  # noqa: PTH123 - read twenty times a second
+            return next((int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon:")), 0)
+    except OSError:
+        pass
+    if sys.platform == "linux":
+        return 0
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return int(shown) << 10 if shown.strip().isdigit() else 0
+
+
+def _takes_too_much(path: Path) -> OutOfMemoryError:
+    return OutOfMemoryError(f"`{path}` takes more memory than a model of its size needs")
 
 
 def _error_of(report: dict[str, Any]) -> OrtkitError:
@@ -126,15 +170,18 @@ def child() -> None:
     def send(**report: object) -> None:
         os.write(out, json.dumps(report).encode() + b"\n")
 
-    limit_memory(int(memory))
     try:
-        model = model_of(Bundle.listed(Path(path)))
+        bundle = Bundle.listed(Path(path))
+        if limits_data(bundle.provider):
+            limit_memory(int(memory))
+        model = model_of(bundle)
         send(opened=model.session.provider.value)
         send(replay=vars(replay(model)))
     except OrtkitError as error:
         send(error=type(error).__name__, message=error.message[:_LONGEST_MESSAGE], hint=error.hint)
     except MemoryError:
-        send(error="OutOfMemoryError", message=f"`{path}` takes more memory than a model of its size needs", hint=None)
+        found = _takes_too_much(Path(path))
+        send(error=type(found).__name__, message=found.message, hint=None)
     # Whatever a library raises for a damaged bundle, including panics of `tokenizers`.
     except BaseException as error:  # noqa: BLE001
         name = type(error).__name__

@@ -6,7 +6,7 @@ Sessions compute on the CPU, with the real onnxruntime.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,12 @@ class FakeOnnxruntime:
     cuda_version: str = "13.0"
     failure: Exception | None = None
     """What a run and an allocation raise."""
+    refusal: Exception | None = None
+    """What opening a session raises."""
+    wrong: Callable[[Sequence[int]], float] = lambda _: 0.0
+    """From the shape of a run's first input, what is added to the outputs at every second place."""
+    runs: list[Sequence[int]] = field(default_factory=list)
+    """The shape of the first input of each run."""
     devices: Sequence[str] = ()
     """Plugin providers with a device."""
     opened: list[SimpleNamespace] = field(default_factory=list)
@@ -70,6 +76,8 @@ class FakeOnnxruntime:
         nodes = [node for subgraph in self.found_subgraphs() for node in subgraph]
         if options.entries.get("session.disable_cpu_ep_fallback") == "1" and any(node[0] == CPU for node in nodes):
             raise Fail("This session contains graph nodes that are assigned to the default CPU EP")
+        if self.refusal is not None:
+            raise self.refusal
         real = onnxruntime.InferenceSession(path, options.real, providers=[CPU])
         return FakeSession(self, real)
 
@@ -126,7 +134,11 @@ class FakeSession:
     def run(self, names: object, feeds: Any) -> Any:
         if self.module.failure is not None:
             raise self.module.failure
-        return self.real.run(names, feeds)
+        shape = next(iter(feeds.values())).shape
+        self.module.runs.append(shape)
+        outputs = self.real.run(names, feeds)
+        outputs[0][..., ::2] += self.module.wrong(shape)
+        return outputs
 
     def create_ortvalue_from_shape_and_type(self, shape: Any, kind: Any, device: str, ordinal: int) -> Any:
         assert (device, ordinal) == ("cuda", 0)
@@ -155,6 +167,8 @@ class FakeDriver:
     """What `cuInit` returns."""
     errors: Mapping[int, bytes] = field(default_factory=lambda: {803: b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"})
     missing: Sequence[str] = ()
+    runtime: int = 0
+    """What `cudaGetDeviceCount` returns."""
     free: int = 20 << 30
 
     def load(self, name: str) -> FakeDriver:
@@ -196,17 +210,29 @@ class FakeDriver:
         memory._obj.value = self.gpus[device.value - 100].memory
         return 0
 
+    def cudaGetDeviceCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.gpus)
+        return self.runtime
+
     def cudaMemGetInfo(self, free: Any, total: Any) -> int:  # noqa: N802
         free._obj.value, total._obj.value = self.free, 23 << 30
         return 0
 
 
 def use(
-    patch: pytest.MonkeyPatch, module: FakeOnnxruntime, driver: FakeDriver | None = None, *, packages: Any = None
+    patch: pytest.MonkeyPatch,
+    module: FakeOnnxruntime,
+    driver: FakeDriver | None = None,
+    *,
+    packages: Any = None,
+    identity: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> None:
-    """Let ortkit find this onnxruntime, on Linux on x86_64 with this driver."""
+    """Let ortkit find this onnxruntime, on Linux on x86_64 with this driver.
+
+    With an `identity`, a golden text is compared at the first use of a bundle for CUDA.
+    """
     machine = FakeDriver() if driver is None else driver
-    for user in ("session", "machine", "onnxruntime_import"):
+    for user in ("session", "machine", "first_use", "onnxruntime_import"):
         patch.setattr(f"ortkit.runtime.session.{user}.load_onnxruntime", lambda: module)
     found = {"onnxruntime-gpu": "1.31.1"} if packages is None else packages
 
@@ -218,6 +244,7 @@ def use(
     patch.setattr("platform.machine", lambda: "x86_64")
     patch.setattr("sys.platform", "linux")
     patch.setattr("ortkit.runtime.session.cuda._package_folders", lambda _: [])
+    patch.setattr("ortkit.runtime.session.cuda.is_from_index", lambda _: True)
     patch.setitem(
         PROVIDERS,
         Provider.CUDA,
@@ -228,6 +255,7 @@ def use(
             lambda ort, path: cuda_graph_problem(ort, path, machine.load),
             device="cuda",
             limits_memory=True,
+            identity=identity,
         ),
     )
     patch.setattr("ortkit.runtime.session.session.free_gpu_memory", lambda _: machine.free)

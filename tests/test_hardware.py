@@ -51,7 +51,7 @@ def pytest_in(folder: Path, suite: str, *arguments: str, available: str = "") ->
     return finished.stdout + finished.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--numprocesses", "2")])
+@pytest.mark.parametrize("arguments", [(), pytest.param(("--numprocesses", "2"), marks=pytest.mark.slow)])
 def test_they_are_skipped_with_a_reason_and_counted(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """In one process, and in several."""
     shown = pytest_in(tmp_path, SUITE, *arguments)

@@ -9,8 +9,8 @@ import transformers
 from ...runtime.bundle.manifest import Certificate, Golden, GoldenAnswer, Precision
 from .probe import PairSet, TextSet
 
-GOLDEN_TEXTS = 8
-LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"
+_GOLDEN_TEXTS = 8
+_LIBRARIES = f"torch {torch.__version__}, transformers {transformers.__version__}, float32"
 
 
 def hint_of(precision: Precision, option: str) -> str:
@@ -24,7 +24,7 @@ def hint_of(precision: Precision, option: str) -> str:
 
 def golden_places(count: int) -> list[int]:
     """The places of the golden ones among so many, spread evenly."""
-    places: list[int] = np.linspace(0, count - 1, GOLDEN_TEXTS).astype(int).tolist()
+    places: list[int] = np.linspace(0, count - 1, _GOLDEN_TEXTS).astype(int).tolist()
     return places
 
 
@@ -35,7 +35,7 @@ def certificate_of(
     golden: tuple[Golden, ...],
     answers: tuple[GoldenAnswer, ...] = (),
     *,
-    reference: str = LIBRARIES,
+    reference: str = _LIBRARIES,
 ) -> Certificate:
     return Certificate(
         reference=reference,

@@ -14,11 +14,11 @@ DATA = Path(__file__).with_name("data")
 
 CANDIDATES = 16
 """Documents that each query of the probe set ranks."""
-STRIDE = 7
+_STRIDE = 7
 """Between the documents that are candidates for no reason; with no factor in common with the number of texts."""
 QUERY_WORDS = 8
 """Words of a calibration text that stand for a query."""
-TOKENS_IN_A_TEXT = 8
+_TOKENS_IN_A_TEXT = 8
 """Added tokens of a checkpoint that one probe text has."""
 
 
@@ -49,19 +49,19 @@ def lines_of(content: bytes) -> list[str]:
     return content.decode("utf-8").removesuffix("\n").split("\n")
 
 
-def load_texts(name: str) -> TextSet:
+def _load_texts(name: str) -> TextSet:
     content = (DATA / f"{name}.txt").read_bytes()
     return TextSet(name, hashlib.sha256(content).hexdigest(), tuple(lines_of(content)))
 
 
 def calibration_texts() -> TextSet:
     """What the scales of static quantization are found on; never scored."""
-    return load_texts("calibration")
+    return _load_texts("calibration")
 
 
 def probe_texts() -> TextSet:
     """What a certificate is measured on; never calibrated with. The longest go beyond what most models read."""
-    return load_texts("probe")
+    return _load_texts("probe")
 
 
 def probe_searches() -> PairSet:
@@ -72,7 +72,7 @@ def probe_searches() -> PairSet:
     for number, line in enumerate(lines_of(content)):
         search = json.loads(line)
         places = [int(place) - 1 for place in search["answers"]]
-        others = ((number + STRIDE * step) % len(probe.texts) for step in range(len(probe.texts)))
+        others = ((number + _STRIDE * step) % len(probe.texts) for step in range(len(probe.texts)))
         places += [place for place in others if place not in places]
         searches.append((str(search["query"]), tuple(probe.texts[place] for place in places[:CANDIDATES])))
     digest = hashlib.sha256(content + probe.sha256.encode()).hexdigest()
@@ -91,11 +91,11 @@ def tokenizer_probe(tokenizer: Any, max_length: int) -> tuple[str, ...]:
     texts around it have one token less, as many, one and several more, with other words at both ends, so that the side
     on which they are cut shows. Added tokens come in their own case and others, with and without spaces around them.
     """
-    lengths = (around_length(tokenizer, max_length + more) for more in (-1, 0, 1, 9))
-    return tuple(dict.fromkeys([*telling_texts(), *lengths, *added_token_texts(tokenizer, max_length)]))
+    lengths = (_around_length(tokenizer, max_length + more) for more in (-1, 0, 1, 9))
+    return tuple(dict.fromkeys([*telling_texts(), *lengths, *_added_token_texts(tokenizer, max_length)]))
 
 
-def around_length(tokenizer: Any, length: int) -> str:
+def _around_length(tokenizer: Any, length: int) -> str:
     """A text of so many tokens, special ones included, or of the nearest number that its words can have."""
     ends = ("First", "last")
     bare, one = (count_tokens(tokenizer, [*ends[:1], *["a"] * count, *ends[1:]]) for count in (1, 2))
@@ -108,10 +108,10 @@ def count_tokens(tokenizer: Any, words: Iterable[str]) -> int:
     return len(tokenizer(" ".join(words), truncation=False, verbose=False)["input_ids"])
 
 
-def added_token_texts(tokenizer: Any, max_length: int) -> Iterator[str]:
+def _added_token_texts(tokenizer: Any, max_length: int) -> Iterator[str]:
     """Every token that a tokenizer has beside its model's vocabulary, and every special one, among words."""
     tokens = list(dict.fromkeys([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]))
-    size = max(1, min(TOKENS_IN_A_TEXT, max_length // 6))
+    size = max(1, min(_TOKENS_IN_A_TEXT, max_length // 6))
     for start in range(0, len(tokens), size):
         some = tokens[start : start + size]
         yield f"a {' '.join(some)} b"

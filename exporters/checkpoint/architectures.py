@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.bundle.manifest import Kind
 from ...runtime.errors import UnsupportedModelError
 
-DEFAULT_POSITIONS = "max_position_embeddings"
+_DEFAULT_POSITIONS = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Architecture:
     width: str = "hidden_size"
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
-    positions: str = DEFAULT_POSITIONS
+    positions: str = _DEFAULT_POSITIONS
     positions_after_padding: bool = False
     """Positions are numbered from the padding token's id + 1 on; the rows of the table before that are never used."""
     padding: int | None = None
@@ -45,7 +45,7 @@ class Architecture:
         return Kind.DECODER not in self.kinds
 
 
-ABSOLUTE = {"position_embedding_type": ("absolute", None)}
+_ABSOLUTE = {"position_embedding_type": ("absolute", None)}
 JINA_BERT = Architecture(
     "jina-bert",
     kinds=(Kind.EMBEDDER,),
@@ -88,7 +88,7 @@ def decoder(name: str, must_be: Mapping[str, tuple[object, ...]] | None = None) 
 ARCHITECTURES = {
     known.name: known
     for known in (
-        Architecture("bert", must_be=ABSOLUTE),
+        Architecture("bert", must_be=_ABSOLUTE),
         Architecture("deberta-v2", merged_attention=False, kinds=(Kind.RERANKER,)),
         decoder("gemma2"),
         decoder("gemma3_text", {"use_bidirectional_attention": (False, None)}),
@@ -104,12 +104,12 @@ ARCHITECTURES = {
         Architecture("mpnet", positions_after_padding=True, padding=1),
         NOMIC_BERT,
         Architecture("qwen3", merged_attention=False, reads_last_token=True, kinds=tuple(Kind)),
-        Architecture("roberta", positions_after_padding=True, must_be=ABSOLUTE),
-        Architecture("xlm-roberta", positions_after_padding=True, must_be=ABSOLUTE),
+        Architecture("roberta", positions_after_padding=True, must_be=_ABSOLUTE),
+        Architecture("xlm-roberta", positions_after_padding=True, must_be=_ABSOLUTE),
     )
 }
 """What is tested against PyTorch."""
-NOT_PLAIN = frozenset(
+_NOT_PLAIN = frozenset(
     {
         # Which expert reads a token, or what a picture is, a trace would fix as it was for one text.
         *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "vision_config", "text_config"),
@@ -118,8 +118,8 @@ NOT_PLAIN = frozenset(
     }
 )
 """Keys of a config.json whose decoder is none that plain attention would be enough for."""
-PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-WANTED_INPUTS = frozenset({"input_ids", "position_ids", "logits_to_keep", "use_cache"})
+_PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_WANTED_INPUTS = frozenset({"input_ids", "position_ids", "logits_to_keep", "use_cache"})
 """What the code of a decoder must let a trace tell it."""
 
 
@@ -129,19 +129,19 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     A checkpoint that brings code is known by that code's name alone: its `model_type` may say `bert` for what is not.
     """
     if "auto_map" in config:
-        asked = asked_implementation(config)
+        asked = _asked_implementation(config)
         return next((known for known in ARCHITECTURES.values() if asked and known.implementation == asked), None)
     known = ARCHITECTURES.get(config["model_type"])
     if known is None:
-        return plain_decoder(config)
+        return _plain_decoder(config)
     return known if known.implementation is None else None
 
 
-def plain_decoder(config: Mapping[str, Any]) -> Architecture | None:
+def _plain_decoder(config: Mapping[str, Any]) -> Architecture | None:
     """A decoder whose attention transformers lets be replaced by the plain one; None where it does not."""
     published = config.get("architectures")
-    others = not PLAIN_LAYERS.issuperset(config.get("layer_types") or ())
-    if not published or is_classifier(config) or others or any(config.get(key) for key in NOT_PLAIN):
+    others = not _PLAIN_LAYERS.issuperset(config.get("layer_types") or ())
+    if not published or is_classifier(config) or others or any(config.get(key) for key in _NOT_PLAIN):
         return None
     # Takes seconds, and only decoders that are not known by name come so far.
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: PLC0415
@@ -151,14 +151,14 @@ def plain_decoder(config: Mapping[str, Any]) -> Architecture | None:
     except KeyError:
         return None
     replaceable = getattr(model_class, "_supports_attention_backend", False)
-    told = WANTED_INPUTS.issubset(signature(model_class.forward).parameters)
+    told = _WANTED_INPUTS.issubset(signature(model_class.forward).parameters)
     if model_class.__name__ not in published or not replaceable or not told:
         return None
-    positions = model_class.config_class.attribute_map.get(DEFAULT_POSITIONS, DEFAULT_POSITIONS)
+    positions = model_class.config_class.attribute_map.get(_DEFAULT_POSITIONS, _DEFAULT_POSITIONS)
     return replace(decoder(config["model_type"]), positions=positions, plain_attention=True)
 
 
-def asked_implementation(config: Mapping[str, Any]) -> str | None:
+def _asked_implementation(config: Mapping[str, Any]) -> str | None:
     """The code that `auto_map` names for the model, as `repository--class`, None where it names no repository."""
     auto_map = config["auto_map"]
     reference = auto_map.get("AutoModel") if isinstance(auto_map, Mapping) else None
@@ -195,14 +195,14 @@ def check_architecture(name: str, config: Mapping[str, Any]) -> None:
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model which classifies texts, as rerankers do."""
-    return is_published_as(config, "ForSequenceClassification")
+    return _is_published_as(config, "ForSequenceClassification")
 
 
 def answers_in_words(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a decoder: of rerankers, one whose next word is the answer."""
-    return is_published_as(config, "ForCausalLM") or is_published_as(config, "LMHeadModel")
+    return _is_published_as(config, "ForCausalLM") or _is_published_as(config, "LMHeadModel")
 
 
-def is_published_as(config: Mapping[str, Any], suffix: str) -> bool:
+def _is_published_as(config: Mapping[str, Any], suffix: str) -> bool:
     """Whether a config.json names a class of transformers that ends so."""
     return any(str(name).endswith(suffix) for name in config.get("architectures") or ())

@@ -16,12 +16,14 @@ need("hub", "yaml")
 
 import yaml  # noqa: E402 - after it was seen that it is there
 
-ADDRESS = re.compile(r"(?:hf://|[a-z]+://(?:www\.)?[^/]*/?|(?:www\.)?(?:huggingface\.co|hf\.co)(?:/|$))", re.IGNORECASE)
-NOT_MODELS = ("datasets", "spaces", "docs", "papers", "collections", "settings", "blog")
-PART = re.compile(r"[\w.-]{1,96}", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:hf://|[a-z]+://(?:www\.)?[^/]*/?|(?:www\.)?(?:huggingface\.co|hf\.co)(?:/|$))", re.IGNORECASE
+)
+_NOT_MODELS = ("datasets", "spaces", "docs", "papers", "collections", "settings", "blog")
+_PART = re.compile(r"[\w.-]{1,96}", re.ASCII)
 
 # Beside the package in an installed wheel it lies inside; in a checkout it lies at the top, where people look for it.
-CATALOG_FILES = (Path(__file__).parents[1] / "models.yaml", Path(__file__).resolve().parents[2] / "models.yaml")
+_CATALOG_FILES = (Path(__file__).parents[1] / "models.yaml", Path(__file__).resolve().parents[2] / "models.yaml")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load_catalog(path: Path | None = None) -> dict[str, ModelSpec]:
 
     Raises OrtkitError that names the entry and the field when something in it is not as it must be.
     """
-    path = path or next(file for file in CATALOG_FILES if file.exists())
+    path = path or next(file for file in _CATALOG_FILES if file.exists())
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -87,25 +89,28 @@ def check_hashes(path: Path, spec: ModelSpec) -> None:
             raise OrtkitError(f"in the catalog `{path}`, `{spec.name}`: `{where}` must be a sha256 of 64 hex digits")
 
 
-def find_model(name: str) -> ModelSpec:
-    """The entry of this name or Hub id, whatever its case; raises NotFoundError with what may have been meant."""
+def find_model(name: str, *, no: str = "neither a catalog name nor a Hub id") -> ModelSpec:
+    """The entry of this name or Hub id, whatever its case.
+
+    Raises NotFoundError with what may have been meant, in which `no` says what the name is not.
+    """
     catalog = load_catalog()
     for spec in catalog.values():
         if name.lower() in (spec.name.lower(), spec.hub.lower()):
             return spec
     raise NotFoundError(
-        f"`{name}` is neither a model of the catalog nor a folder",
-        hint=f"{suggestion(name, list(catalog))}; `ortkit models` prints the catalog",
+        f"`{name}` is {no}",
+        hint=f"{_suggestion(name, list(catalog))}; `ortkit models` prints the catalog",
     )
 
 
-def suggestion(name: str, known: list[str]) -> str:
+def _suggestion(name: str, known: list[str]) -> str:
     """What a person may have meant with a name that is not known."""
     ids = "models of the Hub are written `owner/name`"
-    pasted = id_in(name)
+    pasted = _id_in(name)
     if pasted is not None:
         return f"{ids}: `{pasted}`"
-    close = names_like(name, known)
+    close = _names_like(name, known)
     if close:
         return f"the catalog has {', '.join(f'`{other}`' for other in close)}, and {ids}"
     return f"{ids}, such as `sentence-transformers/all-MiniLM-L6-v2`"
@@ -113,20 +118,20 @@ def suggestion(name: str, known: list[str]) -> str:
 
 def is_address(text: str) -> bool:
     """Whether a text is the address of a page or a file, as it is pasted from a browser."""
-    return ADDRESS.match(text) is not None
+    return _ADDRESS.match(text) is not None
 
 
-def id_in(text: str) -> str | None:
+def _id_in(text: str) -> str | None:
     """The id of the model that an address or a path of the Hub is about, None where there is none."""
-    parts = [part for part in re.split(r"[?#]", ADDRESS.sub("", text))[0].split("/") if part]
+    parts = [part for part in re.split(r"[?#]", _ADDRESS.sub("", text))[0].split("/") if part]
     if parts[:1] in (["models"], ["api"]):
         parts = parts[2:] if parts[:2] == ["api", "models"] else parts[1:]
-    if len(parts) < 2 or parts[0] in NOT_MODELS or not (is_address(text) or text.endswith("/") or len(parts) > 2):
+    if len(parts) < 2 or parts[0] in _NOT_MODELS or not (is_address(text) or text.endswith("/") or len(parts) > 2):
         return None
-    return "/".join(parts[:2]) if text.count("/") and all(PART.fullmatch(part) for part in parts[:2]) else None
+    return "/".join(parts[:2]) if text.count("/") and all(_PART.fullmatch(part) for part in parts[:2]) else None
 
 
-def names_like(name: str, known: list[str]) -> list[str]:
+def _names_like(name: str, known: list[str]) -> list[str]:
     """The names that a name is a part of, or else those that look like it."""
     wanted = name.rpartition("/")[2].lower()
     if len(wanted) >= 3 and (holding := [other for other in known if wanted in other.lower()]):

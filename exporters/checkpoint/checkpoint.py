@@ -84,7 +84,7 @@ class Checkpoint:
         return sum(path.stat().st_size for path in files)
 
 
-def check_config(config: Any, name: str) -> None:
+def _check_config(config: Any, name: str) -> None:
     """Refuse a config that is not a model's, that needs remote code, or that cannot be exported exactly."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"the config.json of `{name}` does not say which `model_type` it is")
@@ -95,11 +95,11 @@ def check_config(config: Any, name: str) -> None:
         )
     check_architecture(name, config)
     check_unread(name, config, encoder=known_architecture(name, config).is_encoder)
-    check_padding(config, name)
+    _check_padding(config, name)
 
 
-def check_padding(config: Mapping[str, Any], name: str) -> None:
-    """Raise CheckpointError for a padding token that is none of the vocabulary: positions may be counted from it."""
+def _check_padding(config: Mapping[str, Any], name: str) -> None:
+    """Raise CheckpointError for a padding token outside the vocabulary: positions may be counted from it."""
     padding, size = config.get("pad_token_id", 0), config.get("vocab_size")
     counted = known_architecture(name, config).positions_after_padding
     if padding is None and not counted:
@@ -113,7 +113,7 @@ def check_padding(config: Mapping[str, Any], name: str) -> None:
 def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec | None = None) -> Checkpoint:
     """Check what a folder in Hugging Face layout says of its weights, which are not read and need not be there."""
     check_files(folder)
-    subfolder = transformer_folder(folder, name)
+    subfolder = _transformer_folder(folder, name)
     folder /= subfolder
     check_no_adapter(name, (path.name for path in (folder.iterdir() if folder.is_dir() else ())))
     if not (folder / "config.json").exists():
@@ -122,7 +122,7 @@ def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec 
             hint="it is a bundle already: see `ortkit inspect`" if (folder / MANIFEST).exists() else None,
         )
     config = read_json(folder / "config.json")
-    check_config(config, name)
+    _check_config(config, name)
     check_packed_files(name, folder)
     tokenizer = check_file(folder, TOKENIZER_CONFIG)
     settings = read_json(tokenizer) if tokenizer.exists() else None
@@ -131,7 +131,7 @@ def describe_folder(folder: Path, name: str, source: Source, *, spec: ModelSpec 
     return Checkpoint(name, folder, with_known_names(name, config), source, spec, subfolder=subfolder)
 
 
-def transformer_folder(folder: Path, name: str) -> str:
+def _transformer_folder(folder: Path, name: str) -> str:
     """The subfolder in which modules.json says that the model lies, empty where it lies beside modules.json.
 
     Raises UnsupportedModelError for a checkpoint that begins with another module and holds no model of transformers.
@@ -151,7 +151,7 @@ def transformer_folder(folder: Path, name: str) -> str:
     return ""
 
 
-def module_folders(folder: Path) -> frozenset[str]:
+def _module_folders(folder: Path) -> frozenset[str]:
     """The folders that modules.json names, whatever they are called."""
     modules = read_json(folder / MODULES) if (folder / MODULES).exists() else None
     paths = (module.get("path") for module in modules if isinstance(module, dict)) if isinstance(modules, list) else ()
@@ -188,7 +188,7 @@ def add_weights(
     top = description.top
     check_files(top)
     check_weights(description)
-    modules = module_folders(top)
+    modules = _module_folders(top)
     hashed = {}
     for name in sorted(files_in(top)):
         path = top / name

@@ -28,7 +28,7 @@ from .sentence_transformers import (
     transformer_file,
 )
 
-CLASSES = MODULE_CLASSES | {
+_CLASSES = MODULE_CLASSES | {
     f"{LIBRARY}.{place}.{name}": name
     for name, places in {
         "LogitScore": ("cross_encoder.modules.logit_score", "cross_encoder.modules"),
@@ -47,14 +47,14 @@ ACTIVATIONS = {
     for module in ("", "modules.", f"modules.{home}.")
 }
 """Classes of torch by the names under which they can be imported."""
-READ = ("transformer_task", "modality_config", "module_output_name", "max_seq_length", "do_lower_case", "unpad_inputs")
+_READ = ("transformer_task", "modality_config", "module_output_name", "max_seq_length", "do_lower_case", "unpad_inputs")
 """Settings of the module `Transformer` that are read; `unpad_inputs` chooses between two ways to compute the same."""
-EMPTY = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
+_EMPTY = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
 """Options with which a model is loaded, which must be empty."""
-DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name")
-AFTER_TRANSFORMER = frozenset({"Pooling", "Dense", "Normalize", "LayerNorm"})
+_DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name")
+_AFTER_TRANSFORMER = frozenset({"Pooling", "Dense", "Normalize", "LayerNorm"})
 """Modules that make a score of token embeddings, in any order; the last is a `Dense`."""
-MOST_LABELS = 1 << 16
+_MOST_LABELS = 1 << 16
 
 
 Messages = Literal["auto", "flat", "structured"]
@@ -71,7 +71,7 @@ class Form(StrEnum):
     """By pooling and dense layers after an encoder."""
 
 
-OUTPUTS = {
+_OUTPUTS = {
     Form.CLASSIFIER: ("logits", "scores"),
     Form.ANSWER: ("logits", "causal_logits"),
     Form.MODULES: ("last_hidden_state", "token_embeddings"),
@@ -97,7 +97,7 @@ class CrossEncoderFiles:
     lower_case: bool = False
 
 
-def is_cross_encoder(checkpoint: Checkpoint) -> bool:
+def _is_cross_encoder(checkpoint: Checkpoint) -> bool:
     """Whether sentence-transformers saved it as a `CrossEncoder`, whatever its modules are."""
     return checkpoint.read_module_json(MODULES) is not None and model_type_of(checkpoint) == PAIR_MODEL
 
@@ -107,14 +107,14 @@ def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
 
     As the library has it, the settings count only where `modules.json` is there and they name the type `CrossEncoder`.
     """
-    if not is_cross_encoder(checkpoint):
-        return plain_cross_encoder(checkpoint)
+    if not _is_cross_encoder(checkpoint):
+        return _plain_cross_encoder(checkpoint)
     file, own = transformer_file(checkpoint)
     modules = modules_of(checkpoint)
-    form = form_of(checkpoint, own, tuple(kind for kind, _ in modules))
+    form = _form_of(checkpoint, own, tuple(kind for kind, _ in modules))
     if form is Form.MODULES:
-        check_modules(checkpoint, modules)
-    known: dict[str, Any] = {**dict.fromkeys(READ, ...), **{key: {} for key in EMPTY}}
+        _check_modules(checkpoint, modules)
+    known: dict[str, Any] = {**dict.fromkeys(_READ, ...), **{key: {} for key in _EMPTY}}
     refuse_unread(checkpoint, file, own, known | {"processing_kwargs": {}, "tokenizer_name_or_path": None})
     length = own.get("max_seq_length")
     where = f"`max_seq_length` in `{checkpoint.folder / file}`"
@@ -122,7 +122,7 @@ def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
         form=form,
         saved=True,
         modules=modules,
-        messages=message_format(checkpoint, own, form),
+        messages=_message_format(checkpoint, own, form),
         prompt=default_prompt(checkpoint),
         max_length=None if length is None else checked_length(length, where),
         lower_case=checked_flag(checkpoint, file, own, "do_lower_case", default=False),
@@ -140,7 +140,7 @@ def check_cross_encoder(checkpoint: Checkpoint) -> None:
     scores_of(checkpoint, labels)
 
 
-def plain_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
+def _plain_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
     if checkpoint.subfolder:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` has its model in `{checkpoint.subfolder}`, where sentence-transformers does not look "
@@ -168,7 +168,7 @@ def modules_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
         kind, path = module.get("type"), module.get("path")
         if not isinstance(kind, str) or not isinstance(path, str):
             raise CheckpointError(f"`{where}` must give each module a `type` and a `path`")
-        found.append((class_of(checkpoint, kind), checked_subfolder(checkpoint.top, path)))
+        found.append((_class_of(checkpoint, kind), checked_subfolder(checkpoint.top, path)))
     if not found or found[0] != ("Transformer", checkpoint.subfolder):
         raise UnsupportedModelError(
             f"`{checkpoint.name}` does not begin with the module `Transformer`",
@@ -177,26 +177,26 @@ def modules_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     return tuple((kind, path) for kind, path in found[1:] if kind != "Dropout")
 
 
-def class_of(checkpoint: Checkpoint, path: str) -> str:
+def _class_of(checkpoint: Checkpoint, path: str) -> str:
     """The name of a module's class; raises UnsupportedModelError for a class that is not exported."""
-    if path in CLASSES:
-        return CLASSES[path]
+    if path in _CLASSES:
+        return _CLASSES[path]
     own = "" if path.startswith(f"{LIBRARY}.") else "; ortkit runs no code from a checkpoint"
-    known = ", ".join(f"`{name}`" for name in sorted(set(CLASSES.values())))
+    known = ", ".join(f"`{name}`" for name in sorted(set(_CLASSES.values())))
     raise UnsupportedModelError(
         f"`{checkpoint.name}` has a module of a class that is not supported: `{path}`{own}",
         hint=f"supported modules of sentence-transformers: {known}",
     )
 
 
-def form_of(checkpoint: Checkpoint, own: Mapping[str, Any], kinds: tuple[str, ...]) -> Form:
+def _form_of(checkpoint: Checkpoint, own: Mapping[str, Any], kinds: tuple[str, ...]) -> Form:
     """How a pair becomes logits; raises UnsupportedModelError for modules that do not make a score together."""
     task = own.get("transformer_task", Form.MODULES.value)
     if task == Form.CLASSIFIER.value and not kinds:
         return Form.CLASSIFIER
     if task == Form.ANSWER.value and kinds == ("LogitScore",):
         return Form.ANSWER
-    if task == Form.MODULES.value and kinds and AFTER_TRANSFORMER.issuperset(kinds) and kinds[-1] == "Dense":
+    if task == Form.MODULES.value and kinds and _AFTER_TRANSFORMER.issuperset(kinds) and kinds[-1] == "Dense":
         return Form.MODULES
     raise UnsupportedModelError(
         f"`{checkpoint.name}` has the modules {', '.join(('Transformer', *kinds))} for the task `{task}`, which is not "
@@ -205,13 +205,13 @@ def form_of(checkpoint: Checkpoint, own: Mapping[str, Any], kinds: tuple[str, ..
     )
 
 
-def check_modules(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) -> None:
+def _check_modules(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) -> None:
     """Refuse dense layers with code of their own, keys that are not read, and a last module that gives no scores."""
     for kind, path in modules:
         file = f"{path}/config.json"
         config = read_object(checkpoint, file)
         if kind == "Dense":
-            refuse_unread(checkpoint, file, config, dict.fromkeys(DENSE_KEYS, ...) | {"use_residual": False})
+            refuse_unread(checkpoint, file, config, dict.fromkeys(_DENSE_KEYS, ...) | {"use_residual": False})
             activation = config.get("activation_function")
             if activation is not None and not str(activation).startswith("torch.nn."):
                 raise UnsupportedModelError(
@@ -233,9 +233,9 @@ def check_modules(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]) 
     labels_of_dense(checkpoint, modules)
 
 
-def message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) -> Messages | None:
+def _message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) -> Messages | None:
     """The format of the messages that a chat template renders, None where pairs are texts for the tokenizer."""
-    output, name = OUTPUTS[form]
+    output, name = _OUTPUTS[form]
     modalities = own.get("modality_config", {"text": {"method": "forward", "method_output_name": output}})
     if not isinstance(modalities, dict) or not all(isinstance(value, dict) for value in modalities.values()):
         raise CheckpointError(f"`modality_config` in `{checkpoint.folder / TRANSFORMER_SETTINGS[0]}` must hold objects")
@@ -284,7 +284,7 @@ def default_prompt(checkpoint: Checkpoint) -> str:
 
 def scores_of(checkpoint: Checkpoint, labels: int) -> Scores:
     """What the publisher makes of the logits: Sigmoid for one label and the logits for more where nothing is stated."""
-    named = activation_of(checkpoint)
+    named = _activation_of(checkpoint)
     if named is None:
         return Scores.SIGMOID if labels == 1 else Scores.RAW
     scores = ACTIVATIONS.get(named)
@@ -296,24 +296,24 @@ def scores_of(checkpoint: Checkpoint, labels: int) -> Scores:
     return scores
 
 
-def activation_of(checkpoint: Checkpoint) -> str | None:
+def _activation_of(checkpoint: Checkpoint) -> str | None:
     """The class that a checkpoint names, looked for where and in the order in which sentence-transformers looks."""
     config = checkpoint.config
-    if is_cross_encoder(checkpoint):
+    if _is_cross_encoder(checkpoint):
         named = read_object(checkpoint, MODEL_SETTINGS).get("activation_fn")
         if named is not None:
-            return class_name(named, "activation_fn", MODEL_SETTINGS, checkpoint)
+            return _class_name(named, "activation_fn", MODEL_SETTINGS, checkpoint)
     if "sentence_transformers" in config:
         settings = config["sentence_transformers"]
         if not isinstance(settings, dict):
             raise CheckpointError(f"`sentence_transformers` in `{checkpoint.folder / 'config.json'}` must be an object")
         if "activation_fn" in settings:
-            return class_name(settings["activation_fn"], "activation_fn", "config.json", checkpoint)
+            return _class_name(settings["activation_fn"], "activation_fn", "config.json", checkpoint)
     older = "sbert_ce_default_activation_function"
-    return class_name(config.get(older), older, "config.json", checkpoint)
+    return _class_name(config.get(older), older, "config.json", checkpoint)
 
 
-def class_name(named: object, key: str, file: str, checkpoint: Checkpoint) -> str | None:
+def _class_name(named: object, key: str, file: str, checkpoint: Checkpoint) -> str | None:
     if named is not None and not isinstance(named, str):
         raise CheckpointError(
             f"`{key}` in `{checkpoint.folder / file}` must be the name of a class, not {type(named).__name__}"
@@ -331,9 +331,9 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     named = checkpoint.config.get("id2label")
     if named is None or (not published and isinstance(named, dict) and len(named) != 1):
         count = checkpoint.config.get("num_labels", 2) if published else 1
-        if type(count) is not int or not 1 <= count <= MOST_LABELS:
+        if type(count) is not int or not 1 <= count <= _MOST_LABELS:
             raise CheckpointError(
-                f"`num_labels` in `{where}` must be an integer from 1 to {MOST_LABELS}, not {shown(count)}"
+                f"`num_labels` in `{where}` must be an integer from 1 to {_MOST_LABELS}, not {shown(count)}"
             )
         return tuple(f"LABEL_{number}" for number in range(count))
     numbers = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
@@ -348,9 +348,9 @@ def labels_of_dense(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]
     path = modules[-1][1]
     file = f"{path}/config.json"
     count = read_object(checkpoint, file).get("out_features")
-    if type(count) is not int or not 1 <= count <= MOST_LABELS:
+    if type(count) is not int or not 1 <= count <= _MOST_LABELS:
         raise CheckpointError(
-            f"`out_features` in `{checkpoint.top / file}` must be an integer from 1 to {MOST_LABELS}, not "
+            f"`out_features` in `{checkpoint.top / file}` must be an integer from 1 to {_MOST_LABELS}, not "
             f"{shown(count)}"
         )
     return tuple(f"LABEL_{number}" for number in range(count))

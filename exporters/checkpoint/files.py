@@ -24,7 +24,7 @@ TRANSFORMER_SETTINGS = tuple(
 )
 """Where sentence-transformers keeps the settings of its module `Transformer`, in the order in which it looks."""
 MODEL_SETTINGS = "config_sentence_transformers.json"
-OF_A_MODEL = (
+_OF_A_MODEL = (
     "config.json",
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -40,16 +40,16 @@ OF_A_MODEL = (
     *DESCRIPTIONS,
 )
 """Of a model, at the top of a checkpoint or in the folder of a module."""
-WANTED = (
-    *OF_A_MODEL,
+_WANTED = (
+    *_OF_A_MODEL,
     MODULES,
-    *(f"[0-9]*_*/{name}" for name in OF_A_MODEL),
+    *(f"[0-9]*_*/{name}" for name in _OF_A_MODEL),
     MODEL_SETTINGS,
     "LICENSE*",
     "README.md",
 )
 """What an export reads: no pickles, no other formats' copies of the weights."""
-READ_BY_LIBRARIES = (
+_READ_BY_LIBRARIES = (
     "added_tokens.json",
     "merges.txt",
     "modules.json",
@@ -63,13 +63,13 @@ READ_BY_LIBRARIES = (
 )
 """What transformers and sentence-transformers read beside the weights, in the folder and in those of modules."""
 LICENSE = "LICENSE*"
-LARGE_TEXTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.index.json", "added_tokens.json")
-SMALL = 16 * 2**20
+_LARGE_TEXTS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.index.json", "added_tokens.json")
+_SMALL = 16 * 2**20
 LARGE = 512 * 2**20
-WITHOUT_LIMIT = 1 << 62
-BLOB = re.compile(r".*/models--[^/]+/blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
+_WITHOUT_LIMIT = 1 << 62
+_BLOB = re.compile(r".*/models--[^/]+/blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
 """A file in a cache of the Hub, to which the names in its snapshots are links."""
-CARD_HEADER = 64 * 1024
+_CARD_HEADER = 64 * 1024
 
 
 def is_wanted(name: str) -> bool:
@@ -78,14 +78,14 @@ def is_wanted(name: str) -> bool:
     return any(
         len(parts) == len(pattern.split("/"))
         and all(fnmatchcase(part, piece) for part, piece in zip(parts, pattern.split("/"), strict=True))
-        for pattern in WANTED
+        for pattern in _WANTED
     )
 
 
 def is_wanted_of_module(name: str, folders: Collection[str]) -> bool:
     """Whether an export reads a file of this path, where these are the folders of the modules."""
     folder, _, last = name.rpartition("/")
-    return folder in folders and any(fnmatchcase(last, pattern) for pattern in OF_A_MODEL)
+    return folder in folders and any(fnmatchcase(last, pattern) for pattern in _OF_A_MODEL)
 
 
 def describes_weights(name: str) -> bool:
@@ -97,14 +97,14 @@ def size_limit(name: str) -> int:
     """Bytes that a file of this name may have, which is far above what any has that was published."""
     last = name.rpartition("/")[2]
     if last.endswith((".safetensors", ".gguf")):
-        return WITHOUT_LIMIT
-    return LARGE if any(fnmatchcase(last, pattern) for pattern in LARGE_TEXTS) else SMALL
+        return _WITHOUT_LIMIT
+    return LARGE if any(fnmatchcase(last, pattern) for pattern in _LARGE_TEXTS) else _SMALL
 
 
-def is_read(name: str) -> bool:
+def _is_read(name: str) -> bool:
     """Whether an export, or a library that it loads the checkpoint with, reads what is in a file of this path."""
     last = name.rpartition("/")[2]
-    by_libraries = any(fnmatchcase(last, pattern) for pattern in READ_BY_LIBRARIES)
+    by_libraries = any(fnmatchcase(last, pattern) for pattern in _READ_BY_LIBRARIES)
     return (by_libraries or is_wanted(name)) and not last.endswith(".safetensors")
 
 
@@ -124,7 +124,7 @@ def check_files(folder: Path) -> None:
     Weights may be links to anywhere: they are read as numbers, and nothing else can come of them.
     """
     for name in files_in(folder):
-        if is_read(name):
+        if _is_read(name):
             check_file(folder, name)
 
 
@@ -132,7 +132,7 @@ def check_file(folder: Path, name: str) -> Path:
     """The path of one file, if it may be read; raises CheckpointError if not. A file that is missing may."""
     path = folder / name
     target = Path(os.path.realpath(path))
-    if not target.is_relative_to(os.path.realpath(folder)) and BLOB.fullmatch(str(target)) is None:
+    if not target.is_relative_to(os.path.realpath(folder)) and _BLOB.fullmatch(str(target)) is None:
         raise CheckpointError(
             f"`{name}` of `{folder}` is a link to `{target}`, outside of the checkpoint",
             hint="where the links are yours, copy what they lead to: `cp -rL`",
@@ -177,5 +177,5 @@ def card_header(folder: Path) -> str | None:
     if not card.is_file():
         return None
     with check_file(folder, card.name).open(encoding="utf-8", errors="replace") as file:
-        text = file.read(CARD_HEADER)
+        text = file.read(_CARD_HEADER)
     return text[4:].partition("\n---")[0] if text.startswith("---\n") else None

@@ -11,10 +11,10 @@ from ...runtime.errors import CheckpointError, InputError, UnsupportedModelError
 from .checkpoint import Checkpoint
 from .sentence_transformers import shown
 
-GENERATION = "generation_config.json"
-TOP_K = 50
+_GENERATION = "generation_config.json"
+_TOP_K = 50
 """What transformers takes where a file that samples says nothing."""
-NOT_APPLIED: Mapping[str, tuple[object, ...]] = {
+_NOT_APPLIED: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"), ([],)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
     **dict.fromkeys(("constraints", "sequence_bias", "watermarking_config", "stop_strings"), ([], {})),
@@ -25,7 +25,7 @@ NOT_APPLIED: Mapping[str, tuple[object, ...]] = {
     "token_healing": (False,),
 }
 """Settings that make other text, which ortkit does not apply -> the values with which they do nothing, beside null."""
-NOT_APPLIED_TO_SAMPLES: Mapping[str, tuple[object, ...]] = {
+_NOT_APPLIED_TO_SAMPLES: Mapping[str, tuple[object, ...]] = {
     "typical_p": (1,),
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
@@ -36,11 +36,11 @@ NOT_APPLIED_TO_SAMPLES: Mapping[str, tuple[object, ...]] = {
 
 def generation_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What generation_config.json says, nothing where there is none."""
-    found = checkpoint.read_json(GENERATION)
+    found = checkpoint.read_json(_GENERATION)
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise CheckpointError(f"`{checkpoint.folder / GENERATION}` must be an object")
+        raise CheckpointError(f"`{checkpoint.folder / _GENERATION}` must be an object")
     return found
 
 
@@ -51,17 +51,17 @@ def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
     """
     settings = generation_settings(checkpoint)
     samples = settings.get("do_sample") is True
-    check_applied(checkpoint, settings, NOT_APPLIED)
+    _check_applied(checkpoint, settings, _NOT_APPLIED)
     penalty = number(checkpoint, settings, "repetition_penalty")
     found = GenerationDefaults(repetition_penalty=penalty)
     if samples:
-        check_applied(checkpoint, settings, NOT_APPLIED_TO_SAMPLES)
+        _check_applied(checkpoint, settings, _NOT_APPLIED_TO_SAMPLES)
         temperature, top_k = (number(checkpoint, settings, key) for key in ("temperature", "top_k"))
         if top_k is not None and not top_k.is_integer():
-            raise CheckpointError(f"`top_k` in `{checkpoint.folder / GENERATION}` must be an integer, not {top_k}")
+            raise CheckpointError(f"`top_k` in `{checkpoint.folder / _GENERATION}` must be an integer, not {top_k}")
         found = GenerationDefaults(
             temperature=1.0 if temperature is None else temperature,
-            top_k=int(top_k) if top_k is not None else None if "top_k" in settings else TOP_K,
+            top_k=int(top_k) if top_k is not None else None if "top_k" in settings else _TOP_K,
             top_p=number(checkpoint, settings, "top_p"),
             min_p=number(checkpoint, settings, "min_p"),
             repetition_penalty=penalty,
@@ -69,18 +69,18 @@ def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
     try:
         Sampling(**{name: value for name, value in vars(found).items() if value is not None})
     except InputError as error:
-        raise CheckpointError(f"`{checkpoint.folder / GENERATION}` cannot be used: {error.message}") from error
+        raise CheckpointError(f"`{checkpoint.folder / _GENERATION}` cannot be used: {error.message}") from error
     return found
 
 
-def check_applied(
+def _check_applied(
     checkpoint: Checkpoint, settings: Mapping[str, Any], not_applied: Mapping[str, tuple[object, ...]]
 ) -> None:
     for key, neutral in not_applied.items():
         value = settings.get(key)
         if value is not None and value not in neutral:
             raise UnsupportedModelError(
-                f"`{checkpoint.name}` has `{key}` set to {shown(value)} in `{GENERATION}`, which ortkit does not "
+                f"`{checkpoint.name}` has `{key}` set to {shown(value)} in `{_GENERATION}`, which ortkit does not "
                 "apply: its answers would be others than with transformers",
                 hint="export a copy without that key, if the model is to answer without it",
             )
@@ -93,5 +93,5 @@ def number(checkpoint: Checkpoint, settings: Mapping[str, Any], key: str) -> flo
         return None
     # Compared so that NaN fails too, and that no integer is too large to compare.
     if type(value) not in (int, float) or not -(2**31) < value < 2**31:
-        raise CheckpointError(f"`{key}` in `{checkpoint.folder / GENERATION}` must be a number, not {shown(value)}")
+        raise CheckpointError(f"`{key}` in `{checkpoint.folder / _GENERATION}` must be a number, not {shown(value)}")
     return float(value)

@@ -9,7 +9,7 @@ from .checkpoint import Checkpoint
 from .files import MODULES, TOKENIZER_CONFIG
 from .sentence_transformers import PAIR_MODEL, checked_length, model_type_of, read_object, transformer_settings
 
-ROTATES_BY_LENGTH = "longrope"
+_ROTATES_BY_LENGTH = "longrope"
 """The rotation whose angles depend on how long a text is."""
 
 
@@ -21,10 +21,10 @@ def kind_of(checkpoint: Checkpoint, asked: Kind | None) -> Kind:
         return asked
     if checkpoint.gguf is not None:
         return Kind.DECODER
-    return checkpoint.spec.kind if checkpoint.spec is not None else kind_by_files(checkpoint)
+    return checkpoint.spec.kind if checkpoint.spec is not None else _kind_by_files(checkpoint)
 
 
-def kind_by_files(checkpoint: Checkpoint) -> Kind:
+def _kind_by_files(checkpoint: Checkpoint) -> Kind:
     """What a model's own files say; raises UnsupportedModelError for a type of sentence-transformers beside these."""
     pairs = model_type_of(checkpoint) == PAIR_MODEL
     modules = str(checkpoint.read_module_json(MODULES))
@@ -50,7 +50,7 @@ def check_kind(checkpoint: Checkpoint, kind: Kind) -> None:
     scaling = checkpoint.config.get("rope_scaling")
     form = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
     # A trace has the angles of one length; a decoder's context ends where they change.
-    if form == ROTATES_BY_LENGTH and kind is not Kind.DECODER:
+    if form == _ROTATES_BY_LENGTH and kind is not Kind.DECODER:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` rotates long texts by other angles than short ones (`rope_scaling` in config.json: "
             f"`{form}`), which ortkit does not export for {kind.value}s"

@@ -1,6 +1,6 @@
 """The rotary settings of a config.json as transformers 5 writes them, under the names that transformers 4 reads.
 
-transformers 4 does not know `rope_parameters`: it would take its own defaults for them and say nothing.
+transformers 4 does not read `rope_parameters`: it would take its own defaults for them and say nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 
 KEY = "rope_parameters"
-ALIKE = frozenset({"gemma2", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+_ALIKE = frozenset({"gemma2", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 """Whose layers rotate alike, by `rope_theta` and `rope_scaling`."""
-BY_LAYER = {
+_BY_LAYER = {
     "gemma3_text": {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"},
     "modernbert": {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"},
 }
 """Whose layers rotate by the tokens that they reach: kind of layer -> where its base stands."""
-PARTLY = frozenset({"phi3"})
+_PARTLY = frozenset({"phi3"})
 """Of which a head may be rotated in part."""
-BASE, SCALING, PART, FORM = "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_type"
+_BASE, _SCALING, _PART, _FORM = "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_type"
 LENGTH = "original_max_position_embeddings"
-EVERY = "global_attn_every_n_layers"
+_EVERY = "global_attn_every_n_layers"
 """ModernBERT's way to say which layers reach all tokens."""
 
 
@@ -34,60 +34,60 @@ def with_known_names(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     said = config.get(KEY)
     if said is None:
         return {key: value for key, value in config.items() if key != KEY}
-    rest = {key: value for key, value in config.items() if key not in (KEY, SCALING)}
+    rest = {key: value for key, value in config.items() if key not in (KEY, _SCALING)}
     model_type = config.get("model_type")
     if not isinstance(said, Mapping) or not said:
         raise CheckpointError(f"`{KEY}` in the config.json of `{name}` must be an object")
-    if model_type in ALIKE and BASE in said:
-        return rest | alike(name, str(model_type), said, rest)
-    bases = BY_LAYER.get(str(model_type))
-    if bases is not None and set(said) == set(bases) and reaches_as_known(config):
-        return rest | by_layer(name, bases, said)
+    if model_type in _ALIKE and _BASE in said:
+        return rest | _alike(name, str(model_type), said, rest)
+    bases = _BY_LAYER.get(str(model_type))
+    if bases is not None and set(said) == set(bases) and _reaches_as_known(config):
+        return rest | _by_layer(name, bases, said)
     raise unknown(name, said)
 
 
-def alike(name: str, model_type: str, said: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {BASE: said[BASE]}
-    part = said.get(PART, 1)
-    if model_type in PARTLY:
-        found[PART] = part
+def _alike(name: str, model_type: str, said: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {_BASE: said[_BASE]}
+    part = said.get(_PART, 1)
+    if model_type in _PARTLY:
+        found[_PART] = part
     elif part != 1:
         raise unknown(name, said)
-    form = said.get(FORM, "default")
+    form = said.get(_FORM, "default")
     if form == "default":
         return found
-    scaling = {key: value for key, value in said.items() if key not in (BASE, PART)}
+    scaling = {key: value for key, value in said.items() if key not in (_BASE, _PART)}
     if form == "longrope" and model_type == "phi3":
         # There the length stands beside, and three settings are all that it takes.
         found[LENGTH] = scaling.pop(LENGTH, rest.get(LENGTH))
-        scaling["type"] = scaling.pop(FORM)
-    found[SCALING] = scaling
+        scaling["type"] = scaling.pop(_FORM)
+    found[_SCALING] = scaling
     return found
 
 
-def by_layer(name: str, bases: Mapping[str, str], said: Mapping[str, Any]) -> dict[str, Any]:
+def _by_layer(name: str, bases: Mapping[str, str], said: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, key in bases.items():
         own = said[kind]
-        if not isinstance(own, Mapping) or BASE not in own:
+        if not isinstance(own, Mapping) or _BASE not in own:
             raise unknown(name, said)
-        found[key] = own[BASE]
-        scaling = {key: value for key, value in own.items() if key != BASE}
-        if scaling.get(FORM, "default") == "default":
+        found[key] = own[_BASE]
+        scaling = {key: value for key, value in own.items() if key != _BASE}
+        if scaling.get(_FORM, "default") == "default":
             continue
         # Gemma 3 scales the layers that reach all tokens, and ModernBERT none.
-        if key != BASE:
+        if key != _BASE:
             raise unknown(name, said)
-        found[SCALING] = scaling
+        found[_SCALING] = scaling
     return found
 
 
-def reaches_as_known(config: Mapping[str, Any]) -> bool:
+def _reaches_as_known(config: Mapping[str, Any]) -> bool:
     """Whether transformers 4 makes the same layers reach all tokens: it reads Gemma's list, and ModernBERT's period."""
     listed = config.get("layer_types")
     if config.get("model_type") != "modernbert" or listed is None:
         return True
-    period = config.get(EVERY, 3)
+    period = config.get(_EVERY, 3)
     return all((kind == "full_attention") == (place % period == 0) for place, kind in enumerate(listed))
 
 

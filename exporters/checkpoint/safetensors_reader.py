@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 """Such as positions and masks, which models compute for themselves."""
-FOREIGN = frozenset({"tf", "flax", "jax"})
+_FOREIGN = frozenset({"tf", "flax", "jax"})
 """Formats whose tensors have other names and are laid out otherwise than PyTorch's."""
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-WIDTHS = ("hidden_size", "dim", "n_embd", "d_model", "vocab_size")
+_WIDTHS = ("hidden_size", "dim", "n_embd", "d_model", "vocab_size")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 LONGEST = 2**22
 """Tokens for which tables of positions are made: more than any published model reads."""
@@ -83,7 +83,7 @@ class StoredTensor:
         return self.finite(widened.view(np.float32))
 
     def finite(self, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same; raises CheckpointError where one of the numbers is none."""
+        """The same; raises CheckpointError for NaN and infinite numbers."""
         # NaN is the least and the greatest of any numbers that it is among.
         if len(found) and not (np.isfinite(found.min()) and np.isfinite(found.max())):
             raise CheckpointError(
@@ -103,7 +103,7 @@ class StoredTensor:
         return all(np.array_equal(self.flat(*part), other.flat(*part)) for part in counts)
 
     def check_finite(self) -> None:
-        """Read all of it, some at a time; raises CheckpointError where one of the numbers is none."""
+        """Read all of it, some at a time; raises CheckpointError for NaN and infinite numbers."""
         for first in range(0, self.size, NUMBERS_AT_ONCE):
             self.flat(first, min(NUMBERS_AT_ONCE, self.size - first))
 
@@ -112,7 +112,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
     """Name -> place of each tensor of a file, which is seen to be whole.
 
     The library compares the header with the file's length and each tensor's shape with its place. Raises
-    CheckpointError for a damaged file and for a type of numbers that is none of plain weights.
+    CheckpointError for a damaged file and for a type that only quantized models have.
     """
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -124,7 +124,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"the weights `{path}` are damaged: {error}", hint="copy or download the file again"
         ) from error
-    if stated in FOREIGN:
+    if stated in _FOREIGN:
         raise UnsupportedModelError(
             f"the weights `{path.name}` are stored for `{stated}` and not for PyTorch",
             hint="load them with transformers and save them with `save_pretrained` as PyTorch's",
@@ -137,7 +137,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
         for name, entry in entries.items()
     }
     for name, header in found.items():
-        if header.dtype not in FLOATS | INTEGERS:
+        if header.dtype not in FLOATS | _INTEGERS:
             raise UnsupportedModelError(
                 f"`{name}` in the weights `{path.name}` is of the type `{header.dtype}`, which only code for quantized "
                 "models reads",
@@ -169,7 +169,7 @@ def check_shards(index: Mapping[str, Any], shards: Mapping[str, Mapping[str, Sto
 def check_sizes(name: str, config: Mapping[str, Any], headers: Sequence[StoredTensor]) -> None:
     """Raise CheckpointError for a config whose layers, width or vocabulary its tensors do not have."""
     dimensions = {size for header in headers for size in header.shape}
-    for key in (*LAYERS, *WIDTHS, *POSITIONS):
+    for key in (*LAYERS, *_WIDTHS, *POSITIONS):
         if key not in config or (config[key] is None and key in POSITIONS):
             continue
         value = config[key]
@@ -182,7 +182,7 @@ def check_sizes(name: str, config: Mapping[str, Any], headers: Sequence[StoredTe
                 f"the config.json of `{name}` promises {value} layers (`{key}`), and its weights are "
                 f"{len(headers)} tensors"
             )
-        if key in WIDTHS and value not in dimensions:
+        if key in _WIDTHS and value not in dimensions:
             raise CheckpointError(
                 f"the config.json of `{name}` has `{key}` set to {value}, and none of its tensors is of that size"
             )

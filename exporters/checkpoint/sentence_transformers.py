@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint, checked_subfolder
 from .files import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
 
 LIBRARY = "sentence_transformers"
-DEFINED_IN = {
+_DEFINED_IN = {
     "Transformer": ("base.modules.transformer", "base.modules", "sentence_transformer.modules"),
     "Pooling": ("sentence_transformer.modules.pooling", "sentence_transformer.modules"),
     "Dense": ("base.modules.dense", "base.modules", "sentence_transformer.modules"),
@@ -27,19 +27,19 @@ DEFINED_IN = {
 """Class -> the modules of the library that have it since version 5.4; until then all lay in `models`."""
 MODULE_CLASSES = {
     f"{LIBRARY}.{place}.{name}": name
-    for name, places in DEFINED_IN.items()
+    for name, places in _DEFINED_IN.items()
     for place in (*places, "models", f"models.{name}")
 }
 """Full dotted path -> class, for all that is exported: a class of the same name elsewhere is code of the checkpoint."""
 EMBEDDING_MODEL = "SentenceTransformer"
 PAIR_MODEL = "CrossEncoder"
-OTHER_MODELS = {
+_OTHER_MODELS = {
     "SparseEncoder": "a sparse embedder, whose vectors have one component for each token of the vocabulary",
     "MultiVectorEncoder": "a multi-vector embedder, which gives a vector for each token",
     "ColBERT": "a multi-vector embedder, which gives a vector for each token",
 }
 """What `model_type` says beside those that are exported."""
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 """They compare vectors and do not change them."""
 POOLINGS = {
     "cls": Pooling.CLS,
@@ -76,9 +76,9 @@ ACTIVATIONS = {
     "Softsign": Activation.SOFTSIGN,
 }
 """Classes of torch.nn without parameters of their own."""
-TORCH_PLACES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation", "torch.nn.modules.linear")
-TEXT_ALONE = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-WITHOUT_EFFECT = {
+_TORCH_PLACES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation", "torch.nn.modules.linear")
+_TEXT_ALONE = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+_WITHOUT_EFFECT = {
     "model_kwargs": {
         *("add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"),
         *("trust_remote_code", "use_safetensors"),
@@ -90,9 +90,9 @@ WITHOUT_EFFECT = {
 }
 """Options with which a model is loaded that are read, do not change what it computes in float32, or are dropped by the
 library."""
-SHOWN = 60
+_SHOWN = 60
 """Characters of a value that a message repeats."""
-OLD_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
+_OLD_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def model_type_of(checkpoint: Checkpoint) -> str:
     found = settings.get("model_type", EMBEDDING_MODEL)
     if found in (EMBEDDING_MODEL, PAIR_MODEL):
         return str(found)
-    described = OTHER_MODELS.get(found) if isinstance(found, str) else None
+    described = _OTHER_MODELS.get(found) if isinstance(found, str) else None
     raise UnsupportedModelError(
         f"`{checkpoint.name}` is of the type `{found}`" + (f", {described}" if described else ""),
         hint=f"supported in `{MODEL_SETTINGS}`: `{EMBEDDING_MODEL}`, `{PAIR_MODEL}`",
@@ -155,7 +155,7 @@ def model_type_of(checkpoint: Checkpoint) -> str:
 
 def modules_of(checkpoint: Checkpoint) -> Modules:
     """What modules.json says; raises UnsupportedModelError for other classes, or another order of them."""
-    entries = module_entries(checkpoint)
+    entries = _module_entries(checkpoint)
     kinds = [kind for kind, _ in entries]
     normalize = kinds[-1:] == ["Normalize"]
     if kinds != ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense"), *["Normalize"] * normalize]:
@@ -170,7 +170,7 @@ def modules_of(checkpoint: Checkpoint) -> Modules:
     return Modules(entries[1][1], tuple(path for kind, path in entries if kind == "Dense"), normalize)
 
 
-def module_entries(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _module_entries(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Class and folder of each module that does something at inference, in order."""
     modules = checkpoint.read_module_json(MODULES)
     if modules is None:
@@ -187,7 +187,7 @@ def module_entries(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         raise CheckpointError(f"`{checkpoint.top / MODULES}` has two modules of the same name")
     entries = []
     for module in modules:
-        kind = module_class(checkpoint, module["type"])
+        kind = _module_class(checkpoint, module["type"])
         harmless = {"idx": ..., "name": ..., "type": ..., "path": ..., "kwargs": []}
         refuse_unread(checkpoint, MODULES, module, harmless)
         if kind != "Dropout":
@@ -195,14 +195,14 @@ def module_entries(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     return entries
 
 
-def module_class(checkpoint: Checkpoint, path: str) -> str:
+def _module_class(checkpoint: Checkpoint, path: str) -> str:
     """The name of a module's class; raises UnsupportedModelError for a class that is not exported."""
     if path in MODULE_CLASSES:
         return MODULE_CLASSES[path]
-    hint = f"supported modules of sentence-transformers: {', '.join(f'`{name}`' for name in DEFINED_IN)}"
+    hint = f"supported modules of sentence-transformers: {', '.join(f'`{name}`' for name in _DEFINED_IN)}"
     root = path.partition(".")[0]
     if root == "pylate":
-        hint = f"it is a ColBERT model of PyLate, {OTHER_MODELS['ColBERT']}"
+        hint = f"it is a ColBERT model of PyLate, {_OTHER_MODELS['ColBERT']}"
     if root != LIBRARY:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` has a module of a class that is not one of sentence-transformers: `{path}`; ortkit "
@@ -217,10 +217,10 @@ def model_settings(checkpoint: Checkpoint) -> ModelSettings:
     model_type = model_type_of(checkpoint)
     settings = read_object(checkpoint, MODEL_SETTINGS)
     similarity = settings.get("similarity_fn_name")
-    if similarity is not None and similarity not in SIMILARITIES:
+    if similarity is not None and similarity not in _SIMILARITIES:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` compares its vectors by `{similarity}`",
-            hint=f"supported: {', '.join(f'`{name}`' for name in SIMILARITIES)}",
+            hint=f"supported: {', '.join(f'`{name}`' for name in _SIMILARITIES)}",
         )
     if settings.get("truncate_dim") is not None:
         raise UnsupportedModelError(
@@ -252,7 +252,7 @@ def model_settings(checkpoint: Checkpoint) -> ModelSettings:
 def transformer_settings(checkpoint: Checkpoint) -> TransformerSettings:
     """What the module `Transformer` does to texts, whatever else its settings say."""
     file, settings = transformer_file(checkpoint)
-    length = tokenizer_options(checkpoint, file, settings).get("model_max_length", settings.get("max_seq_length"))
+    length = _tokenizer_options(checkpoint, file, settings).get("model_max_length", settings.get("max_seq_length"))
     return TransformerSettings(
         None if length is None else checked_length(length, f"`max_seq_length` in `{checkpoint.folder / file}`"),
         checked_flag(checkpoint, file, settings, "do_lower_case", default=False),
@@ -275,25 +275,25 @@ def check_transformer(checkpoint: Checkpoint) -> None:
         "transformer_task": "feature-extraction",
         "processing_kwargs": {},
         "tokenizer_name_or_path": None,
-        **dict.fromkeys((*OLD_NAMES, *OLD_NAMES.values()), ...),
+        **dict.fromkeys((*_OLD_NAMES, *_OLD_NAMES.values()), ...),
     }
     if "modality_config" in settings:
-        harmless |= {"modality_config": TEXT_ALONE, "module_output_name": "token_embeddings"}
+        harmless |= {"modality_config": _TEXT_ALONE, "module_output_name": "token_embeddings"}
     refuse_unread(checkpoint, file, settings, harmless)
     if "modality_config" in settings and "module_output_name" not in settings:
         raise CheckpointError(f"`{checkpoint.folder / file}` has a `modality_config` without `module_output_name`")
-    for key in (*OLD_NAMES, *OLD_NAMES.values()):
-        harmless = dict.fromkeys(WITHOUT_EFFECT[OLD_NAMES.get(key, key)], ...)
-        refuse_unread(checkpoint, file, options_of(checkpoint, file, settings, key), harmless, within=key)
+    for key in (*_OLD_NAMES, *_OLD_NAMES.values()):
+        harmless = dict.fromkeys(_WITHOUT_EFFECT[_OLD_NAMES.get(key, key)], ...)
+        refuse_unread(checkpoint, file, _options_of(checkpoint, file, settings, key), harmless, within=key)
 
 
-def tokenizer_options(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _tokenizer_options(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the tokenizer is loaded with, under the older name where that is there, as in the library."""
     key = "tokenizer_args" if "tokenizer_args" in settings else "processor_kwargs"
-    return options_of(checkpoint, file, settings, key)
+    return _options_of(checkpoint, file, settings, key)
 
 
-def options_of(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _options_of(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     options = settings.get(key, {})
     if not isinstance(options, dict):
         raise CheckpointError(f"`{key}` in `{checkpoint.folder / file}` must be an object, not {shown(options)}")
@@ -303,7 +303,7 @@ def options_of(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any], k
 def pooling_settings(checkpoint: Checkpoint, path: str) -> PoolingSettings:
     """The modes of the module `Pooling` in this folder, in the order in which their vectors are concatenated."""
     file = f"{path}/config.json"
-    settings = module_config(checkpoint, "Pooling", file)
+    settings = _module_config(checkpoint, "Pooling", file)
     sizes = ("embedding_dimension", "word_embedding_dimension")
     read = (*sizes, "pooling_mode", "include_prompt", *OLD_POOLING_KEYS)
     refuse_unread(checkpoint, file, settings, dict.fromkeys(read, ...))
@@ -334,7 +334,7 @@ def pooling_settings(checkpoint: Checkpoint, path: str) -> PoolingSettings:
 def dense_settings(checkpoint: Checkpoint, path: str) -> DenseSettings:
     """The module `Dense` in this folder."""
     file = f"{path}/config.json"
-    settings = module_config(checkpoint, "Dense", file)
+    settings = _module_config(checkpoint, "Dense", file)
     harmless: dict[str, Any] = dict.fromkeys(("in_features", "out_features", "bias", "activation_function"), ...)
     # A residual would be added by versions of the library that ortkit's reference is not.
     harmless |= {"use_residual": False, "module_input_name": "sentence_embedding"}
@@ -347,14 +347,14 @@ def dense_settings(checkpoint: Checkpoint, path: str) -> DenseSettings:
             f"{shown(sizes[0])} and {shown(sizes[1])}"
         )
     bias = checked_flag(checkpoint, file, settings, "bias", default=True, of_model=False)
-    return DenseSettings(int(sizes[0]), int(sizes[1]), bias, activation_of(checkpoint, settings))
+    return DenseSettings(int(sizes[0]), int(sizes[1]), bias, _activation_of(checkpoint, settings))
 
 
-def activation_of(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Activation:
+def _activation_of(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Activation:
     """What a dense layer applies to its results, a hyperbolic tangent where it says nothing."""
     asked = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     place, _, name = str(asked).rpartition(".")
-    if not isinstance(asked, str) or place not in TORCH_PLACES or name not in ACTIVATIONS:
+    if not isinstance(asked, str) or place not in _TORCH_PLACES or name not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"`{checkpoint.name}` has a module `Dense` with the activation `{asked}`, which is not supported",
             hint=f"supported: {', '.join(f'`torch.nn.{known}`' for known in ACTIVATIONS)}",
@@ -362,7 +362,7 @@ def activation_of(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Activa
     return ACTIVATIONS[name]
 
 
-def module_config(checkpoint: Checkpoint, kind: str, file: str) -> Mapping[str, Any]:
+def _module_config(checkpoint: Checkpoint, kind: str, file: str) -> Mapping[str, Any]:
     """The config of a module that cannot be without one."""
     if checkpoint.read_module_json(file) is None:
         raise CheckpointError(f"`{checkpoint.top}` has a module `{kind}` without its `{file}`")
@@ -429,4 +429,4 @@ def shown(value: Any) -> str:
     if value is None:
         return "null"
     text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return f"`{text if len(text) <= SHOWN else text[:SHOWN] + '...'}`"
+    return f"`{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}`"

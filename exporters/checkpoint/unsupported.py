@@ -13,33 +13,33 @@ from typing import Any
 
 from ...runtime.errors import UnsupportedModelError
 
-QUANTIZED = ("quantization_config", "compression_config")
+_QUANTIZED = ("quantization_config", "compression_config")
 """Keys of a config.json whose weights are packed, and must be unpacked by the code that packed them."""
-PACKED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+_PACKED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
 """Files in which tools say the same."""
-PACKED_KEYS = frozenset({"bits", "w_bit", "quant_method", "quant_type", "quantization", "q_group_size", "quant_algo"})
+_PACKED_KEYS = frozenset({"bits", "w_bit", "quant_method", "quant_type", "quantization", "q_group_size", "quant_algo"})
 """Keys of such a file; transformers.js has one of the same name for the ONNX files beside the weights."""
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTERS = "adapter_model."
-DESCRIPTIONS = (ADAPTER_CONFIG, *PACKED_FILES)
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = "adapter_model."
+DESCRIPTIONS = (_ADAPTER_CONFIG, *_PACKED_FILES)
 """Files that say so, and that an export reads for nothing else."""
-WITHOUT_MEANING = frozenset({"generation_config", "transformers.js_config"})
+_WITHOUT_MEANING = frozenset({"generation_config", "transformers.js_config"})
 """Parts of a config.json that change nothing about a model."""
-MUST_BE_OFF = ("is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder")
+_MUST_BE_OFF = ("is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder")
 """Of encoders; decoders attend in one direction anyway."""
-OTHER_DIRECTION: Mapping[str, bool] = {"is_causal": False, "use_bidirectional_attention": True}
-"""Keys with which transformers 5 lets a decoder read texts in both directions; transformers 4 does not know them."""
-OTHER_WEIGHTS = "transformers_weights"
+_OTHER_DIRECTION: Mapping[str, bool] = {"is_causal": False, "use_bidirectional_attention": True}
+"""Keys with which transformers 5 lets a decoder read texts in both directions; transformers 4 does not read them."""
+_OTHER_WEIGHTS = "transformers_weights"
 """The key of a config.json that names another file than the usual one."""
-TOKENIZER_PATHS: Mapping[str, object] = {"tokenizer_file": None, "fast_tokenizer_files": ["tokenizer.json"]}
+_TOKENIZER_PATHS: Mapping[str, object] = {"tokenizer_file": None, "fast_tokenizer_files": ["tokenizer.json"]}
 """Keys of a tokenizer_config.json by which transformers reads another file than tokenizer.json, anywhere on the disk ->
 the value with which it does not."""
-BASE_MODEL = "export the model in 16 or 32 bits that it was made from; `--precision` quantizes it"
+_BASE_MODEL = "export the model in 16 or 32 bits that it was made from; `--precision` quantizes it"
 
 
 def check_no_adapter(name: str, files: Iterable[str]) -> None:
     """Raise UnsupportedModelError for a repository or folder, by its files' names, whose weights have an adapter."""
-    adapter = next((file for file in sorted(files) if is_adapter(file)), None)
+    adapter = next((file for file in sorted(files) if _is_adapter(file)), None)
     if adapter is not None:
         raise UnsupportedModelError(
             f"`{name}` is an adapter, or has one beside its weights (`{adapter}`), which ortkit does not apply",
@@ -47,14 +47,14 @@ def check_no_adapter(name: str, files: Iterable[str]) -> None:
         )
 
 
-def is_adapter(file: str) -> bool:
+def _is_adapter(file: str) -> bool:
     name = file.rpartition("/")[2]
-    return name == ADAPTER_CONFIG or name.startswith(ADAPTERS)
+    return name == _ADAPTER_CONFIG or name.startswith(_ADAPTERS)
 
 
 def check_packed_files(name: str, folder: Path) -> None:
     """Raise UnsupportedModelError where a file beside the weights says that they are quantized."""
-    for file in PACKED_FILES:
+    for file in _PACKED_FILES:
         path = folder / file
         if not path.is_file():
             continue
@@ -62,10 +62,10 @@ def check_packed_files(name: str, folder: Path) -> None:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):
             content = None
-        if not isinstance(content, dict) or PACKED_KEYS & content.keys():
+        if not isinstance(content, dict) or _PACKED_KEYS & content.keys():
             raise UnsupportedModelError(
                 f"`{name}` is published quantized (`{file}`), and ortkit reads weights in 16 or 32 bits only",
-                hint=BASE_MODEL,
+                hint=_BASE_MODEL,
             )
 
 
@@ -85,7 +85,7 @@ def check_tokenizer_paths(name: str, settings: Any) -> None:
 
     transformers reads that path in place of tokenizer.json, whether it lies in the checkpoint or not.
     """
-    for key, harmless in TOKENIZER_PATHS.items() if isinstance(settings, Mapping) else ():
+    for key, harmless in _TOKENIZER_PATHS.items() if isinstance(settings, Mapping) else ():
         if settings.get(key) not in (None, harmless):
             raise UnsupportedModelError(
                 f"`{name}` names the file of its tokenizer (`{key}` in tokenizer_config.json), and ortkit reads none "
@@ -96,23 +96,23 @@ def check_tokenizer_paths(name: str, settings: Any) -> None:
 
 def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
     """Raise UnsupportedModelError for parts of a config.json that would be left out."""
-    for key in QUANTIZED:
+    for key in _QUANTIZED:
         settings = config.get(key)
         if settings is not None:
             method = settings.get("quant_method") if isinstance(settings, dict) else settings
             raise UnsupportedModelError(
                 f"`{name}` is published quantized (`{key}` in config.json: `{method}`), and ortkit reads weights in "
                 "16 or 32 bits only",
-                hint=BASE_MODEL,
+                hint=_BASE_MODEL,
             )
     for key, value in config.items():
-        if key.endswith("_config") and isinstance(value, Mapping) and value and key not in WITHOUT_MEANING:
+        if key.endswith("_config") and isinstance(value, Mapping) and value and key not in _WITHOUT_MEANING:
             raise UnsupportedModelError(
                 f"`{name}` consists of more than ortkit reads: `{key}` in its config.json",
                 hint="a model of several parts, such as text and pictures, is not exported",
             )
-    check_later(name, config, encoder=encoder)
-    for key in MUST_BE_OFF if encoder else MUST_BE_OFF[:1]:
+    _check_later(name, config, encoder=encoder)
+    for key in _MUST_BE_OFF if encoder else _MUST_BE_OFF[:1]:
         if config.get(key):
             raise UnsupportedModelError(
                 f"`{name}` has `{key}` set to `{config[key]}`, and ortkit does not export such a model",
@@ -122,15 +122,15 @@ def check_unread(name: str, config: Mapping[str, Any], *, encoder: bool) -> None
         raise UnsupportedModelError(f"`{name}` has heads removed (`pruned_heads`), which ortkit does not export")
 
 
-def check_later(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
+def _check_later(name: str, config: Mapping[str, Any], *, encoder: bool) -> None:
     """Raise UnsupportedModelError for keys of a config.json that this transformers or ortkit's own readers ignore."""
-    if config.get(OTHER_WEIGHTS) is not None:
+    if config.get(_OTHER_WEIGHTS) is not None:
         raise UnsupportedModelError(
-            f"`{name}` has its weights in another file than the usual one (`{OTHER_WEIGHTS}` in config.json: "
-            f"`{config[OTHER_WEIGHTS]}`), which ortkit does not read",
+            f"`{name}` has its weights in another file than the usual one (`{_OTHER_WEIGHTS}` in config.json: "
+            f"`{config[_OTHER_WEIGHTS]}`), which ortkit does not read",
             hint="load it with transformers and save it with `save_pretrained`",
         )
-    for key, value in () if encoder else OTHER_DIRECTION.items():
+    for key, value in () if encoder else _OTHER_DIRECTION.items():
         if config.get(key) is not None and bool(config[key]) is value:
             raise UnsupportedModelError(
                 f"`{name}` reads texts in both directions (`{key}` in config.json: `{str(value).lower()}`), which this "

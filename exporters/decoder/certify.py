@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, Provider
 from ...runtime.decoder.decoder import Decoder
+from ...runtime.decoder.golden import golden_answer
 from ...runtime.decoder.model_runner import ModelRunner
 from ...runtime.errors import OrtkitError
-from ...runtime.replay import golden_answer
 from ..certification.certificate import certificate_of
 from ..certification.probe import probe_texts
 from ..progress import counted

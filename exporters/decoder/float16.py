@@ -29,10 +29,10 @@ def convert_to_float16(graph: ir.Graph) -> None:
     were computed in float32: float16 counts to 2,048 only.
     """
     embeddings = [*streamed_gathers(graph), *(node for node in graph if node.op_type == _BLOCK_GATHER)]
-    convert_values(graph, [*cache_inputs(graph), *(node.outputs[0] for node in embeddings)])
+    convert_values(graph, [*_cache_inputs(graph), *(node.outputs[0] for node in embeddings)])
 
 
-def cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
+def _cache_inputs(graph: ir.Graph) -> Sequence[ir.Value]:
     """Return the inputs of the KV cache, which come last."""
     return graph.inputs[len(decoder_inputs(0)) :]
 
@@ -52,7 +52,7 @@ def convert_cache_to_float16(graph: ir.Graph) -> None:
         for value in (*attention.inputs[PAST_KEY : PAST_KEY + 2], *attention.outputs[1:3]):
             required(value).type = ir.TensorType(ir.DataType.FLOAT16)
     if not attentions(graph):
-        for past in cache_inputs(graph):
+        for past in _cache_inputs(graph):
             _convert_plain_cache(past, rounded)
 
 

@@ -29,12 +29,12 @@ from ..graph.passes import RMS_NORM, ROW_WISE, after
 from ..graph.streamed_tensor import StreamedTensor
 from .group_query_attention import GROUP_QUERY_ATTENTION
 
-SKIP_NORM = "SkipSimplifiedLayerNormalization"
+_SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _ELEMENT_WISE = frozenset({"Sigmoid", "Div", "Sub", "Pow", "Cast", "Neg", "Exp", "Erf"})
 """Operators of activation functions, besides those of ROW_WISE."""
 _SWAP_HEADS_AND_TOKENS = (0, 2, 1, 3)
 """The permutation between (batch, tokens, heads, size) and (batch, heads, tokens, size)."""
-QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE = range(5)
+QUERY, KEY, VALUE, PAST_KEY, _PAST_VALUE = range(5)
 """Positions of GroupQueryAttention's inputs."""
 
 
@@ -225,7 +225,7 @@ def fuse_skip_norms(graph: ir.Graph) -> None:
             continue
         total = add.outputs[0]
         skip = ir.node(
-            SKIP_NORM,
+            _SKIP_NORM,
             [*add.inputs, norm.inputs[1]],
             {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
             domain=ORT_DOMAIN,
@@ -245,7 +245,7 @@ def set_cache_shapes(graph: ir.Graph) -> None:
     for attention in attentions(graph):
         attended, *presents = attention.outputs
         attended.shape = None
-        for present, place in zip(presents, (PAST_KEY, PAST_VALUE), strict=True):
+        for present, place in zip(presents, (PAST_KEY, _PAST_VALUE), strict=True):
             past = required(attention.inputs[place])
             present.shape, present.type = past.shape, past.type
 

@@ -19,7 +19,7 @@ from ..graph.external_data import save_graph
 from ..graph.nodes import linears
 from ..quantization.gptq import SMALLEST, QuantizedWeight, quantize_weight, second_moments
 
-TOGETHER = 16
+_TOGETHER = 16
 """Texts whose second moments are computed in one matmul: each writes the whole matrix, (width, width)."""
 
 
@@ -42,7 +42,7 @@ class Calibration:
         self.known: dict[tuple[str, bool, bytes], QuantizedWeight] = {}
         session, names = session_that_gives(model, [linear.input for linear in linears(model.graph)], scratch=scratch)
         remaining = iter(texts)
-        while some := list(islice(remaining, TOGETHER)):
+        while some := list(islice(remaining, _TOGETHER)):
             runs = [session.run(names, dict(feeds)) for feeds in some]
             for name, given in zip(names, zip(*runs, strict=True), strict=True):
                 self.take(name, [rows.reshape(-1, rows.shape[-1]) for rows in given])

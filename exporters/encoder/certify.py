@@ -19,13 +19,13 @@ from .embedder_reference import PublishedEmbedder
 
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.9999, Precision.INT8: 0.98}
 """Below this, on any text of the probe set, an export is not what it claims to be, and no bundle is written."""
-LARGEST_DIFFERENCE_OF_VECTORS = 1e-5
+_LARGEST_DIFFERENCE_OF_VECTORS = 1e-5
 """Of a component of a float32 vector from the publisher's library, as a part of the vector's length."""
-EXACT_TEXTS = 32
+_EXACT_TEXTS = 32
 """How many texts are compared so, behind the default prompt or none."""
-LONGEST_EXACT = 1024
+_LONGEST_EXACT = 1024
 """Tokens of the longest of them: attention in plain PyTorch takes the square of it in memory."""
-PROMPTED = ("The pump runs dry.", "Zwei Sätze. Noch einer!", "", "word " * 600)
+_PROMPTED = ("The pump runs dry.", "Zwei Sätze. Noch einer!", "", "word " * 600)
 """Texts that are compared behind every other prompt."""
 
 
@@ -43,7 +43,7 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
     """What a float32 graph must agree with to the last digits: texts that show differences, and every prompt.
 
     Raises UnsupportedModelError where the bundle's tokenizer `own` reads any text of the probes otherwise than the
-    library, and leaves out texts without a token that would be pooled, or with one that the model does not know.
+    library, and leaves out texts without a token that would be pooled, or with one that the model has no embedding for.
     """
     facts, length = manifest.embedder, manifest.tokenizer.max_length
     if facts is None:
@@ -54,19 +54,19 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
     for prompt in (None, *named):
         name = prompt or facts.default_prompt
         prefix = facts.prompts[name] if name is not None else ""
-        texts = (*telling, *probe_texts().texts) if prompt is None else PROMPTED
-        read = [(text, check_ids(published, own, text, prompt, prefix)) for text in texts]
+        texts = (*telling, *probe_texts().texts) if prompt is None else _PROMPTED
+        read = [(text, _check_ids(published, own, text, prompt, prefix)) for text in texts]
         unpooled = facts.unpooled_tokens.get(name, 0) if name is not None else 0
-        short = [text for text, tokens in read if unpooled < tokens <= LONGEST_EXACT][:EXACT_TEXTS]
+        short = [text for text, tokens in read if unpooled < tokens <= _LONGEST_EXACT][:_EXACT_TEXTS]
         if short:
             samples.append(Sample(prompt, tuple(short), published.vectors(short, prompt)))
     return samples
 
 
-def check_ids(published: PublishedEmbedder, own: Tokenizer, text: str, prompt: str | None, prefix: str) -> int:
+def _check_ids(published: PublishedEmbedder, own: Tokenizer, text: str, prompt: str | None, prefix: str) -> int:
     """How many tokens a text has; raises UnsupportedModelError where they are others than the library's.
 
-    0 for a text with a token that the model does not know: the library fails on it, and the bundle refuses it.
+    0 for a text with a token that the model has no embedding for: the library fails on it, and the bundle refuses it.
     """
     expected, known = published.ids(text, prompt), own.facts.known_tokens
     if known is not None and max(expected, default=0) >= known:
@@ -110,12 +110,12 @@ def check_exact(embedder: Embedder, samples: Sequence[Sample]) -> None:
             differences = np.abs(found - sample.vectors).max(axis=1) / lengths
         worst = int(differences.argmax())
         # Written so that NaN fails too.
-        if not differences.max() <= LARGEST_DIFFERENCE_OF_VECTORS:
+        if not differences.max() <= _LARGEST_DIFFERENCE_OF_VECTORS:
             behind = f" behind the prompt `{sample.prompt}`" if sample.prompt is not None else ""
             raise UnsupportedModelError(
                 f"the float32 graph of `{embedder.bundle.manifest.name}` gives another vector than "
                 f"sentence-transformers for the text {sample.texts[worst][:40]!r}{behind}: a component differs by "
-                f"{differences[worst]:.2g} of the vector's length, and at most {LARGEST_DIFFERENCE_OF_VECTORS:g} is "
+                f"{differences[worst]:.2g} of the vector's length, and at most {_LARGEST_DIFFERENCE_OF_VECTORS:g} is "
                 "rounding",
                 hint="no bundle was written; the checkpoint has something that ortkit does not support",
             )

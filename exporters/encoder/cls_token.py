@@ -64,25 +64,25 @@ def narrow_last_layer(graph: ir.Graph) -> None:
     For a graph that `run_on_rows` has changed. One stays as it is where a bias is added to the scores, or where the
     head reads more than the first tokens.
     """
-    pick = pick_of_first_rows(graph)
-    attentions = merged_attentions(graph)
+    pick = _pick_of_first_rows(graph)
+    attentions = _merged_attentions(graph)
     if pick is None or not attentions:
         return
     last = attentions[-1]
     start, target = last.product.input, required(pick.inputs[0])
-    needed = needed_for(target, start)
+    needed = _needed_for(target, start)
     if needed is None:
         return
     rows = {start: first_rows(graph, start, after(start))}
-    for node in in_order(graph, needed):
+    for node in _in_order(graph, needed):
         output = node.outputs[0]
         attention = merged_attention(output)
         if attention is None:
-            copy_for_first_rows(node, rows)
+            _copy_for_first_rows(node, rows)
         else:
-            rows[output] = context_of_first_queries(graph, attention, rows[start], after(output))
+            rows[output] = _context_of_first_queries(graph, attention, rows[start], after(output))
     replace(pick.outputs[0], rows[target])
-    drop_queries(last)
+    _drop_queries(last)
 
 
 def follow_first_tokens(graph: ir.Graph) -> FirstTokens:
@@ -92,40 +92,40 @@ def follow_first_tokens(graph: ir.Graph) -> FirstTokens:
     """
     path = required(path_of_first_tokens(graph))
     rows = {path.start: first_rows(graph, path.start, after(path.start))}
-    for node in in_order(graph, path.needed):
+    for node in _in_order(graph, path.needed):
         output = node.outputs[0]
         attention = merged_attention(output)
         if attention is None:
-            copy_for_first_rows(node, rows)
+            _copy_for_first_rows(node, rows)
         else:
-            put_first_rows(graph, attention, rows[attention.product.input])
+            _put_first_rows(graph, attention, rows[attention.product.input])
             rows[output] = first_rows(graph, output, after(output))
     replace(path.pick.outputs[0], rows[path.target])
-    put_first_rows(graph, path.last, rows[path.target])
+    _put_first_rows(graph, path.last, rows[path.target])
     origins = {first: value for value, first in rows.items()}
     return FirstTokens(origins, {*origins, *values_after(graph, [rows[path.target]])})
 
 
 def path_of_first_tokens(graph: ir.Graph) -> Path | None:
     """The way that first tokens take, in a graph whose last layer `narrow_last_layer` has changed; None elsewhere."""
-    pick = pick_of_first_rows(graph)
-    attentions = merged_attentions(graph)
+    pick = _pick_of_first_rows(graph)
+    attentions = _merged_attentions(graph)
     if pick is None or not attentions:
         return None
     target = required(pick.inputs[0])
     start = embedded(target)
-    needed = needed_for(target, start)
+    needed = _needed_for(target, start)
     if needed is None or attentions[-1].product.input is not target:
         return None
     return Path(pick, start, target, needed, attentions[-1])
 
 
-def pick_of_first_rows(graph: ir.Graph) -> ir.Node | None:
+def _pick_of_first_rows(graph: ir.Graph) -> ir.Node | None:
     """The node that takes the first tokens' rows from those of all tokens."""
     return next((node for node, _ in batch_alone(graph).uses() if node.op_type == "Slice"), None)
 
 
-def merged_attentions(graph: ir.Graph) -> list[MergedAttention]:
+def _merged_attentions(graph: ir.Graph) -> list[MergedAttention]:
     return [found for node in graph if (found := merged_attention(node.outputs[0])) is not None]
 
 
@@ -137,12 +137,12 @@ def embedded(value: ir.Value) -> ir.Value:
         if attention is not None:
             value = attention.product.input
         elif node is not None and is_row_wise(node):
-            value = computed_inputs(node)[-1]
+            value = _computed_inputs(node)[-1]
         else:
             return value
 
 
-def needed_for(target: ir.Value, start: ir.Value) -> set[ir.Value] | None:
+def _needed_for(target: ir.Value, start: ir.Value) -> set[ir.Value] | None:
     """The values between `start` and `target` whose first rows decide those of `target`.
 
     None where something between them is neither an attention nor a row of its own.
@@ -159,23 +159,23 @@ def needed_for(target: ir.Value, start: ir.Value) -> set[ir.Value] | None:
         if attention is not None:
             waiting.append(attention.product.input)
         elif node is not None and is_row_wise(node) and len(node.outputs) == 1:
-            waiting.extend(computed_inputs(node))
+            waiting.extend(_computed_inputs(node))
         else:
             return None
     return needed
 
 
-def in_order(graph: ir.Graph, values: set[ir.Value]) -> list[ir.Node]:
+def _in_order(graph: ir.Graph, values: set[ir.Value]) -> list[ir.Node]:
     """The nodes that make these values, in the order in which the graph runs them."""
     return [node for node in graph if node.outputs[0] in values]
 
 
-def computed_inputs(node: ir.Node) -> list[ir.Value]:
+def _computed_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs of a node that are not constants."""
     return [value for value in node.inputs if value is not None and array_of(value) is None]
 
 
-def copy_for_first_rows(node: ir.Node, rows: Rows) -> None:
+def _copy_for_first_rows(node: ir.Node, rows: Rows) -> None:
     """Compute of a node's rows the first, right after all of them."""
     inputs = [value if value is None else rows.get(value, value) for value in node.inputs]
     same = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()))
@@ -183,7 +183,9 @@ def copy_for_first_rows(node: ir.Node, rows: Rows) -> None:
     rows[output] = insert_node(after(output), same).outputs[0]
 
 
-def context_of_first_queries(graph: ir.Graph, attention: MergedAttention, first: ir.Value, before: ir.Node) -> ir.Value:
+def _context_of_first_queries(
+    graph: ir.Graph, attention: MergedAttention, first: ir.Value, before: ir.Node
+) -> ir.Value:
     """What the first tokens take from all tokens of their text, (batch, width), given their rows `first`."""
     product, width, heads = attention.product, attention.width, attention.heads
     weight, bias = product.weight[:, :width], product.bias[:width]
@@ -195,15 +197,15 @@ def context_of_first_queries(graph: ir.Graph, attention: MergedAttention, first:
     return insert(before, "Reshape", [attended[-1].outputs[0], rows_of(graph, width)])
 
 
-def put_first_rows(graph: ir.Graph, attention: MergedAttention, first: ir.Value) -> None:
+def _put_first_rows(graph: ir.Graph, attention: MergedAttention, first: ir.Value) -> None:
     """Let an attention mix what comes of the rows `first` of the first tokens with what comes of all other rows."""
     product, split = attention.product, attention.split
     own = insert_linear(split, first, product.name, product.weight, product.bias)
     # onnxruntime writes them into the product where it lies, and copies nothing else.
-    split.replace_input_with(0, insert(split, "ScatterND", [product.output, first_numbers(graph), own]))
+    split.replace_input_with(0, insert(split, "ScatterND", [product.output, _first_numbers(graph), own]))
 
 
-def first_numbers(graph: ir.Graph) -> ir.Value:
+def _first_numbers(graph: ir.Graph) -> ir.Value:
     """The numbers of the first tokens' rows, (batch, 1), computed once at the head of the graph."""
     texts = batch_alone(graph)
     known = next((node for node, _ in texts.uses() if node.op_type == "ConstantOfShape"), None)
@@ -216,7 +218,7 @@ def first_numbers(graph: ir.Graph) -> ir.Value:
     return required(only_user(required(only_user(known.outputs[0], "NonZero")).outputs[0], "Transpose")).outputs[0]
 
 
-def drop_queries(attention: MergedAttention) -> None:
+def _drop_queries(attention: MergedAttention) -> None:
     """Compute keys and values only in the product of queries, keys and values of an attention."""
     product, width, split = attention.product, attention.width, attention.split
     weight, bias = product.weight[:, width:], product.bias[width:]

@@ -30,10 +30,10 @@ class DenseLayer:
 def dense_layers(checkpoint: Checkpoint, width: int) -> list[DenseLayer]:
     """Read a checkpoint's layers, the first of which takes pooled vectors of `width` components."""
     paths, shapes = modules_of(checkpoint).dense, dense_shapes(checkpoint, width)
-    return [read_dense(checkpoint, path, settings) for path, settings in zip(paths, shapes, strict=True)]
+    return [_read_dense(checkpoint, path, settings) for path, settings in zip(paths, shapes, strict=True)]
 
 
-def read_dense(checkpoint: Checkpoint, path: str, settings: DenseSettings) -> DenseLayer:
+def _read_dense(checkpoint: Checkpoint, path: str, settings: DenseSettings) -> DenseLayer:
     """The weights of a layer; raises CheckpointError where they are not those that its config promises."""
     weights = checkpoint.top / path / WEIGHTS
     if not weights.exists():

@@ -41,10 +41,10 @@ def check_range(
 
     It would overflow on a GPU; the CPU, which certifies bundles, computes many operators in float32 and would not.
     """
-    check_hidden_states(name, largest_magnitude(model, texts, scratch=scratch), instead=_INSTEAD)
+    check_hidden_states(name, _largest_magnitude(model, texts, scratch=scratch), instead=_INSTEAD)
 
 
-def largest_magnitude(
+def _largest_magnitude(
     model: ir.Model, texts: Iterable[Mapping[str, NDArray[np.int64]]], *, scratch: Path | None = None
 ) -> float:
     """The largest absolute value that a float32 graph computes from its embeddings, for texts given as its inputs."""

@@ -34,10 +34,10 @@ from ..quantization.gptq import LEVELS, SMALLEST, QuantizedWeight, quantize_weig
 from .calibration import Calibration
 from .cls_token import FirstTokens, follow_first_tokens
 
-NORMS = ("LayerNormalization", RMS_NORM)
+_NORMS = ("LayerNormalization", RMS_NORM)
 GELU_FLOOR = 0.17
 """GELU's lowest value is -0.16997, at -0.7518."""
-MIDDLE = 128
+_MIDDLE = 128
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) 
         if products[linear.matmul] in recipe.exact if linear.matmul in products else origin in exact:
             continue
         alone = linear.input in first.alone
-        operands = operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe, first=alone)
+        operands = _operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe, first=alone)
         if alone:
-            output = precise_product(graph, linear, operands)
+            output = _precise_product(graph, linear, operands)
         elif made_by(origin, "Gelu"):
-            output = shifted_product(graph, linear, operands)
-        elif origin in contexts or (made_by(origin, *NORMS) and not recipe.per_token):
-            output = static_product(graph, linear, operands)
+            output = _shifted_product(graph, linear, operands)
+        elif origin in contexts or (made_by(origin, *_NORMS) and not recipe.per_token):
+            output = _static_product(graph, linear, operands)
         else:
-            output = per_token_product(graph, linear, operands)
+            output = _per_token_product(graph, linear, operands)
         replace(linear.output, output)
-    quantize_word_vectors(graph)
+    _quantize_word_vectors(graph)
 
 
-def operands_of(
+def _operands_of(
     graph: ir.Graph,
     linear: Linear,
     origin: ir.Value,
@@ -109,16 +109,16 @@ def operands_of(
     Rows from a layer norm are divided by SmoothQuant's factors here; `divisors` are those by which other rows were
     divided where they are made.
     """
-    peaks, rows, matrix = calibration.peaks[name_of(origin)], linear.input, linear.weight
-    if made_by(origin, *NORMS):
-        divisors = smoothing_of(linear, peaks, recipe)
+    peaks, rows, matrix = calibration.peaks[_name_of(origin)], linear.input, linear.weight
+    if made_by(origin, *_NORMS):
+        divisors = _smoothing_of(linear, peaks, recipe)
         rows = insert(linear.matmul, "Mul", [rows, constant(graph, f"{linear.name}_smoothing", 1 / divisors)])
         matrix = matrix * divisors[:, np.newaxis]
-    weight = calibration.quantize(name_of(origin), matrix, divisors=divisors, of_first_tokens=first)
+    weight = calibration.quantize(_name_of(origin), matrix, divisors=divisors, of_first_tokens=first)
     return Operands(rows, weight, float((peaks if divisors is None else peaks / divisors).max()))
 
 
-def name_of(value: ir.Value) -> str:
+def _name_of(value: ir.Value) -> str:
     return value.name or ""
 
 
@@ -130,7 +130,7 @@ def made_by(value: ir.Value, *op_types: str) -> bool:
     return producer is not None and producer.op_type in op_types
 
 
-def smoothing_of(linear: Linear, peaks: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
+def _smoothing_of(linear: Linear, peaks: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
     """By what each channel of a product's input is divided and each row of its matrix multiplied: (inputs,)."""
     rows = np.maximum(np.abs(linear.weight).max(axis=1), SMALLEST)
     peaks = np.maximum(peaks, SMALLEST)
@@ -148,7 +148,7 @@ def smooth_contexts(graph: ir.Graph, calibration: Calibration, recipe: Recipe) -
         values = values_behind(linear.input)
         if values is None or number in recipe.exact:
             continue
-        smoothing = smoothing_of(linear, calibration.peaks[name_of(linear.input)], recipe)
+        smoothing = _smoothing_of(linear, calibration.peaks[_name_of(linear.input)], recipe)
         columns = np.ones(values.weight.shape[1], np.float32)
         columns[-len(smoothing) :] = 1 / smoothing
         change_linear(graph, values, weight=values.weight * columns, bias=values.bias * columns)
@@ -157,15 +157,15 @@ def smooth_contexts(graph: ir.Graph, calibration: Calibration, recipe: Recipe) -
     return divisors
 
 
-def static_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+def _static_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """`rows @ weight + b` with one scale for all tokens: the peak becomes 127."""
     before, name = linear.matmul, linear.name
     scale = constant(graph, f"{name}_input_scale", np.array(max(operands.peak, SMALLEST) / LEVELS, np.float32))
     quantized = insert(before, "QuantizeLinear", [operands.rows, scale, middle(graph)])
-    return int8_product(graph, linear, name, operands.weight, quantized, scale, bias=linear.bias)
+    return _int8_product(graph, linear, name, operands.weight, quantized, scale, bias=linear.bias)
 
 
-def precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+def _precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """`rows @ weight + b` with 16-bit activations: the upper 8 bits, and the rest, as rows of one matmul.
 
     Twice the peak becomes 127, since there are bits to spare for rows that calibration has not seen. The matrix is one
@@ -180,14 +180,14 @@ def precise_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.V
     rest_scale = constant(graph, f"{name}_rest_scale", np.array(unit * share, np.float32))
     lower = insert(before, "QuantizeLinear", [rest, rest_scale, middle(graph)])
     both = insert(before, "Concat", [upper, lower], {"axis": 0})
-    product = int8_product(graph, linear, name, operands.weight, both, scale)
+    product = _int8_product(graph, linear, name, operands.weight, both, scale)
     halves = insert_node(before, ir.node("Split", [product], {"axis": 0, "num_outputs": 2}, num_outputs=2)).outputs
     fraction = constant(graph, "lower_bits", np.array(share, np.float32))
     product = insert(before, "Add", [halves[0], insert(before, "Mul", [halves[1], fraction])])
     return insert(before, "Add", [product, constant(graph, f"{name}_bias", linear.bias)])
 
 
-def int8_product(
+def _int8_product(
     graph: ir.Graph,
     linear: Linear,
     name: str,
@@ -195,7 +195,7 @@ def int8_product(
     quantized: ir.Value,
     scale: ir.Value,
     *,
-    zero_point: int = MIDDLE,
+    zero_point: int = _MIDDLE,
     bias: NDArray[np.float32] | None = None,
 ) -> ir.Value:
     """Insert `scale * (quantized - zero_point) @ weight + bias` where the product of `linear` stands, named `name`."""
@@ -212,10 +212,10 @@ def int8_product(
 
 
 def middle(graph: ir.Graph) -> ir.Value:
-    return constant(graph, f"zero_point_{MIDDLE}", np.array(MIDDLE, np.uint8))
+    return constant(graph, f"zero_point_{_MIDDLE}", np.array(_MIDDLE, np.uint8))
 
 
-def per_token_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+def _per_token_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """`rows @ weight + b` with a scale for each token: its largest absolute value becomes 127."""
     before, rows = linear.matmul, operands.rows
     peak = insert(before, "ReduceMax", [insert(before, "Abs", [rows]), last_axis(graph)], {"keepdims": 0})
@@ -223,10 +223,10 @@ def per_token_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir
     scale = insert(before, "Mul", [peak, constant(graph, "one_127th", np.array(1 / LEVELS, np.float32))])
     count = insert(before, "Shape", [scale])
     middles = insert(before, "Expand", [middle(graph), count])
-    return scaled_rows(graph, linear, operands, scale, middles, MIDDLE, linear.bias)
+    return _scaled_rows(graph, linear, operands, scale, middles, _MIDDLE, linear.bias)
 
 
-def shifted_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
+def _shifted_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.Value:
     """A scale for each token of a GELU's output, with level 0 at -0.17 instead of at minus the largest value.
 
     The zero point k must be an integer, so the scale is chosen such that -0.17 falls on a level: 0.17 / k. The product
@@ -245,10 +245,10 @@ def shifted_product(graph: ir.Graph, linear: Linear, operands: Operands) -> ir.V
     zero_points = insert(before, "Cast", [below], {"to": ir.DataType.UINT8.value})
     sums = (weight.values.astype(np.float64) * weight.scales).sum(axis=0)
     bias = (linear.bias - GELU_FLOOR * sums).astype(np.float32)
-    return scaled_rows(graph, linear, operands, scale, zero_points, 0, bias)
+    return _scaled_rows(graph, linear, operands, scale, zero_points, 0, bias)
 
 
-def scaled_rows(
+def _scaled_rows(
     graph: ir.Graph,
     linear: Linear,
     operands: Operands,
@@ -264,7 +264,7 @@ def scaled_rows(
     before, name = linear.matmul, linear.name
     quantized = insert(before, "QuantizeLinear", [operands.rows, scale, zero_points], {"axis": 0})
     one = constant(graph, "one", np.array(1, np.float32))
-    product = int8_product(graph, linear, name, operands.weight, quantized, one, zero_point=zero_point)
+    product = _int8_product(graph, linear, name, operands.weight, quantized, one, zero_point=zero_point)
     column = insert(before, "Unsqueeze", [scale, constant(graph, "axis_1", np.array([1], np.int64))])
     product = insert(before, "Mul", [product, column])
     return insert(before, "Add", [product, constant(graph, f"{name}_rows_bias", bias)])
@@ -274,7 +274,7 @@ def last_axis(graph: ir.Graph) -> ir.Value:
     return constant(graph, "last_axis", np.array([-1], np.int64))
 
 
-def quantize_word_vectors(graph: ir.Graph) -> None:
+def _quantize_word_vectors(graph: ir.Graph) -> None:
     """Store the table from which token ids pick their vectors in int8, with a scale for each of its rows."""
     for node in embedding_gathers(graph):
         ids = required(node.inputs[1])

@@ -66,12 +66,15 @@ def find_recipe(
 
     Tried in the order of their speed: `recipes`, then the last of them with as few linear layers in float32 as needed,
     those first that do the most damage when they alone are in int8. `damage` measures that on other texts than
-    `agreement`, whose unit is `measure`.
+    `agreement`, whose unit is `measure`. At least one layer stays in int8.
     """
     fastest = find_fastest(recipes, agreement, threshold=bar)
     if fastest.recipe is not None:
         return fastest.recipe
     recipe, best = recipes[-1], max(0.0, fastest.best)
+    hint = "no bundle was written; ask for less, or use `--precision fp32`"
+    if products < 2:
+        raise OrtkitError(f"no int8 recipe reaches {measure} {bar:g} to PyTorch: it is {best:.5f} at best", hint=hint)
     everything = frozenset(range(products))
     harm = [
         damage(replace(recipe, exact=everything - {number})) for number in counted(range(products), "matrices tried")
@@ -87,7 +90,7 @@ def find_recipe(
             raise OrtkitError(
                 f"no int8 recipe reaches {measure} {bar:g} to PyTorch: with {enough} of "
                 f"{products} linear layers in float32 it is {best:.5f} at best",
-                hint="no bundle was written; ask for less, or use `--precision fp32`",
+                hint=hint,
             )
         too_few, enough = enough, min(2 * enough, products - 1)
     while enough - too_few > 1:

@@ -33,17 +33,17 @@ At 0.95 one pair of documents in forty changes places. It was chosen with these 
 Scores of seeded heads lie close together: 0.960 became 0.899 on searches of 100 news texts (OpenVINO's int8: 0.882).
 Where order matters more than speed, `--min-tau 0.97` takes 16 bits for [CLS] for both.
 """
-LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 2e-2}
+_LARGEST_DIFFERENCE = {Precision.FP32: 1e-3, Precision.FP16: 2e-2}
 """Of a reranker's logit from PyTorch's, on any pair of the probe set; of fp16 as a part of the largest one above 1."""
-TOP = 10
-CROSS_ENCODER = "sentence-transformers' CrossEncoder"
+_TOP = 10
+_CROSS_ENCODER = "sentence-transformers' CrossEncoder"
 EXACT = 1e-5
 """How far a float32 logit or score may be from the publisher's library, as a part of the largest logit above 1."""
-EXACT_STRIDE = 8
+_EXACT_STRIDE = 8
 """Of so many pairs of the probe set, one is compared before quantization."""
-SHOWN = 60
+_SHOWN = 60
 """Characters of a text that a message repeats."""
-NOISE = 1e-4
+_NOISE = 1e-4
 """Logits of PyTorch that differ less may change places between two ways to compute the same in float32."""
 
 
@@ -74,14 +74,14 @@ def check_tokens(name: str, own: PairTokenizer, pairs: Sequence[Pair], reads: Ca
                 f"{difference(found.ids.tolist(), expected[INPUT_IDS])}",
                 hint=f"the query {shown(pair[0])} and the document {shown(pair[1])}",
             )
-        if types is not None and types != types_of(own, found):
+        if types is not None and types != _types_of(own, found):
             raise UnsupportedModelError(
                 f"the tokenizer of `{name}` gives the tokens of a pair types that are not supported",
                 hint=f"the query {shown(pair[0])} and the document {shown(pair[1])}",
             )
 
 
-def types_of(own: PairTokenizer, pair: TokenizedPair) -> list[int]:
+def _types_of(own: PairTokenizer, pair: TokenizedPair) -> list[int]:
     after = len(pair.ids) - pair.document_start
     return [0] * pair.document_start + [own.pair.document_type] * after
 
@@ -95,7 +95,7 @@ def difference(found: list[int], expected: list[int]) -> str:
 
 
 def shown(text: str) -> str:
-    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}..."
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
 def check_exact_pairs(reranker: Reranker, reference: PairReference) -> None:
@@ -104,24 +104,24 @@ def check_exact_pairs(reranker: Reranker, reference: PairReference) -> None:
     Before anything is quantized: what is seen here is a part of the checkpoint that was read otherwise.
     """
     name = reranker.bundle.manifest.name
-    every = slice(None, None, EXACT_STRIDE)
+    every = slice(None, None, _EXACT_STRIDE)
     pairs = [*probe_searches().pairs[every], *reference.telling]
     logits = reranker.score_with_report(pairs).logits
     expected = np.concatenate([reference.logits[every], reference.telling_logits])
     # All logits of a model are rounded alike, those near 0 too.
     largest = max(1.0, float(np.abs(expected).max(initial=0)))
-    check_close(name, "logit", pairs, logits, expected, EXACT * largest)
+    _check_close(name, "logit", pairs, logits, expected, EXACT * largest)
     scored = reference.telling[: len(reference.telling_scores)]
     scores = score(reranker.score_with_report(scored).logits, reranker.facts.scores)
-    check_close(name, "score", scored, scores, reference.telling_scores, EXACT * largest)
+    _check_close(name, "score", scored, scores, reference.telling_scores, EXACT * largest)
 
 
-def check_close(
+def _check_close(
     name: str, what: str, pairs: Sequence[Pair], found: NDArray[Any], expected: NDArray[Any], tolerance: float
 ) -> None:
     if found.shape != expected.shape:
         raise UnsupportedModelError(
-            f"the exported `{name}` gives {found.shape[1]} numbers for a pair where {CROSS_ENCODER} gives "
+            f"the exported `{name}` gives {found.shape[1]} numbers for a pair where {_CROSS_ENCODER} gives "
             f"{expected.shape[1]}",
             hint="no bundle was written",
         )
@@ -131,7 +131,7 @@ def check_close(
         worst = int(np.where(np.isnan(apart), np.inf, apart).max(axis=1).argmax())
         query, document = pairs[worst]
         raise UnsupportedModelError(
-            f"the exported `{name}` does not give the {what}s of {CROSS_ENCODER}: {found[worst].tolist()} instead of "
+            f"the exported `{name}` does not give the {what}s of {_CROSS_ENCODER}: {found[worst].tolist()} instead of "
             f"{expected[worst].tolist()} for the query {shown(query)} and the document {shown(document)}",
             hint="no bundle was written: a part of the checkpoint has a meaning that is not supported",
         )
@@ -160,9 +160,9 @@ def agreement_of(searches: PairSet, found: NDArray[np.float32], expected: NDArra
         for here, there in zip(found[rows].T, expected[rows].T, strict=True):
             taus.append(kendall_tau(here.tolist(), there.tolist()))
             order = np.argsort(-there, kind="stable")
-            best = set(order[:TOP].tolist())
-            shared.append(len(best & set(np.argsort(-here, kind="stable")[:TOP].tolist())) / len(best))
-            apart = there[order[:-1]] - there[order[1:]] > NOISE
+            best = set(order[:_TOP].tolist())
+            shared.append(len(best & set(np.argsort(-here, kind="stable")[:_TOP].tolist())) / len(best))
+            apart = there[order[:-1]] - there[order[1:]] > _NOISE
             swapped += int((apart & (here[order[:-1]] < here[order[1:]])).sum())
     return Agreement(np.array(taus), float(np.mean(shared)), float(np.abs(found - expected).max()), swapped)
 
@@ -186,7 +186,7 @@ def certify_reranker(reranker: Reranker, reference: PairReference, *, min_tau: f
             f"{len(probe.searches)} queries, and {manifest.precision.value} must reach {lowest:g}",
             hint=hint_of(manifest.precision, f"--min-tau {lowest:g}"),
         )
-    allowed = LARGEST_DIFFERENCE.get(manifest.precision, np.inf)
+    allowed = _LARGEST_DIFFERENCE.get(manifest.precision, np.inf)
     if manifest.precision is Precision.FP16:
         allowed *= max(1.0, float(np.abs(expected).max(initial=0)))
     if not agreement.largest_difference <= allowed:

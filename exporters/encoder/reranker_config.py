@@ -14,26 +14,25 @@ from ..checkpoint.cross_encoder import (
     Messages,
     labels_of,
     labels_of_dense,
-    read_cross_encoder,
     scores_of,
 )
 from ..checkpoint.files import TOKENIZER_CONFIG
 from ..checkpoint.kind import positions_of, required_int
 from ..checkpoint.sentence_transformers import checked_length, read_object
 
-JUDGE = (
+_JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
-BEFORE = f"<|im_start|>system\n{JUDGE}<|im_end|>\n<|im_start|>user\n"
-QUERY_PREFIX = "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: "
-QUERY_SUFFIX = "\n<Document>:"
-DOCUMENT_PREFIX = " "
+BEFORE = f"<|im_start|>system\n{_JUDGE}<|im_end|>\n<|im_start|>user\n"
+_QUERY_PREFIX = "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: "
+_QUERY_SUFFIX = "\n<Document>:"
+_DOCUMENT_PREFIX = " "
 AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 """The prompt of Qwen3-Reranker (its model card, 2025), which answers with one of two words."""
-ANSWERS = ("yes", "no")
-QUERY_MARK, DOCUMENT_MARK = "  Which way is north  ", "  Follow the needle  "
-BOUNDARIES = tuple(
+_ANSWERS = ("yes", "no")
+_QUERY_MARK, _DOCUMENT_MARK = "  Which way is north  ", "  Follow the needle  "
+_BOUNDARIES = tuple(
     (query, document)
     for query in ("a", "\n b ")
     for document in ("a", " a", "\n\na ", "A", "1", "!", "\u0301", "漢", "😀", "  ", "", "</s>")
@@ -41,12 +40,11 @@ BOUNDARIES = tuple(
 """Pairs whose texts may grow together with what stands around them."""
 
 
-def reranker_facts(checkpoint: Checkpoint, tokenizer: Any) -> RerankerFacts:
+def reranker_facts(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> RerankerFacts:
     """Labels, activation and pairs; `tokenizer` is that of transformers. Nothing is guessed."""
-    files = read_cross_encoder(checkpoint)
     if follows_model_card(files):
-        return RerankerFacts((ANSWERS[0],), Scores.SIGMOID, prompt_facts(tokenizer))
-    labels = label_names(checkpoint, files, tokenizer)
+        return RerankerFacts((_ANSWERS[0],), Scores.SIGMOID, prompt_facts(tokenizer))
+    labels = _label_names(checkpoint, files, tokenizer)
     template = getattr(tokenizer, "chat_template", None) is not None
     # Without settings of its own, a chat template puts the pairs together where there is one.
     inferred: Messages | None = "auto" if template else None
@@ -54,7 +52,7 @@ def reranker_facts(checkpoint: Checkpoint, tokenizer: Any) -> RerankerFacts:
     if messages is None:
         pair = pair_facts(checkpoint, tokenizer, files.prompt)
     else:
-        pair = template_facts(checkpoint, renderer(checkpoint, tokenizer, files.prompt, messages), tokenizer)
+        pair = _template_facts(checkpoint, _renderer(checkpoint, tokenizer, files.prompt, messages), tokenizer)
     return RerankerFacts(labels, scores_of(checkpoint, len(labels)), pair)
 
 
@@ -63,21 +61,20 @@ def follows_model_card(files: CrossEncoderFiles) -> bool:
     return files.form is Form.ANSWER and not files.saved
 
 
-def label_names(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> tuple[str, ...]:
+def _label_names(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> tuple[str, ...]:
     if files.form is Form.CLASSIFIER:
         return labels_of(checkpoint)
     if files.form is Form.MODULES:
         return labels_of_dense(checkpoint, files.modules)
-    relevant, _ = answer_ids(checkpoint, tokenizer)
+    relevant, _ = answer_ids(checkpoint, files, tokenizer)
     return (str(tokenizer.convert_ids_to_tokens(relevant)),)
 
 
-def pair_length(checkpoint: Checkpoint, tokenizer: Any, pair: PairFacts) -> int:
+def pair_length(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any, pair: PairFacts) -> int:
     """Tokens of a pair that the model reads, special ones included: sentence-transformers' `max_seq_length`.
 
     Within the rows of a table of positions, beyond which the library fails.
     """
-    files = read_cross_encoder(checkpoint)
     positions = required_int(checkpoint, checkpoint.architecture.positions)
     length = files.max_length
     if length is None:
@@ -106,8 +103,8 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> Pair
     encoded = tokenizer("a", "b")
     sequences = encoded.sequence_ids()
     both = {0, 1} <= set(sequences)
-    first, last = place_of(sequences, 0) if both else (0, 0)
-    start, end = place_of(sequences, 1) if both else (0, 0)
+    first, last = _place_of(sequences, 0) if both else (0, 0)
+    start, end = _place_of(sequences, 1) if both else (0, 0)
     # Nothing but special tokens stands before the query, between the two, and after the document.
     if not both or first > start or set(sequences[first:last]) != {0} or set(sequences[start:end]) != {1}:
         raise UnsupportedModelError(f"the tokenizer of `{checkpoint.name}` does not put a query before a document")
@@ -129,7 +126,7 @@ def pair_facts(checkpoint: Checkpoint, tokenizer: Any, prompt: str = "") -> Pair
     )
 
 
-def place_of(sequences: list[int | None], number: int) -> tuple[int, int]:
+def _place_of(sequences: list[int | None], number: int) -> tuple[int, int]:
     """Where the tokens of a text begin and end."""
     return sequences.index(number), len(sequences) - sequences[::-1].index(number)
 
@@ -138,7 +135,7 @@ Renderer = Callable[[str, str], str]
 """A query and a document to the text that the model reads."""
 
 
-def renderer(checkpoint: Checkpoint, tokenizer: Any, prompt: str, messages: Messages) -> Renderer:
+def _renderer(checkpoint: Checkpoint, tokenizer: Any, prompt: str, messages: Messages) -> Renderer:
     """sentence-transformers' way to put a pair into the chat template: messages of the roles `query` and `document`."""
     # Loads torch and transformers.
     from sentence_transformers.base.modality import InputFormatter  # noqa: PLC0415
@@ -162,16 +159,16 @@ def renderer(checkpoint: Checkpoint, tokenizer: Any, prompt: str, messages: Mess
     return rendered
 
 
-def template_facts(checkpoint: Checkpoint, rendered: Renderer, tokenizer: Any) -> PairFacts:
+def _template_facts(checkpoint: Checkpoint, rendered: Renderer, tokenizer: Any) -> PairFacts:
     """What a chat template puts around the two texts of a pair, found by rendering some."""
-    query, document = QUERY_MARK, DOCUMENT_MARK
+    query, document = _QUERY_MARK, _DOCUMENT_MARK
     text = rendered(query, document)
     head, _, rest = text.partition(query)
     middle, _, tail = rest.partition(document)
     unlike = next(
         (
             pair
-            for pair in [(query, document), *BOUNDARIES]
+            for pair in [(query, document), *_BOUNDARIES]
             if rendered(*pair) != head + pair[0] + middle + pair[1] + tail
         ),
         None,
@@ -193,7 +190,9 @@ def template_facts(checkpoint: Checkpoint, rendered: Renderer, tokenizer: Any) -
     after = ids(tail)
     stripped = middle.rstrip()
     for end, start in ((stripped, middle[len(stripped) :]), (middle, "")):
-        if all(ids(rendered(*pair)) == ids(head + pair[0] + end) + ids(start + pair[1]) + after for pair in BOUNDARIES):
+        if all(
+            ids(rendered(*pair)) == ids(head + pair[0] + end) + ids(start + pair[1]) + after for pair in _BOUNDARIES
+        ):
             return PairFacts(
                 (),
                 (),
@@ -218,15 +217,14 @@ def prompt_facts(tokenizer: Any) -> PairFacts:
         after,
         document_type=0,
         truncation=Truncation.END,
-        query_prefix=QUERY_PREFIX,
-        query_suffix=QUERY_SUFFIX,
-        document_prefix=DOCUMENT_PREFIX,
+        query_prefix=_QUERY_PREFIX,
+        query_suffix=_QUERY_SUFFIX,
+        document_prefix=_DOCUMENT_PREFIX,
     )
 
 
-def answer_ids(checkpoint: Checkpoint, tokenizer: Any) -> tuple[int, int | None]:
+def answer_ids(checkpoint: Checkpoint, files: CrossEncoderFiles, tokenizer: Any) -> tuple[int, int | None]:
     """The ids of the words for relevant and for not; None where the score is the logit of the first alone."""
-    files = read_cross_encoder(checkpoint)
     if files.saved:
         name = f"{files.modules[0][1]}/config.json"
         stated = read_object(checkpoint, name)
@@ -245,7 +243,7 @@ def answer_ids(checkpoint: Checkpoint, tokenizer: Any) -> tuple[int, int | None]
                 hint="supported: `causal_logits`",
             )
         return int(relevant), irrelevant  # type: ignore[arg-type] # an integer here
-    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ANSWERS)
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in _ANSWERS)
     if yes is None or no is None or yes == no:
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` has no tokens `yes` and `no`")
     return yes, no

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.cross_encoder import read_cross_encoder
+from ..checkpoint.cross_encoder import CrossEncoderFiles
 from ..models.loading import load_tokenizer, load_weights, quiet
 from ..models.published_model import VERSIONS, open_published
 from .reranker_config import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
@@ -85,11 +85,11 @@ class ModelCardReranker:
 
     name = f"the model card of Qwen3-Reranker, {VERSIONS}"
 
-    def __init__(self, checkpoint: Checkpoint, max_length: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, files: CrossEncoderFiles, max_length: int) -> None:
         self.tokenizer = load_tokenizer(checkpoint)
         self.facts = prompt_facts(self.tokenizer)
         self.max_length = max_length
-        self.relevant, self.irrelevant = answer_ids(checkpoint, self.tokenizer)
+        self.relevant, self.irrelevant = answer_ids(checkpoint, files, self.tokenizer)
         self.model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
 
     def tokens(self, pair: Pair) -> dict[str, list[int]]:
@@ -106,11 +106,11 @@ class ModelCardReranker:
         return np.asarray(1 / (1 + np.exp(-self.logits(pair).astype(np.float64))), np.float32)
 
 
-def published_reranker(checkpoint: Checkpoint, max_length: int) -> PublishedReranker:
+def published_reranker(checkpoint: Checkpoint, files: CrossEncoderFiles, max_length: int) -> PublishedReranker:
     """The reranker in the library that it was published for.
 
     Decoders without sentence-transformers' settings say nothing of pairs; what they are published with is a model card.
     """
-    if follows_model_card(read_cross_encoder(checkpoint)):
-        return ModelCardReranker(checkpoint, max_length)
+    if follows_model_card(files):
+        return ModelCardReranker(checkpoint, files, max_length)
     return CrossEncoderReranker(checkpoint)

@@ -79,8 +79,8 @@ class RerankerTask:
     def open(cls, checkpoint: Checkpoint) -> RerankerTask:
         """Read what the checkpoint's files and its tokenizer say of pairs."""
         files, tokenizer = read_cross_encoder(checkpoint), load_tokenizer(checkpoint)
-        facts = reranker_facts(checkpoint, tokenizer)
-        length = pair_length(checkpoint, tokenizer, facts.pair)
+        facts = reranker_facts(checkpoint, files, tokenizer)
+        length = pair_length(checkpoint, files, tokenizer, facts.pair)
         if files.lower_case:
             lower = tokenizers.Tokenizer.from_str(lower_cased(tokenizer.backend_tokenizer.to_str()))
             tokenizer.backend_tokenizer.normalizer = lower.normalizer
@@ -102,7 +102,7 @@ class RerankerTask:
         return PairTokenizer(folder / TOKENIZER, facts, self.settings.pair, typed=typed)
 
     def _probe_pairs(self, facts: TokenizerFacts) -> list[Pair]:
-        """The probe pairs of the tokenizer, without those with tokens that the model does not know."""
+        """The probe pairs of the tokenizer, without those with tokens that the model has no embedding for."""
         pairs = pair_probe(self.tokenizer, self.max_length)
         known = facts.known_tokens
         return pairs if known is None else [pair for pair in pairs if self._largest_id(pair) < known]
@@ -121,7 +121,7 @@ class RerankerTask:
     def reference(self, model: Any, draft: DraftBundle, work: Workspace) -> PairReference:  # noqa: ARG002
         # The library loads its own; two copies of the weights are not to be in memory at once.
         model.to("meta")
-        library = published_reranker(self.checkpoint, self.max_length)
+        library = published_reranker(self.checkpoint, self.files, self.max_length)
         facts = draft.manifest.tokenizer
         own, pairs = self._own_tokenizer(draft.path, facts), self._probe_pairs(facts)
         check_tokens(self.checkpoint.name, own, pairs, library.tokens)

@@ -65,17 +65,17 @@ def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
     files = read_cross_encoder(checkpoint)
     if files.form is Form.ANSWER:
         model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
-        return classifier_of_answers(model, *answer_ids(checkpoint, load_tokenizer(checkpoint)))
+        return classifier_of_answers(model, *answer_ids(checkpoint, files, load_tokenizer(checkpoint)))
     if files.form is Form.MODULES:
         model = load_weights(checkpoint, transformers.AutoModel)
         return classifier_of_modules(checkpoint, model, files.modules)
-    model = load_weights(with_labels(checkpoint), transformers.AutoModelForSequenceClassification)
+    model = load_weights(_with_labels(checkpoint), transformers.AutoModelForSequenceClassification)
     if checkpoint.architecture.reads_last_token:
         return LastTokenClassifier(model.model, model.score, padding=model.config.pad_token_id)
     return model
 
 
-def with_labels(checkpoint: Checkpoint) -> Checkpoint:
+def _with_labels(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with as many labels in its config as sentence-transformers reads from it."""
     labels = dict(enumerate(labels_of(checkpoint)))
     config = {key: value for key, value in checkpoint.config.items() if key not in ("num_labels", "label2id")}
@@ -139,7 +139,7 @@ def rebuild(
         drop_token_types(graph)
     set_head_apart(graph)
     if architecture.merged_attention and not pooled:
-        whole = merge_bert(traced, checkpoint)
+        whole = _merge_bert(traced, checkpoint)
         if whole and reranker is not None:
             narrow_last_layer(graph)
     else:
@@ -159,7 +159,7 @@ def rebuild(
         )
 
 
-def merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:
+def _merge_bert(traced: ir.Model, checkpoint: Checkpoint) -> bool:
     """Merge the attention of every layer and let the layers run on rows; returns whether all of it could be done."""
     graph = traced.graph
     heads = required_int(checkpoint, checkpoint.architecture.heads)

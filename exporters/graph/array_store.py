@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ...runtime.bundle.records import RecordError, read_record, write_record
 
-PAGE = 4096
+_PAGE = 4096
 """Bytes; a file is mapped from a multiple of them on."""
-LINE = 64
+_LINE = 64
 """The same for arrays that are smaller than a page: what a processor reads at once."""
 BLOCK = 2**24
 
@@ -116,9 +116,9 @@ class KeptArrays:
                 entry = read_record(Entry, json.loads(line))
             except (ValueError, RecordError, RecursionError):
                 break
-            if entry.start != self.end or not is_within(entry):
+            if entry.start != self.end or not _is_within(entry):
                 break
-            if digest_of(file, entry.start, entry.end) != entry.digest:
+            if _digest_of(file, entry.start, entry.end) != entry.digest:
                 break
             self.entries[entry.name], self.end, whole = entry, entry.end, whole + len(line)
         os.truncate(self.journal, whole)
@@ -152,7 +152,7 @@ class KeptArrays:
 
             for key, array in made.arrays.items():
                 whole = np.ascontiguousarray(array)
-                put(bytes(-self.end % (PAGE if whole.nbytes >= PAGE else LINE)))
+                put(bytes(-self.end % (_PAGE if whole.nbytes >= _PAGE else _LINE)))
                 places[key] = Place(whole.dtype.str, whole.shape, self.end, whole.nbytes)
                 put(whole.reshape(-1).view(np.uint8).data)
         entry = Entry(name, dict(made.facts), places, start, self.end, digest.hexdigest())
@@ -162,7 +162,7 @@ class KeptArrays:
         return entry
 
 
-def is_within(entry: Entry) -> bool:
+def _is_within(entry: Entry) -> bool:
     """Whether an entry's arrays lie in it and are as large as they must be."""
     try:
         return all(
@@ -185,7 +185,7 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def digest_of(file: BinaryIO, start: int, end: int) -> str | None:
+def _digest_of(file: BinaryIO, start: int, end: int) -> str | None:
     """The digest of a part of a file, None where it ends before."""
     digest = blake2b(digest_size=32)
     file.seek(start)

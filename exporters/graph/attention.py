@@ -99,15 +99,15 @@ def merge_attention(graph: ir.Graph, heads: int, *, slopes: Sequence[float] | No
     `slopes`, one for each head, say that what is added to the scores is minus the distance of two tokens times the
     head's slope, and have it computed without holding more than BLOCK rows of the scores of a long text in memory.
     """
-    matches = [match_attention(node) for node in graph if node.op_type == "Softmax"]
+    matches = [_match_attention(node) for node in graph if node.op_type == "Softmax"]
     found = [match for match in matches if match is not None and (slopes is None or len(match.added) == 1)]
-    distances = distances_of(graph, slopes) if slopes is not None and found else None
+    distances = _distances_of(graph, slopes) if slopes is not None and found else None
     for match in found:
-        replace(match.context.outputs[0], attention_by_hand(graph, match, heads, distances))
+        replace(match.context.outputs[0], _attention_by_hand(graph, match, heads, distances))
     return len(found)
 
 
-def attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: Distances | None) -> ir.Value:
+def _attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: Distances | None) -> ir.Value:
     """Insert the merged attention before the traced one; returns the context, (tokens * batch, width)."""
     parts = (match.query, match.key, match.value)
     width = match.query.weight.shape[1]
@@ -117,7 +117,7 @@ def attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: 
 
     qkv = insert_linear(before, match.query.input, f"{match.query.name}_qkv", weight, bias)
     apart = insert_node(before, ir.node("Split", [qkv], {"axis": -1, "num_outputs": 3}, num_outputs=3)).outputs
-    shape = heads_shape(graph, heads, width // heads)
+    shape = _heads_shape(graph, heads, width // heads)
     query, key, value = (insert(before, "Reshape", [part, shape]) for part in apart)
     split_up = Heads(query, key, value, match.scale)
     if distances is None:
@@ -125,11 +125,11 @@ def attention_by_hand(graph: ir.Graph, match: Attention, heads: int, distances: 
             insert_node(before, node)
         context = node.outputs[0]
     else:
-        context = insert_node(before, attend_with_distances(graph, split_up, distances, match.query.name)).outputs[0]
+        context = insert_node(before, _attend_with_distances(graph, split_up, distances, match.query.name)).outputs[0]
     return insert(before, "Reshape", [context, rows_of(graph, width)])
 
 
-def heads_shape(graph: ir.Graph, heads: int, width: int) -> ir.Value:
+def _heads_shape(graph: ir.Graph, heads: int, width: int) -> ir.Value:
     """The shape (tokens, batch, heads, width), computed once at the head of the graph."""
     split = constant(graph, "split_heads", np.array([heads, width], np.int64))
     known = next((node for node, _ in split.uses()), None)
@@ -156,7 +156,7 @@ def attend(heads: Heads, added: Sequence[ir.Value]) -> list[ir.Node]:
     return nodes
 
 
-def distances_of(graph: ir.Graph, slopes: Sequence[float]) -> Distances:
+def _distances_of(graph: ir.Graph, slopes: Sequence[float]) -> Distances:
     """Insert the bias of short texts at the head of the graph, where all layers share it."""
     tokens = token_count(graph)
     zero, one = constant(graph, "zero", np.array(0, np.int64)), constant(graph, "one_int64", np.array(1, np.int64))
@@ -167,7 +167,7 @@ def distances_of(graph: ir.Graph, slopes: Sequence[float]) -> Distances:
     counted = ir.node("Where", [is_short.outputs[0], tokens, zero])
     columns = numbers(graph, zero, counted.outputs[0], one, axis=0)
     rows = ir.node("Unsqueeze", [columns[1].outputs[0], constant(graph, "axis_1", np.array([1], np.int64))])
-    bias = bias_nodes(rows.outputs[0], columns[-1].outputs[0], negative)
+    bias = _bias_nodes(rows.outputs[0], columns[-1].outputs[0], negative)
     graph.insert_after(required(tokens.producer()), [is_short, counted, *columns, rows, *bias])
     return Distances(tokens, is_short.outputs[0], bias[-1].outputs[0], negative)
 
@@ -180,25 +180,25 @@ def numbers(graph: ir.Graph, start: ir.Value, end: ir.Value, one: ir.Value, *, a
     return [counted, cast, ir.node("Unsqueeze", [cast.outputs[0], axes])]
 
 
-def bias_nodes(rows: ir.Value, columns: ir.Value, negative_slopes: ir.Value) -> list[ir.Node]:
+def _bias_nodes(rows: ir.Value, columns: ir.Value, negative_slopes: ir.Value) -> list[ir.Node]:
     """The nodes of the bias of queries at `rows` (rows, 1) for keys at `columns` (1, tokens): (heads, rows, tokens)."""
     difference = ir.node("Sub", [rows, columns])
     distance = ir.node("Abs", [difference.outputs[0]])
     return [difference, distance, ir.node("Mul", [distance.outputs[0], negative_slopes])]
 
 
-def attend_with_distances(graph: ir.Graph, heads: Heads, distances: Distances, name: str) -> ir.Node:
+def _attend_with_distances(graph: ir.Graph, heads: Heads, distances: Distances, name: str) -> ir.Node:
     """An If that attends over all pairs of a short text at once, and over BLOCK queries at a time of a long one."""
     short = attend(heads, [distances.bias])
-    long = attend_in_blocks(graph, heads, distances, name)
+    long = _attend_in_blocks(graph, heads, distances, name)
     branches = {
-        "then_branch": branch([], short, [short[-1].outputs[0]], f"{name}_short"),
-        "else_branch": branch([], long, [long[-1].outputs[0]], f"{name}_long"),
+        "then_branch": _branch([], short, [short[-1].outputs[0]], f"{name}_short"),
+        "else_branch": _branch([], long, [long[-1].outputs[0]], f"{name}_long"),
     }
     return ir.node("If", [distances.is_short], branches)
 
 
-def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: str) -> list[ir.Node]:
+def _attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: str) -> list[ir.Node]:
     """The nodes of a Loop over blocks of queries, and of what cuts the queries into blocks and joins the contexts."""
     zero, one = constant(graph, "zero", np.array(0, np.int64)), constant(graph, "one_int64", np.array(1, np.int64))
     block = constant(graph, "block", np.array(BLOCK, np.int64))
@@ -222,11 +222,11 @@ def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: 
     start_1d, end_1d = (ir.node("Unsqueeze", [node.outputs[0], first]) for node in (start, end))
     queries = ir.node("Slice", [padded.outputs[0], start_1d.outputs[0], end_1d.outputs[0], first])
     rows = numbers(graph, start.outputs[0], end.outputs[0], one, axis=1)
-    bias = bias_nodes(rows[-1].outputs[0], columns[-1].outputs[0], distances.slopes)
+    bias = _bias_nodes(rows[-1].outputs[0], columns[-1].outputs[0], distances.slopes)
     some = Heads(queries.outputs[0], heads.key, heads.value, heads.scale)
     attended = attend(some, [bias[-1].outputs[0]])
     still = ir.node("Identity", [goes_on])
-    body = branch(
+    body = _branch(
         [iteration, goes_on],
         [start, end, start_1d, end_1d, queries, *rows, *bias, *attended, still],
         [still.outputs[0], attended[-1].outputs[0]],
@@ -245,7 +245,7 @@ def attend_in_blocks(graph: ir.Graph, heads: Heads, distances: Distances, name: 
     return [*before, loop, rest, shape, joined, tokens_1d, cut]
 
 
-def branch(inputs: list[ir.Value], nodes: list[ir.Node], outputs: list[ir.Value], name: str) -> ir.Graph:
+def _branch(inputs: list[ir.Value], nodes: list[ir.Node], outputs: list[ir.Value], name: str) -> ir.Graph:
     """A graph inside a graph, its values named so that none hides one of the graph around it."""
     for number, node in enumerate(nodes):
         for output in node.outputs:
@@ -253,7 +253,7 @@ def branch(inputs: list[ir.Value], nodes: list[ir.Node], outputs: list[ir.Value]
     return ir.Graph(inputs, outputs, nodes=nodes, name=name)
 
 
-def match_attention(softmax: ir.Node) -> Attention | None:
+def _match_attention(softmax: ir.Node) -> Attention | None:
     """The attention around a Softmax: `softmax(q @ k / c + mask) @ v`, heads split by Reshape and Transpose.
 
     The constant c may divide the queries instead, and the mask may choose between the scores and a constant.
@@ -278,9 +278,9 @@ def match_attention(softmax: ir.Node) -> Attention | None:
     query_scale, query_node = scaled(required(product.inputs[0]).producer())
     back = only_user(weighted.outputs[0], "Transpose")
     context = only_user(back.outputs[0], "Reshape") if back is not None else None
-    query = split_heads(query_node, (0, 2, 1, 3))
-    key = split_heads(required(product.inputs[1]).producer(), (0, 2, 3, 1))
-    value = split_heads(required(weighted.inputs[1]).producer(), (0, 2, 1, 3))
+    query = _split_heads(query_node, (0, 2, 1, 3))
+    key = _split_heads(required(product.inputs[1]).producer(), (0, 2, 3, 1))
+    value = _split_heads(required(weighted.inputs[1]).producer(), (0, 2, 1, 3))
     if context is None or query is None or key is None or value is None:
         return None
     if not (query.input is key.input is value.input):
@@ -298,7 +298,7 @@ def values_behind(context: ir.Value) -> Linear | None:
             node = required(node.inputs[0]).producer()
     if node is None or node.op_type != "FusedMatMul":
         return None
-    return merged_product(required(node.inputs[1]))
+    return _merged_product(required(node.inputs[1]))
 
 
 def merged_attention(context: ir.Value) -> MergedAttention | None:
@@ -313,7 +313,7 @@ def merged_attention(context: ir.Value) -> MergedAttention | None:
         value = required(node.inputs[0])
     _, _, weighted, _, scores = nodes
     key = required(scores.inputs[1])
-    product = merged_product(key)
+    product = _merged_product(key)
     if product is None:
         return None
     reshape = required(key.producer())
@@ -323,7 +323,7 @@ def merged_attention(context: ir.Value) -> MergedAttention | None:
     return MergedAttention(product, split, heads, int(required(sizes)[0]))
 
 
-def merged_product(heads: ir.Value) -> Linear | None:
+def _merged_product(heads: ir.Value) -> Linear | None:
     """The product whose columns were split into parts, of which `heads`, split into heads, is one."""
     head = heads.producer()
     split = required(head.inputs[0]).producer() if head is not None and head.op_type == "Reshape" else None
@@ -341,7 +341,7 @@ def scaled(node: ir.Node | None) -> tuple[float, ir.Node | None]:
     return (1 / number if node.op_type == "Div" else number), required(node.inputs[0]).producer()
 
 
-def split_heads(transpose: ir.Node | None, permutation: tuple[int, ...]) -> Linear | None:
+def _split_heads(transpose: ir.Node | None, permutation: tuple[int, ...]) -> Linear | None:
     """The projection behind a Reshape and a Transpose that split it into heads."""
     if transpose is None or transpose.op_type != "Transpose":
         return None

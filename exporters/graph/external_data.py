@@ -31,11 +31,11 @@ def write_graph(model: ir.Model, weights: KeptArrays, path: Path, *, progress: P
 
 def store_weights(model: ir.Model, weights: KeptArrays, *, progress: Progress | None = None) -> None:
     """Move the weights of a graph that are not in a file yet to `weights`, one at a time; streamed ones are read."""
-    large = [value for value in model.graph.initializers.values() if is_large(value)]
+    large = [value for value in model.graph.initializers.values() if _is_large(value)]
     counter = WeightCounter(progress, [required(value.const_value).nbytes for value in large])
     for value in large:
         tensor = required(value.const_value)
-        value.const_value = weights.keep(required(value.name), partial(content_of, tensor)).arrays[CONTENT]
+        value.const_value = weights.keep(required(value.name), partial(_content_of, tensor)).arrays[CONTENT]
         counter.advance(tensor.nbytes)
 
 
@@ -74,13 +74,13 @@ def weights_bytes(model: ir.Model) -> int:
     return sum(required(value.const_value).nbytes for value in model.graph.initializers.values())
 
 
-def is_large(value: ir.Value) -> bool:
+def _is_large(value: ir.Value) -> bool:
     """Whether a constant does not belong into the graph's own file, and is not elsewhere yet."""
     tensor = value.const_value
     return tensor is not None and tensor.nbytes >= LARGE and not isinstance(tensor, ir.ExternalTensor)
 
 
-def content_of(tensor: ir.TensorProtocol) -> Made:
+def _content_of(tensor: ir.TensorProtocol) -> Made:
     return Made({CONTENT: tensor.numpy()})
 
 

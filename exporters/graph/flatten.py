@@ -81,7 +81,7 @@ def run_on_rows(graph: ir.Graph) -> bool:
     start = first.input
     width = first.inputs
     rows_shape = rows_of(graph, width)
-    found = values_in_rows(graph, start, rows_shape)
+    found = _values_in_rows(graph, start, rows_shape)
     output = graph.outputs[0]
     if found is None or len(graph.outputs) != 1 or (output not in found[0]) != bool(found[1]):
         return False
@@ -97,11 +97,11 @@ def run_on_rows(graph: ir.Graph) -> bool:
     for pick in picks:
         replace(pick.outputs[0], first_rows(graph, required(pick.inputs[0]), pick))
     if not picks:
-        give_tokens(graph, output, width)
+        _give_tokens(graph, output, width)
     return True
 
 
-def values_in_rows(
+def _values_in_rows(
     graph: ir.Graph, start: ir.Value, rows_shape: ir.Value
 ) -> tuple[set[ir.Value], list[ir.Node]] | None:
     """The values that become rows when `start` does, and the nodes that pick first tokens from one of them.
@@ -114,16 +114,16 @@ def values_in_rows(
         shape = required(node.inputs[1]) if node.op_type == "Reshape" else None
         if shape is rows_shape:
             rows.update(node.outputs)
-        elif node.inputs and node.inputs[0] in rows and is_first_token(node):
+        elif node.inputs and node.inputs[0] in rows and _is_first_token(node):
             picks.append(node)
-        elif any(value in rows for value in node.inputs) and not (shape is not None and is_by_ids(shape)):
+        elif any(value in rows for value in node.inputs) and not (shape is not None and _is_by_ids(shape)):
             if not is_row_wise(node):
                 return None
             rows.update(node.outputs)
     return rows, picks
 
 
-def give_tokens(graph: ir.Graph, output: ir.Value, width: int) -> None:
+def _give_tokens(graph: ir.Graph, output: ir.Value, width: int) -> None:
     """Give rows (tokens * batch, width) as (tokens, batch, width)."""
     last = constant(graph, f"width_{width}", np.array([width], np.int64))
     shape = insert(graph[-1], "Concat", [length_and_batch(graph), last], {"axis": 0})
@@ -140,7 +140,7 @@ def is_one_token(node: ir.Node) -> bool:
     return index is not None and index.shape == () and node.attributes.get_int("axis", 0) == 1
 
 
-def is_first_token(node: ir.Node) -> bool:
+def _is_first_token(node: ir.Node) -> bool:
     """Whether a node picks the [CLS] tokens from (batch, tokens, width): (batch, width)."""
     return is_one_token(node) and array_of(node.inputs[1]) == 0
 
@@ -180,7 +180,7 @@ def give_tokens_first(graph: ir.Graph) -> None:
         swap.outputs[0].shape = ir.Shape([traced[1], traced[0], traced[2]])
 
 
-def is_by_ids(shape: ir.Value) -> bool:
+def _is_by_ids(shape: ir.Value) -> bool:
     """Whether a shape begins with the length and the batch of the token ids."""
     producer = shape.producer()
     graph = shape.graph

@@ -47,7 +47,7 @@ class Linear:
         """(outputs,), zeros where the product adds none."""
         if self.bias_add is None:
             return np.zeros(self.outputs, np.float32)
-        return np.asarray(array_of(other_input(self.bias_add, self.matmul.outputs[0])), np.float32)
+        return np.asarray(array_of(_other_input(self.bias_add, self.matmul.outputs[0])), np.float32)
 
     @property
     def name(self) -> str:
@@ -187,11 +187,11 @@ def linear_of(matmul: ir.Node | None) -> Linear | None:
     if matmul is None or weight is None or len(weight.shape) != 2:
         return None
     add = only_user(matmul.outputs[0], "Add")
-    bias = constant_of(other_input(add, matmul.outputs[0])) if add is not None else None
+    bias = constant_of(_other_input(add, matmul.outputs[0])) if add is not None else None
     return Linear(matmul, add if bias is not None and tuple(bias.shape) == (weight.shape[1],) else None)
 
 
-def other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
+def _other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """What a node of two inputs reads beside `value`."""
     return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
 
@@ -234,20 +234,20 @@ def batch_and_length(graph: ir.Graph) -> ir.Value:
 
 def length_and_batch(graph: ir.Graph) -> ir.Value:
     """The shape of token ids with their first tokens first, computed once at the head of the graph."""
-    return sizes_of_ids(graph, "length_before_batch", np.array([1, 0], np.int64))
+    return _sizes_of_ids(graph, "length_before_batch", np.array([1, 0], np.int64))
 
 
 def token_count(graph: ir.Graph) -> ir.Value:
     """The number of tokens of each text of the batch, a scalar, computed once at the head of the graph."""
-    return sizes_of_ids(graph, "one_int64", np.array(1, np.int64))
+    return _sizes_of_ids(graph, "one_int64", np.array(1, np.int64))
 
 
 def batch_alone(graph: ir.Graph) -> ir.Value:
     """The number of texts of the batch in one dimension (1,), computed once at the head of the graph."""
-    return sizes_of_ids(graph, "batch_axis", np.array([0], np.int64))
+    return _sizes_of_ids(graph, "batch_axis", np.array([0], np.int64))
 
 
-def sizes_of_ids(graph: ir.Graph, name: str, axes: NDArray[np.int64]) -> ir.Value:
+def _sizes_of_ids(graph: ir.Graph, name: str, axes: NDArray[np.int64]) -> ir.Value:
     """The sizes of the token ids along these axes, which the graph holds as the constant `name`."""
     shape = batch_and_length(graph)
     for node, _ in shape.uses():

@@ -17,7 +17,7 @@ from .settings import SITE
 from .token import Token, absence, find_token, token_for_host
 from .transport import ask, ask_json
 
-FINE_GRAINED = "fineGrained"
+_FINE_GRAINED = "fineGrained"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Access:
 
     @property
     def page(self) -> str:
-        return page_of(self.repo)
+        return _page_of(self.repo)
 
 
 @dataclass(frozen=True)
@@ -103,27 +103,27 @@ def check_access(repo: str, revision: str, *, command: str, token_host: str | No
     notes = [f"{unusable.message}; no token is sent"] if unusable is not None else []
     info = None
     try:
-        info = describe(asked)
+        info = _describe(asked)
         if info.gated:
             ask(f"/api/models/{info.repo}/auth-check", sent)
     except ASKING_FAILED as error:
-        found = explain(error, asked, by_hand=info is not None and info.gated == "manual")
+        found = _explain(error, asked, by_hand=info is not None and info.gated == "manual")
         if unusable is not None and isinstance(found, (NotSignedInError, NotFoundError)):
             raise unusable from error
         if sent is None or not isinstance(found, NotSignedInError):
             raise found from error
         # A token that is refused makes the Hub refuse public models too: ask once more as nobody.
         asked = Question(repo, revision, command, None, None)
-        info = public_info(asked, found)
+        info = _public_info(asked, found)
         sent = None
         notes.append(f"{found.message}; the model is public, so it is downloaded without a token")
     return granted(info, asked, sent, notes)
 
 
-def public_info(asked: Question, refused: OrtkitError) -> Description:
+def _public_info(asked: Question, refused: OrtkitError) -> Description:
     """The model when it needs no token; raises `refused` when it does."""
     try:
-        info = describe(asked)
+        info = _describe(asked)
     except ASKING_FAILED as error:
         raise refused from error
     if info.gated:
@@ -131,7 +131,7 @@ def public_info(asked: Question, refused: OrtkitError) -> Description:
     return info
 
 
-def describe(asked: Question) -> Description:
+def _describe(asked: Question) -> Description:
     """Ask what a repository holds; raises what ASKING_FAILED names."""
     path = f"/api/models/{asked.repo}/revision/{quote(asked.revision, safe='')}?blobs=true"
     return description_in(ask_json(path, asked.token))
@@ -148,14 +148,14 @@ def description_in(found: Any) -> Description:
     if commit is not None and not is_hash(commit):
         raise ValueError("no commit")
     # What has another name than a file can have here is read by nobody.
-    files = tuple(file_in(entry) for entry in siblings if is_file_name(at(entry).get("rfilename")))
+    files = tuple(_file_in(entry) for entry in siblings if is_file_name(at(entry).get("rfilename")))
     if len({file.name for file in files}) < len(files):
         raise ValueError("two files of one name")
     stated = shown(terms) if isinstance(terms, str) else None
     return Description(repo, commit, gated, found.get("private") is True, stated, files)
 
 
-def file_in(entry: Any) -> HubFile:
+def _file_in(entry: Any) -> HubFile:
     large = at(entry, "lfs")
     size = entry.get("size", large.get("size"))
     expected = large.get("sha256") or large.get("oid") if large else entry.get("blobId")
@@ -189,7 +189,7 @@ def granted(info: Description, asked: Question, token: Token | None, notes: list
     )
 
 
-def explain(error: Exception, asked: Question, *, by_hand: bool) -> OrtkitError:
+def _explain(error: Exception, asked: Question, *, by_hand: bool) -> OrtkitError:
     """Turn a failure to ask the Hub into the error that says what happened and what to do.
 
     `by_hand`: the Hub has said before the failure that the model's owners decide on each request.
@@ -202,7 +202,7 @@ def explain(error: Exception, asked: Question, *, by_hand: bool) -> OrtkitError:
     if error.code == "RevisionNotFound":
         return NotFoundError(
             f"`{asked.repo}` has no revision `{asked.revision}`",
-            hint=f"its branches and commits are listed at {page_of(asked.repo)}/commits/main",
+            hint=f"its branches and commits are listed at {_page_of(asked.repo)}/commits/main",
         )
     if error.code == "GatedRepo" or error.status == 403:
         return refusal(asked, gated=True, by_hand=by_hand)
@@ -214,7 +214,7 @@ def explain(error: Exception, asked: Question, *, by_hand: bool) -> OrtkitError:
 def refusal(asked: Question, *, gated: bool, by_hand: bool) -> OrtkitError:
     """Why the Hub does not show a model: it is gated, or (one answer for both) it is private or not there."""
     if asked.token is None:
-        return refusal_of_nobody(asked, gated=gated)
+        return _refusal_of_nobody(asked, gated=gated)
     try:
         account = whoami(asked.token)
     except NotSignedInError:
@@ -225,13 +225,13 @@ def refusal(asked: Question, *, gated: bool, by_hand: bool) -> OrtkitError:
         return gate(asked, account, by_hand=by_hand)
     return NotFoundError(
         f"`{asked.repo}` does not exist, or it is private and `{account.user}` may not see it",
-        hint=f"check the name at {page_of(asked.repo)}, signed in as the user who may",
+        hint=f"check the name at {_page_of(asked.repo)}, signed in as the user who may",
     )
 
 
-def refusal_of_nobody(asked: Question, *, gated: bool) -> OrtkitError:
+def _refusal_of_nobody(asked: Question, *, gated: bool) -> OrtkitError:
     """What to do when no token was sent: because it may not go to this host, or because there is none."""
-    page = page_of(asked.repo)
+    page = _page_of(asked.repo)
     if asked.withheld is not None:
         return NotSignedInError(
             f"`{asked.repo}` needs a token, and the one from {asked.withheld.source} is not sent to `{host()}`, "
@@ -256,13 +256,13 @@ def refusal_of_nobody(asked: Question, *, gated: bool) -> OrtkitError:
 
 def gate(asked: Question, account: Account, *, by_hand: bool) -> AccessError:
     """Why a gated model does not open for a token that is valid."""
-    if account.role == FINE_GRAINED and account.reads_gated is False:
+    if account.role == _FINE_GRAINED and account.reads_gated is False:
         return AccessError(
             f"the fine-grained token of `{account.user}` may not read gated repositories, such as `{asked.repo}`",
             hint="give it `Read access to contents of all public gated repos you can access` at "
             f"{SITE}/settings/tokens, then run `{asked.command}` again",
         )
-    page = page_of(asked.repo)
+    page = _page_of(asked.repo)
     if by_hand:
         return AccessError(
             f"access to `{asked.repo}` has not been granted to `{account.user}` yet: its owners decide on each request",
@@ -274,5 +274,5 @@ def gate(asked: Question, account: Account, *, by_hand: bool) -> AccessError:
     )
 
 
-def page_of(repo: str) -> str:
+def _page_of(repo: str) -> str:
     return f"{SITE}/{repo}"

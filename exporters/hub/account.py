@@ -29,14 +29,14 @@ class Account:
 def whoami(token: Token) -> Account:
     """Ask the Hub whose token this is; raises NotSignedInError when it is not valid, else NetworkError."""
     try:
-        return account_in(ask_json("/api/whoami-v2", token))
+        return _account_in(ask_json("/api/whoami-v2", token))
     except ASKING_FAILED as error:
         if isinstance(error, HubAnswerError) and error.status in (401, 403):
             raise invalid_token(token) from error
         raise network_failure(error) or strange_answer(error) from error
 
 
-def account_in(found: Any) -> Account:
+def _account_in(found: Any) -> Account:
     """Read what the Hub says of a token; raises ValueError for an answer of any other form."""
     details = at(found, "auth", "accessToken")
     fine = at(details, "fineGrained")
@@ -48,11 +48,11 @@ def account_in(found: Any) -> Account:
         shown(user),
         shown(role) if isinstance(role, str) else None,
         reads_gated if isinstance(reads_gated, bool) else None,
-        tuple(scope_in(scope) for scope in scoped),
+        tuple(_scope_in(scope) for scope in scoped),
     )
 
 
-def scope_in(scope: Any) -> str:
+def _scope_in(scope: Any) -> str:
     name, permissions = at(scope, "entity").get("name", "everything"), at(scope).get("permissions", [])
     if not isinstance(name, str) or not isinstance(permissions, list):
         raise ValueError("a scope of another form")  # noqa: TRY004 - the answer's fault

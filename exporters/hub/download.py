@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from ...runtime.errors import CheckpointError, InputError, NetworkError, OrtkitError, OutputError
+from ...runtime.output_path import try_lock
 from ..checkpoint.files import LARGE, check_file, size_limit
 from ..checkpoint.hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from ..progress import DownloadCounter, Progress
@@ -31,9 +31,9 @@ from .names import hash_in, is_file_name, is_hash
 from .settings import endpoint
 from .transport import Answer, opened, refuse
 
-ATTEMPTS = 5
+_ATTEMPTS = 5
 """How often an interrupted download resumes by itself, as long as each time something comes."""
-PARTIAL = ".ortkit.incomplete"
+_PARTIAL = ".ortkit.incomplete"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def download(
     try:
         for file in files:
             earlier = hashed.get(file.name)
-            if earlier is None or not earlier.is_current(snapshot_of(access) / file.name):
+            if earlier is None or not earlier.is_current(_snapshot_of(access) / file.name):
                 hashed[file.name] = fetch(access, file, counter)
             counter.complete(file.size or 0)
     except OSError as error:
@@ -76,7 +76,7 @@ def download(
             hint="set HF_HOME to a folder that you may write to",
         ) from error
     counter.finish()
-    return Downloaded(snapshot_of(access), hashed)
+    return Downloaded(_snapshot_of(access), hashed)
 
 
 def remember(access: Access) -> None:
@@ -85,18 +85,18 @@ def remember(access: Access) -> None:
     Not before all is there that an export reads: until then an older commit may be the one that is complete.
     """
     if access.revision != access.commit and is_file_name(access.revision):
-        path = folder_of(access.repo) / "refs" / access.revision
+        path = _folder_of(access.repo) / "refs" / access.revision
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(access.commit, encoding="utf-8")
 
 
-def folder_of(repo: str) -> Path:
+def _folder_of(repo: str) -> Path:
     """A repository's folder in the cache."""
     return cache() / f"models--{repo.replace('/', '--')}"
 
 
-def snapshot_of(access: Access) -> Path:
-    return folder_of(access.repo) / "snapshots" / access.commit
+def _snapshot_of(access: Access) -> Path:
+    return _folder_of(access.repo) / "snapshots" / access.commit
 
 
 def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> HashedFile:
@@ -104,45 +104,45 @@ def fetch(access: Access, file: HubFile, counter: DownloadCounter) -> HashedFile
     found = cached(access, file.name)
     if found is not None and file.hash is not None:
         return check(found, file.name, file.hash)
-    blobs = folder_of(access.repo) / "blobs"
+    blobs = _folder_of(access.repo) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     attempt = 0
     while True:
         attempt += 1
         before = counter.current
         try:
-            blob, hashed = fetch_blob(access, file, blobs, counter)
+            blob, hashed = _fetch_blob(access, file, blobs, counter)
         except ASKING_FAILED as error:
-            if isinstance(error, OrtkitError) or (isinstance(error, OSError) and error.errno in DISK):
+            if isinstance(error, OrtkitError) or (isinstance(error, OSError) and error.errno in _DISK):
                 raise
-            if counter.current > before and attempt < ATTEMPTS and not isinstance(error, SlowHubError):
+            if counter.current > before and attempt < _ATTEMPTS and not isinstance(error, SlowHubError):
                 continue
             raise failure(error, file) from error
-        path = snapshot_of(access) / file.name
+        path = _snapshot_of(access) / file.name
         link(blob, path)
         # Where there are no links, the snapshot has a copy of the file that was hashed.
         return hashed if hashed.is_current(path) else check(path, file.name, blob.name)
 
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 """What goes wrong with files, and not with connections."""
 
 
-def fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCounter) -> tuple[Path, HashedFile]:
+def _fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCounter) -> tuple[Path, HashedFile]:
     """Download the content of a file to where its hash says; raises CheckpointError for any other content."""
     url = f"{endpoint()}/{access.repo}/resolve/{access.commit}/{quote(file.name)}"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     if file.hash is None:
         with opened(url, access.token, timeout=timeout) as answer:
             refuse(answer.head)
-            blob = blobs / hash_of(answer, file)
-            with partial_file(blob) as target:
+            blob = blobs / _hash_of(answer, file)
+            with _partial_file(blob) as target:
                 if not blob.is_file():
                     target.truncate(0)
                     write(answer, file, target, counter)
                 return finish(target, blob, file)
     blob = blobs / file.hash
-    with partial_file(blob) as target:
+    with _partial_file(blob) as target:
         # Another process may have been faster while this one waited, or another tool.
         if blob.is_file():
             return finish(target, blob, file)
@@ -163,7 +163,7 @@ def fetch_blob(access: Access, file: HubFile, blobs: Path, counter: DownloadCoun
         return finish(target, blob, file)
 
 
-def hash_of(answer: Answer, file: HubFile) -> str:
+def _hash_of(answer: Answer, file: HubFile) -> str:
     """The hash of a file as the Hub's headers give it; raises NetworkError where they give none."""
     found = hash_in(answer.own.get("x-linked-etag") or answer.own.get("etag"))
     if found is None:
@@ -175,14 +175,14 @@ def hash_of(answer: Answer, file: HubFile) -> str:
 
 
 @contextmanager
-def partial_file(blob: Path) -> Iterator[FileIO]:
+def _partial_file(blob: Path) -> Iterator[FileIO]:
     """The beginning of a file that is not complete, for one process at a time; writing resumes at its end."""
-    path = partial_of(blob)
+    path = _partial_of(blob)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         with FileIO(descriptor, "r+") as file:
-            with suppress(OSError):  # file systems without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+            # The file itself is locked, not one beside it as by `filelock`: that would stay in the Hub's cache.
+            try_lock(file, wait=True)
             # Whoever had the lock may have made a blob of that file, or removed it.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 continue
@@ -194,13 +194,13 @@ def partial_file(blob: Path) -> Iterator[FileIO]:
             return
 
 
-def partial_of(blob: Path) -> Path:
-    return blob.with_name(blob.name + PARTIAL)
+def _partial_of(blob: Path) -> Path:
+    return blob.with_name(blob.name + _PARTIAL)
 
 
 def write(answer: Answer, file: HubFile, target: FileIO, counter: DownloadCounter) -> None:
     """Append what comes, and no more than the Hub has announced."""
-    limit = announced_size(answer, file)
+    limit = _announced_size(answer, file)
     done = os.fstat(target.fileno()).st_size
     counter.current = done
     for block in answer.blocks:
@@ -215,10 +215,10 @@ def write(answer: Answer, file: HubFile, target: FileIO, counter: DownloadCounte
             rest = rest[target.write(rest) :]
         counter.at(done)
     if file.size is not None and done < file.size:
-        raise broken_off(file)
+        raise _broken_off(file)
 
 
-def announced_size(answer: Answer, file: HubFile) -> int:
+def _announced_size(answer: Answer, file: HubFile) -> int:
     """Bytes that a file may have: what the API says, or else the answer itself, as far as the disk has room for it."""
     if file.size is not None:
         return file.size
@@ -231,7 +231,7 @@ def announced_size(answer: Answer, file: HubFile) -> int:
 
 def finish(target: FileIO, blob: Path, file: HubFile) -> tuple[Path, HashedFile]:
     """Let a complete file be the blob of its hash; raises CheckpointError where its content has another."""
-    partial = partial_of(blob)
+    partial = _partial_of(blob)
     if blob.is_file():
         partial.unlink(missing_ok=True)
         return blob, check(blob, file.name, blob.name)
@@ -263,10 +263,10 @@ def failure(error: Exception, file: HubFile) -> Exception:
             f"`{host()}` answers {error.status} for `{file.name}`",
             hint="run the command again: the download resumes",
         )
-    return network_failure(error) or broken_off(file)
+    return network_failure(error) or _broken_off(file)
 
 
-def broken_off(file: HubFile) -> NetworkError:
+def _broken_off(file: HubFile) -> NetworkError:
     return NetworkError(
         f"the download of `{file.name}` from `{host()}` broke", hint="run the command again: the download resumes"
     )
@@ -293,20 +293,20 @@ def cached_commit(repo: str, revision: str) -> Path | None:
     """The folder in the cache that holds a revision of a repository, None when there is none."""
     commit = revision
     if not is_hash(revision):
-        path = folder_of(repo) / "refs" / revision
+        path = _folder_of(repo) / "refs" / revision
         if not is_file_name(revision) or not path.is_file():
             return None
         with path.open(encoding="utf-8", errors="replace") as file:
             commit = file.read(100).strip()
-    folder = folder_of(repo) / "snapshots" / commit
+    folder = _folder_of(repo) / "snapshots" / commit
     return folder if is_hash(commit) and (folder / "config.json").is_file() else None
 
 
 def cached(access: Access, name: str) -> Path | None:
     """A file of the commit in the cache; None when it is not there, or a link out of the cache, which is replaced."""
-    path = snapshot_of(access) / name
+    path = _snapshot_of(access) / name
     try:
-        check_file(snapshot_of(access), name)
+        check_file(_snapshot_of(access), name)
     except CheckpointError:
         return None
     return path if path.is_file() else None

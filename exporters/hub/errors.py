@@ -18,14 +18,14 @@ from .settings import endpoint
 
 TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT
 """Seconds to wait for an answer of the Hub: huggingface_hub's own setting, 10 unless the environment changes it."""
-OFFLINE = "with the model in the cache, `--offline` needs no network"
-HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
+_OFFLINE = "with the model in the cache, `--offline` needs no network"
+_HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
 
 # The root of the exceptions of whichever HTTP library this huggingface_hub is built on.
 TRANSPORT_ERROR: type[Exception] = next(
     base
     for base in reversed(HfHubHTTPError.__mro__)
-    if base.__module__.partition(".")[0] in HTTP_LIBRARIES and issubclass(base, Exception)
+    if base.__module__.partition(".")[0] in _HTTP_LIBRARIES and issubclass(base, Exception)
 )
 
 HTTP_LIBRARY = TRANSPORT_ERROR.__module__.partition(".")[0]
@@ -63,29 +63,29 @@ def network_failure(error: BaseException) -> OrtkitError | None:
     """The error to raise when the Hub could not be asked or did not answer as it should; None for any other failure."""
     if isinstance(error, OrtkitError):
         return error
-    for cause in causes(error):
+    for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return offline_failure()
     if isinstance(error, SlowHubError):
         return NetworkError(
-            f"`{host()}` sent almost nothing for {error.seconds:.0f} seconds", hint=f"try again; {OFFLINE}"
+            f"`{host()}` sent almost nothing for {error.seconds:.0f} seconds", hint=f"try again; {_OFFLINE}"
         )
     if isinstance(error, HubAnswerError):
-        return answer_failure(error)
+        return _answer_failure(error)
     # What a broken connection is wrapped in differs from version to version; what broke it is in its causes.
     transport = any(
-        isinstance(cause, (TRANSPORT_ERROR, socket.gaierror, TimeoutError, ssl.SSLError)) for cause in causes(error)
+        isinstance(cause, (TRANSPORT_ERROR, socket.gaierror, TimeoutError, ssl.SSLError)) for cause in _causes(error)
     )
     if transport:
-        return connection_failure(error)
+        return _connection_failure(error)
     return strange_answer(error) if isinstance(error, ValueError) else None
 
 
-def answer_failure(error: HubAnswerError) -> NetworkError | None:
+def _answer_failure(error: HubAnswerError) -> NetworkError | None:
     """The error for a status that says nothing about what was asked for."""
     status = error.status
     if status == 429:
-        return NetworkError(f"`{host()}` answers 429: too many requests", hint=f"{wait_of(error)}, then try again")
+        return NetworkError(f"`{host()}` answers 429: too many requests", hint=f"{_wait_of(error)}, then try again")
     if status >= 500:
         return NetworkError(
             f"`{host()}` answers {status}: it is down or overloaded", hint="try again later, or use `--offline`"
@@ -93,9 +93,9 @@ def answer_failure(error: HubAnswerError) -> NetworkError | None:
     return None
 
 
-def connection_failure(error: BaseException) -> NetworkError:
-    found = list(causes(error))
-    proxy = proxy_in_use()
+def _connection_failure(error: BaseException) -> NetworkError:
+    found = list(_causes(error))
+    proxy = _proxy_in_use()
     if any(isinstance(cause, ssl.SSLError) for cause in found):
         return NetworkError(
             f"the TLS certificate of `{host()}` is not trusted here",
@@ -109,20 +109,22 @@ def connection_failure(error: BaseException) -> NetworkError:
         variable, address = proxy
         return NetworkError(
             f"the proxy `{address}` on the way to `{host()}` cannot be used",
-            hint=f"correct or unset `{variable}`; {OFFLINE}",
+            hint=f"correct or unset `{variable}`; {_OFFLINE}",
         )
     if any(isinstance(cause, socket.gaierror) for cause in found):
-        return NetworkError(f"the name `{host()}` cannot be resolved", hint=f"check the network and its DNS; {OFFLINE}")
+        return NetworkError(
+            f"the name `{host()}` cannot be resolved", hint=f"check the network and its DNS; {_OFFLINE}"
+        )
     if any(isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout") for cause in found):
-        return NetworkError(f"`{host()}` did not answer within {TIMEOUT} seconds", hint=f"try again; {OFFLINE}")
+        return NetworkError(f"`{host()}` did not answer within {TIMEOUT} seconds", hint=f"try again; {_OFFLINE}")
     if any(isinstance(cause, ConnectionRefusedError) for cause in found):
-        return NetworkError(f"`{host()}` refuses the connection", hint=f"check HF_ENDPOINT and the network; {OFFLINE}")
+        return NetworkError(f"`{host()}` refuses the connection", hint=f"check HF_ENDPOINT and the network; {_OFFLINE}")
     return NetworkError(
-        f"the connection to `{host()}` broke", hint=f"run the command again: the download resumes; {OFFLINE}"
+        f"the connection to `{host()}` broke", hint=f"run the command again: the download resumes; {_OFFLINE}"
     )
 
 
-def proxy_in_use() -> tuple[str, str] | None:
+def _proxy_in_use() -> tuple[str, str] | None:
     """The variable that names a proxy on the way to the Hub, and the proxy's host without its password."""
     scheme = urlsplit(endpoint()).scheme
     if urllib.request.proxy_bypass(host()):
@@ -158,13 +160,13 @@ def offline_failure() -> NetworkError:
     )
 
 
-def wait_of(error: HubAnswerError) -> str:
+def _wait_of(error: HubAnswerError) -> str:
     """What a 429 says about how long to wait."""
     seconds = error.retry_after or ""
     return f"wait {seconds} seconds" if re.fullmatch("[0-9]{1,6}", seconds) else "wait some minutes"
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """An exception and all that led to it, also where libraries keep it in their arguments."""
     seen: set[int] = set()
     pending: list[object] = [error]

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import re
 
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """SHA-1 or SHA-256, as git and the large file storage write them."""
-REPO_PART = r"(?=[A-Za-z0-9_])[A-Za-z0-9_.-]{1,96}(?<=[A-Za-z0-9_])"
-REPO = re.compile(rf"(?:{REPO_PART}/)?{REPO_PART}")
-MAX_PART = 255
+_REPO_PART = r"(?=[A-Za-z0-9_])[A-Za-z0-9_.-]{1,96}(?<=[A-Za-z0-9_])"
+_REPO = re.compile(rf"(?:{_REPO_PART}/)?{_REPO_PART}")
+_MAX_PART = 255
 """Bytes of a file's or folder's name that file systems take."""
-SHOWN = 200
+_SHOWN = 200
 
 
 def is_hash(text: object) -> bool:
-    return isinstance(text, str) and HASH.fullmatch(text) is not None
+    return isinstance(text, str) and _HASH.fullmatch(text) is not None
 
 
 def is_repo_id(text: object) -> bool:
     """Whether a text reads `owner/name` (or `name`, as the Hub's oldest repositories) and can be a folder's name."""
-    return isinstance(text, str) and REPO.fullmatch(text) is not None and "--" not in text and ".." not in text
+    return isinstance(text, str) and _REPO.fullmatch(text) is not None and "--" not in text and ".." not in text
 
 
 def is_file_name(text: object) -> bool:
     """Whether a text is a path that stays within its folder on every file system."""
-    return isinstance(text, str) and all(is_part(part) for part in text.split("/"))
+    return isinstance(text, str) and all(_is_part(part) for part in text.split("/"))
 
 
-def is_part(part: str) -> bool:
+def _is_part(part: str) -> bool:
     if not part.isprintable() or "\\" in part or part in ("", ".", ".."):
         return False
-    return len(part.encode("utf-8", errors="replace")) <= MAX_PART
+    return len(part.encode("utf-8", errors="replace")) <= _MAX_PART
 
 
 def hash_in(tag: str | None) -> str | None:
@@ -42,5 +42,5 @@ def hash_in(tag: str | None) -> str | None:
 def shown(text: object) -> str:
     """A text of the Hub's as a terminal may get it: one line of printable characters, cut where it is long."""
     found = str(text)
-    cut = found[:SHOWN] + ("..." if len(found) > SHOWN else "")
+    cut = found[:_SHOWN] + ("..." if len(found) > _SHOWN else "")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)

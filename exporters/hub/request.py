@@ -24,10 +24,12 @@ class HubRequest:
         return self.spec.name if self.spec is not None else self.repo.rpartition("/")[2]
 
 
-def hub_request(source: str, revision: str | None = None) -> HubRequest:
-    """What a catalog name or a Hub id asks for; raises NotFoundError when it is neither."""
+def hub_request(
+    source: str, revision: str | None = None, *, no: str = "neither a catalog name nor a Hub id"
+) -> HubRequest:
+    """What a catalog name or a Hub id asks for; raises NotFoundError when it is neither, as `find_model` does."""
     try:
-        spec = find_model(source)
+        spec = find_model(source, no=no)
     except NotFoundError:
         if source.count("/") != 1 or source.endswith("/") or is_address(source):
             raise

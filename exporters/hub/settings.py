@@ -20,15 +20,15 @@ NUMBERS = {
     "HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD": 10**15,
 }
 """What huggingface_hub reads as integers when it is imported, where anything else ends it -> the largest."""
-CERTIFICATES = {
+_CERTIFICATES = {
     "requests": ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     "httpx": ("SSL_CERT_FILE", "SSL_CERT_DIR"),
     "httpx2": ("SSL_CERT_FILE", "SSL_CERT_DIR"),
 }
 """HTTP library -> the variables that name certificates."""
-SOCKS = {"requests": ("socks", "pysocks"), "httpx": ("socksio", "socksio"), "httpx2": ("socksio", "socksio")}
+_SOCKS = {"requests": ("socks", "pysocks"), "httpx": ("socksio", "socksio"), "httpx2": ("socksio", "socksio")}
 """HTTP library -> the module that it speaks SOCKS with, and the package that has it."""
-PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 def check_numbers() -> None:
@@ -49,15 +49,15 @@ def check_numbers() -> None:
 def endpoint() -> str:
     """The URL of the Hub, or of the mirror that HF_ENDPOINT names; raises InputError for what is not a URL."""
     value = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or SITE
-    if web_host(value, ("http", "https")) is None:
+    if _web_host(value, ("http", "https")) is None:
         raise InputError(
-            f"`HF_ENDPOINT` must be a URL, not `{without_password(os.environ['HF_ENDPOINT'].strip())}`",
+            f"`HF_ENDPOINT` must be a URL, not `{_without_password(os.environ['HF_ENDPOINT'].strip())}`",
             hint="write it as `https://HOST`, or `unset HF_ENDPOINT`",
         )
     return value
 
 
-def web_host(url: str, schemes: tuple[str, ...]) -> str | None:
+def _web_host(url: str, schemes: tuple[str, ...]) -> str | None:
     """The host of a URL of one of these schemes, None for what is not such a URL."""
     try:
         parts = urlsplit(url)
@@ -69,7 +69,7 @@ def web_host(url: str, schemes: tuple[str, ...]) -> str | None:
     return parts.hostname or None
 
 
-def without_password(url: str) -> str:
+def _without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://{tail}" if at and "://" in head else tail
 
@@ -80,15 +80,15 @@ def check_network_settings(library: str) -> None:
     InputError: a proxy that is not a URL, certificates that are not there. NetworkError: SOCKS without its package.
     """
     url = endpoint()
-    for variable, address in proxies(url, library):
-        check_proxy(variable, address, library)
+    for variable, address in _proxies(url, library):
+        _check_proxy(variable, address, library)
     if url.startswith("https:"):
-        for variable in CERTIFICATES[library]:
+        for variable in _CERTIFICATES[library]:
             if os.environ.get(variable):
-                check_certificates(variable, Path(os.environ[variable]))
+                _check_certificates(variable, Path(os.environ[variable]))
 
 
-def proxies(url: str, library: str) -> list[tuple[str, str]]:
+def _proxies(url: str, library: str) -> list[tuple[str, str]]:
     """The variables that name proxies which a library uses, or only opens, for requests to a URL."""
     found = urllib.request.getproxies()
     parts = urlsplit(url)
@@ -101,31 +101,31 @@ def proxies(url: str, library: str) -> list[tuple[str, str]]:
     else:
         # These make a transport for each of them, before the first request.
         kinds = [kind for kind in ("http", "https", "all") if found.get(kind)]
-    return [(variable_of(kind), found[kind]) for kind in kinds]
+    return [(_variable_of(kind), found[kind]) for kind in kinds]
 
 
-def variable_of(kind: str) -> str:
+def _variable_of(kind: str) -> str:
     lower, upper = f"{kind}_proxy", f"{kind.upper()}_PROXY"
     return lower if os.environ.get(lower) else upper
 
 
-def check_proxy(variable: str, address: str, library: str) -> None:
+def _check_proxy(variable: str, address: str, library: str) -> None:
     full = address if "://" in address else f"http://{address}"
-    if web_host(full, PROXY_SCHEMES) is None:
+    if _web_host(full, _PROXY_SCHEMES) is None:
         raise InputError(
-            f"`{variable}` must be the URL of a proxy, not `{without_password(address)}`",
+            f"`{variable}` must be the URL of a proxy, not `{_without_password(address)}`",
             hint=f"write it as `http://HOST:PORT`, or `unset {variable}`",
         )
-    module, package = SOCKS[library]
+    module, package = _SOCKS[library]
     if full.startswith("socks") and importlib.util.find_spec(module) is None:
         raise NetworkError(
-            f"`{variable}` names a SOCKS proxy, `{without_password(full)}`, and the package `{package}` that it takes "
+            f"`{variable}` names a SOCKS proxy, `{_without_password(full)}`, and the package `{package}` that it takes "
             "is not installed",
             hint=f"run `pip install {package}`, or set `{variable}` to an HTTP proxy",
         )
 
 
-def check_certificates(variable: str, path: Path) -> None:
+def _check_certificates(variable: str, path: Path) -> None:
     """Raise InputError for a file of certificates that is not there or holds none."""
     try:
         if not path.is_dir():

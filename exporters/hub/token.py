@@ -15,16 +15,16 @@ from ...runtime.errors import InputError, NotSignedInError, OutputError
 from .errors import host
 from .settings import SITE, endpoint
 
-FORM = re.compile(r"[!-~]+")
+_FORM = re.compile(r"[!-~]+")
 """One word of printable ASCII; anything else would not even survive in a header."""
-QUOTED = re.compile(r"""(["'`]).*\1""")
-ASSIGNED = re.compile(r"(?:export\s+|set\s+)?\$?[A-Za-z_]\w*\s*[:=].*|\{.*\}|Bearer\s.*", re.DOTALL | re.IGNORECASE)
-PLACEHOLDER = re.compile(
+_QUOTED = re.compile(r"""(["'`]).*\1""")
+_ASSIGNED = re.compile(r"(?:export\s+|set\s+)?\$?[A-Za-z_]\w*\s*[:=].*|\{.*\}|Bearer\s.*", re.DOTALL | re.IGNORECASE)
+_PLACEHOLDER = re.compile(
     r"hf_(?:[.*\u2026_-]*|x+)|[.\u2026]+|<.*>|\[.*\]|\$\{?\w+\}?|(?:hf_)?(?:your|my)[-_ ].*|.*token[-_ ]here",
     re.IGNORECASE,
 )
-MAX_FILE = 64 * 1024
-LEFT_BEHIND = re.compile(r"\d+|partial")
+_MAX_FILE = 64 * 1024
+_LEFT_BEHIND = re.compile(r"\d+|partial")
 """How the names of files end that a killed `login` left beside the token file, after a dot."""
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What huggingface_hub reads before the file, in this order."""
@@ -56,15 +56,15 @@ def find_token() -> Token | None:
     for variable in VARIABLES:
         if os.environ.get(variable, "").strip():
             return checked(os.environ[variable], f"the environment variable `{variable}`", variable)
-    path = token_path()
-    text = read_token_file(path)
+    path = _token_path()
+    text = _read_token_file(path)
     if text is not None:
-        return checked(renewed_token() or text, f"the file `{path}`")
-    other = renewed_token()
+        return checked(_renewed_token() or text, f"the file `{path}`")
+    other = _renewed_token()
     return checked(other, "huggingface_hub's own sources") if other else None
 
 
-def token_path() -> Path:
+def _token_path() -> Path:
     """The token file: `HF_TOKEN_PATH`, else `token` in `HF_HOME`, else in `~/.cache/huggingface`."""
     return Path(constants.HF_TOKEN_PATH)
 
@@ -74,11 +74,11 @@ def stored_tokens_path() -> Path:
     return Path(constants.HF_STORED_TOKENS_PATH)
 
 
-def read_token_file(path: Path) -> str | None:
+def _read_token_file(path: Path) -> str | None:
     """The content of the token file, None where there is no file or nothing in it."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE)
+            content = file.read(_MAX_FILE)
     # NotADirectoryError: a part of the path is a file, so that there is none behind it either.
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -108,13 +108,13 @@ def no_token() -> NotSignedInError:
 
 def absence() -> str:
     """Why there is no token, in words."""
-    path = token_path()
+    path = _token_path()
     if path.is_file() and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return f"the token file `{path}` is empty, and there is no other token"
     return "there is no Hugging Face token"
 
 
-def renewed_token() -> str | None:
+def _renewed_token() -> str | None:
     """The stored token as huggingface_hub gives it: those of a browser login expire, and only it can renew them."""
     try:
         return huggingface_hub.get_token()
@@ -124,7 +124,7 @@ def renewed_token() -> str | None:
 
 
 def checked(value: str, source: str, variable: str | None = None) -> Token:
-    cleaned = clean(value)
+    cleaned = _clean(value)
     problem = problem_of(cleaned)
     if problem is not None:
         alone = "as copied from the site"
@@ -137,17 +137,17 @@ def checked(value: str, source: str, variable: str | None = None) -> Token:
     return Token(cleaned, source, variable)
 
 
-def clean(text: str) -> str:
+def _clean(text: str) -> str:
     return text.strip().strip("\ufeff").strip()
 
 
 def problem_of(text: str) -> str | None:
     """Why a text cannot be a token, None where it can be one."""
     problems = (
-        (PLACEHOLDER.fullmatch(text.strip("\"'`")), "is the placeholder of some instructions"),
-        (QUOTED.fullmatch(text), "stands in quotation marks"),
-        (ASSIGNED.fullmatch(text), "has more before it, such as a name"),
-        (not FORM.fullmatch(text), "holds characters that no token has"),
+        (_PLACEHOLDER.fullmatch(text.strip("\"'`")), "is the placeholder of some instructions"),
+        (_QUOTED.fullmatch(text), "stands in quotation marks"),
+        (_ASSIGNED.fullmatch(text), "has more before it, such as a name"),
+        (not _FORM.fullmatch(text), "holds characters that no token has"),
     )
     return next((problem for found, problem in problems if found), None)
 
@@ -167,7 +167,7 @@ def store_token(value: str) -> Path:
 
     A folder that `HF_TOKEN_PATH` names and that others use too, such as /tmp, keeps its rights.
     """
-    path = token_path()
+    path = _token_path()
     if not path.is_absolute() and str(path).startswith("~"):
         raise OutputError(
             f"this user, number {os.getuid()}, has no home folder, so there is no place for the token",
@@ -179,7 +179,7 @@ def store_token(value: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if own_folder:
             path.parent.chmod(0o700)
-        for leftover in leftovers():
+        for leftover in _leftovers():
             leftover.unlink(missing_ok=True)
         try:
             # Beside the file and then in its place, so that it is never there with other rights or half.
@@ -194,9 +194,9 @@ def store_token(value: str) -> Path:
     return path
 
 
-def leftovers() -> list[Path]:
+def _leftovers() -> list[Path]:
     """Files with a token beside the token file, which a `login` left that was killed."""
-    path = token_path()
+    path = _token_path()
     try:
         beside = sorted(path.parent.iterdir())
     except OSError:
@@ -205,14 +205,14 @@ def leftovers() -> list[Path]:
     return [
         other
         for other in beside
-        if other.name.startswith(start) and LEFT_BEHIND.fullmatch(other.name.removeprefix(start)) and other.is_file()
+        if other.name.startswith(start) and _LEFT_BEHIND.fullmatch(other.name.removeprefix(start)) and other.is_file()
     ]
 
 
 def remove_token() -> list[Path]:
     """Delete the token file and what a killed `login` left beside it; returns what was there."""
-    path, removed = token_path(), []
-    for found in (path, *leftovers()):
+    path, removed = _token_path(), []
+    for found in (path, *_leftovers()):
         try:
             found.unlink()
         except (FileNotFoundError, NotADirectoryError):
@@ -225,7 +225,7 @@ def remove_token() -> list[Path]:
 
 def read_new_token(text: str) -> str:
     """Check what a person typed or piped in; raises InputError for what cannot be a token."""
-    cleaned = clean(text)
+    cleaned = _clean(text)
     problem = problem_of(cleaned)
     if problem is not None:
         known = f": it {problem}" if cleaned else ""
@@ -237,7 +237,7 @@ def read_new_token(text: str) -> str:
 
 def exposure() -> str | None:
     """What to say when others than its owner may read the token file; None when they may not."""
-    path = token_path()
+    path = _token_path()
     try:
         open_to_others = bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
     except OSError:

@@ -27,16 +27,16 @@ from .errors import HTTP_LIBRARY, TIMEOUT, TRANSPORT_ERROR, HubAnswerError, Slow
 from .settings import check_network_settings, endpoint
 from .token import Token
 
-MAX_ANSWER = 16 * 2**20
+_MAX_ANSWER = 16 * 2**20
 """Bytes that an answer of the API may have."""
-MAX_REDIRECTS = 5
-REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
 BLOCK = 1 << 14
-SLOWEST = 1024
+_SLOWEST = 1024
 """Bytes a second below which an answer is given up."""
 PATIENCE = 3
 """How many times the time limit of one read is waited before the rate is judged."""
-DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def no_network() -> Iterator[None]:
     """
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
-    reset_sessions()
+    _reset_sessions()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        reset_sessions()
+        _reset_sessions()
 
 
-def reset_sessions() -> None:
+def _reset_sessions() -> None:
     """Let huggingface_hub 0.36 look again whether it may use the network; later versions look at each request."""
     reset = getattr(huggingface_hub.utils, "reset_sessions", None)
     if reset is not None:
@@ -87,8 +87,8 @@ def ask(path: str, token: Token | None) -> bytes:
         content = bytearray()
         for block in answer.blocks:
             content += block
-            if len(content) > MAX_ANSWER:
-                raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
+            if len(content) > _MAX_ANSWER:
+                raise ValueError(f"an answer of more than {_MAX_ANSWER} bytes")
     return bytes(content)
 
 
@@ -112,35 +112,35 @@ def opened(
 ) -> Iterator[Answer]:
     """GET a URL, redirects followed; the token is left out as soon as one leads to another host."""
     check_network_settings(HTTP_LIBRARY)
-    asked, own = place_of(url), dict[str, str]()
-    for _ in range(MAX_REDIRECTS + 1):
+    asked, own = _place_of(url), dict[str, str]()
+    for _ in range(_MAX_REDIRECTS + 1):
         sent = build_hf_headers(token=token.value if token is not None else False) | dict(headers or {})
         # Each request has a thread and so, with requests, a session of its own.
         sent |= {"Accept-Encoding": "identity", "Connection": "close"}
-        items = received(url, sent, timeout)
+        items = _received(url, sent, timeout)
         try:
             head = next(items, None)
             if not isinstance(head, Head):
                 raise ValueError("an answer without a status")  # noqa: TRY004 - the Hub's fault
-            own |= head.headers if place_of(url) == asked else {}
-            if head.status not in REDIRECTS:
+            own |= head.headers if _place_of(url) == asked else {}
+            if head.status not in _REDIRECTS:
                 yield Answer(head, own, decoded(items, head.headers.get("content-encoding", "")))
                 return
         finally:
             items.close()
         target = redirected(url, head.headers.get("location", ""))
-        token = token if place_of(target) == place_of(url) or upgraded(url, target) else None
+        token = token if _place_of(target) == _place_of(url) or upgraded(url, target) else None
         url = target
-    raise ValueError(f"more than {MAX_REDIRECTS} redirects")
+    raise ValueError(f"more than {_MAX_REDIRECTS} redirects")
 
 
 def redirected(url: str, location: str) -> str:
     """Where a redirect leads; raises for what is not a web address, and where it would take TLS away."""
     target = urljoin(url, quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
-    scheme, name, _ = place_of(target)
-    if scheme not in DEFAULT_PORTS or not name:
+    scheme, name, _ = _place_of(target)
+    if scheme not in _DEFAULT_PORTS or not name:
         raise ValueError("a redirect to what is not a web address")
-    if scheme == "http" and place_of(url)[0] == "https":
+    if scheme == "http" and _place_of(url)[0] == "https":
         raise NetworkError(
             f"`{host()}` redirects to `http://{name}`, without TLS",
             hint="something between here and the Hub may have changed the answer; check HF_ENDPOINT",
@@ -148,16 +148,16 @@ def redirected(url: str, location: str) -> str:
     return target
 
 
-def place_of(url: str) -> tuple[str, str, int | None]:
+def _place_of(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port, which a token belongs to."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme)
+    return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
 def upgraded(url: str, target: str) -> bool:
     """Whether a redirect leads to the same host and adds TLS."""
-    name = place_of(url)[1]
-    return place_of(url) == ("http", name, 80) and place_of(target) == ("https", name, 443)
+    name = _place_of(url)[1]
+    return _place_of(url) == ("http", name, 80) and _place_of(target) == ("https", name, 443)
 
 
 def decoded(blocks: Iterator[Any], encoding: str) -> Iterator[bytes]:
@@ -178,8 +178,8 @@ def decoded(blocks: Iterator[Any], encoding: str) -> Iterator[bytes]:
             packed = unpack.unconsumed_tail
 
 
-def received(url: str, headers: Mapping[str, str], timeout: float) -> Generator[Head | bytes, None, None]:
-    """Head and content of one answer, given up when it comes slower than SLOWEST.
+def _received(url: str, headers: Mapping[str, str], timeout: float) -> Generator[Head | bytes, None, None]:
+    """Head and content of one answer, given up when it comes slower than _SLOWEST.
 
     The request runs in a thread: no library's own time limits end a header, or a body, that comes byte by byte.
     """
@@ -206,12 +206,12 @@ def received(url: str, headers: Mapping[str, str], timeout: float) -> Generator[
 
     Thread(target=work, daemon=True).start()
     try:
-        yield from judged(arrived, PATIENCE * timeout)
+        yield from _judged(arrived, PATIENCE * timeout)
     finally:
         given_up.set()
 
 
-def judged(arrived: Queue[Head | bytes | Exception | None], window: float) -> Iterator[Head | bytes]:
+def _judged(arrived: Queue[Head | bytes | Exception | None], window: float) -> Iterator[Head | bytes]:
     """What arrives; raises what was raised there, and SlowHubError when too little came in a time of waiting."""
     waited, count = 0.0, 0
     while True:
@@ -227,7 +227,7 @@ def judged(arrived: Queue[Head | bytes | Exception | None], window: float) -> It
             raise item
         count += len(item) if isinstance(item, bytes) else 0
         if waited >= window:
-            if count < SLOWEST * window:
+            if count < _SLOWEST * window:
                 raise SlowHubError(window)
             waited, count = 0.0, 0
         if isinstance(item, Head) or item:
@@ -239,7 +239,7 @@ def exchange(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[H
     session: Any = get_session()
     if HTTP_LIBRARY != "requests":
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
-            yield head_of(response)
+            yield _head_of(response)
             yield from response.iter_raw()
         return
     # Its errors are of urllib3, which only requests' own reading turns into requests' errors.
@@ -247,7 +247,7 @@ def exchange(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[H
 
     try:
         with session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as response:
-            yield head_of(response)
+            yield _head_of(response)
             yield from response.raw.stream(BLOCK, decode_content=False)
     except urllib3.exceptions.HTTPError as error:
         raise TRANSPORT_ERROR(error) from error
@@ -256,5 +256,5 @@ def exchange(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[H
         session.close()
 
 
-def head_of(response: Any) -> Head:
+def _head_of(response: Any) -> Head:
     return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})

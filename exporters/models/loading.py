@@ -27,11 +27,11 @@ HEADS = frozenset(
     }
 )
 """What a model has on top for another use, such as the prediction of masked words that it was trained with."""
-COMPUTED = ("position_ids", "inv_freq", "masked_bias")
+_COMPUTED = ("position_ids", "inv_freq", "masked_bias")
 """How tensors end that models compute for themselves and that old versions of transformers saved."""
-SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions", "dim")
+_SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions", "dim")
 """How keys end whose values count something."""
-COUNTS = ("_size", "_layers", "_heads", "_dim")
+_COUNTS = ("_size", "_layers", "_heads", "_dim")
 """How those end that are never negative, as others are where they are switched off."""
 NUMBERS = frozenset(
     {
@@ -42,10 +42,10 @@ NUMBERS = frozenset(
 """Keys that some classes have no number for by default."""
 NEEDED = ("_eps", "_epsilon", "_theta", "_size", "_layers", "num_attention_heads", "_positions", "_embeddings")
 """How keys end that may not be null where they have a value by default."""
-TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 """transformers' name for what it warns of once."""
 LARGEST = 2**31
-FEW_TOKENS = torch.tensor([[0, 1, 2]])
+_FEW_TOKENS = torch.tensor([[0, 1, 2]])
 
 
 def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
@@ -53,7 +53,7 @@ def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
     with quiet():
         try:
             config_class = config_class or transformers.CONFIG_MAPPING[checkpoint.config["model_type"]]
-            check_types(checkpoint, config_class())
+            _check_types(checkpoint, config_class())
             config = config_class.from_dict(checkpoint.config)
         except CheckpointError:
             raise
@@ -67,25 +67,25 @@ def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
     return config
 
 
-def check_types(checkpoint: Checkpoint, usual: Any) -> None:
+def _check_types(checkpoint: Checkpoint, usual: Any) -> None:
     """Raise CheckpointError for a value of another type than transformers' own has, in the `usual` config."""
     for key, value in checkpoint.config.items():
         own = getattr(usual, str(key), None)
-        wanted = wrong_type(key, value, own)
+        wanted = _wrong_type(key, value, own)
         if wanted is not None:
             raise CheckpointError(
                 f"`{key}` in the config.json of `{checkpoint.name}` must be {wanted}, not `{shown(repr(value))}`"
             )
 
 
-def wrong_type(key: str, value: Any, own: Any) -> str | None:
+def _wrong_type(key: str, value: Any, own: Any) -> str | None:
     """What a value should be, by the one that transformers has for it, where it is not."""
     if value is None:
         return "a number" if type(own) in (int, float) and key.endswith(NEEDED) else None
     number = type(value) in (int, float)
     ids = isinstance(value, list) and all(type(one) is int for one in value)
-    if type(own) is int and key.endswith(SIZES):
-        lowest = 0 if key.endswith(COUNTS) else 1 - LARGEST
+    if type(own) is int and key.endswith(_SIZES):
+        lowest = 0 if key.endswith(_COUNTS) else 1 - LARGEST
         return (
             None if type(value) is int and lowest <= value < LARGEST else f"an integer from {lowest} to {LARGEST - 1}"
         )
@@ -98,10 +98,10 @@ def wrong_type(key: str, value: Any, own: Any) -> str | None:
         if isinstance(own, kind) and not isinstance(value, kind):
             return wanted
     # Of what is not there by default nothing is known, but that no key is for numbers in quotation marks.
-    return "a number" if own is None and isinstance(value, str) and is_number(value) else None
+    return "a number" if own is None and isinstance(value, str) and _is_number(value) else None
 
 
-def is_number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -134,7 +134,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise_unless_of_tokenizers(error)
         raise CheckpointError(f"the tokenizer of `{checkpoint.name}` cannot be loaded: {error}") from error
     # Texts may be longer than what `model_max_length` says, which needs no warning where tokens are compared.
-    found.deprecation_warnings[TOO_LONG] = True
+    found.deprecation_warnings[_TOO_LONG] = True
     return found
 
 
@@ -147,7 +147,7 @@ def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
     config = load_config(checkpoint, getattr(model_class, "config_class", None))
     with quiet(), refusing_what_fails(checkpoint):
         with torch.device("meta"):
-            check_shapes(checkpoint, getattr(model_class, "from_config", model_class)(config), tensors)
+            _check_shapes(checkpoint, getattr(model_class, "from_config", model_class)(config), tensors)
         model, info = model_class.from_pretrained(
             str(checkpoint.folder),
             config=config,
@@ -160,25 +160,25 @@ def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
             output_loading_info=True,
         )
     model.eval()
-    check_superfluous(checkpoint, model, info["unexpected_keys"])
-    check_missing(checkpoint, model, info["missing_keys"])
+    _check_superfluous(checkpoint, model, info["unexpected_keys"])
+    _check_missing(checkpoint, model, info["missing_keys"])
     return model
 
 
-def check_superfluous(checkpoint: Checkpoint, model: Any, unexpected: Iterable[str]) -> None:
+def _check_superfluous(checkpoint: Checkpoint, model: Any, unexpected: Iterable[str]) -> None:
     """Raise CheckpointError for tensors that the model leaves out, unless they are the head of another use."""
     own = {name.partition(".")[0] for name in model.state_dict()}
     prefix = f"{model.base_model_prefix}."
     left = []
     for name in unexpected:
         first = name.removeprefix(prefix).partition(".")[0]
-        if not name.endswith(COMPUTED) and (first not in HEADS or first in own):
+        if not name.endswith(_COMPUTED) and (first not in HEADS or first in own):
             left.append(name)
     if left:
         raise unexpected_weights(checkpoint.folder, left)
 
 
-def check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, StoredTensor]) -> None:
     """Raise CheckpointError for tensors that do not fit a model, which is on torch's `meta` device and has no content.
 
     Told before anything of that size is made: transformers gives random numbers to what is missing.
@@ -210,7 +210,7 @@ def refusing_what_fails(checkpoint: Checkpoint) -> Iterator[None]:
         raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {reason}") from error
 
 
-def check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) -> None:
+def _check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) -> None:
     """Raise CheckpointError for weights that the checkpoint lacks and the model computes with.
 
     transformers gives them random numbers. NaN instead comes out of the model where it reads one of them; those that it
@@ -223,7 +223,7 @@ def check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) ->
     def reads(names: Iterable[str]) -> bool:
         for name in names:
             lacking[name].fill_(torch.nan)
-        found = not bool(model(input_ids=FEW_TOKENS.clone())[0].isfinite().all())
+        found = not bool(model(input_ids=_FEW_TOKENS.clone())[0].isfinite().all())
         for name in names:
             lacking[name].zero_()
         return found

@@ -60,7 +60,7 @@ class NomicBertConfig(PretrainedConfig):  # type: ignore[misc] # transformers ha
         super().__init__(**others)
 
 
-def rotation(tokens: int, width: int, base: float) -> tuple[Tensor, Tensor]:
+def _rotation(tokens: int, width: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles by which the components of a head turn, each (tokens, width)."""
     frequencies = base ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(tokens)[:, None] * frequencies
@@ -154,7 +154,7 @@ class NomicBertModel(PreTrainedModel):  # type: ignore[misc] # transformers has 
 
     def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
         """Token vectors, float32 (batch, tokens, width), of token ids, int64 (batch, tokens), without padding."""
-        cosines, sines = rotation(
+        cosines, sines = _rotation(
             input_ids.shape[1], self.config.n_embd // self.config.n_head, self.config.rotary_emb_base
         )
         return BaseModelOutput(last_hidden_state=self.encoder(self.emb_ln(self.embeddings(input_ids)), cosines, sines))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from optimum.exporters.onnx import export as optimum_export
 
-OPSET = 20
+_OPSET = 20
 """The first with GELU as one operator."""
 UNTESTED = "its config.json asks for something that ortkit has not been tested with"
 """The hint for a model that traces to a graph unlike that of its architecture."""
@@ -26,7 +26,7 @@ def trace_with_optimum(
     """
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "traced.onnx"
-        optimum_export(model, config, path, opset=OPSET, disable_dynamic_axes_fix=not fix_dynamic_axes)
+        optimum_export(model, config, path, opset=_OPSET, disable_dynamic_axes_fix=not fix_dynamic_axes)
         traced = ir.load(path)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=smallest_constant)(traced)
         ir.external_data.load_to_model(traced)

@@ -18,8 +18,8 @@ from ..checkpoint.checkpoint import Checkpoint, check_safetensors
 from ..checkpoint.files import WEIGHTS
 from .published_model import readable_folder
 
-CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}
-WITH_WEIGHTS = ("Dense", "LayerNorm")
+_CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}
+_WITH_WEIGHTS = ("Dense", "LayerNorm")
 
 
 class PooledClassifier(PreTrainedModel):  # type: ignore[misc] # transformers has no types
@@ -49,21 +49,21 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc] # transformers ha
 def classifier_of_modules(checkpoint: Checkpoint, model: Any, modules: Sequence[tuple[str, str]]) -> PooledClassifier:
     """Load the modules, given by class and folder, and put them after `model`."""
     with readable_folder(checkpoint) as folder:
-        loaded = [loaded_module(folder, kind, path) for kind, path in modules]
+        loaded = [_loaded_module(folder, kind, path) for kind, path in modules]
     classifier = PooledClassifier(model, loaded)
     classifier.float()
     classifier.eval()
     return classifier
 
 
-def loaded_module(folder: Path, kind: str, path: str) -> Any:
-    if kind in WITH_WEIGHTS:
+def _loaded_module(folder: Path, kind: str, path: str) -> Any:
+    if kind in _WITH_WEIGHTS:
         # The library would read a pickle otherwise.
         if not (folder / path / WEIGHTS).exists():
             raise CheckpointError(f"the module in `{path}` holds no `{WEIGHTS}`")
         check_safetensors(folder / path / WEIGHTS)
     try:
-        return CLASSES[kind].load(str(folder), subfolder=path, local_files_only=True)
+        return _CLASSES[kind].load(str(folder), subfolder=path, local_files_only=True)
     # The library raises whatever a damaged file makes of its code.
     except Exception as error:
         raise CheckpointError(f"the module in `{path}` cannot be loaded: {error}") from error

@@ -66,7 +66,7 @@ def known_tokens(checkpoint: Checkpoint, tokenizer: Any) -> int | None:
     """How many ids a model knows, where its tokenizer has more, None where it knows all; `tokenizer` is transformers'.
 
     Publishers add tokens that no text of their use has, and pad vocabularies. Raises CheckpointError where ordinary
-    texts have tokens that the model does not know: it is the tokenizer of another one.
+    texts have tokens that the model has no embedding for: it is the tokenizer of another one.
     """
     known: int = checkpoint.config.get("vocab_size") or load_config(checkpoint).vocab_size
     largest = max(tokenizer.get_vocab().values(), default=0)

@@ -12,7 +12,7 @@ from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..graph.external_data import need_space
 
 METADATA = "__metadata__"
-SAID = ("pt", "mlx")
+_SAID = ("pt", "mlx")
 """What transformers takes for PyTorch's, beside a file without any metadata."""
 
 
@@ -22,32 +22,32 @@ def with_format(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     Any tool but transformers may have written a safetensors file, and the format needs no metadata; but transformers,
     and with it sentence-transformers, opens no file that has some and says no format.
     """
-    unsaid = [path for path in weight_files(checkpoint.folder) if says_another(path)]
+    unsaid = [path for path in weight_files(checkpoint.folder) if _says_another(path)]
     if not unsaid:
         return checkpoint
     need_space(folder.parent, sum(path.stat().st_size for path in weight_files(checkpoint.folder)))
     for name in checkpoint.source.files:
         source, target = checkpoint.top / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        (write_with_format if source in unsaid else shutil.copyfile)(source, target)
+        (_write_with_format if source in unsaid else shutil.copyfile)(source, target)
     return dataclasses.replace(checkpoint, folder=folder / checkpoint.subfolder)
 
 
-def says_another(path: Path) -> bool:
-    metadata = header_of(path)[0].get(METADATA)
-    return metadata is not None and metadata.get("format") not in SAID
+def _says_another(path: Path) -> bool:
+    metadata = _header_of(path)[0].get(METADATA)
+    return metadata is not None and metadata.get("format") not in _SAID
 
 
-def header_of(path: Path) -> tuple[dict[str, Any], int]:
+def _header_of(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where the numbers begin."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length
 
 
-def write_with_format(source: Path, target: Path) -> None:
-    header, start = header_of(source)
-    header[METADATA] = header[METADATA] | {"format": SAID[0]}
+def _write_with_format(source: Path, target: Path) -> None:
+    header, start = _header_of(source)
+    header[METADATA] = header[METADATA] | {"format": _SAID[0]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with source.open("rb") as old, target.open("wb") as new:

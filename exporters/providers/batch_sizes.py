@@ -179,7 +179,7 @@ def same_number(array: NDArray[np.generic]) -> NDArray[np.generic] | None:
     return flat[0] if flat.size and bool((flat == flat[0]).all()) else None
 
 
-def constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arrays | None:
+def _constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arrays | None:
     """A constant, or a value that was run, once for each of SAMPLES."""
     array = array_of(value)
     if array is not None:

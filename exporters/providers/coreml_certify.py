@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +13,20 @@ from ...runtime.bundle.bundle import GRAPH
 from ...runtime.bundle.manifest import Buckets, Precision
 from ...runtime.encoder.base import Encoder
 from ...runtime.encoder.buckets import PADDED_TOKENS, Bucket, pad_to
-from ...runtime.errors import UnsupportedModelError
-from .coreml_partition import check_one_partition
+from ...runtime.errors import OutOfMemoryError, UnsupportedModelError
+from ...runtime.session.memory import mebibytes, smallest_limit
+from .coreml_partition import check_one_partition, folded
 
 Row = Mapping[str, NDArray[np.int64]]
 """The inputs of one text without padding, each (1, tokens)."""
 
-LARGEST_DIFFERENCE = {Precision.FP32: 1e-5, Precision.FP16: 1e-2}
+_LARGEST_DIFFERENCE = {Precision.FP32: 1e-5, Precision.FP16: 1e-2}
 """Of an output with padding from the same without it, as a part of the largest output of the text, or of 1 if larger.
 
 float16 has a precision of 1e-3, and a batch of another shape is rounded elsewhere.
 """
-LONGEST = 2048
-"""Tokens of the largest bucket that is compared: attention takes their square in memory."""
+_COPIES = 3
+"""Buffers of attention scores that a layer has at once: the product, with the bias added, and their softmax."""
 
 
 def check_buckets(encoder: Encoder, rows: Sequence[Row]) -> None:
@@ -37,6 +40,7 @@ def check_buckets(encoder: Encoder, rows: Sequence[Row]) -> None:
         raise ValueError("a bundle for CoreML has buckets")
     path = encoder.bundle.file(GRAPH)
     check_one_partition(path, name=manifest.name, texts=buckets.texts[-1], tokens=buckets.tokens[0])
+    check_scores_fit(score_bytes(path, buckets.tokens[-1]), manifest.name, buckets.tokens[-1])
     longest_first = sorted(rows, key=_tokens, reverse=True)
     alone: dict[int, NDArray[np.float32]] = {}
     for texts, tokens in _compared(buckets):
@@ -50,13 +54,34 @@ def check_buckets(encoder: Encoder, rows: Sequence[Row]) -> None:
 
 
 def _compared(buckets: Buckets) -> list[Bucket]:
-    """The buckets that are compared: those in which texts run by default, but for the longest."""
+    """The buckets that are compared: those in which texts run by default; one text in the longest ones."""
     return [
         (texts, tokens)
         for tokens in buckets.tokens
         for texts in buckets.texts
-        if tokens <= LONGEST and (texts == 1 or texts * tokens <= PADDED_TOKENS)
+        if texts == 1 or texts * tokens <= PADDED_TOKENS
     ]
+
+
+def score_bytes(path: Path, tokens: int) -> int:
+    """Bytes of the attention scores of a layer for one text of so many tokens; 0 for a graph without attention."""
+    sizes = [0]
+    for node in folded(path, texts=1, tokens=tokens).graph:
+        if node.op_type == "Softmax" and node.outputs[0].shape is not None:
+            shape = [size if isinstance(size, int) else 1 for size in node.outputs[0].shape]
+            sizes.append(math.prod(shape) * np.dtype(np.float32).itemsize)
+    return max(sizes)
+
+
+def check_scores_fit(scores: int, name: str, tokens: int) -> None:
+    """Raise OutOfMemoryError where the largest bucket cannot be compared: attention takes the square of its tokens."""
+    limit = smallest_limit()
+    if limit is not None and limit.left < _COPIES * scores:
+        raise OutOfMemoryError(
+            f"a text in the bucket of {tokens} tokens, in which `{name}` is compared too, takes at least "
+            f"{mebibytes(_COPIES * scores)}, and {limit.described}",
+            hint="export it on a machine with more memory, or use `--provider cpu`",
+        )
 
 
 def _outputs(encoder: Encoder, bucket: Bucket, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
@@ -71,7 +96,7 @@ def _outputs(encoder: Encoder, bucket: Bucket, rows: Sequence[Row]) -> list[NDAr
 def _check(encoder: Encoder, bucket: Bucket, padded: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
     manifest = encoder.bundle.manifest
     difference = float(np.abs(padded - alone).max()) / max(1.0, float(np.abs(alone).max()))
-    allowed = LARGEST_DIFFERENCE[manifest.precision]
+    allowed = _LARGEST_DIFFERENCE[manifest.precision]
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise UnsupportedModelError(

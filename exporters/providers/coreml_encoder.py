@@ -64,16 +64,16 @@ def rebuild_for_coreml(traced: ir.Model, checkpoint: Checkpoint, manifest: Manif
     if reranker is not None and checkpoint.architecture.reads_last_token:
         read_last_token(graph, bias)
     heads = required_int(checkpoint, checkpoint.architecture.heads)
-    split_heads_apart(graph, heads)
-    repeat_heads(graph, checkpoint.config.get("num_key_value_heads", heads), heads)
+    _split_heads_apart(graph, heads)
+    _repeat_heads(graph, checkpoint.config.get("num_key_value_heads", heads), heads)
     merge_products(graph)
     rows_at_products(graph)
-    transpose_weights(graph)
-    stay_on_rows(graph)
-    use_supported_operators(graph)
+    _transpose_weights(graph)
+    _stay_on_rows(graph)
+    _use_supported_operators(graph)
     tidy(traced)
     drop_unused_inputs(graph)
-    name_dimensions(graph)
+    _name_dimensions(graph)
     inputs = [INPUT_IDS, *([TOKEN_TYPE_IDS] if graph_input(graph, TOKEN_TYPE_IDS) is not None else []), BIAS]
     if [value.name for value in graph.inputs] != inputs:
         raise UnsupportedModelError(f"`{checkpoint.name}` traces to a graph that is not that of an encoder")
@@ -90,7 +90,7 @@ def check_size(model: ir.Model, manifest: Manifest) -> None:
         )
 
 
-def split_heads_apart(graph: ir.Graph, heads: int) -> None:
+def _split_heads_apart(graph: ir.Graph, heads: int) -> None:
     """Take query, key and value from a product by a Split, where a trace picks them from five dimensions.
 
     CoreML picks from four dimensions at most.
@@ -102,8 +102,8 @@ def split_heads_apart(graph: ir.Graph, heads: int) -> None:
             continue
         product = required(reshape.inputs[0])
         width = None if product.shape is None else product.shape[-1]
-        parts = size_asked_for(reshape, _PARTS_AXIS)
-        picks = picks_of(transpose.outputs[0], order.index(_PARTS_AXIS))
+        parts = _size_asked_for(reshape, _PARTS_AXIS)
+        picks = _picks_of(transpose.outputs[0], order.index(_PARTS_AXIS))
         if not isinstance(width, int) or parts is None or picks is None:
             continue
         split = ir.node("Split", [product], {"axis": -1, "num_outputs": parts}, num_outputs=parts)
@@ -116,7 +116,7 @@ def split_heads_apart(graph: ir.Graph, heads: int) -> None:
             replace(picked, insert(before, "Transpose", [headed], {"perm": kept}))
 
 
-def size_asked_for(reshape: ir.Node, axis: int) -> int | None:
+def _size_asked_for(reshape: ir.Node, axis: int) -> int | None:
     """The constant size that a Reshape asks for along an axis; None where it is computed."""
     shape = reshape.inputs[1]
     concat = required(shape).producer()
@@ -127,7 +127,7 @@ def size_asked_for(reshape: ir.Node, axis: int) -> int | None:
     return int(found[axis]) if found is not None and len(found) > axis else None
 
 
-def picks_of(value: ir.Value, axis: int) -> dict[ir.Value, int] | None:
+def _picks_of(value: ir.Value, axis: int) -> dict[ir.Value, int] | None:
     """What a Gather, or a Split and Squeeze, picks of a value along an axis, with its index; None for other users."""
     picks: dict[ir.Value, int] = {}
     for node, _ in value.uses():
@@ -145,7 +145,7 @@ def picks_of(value: ir.Value, axis: int) -> dict[ir.Value, int] | None:
     return picks
 
 
-def repeat_heads(graph: ir.Graph, own: int, heads: int) -> None:
+def _repeat_heads(graph: ir.Graph, own: int, heads: int) -> None:
     """Repeat the `own` heads of keys and values (grouped-query attention) by a Gather; CoreML has no Expand."""
     of_texts = values_of_texts(graph)
     for expand in [node for node in graph if node.op_type == "Expand" and node.outputs[0] in of_texts]:
@@ -157,7 +157,7 @@ def repeat_heads(graph: ir.Graph, own: int, heads: int) -> None:
         replace(reshape.outputs[0], insert(reshape, "Gather", [unsqueeze.inputs[0], indices], {"axis": 1}))
 
 
-def transpose_weights(graph: ir.Graph) -> None:
+def _transpose_weights(graph: ir.Graph) -> None:
     """Make a Gemm with a transposed weight of each product of rows and a weight, as CoreML stores weights."""
     for linear in list(linears(graph)):
         inputs = [linear.input, transposed(graph, linear.name, linear.weight)]
@@ -177,7 +177,7 @@ def transposed(graph: ir.Graph, name: str, weight: NDArray[np.float32]) -> ir.Va
     return constant(graph, f"{name}_transposed", np.ascontiguousarray(weight.T))
 
 
-def stay_on_rows(graph: ir.Graph) -> None:
+def _stay_on_rows(graph: ir.Graph) -> None:
     """Let what treats each token on its own work on rows (batch * tokens, width) between two products.
 
     Otherwise each has a Reshape before it and one behind it.
@@ -195,7 +195,7 @@ def stay_on_rows(graph: ir.Graph) -> None:
                     rows[source] = node.outputs[0]
             elif concat is not None and concat.op_type == "Concat" and concat.inputs[0] is sizes:
                 rows[node.outputs[0]] = source
-        elif can_run_on_rows(node, rows):
+        elif _can_run_on_rows(node, rows):
             inputs = [value if value is None else rows.get(value, value) for value in node.inputs]
             attributes = list(node.attributes.values())
             same = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs))
@@ -209,7 +209,7 @@ def stay_on_rows(graph: ir.Graph) -> None:
                 rows[apart] = new
 
 
-def can_run_on_rows(node: ir.Node, rows: Mapping[ir.Value, ir.Value]) -> bool:
+def _can_run_on_rows(node: ir.Node, rows: Mapping[ir.Value, ir.Value]) -> bool:
     """Whether an operator treats each token on its own, and all that it reads is there in rows, or the same for all."""
     constants = [array for value in node.inputs if (array := array_of(value)) is not None]
     computed = [value for value in node.inputs if value is not None and array_of(value) is None]
@@ -221,7 +221,7 @@ def can_run_on_rows(node: ir.Node, rows: Mapping[ir.Value, ir.Value]) -> bool:
     )
 
 
-def use_supported_operators(graph: ir.Graph) -> None:
+def _use_supported_operators(graph: ir.Graph) -> None:
     """Compute with CoreML's operators what others compute in what depends on texts."""
     of_texts = values_of_texts(graph)
     for node in list(graph):
@@ -230,7 +230,7 @@ def use_supported_operators(graph: ir.Graph) -> None:
             rewrite(graph, node)
 
 
-def negate(graph: ir.Graph, node: ir.Node) -> None:
+def _negate(graph: ir.Graph, node: ir.Node) -> None:
     if node.outputs[0].dtype is ir.DataType.FLOAT:
         replace(node.outputs[0], insert(node, "Mul", [node.inputs[0], constant(graph, *MINUS_ONE)]))
 
@@ -240,11 +240,11 @@ def invert(graph: ir.Graph, node: ir.Node) -> None:
     replace(node.outputs[0], insert(node, "Div", [constant(graph, *ONE), node.inputs[0]]))
 
 
-_REWRITES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {"Neg": negate, "Reciprocal": invert}
+_REWRITES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {"Neg": _negate, "Reciprocal": invert}
 """Operator that CoreML lacks -> what puts others in its place."""
 
 
-def name_dimensions(graph: ir.Graph) -> None:
+def _name_dimensions(graph: ir.Graph) -> None:
     """Name the symbolic dimensions of inputs and outputs, and forget what was noted of others while tracing."""
     kept = {*graph.inputs, *graph.outputs}
     for node in graph:

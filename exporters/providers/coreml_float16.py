@@ -40,12 +40,12 @@ def convert_for_coreml(graph: ir.Graph) -> None:
     for tensor in map(constant_of, read):
         if tensor is not None and tensor.dtype is ir.DataType.FLOAT:
             check_weights(tensor, tensor.numpy(), instead=_INSTEAD)
-    limit_bias(graph)
-    norms = rms_norms(graph)
+    _limit_bias(graph)
+    norms = _rms_norms(graph)
     exact = {node: list(node.inputs) for norm in norms for node in norm}
     convert_values(graph, tables)
     for norm in norms:
-        keep_exact(norm, exact)
+        _keep_exact(norm, exact)
 
 
 def table_of(embedding: ir.Value) -> ir.Value:
@@ -53,7 +53,7 @@ def table_of(embedding: ir.Value) -> ir.Value:
     return required(required(embedding.producer()).inputs[0])
 
 
-def limit_bias(graph: ir.Graph) -> None:
+def _limit_bias(graph: ir.Graph) -> None:
     """Let the attention read the input `bias` by way of a Max, because CoreML casts no input of a graph."""
     bias = required(graph_input(graph, BIAS))
     lowest = constant(graph, "lowest_bias", np.array(MASKED, np.float32))
@@ -65,7 +65,7 @@ def limit_bias(graph: ir.Graph) -> None:
         node.replace_input_with(place, limit.outputs[0])
 
 
-def rms_norms(graph: ir.Graph) -> list[list[ir.Node]]:
+def _rms_norms(graph: ir.Graph) -> list[list[ir.Node]]:
     """The nodes of each `x / sqrt(mean(x * x) + epsilon)`, in order."""
     found = []
     for square in graph:
@@ -82,7 +82,7 @@ def rms_norms(graph: ir.Graph) -> list[list[ir.Node]]:
     return found
 
 
-def keep_exact(norm: list[ir.Node], inputs: dict[ir.Node, list[ir.Value | None]]) -> None:
+def _keep_exact(norm: list[ir.Node], inputs: dict[ir.Node, list[ir.Value | None]]) -> None:
     """Let the nodes of a norm, which read `inputs` in a float32 graph, compute in float32 in one of float16."""
     square, scaled = norm[0], norm[-1]
     vectors = required(square.inputs[0])

@@ -44,13 +44,13 @@ def mask_attention(graph: ir.Graph, bias: ir.Value, *, plain: bool) -> None:
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
         scores = required(softmax.inputs[0])
         if plain:
-            drop_traced_mask(scores)
+            _drop_traced_mask(scores)
         else:
-            limit_traced_mask(graph, scores)
+            _limit_traced_mask(graph, scores)
         softmax.replace_input_with(0, insert(softmax, "Add", [softmax.inputs[0], bias]))
 
 
-def drop_traced_mask(scores: ir.Value) -> None:
+def _drop_traced_mask(scores: ir.Value) -> None:
     """Drop what the attention mask alone adds to scores, or hides of them: no token of a whole text is masked."""
     node = scores.producer()
     while node is not None and node.op_type in ("Add", "Where"):
@@ -65,7 +65,7 @@ def drop_traced_mask(scores: ir.Value) -> None:
         node = kept.producer()
 
 
-def limit_traced_mask(graph: ir.Graph, scores: ir.Value) -> None:
+def _limit_traced_mask(graph: ir.Graph, scores: ir.Value) -> None:
     """Let a traced mask be no lower than what masks padding, which float16 holds; it may be the lowest float32."""
     of_texts = values_of_texts(graph)
     lowest = constant(graph, "lowest_mask", np.array(MASKED, np.float32))
@@ -77,7 +77,7 @@ def limit_traced_mask(graph: ir.Graph, scores: ir.Value) -> None:
         node = required(node.inputs[0]).producer()
 
 
-def padding_of(graph: ir.Graph, padding: int, before: ir.Node) -> ir.Value:
+def _padding_of(graph: ir.Graph, padding: int, before: ir.Node) -> ir.Value:
     """1 for each token id but `padding`, for which it is 0: float32 (batch, tokens)."""
     ids = required(graph_input(graph, INPUT_IDS))
     tables = [node.inputs[0] for node, _ in ids.uses() if node.op_type == "Gather" and node.inputs[1] is ids]
@@ -90,9 +90,9 @@ def padding_of(graph: ir.Graph, padding: int, before: ir.Node) -> ir.Value:
 def number_positions(graph: ir.Graph) -> None:
     """Count tokens that are not the padding token by a matmul, as RoBERTa numbers positions; CoreML has no CumSum."""
     for node in [node for node in graph if node.op_type == "CumSum"]:
-        gather = gather_after(node)
-        padding = required(compared_id(required(node.inputs[0])))
-        counted = padding_of(graph, padding, gather)
+        gather = _gather_after(node)
+        padding = required(_compared_id(required(node.inputs[0])))
+        counted = _padding_of(graph, padding, gather)
         numbers = positions_of(graph, gather)
         column = insert(gather, "Unsqueeze", [numbers, constant(graph, "axis_1", np.array([1], np.int64))])
         until = insert(gather, "LessOrEqual", [column, numbers])
@@ -103,7 +103,7 @@ def number_positions(graph: ir.Graph) -> None:
         gather.replace_input_with(1, insert(gather, "Cast", [shifted], {"to": ir.DataType.INT64.value}))
 
 
-def gather_after(node: ir.Node) -> ir.Node:
+def _gather_after(node: ir.Node) -> ir.Node:
     """The Gather from a constant table whose indices a node gives."""
     waiting = [node]
     while waiting:
@@ -134,16 +134,16 @@ def read_last_token(graph: ir.Graph, bias: ir.Value) -> None:
         elif node.inputs[1] in of_texts:
             # From rows (batch * tokens, width), by numbers that are computed from the token ids.
             tokens = required(required(required(node.inputs[0]).producer()).inputs[0])
-            padding = compared_id(required(node.inputs[1]))
+            padding = _compared_id(required(node.inputs[1]))
         else:
             continue
         picked = node.outputs[0]
         while (reshape := only_user(picked, "Reshape")) is not None:
             picked = reshape.outputs[0]
-        replace(picked, last_tokens(graph, tokens, bias, padding, required(picked.producer())))
+        replace(picked, _last_tokens(graph, tokens, bias, padding, required(picked.producer())))
 
 
-def last_tokens(graph: ir.Graph, tokens: ir.Value, bias: ir.Value, padding: int | None, before: ir.Node) -> ir.Value:
+def _last_tokens(graph: ir.Graph, tokens: ir.Value, bias: ir.Value, padding: int | None, before: ir.Node) -> ir.Value:
     """The embeddings (batch, width) of the last tokens that are not padding, of all (batch, tokens, width).
 
     `padding` is the id of a token that does not count either.
@@ -154,7 +154,7 @@ def last_tokens(graph: ir.Graph, tokens: ir.Value, bias: ir.Value, padding: int 
     counts = insert(before, "Relu", [insert(before, "Add", [bias, one])])
     counts = insert(before, "Squeeze", [counts, constant(graph, "axes_1_2", np.array([1, 2], np.int64))])
     if padding is not None:
-        counts = insert(before, "Mul", [counts, padding_of(graph, padding, before)])
+        counts = insert(before, "Mul", [counts, _padding_of(graph, padding, before)])
     last = insert(before, "ReduceMax", [insert(before, "Mul", [counts, numbers]), axis], {"keepdims": 1})
     apart = insert(before, "Sub", [numbers, last])
     distance = insert(before, "Max", [apart, insert(before, "Mul", [apart, minus_one])])
@@ -163,7 +163,7 @@ def last_tokens(graph: ir.Graph, tokens: ir.Value, bias: ir.Value, padding: int 
     return insert(before, "Squeeze", [picked, axis])
 
 
-def compared_id(value: ir.Value) -> int | None:
+def _compared_id(value: ir.Value) -> int | None:
     """The id with which the token ids are compared to compute a value; None where they are not."""
     waiting, seen = [value], {value}
     while waiting:

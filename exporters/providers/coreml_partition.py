@@ -56,7 +56,7 @@ def partition_faults(path: Path, *, texts: int, tokens: int) -> list[str]:
         if any(_dtype(value) is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
             ir.external_data.load_to_model(model)
             path = Path(folder) / "float32.onnx"
-            in_float32(model)
+            _in_float32(model)
             save_graph(model, path)
         graph = folded(path, texts=texts, tokens=tokens).graph
     faults += [
@@ -84,7 +84,7 @@ def folded(path: Path, *, texts: int, tokens: int) -> ir.Model:
     return model
 
 
-def in_float32(model: ir.Model) -> None:
+def _in_float32(model: ir.Model) -> None:
     """Make a float16 graph one of the same operators in float32.
 
     Folded as it is, it would have onnxruntime's casts around each operator for which the CPU has no float16 kernel.

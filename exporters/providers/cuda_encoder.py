@@ -19,11 +19,11 @@ from ..graph.passes import drop_unused_inputs, tidy
 from .batch_sizes import CPU_INSTEAD
 from .texts_first import SelfAttention, TextsFirst, fuse_attention, texts_first
 
-ATTENTION = "MultiHeadAttention"
-ROTARY = "RotaryEmbedding"
+_ATTENTION = "MultiHeadAttention"
+_ROTARY = "RotaryEmbedding"
 OPERATORS = frozenset(
     {
-        *(ATTENTION, ROTARY, "MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Abs", "Neg", "Erf", "Exp"),
+        *(_ATTENTION, _ROTARY, "MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Abs", "Neg", "Erf", "Exp"),
         *("LayerNormalization", "SimplifiedLayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceMax"),
         *("ReduceL2", "LpNormalization", "Gelu", "Tanh", "Sigmoid", "Relu", "Elu", "Selu", "LeakyRelu", "HardSigmoid"),
         *("HardSwish", "Softplus", "Softsign", "Clip", "Min", "Max", "Where", "Equal", "Not", "And", "Or", "Cast"),
@@ -51,7 +51,7 @@ def rebuild_for_cuda(
         raise _unsupported(checkpoint, "the attention of a layer is not plain softmax attention")
     tidy(traced)
     drop_unused_inputs(traced.graph)
-    check_operators(traced.graph, checkpoint)
+    _check_operators(traced.graph, checkpoint)
     names = [value.name for value in traced.graph.inputs]
     typed = manifest.reranker is not None and manifest.reranker.pair.document_type != 0
     wanted = [INPUT_IDS, *([TOKEN_TYPE_IDS] if typed else [])]
@@ -59,7 +59,7 @@ def rebuild_for_cuda(
         raise _unsupported(checkpoint, f"it has the inputs {names}")
 
 
-def check_operators(graph: ir.Graph, checkpoint: Checkpoint) -> None:
+def _check_operators(graph: ir.Graph, checkpoint: Checkpoint) -> None:
     """Raise UnsupportedModelError for an operator that onnxruntime's CUDA provider does not run."""
     for node in graph:
         if node.op_type not in OPERATORS:
@@ -104,11 +104,11 @@ class _Writer:
         attributes: dict[str, int | float] = {"num_heads": attention.heads, "scale": attention.scale}
         if attention.causal:
             attributes["unidirectional"] = 1
-        return insert(before, ATTENTION, inputs, attributes, domain=ORT_DOMAIN)
+        return insert(before, _ATTENTION, inputs, attributes, domain=ORT_DOMAIN)
 
     def rows(self, heads: ir.Value, before: ir.Node) -> ir.Value:
         """(texts, heads, tokens, width) as (texts, tokens, heads * width), not copied where that is there already."""
-        rotation = match_rotation(heads)
+        rotation = _match_rotation(heads)
         if rotation is not None:
             inputs = [
                 self.rows(rotation.vectors, before),
@@ -116,19 +116,19 @@ class _Writer:
                 self._table("cos", rotation.cos),
                 self._table("sin", rotation.sin),
             ]
-            return insert(before, ROTARY, inputs, domain=ORT_DOMAIN)
-        repeated = match_repeated(heads)
+            return insert(before, _ROTARY, inputs, domain=ORT_DOMAIN)
+        repeated = _match_repeated(heads)
         if repeated is not None:
             return self._repeat(*repeated, before)
-        packed = match_packed(heads)
+        packed = _match_packed(heads)
         if packed is not None:
             return self._part(*packed, before)
         node = heads.producer()
-        if node is not None and node.op_type == "Transpose" and permutation(node) == (0, 2, 1, 3):
+        if node is not None and node.op_type == "Transpose" and _permutation(node) == (0, 2, 1, 3):
             split = required(node.inputs[0])
             reshape = split.producer()
             merged = required(reshape.inputs[0]) if reshape is not None and reshape.op_type == "Reshape" else None
-            if merged is not None and rank_of(merged, self.found) == 3:
+            if merged is not None and _rank_of(merged, self.found) == 3:
                 return merged
         else:
             split = insert(before, "Transpose", [heads], {"perm": [0, 2, 1, 3]})
@@ -157,18 +157,18 @@ class _Writer:
         return constant(self.graph, name, np.array(sizes, np.int64))
 
 
-def rank_of(value: ir.Value, found: TextsFirst) -> int | None:
+def _rank_of(value: ir.Value, found: TextsFirst) -> int | None:
     """How many axes a traced value has; None where it is not known."""
     if value in found.shapes:
         return len(found.shapes[value][0])
     return len(value.shape) if value.shape is not None else None
 
 
-def permutation(transpose: ir.Node) -> tuple[int, ...]:
+def _permutation(transpose: ir.Node) -> tuple[int, ...]:
     return tuple(transpose.attributes["perm"].as_ints())
 
 
-def match_rotation(heads: ir.Value) -> Rotation | None:
+def _match_rotation(heads: ir.Value) -> Rotation | None:
     """The rotation that makes a value, by angles looked up by position; None for any other value."""
     add = heads.producer()
     products = [required(value).producer() for value in add.inputs] if add is not None and add.op_type == "Add" else []
@@ -181,7 +181,7 @@ def match_rotation(heads: ir.Value) -> Rotation | None:
             continue
         half = cos.shape[-1] // 2
         doubled = all(np.array_equal(table[:, :half], table[:, half:]) for table in (cos, sin))
-        if doubled and turns_halves(halves, vectors, half):
+        if doubled and _turns_halves(halves, vectors, half):
             return Rotation(vectors, np.ascontiguousarray(cos[:, :half]), np.ascontiguousarray(sin[:, :half]))
     return None
 
@@ -198,7 +198,7 @@ def _looked_up(product: ir.Node) -> tuple[ir.Value | None, NDArray[np.float32] |
     return None, None
 
 
-def turns_halves(value: ir.Value, vectors: ir.Value, half: int) -> bool:
+def _turns_halves(value: ir.Value, vectors: ir.Value, half: int) -> bool:
     """Whether a value is the second half of vectors, negated, and then their first half."""
     concat = value.producer()
     if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
@@ -226,7 +226,7 @@ def _is_half(value: ir.Value, vectors: ir.Value, half: int, which: int) -> bool:
     return wanted and axis in (-1, 3) and step in ([], [1])
 
 
-def match_repeated(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
+def _match_repeated(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
     """Heads that grouped queries share: the value that is repeated, how many they are, and how often each stands."""
     reshape = heads.producer()
     expand = required(reshape.inputs[0]).producer() if reshape is not None and reshape.op_type == "Reshape" else None
@@ -241,7 +241,7 @@ def match_repeated(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
     return required(unsqueeze.inputs[0]), int(target[1]) // int(times[2]), int(times[2])
 
 
-def match_packed(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
+def _match_packed(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
     """One of queries, keys and values of a merged layer: its output, how many parts it has, and which one this is.
 
     Reshape makes (texts, tokens, parts, heads, width) of it, Transpose moves the parts elsewhere, and Gather or Split
@@ -254,7 +254,7 @@ def match_packed(heads: ir.Value) -> tuple[ir.Value, int, int] | None:
     node = packed.producer()
     if node is None or node.op_type != "Transpose":
         return None
-    order = permutation(node)
+    order = _permutation(node)
     reshape = required(node.inputs[0]).producer()
     sizes = array_of(reshape.inputs[1]) if reshape is not None and reshape.op_type == "Reshape" else None
     if reshape is None or sizes is None or sizes.size != 5 or len(order) != 5:

@@ -29,6 +29,8 @@ def _of_encoders(precision: Precision, reason: str, hint: str) -> dict[tuple[Kin
     return {(kind, precision): (reason, hint) for kind in _ENCODERS}
 
 
+_ONLY_DECODERS = "weights of 4 bits make LLMs faster, which read all of them for each token, and encoders less accurate"
+_NOT_GGUF = "it keeps the blocks of a quantized GGUF file, and encoders are not exported from such files"
 SUPPORT = {
     Provider.CPU: Support(
         precisions={
@@ -48,6 +50,8 @@ SUPPORT = {
                 "a CPU computes it in float32, slower than `int8`",
                 "add `--provider cuda` or `coreml`, or use `--precision int8`",
             ),
+            **_of_encoders(Precision.INT4, _ONLY_DECODERS, "use `--precision int8`"),
+            **_of_encoders(Precision.SOURCE, _NOT_GGUF, "use `--precision int8`"),
             (Kind.DECODER, Precision.FP16): (
                 "a CPU computes it in float32, slower than `int4`, and the bundle is larger",
                 "add `--provider cuda` for a GPU, or use `--precision int4`",
@@ -67,6 +71,8 @@ SUPPORT = {
                 "onnxruntime has no CUDA kernels for the matmuls of int8 encoders",
                 "use `--precision fp16`",
             ),
+            **_of_encoders(Precision.INT4, _ONLY_DECODERS, "use `--precision fp16`"),
+            **_of_encoders(Precision.SOURCE, _NOT_GGUF, "use `--precision fp16`"),
             (Kind.DECODER, Precision.FP32): (
                 "onnxruntime's attention with a KV cache has no float32 kernel on CUDA",
                 "use `--precision fp16`",
@@ -90,6 +96,12 @@ SUPPORT = {
                 "CoreML has no kernels for the matmuls of int8 encoders",
                 "use `--precision fp32`",
             ),
+            **_of_encoders(
+                Precision.INT4,
+                "CoreML has no kernels for weights of 4 bits, and encoders are quantized to 8 bits at least",
+                "use `--precision fp32`, or `--provider cpu --precision int8` for a small bundle",
+            ),
+            **_of_encoders(Precision.SOURCE, _NOT_GGUF, "use `--precision fp32`"),
             (Kind.DECODER, None): (
                 "CoreML has no kernels for LLMs: neither attention with a KV cache nor matmuls of 4 or 8 bits",
                 "use `--provider cpu`",

@@ -74,28 +74,28 @@ def texts_first(
     fuse_rms_norms(graph)
     tidy(traced)
     drop_unused_inputs(graph)
-    name_values(graph)
+    _name_values(graph)
     sizes = BatchSizes(traced, scratch=scratch)
-    if choose_branches(sizes):
+    if _choose_branches(sizes):
         fold_constants(traced)
-        name_values(graph)
+        _name_values(graph)
         sizes = BatchSizes(traced, scratch=scratch)
     length = manifest.tokenizer.max_length
-    tables, reach = Tables(sizes), Reach(length, window_of(checkpoint, length))
-    pick_own_tokens(sizes)
-    pick_same_token(sizes)
+    tables, reach = Tables(sizes), Reach(length, _window_of(checkpoint, length))
+    _pick_own_tokens(sizes)
+    _pick_same_token(sizes)
     separate_heads(sizes, tables, reach)
     tidy(traced)
     replace_sizes(sizes, tables, reach)
     tidy(traced)
-    drop_neutral(graph, sizes.shapes)
-    average_tokens(graph, tables)
+    _drop_neutral(graph, sizes.shapes)
+    _average_tokens(graph, tables)
     tidy(traced)
-    name_axes(graph)
+    _name_axes(graph)
     return TextsFirst(traced, tables, sizes.shapes)
 
 
-def name_values(graph: ir.Graph) -> None:
+def _name_values(graph: ir.Graph) -> None:
     """Give every value that a node makes a name of its own."""
     values = [value for node in graph for value in node.outputs]
     used = {value.name for value in values}
@@ -104,7 +104,7 @@ def name_values(graph: ir.Graph) -> None:
         value.name = value.name or next(free)
 
 
-def name_axes(graph: ir.Graph) -> None:
+def _name_axes(graph: ir.Graph) -> None:
     """Name the axes of inputs and outputs whose sizes differ between batches."""
     for value in graph.inputs:
         value.shape = ir.Shape(["tokens"] if value.name == POSITIONS else ["batch", "tokens"])
@@ -113,7 +113,7 @@ def name_axes(graph: ir.Graph) -> None:
     output.shape = ir.Shape(["batch", *(["tokens"] if len(shape) == 3 else []), shape[-1]])
 
 
-def choose_branches(sizes: BatchSizes) -> bool:
+def _choose_branches(sizes: BatchSizes) -> bool:
     """Let the condition of every If be the constant that it is for all batches; returns whether there is any."""
     places = [(node, place) for node, place in sizes.frontier() if node.op_type == "If"]
     conditions = [required(node.inputs[place]) for node, place in places]
@@ -131,7 +131,7 @@ def choose_branches(sizes: BatchSizes) -> bool:
     return bool(places)
 
 
-def pick_own_tokens(sizes: BatchSizes) -> None:
+def _pick_own_tokens(sizes: BatchSizes) -> None:
     """Let a Gather from the rows of all texts pick a token of each text instead.
 
     Classifiers pick the last token that is not padding so: (texts * tokens, width) by its number in the text plus the
@@ -159,7 +159,7 @@ def pick_own_tokens(sizes: BatchSizes) -> None:
             replace(node.outputs[0], picked)
 
 
-def pick_same_token(sizes: BatchSizes) -> None:
+def _pick_same_token(sizes: BatchSizes) -> None:
     """Let a Gather take the first or the last token of every text, as poolings do with GatherElements."""
     for node, place in sizes.frontier():
         vectors = sizes.shapes.get(required(node.inputs[0]))
@@ -183,17 +183,17 @@ def pick_same_token(sizes: BatchSizes) -> None:
                 break
 
 
-def window_of(checkpoint: Checkpoint, length: int) -> int:
+def _window_of(checkpoint: Checkpoint, length: int) -> int:
     """The size of the local attention that a config.json asks for, 0 where it holds all of a text."""
     config = checkpoint.config
     found = [config.get("local_attention"), config.get("sliding_window") if config.get("use_sliding_window") else None]
     return max((size for size in found if isinstance(size, int) and size < 2 * length), default=0)
 
 
-def drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> None:
+def _drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> None:
     """Drop what adds 0, multiplies by 1, or chooses by a mask that hides nothing."""
     for node in list(graph):
-        kept = kept_input(node)
+        kept = _kept_input(node)
         constants = [array for value in node.inputs if (array := array_of(value)) is not None]
         if kept is None or kept not in shapes or any(array.ndim > len(shapes[kept][0]) for array in constants):
             continue
@@ -203,7 +203,7 @@ def drop_neutral(graph: ir.Graph, shapes: dict[ir.Value, tuple[Shape, ...]]) -> 
         graph.remove(node, safe=True)
 
 
-def kept_input(node: ir.Node) -> ir.Value | None:
+def _kept_input(node: ir.Node) -> ir.Value | None:
     """The input that an operator gives as it is; None where it changes it."""
     if node.op_type == "Where":
         mask = array_of(node.inputs[0])
@@ -220,7 +220,7 @@ def kept_input(node: ir.Node) -> ir.Value | None:
     return None
 
 
-def average_tokens(graph: ir.Graph, tables: Tables) -> None:
+def _average_tokens(graph: ir.Graph, tables: Tables) -> None:
     """Let one operator compute a mean over tokens, whose sum float16 may not hold."""
     tokens = tables.known.get(("count",))
     for node in list(graph):
@@ -240,7 +240,7 @@ def fuse_attention(found: TextsFirst, write: Callable[[SelfAttention], ir.Value]
     graph = found.model.graph
     fused = 0
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
-        matched = match_self_attention(softmax, found)
+        matched = _match_self_attention(softmax, found)
         if matched is not None:
             context, attention = matched
             replace(context, write(attention))
@@ -249,9 +249,9 @@ def fuse_attention(found: TextsFirst, write: Callable[[SelfAttention], ir.Value]
     return fused
 
 
-def match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value, SelfAttention] | None:
+def _match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value, SelfAttention] | None:
     """The attention around a Softmax, and the value of its context, (texts, tokens, heads * width)."""
-    added, node = added_scores(softmax)
+    added, node = _added_scores(softmax)
     scale, product = scaled(node)
     weighted = only_user(softmax.outputs[0], "MatMul")
     back = only_user(weighted.outputs[0], "Transpose") if weighted is not None else None
@@ -260,9 +260,9 @@ def match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value,
         return None
     if weighted.inputs[0] is not softmax.outputs[0] or tuple(back.attributes["perm"].as_ints()) != (0, 2, 1, 3):
         return None
-    query_scale, query = scaled_value(required(product.inputs[0]))
-    key_scale, turned = scaled_value(required(product.inputs[1]))
-    key = untransposed(turned, softmax)
+    query_scale, query = _scaled_value(required(product.inputs[0]))
+    key_scale, turned = _scaled_value(required(product.inputs[1]))
+    key = _untransposed(turned, softmax)
     shape = found.shapes.get(required(product.inputs[0]))
     if key is None or shape is None or len(shape[0]) != 4:
         return None
@@ -281,7 +281,7 @@ def match_self_attention(softmax: ir.Node, found: TextsFirst) -> tuple[ir.Value,
     return context.outputs[0], attention
 
 
-def added_scores(softmax: ir.Node) -> tuple[list[ir.Value], ir.Node | None]:
+def _added_scores(softmax: ir.Node) -> tuple[list[ir.Value], ir.Node | None]:
     """What is added to the scores before a Softmax, and the node that makes the scores."""
     node = required(softmax.inputs[0]).producer()
     added = []
@@ -291,14 +291,14 @@ def added_scores(softmax: ir.Node) -> tuple[list[ir.Value], ir.Node | None]:
     return added, node
 
 
-def scaled_value(value: ir.Value) -> tuple[float, ir.Value]:
+def _scaled_value(value: ir.Value) -> tuple[float, ir.Value]:
     """The factor of a Mul or Div by one number that makes a value, and what it is applied to."""
     node = value.producer()
     factor, before = scaled(node)
     return (1.0, value) if node is None or before is node else (factor, required(node.inputs[0]))
 
 
-def untransposed(turned: ir.Value, before: ir.Node) -> ir.Value | None:
+def _untransposed(turned: ir.Value, before: ir.Node) -> ir.Value | None:
     """Keys (texts, heads, tokens, width) of what queries are multiplied by, (texts, heads, width, tokens)."""
     node = turned.producer()
     if node is None or node.op_type != "Transpose":

@@ -9,7 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
-from ..output_path import try_lock
+from ..output_path import is_locked, try_lock
 
 _STAGING = re.compile(r"\..+\.(?P<pid>[0-9]{1,10})\.[0-9a-f]{8}\.partial")
 """Names of staging folders."""
@@ -58,14 +58,10 @@ def _is_abandoned(staging: Path, pid: int) -> bool:
     reused, in containers always the same, so an old unlocked folder is abandoned whatever its PID.
     """
     try:
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        old = time.time() - staging.lstat().st_mtime > _LONGEST_UNLOCKED
+        return staging.is_dir() and not is_locked(staging) and (old or pid == os.getpid() or not _is_running(pid))
     except OSError:
         return False
-    try:
-        old = time.time() - os.fstat(lock).st_mtime > _LONGEST_UNLOCKED
-        return try_lock(lock) and (old or pid == os.getpid() or not _is_running(pid))
-    finally:
-        os.close(lock)
 
 
 def _is_running(pid: int) -> bool:

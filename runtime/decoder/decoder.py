@@ -18,6 +18,7 @@ from ..errors import BundleError, InputError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
+from ..session.first_use import check_first_use
 from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
@@ -33,6 +34,7 @@ from .cache_memory import memory_of
 from .cache_room import CacheRoom
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
+from .golden import compare_answers, golden_answers
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
@@ -175,6 +177,14 @@ class Decoder(Closable):
             self.run_tokens = self._room.run_tokens
             if context is not None:
                 self._room.check_context(context)
+        check_first_use(self.bundle, self._compare_golden)
+
+    def _compare_golden(self) -> None:
+        """Run a golden answer; raises DisagreementError where its log-probabilities are not the certified ones."""
+        certificate = self.bundle.manifest.certificate
+        answers = [] if certificate is None else golden_answers(certificate)
+        if answers:
+            compare_answers(self, answers[:1])
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""

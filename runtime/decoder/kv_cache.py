@@ -17,7 +17,7 @@ from .cache_memory import CacheMemory, HostMemory
 
 FIRST_CAPACITY = 256
 """Capacity of the first buffers, in tokens."""
-DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
+_DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
 """Of the buffers."""
 
 
@@ -89,7 +89,7 @@ class KVCache:
         self.turn = 0
         """Counts the answers that used the cache: the last one may go on."""
         self.capacity = 0
-        self.dtype = np.dtype(DTYPES[facts.cache_type])
+        self.dtype = np.dtype(_DTYPES[facts.cache_type])
         self.buffers: list[Any] = []
         """Key and value of each layer in turn, as `memory` has them: `dtype` (1, kv_heads, capacity, head_size)."""
         self.bindings: dict[tuple[int, int], Bound] = {}
@@ -228,4 +228,4 @@ def _hint_for(largest: int, prompt: int, remedy: str) -> str:
 
 def token_size(facts: DecoderFacts) -> int:
     """Bytes of the KV cache for one token."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(DTYPES[facts.cache_type]).itemsize
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(_DTYPES[facts.cache_type]).itemsize

@@ -26,7 +26,7 @@ from .cache_memory import memory_of
 from .kv_cache import Bound, KVCache, Written
 
 _INT64, _INT32 = "tensor(int64)", "tensor(int32)"
-GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
+_GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
 """onnxruntime's names for the types of the KV cache."""
 _KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers reuse a few, prompts have one each."""
@@ -66,7 +66,7 @@ class DeviceInput:
         self.value.update_inplace(self.array)
 
 
-def inputs_on_device(session: Session) -> frozenset[str]:
+def _inputs_on_device(session: Session) -> frozenset[str]:
     """Return the names of the graph's inputs that the session wants on its device, empty for the CPU.
 
     Kernels want some inputs in the process's memory on any device, such as the total length of an attention.
@@ -80,7 +80,7 @@ def inputs_on_device(session: Session) -> frozenset[str]:
 
 def check_interface(session: Session, facts: DecoderFacts) -> None:
     """Raise BundleError where a graph's inputs or outputs are not those of its manifest."""
-    cached = GRAPH_TYPES[facts.cache_type]
+    cached = _GRAPH_TYPES[facts.cache_type]
     found = session.session.get_inputs()[-1].type
     if found != cached:
         raise BundleError(
@@ -188,7 +188,7 @@ class ModelRunner:
 
         Logits are in the process's memory on any device: each run copies them there.
         """
-        facts, on_device = self.cache.facts, inputs_on_device(self.session)
+        facts, on_device = self.cache.facts, _inputs_on_device(self.session)
 
         def written(name: str, array: NDArray[Any]) -> Written:
             return DeviceInput.of(array, self.session) if name in on_device else HostInput.of(array)

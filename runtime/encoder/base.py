@@ -16,19 +16,22 @@ from ..bundle.bundle import GRAPH, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import BIAS, POSITIONS
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import Buckets, Kind, Manifest, Provider
+from ..bundle.manifest import Buckets, Golden, Kind, Manifest, Provider
 from ..errors import BundleError
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
+from ..session.first_use import check_first_use
 from ..session.memory_limit import MemoryLimit, max_memory_of, trim
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_buckets, shared_session
 from ..session.opening import check_opening, size_of_graph, smaller
 from ..session.session import Session
+from ..session.tolerance import as_disagreement
 from ..text.safe_tokenizer import SafeTokenizer
-from .batching import batches
-from .buckets import PADDED_TOKENS, BucketChoice
+from .batching import TokenBudget, batches
+from .buckets import PADDED_TOKENS, Bucket, BucketChoice
+from .golden import compare_outputs, shortest
 from .run_memory import SMALLEST, RunCost, RunMemory, estimated_width
 
 Item = TypeVar("Item")
@@ -121,6 +124,9 @@ class Encoder:
         if self._limit is not None:
             check_opening(self._limit, self.bundle, config)
         self.session = self._open_session(config)
+        self._budget = TokenBudget()
+        self._compared: set[Bucket | None] = set()
+        """Buckets in which a golden text was compared; None for a graph without buckets."""
 
     def _open_session(self, config: SessionConfig) -> Session:
         """One session for all shapes, or one for each bucket where the provider compiles a graph for its shape."""
@@ -170,6 +176,29 @@ class Encoder:
         if self._buckets is None:
             return batches(items, batch_tokens, length=length)
         return self._buckets.batches(items, batch_tokens, length=length)
+
+    def _compare_first_use(self, bucket: Bucket | None) -> None:
+        """Compare a golden text where this machine has not run the graph before, in this bucket where it has buckets.
+
+        A provider compiles a program for each bucket, so that one says nothing about the others. Raises ProviderError.
+        """
+        if bucket not in self._compared:
+            shape = "" if bucket is None else f"{bucket[0]}x{bucket[1]}"
+            check_first_use(self.bundle, lambda: self._compare_golden(bucket), shape=shape)
+            self._compared.add(bucket)
+
+    def _compare_golden(self, bucket: Bucket | None) -> None:
+        """Run the shortest golden text; raises DisagreementError where its output is not the certified one."""
+        certificate = self.bundle.manifest.certificate
+        if certificate is not None and certificate.golden:
+            golden = shortest(certificate.golden)
+            with as_disagreement():
+                found = self._golden_output(golden, bucket)
+            compare_outputs(self.bundle, [golden], found)
+
+    def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
+        """The output (1, width) for a golden text, which is padded to a bucket of at least this size."""
+        raise NotImplementedError
 
     @property
     def max_length(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from ..errors import OutOfMemoryError
+
 Item = TypeVar("Item")
 
 
@@ -44,6 +46,44 @@ def run_all(run: Callable[[list[Item]], None], groups: Sequence[list[Item]], wor
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+class TokenBudget:
+    """Runs batches, and halves the tokens of one run where memory is short; shared by the calls and threads of a model.
+
+    It never grows again: the memory that a batch needs, and what a GPU has, stay the same.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: int | None = None
+        """The largest number of tokens in one run; None as long as memory was never short."""
+
+    def run(self, run: Callable[[list[Item]], None], batch: list[Item], *, length: Callable[[Item], int]) -> None:
+        """Call `run` for a batch, or for its halves where it raises OutOfMemoryError, down to single items.
+
+        Raises OutOfMemoryError, which names the item's length, where one alone does not fit.
+        """
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            tokens = len(part) * max(map(length, part))
+            if len(part) == 1 or self.tokens is None or tokens <= self.tokens:
+                try:
+                    run(part)
+                    continue
+                except OutOfMemoryError as error:
+                    if len(part) == 1:
+                        raise _too_large(tokens, error) from error
+                self.tokens = min(tokens // 2, self.tokens or tokens)
+            half = (len(part) + 1) // 2
+            pending += [part[half:], part[:half]]
+
+
+def _too_large(tokens: int, error: OutOfMemoryError) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"a text of {tokens} tokens does not fit in memory, even alone: {error.message}",
+        hint="raise `max_memory` (`--max-memory`) or free memory, or use shorter texts",
+    )
 
 
 def in_chunks(items: Iterable[Item], count: int, *, size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

@@ -27,7 +27,7 @@ _MOST_SIZES = 16
 """Sizes of buckets, of which each may get a session: more than any export makes."""
 _MOST_TEXTS = 64
 """Far more texts than any export's bucket has: buffers of this size are allocated."""
-PAD_ID = 0
+_PAD_ID = 0
 """The token id of padding. It is masked, so that any id of the vocabulary does."""
 
 
@@ -100,9 +100,15 @@ class BucketChoice:
             groups += _split(same, count)
         return groups
 
-    def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> PaddedBatch:
-        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them."""
-        return pad_to(self.smallest(len(rows), max(map(_tokens_of, rows))), rows)
+    def pad(self, rows: Sequence[Mapping[str, NDArray[np.int64]]], *, least: Bucket = (1, 1)) -> PaddedBatch:
+        """Pad the inputs of texts, each (1, tokens), to the smallest bucket that holds them, at least to `least`."""
+        texts, tokens = least
+        return pad_to(self.smallest(max(texts, len(rows)), max(tokens, *map(_tokens_of, rows))), rows)
+
+    @property
+    def first(self) -> Bucket:
+        """The smallest bucket, which is opened first."""
+        return self.buckets.texts[0], self.buckets.tokens[0]
 
 
 def _split(items: list[Item], count: int) -> list[list[Item]]:
@@ -123,7 +129,7 @@ def pad_to(bucket: Bucket, rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> P
     filled = [*rows, *[rows[lengths.index(min(lengths))]] * (texts - len(rows))]
     feeds: dict[str, NDArray[Any]] = {}
     for name in rows[0]:
-        feeds[name] = np.full(bucket, PAD_ID, np.int64)
+        feeds[name] = np.full(bucket, _PAD_ID, np.int64)
         for target, row in zip(feeds[name], filled, strict=True):
             target[: row[name].shape[1]] = row[name][0]
     bias = np.full((texts, 1, 1, tokens), MASKED, np.float32)

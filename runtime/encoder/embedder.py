@@ -14,13 +14,14 @@ from ..arguments import checked_integer, checked_keywords, shows_keywords
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
-from ..bundle.manifest import EmbedderFacts, Kind, Layout
+from ..bundle.manifest import EmbedderFacts, Golden, Kind, Layout
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
 from .base import CHUNK, Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
+from .buckets import Bucket
 from .dense import Dense, width_before
 from .embedding_types import VectorType, checked_ranges, unit_ranges
 from .embeddings import CheckedOptions, Embeddings, EmbeddingsBuilder, Row
@@ -94,6 +95,7 @@ class Embedder(Encoder, Closable):
         if self.session.width is not None:
             self._check_width(self.session.width)
         self._bound_memory(self.tokenizer.tokenizer, self._width)
+        self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @shows_keywords(EmbedOptions)
     def embed(
@@ -266,13 +268,17 @@ class Embedder(Encoder, Closable):
         before: int = 0,
         progress: Callable[[int], None] | None = None,
         name: str = "texts",
+        bucket: Bucket | None = None,
     ) -> Embeddings:
-        """Embed texts; messages number them after the `before` texts of earlier chunks."""
+        """Embed texts; messages number them after the `before` texts of earlier chunks.
+
+        Batches are padded to a bucket that is no less than `bucket`.
+        """
         texts = listed(texts, name)
         results = EmbeddingsBuilder(len(texts), options)
 
         def run_batch(batch: list[Row]) -> None:
-            results.add(batch, self._pooled([row.ids for row in batch], options.skip))
+            results.add(batch, self._pooled([row.ids for row in batch], options.skip, bucket))
             if progress is not None:
                 progress(len(batch))
 
@@ -281,21 +287,23 @@ class Embedder(Encoder, Closable):
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         self._check_memory((max(map(len, text.chunks)) for text in tokenized), "text", before)
-        run_all(
-            run_batch,
-            self._batches(results.rows(tokenized), options.batch_tokens, length=lambda row: len(row.ids)),
-            self.workers,
-        )
+        groups = self._batches(results.rows(tokenized), options.batch_tokens, length=_tokens_of)
+        run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
         return results.embeddings()
 
-    def _pooled(self, rows: Sequence[NDArray[np.int64]], skip: int) -> NDArray[np.float32]:
+    def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
+        return self._run([golden.text], self._checked_options(self._prefix(None), {}), bucket=bucket).vectors
+
+    def _pooled(self, rows: Sequence[NDArray[np.int64]], skip: int, bucket: Bucket | None) -> NDArray[np.float32]:
         """The pooled embeddings of a batch (texts, poolings * width)."""
         if self._buckets is None:
             vectors = self._token_embeddings(stack_ids(rows))
             # A graph need not state its output size.
             self._check_width(vectors.shape[-1])
             return pool(vectors, self.facts.poolings, skip=skip)
-        padded = self._buckets.pad([{INPUT_IDS: ids[np.newaxis]} for ids in rows])
+        padded = self._buckets.pad([{INPUT_IDS: ids[np.newaxis]} for ids in rows], least=bucket or (1, 1))
+        if bucket is None:
+            self._compare_first_use(padded.bucket)
         vectors = self.session.run(padded.feeds, (*padded.bucket, None))
         self._check_width(vectors.shape[-1])
         texts = zip(vectors, padded.lengths, strict=False)
@@ -332,6 +340,10 @@ class Embedder(Encoder, Closable):
                 stacklevel=3,
             )
         return embeddings.vectors
+
+
+def _tokens_of(row: Row) -> int:
+    return len(row.ids)
 
 
 def unpooled_tokens(facts: EmbedderFacts) -> dict[str, int]:

@@ -15,7 +15,7 @@ from ..arguments import checked_integer, checked_keywords, shows_keywords
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
-from ..bundle.manifest import Kind, Scores
+from ..bundle.manifest import Golden, Kind, Scores
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
@@ -23,6 +23,8 @@ from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 from .base import Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
+from .buckets import Bucket
+from .golden import pair_of
 from .options import PairOptions, RankOptions
 from .ranking import Document, OpenRanking, Ranked, Ranking, score
 from .searches import PairScores, Search, pairs_of, rankings_of
@@ -86,6 +88,7 @@ class Reranker(Encoder, Closable):
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
         self._bound_memory(self.tokenizer.tokenizer, None)
+        self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @shows_keywords(RankOptions)
     def rank(
@@ -227,8 +230,12 @@ class Reranker(Encoder, Closable):
         progress: Callable[[int], None] | None,
         *,
         before: int = 0,
+        bucket: Bucket | None = None,
     ) -> PairScores:
-        """Score pairs; messages number them after the `before` pairs of earlier chunks."""
+        """Score pairs; messages number them after the `before` pairs of earlier chunks.
+
+        Batches are padded to a bucket that is no less than `bucket`.
+        """
         self._check_open()
         for index, pair in enumerate(pairs, before):
             _check_pair(pair, index)
@@ -240,7 +247,7 @@ class Reranker(Encoder, Closable):
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run_batch(batch: list[int]) -> None:
-            found = self._logits([tokenized[index] for index in batch])
+            found = self._logits([tokenized[index] for index in batch], bucket)
             if not np.isfinite(found).all():
                 raise BundleError(
                     f"the graph `{self.session.path}` gives logits that are not finite numbers",
@@ -250,8 +257,11 @@ class Reranker(Encoder, Closable):
             if progress is not None:
                 progress(len(batch))
 
-        groups = self._batches(range(len(pairs)), batch_tokens, length=lambda index: len(tokenized[index].ids))
-        run_all(run_batch, groups, self.workers)
+        def tokens_of(index: int) -> int:
+            return len(tokenized[index].ids)
+
+        groups = self._batches(range(len(pairs)), batch_tokens, length=tokens_of)
+        run_all(lambda batch: self._budget.run(run_batch, batch, length=tokens_of), groups, self.workers)
         return PairScores(
             logits=logits,
             tokens=np.array([len(pair.ids) for pair in tokenized], np.int64),
@@ -259,14 +269,19 @@ class Reranker(Encoder, Closable):
             query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
         )
 
-    def _logits(self, batch: Sequence[TokenizedPair]) -> NDArray[np.float32]:
+    def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
+        return self._run([pair_of(golden)], LongTexts.TRUNCATE, self.batch_tokens, None, bucket=bucket).logits
+
+    def _logits(self, batch: Sequence[TokenizedPair], bucket: Bucket | None) -> NDArray[np.float32]:
         """The logits of a batch (pairs, labels)."""
         labels = len(self.facts.labels)
         if self._buckets is None:
             feeds = graph_feeds(self.tokenizer.feeds(batch), self.bundle.manifest)
             with self._reserved(len(batch), len(batch[0].ids)):
                 return self.session.run(feeds, (len(batch), labels))
-        padded = self._buckets.pad([self.tokenizer.feeds([pair]) for pair in batch])
+        padded = self._buckets.pad([self.tokenizer.feeds([pair]) for pair in batch], least=bucket or (1, 1))
+        if bucket is None:
+            self._compare_first_use(padded.bucket)
         return self.session.run(padded.feeds, (padded.bucket[0], labels))[: len(batch)]
 
     def __repr__(self) -> str:

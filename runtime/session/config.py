@@ -35,7 +35,7 @@ class SessionConfig:
     inputs: tuple[str, ...]
     """The input names that the manifest states."""
     threads: int | None = None
-    """Threads of a decoder; None for an encoder."""
+    """Threads of a decoder, 1 where another device computes; None for an encoder."""
     int8: bool = False
     """Whether the graph has int8 matmuls."""
     symmetric_blocks: bool = False
@@ -65,7 +65,8 @@ class SessionConfig:
         return cls(
             provider=bundle.provider,
             inputs=manifest.inputs,
-            threads=threads,
+            # A session is shared by its config: another number, which it does not use, would load the weights twice.
+            threads=threads if threads is None or bundle.provider is Provider.CPU else 1,
             int8=manifest.precision is Precision.INT8,
             symmetric_blocks=manifest.blocks is not None and manifest.blocks.symmetric,
             compact_blocks=manifest.blocks is not None and _are_compact(manifest.blocks),

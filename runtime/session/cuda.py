@@ -12,12 +12,13 @@ import mmap
 import os
 import platform
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .packages import NVIDIA, conflict, cuda_hint, installed
+from .cuda_errors import OLDEST_DRIVERS, state_of, unavailable
+from .packages import NVIDIA, conflict, cuda_hint, installed, is_from_index
 from .problem import Problem
 
 Load = Callable[[str], Any]
@@ -25,15 +26,13 @@ Load = Callable[[str], Any]
 DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
-_NO_DEVICE = 100
-"""CUDA_ERROR_NO_DEVICE"""
-ARCHITECTURES = {
+_ARCHITECTURES = {
     "x86_64": ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
     "aarch64": ((8, 9), (9, 0), (12, 0), (12, 1)),
 }
-"""CPU -> compute capabilities that the wheels of onnxruntime-gpu 1.30 and 1.31 have code for; they have no PTX."""
-_DRIVERS = {12: "525", 13: "580"}
-"""CUDA's major version -> the oldest driver for it (CUDA Compatibility, table 1)."""
+"""CPU -> compute capabilities that the wheels of _READ_FROM have code for; they have no PTX."""
+_WHEEL, _READ_FROM = "onnxruntime-gpu", ("1.30", "1.31")
+"""The package and the versions that the table was read from. Others may have code for more GPUs: they are tried."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +130,20 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver | Problem:
     except OSError as error:
         return Problem(
             f"there is no NVIDIA driver: {error}",
-            f"install NVIDIA's driver, {_DRIVERS[13]} or newer; in a container, start it with access to the GPUs, as "
-            "with `docker run --gpus all`",
+            f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer; in a container, start it with access to the "
+            "GPUs, as with `docker run --gpus all`",
         )
     try:
         code = library.cuInit(0)
     # Another library of this name, or a stub of it.
     except AttributeError as error:
         return Problem(
-            f"`{DRIVER}` is not NVIDIA's driver: {error}", f"install NVIDIA's driver, {_DRIVERS[13]} or newer"
-        )
-    if code == _NO_DEVICE:
-        return Problem(
-            "NVIDIA's driver finds no GPU",
-            "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them",
+            f"`{DRIVER}` is not NVIDIA's driver: {error}", f"install NVIDIA's driver, {OLDEST_DRIVERS[13]} or newer"
         )
     if code:
+        known = state_of(code)
+        if known is not None:
+            return known
         return Problem(
             f"NVIDIA's driver cannot start ({_name_of(library, code)})",
             "`nvidia-smi` must work on this machine first; after an update of the driver, restart it",
@@ -203,12 +200,60 @@ def cuda_problem(ort: Any, load: Load = ctypes.CDLL) -> Problem | None:
         return Problem(f"`cuda` is not available: {names} {ort.__version__} is built without CUDA", cuda_hint(packages))
     driver = find_driver(load)
     if isinstance(driver, Problem):
-        return Problem(f"`cuda` is not available: {driver.message}", driver.hint)
+        return unavailable(driver)
     return (
         _driver_problem(driver, built, ort.__version__)
-        or _gpu_problem(driver.gpus, ort.__version__)
+        or _gpu_problem(driver.gpus, known_architectures(packages), ort.__version__)
         or _library_problem([library for library in find_libraries(built[0], load) if library.operator is None])
+        or _start_problem(built[0], load)
     )
+
+
+def known_architectures(packages: Mapping[str, str]) -> tuple[tuple[int, int], ...]:
+    """The compute capabilities that the installed onnxruntime has code for; empty where that is not known.
+
+    `packages` are those installed, with their versions. NVIDIA's builds for its boards have the same name and version
+    as the wheels of the package index.
+    """
+    version = packages.get(_WHEEL, "")
+    if not version.startswith(tuple(f"{known}." for known in _READ_FROM)) or not is_from_index(_WHEEL):
+        return ()
+    return wheel_architectures()
+
+
+def wheel_architectures() -> tuple[tuple[int, int], ...]:
+    """The compute capabilities that the wheels of onnxruntime-gpu have code for, on this kind of CPU."""
+    return _ARCHITECTURES.get(platform.machine(), ())
+
+
+def _start_problem(cuda: int, load: Load) -> Problem | None:
+    """Why CUDA's runtime cannot start, by its error code."""
+    try:
+        code = _runtime_library(cuda, load).cudaGetDeviceCount(ctypes.byref(ctypes.c_int()))
+    except (OSError, AttributeError):
+        return None
+    state = state_of(code)
+    return None if state is None else unavailable(state)
+
+
+def cuda_identity(ort: Any, load: Load = ctypes.CDLL) -> dict[str, str]:
+    """What the numbers of CUDA depend on: the GPU, the driver, CUDA's libraries and onnxruntime."""
+    driver = find_driver(load)
+    gpu = driver.gpus[0] if isinstance(driver, Driver) and driver.gpus else None
+    return {
+        "device": "" if gpu is None else "{}, {}.{}".format(gpu.name, *gpu.capability),
+        "driver": _driver_release(),
+        "onnxruntime": str(ort.__version__),
+        **installed(NVIDIA),
+    }
+
+
+def _driver_release(path: Path = Path("/sys/module/nvidia/version")) -> str:
+    """The release of the driver that is loaded, such as `580.82.07`; empty where Linux does not say."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def cuda_graph_problem(ort: Any, path: Path, load: Load = ctypes.CDLL) -> Problem | None:
@@ -235,7 +280,7 @@ def _driver_problem(driver: Driver, built: tuple[int, int], version: str) -> Pro
     # Drivers of one major version run programs of all its minor versions (CUDA Compatibility).
     if not driver.cuda[0] or driver.cuda[0] >= built[0]:
         return None
-    needed = _DRIVERS.get(built[0])
+    needed = OLDEST_DRIVERS.get(built[0])
     return Problem(
         f"`cuda` is not available: NVIDIA's driver supports CUDA {driver.cuda[0]}.{driver.cuda[1]}, and onnxruntime "
         f"{version} needs CUDA {built[0]}",
@@ -244,13 +289,13 @@ def _driver_problem(driver: Driver, built: tuple[int, int], version: str) -> Pro
     )
 
 
-def _gpu_problem(gpus: Sequence[Gpu], version: str) -> Problem | None:
+def _gpu_problem(gpus: Sequence[Gpu], architectures: Sequence[tuple[int, int]], version: str) -> Problem | None:
+    """Why the first GPU cannot be used; `architectures` are those that onnxruntime has code for, empty if not known."""
     if not gpus:
         return Problem(
             "`cuda` is not available: NVIDIA's driver lists no GPU",
             "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them",
         )
-    architectures = ARCHITECTURES.get(platform.machine(), ())
     # onnxruntime is asked for the first one.
     if not architectures or gpus[0].runs(architectures):
         return None
@@ -286,14 +331,19 @@ def _purpose(library: CudaLibrary) -> str:
 
 def free_gpu_memory(cuda: int, load: Load = ctypes.CDLL) -> int | None:
     """Bytes that are free on the current GPU; None where CUDA does not say."""
-    name = libraries_of(cuda)[0][0]
-    paths = [str(folder / name) for folder in _package_folders(cuda) if (folder / name).exists()]
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     try:
-        code = load([*paths, name][0]).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+        code = _runtime_library(cuda, load).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
     except (OSError, AttributeError):
         return None
     return None if code else free.value
+
+
+def _runtime_library(cuda: int, load: Load) -> Any:
+    """libcudart, from the packages of this environment or from where the system's loader looks; raises OSError."""
+    name = libraries_of(cuda)[0][0]
+    paths = [str(folder / name) for folder in _package_folders(cuda) if (folder / name).exists()]
+    return load([*paths, name][0])
 
 
 def _visible_name(place: int) -> str:

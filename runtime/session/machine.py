@@ -14,7 +14,16 @@ from ..errors import MissingPartError, OrtkitError, OutOfMemoryError, ProviderEr
 from .config import SessionConfig
 from .cores import Cores, find_cores
 from .cpu import cpu_features
-from .cuda import ARCHITECTURES, CudaLibrary, Driver, Gpu, cuda_version, find_driver, find_libraries
+from .cuda import (
+    CudaLibrary,
+    Driver,
+    Gpu,
+    cuda_version,
+    find_driver,
+    find_libraries,
+    known_architectures,
+    wheel_architectures,
+)
 from .memory import available_memory, check_memory, mebibytes
 from .onnxruntime_import import ONNXRUNTIME, check_requirements, load_onnxruntime
 from .packages import NVIDIA, installed
@@ -50,7 +59,7 @@ class CudaState:
     libraries: tuple[CudaLibrary, ...]
     """What onnxruntime's CUDA provider is linked to; empty for a build without CUDA."""
     architectures: tuple[str, ...]
-    """Compute capabilities that the wheels of onnxruntime-gpu have code for, on this kind of CPU."""
+    """Compute capabilities that onnxruntime-gpu has code for; empty where that is not known of the one installed."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ def _state_of(provider: Provider, ort: Any, missing: OrtkitError | None) -> Prov
 
 def _cuda_state(ort: Any) -> CudaState:
     built = None if ort is None else cuda_version(ort)
+    architectures = wheel_architectures() if built is None else known_architectures(installed())
     driver = find_driver()
     known = driver if isinstance(driver, Driver) else None
     return CudaState(
@@ -123,7 +133,7 @@ def _cuda_state(ort: Any) -> CudaState:
         driver_problem=driver.message if isinstance(driver, Problem) else None,
         gpus=() if known is None else known.gpus,
         libraries=() if built is None else find_libraries(built[0]),
-        architectures=tuple("{}.{}".format(*one) for one in ARCHITECTURES.get(platform.machine(), ())),
+        architectures=tuple("{}.{}".format(*one) for one in architectures),
     )
 
 

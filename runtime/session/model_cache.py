@@ -9,6 +9,8 @@ from ..bundle.folder import BundleFolder
 from ..cache_folder import cache_folder
 from .onnxruntime_import import onnxruntime_version
 
+COMPILED, CHECKED = "compiled", "checked"
+"""Folders in the cache: what providers compile, and records of golden texts that were compared (`first_use.py`)."""
 _CHARACTERS = 16
 """Characters of the sha256 that name a bundle's folder."""
 
@@ -24,4 +26,4 @@ def model_cache_of(bundle: BundleFolder) -> Path | None:
         return None
     digest = bundle.digest[:_CHARACTERS]
     system = platform.mac_ver()[0] or platform.release()
-    return root / "compiled" / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"
+    return root / COMPILED / f"{digest}-onnxruntime-{onnxruntime_version()}-{system}"

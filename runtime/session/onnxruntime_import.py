@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..bundle.folder import BundleFolder
+from ..bundle.folder import BundleFolder, DraftBundle
 from ..errors import BundleError, MissingPartError, OutOfMemoryError
 from .memory import SPARE, smallest_limit
 from .packages import installed
@@ -15,6 +15,9 @@ ONNXRUNTIME = "onnxruntime"
 OLDEST_ONNXRUNTIME = "1.30"
 """The first version that runs every graph that ortkit exports: before 1.23 a decoder's graph does not open, 1.23 and
 1.24 give wrong tokens, 1.25 to 1.29 crash (1.20 to 1.32 tried)."""
+OLDEST_COREML = "1.31"
+"""The version whose rules for CoreML graphs are checked at export (`exporters/encoder/coreml_partition.py`): older ones
+leave nodes to the CPU, such as the Gather of float16 embeddings."""
 _INSTALL = "pip install '{}>={}'"
 
 
@@ -60,7 +63,9 @@ def load_onnxruntime() -> Any:
 
 
 def check_requirements(bundle: BundleFolder) -> None:
-    """Raise BundleError where the bundle requires a newer onnxruntime."""
+    """Raise BundleError where the bundle requires a newer onnxruntime; not for one that an export runs on the CPU."""
+    if isinstance(bundle, DraftBundle):
+        return
     needed, here = bundle.manifest.requires.get(ONNXRUNTIME), onnxruntime_version()
     if needed is not None and _release(here) < _release(needed):
         raise BundleError(

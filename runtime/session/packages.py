@@ -55,6 +55,17 @@ def installed(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
+def is_from_index(name: str) -> bool:
+    """Whether an installed package is a wheel as the package index has them: built for any Linux (`manylinux`)."""
+    from importlib import metadata  # noqa: PLC0415 - slow to import, and a CPU bundle does not need it
+
+    try:
+        wheel = metadata.distribution(name).read_text("WHEEL") or ""
+    except metadata.PackageNotFoundError:
+        return False
+    return any(line.startswith("Tag:") and "-manylinux" in line for line in wheel.splitlines())
+
+
 def install_command(provider: str) -> str:
     """The command that installs what a provider needs."""
     return f"pip install {' '.join(map(shlex.quote, REQUIREMENTS[provider]))}"

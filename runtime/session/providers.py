@@ -6,17 +6,18 @@ library of its own (onnxruntime's plugin execution providers).
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Provider
 from .config import SessionConfig
-from .cuda import cuda_graph_problem, cuda_problem
+from .cuda import cuda_graph_problem, cuda_identity, cuda_problem
 from .packages import conflict, install_command, installed
 from .problem import Problem
 from .request import Request, coreml_request, cpu_request, cuda_request
@@ -50,6 +51,9 @@ class ExecutionProvider:
     """Whether a session can be given a limit on its memory."""
     probed: bool = False
     """Whether a session must give finite numbers once before it is used: compiled programs may not."""
+    identity: Callable[[Any], Mapping[str, str]] | None = None
+    """From the module onnxruntime, versions and device that its numbers depend on: a golden text is compared once for
+    them (`first_use.py`). None for a provider that certifies bundles itself."""
 
     def available(self, ort: Any) -> bool:
         """Whether onnxruntime lists it; only opening a session shows whether it works."""
@@ -141,12 +145,35 @@ def coreml_problem(ort: Any) -> Problem | None:
     )
 
 
+def coreml_identity(ort: Any) -> Mapping[str, str]:
+    """What CoreML's numbers depend on: macOS, the kind of Mac, and onnxruntime."""
+    return {"onnxruntime": str(ort.__version__), "macos": platform.mac_ver()[0], "device": _model_of_mac()}
+
+
+def _model_of_mac() -> str:
+    """Apple's name of the model, such as `Mac16,1` (sysctlbyname(3)); empty elsewhere."""
+    value, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(b"hw.model", value, ctypes.byref(size), None, ctypes.c_size_t(0))
+    except (OSError, AttributeError):
+        return ""
+    return "" if failed else value.value.decode("ascii", "replace")
+
+
 PROVIDERS: dict[str, ExecutionProvider] = {
     Provider.CPU: ExecutionProvider(CPU_NAME, cpu_request),
     Provider.CUDA: ExecutionProvider(
-        "CUDAExecutionProvider", cuda_request, cuda_problem, cuda_graph_problem, device="cuda", limits_memory=True
+        "CUDAExecutionProvider",
+        cuda_request,
+        cuda_problem,
+        cuda_graph_problem,
+        device="cuda",
+        limits_memory=True,
+        identity=cuda_identity,
     ),
-    Provider.COREML: ExecutionProvider("CoreMLExecutionProvider", coreml_request, coreml_problem, probed=True),
+    Provider.COREML: ExecutionProvider(
+        "CoreMLExecutionProvider", coreml_request, coreml_problem, probed=True, identity=coreml_identity
+    ),
 }
 """Provider of a manifest -> how it is asked for."""
 ORT_NAMES = {provider: PROVIDERS[provider].name for provider in Provider}

@@ -76,8 +76,8 @@ def cuda_request(_ort: Any, config: SessionConfig) -> Request:
     if config.compact_blocks:
         # CUTLASS kernels for weights of 4 and 8 bits: otherwise a prompt's matmuls dequantize the whole weight first.
         entries["ep.cuda.fpa_intb_gemm"] = "1"
+    # `device_id` is 0 by default; where it is stated, onnxruntime 1.31 warns that no plugin has the device.
     options = {
-        "device_id": "0",
         # By default the arena doubles, up to twice the memory that is needed.
         "arena_extend_strategy": "kSameAsRequested",
         # By default float32 matmuls have mantissas of 10 bits.
@@ -91,7 +91,7 @@ def cuda_request(_ort: Any, config: SessionConfig) -> Request:
         entries=entries,
         memory_pattern=config.threads is None,
         dimensions=dimensions_of(config),
-        # It warns at each opening, on stderr, that no plugin has this provider.
+        # What it says of the provider's library and devices goes to the default logger, on stderr.
         silent=True,
     )
 

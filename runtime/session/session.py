@@ -20,6 +20,7 @@ from ..output_path import native
 from .config import SessionConfig
 from .cpu import int8_arithmetic
 from .cuda import cuda_version, free_gpu_memory
+from .cuda_errors import has_code, is_allocation, state_in
 from .huge_pages import weights_on_huge_pages
 from .memory import MEMORY_HINT, SPARE, available_memory, check_memory, mebibytes, smallest_limit
 from .onnxruntime_import import load_onnxruntime
@@ -170,16 +171,20 @@ class Session:
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Any:
         """Allocate an OrtValue on the session's device, from its arena; its contents are undefined.
 
-        Raises OutOfMemoryError.
+        Raises OutOfMemoryError, and ProviderError where the device is gone.
         """
         kind = np.dtype(dtype)
         try:
             value = self.session.create_ortvalue_from_shape_and_type(list(shape), kind.type, self.device, 0)
-        # Whatever fails here, it is the allocation: onnxruntime's exceptions share no base class but Exception.
+        # Whatever fails here is the allocation, or the state of CUDA; onnxruntime's exceptions share no base class.
         except Exception as error:
+            state = state_in(error)
+            if state is not None:
+                raise state.error() from error
             size = kind.itemsize * math.prod(shape)
             raise OutOfMemoryError(
-                f"there is no memory for {mebibytes(size)} more on the device `{self.device}`{self._limit()}: {error}",
+                f"there is no memory for {mebibytes(size)} more on the device `{self.device}`{self._limit()}: "
+                f"{text_of(error)}",
                 hint=MEMORY_HINT if self.device == "cpu" else _GPU_HINT,
             ) from error
         self._values.add(value)
@@ -280,27 +285,35 @@ def failure(path: Path, verb: str, error: Exception, *, needed: int) -> OrtkitEr
     if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and free is not None and free.left < short):
         limit = "" if free is None else f": {free.described}"
         return OutOfMemoryError(f"there is too little memory to {verb} `{path}`{limit}", hint=MEMORY_HINT)
-    return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
+    return BundleError(f"onnxruntime cannot {verb} `{path}`: {text_of(error)}")
+
+
+def text_of(error: Exception) -> str:
+    """The text of an exception of onnxruntime, which may end with a line break."""
+    return str(error).strip()
 
 
 def gpu_failure(path: Path, verb: str, error: Exception, *, needed: int, max_memory: int | None) -> OrtkitError:
-    """The error for a failure of onnxruntime on a GPU: too little memory if that is likely, otherwise a broken bundle.
+    """The error for a failure of onnxruntime on a GPU: CUDA's state, too little memory, or else a broken bundle.
 
-    A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input.
-    Within a limit on the memory, such a failure of a run is taken for its end: the arena frees what a failed run took,
-    and does not say how much that was. One of opening is, where twice the weights do not fit in the limit.
+    A failed allocation has no status of its own: it is a general failure, of a kernel or of the copy of an input
+    (`cuda_errors.py`). cuDNN's are not stated either; they are taken for one where the GPU has hardly any memory left.
     """
+    state = state_in(error)
+    if state is not None:
+        return state.error()
     free = free_memory_of_gpu()
-    short = free is not None and free < max(needed, SPARE)
-    within = max_memory is not None and (verb == "run" or needed > max_memory)
-    if isinstance(error, MemoryError) or (type(error).__name__ in _GENERAL and (short or within)):
+    short = free is not None and free < (needed if verb == "open" else SPARE)
+    general = type(error).__name__ in _GENERAL
+    if isinstance(error, MemoryError) or (general and (is_allocation(error) or (short and not has_code(error)))):
         limit = f"`max_memory` is {mebibytes(max_memory)}" if max_memory is not None else ""
         left = f"{mebibytes(free)} are free on the GPU" if free is not None else ""
         why = ", ".join(filter(None, (limit, left)))
         return OutOfMemoryError(
-            f"there is too little GPU memory to {verb} `{path}`{f' ({why})' if why else ''}: {error}", hint=_GPU_HINT
+            f"there is too little GPU memory to {verb} `{path}`{f' ({why})' if why else ''}: {text_of(error)}",
+            hint=_GPU_HINT,
         )
-    return BundleError(f"onnxruntime cannot {verb} `{path}`: {error}")
+    return BundleError(f"onnxruntime cannot {verb} `{path}`: {text_of(error)}")
 
 
 def check_gpu_memory(needed: int, what: str) -> None:

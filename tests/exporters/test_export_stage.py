@@ -36,6 +36,7 @@ from ortkit.exporters.progress import NoProgress, Progress
 from ortkit.runtime.bundle.manifest import SCHEMA
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters import by_the_book
+from tests.marks import slow_but
 
 STAGES = [
     "find the checkpoint",
@@ -70,7 +71,9 @@ def tiny_export(folder: Path, out: Path, precision: Precision, progress: Progres
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken", "weightedmean"])
+@pytest.mark.parametrize(
+    "pooling", slow_but(["cls", "mean", "weightedmean"], ["cls", "mean", "max", "lasttoken", "weightedmean"])
+)
 def test_a_small_checkpoint_gives_the_vectors_of_sentence_transformers(
     tiny_checkpoint: Path, tmp_path: Path, precision: Precision, pooling: str
 ) -> None:
@@ -90,7 +93,11 @@ def test_a_small_checkpoint_gives_the_vectors_of_sentence_transformers(
 
 
 @pytest.mark.parametrize(
-    "architecture", sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
+    "architecture",
+    slow_but(
+        ["bert", "jina-bert", "modernbert", "mpnet", "nomic_bert", "qwen3"],
+        sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds),
+    ),
 )
 def test_every_known_architecture_gives_the_vectors_of_pytorch(
     checkpoint: Path, tmp_path: Path, architecture: str
@@ -346,6 +353,7 @@ def old_bundle(tiny_checkpoint_base: Path, tmp_path_factory: pytest.TempPathFact
     return tiny_export(tiny_checkpoint_base, tmp_path_factory.mktemp("old") / "bundle", Precision.FP32).bundle
 
 
+@pytest.mark.slow
 def test_no_space_left_leaves_the_old_bundle(tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle) -> None:
     """On a file system of its own that is too small for the trace."""
     assert has_namespaces(), "this test mounts a small file system in a namespace of its own"
@@ -392,7 +400,7 @@ def test_no_space_left_for_the_graph_leaves_the_old_bundle(
     assert Bundle.open(out).manifest == old_bundle.manifest
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_an_interrupted_export_leaves_the_old_bundle(
     tiny_checkpoint: Path, tmp_path: Path, old_bundle: Bundle, how: signal.Signals
 ) -> None:

@@ -329,6 +329,7 @@ def test_a_download_is_shown_on_a_terminal(user: HubUser, hub: LocalHub, tiny_fi
     assert re.search(r"\r\x1b\[K +\d+\.\d s find the checkpoint\r\n", shown)
 
 
+@pytest.mark.slow
 def test_the_catalogs_reranker_comes_from_the_hub_and_then_from_the_cache(
     user: HubUser, hub: LocalHub, reranker_checkpoint: Path
 ) -> None:

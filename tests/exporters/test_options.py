@@ -16,7 +16,7 @@ from ortkit.exporters.options import (
     checked_cache,
     default_precision,
 )
-from ortkit.exporters.providers.support import check_supported
+from ortkit.exporters.providers.support import SUPPORT, check_supported
 from ortkit.runtime.bundle.manifest import CacheType, Kind, Precision, Provider, Source
 from ortkit.runtime.errors import InputError, UnsupportedModelError
 from tests.assets import DECODER
@@ -77,13 +77,30 @@ def test_every_architecture_of_gguf_files_is_exported_as_a_decoder(architecture:
     assert Kind.DECODER in found.kinds
 
 
+FOUR_BITS = "weights of 4 bits make LLMs faster, which read all of them for each token, and encoders less accurate"
+NOT_GGUF = "it keeps the blocks of a quantized GGUF file, and encoders are not exported from such files"
+
+
+@pytest.mark.parametrize("provider", Provider)
+def test_every_precision_that_is_refused_has_a_reason_and_a_hint(provider: Provider) -> None:
+    known = SUPPORT[provider].precisions
+    refused = {(kind, precision) for kind in Kind for precision in Precision if precision not in known[kind]}
+    assert refused
+    for kind, precision in sorted(refused):
+        with pytest.raises(InputError) as caught:
+            check_supported(provider, kind, precision)
+        assert ": " in caught.value.message
+        assert caught.value.hint is not None
+        assert caught.value.hint.startswith(("use ", "add "))
+
+
 @pytest.mark.parametrize(
     ("name", "precision", "thresholds", "problem"),
     [
         ("all-MiniLM-L6-v2", None, {Kind.RERANKER: 0.9}, "`min_tau` is for rerankers, and this is an embedder"),
         (DECODER, None, {Kind.EMBEDDER: 0.9}, "`min_cosine` is for embedders, and this is a decoder"),
-        ("all-MiniLM-L6-v2", Precision.INT4, {}, "embedders are not exported to `int4`"),
-        ("ms-marco-MiniLM-L-12-v2", Precision.SOURCE, {}, "rerankers are not exported to `source`"),
+        ("all-MiniLM-L6-v2", Precision.INT4, {}, f"embedders are not exported to `int4`: {FOUR_BITS}"),
+        ("ms-marco-MiniLM-L-12-v2", Precision.SOURCE, {}, f"rerankers are not exported to `source`: {NOT_GGUF}"),
     ],
 )
 def test_what_does_not_go_with_a_model_of_the_catalog(
@@ -123,8 +140,25 @@ def test_what_does_not_go_with_a_model_of_the_catalog(
             Provider.CUDA,
             Kind.RERANKER,
             Precision.INT4,
-            "rerankers are not exported to `int4` for `cuda`",
-            "choose one of `fp16`, `fp32`",
+            f"rerankers are not exported to `int4` for `cuda`: {FOUR_BITS}",
+            "use `--precision fp16`",
+        ),
+        (
+            Provider.COREML,
+            Kind.EMBEDDER,
+            Precision.INT4,
+            (
+                "embedders are not exported to `int4` for `coreml`: CoreML has no kernels for weights of 4 bits, and "
+                "encoders are quantized to 8 bits at least"
+            ),
+            "use `--precision fp32`, or `--provider cpu --precision int8` for a small bundle",
+        ),
+        (
+            Provider.COREML,
+            Kind.RERANKER,
+            Precision.SOURCE,
+            f"rerankers are not exported to `source` for `coreml`: {NOT_GGUF}",
+            "use `--precision fp32`",
         ),
         (
             Provider.COREML,

@@ -39,6 +39,7 @@ from ortkit.exporters.certification.probe import (
 )
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 from ortkit.exporters.checkpoint.architectures import ARCHITECTURES
+from ortkit.exporters.checkpoint.cross_encoder import read_cross_encoder
 from ortkit.exporters.checkpoint.kind import kind_of
 from ortkit.exporters.encoder.reranker_certify import (
     DEFAULT_TAU,
@@ -54,6 +55,7 @@ from ortkit.exporters.sources import find_checkpoint
 from ortkit.toolkit.commands.export import threshold_of
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
+from tests.marks import slow_but
 
 QUERIES = ["water", "how does one tie a rope that must not slip", "why"]
 WORDS = " ".join(calibration_texts().texts).split()
@@ -65,7 +67,7 @@ PAIRS = [
 CLASSIFIERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
 
 
-@pytest.mark.parametrize("architecture", CLASSIFIERS)
+@pytest.mark.parametrize("architecture", slow_but(["bert", "deberta-v2", "qwen3"], CLASSIFIERS))
 def test_every_architecture_gives_the_scores_of_sentence_transformers(
     checkpoint: Path, tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +193,7 @@ def test_the_runtime_puts_pairs_together_as_transformers_does(
 ) -> None:
     found = find_checkpoint(str(reranker_checkpoint))
     tokenizer = load_tokenizer(found)
-    facts = reranker_facts(found, tokenizer)
+    facts = reranker_facts(found, read_cross_encoder(found), tokenizer)
     own = Reranker(reranker_bundle).tokenizer
     for pair, ids in zip(PAIRS, own.tokenize(PAIRS), strict=True):
         expected = reference_ids(tokenizer, facts.pair, 128, *pair)
@@ -491,7 +493,7 @@ def test_a_chat_template_that_is_not_followed(checkpoint: Path, tmp_path: Path, 
     found = find_checkpoint(str(folder))
 
     with pytest.raises(UnsupportedModelError) as caught:
-        reranker_facts(found, load_tokenizer(found))
+        reranker_facts(found, read_cross_encoder(found), load_tokenizer(found))
     assert caught.value.message == message
 
 
@@ -511,7 +513,7 @@ def test_answers_that_are_no_tokens(checkpoint: Path, tmp_path: Path, stated: di
     found = find_checkpoint(str(folder))
 
     with pytest.raises(OrtkitError, match=message) as caught:
-        reranker_facts(found, load_tokenizer(found))
+        reranker_facts(found, read_cross_encoder(found), load_tokenizer(found))
     assert caught.value.exit_code in (7, 10)
 
 

@@ -47,7 +47,8 @@ class Stages(NoProgress):
         self.begun.append(stage)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True], ids=["some", "every"])
 def test_an_export_killed_in_a_stage_ends_with_the_same_bytes(
     checkpoint: Path, tmp_path: Path, small_probe: Path, *, every: bool
 ) -> None:

@@ -71,7 +71,7 @@ def test_what_is_asked_of_the_hub(source: str, revision: str | None, repo: str, 
 
 @pytest.mark.parametrize("source", ["something", "a/b/c"])
 def test_what_can_be_no_hub_id(source: str) -> None:
-    with pytest.raises(NotFoundError, match=f"`{source}` is neither a model of the catalog nor a folder"):
+    with pytest.raises(NotFoundError, match=f"`{source}` is neither a catalog name nor a Hub id"):
         hub_request(source)
 
 

@@ -60,7 +60,7 @@ def test_what_a_link_names_is_not_emptied(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, ResumableFolder(tmp_path / "bundle", "one"):
         pass
 
-    assert caught.value.message == f"`{folder}` is a link or no folder, and what is done would be kept there"
+    assert caught.value.message == f"`{folder}` is a link or not a folder, where unfinished results would be kept"
     assert caught.value.hint == f"remove it: `rm {folder}`"
     assert (tmp_path / "mine" / "file").exists()
     folder.unlink()

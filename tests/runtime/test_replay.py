@@ -14,19 +14,11 @@ from ortkit import Bundle, BundleError, Decoder, Embedder, Precision, Provider
 from ortkit.exporters.providers.support import SUPPORT
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from ortkit.runtime.decoder.golden import answer_steps, golden_answer
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.replay import (
-    TOLERANCES,
-    Replay,
-    Tolerance,
-    _hint_for,
-    answer_steps,
-    compare_logits,
-    compare_vectors,
-    golden_answer,
-    replay,
-    tolerance_of,
-)
+from ortkit.runtime.encoder.golden import compare_logits, compare_vectors
+from ortkit.runtime.replay import Replay, replay
+from ortkit.runtime.session.tolerance import TOLERANCES, Tolerance, hint_for, tolerance_of
 from tests.decoders import with_facts, write_decoder
 from tests.tiny_bundles import write_embedder
 
@@ -133,7 +125,8 @@ def test_other_log_probabilities_than_certified_are_detected(decoder: Decoder, p
         replayed(1.1 * limit)
     assert caught.value.message == (
         f"on this machine the log-probabilities of 16 certified tokens differ by {1.1 * limit:.4f} on "
-        f"average and {1.1 * limit:.4f} at most; the limits are {limit:g} and 2"
+        f"average and {1.1 * limit:.4f} at most; the limits are {limit:g} and 2; "
+        "16 of 16 greedy tokens are the most probable ones, and 50% must be"
     )
     assert caught.value.hint == hint
 
@@ -173,18 +166,30 @@ def test_another_onnxruntime_version_is_the_first_hint(decoder: Decoder) -> None
     )
 
 
-def test_no_certified_token_is_the_most_probable_one(decoder: Decoder) -> None:
-    """Refused even where all log-probabilities match."""
+def with_second_best(decoder: Decoder, count: int) -> GoldenAnswer:
+    """The golden answer with the second most probable token at its first places, and the log-probabilities of these."""
     answer = golden(decoder)
-    (step,) = decoder.steps(answer.prompt, max_tokens=1, top_logprobs=2)
-    changed = dataclasses.replace(answer, output=(step.top_logprobs[1].id,), logprobs=(step.top_logprobs[1].logprob,))
+    output: list[int] = []
+    for _ in range(count):
+        (step,) = decoder.steps([*answer.prompt, *output], max_tokens=1, top_logprobs=2)
+        output.append(step.top_logprobs[1].id)
+    rest, _ = golden_answer(decoder, [*answer.prompt, *output], len(answer.output) - count)
+    tokens = (*output, *rest)
+    return dataclasses.replace(
+        answer, output=tokens, logprobs=golden_answer(decoder, answer.prompt, 16, given=tokens)[1]
+    )
+
+
+def test_most_greedy_tokens_are_the_most_probable_ones(decoder: Decoder) -> None:
+    """Refused even where all log-probabilities match, and where those of prose after them are the most probable."""
+    assert replay(certified(decoder, with_second_best(decoder, 8))) == Replay(16, EXACT, same_bits=True)
 
     with pytest.raises(BundleError) as caught:
-        replay(certified(decoder, changed))
+        replay(certified(decoder, with_second_best(decoder, 9), golden(decoder)))
 
     assert caught.value.message == (
-        "on this machine the log-probabilities of 1 certified tokens differ by 0.0000 on average and "
-        "0.0000 at most; the limits are 0.01 and 2; none of the tokens is the most probable one"
+        "on this machine the log-probabilities of 32 certified tokens differ by 0.0000 on average and "
+        "0.0000 at most; the limits are 0.01 and 2; 7 of 16 greedy tokens are the most probable ones, and 50% must be"
     )
 
 
@@ -382,7 +387,6 @@ def test_the_hint_where_a_gpu_computes_other_outputs(tiny: Bundle) -> None:
     made = {"onnxruntime": onnxruntime.__version__}
     manifest = dataclasses.replace(tiny.manifest, provider=Provider.COREML, made_with=made)
 
-    assert _hint_for(Bundle(tiny.path, manifest)) == (
-        "`coreml` computes it wrongly on this machine, or the certificate is of another bundle; use a bundle for the "
-        "CPU: `ortkit export MODEL --provider cpu`"
+    assert hint_for(Bundle(tiny.path, manifest)) == (
+        "use a bundle for the CPU (`ortkit export MODEL --provider cpu`); `ortkit verify` compares all golden outputs"
     )

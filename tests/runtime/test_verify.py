@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, BundleError, OrtkitError, OutOfMemoryError, Provider
 from ortkit.runtime.replay import Replay
-from ortkit.runtime.verify import _CHILD, memory_for, verify
+from ortkit.runtime.verify import _CHILD, limits_data, memory_for, private_memory, verify
 from tests.commands import Finished
 from tests.tiny_bundles import (
     WIDTH,
@@ -173,9 +175,39 @@ def test_memory_follows_the_files(embedder: Bundle, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ortkit.runtime.verify.available_memory", lambda: 1 << 40)
     assert memory_for(embedder) == (2 << 30) + 8 * embedder.size
     on_cuda = Bundle(embedder.path, dataclasses.replace(embedder.manifest, provider=Provider.CUDA))
-    assert memory_for(on_cuda) == memory_for(embedder) + (4 << 30)
+    assert memory_for(on_cuda) == memory_for(embedder)
     monkeypatch.setattr("ortkit.runtime.verify.available_memory", lambda: 1 << 20)
     assert memory_for(embedder) == 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_what_cuda_maps_does_not_count(embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose memory is watched from outside may map what it does not use."""
+    assert (limits_data(Provider.CPU), limits_data(Provider.CUDA)) == (True, False)
+    mapped = "import mmap, sys, time; held = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
+    monkeypatch.setattr("ortkit.runtime.verify.limits_data", lambda _: False)
+    monkeypatch.setattr("ortkit.runtime.verify.memory_for", lambda _: 256 << 20)
+    monkeypatch.setattr("ortkit.runtime.verify._CHILD", mapped + "time.sleep(0.2); sys.exit(3)")
+
+    assert "crashes the process that opens it (exit code 3)" in refusal(embedder.path).message
+
+    monkeypatch.setattr("ortkit.runtime.verify._CHILD", mapped + "used = bytearray(b'x') * (300 << 20); time.sleep(60)")
+    begun = time.monotonic()
+    error = refusal(embedder.path)
+
+    assert isinstance(error, OutOfMemoryError)
+    assert error.message == f"`{embedder.path}` takes more memory than a model of its size needs"
+    assert error.exit_code == 9
+    assert time.monotonic() - begun < 30
+
+
+def test_the_memory_of_a_process() -> None:
+    before = private_memory(os.getpid())
+    held = bytearray(b"x") * (64 << 20)
+
+    assert private_memory(os.getpid()) - before > 60 << 20
+    del held
+    assert private_memory(1 << 30) == 0
 
 
 @pytest.mark.parametrize(

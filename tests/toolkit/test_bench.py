@@ -9,7 +9,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from ortkit import Bundle
+from ortkit import Bundle, InputError
+from ortkit.runtime.bundle.manifest import pack_vector, unpack_vector
 from ortkit.toolkit.commands.bench_worker import measure, texts
 from tests.commands import Finished
 from tests.tiny_bundles import rehash, write_embedder, write_reranker
@@ -121,7 +122,7 @@ def test_a_process_that_dies(ortkit: Ortkit, embedder: Bundle, monkeypatch: pyte
 
 def test_the_figures_are_of_what_was_run(decoder_bundle: Bundle, embedder: Bundle) -> None:
     """With the clock of the runs: so many texts and tokens in so much time."""
-    decoder = measure(str(decoder_bundle.path), seconds=0.01, max_memory=1 << 30)
+    decoder = measure(str(decoder_bundle.path), seconds=0.01, max_memory=None)
 
     assert decoder.unit == "tokens/s"
     assert decoder.prompt_speed is not None
@@ -129,6 +130,33 @@ def test_the_figures_are_of_what_was_run(decoder_bundle: Bundle, embedder: Bundl
     assert decoder.latency >= 128 / decoder.prompt_speed
     assert decoder.speed > 0
     assert measure(str(embedder.path), seconds=0.01, max_memory=None).unit == "texts/s"
+
+
+def test_a_limit_on_gpu_memory_is_not_ignored_on_the_cpu(embedder: Bundle) -> None:
+    with pytest.raises(InputError, match="`max_memory` limits the memory of a GPU"):
+        measure(str(embedder.path), seconds=0.01, max_memory=1 << 30)
+
+
+def test_wrong_outputs_have_no_speed(ortkit: Ortkit, embedder: Bundle, tmp_path: Path) -> None:
+    """The shortest golden text is compared first."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(embedder.path, wrong)
+
+    def change(manifest: dict) -> None:
+        golden = min(manifest["certificate"]["golden"], key=lambda one: len(one["text"]))
+        other = pack_vector(-unpack_vector(golden["output"]))
+        golden.update(output=other, reference=other)
+
+    rehash(wrong, change)
+
+    finished = ortkit("bench", wrong, embedder.path, "--seconds", SECONDS)
+    _, failed, whole = finished.out.decode().splitlines()
+
+    assert finished.code == 7
+    assert failed.split(None, 1) == [str(wrong), "failed, see `ortkit verify`"]
+    assert whole.split()[:2] == [str(embedder.path), "cpu"]
+    assert "error: on this machine the bundle has cosine -1.0000 to PyTorch where 1.0000 was certified" in finished.err
+    assert f"hint: `ortkit verify {wrong}` compares all golden outputs" in finished.err
 
 
 def test_the_texts_differ_in_length_and_content() -> None:

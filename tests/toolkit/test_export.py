@@ -43,7 +43,7 @@ def test_refused_exports_have_their_own_exit_codes(ortkit: Ortkit, tmp_path: Pat
     for arguments, code, message in [
         ([tmp_path], 7, "is not a checkpoint: it has no `config.json`"),
         (["./nothing"], 5, "error: there is no folder `./nothing`"),
-        (["nothing"], 5, "error: `nothing` is neither a model of the catalog nor a folder"),
+        (["nothing"], 5, "error: `nothing` is not a folder, a catalog name or a Hub id"),
         (["mistral-7b-instruct-v0.1"], 6, "error: offline mode is switched on by `HF_HUB_OFFLINE`"),
         (["nothing.gguf"], 5, "error: there is no file `nothing.gguf`"),
         (["SmolLM2-135M-Instruct", "--provider", "coreml"], 2, "decoders are not exported for `coreml`: CoreML has no"),

@@ -492,6 +492,40 @@ def test_the_page_names_every_option_and_no_other() -> None:
     assert {name for name in options if name.startswith("--")} == named
 
 
+def test_memory_that_runs_out_leaves_the_record_so_far(
+    asked: Ortkit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With its own fields, and the error instead of a finish reason; the records before it are whole."""
+    records = tmp_path / "questions.jsonl"
+    records.write_text("".join(f'{{"prompt": "Hello", "id": {number}}}\n' for number in range(3)))
+    whole = json.loads(asked("Hello", "--json", "--no-lookup").out)
+    run, runs = ModelRunner.run, []
+    each = len(whole["tokens"]) + 1
+
+    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1) -> np.ndarray:
+        runs.append(len(ids))
+        if len(runs) == each + 3:
+            raise OutOfMemoryError("the device is full", hint="free some memory")
+        return run(self, ids, positions)
+
+    monkeypatch.setattr(ModelRunner, "run", failing)
+    finished = asked("--input", str(records), "--no-lookup")
+    found = [json.loads(line) for line in finished.out.splitlines()]
+
+    assert finished.code == 9
+    assert [one["id"] for one in found] == [0, 1]
+    assert found[0]["text"] == whole["text"]
+    assert "error" not in found[0]
+    assert found[1]["error"] == {
+        "message": f"the device is full; the answer so far, {found[1]['usage']['completion_tokens']} tokens, is kept",
+        "hint": "free some memory",
+        "exit_code": 9,
+    }
+    assert found[1]["finish_reason"] is None
+    assert found[1]["usage"]["completion_tokens"] > 0
+    assert whole["text"].startswith(found[1]["text"])
+
+
 def test_memory_that_runs_out_leaves_the_answer_so_far(asked: Ortkit, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it may, in the middle of an answer."""
     whole = json.loads(asked("Hello", "--json", "--no-lookup").out)
@@ -516,6 +550,7 @@ def test_memory_that_runs_out_leaves_the_answer_so_far(asked: Ortkit, monkeypatc
             found = json.loads(finished.out)
             assert found["tokens"] == whole["tokens"][:3]
             assert (found["finish_reason"], found["usage"]["completion_tokens"]) == (None, 3)
+            assert found["error"]["exit_code"] == 9
             assert whole["text"].startswith(found["text"])
         else:
             assert finished.out.decode().rstrip("\n") == "".join(token["text"] for token in whole["tokens"][:3])

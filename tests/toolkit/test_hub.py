@@ -108,6 +108,13 @@ def test_terms_that_are_not_accepted(any_user: HubUser) -> None:
     )
 
 
+def test_access_to_what_is_not_a_model(any_user: HubUser) -> None:
+    code, message, hint = error_of(any_user.run("access", "nope"))
+
+    assert (code, message) == (5, "`nope` is neither a catalog name nor a Hub id")
+    assert hint.endswith("`ortkit models` prints the catalog")
+
+
 def test_access_that_its_owners_have_not_granted_yet(any_user: HubUser) -> None:
     assert error_of(any_user.run("access", "org/by-hand", HF_TOKEN=BOB)) == (
         4,

@@ -31,7 +31,7 @@ class Benched:
 
     def row(self) -> tuple[str, ...]:
         if self.measured is None:
-            return (self.path, "failed", *[""] * 6)
+            return (self.path, "failed, see `ortkit verify`", *[""] * 6)
         found = self.measured
         memory = megabytes(found.memory)
         if found.gpu_memory is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -110,21 +111,23 @@ def child() -> None:
 
 
 def measure(path: str, *, seconds: float, max_memory: int | None) -> Measured:
-    """Measure a bundle in this process; `max_memory` applies where the provider has such a limit."""
+    """Measure a bundle in this process, once a golden text has the output that was certified.
+
+    Raises as opening and `replay_one` do, and InputError for `max_memory` where the provider has no such limit.
+    """
     from ...runtime.bundle.bundle import Bundle
     from ...runtime.decoder.decoder import Decoder
     from ...runtime.encoder.embedder import Embedder
     from ...runtime.encoder.reranker import Reranker
     from ...runtime.session.onnxruntime_import import onnxruntime_version
-    from ...runtime.session.providers import PROVIDERS
 
     bundle = Bundle.listed(path)
     classes = {"decoder": Decoder, "embedder": Embedder, "reranker": Reranker}
     free = _free_gpu_memory(bundle)
     started = time.perf_counter()
-    limit = max_memory if PROVIDERS[bundle.provider].limits_memory else None
-    model = classes[bundle.manifest.kind.value](bundle, max_memory=limit)
+    model = classes[bundle.manifest.kind.value](bundle, max_memory=max_memory)
     opening = time.perf_counter() - started
+    _check_outputs(model)
     if isinstance(model, Decoder):
         speed, prompt_speed, latency = _decoder_figures(model, seconds)
         unit = "tokens/s"
@@ -145,6 +148,19 @@ def measure(path: str, *, seconds: float, max_memory: int | None) -> Measured:
         gpu_memory=None if free is None or left is None else max(0, free - left),
         opening=opening,
     )
+
+
+def _check_outputs(model: Embedder | Reranker | Decoder) -> None:
+    """Compare the shortest golden text: the speed of wrong outputs says nothing. Raises as `replay_one` does."""
+    from ...runtime.replay import replay_one
+
+    if model.bundle.manifest.certificate is None:
+        return
+    try:
+        replay_one(model)
+    except OrtkitError as error:
+        error.hint = f"`ortkit verify {shlex.quote(str(model.bundle.path))}` compares all golden outputs"
+        raise
 
 
 def texts() -> list[str]:

@@ -182,18 +182,29 @@ def generate(
 
 def _write_object(stream: Stream, decoder: Decoder, file: BinaryIO) -> None:
     """Write the answer as one JSON object, also the one so far where memory ran out in the middle of it."""
+    fields, error = _answered(stream, decoder, tokens=True)
+    file.write(object_to_json(fields) + b"\n")
+    if error is not None:
+        file.flush()
+        raise error
+
+
+def _answered(stream: Stream, decoder: Decoder, *, tokens: bool) -> tuple[dict[str, object], OutOfMemoryError | None]:
+    """The JSON fields of the whole answer.
+
+    Where memory runs out in the middle of it, those of the answer so far, with a field `error` and without a finish
+    reason, and the error, for the caller to raise once they are written.
+    """
     from ...runtime.decoder.stream import Answer
 
-    def write(answer: Answer) -> None:
-        file.write(object_to_json(answer_fields(answer, stream, decoder, tokens=True)) + b"\n")
-
     try:
-        write(complete_answer(stream))
+        return answer_fields(complete_answer(stream), stream, decoder, tokens=tokens), None
     except OutOfMemoryError as error:
-        if isinstance(error.answer, Answer):
-            write(error.answer)
-            file.flush()
-        raise
+        if not isinstance(error.answer, Answer):
+            raise
+        fields = answer_fields(error.answer, stream, decoder, tokens=tokens)
+        about = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        return fields | {"error": about}, error
 
 
 def _check_usage(bundle: str, prompt: str | None, source: str | None, *, literal: bool) -> None:
@@ -235,18 +246,22 @@ def _answer_lines(
     tokens: bool,
     shown: Progress,
 ) -> GenerationStats:
-    """Write a line per prompt as soon as it is answered, except an interrupted answer."""
+    """Write a line per prompt as soon as it is answered, except an answer that Ctrl-C ended.
+
+    Of one in the middle of which memory ran out, what there is of it is written, and the error is raised.
+    """
     stats = GenerationStats()
     for record in records:
         with located(record.where):
             stream = generator.start(record.prompt, with_fields(generator.options, record.fields, record.taken))
-        answer = complete_answer(stream)
+        fields, error = _answered(stream, generator.decoder, tokens=tokens)
         _end_if_cancelled(stream)
-        fields = record.fields | answer_fields(answer, stream, generator.decoder, tokens=tokens)
-        file.write(object_to_json(fields) + b"\n")
+        file.write(object_to_json(record.fields | fields) + b"\n")
         file.flush()
+        if error is not None:
+            raise error
         shown.advance(record.size, 1)
-        stats = stats.with_answer(answer.rates)
+        stats = stats.with_answer(stream.rates)
     return stats
 
 

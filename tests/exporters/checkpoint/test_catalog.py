@@ -99,7 +99,7 @@ def test_a_model_is_found_by_name_and_by_hub_id(name: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(NotFoundError, match="`minilm` is neither a model of the catalog nor a folder") as caught:
+    with pytest.raises(NotFoundError, match="`minilm` is neither a catalog name nor a Hub id") as caught:
         find_model("minilm")
     assert "`all-MiniLM-L6-v2`" in (caught.value.hint or "")
 
@@ -127,7 +127,7 @@ WRITTEN = "models of the Hub are written `owner/name`"
 def test_a_pasted_address(address: str) -> None:
     with pytest.raises(NotFoundError) as caught:
         find_checkpoint(address)
-    assert caught.value.message == f"`{address}` is neither a model of the catalog nor a folder"
+    assert caught.value.message == f"`{address}` is not a folder, a catalog name or a Hub id"
     assert caught.value.hint == f"{WRITTEN}: `org/name`{KNOWN}"
 
 

@@ -100,7 +100,11 @@ def check_blocks(graph: ir.Graph) -> None:
     assert len(gathers) == 1
 
 
-@pytest.mark.parametrize("recipe", [INT4, INT8, None], ids=["int4", "int8", "fp16"])
+@pytest.mark.parametrize(
+    "recipe",
+    [INT4, pytest.param(INT8, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)],
+    ids=["int4", "int8", "fp16"],
+)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_predicts_in_float16_as_in_float32(
     family: str, recipe: BlockRecipe | None, tmp_path: Path

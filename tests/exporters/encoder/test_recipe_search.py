@@ -86,6 +86,18 @@ def test_what_no_recipe_holds_fails() -> None:
     assert caught.value.hint == "no bundle was written; ask for less, or use `--precision fp32`"
 
 
+@pytest.mark.parametrize("products", [0, 1])
+def test_a_graph_without_layers_to_choose_from_fails(products: int) -> None:
+    """Its only layer is not left in float32: the bundle would have nothing in int8."""
+    model = Model()
+
+    with pytest.raises(OrtkitError) as caught:
+        find_recipe(model.lowest_cosine, model.error, recipes=PLAIN, products=products, bar=0.999999, measure="cosine")
+
+    assert caught.value.message == "no int8 recipe reaches cosine 0.999999 to PyTorch: it is 0.97540 at best"
+    assert model.tried == list(PLAIN)
+
+
 def test_an_export_holds_the_cosine_that_it_was_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export(str(tiny_checkpoint), out=tmp_path / "bundle", min_cosine=0.99999).bundle
     quantization, certificate = bundle.manifest.quantization, bundle.manifest.certificate

@@ -21,6 +21,7 @@ from ortkit.runtime.encoder.buckets import pad_to
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 from tests.exporters.graphs import run
 from tests.exporters.traced_encoders import traced_encoder
+from tests.marks import slow_but
 
 EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
 RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
@@ -29,10 +30,6 @@ AT_ONCE = {"bert", "modernbert", "qwen3"}
 WITHOUT_FORM = {"deberta-v2"}
 """Their attention picks scores by distance with GatherElements, which CoreML does not have."""
 Row = dict[str, NDArray[np.int64]]
-
-
-def cases(names: list[str]) -> list[object]:
-    return [pytest.param(name, marks=[] if name in AT_ONCE else [pytest.mark.slow]) for name in names]
 
 
 def rows_of(manifest: Manifest) -> list[Row]:
@@ -83,7 +80,7 @@ def check(folder: Path, kind: Kind, scratch: Path) -> ir.Model:
     return coreml
 
 
-@pytest.mark.parametrize("architecture", cases(EMBEDDERS))
+@pytest.mark.parametrize("architecture", slow_but(AT_ONCE, EMBEDDERS))
 def test_every_embedder_in_one_partition(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
 
@@ -94,7 +91,9 @@ def test_every_embedder_in_one_partition(architecture: str, checkpoint: Path, tm
     assert [str(size) for size in graph.outputs[0].shape] == ["batch", "tokens", "48"]
 
 
-@pytest.mark.parametrize("architecture", cases([name for name in RERANKERS if name not in WITHOUT_FORM]))
+@pytest.mark.parametrize(
+    "architecture", slow_but(["bert", "qwen3"], [name for name in RERANKERS if name not in WITHOUT_FORM])
+)
 def test_every_reranker_in_one_partition(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_reranker(tmp_path / "tiny", checkpoint, architecture)
 
@@ -170,7 +169,7 @@ def test_layers_run_on_rows(checkpoint: Path, tmp_path: Path) -> None:
     assert [value.shape for node in fixed for value in node.outputs if node.op_type == "Gelu"] == [[8 * 48, 96]] * 2
 
 
-@pytest.mark.parametrize("architecture", cases(["bert", "qwen3", "roberta"]))
+@pytest.mark.parametrize("architecture", slow_but(["bert"], ["bert", "qwen3", "roberta"]))
 def test_float16_is_one_partition_too(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
     found, manifest, exact = traced_encoder(tmp_path / "tiny", Kind.EMBEDDER, tmp_path, provider=Provider.COREML)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,16 +14,27 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from ortkit import Bundle, Embedder, Kind, Precision, Provider, ProviderError, Reranker, UnsupportedModelError
+from ortkit import (
+    Bundle,
+    Embedder,
+    Kind,
+    OutOfMemoryError,
+    Precision,
+    Provider,
+    ProviderError,
+    Reranker,
+    UnsupportedModelError,
+)
 from ortkit.exporters import Origin, export
 from ortkit.exporters.providers.coreml import buckets_for
-from ortkit.exporters.providers.coreml_certify import check_buckets
+from ortkit.exporters.providers.coreml_certify import _compared, check_buckets, check_scores_fit, score_bytes
 from ortkit.exporters.providers.coreml_partition import partition_faults
 from ortkit.runtime.bundle.bundle import GRAPH
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Buckets, Layout
 from ortkit.runtime.encoder.buckets import pad_to
 from ortkit.runtime.encoder.pooling import cosines
+from ortkit.runtime.session.memory import Limit
 from tests.assets import MODEL
 from tests.shared import shared_folder
 
@@ -137,6 +149,36 @@ def test_a_graph_that_does_not_mask_padding_is_refused(tiny_coreml: Bundle, tmp_
 
     assert caught.value.exit_code == 10
     check_buckets(Embedder(on_the_cpu(tiny_coreml)), rows)
+
+
+def test_the_longest_buckets_are_compared_with_one_text() -> None:
+    compared = _compared(Buckets(tokens=(64, 4096, 8192), texts=(1, 8)))
+
+    assert compared == [(1, 64), (8, 64), (1, 4096), (1, 8192)]
+
+
+def test_a_bucket_that_cannot_be_compared_here(
+    tiny_coreml: Bundle, tiny_checkpoint_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention takes the square of the tokens, for each head."""
+    heads = json.loads((tiny_checkpoint_base / "config.json").read_text())["num_attention_heads"]
+    assert score_bytes(tiny_coreml.path / GRAPH, 48) == heads * 48 * 48 * 4
+    monkeypatch.setattr(
+        "ortkit.exporters.providers.coreml_certify.smallest_limit", lambda: Limit(20 << 20, "the memory limit")
+    )
+    check_scores_fit(6 << 20, "m", 8192)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        check_scores_fit(10 << 20, "m", 8192)
+    assert caught.value.message == (
+        "a text in the bucket of 8192 tokens, in which `m` is compared too, takes at least 30 MiB, and 20 MiB are left "
+        "by the memory limit"
+    )
+    assert caught.value.hint == "export it on a machine with more memory, or use `--provider cpu`"
+
+
+def test_bundles_for_coreml_require_the_version_whose_rules_were_checked(tiny_coreml: Bundle) -> None:
+    assert tiny_coreml.manifest.requires == {"onnxruntime": "1.31"}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from ortkit.runtime.bundle.manifest import Manifest, Provider
 from ortkit.runtime.encoder.pooling import cosines
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 from tests.exporters.providers.cuda_rules import check_cuda
+from tests.marks import slow_but
 
 EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
 RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
@@ -109,7 +110,7 @@ def check_form(graph: ir.Graph) -> None:
     assert not operators & {"Softmax"}
 
 
-@pytest.mark.parametrize("architecture", EMBEDDERS)
+@pytest.mark.parametrize("architecture", slow_but(["bert", "jina-bert", "nomic_bert"], EMBEDDERS))
 def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "tiny", checkpoint, architecture)
 
@@ -119,7 +120,7 @@ def test_every_embedder_gives_what_the_cpu_graph_gives(architecture: str, checkp
     assert graph.inputs[0].name == "input_ids"
 
 
-@pytest.mark.parametrize("architecture", RERANKERS)
+@pytest.mark.parametrize("architecture", slow_but(["bert", "deberta-v2", "modernbert"], RERANKERS))
 def test_every_reranker_gives_what_the_cpu_graph_gives(architecture: str, checkpoint: Path, tmp_path: Path) -> None:
     write_reranker(tmp_path / "tiny", checkpoint, architecture)
 

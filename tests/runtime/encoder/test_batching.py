@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortkit.runtime.encoder.batching import batches, in_chunks, numbered, run_all
+from ortkit import OutOfMemoryError
+from ortkit.runtime.encoder.batching import TokenBudget, batches, in_chunks, numbered, run_all
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2000))
@@ -75,3 +76,68 @@ def test_items_before_an_error_are_yielded_first() -> None:
 
 def test_chunks_are_numbered() -> None:
     assert list(numbered([[5, 6], [7], [], [8]])) == [(0, [5, 6]), (2, [7]), (3, []), (3, [8])]
+
+
+class Memory:
+    """A device that runs batches of up to so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.tried: list[int] = []
+        self.done: list[int] = []
+
+    def run(self, batch: list[int]) -> None:
+        """Run a batch of texts, which are given as their lengths."""
+        self.tried.append(sum(batch))
+        if sum(batch) > self.tokens:
+            raise OutOfMemoryError("there is too little GPU memory", hint="of the GPU")
+        self.done += batch
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_later_ones_begin_there() -> None:
+    memory, budget = Memory(25), TokenBudget()
+
+    budget.run(memory.run, [10] * 8, length=int)
+    assert memory.done == [10] * 8
+    assert memory.tried == [80, 40, 20, 20, 20, 20]
+    assert budget.tokens == 20
+
+    memory.tried.clear()
+    budget.run(memory.run, [6] * 8, length=int)
+    assert memory.tried == [12, 12, 12, 12]
+
+
+def test_a_text_that_does_not_fit_alone() -> None:
+    """Those before it are done, and the error names its length."""
+    memory = Memory(25)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        TokenBudget().run(memory.run, [10, 10, 10, 30], length=int)
+    assert memory.done == [10, 10, 10]
+    assert caught.value.message == (
+        "a text of 30 tokens does not fit in memory, even alone: there is too little GPU memory"
+    )
+    assert caught.value.hint == "raise `max_memory` (`--max-memory`) or free memory, or use shorter texts"
+    assert caught.value.exit_code == 9
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 500))
+def test_every_text_runs_once_in_order_whatever_fits(lengths: list[int], tokens: int) -> None:
+    memory, budget = Memory(tokens), TokenBudget()
+
+    for _ in range(2):
+        memory.done.clear()
+        budget.run(memory.run, lengths, length=int)
+        assert memory.done == lengths
+
+
+def test_other_errors_are_not_halved() -> None:
+    tried: list[int] = []
+
+    def run(batch: list[int]) -> None:
+        tried.append(len(batch))
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        TokenBudget().run(run, [1, 2], length=int)
+    assert tried == [2]

@@ -17,6 +17,7 @@ from ortkit import BundleError, InputError, OrtkitError, OutOfMemoryError, Provi
 from ortkit.runtime.bundle.manifest import Layout
 from ortkit.runtime.session.config import Bucket, SessionConfig
 from ortkit.runtime.session.cuda import cuda_problem, find_driver
+from ortkit.runtime.session.packages import is_from_index
 from ortkit.runtime.session.placement import check_placement
 from ortkit.runtime.session.problem import Problem
 from ortkit.runtime.session.providers import PROVIDERS, PluginProvider
@@ -67,7 +68,6 @@ def test_what_is_asked_for_is_obtained(path: Path, monkeypatch: pytest.MonkeyPat
         (
             CUDA,
             {
-                "device_id": "0",
                 "arena_extend_strategy": "kSameAsRequested",
                 "gpu_mem_limit": str(1 << 30),
                 "use_tf32": "0",
@@ -136,8 +136,11 @@ MACHINES: list[tuple[FakeDriver, str, str]] = [
     ),
     (
         FakeDriver(starts=100),
-        "NVIDIA's driver finds no GPU",
-        "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them",
+        "NVIDIA's driver finds no GPU (CUDA error 100)",
+        (
+            "`nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container needs access to them, as "
+            "with `docker run --gpus all`"
+        ),
     ),
     (
         FakeDriver(gpus=[]),
@@ -146,8 +149,29 @@ MACHINES: list[tuple[FakeDriver, str, str]] = [
     ),
     (
         FakeDriver(starts=803),
-        "NVIDIA's driver cannot start (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, 803)",
+        "the kernel's part of NVIDIA's driver and its libraries are of different versions (CUDA error 803)",
+        "restart the machine (`sudo reboot`), as after each update of the driver; in a container, start it again",
+    ),
+    (
+        FakeDriver(starts=46, errors={46: b"CUDA_ERROR_DEVICE_UNAVAILABLE"}),
+        "NVIDIA's driver cannot start (CUDA_ERROR_DEVICE_UNAVAILABLE, 46)",
         "`nvidia-smi` must work on this machine first; after an update of the driver, restart it",
+    ),
+    (
+        FakeDriver(runtime=804),
+        (
+            "this GPU does not support CUDA's forward compatibility, and the libraries of a newer driver are found "
+            "first (CUDA error 804)"
+        ),
+        (
+            "`ldconfig -p | grep libcuda.so.1` shows them: remove the package `cuda-compat`, and its folder from "
+            "LD_LIBRARY_PATH, or install NVIDIA's driver, 580 or newer"
+        ),
+    ),
+    (
+        FakeDriver(runtime=999),
+        "NVIDIA's driver cannot start CUDA, for an unknown reason (CUDA error 999)",
+        "load its kernel module for CUDA: `sudo modprobe nvidia_uvm` (after a suspend, `sudo rmmod nvidia_uvm` first)",
     ),
     (
         FakeDriver(starts=7777),
@@ -266,6 +290,57 @@ def test_gpus_that_the_wheel_has_code_for(
     driver = FakeDriver(gpus=[FakeGpu("GPU", capability)])
 
     assert (cuda_problem(FakeOnnxruntime(), driver.load) is None) is runs
+
+
+@pytest.mark.parametrize(
+    ("packages", "from_index", "known"),
+    [
+        ({"onnxruntime-gpu": "1.30.0"}, True, True),
+        ({"onnxruntime-gpu": "1.31.1"}, True, True),
+        ({"onnxruntime-gpu": "1.32.0"}, True, False),
+        ({"onnxruntime-gpu": "1.310.0"}, True, False),
+        ({"ort-nightly-gpu": "1.31.1"}, True, False),
+        # NVIDIA's own build, for a board.
+        ({"onnxruntime-gpu": "1.31.1"}, False, False),
+    ],
+)
+def test_a_gpu_that_another_wheel_may_have_code_for_is_tried(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packages: dict[str, str],
+    from_index: bool,  # noqa: FBT001
+    known: bool,  # noqa: FBT001
+) -> None:
+    """And what the session says is reported: `no kernel image`."""
+    module = FakeOnnxruntime(refusal=Fail("CUDA failure 209: no kernel image is available ; GPU=0"))
+    use(monkeypatch, module, FakeDriver(gpus=[FakeGpu("GPU", (10, 0))]), packages=packages)
+    monkeypatch.setattr("ortkit.runtime.session.cuda.is_from_index", lambda _: from_index)
+
+    message, _ = refused(path)
+
+    assert ("it has code for 7.5" in message) is known
+    assert ("has no code for this GPU (CUDA error 209)" in message) is not known
+    assert (module.opened == []) is known
+
+
+@pytest.mark.parametrize(
+    ("tag", "published"), [("manylinux_2_28_x86_64", True), ("linux_aarch64", False), (None, False)]
+)
+def test_a_wheel_of_the_package_index(
+    monkeypatch: pytest.MonkeyPatch,
+    tag: str | None,
+    published: bool,  # noqa: FBT001
+) -> None:
+    from importlib import metadata
+
+    def distribution(name: str) -> Any:
+        if tag is None:
+            raise metadata.PackageNotFoundError(name)
+        return SimpleNamespace(read_text=lambda _: f"Wheel-Version: 1.0\nTag: cp312-cp312-{tag}\n")
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+
+    assert is_from_index("onnxruntime-gpu") is published
 
 
 def test_a_newer_driver_and_the_gpus_it_lists() -> None:
@@ -527,6 +602,11 @@ def memory_error(run: Callable[[], object]) -> OrtkitError:
     return caught.value
 
 
+ARENA = (
+    "Non-zero status code returned while running MatMul node. Name:'' Status Message: /onnxruntime/core/framework/"
+    "bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Available memory of 1 is smaller "
+    "than requested bytes of 2"
+)
 GPU_HINT = "raise `max_memory` (`--max-memory`), or take smaller `batch_tokens`, shorter texts, or fewer bits"
 
 
@@ -534,7 +614,7 @@ def test_an_allocation_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -
     module = FakeOnnxruntime()
     use(monkeypatch, module)
     session = Session(path, replace(CONFIG, max_memory=64 << 20))
-    module.failure = RuntimeException("Available memory of 1 is smaller than requested bytes of 2")
+    module.failure = RuntimeException("Available memory of 1 is smaller than requested bytes of 2\n")
 
     error = memory_error(lambda: session.empty((1 << 20, 32), np.float32))
 
@@ -548,12 +628,18 @@ def test_an_allocation_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("error", "max_memory", "free", "expected"),
     [
-        (RuntimeException("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
-        (Fail("bfc_arena"), 64 << 20, 20 << 30, OutOfMemoryError),
-        (Fail("bfc_arena"), None, 30 << 20, OutOfMemoryError),
-        (Fail("a kernel"), None, 20 << 30, BundleError),
-        (RuntimeException("bfc_arena"), None, 30 << 20, OutOfMemoryError),
-        (RuntimeException("a shape"), None, 20 << 30, BundleError),
+        (RuntimeException(ARENA), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail(ARENA), 64 << 20, 20 << 30, OutOfMemoryError),
+        (Fail(ARENA), None, 20 << 30, OutOfMemoryError),
+        (Fail("CUDA failure 2: out of memory ; GPU=0"), None, 20 << 30, OutOfMemoryError),
+        (Fail("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"), None, 20 << 30, OutOfMemoryError),
+        (Fail("cuDNN failure: no workspace"), None, 30 << 20, OutOfMemoryError),
+        # Only allocations fail for want of memory, within a limit too.
+        (Fail("a kernel"), 64 << 20, 20 << 30, BundleError),
+        (RuntimeException("a shape"), 64 << 20, 20 << 30, BundleError),
+        (Fail("CUDA failure 700: an illegal memory access was encountered ; GPU=0"), 64 << 20, 30 << 20, BundleError),
+        (Fail("CUBLAS failure 2: of cuBLAS ; GPU=0"), 64 << 20, 20 << 30, BundleError),
+        (ValueError(ARENA), 64 << 20, 20 << 30, BundleError),
         (ValueError("Required inputs are missing"), 64 << 20, 20 << 30, BundleError),
         (ValueError("Required inputs are missing"), None, 30 << 20, BundleError),
     ],
@@ -566,7 +652,7 @@ def test_a_run_that_fails_for_want_of_gpu_memory(
     free: int,
     expected: type[OrtkitError],
 ) -> None:
-    """By the class of the exception, the limit, and what is free on the GPU; never by the text."""
+    """By the class of the exception, and the code of CUDA or the arena that its text names (`cuda_errors.py`)."""
     module, driver = FakeOnnxruntime(), FakeDriver()
     use(monkeypatch, module, driver)
     session = Session(path, replace(CONFIG, max_memory=max_memory))
@@ -585,12 +671,12 @@ def test_a_run_that_fails_for_want_of_gpu_memory(
 
 
 @pytest.mark.parametrize(
-    ("needed", "expected"), [(60 << 20, BundleError), (70 << 20, OutOfMemoryError), (21 << 30, OutOfMemoryError)]
+    ("needed", "expected"), [(60 << 20, BundleError), (70 << 20, BundleError), (21 << 30, OutOfMemoryError)]
 )
 def test_a_graph_that_cannot_be_opened_within_a_limit(
     monkeypatch: pytest.MonkeyPatch, needed: int, expected: type[OrtkitError]
 ) -> None:
-    """A general failure of opening is one of memory only where the weights come near the limit."""
+    """A general failure of opening is one of memory only where the GPU has no room for the weights."""
     use(monkeypatch, FakeOnnxruntime())
 
     found = gpu_failure(Path("model.onnx"), "open", Fail("no such operator"), needed=needed, max_memory=64 << 20)
@@ -615,6 +701,36 @@ def test_weights_that_do_not_fit_are_not_loaded(
 
     assert error.message == f"the weights of `{path}` {message}"
     assert module.opened == []
+
+
+STATES = {
+    35: "NVIDIA's driver is too old for the CUDA that onnxruntime is built for",
+    100: "NVIDIA's driver finds no GPU",
+    209: "onnxruntime has no code for this GPU",
+    803: "the kernel's part of NVIDIA's driver and its libraries are of different versions",
+    804: "this GPU does not support CUDA's forward compatibility, and the libraries of a newer driver are found first",
+    999: "NVIDIA's driver cannot start CUDA, for an unknown reason",
+}
+
+
+@pytest.mark.parametrize("code", STATES)
+def test_what_onnxruntime_says_of_the_machine(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Where nothing was found to be missing: in opening, in a run, and in an allocation, within a limit too."""
+    module, error = FakeOnnxruntime(), Fail(f"CUDA failure {code}: what CUDA says ; GPU=0 ; hostname=box ; line=9")
+    use(monkeypatch, module)
+    session = Session(path, replace(CONFIG, max_memory=64 << 20))
+    module.failure = module.refusal = error
+
+    for fails in (
+        lambda: Session(path, CONFIG),
+        lambda: session.run({"x": np.ones((1, 4), np.float32)}),
+        lambda: session.empty((1, 4), np.float32),
+    ):
+        with pytest.raises(ProviderError) as caught:
+            fails()
+        assert caught.value.message == f"`cuda` is not available: {STATES[code]} (CUDA error {code})"
+        assert caught.value.hint
+        assert caught.value.exit_code == 8
 
 
 @pytest.mark.parametrize("provider", [Provider.CPU, Provider.COREML])

@@ -28,7 +28,6 @@ ENCODER = SessionConfig(Provider.CUDA, ("input_ids", "positions"))
 def test_cuda_encoder() -> None:
     assert cuda_request(onnxruntime, ENCODER) == Request(
         options={
-            "device_id": "0",
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": "0",
             "do_copy_in_default_stream": "1",
@@ -55,7 +54,6 @@ def test_cuda_decoder_with_compact_blocks_and_a_limit() -> None:
     request = cuda_request(onnxruntime, config)
 
     assert request.options == {
-        "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
         "gpu_mem_limit": "3221225472",
         "use_tf32": "0",
@@ -150,6 +148,15 @@ def test_the_providers_that_are_named(provider: Provider, named: list[object]) -
     request = Request(options=given, cpu_beside=provider is Provider.COREML)
 
     assert PROVIDERS[provider].select(onnxruntime, None, request) == named
+
+
+def test_a_gpu_shares_its_weights_whatever_the_threads(tiny: Bundle) -> None:
+    """A session is shared by its config, and threads of the CPU compute nothing there."""
+    on_cuda = Bundle(tiny.path, dataclasses.replace(tiny.manifest, provider=Provider.CUDA, layout=Layout.TEXTS_FIRST))
+
+    assert SessionConfig.of(on_cuda, threads=2) == SessionConfig.of(on_cuda, threads=16)
+    assert SessionConfig.of(on_cuda, threads=2) != SessionConfig.of(on_cuda)
+    assert SessionConfig.of(tiny, threads=2) != SessionConfig.of(tiny, threads=16)
 
 
 @pytest.mark.parametrize(
