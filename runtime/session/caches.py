@@ -7,9 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache_folder import cache_folder
 from ..errors import OutputError
 from ..output_path import bundles_folder
-from .model_cache import CHECKED, COMPILED, cache_folder
+from .model_cache import CHECKED, COMPILED
 
 _CHECKPOINTS = "checkpoints"
 """The folder that `exporters/checkpoint/wheel.py` downloads to."""

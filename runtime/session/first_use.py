@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Provider
+from ..cache_folder import cache_folder, usable_folder
 from ..errors import BundleError, ProviderError
 from ..version import __version__
-from .model_cache import CHECKED, cache_folder, usable_folder
+from .model_cache import CHECKED
 from .onnxruntime_import import load_onnxruntime
 from .providers import PROVIDERS
 from .tolerance import DisagreementError, hint_for
