@@ -39,7 +39,7 @@ _COLORS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yello
 def doctor(
     context: click.Context, *, bundles: Sequence[str], quick: bool, time_limit: float | None, as_json: bool
 ) -> None:
-    """Check this machine, the installation and bundles, and say what to do about what is wrong.
+    """Check this machine, the installation and bundles, and say what to do.
 
     Each finding is ok, a note, a warning or an error, says why it matters and what to type. The exit code is that of
     the first error, 0 without one. With BUNDLE, its files are hashed, what it needs is compared with what is here, and
