@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ForwardRef, SupportsIndex, TypeVar
@@ -40,6 +41,18 @@ def checked_path(path: object, name: str) -> Path:
     if not os.fspath(path):
         raise InputError(f"`{name}` is an empty path")
     return Path(path)
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def size_of(text: str, name: str) -> int:
+    """Return the bytes of a size such as `500M` or `4G`; raises InputError for anything else."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:I?B)?", text.strip().upper(), re.ASCII)
+    size = int(float(found[1]) * _UNITS[found[2]]) if found is not None else 0
+    if not 0 < size < 1 << 63:
+        raise InputError(f"`{name}` must be a size such as 500M or 4G, not `{text}`")
+    return size
 
 
 def checked_keywords(options: Mapping[str, Any], known: type) -> dict[str, Any]:

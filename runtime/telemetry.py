@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-_SWITCHES = {
+SWITCHES = {
     # onnxruntime since 1.29 sends events to its vendor unless this is set before the library loads.
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -22,7 +22,7 @@ class TelemetryWarning(UserWarning):
 def switch_off() -> None:
     """Set the switches for this process and its children; warn if onnxruntime was loaded before without them."""
     late = "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"
-    os.environ.update(_SWITCHES)
+    os.environ.update(SWITCHES)
     if late:
         warnings.warn(
             "onnxruntime was imported before ortkit and may send telemetry: import ortkit first, "

@@ -196,11 +196,11 @@ def limit_memory(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
-def model_of(bundle: Bundle) -> Decoder | Embedder | Reranker:
-    """Open a bundle with the class for its kind."""
+def model_of(bundle: Bundle, *, max_memory: int | None = None) -> Decoder | Embedder | Reranker:
+    """Open a bundle with the class for its kind; `max_memory` as there."""
     kinds: dict[Kind, type[Decoder | Embedder | Reranker]] = {
         Kind.DECODER: Decoder,
         Kind.EMBEDDER: Embedder,
         Kind.RERANKER: Reranker,
     }
-    return kinds[bundle.manifest.kind](bundle)
+    return kinds[bundle.manifest.kind](bundle, max_memory=max_memory)

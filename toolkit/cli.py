@@ -24,6 +24,7 @@ from .commands import (
     cache,
     catalog,
     chat,
+    doctor,
     embed,
     export,
     generate,
@@ -102,7 +103,7 @@ cli.add_under("Hugging Face Hub", catalog.models, hub.login, hub.whoami, hub.log
 cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
 cli.add_under("Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign, wheelhouse.wheelhouse, kit.kit)
-cli.add_under("This machine", providers.providers, bench.bench, cache.cache)
+cli.add_under("This machine", doctor.doctor, providers.providers, bench.bench, cache.cache)
 cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
 
 

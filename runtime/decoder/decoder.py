@@ -19,8 +19,10 @@ from ..session.closing import Closable
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.first_use import check_first_use
+from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
+from ..session.opening import check_opening
 from ..text.chat_template import ChatTemplate
 from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import EXAMPLE, Messages, messages_of
@@ -29,6 +31,7 @@ from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from . import prompt_cache as saved_cache
 from .cache_memory import memory_of
+from .cache_room import CacheRoom
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .golden import compare_answers, golden_answers
@@ -58,6 +61,8 @@ class DecoderPlan:
     """Limit of prompt and answer together, in tokens."""
     fits: int
     """Number of tokens that there is memory for now, at most `context`."""
+    max_memory: int | None
+    """Limit on the memory, in bytes; None without one."""
     provider: Provider
     onnxruntime: str
     """Its version."""
@@ -112,8 +117,10 @@ class Decoder(Closable):
 
         `threads` is the number of threads of each matmul, by default one for each usable CPU core. `context` limits
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
-        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
-        damaged bundle, WrongKindError, InputError, ProviderError and OutOfMemoryError.
+        `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
+        environment variable ORTKIT_MAX_MEMORY, or none. `plan.fits` says how many tokens fit; answers do not change.
+        Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
+        OutOfMemoryError.
         """
         self.bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
         check_kind(self.bundle, Kind.DECODER)
@@ -147,9 +154,15 @@ class Decoder(Closable):
         self.threads = threads or self._cores.usable
         """Number of threads of each matmul."""
         check_requirements(self.bundle)
+        self.max_memory = max_memory_of(max_memory)
+        """Limit on the memory, in bytes: of the process on the CPU, of the model on a GPU; None without one."""
+        on_cpu = self.bundle.provider is Provider.CPU
+        limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
+        config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
+        if limit is not None:
+            check_opening(limit, self.bundle, config)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=max_memory)
         self.session = shared_session(self.bundle.file(GRAPH), config)
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
@@ -158,6 +171,12 @@ class Decoder(Closable):
         """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
         """Largest number of tokens in one run of the prefill."""
+        self._room: CacheRoom | None = None
+        if limit is not None:
+            self._room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
+            self.run_tokens = self._room.run_tokens
+            if context is not None:
+                self._room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
 
     def _compare_golden(self) -> None:
@@ -176,7 +195,15 @@ class Decoder(Closable):
     def plan(self) -> DecoderPlan:
         """How this model runs on this machine."""
         fits = self.new_cache().largest_that_fits()
-        return DecoderPlan(self.threads, self._cores, self.context, fits, self.session.provider, onnxruntime_version())
+        return DecoderPlan(
+            threads=self.threads,
+            cores=self._cores,
+            context=self.context,
+            fits=fits,
+            max_memory=self.max_memory,
+            provider=self.session.provider,
+            onnxruntime=onnxruntime_version(),
+        )
 
     @shows_keywords(GenerationOptions)
     def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
@@ -292,6 +319,8 @@ class Decoder(Closable):
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""
+        if self._room is not None:
+            return self._room.new_cache(self._identity, self.context)
         memory = memory_of(self.session)
         return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,17 +68,23 @@ class KVCache:
         limit: int | None = None,
         memory: CacheMemory | None = None,
         available: Callable[[], int | None] | None = None,
+        remedy: Callable[[int], str] | None = None,
+        growing: AbstractContextManager[object] | None = None,
     ) -> None:
         """Make an empty cache for at most `limit` tokens, by default the model's context.
 
         `identity` is `identity_of` the bundle, since a cache is valid for one model only. `memory` has the buffers, by
-        default the process's own. `available` returns the free memory in bytes, by default that of `memory`.
+        default the process's own. `available` returns the free memory in bytes, by default that of `memory`. `remedy`
+        says how to get so many bytes more, by default to free memory. `growing` is held while the cache grows: the
+        lock of caches that share a room.
         """
         self.facts = facts
         self.identity = identity
         self.limit = facts.context_length if limit is None else limit
         self.memory = memory or HostMemory()
         self.available = available or self.memory.available
+        self.remedy = remedy or _free_memory
+        self._growing = growing or nullcontext()
         self.ids: list[int] = []
         self.turn = 0
         """Counts the answers that used the cache: the last one may go on."""
@@ -133,7 +140,7 @@ class KVCache:
             needed = tokens * token_size(self.facts)
             raise OutOfMemoryError(
                 f"the KV cache of {tokens} tokens takes {mebibytes(needed)}, and there is memory for {largest} tokens",
-                hint=_hint_for(largest, prompt),
+                hint=_hint_for(largest, prompt, self.remedy((tokens - largest) * token_size(self.facts))),
             )
 
     def reserve(self, tokens: int) -> None:
@@ -144,6 +151,10 @@ class KVCache:
         """
         if tokens <= self.capacity:
             return
+        with self._growing:
+            self._grow(tokens)
+
+    def _grow(self, tokens: int) -> None:
         self.check(tokens)
         capacity = max(self.capacity, FIRST_CAPACITY)
         while capacity < tokens:
@@ -194,7 +205,7 @@ class KVCache:
             return
         ids, held = self.ids, [content[:, :, : self.length].copy() for content in self.contents()]
         self._drop()
-        self.memory, self.available = memory, memory.available
+        self.memory, self.available, self.remedy = memory, memory.available, _free_memory
         if ids:
             self.reserve(len(ids))
             for content, kept in zip(self.filled(), held, strict=True):
@@ -202,13 +213,17 @@ class KVCache:
             self.ids = ids
 
 
-def _hint_for(largest: int, prompt: int) -> str:
+def _free_memory(_missing: int) -> str:
+    return "free memory"
+
+
+def _hint_for(largest: int, prompt: int, remedy: str) -> str:
     """The hint where there is memory for so many tokens: a shorter answer or, if that is not enough, prompt."""
     if largest < 2:
-        return "free memory or raise the limit on it, or run on a machine that has more"
+        return f"{remedy} or raise the limit on it, or run on a machine that has more"
     if largest > prompt:
-        return f"free memory, or ask for at most {largest - prompt} tokens (`max_tokens`)"
-    return f"free memory, or shorten the prompt to fewer than {largest} tokens"
+        return f"{remedy}, or ask for at most {largest - prompt} tokens (`max_tokens`)"
+    return f"{remedy}, or shorten the prompt to fewer than {largest} tokens"
 
 
 def token_size(facts: DecoderFacts) -> int:

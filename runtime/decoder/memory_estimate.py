@@ -20,8 +20,10 @@ tokens, 397 after 4,000 and 583 after 8,000 (two threads, Linux), and the estima
 _WORKING = 26
 """Bytes that a run takes for each of its tokens and each unit of a layer's width, which is taken to be the square root
 of a layer's number of weights. Measured on layers of Mistral-7B's shape."""
-_LARGEST_RUN, _SMALLEST_RUN = 512, 64
+_LARGEST_RUN, SMALLEST_RUN = 512, 64
 """Tokens of a prompt in one run: more would not be faster, and fewer slower."""
+_LOGITS = 8
+"""Rows of logits: those of a run, of a short draft, and copies for sampling."""
 _RUN_BYTES = 64 << 20
 """Bytes that one run should take at most."""
 
@@ -64,7 +66,15 @@ def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:
         return _LARGEST_RUN
     # The manifest of a draft bundle lists no files yet.
     most = _RUN_BYTES / (_WORKING * max(1.0, _size_of_layers(manifest, facts)))
-    return int(min(_LARGEST_RUN, max(_SMALLEST_RUN, 2 ** math.floor(math.log2(most)))))
+    return int(min(_LARGEST_RUN, max(SMALLEST_RUN, 2 ** math.floor(math.log2(most)))))
+
+
+def run_size(manifest: Manifest, facts: DecoderFacts, tokens: int) -> int:
+    """Bytes that a run of so many tokens takes: activations, and the logits of a few positions.
+
+    For small models it is up to a third more than _WORKING says (SmolLM2-135M: 36 MiB for 512 tokens instead of 28).
+    """
+    return round(1.5 * _WORKING * max(1.0, _size_of_layers(manifest, facts)) * tokens) + _LOGITS * 4 * facts.vocabulary
 
 
 def _weights_size(manifest: Manifest) -> int:

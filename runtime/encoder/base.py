@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -21,13 +22,17 @@ from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import Int8Arithmetic
 from ..session.first_use import check_first_use
+from ..session.memory_limit import MemoryLimit, max_memory_of, trim
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_buckets, shared_session
+from ..session.opening import check_opening, size_of_graph, smaller
 from ..session.session import Session
 from ..session.tolerance import as_disagreement
+from ..text.safe_tokenizer import SafeTokenizer
 from .batching import TokenBudget, batches
 from .buckets import PADDED_TOKENS, Bucket, BucketChoice
 from .golden import compare_outputs, shortest
+from .run_memory import SMALLEST, RunCost, RunMemory, estimated_width
 
 Item = TypeVar("Item")
 
@@ -39,6 +44,10 @@ CHUNK = 1024
 """Texts that a stream embeds before it yields their embeddings."""
 CHUNK_CHARACTERS = 1 << 22
 """Characters at which a chunk of a stream ends early, to bound the memory for long texts."""
+_BYTES_PER_CHARACTER = 8
+"""Memory of a chunk for each of its characters: the text, and the ids of its tokens."""
+_TEXTS_SHARE = 8
+"""The texts of a chunk, and their tokenizer, take this part each of what a limit leaves; runs take the rest."""
 
 
 class TruncationWarning(UserWarning):
@@ -64,6 +73,10 @@ class Plan:
     """How int8 matmuls run; None for a graph that has none."""
     buckets: Buckets | None = None
     """The fixed shapes to which batches are padded; None where they are not padded."""
+    max_memory: int | None = None
+    """Limit on the memory, in bytes; None without one."""
+    fits: int | None = None
+    """Tokens of the longest text that there is room for within the limit; None without one, and on a GPU."""
 
 
 class Encoder:
@@ -93,6 +106,11 @@ class Encoder:
                 f"`{self.bundle.path}` expects the inputs {list(manifest.inputs)}; supported: {supported}"
             )
         check_requirements(self.bundle)
+        self.max_memory = max_memory_of(max_memory)
+        """Limit on the memory, in bytes: of the process on the CPU, of the model on a GPU; None without one."""
+        self.chunk_characters = CHUNK_CHARACTERS
+        """Characters at which a chunk of a stream ends early, to bound the memory for long texts."""
+        self._runs: RunMemory | None = None
         self._cores = find_cores()
         self._buckets = BucketChoice.of(self.bundle)
         batching = batching_for(self.bundle.provider, self._cores, padded=self._buckets is not None)
@@ -100,7 +118,12 @@ class Encoder:
         """Number of batches that run at once."""
         self.batch_tokens = batching.tokens
         """Default number of tokens in one run of the graph."""
-        self.session = self._open_session(SessionConfig.of(self.bundle, max_memory=max_memory))
+        on_cpu = self.bundle.provider is Provider.CPU
+        config = SessionConfig.of(self.bundle, max_memory=None if on_cpu else self.max_memory)
+        self._limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
+        if self._limit is not None:
+            check_opening(self._limit, self.bundle, config)
+        self.session = self._open_session(config)
         self._budget = TokenBudget()
         self._compared: set[Bucket | None] = set()
         """Buckets in which a golden text was compared; None for a graph without buckets."""
@@ -113,6 +136,40 @@ class Encoder:
             return shared_session(graph, config)
         # It has what encoders use of a session.
         return cast("Session", shared_buckets(graph, config, buckets))
+
+    def _bound_memory(self, tokenizer: SafeTokenizer, width: int | None) -> None:
+        """Divide what the limit leaves between texts and runs, once everything is open.
+
+        `width` is that of the hidden states, None where it is not known. Raises OutOfMemoryError where not even a short
+        text fits.
+        """
+        if self._limit is None:
+            return
+        trim()
+        left = self._limit.left()
+        # Characters of a chunk, its tokenizer's call, and runs: what one takes is not returned before the others.
+        chunk = left // _TEXTS_SHARE
+        texts = chunk + tokenizer.limit_memory(left // _TEXTS_SHARE)
+        vocabulary = tokenizer.tokenizer.get_vocab_size()
+        cost = RunCost(width or estimated_width(self.bundle.manifest, size_of_graph(self.bundle), vocabulary))
+        needed = texts + cost.of(1, SMALLEST)
+        self._limit.check(needed, f"a short text with `{self.bundle.path}`", instead=smaller(self.bundle))
+        self._runs = RunMemory(self._limit, left - texts, cost)
+        self.batch_tokens = min(self.batch_tokens, self._runs.largest)
+        self.chunk_characters = min(CHUNK_CHARACTERS, max(1, chunk // _BYTES_PER_CHARACTER))
+
+    def _check_memory(self, lengths: Iterable[int], name: str, before: int) -> None:
+        """Raise OutOfMemoryError for the first text that does not fit within the limit, before any runs."""
+        if self._runs is None:
+            return
+        largest = self._runs.largest
+        for index, tokens in enumerate(lengths, before):
+            if tokens > largest:
+                self._runs.check(tokens, f"{name} {index}")
+
+    def _reserved(self, texts: int, tokens: int) -> AbstractContextManager[None]:
+        """Hold the memory of a run within the limit."""
+        return nullcontext() if self._runs is None else self._runs.reserved(texts, tokens)
 
     def _batches(self, items: Iterable[Item], batch_tokens: int, *, length: Callable[[Item], int]) -> list[list[Item]]:
         """Group items into batches of one length, or into batches that fit a bucket."""
@@ -150,7 +207,10 @@ class Encoder:
 
     def _checked_batch_tokens(self, batch_tokens: int | None) -> int:
         """The number of tokens in one run of the graph; raises InputError for one that is not valid."""
-        return self.batch_tokens if batch_tokens is None else checked_integer(batch_tokens, "batch_tokens")
+        if batch_tokens is None:
+            return self.batch_tokens
+        checked = checked_integer(batch_tokens, "batch_tokens")
+        return checked if self._runs is None else min(checked, self._runs.largest)
 
     @property
     def plan(self) -> Plan:
@@ -164,6 +224,8 @@ class Encoder:
             disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
             buckets=self.bundle.manifest.buckets,
+            max_memory=self.max_memory,
+            fits=None if self._runs is None else min(self._runs.largest, self.max_length),
         )
 
 

@@ -19,7 +19,7 @@ from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
-from .base import CHUNK, CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
+from .base import CHUNK, Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
 from .buckets import Bucket
 from .dense import Dense, width_before
@@ -71,8 +71,10 @@ class Embedder(Encoder, Closable):
     ) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one per usable CPU core or GPU.
 
-        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
-        damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
+        `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
+        environment variable ORTKIT_MAX_MEMORY, or none. Batches become smaller; what does not fit is refused before it
+        runs, and results do not change. Raises NotFoundError, BundleError for a damaged bundle, WrongKindError,
+        ProviderError and OutOfMemoryError.
         """
         super().__init__(bundle, kind=Kind.EMBEDDER, inputs=(INPUT_IDS,), workers=workers, max_memory=max_memory)
         manifest = self.bundle.manifest
@@ -92,6 +94,7 @@ class Embedder(Encoder, Closable):
             )
         if self.session.width is not None:
             self._check_width(self.session.width)
+        self._bound_memory(self.tokenizer.tokenizer, self._width)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @shows_keywords(EmbedOptions)
@@ -186,7 +189,7 @@ class Embedder(Encoder, Closable):
         _check_texts(texts, "texts")
         chunk = checked_integer(chunk, "chunk")
         chosen = self._checked_options(self._prefix(prompt), options)
-        chunks = in_chunks(texts, chunk, size=characters, most=CHUNK_CHARACTERS)
+        chunks = in_chunks(texts, chunk, size=characters, most=self.chunk_characters)
         return (self._run(some, chosen, before=before) for before, some in numbered(chunks))
 
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
@@ -283,6 +286,7 @@ class Embedder(Encoder, Closable):
         _refuse_empty(tokenized, before)
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
+        self._check_memory((max(map(len, text.chunks)) for text in tokenized), "text", before)
         groups = self._batches(results.rows(tokenized), options.batch_tokens, length=_tokens_of)
         run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
         return results.embeddings()
@@ -310,9 +314,10 @@ class Embedder(Encoder, Closable):
         """The token embeddings (tokens, texts, width) of token ids (texts, tokens)."""
         texts, tokens = ids.shape
         feeds = graph_feeds({INPUT_IDS: ids}, self.bundle.manifest)
-        if self.bundle.manifest.layout is Layout.TOKENS_FIRST:
-            return self.session.run(feeds, (tokens, texts, None))
-        return self.session.run(feeds, (texts, tokens, None)).swapaxes(0, 1)
+        with self._reserved(texts, tokens):
+            if self.bundle.manifest.layout is Layout.TOKENS_FIRST:
+                return self.session.run(feeds, (tokens, texts, None))
+            return self.session.run(feeds, (texts, tokens, None)).swapaxes(0, 1)
 
     def _refuse_long(self, tokenized: Sequence[TokenizedText], before: int) -> None:
         long = tuple(index for index, text in enumerate(tokenized) if text.dropped)

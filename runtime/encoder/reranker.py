@@ -21,7 +21,7 @@ from ..errors import BundleError, InputError, TextError, TextTooLongError
 from ..session.closing import Closable
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
-from .base import CHUNK_CHARACTERS, Encoder, TruncationWarning, characters, graph_feeds
+from .base import Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
 from .buckets import Bucket
 from .golden import pair_of
@@ -67,8 +67,10 @@ class Reranker(Encoder, Closable):
     ) -> None:
         """Open a bundle; `workers` is how many batches run at once, by default one per usable CPU core or GPU.
 
-        `max_memory` limits the GPU memory of a bundle for CUDA, in bytes. Raises NotFoundError, BundleError for a
-        damaged bundle, WrongKindError, ProviderError and OutOfMemoryError.
+        `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
+        environment variable ORTKIT_MAX_MEMORY, or none. Batches become smaller; what does not fit is refused before it
+        runs, and scores do not change. Raises NotFoundError, BundleError for a damaged bundle, WrongKindError,
+        ProviderError and OutOfMemoryError.
         """
         super().__init__(
             bundle,
@@ -85,6 +87,7 @@ class Reranker(Encoder, Closable):
         self.tokenizer = PairTokenizer(
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
+        self._bound_memory(self.tokenizer.tokenizer, None)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @shows_keywords(RankOptions)
@@ -216,7 +219,7 @@ class Reranker(Encoder, Closable):
         _check_pairs(pairs)
         chunk = checked_integer(chunk, "chunk")
         long, batch_tokens = self._checked_options(options)
-        chunks = in_chunks(pairs, chunk, size=_characters_of, most=CHUNK_CHARACTERS)
+        chunks = in_chunks(pairs, chunk, size=_characters_of, most=self.chunk_characters)
         return (self._run(some, long, batch_tokens, progress, before=before) for before, some in numbered(chunks))
 
     def _run(
@@ -240,6 +243,7 @@ class Reranker(Encoder, Closable):
         _refuse_empty(tokenized, before)
         if long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
+        self._check_memory((len(pair.ids) for pair in tokenized), "pair", before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run_batch(batch: list[int]) -> None:
@@ -273,7 +277,8 @@ class Reranker(Encoder, Closable):
         labels = len(self.facts.labels)
         if self._buckets is None:
             feeds = graph_feeds(self.tokenizer.feeds(batch), self.bundle.manifest)
-            return self.session.run(feeds, (len(batch), labels))
+            with self._reserved(len(batch), len(batch[0].ids)):
+                return self.session.run(feeds, (len(batch), labels))
         padded = self._buckets.pad([self.tokenizer.feeds([pair]) for pair in batch], least=bucket or (1, 1))
         if bucket is None:
             self._compare_first_use(padded.bucket)

@@ -10,6 +10,8 @@ from pathlib import Path
 MEMBERSHIP = Path("/proc/self/cgroup")
 ROOT = Path("/sys/fs/cgroup")
 """Linux's files for the control groups of this process."""
+_ANY_CONTROLLER = ""
+"""The name in /proc/self/cgroup for version 2, whose groups have all controllers."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +54,48 @@ def find_cores() -> Cores:
 def cgroup_quota(membership: Path, root: Path) -> float | None:
     """The smallest CPU quota, in cores, of this process's control group and its parents; None without one.
 
-    Version 2 (`cpu.max`, Linux's cgroup-v2.rst). A container may see its own group as the root, so parents are read
-    even where the group's own folder is not there.
+    A container may see its own group as the root, so parents are read even where the group's own folder is not there.
     """
-    quotas = [quota for folder in control_groups(membership, root) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in control_groups(membership, root, "cpu") if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def control_groups(membership: Path, root: Path) -> Iterator[Path]:
-    """The folders of this process's control group and its parents, innermost first; none on other systems."""
+def control_groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control group and its parents, innermost first; none on other systems.
+
+    Version 2 (Linux's cgroup-v2.rst) has one tree, version 1 (cgroup-v1) one for each controller, below `root` in a
+    folder of its name. Both may be mounted at once.
+    """
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return
     for line in lines:
-        if line.startswith("0::"):
-            group = root / line.removeprefix("0::").lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder == root or root in folder.parents)
+        # Hierarchy, controllers, path (cgroups(7)).
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == _ANY_CONTROLLER and path:
+            top = root
+        elif controller in controllers.split(","):
+            top = root / controller
+        else:
+            continue
+        group = top / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder == top or top in folder.parents)
 
 
 def _quota(folder: Path) -> float | None:
+    """The CPU quota of one control group, in cores; None without one."""
     try:
         limit, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
-        return None
+        return _quota_of_version_1(folder)
     return None if limit == "max" else int(limit) / int(period)
+
+
+def _quota_of_version_1(folder: Path) -> float | None:
+    try:
+        limit, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    # Without a limit the quota is -1.
+    return limit / period if limit > 0 and period > 0 else None

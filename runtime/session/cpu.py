@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 CPUINFO = Path("/proc/cpuinfo")
 _FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
 """Linux's names of the instruction sets that int8 kernels use."""
@@ -62,6 +60,9 @@ def matmuls_overflow(ort: Any) -> bool:
     Kernels for AVX2 and AVX-512 without VNNI add pairs of products in 16 bits, where they saturate. The probe needs no
     table of CPUs and sees what a hypervisor hides. It takes 0.3 ms.
     """
+    # `ortkit doctor` asks for the features where numpy may be broken.
+    import numpy as np  # noqa: PLC0415
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -76,10 +77,16 @@ def matmuls_overflow(ort: Any) -> bool:
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
-    """Those of _FEATURES that Linux reports for the first CPU; shown to people, not used for decisions."""
+    """Those of _FEATURES that the CPU has; shown to people, not used for decisions."""
+    flags = cpu_flags(cpuinfo) or ()
+    return tuple(name for name in _FEATURES if name in flags)
+
+
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str] | None:
+    """All features that Linux reports for the first CPU; None where the system does not say."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return ()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return tuple(name for name in _FEATURES if name in flags)
+        return None
+    found = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if found is None else frozenset(found)

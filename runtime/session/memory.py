@@ -15,7 +15,9 @@ _STATM = Path("/proc/self/statm")
 SPARE = 64 << 20
 """Bytes to leave free for a graph while it runs."""
 MEMORY_HINT = "free memory or raise the limit, or export the model with a precision of fewer bits"
-_RESIDENT, _ADDRESSES = 48 << 20, 160 << 20
+ADDRESS_SPACE = "the limit of `ulimit -v`"
+CONTROL_GROUP = "the memory limit of the control group"
+RESIDENT, _ADDRESSES = 48 << 20, 160 << 20
 """Bytes that numpy, tokenizers and onnxruntime take at least: resident, and of address space (measured on Linux)."""
 
 
@@ -47,12 +49,16 @@ def smallest_limit(
     meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = _STATM
 ) -> Limit | None:
     """The smallest limit; None where the system does not say, as on macOS."""
-    found = [
-        (_free_memory(meminfo), "the system, as MemAvailable"),
-        (_addresses_left(statm), "the limit of `ulimit -v`"),
-    ]
-    found += [(left, "the memory limit of the control group") for left in _group_memory(membership, root)]
-    return min((Limit(left, name) for left, name in found if left is not None), key=lambda one: one.left, default=None)
+    return min(limits_of_memory(meminfo, membership, root, statm), key=lambda one: one.left, default=None)
+
+
+def limits_of_memory(
+    meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, root: Path = ROOT, statm: Path = _STATM
+) -> list[Limit]:
+    """All limits on the memory of this process."""
+    found = [(_free_memory(meminfo), "the system, as MemAvailable"), (_addresses_left(statm), ADDRESS_SPACE)]
+    found += [(left, CONTROL_GROUP) for left in _group_memory(membership, root)]
+    return [Limit(left, name) for left, name in found if left is not None]
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -65,8 +71,8 @@ def check_memory(needed: int, what: str) -> None:
 def check_libraries() -> None:
     """Raise OutOfMemoryError where even the libraries do not fit; importing them would crash."""
     for left, needed, name in (
-        (_addresses_left(_STATM), _ADDRESSES, "the limit of `ulimit -v`"),
-        *((left, _RESIDENT, "the memory limit of the control group") for left in _group_memory(MEMBERSHIP, ROOT)),
+        (_addresses_left(_STATM), _ADDRESSES, ADDRESS_SPACE),
+        *((left, RESIDENT, CONTROL_GROUP) for left in _group_memory(MEMBERSHIP, ROOT)),
     ):
         if left is not None and left < needed:
             raise OutOfMemoryError(
@@ -95,22 +101,34 @@ def _free_memory(meminfo: Path) -> int | None:
 
 
 def _group_memory(membership: Path, root: Path) -> list[int | None]:
-    """Bytes that the control group and each of its parents leave (`memory.max`, `memory.current`: cgroup-v2.rst).
+    """Bytes that the control group and each of its parents leave.
 
     The usage includes the page cache; inactive pages of files are reclaimed before an allocation fails.
     """
-    return [_left(folder) for folder in control_groups(membership, root)]
+    return [_left(folder) for folder in control_groups(membership, root, "memory")]
 
 
 def _left(folder: Path) -> int | None:
     """Bytes that one control group leaves; None without a limit."""
-    try:
-        free = int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(0, free + int(statistics.get("inactive_file", 0)))
-    # Without a limit, `memory.max` says `max`.
-    except (OSError, ValueError):
-        return None
+    for limit, usage, inactive in _FILES:
+        try:
+            free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            left = max(0, free + int(statistics.get(inactive, 0)))
+        # Without a limit, `memory.max` says `max`.
+        except (OSError, ValueError):
+            continue
+        return left if left < _NO_LIMIT else None
+    return None
+
+
+_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, usage and the name of inactive file pages in `memory.stat`, of versions 2 and 1 of control groups."""
+_NO_LIMIT = 1 << 60
+"""Version 1 says a number a little below 2^63 where there is none."""
 
 
 def mebibytes(size: int) -> str:

@@ -32,6 +32,12 @@ def shared_session(path: Path, config: SessionConfig) -> Session:
         return session
 
 
+def is_open(path: Path, config: SessionConfig) -> bool:
+    """Whether `shared_session` would return a session that is open already."""
+    with _OPENING:
+        return (*_files(path), config) in _OPEN
+
+
 def shared_buckets(path: Path, config: SessionConfig, buckets: Buckets) -> BucketSessions:
     """As `shared_session`, for a graph that is opened once for each of its buckets."""
     key = (*_files(path), config, buckets)

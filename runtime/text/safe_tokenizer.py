@@ -27,6 +27,10 @@ PIECE = 1 << 14
 """Characters of a piece of a long text, about."""
 AT_ONCE = 1 << 16
 """Characters of all texts in one call of `tokenizers`, which then takes less than 50 MiB."""
+_BYTES_AT_ONCE = 50 << 20
+"""Those 50 MiB."""
+_FEWEST = 1 << 12
+"""Characters in one call within a limit on the memory: fewer would be slower, and save little."""
 LONGEST = 1 << 20
 """Largest number of characters without a split point."""
 _BYTES = {"Unigram": 128}
@@ -77,6 +81,8 @@ class SafeTokenizer:
         self.name = name
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        self.characters = AT_ONCE
+        """Characters of all texts in one call of `tokenizers`; `limit_memory` lowers it."""
         self.growth = _growth_of(tokenizer)
         if self.growth > _GROWTH:
             raise BundleError(
@@ -121,7 +127,7 @@ class SafeTokenizer:
 
         A long text is tokenized only until there are more than `enough` tokens.
         """
-        if len(text) > PIECE:
+        if len(text) > self._piece:
             return [int(id_) for id_ in self._long_ids(text, keep=None, left=False, enough=enough).ids]
         (found,) = self.encoded([text])
         if isinstance(found, UnreadableError):
@@ -145,7 +151,7 @@ class SafeTokenizer:
         found: dict[int, _Ids] = {}
         short: list[int] = []
         for index, text in enumerate(texts):
-            if len(text) <= PIECE:
+            if len(text) <= self._piece:
                 short.append(index)
                 continue
             try:
@@ -175,7 +181,17 @@ class SafeTokenizer:
     @property
     def _at_once(self) -> int:
         """Characters in one call of `tokenizers`, fewer for a tokenizer that expands texts."""
-        return max(1024, int(AT_ONCE * 4 / max(4.0, self.growth)))
+        return max(1024, int(self.characters * 4 / max(4.0, self.growth)))
+
+    @property
+    def _piece(self) -> int:
+        """Characters from which on a text is tokenized in pieces."""
+        return min(PIECE, self.characters)
+
+    def limit_memory(self, size: int) -> int:
+        """Let a call take at most about `size` bytes; returns how many it takes, at least those for _FEWEST."""
+        self.characters = min(AT_ONCE, max(_FEWEST, size * AT_ONCE // _BYTES_AT_ONCE))
+        return self.characters * _BYTES_AT_ONCE // AT_ONCE
 
     def _long_ids(self, text: str, *, keep: int | None, left: bool, enough: int | None = None) -> _Ids:
         parts: list[NDArray[np.int64]] = []

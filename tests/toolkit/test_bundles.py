@@ -86,6 +86,8 @@ def test_inspect_shows_the_plan_on_this_machine(
         "buckets": None,
         "disabled_optimizers": ["SkipLayerNormFusion"],
         "int8": {"precision_mode": True, "features": ["avx2"]},
+        "max_memory": None,
+        "fits": None,
     }
     del printed["digest"]
     assert printed == json.loads((int8_bundle.path / "manifest.json").read_text())

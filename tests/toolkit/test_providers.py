@@ -196,14 +196,24 @@ def test_a_folder_that_is_not_a_bundle(ortkit: Ortkit, tmp_path: Path) -> None:
     assert "is not a bundle" in finished.err
 
 
-def test_a_limit_for_a_bundle_on_the_cpu(ortkit: Ortkit, embedder: Bundle) -> None:
-    finished = ortkit("embed", embedder.path, "the fox", "--max-memory", "2G")
+def test_a_limit_for_a_bundle_on_the_cpu(ortkit: Ortkit, embedder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It limits the process; the size may come from the environment."""
+    free = ortkit("embed", embedder.path, "the fox")
+    limited = ortkit("embed", embedder.path, "the fox", "--max-memory", "64G")
+    monkeypatch.setenv("ORTKIT_MAX_MEMORY", "1M")
+    refused = ortkit("embed", embedder.path, "the fox")
+    overridden = ortkit("embed", embedder.path, "the fox", "--max-memory", "64G")
+    monkeypatch.setenv("ORTKIT_MAX_MEMORY", "much")
+    wrong = ortkit("embed", embedder.path, "the fox")
 
-    assert finished.code == 2
-    assert finished.err == (
-        "error: `max_memory` limits the memory of a GPU, and the graph is for `cpu`\n\nhint: leave it out; `ulimit -v` "
-        "and control groups limit the memory of a process, and ortkit observes them\n"
+    assert free.out == limited.out == overridden.out
+    assert (free.code, limited.code, overridden.code, refused.code, wrong.code) == (0, 0, 0, 9, 2)
+    assert refused.err.startswith(f"error: opening `{embedder.path}` takes this process to about ")
+    assert "MiB, and `max_memory` is 1 MiB\n\nhint: raise `max_memory` (`--max-memory " in refused.err
+    assert refused.err.endswith(
+        "M`, ORTKIT_MAX_MEMORY), or take a bundle of fewer bits: `ortkit export MODEL --precision int8`\n"
     )
+    assert wrong.err == "error: `ORTKIT_MAX_MEMORY` must be a size such as 500M or 4G, not `much`\n"
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "2X", "much", "1e9", "9999999999T", "1.5.2G", "٣G"])

@@ -13,7 +13,7 @@ import click
 from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Kind, manifest_fields
 from ...runtime.bundle.records import write_record
-from ...runtime.errors import NotFoundError, OrtkitError
+from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
@@ -21,6 +21,7 @@ from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument, bundle_folders, missing_folder, resolve_bundle
 from .descriptions import describe_bundle, describe_decoder_plan, describe_plan
+from .options import max_memory_option
 from .sign import read_trusted, signer_of, trusted_options
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def _print_digests(bundles: Sequence[ListedBundle]) -> None:
     is_flag=True,
     help="Print the manifest as JSON, with the bundle's `digest`, a decoder's `memory`, and `runtime` for --runtime.",
 )
-def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool) -> None:
+@max_memory_option
+def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory: int | None) -> None:
     """Show a bundle's source, size, memory and accuracy.
 
     BUNDLE may also be a pack or kit, which `ortkit pack` and `ortkit kit` write: all that is in it is shown, and --json
@@ -160,19 +162,21 @@ def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool) -> None:
     """
     from .pack_report import inspect_pack, is_pack
 
+    if max_memory is not None and not runtime:
+        raise InputError("`--max-memory` needs `--runtime`, which opens the model", hint="add `--runtime`")
     if sbom and runtime:
         raise click.UsageError("--sbom and --runtime exclude each other")
     if sbom:
         _print_sbom(bundle)
     elif not is_pack(bundle):
-        _inspect_bundle(bundle, runtime=runtime, as_json=as_json)
+        _inspect_bundle(bundle, runtime=runtime, max_memory=max_memory, as_json=as_json)
     elif runtime:
         raise click.UsageError("--runtime needs the folder of a bundle: unpack the pack first")
     else:
         inspect_pack(bundle, as_json=as_json)
 
 
-def _inspect_bundle(bundle: str, *, runtime: bool, as_json: bool) -> None:
+def _inspect_bundle(bundle: str, *, runtime: bool, max_memory: int | None, as_json: bool) -> None:
     from ...runtime.bundle.bundle import Bundle
     from ...runtime.decoder.memory_estimate import footprint_of
 
@@ -181,7 +185,7 @@ def _inspect_bundle(bundle: str, *, runtime: bool, as_json: bool) -> None:
     if runtime:
         from ...runtime.verify import model_of
 
-        plan = model_of(opened).plan
+        plan = model_of(opened, max_memory=max_memory).plan
     if as_json:
         shown = manifest_fields(opened.manifest) | {"digest": opened.digest}
         if opened.manifest.decoder is not None:

@@ -16,6 +16,7 @@ from ..io.texts import refuse_file_path
 from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument
 from .chat_session import ChatSession, OnFull
+from .memory_note import print_what_fits
 from .options import (
     LENGTH_OPTIONS,
     PERFORMANCE_OPTIONS,
@@ -81,6 +82,7 @@ def chat(
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
     decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+    print_what_fits(decoder)
     typed = sys.stdin.isatty()
     session = ChatSession(
         Chat(decoder, system=system),

@@ -29,7 +29,16 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("batches", f"up to {plan.batch_tokens} tokens, {_padding_of(plan)}"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
         *int8,
+        *_limit_of(plan),
     ]
+
+
+def _limit_of(plan: Plan) -> list[tuple[str, str]]:
+    """The limit on the memory in lines."""
+    if plan.max_memory is None:
+        return []
+    fits = "" if plan.fits is None else f"; there is room for texts of {plan.fits} tokens"
+    return [("limit", f"{megabytes(plan.max_memory)}{fits}")]
 
 
 def _padding_of(plan: Plan) -> str:
@@ -48,9 +57,10 @@ def _workers_of(plan: Plan) -> str:
 def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
+    room = "the free memory has" if plan.max_memory is None else f"the limit of {megabytes(plan.max_memory)} has"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
-        ("fits", f"{fits}: the KV cache that the free memory has room for now"),
+        ("fits", f"{fits}: the KV cache that {room} room for now"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),
     ]
 

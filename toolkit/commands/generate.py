@@ -22,6 +22,7 @@ from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import InputOptions, check_argument, refuse_file_name, refuse_file_path
 from ..io.writers import object_to_json
 from .bundle_names import bundle_argument
+from .memory_note import print_what_fits
 from .options import (
     LENGTH_OPTIONS,
     PERFORMANCE_OPTIONS,
@@ -142,6 +143,7 @@ def generate(
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
         decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+        print_what_fits(decoder)
         templated = uses_template(decoder, chat=chat, system=system)
         cache = decoder.load_cache(load_prefix) if load_prefix is not None else decoder.new_cache()
         generator = Generator(decoder, templated, system, options, logprobs or 0, cache)

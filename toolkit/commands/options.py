@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from ...runtime.arguments import size_of
 from ...runtime.errors import InputError
 from ..io.answer_options import META_KEY
 from ..io.input_format import InputFormat, as_typed
@@ -56,23 +56,22 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2
     """A size in bytes, such as `500M` or `4G`."""
 
     name = "size"
-    units: ClassVar = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:I?B)?", str(value).strip().upper(), re.ASCII)
-        size = int(float(found[1]) * self.units[found[2]]) if found is not None else 0
-        if not 0 < size < 1 << 63:
+        try:
+            return size_of(str(value), self.name)
+        except InputError:
             self.fail(f"'{value}' is not a size such as 500M or 4G.", param, ctx)
-        return size
 
 
 max_memory_option = click.option(
     "--max-memory",
     type=Size(),
     metavar="SIZE",
-    help="GPU memory that the model may take, such as 500M or 4G, for bundles for CUDA.  [default: all]",
+    help="Memory that the process may take, such as 500M or 4G; for bundles for CUDA, GPU memory.  "
+    "[default: all; env: ORTKIT_MAX_MEMORY]",
 )
 threads_option = click.option(
     "--threads",

@@ -95,7 +95,7 @@ def embed_records(
 
     With `strict`, the first text that cannot be embedded raises InputError; otherwise it is listed as failed.
     """
-    for chunk in _chunks_of(records):
+    for chunk in _chunks_of(records, characters=run.embedder.chunk_characters):
         vectors, failed, warnings = _embed_chunk(run, chunk, progress=progress.within, strict=strict)
         writer.write(chunk, vectors, failed=failed)
         yield EmbeddedChunk(chunk, failed, warnings)
@@ -162,13 +162,15 @@ def _embed_valid(
                 failed[place] = run.located(error, texts.pop(place).where)
 
 
-def _chunks_of(records: Iterable[Record]) -> Iterator[list[Record]]:
+def _chunks_of(records: Iterable[Record], *, characters: int) -> Iterator[list[Record]]:
     """Yield chunks of records to embed together: 8 at first, then as many as take about a second, up to 1,024.
+
+    A chunk ends early after so many `characters`.
 
     Small chunks show and save progress early, large ones are faster, since a batch holds texts of equal length. When
     `records` raises, the records before are yielded first.
     """
-    from ...runtime.encoder.base import CHUNK, CHUNK_CHARACTERS
+    from ...runtime.encoder.base import CHUNK
 
     count = min(_FIRST_CHUNK, CHUNK)
     chunk: list[Record] = []
@@ -177,7 +179,7 @@ def _chunks_of(records: Iterable[Record]) -> Iterator[list[Record]]:
         for record in records:
             chunk.append(record)
             size += record.size
-            if len(chunk) < count and size < CHUNK_CHARACTERS:
+            if len(chunk) < count and size < characters:
                 continue
             began = time.monotonic()
             yield chunk

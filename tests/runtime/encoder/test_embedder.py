@@ -375,7 +375,7 @@ def test_a_failing_stream_yields_earlier_results_first(embedder: Embedder) -> No
 
 
 def test_a_stream_ends_a_chunk_of_long_texts_early(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.encoder.embedder.CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(embedder, "chunk_characters", 1000)
 
     found = embedder.stream(["word " * 150, "word " * 150, "word " * 150])
 

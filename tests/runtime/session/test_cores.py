@@ -24,6 +24,20 @@ def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
     assert cgroup_quota(membership, root) == 0.5
 
 
+def test_version_1_of_control_groups(tmp_path: Path) -> None:
+    """A tree for each controller; a container may see its own group as the root."""
+    membership = tmp_path / "cgroup"
+    membership.write_text("9:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n")
+    group = tmp_path / "fs/cpu"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text("250000\n")
+    (group / "cpu.cfs_period_us").write_text("100000\n")
+
+    assert cgroup_quota(membership, tmp_path / "fs") == 2.5
+    (group / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cgroup_quota(membership, tmp_path / "fs") is None
+
+
 def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     membership = tmp_path / "cgroup"
     assert cgroup_quota(membership, tmp_path) is None

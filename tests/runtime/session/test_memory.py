@@ -36,6 +36,24 @@ def test_the_tightest_group_on_the_way_up_counts_with_the_pages_that_it_can_give
     assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs") == 0
 
 
+def test_version_1_of_control_groups(tmp_path: Path) -> None:
+    """A tree for each controller; a number of its own says that there is no limit."""
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "cgroup").write_text("9:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n1:name=systemd:/docker/ab\n")
+    group = tmp_path / "fs/memory/docker/ab"
+    group.mkdir(parents=True)
+    for name, content in {
+        "memory.limit_in_bytes": "900000\n",
+        "memory.usage_in_bytes": "700000\n",
+        "memory.stat": "cache 5\ninactive_file 1\ntotal_inactive_file 100000\n",
+    }.items():
+        (group / name).write_text(content)
+
+    assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs") == 300_000
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs") == 2_000_000 * 1024
+
+
 def test_a_system_that_does_not_say(tmp_path: Path) -> None:
     assert available_memory(tmp_path / "none", tmp_path / "none", tmp_path) is None
 

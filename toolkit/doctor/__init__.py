@@ -1,0 +1,1 @@
+"""Checks of an appliance before a model runs on it: `ortkit doctor`."""
