@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,12 +304,12 @@ def test_a_signature_that_is_not_a_regular_file(bundle: Path, kind: str) -> None
         (target / "file").write_text("")
     else:
         target.write_bytes(b"")
-        os.truncate(target, (1 << 22) + 1)
+        os.truncate(target, (1 << 21) + 1)
 
     problems = {
         "link": "is a link or not a regular file",
         "folder": "holds `model.sig/file`, which its manifest does not list",
-        "large": "has 4194305 bytes; the limit is 4194304",
+        "large": "has 2097153 bytes; the limit is 2097152",
     }
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle)
@@ -450,6 +451,7 @@ def test_a_record_that_is_damaged_is_not_ignored(policy: Callable[[str], Path], 
 
 COUNT_UP = """
 import sys
+import tomllib
 from pathlib import Path
 from ortkit.runtime.bundle.releases import Releases
 for release in range(1, 21):
@@ -466,3 +468,16 @@ def test_several_processes_record_at_once(tmp_path: Path) -> None:
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert json.loads(path.read_text()) == {"releases": dict.fromkeys(names, 20)}
     assert sorted(one.name for one in path.parent.iterdir()) == [".releases.json.lock", "releases.json"]
+
+
+def test_the_policy_on_the_page(policy: Callable[[str], Path]) -> None:
+    """docs/signing.md shows every setting, and can be used as it is."""
+    page = (Path(__file__).parents[3] / "docs" / "signing.md").read_text("utf-8")
+    path = policy(page.partition("```toml\n")[2].partition("```")[0])
+    (path.parent / "keys").mkdir()
+    write_public(path.parent / "keys" / "key.pem", KEY)
+    found = Policy.current()
+
+    assert set(tomllib.loads(path.read_text())) == set(policies._TYPES)
+    assert (found.require_signature, found.always_hash, len(found.trusted)) == (True, False, 2)
+    assert found.releases.path == DEFAULT_STATE
