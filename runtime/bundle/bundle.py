@@ -94,7 +94,9 @@ class Bundle(BundleFolder):
         if not os.path.isdir(folder):  # noqa: PTH112
             raise NotFoundError(
                 f"there is no bundle at `{folder}`",
-                hint="create one with `ortkit export MODEL`, which prints its folder",
+                hint=f"it is a file: `ortkit unpack {folder}` writes the bundles of a pack or kit"
+                if is_regular(folder)
+                else "create one with `ortkit export MODEL`, which prints its folder",
             )
         manifest_file = folder / MANIFEST
         if not is_regular(manifest_file):

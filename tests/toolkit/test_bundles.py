@@ -237,7 +237,7 @@ def test_a_bundle_here_takes_precedence_over_a_name_and_nothing_else_does(
     assert (mine.code, mine.err.partition("\n")[0]) == (
         (7, "error: `mine` is not a bundle: it has no `manifest.json`")
         if other == "folder"
-        else (5, "error: there is no bundle at `mine`")
+        else (7, "error: `mine` is not a pack: it is truncated: 512 bytes were expected at offset 0")
     )
     shutil.rmtree(tmp_path / "tiny-decoder", ignore_errors=True)
     (tmp_path / "tiny-decoder").unlink(missing_ok=True)

@@ -180,6 +180,14 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         1,
         "error: `text/tiny` cannot be written: Not a directory\n",
     ),
+    "a pack as a bundle": (
+        ["embed", "whole.tar", "hello"],
+        5,
+        (
+            "error: there is no bundle at `whole.tar`\n\n"
+            "hint: it is a file: `ortkit unpack whole.tar` writes the bundles of a pack or kit\n"
+        ),
+    ),
     "runtime of a pack": (
         ["inspect", "whole.tar", "--runtime"],
         2,
