@@ -27,8 +27,8 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-LARGEST_SIGNATURE = 1 << 22
-"""Bytes. A list of 10,000 files has less."""
+LARGEST_SIGNATURE = 1 << 21
+"""Bytes: 7,000 files and more. As JSON it may take a hundred times that in memory."""
 _MOST_RESOURCES = 20_000
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SHOWN = 3

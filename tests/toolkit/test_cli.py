@@ -130,6 +130,7 @@ def test_without_a_command_the_help_is_shown(ortkit: Ortkit) -> None:
         "Hugging Face Hub",
         "Export (connected machine)",
         "Bundles",
+        "Carry and install",
         "This machine",
         "Embed, rerank and generate (offline)",
     ]

@@ -344,7 +344,7 @@ def check_kills(bundle: Path, count: int) -> None:
     kills = Kills(bundle, seed=5)
     found = set()
     for _ in range(count):
-        kills.once(longest=0.02)
+        kills.once(longest=0.15)
         found.add(kills.check())
     # The partial files of killed processes are removed by the next one.
     sign_bundle(bundle, KEY)

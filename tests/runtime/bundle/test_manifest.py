@@ -250,3 +250,13 @@ def test_vectors_are_packed_without_loss() -> None:
 def test_a_damaged_vector_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match="a golden vector in"):
         unpack_vector(text)
+
+
+def test_a_release_that_was_not_set_is_not_written(quantized: Manifest) -> None:
+    """So that versions which do not know the field read the manifest."""
+    text = manifest_to_json(quantized)
+
+    assert "release" not in json.loads(text)
+    released = manifest_to_json(dataclasses.replace(quantized, release=7))
+    assert json.loads(released) == json.loads(text) | {"release": 7}
+    assert manifest_from_json(released).release == 7

@@ -303,12 +303,12 @@ def test_a_signature_that_is_not_a_regular_file(bundle: Path, kind: str) -> None
         (target / "file").write_text("")
     else:
         target.write_bytes(b"")
-        os.truncate(target, (1 << 22) + 1)
+        os.truncate(target, (1 << 21) + 1)
 
     problems = {
         "link": "is a link or not a regular file",
         "folder": "holds `model.sig/file`, which its manifest does not list",
-        "large": "has 4194305 bytes; the limit is 4194304",
+        "large": "has 2097153 bytes; the limit is 2097152",
     }
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle)

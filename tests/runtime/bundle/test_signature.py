@@ -347,9 +347,10 @@ def test_other_fields_of_the_predicate_are_ignored() -> None:
         (b" " * (LARGEST_SIGNATURE + 1), f"it has more than {LARGEST_SIGNATURE} bytes"),
         (b"[" * 1_000_000, "it is nested too deeply"),
         (b"1" * 1_000_000, "it is not valid JSON"),
-        (b'{"a":' * 500_000, "it is nested too deeply"),
+        (b'{"a":' * 400_000, "it is nested too deeply"),
+        (("{" + ",".join(f'"{key}":[]' for key in range(140_000)) + ',"0":0}').encode(), "the key `0` is there twice"),
     ],
-    ids=["empty", "large", "nested", "a number", "nested objects"],
+    ids=["empty", "large", "nested", "a number", "nested objects", "keys"],
 )
 def test_bombs(content: bytes, problem: str) -> None:
     assert problem in refusal(content).message
