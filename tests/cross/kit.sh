@@ -7,7 +7,8 @@ set -uo pipefail
 FOLDER=$(cd "$1" && pwd) || exit 2
 EMBEDDER=$(cd "$2" && pwd) RERANKER=$(cd "$3" && pwd) || exit 2
 ORTKIT=${ORTKIT:-$PWD} HOST_PYTHON=$(command -v "${PYTHON:-python3}") LIMIT=${LIMIT:-900}
-CPUS=${CPUS:-aarch64:cortex-a72 aarch64:neoverse-v1 x86_64:Nehalem x86_64:Haswell x86_64:core2duo}
+# ARM, and x86 without AVX2, without VNNI, and without SSE4.2.
+CPUS=${CPUS:-aarch64:cortex-a76 x86_64:Nehalem x86_64:Haswell x86_64:core2duo}
 TOO_OLD=" x86_64:core2duo "
 KITS=$FOLDER/kits
 failed=0

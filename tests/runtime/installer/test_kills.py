@@ -144,12 +144,12 @@ def test_the_changes_of_an_action_are_counted(name: str, target: Target) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_killed_before_every_fifth_change(name: str, target: Target) -> None:
+def test_killed_before_many_changes(name: str, target: Target) -> None:
     case = CASES[name]
     target.reset(case)
     total = killed_before(target, case, 1_000_000)
     assert total is not None
-    step = 1 if case is ROLLBACK else 5
+    step = 1 if case is ROLLBACK else 25
     # The switch and what surrounds it are the last changes.
     for count in sorted({*range(1, total + 1, step), *range(max(1, total - 12), total + 1)}):
         target.reset(case)
