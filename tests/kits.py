@@ -115,7 +115,7 @@ def write_zip(path: Path, files: dict[str, bytes]) -> None:
 def stand_in(folder: Path, version: str = __version__) -> Path:
     """The wheel of the stand-in for ortkit, with the real installer in it."""
     with zipfile.ZipFile(io.BytesIO(installer_zip())) as archive:
-        files = {name: archive.read(name) for name in archive.namelist() if name != "__main__.py"}
+        files = {name: archive.read(name) for name in archive.namelist() if name.startswith("ortkit/")}
     files["ortkit/__main__.py"] = STAND_IN.format(version=version).encode()
     return wheel(folder, "ortkit", files, version=version)
 
