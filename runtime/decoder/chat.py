@@ -6,7 +6,7 @@ import os
 from types import TracebackType
 from typing import Self, Unpack
 
-from ..arguments import takes_keywords
+from ..arguments import checked_integer, takes_keywords
 from ..errors import InputError
 from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
@@ -88,7 +88,7 @@ class Chat:
     def edit(self, index: int, text: str, **options: Unpack[GenerationOptions]) -> Stream:
         """Replace user message `index`, drop the messages after it, and stream the answer."""
         self._settle()
-        messages = self._said
+        messages, index = self._said, checked_integer(index, "index", least=None)
         if not 0 <= index < len(messages) or messages[index].role != USER:
             users = [str(place) for place, message in enumerate(messages) if message.role == USER]
             raise InputError(

@@ -210,6 +210,7 @@ class Reranker(Encoder, Closable):
             >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
             [(2, 1), (1, 1)]
         """
+        self._check_open()
         _check_pairs(pairs)
         chunk = checked_integer(chunk, "chunk")
         long, batch_tokens = self._checked_options(options)
