@@ -69,7 +69,7 @@ def quantize_embeddings(
     vector_type = choice(VectorType, dtype, "dtype")
     vectors = _floats(vectors)
     if vector_type is VectorType.FLOAT32:
-        return vectors
+        return np.asarray(vectors, np.float32)
     if vector_type is VectorType.FLOAT16:
         return vectors.astype(np.float16)
     if vector_type is VectorType.INT8:

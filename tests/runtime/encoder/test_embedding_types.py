@@ -63,6 +63,12 @@ def test_values_out_of_range_are_clipped() -> None:
     assert found.tolist() == [[-128, 127]] * 2
 
 
+def test_vectors_of_other_floats() -> None:
+    for given in (np.float16, np.float32, np.float64):
+        found = quantize_embeddings(np.ones((2, 8), given), "float32")
+        assert (found.dtype, found.tolist()) == (np.float32, [[1.0] * 8] * 2)
+
+
 def test_a_constant_component() -> None:
     sample = np.array([[0.5, 0], [0.5, 255]], np.float32)
 
