@@ -38,7 +38,7 @@ __all__ = ["Exported", "ModelSpec", "Origin", "Progress", "export", "load_catalo
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module `exporters` has no `{name}`")
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
     if name in _WITH_TORCH:
         need("export", *NEEDED)
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.arguments import checked_flag, checked_path
 from ..runtime.bundle.manifest import CacheType, Kind, Precision, Provider
+from ..runtime.bundle.records import Choice, choice
 from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
 from ..runtime.output_path import bundles_folder, is_utf8
@@ -28,28 +30,30 @@ if TYPE_CHECKING:
 
 
 def export(
-    source: str,
+    source: str | os.PathLike[str],
     *,
-    precision: Precision | None = None,
-    provider: Provider = Provider.CPU,
+    precision: Precision | str | None = None,
+    provider: Provider | str = Provider.CPU,
     out: str | os.PathLike[str] | None = None,
-    origin: Origin | None = None,
+    origin: Origin | str | None = None,
     revision: str | None = None,
     offline: bool = False,
     token_host: str | None = None,
-    kind: Kind | None = None,
+    kind: Kind | str | None = None,
     min_cosine: float | None = None,
     min_tau: float | None = None,
     max_kl: float | None = None,
-    cache: CacheType | None = None,
+    cache: CacheType | str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a model to a bundle, and certify it against the publisher's library.
 
+    Choices are members of an enum or their values, as on the command line.
+
     Args:
         source: a name of the catalog, a Hub id, a folder in Hugging Face layout or a GGUF file.
-        precision: by default `SOURCE` for a quantized GGUF file, else what the catalog says, else `INT8`, and `INT4`
-            for a decoder; for CUDA `FP16`, and `INT4` for a decoder.
+        precision: by default `source` for a quantized GGUF file, else what the catalog says, else `int8`, and `int4`
+            for a decoder; for CUDA `fp16`, and `int4` for a decoder.
         provider: the execution provider that the graph is made for. It is certified on the CPU.
         out: the bundle's folder, by default `bundles/NAME-PRECISION`, with `-float16-cache` behind it for such a cache,
             and `-cuda` for that provider. The environment variable ORTKIT_BUNDLES names another folder than `bundles`.
@@ -77,21 +81,28 @@ def export(
     `out`, and the same call resumes from it.
 
     Example:
-        exported = export("all-MiniLM-L6-v2", precision=Precision.INT8)
+        exported = export("all-MiniLM-L6-v2", precision="int8")
 
     """
     progress = progress or NoProgress()
-    for name, threshold in (("min_cosine", min_cosine), ("min_tau", min_tau)):
-        if threshold is not None and not 0 < threshold < 1:
-            raise InputError(f"`{name}` must lie between 0 and 1, not {threshold}")
-    if max_kl is not None and not max_kl > 0:
-        raise InputError(f"`max_kl` must be above 0, not {max_kl}")
+    source = _checked_source(source)
+    for name, text in (("revision", revision), ("token_host", token_host)):
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"`{name}` must be a string, not {type(text).__name__}")
+    origin = _chosen(Origin, origin, "origin")
+    offline = checked_flag(offline, "offline")
+    out = None if out is None else checked_path(out, "out")
+    options = ExportOptions(
+        _chosen(Kind, kind, "kind"),
+        _chosen(Precision, precision, "precision"),
+        _chosen(CacheType, cache, "cache"),
+        _checked_thresholds(min_cosine, min_tau, max_kl),
+        choice(Provider, provider, "provider"),
+    )
     _check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
         _check_path(Path(source).absolute())
     _check_path(Path(out if out is not None else bundles_folder()).absolute())
-    thresholds = {Kind.EMBEDDER: min_cosine, Kind.RERANKER: min_tau, Kind.DECODER: max_kl}
-    options = ExportOptions(kind, precision, cache, thresholds, provider)
     if not Path(source).exists():
         check_for_catalog(source, options)
     with stage(progress, "find the checkpoint"):
@@ -114,6 +125,41 @@ def export(
             from .pipeline import convert  # noqa: PLC0415
         with no_network():
             return convert(checkpoint, plan, writer, progress)
+
+
+def _checked_source(source: object) -> str:
+    """A name or path as a string; raises InputError for anything else."""
+    if not isinstance(source, (str, os.PathLike)) or isinstance(os.fspath(source), bytes):
+        raise InputError(f"`source` must be a name or a path, not {type(source).__name__}")
+    if not os.fspath(source):
+        raise InputError("`source` is empty", hint="`ortkit models` prints the names of the catalog")
+    return os.fspath(source)
+
+
+def _chosen(choices: type[Choice], value: Choice | str | None, name: str) -> Choice | None:
+    """A member of an enum, given as it or its value; None is the default. Raises InputError for anything else."""
+    return None if value is None else choice(choices, value, name)
+
+
+def _checked_thresholds(min_cosine: object, min_tau: object, max_kl: object) -> dict[Kind, float | None]:
+    """The thresholds by the kind of model; raises InputError for one that is not valid."""
+    found: dict[Kind, float | None] = {}
+    for kind, name, value in (
+        (Kind.EMBEDDER, "min_cosine", min_cosine),
+        (Kind.RERANKER, "min_tau", min_tau),
+        (Kind.DECODER, "max_kl", max_kl),
+    ):
+        if value is None:
+            found[kind] = None
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"`{name}` must be a number, not {type(value).__name__}")
+        elif kind is Kind.DECODER and not value > 0:
+            raise InputError(f"`{name}` must be above 0, not {value}")
+        elif kind is not Kind.DECODER and not 0 < value < 1:
+            raise InputError(f"`{name}` must lie between 0 and 1, not {value}")
+        else:
+            found[kind] = float(value)
+    return found
 
 
 def _check_working_directory() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, ForwardRef, SupportsIndex, TypeVar
+from typing import Any, ForwardRef, SupportsIndex, TypeVar, cast
 
 from .errors import InputError
 
@@ -55,21 +56,17 @@ def size_of(text: str, name: str) -> int:
     return size
 
 
-def checked_keywords(options: Mapping[str, Any], known: type) -> dict[str, Any]:
-    """Return the keyword options that are not None, whose default applies.
-
-    Raises TypeError for one that the TypedDict `known` does not have, with the closest match.
-    """
-    for name in options:
-        if name not in known.__annotations__:
-            raise TypeError(f"unexpected keyword argument `{name}`{_suggestion(name, tuple(known.__annotations__))}")
+def without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not None, whose default applies."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def shows_keywords(known: type) -> Callable[[Function], Function]:
-    """Put the keys of the TypedDict `known` into a function's signature, in place of its `**options`.
+def takes_keywords(known: type) -> Callable[[Function], Function]:
+    """Let the `**options` of a method be the keys of the TypedDict `known`.
 
-    Type checkers read them from `Unpack[...]`; `help` and notebooks read the signature.
+    Type checkers read them from `Unpack[...]`; `help` and notebooks read the signature, which gets them in place of
+    `**options`. The method raises TypeError for any other keyword, with the closest match. A method that passes its
+    options on has fewer of its own than the one that it calls, so each checks them itself.
     """
     keywords = [
         inspect.Parameter(
@@ -81,18 +78,29 @@ def shows_keywords(known: type) -> Callable[[Function], Function]:
         for name, kind in known.__annotations__.items()
     ]
 
-    def show(function: Function) -> Function:
+    def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
-        return function
+        parameters = {one.name: one for one in (*own, *keywords)}
 
-    return show
+        @wraps(function)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            for name in options:
+                if name not in parameters:
+                    raise TypeError(_unexpected(function, name, parameters.values()))
+            return function(*arguments, **options)
+
+        checked.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+        return cast("Function", checked)
+
+    return decorate
 
 
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    """The end of a message: the closest match of a misspelled keyword, or the supported ones."""
+def _unexpected(function: Callable[..., Any], name: str, parameters: Iterable[inspect.Parameter]) -> str:
+    """The message for a keyword that a method does not take: the closest match, or the supported ones."""
     from difflib import get_close_matches  # noqa: PLC0415 - needed for errors only
 
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; supported: {', '.join(f'`{one}`' for one in known)}"
+    names = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    near = get_close_matches(name, names, n=1)
+    ending = f"did you mean `{near[0]}`?" if near else f"supported: {', '.join(f'`{one}`' for one in names)}"
+    return f"{function.__qualname__}() got an unexpected keyword argument `{name}`; {ending}"

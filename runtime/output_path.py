@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .arguments import checked_path
 from .errors import OutputError
 
 
@@ -25,12 +26,12 @@ def bundles_folder() -> Path:
 def target_of(path: str | os.PathLike[str]) -> Path:
     """Resolve an output path's symbolic links, so that replacing the file does not replace a link.
 
-    A device or a pipe stays as it is named. Raises OutputError for an empty name, a folder, and where no file can be
-    created.
+    A device or a pipe stays as it is named. Raises InputError for anything but a path, and OutputError for an empty
+    name, a folder, and where no file can be created.
     """
-    if not os.fspath(path):
+    if path == "":
         raise OutputError("the name of the file to write is empty", hint="name a file")
-    named = Path(path)
+    named = checked_path(path, "path")
     try:
         mode = _mode_of(named)
         # /dev/stdout resolves to the name of a pipe, which cannot be opened.

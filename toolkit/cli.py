@@ -73,8 +73,12 @@ class Commands(GroupedCommands):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        # `python -m ortkit` and `ortkit` show the same help.
-        return super().make_context("ortkit" if parent is None else info_name, args, parent, **extra)
+        try:
+            # `python -m ortkit` and `ortkit` show the same help.
+            return super().make_context("ortkit" if parent is None else info_name, args, parent, **extra)
+        except BrokenPipeError as error:
+            # `--help` and `--version` print here.
+            raise click.exceptions.Exit(_CLOSED_PIPE) from error
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -20,7 +20,7 @@ from ...runtime.bundle.bundle import GRAPH
 from ...runtime.bundle.graph_io import INPUT_IDS
 from ...runtime.errors import UnsupportedModelError
 from ..graph.external_data import save_graph
-from ..graph.nodes import array_of, constant_of, required, values_of_texts
+from ..graph.nodes import constant_of, required, values_of_texts
 
 CPU_INSTEAD = "use `--provider cpu`"
 """The hint for a model whose graph cannot be made for another provider."""
@@ -177,14 +177,6 @@ def same_number(array: NDArray[np.generic]) -> NDArray[np.generic] | None:
     """The one number that all elements are, without dimensions; None where there are several."""
     flat = array.reshape(-1)
     return flat[0] if flat.size and bool((flat == flat[0]).all()) else None
-
-
-def _constant_or(value: ir.Value | None, found: Mapping[ir.Value, Arrays]) -> Arrays | None:
-    """A constant, or a value that was run, once for each of SAMPLES."""
-    array = array_of(value)
-    if array is not None:
-        return (array,) * len(SAMPLES)
-    return found.get(value) if value is not None else None
 
 
 def unsupported(reason: str) -> UnsupportedModelError:

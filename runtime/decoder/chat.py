@@ -6,7 +6,7 @@ import os
 from types import TracebackType
 from typing import Self, Unpack
 
-from ..arguments import shows_keywords
+from ..arguments import checked_integer, takes_keywords
 from ..errors import InputError
 from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
@@ -60,7 +60,7 @@ class Chat:
             return tuple(self._said)
         return (*self._said, Message(ASSISTANT, self._stream.text))
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def send(self, text: str, **options: Unpack[GenerationOptions]) -> Stream:
         """Send a message, and stream the answer.
 
@@ -70,7 +70,7 @@ class Chat:
         self._settle()
         return self._answer([*self._said, Message(USER, text)], options)
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def regenerate(self, **options: Unpack[GenerationOptions]) -> Stream:
         """Replace the last answer with a new one, or answer a message that has no answer yet.
 
@@ -84,11 +84,11 @@ class Chat:
             raise InputError("the conversation has no answer yet", hint="send a message with `chat.send(text)`")
         return self._answer(messages, options)
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def edit(self, index: int, text: str, **options: Unpack[GenerationOptions]) -> Stream:
         """Replace user message `index`, drop the messages after it, and stream the answer."""
         self._settle()
-        messages = self._said
+        messages, index = self._said, checked_integer(index, "index", least=None)
         if not 0 <= index < len(messages) or messages[index].role != USER:
             users = [str(place) for place, message in enumerate(messages) if message.role == USER]
             raise InputError(

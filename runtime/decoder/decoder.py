@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import count
 from typing import Unpack
 
-from ..arguments import checked_integer, shows_keywords
+from ..arguments import checked_integer, takes_keywords
 from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
@@ -205,7 +205,7 @@ class Decoder(Closable):
             onnxruntime=onnxruntime_version(),
         )
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def generate(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Continue a raw text or token ids, and return the complete answer.
 
@@ -217,7 +217,7 @@ class Decoder(Closable):
         """
         return self.stream(prompt, cache=cache, **options).answer()
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def stream(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Stream:
         """Continue a raw text or token ids, token by token; computed lazily.
 
@@ -230,7 +230,7 @@ class Decoder(Closable):
         steps = self._steps(prompt, cache, chosen)
         return Stream(steps, Detokenizer(self.vocabulary, steps.prompt), stops)
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def chat(self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Answer a conversation, given in the format of OpenAI's API, and return the complete answer.
 
@@ -244,7 +244,7 @@ class Decoder(Closable):
         """
         return self.stream_chat(messages, cache=cache, **options).answer()
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def stream_chat(
         self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]
     ) -> Stream:
@@ -284,7 +284,7 @@ class Decoder(Closable):
             )
         return ChatTemplate(self.facts.chat)
 
-    @shows_keywords(GenerationOptions)
+    @takes_keywords(GenerationOptions)
     def steps(self, prompt: Prompt, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Steps:
         """Continue a prompt, token id by token id, without text; `stop` is not supported.
 

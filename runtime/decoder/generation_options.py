@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ..arguments import checked_flag, checked_keywords
+from ..arguments import checked_flag, without_none
 from ..errors import InputError
 from ..text.tokenizer import checked_text
 from .sampler import Sampler, Sampling
@@ -61,11 +61,8 @@ class CheckedOptions:
 
 
 def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOptions:
-    """Check options and fill in defaults.
-
-    Raises TypeError for an unknown keyword, with the closest match, and InputError for a value that is not valid.
-    """
-    given = checked_keywords(options, GenerationOptions)
+    """Check options and fill in defaults; raises InputError for a value that is not valid."""
+    given = without_none(options)
     sampling = given.get("sampling", default)
     if not isinstance(sampling, Sampling):
         raise InputError(f"`sampling` must be a Sampling, not {type(sampling).__name__}")

@@ -31,6 +31,6 @@ def encode_exactly(tokenizer: SafeTokenizer, text: str) -> list[int]:
 
 def checked_id(id_: object, place: int) -> int:
     """Convert any integer, such as numpy's, to an int; raises InputError for anything else."""
-    if not isinstance(id_, SupportsIndex):
+    if isinstance(id_, bool) or not isinstance(id_, SupportsIndex):
         raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
     return id_.__index__()

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked_path
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import CacheType, DecoderFacts
 from ..bundle.records import RecordError, read_record, write_record
@@ -96,7 +97,7 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFo
     Raises NotFoundError, InputError for a file that is truncated, corrupted or saved with another bundle, and
     OutOfMemoryError where the KV cache does not fit.
     """
-    source = Path(path)
+    source = checked_path(path, "path")
     try:
         with source.open("rb") as file:
             metadata, tensors = _read_header(file, source)

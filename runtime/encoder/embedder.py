@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked_integer, checked_keywords, shows_keywords
+from ..arguments import checked_integer, takes_keywords, without_none
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS
@@ -97,7 +97,7 @@ class Embedder(Encoder, Closable):
         self._bound_memory(self.tokenizer.tokenizer, self._width)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
-    @shows_keywords(EmbedOptions)
+    @takes_keywords(EmbedOptions)
     def embed(
         self,
         texts: str | Iterable[str],
@@ -119,7 +119,7 @@ class Embedder(Encoder, Closable):
         vectors = self._warned(self._run([texts] if isinstance(texts, str) else texts, chosen))
         return np.asarray(vectors[0]) if single else vectors
 
-    @shows_keywords(EmbedOptions)
+    @takes_keywords(EmbedOptions)
     def embed_query(self, query: str, **options: Unpack[EmbedOptions]) -> NDArray[Any]:
         """Embed one search query with the model's prompt for queries, if it has one: (dimension,).
 
@@ -136,7 +136,7 @@ class Embedder(Encoder, Closable):
         chosen = self._checked_options(self._first_prompt(_QUERY_PROMPTS), options)
         return np.asarray(self._warned(self._run([query], chosen))[0])
 
-    @shows_keywords(EmbedOptions)
+    @takes_keywords(EmbedOptions)
     def embed_passages(self, passages: Iterable[str], **options: Unpack[EmbedOptions]) -> NDArray[Any]:
         """Embed passages to search in with the model's prompt for them, if it has one: (passages, dimension).
 
@@ -149,7 +149,7 @@ class Embedder(Encoder, Closable):
         chosen = self._checked_options(self._first_prompt(_PASSAGE_PROMPTS), options)
         return self._warned(self._run(passages, chosen, name="passages"))
 
-    @shows_keywords(EmbedOptions)
+    @takes_keywords(EmbedOptions)
     def embed_with_report(
         self,
         texts: Iterable[str],
@@ -169,7 +169,7 @@ class Embedder(Encoder, Closable):
         chosen = self._checked_options(self._prefix(prompt), options)
         return self._run(texts, chosen, progress=progress)
 
-    @shows_keywords(EmbedOptions)
+    @takes_keywords(EmbedOptions)
     def stream(
         self,
         texts: Iterable[str],
@@ -237,7 +237,7 @@ class Embedder(Encoder, Closable):
     def _checked_options(self, prefix: str, options: Mapping[str, Any]) -> CheckedOptions:
         """Check the options of a call; raises InputError for the first that is not valid."""
         self._check_open()
-        given = checked_keywords(options, EmbedOptions)
+        given = without_none(options)
         width = checked_integer(given.get("dim", self.dimension), "dim", least=None)
         if not 1 <= width <= self.dimension:
             raise InputError(f"`dim` must be from 1 to {self.dimension}, the model's dimension, not {width}")
@@ -336,8 +336,8 @@ class Embedder(Encoder, Closable):
             warnings.warn(
                 truncation_message(len(embeddings.truncated), len(embeddings.tokens), self.max_length),
                 TruncationWarning,
-                # Points to the caller of `embed`.
-                stacklevel=3,
+                # Points to the caller of `embed`, past `takes_keywords`.
+                stacklevel=4,
             )
         return embeddings.vectors
 

@@ -67,11 +67,9 @@ def quantize_embeddings(
         array([[176]], dtype=uint8)
     """
     vector_type = choice(VectorType, dtype, "dtype")
-    vectors = np.asarray(vectors)
-    if vectors.ndim not in (1, 2) or not np.issubdtype(vectors.dtype, np.floating):
-        raise InputError(f"`vectors` must be floats (texts, dimension), not {vectors.dtype} of shape {vectors.shape}")
+    vectors = _floats(vectors)
     if vector_type is VectorType.FLOAT32:
-        return vectors
+        return np.asarray(vectors, np.float32)
     if vector_type is VectorType.FLOAT16:
         return vectors.astype(np.float16)
     if vector_type is VectorType.INT8:
@@ -89,12 +87,13 @@ def embedding_ranges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The range of each component in sample embeddings (texts, dimension), for int8: float32 (2, dimension).
 
     The first row holds the lowest values, the second the highest. A few hundred typical texts are enough; values
-    outside are clipped. Raises InputError for an empty sample.
+    outside are clipped. Raises InputError for an empty sample, and for vectors that are not of floats.
 
         >>> embedding_ranges(np.array([[0.6, -0.8], [0.8, 0.6]], np.float32))
         array([[ 0.6, -0.8],
                [ 0.8,  0.6]], dtype=float32)
     """
+    vectors = _floats(vectors)
     if vectors.ndim != 2 or len(vectors) == 0:
         raise InputError(f"`vectors` must be sample embeddings (texts, dimension), not {vectors.shape}")
     return np.stack([vectors.min(axis=0), vectors.max(axis=0)]).astype(np.float32)
@@ -113,7 +112,11 @@ def checked_ranges(ranges: NDArray[np.float32] | None, dimension: int) -> NDArra
             "int8 needs the ranges of the components",
             hint="compute them from sample vectors with `embedding_ranges(vectors)`",
         )
-    ranges = np.asarray(ranges, np.float32)
+    try:
+        ranges = np.asarray(ranges, np.float32)
+    except (ValueError, TypeError):
+        message = f"`ranges` must be numbers of the shape (2, {dimension}), not {type(ranges).__name__}"
+        raise InputError(message) from None
     if ranges.shape != (2, dimension):
         raise InputError(f"`ranges` must have the shape (2, {dimension}), not {ranges.shape}")
     if not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
@@ -121,22 +124,20 @@ def checked_ranges(ranges: NDArray[np.float32] | None, dimension: int) -> NDArra
     return ranges
 
 
-def similarity(
-    these: NDArray[Any], those: NDArray[Any], *, metric: Metric | str = Metric.COSINE
-) -> NDArray[np.float32]:
-    """Similarity of each of `these` (n, width) to each of `those` (m, width): float32 (n, m).
+def similarity(a: NDArray[Any], b: NDArray[Any], *, metric: Metric | str = Metric.COSINE) -> NDArray[np.float32]:
+    """Similarity of each vector of `a` (n, dimension) to each of `b` (m, dimension): float32 (n, m).
 
-    A single vector (width,) counts as n = 1. `cosine` and `dot` are sentence-transformers' `cos_sim` and `dot_score`,
-    for floats and int8; `hamming` is for packed bits. Raises InputError for different widths, unknown metrics, and
-    `cosine` or `dot` of packed bits in uint8.
+    A single vector (dimension,) counts as n = 1. `cosine` and `dot` are sentence-transformers' `cos_sim` and
+    `dot_score`, for floats and int8; `hamming` is for packed bits. Raises InputError for different dimensions, unknown
+    metrics, and `cosine` or `dot` of packed bits in uint8.
 
         >>> similarity(np.array([1.0, 0.0]), np.array([[0.0, 2.0], [3.0, 0.0]]))
         array([[0., 1.]], dtype=float32)
     """
     metric = choice(Metric, metric, "metric")
-    first, second = _vectors(these, "these"), _vectors(those, "those")
+    first, second = _vectors(a, "a"), _vectors(b, "b")
     if first.shape[1] != second.shape[1]:
-        raise InputError(f"vectors of different widths, {first.shape[1]} and {second.shape[1]}, cannot be compared")
+        raise InputError(f"vectors of different dimensions, {first.shape[1]} and {second.shape[1]}, cannot be compared")
     if metric is Metric.HAMMING:
         first, second = _signs(first), _signs(second)
         return np.asarray(first @ second.T / np.float32(first.shape[1]))
@@ -151,14 +152,27 @@ def similarity(
     return np.asarray(first @ second.T)
 
 
+def _floats(vectors: object) -> NDArray[Any]:
+    """Vectors (texts, dimension), or a single one; raises InputError for anything but floats of this shape."""
+    try:
+        found = np.asarray(vectors)
+    except ValueError:
+        raise InputError("`vectors` must be floats (texts, dimension), all of one dimension") from None
+    if found.ndim not in (1, 2) or not np.issubdtype(found.dtype, np.floating):
+        raise InputError(f"`vectors` must be floats (texts, dimension), not {found.dtype} of shape {found.shape}")
+    return found
+
+
 def _vectors(given: object, name: str) -> NDArray[Any]:
-    """Vectors as (n, width), a single one as n = 1; raises InputError for anything but numbers of this shape."""
+    """Vectors as (n, dimension), a single one as n = 1; raises InputError for anything but numbers of this shape."""
     try:
         vectors = np.atleast_2d(np.asarray(given))
     except ValueError:
-        raise InputError(f"`{name}` must be vectors of one width") from None
+        raise InputError(f"`{name}` must be vectors of one dimension") from None
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number):
-        raise InputError(f"`{name}` must be numbers (n, width), not {vectors.dtype} of shape {np.asarray(given).shape}")
+        raise InputError(
+            f"`{name}` must be numbers (n, dimension), not {vectors.dtype} of shape {np.asarray(given).shape}"
+        )
     return vectors
 
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked_integer, checked_keywords, shows_keywords
+from ..arguments import checked_integer, takes_keywords, without_none
 from ..bundle.bundle import TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
@@ -90,7 +90,7 @@ class Reranker(Encoder, Closable):
         self._bound_memory(self.tokenizer.tokenizer, None)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
-    @shows_keywords(RankOptions)
+    @takes_keywords(RankOptions)
     def rank(
         self,
         query: str,
@@ -113,7 +113,7 @@ class Reranker(Encoder, Closable):
         _warn_of_cuts(len(ranking.truncated), ranking.documents, self.max_length, queries=queries)
         return ranking.ranked
 
-    @shows_keywords(RankOptions)
+    @takes_keywords(RankOptions)
     def rank_many(
         self,
         searches: Iterable[Search[Document]],
@@ -135,7 +135,7 @@ class Reranker(Encoder, Closable):
         _warn_of_cuts(cut, sum(ranking.documents for ranking in rankings), self.max_length, queries=queries)
         return [ranking.ranked for ranking in rankings]
 
-    @shows_keywords(RankOptions)
+    @takes_keywords(RankOptions)
     def rank_many_with_report(
         self,
         searches: Iterable[Search[Document]],
@@ -153,7 +153,7 @@ class Reranker(Encoder, Closable):
             (2, ())
         """
         self._check_open()
-        given = checked_keywords(options, RankOptions)
+        given = without_none(options)
         top_n = checked_integer(given["top_n"], "top_n") if "top_n" in given else None
         chosen, place = self._checked_scores(given.get("scores")), self._place_of(given.get("label"))
         of_pairs: PairOptions = {"long": given.get("long"), "batch_tokens": given.get("batch_tokens")}
@@ -161,7 +161,7 @@ class Reranker(Encoder, Closable):
         pairs = pairs_of(searches, rankings, lambda: OpenRanking(top_n, label=place, scores=chosen), text)
         return rankings_of(self.stream(pairs, progress=progress, **of_pairs), rankings)
 
-    @shows_keywords(PairOptions)
+    @takes_keywords(PairOptions)
     def score(
         self,
         pairs: Iterable[Pair],
@@ -182,7 +182,7 @@ class Reranker(Encoder, Closable):
         result = score(found.logits, chosen)
         return result[:, 0] if len(self.facts.labels) == 1 else result
 
-    @shows_keywords(PairOptions)
+    @takes_keywords(PairOptions)
     def score_with_report(
         self,
         pairs: Iterable[Pair],
@@ -200,7 +200,7 @@ class Reranker(Encoder, Closable):
         _check_pairs(pairs)
         return self._run(list(pairs), *self._checked_options(options), progress)
 
-    @shows_keywords(PairOptions)
+    @takes_keywords(PairOptions)
     def stream(
         self,
         pairs: Iterable[Pair],
@@ -216,6 +216,7 @@ class Reranker(Encoder, Closable):
             >>> [found.logits.shape for found in reranker.stream((("a fox", f"text {n}") for n in range(3)), chunk=2)]
             [(2, 1), (1, 1)]
         """
+        self._check_open()
         _check_pairs(pairs)
         chunk = checked_integer(chunk, "chunk")
         long, batch_tokens = self._checked_options(options)
@@ -293,7 +294,7 @@ class Reranker(Encoder, Closable):
 
     def _checked_options(self, options: Mapping[str, Any]) -> tuple[LongTexts, int]:
         """How pairs over the model's limit are treated, and the number of tokens in one run of the graph."""
-        given = checked_keywords(options, PairOptions)
+        given = without_none(options)
         long = choice(LongTexts, given.get("long", LongTexts.TRUNCATE), "long")
         if long is LongTexts.MEAN:
             raise InputError("`mean` is not supported for rerankers", hint="use `truncate` or `error`")
@@ -362,11 +363,11 @@ def _characters_of(pair: Pair) -> int:
 
 
 def _warn_of_cuts(cut: int, total: int, max_length: int, *, queries: int = 0) -> None:
-    # Points to the caller of the public method.
+    # Points to the caller of the public method, past `takes_keywords`.
     if cut:
-        warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=3)
+        warnings.warn(truncation_message(cut, total, max_length), TruncationWarning, stacklevel=4)
     if queries:
-        warnings.warn(cut_query_message(queries, max_length), TruncationWarning, stacklevel=3)
+        warnings.warn(cut_query_message(queries, max_length), TruncationWarning, stacklevel=4)
 
 
 def cut_query_message(queries: int, max_length: int) -> str:

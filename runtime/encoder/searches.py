@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +48,8 @@ def pairs_of(
     text: Callable[[Document], str] | None,
 ) -> Iterator[Pair]:
     """The pairs of all searches; each search gets a ranking in `open_rankings`, which waits for its scores."""
+    if text is not None and not callable(text):
+        raise InputError(f"`text` must be a function from a document to its text, not {type(text).__name__}")
     if not isinstance(searches, Iterable):
         raise InputError("`searches` must be a list of queries with their documents", hint=_EXAMPLE)
     for number, search in enumerate(searches):
@@ -63,11 +64,24 @@ def pairs_of(
             raise InputError(f"`documents` must be an iterable of texts, not {type(documents).__name__}")
         ranking = new()
         open_rankings.append(ranking)
-        for document in documents:
-            pair = (query, cast("str", document) if text is None else text(document))
-            ranking.pending.append((pair[1], document))
-            yield pair
+        for place, document in enumerate(documents):
+            found = document if text is None else text(document)
+            if not isinstance(found, str):
+                raise _no_text(place, found, asked=text is not None)
+            ranking.pending.append((found, document))
+            yield query, found
         ranking.all_read = True
+
+
+def _no_text(place: int, found: object, *, asked: bool) -> InputError:
+    """The error for a document that is not a text, or whose `text` was `asked` for and is not one."""
+    kind = type(found).__name__
+    if asked:
+        return InputError(f"`text` must return a string, not {kind}, as for document {place}")
+    return InputError(
+        f"document {place} must be a string, not {kind}",
+        hint='for records, pass the function that gives their text: `text=lambda record: record["body"]`',
+    )
 
 
 def rankings_of(

@@ -24,6 +24,7 @@ from ortkit import (
     Embedder,
     InputError,
     Kind,
+    NotFoundError,
     OutputError,
     Precision,
     UnsupportedModelError,
@@ -34,6 +35,7 @@ from ortkit.exporters.encoder.tracing import IMPLEMENTED_HERE
 from ortkit.exporters.graph import external_data as graph_files
 from ortkit.exporters.progress import NoProgress, Progress
 from ortkit.runtime.bundle.manifest import SCHEMA
+from tests.assets import MODEL
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.exporters import by_the_book
 from tests.marks import slow_but
@@ -444,3 +446,41 @@ def test_a_checkpoint_is_converted_without_a_network(
 
     assert seen == [True]
     assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (None, {}, "`source` must be a name or a path, not NoneType"),
+        (b"model", {}, "`source` must be a name or a path, not bytes"),
+        ("", {}, "`source` is empty"),
+        (MODEL, {"precision": "int3"}, "`precision` must be one of fp32, fp16, int8, int4, source, not `int3`"),
+        (MODEL, {"provider": "gpu"}, "`provider` must be one of cpu, cuda, coreml, not `gpu`"),
+        (MODEL, {"provider": None}, "`provider` must be one of cpu, cuda, coreml, not null"),
+        (MODEL, {"kind": "embedders"}, "`kind` must be one of embedder, reranker, decoder, not `embedders`"),
+        (MODEL, {"cache": "fp16"}, "`cache` must be one of float32, float16, not `fp16`"),
+        (MODEL, {"origin": "pypi"}, "`origin` must be one of hub, folder, wheel, file, not `pypi`"),
+        (MODEL, {"revision": 5}, "`revision` must be a string, not int"),
+        (MODEL, {"token_host": 5}, "`token_host` must be a string, not int"),
+        (MODEL, {"offline": "no"}, "`offline` must be True or False, not str"),
+        (MODEL, {"out": 5}, "`out` must be a path, not int"),
+        (MODEL, {"min_cosine": "0.9"}, "`min_cosine` must be a number, not str"),
+        (MODEL, {"min_tau": True}, "`min_tau` must be a number, not bool"),
+        (MODEL, {"max_kl": 0}, "`max_kl` must be above 0, not 0"),
+    ],
+)
+def test_invalid_arguments_are_errors(source: object, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        export(source, **options)
+
+    assert caught.value.message == message
+
+
+def test_choices_may_be_given_by_their_values() -> None:
+    for precision in ("int4", Precision.INT4):
+        with pytest.raises(InputError, match="`int4`"):
+            export(MODEL, precision=precision, offline=True)
+    # Compared with the members, an unknown string was the Hub.
+    for origin in ("folder", Origin.FOLDER):
+        with pytest.raises(NotFoundError, match=f"there is no folder `{MODEL}`"):
+            export(MODEL, origin=origin)

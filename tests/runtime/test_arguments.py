@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Callable
 
 import pytest
 
 from ortkit import Chat, Decoder, Embedder, EmbedOptions, GenerationOptions, PairOptions, RankOptions, Reranker
-from ortkit.runtime.arguments import checked_keywords
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,46 @@ def test_the_types_in_signatures() -> None:
     assert inspect.signature(Embedder.embed).parameters["dtype"].annotation == "VectorType | str | None"
 
 
+SUPPORTED = "`prompt`, `dim`, `dtype`, `ranges`, `long`, `batch_tokens`"
+
+
 @pytest.mark.parametrize(
-    ("options", "name", "ending"),
+    ("method", "name", "ending"),
     [
-        (EmbedOptions, "dims", "did you mean `dim`?"),
-        (EmbedOptions, "normalize_embeddings", "supported: `dim`, `dtype`, `ranges`, `long`, `batch_tokens`"),
-        (RankOptions, "top_k", "did you mean `top_n`?"),
-        (PairOptions, "score", "supported: `long`, `batch_tokens`"),
+        (Embedder.embed, "dims", "did you mean `dim`?"),
+        (Embedder.embed, "promt", "did you mean `prompt`?"),
+        (Embedder.embed, "normalize_embeddings", f"supported: {SUPPORTED}"),
+        (Embedder.stream, "chunks", "did you mean `chunk`?"),
+        (Reranker.rank, "top_k", "did you mean `top_n`?"),
+        (Reranker.score, "label", "supported: `scores`, `long`, `batch_tokens`"),
+        (Decoder.generate, "cahce", "did you mean `cache`?"),
+        (Decoder.stream_chat, "temprature", "did you mean `temperature`?"),
+        (Chat.regenerate, "max_token", "did you mean `max_tokens`?"),
     ],
 )
-def test_unknown_keywords_name_the_closest(options: type, name: str, ending: str) -> None:
+def test_unknown_keywords_name_the_method_and_the_closest(
+    method: Callable[..., object], name: str, ending: str
+) -> None:
     with pytest.raises(TypeError) as caught:
-        checked_keywords({name: 1}, options)
+        method(None, None, **{name: 1})
 
-    assert str(caught.value) == f"unexpected keyword argument `{name}`; {ending}"
+    assert str(caught.value) == f"{method.__qualname__}() got an unexpected keyword argument `{name}`; {ending}"
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (Embedder.embed_query, "prompt"),
+        (Reranker.rank, "progress"),
+        (Reranker.rank_many, "progress"),
+        (Reranker.score, "progress"),
+        (Decoder.chat, "prompt"),
+        (Chat.send, "cache"),
+        (Chat.send, "prompt"),
+        (Chat.edit, "cache"),
+    ],
+)
+def test_keywords_of_the_method_behind_are_not_taken(method: Callable[..., object], name: str) -> None:
+    """Methods pass their options on to others, which have more of their own."""
+    with pytest.raises(TypeError, match=rf"^{method.__qualname__}\(\) got an unexpected keyword argument `{name}`;"):
+        method(None, None, **{name: None})

@@ -79,7 +79,7 @@ USES: dict[type[Model], list[Callable]] = {
         lambda model: model.embed_query("a"),
         lambda model: model.embed_passages(["a"]),
         lambda model: model.embed_with_report(["a"]),
-        lambda model: list(model.stream(["a"])),
+        lambda model: model.stream(["a"]),
         lambda model: model.count_tokens(["a"]),
         lambda model: model.plan,
         lambda model: model.__enter__(),
@@ -90,7 +90,7 @@ USES: dict[type[Model], list[Callable]] = {
         lambda model: model.rank_many([]),
         lambda model: model.score([("a", "b")]),
         lambda model: model.score_with_report([]),
-        lambda model: list(model.stream([("a", "b")])),
+        lambda model: model.stream([("a", "b")]),
         lambda model: model.plan,
     ],
     Decoder: [

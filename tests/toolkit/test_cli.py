@@ -120,6 +120,20 @@ def test_help_and_version_end_with_0(ortkit: Ortkit) -> None:
     assert ortkit("--version").out == b"ortkit, version 0.1.0\n"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["embed", "--help"]])
+def test_a_reader_of_the_help_that_leaves_ends_it_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("click.core.echo", closed)
+    monkeypatch.setattr("click.decorators.echo", closed)
+
+    assert exit_code_of(lambda: cli.main(arguments, standalone_mode=False)) == 141
+    assert capsys.readouterr() == ("", "")
+
+
 def test_without_a_command_the_help_is_shown(ortkit: Ortkit) -> None:
     finished = ortkit()
 

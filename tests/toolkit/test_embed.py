@@ -206,6 +206,11 @@ def test_bad_usage(ortkit: Ortkit, int8_bundle: Bundle, tmp_path: Path) -> None:
             2,
             "error: `--no-truncate` and `--long mean` contradict each other\n\nhint: give one of the two",
         ),
+        (
+            ["x", "--restart"],
+            2,
+            "error: `--restart` needs `--output`\n\nhint: without a file, every run starts from the beginning",
+        ),
         (["x", "--ranges", "nothing.npy"], 5, "error: there is no file `nothing.npy`"),
         (
             ["x", "--dtype", "int8", "--ranges", tmp_path / "text"],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..io.embed_run import EmbedOptions
+    from ..io.embed_run import RunOptions
 
 
 @click.command(
@@ -119,10 +119,12 @@ def embed(
         output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
     if output is None and output_format == "npy" and sys.stdout.isatty():
         raise InputError("npy is binary, and stdout is a terminal", hint="add `--output embeddings.npy`")
+    if restart and output is None:
+        raise InputError("`--restart` needs `--output`", hint="without a file, every run starts from the beginning")
     if no_truncate and long_texts not in (None, "error"):
         raise InputError(f"`--no-truncate` and `--long {long_texts}` contradict each other", hint="give one of the two")
 
-    from ..io.embed_run import EmbedOptions, read_ranges
+    from ..io.embed_run import RunOptions, read_ranges
 
     # Raises OutputError for an output that cannot be written, or not resumed, before anything is read.
     if texts or output is None:
@@ -130,7 +132,7 @@ def embed(
     else:
         target = regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
-    options = EmbedOptions(
+    options = RunOptions(
         output_format=OutputFormat(output_format),
         input_format=InputFormat(input_format),
         field=field,
@@ -157,7 +159,7 @@ def embed(
 def _embed_in_order(
     bundle: str,
     texts: Sequence[str],
-    options: EmbedOptions,
+    options: RunOptions,
     *,
     source: str | None,
     output: str | None,
@@ -188,7 +190,7 @@ def _embed_in_order(
 
 def _embed_resumable(
     bundle: str,
-    options: EmbedOptions,
+    options: RunOptions,
     *,
     source: str | None,
     target: Path,

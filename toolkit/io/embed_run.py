@@ -30,7 +30,7 @@ _GROWTH = 4.0
 
 
 @dataclass(frozen=True)
-class EmbedOptions:
+class RunOptions:
     """Options that determine the output, with the bundle and the texts; a resumed run must have the same."""
 
     output_format: OutputFormat
@@ -48,7 +48,7 @@ class EmbedRun:
     """An embedder with the options of a run."""
 
     embedder: Embedder
-    options: EmbedOptions
+    options: RunOptions
     ranges: NDArray[np.float32] | None
 
     @cached_property

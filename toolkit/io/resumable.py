@@ -24,7 +24,7 @@ from ...runtime.bundle.records import read_record, write_record
 from ...runtime.errors import InputError, OutputError
 from ...runtime.output_path import try_lock
 from ..console.progress import fresh_line
-from .embed_run import EmbedOptions
+from .embed_run import RunOptions
 from .input_format import InputFormat, Position, Source
 from .warnings_report import TextWarnings
 
@@ -37,7 +37,7 @@ class ResumeState:
 
     bundle: str
     """The bundle's digest."""
-    options: EmbedOptions
+    options: RunOptions
     input_size: int
     """Bytes of the whole input."""
     position: Position = field(default_factory=Position)

@@ -218,6 +218,10 @@ def test_only_user_messages_can_be_edited(decoder: Decoder) -> None:
             chat.edit(index, "Hi")
         assert caught.value.message == f"message {index} is not a user message"
         assert caught.value.hint == "user messages: 1"
+    for index in ("1", 1.0, True, None):
+        with pytest.raises(InputError) as caught:
+            chat.edit(index, "Hi")
+        assert caught.value.message == f"`index` must be an integer, not {type(index).__name__}"
 
 
 def test_a_saved_conversation_continues_without_prefill(decoder: Decoder, tmp_path: Path) -> None:

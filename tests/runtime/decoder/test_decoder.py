@@ -343,6 +343,7 @@ def test_decoders_of_one_bundle_share_its_weights(decoder: Decoder) -> None:
         ([5, -1], {}, InputError, "token 1 of the prompt is -1, and the vocabulary has 320 tokens"),
         ([5, 320], {}, InputError, "token 1 of the prompt is 320, and the vocabulary has 320 tokens"),
         ([5, "a"], {}, InputError, "token 1 of the prompt must be an integer, not str"),
+        ([5, True], {}, InputError, "token 1 of the prompt must be an integer, not bool"),
         ([5], {"max_tokens": 0}, InputError, "`max_tokens` must be at least 1, not 0"),
         (
             [5],

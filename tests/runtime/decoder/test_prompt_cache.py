@@ -98,6 +98,16 @@ def test_the_safetensors_package_reads_an_empty_one(decoder: Decoder, tmp_path: 
     assert {array.shape[1] for array in load_file(tmp_path / "empty").values()} == {0}
 
 
+@pytest.mark.parametrize(("path", "message"), [(None, "not NoneType"), (5, "not int"), (b"prefix", "not bytes")])
+def test_what_is_not_a_path(decoder: Decoder, path: object, message: str) -> None:
+    for run in (lambda: decoder.save_cache(path, decoder.new_cache()), lambda: decoder.load_cache(path)):
+        with pytest.raises(InputError) as caught:
+            run()
+        assert caught.value.message == f"`path` must be a path, {message}"
+    with pytest.raises(InputError, match="`path` is an empty path"):
+        decoder.load_cache("")
+
+
 def test_a_safetensors_file_of_another_program(decoder: Decoder, tmp_path: Path) -> None:
     save_file({"weight": np.zeros((2, 3), np.float32)}, tmp_path / "weights")
 

@@ -63,6 +63,12 @@ def test_values_out_of_range_are_clipped() -> None:
     assert found.tolist() == [[-128, 127]] * 2
 
 
+def test_vectors_of_other_floats() -> None:
+    for given in (np.float16, np.float32, np.float64):
+        found = quantize_embeddings(np.ones((2, 8), given), "float32")
+        assert (found.dtype, found.tolist()) == (np.float32, [[1.0] * 8] * 2)
+
+
 def test_a_constant_component() -> None:
     sample = np.array([[0.5, 0], [0.5, 255]], np.float32)
 
@@ -104,6 +110,8 @@ def test_ranges_that_cannot_be_used() -> None:
             "compute them from sample vectors with `embedding_ranges(vectors)`",
         ),
         (good[:, :5], "`ranges` must have the shape (2, 96), not (2, 5)", None),
+        ("good", "`ranges` must be numbers of the shape (2, 96), not str", None),
+        ([[0.0], [0.0, 1.0]], "`ranges` must be numbers of the shape (2, 96), not list", None),
         (good[::-1], "`ranges` must be finite numbers, the lowest values in the first row", None),
         (good * np.float32(np.nan), "`ranges` must be finite numbers, the lowest values in the first row", None),
     ]:
@@ -117,6 +125,21 @@ def test_ranges_of_an_empty_sample(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
         embedding_ranges(np.zeros(shape, np.float32))
     assert caught.value.message == f"`vectors` must be sample embeddings (texts, dimension), not {shape}"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ("hello", "`vectors` must be floats (texts, dimension), not <U5 of shape ()"),
+        ([[0.5], [0.5, 1.0]], "`vectors` must be floats (texts, dimension), all of one dimension"),
+        (np.zeros((2, 96), np.int8), "`vectors` must be floats (texts, dimension), not int8 of shape (2, 96)"),
+    ],
+)
+def test_what_is_not_vectors(vectors: object, message: str) -> None:
+    for function in (embedding_ranges, lambda given: quantize_embeddings(given, "float16")):
+        with pytest.raises(InputError) as caught:
+            function(vectors)
+        assert caught.value.message == message
 
 
 def test_similarities_are_those_of_sentence_transformers() -> None:
@@ -149,16 +172,16 @@ def test_vectors_that_cannot_be_compared() -> None:
     sample = vectors_of(2)
     packed = np.packbits(sample > 0, axis=1)
     for arguments, metric, message in [
-        ((sample, sample[:, :5]), "dot", "vectors of different widths, 96 and 5, cannot be compared"),
+        ((sample, sample[:, :5]), "dot", "vectors of different dimensions, 96 and 5, cannot be compared"),
         ((sample, sample), "hamming", "`hamming` needs packed bits (int8 or uint8), not float32"),
-        ((sample, packed), "dot", "vectors of different widths, 96 and 12, cannot be compared"),
+        ((sample, packed), "dot", "vectors of different dimensions, 96 and 12, cannot be compared"),
         (
             (packed, packed),
             "cosine",
             "`cosine` cannot compare packed bits, and only these have the type uint8",
         ),
-        ((None, sample), "cosine", "`these` must be numbers (n, width), not object of shape ()"),
-        ((sample, [[1.0], [1.0, 2.0]]), "cosine", "`those` must be vectors of one width"),
+        ((None, sample), "cosine", "`a` must be numbers (n, dimension), not object of shape ()"),
+        ((sample, [[1.0], [1.0, 2.0]]), "cosine", "`b` must be vectors of one dimension"),
         ((sample, sample), "euclid", "`metric` must be one of cosine, dot, hamming, not `euclid`"),
     ]:
         with pytest.raises(InputError) as caught:

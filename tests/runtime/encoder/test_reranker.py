@@ -210,7 +210,7 @@ def test_long_pairs_can_be_an_error(reranker: Reranker) -> None:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (None, "the document of pair 600 must be a string, not NoneType"),
+        (None, "document 600 must be a string, not NoneType"),
         ("water " * 300, "pair 600 has 304 tokens, and the model's limit is 128"),
     ],
 )
@@ -235,7 +235,10 @@ def test_pairs_are_counted_from_the_first(
         (lambda it: it.rank("  ", ["a"]), "the query is empty"),
         (lambda it: it.score([("a", "b"), ("", "c")]), "the query of pair 1 is empty"),
         (lambda it: it.rank(5, ["a"]), "the query must be a string, not int"),
-        (lambda it: it.rank("a", ["b", None]), "the document of pair 1 must be a string, not NoneType"),
+        (lambda it: it.rank("a", ["b", None]), "document 1 must be a string, not NoneType"),
+        (lambda it: it.rank("a", [{"body": "b"}]), "document 0 must be a string, not dict"),
+        (lambda it: it.rank("a", ["b"], text=len), "`text` must return a string, not int, as for document 0"),
+        (lambda it: it.rank("a", ["b"], text="body"), "`text` must be a function from a document to its text, not str"),
         (lambda it: it.rank("a", ["\ud800"]), "the document of pair 0 is not valid Unicode"),
         (lambda it: it.rank("a", "documents"), "`documents` must be several texts, not one"),
         (lambda it: it.rank("a", None), "`documents` must be an iterable of texts, not NoneType"),
