@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
+from ..output_path import bundles_folder
 from .folder import MANIFEST, SIGNATURE, BundleFolder
 from .manifest import FileRecord, manifest_from_json
 from .policy import Policy
@@ -92,12 +93,7 @@ class Bundle(BundleFolder):
         folder = checked_path(path, "bundle")
         # False for a name that is too long too, where `Path.is_dir` raises OSError.
         if not os.path.isdir(folder):  # noqa: PTH112
-            raise NotFoundError(
-                f"there is no bundle at `{folder}`",
-                hint=f"it is a file: `ortkit unpack {folder}` writes the bundles of a pack or kit"
-                if is_regular(folder)
-                else "create one with `ortkit export MODEL`, which prints its folder",
-            )
+            raise NotFoundError(f"there is no bundle at `{folder}`", hint=_hint_at_bundle(folder))
         manifest_file = folder / MANIFEST
         if not is_regular(manifest_file):
             raise BundleError(
@@ -259,10 +255,21 @@ def walk(folder: Path) -> Iterator[str]:
             raise BundleError(f"`{folder / prefix}` cannot be read: {error.strerror or error}") from error
 
 
+def _hint_at_bundle(folder: Path) -> str:
+    """What to do where a folder is none."""
+    if is_regular(folder):
+        return f"it is a file: `ortkit unpack {folder}` writes the bundles of a pack or kit"
+    named = bundles_folder() / folder.name
+    if folder.name == str(folder) and is_regular(named / MANIFEST):
+        return f"a bundle of this name is at `{named}`: in Python give its path"
+    return "create one with `ortkit export MODEL`, which prints its folder"
+
+
 def is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
+    # ValueError: a name with a zero byte.
+    except (OSError, ValueError):
         return False
 
 

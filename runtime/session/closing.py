@@ -34,6 +34,13 @@ class Closable:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """A session is of its process: pickle and multiprocessing get an error that says what to do instead."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} cannot be pickled: open the bundle in each process, `{name}({str(self.bundle.path)!r})`"
+        )
+
     def _check_open(self) -> None:
         """Raise InputError where the model is closed."""
         if self._closed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,33 @@ def test_a_closed_model_raises(opened: tuple[type[Model], Bundle]) -> None:
     assert repr(model).startswith(f"<{name} '{bundle.path}': fp32, ")
     assert repr(model).endswith(", closed>")
     model.close()
+
+
+def test_a_model_cannot_be_pickled(opened: tuple[type[Model], Bundle]) -> None:
+    """As multiprocessing would, to hand a model to another process."""
+    kind, bundle = opened
+    name = kind.__name__
+
+    with load(bundle) as model, pytest.raises(TypeError) as caught:
+        pickle.dumps(model)
+
+    assert str(caught.value) == (
+        f"{name} cannot be pickled: open the bundle in each process, `{name}('{bundle.path}')`"
+    )
+
+
+def test_a_name_of_a_bundle_in_its_folder(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line finds bundles by name, Python by path."""
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundles" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ORTKIT_BUNDLES", raising=False)
+
+    with pytest.raises(NotFoundError) as caught:
+        load("tiny")
+
+    assert caught.value.message == "there is no bundle at `tiny`"
+    assert caught.value.hint == "a bundle of this name is at `bundles/tiny`: in Python give its path"
+    load("bundles/tiny").close()
 
 
 def test_closing_frees_the_weights_and_leaves_those_of_others(opened: tuple[type[Model], Bundle]) -> None:

@@ -170,6 +170,8 @@ def test_help_ends_with_examples_that_can_be_run(
     monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path))
     for name in ("all-MiniLM-L6-v2-int8", "ms-marco-MiniLM-L-12-v2-int8", "SmolLM2-135M-Instruct-int4"):
         (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "have.txt").touch()
     shown = ortkit(command.name, "--help").out.decode()
     assert isinstance(command, ExampleCommand)
     examples = shown.partition("\nExamples:\n")[2].splitlines()

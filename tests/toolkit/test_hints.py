@@ -13,7 +13,17 @@ import pytest
 from ortkit.toolkit.cli import cli
 
 ROOT = Path(__file__).parents[2]
-OF_OTHER_PROGRAMS = {"--merge"}
+
+
+def installer_options() -> set[str]:
+    """Options that the installer's parser adds, of all its commands."""
+    source = (ROOT / "runtime" / "installer" / "cli.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z][a-z-]*)"', source))
+
+
+OF_OTHER_PROGRAMS = {"--merge", "--no-deps", "--version"}
+OF_THE_INSTALLER = installer_options()
+"""What `sh FILE.kit install` takes."""
 OF_ALL = {"--help"}
 COMMAND = rf"(?:^ortkit (?={'|'.join(cli.commands)})|`ortkit )([a-z]+)([^`]*)"
 
@@ -110,7 +120,8 @@ def test_a_hint_can_be_followed(path: Path, hint: str) -> None:
         having = [
             name for name in names | {command for command, _ in named} if option in options_of(cli.commands[name])
         ]
-        assert having or option in OF_OTHER_PROGRAMS | OF_ALL, f"no command of {sorted(names)} has `{option}`"
+        own = OF_THE_INSTALLER if path.parent.name == "installer" else set()
+        assert having or option in OF_OTHER_PROGRAMS | OF_ALL | own, f"no command of {sorted(names)} has `{option}`"
         for name in having:
             kind = options_of(cli.commands[name])[option].type
             if isinstance(kind, click.Choice) and value and f"`{option} {value}" in rest:

@@ -17,6 +17,7 @@ VARIABLES = {
     "ORTKIT_CACHE": "the folder for caches",
     "ORTKIT_MAX_MEMORY": "the limit on a model's memory",
     "ORTKIT_POLICY": "the file with the policy on signatures",
+    "ORTKIT_PYTHON": "the Python that the installer of a kit runs with",
     "ORTKIT_TOKEN_HOST": "a host that gets the Hub's token beside the Hub",
     "ORTKIT_TRACEBACK": "tracebacks for internal errors",
 }
