@@ -182,7 +182,8 @@ def test_help_ends_with_examples_that_can_be_run(
         words = shlex.split(re.sub(" [<>] [a-z.]+", "", example).removeprefix("ORTKIT_BUNDLES=/srv/models "))
         assert words[:2] == ["ortkit", command.name]
         # Parses and converts all options; raises for unknown ones and for missing arguments.
-        command.make_context("ortkit", words[2:])
+        with command.make_context("ortkit", words[2:]):
+            pass
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
