@@ -151,21 +151,35 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaModel"]}
             10,
             "`model` has the architecture `bloom`, which is not supported",
         ),
-        (
+        pytest.param(
             {"config.json": LLAMA},
             [],
             10,
             "`model` is an embedder of the architecture `llama`, of which ortkit exports decoders only",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"1_Pooling/config.json": {"pooling_mode_median_tokens": True}},
             [],
             10,
             "`model` has `pooling_mode_median_tokens` set to `true` in `1_Pooling/config.json`",
+            marks=pytest.mark.slow,
         ),
         ({}, ["--precision", "int4"], 2, "embedders are not exported to `int4`"),
-        ({}, ["--min-tau", "0.9"], 2, "`min_tau` is for rerankers, and this is an embedder"),
-        ({}, ["--cache", "float16"], 2, "`cache` is for decoders, and this is an embedder"),
+        pytest.param(
+            {},
+            ["--min-tau", "0.9"],
+            2,
+            "`min_tau` is for rerankers, and this is an embedder",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {},
+            ["--cache", "float16"],
+            2,
+            "`cache` is for decoders, and this is an embedder",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_will_not_be_exported_is_refused_before_its_weights_are_downloaded(
@@ -219,6 +233,7 @@ def copy_cache(from_hub: FromHub, user: HubUser) -> Path:
     return user.home / cache
 
 
+@pytest.mark.slow
 def test_offline_uses_the_cache_alone(user: HubUser, hub: LocalHub, from_hub: FromHub) -> None:
     cache = copy_cache(from_hub, user)
     shown = [path.name for path in cache.iterdir() if path.is_dir()]
@@ -265,6 +280,7 @@ def test_offline_says_what_is_missing(user: HubUser, from_hub: FromHub) -> None:
     )
 
 
+@pytest.mark.slow
 def test_offline_finds_the_complete_commit_after_another_was_refused(
     user: HubUser, hub: LocalHub, from_hub: FromHub, tiny_files: dict[str, bytes]
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_wheel_that_the_index_does_not_have(run: WheelhouseCommand, index: Pac
     assert not (tmp_path / "wheels").exists()
 
 
+@pytest.mark.slow
 def test_an_index_that_fails_once_is_asked_again(run: WheelhouseCommand, index: PackageIndex, tmp_path: Path) -> None:
     index.unavailable.add(NATIVE.file)
 

@@ -98,10 +98,13 @@ def _changed(files: Iterable[object] | None) -> Iterator[str]:
 
 
 _CODE = """
-import json, sys
+import json, os, sys
 name, sys.path[:] = sys.argv[1], json.loads(sys.argv[2])
+# What a library prints goes elsewhere.
+answer = os.dup(1)
+os.dup2(2, 1)
 def report(word, text):
-    sys.stdout.buffer.write(f"{word} {' '.join(text.split())}".encode("utf-8", "backslashreplace"))
+    os.write(answer, f"{word} {' '.join(text.split())}".encode("utf-8", "backslashreplace"))
 try:
     report("version", str(getattr(__import__(name), "__version__", "")))
 except ModuleNotFoundError as error:
@@ -132,8 +135,7 @@ def _imported(name: str, seconds: float) -> Imported:
         ended_by = -finished.returncode
         known = ended_by in set(signal.Signals)
         return Imported(signal=signal.Signals(ended_by).name if known else f"signal {ended_by}")
-    # A library may print before.
-    word, _, rest = finished.stdout.decode("utf-8", "replace").rpartition("\n")[2].partition(" ")
+    word, _, rest = finished.stdout.decode("utf-8", "replace").partition(" ")
     if word == "version":
         return Imported(version=rest or None)
     if word == "missing":

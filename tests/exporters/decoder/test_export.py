@@ -480,7 +480,15 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
     printed = json.loads(ortkit("inspect", out, "--runtime", "--json").out)
     del printed["digest"]
     assert printed.pop("memory").keys() == {"weights", "lengths"}
-    assert printed.pop("runtime").keys() == {"threads", "cores", "context", "fits", "provider", "onnxruntime"}
+    assert printed.pop("runtime").keys() == {
+        "threads",
+        "cores",
+        "context",
+        "fits",
+        "max_memory",
+        "provider",
+        "onnxruntime",
+    }
     assert printed == json.loads((out / "manifest.json").read_text())
 
     def add_old_figures(manifest: dict) -> None:
@@ -502,6 +510,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
     verified = ortkit("verify", out)
     assert verified.code == 0
     assert verified.out.decode().splitlines()[2:] == [
+        "signature    none",
         "graph        opens on cpu; inputs match the manifest",
         (
             "certificate  64 golden tokens: log-probabilities within 0.00000 on average; "

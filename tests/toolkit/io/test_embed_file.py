@@ -21,7 +21,6 @@ import pytest
 from ortkit import Bundle, Embedder, Embeddings
 from ortkit.toolkit.io.resumable import OutputFiles, locked
 from tests.commands import Finished, lines_on_terminal, on_terminal
-from tests.marks import slow_but
 from tests.tampered import changed_bundle, without_special_tokens
 
 Ortkit = Callable[..., Finished]
@@ -483,7 +482,8 @@ c.main()
 KILLS = 6
 
 
-@pytest.mark.parametrize("output_format", slow_but(["npy"], ["jsonl", "npy"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("output_format", ["jsonl", "npy"])
 def test_kill_after_kill_the_output_is_that_of_a_run_in_one_go(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, output_format: str
 ) -> None:
