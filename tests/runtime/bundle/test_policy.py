@@ -91,6 +91,29 @@ def test_the_system_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         Policy.current()
 
 
+def test_a_system_policy_that_this_user_may_not_see_is_not_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path
+) -> None:
+    """A folder that an administrator made with umask 077, and a file in its place."""
+    monkeypatch.delenv("ORTKIT_POLICY", raising=False)
+    folder = tmp_path / "etc"
+    monkeypatch.setattr(policies, "SYSTEM_POLICY", folder / "policy.toml")
+    folder.write_text("")
+    with pytest.raises(InputError, match=r"the policy `.*` cannot be read: Not a directory"):
+        Bundle.open(bundle)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # Root may look into every folder.
+    folder.unlink()
+    folder.mkdir()
+    monkeypatch.setattr(policies.os, "lstat", refuse)
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(InputError, match=r"the policy `.*` cannot be read: "):
+        Policy.current()
+
+
 def test_what_a_policy_says(policy: Callable[[str], Path]) -> None:
     path = policy('trusted_certificates = ["ca.pem"]\nalways_hash = true\n' + REQUIRED)
     found = Policy.current()
