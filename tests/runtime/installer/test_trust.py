@@ -163,6 +163,23 @@ def payload_that_was_changed(attack: Attack) -> Path:
     return attack.kits.key.public_file
 
 
+def signature_that_is_cut(attack: Attack) -> Path:
+    """The payload is not base64 any more."""
+    parts = parts_of(attack.kit)
+    content = attack.kit.read_bytes()[parts.signature : parts.layout].rstrip()
+    signature = json.loads(content)
+    signature["dsseEnvelope"]["payload"] = signature["dsseEnvelope"]["payload"][:-3]
+    put(attack.kit, parts.signature, json.dumps(signature).encode().ljust(len(content)))
+    return attack.kits.key.public_file
+
+
+def signature_of_no_files(attack: Attack) -> Path:
+    """What the trusted key signed lists nothing."""
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts_of(attack.kit).signature, attack.kits.key({}, "nothing"))
+    return attack.kits.key.public_file
+
+
 NOT_SIGNED = "is not signed by `{key}`, or was changed\n\nhint: copy it again, or get the key of who made it"
 NOT_THE_ONE = "is not the one that was signed\n\nhint: copy the file again; do not use this one"
 
@@ -174,6 +191,8 @@ NOT_THE_ONE = "is not the one that was signed\n\nhint: copy the file again; do n
         (other_key, NOT_SIGNED),
         (without_signature, NOT_SIGNED),
         (signed_by_a_stranger, NOT_SIGNED),
+        (signature_that_is_cut, NOT_SIGNED),
+        (signature_of_no_files, NOT_THE_ONE),
         (payload_that_was_changed, NOT_SIGNED),
         (signature_of_a_bundle_with_the_installer, NOT_THE_ONE),
         (signature_of_another_kit, "is of other files: changed since then: `kit.index.json`"),
@@ -442,7 +461,18 @@ def test_a_python_without_its_standard_library(copy: Path, tmp_path: Path) -> No
     assert "hint: install the whole of Python: on Debian `python3`, not only `python3-minimal`" in finished.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("install",), ("status", "--prefix", "/opt")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--help",),
+        ("install",),
+        ("status", "--prefix", "/opt"),
+        # Without the key, or with another option's name: nothing was verified.
+        ("install", "--trusted-key"),
+        ("install", "--trusted-keys", "key.pub"),
+    ],
+)
 def test_the_header_runs_nothing_without_a_key(arguments: tuple[str, ...], kits: Kits, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho ran > {tmp_path}/ran\n")
