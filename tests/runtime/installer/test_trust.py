@@ -300,6 +300,18 @@ def test_a_kit_that_nothing_vouches_for(
         assert "to install it all the same, add `--allow-unsigned`" in ran.err
 
 
+def test_what_a_kit_says_does_not_reach_the_terminal_as_it_is(attack: Attack, installer: Installer) -> None:
+    """A field of a signature that nobody has verified, in the message that refuses it."""
+    field = "\x1b[2K\rsigned by key\nsigned\u202e"
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts_of(attack.kit).signature, json.dumps({field: 1}).encode())
+
+    ran = installer("install", attack.kit, "--trusted-key", attack.kits.key.public_file)
+
+    assert ran.code == 7
+    assert r"has the unknown field `\x1b[2K\rsigned by key\nsigned\u202e`" in ran.err
+
+
 def test_a_wrong_signature_is_refused_even_where_none_is_needed(attack: Attack, installer: Installer) -> None:
     key = payload_that_was_changed(attack)
 
@@ -336,6 +348,28 @@ def test_keys_that_others_can_change_are_not_used(installed: Path, installer: In
     assert ran.code == 2
     assert f"error: the trusted key `{key}` is not used, because other users can change it" in ran.err
     assert f"hint: `chmod go-w {key}`" in ran.err
+
+
+def test_the_key_that_is_kept_is_the_one_that_verified(
+    kits: Kits,
+    installer: Installer,
+    prefix: Path,
+    stranger: OpensslKey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file that is named may lie where others can write, such as on a stick, and a minute passes."""
+    key = Path(shutil.copyfile(kits.key.public_file, tmp_path / "named.pub"))
+    monkeypatch.setattr(
+        "ortkit.runtime.installer.install.check_release",
+        lambda *_, **__: shutil.copyfile(stranger.public_file, key),
+    )
+
+    assert installer("install", kits.path("line1"), "--trusted-key", key).code == 0
+
+    (kept,) = (prefix / "keys").iterdir()
+    assert kept.read_bytes() == kits.key.public_file.read_bytes()
+    assert kept.name.startswith("named-")
 
 
 @pytest.mark.parametrize(
