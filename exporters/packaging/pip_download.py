@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...runtime.bundle.bundle import sha256_of
+from ...runtime.child_process import python_command
 from ...runtime.errors import BundleError, MissingPartError, NetworkError
 from ..progress import BYTES, Progress
 from .wheel_lock import Pin
@@ -44,7 +45,7 @@ class Pip:
 
         With `total`, the bytes in `scratch` are reported as progress towards it.
         """
-        whole = [sys.executable, "-m", "pip", command, "--disable-pip-version-check", "--no-input", *arguments]
+        whole = python_command("-m", "pip", command, "--disable-pip-version-check", "--no-input", *arguments)
         log = self.scratch / "pip.log"
         temporary = self.scratch / "temporary"
         temporary.mkdir(exist_ok=True)

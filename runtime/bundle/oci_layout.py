@@ -39,6 +39,7 @@ from .blob_store import (
     new_file,
     opened_file,
 )
+from .ownership import is_open_to_others
 from .strict_tar import END, header_of, padding_of
 
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -450,7 +451,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Make a hard link; False where that is not possible."""
+    """Make a hard link; False where that is not possible, or where another user could write to what it shares."""
     if source.is_symlink():
         return False
     try:
@@ -459,6 +460,9 @@ def _linked(source: Path, target: Path) -> bool:
         raise
     except OSError:
         # Another file system, one without links, or a file of another user.
+        return False
+    if is_open_to_others(target.lstat()):
+        target.unlink()
         return False
     return True
 

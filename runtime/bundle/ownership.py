@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_MOST_LINKS = 40
+"""Links on the way to a file, as Linux has it."""
 
 
 def check_ownership(path: Path, what: str) -> None:
     """Raise InputError where another user than root and this one can change a file, or replace it, as ssh does.
 
-    The folders above it count too, apart from those in which users can only replace their own files (/tmp).
+    The folders above it count too, apart from those in which users can only replace their own files (/tmp), and so do
+    the links on the way with the folders that they are in. Of a file that is not there, the folders above it count.
     """
     try:
-        resolved = path.resolve(strict=True)
-        for place in (resolved, *resolved.parents):
-            problem = _problem_of(place.stat(), is_above=place != resolved)
+        for place, status, is_above in _places_of(path):
+            problem = _problem_of(status, is_above=is_above)
             if problem is not None:
                 raise InputError(
                     f"{what} `{path}` is not used, because other users can change it: `{place}` {problem}",
@@ -29,10 +33,41 @@ def check_ownership(path: Path, what: str) -> None:
         raise InputError(f"{what} `{path}` cannot be read: {error.strerror or error}") from error
 
 
+def is_open_to_others(status: os.stat_result) -> bool:
+    """Whether another user than root and this one can write to a file; who can replace it is not asked."""
+    return _problem_of(status, is_above=False) is not None
+
+
+def _places_of(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
+    """All that decides what a path leads to, from the root on, and whether it is above the file: folders and links."""
+    place, left, links = Path("/"), list(reversed(path.absolute().parts[1:])), 0
+    yield place, place.stat(), bool(left)
+    while left:
+        part = left.pop()
+        found = place.parent if part == ".." else place / part
+        try:
+            status = found.lstat()
+        except FileNotFoundError:
+            return
+        if not stat.S_ISLNK(status.st_mode):
+            yield found, status, bool(left)
+            place = found
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        # Who owns it can replace it in a folder such as /tmp.
+        yield found, status, True
+        target = found.readlink()
+        place = Path("/") if target.is_absolute() else place
+        left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+
+
 def _problem_of(status: os.stat_result, *, is_above: bool) -> str | None:
     if status.st_uid not in {0, os.geteuid()}:
         return f"belongs to the user {status.st_uid}"
-    sticky = is_above and status.st_mode & stat.S_ISVTX
-    if status.st_mode & _OTHERS and not sticky:
+    # A link's own permissions are never used.
+    kept_apart = is_above and (status.st_mode & stat.S_ISVTX or stat.S_ISLNK(status.st_mode))
+    if status.st_mode & _OTHERS and not kept_apart:
         return "is writable for its group or for all users"
     return None

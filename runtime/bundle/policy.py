@@ -63,7 +63,7 @@ class Policy:
         named = os.environ.get(VARIABLE)
         if named:
             return cls.read(Path(named))
-        return cls.read(SYSTEM_POLICY) if os.path.lexists(SYSTEM_POLICY) else cls()
+        return cls.read(SYSTEM_POLICY) if _is_there(SYSTEM_POLICY) else cls()
 
     @classmethod
     def read(cls, path: Path) -> Policy:
@@ -134,6 +134,18 @@ def read_signature(path: Path) -> bytes | None:
             return file.read(LARGEST_SIGNATURE + 1)
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file or a link; True where that cannot be told, so that reading it says why."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    # `os.path.lexists` takes a folder that this user may not look into for an empty one.
+    except OSError:
+        return True
+    return True
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -122,7 +122,12 @@ class TrustedKey:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrustedKey:
         """Read a public key in PEM; raises NotFoundError, and InputError for a file that is not one."""
-        spki = read_pem(path, PUBLIC_KEY)
+        return cls.of(content_of_pem(path), path)
+
+    @classmethod
+    def of(cls, content: bytes, path: str | os.PathLike[str]) -> TrustedKey:
+        """As `read`, of the content of the file."""
+        spki = blocks_of_pem(content, PUBLIC_KEY, path)
         if len(spki) != 1:
             raise InputError(f"`{path}` has {len(spki)} public keys", hint="write each key to a file of its own")
         try:
@@ -137,11 +142,8 @@ class TrustedKey:
 _MAKE_KEY = "make one with `ortkit keygen -o key.pem`, which writes `key.pub` beside it"
 
 
-def read_pem(path: str | os.PathLike[str], label: str) -> list[bytes]:
-    """The DER data of all blocks with this label in a file; text around them is ignored.
-
-    Raises NotFoundError, and InputError for a file that has none, or that has a private key.
-    """
+def content_of_pem(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file of keys or certificates; raises NotFoundError, and InputError for one that is too large."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(_LARGEST_PEM + 1)
@@ -151,6 +153,14 @@ def read_pem(path: str | os.PathLike[str], label: str) -> list[bytes]:
         raise InputError(f"`{path}` cannot be read: {error.strerror or error}") from error
     if len(content) > _LARGEST_PEM:
         raise InputError(f"`{path}` has more than {_LARGEST_PEM} bytes, the limit for keys and certificates")
+    return content
+
+
+def blocks_of_pem(content: bytes, label: str, path: str | os.PathLike[str]) -> list[bytes]:
+    """The DER data of all blocks with this label in a file; text around them is ignored.
+
+    Raises InputError, which names the file, for one that has none, or that has a private key.
+    """
     blocks = list(_blocks(content.decode("ascii", errors="replace")))
     if any(name.endswith("PRIVATE KEY") for name, _ in blocks):
         raise InputError(

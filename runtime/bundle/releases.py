@@ -16,6 +16,9 @@ from .ownership import check_ownership
 _LARGEST_FILE = 1 << 20
 _MOST_NAMES = 10_000
 _KEY = "releases"
+_WHAT = "the record of trusted releases"
+_MODE = 0o644
+"""Everyone who opens bundles reads it, whatever the umask of who writes it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Releases:
                 known[name] = number
                 content = json.dumps({_KEY: dict(sorted(known.items()))}, indent=2, ensure_ascii=False)
                 with replacing(self.path) as file:
+                    os.fchmod(file.fileno(), _MODE)
                     file.write(f"{content}\n".encode())
         except OSError as error:
             # NotTrustedError is not an OSError.
@@ -75,10 +79,12 @@ class Releases:
             with self.path.open("rb") as file:
                 content = file.read(_LARGEST_FILE + 1)
         except FileNotFoundError:
+            # Whoever can remove the file could have older releases accepted.
+            check_ownership(self.path, _WHAT)
             return {}
         except OSError as error:
             raise InputError(f"`{self.path}` cannot be read: {error.strerror or error}", hint=_READABLE) from error
-        check_ownership(self.path, "the record of trusted releases")
+        check_ownership(self.path, _WHAT)
         known = _parsed(content)
         if known is None:
             raise InputError(

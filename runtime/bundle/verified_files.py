@@ -1,9 +1,11 @@
 """The hashes of files that were verified before: a large file that is unchanged since then is not read again.
 
 A file is the same if its device, inode, size, mtime and ctime are: no program can set a ctime, so whoever changes the
-file changes it too. What this cannot see is a medium that returns other data than was written, for which
-`ortkit verify` reads everything. The record lies in the user's cache folder, and is used only if no other user can
-change it. The policy's `always_hash` does without it.
+file changes it too. But for a mapping of the file into memory this is so for the first change alone, until the page is
+written to disk, and in a tmpfs not even for that. So a file that another user can write to is always read. What this
+cannot see is a medium that returns other data than was written, for which `ortkit verify` reads everything. The record
+lies in the user's cache folder, and is used only if no other user can change it. The policy's `always_hash` does
+without it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import BinaryIO
 
 from ..cache_folder import cache_folder, usable_folder
 from ..output_path import replacing
+from .ownership import is_open_to_others
 
 NAME = "verified-files.json"
 _SMALLEST = 1 << 20
@@ -47,6 +50,9 @@ class VerifiedFiles:
         """The sha256 of a file; raises OSError."""
         with path.open("rb", buffering=0) as file:
             before = _identity_of(file)
+            # Whoever has it mapped into memory can change it again and again, with one change of the times.
+            if is_open_to_others(os.fstat(file.fileno())):
+                return hash_of(file)
             if before in self._known:
                 return self._known[before]
             begun = time.time_ns()

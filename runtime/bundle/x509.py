@@ -32,7 +32,7 @@ from .der import (
     single,
     unsigned,
 )
-from .public_key import CERTIFICATE, PublicKey, read_pem
+from .public_key import CERTIFICATE, PublicKey, blocks_of_pem, content_of_pem
 
 LONGEST_CHAIN = 8
 """Certificates in a signature: the signer's and those of intermediate authorities."""
@@ -153,7 +153,12 @@ class Certificate:
 
 def read_certificates(path: str | os.PathLike[str]) -> tuple[Certificate, ...]:
     """Read the certificates in a PEM file; raises NotFoundError, and InputError for what is not one."""
-    found = read_pem(path, CERTIFICATE)
+    return certificates_in(content_of_pem(path), path)
+
+
+def certificates_in(content: bytes, path: str | os.PathLike[str]) -> tuple[Certificate, ...]:
+    """As `read_certificates`, of the content of the file."""
+    found = blocks_of_pem(content, CERTIFICATE, path)
     if len(found) > _MOST_TRUSTED:
         raise InputError(f"`{path}` has {len(found)} certificates; the limit is {_MOST_TRUSTED}")
     try:

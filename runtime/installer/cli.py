@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, NotFoundError, OrtkitError
+from .checks import CheckError
 from .install import Have, Options, install, rollback, uninstall
 from .installation import Installation
 from .kit_file import Kit
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if arguments is None else arguments)
     except OrtkitError as error:
-        say(f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint is not None else ""))
+        # What a check printed has lines; in anything else they are a kit's.
+        message = error.message if isinstance(error, CheckError) else _escaped(error.message, kept="")
+        say(f"error: {message}" + (f"\n\nhint: {_escaped(error.hint, kept='')}" if error.hint is not None else ""))
         return error.exit_code
     except OSError as error:
         say(f"error: {f'`{error.filename}`: ' if error.filename else ''}{error.strerror or error}")
@@ -45,10 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """Print to stderr: stdout is data."""
+    """Print to stderr, because stdout is data; control characters, which a kit may have, are escaped."""
+    text = _escaped(text)
     # Characters that the terminal's encoding does not have must not end an installation.
     encoding = sys.stderr.encoding or "ascii"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+
+
+def _escaped(text: str, kept: str = "\n") -> str:
+    """A text without characters that a terminal obeys or does not show, but for those in `kept`."""
+    return "".join(
+        character
+        if character.isprintable() or character in kept
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -181,7 +195,8 @@ def _status(installation: Installation, options: argparse.Namespace) -> int:
             mark = "*" if number == current else " "
             counter = f", release {record.release} of it" if record.release else ""
             print(f"{mark} {number}  {record.kit}{counter}, ortkit {record.ortkit}: {', '.join(record.bundles)}")
-            print(f"     {f'signed by {record.signer}' if record.signer else 'not signed'}")
+            # The name in a certificate may be anything.
+            print(f"     {f'signed by {_escaped(record.signer)}' if record.signer else 'not signed'}")
     if problem is not None:
         raise problem
     return 0

@@ -9,6 +9,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from ..bundle.ownership import is_open_to_others
 from ..errors import BundleError
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o755
@@ -29,7 +30,9 @@ def share(source: Path, target: Path, sha256: str) -> bool:
         # Not everywhere: FAT has no links, and a file of another user may not be linked.
         with suppress(OSError):
             os.link(source, target, follow_symlinks=False)
-            if os.path.samestat(os.fstat(file.fileno()), target.lstat()):
+            linked = target.lstat()
+            # What another user can write to is copied.
+            if os.path.samestat(os.fstat(file.fileno()), linked) and not is_open_to_others(linked):
                 return True
             target.unlink()
         file.seek(0)

@@ -80,7 +80,7 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
             installation.switch(number)
             _check_current(installation, number, current)
         installation.remember(facts.release)
-        keep_keys(installation, options.trusted_keys)
+        keep_keys(installation, trust)
         installation.keep(number, installation.record(number).previous)
         record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
     return number

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.ownership import check_ownership
 from ..bundle.policy import Policy
-from ..bundle.public_key import CERTIFICATE, TrustedKey
+from ..bundle.public_key import CERTIFICATE, TrustedKey, content_of_pem
 from ..bundle.signature import Signer, verify_signature
-from ..bundle.x509 import Certificate, read_certificates
-from ..errors import InputError, NotFoundError, NotTrustedError
-from .files import FOLDER_MODE, sha256_of, write_text
+from ..bundle.x509 import Certificate, certificates_in
+from ..errors import NotFoundError, NotTrustedError
+from .files import FOLDER_MODE, write_text
 from .installation import KEYS, Installation
 from .kit_file import Kit
 
-_CERTIFICATE = f"-----BEGIN {CERTIFICATE}-----"
-_LARGEST_FILE = 1 << 20
+_CERTIFICATE = f"-----BEGIN {CERTIFICATE}-----".encode()
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Trust:
     keys: tuple[TrustedKey | Certificate, ...]
     required_by: Path | None
     """The policy that requires a signature; None where none does."""
+    named: tuple[tuple[str, bytes], ...] = ()
+    """Stem and content of the files that the user named, as they were read."""
 
     @classmethod
     def of(cls, installation: Installation, named: Sequence[Path]) -> Trust:
@@ -35,8 +37,10 @@ class Trust:
         kept = sorted((installation.prefix / KEYS).glob("*.pem"))
         for path in kept:
             check_ownership(path, "the trusted key")
-        keys = [key for path in (*named, *kept) for key in _read(path)]
-        return cls((*keys, *policy.trusted), policy.path if policy.require_signature else None)
+        contents = [(path, _content_of(path)) for path in (*named, *kept)]
+        keys = [key for path, content in contents for key in _parsed(path, content)]
+        chosen = tuple((path.stem, content) for path, content in contents[: len(named)])
+        return cls((*keys, *policy.trusted), policy.path if policy.require_signature else None, chosen)
 
     def check(self, kit: Kit, *, allow_unsigned: bool) -> Signer | None:
         """Raise NotTrustedError for a kit that is not signed by one of the keys.
@@ -58,25 +62,24 @@ class Trust:
         raise NotTrustedError(problem, hint=f"{hint}; to install it all the same, add `--allow-unsigned`")
 
 
-def keep_keys(installation: Installation, named: Sequence[Path]) -> None:
-    """Trust the keys that the user named in later installations too."""
+def keep_keys(installation: Installation, trust: Trust) -> None:
+    """Trust the keys that the user named in later installations too: what was read, whatever is there by now."""
     folder = installation.prefix / KEYS
-    for path in named:
-        target = folder / f"{path.stem}-{sha256_of(path)[:16]}.pem"
+    for stem, content in trust.named:
+        target = folder / f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.pem"
         if not target.exists():
             folder.mkdir(exist_ok=True, mode=FOLDER_MODE)
-            write_text(target, _text_of(path))
+            write_text(target, content.decode("ascii", errors="replace"))
 
 
-def _read(path: Path) -> Sequence[TrustedKey | Certificate]:
-    return read_certificates(path) if _CERTIFICATE in _text_of(path) else (TrustedKey.read(path),)
+def _parsed(path: Path, content: bytes) -> Sequence[TrustedKey | Certificate]:
+    if _CERTIFICATE in content:
+        return certificates_in(content, path)
+    return (TrustedKey.of(content, path),)
 
 
-def _text_of(path: Path) -> str:
+def _content_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(_LARGEST_FILE).decode("ascii", errors="replace")
-    except FileNotFoundError as error:
+        return content_of_pem(path)
+    except NotFoundError as error:
         raise NotFoundError(f"there is no key at `{path}`") from error
-    except OSError as error:
-        raise InputError(f"the key `{path}` cannot be read: {error.strerror or error}") from error

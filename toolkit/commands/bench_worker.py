@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ...runtime import errors
+from ...runtime.child_process import python_command
 from ...runtime.errors import BundleError, OrtkitError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def measure_apart(bundle: Bundle, *, seconds: float, max_memory: int | None) -> 
     `seconds` is the time for each figure, at least. Raises the errors of opening and running it.
     """
     settings = {"path": str(bundle.path), "seconds": seconds, "max_memory": max_memory}
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), json.dumps(settings)]
+    command = python_command("-c", _CHILD, json.dumps(sys.path), json.dumps(settings))
     finished = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )

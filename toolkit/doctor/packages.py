@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.child_process import python_command
 from ...runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME
 from ...runtime.session.packages import PACKAGES
 from ...runtime.telemetry import SWITCHES
@@ -122,7 +123,7 @@ def import_all(modules: Iterable[str] = tuple(MODULES), *, seconds: float = _SEC
 def _imported(name: str, seconds: float) -> Imported:
     # Otherwise onnxruntime would send events while it is checked.
     environment = {**os.environ, **SWITCHES}
-    command = [sys.executable, "-c", _CODE, name, json.dumps(sys.path)]
+    command = python_command("-c", _CODE, name, json.dumps(sys.path))
     try:
         finished = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=seconds, check=False

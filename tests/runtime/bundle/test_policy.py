@@ -18,6 +18,7 @@ from ortkit import Bundle, BundleError, Embedder, InputError, NotTrustedError, O
 from ortkit.runtime.bundle import policy as policies
 from ortkit.runtime.bundle.ownership import check_ownership
 from ortkit.runtime.bundle.policy import DEFAULT_STATE, Policy
+from ortkit.runtime.bundle.releases import Releases
 from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
 from tests.tiny_bundles import rehash, write_embedder
 
@@ -91,6 +92,29 @@ def test_the_system_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         Policy.current()
 
 
+def test_a_system_policy_that_this_user_may_not_see_is_not_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path
+) -> None:
+    """A folder that an administrator made with umask 077, and a file in its place."""
+    monkeypatch.delenv("ORTKIT_POLICY", raising=False)
+    folder = tmp_path / "etc"
+    monkeypatch.setattr(policies, "SYSTEM_POLICY", folder / "policy.toml")
+    folder.write_text("")
+    with pytest.raises(InputError, match=r"the policy `.*` cannot be read: Not a directory"):
+        Bundle.open(bundle)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # Root may look into every folder.
+    folder.unlink()
+    folder.mkdir()
+    monkeypatch.setattr(policies.os, "lstat", refuse)
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(InputError, match=r"the policy `.*` cannot be read: "):
+        Policy.current()
+
+
 def test_what_a_policy_says(policy: Callable[[str], Path]) -> None:
     path = policy('trusted_certificates = ["ca.pem"]\nalways_hash = true\n' + REQUIRED)
     found = Policy.current()
@@ -144,7 +168,7 @@ def test_a_folder_of_keys(policy: Callable[[str], Path], tmp_path: Path) -> None
         ("require_signature = true", "the policy `etc/policy.toml` requires signatures, but trusts no key"),
         (
             'trusted_keys = ["no.pub"]',
-            "cannot be used: the trusted key `etc/no.pub` cannot be read: No such",
+            "cannot be used: there is no file `etc/no.pub`",
         ),
         ('trusted_keys = ["ca.pem"]', "cannot be used: `etc/ca.pem` is not a public key in PEM"),
         ('trusted_certificates = ["key.pub"]', "cannot be used: `etc/key.pub` is not a certificate in PEM"),
@@ -218,6 +242,41 @@ def test_a_link_to_a_policy_counts_as_what_it_leads_to(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="because other users can change it"):
         check_ownership(tmp_path / "policy.toml", "the policy")
+
+
+def test_a_link_that_another_user_can_replace(tmp_path: Path) -> None:
+    """Between the check and the reading it could lead elsewhere; what it leads to now is nobody else's."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "policy.toml").write_text("")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "link").symlink_to("../etc/policy.toml")
+    (tmp_path / "first").symlink_to(shared / "link")
+
+    check_ownership(tmp_path / "first", "the policy")
+    shared.chmod(0o777)
+    with pytest.raises(InputError) as caught:
+        check_ownership(tmp_path / "first", "the policy")
+    assert f"`{shared}` is writable for its group or for all users" in caught.value.message
+    (shared / "link").unlink()
+    (shared / "link").symlink_to("link")
+    shared.chmod(0o755)
+    with pytest.raises(InputError, match="Too many levels of symbolic links"):
+        check_ownership(tmp_path / "first", "the policy")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_link_of_another_user_in_a_shared_folder(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (tmp_path / "policy.toml").write_text("")
+    (shared / "link").symlink_to(tmp_path / "policy.toml")
+    check_ownership(shared / "link", "the policy")
+    os.chown(shared / "link", 12345, -1, follow_symlinks=False)
+
+    with pytest.raises(InputError, match=r"`.*/shared/link` belongs to the user 12345"):
+        check_ownership(shared / "link", "the policy")
 
 
 OPENERS: dict[str, Callable[[Path], object]] = {
@@ -396,6 +455,36 @@ def test_a_release_that_cannot_be_recorded(policy: Callable[[str], Path], bundle
     with pytest.raises((OutputError, InputError)) as caught:
         Bundle.open(bundle)
     assert f"`{path.parent}/key.pub/releases.json`" in caught.value.message
+
+
+def test_a_record_that_others_can_remove(policy: Callable[[str], Path], bundle: Path) -> None:
+    """Without it, older releases are accepted: so its folder counts while it is not there."""
+    path = policy(REQUIRED.replace('"releases.json"', '"shared/new/releases.json"'))
+    signed(bundle, KEY, release=7)
+    shared = path.parent / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+
+    with pytest.raises(InputError) as caught:
+        Bundle.open(bundle)
+    assert caught.value.message == (
+        f"the record of trusted releases `{shared}/new/releases.json` is not used, because other users can change it: "
+        f"`{shared}` is writable for its group or for all users"
+    )
+    shared.chmod(0o755)
+    Bundle.open(bundle)
+    assert (shared / "new" / "releases.json").is_file()
+
+
+def test_a_record_that_everyone_can_read(tmp_path: Path) -> None:
+    """Also where root's umask is 077: services of other users read it."""
+    before = os.umask(0o077)
+    try:
+        Releases(tmp_path / "releases.json").record("model", 1)
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "releases.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_record_that_is_read_only(

@@ -182,6 +182,26 @@ def test_what_a_pack_leaves_out_is_taken_from_other_bundles(tmp_path: Path) -> N
     Bundle.open(bundle.path)
 
 
+@pytest.mark.parametrize("others", [0o020, 0o002, None])
+def test_what_others_can_write_to_is_copied_and_not_linked(tmp_path: Path, others: int | None) -> None:
+    """Else they could change the unpacked bundle after it was verified."""
+    old = write_bundle(tmp_path / "old" / "tiny").file("model.onnx")
+    if others is not None:
+        old.chmod(0o644 | others)
+    elif os.geteuid() == 0:
+        os.chown(old, 12345, -1)
+    else:
+        pytest.skip("only root can give a file to another user")
+    name = f"blobs/sha256/{sha256(FILES['model.onnx'])}"
+    (tmp_path / "a.tar").write_bytes(tar_of({key: found for key, found in layout_of().items() if key != name}))
+
+    new = unpacked(tmp_path / "a.tar", tmp_path / "new", files_by_digest([tmp_path / "old"])).file("model.onnx")
+
+    assert new.read_bytes() == FILES["model.onnx"]
+    assert not new.samefile(old)
+    assert (new.stat().st_uid, new.stat().st_mode & 0o777) == (os.geteuid(), 0o444)
+
+
 def test_a_folder_of_earlier_bundles_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there is no folder `.*/none`"):
         files_by_digest([tmp_path / "none"])

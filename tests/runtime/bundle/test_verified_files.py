@@ -118,6 +118,30 @@ def test_a_changed_file_is_read(bundle: Path, change: Callable[[Path], None]) ->
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("others", [0o020, 0o002, None])
+@pytest.mark.usefixtures("cache")
+def test_a_file_that_others_can_write_to_is_always_read(bundle: Path, hashed: list[str], others: int | None) -> None:
+    """Linux gives a mapped page a new time at its first change alone, until it has been written to disk."""
+    import mmap
+
+    graph = bundle / "model.onnx"
+    if others is not None:
+        graph.chmod(0o644 | others)
+    elif os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    with graph.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[-1] = memory[-1]
+        if others is None:
+            os.chown(graph, 12345, -1)
+        Bundle.open(bundle)
+        # Without another time, unless the system has just written the page to disk.
+        memory[-1] ^= 1
+
+        with pytest.raises(BundleError, match=r"`model.onnx` in the bundle .* was changed: its sha256 is"):
+            Bundle.open(bundle)
+    assert hashed.count("tokenizer.json") == 1, "nobody else can write to that one"
+
+
 @pytest.mark.usefixtures("hashed")
 def test_a_file_that_was_just_written_is_not_recorded(
     cache: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch

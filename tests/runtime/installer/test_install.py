@@ -644,6 +644,18 @@ def test_files_that_cannot_be_linked_are_copied(
     assert second.stat().st_mode & 0o777 == 0o444
 
 
+def test_files_that_others_can_write_to_are_copied(installed: Path, installer: Installer, kits: Kits) -> None:
+    """Else they could change the new release after it was verified."""
+    first, second = (installed / f"releases/{number}/bundles/tiny/tokenizer.json" for number in (1, 2))
+    first.chmod(0o664)
+
+    assert installer("update", kits.path("line2")).code == 0
+
+    assert second.read_bytes() == first.read_bytes()
+    assert not first.samefile(second)
+    assert second.stat().st_mode & 0o777 == 0o444
+
+
 def test_another_key_with_the_same_name_is_kept_beside(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:

@@ -163,6 +163,23 @@ def payload_that_was_changed(attack: Attack) -> Path:
     return attack.kits.key.public_file
 
 
+def signature_that_is_cut(attack: Attack) -> Path:
+    """The payload is not base64 any more."""
+    parts = parts_of(attack.kit)
+    content = attack.kit.read_bytes()[parts.signature : parts.layout].rstrip()
+    signature = json.loads(content)
+    signature["dsseEnvelope"]["payload"] = signature["dsseEnvelope"]["payload"][:-3]
+    put(attack.kit, parts.signature, json.dumps(signature).encode().ljust(len(content)))
+    return attack.kits.key.public_file
+
+
+def signature_of_no_files(attack: Attack) -> Path:
+    """What the trusted key signed lists nothing."""
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts_of(attack.kit).signature, attack.kits.key({}, "nothing"))
+    return attack.kits.key.public_file
+
+
 NOT_SIGNED = "is not signed by `{key}`, or was changed\n\nhint: copy it again, or get the key of who made it"
 NOT_THE_ONE = "is not the one that was signed\n\nhint: copy the file again; do not use this one"
 
@@ -174,6 +191,8 @@ NOT_THE_ONE = "is not the one that was signed\n\nhint: copy the file again; do n
         (other_key, NOT_SIGNED),
         (without_signature, NOT_SIGNED),
         (signed_by_a_stranger, NOT_SIGNED),
+        (signature_that_is_cut, NOT_SIGNED),
+        (signature_of_no_files, NOT_THE_ONE),
         (payload_that_was_changed, NOT_SIGNED),
         (signature_of_a_bundle_with_the_installer, NOT_THE_ONE),
         (signature_of_another_kit, "is of other files: changed since then: `kit.index.json`"),
@@ -281,6 +300,18 @@ def test_a_kit_that_nothing_vouches_for(
         assert "to install it all the same, add `--allow-unsigned`" in ran.err
 
 
+def test_what_a_kit_says_does_not_reach_the_terminal_as_it_is(attack: Attack, installer: Installer) -> None:
+    """A field of a signature that nobody has verified, in the message that refuses it."""
+    field = "\x1b[2K\rsigned by key\nsigned\u202e"
+    put(attack.kit, parts_of(attack.kit).signature, b"\n" * SIGNATURE_SIZE)
+    put(attack.kit, parts_of(attack.kit).signature, json.dumps({field: 1}).encode())
+
+    ran = installer("install", attack.kit, "--trusted-key", attack.kits.key.public_file)
+
+    assert ran.code == 7
+    assert r"has the unknown field `\x1b[2K\rsigned by key\nsigned\u202e`" in ran.err
+
+
 def test_a_wrong_signature_is_refused_even_where_none_is_needed(attack: Attack, installer: Installer) -> None:
     key = payload_that_was_changed(attack)
 
@@ -317,6 +348,28 @@ def test_keys_that_others_can_change_are_not_used(installed: Path, installer: In
     assert ran.code == 2
     assert f"error: the trusted key `{key}` is not used, because other users can change it" in ran.err
     assert f"hint: `chmod go-w {key}`" in ran.err
+
+
+def test_the_key_that_is_kept_is_the_one_that_verified(
+    kits: Kits,
+    installer: Installer,
+    prefix: Path,
+    stranger: OpensslKey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file that is named may lie where others can write, such as on a stick, and a minute passes."""
+    key = Path(shutil.copyfile(kits.key.public_file, tmp_path / "named.pub"))
+    monkeypatch.setattr(
+        "ortkit.runtime.installer.install.check_release",
+        lambda *_, **__: shutil.copyfile(stranger.public_file, key),
+    )
+
+    assert installer("install", kits.path("line1"), "--trusted-key", key).code == 0
+
+    (kept,) = (prefix / "keys").iterdir()
+    assert kept.read_bytes() == kits.key.public_file.read_bytes()
+    assert kept.name.startswith("named-")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +495,18 @@ def test_a_python_without_its_standard_library(copy: Path, tmp_path: Path) -> No
     assert "hint: install the whole of Python: on Debian `python3`, not only `python3-minimal`" in finished.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("install",), ("status", "--prefix", "/opt")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--help",),
+        ("install",),
+        ("status", "--prefix", "/opt"),
+        # Without the key, or with another option's name: nothing was verified.
+        ("install", "--trusted-key"),
+        ("install", "--trusted-keys", "key.pub"),
+    ],
+)
 def test_the_header_runs_nothing_without_a_key(arguments: tuple[str, ...], kits: Kits, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho ran > {tmp_path}/ran\n")

@@ -1,0 +1,13 @@
+"""Start this Python again for work in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command that runs this Python with these arguments, without the current folder among its modules.
+
+    `-c` and `-m` put that folder first, so that a `json.py` beside a bundle from elsewhere would be executed.
+    """
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", *arguments]
