@@ -1,7 +1,7 @@
 """Signatures of bundles, packs and kits, in the file format of OpenSSF Model Signing (v1.0).
 
 A signature is a Sigstore bundle (v0.3, JSON) with a DSSE envelope around an in-toto statement (v1), whose predicate
-lists XX
+lists all files with their sha256. Of a bundle these are its files and its manifest.
 
 Keys are elliptic-curve keys, given as public keys or in X.509 certificates. Signatures by Sigstore's service (keyless)
 are refused: they need a transparency log on the network.
