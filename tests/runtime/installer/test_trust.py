@@ -357,6 +357,30 @@ def test_the_header_without_a_key_file(kits: Kits, prefix: Path) -> None:
     )
 
 
+def test_the_header_without_a_folder_for_temporary_files(kits: Kits) -> None:
+    finished = by_shell(kits.path("line1"), "install", "--allow-unsigned", TMPDIR="/nonexistent")
+
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "error: there is no folder for temporary files that can be written\n\n"
+        f"hint: name one: TMPDIR=/path sh {kits.path('line1')} ...\n"
+    )
+
+
+def test_the_header_without_space_for_temporary_files(kits: Kits, tmp_path: Path) -> None:
+    """As on a full disk: no file may be longer than 64 KB, and the installer is."""
+    limited = ["sh", "-c", 'ulimit -f 128; exec sh "$@"', "sh", kits.path("line1"), "install", "--allow-unsigned"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    finished = subprocess.run([*map(str, limited)], env=environment, capture_output=True, text=True, check=False)
+
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.endswith(
+        f"error: `{kits.path('line1')}` cannot be read, or `{tmp_path}` has no space\n\n"
+        f"hint: copy it again, or name a folder: TMPDIR=/path sh {kits.path('line1')} ...\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def commands(folder: Path, *left_out: str) -> str:
     """A PATH with what the header needs, but for some."""
     folder.mkdir()
