@@ -552,7 +552,7 @@ def test_a_clock_in_1970(installer: Installer, kits: Kits, prefix: Path, monkeyp
     ran = installer("install", kits.path("line1"), "--trusted-key", kits.key.public_file)
 
     assert ran.code == 0, ran.err
-    assert "note: the clock of this machine says 1970-01-01; only certificates depend on it" in ran.err
+    assert "note: the clock of this machine says 1970-01-01; the installation does not depend on it" in ran.err
     assert version_of(prefix) == "0.1.0"
 
 
@@ -591,14 +591,42 @@ def test_a_record_that_a_later_installer_wrote(installed: Path, installer: Insta
     assert "* 1  line1, release 1 of it" in installer("status").out
 
 
-def test_a_damaged_record_of_a_release(installed: Path, installer: Installer) -> None:
-    (installed / "releases/1/release.json").write_text("{")
+DAMAGE = (
+    "{",
+    "[" * 100_000,
+    "[]",
+    {"bundles": []},
+    {"bundles": {"tiny": 1}},
+    {"release": "1"},
+    {"wheels": {"a": None}},
+)
 
-    ran = installer("status")
 
-    assert ran.code == 7
-    assert f"error: `{installed}/releases/1/release.json` was changed, and cannot be read" in ran.err
-    assert f"hint: `rm -r {installed}/releases/1`, then install a kit that leaves nothing out" in ran.err
+@pytest.mark.parametrize("damage", DAMAGE, ids=map(str, range(len(DAMAGE))))
+def test_a_damaged_record_of_a_release(damage: str | dict, installed: Path, installer: Installer, kits: Kits) -> None:
+    """Whatever it says: the release cannot be used, and another kit can be installed."""
+    path = installed / "releases/1/release.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+
+    for command in ("status", "rollback"):
+        ran = installer(command)
+
+        assert ran.code == 7
+        assert f"error: `{path}` was changed, and cannot be read" in ran.err
+        assert f"hint: `rm -r {installed}/releases/1`, then install a kit that leaves nothing out" in ran.err
+    ran = installer("update", kits.path("line2"))
+    assert (ran.code, version_of(installed)) == (0, "99.0"), ran.err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"release": "x"}', '{"release": 1e400}'])
+def test_a_damaged_highest_release(content: str, installed: Path, installer: Installer, kits: Kits) -> None:
+    """The records of the releases that are there still count."""
+    (installed / "state.json").write_text(content)
+
+    ran = installer("update", kits.path("line2"))
+
+    assert ran.code == 0, ran.err
+    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
 
 
 @pytest.mark.parametrize(
