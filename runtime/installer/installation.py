@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ..bundle.records import read_record
 from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
 from .files import FOLDER_MODE, flush_all, flush_folder, remove_tree, write_text
@@ -128,11 +129,11 @@ class Installation:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             # A later edition of the installer may have written more.
-            return ReleaseRecord(**{entry.name: content[entry.name] for entry in fields(ReleaseRecord)})
+            return read_record(ReleaseRecord, {entry.name: content[entry.name] for entry in fields(ReleaseRecord)})
         except FileNotFoundError as error:
             numbers = ", ".join(map(str, self.numbers())) or "none"
             raise NotFoundError(f"there is no release {number} in `{self.prefix}`; there are: {numbers}") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise BundleError(
                 f"`{path}` was changed, and cannot be read: {error}",
                 hint=f"`rm -r {path.parent}`, then install a kit that leaves nothing out",
@@ -155,7 +156,7 @@ class Installation:
     def highest(self) -> int:
         """The highest counter of a kit that was installed here."""
         found = [0]
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             found.append(int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"]))
         for number in self.numbers():
             with suppress(OrtkitError):
