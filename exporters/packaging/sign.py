@@ -33,6 +33,7 @@ from ...runtime.bundle.signature import (
 )
 from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
+from ...runtime.installer.pack_signature import signature_beside
 from ...runtime.output_path import replacing, try_lock
 from ..extras import need
 
@@ -286,17 +287,6 @@ def sign_layout(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     return Signed(where, target, len(files))
 
 
-def is_kit(path: Path) -> bool:
-    """Whether a file begins as a kit does."""
-    from ...runtime.installer.kit_format import HEADER_SIZE, Parts
-
-    try:
-        with path.open("rb") as file:
-            return Parts.read(file.read(HEADER_SIZE)) is not None
-    except OSError:
-        return False
-
-
 def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     """Sign a kit, whose files are verified before; the signature is written into the room that it has for one.
 
@@ -327,11 +317,6 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     except OSError as error:
         raise OutputError(f"`{where}` cannot be written: {error.strerror or error}") from error
     return Signed(where, where, len(files))
-
-
-def signature_beside(path: Path) -> Path:
-    """The signature of a pack: `NAME.sig` beside it."""
-    return path.with_name(f"{path.name}.sig")
 
 
 @contextlib.contextmanager

@@ -296,6 +296,12 @@ def test_a_kit(unsigned: Path, tmp_path: Path, ortkit: Callable[..., Finished]) 
 
     assert finished.code == 0, finished.err
     assert f"signed {path}: 3 files; the signature is {path}\n" in finished.out.decode()
+    verified = ortkit("verify", path, "--trusted-key", tmp_path / "key.pub")
+    assert verified.code == 0, verified.err
+    assert f"signature    key `{tmp_path / 'key.pub'}` (sha256 " in verified.out.decode()
+    released = ortkit("sign", path, "--key", tmp_path / "key.pem", "--release", "2")
+    assert released.code == 2
+    assert "hint: make the kit again, with `ortkit kit --release`" in released.err
     parts, key = Parts.read(before), TrustedKey.read(tmp_path / "key.pub")
     assert parts is not None
     with closing(Kit.open(path)) as kit:
