@@ -6,7 +6,6 @@ from the signature.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.folder import MANIFEST, SIGNATURE
 from ...runtime.bundle.manifest import Provider
 from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, write_layout
-from ...runtime.errors import InputError, OrtkitError, OutputError
+from ...runtime.errors import InputError, OrtkitError
 from ...runtime.installer.host import PLATFORMS, Needs
 from ...runtime.installer.kit_file import Kit
 from ...runtime.installer.kit_format import (
@@ -151,11 +150,6 @@ def write_kit(
     except OrtkitError:
         raise
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise OutputError(
-                f"`{out}` cannot be written: {error.strerror}",
-                hint="FAT32 takes files up to 4 GiB: format the stick as exFAT",
-            ) from error
         raise cannot_write(error, out) from error
     return WrittenKit(out, out.stat().st_size, len(left_out))
 

@@ -129,7 +129,10 @@ def check_targets(targets: Iterable[Path]) -> None:
 def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size + _SPARE > free:
-        raise OutputError(f"`{folder.parent}` has {free / 1e6:.0f} MB free; unpacking needs {size / 1e6:.0f} MB")
+        raise OutputError(
+            f"`{folder.parent}` has {free / 1e6:.0f} MB free; unpacking needs {size / 1e6:.0f} MB",
+            hint="make room, or name a folder on another disk with `-o`",
+        )
 
 
 def files_by_digest(folders: Iterable[Path]) -> dict[str, Path]:
