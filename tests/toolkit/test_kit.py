@@ -74,6 +74,13 @@ def test_a_kit_that_leaves_out_what_a_list_has(ortkit: Ortkit, made: Path, tmp_p
             "a kit cannot be made for `macos-arm64`; supported: `linux-x86_64`, `linux-aarch64`",
             "elsewhere use `ortkit pack` and `ortkit wheelhouse`",
         ),
+        (
+            ("--target", "armv7l", "--python", "3.11"),
+            2,
+            "ortkit cannot run on `armv7l`: onnxruntime has no wheels for 32-bit ARM",
+            "install a 64-bit system, such as Raspberry Pi OS (64-bit), and use `--target linux-aarch64`",
+        ),
+        (("--target", "arm64", "--python", "3.11"), 2, "`arm64` is not supported", "use `--target linux-aarch64`"),
         (("--target", "linux-x86_64", "--python", "3.9"), 2, "Python `3.9` is not supported", "install Python 3.11"),
         ((*TARGET, "--wheels", "/nonexistent"), 5, "there is no wheelhouse at `/nonexistent`", "make one with"),
         ((*TARGET, "--since", "/nonexistent.kit"), 5, "there is no kit at `/nonexistent.kit`", None),

@@ -160,8 +160,9 @@ def _write_kit(
     from ...exporters.packaging.wheel_target import parse_target
     from ...runtime.bundle.bundle import Bundle
 
-    check_target(request.target)
+    # First, because it says why ortkit cannot run on 32-bit ARM, for example.
     machine = parse_target(request.target, request.python, request.glibc)
+    check_target(machine.name)
     opened = [Bundle.listed(path) for path in bundles]
     without = {digest for old in since for digest in digests_of(old)}
     if have is not None:
