@@ -86,6 +86,15 @@ def replacing(target: Path, *, beside: Path | None = None) -> Iterator[BinaryIO]
         partial.unlink(missing_ok=True)
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _new_partial(target: Path) -> tuple[Path, BinaryIO]:
     """Create a file beside a target, locked while it is open, so that other processes do not remove it."""
     while True:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.der import DerError
 from ...runtime.bundle.folder import MANIFEST, SIGNATURE
@@ -34,7 +33,7 @@ from ...runtime.bundle.signature import (
 from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
 from ...runtime.installer.pack_signature import signature_beside
-from ...runtime.output_path import replacing, try_lock
+from ...runtime.output_path import flush_folder, replacing, try_lock
 from ..extras import need
 
 if TYPE_CHECKING:
@@ -345,7 +344,7 @@ def _replace_manifest(folder: Path, content: bytes) -> None:
     try:
         (folder / SIGNATURE).unlink(missing_ok=True)
         # On the disk before the manifest is, so that not even a power cut leaves a signature of another one.
-        flush(folder)
+        flush_folder(folder)
     except OSError as error:
         raise OutputError(f"`{folder / SIGNATURE}` cannot be removed: {error.strerror or error}") from error
     _replace(folder / MANIFEST, content, folder)
@@ -356,6 +355,6 @@ def _replace(target: Path, content: bytes, beside: Path) -> None:
     try:
         with replacing(target, beside=beside) as file:
             file.write(content)
-        flush(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error

@@ -214,15 +214,6 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def flush(path: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def cannot_write(error: OSError, path: Path) -> OutputError:
     """The error for a file or folder, with what to do about it."""
     hint = _WAYS_ON.get(error.errno or 0)

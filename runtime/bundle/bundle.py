@@ -26,14 +26,14 @@ GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
-_LARGEST_MANIFEST = 1 << 20
+LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 _LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
 _LARGEST_BUNDLE = 1 << 38
 """Bytes of all files; hashing reads them."""
 MOST_FILES = 10_000
-"""A manifest of _LARGEST_MANIFEST bytes cannot list more."""
+"""A manifest of LARGEST_MANIFEST bytes cannot list more."""
 _NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """The hint for a changed file: it cannot be repaired."""
 
@@ -145,11 +145,11 @@ def _read_manifest(path: Path) -> bytes:
         # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(_LARGEST_MANIFEST + 1)
+            content = file.read(LARGEST_MANIFEST + 1)
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    if len(content) > _LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` has more than {_LARGEST_MANIFEST} bytes, the limit for a manifest")
+    if len(content) > LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, the limit for a manifest")
     return content
 
 

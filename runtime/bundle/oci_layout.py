@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from ..errors import BundleError, InputError, NotFoundError
+from ..output_path import flush_folder
 from .blob_store import (
     BLOBS,
     INDEX,
@@ -34,7 +35,6 @@ from .blob_store import (
     TarStore,
     cannot_write,
     copy_range,
-    flush,
     new_file,
     opened_file,
 )
@@ -230,7 +230,7 @@ class OciLayout:
                 else:
                     self._take(blob, sources[blob.digest], target, progress)
             for written in folders:
-                flush(written)
+                flush_folder(written)
         except OSError as error:
             raise cannot_write(error, folder) from error
 
@@ -520,7 +520,7 @@ def write_layout_folder(
             out.flush()
             os.fsync(out.fileno())
     for written in (folder / BLOBS, folder / "blobs", folder):
-        flush(written)
+        flush_folder(written)
 
 
 def layout_size(artifacts: Sequence[NewArtifact], *, without: Collection[str] = ()) -> int:

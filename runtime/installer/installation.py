@@ -23,8 +23,9 @@ from pathlib import Path
 
 from ..bundle.records import read_record
 from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from ..output_path import flush_folder
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
-from .files import FOLDER_MODE, flush_all, flush_folder, remove_tree, write_text
+from .files import FOLDER_MODE, flush_all, remove_tree, write_text
 
 CURRENT, RELEASES, BIN, KEYS, STATE = "current", "releases", "bin", "keys", "state.json"
 RECORD = "release.json"

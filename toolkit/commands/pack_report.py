@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import NotTrustedError
@@ -162,17 +162,18 @@ def _verified(layout: OciLayout, signer: Signer | str) -> VerifiedPack:
 def pack_sbom(path: str) -> bytes:
     """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
     from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
-    from ...runtime.bundle.unpack import SBOM, bundles_in
+    from ...runtime.bundle.unpack import bundles_in
+    from ...runtime.installer.kit_format import SBOM
     from ...runtime.installer.open_layout import open_layout
     from ...runtime.version import __version__
 
     with open_layout(path) as layout:
         for artifact in layout.artifacts:
-            if artifact.kind == "sbom" and SBOM in artifact.layers:
-                return layout.read(artifact.layers[SBOM], _LARGEST_SBOM)
+            if artifact.kind == SBOM and SBOM_FILE in artifact.layers:
+                return layout.read(artifact.layers[SBOM_FILE], _LARGEST_SBOM)
         bundles = bundles_in(layout)
-        if len(bundles) == 1 and SBOM in bundles[0].layers:
-            return layout.read(bundles[0].layers[SBOM], _LARGEST_SBOM)
+        if len(bundles) == 1 and SBOM_FILE in bundles[0].layers:
+            return layout.read(bundles[0].layers[SBOM_FILE], _LARGEST_SBOM)
         described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 

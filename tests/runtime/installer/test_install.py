@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
-from ortkit.runtime.bundle.unpack import SBOM
+from ortkit.runtime.bundle.folder import SBOM_FILE
 from ortkit.runtime.installer import checks, cli, files, install
 from ortkit.runtime.installer.host import Host
 from ortkit.runtime.installer.installation import Installation
 from ortkit.runtime.installer.kit_file import Kit
-from ortkit.runtime.installer.kit_format import SBOM_FILE
 from tests.kits import Kits, OpensslKey
 from tests.runtime.installer.conftest import Installer
 
@@ -65,11 +64,10 @@ def test_the_first_installation(installer: Installer, kits: Kits, prefix: Path) 
     assert (prefix / "current").readlink() == Path("releases/1")
     bundle = kits.plans["line1"].bundles[0].path
     assert tree(prefix / "current" / "bundles" / "tiny") == tree(bundle)
-    assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM).read_text())["bomFormat"] == "CycloneDX"
-    assert json.loads((prefix / "current/sbom/tiny" / SBOM).read_text())["bomFormat"] == "CycloneDX"
+    assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
+    assert json.loads((prefix / "current/sbom/tiny" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert version_of(prefix) == "0.1.0"
     assert {path.name for path in prefix.iterdir()} == {"bin", "current", "keys", "releases", "state.json"}
-    assert SBOM_FILE == SBOM
 
 
 def test_the_environment_has_the_packages_of_the_kit_alone(installed: Path) -> None:
@@ -322,7 +320,7 @@ def test_what_is_installed_as_a_list_of_digests(installer: Installer, kits: Kits
     with Kit.open(kits.path("line1")) as kit:
         tiny = kit.bundles["tiny"].layers
         listed = {blob.digest for blob in (*kit.wheels.layers.values(), *tiny.values())}
-    assert set(digests) == listed - {tiny[SBOM].digest}
+    assert set(digests) == listed - {tiny[SBOM_FILE].digest}
     assert digests == sorted(digests)
 
 
