@@ -156,18 +156,23 @@ class Installation:
 
     def highest(self) -> int:
         """The highest counter of a kit that was installed here."""
-        found = [0]
-        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            found.append(int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"]))
+        found = [self._remembered() or 0]
         for number in self.numbers():
             with suppress(OrtkitError):
                 found.append(self.record(number).release)
         return max(found)
 
+    def _remembered(self) -> int | None:
+        """The counter in STATE; None where there is none, or it is damaged."""
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"])
+        return None
+
     def remember(self, release: int) -> None:
-        """Keep the counter of a kit that is installed now."""
-        if release > self.highest() or not (self.prefix / STATE).is_file():
-            write_text(self.prefix / STATE, json.dumps({"release": max(release, self.highest())}) + "\n")
+        """Keep the counter of a kit that is installed now, also for when its release is removed."""
+        highest = max(release, self.highest())
+        if highest != self._remembered():
+            write_text(self.prefix / STATE, json.dumps({"release": highest}) + "\n")
 
     def prepare(self) -> Path:
         """Make the folder for a new release, in which it is put together."""

@@ -284,6 +284,15 @@ def test_an_older_release_is_refused(installed: Path, installer: Installer, kits
     assert version_of(installed) == "0.1.0"
 
 
+def test_the_highest_release_counts_when_it_was_removed(installed: Path, installer: Installer, kits: Kits) -> None:
+    assert installer("update", kits.path("line2")).code == 0
+    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
+    assert installer("rollback").code == 0
+    shutil.rmtree(installed / "releases/2")
+
+    assert installer("update", kits.path("line1"), "--reinstall").code == 7
+
+
 def test_a_kit_without_a_counter_is_older_than_one_with(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
@@ -393,8 +402,11 @@ def test_current_that_leads_elsewhere(target: str, installed: Path, installer: I
     assert version_of(installed) == "0.1.0"
 
 
-def test_the_command_without_a_current_release(installed: Path) -> None:
+@pytest.mark.parametrize("target", [None, "/", "releases/9"])
+def test_the_command_without_a_current_release(target: str | None, installed: Path) -> None:
     (installed / "current").unlink()
+    if target is not None:
+        (installed / "current").symlink_to(target)
 
     finished = run(installed, "--version")
 
