@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress, cannot_write
+from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
 from ...runtime.bundle.manifest import Provider
@@ -32,7 +32,7 @@ from ...runtime.installer.kit_format import (
     signed_files,
 )
 from ...runtime.installer.wheel_file import WheelName, unpacked_size
-from ...runtime.output_path import flush_folder, regular_target_of, replacing
+from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
 from .sbom import Wheel, sbom_json, sbom_of_kit

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress, cannot_write
+from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle, is_regular
 from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
 from ...runtime.bundle.manifest import Kind, Manifest
@@ -30,7 +30,7 @@ from ...runtime.bundle.oci_layout import (
 from ...runtime.bundle.staging import StagingFolder
 from ...runtime.errors import InputError, OrtkitError, OutputError
 from ...runtime.installer.open_layout import open_layout
-from ...runtime.output_path import flush_folder, regular_target_of, replacing
+from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
 from .sbom import sbom_json, sbom_of_bundle
 
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"

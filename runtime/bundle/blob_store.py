@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from ..errors import BundleError, OutputError
+from ..errors import BundleError
 from .strict_tar import Entry, TarError, read_entries
 
 INDEX = "index.json"
@@ -84,7 +84,8 @@ class TarStore:
                 if not entry.is_folder:
                     entries[name] = (entry.start, entry.size)
         except TarError as error:
-            if not entries:
+            # A kit was recognized by its beginning.
+            if not entries and not offset:
                 hint = "`ortkit pack BUNDLE... -o FILE` makes one"
                 raise BundleError(f"`{self.path}` is not a pack: {error}", hint=hint) from error
             self._refuse(f"{error}")
@@ -212,21 +213,3 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def cannot_write(error: OSError, path: Path) -> OutputError:
-    """The error for a file or folder, with what to do about it."""
-    hint = _WAYS_ON.get(error.errno or 0)
-    return OutputError(f"`{path}` cannot be written: {error.strerror or error}", hint=hint)
-
-
-_MAKE_ROOM = "make room, or name a folder on another disk; what was there is unchanged"
-_ANOTHER_FOLDER = "name a folder that you can write to"
-_WAYS_ON = {
-    errno.EFBIG: "FAT32 takes files up to 4 GiB: format the stick as exFAT",
-    errno.ENOSPC: _MAKE_ROOM,
-    errno.EDQUOT: _MAKE_ROOM,
-    errno.EROFS: _ANOTHER_FOLDER,
-    errno.EACCES: _ANOTHER_FOLDER,
-    errno.EPERM: _ANOTHER_FOLDER,
-}

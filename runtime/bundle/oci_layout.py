@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from ..errors import BundleError, InputError, NotFoundError
-from ..output_path import flush_folder
+from ..output_path import cannot_write, flush_folder
 from .blob_store import (
     BLOBS,
     INDEX,
@@ -33,7 +33,6 @@ from .blob_store import (
     Range,
     Store,
     TarStore,
-    cannot_write,
     copy_range,
     new_file,
     opened_file,
@@ -216,7 +215,7 @@ class OciLayout:
             raise BundleError(
                 f"`{self.path}` leaves out {len(lacking)} of the files of `{artifact.name}` ({shown}), and they are "
                 "not on this machine",
-                hint="name the folder of the earlier bundles, or use a pack of all files",
+                hint="name the folder of the earlier bundles with `--have-from`, or use a pack of all files",
             )
         try:
             folder.mkdir(exist_ok=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
-from ..output_path import flush_folder
-from .blob_store import Progress, cannot_write
+from ..output_path import cannot_write, flush_folder
+from .blob_store import Progress
 from .bundle import LARGEST_MANIFEST, Bundle, is_regular
 from .folder import MANIFEST, SBOM_FILE, SIGNATURE
 from .manifest import Manifest, manifest_from_json

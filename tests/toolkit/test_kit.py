@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def test_a_signed_kit_and_its_update(ortkit: Ortkit, made: Path, tmp_path: Path)
     finished = ortkit("kit", *common, "--release", 4, "-o", tmp_path / "line4.kit")
 
     assert (finished.code, finished.out.decode()) == (0, f"{tmp_path}/line4.kit\n"), finished.err
-    assert "1 bundles, 2 wheels, " in finished.err
+    assert "1 bundle, 2 wheels, " in finished.err
     assert "on the appliance: sh line4.kit install --trusted-key KEY.pub" in finished.err
     finished = ortkit("kit", *common, "--release", 5, "--since", tmp_path / "line4.kit", "-o", tmp_path / "line5.kit")
     assert finished.code == 0, finished.err
@@ -59,7 +61,7 @@ def test_a_kit_that_leaves_out_what_a_list_has(ortkit: Ortkit, made: Path, tmp_p
     finished = ortkit("kit", *common, "--have", tmp_path / "have.txt", "-o", tmp_path / "less.kit")
 
     assert finished.code == 0, finished.err
-    assert ", 1 files left out" in finished.err
+    assert ", 1 file left out" in finished.err
     assert "on the appliance: sh less.kit install --allow-unsigned" in finished.err
 
 
@@ -148,6 +150,25 @@ def test_a_bundle_that_is_not_there(ortkit: Ortkit, tmp_path: Path) -> None:
 
     assert finished.code == 5
     assert "there is no bundle at `" in finished.err
+
+
+@pytest.mark.parametrize("arguments", [("--installer", "new.zip"), ("tiny", *TARGET, "-o", "new.kit")])
+def test_a_read_only_target(
+    arguments: tuple[str, ...], ortkit: Ortkit, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the file that the user named, not a temporary one."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".temporary")
+
+    monkeypatch.setattr("ortkit.toolkit.commands.kit.replacing", refuse)
+    monkeypatch.setattr("ortkit.toolkit.commands.kit.tempfile.TemporaryDirectory", refuse)
+    finished = ortkit("kit", *(made / one if one == "tiny" else one for one in arguments))
+
+    assert finished.code == 1
+    assert (
+        f"error: `{arguments[-1]}` cannot be written: Read-only file system\n\nhint: name a folder that" in finished.err
+    )
 
 
 def test_a_folder_that_cannot_be_written(ortkit: Ortkit, made: Path, tmp_path: Path) -> None:

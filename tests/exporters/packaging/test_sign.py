@@ -119,7 +119,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     ("content", "problem"),
     [
         (b"hello", "is not a private key in PEM"),
-        (KEY.public.pem.encode(), "is not a private key in PEM"),
+        (KEY.public.pem.encode(), "is a public key"),
         (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "cannot be read: it is damaged"),
         (private_pem(rsa.generate_private_key(65537, 2048)), "is not an elliptic-curve key"),
         (private_pem(new_key(ec.SECP256K1())), "is not supported: an elliptic-curve key on another curve than P-256"),
@@ -260,6 +260,7 @@ def test_a_disk_that_is_full(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OutputError) as caught:
         sign_bundle(bundle, signing_key())
     assert caught.value.message == f"`{bundle / 'model.sig'}` cannot be written: No space left on device"
+    assert caught.value.hint == "make room, or name a folder on another disk; what was there is unchanged"
     assert verifies(bundle)
 
 

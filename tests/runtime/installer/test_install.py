@@ -186,6 +186,31 @@ def test_a_release_that_does_not_verify_here_is_refused(installed: Path, install
     assert version_of(installed) == "99.0"
 
 
+def test_what_is_fine_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kits: Kits) -> None:
+    """And the machine's policy is named, not the temporary one."""
+    machine = tmp_path / "policy.toml"
+    machine.write_text(f'trusted_keys = ["{kits.key.public_file}"]\nrequire_signature = true\n')
+    monkeypatch.setenv("ORTKIT_POLICY", str(machine))
+
+    class Doctor:
+        def run(self, *_: str, bundles: Path, policy: Path) -> subprocess.CompletedProcess[str]:
+            assert bundles == tmp_path
+            printed = (
+                f"ok       clock: well\nerror    bundle-signature: refused by `{policy}`\n           do:  sign it\n"
+            )
+            return subprocess.CompletedProcess([], 7, printed, "")
+
+    with pytest.raises(checks.CheckError) as raised:
+        checks._run(Doctor(), tmp_path, "doctor", "tiny", policy=Path("/tmp/ortkit-policy-1/policy.toml"))
+
+    assert raised.value.exit_code == 7
+    assert raised.value.message == (
+        "`ortkit doctor tiny` of the new release ended with exit code 7:\n"
+        f"  | error    bundle-signature: refused by `{machine}`\n"
+        "  |            do:  sign it"
+    )
+
+
 def test_a_release_that_cannot_start_is_refused(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
