@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from ortkit.exporters.checkpoint.wheel import cache_folder
+from ortkit.exporters.checkpoint.wheel import download_folder
 
 CORPUS = "lee_background.cor"
 """Lee's background corpus, 300 news texts, one per line."""
@@ -36,7 +36,7 @@ class JudgedTexts:
 
 
 def text_path(name: str) -> Path:
-    return cache_folder() / "texts" / name
+    return download_folder() / "texts" / name
 
 
 def read_lines(name: str, encoding: str = "utf-8") -> list[str]:

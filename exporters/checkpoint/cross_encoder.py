@@ -22,9 +22,9 @@ from .sentence_transformers import (
     checked_flag,
     checked_length,
     model_type_of,
+    quoted,
     read_object,
     refuse_unread,
-    shown,
     transformer_file,
 )
 
@@ -262,7 +262,7 @@ def _message_format(checkpoint: Checkpoint, own: Mapping[str, Any], form: Form) 
     if form_of_messages not in ("auto", "flat", "structured"):
         raise CheckpointError(
             f"the format of messages in `{checkpoint.folder / TRANSFORMER_SETTINGS[0]}` must be flat or structured, "
-            f"not {shown(form_of_messages)}"
+            f"not {quoted(form_of_messages)}"
         )
     return cast("Messages", form_of_messages)
 
@@ -333,7 +333,7 @@ def labels_of(checkpoint: Checkpoint) -> tuple[str, ...]:
         count = checkpoint.config.get("num_labels", 2) if published else 1
         if type(count) is not int or not 1 <= count <= _MOST_LABELS:
             raise CheckpointError(
-                f"`num_labels` in `{where}` must be an integer from 1 to {_MOST_LABELS}, not {shown(count)}"
+                f"`num_labels` in `{where}` must be an integer from 1 to {_MOST_LABELS}, not {quoted(count)}"
             )
         return tuple(f"LABEL_{number}" for number in range(count))
     numbers = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
@@ -351,6 +351,6 @@ def labels_of_dense(checkpoint: Checkpoint, modules: tuple[tuple[str, str], ...]
     if type(count) is not int or not 1 <= count <= _MOST_LABELS:
         raise CheckpointError(
             f"`out_features` in `{checkpoint.top / file}` must be an integer from 1 to {_MOST_LABELS}, not "
-            f"{shown(count)}"
+            f"{quoted(count)}"
         )
     return tuple(f"LABEL_{number}" for number in range(count))

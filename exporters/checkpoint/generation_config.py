@@ -9,7 +9,7 @@ from ...runtime.bundle.manifest import GenerationDefaults
 from ...runtime.decoder.sampler import Sampling
 from ...runtime.errors import CheckpointError, InputError, UnsupportedModelError
 from .checkpoint import Checkpoint
-from .sentence_transformers import shown
+from .sentence_transformers import quoted
 
 _GENERATION = "generation_config.json"
 _TOP_K = 50
@@ -80,7 +80,7 @@ def _check_applied(
         value = settings.get(key)
         if value is not None and value not in neutral:
             raise UnsupportedModelError(
-                f"`{checkpoint.name}` has `{key}` set to {shown(value)} in `{_GENERATION}`, which ortkit does not "
+                f"`{checkpoint.name}` has `{key}` set to {quoted(value)} in `{_GENERATION}`, which ortkit does not "
                 "apply: its answers would be others than with transformers",
                 hint="export a copy without that key, if the model is to answer without it",
             )
@@ -93,5 +93,5 @@ def number(checkpoint: Checkpoint, settings: Mapping[str, Any], key: str) -> flo
         return None
     # Compared so that NaN fails too, and that no integer is too large to compare.
     if type(value) not in (int, float) or not -(2**31) < value < 2**31:
-        raise CheckpointError(f"`{key}` in `{checkpoint.folder / _GENERATION}` must be a number, not {shown(value)}")
+        raise CheckpointError(f"`{key}` in `{checkpoint.folder / _GENERATION}` must be a number, not {quoted(value)}")
     return float(value)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ...runtime.errors import CheckpointError, UnsupportedModelError
+from ..printable import printable
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
@@ -175,7 +176,7 @@ def check_sizes(name: str, config: Mapping[str, Any], headers: Sequence[StoredTe
         value = config[key]
         if type(value) is not int or value < 1:
             raise CheckpointError(
-                f"`{key}` in the config.json of `{name}` must be a positive integer, not `{shown(value)}`"
+                f"`{key}` in the config.json of `{name}` must be a positive integer, not `{printable(value)}`"
             )
         if key in LAYERS and value > len(headers):
             raise CheckpointError(
@@ -190,12 +191,6 @@ def check_sizes(name: str, config: Mapping[str, Any], headers: Sequence[StoredTe
             raise UnsupportedModelError(
                 f"`{name}` has `{key}` set to {value}, and ortkit exports models of at most {LONGEST} positions"
             )
-
-
-def shown(value: object) -> str:
-    """A value for a message: its beginning, where it is long."""
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:

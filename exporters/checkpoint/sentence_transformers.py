@@ -233,7 +233,7 @@ def model_settings(checkpoint: Checkpoint) -> ModelSettings:
     prompts = settings.get("prompts", {})
     if not isinstance(prompts, dict) or not all(isinstance(text, (str, type(None))) for text in prompts.values()):
         raise CheckpointError(
-            f"`prompts` in `{checkpoint.top / MODEL_SETTINGS}` must be an object of texts, not {shown(prompts)}"
+            f"`prompts` in `{checkpoint.top / MODEL_SETTINGS}` must be an object of texts, not {quoted(prompts)}"
         )
     prompts = {name: text or "" for name, text in prompts.items()}
     default = settings.get("default_prompt_name")
@@ -243,7 +243,7 @@ def model_settings(checkpoint: Checkpoint) -> ModelSettings:
     if default is not None and (not isinstance(default, str) or default not in prompts):
         known = ", ".join(f"`{name}`" for name in prompts) or "none"
         raise CheckpointError(
-            f"`default_prompt_name` in `{checkpoint.top / MODEL_SETTINGS}` is {shown(default)}, and the prompts are: "
+            f"`default_prompt_name` in `{checkpoint.top / MODEL_SETTINGS}` is {quoted(default)}, and the prompts are: "
             f"{known}"
         )
     return ModelSettings(model_type, prompts, default)
@@ -296,7 +296,7 @@ def _tokenizer_options(checkpoint: Checkpoint, file: str, settings: Mapping[str,
 def _options_of(checkpoint: Checkpoint, file: str, settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     options = settings.get(key, {})
     if not isinstance(options, dict):
-        raise CheckpointError(f"`{key}` in `{checkpoint.folder / file}` must be an object, not {shown(options)}")
+        raise CheckpointError(f"`{key}` in `{checkpoint.folder / file}` must be an object, not {quoted(options)}")
     return options
 
 
@@ -319,7 +319,7 @@ def pooling_settings(checkpoint: Checkpoint, path: str) -> PoolingSettings:
     if not isinstance(modes, (list, tuple)) or not modes or not all(isinstance(mode, str) for mode in modes):
         raise CheckpointError(
             f"`pooling_mode` in `{checkpoint.top / file}` must be the name of a mode or a list of them, not "
-            f"{shown(modes)}"
+            f"{quoted(modes)}"
         )
     unknown = next((mode for mode in modes if mode not in POOLINGS), None)
     if unknown is not None:
@@ -344,7 +344,7 @@ def dense_settings(checkpoint: Checkpoint, path: str) -> DenseSettings:
     if not all(type(size) is int and size > 0 for size in sizes):
         raise CheckpointError(
             f"`in_features` and `out_features` in `{checkpoint.top / file}` must be positive integers, not "
-            f"{shown(sizes[0])} and {shown(sizes[1])}"
+            f"{quoted(sizes[0])} and {quoted(sizes[1])}"
         )
     bias = checked_flag(checkpoint, file, settings, "bias", default=True, of_model=False)
     return DenseSettings(int(sizes[0]), int(sizes[1]), bias, _activation_of(checkpoint, settings))
@@ -376,7 +376,7 @@ def read_object(checkpoint: Checkpoint, file: str, *, of_model: bool = False) ->
         return {}
     if not isinstance(found, dict):
         folder = checkpoint.folder if of_model else checkpoint.top
-        raise CheckpointError(f"`{folder / file}` must be a JSON object, not {shown(found)}")
+        raise CheckpointError(f"`{folder / file}` must be a JSON object, not {quoted(found)}")
     return found
 
 
@@ -398,9 +398,9 @@ def refuse_unread(
         if expected is ... or (key in known and any(value == one and type(value) is type(one) for one in values)):
             continue
         named = f"{within}.{key}" if within else key
-        allowed = " or ".join(shown(one) for one in values if key in known)
+        allowed = " or ".join(quoted(one) for one in values if key in known)
         raise UnsupportedModelError(
-            f"`{checkpoint.name}` has `{named}` set to {shown(value)} in `{file}`, which ortkit does not support",
+            f"`{checkpoint.name}` has `{named}` set to {quoted(value)} in `{file}`, which ortkit does not support",
             hint=f"supported: {allowed}" if allowed else "without that key the model may be another one",
         )
 
@@ -412,7 +412,7 @@ def checked_flag(
     value = settings.get(key, default)
     if not isinstance(value, bool):
         folder = checkpoint.folder if of_model else checkpoint.top
-        raise CheckpointError(f"`{key}` in `{folder / file}` must be true or false, not {shown(value)}")
+        raise CheckpointError(f"`{key}` in `{folder / file}` must be true or false, not {quoted(value)}")
     return value
 
 
@@ -420,11 +420,11 @@ def checked_length(value: Any, where: str) -> int:
     """A number of tokens; raises CheckpointError for what cannot be one."""
     whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
     if not (type(value) is int or whole) or value < 1:
-        raise CheckpointError(f"{where} must be a positive integer, not {shown(value)}")
+        raise CheckpointError(f"{where} must be a positive integer, not {quoted(value)}")
     return int(value)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value from a file, in a message."""
     if value is None:
         return "null"

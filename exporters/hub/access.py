@@ -10,9 +10,10 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from ...runtime.errors import AccessError, InputError, NetworkError, NotFoundError, NotSignedInError, OrtkitError
+from ..printable import printable
 from .account import Account, at, invalid_token, whoami
 from .errors import ASKING_FAILED, HubAnswerError, host, network_failure, strange_answer
-from .names import is_file_name, is_hash, is_repo_id, shown
+from .names import LONGEST_TEXT, is_file_name, is_hash, is_repo_id
 from .settings import SITE
 from .token import Token, absence, find_token, token_for_host
 from .transport import ask, ask_json
@@ -151,7 +152,7 @@ def description_in(found: Any) -> Description:
     files = tuple(_file_in(entry) for entry in siblings if is_file_name(at(entry).get("rfilename")))
     if len({file.name for file in files}) < len(files):
         raise ValueError("two files of one name")
-    stated = shown(terms) if isinstance(terms, str) else None
+    stated = printable(terms, LONGEST_TEXT) if isinstance(terms, str) else None
     return Description(repo, commit, gated, found.get("private") is True, stated, files)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import NotSignedInError
+from ..printable import printable
 from .errors import ASKING_FAILED, HubAnswerError, network_failure, strange_answer
-from .names import shown
+from .names import LONGEST_TEXT
 from .settings import SITE
 from .token import Token
 from .transport import ask_json
@@ -45,8 +46,8 @@ def _account_in(found: Any) -> Account:
     if not isinstance(user, str) or not user.strip() or not isinstance(scoped, list):
         raise ValueError("no user")
     return Account(
-        shown(user),
-        shown(role) if isinstance(role, str) else None,
+        printable(user),
+        printable(role) if isinstance(role, str) else None,
         reads_gated if isinstance(reads_gated, bool) else None,
         tuple(_scope_in(scope) for scope in scoped),
     )
@@ -56,7 +57,7 @@ def _scope_in(scope: Any) -> str:
     name, permissions = at(scope, "entity").get("name", "everything"), at(scope).get("permissions", [])
     if not isinstance(name, str) or not isinstance(permissions, list):
         raise ValueError("a scope of another form")  # noqa: TRY004 - the answer's fault
-    return shown(f"{name}: {', '.join(map(str, permissions))}")
+    return printable(f"{name}: {', '.join(map(str, permissions))}", LONGEST_TEXT)
 
 
 def at(found: Any, *keys: str) -> dict[str, Any]:

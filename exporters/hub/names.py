@@ -10,7 +10,8 @@ _REPO_PART = r"(?=[A-Za-z0-9_])[A-Za-z0-9_.-]{1,96}(?<=[A-Za-z0-9_])"
 _REPO = re.compile(rf"(?:{_REPO_PART}/)?{_REPO_PART}")
 _MAX_PART = 255
 """Bytes of a file's or folder's name that file systems take."""
-_SHOWN = 200
+LONGEST_TEXT = 200
+"""Characters of a text of the Hub in a message."""
 
 
 def is_hash(text: object) -> bool:
@@ -37,10 +38,3 @@ def hash_in(tag: str | None) -> str | None:
     """The hash that an `ETag` header holds; None where it holds anything else."""
     found = (tag or "").removeprefix("W/").strip('"')
     return found if is_hash(found) else None
-
-
-def shown(text: object) -> str:
-    """A text of the Hub's as a terminal may get it: one line of printable characters, cut where it is long."""
-    found = str(text)
-    cut = found[:_SHOWN] + ("..." if len(found) > _SHOWN else "")
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)

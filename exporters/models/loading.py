@@ -16,7 +16,8 @@ from ...runtime.errors import CheckpointError, OrtkitError
 from ...runtime.text.safe_tokenizer import raise_unless_of_tokenizers
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.files import TOKENIZER_CONFIG
-from ..checkpoint.safetensors_reader import READ_AS, StoredTensor, shown, stored_tensors
+from ..checkpoint.safetensors_reader import READ_AS, StoredTensor, stored_tensors
+from ..printable import printable
 from .weight_errors import check_tensor, missing_weights, unexpected_weights
 
 HEADS = frozenset(
@@ -74,7 +75,7 @@ def _check_types(checkpoint: Checkpoint, usual: Any) -> None:
         wanted = _wrong_type(key, value, own)
         if wanted is not None:
             raise CheckpointError(
-                f"`{key}` in the config.json of `{checkpoint.name}` must be {wanted}, not `{shown(repr(value))}`"
+                f"`{key}` in the config.json of `{checkpoint.name}` must be {wanted}, not `{printable(repr(value))}`"
             )
 
 

@@ -6,18 +6,17 @@ from the signature.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress, cannot_write, flush
+from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import MANIFEST, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
 from ...runtime.bundle.manifest import Provider
 from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, write_layout
-from ...runtime.errors import InputError, OrtkitError, OutputError
+from ...runtime.errors import InputError, OrtkitError
 from ...runtime.installer.host import PLATFORMS, Needs
 from ...runtime.installer.kit_file import Kit
 from ...runtime.installer.kit_format import (
@@ -25,7 +24,6 @@ from ...runtime.installer.kit_format import (
     HEADER_SIZE,
     KIT,
     SBOM,
-    SBOM_FILE,
     SIGNATURE_SIZE,
     WHEELS,
     KitFacts,
@@ -34,7 +32,7 @@ from ...runtime.installer.kit_format import (
     signed_files,
 )
 from ...runtime.installer.wheel_file import WheelName, unpacked_size
-from ...runtime.output_path import regular_target_of, replacing
+from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
 from .sbom import Wheel, sbom_json, sbom_of_kit
@@ -147,15 +145,10 @@ def write_kit(
                 signature = sign(signed_files(header, installer, index), plan.name)
                 file.seek(HEADER_SIZE + len(installer))
                 file.write(padded_signature(signature))
-        flush(out.absolute().parent)
+        flush_folder(out.absolute().parent)
     except OrtkitError:
         raise
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise OutputError(
-                f"`{out}` cannot be written: {error.strerror}",
-                hint="FAT32 takes files up to 4 GiB: format the stick as exFAT",
-            ) from error
         raise cannot_write(error, out) from error
     return WrittenKit(out, out.stat().st_size, len(left_out))
 

@@ -39,12 +39,13 @@ verify() { # KEY: this key signed this file, and this installer is in it
         fail "the installer in \`$0\` is not the one that was signed" "copy the file again; do not use this one" 7
 }
 
-work=$(mktemp -d)
+work=$(mktemp -d 2>/dev/null) || fail "there is no folder for temporary files that can be written" \
+    "name one: TMPDIR=/path sh $0 ..." 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' HUP TERM
-part $signature >"$work/signature"
-part $installer >"$work/kit.zip"
+part $signature >"$work/signature" && part $installer >"$work/kit.zip" ||
+    fail "\`$0\` cannot be read, or \`${work%/*}\` has no space" "copy it again, or name a folder: TMPDIR=/path sh $0 ..." 1
 before= chosen=
 for argument; do
     [ "$before" != --trusted-key ] || { verify "$argument"; chosen=yes; }

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress, cannot_write, flush
+from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle, is_regular
-from ...runtime.bundle.folder import MANIFEST, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
 from ...runtime.bundle.manifest import Kind, Manifest
 from ...runtime.bundle.oci_layout import (
     BUNDLE,
@@ -28,10 +28,9 @@ from ...runtime.bundle.oci_layout import (
     write_layout_folder,
 )
 from ...runtime.bundle.staging import StagingFolder
-from ...runtime.bundle.unpack import SBOM
 from ...runtime.errors import InputError, OrtkitError, OutputError
 from ...runtime.installer.open_layout import open_layout
-from ...runtime.output_path import regular_target_of, replacing
+from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
 from .sbom import sbom_json, sbom_of_bundle
 
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
@@ -39,11 +38,11 @@ _WEIGHTS = "application/vnd.cncf.model.weight.v1.raw"
 _WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 _DOCUMENT = "application/vnd.cncf.model.doc.v1.raw"
 _WEIGHT_FILES = (".onnx", ".data", ".npz")
-_DOCUMENTS = ("LICENSE", "NOTICE", "README.md", SBOM, SIGNATURE)
+_DOCUMENTS = ("LICENSE", "NOTICE", "README.md", SBOM_FILE, SIGNATURE)
 _OUTPUTS = {Kind.EMBEDDER: "embedding", Kind.RERANKER: "other", Kind.DECODER: "text"}
 """ModelPack's modality of a model's output."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_ALWAYS = (MANIFEST, SBOM, SIGNATURE)
+_ALWAYS = (MANIFEST, SBOM_FILE, SIGNATURE)
 """Files that say what a bundle is: they are in every pack."""
 
 
@@ -93,7 +92,7 @@ def write_pack(
         else:
             with replacing(regular_target_of(out)) as file:
                 write_layout(file, artifacts, without=chosen, progress=progress)
-            flush(out.absolute().parent)
+            flush_folder(out.absolute().parent)
     except OrtkitError:
         raise
     except OSError as error:
@@ -115,7 +114,7 @@ def _write_folder(
     with StagingFolder(out) as staging:
         write_layout_folder(staging / "layout", artifacts, without=without, progress=progress)
         os.rename(staging / "layout", out)
-        flush(out.absolute().parent)
+        flush_folder(out.absolute().parent)
 
 
 def _cannot_write(error: OSError, out: Path, *, as_folder: bool) -> OutputError:
@@ -156,7 +155,7 @@ def artifact_of(bundle: Bundle) -> NewArtifact:
     }
     if is_regular(bundle.path / SIGNATURE):
         layers[SIGNATURE] = NewLayer.of((bundle.path / SIGNATURE).read_bytes(), media_type_of(SIGNATURE))
-    layers[SBOM] = NewLayer.of(sbom_json(sbom_of_bundle(manifest, digest)), media_type_of(SBOM))
+    layers[SBOM_FILE] = NewLayer.of(sbom_json(sbom_of_bundle(manifest, digest)), media_type_of(SBOM_FILE))
     config = _config(manifest, [layer.blob.digest for _, layer in sorted(layers.items())])
     annotations = {"org.opencontainers.image.description": _description(manifest)}
     if manifest.source.license is not None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.der import DerError
 from ...runtime.bundle.folder import MANIFEST, SIGNATURE
@@ -33,7 +32,8 @@ from ...runtime.bundle.signature import (
 )
 from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
-from ...runtime.output_path import replacing, try_lock
+from ...runtime.installer.pack_signature import signature_beside
+from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
 from ..extras import need
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
             f"`{path}` exists, and a key is never replaced", hint="name another file, or move that one away"
         ) from error
     except OSError as error:
-        raise OutputError(f"`{path}` cannot be written: {error.strerror or error}") from error
+        raise cannot_write(error, path) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -107,7 +107,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise OutputError(f"`{path}` cannot be written: {error.strerror or error}") from error
+        raise cannot_write(error, path) from error
 
 
 def is_encrypted(content: bytes) -> bool:
@@ -128,8 +128,6 @@ def read_key(path: Path, *, passphrase: Callable[[], bytes], certificate_chain: 
 
     content = _private_file(path)
     encrypted = is_encrypted(content)
-    if b"PRIVATE KEY-----" not in content:
-        raise InputError(f"`{path}` is not a private key in PEM", hint=_MAKE_KEY)
     # Not in the block: an InputError is a ValueError, too.
     secret = passphrase() if encrypted else None
     try:
@@ -158,6 +156,9 @@ def _private_file(path: Path) -> bytes:
         raise NotFoundError(f"there is no key `{path}`", hint=_MAKE_KEY) from error
     except OSError as error:
         raise InputError(f"the key `{path}` cannot be read: {error.strerror or error}") from error
+    if b"PRIVATE KEY-----" not in content:
+        public = b"PUBLIC KEY-----" in content
+        raise InputError(f"`{path}` is {'a public key' if public else 'not a private key in PEM'}", hint=_MAKE_KEY)
     if readable:
         raise InputError(f"the private key `{path}` can be read by other users", hint=f"`chmod 600 {path}`")
     return content
@@ -286,17 +287,6 @@ def sign_layout(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     return Signed(where, target, len(files))
 
 
-def is_kit(path: Path) -> bool:
-    """Whether a file begins as a kit does."""
-    from ...runtime.installer.kit_format import HEADER_SIZE, Parts
-
-    try:
-        with path.open("rb") as file:
-            return Parts.read(file.read(HEADER_SIZE)) is not None
-    except OSError:
-        return False
-
-
 def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     """Sign a kit, whose files are verified before; the signature is written into the room that it has for one.
 
@@ -325,13 +315,8 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"`{where}` cannot be written: {error.strerror or error}") from error
+        raise cannot_write(error, where) from error
     return Signed(where, where, len(files))
-
-
-def signature_beside(path: Path) -> Path:
-    """The signature of a pack: `NAME.sig` beside it."""
-    return path.with_name(f"{path.name}.sig")
 
 
 @contextlib.contextmanager
@@ -360,7 +345,7 @@ def _replace_manifest(folder: Path, content: bytes) -> None:
     try:
         (folder / SIGNATURE).unlink(missing_ok=True)
         # On the disk before the manifest is, so that not even a power cut leaves a signature of another one.
-        flush(folder)
+        flush_folder(folder)
     except OSError as error:
         raise OutputError(f"`{folder / SIGNATURE}` cannot be removed: {error.strerror or error}") from error
     _replace(folder / MANIFEST, content, folder)
@@ -371,6 +356,6 @@ def _replace(target: Path, content: bytes, beside: Path) -> None:
     try:
         with replacing(target, beside=beside) as file:
             file.write(content)
-        flush(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
+        raise cannot_write(error, target) from error

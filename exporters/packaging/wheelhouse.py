@@ -16,7 +16,8 @@ from pathlib import Path
 from ...runtime.bundle.bundle import is_regular, sha256_of
 from ...runtime.bundle.records import RecordError, read_record, write_record
 from ...runtime.bundle.writer import FolderWriter
-from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
+from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
+from ...runtime.output_path import cannot_write
 from ...runtime.version import __version__
 from ..progress import NoProgress, Progress, stage
 from .own_wheel import copy_wheel, own_wheel, pin_of
@@ -140,9 +141,17 @@ def collect(
 
     A wheelhouse at the folder is replaced; its wheels are used again where they are the same.
     """
-    reported = progress if progress is not None else NoProgress()
     target = Path(folder)
     _check_replaceable(target)
+    try:
+        return _collected(plan, target, ortkit_wheel, progress if progress is not None else NoProgress())
+    except OrtkitError:
+        raise
+    except OSError as error:
+        raise cannot_write(error, target) from error
+
+
+def _collected(plan: Plan, target: Path, ortkit_wheel: str | os.PathLike[str] | None, reported: Progress) -> Collected:
     with FolderWriter(target) as writer:
         pip = Pip(writer.scratch, reported)
         given = Path(ortkit_wheel) if ortkit_wheel is not None else None

@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from ..errors import BundleError, OutputError
+from ..errors import BundleError
 from .strict_tar import Entry, TarError, read_entries
 
 INDEX = "index.json"
@@ -84,7 +84,8 @@ class TarStore:
                 if not entry.is_folder:
                     entries[name] = (entry.start, entry.size)
         except TarError as error:
-            if not entries:
+            # A kit was recognized by its beginning.
+            if not entries and not offset:
                 hint = "`ortkit pack BUNDLE... -o FILE` makes one"
                 raise BundleError(f"`{self.path}` is not a pack: {error}", hint=hint) from error
             self._refuse(f"{error}")
@@ -212,19 +213,3 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def flush(path: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def cannot_write(error: OSError, folder: Path) -> OutputError:
-    hint = None
-    if error.errno == errno.EFBIG:
-        hint = "FAT32 takes files up to 4 GiB: format the stick as exFAT"
-    return OutputError(f"`{folder}` cannot be written: {error.strerror or error}", hint=hint)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
 from ..output_path import bundles_folder
+from .file_names import DEPTH, folded, path_problem
 from .folder import MANIFEST, SIGNATURE, BundleFolder
 from .manifest import FileRecord, manifest_from_json
 from .policy import Policy
@@ -26,16 +26,14 @@ GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
 TOKENIZER = "tokenizer.json"
-_LARGEST_MANIFEST = 1 << 20
+LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 _LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
 _LARGEST_BUNDLE = 1 << 38
 """Bytes of all files; hashing reads them."""
-_DEPTH = 8
-"""Largest depth of nested folders."""
 MOST_FILES = 10_000
-"""A manifest of _LARGEST_MANIFEST bytes cannot list more."""
+"""A manifest of LARGEST_MANIFEST bytes cannot list more."""
 _NEW_COPY = "copy the bundle again from the machine that made it, or export it again"
 """The hint for a changed file: it cannot be repaired."""
 
@@ -147,11 +145,11 @@ def _read_manifest(path: Path) -> bytes:
         # Only a regular file gets here; if it was replaced by a pipe meanwhile, do not wait for it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(_LARGEST_MANIFEST + 1)
+            content = file.read(LARGEST_MANIFEST + 1)
     except OSError as error:
         raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    if len(content) > _LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` has more than {_LARGEST_MANIFEST} bytes, the limit for a manifest")
+    if len(content) > LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` has more than {LARGEST_MANIFEST} bytes, the limit for a manifest")
     return content
 
 
@@ -200,21 +198,20 @@ def _check_signature_file(path: Path) -> None:
 
 
 def check_path(name: str) -> None:
-    """Refuse a path that is absolute, leaves the folder or is not normalized."""
-    parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and name.isprintable() and len(parts) <= _DEPTH
-    if not parts or not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-        raise BundleError(f"the path `{name}` leaves the folder or is not a normalized relative path")
+    """Refuse a path that is absolute, leaves its folder, is not normalized or too long."""
+    problem = path_problem(name)
+    if problem is not None:
+        raise BundleError(f"the path `{name}` {problem}")
 
 
 def _check_spelling(files: Iterable[str]) -> None:
-    """Refuse names that are the same file on a file system that ignores case or Unicode normalization, as on macOS."""
+    """Refuse names that are the same file on some systems, and those of files that are never listed."""
     known: dict[str, str] = {}
     for name in files:
         if name in {MANIFEST, SIGNATURE}:
             raise BundleError(f"the manifest lists `{name}`, which is not one of the files that it can list")
     for name in (*files, MANIFEST, SIGNATURE):
-        other = known.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        other = known.setdefault(folded(name), name)
         if other != name:
             raise BundleError(f"the manifest lists `{other}` and `{name}`, which are the same file on some systems")
 
@@ -239,8 +236,8 @@ def walk(folder: Path) -> Iterator[str]:
     count = 0
     while pending:
         prefix = pending.pop()
-        if prefix.count("/") > _DEPTH:
-            raise BundleError(f"the folders in `{folder}` are nested deeper than {_DEPTH}")
+        if prefix.count("/") > DEPTH:
+            raise BundleError(f"the folders in `{folder}` are nested deeper than {DEPTH}")
         try:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
 from .records import WITHIN, RecordError, read_record, write_record
+from .strict_json import RepeatedKeyError, unique_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -473,9 +473,9 @@ class Manifest:
 def manifest_from_json(text: str) -> Manifest:
     """Read a manifest; raises BundleError that names the first invalid field."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
-    except RecordError as error:
-        raise BundleError(f"`manifest.json` is not valid: {error}") from error
+        value = json.loads(text, object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise BundleError(f"`manifest.json` is not valid: `{error.key}` is a duplicate key") from error
     except ValueError as error:
         raise BundleError(f"`manifest.json` is not valid JSON: {error}") from error
     except RecursionError as error:
@@ -519,15 +519,6 @@ def _source_of(value: dict[str, Any]) -> str:
     source = value.get("source")
     requested = source.get("requested") if isinstance(source, dict) else None
     return shlex.quote(requested) if isinstance(requested, str) and requested else "MODEL"
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; parsers disagree on duplicate keys, so they are refused."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise RecordError(repeated, "is a duplicate key")
-    return found
 
 
 def manifest_to_json(manifest: Manifest) -> str:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from ..errors import BundleError, InputError, NotFoundError
+from ..output_path import cannot_write, flush_folder
 from .blob_store import (
     BLOBS,
     INDEX,
@@ -33,13 +33,13 @@ from .blob_store import (
     Range,
     Store,
     TarStore,
-    cannot_write,
     copy_range,
-    flush,
     new_file,
     opened_file,
 )
+from .file_names import LONGEST_PART, folded, name_problem, path_problem
 from .ownership import is_open_to_others
+from .strict_json import RepeatedKeyError, unique_keys
 from .strict_tar import END, header_of, padding_of
 
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -64,11 +64,6 @@ a bundle of 10 files has 5 KB. Registries take manifests up to 4 MiB."""
 _LARGEST_PACK = 1 << 38
 """Bytes of one file, and of all files of an artifact."""
 _MOST_ARTIFACTS = 256
-_DEPTH = 8
-"""Largest depth of nested folders."""
-_LONGEST_PART = 255
-"""Bytes of a file name, as file systems have it."""
-_LONGEST_PATH = 1024
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ARCHIVES = (".tar", ".tar+gzip", ".tar+zstd")
 """Ends of media types: ModelPack has layers of several files too."""
@@ -221,7 +216,7 @@ class OciLayout:
             raise BundleError(
                 f"`{self.path}` leaves out {len(lacking)} of the files of `{artifact.name}` ({shown}), and they are "
                 "not on this machine",
-                hint="name the folder of the earlier bundles, or use a pack of all files",
+                hint="name the folder of the earlier bundles with `--have-from`, or use a pack of all files",
             )
         try:
             folder.mkdir(exist_ok=True)
@@ -235,7 +230,7 @@ class OciLayout:
                 else:
                     self._take(blob, sources[blob.digest], target, progress)
             for written in folders:
-                flush(written)
+                flush_folder(written)
         except OSError as error:
             raise cannot_write(error, folder) from error
 
@@ -346,7 +341,7 @@ class OciLayout:
             self._refuse(f"{where} has neither the annotation `{TITLE}` nor a name in the index")
         problem = name_problem(name)
         if problem is not None:
-            self._refuse(f"an artifact's name, `{name[:_LONGEST_PART]}`, {problem}")
+            self._refuse(f"an artifact's name, `{name[:LONGEST_PART]}`, {problem}")
         kind = annotations.get(KIND, BUNDLE if manifest.get("artifactType") == MODEL_ARTIFACT else "other")
         layers = self._read_layers(self._field(manifest, "layers", list, where), name, where)
         return Artifact(name, kind, blob, config, layers, annotations)
@@ -380,9 +375,9 @@ class OciLayout:
     def _object(self, content: bytes, where: str) -> dict[str, Any]:
         """A JSON object with unique keys."""
         try:
-            value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
-        except _RepeatedKeyError as error:
-            self._refuse(f"`{where}` repeats the key `{error}`")
+            value = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
+        except RepeatedKeyError as error:
+            self._refuse(f"`{where}` repeats the key `{error.key}`")
         except (ValueError, RecursionError):
             self._refuse(f"`{where}` is not valid JSON")
         if not isinstance(value, dict):
@@ -420,34 +415,22 @@ class OciLayout:
         """Refuse a path that is absolute, leaves its folder, is not normalized or too long."""
         problem = path_problem(name)
         if problem is not None:
-            self._refuse(f"the path `{name[:_LONGEST_PART]}` of {where} {problem}")
+            self._refuse(f"the path `{name[:LONGEST_PART]}` of {where} {problem}")
 
     def _check_unique(self, names: Collection[str], what: str) -> None:
         """Refuse names that are equal, or one file on systems that ignore case or Unicode normalization."""
         known: dict[str, str] = {}
         for name in names:
-            folded = unicodedata.normalize("NFC", name.casefold())
-            if folded in known:
-                self._refuse(f"the {what} `{known[folded]}` and `{name}` have the same name on some systems")
-            known[folded] = name
+            key = folded(name)
+            if key in known:
+                self._refuse(f"the {what} `{known[key]}` and `{name}` have the same name on some systems")
+            known[key] = name
 
     def _refuse_changed(self, name: str) -> NoReturn:
         self._refuse(f"`{name}` was changed: its sha256 is not its name", hint=NEW_COPY)
 
     def _refuse(self, problem: str, *, hint: str | None = None) -> NoReturn:
         raise BundleError(f"the pack `{self.path}` is not valid: {problem}", hint=hint)
-
-
-class _RepeatedKeyError(ValueError):
-    """An object of JSON with a duplicate key; parsers disagree on which one counts."""
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        raise _RepeatedKeyError(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
-    return found
 
 
 def _linked(source: Path, target: Path) -> bool:
@@ -465,24 +448,6 @@ def _linked(source: Path, target: Path) -> bool:
         target.unlink()
         return False
     return True
-
-
-def path_problem(name: str) -> str | None:
-    """What is wrong with the relative path of a file in an artifact; None for one that every system has."""
-    parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and name.isprintable() and 0 < len(parts) <= _DEPTH
-    if not plain or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-        return "leaves its folder or is not normalized"
-    if len(name.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in parts):
-        return "is too long"
-    return None
-
-
-def name_problem(name: str) -> str | None:
-    """What is wrong with the name of an artifact, which is that of a folder."""
-    if "/" in name or name.startswith("."):
-        return "is not a plain file name"
-    return path_problem(name)
 
 
 def _is_text(text: str) -> bool:
@@ -558,7 +523,7 @@ def write_layout_folder(
             out.flush()
             os.fsync(out.fileno())
     for written in (folder / BLOBS, folder / "blobs", folder):
-        flush(written)
+        flush_folder(written)
 
 
 def layout_size(artifacts: Sequence[NewArtifact], *, without: Collection[str] = ()) -> int:

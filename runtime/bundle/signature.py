@@ -1,7 +1,8 @@
 """Signatures of bundles, packs and kits, in the file format of OpenSSF Model Signing (v1.0).
 
 A signature is a Sigstore bundle (v0.3, JSON) with a DSSE envelope around an in-toto statement (v1), whose predicate
-lists the files with their sha256. The format names the files of a folder; a pack and a kit have names of their own.
+lists all files with their sha256: of a bundle these are its files and its manifest. The format names the files of a folder; a
+pack and a kit have names of their own.
 
 Keys are elliptic-curve keys, given as public keys or in X.509 certificates. Signatures by Sigstore's service (keyless)
 are refused: they need a transparency log on the network.
@@ -14,13 +15,13 @@ import binascii
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from ..errors import NotTrustedError
 from .public_key import PublicKey, TrustedKey
+from .strict_json import RepeatedKeyError, unique_keys
 from .x509 import LONGEST_CHAIN, Certificate, CertificateError, check_chain
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -278,24 +279,17 @@ def _decoded(value: object, name: str) -> bytes:
 def _parsed(content: bytes, name: str) -> object:
     """Strict JSON; raises _FormatError."""
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise _FormatError(f"{name} is not valid UTF-8") from error
     except _FormatError:
         raise
+    except RepeatedKeyError as error:
+        raise _FormatError(str(error)) from error
     except ValueError as error:
         raise _FormatError(f"{name} is not valid JSON: {error}") from error
     except RecursionError as error:
         raise _FormatError(f"{name} is nested too deeply") from error
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; parsers disagree on duplicate keys, so they are refused."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise _FormatError(f"the key `{repeated[:40]}` is there twice")
-    return found
 
 
 def _no_constant(name: str) -> NoReturn:

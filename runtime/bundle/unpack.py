@@ -8,19 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
-from .blob_store import Progress, cannot_write, flush
-from .bundle import Bundle, is_regular
-from .folder import MANIFEST, SIGNATURE
+from ..output_path import cannot_write, flush_folder
+from .blob_store import Progress
+from .bundle import LARGEST_MANIFEST, Bundle, is_regular
+from .folder import MANIFEST, SBOM_FILE, SIGNATURE
 from .manifest import Manifest, manifest_from_json
 from .oci_layout import BUNDLE, Artifact, OciLayout
 from .policy import Policy
 from .signature import LARGEST_SIGNATURE, verify_signature
 from .staging import StagingFolder
 
-SBOM = "sbom.cdx.json"
-"""A layer of a pack beside the bundle's files; `ortkit inspect --sbom` prints it."""
-_LARGEST_MANIFEST = 1 << 20
-"""Bytes, as `Bundle.open` has it."""
 _SPARE = 1 << 20
 """Bytes to leave free on a disk: folders and file systems need some."""
 
@@ -39,14 +36,14 @@ def packed_manifest(layout: OciLayout, artifact: Artifact) -> Manifest:
     if blob is None:
         raise BundleError(f"`{artifact.name}` in the pack `{layout.path}` is not a bundle: it has no `{MANIFEST}`")
     try:
-        manifest = manifest_from_json(layout.read(blob, _LARGEST_MANIFEST).decode("utf-8"))
+        manifest = manifest_from_json(layout.read(blob, LARGEST_MANIFEST).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BundleError(f"`{MANIFEST}` of `{artifact.name}` is not valid UTF-8") from error
     listed = {name: (record.size, record.sha256) for name, record in manifest.files.items()}
     layers = {
         name: (layer.size, layer.sha256)
         for name, layer in artifact.layers.items()
-        if name not in (MANIFEST, SBOM, SIGNATURE)
+        if name not in (MANIFEST, SBOM_FILE, SIGNATURE)
     }
     for name in sorted(listed.keys() | layers.keys()):
         if listed.get(name) != layers.get(name):
@@ -74,7 +71,7 @@ def check_signature(
             f"{where} is not signed, and the policy `{policy.path}` requires a signature",
             hint="sign the bundle where it is made, with `ortkit sign`, and pack it again",
         )
-    files = {name: layer.sha256 for name, layer in artifact.layers.items() if name not in (SBOM, SIGNATURE)}
+    files = {name: layer.sha256 for name, layer in artifact.layers.items() if name not in (SBOM_FILE, SIGNATURE)}
     signature = layout.read(blob, LARGEST_SIGNATURE)
     verify_signature(files, signature, policy.trusted, where=f"the signature of {where}")
     if not allow_downgrade:
@@ -103,12 +100,12 @@ def unpack(
             folder = staging / "bundle"
             left_out = layout.missing(artifact)
             _check_space(staging, sum(blob.size for name, blob in artifact.layers.items() if name not in left_out))
-            names = artifact.layers.keys() - {SBOM}
+            names = artifact.layers.keys() - {SBOM_FILE}
             layout.extract(artifact, folder, have=have, names=names, progress=progress)
             # Its signature was verified, and its files have the hashes that were signed.
             opened, _ = Bundle.unsigned(folder)
             os.rename(folder, target)
-            flush(target.absolute().parent)
+            flush_folder(target.absolute().parent)
     except OrtkitError:
         raise
     except OSError as error:
@@ -129,7 +126,10 @@ def check_targets(targets: Iterable[Path]) -> None:
 def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size + _SPARE > free:
-        raise OutputError(f"`{folder.parent}` has {free / 1e6:.0f} MB free; unpacking needs {size / 1e6:.0f} MB")
+        raise OutputError(
+            f"`{folder.parent}` has {free / 1e6:.0f} MB free; unpacking needs {size / 1e6:.0f} MB",
+            hint="make room, or name a folder on another disk with `-o`",
+        )
 
 
 def files_by_digest(folders: Iterable[Path]) -> dict[str, Path]:

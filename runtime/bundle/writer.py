@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import InputError
-from .blob_store import flush
+from ..output_path import flush_folder
 from .bundle import Bundle, is_regular, sha256_of, walk
 from .folder import MANIFEST
 from .manifest import FileRecord, Manifest, manifest_to_json
@@ -47,9 +47,9 @@ class FolderWriter:
     def replace_target(self, folder: Path, names: Iterable[str]) -> None:
         """Flush the files of these names in a folder within `staging` to disk, and rename it to the target."""
         for name in [*names, "."]:
-            flush(folder / name)
+            flush_folder(folder / name)
         _move_into_place(folder, self.target)
-        flush(self.target.parent)
+        flush_folder(self.target.parent)
 
 
 class BundleWriter(FolderWriter):

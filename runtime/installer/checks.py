@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..bundle.policy import Policy
 from ..errors import BundleError, OrtkitError, OutputError
 from .environment import Environment
 from .trial_policy import trial_policy
@@ -16,6 +17,8 @@ _USAGE = 2
 """Exit code of a command that does not exist."""
 _LONGEST = 20
 """Lines of a check's output that an error quotes."""
+_FINE = "ok  "
+"""How the lines of `ortkit doctor` begin that an error does not quote."""
 
 
 def nearest_folder(path: Path) -> Path:
@@ -91,7 +94,11 @@ def _run(environment: Environment, bundles: Path, *arguments: str, policy: Path 
         raise CheckError(f"`{environment.python}` cannot be started: {error.strerror or error}", code=1) from error
     if finished.returncode:
         shown = " ".join(Path(argument).name for argument in arguments)
-        output = (finished.stdout + finished.stderr).strip().splitlines()[-_LONGEST:]
+        text = finished.stdout + finished.stderr
+        if policy is not None:
+            # The temporary one has the requirements of this one.
+            text = text.replace(str(policy), str(Policy.current().path))
+        output = [line for line in text.strip().splitlines() if not line.startswith(_FINE)][-_LONGEST:]
         quoted = "".join(f"\n  | {line}" for line in output)
         code = finished.returncode if finished.returncode > 0 else BundleError.exit_code
         raise CheckError(f"`ortkit {shown}` of the new release ended with exit code {code}:{quoted}", code=code)

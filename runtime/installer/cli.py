@@ -139,7 +139,7 @@ def _install(installation: Installation, options: argparse.Namespace) -> int:
     if path is None:
         raise InputError("name the kit to install", hint="`ortkit-install KIT`")
     if time.time() < _SET_CLOCK:
-        say(f"note: the clock of this machine says {time.strftime('%Y-%m-%d')}; only certificates depend on it")
+        say(f"note: the clock of this machine says {time.strftime('%Y-%m-%d')}; the installation does not depend on it")
     chosen = Options(options.trusted_key, options.allow_unsigned, options.allow_downgrade, options.reinstall)
     with Kit.open(path) as kit:
         number = install(kit, installation, chosen, say)

@@ -28,7 +28,7 @@ if [ ! -x "$python" ]; then
 fi
 {run}
 """
-_CURRENT = """release=$(cd -P "$prefix/current" 2>/dev/null && pwd) || {
+_CURRENT = """release=$(cd -P "$prefix/current" 2>/dev/null && [ -f release.json ] && pwd) || {
     echo "error: there is no release at \\`$prefix/current\\`" >&2
     printf '\\nhint: %s\\n' "\\`$prefix/bin/ortkit-install status\\` shows what is there" >&2
     exit 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..bundle.ownership import is_open_to_others
 from ..errors import BundleError
+from ..output_path import flush_folder
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o755
 """Nobody writes into a file that two releases may share."""
@@ -60,15 +61,6 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     partial.chmod(mode)
     os.replace(partial, path)
     flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def flush_all(folder: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bundle.folder import SBOM_FILE
 from ..bundle.oci_layout import Artifact, Blob
 from ..bundle.signature import Signer
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
@@ -19,7 +20,7 @@ from .files import FOLDER_MODE, flush_all, remove_tree, share
 from .host import Host
 from .installation import BUNDLES, Installation, ReleaseRecord
 from .kit_file import Kit
-from .kit_format import SBOM, SBOM_FILE, KitFacts
+from .kit_format import SBOM, KitFacts
 from .trial_policy import record_releases
 from .trust import Trust, keep_keys
 from .wheel_file import Site, WheelName

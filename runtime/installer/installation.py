@@ -21,9 +21,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ..bundle.records import read_record
 from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from ..output_path import flush_folder
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
-from .files import FOLDER_MODE, flush_all, flush_folder, remove_tree, write_text
+from .files import FOLDER_MODE, flush_all, remove_tree, write_text
 
 CURRENT, RELEASES, BIN, KEYS, STATE = "current", "releases", "bin", "keys", "state.json"
 RECORD = "release.json"
@@ -128,11 +130,11 @@ class Installation:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             # A later edition of the installer may have written more.
-            return ReleaseRecord(**{entry.name: content[entry.name] for entry in fields(ReleaseRecord)})
+            return read_record(ReleaseRecord, {entry.name: content[entry.name] for entry in fields(ReleaseRecord)})
         except FileNotFoundError as error:
             numbers = ", ".join(map(str, self.numbers())) or "none"
             raise NotFoundError(f"there is no release {number} in `{self.prefix}`; there are: {numbers}") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise BundleError(
                 f"`{path}` was changed, and cannot be read: {error}",
                 hint=f"`rm -r {path.parent}`, then install a kit that leaves nothing out",
@@ -154,18 +156,23 @@ class Installation:
 
     def highest(self) -> int:
         """The highest counter of a kit that was installed here."""
-        found = [0]
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found.append(int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"]))
+        found = [self._remembered() or 0]
         for number in self.numbers():
             with suppress(OrtkitError):
                 found.append(self.record(number).release)
         return max(found)
 
+    def _remembered(self) -> int | None:
+        """The counter in STATE; None where there is none, or it is damaged."""
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"])
+        return None
+
     def remember(self, release: int) -> None:
-        """Keep the counter of a kit that is installed now."""
-        if release > self.highest() or not (self.prefix / STATE).is_file():
-            write_text(self.prefix / STATE, json.dumps({"release": max(release, self.highest())}) + "\n")
+        """Keep the counter of a kit that is installed now, also for when its release is removed."""
+        highest = max(release, self.highest())
+        if highest != self._remembered():
+            write_text(self.prefix / STATE, json.dumps({"release": highest}) + "\n")
 
     def prepare(self) -> Path:
         """Make the folder for a new release, in which it is put together."""

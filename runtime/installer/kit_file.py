@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..bundle.oci_layout import Artifact, OciLayout
+from ..bundle.oci_layout import BUNDLE, Artifact, OciLayout
 from ..errors import BundleError, NotFoundError
-from .kit_format import BUNDLE, FACTS, HEADER_SIZE, KIT, LARGEST_FACTS, WHEELS, KitFacts, Parts, signed_files
+from .kit_format import FACTS, HEADER_SIZE, KIT, LARGEST_FACTS, WHEELS, KitFacts, Parts, signed_files
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,8 @@ SIGNATURE_SIZE = 32_768
 LARGEST_INSTALLER = 1 << 22
 HEADER, INSTALLER, LAYOUT = "kit.sh", "kit.zip", "kit.index.json"
 """Names of the three parts in the signature."""
-KIT, WHEELS, BUNDLE, SBOM = "kit", "wheels", "bundle", "sbom"
-"""Kinds of artifacts in the layout."""
-SBOM_FILE = "sbom.cdx.json"
-"""The file of the artifact SBOM, and a layer of each bundle that is not one of the bundle's files."""
+KIT, WHEELS, SBOM = "kit", "wheels", "sbom"
+"""Kinds of artifacts in the layout, beside bundles."""
 FACTS = "kit.json"
 """The only file of the artifact KIT."""
 LARGEST_FACTS = 1 << 20

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..bundle.folder import MANIFEST
 from ..bundle.policy import Policy
 from ..bundle.public_key import TrustedKey
 
-_MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 1 << 20
 
 
@@ -48,6 +48,6 @@ def record_releases(bundles: Iterable[Path], *, allow_downgrade: bool) -> None:
     if not policy.require_signature:
         return
     for folder in bundles:
-        with (folder / _MANIFEST).open("rb") as file:
+        with (folder / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_LARGEST_MANIFEST))
         policy.accept(str(manifest["name"]), manifest.get("release"), allow_downgrade=allow_downgrade)

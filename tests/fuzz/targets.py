@@ -14,11 +14,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from ortkit.runtime.bundle.folder import SBOM_FILE
 from ortkit.runtime.bundle.manifest import manifest_from_json
 from ortkit.runtime.bundle.oci_layout import IMAGE_MANIFEST, OciLayout
 from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.bundle.signature import verify_signature
-from ortkit.runtime.bundle.unpack import SBOM, bundles_in, unpack
+from ortkit.runtime.bundle.unpack import bundles_in, unpack
 from ortkit.runtime.bundle.x509 import Certificate, read_certificates
 from ortkit.runtime.errors import BundleError, InputError
 from tests.packs import OLD_MANIFEST, bundle_files, layout_of, names_in, sha256, tar_of
@@ -76,7 +77,7 @@ def unpack_all(content: bytes) -> None:
             assert names_in(out) == [artifact.name]
             for name, blob in artifact.layers.items():
                 # The SBOM stays in the pack.
-                assert name == SBOM or sha256((bundle.path / name).read_bytes()) == blob.sha256
+                assert name == SBOM_FILE or sha256((bundle.path / name).read_bytes()) == blob.sha256
             shutil.rmtree(bundle.path)
     assert not out.exists() or not names_in(out), "files were left"
     assert set(names_in(PLACE)) <= {"a.tar", "out", "key", "certificates"}, "it wrote outside its folder"

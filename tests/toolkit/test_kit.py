@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def test_a_signed_kit_and_its_update(ortkit: Ortkit, made: Path, tmp_path: Path)
     finished = ortkit("kit", *common, "--release", 4, "-o", tmp_path / "line4.kit")
 
     assert (finished.code, finished.out.decode()) == (0, f"{tmp_path}/line4.kit\n"), finished.err
-    assert "1 bundles, 2 wheels, " in finished.err
+    assert "1 bundle, 2 wheels, " in finished.err
     assert "on the appliance: sh line4.kit install --trusted-key KEY.pub" in finished.err
     finished = ortkit("kit", *common, "--release", 5, "--since", tmp_path / "line4.kit", "-o", tmp_path / "line5.kit")
     assert finished.code == 0, finished.err
@@ -59,7 +61,7 @@ def test_a_kit_that_leaves_out_what_a_list_has(ortkit: Ortkit, made: Path, tmp_p
     finished = ortkit("kit", *common, "--have", tmp_path / "have.txt", "-o", tmp_path / "less.kit")
 
     assert finished.code == 0, finished.err
-    assert ", 1 files left out" in finished.err
+    assert ", 1 file left out" in finished.err
     assert "on the appliance: sh less.kit install --allow-unsigned" in finished.err
 
 
@@ -74,6 +76,13 @@ def test_a_kit_that_leaves_out_what_a_list_has(ortkit: Ortkit, made: Path, tmp_p
             "a kit cannot be made for `macos-arm64`; supported: `linux-x86_64`, `linux-aarch64`",
             "elsewhere use `ortkit pack` and `ortkit wheelhouse`",
         ),
+        (
+            ("--target", "armv7l", "--python", "3.11"),
+            2,
+            "ortkit cannot run on `armv7l`: onnxruntime has no wheels for 32-bit ARM",
+            "install a 64-bit system, such as Raspberry Pi OS (64-bit), and use `--target linux-aarch64`",
+        ),
+        (("--target", "arm64", "--python", "3.11"), 2, "`arm64` is not supported", "use `--target linux-aarch64`"),
         (("--target", "linux-x86_64", "--python", "3.9"), 2, "Python `3.9` is not supported", "install Python 3.11"),
         ((*TARGET, "--wheels", "/nonexistent"), 5, "there is no wheelhouse at `/nonexistent`", "make one with"),
         ((*TARGET, "--since", "/nonexistent.kit"), 5, "there is no kit at `/nonexistent.kit`", None),
@@ -141,6 +150,25 @@ def test_a_bundle_that_is_not_there(ortkit: Ortkit, tmp_path: Path) -> None:
 
     assert finished.code == 5
     assert "there is no bundle at `" in finished.err
+
+
+@pytest.mark.parametrize("arguments", [("--installer", "new.zip"), ("tiny", *TARGET, "-o", "new.kit")])
+def test_a_read_only_target(
+    arguments: tuple[str, ...], ortkit: Ortkit, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the file that the user named, not a temporary one."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".temporary")
+
+    monkeypatch.setattr("ortkit.toolkit.commands.kit.replacing", refuse)
+    monkeypatch.setattr("ortkit.toolkit.commands.kit.tempfile.TemporaryDirectory", refuse)
+    finished = ortkit("kit", *(made / one if one == "tiny" else one for one in arguments))
+
+    assert finished.code == 1
+    assert (
+        f"error: `{arguments[-1]}` cannot be written: Read-only file system\n\nhint: name a folder that" in finished.err
+    )
 
 
 def test_a_folder_that_cannot_be_written(ortkit: Ortkit, made: Path, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_an_update(ortkit: Run, bundles: Path, tmp_path: Path) -> None:
             7,
             (
                 "error: `update.tar` leaves out 1 of the files of `second` (`tokenizer.json`), and they are not on "
-                "this machine\n\nhint: name the folder of the earlier bundles, or use a pack of all files\n"
+                "this machine\n\nhint: name the folder of the earlier bundles with `--have-from`, or use a pack of all "
+                "files\n"
             ),
         )
         assert ortkit("unpack", "update.tar", "-o", f"new-{place}", "--have-from", "appliance").code == 0
@@ -341,7 +342,9 @@ def test_the_installer_needs_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in loaded} - {"ortkit"} <= set(sys.stdlib_module_names)
     assert [name for name in loaded if name.startswith("ortkit.runtime.bundle.")] == [
         "ortkit.runtime.bundle.blob_store",
+        "ortkit.runtime.bundle.file_names",
         "ortkit.runtime.bundle.oci_layout",
+        "ortkit.runtime.bundle.strict_json",
         "ortkit.runtime.bundle.strict_tar",
     ]
 

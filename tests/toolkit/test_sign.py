@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,6 +205,67 @@ def test_a_pack(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None
     released = ortkit("sign", tmp_path / "models.tar", "--key", key, "--release", "7")
     assert released.code == 2
     assert "hint: sign the bundles with `--release`, then pack them again" in released.err
+
+
+def test_verify_a_pack(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path) -> None:
+    pack, public = tmp_path / "models.tar", key.with_suffix(".pub")
+    assert ortkit("pack", bundle, "-o", pack).code == 0
+    unsigned = ortkit("verify", pack)
+    assert (unsigned.code, unsigned.out.decode().splitlines()[-2:]) == (0, ["signature    none", f"ok: {pack}"])
+    refused = ortkit("verify", pack, "--trusted-key", public)
+    assert refused.code == 7
+    assert refused.err == (
+        f"error: `{pack}` is not signed, and a signature is required\n\n"
+        "hint: sign it where it is made: `ortkit sign models.tar --key key.pem`; that of a pack is a file beside it, "
+        "`models.tar.sig`\n"
+    )
+
+    assert ortkit("sign", pack, "--key", key).code == 0
+    assert "signature    not verified: no key is trusted here" in ortkit("verify", pack).out.decode()
+    finished = ortkit("verify", pack, "--trusted-key", public)
+    assert finished.code == 0, finished.err
+    assert finished.out.decode().splitlines() == [
+        f"digest       {index_sha256(pack)}",
+        "files        8 files match their sha256",
+        f"signature    key `{public}` (sha256 {fingerprint(key)[:16]}...)",
+        f"ok: {pack}",
+    ]
+    assert (
+        json.loads(ortkit("verify", pack, "--trusted-key", public, "--json").out)[0]["signer"]["name"] == "models.tar"
+    )
+
+
+@pytest.mark.parametrize("what", ["content", "signature", "another pack", "another key"])
+def test_verify_refuses_a_pack(ortkit: Ortkit, bundle: Path, key: Path, tmp_path: Path, what: str) -> None:
+    pack, public = tmp_path / "models.tar", key.with_suffix(".pub")
+    ortkit("pack", bundle, "-o", pack)
+    ortkit("sign", pack, "--key", key)
+    content = pack.read_bytes()
+    expected = "is of other files: changed since then: "
+    if what == "content":
+        place = content.index((bundle / "tokenizer.json").read_bytes())
+        pack.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+        expected = "was changed: its sha256 is not its name"
+    elif what == "signature":
+        (tmp_path / "models.tar.sig").write_text("{")
+        expected = "is not a signature that can be verified"
+    elif what == "another pack":
+        rename = Path(shutil.copytree(bundle, tmp_path / "renamed"))
+        ortkit("pack", rename, "-o", pack)
+    else:
+        generate_key(tmp_path / "other.pem", tmp_path / "other.pub")
+        public, expected = tmp_path / "other.pub", "that is not trusted here"
+
+    finished = ortkit("verify", pack, "--trusted-key", public)
+
+    assert finished.code == 7
+    assert expected in finished.err
+    assert finished.out.decode().splitlines()[-1] == f"failed: {pack}"
+
+
+def index_sha256(pack: Path) -> str:
+    with tarfile.open(pack) as archive:
+        return hashlib.sha256(archive.extractfile("index.json").read()).hexdigest()
 
 
 @pytest.fixture

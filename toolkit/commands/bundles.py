@@ -224,10 +224,11 @@ def _print_sbom(path: str) -> None:
         "ortkit verify all-MiniLM-L6-v2-int8",
         "ortkit verify bundles/*",
         "ortkit verify all-MiniLM-L6-v2-int8 --trusted-key key.pub",
+        "ortkit verify line4.tar --trusted-key key.pub",
         "ortkit verify all-MiniLM-L6-v2-int8 --json",
     ],
 )
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True)
+@click.argument("bundles", metavar="BUNDLE|PACK|KIT...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with the result of each bundle.")
 @click.option(
     "--time-limit",
@@ -260,6 +261,8 @@ def verify(
 
     The digest is the sha256 of manifest.json, which lists the sha256 of every other file: two copies with one digest
     are the same bundle. A signature is verified with `--trusted-key`, or else with the keys of the machine's policy.
+
+    Of a pack or kit, hashes and signature are checked, without unpacking it.
     """
     request = VerifyRequest(time_limit, read_trusted(trusted_keys, trusted_certificates), allow_downgrade)
     results = []
@@ -333,8 +336,12 @@ def _verified(path: str, request: VerifyRequest, *, show: Callable[[str], None])
 def _verify(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str], None]) -> None:
     from ...runtime import verify as verification
     from ...runtime.bundle.bundle import Bundle
+    from .pack_report import is_pack
 
     result.path = resolve_bundle(result.path)
+    if is_pack(result.path):
+        _verify_pack(result, request, show=show)
+        return
     opened = Bundle.open(result.path, read_all=True, allow_downgrade=request.allow_downgrade)
     result.digest, result.files = opened.digest, len(opened.manifest.files)
     show(f"digest       {result.digest}")
@@ -354,3 +361,14 @@ def _verify(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str
         f"certificate  {result.replay.count} golden {_GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "
         f"bits {bits} to the exporting machine's"
     )
+
+
+def _verify_pack(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str], None]) -> None:
+    from .pack_report import verify_pack
+
+    found = verify_pack(result.path, request.trusted)
+    result.digest, result.files = found.digest, found.files
+    result.signer = None if isinstance(found.signer, str) else found.signer
+    show(f"digest       {result.digest}")
+    show(f"files        {result.files} files match their sha256")
+    show(f"signature    {found.signer}")

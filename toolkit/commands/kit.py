@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...runtime.output_path import regular_target_of, replacing
+from ...runtime.output_path import cannot_write, regular_target_of, replacing
 from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
-from ..console.progress import StageProgress, byte_progress, megabytes
+from ..console.progress import StageProgress, byte_progress, counted, megabytes
 from ..console.terminal import say
 from .bundle_names import BundleType
 from .options import once
@@ -138,8 +138,11 @@ def _write_installer(path: Path) -> None:
     from ...exporters.packaging.kit_installer import installer_zip
 
     target = regular_target_of(path)
-    with replacing(target) as file:
-        file.write(installer_zip())
+    try:
+        with replacing(target) as file:
+            file.write(installer_zip())
+    except OSError as error:
+        raise cannot_write(error, path) from error
     click.echo(click.format_filename(path))
 
 
@@ -160,8 +163,9 @@ def _write_kit(
     from ...exporters.packaging.wheel_target import parse_target
     from ...runtime.bundle.bundle import Bundle
 
-    check_target(request.target)
+    # First, because it says why ortkit cannot run on 32-bit ARM, for example.
     machine = parse_target(request.target, request.python, request.glibc)
+    check_target(machine.name)
     opened = [Bundle.listed(path) for path in bundles]
     without = {digest for old in since for digest in digests_of(old)}
     if have is not None:
@@ -172,8 +176,9 @@ def _write_kit(
         size = sum(bundle.size for bundle in opened) + plan.wheelhouse.size
         with byte_progress("writing", size) as progress:
             written = write_kit(plan, request.out, sign=signer, without=without, progress=progress)
-    left_out = f", {written.left_out} files left out" if without else ""
-    say(f"{len(opened)} bundles, {len(plan.wheelhouse.wheels)} wheels, {megabytes(written.size)}{left_out}", err=True)
+    left_out = f", {counted(written.left_out, 'file')} left out" if without else ""
+    wheels = counted(len(plan.wheelhouse.wheels), "wheel")
+    say(f"{counted(len(opened), 'bundle')}, {wheels}, {megabytes(written.size)}{left_out}", err=True)
     say(_next_step(request.out, signed=signer is not None), err=True)
     click.echo(click.format_filename(request.out))
 
@@ -205,7 +210,11 @@ def _wheels(request: KitRequest, target: Target, bundles: Sequence[Bundle]) -> I
     names = [name.strip() for text in request.extras for name in text.split(",")]
     plan = plan_wheelhouse(target, provider_of(bundles).value, [name for name in names if name])
     parent = regular_target_of(request.out).absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".ortkit-wheels-", dir=parent) as scratch:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".ortkit-wheels-", dir=parent)
+    except OSError as error:
+        raise cannot_write(error, request.out) from error
+    with made as scratch:
         wheels = Path(scratch) / "wheels"
         with reraised_interrupts() as check, StageProgress(check) as progress:
             collect(plan, wheels, ortkit_wheel=request.ortkit_wheel, progress=progress)

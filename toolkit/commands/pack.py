@@ -11,7 +11,7 @@ import click
 from ...runtime.errors import InputError, NotFoundError
 from ...runtime.output_path import bundles_folder
 from ..console.help import ExampleCommand
-from ..console.progress import byte_progress, megabytes
+from ..console.progress import byte_progress, counted, megabytes
 from ..console.terminal import say
 from .bundle_names import BundleType
 
@@ -66,8 +66,8 @@ def pack(*, bundles: Sequence[str], out: Path, as_folder: bool, since: Sequence[
         without |= read_digests(content.decode("utf-8", "replace"), have.name)
     with byte_progress("packing", pack_size(bundles, without)) as progress:
         packed = write(bundles, out, as_folder=as_folder, without=without, progress=progress)
-    left_out = f", {_count(packed.left_out, 'file')} left out" if without else ""
-    say(f"{_count(packed.bundles, 'bundle')}, {megabytes(packed.size)}{left_out}", err=True)
+    left_out = f", {counted(packed.left_out, 'file')} left out" if without else ""
+    say(f"{counted(packed.bundles, 'bundle')}, {megabytes(packed.size)}{left_out}", err=True)
     click.echo(click.format_filename(packed.path))
 
 
@@ -130,7 +130,3 @@ def unpack(
                 write(layout, artifact, target, have=have, allow_downgrade=allow_downgrade, progress=progress)
     for target in targets.values():
         click.echo(click.format_filename(target))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

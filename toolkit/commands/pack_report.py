@@ -1,23 +1,29 @@
-"""What `ortkit inspect` prints of a pack, without unpacking it."""
+"""What `ortkit inspect` and `ortkit verify` print of a pack or kit, without unpacking it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import manifest_fields
 from ...runtime.bundle.records import write_record
+from ...runtime.errors import NotTrustedError
 from ..console.progress import byte_progress, megabytes
 from ..console.terminal import escaped_json, say
 from .descriptions import describe_bundle
+from .sign import NO_KEY, NO_SIGNATURE
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.oci_layout import Artifact, OciLayout
+    from ...runtime.bundle.public_key import TrustedKey
+    from ...runtime.bundle.signature import Signer
+    from ...runtime.bundle.x509 import Certificate
 
 
 def is_pack(path: str) -> bool:
@@ -93,20 +99,81 @@ def _size_of(manifest: Manifest) -> int:
     return sum(record.size for record in manifest.files.values())
 
 
+@dataclass(frozen=True)
+class VerifiedPack:
+    """A pack or kit whose files match their hashes."""
+
+    digest: str
+    """The sha256 of its index, which has those of everything else."""
+    files: int
+    signer: Signer | str
+    """Who signed it; or why that is not known."""
+
+
+def verify_pack(path: str, named: tuple[TrustedKey | Certificate, ...]) -> VerifiedPack:
+    """Hash a pack or kit, and verify its signature by the keys that are named, else by the policy's.
+
+    Raises BundleError, and NotTrustedError where the signature is not by one of them, or there is none and keys are
+    named. Also where the policy requires signatures of bundles, and refuses one of those in it.
+    """
+    from ...runtime.bundle.oci_layout import OciLayout
+    from ...runtime.bundle.policy import read_signature
+    from ...runtime.installer.kit_file import Kit
+    from ...runtime.installer.pack_signature import is_kit, signature_beside
+
+    where = Path(path)
+    if is_kit(where):
+        with Kit.open(where) as kit:
+            return _verified(kit.layout, _signer_of(where, kit.files, kit.signature, named))
+    with OciLayout.open(where) as layout:
+        signature = read_signature(signature_beside(where))
+        return _verified(layout, _signer_of(where, layout.files(), signature, named))
+
+
+def _signer_of(
+    path: Path, files: dict[str, str], signature: bytes | None, named: tuple[TrustedKey | Certificate, ...]
+) -> Signer | str:
+    from ...runtime.bundle.policy import Policy
+    from ...runtime.bundle.signature import verify_signature
+
+    keys = named or Policy.current().trusted
+    if signature is None and named:
+        raise NotTrustedError(
+            f"`{path}` is not signed, and a signature is required",
+            hint=f"sign it where it is made: `ortkit sign {path.name} --key key.pem`; that of a pack is a file beside "
+            f"it, `{path.name}.sig`",
+        )
+    if signature is None:
+        return NO_SIGNATURE
+    return verify_signature(files, signature, keys, where=f"the signature of `{path}`") if keys else NO_KEY
+
+
+def _verified(layout: OciLayout, signer: Signer | str) -> VerifiedPack:
+    from ...runtime.bundle.oci_layout import BUNDLE
+
+    with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
+        layout.check(progress=progress)
+    for artifact in layout.artifacts:
+        if artifact.kind == BUNDLE:
+            _manifest_of(layout, artifact)
+    return VerifiedPack(layout.index_sha256, len(layout.files()), signer)
+
+
 def pack_sbom(path: str) -> bytes:
     """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
     from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
-    from ...runtime.bundle.unpack import SBOM, bundles_in
+    from ...runtime.bundle.unpack import bundles_in
+    from ...runtime.installer.kit_format import SBOM
     from ...runtime.installer.open_layout import open_layout
     from ...runtime.version import __version__
 
     with open_layout(path) as layout:
         for artifact in layout.artifacts:
-            if artifact.kind == "sbom" and SBOM in artifact.layers:
-                return layout.read(artifact.layers[SBOM], _LARGEST_SBOM)
+            if artifact.kind == SBOM and SBOM_FILE in artifact.layers:
+                return layout.read(artifact.layers[SBOM_FILE], _LARGEST_SBOM)
         bundles = bundles_in(layout)
-        if len(bundles) == 1 and SBOM in bundles[0].layers:
-            return layout.read(bundles[0].layers[SBOM], _LARGEST_SBOM)
+        if len(bundles) == 1 and SBOM_FILE in bundles[0].layers:
+            return layout.read(bundles[0].layers[SBOM_FILE], _LARGEST_SBOM)
         described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ...runtime.bundle.x509 import Certificate
 
 _LARGEST_PASSPHRASE = 4096
+NO_SIGNATURE = "none"
+NO_KEY = "not verified: no key is trusted here; `--trusted-key` names one"
+"""What `ortkit verify` says in place of a signer."""
 
 passphrase_option = click.option(
     "--passphrase-file",
@@ -124,18 +127,22 @@ def read_signing_key(path: Path, passphrase_file: str | None, certificate_chain:
 
 
 def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
-    from ...exporters.packaging.sign import is_kit, sign_bundle, sign_kit, sign_layout
+    from ...exporters.packaging.sign import sign_bundle, sign_kit, sign_layout
+    from ...runtime.installer.pack_signature import is_kit
 
     where = Path(resolve_bundle(path))
     is_pack = os.path.isfile(where) or os.path.isfile(where / "oci-layout")  # noqa: PTH113 - any name, without errors
     if not is_pack:
         return sign_bundle(where, key, release=release)
+    is_one = is_kit(where)
     if release is not None:
         raise InputError(
             f"`{where}` is not a bundle, and `--release` is of bundles",
-            hint="sign the bundles with `--release`, then pack them again",
+            hint="make the kit again, with `ortkit kit --release`"
+            if is_one
+            else "sign the bundles with `--release`, then pack them again",
         )
-    return sign_kit(where, key) if is_kit(where) else sign_layout(where, key)
+    return sign_kit(where, key) if is_one else sign_layout(where, key)
 
 
 def _read_passphrase(path: str) -> bytes:
@@ -215,7 +222,7 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     if named:
         return verify_bundle(bundle.path, files, named)
     if not is_signed:
-        return "none"
+        return NO_SIGNATURE
     if not policy.trusted:
-        return "not verified: no key is trusted here; `--trusted-key` names one"
+        return NO_KEY
     return policy.verify(bundle.path, files)

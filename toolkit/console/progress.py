@@ -139,6 +139,11 @@ def fresh_line() -> str:
     return CLEAR if sys.stderr.isatty() else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 

@@ -139,8 +139,7 @@ def check_clock(host: Host) -> Iterator[Finding]:
         yield warning(
             "clock",
             f"the clock says {shown}, before this version was made",
-            "certificates of signatures are not valid yet for such a clock, logs are dated wrongly, and files that "
-            "were changed may look unchanged",
+            "logs are dated wrongly, and files that were changed may look unchanged",
             "set it: `sudo date -s '2027-01-31 12:00'`; a machine without a battery for its clock needs one, or a time "
             "server in its network",
             **facts,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from ...runtime.bundle.blob_store import flush
 from ...runtime.errors import InputError, OrtkitError
+from ...runtime.output_path import flush_folder
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
 from .resumable import HashedSource, OutputFiles, ResumeState, locked, open_regular, resume_state, save_state
@@ -129,5 +129,5 @@ def _put_in_place(files: OutputFiles, done: ResumeState, *, ranges: NDArray[np.f
     if ranges is not None:
         write_ranges(files.ranges, ranges)
     files.partial.replace(files.target)
-    flush(files.target.parent)
+    flush_folder(files.target.parent)
     files.discard()

@@ -19,10 +19,9 @@ from typing import BinaryIO
 
 import click
 
-from ...runtime.bundle.blob_store import flush
 from ...runtime.bundle.records import read_record, write_record
 from ...runtime.errors import InputError, OutputError
-from ...runtime.output_path import try_lock
+from ...runtime.output_path import flush_folder, try_lock
 from ..console.progress import fresh_line
 from .embed_run import RunOptions
 from .input_format import InputFormat, Position, Source
@@ -229,4 +228,4 @@ def save_state(files: OutputFiles, done: ResumeState, *written: BinaryIO) -> Non
         os.fsync(file.fileno())
     _write_new(files.next_state, json.dumps(write_record(done)))
     files.next_state.replace(files.state)
-    flush(files.target.parent)
+    flush_folder(files.target.parent)

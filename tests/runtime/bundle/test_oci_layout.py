@@ -543,7 +543,7 @@ def test_a_missing_file_that_is_not_here(tmp_path: Path) -> None:
     assert found.value.message == (
         f"`{path}` leaves out 1 of the files of `tiny` (`model.onnx`), and they are not on this machine"
     )
-    assert found.value.hint == "name the folder of the earlier bundles, or use a pack of all files"
+    assert found.value.hint == "name the folder of the earlier bundles with `--have-from`, or use a pack of all files"
     assert not (tmp_path / "out").exists()
 
 

@@ -119,8 +119,9 @@ def test_a_pack_without_bundles(tmp_path: Path) -> None:
 def test_no_room(tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10_000))
 
-    with pytest.raises(OutputError, match=r"`.*` has 0 MB free; unpacking needs [0-9]+ MB"):
+    with pytest.raises(OutputError, match=r"`.*` has 0 MB free; unpacking needs [0-9]+ MB") as caught:
         unpacked(pack, tmp_path / "tiny")
+    assert caught.value.hint == "make room, or name a folder on another disk with `-o`"
     assert names_in(tmp_path) == ["a.tar"]
 
 
@@ -129,8 +130,9 @@ def test_a_disk_that_fills_up(tmp_path: Path, pack: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.write", full)
-    with pytest.raises(OutputError, match=r"cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"cannot be written: No space left on device") as caught:
         unpacked(pack, tmp_path / "tiny")
+    assert caught.value.hint == "make room, or name a folder on another disk; what was there is unchanged"
     assert names_in(tmp_path) == ["a.tar"]
 
 
@@ -152,8 +154,9 @@ def test_a_read_only_target(tmp_path: Path, pack: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    with pytest.raises(OutputError, match=r"`.*/folder/tiny` cannot be written: Read-only file system"):
+    with pytest.raises(OutputError, match=r"`.*/folder/tiny` cannot be written: Read-only file system") as caught:
         unpacked(pack, tmp_path / "folder" / "tiny")
+    assert caught.value.hint == "name a folder that you can write to"
 
 
 def test_a_target_below_a_file(pack: Path) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
-from ortkit.runtime.bundle.unpack import SBOM
+from ortkit.runtime.bundle.folder import SBOM_FILE
 from ortkit.runtime.installer import checks, cli, files, install
 from ortkit.runtime.installer.host import Host
 from ortkit.runtime.installer.installation import Installation
 from ortkit.runtime.installer.kit_file import Kit
-from ortkit.runtime.installer.kit_format import SBOM_FILE
 from tests.kits import Kits, OpensslKey
 from tests.runtime.installer.conftest import Installer
 
@@ -65,11 +64,10 @@ def test_the_first_installation(installer: Installer, kits: Kits, prefix: Path) 
     assert (prefix / "current").readlink() == Path("releases/1")
     bundle = kits.plans["line1"].bundles[0].path
     assert tree(prefix / "current" / "bundles" / "tiny") == tree(bundle)
-    assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM).read_text())["bomFormat"] == "CycloneDX"
-    assert json.loads((prefix / "current/sbom/tiny" / SBOM).read_text())["bomFormat"] == "CycloneDX"
+    assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
+    assert json.loads((prefix / "current/sbom/tiny" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert version_of(prefix) == "0.1.0"
     assert {path.name for path in prefix.iterdir()} == {"bin", "current", "keys", "releases", "state.json"}
-    assert SBOM_FILE == SBOM
 
 
 def test_the_environment_has_the_packages_of_the_kit_alone(installed: Path) -> None:
@@ -188,6 +186,31 @@ def test_a_release_that_does_not_verify_here_is_refused(installed: Path, install
     assert version_of(installed) == "99.0"
 
 
+def test_what_is_fine_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kits: Kits) -> None:
+    """And the machine's policy is named, not the temporary one."""
+    machine = tmp_path / "policy.toml"
+    machine.write_text(f'trusted_keys = ["{kits.key.public_file}"]\nrequire_signature = true\n')
+    monkeypatch.setenv("ORTKIT_POLICY", str(machine))
+
+    class Doctor:
+        def run(self, *_: str, bundles: Path, policy: Path) -> subprocess.CompletedProcess[str]:
+            assert bundles == tmp_path
+            printed = (
+                f"ok       clock: well\nerror    bundle-signature: refused by `{policy}`\n           do:  sign it\n"
+            )
+            return subprocess.CompletedProcess([], 7, printed, "")
+
+    with pytest.raises(checks.CheckError) as raised:
+        checks._run(Doctor(), tmp_path, "doctor", "tiny", policy=Path("/tmp/ortkit-policy-1/policy.toml"))
+
+    assert raised.value.exit_code == 7
+    assert raised.value.message == (
+        "`ortkit doctor tiny` of the new release ended with exit code 7:\n"
+        f"  | error    bundle-signature: refused by `{machine}`\n"
+        "  |            do:  sign it"
+    )
+
+
 def test_a_release_that_cannot_start_is_refused(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
@@ -286,6 +309,15 @@ def test_an_older_release_is_refused(installed: Path, installer: Installer, kits
     assert version_of(installed) == "0.1.0"
 
 
+def test_the_highest_release_counts_when_it_was_removed(installed: Path, installer: Installer, kits: Kits) -> None:
+    assert installer("update", kits.path("line2")).code == 0
+    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
+    assert installer("rollback").code == 0
+    shutil.rmtree(installed / "releases/2")
+
+    assert installer("update", kits.path("line1"), "--reinstall").code == 7
+
+
 def test_a_kit_without_a_counter_is_older_than_one_with(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
@@ -322,7 +354,7 @@ def test_what_is_installed_as_a_list_of_digests(installer: Installer, kits: Kits
     with Kit.open(kits.path("line1")) as kit:
         tiny = kit.bundles["tiny"].layers
         listed = {blob.digest for blob in (*kit.wheels.layers.values(), *tiny.values())}
-    assert set(digests) == listed - {tiny[SBOM].digest}
+    assert set(digests) == listed - {tiny[SBOM_FILE].digest}
     assert digests == sorted(digests)
 
 
@@ -395,8 +427,11 @@ def test_current_that_leads_elsewhere(target: str, installed: Path, installer: I
     assert version_of(installed) == "0.1.0"
 
 
-def test_the_command_without_a_current_release(installed: Path) -> None:
+@pytest.mark.parametrize("target", [None, "/", "releases/9"])
+def test_the_command_without_a_current_release(target: str | None, installed: Path) -> None:
     (installed / "current").unlink()
+    if target is not None:
+        (installed / "current").symlink_to(target)
 
     finished = run(installed, "--version")
 
@@ -552,7 +587,7 @@ def test_a_clock_in_1970(installer: Installer, kits: Kits, prefix: Path, monkeyp
     ran = installer("install", kits.path("line1"), "--trusted-key", kits.key.public_file)
 
     assert ran.code == 0, ran.err
-    assert "note: the clock of this machine says 1970-01-01; only certificates depend on it" in ran.err
+    assert "note: the clock of this machine says 1970-01-01; the installation does not depend on it" in ran.err
     assert version_of(prefix) == "0.1.0"
 
 
@@ -591,14 +626,42 @@ def test_a_record_that_a_later_installer_wrote(installed: Path, installer: Insta
     assert "* 1  line1, release 1 of it" in installer("status").out
 
 
-def test_a_damaged_record_of_a_release(installed: Path, installer: Installer) -> None:
-    (installed / "releases/1/release.json").write_text("{")
+DAMAGE = (
+    "{",
+    "[" * 100_000,
+    "[]",
+    {"bundles": []},
+    {"bundles": {"tiny": 1}},
+    {"release": "1"},
+    {"wheels": {"a": None}},
+)
 
-    ran = installer("status")
 
-    assert ran.code == 7
-    assert f"error: `{installed}/releases/1/release.json` was changed, and cannot be read" in ran.err
-    assert f"hint: `rm -r {installed}/releases/1`, then install a kit that leaves nothing out" in ran.err
+@pytest.mark.parametrize("damage", DAMAGE, ids=map(str, range(len(DAMAGE))))
+def test_a_damaged_record_of_a_release(damage: str | dict, installed: Path, installer: Installer, kits: Kits) -> None:
+    """Whatever it says: the release cannot be used, and another kit can be installed."""
+    path = installed / "releases/1/release.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+
+    for command in ("status", "rollback"):
+        ran = installer(command)
+
+        assert ran.code == 7
+        assert f"error: `{path}` was changed, and cannot be read" in ran.err
+        assert f"hint: `rm -r {installed}/releases/1`, then install a kit that leaves nothing out" in ran.err
+    ran = installer("update", kits.path("line2"))
+    assert (ran.code, version_of(installed)) == (0, "99.0"), ran.err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"release": "x"}', '{"release": 1e400}'])
+def test_a_damaged_highest_release(content: str, installed: Path, installer: Installer, kits: Kits) -> None:
+    """The records of the releases that are there still count."""
+    (installed / "state.json").write_text(content)
+
+    ran = installer("update", kits.path("line2"))
+
+    assert ran.code == 0, ran.err
+    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
 
 
 @pytest.mark.parametrize(

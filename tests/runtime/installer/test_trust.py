@@ -232,6 +232,19 @@ def test_what_an_installed_installer_refuses(
     assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
 
 
+@pytest.mark.parametrize("size", [HEADER_SIZE, HEADER_SIZE + 1000, 100_000])
+def test_a_kit_that_was_cut_off(size: int, copy: Path, installer: Installer) -> None:
+    whole = copy.read_bytes()
+    assert len(whole) > size
+    copy.write_bytes(whole[:size])
+
+    ran = installer("install", copy, "--allow-unsigned")
+
+    assert ran.code == 7
+    assert f"error: the pack `{copy}` is not valid: " in ran.err
+    assert "hint: copy it again from where it was made, and compare their sha256" in ran.err
+
+
 @pytest.mark.usefixtures("installed")
 def test_a_changed_header_is_refused(copy: Path, installer: Installer) -> None:
     """What the header does when it is run is not in question: the installed installer does not run it."""
@@ -408,6 +421,41 @@ def test_the_header_without_a_key_file(kits: Kits, prefix: Path) -> None:
     assert finished.stderr == (
         "error: there is no key at `/nonexistent.pub`\n\nhint: name the public key of who made this kit\n"
     )
+
+
+def test_the_header_without_a_folder_for_temporary_files(kits: Kits, prefix: Path, tmp_path: Path) -> None:
+    arguments = ("install", "--allow-unsigned", "--prefix", prefix)
+    finished = by_shell(kits.path("line1"), *arguments, TMPDIR=str(tmp_path / "none"))
+
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "error: there is no folder for temporary files that can be written\n\n"
+        f"hint: name one: TMPDIR=/path sh {kits.path('line1')} ...\n"
+    )
+
+
+def test_the_header_without_space_for_temporary_files(kits: Kits, tmp_path: Path) -> None:
+    """As on a full disk: no file may be longer than 64 KB, and the installer is."""
+    limited = [
+        "sh",
+        "-c",
+        'ulimit -f 128; exec sh "$@"',
+        "sh",
+        kits.path("line1"),
+        "install",
+        "--allow-unsigned",
+        "--prefix",
+        tmp_path / "opt",
+    ]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    finished = subprocess.run([*map(str, limited)], env=environment, capture_output=True, text=True, check=False)
+
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.endswith(
+        f"error: `{kits.path('line1')}` cannot be read, or `{tmp_path}` has no space\n\n"
+        f"hint: copy it again, or name a folder: TMPDIR=/path sh {kits.path('line1')} ...\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def commands(folder: Path, *left_out: str) -> str:

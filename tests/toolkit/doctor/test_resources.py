@@ -133,8 +133,7 @@ FULL = (
             {"now": 60.0, "newest_file": 0.0},
             (
                 "warning clock: the clock says 1970-01-01 00:01 UTC, before this version was made\n"
-                "why: certificates of signatures are not valid yet for such a clock, logs are dated wrongly, and files "
-                "that were changed may look unchanged\n"
+                "why: logs are dated wrongly, and files that were changed may look unchanged\n"
                 f"{DATE}; a machine without a battery for its clock needs one, or a time server in its network"
             ),
         ),
