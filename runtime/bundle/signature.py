@@ -1,8 +1,8 @@
 """Signatures of bundles, packs and kits, in the file format of OpenSSF Model Signing (v1.0).
 
 A signature is a Sigstore bundle (v0.3, JSON) with a DSSE envelope around an in-toto statement (v1), whose predicate
-lists all files with their sha256: of a bundle these are its files and its manifest. The format names the files of a folder; a
-pack and a kit have names of their own.
+lists all files with their sha256: of a bundle these are its files and its manifest. The format names the files of a
+folder; a pack and a kit have names of their own.
 
 Keys are elliptic-curve keys, given as public keys or in X.509 certificates. Signatures by Sigstore's service (keyless)
 are refused: they need a transparency log on the network.
