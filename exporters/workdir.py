@@ -12,6 +12,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import OutputError
+from ..runtime.folder_size import bytes_in
 from ..runtime.output_path import is_locked
 
 KEY, _LOCK = "key", "lock"
@@ -39,8 +40,7 @@ def interrupted_exports(target: Path) -> list[InterruptedExport]:
     for folder in sorted(target.parent.glob(f".*{_ENDING}")):
         other = target.with_name(folder.name[1:].removesuffix(_ENDING))
         if other != target and folder.is_dir() and not _is_locked(folder / _LOCK):
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-            found.append(InterruptedExport(other, folder, size))
+            found.append(InterruptedExport(other, folder, bytes_in(folder)))
     return found
 
 

@@ -46,14 +46,19 @@ def struck(run: Callable[[], object], moment: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def timed(run: Callable[[], object]) -> float:
+    """The seconds that a run takes."""
+    begun = time.monotonic()
+    run()
+    return time.monotonic() - begun
+
+
 def main(bundle: str, folder: str, seed: str, count: str) -> None:
     place, draw = Path(folder), random.Random(int(seed))
     name = Path(bundle).name
     out, stick, unpacked = place / "a.tar", place / "stick", place / "new"
-    begun = time.monotonic()
-    pack([bundle], out)
-    unpack_all(out, unpacked)
-    seconds = time.monotonic() - begun
+    seconds = [timed(lambda: pack([bundle], out))]
+    seconds += [timed(lambda: pack([bundle], stick, as_folder=True)), timed(lambda: unpack_all(out, unpacked))]
     whole = out.read_bytes()
     kills = 0
     for number in range(int(count)):
@@ -61,7 +66,7 @@ def main(bundle: str, folder: str, seed: str, count: str) -> None:
         shutil.rmtree(stick, ignore_errors=True)
         if number % 2:
             out.unlink(missing_ok=True)
-        moment = draw.uniform(0.001, seconds)
+        moment = draw.uniform(0.001, seconds[number % 3])
         steps: list[tuple[Callable[[], object], Path, Callable[[Path], object]]] = [
             (lambda: pack([bundle], out), out, check_pack),
             (lambda: pack([bundle], stick, as_folder=True), stick, check_pack),

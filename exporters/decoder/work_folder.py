@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...runtime.bundle.bundle import GRAPH_DATA
+from ...runtime.folder_size import bytes_in
 from ..graph.array_store import KeptArrays, remove
 
 _WEIGHTS, _SCRATCH = "weights", "scratch"
@@ -31,7 +32,7 @@ class WorkFolder:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        return bytes_in(self.path)
 
     def measurements(self, name: str) -> KeptArrays:
         """Return the store of some measurements."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from ...runtime.bundle.bundle import sha256_of
 from ...runtime.child_process import python_command
 from ...runtime.errors import BundleError, MissingPartError, NetworkError
+from ...runtime.folder_size import bytes_in
 from ..progress import BYTES, Progress
 from .wheel_lock import Pin
 from .wheel_target import Target
@@ -74,18 +75,7 @@ class Pip:
                 return process.wait(_POLL)
             except subprocess.TimeoutExpired:
                 if self.progress is not None and total:
-                    self.progress.update(min(_size_of(self.scratch), total), total, BYTES)
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes of the files in a folder that another process writes to."""
-    size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
-    return size
+                    self.progress.update(min(bytes_in(self.scratch), total), total, BYTES)
 
 
 def _complaint(log: str) -> str:

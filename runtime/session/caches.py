@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..cache_folder import cache_folder
 from ..errors import OutputError
+from ..folder_size import bytes_in
 from ..output_path import bundles_folder
 from .model_cache import CHECKED, COMPILED
 
@@ -84,11 +85,9 @@ def _measured(name: str, what: str, folder: Path, pattern: str) -> Cached:
 
 def _size_of(entry: Path) -> int:
     """Bytes of a file, or of the files in a folder; links are not followed."""
-    size = 0
-    for path in (entry, *(entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else ())):
-        try:
-            status = path.lstat()
-        except OSError:
-            continue
-        size += 0 if path.is_dir() and not path.is_symlink() else status.st_size
-    return size
+    if entry.is_dir() and not entry.is_symlink():
+        return bytes_in(entry)
+    try:
+        return entry.lstat().st_size
+    except OSError:
+        return 0

@@ -344,6 +344,7 @@ def test_the_installer_needs_the_standard_library_alone() -> None:
         "ortkit.runtime.bundle.blob_store",
         "ortkit.runtime.bundle.file_names",
         "ortkit.runtime.bundle.oci_layout",
+        "ortkit.runtime.bundle.ownership",
         "ortkit.runtime.bundle.strict_json",
         "ortkit.runtime.bundle.strict_tar",
     ]
@@ -382,4 +383,5 @@ def test_a_kit_that_was_cut_off(ortkit: Run, tmp_path: Path) -> None:
     finished = ortkit("inspect", kit)
 
     assert finished.code == 7
-    assert finished.err.startswith(f"error: `{kit}` is not a pack: it is truncated: 512 bytes were expected at offset")
+    message = f"error: the pack `{kit}` is not valid: it is truncated: 512 bytes were expected at offset"
+    assert finished.err.startswith(message)
