@@ -89,7 +89,8 @@ class Appliance:
         finished = subprocess.run(
             [*map(str, whole)], cwd=self.folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )
-        calls = trace.read_text()
+        # Other lines say that a thread was in some call when its process ended (`???( <detached ...>`).
+        calls = [line for line in trace.read_text().splitlines() if "socket" in line]
         assert not calls, f"{command} opened a socket:\n{calls}"
         return finished
 
@@ -177,7 +178,7 @@ class Rehearsal:
         self.use(appliance, say)
 
         refused = check(appliance.installer(broken.name), 7, "hint: release 2 is in use as before")
-        say("refused: " + next(line for line in refused.splitlines() if "| error:" in line).partition("error: ")[2])
+        say(f"refused:\n{refused.strip()}")
         self.use(appliance, say)
 
         check(appliance.installer(first.name), 7, "is release 1, and release 2 was installed")
