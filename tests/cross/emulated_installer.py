@@ -2,7 +2,8 @@
 
 `emulated_installer.py ZIP ARGUMENT...`. Without a handler of the kernel for foreign programs (binfmt_misc), a process
 cannot start another one of its own kind. `ortkit verify` starts one too, so `tests.cross.verify`, which replays the
-certificate in its own process, takes its place. EMULATOR has the command in JSON.
+certificate in its own process, takes its place. `ortkit doctor` starts one for each library: these are emulated too,
+and `--quick` leaves out the replay. EMULATOR has the command in JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +25,26 @@ from tests.cross.verify import main
 sys.exit(main(sys.argv[1:]))
 """
 
+DOCTOR = f"""
+import subprocess, sys
+from types import SimpleNamespace
+from ortkit.__main__ import main
+from ortkit.toolkit.doctor import packages
+def run(command, **options):
+    return subprocess.run([*{EMULATOR!r}, *command], **options)
+packages.subprocess = SimpleNamespace(**vars(subprocess) | {{"run": run}})
+sys.argv = ["ortkit", "doctor", "--quick", *sys.argv[1:]]
+main()
+"""
+
 
 def run_emulated(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run`; `ortkit verify` becomes what can run here."""
+    """As `subprocess.run`; `ortkit verify` and `ortkit doctor` become what can run here."""
     python, *arguments = command
     if arguments[:4] == ["-I", "-m", "ortkit", "verify"]:
         arguments = ["-I", "-c", VERIFY, *arguments[4:]]
+    if arguments[:4] == ["-I", "-m", "ortkit", "doctor"]:
+        arguments = ["-I", "-c", DOCTOR, *arguments[4:]]
     return subprocess.run([*EMULATOR, python, *arguments], **options)  # noqa: PLW1510 - as the caller says
 
 
