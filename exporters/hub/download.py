@@ -184,7 +184,10 @@ def _partial_file(blob: Path) -> Iterator[FileIO]:
             # The file itself is locked, not one beside it as by `filelock`: that would stay in the Hub's cache.
             try_lock(file, wait=True)
             # Whoever had the lock may have made a blob of that file, or removed it.
-            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            try:
+                if not os.path.samestat(os.fstat(descriptor), path.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 yield file
