@@ -18,7 +18,8 @@ from benchmarks.processor import processor
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table
 from ortkit.exporters.packaging.sign import generate_key, read_key, sign_bundle
-from ortkit.runtime.bundle.bundle import GRAPH_DATA, sha256_of
+from ortkit.runtime.bundle.bundle import GRAPH_DATA
+from ortkit.runtime.file_hash import sha256_of
 
 OPEN = """
 import sys, time

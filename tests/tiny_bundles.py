@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
-from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
 from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.runtime.bundle.manifest import (
     SCHEMA,
@@ -31,6 +31,7 @@ from ortkit.runtime.bundle.manifest import (
     pack_vector,
 )
 from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.file_hash import sha256_of
 from tests.decoders import write_decoder, write_tokenizer
 
 WIDTH, DENSE = 8, 6

@@ -32,7 +32,6 @@ from ...runtime.bundle.signature import (
 )
 from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
-from ...runtime.installer.pack_signature import signature_beside
 from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
 from ..extras import need
 
@@ -276,7 +275,7 @@ def sign_bundle(path: str | os.PathLike[str], key: SigningKey, *, release: int |
 
 def sign_layout(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     """Sign a pack, whose blobs are verified before; the signature lies beside it. Raises as `sign_bundle` does."""
-    from ...runtime.bundle.oci_layout import OciLayout
+    from ...runtime.bundle.oci_layout import OciLayout, signature_beside
 
     where = Path(path)
     with OciLayout.open(where) as layout:
@@ -294,7 +293,6 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     `sign_bundle` does.
     """
     from ...runtime.installer.kit_file import Kit
-    from ...runtime.installer.kit_format import HEADER_SIZE, Parts
     from .kit import padded_signature
 
     where = Path(path)
@@ -307,10 +305,7 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     content = padded_signature(sign_files(files, name, key))
     try:
         with where.open("r+b") as file:
-            parts = Parts.read(file.read(HEADER_SIZE))
-            if parts is None:
-                raise BundleError(f"`{where}` was changed while it was signed")
-            file.seek(parts.signature)
+            file.seek(kit.parts.signature)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
+from ..file_hash import sha256_of
 from ..output_path import bundles_folder
 from .file_names import DEPTH, folded, path_problem
-from .folder import MANIFEST, SIGNATURE, BundleFolder
+from .folder import MANIFEST, SBOM_FILE, SIGNATURE, BundleFolder
 from .manifest import FileRecord, manifest_from_json
 from .policy import Policy
 from .signature import LARGEST_SIGNATURE
-from .verified_files import VerifiedFiles, hash_of
+from .verified_files import VerifiedFiles
 
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
@@ -30,6 +31,11 @@ LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 _LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
+_BESIDE = {SIGNATURE: LARGEST_SIGNATURE, SBOM_FILE: 1 << 24}
+"""Files that may lie beside those of the manifest, and the most bytes of each.
+
+The signature is verified where the policy requires one. `oras pull` writes the SBOM of a pack; the runtime reads none.
+"""
 _LARGEST_BUNDLE = 1 << 38
 """Bytes of all files; hashing reads them."""
 MOST_FILES = 10_000
@@ -167,9 +173,10 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     _check_spelling(files)
     check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
-    if SIGNATURE in found:
-        _check_signature_file(folder / SIGNATURE)
-        found.remove(SIGNATURE)
+    for name, most in _BESIDE.items():
+        if name in found and name not in files:
+            _check_file_beside(folder / name, most)
+            found.remove(name)
     for name in sorted(found - set(files)):
         raise BundleError(
             f"`{folder}` holds `{name}`, which its manifest does not list",
@@ -188,13 +195,13 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
             )
 
 
-def _check_signature_file(path: Path) -> None:
-    """Refuse a signature that is a link or too large; what it says is checked where the policy requires one."""
+def _check_file_beside(path: Path, most: int) -> None:
+    """Refuse a link, or a file of more bytes than this; nothing in it is read here."""
     if not is_regular(path):
         raise BundleError(f"`{path}` is a link or not a regular file", hint=_NEW_COPY)
     size = path.stat().st_size
-    if size > LARGEST_SIGNATURE:
-        raise BundleError(f"`{path}` has {size} bytes; the limit is {LARGEST_SIGNATURE}", hint=_NEW_COPY)
+    if size > most:
+        raise BundleError(f"`{path}` has {size} bytes; the limit is {most}", hint=_NEW_COPY)
 
 
 def check_path(name: str) -> None:
@@ -268,8 +275,3 @@ def is_regular(path: Path) -> bool:
     # ValueError: a name with a zero byte.
     except (OSError, ValueError):
         return False
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hash_of(file)

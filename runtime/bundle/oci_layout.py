@@ -35,6 +35,7 @@ from .blob_store import (
     TarStore,
     copy_range,
     new_file,
+    not_found,
     opened_file,
 )
 from .file_names import LONGEST_PART, folded, name_problem, path_problem
@@ -64,7 +65,8 @@ a bundle of 10 files has 5 KB. Registries take manifests up to 4 MiB."""
 _LARGEST_PACK = 1 << 38
 """Bytes of one file, and of all files of an artifact."""
 _MOST_ARTIFACTS = 256
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+"""How OCI spells a sha256."""
 _ARCHIVES = (".tar", ".tar+gzip", ".tar+zstd")
 """Ends of media types: ModelPack has layers of several files too."""
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -131,7 +133,7 @@ class OciLayout:
         try:
             store: Store = FolderStore(where) if where.is_dir() else TarStore(where, offset)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no pack at `{where}`") from error
+            raise not_found(where, "pack") from error
         except OSError as error:
             raise BundleError(f"`{where}` cannot be read: {error.strerror or error}") from error
         try:
@@ -396,7 +398,7 @@ class OciLayout:
         if not isinstance(value, dict):
             self._refuse(f"{where} must be an object")
         digest = self._field(value, "digest", str, where)
-        if _DIGEST.fullmatch(digest) is None:
+        if DIGEST.fullmatch(digest) is None:
             self._refuse(f"{where} has no valid sha256 digest")
         size = self._field(value, "size", int, where)
         if not 0 <= size <= _LARGEST_PACK:
@@ -431,6 +433,11 @@ class OciLayout:
 
     def _refuse(self, problem: str, *, hint: str | None = None) -> NoReturn:
         raise BundleError(f"the pack `{self.path}` is not valid: {problem}", hint=hint)
+
+
+def signature_beside(path: Path) -> Path:
+    """The signature of a pack: `NAME.sig` beside it."""
+    return path.with_name(f"{path.name}.sig")
 
 
 def _linked(source: Path, target: Path) -> bool:

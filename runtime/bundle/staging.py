@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -21,24 +22,32 @@ _LONGEST_UNLOCKED = 3600.0
 class StagingFolder:
     """Context manager that creates a folder beside `target`, and removes it with all that is left in it.
 
-    The target's parents are created, and staging folders that killed processes left beside it are removed.
+    The target's parents are created, and removed again where nothing came into them. Staging folders that killed
+    processes left beside the target are removed.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target.absolute()
         self.path = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         self.lock: int | None = None
+        self._made: list[Path] = []
+        """The parents that were created, from the innermost on."""
 
     def __enter__(self) -> Path:
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            # What Python makes of a file in the place of the folder.
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
-        remove_abandoned(self.target.parent)
-        self.path.mkdir()
-        # Locked while the process lives, so that no other process removes this folder as abandoned.
-        self.lock = os.open(self.path, os.O_RDONLY)
+            self._make_parents()
+            remove_abandoned(self.target.parent)
+            try:
+                self.path.mkdir()
+            except FileNotFoundError:
+                # Another process created a parent too, and has removed it again.
+                self._make_parents()
+                self.path.mkdir()
+            # Locked while the process lives, so that no other process removes this folder as abandoned.
+            self.lock = os.open(self.path, os.O_RDONLY)
+        except BaseException:
+            self._remove_empty_parents()
+            raise
         try_lock(self.lock, wait=True)
         return self.path
 
@@ -46,6 +55,21 @@ class StagingFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         if self.lock is not None:
             os.close(self.lock)
+        self._remove_empty_parents()
+
+    def _make_parents(self) -> None:
+        parent = self.target.parent
+        self._made += [folder for folder in (parent, *parent.parents) if not os.path.lexists(folder)]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            # What Python makes of a file in the place of the folder.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+
+    def _remove_empty_parents(self) -> None:
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
 
 def remove_abandoned(folder: Path) -> None:

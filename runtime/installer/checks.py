@@ -17,6 +17,12 @@ _USAGE = 2
 """Exit code of a command that does not exist."""
 _LONGEST = 20
 """Lines of a check's output that an error quotes."""
+_FOLDER = "FOLDER"
+"""Stands for the folder of bundles of a release that was not added."""
+_UNPACK = (
+    f"show these lines to who made the kit; `ortkit unpack KIT -o {_FOLDER}` writes its bundles to a folder, for the "
+    "commands in them"
+)
 _FINE = "ok  "
 """How the lines of `ortkit doctor` begin that an error does not quote."""
 
@@ -98,10 +104,14 @@ def _run(environment: Environment, bundles: Path, *arguments: str, policy: Path 
         if policy is not None:
             # The temporary one has the requirements of this one.
             text = text.replace(str(policy), str(Policy.current().path))
+        if not bundles.parent.name.isdecimal():
+            # The folder of a release that is put together, and gone when this is read.
+            text = text.replace(f"{bundles}/", f"{_FOLDER}/")
         output = [line for line in text.strip().splitlines() if not line.startswith(_FINE)][-_LONGEST:]
         quoted = "".join(f"\n  | {line}" for line in output)
         code = finished.returncode if finished.returncode > 0 else BundleError.exit_code
-        raise CheckError(f"`ortkit {shown}` of the new release ended with exit code {code}:{quoted}", code=code)
+        message = f"`ortkit {shown}` of the new release ended with exit code {code}:{quoted}"
+        raise CheckError(message, code=code, hint=_UNPACK if f"{_FOLDER}/" in quoted else None)
 
 
 class CheckError(OrtkitError):

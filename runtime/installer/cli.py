@@ -150,6 +150,13 @@ def _install(installation: Installation, options: argparse.Namespace) -> int:
 
 
 def _rollback(installation: Installation, options: argparse.Namespace) -> int:
+    numbers = installation.numbers()
+    if options.to is not None and numbers and options.to not in numbers:
+        raise NotFoundError(
+            f"there is no release {options.to} in `{installation.prefix}`",
+            hint=f"its releases: {', '.join(map(str, numbers))}; "
+            f"`{installation.prefix}/bin/ortkit-install status` shows what they are",
+        )
     number = rollback(installation, options.to, say)
     print(f"{installation.record(number).kit}: release {number} in {installation.prefix}")
     return 0

@@ -12,6 +12,7 @@ import click
 
 from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Kind, manifest_fields
+from ...runtime.bundle.policy import Policy
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
@@ -63,6 +64,8 @@ def list_bundles(*, as_json: bool, digests: bool) -> None:
         raise NotFoundError(problem)
     if as_json and digests:
         raise click.UsageError("--json and --digests exclude each other")
+    # A policy that cannot be used is one error, and not one of each bundle.
+    Policy.current()
     found = [_listed(path) for path in bundle_folders()]
     if digests:
         _print_digests(found)
@@ -166,6 +169,8 @@ def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory
         raise InputError("`--max-memory` needs `--runtime`, which opens the model", hint="add `--runtime`")
     if sbom and runtime:
         raise click.UsageError("--sbom and --runtime exclude each other")
+    if sbom and as_json:
+        raise click.UsageError("--sbom and --json exclude each other: the SBOM is JSON")
     if sbom:
         _print_sbom(bundle)
     elif not is_pack(bundle):

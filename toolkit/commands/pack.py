@@ -108,7 +108,7 @@ def unpack(
     """
     from ...runtime.bundle.unpack import bundles_in, check_targets, files_by_digest
     from ...runtime.bundle.unpack import unpack as write
-    from ...runtime.installer.open_layout import open_layout
+    from ...runtime.installer.kit_file import open_layout
 
     folder = bundles_folder() if out is None else out
     with open_layout(file) as layout:

@@ -36,7 +36,7 @@ def is_pack(path: str) -> bool:
 def inspect_pack(path: str, *, as_json: bool) -> None:
     """Print the bundles of a pack as those of folders; all its files are hashed first."""
     from ...runtime.bundle.oci_layout import BUNDLE
-    from ...runtime.installer.open_layout import open_layout
+    from ...runtime.installer.kit_file import open_layout
 
     with open_layout(path) as layout:
         with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
@@ -116,10 +116,9 @@ def verify_pack(path: str, named: tuple[TrustedKey | Certificate, ...]) -> Verif
     Raises BundleError, and NotTrustedError where the signature is not by one of them, or there is none and keys are
     named. Also where the policy requires signatures of bundles, and refuses one of those in it.
     """
-    from ...runtime.bundle.oci_layout import OciLayout
+    from ...runtime.bundle.oci_layout import OciLayout, signature_beside
     from ...runtime.bundle.policy import read_signature
-    from ...runtime.installer.kit_file import Kit
-    from ...runtime.installer.pack_signature import is_kit, signature_beside
+    from ...runtime.installer.kit_file import Kit, is_kit
 
     where = Path(path)
     if is_kit(where):
@@ -163,8 +162,8 @@ def pack_sbom(path: str) -> bytes:
     """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
     from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
     from ...runtime.bundle.unpack import bundles_in
+    from ...runtime.installer.kit_file import open_layout
     from ...runtime.installer.kit_format import SBOM
-    from ...runtime.installer.open_layout import open_layout
     from ...runtime.version import __version__
 
     with open_layout(path) as layout:

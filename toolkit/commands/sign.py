@@ -128,7 +128,7 @@ def read_signing_key(path: Path, passphrase_file: str | None, certificate_chain:
 
 def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
     from ...exporters.packaging.sign import sign_bundle, sign_kit, sign_layout
-    from ...runtime.installer.pack_signature import is_kit
+    from ...runtime.installer.kit_file import is_kit
 
     where = Path(resolve_bundle(path))
     is_pack = os.path.isfile(where) or os.path.isfile(where / "oci-layout")  # noqa: PTH113 - any name, without errors

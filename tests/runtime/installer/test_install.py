@@ -211,6 +211,31 @@ def test_what_is_fine_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.parametrize(("release", "named"), [(".new-01234567", "FOLDER"), ("3", "{}")])
+def test_a_folder_that_is_gone_afterwards_is_not_named(tmp_path: Path, release: str, named: str) -> None:
+    """The hints of a check name the folder of a release only if the release stays."""
+    bundles = tmp_path / "releases" / release / "bundles"
+
+    class Doctor:
+        def run(self, *_: str, bundles: Path, policy: Path | None) -> subprocess.CompletedProcess[str]:  # noqa: ARG002
+            return subprocess.CompletedProcess([], 7, f"error    x: y\n  do:  run `ortkit verify {bundles}/tiny`\n", "")
+
+    with pytest.raises(checks.CheckError) as raised:
+        checks._run(Doctor(), bundles, "doctor", str(bundles / "tiny"))
+
+    shown = named.format(bundles)
+    assert raised.value.message == (
+        "`ortkit doctor tiny` of the new release ended with exit code 7:\n"
+        f"  | error    x: y\n  |   do:  run `ortkit verify {shown}/tiny`"
+    )
+    assert raised.value.hint == (
+        "show these lines to who made the kit; `ortkit unpack KIT -o FOLDER` writes its bundles to a folder, for the "
+        "commands in them"
+        if shown == "FOLDER"
+        else None
+    )
+
+
 def test_a_release_that_cannot_start_is_refused(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
@@ -246,7 +271,10 @@ def test_rollback(installed: Path, installer: Installer, kits: Kits) -> None:
 
     ran = installer("rollback", "--to", 7)
     assert ran.code == 5
-    assert f"error: there is no release 7 in `{installed}`; there are: 1, 2" in ran.err
+    assert ran.err == (
+        f"error: there is no release 7 in `{installed}`\n\n"
+        f"hint: its releases: 1, 2; `{installed}/bin/ortkit-install status` shows what they are\n"
+    )
 
 
 def test_rollback_without_a_release_before(installed: Path, installer: Installer) -> None:
@@ -670,7 +698,11 @@ def test_a_damaged_highest_release(content: str, installed: Path, installer: Ins
         (("install",), 2, "error: name the kit to install"),
         (("install", "--prefxi", "x"), 2, "error: unrecognized arguments: --prefxi"),
         (("rollback", "--to", "x"), 2, "error: argument --to: invalid int value: 'x'"),
-        (("/nonexistent.kit",), 5, "error: there is no kit at `/nonexistent.kit`"),
+        (
+            ("/nonexistent/a.kit",),
+            5,
+            "error: there is no kit at `/nonexistent/a.kit`\n\nhint: there is no folder `/nonexistent`\n",
+        ),
         ((__file__,), 7, f"error: `{__file__}` is not a kit"),
     ],
 )
