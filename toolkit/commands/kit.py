@@ -17,7 +17,7 @@ from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress, byte_progress, counted, megabytes
 from ..console.terminal import say
 from .bundle_names import BundleType
-from .options import once
+from .options import once, release_option
 from .sign import passphrase_option, read_signing_key
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ if TYPE_CHECKING:
 @once("--sign", "key", metavar="KEY", help="Sign the kit with this private key, in PEM.")
 @once("--certificate-chain", metavar="FILE", help="The key's X.509 certificate, then intermediate ones, in PEM.")
 @passphrase_option
-@click.option(
-    "--release",
-    type=click.IntRange(1, (1 << 31) - 1),
-    metavar="N",
-    help="A counter: an appliance refuses a kit with a lower one than it has installed.",
-)
+@release_option("A counter: an appliance refuses a kit with a lower one than it has installed.")
 @click.option(
     "--since",
     type=click.Path(path_type=Path),
