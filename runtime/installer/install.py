@@ -77,19 +77,17 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
         else:
             number = _Addition(kit, facts, installation, options, host, say).release(signer)
         write_commands(installation.prefix, host)
-        if number != current:
-            installation.switch(number)
-            _check_current(installation, number, current)
+        _switch(installation, number, current, allow_downgrade=options.allow_downgrade)
         installation.remember(facts.release)
         keep_keys(installation, trust)
         installation.keep(number, installation.record(number).previous)
-        record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
     return number
 
 
 @contextmanager
 def _prepared_prefix(installation: Installation, kit: Kit, facts: KitFacts) -> Iterator[None]:
     """Check that the release can be written, create the folder, and lock it."""
+    installation.check_owner()
     installation.check_prefix()
     have = Have.of(installation)
     check_target(installation.prefix, _needed_bytes(kit, facts, have))
@@ -283,11 +281,16 @@ def _files_of(artifact: Artifact) -> dict[str, Blob]:
     return {name: blob for name, blob in artifact.layers.items() if name != SBOM_FILE}
 
 
-def _check_current(installation: Installation, number: int, previous: int | None) -> None:
-    """See that the release starts from where it is now; else switch back to the one before."""
-    folder = installation.folder(number)
+def _switch(installation: Installation, number: int, previous: int | None, *, allow_downgrade: bool) -> None:
+    """Switch to a release, see that it starts from where it is now, and record its bundles; else switch back."""
+    if number == previous:
+        record_releases(installation.bundles(number), allow_downgrade=allow_downgrade)
+        return
+    installation.switch(number)
     try:
-        check_starts(installation.environment(number), folder / BUNDLES)
+        check_starts(installation.environment(number), installation.folder(number) / BUNDLES)
+        # After the switch, because the bundles of the release before are refused from then on.
+        record_releases(installation.bundles(number), allow_downgrade=allow_downgrade)
     except OrtkitError:
         if previous is not None:
             installation.switch(previous)
@@ -299,6 +302,7 @@ def _check_current(installation: Installation, number: int, previous: int | None
 
 def rollback(installation: Installation, to: int | None, say: Say) -> int:
     """Have `current` lead to the release before it, or to another one; returns its number."""
+    _check_installed(installation)
     with installation.locked():
         installation.remove_leftovers()
         number = to
@@ -323,8 +327,13 @@ def rollback(installation: Installation, to: int | None, say: Say) -> int:
 
 def uninstall(installation: Installation) -> list[str]:
     """Remove an installation; returns the names of what others left in its folder."""
-    if not installation.prefix.is_dir() or not (installation.releases.is_dir() or os.path.lexists(installation.link)):
-        raise NotFoundError(f"nothing is installed in `{installation.prefix}`", hint="name its folder with `--prefix`")
+    _check_installed(installation)
     installation.check_prefix()
     with installation.locked():
         return installation.uninstall()
+
+
+def _check_installed(installation: Installation) -> None:
+    """Raise NotFoundError for a folder that has nothing of an installation, and nothing is written to."""
+    if not installation.prefix.is_dir() or not (installation.releases.is_dir() or os.path.lexists(installation.link)):
+        raise NotFoundError(f"nothing is installed in `{installation.prefix}`", hint="name its folder with `--prefix`")

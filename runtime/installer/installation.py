@@ -21,16 +21,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ..bundle.ownership import check_ownership
 from ..bundle.records import read_record
-from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from ..errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
 from ..output_path import flush_folder
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
 from .files import FOLDER_MODE, flush_all, remove_tree, write_text
 
-CURRENT, RELEASES, BIN, KEYS, STATE = "current", "releases", "bin", "keys", "state.json"
+CURRENT, RELEASES, BIN, KEYS, STATE, LOCK = "current", "releases", "bin", "keys", "state.json", ".lock"
 RECORD = "release.json"
 BUNDLES = "bundles"
 _NEW, _OLD = ".new-", ".old-"
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file; False where another process has the lock, or has removed the installation with it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -71,20 +81,33 @@ class Installation:
     def environment(self, number: int) -> Environment:
         return Environment(self.folder(number) / ENVIRONMENT)
 
+    def check_owner(self) -> None:
+        """Raise OutputError where root would run, and write to, what another user can change."""
+        if os.geteuid() != 0:
+            return
+        try:
+            check_ownership(self.prefix, "the folder")
+        except InputError as error:
+            raise OutputError(
+                error.message, hint="run the installer as that user, or choose another folder with `--prefix`"
+            ) from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the folder; raises OutputError where another process has it."""
+        self.check_owner()
+        path = self.prefix / LOCK
         try:
-            descriptor = os.open(self.prefix, os.O_RDONLY | os.O_DIRECTORY)
+            # Of this user alone: everybody can lock what they can read, and keep updates away.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise OutputError(f"`{self.prefix}` cannot be opened: {error.strerror or error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _lock(descriptor, path):
+                raise OutputError(
+                    f"another installer is working in `{self.prefix}`", hint="wait until it has finished, and try again"
+                )
             yield
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another installer is working in `{self.prefix}`", hint="wait until it has finished, and try again"
-            ) from error
         finally:
             os.close(descriptor)
 
@@ -246,7 +269,8 @@ class Installation:
                 path.unlink()
         for path in sorted((self.prefix / KEYS).glob("*.pem")):
             path.unlink()
-        (self.prefix / STATE).unlink(missing_ok=True)
+        for name in (STATE, LOCK):
+            (self.prefix / name).unlink(missing_ok=True)
         for name in (RELEASES, KEYS, BIN):
             with suppress(OSError):
                 (self.prefix / name).rmdir()

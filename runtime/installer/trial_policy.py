@@ -17,16 +17,20 @@ _LARGEST_MANIFEST = 1 << 20
 
 
 @contextmanager
-def trial_policy() -> Iterator[Path | None]:
-    """A policy with a copy of the recorded releases, for ORTKIT_POLICY; None where no signature is required."""
+def trial_policy(*, allow_downgrade: bool = False) -> Iterator[Path | None]:
+    """A policy with a copy of the recorded releases, for ORTKIT_POLICY; None where no signature is required.
+
+    With `allow_downgrade`, no release is recorded in it.
+    """
     policy = Policy.current()
     if not policy.require_signature:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="ortkit-policy-") as folder:
         state = Path(folder) / "releases.json"
-        with suppress(FileNotFoundError):
-            shutil.copyfile(policy.releases.path, state)
+        if not allow_downgrade:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(policy.releases.path, state)
         keys = [key.origin for key in policy.trusted if isinstance(key, TrustedKey)]
         certificates = [key.origin for key in policy.trusted if not isinstance(key, TrustedKey)]
         settings = {

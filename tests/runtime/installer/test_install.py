@@ -16,7 +16,9 @@ import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
 from ortkit.runtime.bundle.folder import SBOM_FILE
+from ortkit.runtime.errors import OutputError
 from ortkit.runtime.installer import checks, cli, files, install
+from ortkit.runtime.installer import installation as installation_module
 from ortkit.runtime.installer.host import Host
 from ortkit.runtime.installer.installation import Installation
 from ortkit.runtime.installer.kit_file import Kit
@@ -67,7 +69,7 @@ def test_the_first_installation(installer: Installer, kits: Kits, prefix: Path) 
     assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert json.loads((prefix / "current/sbom/tiny" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert version_of(prefix) == "0.1.0"
-    assert {path.name for path in prefix.iterdir()} == {"bin", "current", "keys", "releases", "state.json"}
+    assert {path.name for path in prefix.iterdir()} == {".lock", "bin", "current", "keys", "releases", "state.json"}
 
 
 def test_the_environment_has_the_packages_of_the_kit_alone(installed: Path) -> None:
@@ -366,6 +368,7 @@ def test_commands_where_nothing_is_installed(command: str, installer: Installer,
 
     assert (ran.code, ran.out) == (5, "")
     assert f"error: nothing is installed in `{prefix}`" in ran.err
+    assert not any(prefix.iterdir())
 
 
 def test_uninstall(installed: Path, installer: Installer, kits: Kits) -> None:
@@ -472,7 +475,7 @@ def test_a_folder_that_is_something_elses_is_refused(name: str, prefix: Path, in
 
 
 def test_a_second_installer_is_refused(installed: Path, installer: Installer, kits: Kits) -> None:
-    held = os.open(installed, os.O_RDONLY)
+    held = os.open(installed / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         for arguments in (("update", kits.path("line2")), ("rollback", "--to", 1), ("uninstall",)):
@@ -483,6 +486,69 @@ def test_a_second_installer_is_refused(installed: Path, installer: Installer, ki
     finally:
         os.close(held)
     assert installer("update", kits.path("line2")).code == 0
+
+
+def test_another_user_cannot_keep_updates_away(installed: Path, installer: Installer) -> None:
+    """Whoever can read a folder can lock it; the file that counts is of its owner alone."""
+    held = os.open(installed, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        assert installer("rollback", "--to", 1).code == 0
+    finally:
+        os.close(held)
+    assert (installed / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_lock_of_an_installation_that_was_removed(
+    installed: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another installer, between the opening of the file and the lock."""
+    monkeypatch.setattr(installation_module.fcntl, "flock", lambda *_: (installed / ".lock").unlink())
+
+    ran = installer("rollback", "--to", 1)
+
+    assert ran.code == 1
+    assert "error: another installer is working in" in ran.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize("place", ["opt", "opt/ortkit"])
+def test_root_does_not_install_where_another_user_can_write(
+    place: str, installer: Installer, kits: Kits, prefix: Path, tmp_path: Path
+) -> None:
+    """They could replace what root is about to run."""
+    (tmp_path / place).mkdir(parents=True)
+    os.chown(tmp_path / place, 12345, -1)
+    arguments = ("install", kits.path("line1"), "--trusted-key", kits.key.public_file)
+
+    ran = installer(*arguments)
+
+    assert (ran.code, ran.out) == (1, "")
+    assert (
+        f"error: the folder `{prefix}` is not used, because other users can change it: `{tmp_path / place}` belongs to "
+        "the user 12345\n\nhint: run the installer as that user, or choose another folder with `--prefix`\n"
+    ) in ran.err
+    assert not any((tmp_path / place).iterdir())
+    os.chown(tmp_path / place, 0, -1)
+    (tmp_path / place).chmod(0o777)
+    assert "is writable for its group or for all users" in installer(*arguments).err
+
+
+def test_a_release_whose_bundles_cannot_be_recorded_is_not_kept(
+    installed: Path, installer: Installer, kits: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a policy, with a record that this user cannot write: opening the new bundles would be refused."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutputError("release 2 cannot be recorded")
+
+    monkeypatch.setattr(install, "record_releases", refuse)
+    ran = installer("update", kits.path("line2"))
+
+    assert (ran.code, ran.out) == (1, "")
+    assert "error: release 2 cannot be recorded" in ran.err
+    assert str((installed / "current").readlink()) == "releases/1"
+    assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
 
 
 class FakeStatvfs:

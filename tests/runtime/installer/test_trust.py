@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
+from ortkit.runtime.bundle.policy import Policy
 from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.bundle.signature import verify_signature
 from ortkit.runtime.installer.cli import main
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import HEADER_SIZE, SIGNATURE_SIZE, Parts
+from ortkit.runtime.installer.trial_policy import trial_policy
 from tests.kits import Kits, OpensslKey, openssl
 from tests.runtime.installer.conftest import Installer
 
@@ -350,6 +352,25 @@ def test_a_policy_that_requires_signatures(
     ran = installer("install", attack.kit, "--allow-unsigned", "--reinstall")
     assert ran.code == 7
     assert f"is not signed; the policy `{policy}` requires a signature" in ran.err
+
+
+def test_a_downgrade_is_checked_without_the_recorded_releases(
+    kits: Kits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ortkit doctor` refuses an older bundle too, and has no option `--allow-downgrade`."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        f'trusted_keys = ["{kits.key.public_file}"]\nrequire_signature = true\nstate = "releases.json"\n', "utf-8"
+    )
+    monkeypatch.setenv("ORTKIT_POLICY", str(policy))
+    Policy.current().accept("tiny", 9)
+
+    for allowed, highest in ((False, 9), (True, 0)):
+        with trial_policy(allow_downgrade=allowed) as path:
+            assert path is not None
+            assert Policy.read(path).releases.highest("tiny") == highest
+            assert Policy.read(path).require_signature
+    assert Policy.current().releases.highest("tiny") == 9
 
 
 def test_keys_that_others_can_change_are_not_used(installed: Path, installer: Installer, kits: Kits) -> None:
