@@ -12,6 +12,7 @@ from pathlib import Path
 from ..bundle.folder import MANIFEST
 from ..bundle.policy import Policy
 from ..bundle.public_key import TrustedKey
+from ..bundle.releases import counter_of
 
 _LARGEST_MANIFEST = 1 << 20
 
@@ -54,4 +55,5 @@ def record_releases(bundles: Iterable[Path], *, allow_downgrade: bool) -> None:
     for folder in bundles:
         with (folder / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_LARGEST_MANIFEST))
-        policy.accept(str(manifest["name"]), manifest.get("release"), allow_downgrade=allow_downgrade)
+        counter = counter_of(*(str(manifest[name]) for name in ("name", "precision", "provider")))
+        policy.accept(counter, manifest.get("release"), allow_downgrade=allow_downgrade)

@@ -346,7 +346,7 @@ def test_a_policy_that_requires_signatures(
 
     assert installer("install", kits.path("line1")).code == 0
     # The bundle has no release counter: 0 is what is recorded, once the release is in use.
-    assert not state.exists() or json.loads(state.read_text()) == {"releases": {"tiny-embedder": 0}}
+    assert not state.exists() or json.loads(state.read_text()) == {"releases": {"tiny-embedder (fp32, cpu)": 0}}
 
     without_signature(attack)
     ran = installer("install", attack.kit, "--allow-unsigned", "--reinstall")
