@@ -4,7 +4,7 @@
     PREFIX/current -> releases/3        the only thing that an update changes
     PREFIX/releases/2, 3                whole releases; `.new-*` and `.old-*` are leftovers of an interrupted run
     PREFIX/keys/*.pem                   keys that kits must be signed with
-    PREFIX/state.json                   the highest release of a kit that was installed
+    PREFIX/state.json                   the highest release of each kit that was installed
 
 A release appears by one rename when it is complete and checked, and `current` is replaced by another, so a process that
 is killed at any moment leaves `current` at a whole release.
@@ -61,6 +61,13 @@ class ReleaseRecord:
     """Name -> relative path of each file -> sha256."""
     wheels: dict[str, str] = field(default_factory=dict)
     """File name -> sha256."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is in STATE."""
+
+    releases: dict[str, int]
 
 
 class Installation:
@@ -177,25 +184,41 @@ class Installation:
                 hint="choose another folder with `--prefix`",
             )
 
-    def highest(self) -> int:
-        """The highest counter of a kit that was installed here."""
-        found = [self._remembered() or 0]
+    def highest(self, kit: str) -> int:
+        """The highest counter of a kit of this name that was installed here; raises BundleError where that is lost."""
+        return self._highest_of(kit, self._remembered())
+
+    def _highest_of(self, kit: str, remembered: dict[str, int]) -> int:
+        found = [remembered.get(kit, 0)]
         for number in self.numbers():
             with suppress(OrtkitError):
-                found.append(self.record(number).release)
+                record = self.record(number)
+                found.append(record.release if record.kit == kit else 0)
         return max(found)
 
-    def _remembered(self) -> int | None:
-        """The counter in STATE; None where there is none, or it is damaged."""
-        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"])
-        return None
+    def _remembered(self) -> dict[str, int]:
+        """The counters in STATE, by the names of kits; raises BundleError where it is damaged."""
+        path = self.prefix / STATE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return dict(read_record(_State, content).releases)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(
+                f"`{path}`, which has the highest releases that were installed, was changed and cannot be read: "
+                f"{error}",
+                hint=f"restore it from a backup; or remove it (`rm {path}`), and a kit that is older than the "
+                "releases in `status` is refused, but not one that is older than those before",
+            ) from error
 
-    def remember(self, release: int) -> None:
+    def remember(self, kit: str, release: int) -> None:
         """Keep the counter of a kit that is installed now, also for when its release is removed."""
-        highest = max(release, self.highest())
-        if highest != self._remembered():
-            write_text(self.prefix / STATE, json.dumps({"release": highest}) + "\n")
+        remembered = self._remembered()
+        highest = max(release, self._highest_of(kit, remembered))
+        if remembered.get(kit) != highest:
+            releases = dict(sorted({**remembered, kit: highest}.items()))
+            write_text(self.prefix / STATE, json.dumps({"releases": releases}) + "\n")
 
     def prepare(self) -> Path:
         """Make the folder for a new release, in which it is put together."""
