@@ -164,7 +164,7 @@ class Kits:
 
 
 def write_kits(folder: Path) -> Kits:
-    """`line1`; `line2` with a new file in its bundle and a new ortkit; `update`: what is new in it; `broken`."""
+    """Kits of one line: `line1`; `line2`, with a new bundle and a new ortkit; `update`: what is new in it; `broken`."""
     key = OpensslKey.make(folder)
     first = bundle(folder / "a" / "tiny", notes=b"first" * 1000)
     second = bundle(folder / "b" / "tiny", notes=b"second" * 1000)
@@ -172,9 +172,9 @@ def write_kits(folder: Path) -> Kits:
     old, new = wheelhouse(folder / "wheels-1"), wheelhouse(folder / "wheels-2", version="99.0")
     common = {"target": PLATFORM, "python": PYTHON}
     plans = {
-        "line1": plan_kit("line1", [first], old, release=1, **common),
-        "line2": plan_kit("line2", [second], new, release=2, **common),
-        "broken": plan_kit("broken", [broken], new, release=3, **common),
+        "line1": plan_kit("line", [first], old, release=1, **common),
+        "line2": plan_kit("line", [second], new, release=2, **common),
+        "broken": plan_kit("line", [broken], new, release=3, **common),
     }
     kits = Kits(folder, key, plans)
     for name, plan in plans.items():

@@ -31,7 +31,7 @@ from ...runtime.installer.kit_format import (
     check_name,
     signed_files,
 )
-from ...runtime.installer.wheel_file import WheelName, unpacked_size
+from ...runtime.installer.wheel_file import WheelName, record_sha256, unpacked_size
 from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
@@ -202,6 +202,7 @@ def _artifacts_of(plan: KitPlan) -> list[NewArtifact]:
         needs=plan.needs,
         release=plan.release,
         unpacked={name: unpacked_size(path) for name, path in files.items()},
+        records={name: record_sha256(path) for name, path in files.items()},
     )
     sbom = sbom_of_kit(
         plan.name,
@@ -226,6 +227,12 @@ def digests_of(path: Path) -> set[str]:
     """The digests of all that an earlier kit lists, for `--since`."""
     with Kit.open(path) as kit:
         return {blob.digest for artifact in kit.layout.artifacts for blob in artifact.layers.values()}
+
+
+def name_of(path: Path) -> str:
+    """The name of an earlier kit, which an update to it has too."""
+    with Kit.open(path) as kit:
+        return kit.facts().name
 
 
 def digests_in_list(path: Path) -> set[str]:

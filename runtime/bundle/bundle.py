@@ -54,12 +54,19 @@ class Bundle(BundleFolder):
     """
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_all: bool = False, allow_downgrade: bool = False) -> Bundle:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_all: bool = False,
+        allow_downgrade: bool = False,
+        record: bool = True,
+    ) -> Bundle:
         """Open a bundle and verify all hashes, and its signature where the machine's policy requires one.
 
         A large file that was verified before and is unchanged since is not read again (`verified_files.py`), unless
         `read_all` or the policy says so. `allow_downgrade` accepts a release that is older than one that was trusted
-        before.
+        before. Without `record`, the release is not recorded as trusted; call `accept` once it is.
 
         Raises NotFoundError, BundleError for a missing or modified file, NotTrustedError for a bundle that the policy
         refuses, and InputError for a policy that cannot be used.
@@ -67,25 +74,34 @@ class Bundle(BundleFolder):
         policy = Policy.current()
         bundle = cls._listed(path, policy, allow_downgrade=allow_downgrade)
         bundle.check_hashes(bundle.manifest.files, read_all=read_all or policy.always_hash)
-        policy.accept(bundle.manifest.name, bundle.manifest.release, allow_downgrade=allow_downgrade)
+        if record:
+            policy.accept(bundle.manifest.counter, bundle.manifest.release, allow_downgrade=allow_downgrade)
         return bundle
 
+    def accept(self, *, allow_downgrade: bool = False) -> None:
+        """Record the release of a verified bundle, where the policy requires signatures; older ones are refused then.
+
+        Raises NotTrustedError for an older one without `allow_downgrade`, and OutputError.
+        """
+        Policy.current().accept(self.manifest.counter, self.manifest.release, allow_downgrade=allow_downgrade)
+
     @classmethod
-    def listed(cls, path: str | os.PathLike[str]) -> Bundle:
+    def listed(cls, path: str | os.PathLike[str], *, allow_downgrade: bool = False) -> Bundle:
         """Open a bundle and check file names, sizes, and its signature where the policy requires one.
 
         Call `check_hashes` before using a file. Raises InputError for anything but a path, NotFoundError, BundleError
         where the files are not those of the manifest, and NotTrustedError for a bundle that the policy refuses.
         """
-        return cls._listed(path, Policy.current())
+        return cls._listed(path, Policy.current(), allow_downgrade=allow_downgrade)
 
     @classmethod
     def _listed(cls, path: str | os.PathLike[str], policy: Policy, *, allow_downgrade: bool = False) -> Bundle:
         bundle, files = cls.unsigned(path)
         if policy.require_signature:
             policy.verify(bundle.path, files)
+            policy.check_ownership(bundle.path, (*files, SIGNATURE))
             if not allow_downgrade:
-                policy.releases.check(bundle.manifest.name, bundle.manifest.release)
+                policy.releases.check(bundle.manifest.counter, bundle.manifest.release)
         return bundle
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
 from .records import WITHIN, RecordError, read_record, write_record
+from .releases import counter_of
 from .strict_json import RepeatedKeyError, unique_keys
 
 if TYPE_CHECKING:
@@ -468,6 +469,11 @@ class Manifest:
     """CoreML only."""
     release: int | None = field(default=None, metadata=_POSITIVE_INT32)
     """Number of the release, for machines that refuse an older one; None where it was not set by `ortkit sign`."""
+
+    @property
+    def counter(self) -> str:
+        """The name under which releases of this bundle are counted."""
+        return counter_of(self.name, self.precision.value, self.provider.value)
 
 
 def manifest_from_json(text: str) -> Manifest:

@@ -75,7 +75,7 @@ def check_signature(
     signature = layout.read(blob, LARGEST_SIGNATURE)
     verify_signature(files, signature, policy.trusted, where=f"the signature of {where}")
     if not allow_downgrade:
-        policy.releases.check(manifest.name, manifest.release)
+        policy.releases.check(manifest.counter, manifest.release)
 
 
 def unpack(

@@ -78,14 +78,13 @@ def check_release(
     names = sorted(path.name for path in bundles.iterdir())
     # Of the edition of ortkit that the kit has.
     has_doctor = environment.run("doctor", "--help", bundles=bundles).returncode != _USAGE
-    downgrade = ("--allow-downgrade",) if allow_downgrade else ()
-    with trial_policy() as policy:
+    with trial_policy(allow_downgrade=allow_downgrade) as policy:
         for name in names:
             if has_doctor:
                 say(f"checking this machine for {name}")
                 _run(environment, bundles, "doctor", str(bundles / name), policy=policy)
             say(f"verifying {name} on this machine")
-            _run(environment, bundles, "verify", *downgrade, str(bundles / name), policy=policy)
+            _run(environment, bundles, "verify", str(bundles / name), policy=policy)
 
 
 def check_starts(environment: Environment, bundles: Path) -> None:

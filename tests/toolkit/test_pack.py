@@ -457,6 +457,17 @@ def test_a_kit_is_read_as_a_pack(ortkit: Run, bundles: Path, tmp_path: Path) -> 
     assert ortkit("pack", "second", "-o", "update.tar", "--since", kit).err == "1 bundle, 0.0 MB, 1 file left out\n"
 
 
+def test_the_sbom_of_a_pack_is_that_of_its_manifest(ortkit: Run, tmp_path: Path) -> None:
+    """The layer is not covered by the bundle's signature, so anyone could have written it."""
+    files = bundle_files()
+    (tmp_path / "honest.tar").write_bytes(tar_of(layout_of(files)))
+    (tmp_path / "forged.tar").write_bytes(tar_of(layout_of({**files, "sbom.cdx.json": b'{"of": "a forger"}\n'})))
+
+    honest = ortkit("inspect", tmp_path / "honest.tar", "--sbom").out
+    assert ortkit("inspect", tmp_path / "forged.tar", "--sbom").out == honest
+    assert json.loads(honest)["metadata"]["component"]["type"] == "machine-learning-model"
+
+
 def test_the_sbom_of_a_kit_is_the_one_in_it(ortkit: Run, tmp_path: Path) -> None:
     layout = layout_of(
         {"sbom.cdx.json": b'{"of": "the kit"}\n'}, manifest=lambda m: m["annotations"].update({"ortkit.kind": "sbom"})

@@ -64,7 +64,12 @@ if TYPE_CHECKING:
     help="Leave out the files that this earlier kit lists. May be repeated.",
 )
 @once("--have", metavar="FILE", help="Leave out the files in this list, which `ortkit-install have` prints.")
-@once("--name", metavar="NAME", help="Name of the kit.  [default: the file's, without its suffix]")
+@once(
+    "--name",
+    metavar="NAME",
+    help="Name of the kit, the same for its updates.  [default: that of the kit of --since, else the file's without "
+    "its suffix]",
+)
 @once("--out", "-o", metavar="FILE", help="The kit to write.")
 @once(
     "--installer",
@@ -108,7 +113,7 @@ def kit(
     _write_kit(
         request,
         bundles,
-        name=name or request.out.stem,
+        name=name,
         release=release or 0,
         signer=_signer(key, certificate_chain, passphrase_file),
         since=since,
@@ -145,7 +150,7 @@ def _write_kit(
     request: KitRequest,
     bundles: Sequence[str],
     *,
-    name: str,
+    name: str | None,
     release: int,
     signer: Signer | None,
     since: Sequence[Path],
@@ -154,7 +159,15 @@ def _write_kit(
     from ...exporters.extras import need_packaging
 
     need_packaging()
-    from ...exporters.packaging.kit import check_target, digests_in_list, digests_of, plan_kit, provider_of, write_kit
+    from ...exporters.packaging.kit import (
+        check_target,
+        digests_in_list,
+        digests_of,
+        name_of,
+        plan_kit,
+        provider_of,
+        write_kit,
+    )
     from ...exporters.packaging.wheel_target import parse_target
     from ...runtime.bundle.bundle import Bundle
 
@@ -163,6 +176,7 @@ def _write_kit(
     check_target(machine.name)
     opened = [Bundle.listed(path) for path in bundles]
     without = {digest for old in since for digest in digests_of(old)}
+    name = name or (name_of(since[-1]) if since else request.out.stem)
     if have is not None:
         without |= digests_in_list(Path(have))
     provider_of(opened)

@@ -159,8 +159,11 @@ def _verified(layout: OciLayout, signer: Signer | str) -> VerifiedPack:
 
 
 def pack_sbom(path: str) -> bytes:
-    """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
-    from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
+    """The SBOM of a pack: its own where it is a kit, otherwise one of all its bundles.
+
+    That of a bundle is made from its manifest: the layer with one is not covered by the bundle's signature.
+    """
+    from ...exporters.packaging.sbom import sbom_json, sbom_of_bundle, sbom_of_kit
     from ...runtime.bundle.unpack import bundles_in
     from ...runtime.installer.kit_file import open_layout
     from ...runtime.installer.kit_format import SBOM
@@ -171,9 +174,9 @@ def pack_sbom(path: str) -> bytes:
             if artifact.kind == SBOM and SBOM_FILE in artifact.layers:
                 return layout.read(artifact.layers[SBOM_FILE], _LARGEST_SBOM)
         bundles = bundles_in(layout)
-        if len(bundles) == 1 and SBOM_FILE in bundles[0].layers:
-            return layout.read(bundles[0].layers[SBOM_FILE], _LARGEST_SBOM)
         described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
+        if len(described) == 1:
+            return sbom_json(sbom_of_bundle(*described[0]))
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,14 +147,17 @@ def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
 
 
 def _read_passphrase(path: str) -> bytes:
-    """The first line of a file; raises NotFoundError and InputError."""
+    """The first line of a file that others cannot read, or of a pipe; raises NotFoundError and InputError."""
     try:
         with Path(path).open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             line = file.readline(_LARGEST_PASSPHRASE).rstrip(b"\r\n")
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file `{path}`") from error
     except OSError as error:
         raise InputError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise InputError(f"the passphrase in `{path}` can be read by other users", hint=f"`chmod 600 {path}`")
     if not line:
         raise InputError(f"the passphrase in `{path}` is empty", hint="write it on the first line of the file")
     return line

@@ -70,7 +70,8 @@ def look_at_signature(trust: Trust, bundle: Bundle, files: Mapping[str, str]) ->
         if policy is None or not (policy.require_signature or (signed and policy.trusted)):
             return SignatureState(signed)
         signer = str(policy.verify(bundle.path, files))
-        policy.releases.check(bundle.manifest.name, bundle.manifest.release)
+        policy.check_ownership(bundle.path, (*files, SIGNATURE))
+        policy.releases.check(bundle.manifest.counter, bundle.manifest.release)
     except OrtkitError as problem:
         return SignatureState(signed, None, problem)
     return SignatureState(signed, signer)

@@ -262,10 +262,12 @@ def test_names_of_wheels_are_split_as_packaging_does(tmp_path: Path) -> None:
         {"name": "a\x1b[2J"},
         {"unpacked": []},
         {"unpacked": {"a": "b"}},
+        {"records": []},
+        {"records": {"a": 1}},
     ],
 )
 def test_facts_that_are_not_valid_are_refused(change: dict) -> None:
-    facts = KitFacts("line4", "1.0", Needs("linux-x86_64", (3, 11), (2, 28)), 4, {"a": 1})
+    facts = KitFacts("line4", "1.0", Needs("linux-x86_64", (3, 11), (2, 28)), 4, {"a": 1}, {"a": "0" * 64})
     assert KitFacts.from_json(facts.to_json(), "any.kit") == facts
 
     with pytest.raises(BundleError) as raised:

@@ -33,6 +33,7 @@ from ortkit.runtime.installer.kit_format import Parts
 from ortkit.runtime.output_path import try_lock
 from tests.commands import Finished
 from tests.kits import PLATFORM, PYTHON, wheelhouse
+from tests.marks import number_of_kills
 from tests.signers import CODE_SIGNING, files_of, issue, issue_authority, new_key, signing_key, trusted
 from tests.tiny_bundles import write_embedder
 
@@ -365,7 +366,7 @@ def test_a_kill_never_leaves_a_wrong_signature(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_many_kills_never_leave_a_wrong_signature(bundle: Path) -> None:
-    check_kills(bundle, 200)
+    check_kills(bundle, number_of_kills(200))
 
 
 def test_every_step_of_signing_leaves_a_right_pair(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,6 +292,17 @@ def test_fields_of_a_certificate() -> None:
     assert ours.signed == made.made.tbs_certificate_bytes
 
 
+def test_a_critical_extension_that_is_not_in_der() -> None:
+    """Another byte than 0xff is true as well, in BER: such an extension must not pass for one that may be ignored."""
+    encoded = issue("leaf", root(), extensions=[(UNKNOWN, True)]).ours.encoded
+    marked = b"\x06\x04\x2a\x03\x04\x05\x01\x01"
+    assert encoded.count(marked + b"\xff") == 1
+
+    for flag in (b"\x01", b"\x00"):
+        with pytest.raises(CertificateError, match="an extension's `critical` is not in its DER form"):
+            Certificate.from_der(encoded.replace(marked + b"\xff", marked + flag))
+
+
 def test_damaged_certificates_are_refused() -> None:
     """Every byte changed in turn, and every length cut: either it is refused, or it is not trusted."""
     top = root()
