@@ -100,7 +100,7 @@ test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE
 # kill -9 at so many random moments: of pack and unpack, of sign, and of each command of a kit's installer.
 test-kills: export KILLS ?= 200
 test-kills: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests/runtime/bundle/test_mutated_packs.py tests/exporters/packaging/test_sign.py \
+	$(BIN)/python -m pytest -q tests/runtime/pack/test_mutated_packs.py tests/exporters/packaging/test_sign.py \
 		tests/runtime/installer/test_kills.py -k "many_kills or random_moments"
 
 # Half are packs, the others manifests and signatures.

@@ -24,7 +24,7 @@ from ortkit.runtime.file_hash import sha256_of
 OPEN = """
 import sys, time
 from ortkit import Bundle
-from ortkit.runtime.bundle import public_key
+from ortkit.runtime.trust import public_key
 if sys.argv[2] == "openssl":
     sys.modules["cryptography"] = None
 begun = time.perf_counter()

@@ -21,9 +21,9 @@ from ortkit.exporters.packaging.kit import KitPlan, plan_kit, write_kit
 from ortkit.exporters.packaging.kit_installer import installer_zip
 from ortkit.exporters.packaging.sign import sign_files
 from ortkit.exporters.packaging.wheelhouse import DESCRIPTION, REQUIREMENTS, Wheelhouse, WheelRecord, requirements
-from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.bundle.records import write_record
 from ortkit.runtime.installer.host import Host
+from ortkit.runtime.trust.public_key import TrustedKey
 from tests.tiny_bundles import rehash, write_embedder
 
 PYTHON = sys.version_info[:2]

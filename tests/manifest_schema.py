@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ortkit.runtime.bundle import manifest as manifests
-from ortkit.runtime.bundle.manifest import _RENAMED_IN, SCHEMA, Manifest
+from ortkit.runtime.bundle.manifest import SCHEMA, Manifest
+from ortkit.runtime.bundle.manifest_json import RENAMED_IN
 from ortkit.runtime.bundle.records import WITHIN
 
 PATH = Path(__file__).parent.parent / "docs" / "manifest.schema.json"
@@ -28,7 +29,7 @@ def manifest_schema() -> Schema:
     described = record_schema(Manifest, texts, definitions)
     described["properties"]["schema"] |= {
         "description": "Version of the manifest: earlier ones have other names for some fields.",
-        "minimum": _RENAMED_IN,
+        "minimum": RENAMED_IN,
         "maximum": SCHEMA,
     }
     return {

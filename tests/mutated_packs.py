@@ -20,9 +20,9 @@ from typing import Any
 
 from ortkit.runtime.bundle.bundle import Bundle
 from ortkit.runtime.bundle.folder import SBOM_FILE
-from ortkit.runtime.bundle.oci_layout import FILE_PATH, OciLayout
-from ortkit.runtime.bundle.unpack import bundles_in, unpack
 from ortkit.runtime.errors import BundleError
+from ortkit.runtime.pack.oci_layout import FILE_PATH, OciLayout
+from ortkit.runtime.pack.unpack import bundles_in, unpack
 from tests.packs import Json, bundle_files, contents, layout_of, sha256, tar_of
 
 MEMORY = 256 << 20

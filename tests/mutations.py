@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ortkit.runtime.bundle.bundle import Bundle
-from ortkit.runtime.bundle.signature import verify_signature
 from ortkit.runtime.errors import BundleError, NotTrustedError
+from ortkit.runtime.trust.signature import verify_signature
 from tests.mutated_packs import MEMORY, SECONDS, attempt, change_json, cut, flip, too_slow
 from tests.packs import bundle_files, write_bundle
 from tests.runtime.bundle.test_signature import FILES, TRUSTED, Mutations, same

@@ -11,11 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import Provider
-from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, write_layout
 from ...runtime.errors import InputError, OrtkitError
 from ...runtime.installer.host import PLATFORMS, Needs
 from ...runtime.installer.kit_file import Kit
@@ -33,6 +31,10 @@ from ...runtime.installer.kit_format import (
 )
 from ...runtime.installer.wheel_file import WheelName, record_sha256, unpacked_size
 from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
+from ...runtime.pack.blob_store import Progress
+from ...runtime.pack.layout_writer import NewArtifact, NewLayer, write_layout
+from ...runtime.pack.oci_layout import Blob, OciLayout
+from ...runtime.trust.signature import SIGNATURE
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
 from .sbom import Wheel, sbom_json, sbom_of_kit

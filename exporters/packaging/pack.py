@@ -13,24 +13,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle, is_regular
-from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import Kind, Manifest
-from ...runtime.bundle.oci_layout import (
-    BUNDLE,
-    DIGEST,
-    Blob,
-    NewArtifact,
-    NewLayer,
-    layout_size,
-    write_layout,
-    write_layout_folder,
-)
 from ...runtime.bundle.staging import StagingFolder
 from ...runtime.errors import InputError, OrtkitError, OutputError
 from ...runtime.installer.kit_file import open_layout
 from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
+from ...runtime.pack.blob_store import Progress
+from ...runtime.pack.layout_writer import NewArtifact, NewLayer, layout_size, write_layout, write_layout_folder
+from ...runtime.pack.oci_layout import BUNDLE, DIGEST, Blob
+from ...runtime.trust.signature import SIGNATURE
 from .sbom import sbom_json, sbom_of_bundle
 
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"

@@ -1,4 +1,4 @@
-"""Sign bundles, packs and kits, and make the keys for it; `runtime/bundle/signature.py` describes the format.
+"""Sign bundles, packs and kits, and make the keys for it; `runtime/trust/signature.py` describes the format.
 
 Needs the package `cryptography` (extra `sign`).
 """
@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.der import DerError
-from ...runtime.bundle.folder import MANIFEST, SIGNATURE
-from ...runtime.bundle.manifest import json_of
-from ...runtime.bundle.public_key import PublicKey
-from ...runtime.bundle.signature import (
+from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.manifest_json import json_of
+from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
+from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
+from ...runtime.trust.der import DerError
+from ...runtime.trust.public_key import PublicKey
+from ...runtime.trust.signature import (
     LARGEST_SIGNATURE,
     MEDIA_TYPE,
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
+    SIGNATURE,
     STATEMENT_TYPE,
     pre_authentication_encoding,
 )
-from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
-from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
-from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
+from ...runtime.trust.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ..extras import need
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def sign_bundle(path: str | os.PathLike[str], key: SigningKey, *, release: int |
 
 def sign_layout(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     """Sign a pack, whose blobs are verified before; the signature lies beside it. Raises as `sign_bundle` does."""
-    from ...runtime.bundle.oci_layout import OciLayout, signature_beside
+    from ...runtime.pack.oci_layout import OciLayout, signature_beside
 
     where = Path(path)
     with OciLayout.open(where) as layout:

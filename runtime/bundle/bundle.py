@@ -16,11 +16,12 @@ from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
 from ..file_hash import sha256_of
 from ..output_path import bundles_folder
+from ..trust.policy import Policy
+from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE
 from .file_names import DEPTH, folded, path_problem
-from .folder import MANIFEST, SBOM_FILE, SIGNATURE, BundleFolder
-from .manifest import FileRecord, manifest_from_json
-from .policy import Policy
-from .signature import LARGEST_SIGNATURE
+from .folder import MANIFEST, SBOM_FILE, BundleFolder
+from .manifest import FileRecord
+from .manifest_json import manifest_from_json
 from .verified_files import VerifiedFiles
 
 GRAPH = "model.onnx"

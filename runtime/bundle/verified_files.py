@@ -21,7 +21,7 @@ from typing import BinaryIO
 from ..cache_folder import cache_folder, usable_folder
 from ..file_hash import hash_of
 from ..output_path import replacing
-from .ownership import is_open_to_others
+from ..trust.ownership import is_open_to_others
 
 NAME = "verified-files.json"
 _SMALLEST = 1 << 20

@@ -16,7 +16,8 @@ from ..file_hash import sha256_of
 from ..output_path import flush_folder
 from .bundle import Bundle, is_regular, walk
 from .folder import MANIFEST
-from .manifest import FileRecord, Manifest, manifest_to_json
+from .manifest import FileRecord, Manifest
+from .manifest_json import manifest_to_json
 from .staging import StagingFolder
 
 

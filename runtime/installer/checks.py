@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundle.policy import Policy
 from ..errors import BundleError, OrtkitError, OutputError
+from ..trust.policy import Policy
 from .environment import Environment
 from .trial_policy import trial_policy
 

@@ -8,10 +8,10 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from ..bundle.ownership import is_open_to_others
 from ..errors import BundleError
 from ..file_hash import hash_of, sha256_of
 from ..output_path import flush_folder
+from ..trust.ownership import is_open_to_others
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o755
 """Nobody writes into a file that two releases may share."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.folder import SBOM_FILE
-from ..bundle.oci_layout import Artifact, Blob
-from ..bundle.signature import Signer
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
+from ..pack.oci_layout import Artifact, Blob
+from ..trust.signature import Signer
 from .checks import CheckError, check_release, check_starts, check_target
 from .environment import ENVIRONMENT, Environment, write_commands
 from .files import FOLDER_MODE, flush_all, remove_tree, share

@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ..bundle.ownership import check_ownership
 from ..bundle.records import read_record
 from ..errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
 from ..output_path import flush_folder
+from ..trust.ownership import check_ownership
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
 from .files import FOLDER_MODE, flush_all, remove_tree, write_text
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..bundle.blob_store import not_found, opened_file
-from ..bundle.oci_layout import BUNDLE, Artifact, OciLayout
 from ..errors import BundleError, OrtkitError
+from ..pack.blob_store import not_found, opened_file
+from ..pack.oci_layout import BUNDLE, Artifact, OciLayout
 from .kit_format import FACTS, HEADER_SIZE, KIT, LARGEST_FACTS, WHEELS, KitFacts, Parts, signed_files
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..bundle.folder import MANIFEST
-from ..bundle.policy import Policy
-from ..bundle.public_key import TrustedKey
-from ..bundle.releases import counter_of
+from ..trust.policy import Policy
+from ..trust.public_key import TrustedKey
+from ..trust.releases import counter_of
 
 _LARGEST_MANIFEST = 1 << 20
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle.ownership import check_ownership
-from ..bundle.policy import Policy
-from ..bundle.public_key import CERTIFICATE, TrustedKey, content_of_pem
-from ..bundle.signature import Signer, verify_signature
-from ..bundle.x509 import Certificate, certificates_in
 from ..errors import NotFoundError, NotTrustedError
+from ..trust.ownership import check_ownership
+from ..trust.policy import Policy
+from ..trust.public_key import CERTIFICATE, TrustedKey, content_of_pem
+from ..trust.signature import Signer, verify_signature
+from ..trust.x509 import Certificate, certificates_in
 from .files import FOLDER_MODE, write_text
 from .installation import KEYS, Installation
 from .kit_file import Kit

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ortkit import Bundle
-from ortkit.runtime.bundle.oci_layout import Artifact, Blob, OciLayout
 from ortkit.runtime.installer.kit_format import Parts
+from ortkit.runtime.pack.oci_layout import Artifact, Blob, OciLayout
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.packs import bundle_files, contents, layout_of, names_in, sha256, tar_of, write_bundle
 
@@ -385,7 +385,7 @@ def test_a_list_of_digests_that_is_too_large(ortkit: Run, monkeypatch: pytest.Mo
 
 def test_progress_is_shown_on_a_terminal(bundles: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time; from ortkit.runtime.bundle import blob_store, oci_layout; copy = blob_store.copy_range\n"
+        "import sys, time; from ortkit.runtime.pack import blob_store, oci_layout; copy = blob_store.copy_range\n"
         "def slowly(*arguments): time.sleep(0.6); return copy(*arguments)\n"
         "oci_layout.copy_range = slowly\n"
         "from ortkit.toolkit.cli import main; main()"
@@ -421,20 +421,20 @@ def test_packing_loads_nothing_heavy() -> None:
 def test_the_installer_needs_the_standard_library_alone() -> None:
     """A kit carries these modules; they run where nothing is installed."""
     code = (
-        "import json, sys; before = {*sys.modules}; import ortkit.runtime.bundle.oci_layout\n"
+        "import json, sys; before = {*sys.modules}; import ortkit.runtime.pack.oci_layout\n"
         "print(json.dumps(sorted({*sys.modules} - before)))"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     loaded = json.loads(finished.stdout)
     assert {name.split(".")[0] for name in loaded} - {"ortkit"} <= set(sys.stdlib_module_names)
-    assert [name for name in loaded if name.startswith("ortkit.runtime.bundle.")] == [
-        "ortkit.runtime.bundle.blob_store",
+    folders = tuple(f"ortkit.runtime.{folder}." for folder in ("bundle", "pack", "trust"))
+    assert [name for name in loaded if name.startswith(folders)] == [
         "ortkit.runtime.bundle.file_names",
-        "ortkit.runtime.bundle.oci_layout",
-        "ortkit.runtime.bundle.ownership",
-        "ortkit.runtime.bundle.strict_json",
-        "ortkit.runtime.bundle.strict_tar",
+        "ortkit.runtime.pack.blob_store",
+        "ortkit.runtime.pack.oci_layout",
+        "ortkit.runtime.pack.strict_tar",
+        "ortkit.runtime.trust.ownership",
     ]
 
 

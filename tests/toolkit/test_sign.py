@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.sign import generate_key
-from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.errors import BundleError
+from ortkit.runtime.trust.public_key import TrustedKey
 from tests.commands import Finished
 from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
 from tests.tiny_bundles import write_embedder

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.bundle.folder import MANIFEST
-from ...runtime.bundle.manifest import Kind, manifest_fields
-from ...runtime.bundle.policy import Policy
+from ...runtime.bundle.manifest import Kind
+from ...runtime.bundle.manifest_json import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
+from ...runtime.trust.policy import Policy
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
@@ -27,10 +28,10 @@ from .sign import read_trusted, signer_of, trusted_options
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import Manifest
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.signature import Signer
-    from ...runtime.bundle.x509 import Certificate
     from ...runtime.replay import Replay
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.signature import Signer
+    from ...runtime.trust.x509 import Certificate
 
 
 _GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}

@@ -15,13 +15,14 @@ from ...runtime.errors import BundleError, InputError, NotFoundError
 from ..console.help import ExampleCommand
 from ..console.terminal import say
 from .bundle_names import resolve_bundle
+from .options import release_option
 
 if TYPE_CHECKING:
     from ...exporters.packaging.sign import Signed, SigningKey
     from ...runtime.bundle.bundle import Bundle
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.signature import Signer
-    from ...runtime.bundle.x509 import Certificate
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.signature import Signer
+    from ...runtime.trust.x509 import Certificate
 
 _LARGEST_PASSPHRASE = 4096
 NO_SIGNATURE = "none"
@@ -88,11 +89,8 @@ def keygen(*, out: Path, public: Path | None, passphrase: bool, passphrase_file:
     metavar="FILE",
     help="The key's X.509 certificate, then those of intermediate authorities, in PEM.",
 )
-@click.option(
-    "--release",
-    type=click.IntRange(1, (1 << 31) - 1),
-    metavar="N",
-    help="Set the release of bundles; machines whose policy requires signatures refuse a lower one than they had.",
+@release_option(
+    "Set the release of bundles; machines whose policy requires signatures refuse a lower one than they had."
 )
 @passphrase_option
 def sign(
@@ -200,8 +198,8 @@ def read_trusted(keys: Sequence[str], certificates: Sequence[str]) -> tuple[Trus
     """Read the files of `trusted_options`; raises NotFoundError and InputError."""
     if not keys and not certificates:
         return ()
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.x509 import read_certificates
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.x509 import read_certificates
 
     found: list[TrustedKey | Certificate] = [TrustedKey.read(path) for path in keys]
     for path in certificates:
@@ -215,8 +213,8 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     Raises NotTrustedError where keys are named or in the policy, and the signature is not by one of them. Where only
     the policy has keys, and requires no signature, a bundle may have none.
     """
-    from ...runtime.bundle.folder import SIGNATURE
-    from ...runtime.bundle.policy import Policy, verify_bundle
+    from ...runtime.trust.policy import Policy, verify_bundle
+    from ...runtime.trust.signature import SIGNATURE
 
     policy = Policy.current()
     again, files = type(bundle).unsigned(bundle.path)

@@ -19,10 +19,10 @@ from ortkit import BundleError, InputError, Provider
 from ortkit.exporters.packaging import kit as kits_module
 from ortkit.exporters.packaging.kit import KitPlan, digests_in_list, digests_of, plan_kit, write_kit
 from ortkit.exporters.packaging.kit_installer import installer_zip
-from ortkit.runtime.bundle.oci_layout import OciLayout
 from ortkit.runtime.installer.host import Needs
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import BLOCK, HEADER_SIZE, SIGNATURE_SIZE, KitFacts, Parts
+from ortkit.runtime.pack.oci_layout import OciLayout
 from tests.kits import PLATFORM, PYTHON, OpensslKey, bundle, describe, wheel, wheelhouse
 
 

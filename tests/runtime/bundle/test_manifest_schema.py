@@ -13,7 +13,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ortkit import Bundle, BundleError, Provider
-from ortkit.runtime.bundle.manifest import Buckets, Manifest, Quantization, WeightBlocks, manifest_from_json
+from ortkit.runtime.bundle.manifest import Buckets, Manifest, Quantization, WeightBlocks
+from ortkit.runtime.bundle.manifest_json import manifest_from_json
 from ortkit.runtime.bundle.records import write_record
 from tests.manifest_schema import PATH, schema_text
 from tests.tiny_bundles import write_certified_decoder, write_embedder, write_reranker

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
-from ortkit.runtime.bundle.policy import Policy
-from ortkit.runtime.bundle.public_key import TrustedKey
-from ortkit.runtime.bundle.signature import verify_signature
 from ortkit.runtime.installer.cli import main
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import HEADER_SIZE, SIGNATURE_SIZE, Parts
 from ortkit.runtime.installer.trial_policy import trial_policy
+from ortkit.runtime.trust.policy import Policy
+from ortkit.runtime.trust.public_key import TrustedKey
+from ortkit.runtime.trust.signature import verify_signature
 from tests.kits import PLATFORM, Kits, OpensslKey, openssl
 from tests.runtime.installer.conftest import Installer
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, InputError, NotTrustedError, OrtkitError
-from .folder import SIGNATURE
 from .ownership import check_bundle_ownership, check_ownership
 from .public_key import TrustedKey
 from .releases import Releases
-from .signature import LARGEST_SIGNATURE, Signer, verify_signature
+from .signature import LARGEST_SIGNATURE, SIGNATURE, Signer, verify_signature
 from .x509 import Certificate, read_certificates
 
 VARIABLE = "ORTKIT_POLICY"

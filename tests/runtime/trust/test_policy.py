@@ -15,10 +15,10 @@ import pytest
 
 import ortkit
 from ortkit import Bundle, BundleError, Embedder, InputError, NotTrustedError, OutputError
-from ortkit.runtime.bundle import policy as policies
-from ortkit.runtime.bundle.ownership import check_ownership
-from ortkit.runtime.bundle.policy import DEFAULT_STATE, Policy
-from ortkit.runtime.bundle.releases import Releases
+from ortkit.runtime.trust import policy as policies
+from ortkit.runtime.trust.ownership import check_ownership
+from ortkit.runtime.trust.policy import DEFAULT_STATE, Policy
+from ortkit.runtime.trust.releases import Releases
 from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
 from tests.tiny_bundles import rehash, write_embedder
 
@@ -582,7 +582,7 @@ def test_a_record_that_is_read_only(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ortkit.runtime.bundle.releases.replacing", refuse)
+    monkeypatch.setattr("ortkit.runtime.trust.releases.replacing", refuse)
     Bundle.open(bundle)
     signed(bundle, KEY, release=8)
     with pytest.raises(OutputError) as caught:
@@ -628,7 +628,7 @@ COUNT_UP = """
 import sys
 import tomllib
 from pathlib import Path
-from ortkit.runtime.bundle.releases import Releases
+from ortkit.runtime.trust.releases import Releases
 for release in range(1, 21):
     Releases(Path(sys.argv[1])).record(sys.argv[2], release)
 """

@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from ortkit import InputError, NotFoundError
-from ortkit.runtime.bundle import public_key
-from ortkit.runtime.bundle.der import DerError, elements, single
-from ortkit.runtime.bundle.public_key import PublicKey, TrustedKey
-from ortkit.runtime.bundle.x509 import Certificate, CertificateError, check_chain, read_certificates
+from ortkit.runtime.trust import public_key
+from ortkit.runtime.trust.der import DerError, elements, single
+from ortkit.runtime.trust.public_key import PublicKey, TrustedKey
+from ortkit.runtime.trust.x509 import Certificate, CertificateError, check_chain, read_certificates
 from tests.signers import (
     BEGIN,
     CODE_SIGNING,
