@@ -82,15 +82,17 @@ def rows_of(bundle: Bundle, texts: int, prompt: int) -> list[list[str]]:
     free = run(arguments, content, None)
     if free.code:
         raise SystemExit(f"`{bundle.path}` needs more memory than there is")
-    refused, accepted, tight = 0, 2 * free.peak // MEBIBYTE, free
+    refused, accepted = 0, free.peak // MEBIBYTE + STEP
+    while (tight := run(arguments, content, accepted)).code:
+        refused, accepted = accepted, 2 * accepted
     while accepted - refused > STEP:
         limit = (accepted + refused) // 2
         found = run(arguments, content, limit)
         if found.code:
             refused = limit
         else:
-            check_output(bundle, found, free)
             accepted, tight = limit, found
+    check_output(bundle, tight, free)
     rows = [
         [bundle.manifest.name, bundle.manifest.precision.value, "none", mebibytes(free.peak)],
         ["", "", str(accepted), mebibytes(tight.peak)],

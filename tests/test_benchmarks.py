@@ -26,7 +26,8 @@ from benchmarks import (
 from benchmarks.accuracy import Retrieval
 from benchmarks.contest import Contestant, Result, compete, workers_of
 from benchmarks.cost import cost_of
-from benchmarks.memory import Sample, quarters, slope
+from benchmarks.memory import MEBIBYTE, Sample, quarters, slope
+from benchmarks.memory_limit import Run, rows_of
 from benchmarks.plot import OTHERS, OURS, Curve, Point, curves, scatter
 from benchmarks.processor import processor
 from benchmarks.texts import queries, searches, texts_of_any_length
@@ -49,6 +50,27 @@ def test_the_texts_for_the_memory_have_all_lengths_and_are_the_same_every_time()
 
 def test_queries_have_eight_words() -> None:
     assert {len(query.split()) for query in queries(60)} == {8}
+
+
+@pytest.mark.parametrize("least", [70, 135, 340])
+def test_the_lowest_memory_limit_that_is_not_refused(
+    tiny_decoder: tuple[Bundle, TinyDecoder], monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """Also where more is asked for than is taken, as the estimate of a model does."""
+    limits = []
+
+    def limited(_arguments: object, _content: bytes, limit: int | None) -> Run:
+        limits.append(limit)
+        refused = limit is not None and limit < least
+        return Run(9 if refused else 0, b"" if refused else b"text", min(limit or 160, 160) * MEBIBYTE)
+
+    monkeypatch.setattr("benchmarks.memory_limit.run", limited)
+    rows = rows_of(tiny_decoder[0], texts=3, prompt=5)
+
+    assert rows[0][2:] == ["none", "160.0"]
+    assert least <= int(rows[-1][2]) < least + 5
+    assert len(limits) < 12
+    assert (len(rows) == 3) == (least < 150)
 
 
 def test_memory_that_grows_by_a_constant_has_that_slope() -> None:
