@@ -181,7 +181,7 @@ class Rehearsal:
         say(f"refused:\n{refused.strip()}")
         self.use(appliance, say)
 
-        check(appliance.installer(first.name), 7, "is release 1, and release 2 was installed")
+        check(appliance.installer(first.name), 7, "is release 1, and release 2 of `line` was installed")
         check(appliance.installer("rollback"), shown=f"line: release 1 in {appliance.prefix}")
         say("went back")
         self.use(appliance, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,23 @@ def test_mutated_packs() -> None:
 @pytest.mark.parametrize("part", range(2))
 def test_many_mutated_packs(part: int) -> None:
     mutated(1000 + 10_000 * part, 10_000)
+
+
+@pytest.mark.slow
+def test_mutations_of_all_kinds(tmp_path: Path) -> None:
+    """The script that `make test-mutations` runs for longer."""
+    command = [sys.executable, "-m", "tests.mutations", tmp_path / "work", "300"]
+    finished = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    counts = [
+        int(number)
+        for line in finished.stdout.splitlines()[:3]
+        for number in re.findall(r"(\d+) (?:refused|say)", line)
+    ]
+    assert len(counts) == 6
+    assert sum(counts) == 300
+    assert all(refused > others for refused, others in zip(counts[::2], counts[1::2], strict=True))
 
 
 def killed(tmp_path: Path, seed: int, count: int, size: int) -> None:
