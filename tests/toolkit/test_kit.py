@@ -87,10 +87,10 @@ def test_a_kit_that_leaves_out_what_a_list_has(ortkit: Ortkit, made: Path, tmp_p
         (("--target", "linux-x86_64", "--python", "3.9"), 2, "Python `3.9` is not supported", "install Python 3.11"),
         ((*TARGET, "--wheels", "/nonexistent"), 5, "there is no wheelhouse at `/nonexistent`", "make one with"),
         (
-            (*TARGET, "--since", "/nonexistent/a.kit"),
+            (*TARGET, "--since", "/proc/none/a.kit"),
             5,
-            "there is no kit at `/nonexistent/a.kit`",
-            "there is no folder `/nonexistent`",
+            "there is no kit at `/proc/none/a.kit`",
+            "there is no folder `/proc/none`",
         ),
         ((*TARGET, "--have", "/nonexistent.txt"), 2, "`/nonexistent.txt` cannot be read", None),
         ((*TARGET, "--sign", "/nonexistent.pem"), 5, "there is no key `/nonexistent.pem`", "make one with"),

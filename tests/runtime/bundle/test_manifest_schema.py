@@ -119,7 +119,7 @@ def test_what_is_refused(tiny: dict[str, Manifest], case: str) -> None:
     assert not VALIDATOR.is_valid(content)
 
 
-VALUES = (None, True, -1, 0, 3, 1.5, 1 << 40, "x", [], ["x"], [1], {}, {"x": 1}, {"x": "y"})
+VALUES = (None, True, 0, 1.5, 1 << 40, "x", ["x"], {}, {"x": 1})
 
 
 def changed(value: Any) -> Iterator[Any]:
@@ -142,8 +142,9 @@ def test_changed_manifests_are_refused_by_both_or_by_neither(tiny: dict[str, Man
     content = write_record(tiny[kind])
     # Another version has another schema.
     cases = [made for made in changed(content) if isinstance(made, dict) and made.get("schema") in (None, 7)]
-    differ = [made for made in cases if is_read(made) != VALIDATOR.is_valid(made)]
+    read = [is_read(made) for made in cases]
+    differ = [made for made, found in zip(cases, read, strict=True) if found != VALIDATOR.is_valid(made)]
 
     assert not differ, differ[0]
-    assert sum(map(is_read, cases)) > 100
-    assert len(cases) > 1000
+    assert 50 < sum(read) < len(cases) - 50
+    assert len(cases) > 500

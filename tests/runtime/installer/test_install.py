@@ -842,9 +842,9 @@ def test_a_kit_of_another_line(installed: Path, installer: Installer, kits: Kits
         (("install", "--prefxi", "x"), 2, "error: unrecognized arguments: --prefxi"),
         (("rollback", "--to", "x"), 2, "error: argument --to: invalid int value: 'x'"),
         (
-            ("/nonexistent/a.kit",),
+            ("/proc/none/a.kit",),
             5,
-            "error: there is no kit at `/nonexistent/a.kit`\n\nhint: there is no folder `/nonexistent`\n",
+            "error: there is no kit at `/proc/none/a.kit`\n\nhint: there is no folder `/proc/none`\n",
         ),
         ((__file__,), 7, f"error: `{__file__}` is not a kit"),
     ],
