@@ -385,9 +385,10 @@ def test_a_list_of_digests_that_is_too_large(ortkit: Run, monkeypatch: pytest.Mo
 
 def test_progress_is_shown_on_a_terminal(bundles: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time; from ortkit.runtime.pack import blob_store, oci_layout; copy = blob_store.copy_range\n"
+        "import sys, time; from ortkit.runtime.pack import blob_store, layout_writer, oci_layout\n"
+        "copy = blob_store.copy_range\n"
         "def slowly(*arguments): time.sleep(0.6); return copy(*arguments)\n"
-        "oci_layout.copy_range = slowly\n"
+        "oci_layout.copy_range = layout_writer.copy_range = slowly\n"
         "from ortkit.toolkit.cli import main; main()"
     )
     command = [sys.executable, "-c", slow]
