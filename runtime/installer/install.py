@@ -117,7 +117,7 @@ def _cannot_write(error: OSError, prefix: Path) -> OutputError:
 def _check_name(facts: KitFacts, installation: Installation, kit: Kit, current: int | None) -> None:
     """Raise NotTrustedError for a kit of another name: it was made for another appliance, and has another counter."""
     installed = facts.name
-    # A damaged record is no reason against a kit that replaces it.
+    # A kit may replace a release whose record is damaged.
     with suppress(OrtkitError):
         installed = installation.record(current).kit if current is not None else facts.name
     if installed != facts.name:

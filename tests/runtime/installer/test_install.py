@@ -793,7 +793,7 @@ STATES = (
 
 @pytest.mark.parametrize("content", STATES, ids=map(str, range(len(STATES))))
 def test_damaged_highest_releases(content: str, installed: Path, installer: Installer, kits: Kits) -> None:
-    """Counted as none, an older kit would be installed unasked; what is installed goes on."""
+    """Counted as none, an older kit would be installed unasked; the release that is installed stays in use."""
     path = installed / "state.json"
     path.write_text(content)
 

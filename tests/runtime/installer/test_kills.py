@@ -183,12 +183,18 @@ def kill_at_random(target: Target, name: str, times: int) -> None:
         [sys.executable, "-m", "ortkit.runtime.installer", *target.command(case)], check=True, capture_output=True
     )
     whole = time.monotonic() - began
-    struck = 0
-    for _ in range(times):
+    kills = tries = 0
+    while kills < times:
+        tries += 1
+        assert tries <= 4 * times
         target.reset(case)
-        struck += strike(target, case, chance.uniform(0.05, whole))
+        delay = chance.uniform(0.05, whole)
+        if strike(target, case, delay):
+            kills += 1
+        else:
+            # The first one took longer than this one, as on a busy machine.
+            whole = max(0.1, (whole + delay) / 2)
         target.check(case)
-    assert struck >= times // 4
 
 
 def test_killed_at_a_random_moment_of_an_update(target: Target) -> None:
