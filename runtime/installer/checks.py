@@ -100,12 +100,12 @@ def _run(environment: Environment, bundles: Path, *arguments: str, policy: Path 
     if finished.returncode:
         shown = " ".join(Path(argument).name for argument in arguments)
         text = finished.stdout + finished.stderr
-        if policy is not None:
-            # The temporary one has the requirements of this one.
-            text = text.replace(str(policy), str(Policy.current().path))
         if not bundles.parent.name.isdecimal():
             # The folder of a release that is put together, and gone when this is read.
             text = text.replace(f"{bundles}/", f"{_FOLDER}/")
+        if policy is not None:
+            # The temporary one has the requirements of this one.
+            text = text.replace(str(policy), str(Policy.current().path))
         output = [line for line in text.strip().splitlines() if not line.startswith(_FINE)][-_LONGEST:]
         quoted = "".join(f"\n  | {line}" for line in output)
         code = finished.returncode if finished.returncode > 0 else BundleError.exit_code
