@@ -42,6 +42,7 @@ from .prompt import Prompt, begun, checked_id
 from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
+from .token_choice import TokenChoice
 
 _SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
@@ -300,21 +301,26 @@ class Decoder(Closable):
         self._check_open()
         ids = self._ids_of(prompt)
         cache = self.new_cache() if cache is None else self._checked_cache(cache)
+        max_tokens = self._checked_max_tokens(chosen.max_tokens, len(ids), cache)
+        choice = self.token_choice(ids, chosen, max_tokens=max_tokens)
+        return Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
+
+    def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice:
+        """The choice of the tokens that follow the prompt `ids`; raises InputError for an option that is not valid."""
         top = checked_integer(chosen.top_logprobs, "top_logprobs", least=None)
         if not 0 <= top <= self.facts.vocabulary:
             raise InputError(
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
-        return Steps(
-            ModelRunner(self.session, cache),
-            ids,
-            max_tokens=self._checked_max_tokens(chosen.max_tokens, len(ids), cache),
+        return TokenChoice(
+            self.facts.vocabulary,
+            max_tokens=max_tokens,
+            prompt=ids,
             eos_ids=self.facts.eos_ids,
             sampling=chosen.sampling,
             sampler=chosen.sampler,
-            run_tokens=self.run_tokens,
             top_logprobs=top,
-            lookup=chosen.lookup,
+            graph=self.session.path,
         )
 
     def new_cache(self) -> KVCache:
@@ -335,8 +341,8 @@ class Decoder(Closable):
         cache = self.new_cache()
         # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
-        forward = ModelRunner(self.session, cache)
-        Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).prefill()
+        choice = TokenChoice(self.facts.vocabulary, max_tokens=1)
+        Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens).prefill()
         return cache
 
     def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
