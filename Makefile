@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit cuda-plan fuzz lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit test-kills test-mutations cuda-plan fuzz lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-kit   carry a kit of the demo's bundles to this machine, without network and as another user (Linux, strace)"
 	@echo "make test-openssf  signatures made here and verified by OpenSSF's model_signing, and the other way round"
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
+	@echo "make test-kills, make test-mutations   kill -9 at random (KILLS=200), changed files (MUTATIONS=100000)"
 	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
@@ -95,6 +96,18 @@ wheel-lock: $(VENV)/.dev
 # Apart from the tests, because it fetches wheels.
 test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.kit_rehearsal $(BUNDLE) $(RERANKER_BUNDLE) $(INT4_BUNDLE)
+
+# kill -9 at so many random moments: of pack and unpack, of sign, and of each command of a kit's installer.
+test-kills: export KILLS ?= 200
+test-kills: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/runtime/pack/test_mutated_packs.py tests/exporters/packaging/test_sign.py \
+		tests/runtime/installer/test_kills.py -k "many_kills or random_moments"
+
+# Half are packs, the others manifests and signatures.
+test-mutations: MUTATIONS ?= 100000
+test-mutations: $(VENV)/.dev
+	rm -rf .cache/mutations
+	$(BIN)/python -m tests.mutations .cache/mutations/work $(MUTATIONS)
 
 # Its folder can be cached: packages are fetched again only for other versions.
 test-cross: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json

@@ -18,12 +18,13 @@ from benchmarks.processor import processor
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table
 from ortkit.exporters.packaging.sign import generate_key, read_key, sign_bundle
-from ortkit.runtime.bundle.bundle import GRAPH_DATA, sha256_of
+from ortkit.runtime.bundle.bundle import GRAPH_DATA
+from ortkit.runtime.file_hash import sha256_of
 
 OPEN = """
 import sys, time
 from ortkit import Bundle
-from ortkit.runtime.bundle import public_key
+from ortkit.runtime.trust import public_key
 if sys.argv[2] == "openssl":
     sys.modules["cryptography"] = None
 begun = time.perf_counter()

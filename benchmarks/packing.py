@@ -20,8 +20,8 @@ from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from ortkit.exporters.packaging.pack import pack
 from ortkit.runtime.bundle.folder import MANIFEST
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import unpack
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.pack.unpack import unpack
 
 BLOCK = 1 << 24
 

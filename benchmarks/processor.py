@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 
-from ortkit.runtime.session.cpu import CPUINFO, cpu_features
+from ortkit.runtime.host_facts import CPUINFO
+from ortkit.runtime.session.cpu import cpu_features
 
 CLASSES = (
     ("amx_int8", "AVX-512 with VNNI and AMX"),

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..runtime.bundle.bundle import TOKENIZER, Bundle
 from ..runtime.bundle.folder import DraftBundle
-from ..runtime.bundle.manifest import Manifest, Precision, manifest_to_json
+from ..runtime.bundle.manifest import Manifest, Precision
+from ..runtime.bundle.manifest_json import manifest_to_json
 from ..runtime.bundle.writer import BundleWriter
 from .bundle_manifest import make_manifest, tokenizer_facts
 from .certification.probe import calibration_texts, probe_texts

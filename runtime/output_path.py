@@ -165,6 +165,19 @@ def try_lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
     return True
 
 
+def lock_holder(descriptor: int) -> str:
+    """Which process has locked a file or folder (proc_locks(5)), for messages."""
+    status = os.fstat(descriptor)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        pid = next(int(line.split()[4]) for line in lines if "FLOCK" in line and place in line.split())
+        return f"the process {pid} of the user {Path(f'/proc/{pid}').stat().st_uid}"
+    # Not on Linux, released by now, or a process of another PID namespace.
+    except (OSError, LookupError, ValueError, StopIteration):
+        return "another process"
+
+
 class NameInBytes:
     """A path as bytes, for libraries that always encode strings in UTF-8."""
 

@@ -47,15 +47,23 @@ class _MemoryExceededError(Exception):
     """The child process has more memory than its limit."""
 
 
-def verify(bundle: Bundle, *, seconds: float | None = None, opened: Callable[[str], None] | None = None) -> Replay:
+def verify(
+    bundle: Bundle,
+    *,
+    seconds: float | None = None,
+    allow_downgrade: bool = False,
+    opened: Callable[[str], None] | None = None,
+) -> Replay:
     """Open a bundle, whose hashes were checked, and replay its certificate in a child process.
 
-    `opened` is called with the provider once the graph is open. Raises BundleError where the child takes more than
-    `seconds`, more memory than a model of this size needs, or crashes; and the errors of opening and replaying.
+    `allow_downgrade` is that of `Bundle.open`. `opened` is called with the provider once the graph is open. Raises
+    BundleError where the child takes more than `seconds`, more memory than a model of this size needs, or crashes; and
+    the errors of opening and replaying.
     """
     limit = _SECONDS + bundle.size / _BYTES_PER_SECOND if seconds is None else seconds
     memory = memory_for(bundle)
-    command = python_command("-c", _CHILD, json.dumps(sys.path), str(bundle.path), str(memory))
+    options = [str(bundle.path), str(memory), json.dumps(allow_downgrade)]
+    command = python_command("-c", _CHILD, json.dumps(sys.path), *options)
     watched = None if limits_data(bundle.provider) else memory
     # onnxruntime quotes the graph on stderr, unescaped.
     with subprocess.Popen(
@@ -163,7 +171,7 @@ def _crashed(bundle: Bundle, code: int) -> BundleError:
 
 def child() -> None:
     """The main function of the child process."""
-    _, path, memory = sys.argv[1:]
+    _, path, memory, allow_downgrade = sys.argv[1:]
     out = os.dup(1)
     # Output of libraries must not mix with the reports.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -172,7 +180,7 @@ def child() -> None:
         os.write(out, json.dumps(report).encode() + b"\n")
 
     try:
-        bundle = Bundle.listed(Path(path))
+        bundle = Bundle.listed(Path(path), allow_downgrade=json.loads(allow_downgrade))
         if limits_data(bundle.provider):
             limit_memory(int(memory))
         model = model_of(bundle)

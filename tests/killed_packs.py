@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ortkit.exporters.packaging.pack import pack
 from ortkit.runtime.bundle.bundle import Bundle
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import unpack
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.pack.unpack import unpack
 
 
 def unpack_all(path: Path, out: Path) -> None:

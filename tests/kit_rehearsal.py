@@ -143,7 +143,7 @@ class Rehearsal:
             change(copy)
             sign_bundle(copy, self.key, release=release)
             copies.append(Bundle.listed(copy))
-        plan = self.plan(name, copies, release)
+        plan = self.plan("line", copies, release)
         out = self.scratch / f"{name}.kit"
         without = digests_of(self.scratch / f"{since}.kit") if since else set()
         write_kit(plan, out, sign=lambda files, subject: sign_files(files, subject, self.key), without=without)
@@ -165,15 +165,15 @@ class Rehearsal:
             (appliance.folder / kit.name).chmod(0o444)
 
         install = ("sh", first.name, "install", "--trusted-key", key, "--prefix", appliance.prefix)
-        check(appliance.run(*install), shown=f"line1: release 1 in {appliance.prefix}")
+        check(appliance.run(*install), shown=f"line: release 1 in {appliance.prefix}")
         say("installed")
         self.use(appliance, say)
         files = {path for path in (appliance.prefix / "current" / "bundles").rglob("*") if path.is_file()}
         assert files
         assert not any(path.stat().st_mode & 0o222 for path in files), "a bundle can be written"
 
-        check(appliance.installer(update.name), shown=f"line2: release 2 in {appliance.prefix}")
-        check(appliance.installer("status"), shown="* 2  line2, release 2 of it")
+        check(appliance.installer(update.name), shown=f"line: release 2 in {appliance.prefix}")
+        check(appliance.installer("status"), shown="* 2  line, release 2 of it")
         say("updated")
         self.use(appliance, say)
 
@@ -182,7 +182,7 @@ class Rehearsal:
         self.use(appliance, say)
 
         check(appliance.installer(first.name), 7, "is release 1, and release 2 was installed")
-        check(appliance.installer("rollback"), shown=f"line1: release 1 in {appliance.prefix}")
+        check(appliance.installer("rollback"), shown=f"line: release 1 in {appliance.prefix}")
         say("went back")
         self.use(appliance, say)
         check(appliance.installer("uninstall"), shown="removed the installation")

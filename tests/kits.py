@@ -21,9 +21,9 @@ from ortkit.exporters.packaging.kit import KitPlan, plan_kit, write_kit
 from ortkit.exporters.packaging.kit_installer import installer_zip
 from ortkit.exporters.packaging.sign import sign_files
 from ortkit.exporters.packaging.wheelhouse import DESCRIPTION, REQUIREMENTS, Wheelhouse, WheelRecord, requirements
-from ortkit.runtime.bundle.public_key import TrustedKey
 from ortkit.runtime.bundle.records import write_record
 from ortkit.runtime.installer.host import Host
+from ortkit.runtime.trust.public_key import TrustedKey
 from tests.tiny_bundles import rehash, write_embedder
 
 PYTHON = sys.version_info[:2]
@@ -164,7 +164,7 @@ class Kits:
 
 
 def write_kits(folder: Path) -> Kits:
-    """`line1`; `line2` with a new file in its bundle and a new ortkit; `update`: what is new in it; `broken`."""
+    """Kits of one line: `line1`; `line2`, with a new bundle and a new ortkit; `update`: what is new in it; `broken`."""
     key = OpensslKey.make(folder)
     first = bundle(folder / "a" / "tiny", notes=b"first" * 1000)
     second = bundle(folder / "b" / "tiny", notes=b"second" * 1000)
@@ -172,9 +172,9 @@ def write_kits(folder: Path) -> Kits:
     old, new = wheelhouse(folder / "wheels-1"), wheelhouse(folder / "wheels-2", version="99.0")
     common = {"target": PLATFORM, "python": PYTHON}
     plans = {
-        "line1": plan_kit("line1", [first], old, release=1, **common),
-        "line2": plan_kit("line2", [second], new, release=2, **common),
-        "broken": plan_kit("broken", [broken], new, release=3, **common),
+        "line1": plan_kit("line", [first], old, release=1, **common),
+        "line2": plan_kit("line", [second], new, release=2, **common),
+        "broken": plan_kit("line", [broken], new, release=3, **common),
     }
     kits = Kits(folder, key, plans)
     for name, plan in plans.items():

@@ -1,11 +1,17 @@
-"""Which cases of a test run with the fast tests."""
+"""Which cases of a test run with the fast tests, and how often one tries at random."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+
+
+def number_of_kills(default: int) -> int:
+    """At how many random moments a slow test kills each action, unless KILLS says so: `make test-kills KILLS=200`."""
+    return int(os.environ.get("KILLS", default))
 
 
 def slow_but(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ortkit import Bundle
-from ortkit.runtime.bundle.oci_layout import (
+from ortkit.runtime.pack.oci_layout import (
     FILE_PATH,
     IMAGE_MANIFEST,
     KIND,

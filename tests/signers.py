@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ortkit import Bundle
 from ortkit.exporters.packaging.sign import SigningKey, sign_bundle
-from ortkit.runtime.bundle.public_key import PublicKey, TrustedKey
-from ortkit.runtime.bundle.x509 import Certificate
+from ortkit.runtime.trust.public_key import PublicKey, TrustedKey
+from ortkit.runtime.trust.x509 import Certificate
 
 BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 YEAR = dt.timedelta(days=365)

@@ -13,7 +13,8 @@ from typing import Any
 from ortkit import Bundle, Manifest
 from ortkit.runtime.bundle.bundle import TOKENIZER
 from ortkit.runtime.bundle.folder import MANIFEST
-from ortkit.runtime.bundle.manifest import FileRecord, manifest_to_json
+from ortkit.runtime.bundle.manifest import FileRecord
+from ortkit.runtime.bundle.manifest_json import manifest_to_json
 
 
 def changed_bundle(

@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, Decoder, Kind, Pooling, Precision, Provider, Scores
-from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER, sha256_of
+from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
 from ortkit.runtime.bundle.folder import MANIFEST
+from ortkit.runtime.bundle.golden_vector import pack_vector
 from ortkit.runtime.bundle.manifest import (
     SCHEMA,
     Activation,
@@ -28,9 +29,9 @@ from ortkit.runtime.bundle.manifest import (
     RerankerFacts,
     Source,
     TokenizerFacts,
-    pack_vector,
 )
 from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.file_hash import sha256_of
 from tests.decoders import write_decoder, write_tokenizer
 
 WIDTH, DENSE = 8, 6
@@ -167,7 +168,7 @@ def write_certified_decoder(target: Path) -> Bundle:
 
 
 def with_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    from ortkit.runtime.bundle.manifest import manifest_to_json
+    from ortkit.runtime.bundle.manifest_json import manifest_to_json
 
     (folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
     return Bundle.open(folder)

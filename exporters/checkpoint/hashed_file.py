@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.verified_files import HASHED
 from ...runtime.errors import CheckpointError
+from ...runtime.file_hash import HASHED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.manifest import Certificate, Golden, Manifest, Precision, pack_vector
+from ...runtime.bundle.golden_vector import pack_vector
+from ...runtime.bundle.manifest import Certificate, Golden, Manifest, Precision
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.encoder.pooling import cosines
 from ...runtime.errors import OrtkitError, UnsupportedModelError

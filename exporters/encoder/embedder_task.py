@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER
+from ...runtime.bundle.bundle import TOKENIZER
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.graph_io import INPUT_IDS
 from ...runtime.bundle.manifest import (
@@ -32,16 +32,15 @@ from ...runtime.text.tokenizer import Tokenizer
 from ..certification.probe import calibration_texts, probe_texts
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.kind import positions_of
-from ..graph.external_data import save_graph
 from ..models.loading import load_tokenizer
 from ..models.tokenizer import lower_case_first
 from ..progress import counted
-from ..providers.coreml_certify import check_buckets
-from ..steps import ModelFacts, QuantizedGraph, Workspace
+from ..steps import ModelFacts, Workspace
 from .certify import LOWEST_COSINE, Sample, certify_embedder, check_exact, check_length, exact_samples
 from .dense import dense_layers, write_dense
 from .embedder_reference import PublishedEmbedder
-from .quantize import SAMPLE, Feeds, in_float16, quantize_with_recipe, with_threshold
+from .encoder_task import EncoderTask
+from .quantize import SAMPLE, Feeds
 from .recipe_search import Outputs
 from .tracing import IMPLEMENTED_HERE, load_model, rebuilt, trace
 
@@ -59,14 +58,13 @@ class EmbedderReference:
 
 
 @dataclass(frozen=True)
-class EmbedderTask:
+class EmbedderTask(EncoderTask[Embedder, EmbedderReference]):
     """Token vectors, pooled to the vector of a text; agreement is the lowest cosine."""
 
     checkpoint: Checkpoint
     settings: EmbedderFacts
     """What the checkpoint's files say, without the tokenizer and the weights of dense layers."""
 
-    resumable: ClassVar[bool] = False
     measure: ClassVar[str] = "cosine"
     default_threshold: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
     lowest: ClassVar[float] = LOWEST_COSINE[Precision.INT8]
@@ -106,44 +104,24 @@ class EmbedderTask:
         samples = exact_samples(published, own, draft.manifest)
         return EmbedderReference(published.name, published.vectors(probe_texts().texts), samples)
 
-    def quantize(
-        self,
-        graph: ir.Model,
-        trial: DraftBundle,
-        reference: EmbedderReference,
-        threshold: float | None,
-        work: Workspace,
-    ) -> QuantizedGraph:
-        save_graph(graph, trial.path / GRAPH)
-        check_exact(Embedder(trial), reference.samples)
-        if trial.manifest.precision is Precision.FP16:
-            return in_float16(graph, trial.manifest, self._probe_feeds(trial), work.scratch)
-        return quantize_with_recipe(graph, trial, self, reference.vectors, threshold, work.scratch)
+    def opened(self, bundle: DraftBundle) -> Embedder:
+        return Embedder(bundle)
 
-    def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:  # noqa: ARG002
-        save_graph(graph, folder / GRAPH)
+    def check_exact(self, model: Embedder, reference: EmbedderReference) -> None:
+        check_exact(model, reference.samples)
 
-    def certify(
-        self,
-        draft: DraftBundle,
-        reference: EmbedderReference,
-        threshold: float | None,
-        work: Workspace,  # noqa: ARG002
-    ) -> Certificate:
-        embedder = Embedder(draft)
-        if draft.manifest.precision is Precision.FP32:
-            check_exact(embedder, reference.samples)
-        if draft.manifest.buckets is not None:
-            check_buckets(embedder, list(self._probe_feeds(draft)))
-        found = certify_embedder(embedder, reference.vectors, reference=reference.name, min_cosine=threshold)
-        return with_threshold(found, draft, self.default_threshold if threshold is None else threshold)
+    def expected(self, reference: EmbedderReference) -> Outputs:
+        return reference.vectors
+
+    def certified(self, model: Embedder, reference: EmbedderReference, threshold: float | None) -> Certificate:
+        return certify_embedder(model, reference.vectors, reference=reference.name, min_cosine=threshold)
 
     def calibration_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
         tokenizer = Tokenizer(trial.file(TOKENIZER), trial.manifest.tokenizer)
         for text in counted(tokenizer.tokenize(calibration_texts().texts), "texts"):
             yield {INPUT_IDS: text.ids[np.newaxis]}
 
-    def _probe_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
+    def probe_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
         tokenizer = Tokenizer(trial.file(TOKENIZER), trial.manifest.tokenizer)
         for text in counted(tokenizer.tokenize(probe_texts().texts), "texts"):
             yield graph_feeds({INPUT_IDS: text.ids[np.newaxis]}, trial.manifest)

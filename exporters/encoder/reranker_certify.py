@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle.golden_vector import pack_vector
 from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
-from ...runtime.bundle.manifest import Certificate, Golden, Precision, pack_vector
+from ...runtime.bundle.manifest import Certificate, Golden, Precision
 from ...runtime.encoder.ranking import score
 from ...runtime.encoder.reranker import Reranker
 from ...runtime.errors import OrtkitError, UnsupportedModelError

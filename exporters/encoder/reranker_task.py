@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import tokenizers
 
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER
+from ...runtime.bundle.bundle import TOKENIZER
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.graph_io import TOKEN_TYPE_IDS
 from ...runtime.bundle.manifest import (
@@ -33,13 +33,12 @@ from ..certification.pair_probe import pair_probe
 from ..certification.probe import calibration_pairs, probe_searches
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, read_cross_encoder
-from ..graph.external_data import save_graph
 from ..models.loading import load_tokenizer
 from ..models.tokenizer import lower_case_first, lower_cased
 from ..progress import counted
-from ..providers.coreml_certify import check_buckets
-from ..steps import ModelFacts, QuantizedGraph, Workspace
-from .quantize import SAMPLE, Feeds, in_float16, quantize_with_recipe, with_threshold
+from ..steps import ModelFacts, Workspace
+from .encoder_task import EncoderTask
+from .quantize import SAMPLE, Feeds
 from .recipe_search import Outputs
 from .reranker_certify import (
     DEFAULT_TAU,
@@ -59,7 +58,7 @@ _PROBE_TOKENS, _PROBE_PAIRS, _SCORED_PAIRS = 512, 48, 8
 
 
 @dataclass(frozen=True)
-class RerankerTask:
+class RerankerTask(EncoderTask[Reranker, PairReference]):
     """Logits of pairs, which rank documents; agreement is the mean of Kendall's tau over queries."""
 
     checkpoint: Checkpoint
@@ -70,7 +69,6 @@ class RerankerTask:
     max_length: int
     """In tokens, of a pair."""
 
-    resumable: ClassVar[bool] = False
     measure: ClassVar[str] = "Kendall's tau"
     default_threshold: ClassVar[float] = DEFAULT_TAU
     lowest: ClassVar[float] = LOWEST_TAU[Precision.INT8]
@@ -134,32 +132,17 @@ class RerankerTask:
             np.stack([library.scores(pair) for pair in short[:_SCORED_PAIRS]]),
         )
 
-    def quantize(
-        self, graph: ir.Model, trial: DraftBundle, reference: PairReference, threshold: float | None, work: Workspace
-    ) -> QuantizedGraph:
-        save_graph(graph, trial.path / GRAPH)
-        check_exact_pairs(Reranker(trial), reference)
-        if trial.manifest.precision is Precision.FP16:
-            return in_float16(graph, trial.manifest, self._probe_feeds(trial), work.scratch)
-        return quantize_with_recipe(graph, trial, self, reference.logits, threshold, work.scratch)
+    def opened(self, bundle: DraftBundle) -> Reranker:
+        return Reranker(bundle)
 
-    def write(self, graph: ir.Model, folder: Path, work: Workspace) -> None:  # noqa: ARG002
-        save_graph(graph, folder / GRAPH)
+    def check_exact(self, model: Reranker, reference: PairReference) -> None:
+        check_exact_pairs(model, reference)
 
-    def certify(
-        self,
-        draft: DraftBundle,
-        reference: PairReference,
-        threshold: float | None,
-        work: Workspace,  # noqa: ARG002
-    ) -> Certificate:
-        reranker = Reranker(draft)
-        if draft.manifest.precision is Precision.FP32:
-            check_exact_pairs(reranker, reference)
-        if draft.manifest.buckets is not None:
-            check_buckets(reranker, list(self._probe_feeds(draft)))
-        found = certify_reranker(reranker, reference, min_tau=threshold)
-        return with_threshold(found, draft, self.default_threshold if threshold is None else threshold)
+    def expected(self, reference: PairReference) -> Outputs:
+        return reference.logits
+
+    def certified(self, model: Reranker, reference: PairReference, threshold: float | None) -> Certificate:
+        return certify_reranker(model, reference, min_tau=threshold)
 
     def calibration_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
         typed = TOKEN_TYPE_IDS in trial.manifest.inputs
@@ -167,7 +150,7 @@ class RerankerTask:
         for pair in counted(list(tokenizer.tokenize(calibration_pairs())), "pairs"):
             yield tokenizer.feeds([pair])
 
-    def _probe_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
+    def probe_feeds(self, trial: DraftBundle) -> Iterator[Feeds]:
         typed = TOKEN_TYPE_IDS in trial.manifest.inputs
         tokenizer = self._own_tokenizer(trial.path, trial.manifest.tokenizer, typed=typed)
         for pair in counted(tokenizer.tokenize(probe_searches().pairs), "pairs"):

@@ -11,11 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import Provider
-from ...runtime.bundle.oci_layout import Blob, NewArtifact, NewLayer, OciLayout, write_layout
 from ...runtime.errors import InputError, OrtkitError
 from ...runtime.installer.host import PLATFORMS, Needs
 from ...runtime.installer.kit_file import Kit
@@ -31,8 +29,12 @@ from ...runtime.installer.kit_format import (
     check_name,
     signed_files,
 )
-from ...runtime.installer.wheel_file import WheelName, unpacked_size
+from ...runtime.installer.wheel_file import WheelName, record_sha256, unpacked_size
 from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
+from ...runtime.pack.blob_store import Progress
+from ...runtime.pack.layout_writer import NewArtifact, NewLayer, write_layout
+from ...runtime.pack.oci_layout import Blob, OciLayout
+from ...runtime.trust.signature import SIGNATURE
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
 from .sbom import Wheel, sbom_json, sbom_of_kit
@@ -202,6 +204,7 @@ def _artifacts_of(plan: KitPlan) -> list[NewArtifact]:
         needs=plan.needs,
         release=plan.release,
         unpacked={name: unpacked_size(path) for name, path in files.items()},
+        records={name: record_sha256(path) for name, path in files.items()},
     )
     sbom = sbom_of_kit(
         plan.name,
@@ -226,6 +229,12 @@ def digests_of(path: Path) -> set[str]:
     """The digests of all that an earlier kit lists, for `--since`."""
     with Kit.open(path) as kit:
         return {blob.digest for artifact in kit.layout.artifacts for blob in artifact.layers.values()}
+
+
+def name_of(path: Path) -> str:
+    """The name of an earlier kit, which an update to it has too."""
+    with Kit.open(path) as kit:
+        return kit.facts().name
 
 
 def digests_in_list(path: Path) -> set[str]:

@@ -9,28 +9,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.blob_store import Progress
 from ...runtime.bundle.bundle import Bundle, is_regular
-from ...runtime.bundle.folder import MANIFEST, SBOM_FILE, SIGNATURE
+from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest import Kind, Manifest
-from ...runtime.bundle.oci_layout import (
-    BUNDLE,
-    Blob,
-    NewArtifact,
-    NewLayer,
-    layout_size,
-    write_layout,
-    write_layout_folder,
-)
 from ...runtime.bundle.staging import StagingFolder
 from ...runtime.errors import InputError, OrtkitError, OutputError
-from ...runtime.installer.open_layout import open_layout
+from ...runtime.installer.kit_file import open_layout
 from ...runtime.output_path import cannot_write, flush_folder, regular_target_of, replacing
+from ...runtime.pack.blob_store import Progress
+from ...runtime.pack.layout_writer import NewArtifact, NewLayer, layout_size, write_layout, write_layout_folder
+from ...runtime.pack.oci_layout import BUNDLE, DIGEST, Blob
+from ...runtime.trust.signature import SIGNATURE
 from .sbom import sbom_json, sbom_of_bundle
 
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
@@ -41,7 +34,6 @@ _WEIGHT_FILES = (".onnx", ".data", ".npz")
 _DOCUMENTS = ("LICENSE", "NOTICE", "README.md", SBOM_FILE, SIGNATURE)
 _OUTPUTS = {Kind.EMBEDDER: "embedding", Kind.RERANKER: "other", Kind.DECODER: "text"}
 """ModelPack's modality of a model's output."""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ALWAYS = (MANIFEST, SBOM_FILE, SIGNATURE)
 """Files that say what a bundle is: they are in every pack."""
 
@@ -216,7 +208,7 @@ def read_digests(text: str, name: str) -> set[str]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if _DIGEST.fullmatch(words[0]) is None:
+        if DIGEST.fullmatch(words[0]) is None:
             raise InputError(
                 f"line {number} of `{name}` does not begin with a digest (`sha256:` and 64 hexadecimal digits)",
                 hint="`ortkit list --digests` on the appliance prints them",

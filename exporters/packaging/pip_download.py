@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...runtime.bundle.bundle import sha256_of
 from ...runtime.child_process import python_command
 from ...runtime.errors import BundleError, MissingPartError, NetworkError
+from ...runtime.file_hash import sha256_of
 from ...runtime.folder_size import bytes_in
 from ..progress import BYTES, Progress
 from .wheel_lock import Pin

@@ -1,4 +1,4 @@
-"""Sign bundles, packs and kits, and make the keys for it; `runtime/bundle/signature.py` describes the format.
+"""Sign bundles, packs and kits, and make the keys for it; `runtime/trust/signature.py` describes the format.
 
 Needs the package `cryptography` (extra `sign`).
 """
@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.der import DerError
-from ...runtime.bundle.folder import MANIFEST, SIGNATURE
-from ...runtime.bundle.manifest import json_of
-from ...runtime.bundle.public_key import PublicKey
-from ...runtime.bundle.signature import (
+from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.manifest_json import json_of
+from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
+from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
+from ...runtime.trust.der import DerError
+from ...runtime.trust.public_key import PublicKey
+from ...runtime.trust.signature import (
     LARGEST_SIGNATURE,
     MEDIA_TYPE,
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
+    SIGNATURE,
     STATEMENT_TYPE,
     pre_authentication_encoding,
 )
-from ...runtime.bundle.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
-from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
-from ...runtime.installer.pack_signature import signature_beside
-from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
+from ...runtime.trust.x509 import LONGEST_CHAIN, Certificate, CertificateError, check_signer, read_certificates
 from ..extras import need
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def sign_bundle(path: str | os.PathLike[str], key: SigningKey, *, release: int |
 
 def sign_layout(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     """Sign a pack, whose blobs are verified before; the signature lies beside it. Raises as `sign_bundle` does."""
-    from ...runtime.bundle.oci_layout import OciLayout
+    from ...runtime.pack.oci_layout import OciLayout, signature_beside
 
     where = Path(path)
     with OciLayout.open(where) as layout:
@@ -294,7 +294,6 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     `sign_bundle` does.
     """
     from ...runtime.installer.kit_file import Kit
-    from ...runtime.installer.kit_format import HEADER_SIZE, Parts
     from .kit import padded_signature
 
     where = Path(path)
@@ -307,10 +306,7 @@ def sign_kit(path: str | os.PathLike[str], key: SigningKey) -> Signed:
     content = padded_signature(sign_files(files, name, key))
     try:
         with where.open("r+b") as file:
-            parts = Parts.read(file.read(HEADER_SIZE))
-            if parts is None:
-                raise BundleError(f"`{where}` was changed while it was signed")
-            file.seek(parts.signature)
+            file.seek(kit.parts.signature)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.bundle.bundle import is_regular, sha256_of
+from ...runtime.bundle.bundle import is_regular
 from ...runtime.bundle.records import RecordError, read_record, write_record
 from ...runtime.bundle.writer import FolderWriter
 from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
+from ...runtime.file_hash import sha256_of
 from ...runtime.output_path import cannot_write
 from ...runtime.version import __version__
 from ..progress import NoProgress, Progress, stage

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
+from ..file_hash import sha256_of
 from ..output_path import bundles_folder
+from ..trust.policy import Policy
+from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE
 from .file_names import DEPTH, folded, path_problem
-from .folder import MANIFEST, SIGNATURE, BundleFolder
-from .manifest import FileRecord, manifest_from_json
-from .policy import Policy
-from .signature import LARGEST_SIGNATURE
-from .verified_files import VerifiedFiles, hash_of
+from .folder import MANIFEST, SBOM_FILE, BundleFolder
+from .manifest import FileRecord
+from .manifest_json import manifest_from_json
+from .verified_files import VerifiedFiles
 
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
@@ -30,6 +32,11 @@ LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
 _LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
+_BESIDE = {SIGNATURE: LARGEST_SIGNATURE, SBOM_FILE: 1 << 24}
+"""Files that may lie beside those of the manifest, and the most bytes of each.
+
+The signature is verified where the policy requires one. `oras pull` writes the SBOM of a pack; the runtime reads none.
+"""
 _LARGEST_BUNDLE = 1 << 38
 """Bytes of all files; hashing reads them."""
 MOST_FILES = 10_000
@@ -48,12 +55,19 @@ class Bundle(BundleFolder):
     """
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_all: bool = False, allow_downgrade: bool = False) -> Bundle:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_all: bool = False,
+        allow_downgrade: bool = False,
+        record: bool = True,
+    ) -> Bundle:
         """Open a bundle and verify all hashes, and its signature where the machine's policy requires one.
 
         A large file that was verified before and is unchanged since is not read again (`verified_files.py`), unless
         `read_all` or the policy says so. `allow_downgrade` accepts a release that is older than one that was trusted
-        before.
+        before. Without `record`, the release is not recorded as trusted; call `accept` once it is.
 
         Raises NotFoundError, BundleError for a missing or modified file, NotTrustedError for a bundle that the policy
         refuses, and InputError for a policy that cannot be used.
@@ -61,25 +75,34 @@ class Bundle(BundleFolder):
         policy = Policy.current()
         bundle = cls._listed(path, policy, allow_downgrade=allow_downgrade)
         bundle.check_hashes(bundle.manifest.files, read_all=read_all or policy.always_hash)
-        policy.accept(bundle.manifest.name, bundle.manifest.release, allow_downgrade=allow_downgrade)
+        if record:
+            policy.accept(bundle.manifest.counter, bundle.manifest.release, allow_downgrade=allow_downgrade)
         return bundle
 
+    def accept(self, *, allow_downgrade: bool = False) -> None:
+        """Record the release of a verified bundle, where the policy requires signatures; older ones are refused then.
+
+        Raises NotTrustedError for an older one without `allow_downgrade`, and OutputError.
+        """
+        Policy.current().accept(self.manifest.counter, self.manifest.release, allow_downgrade=allow_downgrade)
+
     @classmethod
-    def listed(cls, path: str | os.PathLike[str]) -> Bundle:
+    def listed(cls, path: str | os.PathLike[str], *, allow_downgrade: bool = False) -> Bundle:
         """Open a bundle and check file names, sizes, and its signature where the policy requires one.
 
         Call `check_hashes` before using a file. Raises InputError for anything but a path, NotFoundError, BundleError
         where the files are not those of the manifest, and NotTrustedError for a bundle that the policy refuses.
         """
-        return cls._listed(path, Policy.current())
+        return cls._listed(path, Policy.current(), allow_downgrade=allow_downgrade)
 
     @classmethod
     def _listed(cls, path: str | os.PathLike[str], policy: Policy, *, allow_downgrade: bool = False) -> Bundle:
         bundle, files = cls.unsigned(path)
         if policy.require_signature:
             policy.verify(bundle.path, files)
+            policy.check_ownership(bundle.path, (*files, SIGNATURE))
             if not allow_downgrade:
-                policy.releases.check(bundle.manifest.name, bundle.manifest.release)
+                policy.releases.check(bundle.manifest.counter, bundle.manifest.release)
         return bundle
 
     @classmethod
@@ -167,9 +190,10 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
     _check_spelling(files)
     check_sizes(folder, files)
     found = set(walk(folder)) - {MANIFEST}
-    if SIGNATURE in found:
-        _check_signature_file(folder / SIGNATURE)
-        found.remove(SIGNATURE)
+    for name, most in _BESIDE.items():
+        if name in found and name not in files:
+            _check_file_beside(folder / name, most)
+            found.remove(name)
     for name in sorted(found - set(files)):
         raise BundleError(
             f"`{folder}` holds `{name}`, which its manifest does not list",
@@ -188,13 +212,13 @@ def _check_names(folder: Path, files: dict[str, FileRecord]) -> None:
             )
 
 
-def _check_signature_file(path: Path) -> None:
-    """Refuse a signature that is a link or too large; what it says is checked where the policy requires one."""
+def _check_file_beside(path: Path, most: int) -> None:
+    """Refuse a link, or a file of more bytes than this; nothing in it is read here."""
     if not is_regular(path):
         raise BundleError(f"`{path}` is a link or not a regular file", hint=_NEW_COPY)
     size = path.stat().st_size
-    if size > LARGEST_SIGNATURE:
-        raise BundleError(f"`{path}` has {size} bytes; the limit is {LARGEST_SIGNATURE}", hint=_NEW_COPY)
+    if size > most:
+        raise BundleError(f"`{path}` has {size} bytes; the limit is {most}", hint=_NEW_COPY)
 
 
 def check_path(name: str) -> None:
@@ -268,8 +292,3 @@ def is_regular(path: Path) -> bool:
     # ValueError: a name with a zero byte.
     except (OSError, ValueError):
         return False
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hash_of(file)

@@ -10,8 +10,6 @@ from ..errors import BundleError
 from .manifest import Manifest, Provider
 
 MANIFEST = "manifest.json"
-SIGNATURE = "model.sig"
-"""The signature over all other files, if a bundle has one (`signature.py`)."""
 SBOM_FILE = "sbom.cdx.json"
 """A file of a pack beside those of a bundle; `ortkit inspect --sbom` prints it."""
 

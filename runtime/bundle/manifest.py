@@ -1,21 +1,12 @@
-"""The manifest of a bundle, `manifest.json`: its fields, reading and writing it, and the schemas of older versions."""
+"""The manifest of a bundle, `manifest.json`: its fields; `manifest_json.py` reads and writes it."""
 
 from __future__ import annotations
 
-import base64
-import json
-import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
 
-from ..errors import BundleError
-from .records import WITHIN, RecordError, read_record, write_record
-from .strict_json import RepeatedKeyError, unique_keys
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from ..trust.releases import counter_of
+from .records import WITHIN
 
 SCHEMA = 7
 """Increased whenever an older reader cannot read a new bundle, or a newer one would misread an old bundle.
@@ -25,22 +16,9 @@ SCHEMA = 7
 4: decoders. Fields of schema 3 keep their meaning.
 5: several poolings, more activations, the truncation side, log-probabilities of golden tokens, required versions.
    Fields of schema 4 keep their meaning.
-6: other names for some fields (_RENAMED). Fields of schema 5 keep their meaning.
+6: other names for some fields (`manifest_json.py`). Fields of schema 5 keep their meaning.
 7: graphs for other providers than the CPU: layout, buckets, certified_on. Fields of schema 6 keep their meaning.
 """
-OLDEST = 2
-"""The oldest schema that can be read."""
-_RENAMED_IN = 6
-_RENAMED = {
-    "source": {"licence": "license"},
-    "quantization": {
-        "products": "matmuls",
-        "exact_products": "float32_matmuls",
-        "precise_first_token": "cls_16bit",
-    },
-    "blocks": {"products": "matmuls", "exact_products": "float32_matmuls"},
-}
-"""Section -> name of a field before schema 6 -> its name now."""
 _POSITIVE_INT32 = {WITHIN: range(1, 1 << 31)}
 _WIDTH = {WITHIN: range(1, (1 << 16) + 1)}
 """Size of a vector or a head: far more than any model has."""
@@ -469,86 +447,7 @@ class Manifest:
     release: int | None = field(default=None, metadata=_POSITIVE_INT32)
     """Number of the release, for machines that refuse an older one; None where it was not set by `ortkit sign`."""
 
-
-def manifest_from_json(text: str) -> Manifest:
-    """Read a manifest; raises BundleError that names the first invalid field."""
-    try:
-        value = json.loads(text, object_pairs_hook=unique_keys)
-    except RepeatedKeyError as error:
-        raise BundleError(f"`manifest.json` is not valid: `{error.key}` is a duplicate key") from error
-    except ValueError as error:
-        raise BundleError(f"`manifest.json` is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise BundleError("`manifest.json` is nested too deeply") from error
-    schema = value.get("schema") if isinstance(value, dict) else None
-    # A boolean is an int in Python; `read_record` refuses it, and whatever else is not an integer.
-    if type(schema) is int:
-        _check_schema(schema, value)
-        value = _with_new_names(value) if schema < _RENAMED_IN else value
-    try:
-        return read_record(Manifest, value)
-    except RecordError as error:
-        raise BundleError(f"`manifest.json` is not valid: {error}") from error
-
-
-def _check_schema(schema: int, value: dict[str, Any]) -> None:
-    """Raise BundleError for a schema that this version cannot read."""
-    if OLDEST <= schema <= SCHEMA:
-        return
-    newer = schema > SCHEMA
-    raise BundleError(
-        f"the bundle was made with {'a newer' if newer else 'an older'} ortkit: its schema is {schema}; "
-        f"supported: {OLDEST} to {SCHEMA}",
-        hint="update ortkit on this machine, or export the bundle again with the version that runs here"
-        if newer
-        else f"export it again with this version: `ortkit export {_source_of(value)}`",
-    )
-
-
-def _with_new_names(value: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of an older schema with the field names of this one."""
-    return value | {
-        section: {names.get(key, key): entry for key, entry in value[section].items()}
-        for section, names in _RENAMED.items()
-        if isinstance(value.get(section), dict) and not names.values() & value[section].keys()
-    }
-
-
-def _source_of(value: dict[str, Any]) -> str:
-    """The model that a bundle was exported from, quoted for a shell; MODEL where the manifest does not say."""
-    source = value.get("source")
-    requested = source.get("requested") if isinstance(source, dict) else None
-    return shlex.quote(requested) if isinstance(requested, str) and requested else "MODEL"
-
-
-def manifest_to_json(manifest: Manifest) -> str:
-    """The contents of `manifest.json`."""
-    return json_of(manifest_fields(manifest))
-
-
-def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `manifest.json`, without a release that was not set: earlier versions do not know it."""
-    fields: dict[str, Any] = write_record(manifest)
-    if manifest.release is None:
-        del fields["release"]
-    return fields
-
-
-def json_of(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-
-
-def pack_vector(vector: NDArray[np.float32]) -> str:
-    """Encode a vector as little-endian float32 in base64."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-
-
-def unpack_vector(text: str) -> NDArray[np.float32]:
-    """The inverse of `pack_vector`; raises BundleError for invalid base64."""
-    # Not at the top: commands that only read a manifest do not need numpy.
-    import numpy as np  # noqa: PLC0415
-
-    try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
-    except ValueError as error:
-        raise BundleError("a golden vector in `manifest.json` is damaged") from error
+    @property
+    def counter(self) -> str:
+        """The name under which releases of this bundle are counted."""
+        return counter_of(self.name, self.precision.value, self.provider.value)

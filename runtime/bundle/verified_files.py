@@ -11,7 +11,6 @@ without it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..cache_folder import cache_folder, usable_folder
+from ..file_hash import hash_of
 from ..output_path import replacing
-from .ownership import is_open_to_others
+from ..trust.ownership import is_open_to_others
 
 NAME = "verified-files.json"
 _SMALLEST = 1 << 20
@@ -30,8 +30,6 @@ _MOST = 1000
 _LARGEST_FILE = 1 << 20
 _SETTLED = 2_000_000_000
 """Nanoseconds after which a change is sure to have another time, whatever the file system's resolution."""
-HASHED = 1 << 20
-"""Bytes to hash at a time. With larger buffers the C library's allocator keeps more memory."""
 
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in nanoseconds."""
@@ -73,15 +71,6 @@ class VerifiedFiles:
         with contextlib.suppress(OSError), replacing(self._path) as file:
             file.write(json.dumps({"files": entries}).encode("ascii"))
         self._new = {}
-
-
-def hash_of(file: BinaryIO) -> str:
-    """The sha256 of the rest of a file."""
-    digest = hashlib.sha256()
-    block = bytearray(HASHED)
-    while size := file.readinto(block):  # type: ignore[attr-defined]
-        digest.update(memoryview(block)[:size])
-    return digest.hexdigest()
 
 
 def _identity_of(file: BinaryIO) -> Identity:

@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import InputError
+from ..file_hash import sha256_of
 from ..output_path import flush_folder
-from .bundle import Bundle, is_regular, sha256_of, walk
+from .bundle import Bundle, is_regular, walk
 from .folder import MANIFEST
-from .manifest import FileRecord, Manifest, manifest_to_json
+from .manifest import FileRecord, Manifest
+from .manifest_json import manifest_to_json
 from .staging import StagingFolder
 
 

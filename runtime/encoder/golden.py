@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.folder import BundleFolder
-from ..bundle.manifest import Golden, Kind, unpack_vector
+from ..bundle.golden_vector import unpack_vector
+from ..bundle.manifest import Golden, Kind
 from ..errors import BundleError
 from ..session.tolerance import DisagreementError, Tolerance, hint_for, tolerance_of
 from .pooling import cosines

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundle.policy import Policy
 from ..errors import BundleError, OrtkitError, OutputError
+from ..trust.policy import Policy
 from .environment import Environment
 from .trial_policy import trial_policy
 
@@ -17,6 +17,12 @@ _USAGE = 2
 """Exit code of a command that does not exist."""
 _LONGEST = 20
 """Lines of a check's output that an error quotes."""
+_FOLDER = "FOLDER"
+"""Stands for the folder of bundles of a release that was not added."""
+_UNPACK = (
+    f"show these lines to who made the kit; `ortkit unpack KIT -o {_FOLDER}` writes its bundles to a folder, for the "
+    "commands in them"
+)
 _FINE = "ok  "
 """How the lines of `ortkit doctor` begin that an error does not quote."""
 
@@ -72,14 +78,13 @@ def check_release(
     names = sorted(path.name for path in bundles.iterdir())
     # Of the edition of ortkit that the kit has.
     has_doctor = environment.run("doctor", "--help", bundles=bundles).returncode != _USAGE
-    downgrade = ("--allow-downgrade",) if allow_downgrade else ()
-    with trial_policy() as policy:
+    with trial_policy(allow_downgrade=allow_downgrade) as policy:
         for name in names:
             if has_doctor:
                 say(f"checking this machine for {name}")
                 _run(environment, bundles, "doctor", str(bundles / name), policy=policy)
             say(f"verifying {name} on this machine")
-            _run(environment, bundles, "verify", *downgrade, str(bundles / name), policy=policy)
+            _run(environment, bundles, "verify", str(bundles / name), policy=policy)
 
 
 def check_starts(environment: Environment, bundles: Path) -> None:
@@ -98,10 +103,14 @@ def _run(environment: Environment, bundles: Path, *arguments: str, policy: Path 
         if policy is not None:
             # The temporary one has the requirements of this one.
             text = text.replace(str(policy), str(Policy.current().path))
+        if not bundles.parent.name.isdecimal():
+            # The folder of a release that is put together, and gone when this is read.
+            text = text.replace(f"{bundles}/", f"{_FOLDER}/")
         output = [line for line in text.strip().splitlines() if not line.startswith(_FINE)][-_LONGEST:]
         quoted = "".join(f"\n  | {line}" for line in output)
         code = finished.returncode if finished.returncode > 0 else BundleError.exit_code
-        raise CheckError(f"`ortkit {shown}` of the new release ended with exit code {code}:{quoted}", code=code)
+        message = f"`ortkit {shown}` of the new release ended with exit code {code}:{quoted}"
+        raise CheckError(message, code=code, hint=_UNPACK if f"{_FOLDER}/" in quoted else None)
 
 
 class CheckError(OrtkitError):

@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--allow-downgrade", action="store_true", help="Install an older release.")
             command.add_argument("--reinstall", action="store_true", help="Install the kit that is installed again.")
+            command.add_argument(
+                "--other-kit", action="store_true", help="Replace what is installed by a kit of another name."
+            )
         if name == "rollback":
             command.add_argument("--to", type=int, metavar="N", help="The release.  [default: the one before]")
         if name == "status":
@@ -140,7 +143,13 @@ def _install(installation: Installation, options: argparse.Namespace) -> int:
         raise InputError("name the kit to install", hint="`ortkit-install KIT`")
     if time.time() < _SET_CLOCK:
         say(f"note: the clock of this machine says {time.strftime('%Y-%m-%d')}; the installation does not depend on it")
-    chosen = Options(options.trusted_key, options.allow_unsigned, options.allow_downgrade, options.reinstall)
+    chosen = Options(
+        trusted_keys=options.trusted_key,
+        allow_unsigned=options.allow_unsigned,
+        allow_downgrade=options.allow_downgrade,
+        reinstall=options.reinstall,
+        other_kit=options.other_kit,
+    )
     with Kit.open(path) as kit:
         number = install(kit, installation, chosen, say)
     record = installation.record(number)
@@ -150,6 +159,13 @@ def _install(installation: Installation, options: argparse.Namespace) -> int:
 
 
 def _rollback(installation: Installation, options: argparse.Namespace) -> int:
+    numbers = installation.numbers()
+    if options.to is not None and numbers and options.to not in numbers:
+        raise NotFoundError(
+            f"there is no release {options.to} in `{installation.prefix}`",
+            hint=f"its releases: {', '.join(map(str, numbers))}; "
+            f"`{installation.prefix}/bin/ortkit-install status` shows what they are",
+        )
     number = rollback(installation, options.to, say)
     print(f"{installation.record(number).kit}: release {number} in {installation.prefix}")
     return 0

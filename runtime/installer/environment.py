@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from ..bundle.policy import VARIABLE
+from ..trust.policy import VARIABLE
 from .files import FOLDER_MODE, write_text
 from .host import Host, dotted
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from ..bundle.ownership import is_open_to_others
 from ..errors import BundleError
+from ..file_hash import hash_of, sha256_of
 from ..output_path import flush_folder
+from ..trust.ownership import is_open_to_others
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o755
 """Nobody writes into a file that two releases may share."""
@@ -26,7 +26,7 @@ def share(source: Path, target: Path, sha256: str) -> bool:
     except OSError:
         return False
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+        if hash_of(file) != sha256:
             return False
         # Not everywhere: FAT has no links, and a file of another user may not be linked.
         with suppress(OSError):
@@ -43,11 +43,6 @@ def share(source: Path, target: Path, sha256: str) -> bool:
         raise BundleError(f"`{source}` changed while it was copied", hint="run the installer again")
     target.chmod(FILE_MODE)
     return True
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import re
 import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import InputError, OrtkitError
+from ..host_facts import Libc, cpu_flags, find_libc
 
-CPUINFO = Path("/proc/cpuinfo")
 PLATFORMS = {"linux-x86_64": "x86_64", "linux-aarch64": "aarch64"}
 """A platform that kits are for -> the machine that uname(1) names."""
 CPU_FEATURES = {"linux-x86_64": ("sse3", "ssse3", "cx16", "sse4_1", "sse4_2", "popcnt"), "linux-aarch64": ()}
@@ -77,7 +74,7 @@ class Host:
             system=platform.system(),
             machine=machine,
             bits=64 if sys.maxsize > 1 << 32 else 32,
-            glibc=_glibc(),
+            glibc=_glibc(find_libc()),
             implementation=sys.implementation.name,
             python=sys.version_info[:3],
             free_threaded=bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
@@ -154,13 +151,8 @@ def dotted(version: Iterable[int]) -> str:
     return ".".join(map(str, version))
 
 
-def _glibc() -> tuple[int, int] | None:
-    try:
-        found = re.match(r"glibc (\d+)\.(\d+)", os.confstr("CS_GNU_LIBC_VERSION") or "")
-    # musl knows no such name.
-    except (ValueError, OSError):
-        return None
-    return (int(found[1]), int(found[2])) if found is not None else None
+def _glibc(libc: Libc) -> tuple[int, int] | None:
+    return libc.version[:2] if libc.name == "glibc" and len(libc.version) > 1 else None  # type: ignore[return-value]
 
 
 def _x86_features() -> frozenset[str] | None:
@@ -168,11 +160,7 @@ def _x86_features() -> frozenset[str] | None:
     ecx = _cpuid_1_ecx()
     if ecx is not None:
         return frozenset(name for name, bit in _CPUID_1_ECX.items() if ecx >> bit & 1)
-    try:
-        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), None)
+    flags = cpu_flags()
     if flags is None:
         return None
     return frozenset(name for name in _CPUID_1_ECX if _CPUINFO_NAMES.get(name, name) in flags)

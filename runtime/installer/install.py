@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.folder import SBOM_FILE
-from ..bundle.oci_layout import Artifact, Blob
-from ..bundle.signature import Signer
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
+from ..pack.oci_layout import Artifact, Blob
+from ..trust.signature import Signer
 from .checks import CheckError, check_release, check_starts, check_target
 from .environment import ENVIRONMENT, Environment, write_commands
 from .files import FOLDER_MODE, flush_all, remove_tree, share
@@ -40,6 +40,8 @@ class Options:
     allow_unsigned: bool = False
     allow_downgrade: bool = False
     reinstall: bool = False
+    other_kit: bool = False
+    """Whether the kit may be of another name than the one that is installed."""
 
 
 def install(kit: Kit, installation: Installation, options: Options, say: Say, host: Host | None = None) -> int:
@@ -49,6 +51,8 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
     release counter, what it leaves out, and the free space.
     """
     trust = Trust.of(installation, options.trusted_keys)
+    if trust.decided_by is not None and options.trusted_keys:
+        say(f"note: the policy `{trust.decided_by}` alone decides which keys count, not `--trusted-key`")
     signer = trust.check(kit, allow_unsigned=options.allow_unsigned)
     say(f"signed by {signer}" if signer is not None else "warning: nothing shows who made this kit")
     facts = kit.facts()
@@ -60,6 +64,8 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
         if leftovers := installation.remove_leftovers():
             say(f"removed what an interrupted run left: {', '.join(leftovers)}")
         current = installation.current()
+        if not options.other_kit:
+            _check_name(facts, installation, kit, current)
         _check_counter(facts, installation, kit, allow_downgrade=options.allow_downgrade)
         found = _installed(kit, installation)
         if found is not None and found == current and not options.reinstall:
@@ -77,19 +83,17 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
         else:
             number = _Addition(kit, facts, installation, options, host, say).release(signer)
         write_commands(installation.prefix, host)
-        if number != current:
-            installation.switch(number)
-            _check_current(installation, number, current)
-        installation.remember(facts.release)
+        _switch(installation, number, current, allow_downgrade=options.allow_downgrade)
+        installation.remember(facts.name, facts.release)
         keep_keys(installation, trust)
         installation.keep(number, installation.record(number).previous)
-        record_releases(installation.bundles(number), allow_downgrade=options.allow_downgrade)
     return number
 
 
 @contextmanager
 def _prepared_prefix(installation: Installation, kit: Kit, facts: KitFacts) -> Iterator[None]:
     """Check that the release can be written, create the folder, and lock it."""
+    installation.check_owner()
     installation.check_prefix()
     have = Have.of(installation)
     check_target(installation.prefix, _needed_bytes(kit, facts, have))
@@ -110,12 +114,26 @@ def _cannot_write(error: OSError, prefix: Path) -> OutputError:
     return OutputError(f"`{error.filename or prefix}` cannot be written: {error.strerror or error}", hint=hint)
 
 
+def _check_name(facts: KitFacts, installation: Installation, kit: Kit, current: int | None) -> None:
+    """Raise NotTrustedError for a kit of another name: it was made for another appliance, and has another counter."""
+    installed = facts.name
+    # A damaged record is no reason against a kit that replaces it.
+    with suppress(OrtkitError):
+        installed = installation.record(current).kit if current is not None else facts.name
+    if installed != facts.name:
+        raise NotTrustedError(
+            f"`{kit.path}` is a kit named `{facts.name}`, and `{installed}` is installed in `{installation.prefix}`",
+            hint=f"an update has the name of what it updates (`ortkit kit --name {installed}`); to replace "
+            f"`{installed}` by this kit, add `--other-kit`, or install it beside with `--prefix`",
+        )
+
+
 def _check_counter(facts: KitFacts, installation: Installation, kit: Kit, *, allow_downgrade: bool) -> None:
-    highest = installation.highest()
+    highest = installation.highest(facts.name)
     if facts.release < highest and not allow_downgrade:
         stated = f"is release {facts.release}" if facts.release else "has no release counter"
         raise NotTrustedError(
-            f"`{kit.path}` {stated}, and release {highest} was installed in `{installation.prefix}`",
+            f"`{kit.path}` {stated}, and release {highest} of `{facts.name}` was installed in `{installation.prefix}`",
             hint="an older kit may have faults that a newer one repairs; to install it all the same, add "
             "`--allow-downgrade`",
         )
@@ -237,8 +255,9 @@ class _Addition:
         site = Site(site_folder)
         new = []
         for wheel, blob in wheels.layers.items():
-            known = have.wheels.get(blob.sha256)
-            if known is None or known[0] != wheel or not site.share(WheelName.of(wheel), known[1]):
+            known, record = have.wheels.get(blob.sha256), self.facts.records.get(wheel)
+            usable = known if record is not None and known is not None and known[0] == wheel else None
+            if usable is None or not site.share(WheelName.of(wheel), usable[1], str(record)):
                 new.append(wheel)
         lacking = [wheel for wheel in new if wheel in layout.missing(wheels)]
         if lacking:
@@ -283,11 +302,16 @@ def _files_of(artifact: Artifact) -> dict[str, Blob]:
     return {name: blob for name, blob in artifact.layers.items() if name != SBOM_FILE}
 
 
-def _check_current(installation: Installation, number: int, previous: int | None) -> None:
-    """See that the release starts from where it is now; else switch back to the one before."""
-    folder = installation.folder(number)
+def _switch(installation: Installation, number: int, previous: int | None, *, allow_downgrade: bool) -> None:
+    """Switch to a release, see that it starts from where it is now, and record its bundles; else switch back."""
+    if number == previous:
+        record_releases(installation.bundles(number), allow_downgrade=allow_downgrade)
+        return
+    installation.switch(number)
     try:
-        check_starts(installation.environment(number), folder / BUNDLES)
+        check_starts(installation.environment(number), installation.folder(number) / BUNDLES)
+        # After the switch, because the bundles of the release before are refused from then on.
+        record_releases(installation.bundles(number), allow_downgrade=allow_downgrade)
     except OrtkitError:
         if previous is not None:
             installation.switch(previous)
@@ -299,6 +323,7 @@ def _check_current(installation: Installation, number: int, previous: int | None
 
 def rollback(installation: Installation, to: int | None, say: Say) -> int:
     """Have `current` lead to the release before it, or to another one; returns its number."""
+    _check_installed(installation)
     with installation.locked():
         installation.remove_leftovers()
         number = to
@@ -323,8 +348,13 @@ def rollback(installation: Installation, to: int | None, say: Say) -> int:
 
 def uninstall(installation: Installation) -> list[str]:
     """Remove an installation; returns the names of what others left in its folder."""
-    if not installation.prefix.is_dir() or not (installation.releases.is_dir() or os.path.lexists(installation.link)):
-        raise NotFoundError(f"nothing is installed in `{installation.prefix}`", hint="name its folder with `--prefix`")
+    _check_installed(installation)
     installation.check_prefix()
     with installation.locked():
         return installation.uninstall()
+
+
+def _check_installed(installation: Installation) -> None:
+    """Raise NotFoundError for a folder that has nothing of an installation, and nothing is written to."""
+    if not installation.prefix.is_dir() or not (installation.releases.is_dir() or os.path.lexists(installation.link)):
+        raise NotFoundError(f"nothing is installed in `{installation.prefix}`", hint="name its folder with `--prefix`")

@@ -4,7 +4,7 @@
     PREFIX/current -> releases/3        the only thing that an update changes
     PREFIX/releases/2, 3                whole releases; `.new-*` and `.old-*` are leftovers of an interrupted run
     PREFIX/keys/*.pem                   keys that kits must be signed with
-    PREFIX/state.json                   the highest release of a kit that was installed
+    PREFIX/state.json                   the highest release of each kit that was installed
 
 A release appears by one rename when it is complete and checked, and `current` is replaced by another, so a process that
 is killed at any moment leaves `current` at a whole release.
@@ -22,15 +22,25 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..bundle.records import read_record
-from ..errors import BundleError, NotFoundError, OrtkitError, OutputError
+from ..errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
 from ..output_path import flush_folder
+from ..trust.ownership import check_ownership
 from .environment import COMMANDS, ENVIRONMENT, Environment, is_own_command
 from .files import FOLDER_MODE, flush_all, remove_tree, write_text
 
-CURRENT, RELEASES, BIN, KEYS, STATE = "current", "releases", "bin", "keys", "state.json"
+CURRENT, RELEASES, BIN, KEYS, STATE, LOCK = "current", "releases", "bin", "keys", "state.json", ".lock"
 RECORD = "release.json"
 BUNDLES = "bundles"
 _NEW, _OLD = ".new-", ".old-"
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file; False where another process has the lock, or has removed the installation with it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,13 @@ class ReleaseRecord:
     """File name -> sha256."""
 
 
+@dataclass(frozen=True)
+class _State:
+    """What is in STATE."""
+
+    releases: dict[str, int]
+
+
 class Installation:
     """A folder with releases."""
 
@@ -71,20 +88,33 @@ class Installation:
     def environment(self, number: int) -> Environment:
         return Environment(self.folder(number) / ENVIRONMENT)
 
+    def check_owner(self) -> None:
+        """Raise OutputError where root would run, and write to, what another user can change."""
+        if os.geteuid() != 0:
+            return
+        try:
+            check_ownership(self.prefix, "the folder")
+        except InputError as error:
+            raise OutputError(
+                error.message, hint="run the installer as that user, or choose another folder with `--prefix`"
+            ) from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the folder; raises OutputError where another process has it."""
+        self.check_owner()
+        path = self.prefix / LOCK
         try:
-            descriptor = os.open(self.prefix, os.O_RDONLY | os.O_DIRECTORY)
+            # Of this user alone: everybody can lock what they can read, and keep updates away.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise OutputError(f"`{self.prefix}` cannot be opened: {error.strerror or error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _lock(descriptor, path):
+                raise OutputError(
+                    f"another installer is working in `{self.prefix}`", hint="wait until it has finished, and try again"
+                )
             yield
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another installer is working in `{self.prefix}`", hint="wait until it has finished, and try again"
-            ) from error
         finally:
             os.close(descriptor)
 
@@ -154,25 +184,41 @@ class Installation:
                 hint="choose another folder with `--prefix`",
             )
 
-    def highest(self) -> int:
-        """The highest counter of a kit that was installed here."""
-        found = [self._remembered() or 0]
+    def highest(self, kit: str) -> int:
+        """The highest counter of a kit of this name that was installed here; raises BundleError where that is lost."""
+        return self._highest_of(kit, self._remembered())
+
+    def _highest_of(self, kit: str, remembered: dict[str, int]) -> int:
+        found = [remembered.get(kit, 0)]
         for number in self.numbers():
             with suppress(OrtkitError):
-                found.append(self.record(number).release)
+                record = self.record(number)
+                found.append(record.release if record.kit == kit else 0)
         return max(found)
 
-    def _remembered(self) -> int | None:
-        """The counter in STATE; None where there is none, or it is damaged."""
-        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return int(json.loads((self.prefix / STATE).read_text(encoding="utf-8"))["release"])
-        return None
+    def _remembered(self) -> dict[str, int]:
+        """The counters in STATE, by the names of kits; raises BundleError where it is damaged."""
+        path = self.prefix / STATE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return dict(read_record(_State, content).releases)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(
+                f"`{path}`, which has the highest releases that were installed, was changed and cannot be read: "
+                f"{error}",
+                hint=f"restore it from a backup; or remove it (`rm {path}`), and a kit that is older than the "
+                "releases in `status` is refused, but not one that is older than those before",
+            ) from error
 
-    def remember(self, release: int) -> None:
+    def remember(self, kit: str, release: int) -> None:
         """Keep the counter of a kit that is installed now, also for when its release is removed."""
-        highest = max(release, self.highest())
-        if highest != self._remembered():
-            write_text(self.prefix / STATE, json.dumps({"release": highest}) + "\n")
+        remembered = self._remembered()
+        highest = max(release, self._highest_of(kit, remembered))
+        if remembered.get(kit) != highest:
+            releases = dict(sorted({**remembered, kit: highest}.items()))
+            write_text(self.prefix / STATE, json.dumps({"releases": releases}) + "\n")
 
     def prepare(self) -> Path:
         """Make the folder for a new release, in which it is put together."""
@@ -246,7 +292,8 @@ class Installation:
                 path.unlink()
         for path in sorted((self.prefix / KEYS).glob("*.pem")):
             path.unlink()
-        (self.prefix / STATE).unlink(missing_ok=True)
+        for name in (STATE, LOCK):
+            (self.prefix / name).unlink(missing_ok=True)
         for name in (RELEASES, KEYS, BIN):
             with suppress(OSError):
                 (self.prefix / name).rmdir()

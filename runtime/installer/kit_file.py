@@ -1,4 +1,4 @@
-"""Open a kit: find its parts, check its signature, and read what it is for. Nothing in it is executed."""
+"""Open a kit, or the layout of a pack or kit: find the parts, and read what it is for. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..bundle.oci_layout import BUNDLE, Artifact, OciLayout
-from ..errors import BundleError, NotFoundError
+from ..errors import BundleError, OrtkitError
+from ..pack.blob_store import not_found, opened_file
+from ..pack.oci_layout import BUNDLE, Artifact, OciLayout
 from .kit_format import FACTS, HEADER_SIZE, KIT, LARGEST_FACTS, WHEELS, KitFacts, Parts, signed_files
 
 
@@ -17,6 +18,7 @@ class Kit:
     """An opened kit. Its files are checked against the layout's index while they are copied."""
 
     path: Path
+    parts: Parts
     layout: OciLayout
     files: dict[str, str]
     """What the signature covers: name of a part -> sha256."""
@@ -27,7 +29,7 @@ class Kit:
         """Raises NotFoundError, and BundleError for what is not a kit or damaged."""
         where = Path(path)
         try:
-            with where.open("rb") as file:
+            with opened_file(where) as file:
                 header = file.read(HEADER_SIZE)
                 parts = Parts.read(header)
                 if parts is None:
@@ -35,11 +37,12 @@ class Kit:
                 installer = file.read(parts.installer_size)
                 signature = file.read(parts.signature_size)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no kit at `{where}`") from error
+            raise not_found(where, "kit") from error
         except OSError as error:
             raise BundleError(f"`{where}` cannot be read: {error.strerror or error}") from error
         layout = OciLayout.open(where, offset=parts.layout)
-        return cls(where, layout, signed_files(header, installer, layout.index_sha256), signature.strip() or None)
+        files = signed_files(header, installer, layout.index_sha256)
+        return cls(where, parts, layout, files, signature.strip() or None)
 
     @property
     def digest(self) -> str:
@@ -76,3 +79,29 @@ class Kit:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def open_layout(path: str | os.PathLike[str]) -> OciLayout:
+    """Open a pack (`OciLayout.open`), or the layout in a kit, whose signature is not checked here."""
+    where = Path(path)
+    parts = None if where.is_dir() else _parts_of(where)
+    return OciLayout.open(where, offset=0 if parts is None else parts.layout)
+
+
+def is_kit(path: Path) -> bool:
+    """Whether a file begins as a kit does."""
+    try:
+        return _parts_of(path) is not None
+    except OrtkitError:
+        return False
+
+
+def _parts_of(path: Path) -> Parts | None:
+    """The parts of a kit; None for another file. Raises NotFoundError, and BundleError for what cannot be read."""
+    try:
+        with opened_file(path) as file:
+            return Parts.read(file.read(HEADER_SIZE))
+    except FileNotFoundError as error:
+        raise not_found(path, "pack") from error
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error

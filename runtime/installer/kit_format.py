@@ -1,7 +1,7 @@
 """The parts of a kit: a shell header, the installer as a zip, the signature, and an OCI image layout as a tar.
 
     0        header: POSIX shell; verifies and runs the installer
-    4096     installer.zip, padded to whole blocks
+    5120     installer.zip, padded to whole blocks
     ...      signature: JSON, padded with newlines; only newlines where the kit is not signed
     ...      layout: a tar up to the end of the file
 
@@ -23,7 +23,7 @@ from .host import PLATFORMS, Needs, dotted
 FORMAT = 1
 """Increased whenever an older installer cannot install a new kit."""
 BLOCK = 512
-HEADER_SIZE = 4096
+HEADER_SIZE = 5120
 SIGNATURE_SIZE = 32_768
 """Bytes of the room for the signature, so that signing moves nothing."""
 LARGEST_INSTALLER = 1 << 22
@@ -83,9 +83,10 @@ def signed_files(header: bytes, installer: bytes, index_sha256: str) -> dict[str
 
 @dataclass(frozen=True)
 class KitFacts:
-    """What a kit says about itself, in `kit.json`."""
+    """What a kit says about itself, in `kit.json`; the kit's signature covers it, by way of the layout's index."""
 
     name: str
+    """That of all kits of one line of updates: an installer does not replace one by another unasked."""
     ortkit: str
     """The version of ortkit in it."""
     needs: Needs
@@ -93,6 +94,8 @@ class KitFacts:
     """A counter: an installer refuses a lower one than it has installed. 0 where none was given."""
     unpacked: dict[str, int]
     """File name of each wheel -> bytes of its files."""
+    records: dict[str, str]
+    """File name of each wheel -> sha256 of its RECORD, by which files that are installed already are checked."""
 
     def to_json(self) -> bytes:
         value = {
@@ -104,6 +107,7 @@ class KitFacts:
             "glibc": dotted(self.needs.glibc),
             "release": self.release,
             "unpacked": self.unpacked,
+            "records": self.records,
         }
         return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
@@ -123,6 +127,7 @@ class KitFacts:
                 needs=Needs(_platform(value["platform"]), _version(value["python"]), _version(value["glibc"])),
                 release=_count(value["release"]),
                 unpacked={_text(name): _count(size) for name, size in value["unpacked"].items()},
+                records={_text(name): _text(sha256) for name, sha256 in value["records"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(f"`{FACTS}` of the kit `{kit}` is not valid: {type(error).__name__}: {error}") from error

@@ -10,23 +10,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..bundle.folder import MANIFEST
-from ..bundle.policy import Policy
-from ..bundle.public_key import TrustedKey
+from ..trust.policy import Policy
+from ..trust.public_key import TrustedKey
+from ..trust.releases import counter_of
 
 _LARGEST_MANIFEST = 1 << 20
 
 
 @contextmanager
-def trial_policy() -> Iterator[Path | None]:
-    """A policy with a copy of the recorded releases, for ORTKIT_POLICY; None where no signature is required."""
+def trial_policy(*, allow_downgrade: bool = False) -> Iterator[Path | None]:
+    """A policy with a copy of the recorded releases, for ORTKIT_POLICY; None where no signature is required.
+
+    With `allow_downgrade`, no release is recorded in it.
+    """
     policy = Policy.current()
     if not policy.require_signature:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="ortkit-policy-") as folder:
         state = Path(folder) / "releases.json"
-        with suppress(FileNotFoundError):
-            shutil.copyfile(policy.releases.path, state)
+        if not allow_downgrade:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(policy.releases.path, state)
         keys = [key.origin for key in policy.trusted if isinstance(key, TrustedKey)]
         certificates = [key.origin for key in policy.trusted if not isinstance(key, TrustedKey)]
         settings = {
@@ -50,4 +55,5 @@ def record_releases(bundles: Iterable[Path], *, allow_downgrade: bool) -> None:
     for folder in bundles:
         with (folder / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_LARGEST_MANIFEST))
-        policy.accept(str(manifest["name"]), manifest.get("release"), allow_downgrade=allow_downgrade)
+        counter = counter_of(*(str(manifest[name]) for name in ("name", "precision", "provider")))
+        policy.accept(counter, manifest.get("release"), allow_downgrade=allow_downgrade)

@@ -1,4 +1,4 @@
-"""Which keys a kit must be signed with: those that the user names, of the policy, and of the installation."""
+"""Which keys a kit must be signed with: those of the policy; without any there, the user's and the installation's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle.ownership import check_ownership
-from ..bundle.policy import Policy
-from ..bundle.public_key import CERTIFICATE, TrustedKey, content_of_pem
-from ..bundle.signature import Signer, verify_signature
-from ..bundle.x509 import Certificate, certificates_in
 from ..errors import NotFoundError, NotTrustedError
+from ..trust.ownership import check_ownership
+from ..trust.policy import Policy
+from ..trust.public_key import CERTIFICATE, TrustedKey, content_of_pem
+from ..trust.signature import Signer, verify_signature
+from ..trust.x509 import Certificate, certificates_in
 from .files import FOLDER_MODE, write_text
 from .installation import KEYS, Installation
 from .kit_file import Kit
@@ -27,20 +27,30 @@ class Trust:
     keys: tuple[TrustedKey | Certificate, ...]
     required_by: Path | None
     """The policy that requires a signature; None where none does."""
+    decided_by: Path | None = None
+    """The policy whose keys count alone; None where it has none."""
     named: tuple[tuple[str, bytes], ...] = ()
     """Stem and content of the files that the user named, as they were read."""
 
     @classmethod
     def of(cls, installation: Installation, named: Sequence[Path]) -> Trust:
-        """Read all keys; raises NotFoundError and InputError for a file that is not one."""
+        """Read all keys; raises NotFoundError and InputError for a file that is not one.
+
+        Where the machine's policy trusts keys, no other counts: who may update the machine is decided in one place.
+        """
         policy = Policy.current()
+        required_by = policy.path if policy.require_signature else None
+        if policy.trusted:
+            for path in named:
+                _parsed(path, _content_of(path))
+            return cls(policy.trusted, required_by, policy.path)
         kept = sorted((installation.prefix / KEYS).glob("*.pem"))
         for path in kept:
             check_ownership(path, "the trusted key")
         contents = [(path, _content_of(path)) for path in (*named, *kept)]
         keys = [key for path, content in contents for key in _parsed(path, content)]
         chosen = tuple((path.stem, content) for path, content in contents[: len(named)])
-        return cls((*keys, *policy.trusted), policy.path if policy.require_signature else None, chosen)
+        return cls(tuple(keys), required_by, named=chosen)
 
     def check(self, kit: Kit, *, allow_unsigned: bool) -> Signer | None:
         """Raise NotTrustedError for a kit that is not signed by one of the keys.

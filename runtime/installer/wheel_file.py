@@ -141,7 +141,8 @@ class Site:
         try:
             with zipfile.ZipFile(wheel) as archive:
                 entries = _entries(archive, wheel.name)
-                record = _read_record(archive, entries, name)
+                content = _record_of(archive, entries, name)
+                record = list(_parse_record(content.decode("utf-8"), name))
                 listed = {file.path: file for file in record}
                 own = {name.record, *(f"{Path(name.record).parent}/{other}" for other in _UNSIGNED)}
                 stray = sorted(set(entries) - set(listed) - own)
@@ -151,7 +152,7 @@ class Site:
                 for file in record:
                     self._write(archive, entries[file.path], file, name)
                 self._claim(name.record, name)
-                self._path(name.record).write_bytes(archive.read(name.record))
+                self._path(name.record).write_bytes(content)
                 self._path(name.record).chmod(FILE_MODE)
         except _DAMAGE as error:
             raise BundleError(f"`{wheel.name}` is not a valid wheel: {error}") from error
@@ -161,11 +162,16 @@ class Site:
                 raise
             raise BundleError(f"`{wheel.name}` is not a valid wheel: {error.strerror}") from error
 
-    def share(self, name: WheelName, other: Path) -> bool:
-        """Share the files of a wheel that another site-packages folder has; False where they were changed there."""
+    def share(self, name: WheelName, other: Path, sha256: str) -> bool:
+        """Share the files of a wheel that another site-packages folder has; False where they were changed there.
+
+        `sha256` is that of the wheel's RECORD, which has the hashes of the others.
+        """
         try:
-            text = (other / name.record).read_text(encoding="utf-8")
-            record = list(_parse_record(text, name))
+            content = (other / name.record).read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                return False
+            record = list(_parse_record(content.decode("utf-8"), name))
         except (OSError, ValueError, BundleError):
             return False
         shared: list[Path] = []
@@ -179,7 +185,7 @@ class Site:
                 return False
             shared.append(target)
         self._claim(name.record, name)
-        self._path(name.record).write_text(text, encoding="utf-8")
+        self._path(name.record).write_bytes(content)
         self._path(name.record).chmod(FILE_MODE)
         return True
 
@@ -226,6 +232,16 @@ def unpacked_size(wheel: Path) -> int:
         raise BundleError(f"`{wheel}` is not a valid wheel: {error}") from error
 
 
+def record_sha256(wheel: Path) -> str:
+    """The sha256 of a wheel's RECORD; raises BundleError for what is not a wheel."""
+    name = WheelName.of(wheel.name)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return hashlib.sha256(_record_of(archive, _entries(archive, wheel.name), name)).hexdigest()
+    except (*_DAMAGE, OSError) as error:
+        raise BundleError(f"`{wheel}` is not a valid wheel: {error}") from error
+
+
 def _entries(archive: zipfile.ZipFile, wheel: str) -> dict[str, zipfile.ZipInfo]:
     """Path -> entry of all files; raises BundleError for two of one name, a link, or a path that leaves the folder."""
     found: dict[str, zipfile.ZipInfo] = {}
@@ -247,11 +263,11 @@ def _is_plain(path: str) -> bool:
     return bool(parts) and plain and ".." not in parts and not path.startswith("/")
 
 
-def _read_record(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: WheelName) -> list[RecordedFile]:
+def _record_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: WheelName) -> bytes:
     entry = entries.get(name.record)
     if entry is None or entry.file_size > _LARGEST_RECORD:
         raise BundleError(f"the wheel `{name.file}` has no `{name.record}` of a usable size")
-    return list(_parse_record(archive.read(entry).decode("utf-8"), name))
+    return archive.read(entry)
 
 
 def _parse_record(text: str, name: WheelName) -> Iterator[RecordedFile]:

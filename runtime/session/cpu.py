@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CPUINFO = Path("/proc/cpuinfo")
+from ..host_facts import CPUINFO, cpu_flags
+
 _FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
 """Linux's names of the instruction sets that int8 kernels use."""
 PRECISION_MODE = "session.x64quantprecision"
@@ -80,13 +81,3 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """Those of _FEATURES that the CPU has; shown to people, not used for decisions."""
     flags = cpu_flags(cpuinfo) or ()
     return tuple(name for name in _FEATURES if name in flags)
-
-
-def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str] | None:
-    """All features that Linux reports for the first CPU; None where the system does not say."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
-    return None if found is None else frozenset(found)

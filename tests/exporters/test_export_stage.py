@@ -392,7 +392,7 @@ def test_no_space_left_for_the_graph_leaves_the_old_bundle(
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ortkit.exporters.encoder.embedder_task.save_graph", full)
+    monkeypatch.setattr("ortkit.exporters.encoder.encoder_task.save_graph", full)
     with pytest.raises(OutputError) as caught:
         tiny_export(tiny_checkpoint, out, Precision.FP32)
 

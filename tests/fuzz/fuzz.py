@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["ortkit"]):
-    import ortkit.runtime.bundle.unpack  # noqa: F401
+    import ortkit.runtime.pack.unpack  # noqa: F401
 
 from tests.fuzz.targets import TARGETS, seeds
 

@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 
 from ortkit.runtime.bundle.folder import SBOM_FILE
-from ortkit.runtime.bundle.manifest import manifest_from_json
-from ortkit.runtime.bundle.oci_layout import IMAGE_MANIFEST, OciLayout
-from ortkit.runtime.bundle.public_key import TrustedKey
-from ortkit.runtime.bundle.signature import verify_signature
-from ortkit.runtime.bundle.unpack import bundles_in, unpack
-from ortkit.runtime.bundle.x509 import Certificate, read_certificates
+from ortkit.runtime.bundle.manifest_json import manifest_from_json
 from ortkit.runtime.errors import BundleError, InputError
+from ortkit.runtime.pack.oci_layout import IMAGE_MANIFEST, OciLayout
+from ortkit.runtime.pack.unpack import bundles_in, unpack
+from ortkit.runtime.trust.public_key import TrustedKey
+from ortkit.runtime.trust.signature import verify_signature
+from ortkit.runtime.trust.x509 import Certificate, read_certificates
 from tests.packs import OLD_MANIFEST, bundle_files, layout_of, names_in, sha256, tar_of
 
 OPENSSF = Path(__file__).parents[1] / "runtime" / "bundle" / "openssf"

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ortkit import Bundle, NotTrustedError
 from ortkit.exporters.packaging.sign import SigningKey, read_key, sign_bundle
-from ortkit.runtime.bundle import public_key
-from ortkit.runtime.bundle.policy import verify_bundle
-from ortkit.runtime.bundle.public_key import TrustedKey
-from ortkit.runtime.bundle.x509 import Certificate, read_certificates
+from ortkit.runtime.trust import public_key
+from ortkit.runtime.trust.policy import verify_bundle
+from ortkit.runtime.trust.public_key import TrustedKey
+from ortkit.runtime.trust.x509 import Certificate, read_certificates
 from tests.signers import CODE_SIGNING, Issued, files_of, issue, issue_authority, new_key
 from tests.tiny_bundles import write_embedder
 

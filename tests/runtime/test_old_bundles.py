@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, Decoder, Embedder, Reranker
-from ortkit.runtime.bundle.manifest import OLDEST, SCHEMA, Certificate, unpack_vector
+from ortkit.runtime.bundle.golden_vector import unpack_vector
+from ortkit.runtime.bundle.manifest import SCHEMA, Certificate
+from ortkit.runtime.bundle.manifest_json import OLDEST
 from ortkit.runtime.replay import replay
 from tests.tiny_bundles import rehash, write_certified_decoder, write_embedder, write_reranker
 

@@ -13,7 +13,8 @@ import pytest
 from ortkit import Bundle, BundleError, Decoder, Embedder, Precision, Provider
 from ortkit.exporters.providers.support import SUPPORT
 from ortkit.runtime.bundle.folder import DraftBundle
-from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer, pack_vector, unpack_vector
+from ortkit.runtime.bundle.golden_vector import pack_vector, unpack_vector
+from ortkit.runtime.bundle.manifest import Certificate, GoldenAnswer
 from ortkit.runtime.decoder.golden import answer_steps, golden_answer
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.encoder.golden import compare_logits, compare_vectors

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from ortkit import Bundle, OutOfMemoryError
-from ortkit.runtime.bundle.manifest import pack_vector, unpack_vector
+from ortkit.runtime.bundle.golden_vector import pack_vector, unpack_vector
 from ortkit.toolkit.commands.bench_worker import measure, texts
 from tests.commands import Finished
 from tests.tiny_bundles import rehash, write_embedder, write_reranker

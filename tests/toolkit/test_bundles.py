@@ -311,6 +311,23 @@ def test_list_shows_the_bundles_and_which_are_broken(ortkit: Ortkit, bundles: Pa
     }
 
 
+@pytest.mark.usefixtures("bundles")
+@pytest.mark.parametrize("form", [(), ("--json",), ("--digests",)])
+def test_list_with_a_policy_that_cannot_be_used(
+    ortkit: Ortkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    (tmp_path / "policy.toml").write_text("require_signature = 1\n")
+    monkeypatch.setenv("ORTKIT_POLICY", str(tmp_path / "policy.toml"))
+    finished = ortkit("list", *form)
+
+    assert (finished.code, finished.out) == (2, b"")
+    assert finished.err == (
+        f"error: the policy `{tmp_path}/policy.toml` is not valid: `require_signature` must be true or false\n"
+    )
+    # As where a bundle is opened.
+    assert ortkit("inspect", "tiny-decoder").err == finished.err
+
+
 def test_list_shows_the_certificate(
     ortkit: Ortkit, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ortkit import Bundle
 from ortkit.runtime.installer.kit_format import Parts
+from ortkit.runtime.pack.oci_layout import Artifact, Blob, OciLayout
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.packs import bundle_files, contents, layout_of, names_in, sha256, tar_of, write_bundle
 
@@ -135,7 +136,11 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         2,
         "error: two of the bundles are named `first`\n\nhint: rename the folder of one of them\n",
     ),
-    "no earlier pack": (["pack", "first", "-o", "a.tar", "--since", "none"], 5, "error: there is no pack at `none`\n"),
+    "no earlier pack": (
+        ["pack", "first", "-o", "a.tar", "--since", "none"],
+        5,
+        "error: there is no pack at `none`\n\nhint: `",
+    ),
     "an earlier pack of another form": (
         ["pack", "first", "-o", "a.tar", "--since", "text"],
         7,
@@ -157,7 +162,16 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
             "hint: `ortkit list --digests` on the appliance prints them\n"
         ),
     ),
-    "no pack": (["unpack", "none"], 5, "error: there is no pack at `none`\n"),
+    "no pack, and no folder of it": (
+        ["unpack", "none/none.tar"],
+        5,
+        "error: there is no pack at `none/none.tar`\n\nhint: there is no folder `none`\n",
+    ),
+    "a changed pack for a new folder": (
+        ["unpack", "changed.tar", "-o", "new/folder"],
+        7,
+        "error: the pack `changed.tar` is not valid: `blobs/sha256/",
+    ),
     "a bundle to unpack": (
         ["unpack", "bundles/first"],
         7,
@@ -199,6 +213,11 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
         2,
         "error: --sbom and --runtime exclude each other\n",
     ),
+    "an SBOM in two forms": (
+        ["inspect", "first", "--sbom", "--json"],
+        2,
+        "error: --sbom and --json exclude each other: the SBOM is JSON\n",
+    ),
     "a changed pack": (
         ["inspect", "changed.tar"],
         7,
@@ -225,6 +244,75 @@ def test_errors(ortkit: Run, tmp_path: Path, case: str) -> None:
     assert finished.out == b""
     assert finished.err.startswith(message)
     assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["bundles"]
+
+
+@pytest.mark.usefixtures("bundles")
+@pytest.mark.parametrize("place", ["", "other/"])
+def test_a_pack_that_is_not_there(ortkit: Run, tmp_path: Path, place: str) -> None:
+    """The hint lists those in its folder."""
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+
+    def hint() -> str:
+        finished = ortkit("unpack", f"{place}nowhere.tar")
+        assert (finished.code, finished.out) == (5, b"")
+        assert finished.err.startswith(f"error: there is no pack at `{place}nowhere.tar`\n\nhint: ")
+        return finished.err.partition("hint: ")[2].rstrip()
+
+    (folder / "notes.txt").touch()
+    assert hint() == f"`{folder}` has no file that ends with .tar or .kit; `ortkit pack` writes one".replace("/`", "`")
+    for name in ("line4.kit", "a.tar"):
+        (folder / name).touch()
+    assert hint() == f"`{folder}` has `a.tar`, `line4.kit`".replace("/`", "`")
+    for number in range(5):
+        (folder / f"b{number}.tar").touch()
+    assert hint().endswith("has `a.tar`, `b0.tar`, `b1.tar`, `b2.tar`, `b3.tar`, ...")
+
+
+def as_oras_pulls(pack: Path, folder: Path) -> Path:
+    """A folder with each layer under its title, as `oras pull` writes it."""
+    with OciLayout.open(pack) as layout:
+        layers = [descriptor for artifact in layout.artifacts for descriptor in described(layout, artifact)]
+        for descriptor in layers:
+            blob = Blob(descriptor["digest"], descriptor["size"], descriptor["mediaType"])
+            path = folder / descriptor["annotations"]["org.opencontainers.image.title"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(layout.read(blob, 1 << 30))
+    return folder
+
+
+def described(layout: OciLayout, artifact: Artifact) -> list[dict]:
+    found: list[dict] = json.loads(layout.read(artifact.manifest, 1 << 30))["layers"]
+    return found
+
+
+@pytest.mark.usefixtures("bundles")
+def test_what_oras_pulls_is_a_bundle(ortkit: Run, bundles: Path, tmp_path: Path) -> None:
+    assert ortkit("pack", "first", "-o", "a.tar").code == 0
+    pulled = as_oras_pulls(tmp_path / "a.tar", tmp_path / "pulled")
+
+    assert names_in(pulled) == ["manifest.json", "model.onnx", "sbom.cdx.json", "tokenizer.json"]
+    assert Bundle.open(pulled).digest == Bundle.open(bundles / "first").digest
+    # Packed again, it is the same.
+    assert ortkit("pack", "pulled", "-o", "again.tar").code == 0
+    assert as_oras_pulls(tmp_path / "again.tar", tmp_path / "second").is_dir()
+    assert contents(tmp_path / "second") == contents(pulled)
+
+    (pulled / "other.cdx.json").touch()
+    other = ortkit("inspect", "pulled")
+    assert (other.code, other.err.partition("\n")[0]) == (
+        7,
+        "error: `pulled` holds `other.cdx.json`, which its manifest does not list",
+    )
+    (pulled / "other.cdx.json").unlink()
+    (pulled / "sbom.cdx.json").unlink()
+    (pulled / "sbom.cdx.json").symlink_to("manifest.json")
+    link = ortkit("inspect", "pulled")
+    assert (link.code, link.err.partition("\n")[0]) == (
+        7,
+        "error: `pulled/sbom.cdx.json` is a link or not a regular file",
+    )
 
 
 @pytest.mark.usefixtures("bundles")
@@ -297,7 +385,7 @@ def test_a_list_of_digests_that_is_too_large(ortkit: Run, monkeypatch: pytest.Mo
 
 def test_progress_is_shown_on_a_terminal(bundles: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time; from ortkit.runtime.bundle import blob_store, oci_layout; copy = blob_store.copy_range\n"
+        "import sys, time; from ortkit.runtime.pack import blob_store, oci_layout; copy = blob_store.copy_range\n"
         "def slowly(*arguments): time.sleep(0.6); return copy(*arguments)\n"
         "oci_layout.copy_range = slowly\n"
         "from ortkit.toolkit.cli import main; main()"
@@ -333,20 +421,20 @@ def test_packing_loads_nothing_heavy() -> None:
 def test_the_installer_needs_the_standard_library_alone() -> None:
     """A kit carries these modules; they run where nothing is installed."""
     code = (
-        "import json, sys; before = {*sys.modules}; import ortkit.runtime.bundle.oci_layout\n"
+        "import json, sys; before = {*sys.modules}; import ortkit.runtime.pack.oci_layout\n"
         "print(json.dumps(sorted({*sys.modules} - before)))"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     loaded = json.loads(finished.stdout)
     assert {name.split(".")[0] for name in loaded} - {"ortkit"} <= set(sys.stdlib_module_names)
-    assert [name for name in loaded if name.startswith("ortkit.runtime.bundle.")] == [
-        "ortkit.runtime.bundle.blob_store",
+    folders = tuple(f"ortkit.runtime.{folder}." for folder in ("bundle", "pack", "trust"))
+    assert [name for name in loaded if name.startswith(folders)] == [
         "ortkit.runtime.bundle.file_names",
-        "ortkit.runtime.bundle.oci_layout",
-        "ortkit.runtime.bundle.ownership",
-        "ortkit.runtime.bundle.strict_json",
-        "ortkit.runtime.bundle.strict_tar",
+        "ortkit.runtime.pack.blob_store",
+        "ortkit.runtime.pack.oci_layout",
+        "ortkit.runtime.pack.strict_tar",
+        "ortkit.runtime.trust.ownership",
     ]
 
 
@@ -367,6 +455,17 @@ def test_a_kit_is_read_as_a_pack(ortkit: Run, bundles: Path, tmp_path: Path) -> 
     assert ortkit("unpack", kit, "-o", "new").code == 0
     assert contents(tmp_path / "new" / "first") == contents(bundles / "first")
     assert ortkit("pack", "second", "-o", "update.tar", "--since", kit).err == "1 bundle, 0.0 MB, 1 file left out\n"
+
+
+def test_the_sbom_of_a_pack_is_that_of_its_manifest(ortkit: Run, tmp_path: Path) -> None:
+    """The layer is not covered by the bundle's signature, so anyone could have written it."""
+    files = bundle_files()
+    (tmp_path / "honest.tar").write_bytes(tar_of(layout_of(files)))
+    (tmp_path / "forged.tar").write_bytes(tar_of(layout_of({**files, "sbom.cdx.json": b'{"of": "a forger"}\n'})))
+
+    honest = ortkit("inspect", tmp_path / "honest.tar", "--sbom").out
+    assert ortkit("inspect", tmp_path / "forged.tar", "--sbom").out == honest
+    assert json.loads(honest)["metadata"]["component"]["type"] == "machine-learning-model"
 
 
 def test_the_sbom_of_a_kit_is_the_one_in_it(ortkit: Run, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.sign import generate_key
-from ortkit.runtime.bundle.public_key import TrustedKey
+from ortkit.runtime.errors import BundleError
+from ortkit.runtime.trust.public_key import TrustedKey
 from tests.commands import Finished
 from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
 from tests.tiny_bundles import write_embedder
@@ -68,6 +69,13 @@ def test_keygen_with_one_name_for_both_keys(ortkit: Ortkit, tmp_path: Path) -> N
 def test_a_passphrase_from_a_file(ortkit: Ortkit, tmp_path: Path, bundle: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("correct horse\nsecond line\n")
+    secret.chmod(0o640)
+    readable = ortkit("keygen", "-o", tmp_path / "key.pem", "--passphrase-file", secret)
+    assert (readable.code, readable.err) == (
+        2,
+        f"error: the passphrase in `{secret}` can be read by other users\n\nhint: `chmod 600 {secret}`\n",
+    )
+    secret.chmod(0o600)
     assert ortkit("keygen", "-o", tmp_path / "key.pem", "--passphrase-file", secret).code == 0
     assert "ENCRYPTED" in (tmp_path / "key.pem").read_text()
 
@@ -316,18 +324,40 @@ def test_verify_obeys_the_policy(ortkit: Ortkit, bundle: Path, key: Path, requir
     verified = ortkit("verify", bundle)
     assert verified.code == 0
     assert f"signature    key `{key.with_suffix('.pub')}`" in verified.out.decode()
-    assert json.loads((required.parent / "releases.json").read_text()) == {"releases": {"tiny-embedder": 7}}
+    assert recorded(required) == {"tiny-embedder (fp32, cpu)": 7}
 
     ortkit("sign", bundle, "--key", key, "--release", "6")
     older = ortkit("verify", bundle)
     assert older.code == 7
     assert older.err == (
-        "error: `tiny-embedder` has release 6, and release 7 was trusted on this machine before\n\n"
+        "error: `tiny-embedder (fp32, cpu)` has release 6, and release 7 was trusted on this machine before\n\n"
         "hint: install the newer one, or run `ortkit verify BUNDLE --allow-downgrade` to go back\n"
     )
     assert ortkit("verify", bundle, "--allow-downgrade").code == 0
     assert ortkit("verify", bundle).code == 0
-    assert json.loads((required.parent / "releases.json").read_text()) == {"releases": {"tiny-embedder": 6}}
+    assert recorded(required) == {"tiny-embedder (fp32, cpu)": 6}
+
+
+def recorded(policy: Path) -> dict[str, int]:
+    return json.loads((policy.parent / "releases.json").read_text())["releases"]
+
+
+def test_a_release_counts_when_its_answers_are_right(
+    ortkit: Ortkit, bundle: Path, key: Path, required: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a newer one nor an older one that fails takes the place of the one in use."""
+    ortkit("sign", bundle, "--key", key, "--release", "7")
+    assert ortkit("inspect", bundle).code == 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise BundleError("the answers are others")
+
+    monkeypatch.setattr("ortkit.runtime.verify.verify", fail)
+    for release in (8, 6):
+        ortkit("sign", bundle, "--key", key, "--release", str(release))
+        failed = ortkit("verify", bundle, "--allow-downgrade")
+        assert (failed.code, failed.err) == (7, "error: the answers are others\n")
+        assert recorded(required) == {"tiny-embedder (fp32, cpu)": 7}
 
 
 def test_a_wrong_policy_is_an_error_of_every_command(ortkit: Ortkit, bundle: Path, required: Path) -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.bundle.folder import MANIFEST
-from ...runtime.bundle.manifest import Kind, manifest_fields
+from ...runtime.bundle.manifest import Kind
+from ...runtime.bundle.manifest_json import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
+from ...runtime.trust.policy import Policy
 from ..console.help import ExampleCommand
 from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
@@ -26,10 +28,10 @@ from .sign import read_trusted, signer_of, trusted_options
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import Manifest
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.signature import Signer
-    from ...runtime.bundle.x509 import Certificate
     from ...runtime.replay import Replay
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.signature import Signer
+    from ...runtime.trust.x509 import Certificate
 
 
 _GOLDEN = {Kind.EMBEDDER: "texts", Kind.RERANKER: "pairs", Kind.DECODER: "tokens"}
@@ -63,6 +65,8 @@ def list_bundles(*, as_json: bool, digests: bool) -> None:
         raise NotFoundError(problem)
     if as_json and digests:
         raise click.UsageError("--json and --digests exclude each other")
+    # A policy that cannot be used is one error, and not one of each bundle.
+    Policy.current()
     found = [_listed(path) for path in bundle_folders()]
     if digests:
         _print_digests(found)
@@ -166,6 +170,8 @@ def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory
         raise InputError("`--max-memory` needs `--runtime`, which opens the model", hint="add `--runtime`")
     if sbom and runtime:
         raise click.UsageError("--sbom and --runtime exclude each other")
+    if sbom and as_json:
+        raise click.UsageError("--sbom and --json exclude each other: the SBOM is JSON")
     if sbom:
         _print_sbom(bundle)
     elif not is_pack(bundle):
@@ -342,7 +348,8 @@ def _verify(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str
     if is_pack(result.path):
         _verify_pack(result, request, show=show)
         return
-    opened = Bundle.open(result.path, read_all=True, allow_downgrade=request.allow_downgrade)
+    # Recorded at the end: a newer release that fails must not have the one before refused, nor the other way round.
+    opened = Bundle.open(result.path, read_all=True, allow_downgrade=request.allow_downgrade, record=False)
     result.digest, result.files = opened.digest, len(opened.manifest.files)
     show(f"digest       {result.digest}")
     show(f"files        {result.files} files match the manifest's sha256")
@@ -355,7 +362,10 @@ def _verify(result: VerifyResult, request: VerifyRequest, *, show: Callable[[str
         result.provider = provider
         show(f"graph        opens on {provider}; inputs match the manifest")
 
-    result.replay = verification.verify(opened, seconds=request.seconds, opened=graph_opened)
+    result.replay = verification.verify(
+        opened, seconds=request.seconds, allow_downgrade=request.allow_downgrade, opened=graph_opened
+    )
+    opened.accept(allow_downgrade=request.allow_downgrade)
     bits = "identical" if result.replay.same_bits else "not identical"
     show(
         f"certificate  {result.replay.count} golden {_GOLDEN[opened.manifest.kind]}: {result.replay.agreement}; "

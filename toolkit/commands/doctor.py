@@ -42,7 +42,7 @@ def doctor(
     """Check this machine, the installation and bundles, and say what to do.
 
     Each finding is ok, a note, a warning or an error, says why it matters and what to type. The exit code is that of
-    the first error, 0 without one. With BUNDLE, its files are hashed, what it needs is compared with what is here, and
+    the worst error, 0 without one. With BUNDLE, its files are hashed, what it needs is compared with what is here, and
     its certificate is replayed in a process with bounded time and memory. Works where onnxruntime or numpy is broken.
     """
     from ..doctor.checks import examine

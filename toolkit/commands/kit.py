@@ -17,7 +17,7 @@ from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress, byte_progress, counted, megabytes
 from ..console.terminal import say
 from .bundle_names import BundleType
-from .options import once
+from .options import once, release_option
 from .sign import passphrase_option, read_signing_key
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ if TYPE_CHECKING:
 @once("--sign", "key", metavar="KEY", help="Sign the kit with this private key, in PEM.")
 @once("--certificate-chain", metavar="FILE", help="The key's X.509 certificate, then intermediate ones, in PEM.")
 @passphrase_option
-@click.option(
-    "--release",
-    type=click.IntRange(1, (1 << 31) - 1),
-    metavar="N",
-    help="A counter: an appliance refuses a kit with a lower one than it has installed.",
-)
+@release_option("A counter: an appliance refuses a kit with a lower one than it has installed.")
 @click.option(
     "--since",
     type=click.Path(path_type=Path),
@@ -69,7 +64,12 @@ if TYPE_CHECKING:
     help="Leave out the files that this earlier kit lists. May be repeated.",
 )
 @once("--have", metavar="FILE", help="Leave out the files in this list, which `ortkit-install have` prints.")
-@once("--name", metavar="NAME", help="Name of the kit.  [default: the file's, without its suffix]")
+@once(
+    "--name",
+    metavar="NAME",
+    help="Name of the kit, the same for its updates.  [default: that of the kit of --since, else the file's without "
+    "its suffix]",
+)
 @once("--out", "-o", metavar="FILE", help="The kit to write.")
 @once(
     "--installer",
@@ -113,7 +113,7 @@ def kit(
     _write_kit(
         request,
         bundles,
-        name=name or request.out.stem,
+        name=name,
         release=release or 0,
         signer=_signer(key, certificate_chain, passphrase_file),
         since=since,
@@ -150,7 +150,7 @@ def _write_kit(
     request: KitRequest,
     bundles: Sequence[str],
     *,
-    name: str,
+    name: str | None,
     release: int,
     signer: Signer | None,
     since: Sequence[Path],
@@ -159,7 +159,15 @@ def _write_kit(
     from ...exporters.extras import need_packaging
 
     need_packaging()
-    from ...exporters.packaging.kit import check_target, digests_in_list, digests_of, plan_kit, provider_of, write_kit
+    from ...exporters.packaging.kit import (
+        check_target,
+        digests_in_list,
+        digests_of,
+        name_of,
+        plan_kit,
+        provider_of,
+        write_kit,
+    )
     from ...exporters.packaging.wheel_target import parse_target
     from ...runtime.bundle.bundle import Bundle
 
@@ -168,6 +176,7 @@ def _write_kit(
     check_target(machine.name)
     opened = [Bundle.listed(path) for path in bundles]
     without = {digest for old in since for digest in digests_of(old)}
+    name = name or (name_of(since[-1]) if since else request.out.stem)
     if have is not None:
         without |= digests_in_list(Path(have))
     provider_of(opened)

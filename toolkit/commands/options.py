@@ -87,6 +87,11 @@ rates_option = click.option(
 )
 
 
+def release_option(help_text: str) -> Callable[[Function], Function]:
+    """`--release N`, the counter of bundles and kits."""
+    return click.option("--release", type=click.IntRange(1, (1 << 31) - 1), metavar="N", help=help_text)
+
+
 def input_format_option(help_text: str) -> Callable[[Function], Function]:
     """`--input-format`, detected by default."""
     return click.option(

@@ -106,9 +106,9 @@ def unpack(
     whatever interrupts, there is never a part of one. An existing folder is never replaced. Where the machine's policy
     requires signatures, they are verified before anything is written.
     """
-    from ...runtime.bundle.unpack import bundles_in, check_targets, files_by_digest
-    from ...runtime.bundle.unpack import unpack as write
-    from ...runtime.installer.open_layout import open_layout
+    from ...runtime.installer.kit_file import open_layout
+    from ...runtime.pack.unpack import bundles_in, check_targets, files_by_digest
+    from ...runtime.pack.unpack import unpack as write
 
     folder = bundles_folder() if out is None else out
     with open_layout(file) as layout:

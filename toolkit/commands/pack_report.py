@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
-from ...runtime.bundle.manifest import manifest_fields
+from ...runtime.bundle.manifest_json import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import NotTrustedError
 from ..console.progress import byte_progress, megabytes
@@ -20,23 +20,23 @@ from .sign import NO_KEY, NO_SIGNATURE
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import Manifest
-    from ...runtime.bundle.oci_layout import Artifact, OciLayout
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.signature import Signer
-    from ...runtime.bundle.x509 import Certificate
+    from ...runtime.pack.oci_layout import Artifact, OciLayout
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.signature import Signer
+    from ...runtime.trust.x509 import Certificate
 
 
 def is_pack(path: str) -> bool:
     """Whether a path is a file, or a folder with an OCI image layout: anything but a bundle."""
-    from ...runtime.bundle.blob_store import MARKER
+    from ...runtime.pack.blob_store import MARKER
 
     return Path(path).is_file() or (Path(path) / MARKER).is_file()
 
 
 def inspect_pack(path: str, *, as_json: bool) -> None:
     """Print the bundles of a pack as those of folders; all its files are hashed first."""
-    from ...runtime.bundle.oci_layout import BUNDLE
-    from ...runtime.installer.open_layout import open_layout
+    from ...runtime.installer.kit_file import open_layout
+    from ...runtime.pack.oci_layout import BUNDLE
 
     with open_layout(path) as layout:
         with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
@@ -75,8 +75,8 @@ def _bundle_lines(layout: OciLayout, artifact: Artifact) -> list[tuple[str, str]
 
 def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
     """An artifact as JSON: a bundle's manifest as `inspect --json` prints that of a folder, and what is missing."""
-    from ...runtime.bundle.oci_layout import BUNDLE
     from ...runtime.decoder.memory_estimate import footprint_of
+    from ...runtime.pack.oci_layout import BUNDLE
 
     if artifact.kind != BUNDLE:
         return {"kind": artifact.kind, "name": artifact.name, "files": len(artifact.layers), "size": artifact.size}
@@ -88,7 +88,7 @@ def _fields(layout: OciLayout, artifact: Artifact) -> dict[str, Any]:
 
 
 def _manifest_of(layout: OciLayout, artifact: Artifact) -> Manifest:
-    from ...runtime.bundle.unpack import check_signature, packed_manifest
+    from ...runtime.pack.unpack import check_signature, packed_manifest
 
     manifest = packed_manifest(layout, artifact)
     check_signature(layout, artifact, manifest)
@@ -116,10 +116,9 @@ def verify_pack(path: str, named: tuple[TrustedKey | Certificate, ...]) -> Verif
     Raises BundleError, and NotTrustedError where the signature is not by one of them, or there is none and keys are
     named. Also where the policy requires signatures of bundles, and refuses one of those in it.
     """
-    from ...runtime.bundle.oci_layout import OciLayout
-    from ...runtime.bundle.policy import read_signature
-    from ...runtime.installer.kit_file import Kit
-    from ...runtime.installer.pack_signature import is_kit, signature_beside
+    from ...runtime.installer.kit_file import Kit, is_kit
+    from ...runtime.pack.oci_layout import OciLayout, signature_beside
+    from ...runtime.trust.policy import read_signature
 
     where = Path(path)
     if is_kit(where):
@@ -133,8 +132,8 @@ def verify_pack(path: str, named: tuple[TrustedKey | Certificate, ...]) -> Verif
 def _signer_of(
     path: Path, files: dict[str, str], signature: bytes | None, named: tuple[TrustedKey | Certificate, ...]
 ) -> Signer | str:
-    from ...runtime.bundle.policy import Policy
-    from ...runtime.bundle.signature import verify_signature
+    from ...runtime.trust.policy import Policy
+    from ...runtime.trust.signature import verify_signature
 
     keys = named or Policy.current().trusted
     if signature is None and named:
@@ -149,7 +148,7 @@ def _signer_of(
 
 
 def _verified(layout: OciLayout, signer: Signer | str) -> VerifiedPack:
-    from ...runtime.bundle.oci_layout import BUNDLE
+    from ...runtime.pack.oci_layout import BUNDLE
 
     with byte_progress("checking", sum(artifact.size for artifact in layout.artifacts)) as progress:
         layout.check(progress=progress)
@@ -160,11 +159,14 @@ def _verified(layout: OciLayout, signer: Signer | str) -> VerifiedPack:
 
 
 def pack_sbom(path: str) -> bytes:
-    """The SBOM of a pack: its own where it is a kit or has one bundle, otherwise one of all its bundles."""
-    from ...exporters.packaging.sbom import sbom_json, sbom_of_kit
-    from ...runtime.bundle.unpack import bundles_in
+    """The SBOM of a pack: its own where it is a kit, otherwise one of all its bundles.
+
+    That of a bundle is made from its manifest: the layer with one is not covered by the bundle's signature.
+    """
+    from ...exporters.packaging.sbom import sbom_json, sbom_of_bundle, sbom_of_kit
+    from ...runtime.installer.kit_file import open_layout
     from ...runtime.installer.kit_format import SBOM
-    from ...runtime.installer.open_layout import open_layout
+    from ...runtime.pack.unpack import bundles_in
     from ...runtime.version import __version__
 
     with open_layout(path) as layout:
@@ -172,9 +174,9 @@ def pack_sbom(path: str) -> bytes:
             if artifact.kind == SBOM and SBOM_FILE in artifact.layers:
                 return layout.read(artifact.layers[SBOM_FILE], _LARGEST_SBOM)
         bundles = bundles_in(layout)
-        if len(bundles) == 1 and SBOM_FILE in bundles[0].layers:
-            return layout.read(bundles[0].layers[SBOM_FILE], _LARGEST_SBOM)
         described = [(_manifest_of(layout, artifact), artifact.layers[MANIFEST].sha256) for artifact in bundles]
+        if len(described) == 1:
+            return sbom_json(sbom_of_bundle(*described[0]))
         return sbom_json(sbom_of_kit(Path(path).name, described, [], __version__))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from ...runtime.errors import BundleError, InputError, NotFoundError
 from ..console.help import ExampleCommand
 from ..console.terminal import say
 from .bundle_names import resolve_bundle
+from .options import release_option
 
 if TYPE_CHECKING:
     from ...exporters.packaging.sign import Signed, SigningKey
     from ...runtime.bundle.bundle import Bundle
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.signature import Signer
-    from ...runtime.bundle.x509 import Certificate
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.signature import Signer
+    from ...runtime.trust.x509 import Certificate
 
 _LARGEST_PASSPHRASE = 4096
 NO_SIGNATURE = "none"
@@ -87,11 +89,8 @@ def keygen(*, out: Path, public: Path | None, passphrase: bool, passphrase_file:
     metavar="FILE",
     help="The key's X.509 certificate, then those of intermediate authorities, in PEM.",
 )
-@click.option(
-    "--release",
-    type=click.IntRange(1, (1 << 31) - 1),
-    metavar="N",
-    help="Set the release of bundles; machines whose policy requires signatures refuse a lower one than they had.",
+@release_option(
+    "Set the release of bundles; machines whose policy requires signatures refuse a lower one than they had."
 )
 @passphrase_option
 def sign(
@@ -128,7 +127,7 @@ def read_signing_key(path: Path, passphrase_file: str | None, certificate_chain:
 
 def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
     from ...exporters.packaging.sign import sign_bundle, sign_kit, sign_layout
-    from ...runtime.installer.pack_signature import is_kit
+    from ...runtime.installer.kit_file import is_kit
 
     where = Path(resolve_bundle(path))
     is_pack = os.path.isfile(where) or os.path.isfile(where / "oci-layout")  # noqa: PTH113 - any name, without errors
@@ -146,14 +145,17 @@ def _sign(path: str, key: SigningKey, release: int | None) -> Signed:
 
 
 def _read_passphrase(path: str) -> bytes:
-    """The first line of a file; raises NotFoundError and InputError."""
+    """The first line of a file that others cannot read, or of a pipe; raises NotFoundError and InputError."""
     try:
         with Path(path).open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             line = file.readline(_LARGEST_PASSPHRASE).rstrip(b"\r\n")
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file `{path}`") from error
     except OSError as error:
         raise InputError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise InputError(f"the passphrase in `{path}` can be read by other users", hint=f"`chmod 600 {path}`")
     if not line:
         raise InputError(f"the passphrase in `{path}` is empty", hint="write it on the first line of the file")
     return line
@@ -196,8 +198,8 @@ def read_trusted(keys: Sequence[str], certificates: Sequence[str]) -> tuple[Trus
     """Read the files of `trusted_options`; raises NotFoundError and InputError."""
     if not keys and not certificates:
         return ()
-    from ...runtime.bundle.public_key import TrustedKey
-    from ...runtime.bundle.x509 import read_certificates
+    from ...runtime.trust.public_key import TrustedKey
+    from ...runtime.trust.x509 import read_certificates
 
     found: list[TrustedKey | Certificate] = [TrustedKey.read(path) for path in keys]
     for path in certificates:
@@ -211,8 +213,8 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     Raises NotTrustedError where keys are named or in the policy, and the signature is not by one of them. Where only
     the policy has keys, and requires no signature, a bundle may have none.
     """
-    from ...runtime.bundle.folder import SIGNATURE
-    from ...runtime.bundle.policy import Policy, verify_bundle
+    from ...runtime.trust.policy import Policy, verify_bundle
+    from ...runtime.trust.signature import SIGNATURE
 
     policy = Policy.current()
     again, files = type(bundle).unsigned(bundle.path)

@@ -24,6 +24,12 @@ class Severity(StrEnum):
 
 RANKS = tuple(Severity)
 """From the best to the worst."""
+WORST_CODES = (7, 8, 9, 1, 2, 5)
+"""Exit codes of errors, from the worst on; any other comes after them.
+
+7: something is not what was signed or certified, and may give wrong answers. 8: no model runs. 9: a process that runs
+one is killed. 1: a package is missing or broken. 2: a setting cannot be used. 5: something is not there.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,10 @@ def worst_of(findings: Sequence[Finding]) -> Severity:
 
 
 def exit_code_of(findings: Sequence[Finding]) -> int:
-    """The code of the first error; 0 without one.
+    """The code of the worst error; 0 without one."""
+    codes = [found.exit_code for found in findings if found.severity is Severity.ERROR]
+    return min(codes, key=_rank, default=0)
 
-    Checks run from the system up to the bundles, so that the first error is the one to mend first, and often the cause
-    of those after it.
-    """
-    return next((found.exit_code for found in findings if found.severity is Severity.ERROR), 0)
+
+def _rank(code: int) -> int:
+    return WORST_CODES.index(code) if code in WORST_CODES else len(WORST_CODES)

@@ -7,7 +7,6 @@ import contextlib
 import locale
 import os
 import platform
-import re
 import resource
 import shutil
 import sys
@@ -21,26 +20,15 @@ from pathlib import Path
 from ...runtime.arguments import size_of
 from ...runtime.cache_folder import cache_folder
 from ...runtime.errors import InputError
+from ...runtime.host_facts import Libc, cpu_flags, find_libc, numbers_of
 from ...runtime.output_path import bundles_folder
 from ...runtime.session.cores import Cores, find_cores
-from ...runtime.session.cpu import cpu_flags
 from ...runtime.session.memory import Limit, limits_of_memory
 from ...runtime.session.memory_limit import VARIABLE
 from .packages import Imported, Package, find_packages, import_all
 
 _MEMINFO = Path("/proc/meminfo")
 _ENVIRON = Path("/proc/self/environ")
-
-
-@dataclass(frozen=True)
-class Libc:
-    """The C library: its name, `glibc` or `musl`, and version; empty where it is not known."""
-
-    name: str = ""
-    version: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name} {'.'.join(map(str, self.version))}".strip()
 
 
 @dataclass(frozen=True)
@@ -170,22 +158,6 @@ def limit_of_variable(environment: Mapping[str, str]) -> Iterator[Limit]:
     with contextlib.suppress(InputError):
         if value := environment.get(VARIABLE):
             yield Limit(size_of(value, VARIABLE), VARIABLE)
-
-
-def numbers_of(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (2, 36) for `2.36-9`, () where there are none."""
-    return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version, maxsplit=1)[0])))
-
-
-def find_libc() -> Libc:
-    """The C library that this Python is linked to."""
-    try:
-        name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")  # type: ignore[union-attr]
-    # musl does not know the name, and neither do other systems.
-    except (AttributeError, ValueError, OSError):
-        musl = "musl" in f"{sysconfig.get_config_var('SOABI')}{sysconfig.get_config_var('HOST_GNU_TYPE')}"
-        return Libc("musl") if musl else Libc()
-    return Libc(name, numbers_of(version))
 
 
 def meminfo(field_name: str, path: Path = _MEMINFO) -> int | None:

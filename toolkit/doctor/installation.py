@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...runtime.host_facts import numbers_of
 from ...runtime.session.onnxruntime_import import OLDEST_ONNXRUNTIME
 from ...runtime.session.packages import PACKAGES, conflict, install_command
 from ...runtime.telemetry import SWITCHES
 from .finding import Finding, error, note, ok, warning
-from .host import Host, numbers_of
+from .host import Host
 from .packages import MODULES, Imported, Package
 
 _EXIT = 1

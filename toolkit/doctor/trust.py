@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import SIGNATURE
-from ...runtime.bundle.policy import Policy, read_signature
 from ...runtime.errors import OrtkitError
+from ...runtime.trust.policy import Policy, read_signature
+from ...runtime.trust.signature import SIGNATURE
 from .finding import Finding, error, failed, note, ok
 
 _PACKAGE_EXIT = 1
@@ -19,7 +19,7 @@ _PACKAGE_EXIT = 1
 
 @dataclass(frozen=True)
 class Trust:
-    """The policy of this machine, as `runtime/bundle/policy.py` reads it."""
+    """The policy of this machine, as `runtime/trust/policy.py` reads it."""
 
     path: str | None = None
     """The policy's file; None where there is none."""
@@ -70,7 +70,8 @@ def look_at_signature(trust: Trust, bundle: Bundle, files: Mapping[str, str]) ->
         if policy is None or not (policy.require_signature or (signed and policy.trusted)):
             return SignatureState(signed)
         signer = str(policy.verify(bundle.path, files))
-        policy.releases.check(bundle.manifest.name, bundle.manifest.release)
+        policy.check_ownership(bundle.path, (*files, SIGNATURE))
+        policy.releases.check(bundle.manifest.counter, bundle.manifest.release)
     except OrtkitError as problem:
         return SignatureState(signed, None, problem)
     return SignatureState(signed, signer)

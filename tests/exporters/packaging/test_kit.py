@@ -19,10 +19,10 @@ from ortkit import BundleError, InputError, Provider
 from ortkit.exporters.packaging import kit as kits_module
 from ortkit.exporters.packaging.kit import KitPlan, digests_in_list, digests_of, plan_kit, write_kit
 from ortkit.exporters.packaging.kit_installer import installer_zip
-from ortkit.runtime.bundle.oci_layout import OciLayout
 from ortkit.runtime.installer.host import Needs
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import BLOCK, HEADER_SIZE, SIGNATURE_SIZE, KitFacts, Parts
+from ortkit.runtime.pack.oci_layout import OciLayout
 from tests.kits import PLATFORM, PYTHON, OpensslKey, bundle, describe, wheel, wheelhouse
 
 
@@ -262,10 +262,12 @@ def test_names_of_wheels_are_split_as_packaging_does(tmp_path: Path) -> None:
         {"name": "a\x1b[2J"},
         {"unpacked": []},
         {"unpacked": {"a": "b"}},
+        {"records": []},
+        {"records": {"a": 1}},
     ],
 )
 def test_facts_that_are_not_valid_are_refused(change: dict) -> None:
-    facts = KitFacts("line4", "1.0", Needs("linux-x86_64", (3, 11), (2, 28)), 4, {"a": 1})
+    facts = KitFacts("line4", "1.0", Needs("linux-x86_64", (3, 11), (2, 28)), 4, {"a": 1}, {"a": "0" * 64})
     assert KitFacts.from_json(facts.to_json(), "any.kit") == facts
 
     with pytest.raises(BundleError) as raised:

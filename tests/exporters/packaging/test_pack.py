@@ -14,8 +14,8 @@ import pytest
 from ortkit import Bundle, BundleError, InputError, OutputError
 from ortkit.exporters.packaging.pack import artifact_of, digests_in, digests_of_bundle, pack, pack_size, read_digests
 from ortkit.runtime.bundle.folder import SBOM_FILE
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import bundles_in, files_by_digest, unpack
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.pack.unpack import bundles_in, files_by_digest, unpack
 from tests.packs import bundle_files, contents, names_in, sha256, write_bundle
 
 

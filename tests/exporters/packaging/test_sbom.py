@@ -16,7 +16,8 @@ from packageurl import PackageURL
 from ortkit import Bundle
 from ortkit.exporters.packaging import sbom
 from ortkit.exporters.packaging.sbom import Wheel, purl_of, sbom_json, sbom_of_bundle, sbom_of_kit
-from ortkit.runtime.bundle.manifest import Manifest, Source, manifest_from_json
+from ortkit.runtime.bundle.manifest import Manifest, Source
+from ortkit.runtime.bundle.manifest_json import manifest_from_json
 
 OLD = sorted((Path(__file__).parents[2] / "runtime" / "old_manifests").glob("*.json"))
 COMMIT = "C9745ED1D9F207416BE6D2E6F8DE32D1F16199BF"

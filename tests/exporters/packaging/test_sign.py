@@ -24,15 +24,16 @@ from ortkit.exporters.packaging import sign as signing
 from ortkit.exporters.packaging.kit import plan_kit, write_kit
 from ortkit.exporters.packaging.pack import pack
 from ortkit.exporters.packaging.sign import SigningKey, generate_key, read_key, sign_bundle, sign_files, sign_layout
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.policy import verify_bundle
-from ortkit.runtime.bundle.public_key import TrustedKey
-from ortkit.runtime.bundle.signature import verify_signature
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import Parts
 from ortkit.runtime.output_path import try_lock
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.trust.policy import verify_bundle
+from ortkit.runtime.trust.public_key import TrustedKey
+from ortkit.runtime.trust.signature import verify_signature
 from tests.commands import Finished
 from tests.kits import PLATFORM, PYTHON, wheelhouse
+from tests.marks import number_of_kills
 from tests.signers import CODE_SIGNING, files_of, issue, issue_authority, new_key, signing_key, trusted
 from tests.tiny_bundles import write_embedder
 
@@ -365,7 +366,7 @@ def test_a_kill_never_leaves_a_wrong_signature(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_many_kills_never_leave_a_wrong_signature(bundle: Path) -> None:
-    check_kills(bundle, 200)
+    check_kills(bundle, number_of_kills(200))
 
 
 def test_every_step_of_signing_leaves_a_right_pair(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from ortkit import Bundle
 from ortkit.exporters.packaging.pack import pack
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import bundles_in, unpack
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.pack.unpack import bundles_in, unpack
 from tests.packs import bundle_files, contents, write_bundle
 
 ROOT = Path(__file__).parents[3]

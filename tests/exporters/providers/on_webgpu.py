@@ -38,7 +38,7 @@ def webgpu() -> Any:
 
 def main(path: Path) -> None:
     from ortkit import Embedder, Provider
-    from ortkit.runtime.bundle.manifest import unpack_vector
+    from ortkit.runtime.bundle.golden_vector import unpack_vector
     from ortkit.runtime.session.providers import PROVIDERS
 
     PROVIDERS[Provider.CUDA] = webgpu()

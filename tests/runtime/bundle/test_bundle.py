@@ -270,7 +270,7 @@ def test_external_data_outside_the_folder_is_not_read(edit_manifest: EditManifes
     """A graph whose weights point out of the bundle: every hash is right, and still nothing outside is opened."""
     import onnx
 
-    from ortkit.runtime.bundle.bundle import sha256_of
+    from ortkit.runtime.file_hash import sha256_of
 
     secret = tmp_path / "secret.bin"
     secret.write_bytes(bytes(4 * 30522))

@@ -7,18 +7,9 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, BundleError
-from ortkit.runtime.bundle.manifest import (
-    OLDEST,
-    SCHEMA,
-    Certificate,
-    Manifest,
-    Quantization,
-    WeightBlocks,
-    manifest_from_json,
-    manifest_to_json,
-    pack_vector,
-    unpack_vector,
-)
+from ortkit.runtime.bundle.golden_vector import pack_vector, unpack_vector
+from ortkit.runtime.bundle.manifest import SCHEMA, Certificate, Manifest, Quantization, WeightBlocks
+from ortkit.runtime.bundle.manifest_json import OLDEST, manifest_from_json, manifest_to_json
 from ortkit.runtime.bundle.records import write_record
 
 

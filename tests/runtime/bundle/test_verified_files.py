@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ortkit import Bundle, BundleError
-from ortkit.runtime.bundle import bundle as bundles
+from ortkit.runtime import file_hash
 from ortkit.runtime.bundle import verified_files
-from ortkit.runtime.bundle.verified_files import NAME, VerifiedFiles, hash_of
+from ortkit.runtime.bundle.verified_files import NAME, VerifiedFiles
+from ortkit.runtime.file_hash import hash_of
 from tests.tiny_bundles import rehash, write_embedder
 
 
@@ -36,7 +37,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return hash_of(file)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verified_files, "hash_of", recorded)
-    monkeypatch.setattr(bundles, "hash_of", recorded)
+    monkeypatch.setattr(file_hash, "hash_of", recorded)
     return names
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ortkit import Bundle, BundleError, Embedder
-from ortkit.runtime.bundle.bundle import sha256_of
 from ortkit.runtime.bundle.manifest import Activation, DenseFacts
 from ortkit.runtime.encoder.dense import Dense
+from ortkit.runtime.file_hash import sha256_of
 
 EditManifest = Callable[[Callable[[dict], None]], Path]
 FACTS = DenseFacts("dense-0.npz", Activation.IDENTITY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -16,11 +17,13 @@ import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
 from ortkit.runtime.bundle.folder import SBOM_FILE
+from ortkit.runtime.errors import OutputError
 from ortkit.runtime.installer import checks, cli, files, install
+from ortkit.runtime.installer import installation as installation_module
 from ortkit.runtime.installer.host import Host
 from ortkit.runtime.installer.installation import Installation
 from ortkit.runtime.installer.kit_file import Kit
-from tests.kits import Kits, OpensslKey
+from tests.kits import Kits, OpensslKey, record_hash
 from tests.runtime.installer.conftest import Installer
 
 VERSION = re.compile(r"ortkit, version (\S+)")
@@ -52,7 +55,7 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 def test_the_first_installation(installer: Installer, kits: Kits, prefix: Path) -> None:
     ran = installer("install", kits.path("line1"), "--trusted-key", kits.key.public_file)
 
-    assert (ran.code, ran.out) == (0, f"line1: release 1 in {prefix}, with tiny\n"), ran.err
+    assert (ran.code, ran.out) == (0, f"line: release 1 in {prefix}, with tiny\n"), ran.err
     fingerprint = kits.key.public.fingerprint
     assert ran.err.splitlines() == [
         f"signed by key `{kits.key.public_file}` (sha256 {fingerprint[:16]}...)",
@@ -67,7 +70,7 @@ def test_the_first_installation(installer: Installer, kits: Kits, prefix: Path) 
     assert json.loads((prefix / "current/sbom/ortkit-sbom" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert json.loads((prefix / "current/sbom/tiny" / SBOM_FILE).read_text())["bomFormat"] == "CycloneDX"
     assert version_of(prefix) == "0.1.0"
-    assert {path.name for path in prefix.iterdir()} == {"bin", "current", "keys", "releases", "state.json"}
+    assert {path.name for path in prefix.iterdir()} == {".lock", "bin", "current", "keys", "releases", "state.json"}
 
 
 def test_the_environment_has_the_packages_of_the_kit_alone(installed: Path) -> None:
@@ -102,7 +105,7 @@ def test_an_update_shares_what_did_not_change(installed: Path, installer: Instal
     """The kit that leaves out what `line1` has gives the same release as the whole one."""
     ran = installer("update", kits.path(kit))
 
-    assert (ran.code, ran.out) == (0, f"line2: release 2 in {installed}, with tiny\n"), ran.err
+    assert (ran.code, ran.out) == (0, f"line: release 2 in {installed}, with tiny\n"), ran.err
     assert "unpacking 1 packages, sharing 1" in ran.err
     assert version_of(installed) == "99.0"
     first, second = installed / "releases" / "1", installed / "releases" / "2"
@@ -170,6 +173,37 @@ def test_a_changed_package_is_not_shared(installed: Path, installer: Installer, 
     assert (new / "library/part3.py").read_text() == "x = 3\n"
 
 
+def test_a_package_that_was_changed_with_its_record_is_not_shared(
+    installed: Path, installer: Installer, kits: Kits
+) -> None:
+    """The kit has the hash of each package's RECORD, and that the hashes of its files."""
+    site = next((installed / "releases/1/python/lib").glob("*/site-packages"))
+    content = b"x = 'changed'"
+    for path, text in (
+        (site / "library/part3.py", content.decode()),
+        (
+            site / "library-1.0.dist-info/RECORD",
+            (site / "library-1.0.dist-info/RECORD")
+            .read_text()
+            .replace(
+                f"library/part3.py,{record_hash(b'x = 3' + bytes([10]))},6",
+                f"library/part3.py,{record_hash(content)},13",
+            ),
+        ),
+    ):
+        path.unlink()
+        path.write_text(text)
+    assert record_hash(content) in (site / "library-1.0.dist-info/RECORD").read_text()
+
+    ran = installer("update", kits.path("update"))
+    assert ran.code == 7
+    assert "error: the kit leaves out `library-1.0-py3-none-any.whl`, and its installed files were changed" in ran.err
+
+    assert installer("update", kits.path("line2")).code == 0
+    new = next((installed / "current/python/lib").glob("*/site-packages"))
+    assert (new / "library/part3.py").read_text() == "x = 3\n"
+
+
 def test_a_release_that_does_not_verify_here_is_refused(installed: Path, installer: Installer, kits: Kits) -> None:
     assert installer("update", kits.path("line2")).code == 0
     before = tree(installed)
@@ -211,6 +245,31 @@ def test_what_is_fine_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.parametrize(("release", "named"), [(".new-01234567", "FOLDER"), ("3", "{}")])
+def test_a_folder_that_is_gone_afterwards_is_not_named(tmp_path: Path, release: str, named: str) -> None:
+    """The hints of a check name the folder of a release only if the release stays."""
+    bundles = tmp_path / "releases" / release / "bundles"
+
+    class Doctor:
+        def run(self, *_: str, bundles: Path, policy: Path | None) -> subprocess.CompletedProcess[str]:  # noqa: ARG002
+            return subprocess.CompletedProcess([], 7, f"error    x: y\n  do:  run `ortkit verify {bundles}/tiny`\n", "")
+
+    with pytest.raises(checks.CheckError) as raised:
+        checks._run(Doctor(), bundles, "doctor", str(bundles / "tiny"))
+
+    shown = named.format(bundles)
+    assert raised.value.message == (
+        "`ortkit doctor tiny` of the new release ended with exit code 7:\n"
+        f"  | error    x: y\n  |   do:  run `ortkit verify {shown}/tiny`"
+    )
+    assert raised.value.hint == (
+        "show these lines to who made the kit; `ortkit unpack KIT -o FOLDER` writes its bundles to a folder, for the "
+        "commands in them"
+        if shown == "FOLDER"
+        else None
+    )
+
+
 def test_a_release_that_cannot_start_is_refused(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
@@ -239,14 +298,17 @@ def test_rollback(installed: Path, installer: Installer, kits: Kits) -> None:
 
     ran = installer("rollback")
 
-    assert (ran.code, ran.out) == (0, f"line1: release 1 in {installed}\n"), ran.err
+    assert (ran.code, ran.out) == (0, f"line: release 1 in {installed}\n"), ran.err
     assert version_of(installed) == "0.1.0"
     assert installer("rollback", "--to", 2).code == 0
     assert version_of(installed) == "99.0"
 
     ran = installer("rollback", "--to", 7)
     assert ran.code == 5
-    assert f"error: there is no release 7 in `{installed}`; there are: 1, 2" in ran.err
+    assert ran.err == (
+        f"error: there is no release 7 in `{installed}`\n\n"
+        f"hint: its releases: 1, 2; `{installed}/bin/ortkit-install status` shows what they are\n"
+    )
 
 
 def test_rollback_without_a_release_before(installed: Path, installer: Installer) -> None:
@@ -274,7 +336,7 @@ def test_the_same_kit_again_changes_nothing(installed: Path, installer: Installe
 
     ran = installer("install", kits.path("line1"))
 
-    assert (ran.code, ran.out) == (0, f"line1: release 1 in {installed}, with tiny\n")
+    assert (ran.code, ran.out) == (0, f"line: release 1 in {installed}, with tiny\n")
     assert "the kit is installed already, as release 1" in ran.err
     assert tree(installed) == before
 
@@ -286,7 +348,7 @@ def test_a_damaged_release_is_installed_again(installed: Path, installer: Instal
 
     ran = installer("install", kits.path("line1"), "--reinstall")
 
-    assert (ran.code, ran.out) == (0, f"line1: release 2 in {installed}, with tiny\n"), ran.err
+    assert (ran.code, ran.out) == (0, f"line: release 2 in {installed}, with tiny\n"), ran.err
     assert tree(installed / "current/bundles/tiny") == tree(kits.plans["line1"].bundles[0].path)
 
 
@@ -296,7 +358,9 @@ def test_an_older_release_is_refused(installed: Path, installer: Installer, kits
     ran = installer("update", kits.path("line1"))
 
     assert ran.code == 7
-    assert f"error: `{kits.path('line1')}` is release 1, and release 2 was installed in `{installed}`" in ran.err
+    assert (
+        f"error: `{kits.path('line1')}` is release 1, and release 2 of `line` was installed in `{installed}`" in ran.err
+    )
     assert (
         "hint: an older kit may have faults that a newer one repairs; to install it all the same, add `--allow-downg"
         in ran.err
@@ -311,7 +375,7 @@ def test_an_older_release_is_refused(installed: Path, installer: Installer, kits
 
 def test_the_highest_release_counts_when_it_was_removed(installed: Path, installer: Installer, kits: Kits) -> None:
     assert installer("update", kits.path("line2")).code == 0
-    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
+    assert json.loads((installed / "state.json").read_text()) == {"releases": {"line": 2}}
     assert installer("rollback").code == 0
     shutil.rmtree(installed / "releases/2")
 
@@ -321,15 +385,13 @@ def test_the_highest_release_counts_when_it_was_removed(installed: Path, install
 def test_a_kit_without_a_counter_is_older_than_one_with(
     installed: Path, installer: Installer, kits: Kits, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     plan = dataclasses.replace(kits.plans["line2"], release=0)
     write_kit(plan, tmp_path / "any.kit", sign=kits.key)
 
     ran = installer("update", tmp_path / "any.kit")
 
     assert ran.code == 7
-    assert f"any.kit` has no release counter, and release 1 was installed in `{installed}`" in ran.err
+    assert f"any.kit` has no release counter, and release 1 of `line` was installed in `{installed}`" in ran.err
 
 
 @pytest.mark.usefixtures("installed")
@@ -338,8 +400,8 @@ def test_status(installer: Installer, kits: Kits) -> None:
 
     lines = installer("status").out.splitlines()
     assert [line for line in lines if "signed" not in line] == [
-        "  1  line1, release 1 of it, ortkit 0.1.0: tiny",
-        "* 2  line2, release 2 of it, ortkit 99.0: tiny",
+        "  1  line, release 1 of it, ortkit 0.1.0: tiny",
+        "* 2  line, release 2 of it, ortkit 99.0: tiny",
     ]
     assert sum("signed by key" in line for line in lines) == 2
     shown = json.loads(installer("status", "--json").out)
@@ -366,6 +428,7 @@ def test_commands_where_nothing_is_installed(command: str, installer: Installer,
 
     assert (ran.code, ran.out) == (5, "")
     assert f"error: nothing is installed in `{prefix}`" in ran.err
+    assert not any(prefix.iterdir())
 
 
 def test_uninstall(installed: Path, installer: Installer, kits: Kits) -> None:
@@ -472,7 +535,7 @@ def test_a_folder_that_is_something_elses_is_refused(name: str, prefix: Path, in
 
 
 def test_a_second_installer_is_refused(installed: Path, installer: Installer, kits: Kits) -> None:
-    held = os.open(installed, os.O_RDONLY)
+    held = os.open(installed / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         for arguments in (("update", kits.path("line2")), ("rollback", "--to", 1), ("uninstall",)):
@@ -483,6 +546,69 @@ def test_a_second_installer_is_refused(installed: Path, installer: Installer, ki
     finally:
         os.close(held)
     assert installer("update", kits.path("line2")).code == 0
+
+
+def test_another_user_cannot_keep_updates_away(installed: Path, installer: Installer) -> None:
+    """Whoever can read a folder can lock it; the file that counts is of its owner alone."""
+    held = os.open(installed, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        assert installer("rollback", "--to", 1).code == 0
+    finally:
+        os.close(held)
+    assert (installed / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_lock_of_an_installation_that_was_removed(
+    installed: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another installer, between the opening of the file and the lock."""
+    monkeypatch.setattr(installation_module.fcntl, "flock", lambda *_: (installed / ".lock").unlink())
+
+    ran = installer("rollback", "--to", 1)
+
+    assert ran.code == 1
+    assert "error: another installer is working in" in ran.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize("place", ["opt", "opt/ortkit"])
+def test_root_does_not_install_where_another_user_can_write(
+    place: str, installer: Installer, kits: Kits, prefix: Path, tmp_path: Path
+) -> None:
+    """They could replace what root is about to run."""
+    (tmp_path / place).mkdir(parents=True)
+    os.chown(tmp_path / place, 12345, -1)
+    arguments = ("install", kits.path("line1"), "--trusted-key", kits.key.public_file)
+
+    ran = installer(*arguments)
+
+    assert (ran.code, ran.out) == (1, "")
+    assert (
+        f"error: the folder `{prefix}` is not used, because other users can change it: `{tmp_path / place}` belongs to "
+        "the user 12345\n\nhint: run the installer as that user, or choose another folder with `--prefix`\n"
+    ) in ran.err
+    assert not any((tmp_path / place).iterdir())
+    os.chown(tmp_path / place, 0, -1)
+    (tmp_path / place).chmod(0o777)
+    assert "is writable for its group or for all users" in installer(*arguments).err
+
+
+def test_a_release_whose_bundles_cannot_be_recorded_is_not_kept(
+    installed: Path, installer: Installer, kits: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a policy, with a record that this user cannot write: opening the new bundles would be refused."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutputError("release 2 cannot be recorded")
+
+    monkeypatch.setattr(install, "record_releases", refuse)
+    ran = installer("update", kits.path("line2"))
+
+    assert (ran.code, ran.out) == (1, "")
+    assert "error: release 2 cannot be recorded" in ran.err
+    assert str((installed / "current").readlink()) == "releases/1"
+    assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
 
 
 class FakeStatvfs:
@@ -613,7 +739,7 @@ def test_a_release_that_was_added_but_not_switched_to(installed: Path, installer
 
     ran = installer("update", kits.path("line2"))
 
-    assert (ran.code, ran.out) == (0, f"line2: release 2 in {installed}, with tiny\n")
+    assert (ran.code, ran.out) == (0, f"line: release 2 in {installed}, with tiny\n")
     assert "release 2 was made from this kit before" in ran.err
     assert "verifying tiny on this machine" in ran.err
     assert version_of(installed) == "99.0"
@@ -623,7 +749,7 @@ def test_a_record_that_a_later_installer_wrote(installed: Path, installer: Insta
     path = installed / "releases/1/release.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"new": "field"}))
 
-    assert "* 1  line1, release 1 of it" in installer("status").out
+    assert "* 1  line, release 1 of it" in installer("status").out
 
 
 DAMAGE = (
@@ -653,15 +779,60 @@ def test_a_damaged_record_of_a_release(damage: str | dict, installed: Path, inst
     assert (ran.code, version_of(installed)) == (0, "99.0"), ran.err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"release": "x"}', '{"release": 1e400}'])
-def test_a_damaged_highest_release(content: str, installed: Path, installer: Installer, kits: Kits) -> None:
-    """The records of the releases that are there still count."""
-    (installed / "state.json").write_text(content)
+STATES = (
+    "",
+    "{",
+    "[]",
+    "{}",
+    '{"release": 1}',
+    '{"releases": {"line": "x"}}',
+    '{"releases": {"line": 1e400}}',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("content", STATES, ids=map(str, range(len(STATES))))
+def test_damaged_highest_releases(content: str, installed: Path, installer: Installer, kits: Kits) -> None:
+    """Counted as none, an older kit would be installed unasked; what is installed goes on."""
+    path = installed / "state.json"
+    path.write_text(content)
 
     ran = installer("update", kits.path("line2"))
 
-    assert ran.code == 0, ran.err
-    assert json.loads((installed / "state.json").read_text()) == {"release": 2}
+    assert (ran.code, ran.out) == (7, "")
+    assert (
+        f"error: `{path}`, which has the highest releases that were installed, was changed and cannot be read: "
+    ) in ran.err
+    assert f"hint: restore it from a backup; or remove it (`rm {path}`), and a kit that is older than the" in ran.err
+    assert path.read_text() == content
+    assert [installer(command).code for command in ("status", "have")] == [0, 0]
+    path.unlink()
+    assert installer("update", kits.path("line2")).code == 0
+    assert json.loads(path.read_text()) == {"releases": {"line": 2}}
+
+
+def test_a_kit_of_another_line(installed: Path, installer: Installer, kits: Kits, tmp_path: Path) -> None:
+    """Signed with the same key, and with a higher counter; it does not replace the installed one unasked."""
+    plan = dataclasses.replace(kits.plans["line2"], name="pumps", release=1)
+    write_kit(plan, tmp_path / "pumps.kit", sign=kits.key)
+
+    ran = installer("update", tmp_path / "pumps.kit")
+
+    assert (ran.code, ran.out) == (7, "")
+    assert (
+        f"error: `{tmp_path}/pumps.kit` is a kit named `pumps`, and `line` is installed in `{installed}`\n\n"
+        "hint: an update has the name of what it updates (`ortkit kit --name line`); to replace `line` by this kit, "
+        "add `--other-kit`, or install it beside with `--prefix`\n"
+    ) in ran.err
+    assert version_of(installed) == "0.1.0"
+
+    ran = installer("update", tmp_path / "pumps.kit", "--other-kit")
+    assert (ran.code, ran.out) == (0, f"pumps: release 2 in {installed}, with tiny\n"), ran.err
+    # Each line has a counter of its own.
+    assert json.loads((installed / "state.json").read_text()) == {"releases": {"line": 1, "pumps": 1}}
+    assert installer("update", kits.path("line1")).code == 7
+    assert installer("update", kits.path("line2"), "--other-kit").code == 0
+    assert installer("update", kits.path("line1"), "--allow-downgrade").code == 0
 
 
 @pytest.mark.parametrize(
@@ -670,7 +841,11 @@ def test_a_damaged_highest_release(content: str, installed: Path, installer: Ins
         (("install",), 2, "error: name the kit to install"),
         (("install", "--prefxi", "x"), 2, "error: unrecognized arguments: --prefxi"),
         (("rollback", "--to", "x"), 2, "error: argument --to: invalid int value: 'x'"),
-        (("/nonexistent.kit",), 5, "error: there is no kit at `/nonexistent.kit`"),
+        (
+            ("/nonexistent/a.kit",),
+            5,
+            "error: there is no kit at `/nonexistent/a.kit`\n\nhint: there is no folder `/nonexistent`\n",
+        ),
         ((__file__,), 7, f"error: `{__file__}` is not a kit"),
     ],
 )
@@ -686,7 +861,7 @@ def test_the_short_form(installer: Installer, kits: Kits, prefix: Path) -> None:
     """`ortkit-install KIT`."""
     ran = installer(kits.path("line1"), "--trusted-key", kits.key.public_file)
 
-    assert (ran.code, ran.out) == (0, f"line1: release 1 in {prefix}, with tiny\n"), ran.err
+    assert (ran.code, ran.out) == (0, f"line: release 1 in {prefix}, with tiny\n"), ran.err
 
 
 def test_files_that_cannot_be_linked_are_copied(

@@ -22,6 +22,7 @@ from ortkit.runtime.installer.environment import write_commands
 from ortkit.runtime.installer.host import Host
 from ortkit.runtime.installer.installation import Installation
 from tests.kits import Kits
+from tests.marks import number_of_kills
 from tests.runtime.installer.test_install import tree, version_of
 
 SEED = 21
@@ -197,4 +198,4 @@ def test_killed_at_a_random_moment_of_an_update(target: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_random_moments(name: str, target: Target) -> None:
-    kill_at_random(target, name, 13)
+    kill_at_random(target, name, number_of_kills(13))

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from ortkit.exporters.packaging.kit import write_kit
-from ortkit.runtime.bundle.public_key import TrustedKey
-from ortkit.runtime.bundle.signature import verify_signature
 from ortkit.runtime.installer.cli import main
 from ortkit.runtime.installer.kit_file import Kit
 from ortkit.runtime.installer.kit_format import HEADER_SIZE, SIGNATURE_SIZE, Parts
-from tests.kits import Kits, OpensslKey, openssl
+from ortkit.runtime.installer.trial_policy import trial_policy
+from ortkit.runtime.trust.policy import Policy
+from ortkit.runtime.trust.public_key import TrustedKey
+from ortkit.runtime.trust.signature import verify_signature
+from tests.kits import PLATFORM, Kits, OpensslKey, openssl
 from tests.runtime.installer.conftest import Installer
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
@@ -64,7 +66,7 @@ def test_the_header_verifies_and_runs_the_installer(shell: str, kits: Kits, pref
         kit, "install", "--prefix", prefix, "--trusted-key", kits.key.public_file, shell=shell, TMPDIR=str(tmp_path)
     )
 
-    assert (finished.returncode, finished.stdout) == (0, f"line1: release 1 in {prefix}, with tiny\n"), finished.stderr
+    assert (finished.returncode, finished.stdout) == (0, f"line: release 1 in {prefix}, with tiny\n"), finished.stderr
     assert not list(tmp_path.glob("tmp.*")), "the header leaves its scratch folder"
 
 
@@ -74,7 +76,7 @@ def test_the_header_is_a_page_that_a_person_can_read(kits: Kits) -> None:
     assert max(map(len, header.splitlines())) <= 132
     assert len(header.rstrip().splitlines()) < 80
     assert set(header[len(header.rstrip()) :]) == {"\n"}
-    assert header.startswith("#!/bin/sh\n# line1: an ortkit kit for linux-")
+    assert header.startswith("#!/bin/sh\n# line: an ortkit kit for linux-")
 
 
 @pytest.mark.parametrize("curve", ["secp384r1", "secp521r1"])
@@ -88,7 +90,7 @@ def test_keys_on_other_curves(curve: str, kits: Kits, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.endswith(f"kit.zip --kit {tmp_path}/any.kit install --trusted-key={key.public_file}\n")
     with Kit.open(tmp_path / "any.kit") as kit:
-        assert verify_signature(kit.files, kit.signature or b"", [TrustedKey.read(key.public_file)]).name == "line1"
+        assert verify_signature(kit.files, kit.signature or b"", [TrustedKey.read(key.public_file)]).name == "line"
 
 
 @dataclass(frozen=True)
@@ -344,12 +346,114 @@ def test_a_policy_that_requires_signatures(
 
     assert installer("install", kits.path("line1")).code == 0
     # The bundle has no release counter: 0 is what is recorded, once the release is in use.
-    assert not state.exists() or json.loads(state.read_text()) == {"releases": {"tiny-embedder": 0}}
+    assert not state.exists() or json.loads(state.read_text()) == {"releases": {"tiny-embedder (fp32, cpu)": 0}}
 
     without_signature(attack)
     ran = installer("install", attack.kit, "--allow-unsigned", "--reinstall")
     assert ran.code == 7
     assert f"is not signed; the policy `{policy}` requires a signature" in ran.err
+
+
+def test_the_keys_of_a_policy_count_alone(
+    installed: Path,
+    installer: Installer,
+    kits: Kits,
+    stranger: OpensslKey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who may update a machine is decided in one place: neither by `keys/` nor on the command line."""
+    assert list((installed / "keys").iterdir())
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'trusted_keys = ["{stranger.public_file}"]\n', "utf-8")
+    monkeypatch.setenv("ORTKIT_POLICY", str(policy))
+
+    for options in ((), ("--trusted-key", kits.key.public_file)):
+        ran = installer("update", kits.path("line2"), *options)
+        assert (ran.code, ran.out) == (7, "")
+        assert f"that is not trusted here; trusted: `{stranger.public_file}`" in ran.err
+    assert f"note: the policy `{policy}` alone decides which keys count, not `--trusted-key`\n" in ran.err
+
+    # One that trusts nobody says nothing about it.
+    policy.write_text("always_hash = true\n", "utf-8")
+    assert installer("update", kits.path("line2")).code == 0
+
+
+def test_one_of_several_keys_is_enough(kits: Kits, stranger: OpensslKey) -> None:
+    """As while keys are rotated."""
+    keys = [stranger.public_file, kits.key.public_file]
+    for first, second in (keys, reversed(keys)):
+        finished = by_shell(
+            kits.path("line1"), "install", "--trusted-key", first, f"--trusted-key={second}", ORTKIT_PYTHON="/bin/echo"
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    finished = by_shell(
+        kits.path("line1"), "install", "--trusted-key", keys[0], "--trusted-key", keys[0], "--allow-unsigned"
+    )
+    assert (finished.returncode, finished.stdout) == (7, "")
+    assert f"is not signed by `{keys[0]}`, `{keys[0]}`, or was changed" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "loader", "code", "message"),
+    [
+        (
+            "riscv64",
+            "ld-linux-riscv64.so",
+            2,
+            f"error: this kit is for {PLATFORM}, and this machine is riscv64\n\nhint: get the kit for it",
+        ),
+        (
+            "",
+            "ld-musl-x86_64.so.1",
+            1,
+            "error: this system has musl, and a kit needs glibc\n\nhint: use a system such as Debian",
+        ),
+        ("", "", 1, "error: the signature cannot be verified: openssl is not installed\n\nhint: install it"),
+    ],
+)
+def test_where_nothing_that_is_installed_would_help(
+    machine: str, loader: str, code: int, message: str, copy: Path, kits: Kits, tmp_path: Path
+) -> None:
+    """What cannot run here at all does not ask for openssl first."""
+    path = commands(tmp_path / "bin", "openssl")
+    for name in ("ls", "uname"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    if machine:
+        (tmp_path / "bin" / "uname").unlink()
+        (tmp_path / "bin" / "uname").write_text(f"#!/bin/sh\necho {machine}\n")
+        (tmp_path / "bin" / "uname").chmod(0o755)
+    loaders = tmp_path / "lib"
+    loaders.mkdir()
+    (loaders / (loader or "libc.so.6")).touch()
+    header = copy.read_bytes()[:HEADER_SIZE].rstrip()
+    header = header.replace(b"/lib/ld-musl", bytes(loaders) + b"/ld-musl").replace(b"/lib*/ld-linux", b"/nowhere/ld")
+    put(copy, 0, header.ljust(HEADER_SIZE, b"\n"))
+
+    finished = by_shell(copy, "install", "--trusted-key", kits.key.public_file, shell="/bin/sh", PATH=path)
+
+    assert finished.returncode == code, finished.stderr
+    assert finished.stderr.startswith(message)
+
+
+def test_a_downgrade_is_checked_without_the_recorded_releases(
+    kits: Kits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ortkit doctor` refuses an older bundle too, and has no option `--allow-downgrade`."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        f'trusted_keys = ["{kits.key.public_file}"]\nrequire_signature = true\nstate = "releases.json"\n', "utf-8"
+    )
+    monkeypatch.setenv("ORTKIT_POLICY", str(policy))
+    Policy.current().accept("tiny", 9)
+
+    for allowed, highest in ((False, 9), (True, 0)):
+        with trial_policy(allow_downgrade=allowed) as path:
+            assert path is not None
+            assert Policy.read(path).releases.highest("tiny") == highest
+            assert Policy.read(path).require_signature
+    assert Policy.current().releases.highest("tiny") == 9
 
 
 def test_keys_that_others_can_change_are_not_used(installed: Path, installer: Installer, kits: Kits) -> None:

@@ -18,7 +18,7 @@ from packaging.utils import parse_wheel_filename
 
 from ortkit import BundleError
 from ortkit.runtime.installer.host import Host
-from ortkit.runtime.installer.wheel_file import Site, WheelName, unpacked_size
+from ortkit.runtime.installer.wheel_file import Site, WheelName, record_sha256, unpacked_size
 from tests.kits import record_hash, wheel, write_zip
 
 HOST = Host("Linux", "aarch64", 64, (2, 31), "cpython", (3, 11, 2), False, frozenset(), "/usr/bin/python3.11")
@@ -217,14 +217,16 @@ def test_files_are_shared_with_an_earlier_folder_unless_they_were_changed(site: 
     name = WheelName.of(made.name)
 
     second = Site(tmp_path / "second")
-    assert second.share(name, site.folder)
+    sha256 = record_sha256(made)
+    assert second.share(name, site.folder, sha256)
     assert files_below(second.folder) == files_below(site.folder)
     assert (second.folder / "package/__init__.py").samefile(site.folder / "package/__init__.py")
 
     (site.folder / "single.py").unlink()
     (site.folder / "single.py").write_bytes(b"changed")
     third = Site(tmp_path / "third")
-    assert not third.share(name, site.folder)
+    assert not third.share(name, site.folder, sha256)
+    assert not third.share(name, site.folder, "0" * 64)
     third.unpack(made)
     assert hashlib.sha256((third.folder / "single.py").read_bytes()).digest() == hashlib.sha256(b"").digest()
     assert record_hash(b"").startswith("sha256=47DEQpj8HBSa")

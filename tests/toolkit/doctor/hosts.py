@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ortkit.runtime.host_facts import Libc
 from ortkit.runtime.session.cores import Cores
 from ortkit.runtime.session.memory import Limit
 from ortkit.toolkit.doctor.finding import Finding
-from ortkit.toolkit.doctor.host import Folder, Host, Libc, Swap
+from ortkit.toolkit.doctor.host import Folder, Host, Swap
 from ortkit.toolkit.doctor.packages import Imported, Package
 
 NOW = 1_800_000_000.0

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ortkit import Bundle
+from ortkit.runtime.host_facts import Libc
 from ortkit.toolkit.doctor.checks import check_host
 from ortkit.toolkit.doctor.finding import RANKS, Severity, error, exit_code_of, note, ok, warning, worst_of
-from ortkit.toolkit.doctor.host import Libc
 from ortkit.toolkit.doctor.report import lines_of, report_of, summary_of
 from tests.commands import Finished
 from tests.tiny_bundles import write_embedder
@@ -32,10 +32,13 @@ def test_a_good_machine_has_no_complaint() -> None:
     assert {found.severity for found in check_host(GOOD)} == {Severity.OK}
 
 
-def test_the_exit_code_is_that_of_the_first_error() -> None:
-    assert [exit_code_of(SOME[:count]) for count in range(6)] == [0, 0, 0, 0, 8, 8]
+def test_the_exit_code_is_that_of_the_worst_error() -> None:
+    assert [exit_code_of(SOME[:count]) for count in range(6)] == [0, 0, 0, 0, 8, 7]
+    errors = [error("x", "broken", "because", "run `x`", code) for code in (6, 5, 2, 1, 9, 8, 7)]
+    assert [exit_code_of(errors[: count + 1]) for count in range(7)] == [6, 5, 2, 1, 9, 8, 7]
+    assert exit_code_of(errors[::-1]) == 7
     assert [worst_of(SOME[:count]) for count in range(1, 5)] == list(RANKS)
-    # What is wrong with the system comes before what follows from it.
+    # A system on which nothing runs is worse than the packages that are missing there.
     assert exit_code_of(list(check_host(host(libc=Libc("musl"), imports={})))) == 8
 
 
@@ -55,7 +58,7 @@ def test_the_report_for_programs() -> None:
     assert {name: report[name] for name in ("schema", "worst", "exit_code")} == {
         "schema": 1,
         "worst": "error",
-        "exit_code": 8,
+        "exit_code": 7,
     }
     assert report["findings"][0] == {
         "check": "a",

@@ -12,9 +12,7 @@ import pytest
 
 from ortkit.runtime.session.memory import Limit
 from ortkit.toolkit.doctor.host import (
-    Libc,
     Swap,
-    find_libc,
     find_swap,
     find_temporary,
     find_token_files,
@@ -22,7 +20,6 @@ from ortkit.toolkit.doctor.host import (
     limit_of_variable,
     look_at_folder,
     look_at_host,
-    numbers_of,
 )
 
 
@@ -49,28 +46,6 @@ def test_this_linux() -> None:
     assert host.available_memory is not None
     assert (host.total_memory or 0) > host.available_memory.left > 1 << 20
     assert host.swap is not None
-
-
-def test_musl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Musl's confstr does not know the name, and Python says ValueError."""
-
-    def unknown(_name: str) -> str:
-        raise ValueError("unrecognized configuration name")
-
-    monkeypatch.setattr("os.confstr", unknown)
-    assert find_libc() == Libc()
-    monkeypatch.setattr(
-        "sysconfig.get_config_var", lambda name: "cpython-311-x86_64-linux-musl" if name == "SOABI" else ""
-    )
-    assert find_libc() == Libc("musl")
-    monkeypatch.setattr("os.confstr", lambda _: "glibc 2.36")
-    assert find_libc() == Libc("glibc", (2, 36))
-
-
-def test_versions() -> None:
-    assert numbers_of("2.36-9+deb12u7") == (2, 36)
-    assert numbers_of("1.32.0rc1") == (1, 32, 0)
-    assert numbers_of("") == ()
 
 
 def test_the_environment_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

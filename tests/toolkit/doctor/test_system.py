@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ortkit.toolkit.doctor.host import Libc
+from ortkit.runtime.host_facts import Libc
 from ortkit.toolkit.doctor.packages import Imported
 from ortkit.toolkit.doctor.system import check_cpu, check_libc, check_platform, check_python, wheel_tag
 from tests.toolkit.doctor.hosts import GOOD, X86, host, text_of

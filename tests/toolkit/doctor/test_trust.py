@@ -132,6 +132,14 @@ def test_a_real_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bundle-provider" in found
     assert not (tmp_path / "releases.json").exists()
 
+    bundle.chmod(0o777)
+    assert text_of(examine(bundle)["bundle-signature"]) == (
+        f"error bundle-signature: other users can change the bundle `{bundle}` after it was verified: `{bundle}` is "
+        f"writable for its group or for all users, and the policy `{policy}` requires a signature\n"
+        f"why: the policy refuses the bundle\ndo: `chmod -R go-w {bundle}`, as its owner\nexit: 7"
+    )
+    bundle.chmod(0o755)
+
     write_public(tmp_path / "key.pub", signing_key())
     assert examine(bundle)["bundle-signature"].exit_code == 7
     policy.write_text('trusted_keys = ["key.pub"]\n')

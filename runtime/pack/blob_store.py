@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from ..errors import BundleError
+from ..errors import BundleError, NotFoundError
 from .strict_tar import Entry, TarError, read_entries
 
 INDEX = "index.json"
@@ -29,6 +29,9 @@ NEW_COPY = "copy it again from where it was made, and compare their sha256"
 """The hint for a damaged pack."""
 _BLOB_FILE = re.compile(r"blobs/sha256/[0-9a-f]{64}")
 _FOLDERS = ("", "blobs", BLOBS)
+_PACKS = (".tar", ".kit")
+"""Suffixes of the files that a hint lists."""
+_LISTED = 5
 _COPIED = 1 << 20
 """Bytes to copy or hash at a time."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -155,6 +158,21 @@ class FolderStore:
             yield file.fileno(), 0, os.fstat(file.fileno()).st_size
 
     def close(self) -> None: ...
+
+
+def not_found(path: Path, what: str) -> NotFoundError:
+    """The error for a pack or kit (`what`) that is not there; the hint lists those in its folder."""
+    folder = path.parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PACKS)
+    except OSError:
+        return NotFoundError(f"there is no {what} at `{path}`", hint=f"there is no folder `{folder}`")
+    if names:
+        listed = ", ".join(f"`{name}`" for name in names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+        hint = f"`{folder.absolute()}` has {listed}"
+    else:
+        hint = f"`{folder.absolute()}` has no file that ends with {' or '.join(_PACKS)}; `ortkit {what}` writes one"
+    return NotFoundError(f"there is no {what} at `{path}`", hint=hint)
 
 
 def opened_file(path: Path) -> FileIO:

@@ -1,14 +1,14 @@
-"""Who can change a file that decides what is trusted: only root and this user may."""
+"""Who can change a bundle, or a file that decides what is trusted: only root and this user may."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import BundleError, InputError, NotTrustedError
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _MOST_LINKS = 40
@@ -22,15 +22,53 @@ def check_ownership(path: Path, what: str) -> None:
     the links on the way with the folders that they are in. Of a file that is not there, the folders above it count.
     """
     try:
-        for place, status, is_above in _places_of(path):
-            problem = _problem_of(status, is_above=is_above)
-            if problem is not None:
-                raise InputError(
-                    f"{what} `{path}` is not used, because other users can change it: `{place}` {problem}",
-                    hint=f"`chmod go-w {place}`, as its owner" if "writable" in problem else f"`chown root {place}`",
-                )
+        found = _first_problem(path)
     except OSError as error:
         raise InputError(f"{what} `{path}` cannot be read: {error.strerror or error}") from error
+    if found is not None:
+        place, problem = found
+        raise InputError(
+            f"{what} `{path}` is not used, because other users can change it: `{place}` {problem}",
+            hint=_remedy(place, problem),
+        )
+
+
+def check_bundle_ownership(folder: Path, names: Iterable[str], why: str) -> None:
+    """Raise NotTrustedError where another user can change one of a bundle's files, or replace it, or a folder above.
+
+    They could change what was verified before it is opened. `why` says what forbids that.
+    """
+    inside = {folder / name for name in names}
+    inside |= {parent for path in inside for parent in path.parents if folder in parent.parents}
+    try:
+        found = _first_problem(folder)
+        is_inside = found is not None and found[0] == folder.absolute()
+        for path in sorted(inside) if found is None else ():
+            problem = _problem_of(path.lstat(), is_above=False)
+            if problem is not None:
+                found, is_inside = (path, problem), True
+                break
+    except OSError as error:
+        raise BundleError(f"`{error.filename or folder}` cannot be read: {error.strerror or error}") from error
+    if found is not None:
+        place, problem = found
+        raise NotTrustedError(
+            f"other users can change the bundle `{folder}` after it was verified: `{place}` {problem}, and {why}",
+            hint=_remedy(folder, problem, "-R ") if is_inside else _remedy(place, problem),
+        )
+
+
+def _first_problem(path: Path) -> tuple[Path, str] | None:
+    """The first file, folder or link by which another user can change what a path leads to, and how; raises OSError."""
+    for place, status, is_above in _places_of(path):
+        problem = _problem_of(status, is_above=is_above)
+        if problem is not None:
+            return place, problem
+    return None
+
+
+def _remedy(place: Path, problem: str, option: str = "") -> str:
+    return f"`chmod {option}go-w {place}`, as its owner" if "writable" in problem else f"`chown {option}root {place}`"
 
 
 def is_open_to_others(status: os.stat_result) -> bool:

@@ -7,16 +7,17 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..bundle.bundle import LARGEST_MANIFEST, Bundle, is_regular
+from ..bundle.folder import MANIFEST, SBOM_FILE
+from ..bundle.manifest import Manifest
+from ..bundle.manifest_json import manifest_from_json
+from ..bundle.staging import StagingFolder
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
 from ..output_path import cannot_write, flush_folder
+from ..trust.policy import Policy
+from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE, verify_signature
 from .blob_store import Progress
-from .bundle import LARGEST_MANIFEST, Bundle, is_regular
-from .folder import MANIFEST, SBOM_FILE, SIGNATURE
-from .manifest import Manifest, manifest_from_json
 from .oci_layout import BUNDLE, Artifact, OciLayout
-from .policy import Policy
-from .signature import LARGEST_SIGNATURE, verify_signature
-from .staging import StagingFolder
 
 _SPARE = 1 << 20
 """Bytes to leave free on a disk: folders and file systems need some."""
@@ -75,7 +76,7 @@ def check_signature(
     signature = layout.read(blob, LARGEST_SIGNATURE)
     verify_signature(files, signature, policy.trusted, where=f"the signature of {where}")
     if not allow_downgrade:
-        policy.releases.check(manifest.name, manifest.release)
+        policy.releases.check(manifest.counter, manifest.release)
 
 
 def unpack(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import number_of_kills
 from tests.packs import bundle_files, write_bundle
 
 
@@ -63,4 +64,4 @@ def test_kills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_kills(tmp_path: Path) -> None:
-    killed(tmp_path, 1, 60, 40_000_000)
+    killed(tmp_path, 1, number_of_kills(60), 40_000_000)

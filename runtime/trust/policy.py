@@ -15,17 +15,16 @@ error, and never ignored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, InputError, NotTrustedError, OrtkitError
-from .folder import SIGNATURE
-from .ownership import check_ownership
+from .ownership import check_bundle_ownership, check_ownership
 from .public_key import TrustedKey
 from .releases import Releases
-from .signature import LARGEST_SIGNATURE, Signer, verify_signature
+from .signature import LARGEST_SIGNATURE, SIGNATURE, Signer, verify_signature
 from .x509 import Certificate, read_certificates
 
 VARIABLE = "ORTKIT_POLICY"
@@ -96,10 +95,18 @@ class Policy:
         """Verify a bundle's signature by the trusted keys and certificates; raises NotTrustedError."""
         return verify_bundle(folder, files, self.trusted, why=f"the policy `{self.path}` requires a signature")
 
-    def accept(self, name: str, release: int | None, *, allow_downgrade: bool = False) -> None:
-        """Record the release of a bundle whose files were verified, so that older ones are refused from now on."""
+    def check_ownership(self, folder: Path, files: Iterable[str]) -> None:
+        """Raise NotTrustedError for a bundle that other users can change, where signatures are required.
+
+        Whoever can write to its folder can replace a file after it was hashed, and before it is opened.
+        """
         if self.require_signature:
-            self.releases.record(name, release, allow_downgrade=allow_downgrade)
+            check_bundle_ownership(folder, files, f"the policy `{self.path}` requires a signature")
+
+    def accept(self, counter: str, release: int | None, *, allow_downgrade: bool = False) -> None:
+        """Record the release of a bundle that was verified, so that older ones are refused from now on."""
+        if self.require_signature:
+            self.releases.record(counter, release, allow_downgrade=allow_downgrade)
 
 
 def verify_bundle(

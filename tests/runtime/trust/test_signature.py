@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ortkit import MissingPartError, NotTrustedError, OrtkitError
 from ortkit.exporters.packaging.sign import SigningKey, sign_files
-from ortkit.runtime.bundle import public_key, signature
-from ortkit.runtime.bundle.public_key import TrustedKey, has_cryptography
-from ortkit.runtime.bundle.signature import LARGEST_SIGNATURE, pre_authentication_encoding, verify_signature
-from ortkit.runtime.bundle.x509 import Certificate, read_certificates
+from ortkit.runtime.trust import public_key, signature
+from ortkit.runtime.trust.public_key import TrustedKey, has_cryptography
+from ortkit.runtime.trust.signature import LARGEST_SIGNATURE, pre_authentication_encoding, verify_signature
+from ortkit.runtime.trust.x509 import Certificate, read_certificates
 from tests.signers import CODE_SIGNING, issue, issue_authority, new_key, signing_key, trusted
 
 OPENSSF = Path(__file__).parent / "openssf"
@@ -560,7 +560,7 @@ def test_the_module_needs_the_standard_library_alone() -> None:
     """The installer of a kit runs it with the system's Python."""
     code = (
         "import sys; sys.modules['cryptography'] = None\n"
-        "import ortkit.runtime.bundle.policy\n"
+        "import ortkit.runtime.trust.policy\n"
         "roots = {name.split('.')[0] for name, module in sys.modules.items() if module}\n"
         "print(*sorted(roots - sys.stdlib_module_names - {'ortkit', '__main__'}))"
     )

@@ -15,10 +15,10 @@ import pytest
 
 import ortkit
 from ortkit import Bundle, BundleError, Embedder, InputError, NotTrustedError, OutputError
-from ortkit.runtime.bundle import policy as policies
-from ortkit.runtime.bundle.ownership import check_ownership
-from ortkit.runtime.bundle.policy import DEFAULT_STATE, Policy
-from ortkit.runtime.bundle.releases import Releases
+from ortkit.runtime.trust import policy as policies
+from ortkit.runtime.trust.ownership import check_ownership
+from ortkit.runtime.trust.policy import DEFAULT_STATE, Policy
+from ortkit.runtime.trust.releases import Releases
 from tests.signers import CODE_SIGNING, issue, issue_authority, signed, signing_key, write_public
 from tests.tiny_bundles import rehash, write_embedder
 
@@ -394,27 +394,112 @@ def test_a_manifest_cannot_list_the_signature_or_itself(bundle: Path, name: str)
 def test_an_older_release_is_refused(policy: Callable[[str], Path], bundle: Path, unsigned: Path) -> None:
     path = policy(REQUIRED)
     Bundle.open(signed(bundle, KEY, release=7))
-    assert recorded(path) == {"tiny-embedder": 7}
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 7}
 
     older = signed(Path(shutil.copytree(unsigned, bundle.parent / "older")), KEY, release=6)
     for opener in (Bundle.open, Bundle.listed):
         with pytest.raises(NotTrustedError) as caught:
             opener(older)
         assert caught.value.message == (
-            "`tiny-embedder` has release 6, and release 7 was trusted on this machine before"
+            "`tiny-embedder (fp32, cpu)` has release 6, and release 7 was trusted on this machine before"
         )
         assert caught.value.hint == (
             "install the newer one, or run `ortkit verify BUNDLE --allow-downgrade` to go back"
         )
     without = signed(Path(shutil.copytree(unsigned, bundle.parent / "without")), KEY)
-    with pytest.raises(NotTrustedError, match="`tiny-embedder` has no release, and release 7 was trusted"):
+    with pytest.raises(NotTrustedError, match=r"`tiny-embedder \(fp32, cpu\)` has no release, and release 7 was"):
         Bundle.open(without)
 
     Bundle.open(older, allow_downgrade=True)
-    assert recorded(path) == {"tiny-embedder": 6}
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 6}
     Bundle.open(older)
     Bundle.open(bundle)
-    assert recorded(path) == {"tiny-embedder": 7}
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 7}
+
+
+def test_releases_of_other_precisions_and_providers_are_counted_apart(
+    policy: Callable[[str], Path], bundle: Path, unsigned: Path
+) -> None:
+    """All have one name in their manifests."""
+    path = policy(REQUIRED)
+    Bundle.open(signed(bundle, KEY, release=7))
+    for number, change in enumerate(({"precision": "int8"}, {"provider": "cuda", "precision": "fp16"}), 1):
+        other = Path(shutil.copytree(unsigned, bundle.parent / f"other{number}"))
+        rehash(other, lambda manifest, change=change: manifest.update(change))
+        Bundle.open(signed(other, KEY, release=number))
+
+    assert recorded(path) == {
+        "tiny-embedder (fp16, cuda)": 2,
+        "tiny-embedder (fp32, cpu)": 7,
+        "tiny-embedder (int8, cpu)": 1,
+    }
+
+
+def test_a_release_that_is_recorded_later(policy: Callable[[str], Path], bundle: Path, unsigned: Path) -> None:
+    """`ortkit verify` replays the certificate before the release counts."""
+    path = policy(REQUIRED)
+    newer = Bundle.open(signed(bundle, KEY, release=7), record=False)
+    assert not (path.parent / "releases.json").exists()
+    newer.accept()
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 7}
+
+    older = signed(Path(shutil.copytree(unsigned, bundle.parent / "older")), KEY, release=6)
+    opened = Bundle.open(older, allow_downgrade=True, record=False)
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 7}
+    with pytest.raises(NotTrustedError, match="has release 6, and release 7 was trusted"):
+        opened.accept()
+    opened.accept(allow_downgrade=True)
+    assert recorded(path) == {"tiny-embedder (fp32, cpu)": 6}
+
+
+@pytest.mark.parametrize("name", [".", "model.onnx", "manifest.json", "model.sig"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_a_bundle_that_other_users_can_change(
+    policy: Callable[[str], Path], bundle: Path, name: str, mode: int
+) -> None:
+    """They could replace a file after it was hashed and before it is opened."""
+    path = policy(REQUIRED)
+    changed = signed(bundle, KEY, release=1) / name
+    changed.chmod(changed.stat().st_mode | mode)
+
+    for opener in (Bundle.open, Bundle.listed):
+        with pytest.raises(NotTrustedError) as caught:
+            opener(bundle)
+        assert caught.value.message == (
+            f"other users can change the bundle `{bundle}` after it was verified: `{changed}` is writable for its "
+            f"group or for all users, and the policy `{path}` requires a signature"
+        )
+        assert caught.value.hint == f"`chmod -R go-w {bundle}`, as its owner"
+    policy('trusted_keys = ["key.pub"]\n')
+    Bundle.open(bundle)
+
+
+def test_a_folder_of_bundles_that_other_users_can_change(policy: Callable[[str], Path], bundle: Path) -> None:
+    """Another bundle could be put in the place of one; not so in a folder such as /tmp."""
+    policy(REQUIRED)
+    shared = bundle.parent / "shared"
+    shared.mkdir()
+    moved = bundle.rename(shared / "bundle")
+    signed(moved, KEY, release=1)
+    shared.chmod(0o1777)
+    Bundle.open(moved)
+
+    shared.chmod(0o777)
+    with pytest.raises(NotTrustedError) as caught:
+        Bundle.open(moved)
+    assert f"`{shared}` is writable for its group or for all users" in caught.value.message
+    assert caught.value.hint == f"`chmod go-w {shared}`, as its owner"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_bundle_of_another_user(policy: Callable[[str], Path], bundle: Path) -> None:
+    policy(REQUIRED)
+    os.chown(signed(bundle, KEY, release=1) / "model.onnx", 12345, -1)
+
+    with pytest.raises(NotTrustedError) as caught:
+        Bundle.open(bundle)
+    assert f"`{bundle / 'model.onnx'}` belongs to the user 12345" in caught.value.message
+    assert caught.value.hint == f"`chown -R root {bundle}`"
 
 
 def test_a_damaged_bundle_does_not_raise_the_release(policy: Callable[[str], Path], bundle: Path) -> None:
@@ -497,13 +582,14 @@ def test_a_record_that_is_read_only(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ortkit.runtime.bundle.releases.replacing", refuse)
+    monkeypatch.setattr("ortkit.runtime.trust.releases.replacing", refuse)
     Bundle.open(bundle)
     signed(bundle, KEY, release=8)
     with pytest.raises(OutputError) as caught:
         Bundle.open(bundle)
     assert caught.value.message == (
-        f"release 8 of `tiny-embedder` cannot be recorded in `{path.parent / 'releases.json'}`: Permission denied"
+        f"release 8 of `tiny-embedder (fp32, cpu)` cannot be recorded in `{path.parent / 'releases.json'}`: "
+        "Permission denied"
     )
     assert caught.value.hint == (
         "run `ortkit verify BUNDLE` once as a user who can write this file, or name another one as `state` in the "
@@ -542,7 +628,7 @@ COUNT_UP = """
 import sys
 import tomllib
 from pathlib import Path
-from ortkit.runtime.bundle.releases import Releases
+from ortkit.runtime.trust.releases import Releases
 for release in range(1, 21):
     Releases(Path(sys.argv[1])).record(sys.argv[2], release)
 """

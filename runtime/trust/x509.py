@@ -245,10 +245,12 @@ def _extensions(rest: Sequence[Element]) -> dict[bytes, tuple[bool, bytes]]:
             raise DerError("an extension does not have two or three parts")
         oid, *middle, value = parts
         critical = [flag.expect(BOOLEAN, "an extension") for flag in middle]
+        if critical not in ([], [b"\xff"]):
+            raise DerError("an extension's `critical` is not in its DER form")
         name = oid.expect(OID, "an extension")
         if name in found:
             raise DerError("an extension is repeated")
-        found[name] = (critical == [b"\xff"], value.expect(OCTET_STRING, "an extension"))
+        found[name] = (bool(critical), value.expect(OCTET_STRING, "an extension"))
     return found
 
 

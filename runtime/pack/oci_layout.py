@@ -1,4 +1,4 @@
-"""OCI image layouts: read, check, extract and write what `ortkit pack` makes.
+"""OCI image layouts: read, check and extract what `ortkit pack` makes; `layout_writer.py` writes them.
 
 A pack is an OCI image layout with the media types of CNCF ModelPack and one raw layer for each file, so a layer's
 digest is the sha256 that the bundle's manifest has. It is one uncompressed tar, a folder, or a tar that begins at an
@@ -16,12 +16,15 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from ..errors import BundleError, InputError, NotFoundError
+from ..bundle.file_names import LONGEST_PART, folded, name_problem, path_problem
+from ..errors import BundleError, NotFoundError
 from ..output_path import cannot_write, flush_folder
+from ..strict_json import RepeatedKeyError, unique_keys
+from ..trust.ownership import is_open_to_others
 from .blob_store import (
     BLOBS,
     INDEX,
@@ -35,12 +38,9 @@ from .blob_store import (
     TarStore,
     copy_range,
     new_file,
+    not_found,
     opened_file,
 )
-from .file_names import LONGEST_PART, folded, name_problem, path_problem
-from .ownership import is_open_to_others
-from .strict_json import RepeatedKeyError, unique_keys
-from .strict_tar import END, header_of, padding_of
 
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -55,20 +55,16 @@ REFERENCE = "org.opencontainers.image.ref.name"
 KIND = "ortkit.kind"
 """Annotation of an artifact: `bundle`, `wheels` or `sbom`."""
 BUNDLE = "bundle"
-_MARKER_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
-_EMPTY = b"{}"
-_EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-_LARGEST_JSON = 1 << 21
+LARGEST_JSON = 1 << 21
 """Bytes of the index, the manifests and the configurations of a layout together. Parsed they can take 60 times as much;
 a bundle of 10 files has 5 KB. Registries take manifests up to 4 MiB."""
 _LARGEST_PACK = 1 << 38
 """Bytes of one file, and of all files of an artifact."""
 _MOST_ARTIFACTS = 256
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+"""How OCI spells a sha256."""
 _ARCHIVES = (".tar", ".tar+gzip", ".tar+zstd")
 """Ends of media types: ModelPack has layers of several files too."""
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-"""A tag, as registries have it."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class OciLayout:
         """Use `OciLayout.open`."""
         self.path = path
         self._store = store
-        index = self._content(INDEX, _LARGEST_JSON)
+        index = self._content(INDEX, LARGEST_JSON)
         self.index_sha256 = hashlib.sha256(index).hexdigest()
         self.artifacts: tuple[Artifact, ...] = tuple(self._read_index(index))
 
@@ -131,7 +127,7 @@ class OciLayout:
         try:
             store: Store = FolderStore(where) if where.is_dir() else TarStore(where, offset)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no pack at `{where}`") from error
+            raise not_found(where, "pack") from error
         except OSError as error:
             raise BundleError(f"`{where}` cannot be read: {error.strerror or error}") from error
         try:
@@ -164,7 +160,7 @@ class OciLayout:
         """
         blobs = {blob.digest: blob for artifact in self.artifacts for blob in _blobs_of(artifact)}
         present = {blob.file: blob.sha256 for blob in blobs.values() if self._store.size_of(blob.file) is not None}
-        marker = hashlib.sha256(self._content(MARKER, _LARGEST_JSON)).hexdigest()
+        marker = hashlib.sha256(self._content(MARKER, LARGEST_JSON)).hexdigest()
         return dict(sorted({**present, INDEX: self.index_sha256, MARKER: marker}.items()))
 
     def missing(self, artifact: Artifact) -> dict[str, Blob]:
@@ -292,7 +288,7 @@ class OciLayout:
 
     def _read_index(self, content: bytes) -> Iterator[Artifact]:
         """The artifacts that the index lists."""
-        marker = self._object(self._content(MARKER, _LARGEST_JSON), MARKER)
+        marker = self._object(self._content(MARKER, LARGEST_JSON), MARKER)
         if marker.get("imageLayoutVersion") != "1.0.0":
             self._refuse(f"`{MARKER}` must state the version `1.0.0`")
         manifests = self._field(self._object(content, INDEX), "manifests", list, INDEX)
@@ -300,7 +296,7 @@ class OciLayout:
             self._refuse(f"it has {len(manifests)} artifacts; the limit is {_MOST_ARTIFACTS}")
         names: list[str] = []
         sizes: dict[str, int] = {}
-        left = _LARGEST_JSON - len(content)
+        left = LARGEST_JSON - len(content)
         for place, descriptor in enumerate(manifests):
             where = f"{INDEX}: manifests[{place}]"
             blob = self._descriptor(descriptor, where)
@@ -396,7 +392,7 @@ class OciLayout:
         if not isinstance(value, dict):
             self._refuse(f"{where} must be an object")
         digest = self._field(value, "digest", str, where)
-        if _DIGEST.fullmatch(digest) is None:
+        if DIGEST.fullmatch(digest) is None:
             self._refuse(f"{where} has no valid sha256 digest")
         size = self._field(value, "size", int, where)
         if not 0 <= size <= _LARGEST_PACK:
@@ -433,6 +429,11 @@ class OciLayout:
         raise BundleError(f"the pack `{self.path}` is not valid: {problem}", hint=hint)
 
 
+def signature_beside(path: Path) -> Path:
+    """The signature of a pack: `NAME.sig` beside it."""
+    return path.with_name(f"{path.name}.sig")
+
+
 def _linked(source: Path, target: Path) -> bool:
     """Make a hard link; False where that is not possible, or where another user could write to what it shares."""
     if source.is_symlink():
@@ -461,160 +462,3 @@ def _is_text(text: str) -> bool:
 
 def _blobs_of(artifact: Artifact) -> list[Blob]:
     return [artifact.manifest, artifact.config, *artifact.layers.values()]
-
-
-@dataclass(frozen=True)
-class NewLayer:
-    """A file to put into a layout: its blob, and where its contents come from."""
-
-    blob: Blob
-    source: Path | bytes
-
-    @classmethod
-    def of(cls, content: bytes, media_type: str) -> NewLayer:
-        """A layer of bytes in memory."""
-        return cls(_blob_of(content, media_type), content)
-
-
-@dataclass(frozen=True)
-class NewArtifact:
-    """An artifact to put into a layout; the same as `Artifact`, with the contents."""
-
-    name: str
-    kind: str
-    layers: Mapping[str, NewLayer]
-    """Relative path -> file."""
-    artifact_type: str = MODEL_ARTIFACT
-    config: NewLayer = field(default_factory=lambda: NewLayer.of(_EMPTY, _EMPTY_TYPE))
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-
-def write_layout(
-    out: BinaryIO,
-    artifacts: Sequence[NewArtifact],
-    *,
-    without: Collection[str] = (),
-    progress: Progress | None = None,
-) -> None:
-    """Write a layout as an uncompressed tar, the same to the byte for the same artifacts.
-
-    Layers whose digests are in `without` are left out. Files are hashed while they are copied: raises BundleError where
-    one is not what its blob states, InputError for names and numbers of files that a layout cannot have, and OSError.
-    """
-    for name, layer in _files_of(artifacts, without):
-        out.write(header_of(name, layer.blob.size))
-        _write_layer(out, layer, progress)
-        out.write(bytes(padding_of(layer.blob.size)))
-    out.write(END)
-
-
-def write_layout_folder(
-    folder: Path,
-    artifacts: Sequence[NewArtifact],
-    *,
-    without: Collection[str] = (),
-    progress: Progress | None = None,
-) -> None:
-    """As `write_layout`, to the files of a new or empty folder, flushed to disk."""
-    (folder / BLOBS).mkdir(parents=True)
-    for name, layer in _files_of(artifacts, without):
-        with (folder / name).open("xb") as out:
-            _write_layer(out, layer, progress)
-            out.flush()
-            os.fsync(out.fileno())
-    for written in (folder / BLOBS, folder / "blobs", folder):
-        flush_folder(written)
-
-
-def layout_size(artifacts: Sequence[NewArtifact], *, without: Collection[str] = ()) -> int:
-    """Bytes of the files of a layout that will be written, without the headers of a tar."""
-    return sum(layer.blob.size for _, layer in _files_of(artifacts, without))
-
-
-def _write_layer(out: BinaryIO, layer: NewLayer, progress: Progress | None) -> None:
-    """Copy the contents of a layer and check them."""
-    blob, source = layer.blob, layer.source
-    if isinstance(source, bytes):
-        out.write(source)
-        if progress is not None:
-            progress(len(source))
-        return
-    out.flush()
-    with opened_file(source) as file:
-        size = os.fstat(file.fileno()).st_size
-        copied = copy_range((file.fileno(), 0, min(size, blob.size)), source, out.fileno(), progress)
-    if (size, copied) != (blob.size, blob.sha256):
-        raise BundleError(f"`{source}` was changed: its sha256 is not {blob.sha256[:16]}...", hint=NEW_COPY)
-
-
-def _files_of(artifacts: Sequence[NewArtifact], without: Collection[str]) -> list[tuple[str, NewLayer]]:
-    """The files of a layout in the order in which they are written: what says what is in it first."""
-    described: dict[str, NewLayer] = {}
-    layers: dict[str, NewLayer] = {}
-    entries = []
-    ordered = sorted(artifacts, key=lambda artifact: artifact.name)
-    for artifact in ordered:
-        _check_new(artifact)
-        manifest = NewLayer.of(_manifest_of(artifact), IMAGE_MANIFEST)
-        entries.append(_descriptor_of(manifest.blob, {REFERENCE: _tag_of(artifact.name), TITLE: artifact.name}))
-        described |= {layer.blob.file: layer for layer in (manifest, artifact.config)}
-        layers |= {layer.blob.file: layer for layer in artifact.layers.values() if layer.blob.digest not in without}
-    index = _json({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries})
-    if len(index) + sum(layer.blob.size for layer in described.values()) > _LARGEST_JSON:
-        raise InputError("the bundles have too many files for one pack", hint="write them to several packs")
-    # A layer can be equal to a configuration.
-    rest = {name: layer for name, layer in layers.items() if name not in described}
-    return [
-        (MARKER, NewLayer.of(_MARKER_CONTENT, "")),
-        (INDEX, NewLayer.of(index, IMAGE_INDEX)),
-        *sorted(described.items()),
-        *sorted(rest.items()),
-    ]
-
-
-def _check_new(artifact: NewArtifact) -> None:
-    """Raise InputError for names that reading would refuse."""
-    problem = name_problem(artifact.name)
-    if problem is not None:
-        raise InputError(
-            f"the name `{artifact.name}` cannot be used in a pack: it {problem}", hint="rename the bundle's folder"
-        )
-    for path in artifact.layers:
-        problem = path_problem(path)
-        if problem is not None:
-            raise InputError(f"the file `{path}` of `{artifact.name}` cannot be packed: its path {problem}")
-
-
-def _manifest_of(artifact: NewArtifact) -> bytes:
-    """The OCI manifest of an artifact."""
-    return _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": IMAGE_MANIFEST,
-            "artifactType": artifact.artifact_type,
-            "config": _descriptor_of(artifact.config.blob),
-            "layers": [
-                _descriptor_of(layer.blob, {FILE_PATH: path, TITLE: path})
-                for path, layer in sorted(artifact.layers.items())
-            ],
-            "annotations": dict(sorted({**artifact.annotations, KIND: artifact.kind, TITLE: artifact.name}.items())),
-        }
-    )
-
-
-def _descriptor_of(blob: Blob, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    described: dict[str, Any] = {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}
-    return described | ({"annotations": dict(annotations)} if annotations else {})
-
-
-def _tag_of(name: str) -> str:
-    """A name as a tag: other characters become hyphens."""
-    return name if _TAG.fullmatch(name) else re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".-")[:128] or "bundle"
-
-
-def _blob_of(content: bytes, media_type: str) -> Blob:
-    return Blob(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content), media_type)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from ortkit import Bundle, BundleError, NotFoundError, OutputError
-from ortkit.runtime.bundle import oci_layout
-from ortkit.runtime.bundle.oci_layout import OciLayout
-from ortkit.runtime.bundle.unpack import bundles_in, files_by_digest, packed_manifest, unpack
+from ortkit.runtime.pack import oci_layout
+from ortkit.runtime.pack.oci_layout import OciLayout
+from ortkit.runtime.pack.unpack import bundles_in, files_by_digest, packed_manifest, unpack
 from tests.packs import bundle_files, contents, layout_of, names_in, sha256, tar_of, write_bundle
 
 FILES = bundle_files()

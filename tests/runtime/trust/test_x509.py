@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from ortkit import InputError, NotFoundError
-from ortkit.runtime.bundle import public_key
-from ortkit.runtime.bundle.der import DerError, elements, single
-from ortkit.runtime.bundle.public_key import PublicKey, TrustedKey
-from ortkit.runtime.bundle.x509 import Certificate, CertificateError, check_chain, read_certificates
+from ortkit.runtime.trust import public_key
+from ortkit.runtime.trust.der import DerError, elements, single
+from ortkit.runtime.trust.public_key import PublicKey, TrustedKey
+from ortkit.runtime.trust.x509 import Certificate, CertificateError, check_chain, read_certificates
 from tests.signers import (
     BEGIN,
     CODE_SIGNING,
@@ -290,6 +290,17 @@ def test_fields_of_a_certificate() -> None:
     assert ours.key.spki == spki_of(made.key)
     assert ours.fingerprint == made.made.fingerprint(made.made.signature_hash_algorithm).hex()
     assert ours.signed == made.made.tbs_certificate_bytes
+
+
+def test_a_critical_extension_that_is_not_in_der() -> None:
+    """Another byte than 0xff is true as well, in BER: such an extension must not pass for one that may be ignored."""
+    encoded = issue("leaf", root(), extensions=[(UNKNOWN, True)]).ours.encoded
+    marked = b"\x06\x04\x2a\x03\x04\x05\x01\x01"
+    assert encoded.count(marked + b"\xff") == 1
+
+    for flag in (b"\x01", b"\x00"):
+        with pytest.raises(CertificateError, match="an extension's `critical` is not in its DER form"):
+            Certificate.from_der(encoded.replace(marked + b"\xff", marked + flag))
 
 
 def test_damaged_certificates_are_refused() -> None:

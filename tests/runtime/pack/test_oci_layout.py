@@ -14,15 +14,9 @@ from typing import Any
 import pytest
 
 from ortkit import BundleError, InputError, NotFoundError, OutputError
-from ortkit.runtime.bundle import oci_layout, strict_tar
-from ortkit.runtime.bundle.oci_layout import (
-    Blob,
-    NewArtifact,
-    NewLayer,
-    OciLayout,
-    write_layout,
-    write_layout_folder,
-)
+from ortkit.runtime.pack import layout_writer, oci_layout, strict_tar
+from ortkit.runtime.pack.layout_writer import NewArtifact, NewLayer, write_layout, write_layout_folder
+from ortkit.runtime.pack.oci_layout import Blob, OciLayout
 from tests.packs import GRAPH, NAME, bundle_files, contents, layout_of, member, sha256, tar_of, write_folder
 
 FILES = bundle_files()
@@ -601,7 +595,7 @@ def test_a_file_that_changes_before_it_is_packed(tmp_path: Path, source: bytes) 
 
 
 def test_more_files_than_a_layout_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oci_layout, "_LARGEST_JSON", 500)
+    monkeypatch.setattr(layout_writer, "LARGEST_JSON", 500)
 
     with pytest.raises(InputError) as found:
         write_layout(io.BytesIO(), [artifact(model_onnx=b"x")])

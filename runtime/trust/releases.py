@@ -21,9 +21,18 @@ _MODE = 0o644
 """Everyone who opens bundles reads it, whatever the umask of who writes it."""
 
 
+def counter_of(name: str, precision: str, provider: str) -> str:
+    """The name under which the releases of a bundle are counted, from its manifest.
+
+    Bundles of one model for another precision or provider have the same name in their manifests, and counters of
+    their own: which number each has says nothing about the others.
+    """
+    return f"{name} ({precision}, {provider})"
+
+
 @dataclass(frozen=True)
 class Releases:
-    """A file with the highest trusted release for each name of a bundle; a bundle without a release counts as 0."""
+    """A file with the highest trusted release of each counter (`counter_of`); a bundle without one counts as 0."""
 
     path: Path
 
