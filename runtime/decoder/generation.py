@@ -36,7 +36,7 @@ class Rates:
     """Speed of an answer, or of the answer so far; times in seconds."""
 
     prompt_tokens: int
-    reused_tokens: int
+    cached_tokens: int
     """Tokens of the prompt that were in the KV cache."""
     new_tokens: int
     prompt_seconds: float
@@ -49,12 +49,12 @@ class Rates:
     @property
     def usage(self) -> Usage:
         """The token counts."""
-        return Usage(self.prompt_tokens, self.new_tokens, self.reused_tokens)
+        return Usage(self.prompt_tokens, self.new_tokens, self.cached_tokens)
 
     @property
     def prompt_per_second(self) -> float:
         """Prefill speed in tokens per second, without cached tokens; 0 before the prefill ends."""
-        computed = self.prompt_tokens - self.reused_tokens
+        computed = self.prompt_tokens - self.cached_tokens
         return computed / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
@@ -85,7 +85,7 @@ class Steps(Iterator[Step]):
         self.draft: list[int] = []
         self.accepted = 0
         """Number of drafted tokens that were accepted so far."""
-        self._reused = 0
+        self._cached = 0
         self._started = self._read = self._first = self._last = 0.0
 
     def __next__(self) -> Step:
@@ -126,7 +126,7 @@ class Steps(Iterator[Step]):
         """The speed so far."""
         return Rates(
             prompt_tokens=len(self.prompt),
-            reused_tokens=self._reused,
+            cached_tokens=self._cached,
             new_tokens=len(self.ids),
             prompt_seconds=max(0.0, self._read - self._started),
             first_token_seconds=max(0.0, self._first - self._started),
@@ -150,7 +150,7 @@ class Steps(Iterator[Step]):
         cache = self.forward.cache
         # Where all tokens are cached, the last one runs again for its logits.
         cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
-        self._reused = start = cache.length
+        self._cached = start = cache.length
         while start < len(self.prompt):
             end = min(start + self._run_tokens, len(self.prompt))
             logits = self.forward.prefill(self.prompt[start:end])

@@ -412,7 +412,8 @@ def test_calibration_and_probe_have_nothing_in_common() -> None:
 
 def test_the_reference_is_ready_to_run(reranker_checkpoint: Path) -> None:
     """What is loaded for the reference is the classifier with its head, in float32 and ready to run."""
-    model = load_model(find_checkpoint(str(reranker_checkpoint)), Kind.RERANKER)
+    found = find_checkpoint(str(reranker_checkpoint))
+    model = load_model(found, read_cross_encoder(found))
 
     assert not model.training
     assert model.classifier.weight.dtype == torch.float32
@@ -533,8 +534,9 @@ def test_a_head_that_the_file_lacks_is_never_random(checkpoint: Path, tmp_path: 
     assert head
     for name in [*head, *(["bert.pooler.dense.weight"] if architecture == "bert" else [])]:
         save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+        found = find_checkpoint(str(folder))
         with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
-            load_model(find_checkpoint(str(folder)), Kind.RERANKER)
+            load_model(found, read_cross_encoder(found))
         assert caught.value.exit_code == 7
 
 

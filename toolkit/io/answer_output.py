@@ -78,8 +78,8 @@ class GenerationStats:
             return self
         return GenerationStats(
             answers=self.answers + 1,
-            prefilled=self.prefilled + rates.prompt_tokens - rates.reused_tokens,
-            cached=self.cached + rates.reused_tokens,
+            prefilled=self.prefilled + rates.prompt_tokens - rates.cached_tokens,
+            cached=self.cached + rates.cached_tokens,
             generated=self.generated + rates.new_tokens,
             first_token_seconds=self.first_token_seconds if self.answers else rates.first_token_seconds,
             prefill_seconds=self.prefill_seconds + rates.prompt_seconds,
