@@ -130,7 +130,7 @@ def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
 
 
 def checked_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
-    """Read the files, and raise UnsupportedModelError or CheckpointError for labels and scores that are not exported."""
+    """Read the files; raises UnsupportedModelError or CheckpointError for what they say and is not exported."""
     files = read_cross_encoder(checkpoint)
     labels = 1
     if files.form is Form.CLASSIFIER:

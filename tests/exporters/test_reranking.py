@@ -259,6 +259,7 @@ def test_the_fastest_recipe_is_taken_where_it_holds_the_default_threshold(rerank
     assert not quantization.cls_16bit
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_probe")
 def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold(
     ortkit: Callable[..., Finished], checkpoint: Path, tmp_path: Path
@@ -306,6 +307,7 @@ def test_the_summary_says_whether_the_threshold_is_held(
     assert threshold_of(dataclasses.replace(certificate, figures=figures | {"threshold": 0.95}), kind) == line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_probe")
 def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OrtkitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
