@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
-from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 
 if TYPE_CHECKING:

@@ -479,7 +479,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
     told = dict(line.split(None, 1) for line in shown.out.decode().splitlines() if not line.startswith("made"))
     assert told["kind"] == "decoder, architecture llama"
     assert told["context"] == "512 tokens, prompt and answer together"
-    assert re.fullmatch(r"weights \d\.\d MB, KV cache 0\.3 MB for 512 tokens", told["memory"])
+    assert re.fullmatch(r"weights \d MiB, KV cache 0 MiB for 512 tokens", told["memory"])
     assert told["template"] == "chat template"
     assert told["sampling"] == "greedy"
     assert told["certificate"].startswith("kl mean 0.0")

@@ -292,9 +292,9 @@ def test_output_of_the_command_line(ortkit: Any, folder: Path, tmp_path: Path) -
     assert "slower" not in finished.err
     shown = ortkit("inspect", out).out.decode()
     assert "precision    fp16, for the provider cuda\n" in shown
-    assert "KV cache 0.1 MB for 512 tokens\n" in shown
+    assert "KV cache 0 MiB for 512 tokens\n" in shown
     assert re.search(
-        r"\ntotal        about 0\.\d MB for 512, of GPU memory; the provider's libraries and the prefill of a prompt "
+        r"\ntotal        about \d MiB for 512, of GPU memory; the provider's libraries and the prefill of a prompt "
         r"take more\n",
         shown,
     )
