@@ -157,7 +157,8 @@ tests: $(VENV)/.dev
 	$(BIN)/python -m tests.assets
 	# For two cores: a third process works while the others wait for a timeout or for one another. Each starts with its own
 	# share, so that they seldom make the same models.
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_MARKS)
+	# With bytecode files, whatever the environment says: the tests start hundreds of processes.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_MARKS)
 
 benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(DECODER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
 	$(BIN)/python -m tests.assets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 
 import onnx_ir as ir
@@ -68,8 +69,14 @@ def make_manifest(
         requires={ONNXRUNTIME: OLDEST_COREML if plan.provider is Provider.COREML else OLDEST_ONNXRUNTIME},
         layout=_layout_of(plan),
         buckets=buckets_for(facts.tokenizer.max_length) if plan.provider is Provider.COREML else None,
-        made_with={"ortkit": __version__} | {library: version(library) for library in _LIBRARIES},
+        made_with={"ortkit": __version__} | _versions(),
     )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the libraries; a manifest is made several times an export, and each reads eight files."""
+    return {library: version(library) for library in _LIBRARIES}
 
 
 def _layout_of(plan: ExportPlan) -> Layout:

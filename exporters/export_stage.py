@@ -18,6 +18,7 @@ from ..runtime.bundle.records import Choice, choice
 from ..runtime.bundle.writer import BundleWriter
 from ..runtime.errors import InputError, NotFoundError, OutputError
 from ..runtime.output_path import bundles_folder, is_utf8
+from ..runtime.sizes import megabytes
 from .hub.transport import no_network
 from .options import ExportOptions, ExportPlan, check_for_catalog, plan_export
 from .progress import NoProgress, Progress, stage
@@ -116,7 +117,7 @@ def export(
     writer = BundleWriter(target)
     for left in interrupted_exports(writer.target):
         progress.note(
-            f"`{left.folder}` ({left.size / 1e6:,.0f} MB) is an interrupted export to `{left.target}`: the "
+            f"`{left.folder}` ({megabytes(left.size)}) is an interrupted export to `{left.target}`: the "
             "same command resumes it, and the folder can be removed"
         )
     with _output_errors(writer), writer:

@@ -12,7 +12,7 @@ from ..runtime.bundle.manifest import CacheType, EmbedderFacts, Kind, Precision,
 from ..runtime.errors import InputError, UnsupportedModelError
 from .checkpoint.catalog import load_catalog
 from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.cross_encoder import Form, check_cross_encoder, read_cross_encoder
+from .checkpoint.cross_encoder import CrossEncoderFiles, Form, checked_cross_encoder
 from .checkpoint.generation_config import generation_defaults
 from .checkpoint.kind import check_kind, kind_of, max_length
 from .encoder.config import embedder_facts
@@ -50,6 +50,8 @@ class ExportPlan:
     """The execution provider that the graph is made for."""
     embedder: EmbedderFacts | None = None
     """What the checkpoint's files say of an embedder; None for other kinds."""
+    cross_encoder: CrossEncoderFiles | None = None
+    """What they say of a reranker."""
 
 
 def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
@@ -72,14 +74,15 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     check_kind(checkpoint, kind)
     max_length(checkpoint)
     embedder = embedder_facts(checkpoint) if kind is Kind.EMBEDDER else None
+    cross_encoder = None
     if kind is Kind.RERANKER:
-        check_cross_encoder(checkpoint)
-        check_head(provider, checkpoint.name, pooled=read_cross_encoder(checkpoint).form is Form.MODULES)
+        cross_encoder = checked_cross_encoder(checkpoint)
+        check_head(provider, checkpoint.name, pooled=cross_encoder.form is Form.MODULES)
     elif kind is Kind.DECODER:
         generation_defaults(checkpoint)
         if provider is Provider.CUDA:
             check_attention(checkpoint.name, checkpoint.architecture, checkpoint.config)
-    return ExportPlan(kind, precision, cache, threshold, provider, embedder)
+    return ExportPlan(kind, precision, cache, threshold, provider, embedder, cross_encoder)
 
 
 def check_for_catalog(name: str, options: ExportOptions) -> None:

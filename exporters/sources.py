@@ -12,6 +12,7 @@ from pathlib import Path
 from ..runtime.bundle.bundle import TOKENIZER
 from ..runtime.bundle.manifest import Source
 from ..runtime.errors import CheckpointError, InputError, NetworkError, NotFoundError
+from ..runtime.sizes import megabytes
 from .checkpoint.architectures import answers_in_words, is_classifier
 from .checkpoint.catalog import ModelSpec, is_address
 from .checkpoint.checkpoint import (
@@ -253,8 +254,8 @@ def needed_files(access: Access) -> list[HubFile]:
     for file in files:
         if (file.size or 0) > size_limit(file.name):
             raise CheckpointError(
-                f"`{file.name}` of `{access.repo}` has {(file.size or 0) / 1e6:,.1f} MB, and such a file may have "
-                f"{size_limit(file.name) / 1e6:,.1f} MB"
+                f"`{file.name}` of `{access.repo}` has {megabytes(file.size or 0)}, and such a file may have "
+                f"{megabytes(size_limit(file.name))}"
             )
     names = {file.name for file in files}
     # In checkpoints of version 1 of sentence-transformers, the model lies in the folder of its module.

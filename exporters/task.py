@@ -68,7 +68,9 @@ def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
     if plan.kind is Kind.RERANKER:
         from .encoder.reranker_task import RerankerTask  # noqa: PLC0415
 
-        return RerankerTask.open(checkpoint)
+        if plan.cross_encoder is None:
+            raise ValueError("the plan of a reranker has what its files say")
+        return RerankerTask.open(checkpoint, plan.cross_encoder)
     from .encoder.embedder_task import EmbedderTask  # noqa: PLC0415
 
     if plan.embedder is None:

@@ -23,17 +23,16 @@ if TYPE_CHECKING:
     )
     from .runtime.decoder.chat import Chat as Chat
     from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
-    from .runtime.decoder.generation import (
-        FinishReason as FinishReason,
-        Rates as Rates,
-        Step as Step,
-        TokenLogprob as TokenLogprob,
-        Usage as Usage,
-    )
+    from .runtime.decoder.generation import Rates as Rates, Usage as Usage
     from .runtime.decoder.generation_options import GenerationOptions as GenerationOptions
     from .runtime.decoder.kv_cache import KVCache as KVCache
     from .runtime.decoder.sampler import Sampler as Sampler, Sampling as Sampling
     from .runtime.decoder.stream import Answer as Answer, Stream as Stream, Token as Token
+    from .runtime.decoder.token_choice import (
+        FinishReason as FinishReason,
+        Step as Step,
+        TokenLogprob as TokenLogprob,
+    )
     from .runtime.encoder.base import Plan as Plan, TruncationWarning as TruncationWarning
     from .runtime.encoder.embedder import Embedder as Embedder
     from .runtime.encoder.embedding_types import (
@@ -81,11 +80,12 @@ _MODULES = {
     "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
     "decoder.chat": "Chat",
     "decoder.decoder": "Decoder DecoderPlan",
-    "decoder.generation": "FinishReason Rates Step TokenLogprob Usage",
+    "decoder.generation": "Rates Usage",
     "decoder.generation_options": "GenerationOptions",
     "decoder.kv_cache": "KVCache",
     "decoder.sampler": "Sampler Sampling",
     "decoder.stream": "Answer Stream Token",
+    "decoder.token_choice": "FinishReason Step TokenLogprob",
     "encoder.base": "Plan TruncationWarning",
     "encoder.embedder": "Embedder",
     "encoder.embedding_types": "Metric VectorType embedding_ranges quantize_embeddings similarity",

@@ -10,17 +10,24 @@ from pathlib import Path
 
 def cache_folder() -> Path | None:
     """The folder for caches: ORTKIT_CACHE, or the user's; None where that is empty or unknown: nothing is kept."""
-    named = os.environ.get("ORTKIT_CACHE")
-    if named is not None:
-        return Path(named).absolute() if named else None
+    return None if os.environ.get("ORTKIT_CACHE") == "" else downloads_folder()
+
+
+def downloads_folder() -> Path | None:
+    """The folder for downloads, which must lie somewhere: ORTKIT_CACHE, or the user's where that is empty or not set.
+
+    None where the user has no home folder.
+    """
+    if named := os.environ.get("ORTKIT_CACHE"):
+        return Path(named).absolute()
+    if sys.platform != "darwin" and (base := os.environ.get("XDG_CACHE_HOME")):
+        return Path(base) / "ortkit"
     try:
         home = Path.home()
     # Without HOME, for a user whom the system does not know, as in containers.
     except RuntimeError:
         return None
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "ortkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "ortkit"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ortkit"
 
 
 def usable_folder(folder: Path) -> Path | None:

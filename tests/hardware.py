@@ -1,7 +1,7 @@
 """Tests that need a GPU or a Mac: skipped elsewhere with what they would check, and counted in the summary.
 
 Marks `gpu` and `coreml`; the first line of a test's docstring says what it checks. `conftest.py`
-imports the hooks.
+calls and imports the hooks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def what_is_missing(provider: Provider) -> str | None:
     return None if problem is None else problem.message
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def skip_without_hardware(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs hardware that is not here; `pytest_collection_modifyitems` calls it."""
     for item in items:
         for mark, provider in MARKS.items():
             if item.get_closest_marker(mark) is None:

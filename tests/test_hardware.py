@@ -39,7 +39,8 @@ def pytest_in(folder: Path, suite: str, *arguments: str, available: str = "") ->
     (folder / "test_suite.py").write_text(suite)
     (folder / "conftest.py").write_text(
         "import tests.hardware\n"
-        "from tests.hardware import pytest_collection_modifyitems, pytest_terminal_summary\n"
+        "from tests.hardware import pytest_terminal_summary\n"
+        "from tests.hardware import skip_without_hardware as pytest_collection_modifyitems\n"
         f"missing = {{'cuda': 'no cuda', 'coreml': 'no coreml'}} | dict.fromkeys({available.split()!r})\n"
         "tests.hardware.what_is_missing = lambda provider: missing[provider]\n"
     )

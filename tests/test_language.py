@@ -45,6 +45,7 @@ NOT_A_CACHE = tuple(
 )
 """Where keys and values are those of an encoder's attention."""
 FILES = (".py", ".md", ".toml", ".yaml", ".sh", "Makefile")
+SIZES = ("runtime/sizes.py", "runtime/installer/checks.py", "runtime/pack/unpack.py")
 SKIPPED = (
     "tests/test_language.py",  # names the phrases
     "LICENSE",
@@ -68,6 +69,18 @@ def test_the_fields_own_words(pattern: str, instead: str) -> None:
     ]
 
     assert not found, f"write {instead}:\n" + "\n".join(found)
+
+
+def test_sizes_are_given_by_one_function_each() -> None:
+    """`megabytes` for files, `mebibytes` for memory; a kit's installer has what it needs in its own folder."""
+    found = [
+        f"{name}:{text[: match.start()].count(chr(10)) + 1}: {match[0]}"
+        for name, text in texts().items()
+        if name.startswith(("runtime/", "exporters/", "toolkit/")) and name not in SIZES
+        for match in re.finditer(r"\{[^{}\n]*(?:1e6|1 << 20|2\*\*20|10\*\*6)\b[^{}\n]*\} (?:MB|MiB)", text)
+    ]
+
+    assert not found, "use runtime/sizes.py:\n" + "\n".join(found)
 
 
 def test_the_texts_that_people_read_are_among_them() -> None:

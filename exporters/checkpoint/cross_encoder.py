@@ -129,8 +129,8 @@ def read_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
     )
 
 
-def check_cross_encoder(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedModelError or CheckpointError for what the files say and is not exported."""
+def checked_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:
+    """Read the files; raises UnsupportedModelError or CheckpointError for what they say and is not exported."""
     files = read_cross_encoder(checkpoint)
     labels = 1
     if files.form is Form.CLASSIFIER:
@@ -138,6 +138,7 @@ def check_cross_encoder(checkpoint: Checkpoint) -> None:
     elif files.form is Form.MODULES:
         labels = len(labels_of_dense(checkpoint, files.modules))
     scores_of(checkpoint, labels)
+    return files
 
 
 def _plain_cross_encoder(checkpoint: Checkpoint) -> CrossEncoderFiles:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.sizes import megabytes
 from .unsupported import DESCRIPTIONS
 
 WEIGHTS = "model.safetensors"
@@ -145,8 +146,8 @@ def check_file(folder: Path, name: str) -> Path:
         raise CheckpointError(f"`{name}` of `{folder}` is not a file")
     if found.st_size > size_limit(name):
         raise CheckpointError(
-            f"`{name}` of `{folder}` has {found.st_size / 1e6:,.1f} MB, and such a file may have "
-            f"{size_limit(name) / 1e6:,.1f} MB"
+            f"`{name}` of `{folder}` has {megabytes(found.st_size)}, and such a file may have "
+            f"{megabytes(size_limit(name))}"
         )
     return path
 
@@ -155,8 +156,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; raises CheckpointError for what is not JSON, or larger or deeper than any is."""
     if path.stat().st_size > size_limit(path.name):
         raise CheckpointError(
-            f"`{path}` has {path.stat().st_size / 1e6:,.1f} MB, and such a file may have "
-            f"{size_limit(path.name) / 1e6:,.1f} MB"
+            f"`{path}` has {megabytes(path.stat().st_size)}, and such a file may have "
+            f"{megabytes(size_limit(path.name))}"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.cache_folder import downloads_folder
 from ...runtime.child_process import python_command
 from ...runtime.errors import CheckpointError, InputError, MissingPartError, NetworkError
 from .catalog import ModelSpec, Wheel
@@ -21,14 +22,14 @@ _STDERR = 2
 
 
 def download_folder() -> Path:
-    """Where ortkit keeps what it has downloaded: `ortkit` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - it does not raise
-    if base.startswith("~"):
+    """Where ortkit keeps what it has downloaded; raises InputError for a user without a home folder."""
+    folder = downloads_folder()
+    if folder is None:
         raise InputError(
             f"this user, number {os.getuid()}, has no home folder, so there is no place to download to",
-            hint="set XDG_CACHE_HOME to a folder for downloads, or HOME",
+            hint="set ORTKIT_CACHE to a folder for downloads, or HOME",
         )
-    return Path(base) / "ortkit"
+    return folder
 
 
 @dataclass(frozen=True)

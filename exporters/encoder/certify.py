@@ -16,6 +16,7 @@ from ...runtime.errors import OrtkitError, UnsupportedModelError
 from ...runtime.text.tokenizer import Tokenizer
 from ..certification.certificate import certificate_of, golden_places, hint_of
 from ..certification.probe import probe_texts, tokenizer_probe
+from ..models.loading import quiet
 from .embedder_reference import PublishedEmbedder
 
 LOWEST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.9999, Precision.INT8: 0.98}
@@ -56,7 +57,9 @@ def exact_samples(published: PublishedEmbedder, own: Tokenizer, manifest: Manife
         name = prompt or facts.default_prompt
         prefix = facts.prompts[name] if name is not None else ""
         texts = (*telling, *probe_texts().texts) if prompt is None else _PROMPTED
-        read = [(text, _check_ids(published, own, text, prompt, prefix)) for text in texts]
+        # Once around all of them, because it is slow.
+        with quiet():
+            read = [(text, _check_ids(published, own, text, prompt, prefix)) for text in texts]
         unpooled = facts.unpooled_tokens.get(name, 0) if name is not None else 0
         short = [text for text, tokens in read if unpooled < tokens <= _LONGEST_EXACT][:_EXACT_TEXTS]
         if short:

@@ -91,7 +91,7 @@ class EmbedderTask(EncoderTask[Embedder, EmbedderReference]):
         return ModelFacts(tokenizer, embedder=facts)
 
     def load(self) -> Any:
-        return load_model(self.checkpoint, Kind.EMBEDDER)
+        return load_model(self.checkpoint)
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
         return rebuilt(trace(model, work.scratch, Kind.EMBEDDER), self.checkpoint, manifest, scratch=work.scratch)

@@ -32,7 +32,7 @@ from ...runtime.text.pair_tokenizer import Pair, PairTokenizer
 from ..certification.pair_probe import pair_probe
 from ..certification.probe import calibration_pairs, probe_searches
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, read_cross_encoder
+from ..checkpoint.cross_encoder import CrossEncoderFiles, Form
 from ..models.loading import load_tokenizer
 from ..models.tokenizer import lower_case_first, lower_cased
 from ..progress import counted
@@ -74,9 +74,9 @@ class RerankerTask(EncoderTask[Reranker, PairReference]):
     lowest: ClassVar[float] = LOWEST_TAU[Precision.INT8]
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint) -> RerankerTask:
-        """Read what the checkpoint's files and its tokenizer say of pairs."""
-        files, tokenizer = read_cross_encoder(checkpoint), load_tokenizer(checkpoint)
+    def open(cls, checkpoint: Checkpoint, files: CrossEncoderFiles) -> RerankerTask:
+        """Find out, from `files` and the tokenizer, how pairs are read."""
+        tokenizer = load_tokenizer(checkpoint)
         facts = reranker_facts(checkpoint, files, tokenizer)
         length = pair_length(checkpoint, files, tokenizer, facts.pair)
         if files.lower_case:
@@ -110,7 +110,7 @@ class RerankerTask(EncoderTask[Reranker, PairReference]):
         return max((id_ for ids in found for id_ in ids), default=0)
 
     def load(self) -> Any:
-        return load_model(self.checkpoint, Kind.RERANKER)
+        return load_model(self.checkpoint, self.files)
 
     def trace(self, model: Any, manifest: Manifest, work: Workspace) -> ir.Model:
         graph = trace(model, work.scratch, Kind.RERANKER)

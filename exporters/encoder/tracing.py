@@ -20,7 +20,7 @@ from ...runtime.bundle.manifest import Kind, Manifest, Provider
 from ...runtime.errors import CheckpointError, UnsupportedModelError
 from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.cross_encoder import Form, labels_of, read_cross_encoder
+from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, labels_of
 from ..checkpoint.kind import required_int
 from ..graph.attention import merge_attention
 from ..graph.flatten import (
@@ -58,11 +58,13 @@ class TokenIdsOnnxConfig(TextEncoderOnnxConfig):  # type: ignore[misc] # Optimum
         return {INPUT_IDS: {0: "batch_size", 1: "sequence_length"}}
 
 
-def load_model(checkpoint: Checkpoint, kind: Kind = Kind.EMBEDDER) -> Any:
-    """The PyTorch model in float32, ready to run; raises CheckpointError when its weights do not fit its config."""
-    if kind is Kind.EMBEDDER:
+def load_model(checkpoint: Checkpoint, files: CrossEncoderFiles | None = None) -> Any:
+    """The PyTorch model in float32, ready to run: an embedder, or the reranker that `files` describe.
+
+    Raises CheckpointError when its weights do not fit its config.
+    """
+    if files is None:
         return load_weights(checkpoint, IMPLEMENTED_HERE.get(checkpoint.architecture.name, transformers.AutoModel))
-    files = read_cross_encoder(checkpoint)
     if files.form is Form.ANSWER:
         model = load_weights(checkpoint, transformers.AutoModelForCausalLM)
         return classifier_of_answers(model, *answer_ids(checkpoint, files, load_tokenizer(checkpoint)))

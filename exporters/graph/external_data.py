@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ...runtime.bundle.bundle import GRAPH_DATA
 from ...runtime.errors import OutputError
+from ...runtime.sizes import megabytes
 from ..progress import Progress, WeightCounter
 from .array_store import KeptArrays, Made
 from .nodes import required
@@ -89,6 +90,6 @@ def need_space(folder: Path, size: int, *, done: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if size - done > free:
         raise OutputError(
-            f"the export writes about {(size - done) / 1e6:,.1f} MB in `{folder}`, and {free / 1e6:,.1f} MB are free",
+            f"the export writes about {megabytes(size - done)} in `{folder}`, and {megabytes(free)} are free",
             hint="free some space, or choose another folder with `--out`",
         )

@@ -22,6 +22,7 @@ from huggingface_hub import constants
 
 from ...runtime.errors import CheckpointError, InputError, NetworkError, OrtkitError, OutputError
 from ...runtime.output_path import try_lock
+from ...runtime.sizes import megabytes
 from ..checkpoint.files import LARGE, check_file, size_limit
 from ..checkpoint.hashed_file import FileState, HashedFile, changed_meanwhile, hash_file
 from ..progress import DownloadCounter, Progress
@@ -333,6 +334,6 @@ def need_space(size: int) -> None:
     free = shutil.disk_usage(place).free
     if size > free:
         raise OutputError(
-            f"the download needs {size / 1e6:,.1f} MB in `{cache()}`, and {free / 1e6:,.1f} MB are free",
+            f"the download needs {megabytes(size)} in `{cache()}`, and {megabytes(free)} are free",
             hint="free some space, or set HF_HOME to a folder on a larger disk",
         )

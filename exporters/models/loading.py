@@ -237,19 +237,23 @@ def _check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) -
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' remarks to themselves; what matters in them is checked and reported by ortkit."""
-    before = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
-    library = logging.getLogger("sentence_transformers")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    transformers.logging.set_verbosity(logging.ERROR)
+    libraries = [transformers.logging.get_logger("transformers"), logging.getLogger("sentence_transformers")]
+    levels = [library.level for library in libraries]
+    _set_levels(libraries, [logging.ERROR] * len(libraries))
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        library.setLevel(level)
-        transformers.logging.set_verbosity(before)
+        _set_levels(libraries, levels)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+def _set_levels(loggers: Sequence[logging.Logger], levels: Sequence[int]) -> None:
+    """Set what differs: each `setLevel` empties the caches of all loggers, which are thousands once torch is loaded."""
+    for logger, level in zip(loggers, levels, strict=True):
+        if logger.level != level:
+            logger.setLevel(level)

@@ -19,6 +19,7 @@ from ...runtime.bundle.writer import FolderWriter
 from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError, OutputError
 from ...runtime.file_hash import sha256_of
 from ...runtime.output_path import cannot_write
+from ...runtime.sizes import megabytes
 from ...runtime.version import __version__
 from ..progress import NoProgress, Progress, stage
 from .own_wheel import copy_wheel, own_wheel, pin_of
@@ -167,7 +168,7 @@ def _collected(plan: Plan, target: Path, ortkit_wheel: str | os.PathLike[str] | 
         _check_space(writer.staging, missing, plan)
         if missing:
             size = sum(pin.wheel.size for pin in missing)
-            with stage(reported, f"download {len(missing)} wheels, {size / 1e6:.1f} MB"):
+            with stage(reported, f"download {len(missing)} wheels, {megabytes(size)}"):
                 download(missing, plan.target, new, pip)
         copy_wheel(own, new)
         for pin in pins:
@@ -237,7 +238,7 @@ def _check_space(folder: Path, missing: Sequence[Pin], plan: Plan) -> None:
     needed, free = 2 * sum(pin.wheel.size for pin in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
-            f"the wheels for {plan.target} need {needed / 1e6:.0f} MB while they are fetched, and {free / 1e6:.0f} MB "
+            f"the wheels for {plan.target} need {megabytes(needed)} while they are fetched, and {megabytes(free)} "
             "are free",
             hint="choose a folder on another disk with `-o`",
         )

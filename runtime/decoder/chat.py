@@ -12,10 +12,10 @@ from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
 from ..text.tokenizer import checked_text
 from .decoder import Decoder
-from .generation import FinishReason
 from .generation_options import GenerationOptions
 from .prompt_cache import Conversation, load_cache, save_cache
 from .stream import Stream
+from .token_choice import FinishReason
 
 
 class Chat:
@@ -164,7 +164,8 @@ class Chat:
         stream.close()
         self._said = [*self._said, Message(ASSISTANT, stream.text)]
         ids = stream.steps.ids
-        if ids and stream.steps.finish_reason is FinishReason.STOP:
+        # A grammar may end an answer without an end-of-sequence token.
+        if ids and stream.steps.finish_reason is FinishReason.STOP and ids[-1] in self.decoder.facts.eos_ids:
             ids = ids[:-1]
         # Not where a stop string, an incomplete character or a special token makes the text differ from the ids.
         detokenizer = Detokenizer(self.decoder.vocabulary, self._read_ids)

@@ -10,7 +10,8 @@ from typing import Self
 from ..errors import OutOfMemoryError
 from ..text.detokenizer import Detokenizer
 from ..text.stop_strings import StopStrings
-from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
+from .generation import Rates, Steps, Usage
+from .token_choice import FinishReason, TokenLogprob
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache_folder import cache_folder
+from ..cache_folder import cache_folder, downloads_folder
 from ..errors import OutputError
 from ..folder_size import bytes_in
 from ..output_path import bundles_folder
@@ -44,10 +43,10 @@ def model_caches() -> list[Cached]:
     ]
 
 
-def downloads() -> Cached:
+def downloads() -> list[Cached]:
     """Checkpoints that came in Python packages; the next export would download them again."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - it does not raise
-    return _cached(_CHECKPOINTS, "downloaded checkpoints", Path(base) / "ortkit" / _CHECKPOINTS)
+    root = downloads_folder()
+    return [] if root is None else [_cached(_CHECKPOINTS, "downloaded checkpoints", root / _CHECKPOINTS)]
 
 
 def unfinished_exports() -> Cached:

@@ -7,9 +7,11 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import sizes
 from ..errors import OutOfMemoryError
 from .cores import MEMBERSHIP, ROOT, control_groups
 
+mebibytes = sizes.mebibytes
 MEMINFO = Path("/proc/meminfo")
 _STATM = Path("/proc/self/statm")
 SPARE = 64 << 20
@@ -129,7 +131,3 @@ _FILES = (
 """Limit, usage and the name of inactive file pages in `memory.stat`, of versions 2 and 1 of control groups."""
 _NO_LIMIT = 1 << 60
 """Version 1 says a number a little below 2^63 where there is none."""
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"

@@ -208,7 +208,7 @@ def cases() -> list[Any]:
     found = []
     for architecture in CLASSIFIERS:
         for seed in range(SEEDS):
-            slow = seed >= IN_EVERY_RUN or architecture not in ("bert", "modernbert")
+            slow = seed >= IN_EVERY_RUN or architecture != "bert"
             found.append(pytest.param(architecture, seed, marks=[pytest.mark.slow] if slow else []))
     return found
 

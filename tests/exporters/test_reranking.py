@@ -259,6 +259,7 @@ def test_the_fastest_recipe_is_taken_where_it_holds_the_default_threshold(rerank
     assert not quantization.cls_16bit
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_probe")
 def test_a_slower_recipe_is_taken_where_the_fastest_misses_the_default_threshold(
     ortkit: Callable[..., Finished], checkpoint: Path, tmp_path: Path
@@ -306,6 +307,7 @@ def test_the_summary_says_whether_the_threshold_is_held(
     assert threshold_of(dataclasses.replace(certificate, figures=figures | {"threshold": 0.95}), kind) == line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_probe")
 def test_a_tau_out_of_reach_writes_nothing(reranker_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OrtkitError, match=r"no int8 recipe reaches Kendall's tau 0\.9999 to PyTorch"):
@@ -412,7 +414,8 @@ def test_calibration_and_probe_have_nothing_in_common() -> None:
 
 def test_the_reference_is_ready_to_run(reranker_checkpoint: Path) -> None:
     """What is loaded for the reference is the classifier with its head, in float32 and ready to run."""
-    model = load_model(find_checkpoint(str(reranker_checkpoint)), Kind.RERANKER)
+    found = find_checkpoint(str(reranker_checkpoint))
+    model = load_model(found, read_cross_encoder(found))
 
     assert not model.training
     assert model.classifier.weight.dtype == torch.float32
@@ -533,8 +536,9 @@ def test_a_head_that_the_file_lacks_is_never_random(checkpoint: Path, tmp_path: 
     assert head
     for name in [*head, *(["bert.pooler.dense.weight"] if architecture == "bert" else [])]:
         save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+        found = find_checkpoint(str(folder))
         with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
-            load_model(find_checkpoint(str(folder)), Kind.RERANKER)
+            load_model(found, read_cross_encoder(found))
         assert caught.value.exit_code == 7
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ortkit import Kind, Precision
 from ortkit.exporters.bundle_manifest import make_manifest, tokenizer_facts
 from ortkit.exporters.checkpoint.checkpoint import Checkpoint
-from ortkit.exporters.encoder.tracing import load_model, trace
+from ortkit.exporters.encoder.tracing import trace
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
 from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.exporters.sources import find_checkpoint
@@ -26,5 +26,6 @@ def traced_encoder(
     plan = plan_export(checkpoint, ExportOptions(kind, precision, None, dict.fromkeys(Kind), provider))
     tokenizer = bundle_tokenizer(checkpoint)
     (scratch / TOKENIZER).write_text(tokenizer.text, encoding="utf-8")
-    facts = task_of(checkpoint, plan).facts(tokenizer_facts(checkpoint, kind, tokenizer), scratch)
-    return checkpoint, make_manifest(checkpoint, plan, facts), trace(load_model(checkpoint, kind), scratch, kind)
+    task = task_of(checkpoint, plan)
+    facts = task.facts(tokenizer_facts(checkpoint, kind, tokenizer), scratch)
+    return checkpoint, make_manifest(checkpoint, plan, facts), trace(task.load(), scratch, kind)

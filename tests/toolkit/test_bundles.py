@@ -13,8 +13,8 @@ import pytest
 from ortkit import Bundle
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
+from ortkit.runtime.sizes import mebibytes, megabytes
 from ortkit.toolkit.commands.descriptions import describe_decoder
-from ortkit.toolkit.console.progress import megabytes
 from tests.commands import Finished
 from tests.decoders import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, write_decoder
 
@@ -159,8 +159,8 @@ def test_inspect_shows_the_memory_of_a_decoder(ortkit: Ortkit, tmp_path: Path, m
     assert memory["weights"] == (bundle.path / "model.onnx").stat().st_size
     assert [length["tokens"] for length in memory["lengths"]] == [CONTEXT], "no longer than the context"
     assert memory["lengths"][0]["cache"] == CONTEXT * 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4
-    assert f"KV cache {megabytes(memory['lengths'][0]['cache'])} for {CONTEXT} tokens" in text
-    assert f"about {megabytes(memory['lengths'][0]['total'])} for {CONTEXT}," in text
+    assert f"KV cache {mebibytes(memory['lengths'][0]['cache'])} for {CONTEXT} tokens" in text
+    assert f"about {mebibytes(memory['lengths'][0]['total'])} for {CONTEXT}," in text
 
 
 def test_a_decoder_in_lines() -> None:
@@ -179,12 +179,12 @@ def test_a_decoder_in_lines() -> None:
         generation=generation,
     )
 
-    footprint = Footprint(4 * 10**9, (AtLength(1024, 10**6, 42 * 10**8), AtLength(4096, 10**8, 43 * 10**8)))
+    footprint = Footprint(4 * 10**9, (AtLength(1024, 8 << 20, 42 * 10**8), AtLength(4096, 32 << 20, 43 * 10**8)))
 
     assert describe_decoder(facts, footprint) == [
         ("context", "32768 tokens, prompt and answer together, sliding window of 4096"),
-        ("memory", "weights 4000.0 MB, KV cache 1.0 MB for 1024 tokens, 100.0 MB for 4096 tokens"),
-        ("total", "about 4200.0 MB for 1024, 4300.0 MB for 4096, with libraries and the prefill of a long prompt"),
+        ("memory", "weights 3,815 MiB, KV cache 8 MiB for 1024 tokens, 32 MiB for 4096 tokens"),
+        ("total", "about 4,005 MiB for 1024, 4,101 MiB for 4096, with libraries and the prefill of a long prompt"),
         ("template", "none: continues raw text"),
         ("sampling", "temperature 0.6, top k 20, top p 0.95 (the publisher's defaults)"),
     ]

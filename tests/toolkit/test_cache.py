@@ -22,7 +22,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cache/compiled/0123-onnxruntime-1.31.1-26.1/8x64/model.mlmodelc/weights.bin": 1_000_000,
         "cache/checked/0123.json": 300,
         "cache/notes.txt": 5,
-        "user/ortkit/checkpoints/all-MiniLM-L6-v2-0123/model.safetensors": 2_000_000,
+        "cache/checkpoints/all-MiniLM-L6-v2-0123/model.safetensors": 2_000_000,
         "bundles/.SmolLM2-int4.unfinished/layer-0": 500_000,
         "bundles/whole/manifest.json": 7,
     }
@@ -44,7 +44,7 @@ def test_what_is_kept(ortkit: Ortkit, kept: Path) -> None:
         ["name", "entries", "size", "folder", "what"],
         ["compiled", "1", "4.0", "MB", str(kept / "cache" / "compiled")],
         ["checked", "1", "0.0", "MB", str(kept / "cache" / "checked")],
-        ["checkpoints", "1", "2.0", "MB", str(kept / "user" / "ortkit" / "checkpoints")],
+        ["checkpoints", "1", "2.0", "MB", str(kept / "cache" / "checkpoints")],
         ["unfinished", "1", "0.5", "MB", str(kept / "bundles")],
     ]
 

@@ -334,9 +334,9 @@ def test_a_reader_that_leaves_ends_it_quietly(int8_bundle: Bundle, tmp_path: Pat
     assert finished.stderr == ""
 
 
-def test_a_bar_on_a_terminal_and_none_elsewhere(int8_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bar_on_a_terminal_and_none_elsewhere(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("a line\n" * 3000)
-    arguments = [*COMMAND, str(int8_bundle.path), "--input", str(tmp_path / "many.txt")]
+    arguments = [*COMMAND, str(tiny_bundle.path), "--input", str(tmp_path / "many.txt")]
 
     shown = on_terminal(arguments)
     piped = subprocess.run(arguments, capture_output=True, text=True, check=True)
@@ -347,11 +347,11 @@ def test_a_bar_on_a_terminal_and_none_elsewhere(int8_bundle: Bundle, tmp_path: P
     assert piped.stderr == ""
 
 
-def test_a_count_for_a_pipe_on_a_terminal(int8_bundle: Bundle) -> None:
+def test_a_count_for_a_pipe_on_a_terminal(tiny_bundle: Bundle) -> None:
     feeder = subprocess.Popen(["sh", "-c", "yes 'a line' | head -3000"], stdout=subprocess.PIPE)
     assert feeder.stdout is not None
 
-    shown = on_terminal([*COMMAND, str(int8_bundle.path)], stdin=feeder.stdout.fileno())
+    shown = on_terminal([*COMMAND, str(tiny_bundle.path)], stdin=feeder.stdout.fileno())
 
     assert "embedding 0.0 MB, 3000 texts, " in shown
     feeder.stdout.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import click
@@ -28,10 +29,15 @@ OF_ALL = {"--help"}
 COMMAND = rf"(?:^ortkit (?={'|'.join(cli.commands)})|`ortkit )([a-z]+)([^`]*)"
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def hints_in(path: Path) -> list[str]:
     """The texts of hints, with {} for what is put into them."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if (isinstance(node, ast.keyword) and node.arg == "hint") or (
             isinstance(node, ast.Assign)
             and any(isinstance(target, ast.Name) and target.id.lower().endswith("hint") for target in node.targets)
@@ -61,10 +67,11 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
     }
 
 
+@cache
 def imports_of(path: Path) -> set[Path]:
     """The modules of toolkit that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             package = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             for module in (package, *(package / alias.name for alias in node.names)):
@@ -74,6 +81,7 @@ def imports_of(path: Path) -> set[Path]:
     return found
 
 
+@cache
 def commands_that_use() -> dict[Path, set[str]]:
     """Module of toolkit -> the commands that it is imported for."""
     found: dict[Path, set[str]] = {}
@@ -88,41 +96,47 @@ def commands_that_use() -> dict[Path, set[str]]:
     return found
 
 
-USERS = commands_that_use()
-TOOLKIT = [(path, hint) for path in sorted((ROOT / "toolkit").rglob("*.py")) for hint in hints_in(path)]
-OTHERS = [
-    (path, hint)
-    for package in ("runtime", "exporters")
+# Parsed by the tests: what is done here, every process of the tests does.
+MODULES = [
+    path
+    for package in ("runtime", "exporters", "toolkit")
     for path in sorted((ROOT / package).rglob("*.py"))
-    for hint in hints_in(path)
+    if "hint" in path.read_text(encoding="utf-8").lower()
 ]
 
 
 def test_hints_are_found() -> None:
-    assert len(TOOLKIT) > 40
-    assert len(OTHERS) > 60
-    assert all(USERS.get(path) for path, _ in TOOLKIT if path.name != "cli.py")
+    toolkit = [path for path in MODULES if path.is_relative_to(ROOT / "toolkit")]
+    users = commands_that_use()
+    assert sum(len(hints_in(path)) for path in toolkit) > 40
+    assert sum(len(hints_in(path)) for path in MODULES if path not in toolkit) > 60
+    assert all(users.get(path) for path in toolkit if hints_in(path) and path.name != "cli.py")
 
 
-@pytest.mark.parametrize(
-    ("path", "hint"), [*TOOLKIT, *OTHERS], ids=lambda value: value.stem if isinstance(value, Path) else value[:40]
-)
-def test_a_hint_can_be_followed(path: Path, hint: str) -> None:
-    names = USERS.get(path) or set(cli.commands)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_hints_can_be_followed(path: Path) -> None:
+    for hint in hints_in(path):
+        check_hint(path, hint)
+
+
+def check_hint(path: Path, hint: str) -> None:
+    names = commands_that_use().get(path) or set(cli.commands)
     # Options after a command's name are that command's.
     named = re.findall(COMMAND, hint)
     for command, text in named:
-        assert command in cli.commands
+        assert command in cli.commands, hint
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text):
-            assert option in options_of(cli.commands[command]).keys() | OF_ALL, f"`{command}` has no `{option}`"
+            assert option in options_of(cli.commands[command]).keys() | OF_ALL, f"`{command}` has no `{option}`: {hint}"
     rest = re.sub(COMMAND, "", hint)
     for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z-]*)(?:[ =]([\w.]+))?", rest):
         having = [
             name for name in names | {command for command, _ in named} if option in options_of(cli.commands[name])
         ]
         own = OF_THE_INSTALLER if path.parent.name == "installer" else set()
-        assert having or option in OF_OTHER_PROGRAMS | OF_ALL | own, f"no command of {sorted(names)} has `{option}`"
+        assert having or option in OF_OTHER_PROGRAMS | OF_ALL | own, (
+            f"no command of {sorted(names)} has `{option}`: {hint}"
+        )
         for name in having:
             kind = options_of(cli.commands[name])[option].type
             if isinstance(kind, click.Choice) and value and f"`{option} {value}" in rest:
-                assert value in kind.choices
+                assert value in kind.choices, hint

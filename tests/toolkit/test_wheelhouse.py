@@ -402,6 +402,7 @@ def test_a_disk_that_is_too_small(run: WheelhouseCommand, monkeypatch: pytest.Mo
 
     assert finished.code == 1
     assert (
-        "the wheels for linux-aarch64 with Python 3.11 and glibc 2.28 need 0 MB while they are fetched" in finished.err
+        "the wheels for linux-aarch64 with Python 3.11 and glibc 2.28 need 0.0 MB while they are fetched"
+        in finished.err
     )
     assert "hint: choose a folder on another disk with `-o`" in finished.err

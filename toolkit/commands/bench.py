@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import OrtkitError
+from ...runtime.sizes import mebibytes
 from ..console.help import ExampleCommand
-from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
 from .bundle_names import resolve_bundle
@@ -33,9 +33,9 @@ class Benched:
         if self.measured is None:
             return (self.path, "failed, see `ortkit verify`", *[""] * 6)
         found = self.measured
-        memory = megabytes(found.memory)
+        memory = mebibytes(found.memory)
         if found.gpu_memory is not None:
-            memory += f", GPU {megabytes(found.gpu_memory)}"
+            memory += f", GPU {mebibytes(found.gpu_memory)}"
         return (
             self.path,
             found.provider,

@@ -16,9 +16,9 @@ from ...runtime.bundle.manifest_json import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import bundles_folder
+from ...runtime.sizes import megabytes
 from ...runtime.trust.policy import Policy
 from ..console.help import ExampleCommand
-from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 from ..io.warnings_report import print_error
 from .bundle_names import bundle_argument, bundle_folders, missing_folder, resolve_bundle

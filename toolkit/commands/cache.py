@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
-from ..console.progress import megabytes
 from ..console.terminal import escaped_json, print_table, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def cache(*, action: str, everything: bool, as_json: bool) -> None:
 
     Kept are: models that CoreML compiled, records of golden texts that were compared at the first use of a bundle on a
     GPU or CoreML, and checkpoints that an export downloaded from a package index. ORTKIT_CACHE names another folder for
-    the first two; empty, nothing is kept. `clear` deletes these two, which are made again at the next start.
+    all of them; empty, the first two are not kept. `clear` deletes these two, which are made again at the next start.
 
     Interrupted exports are shown, and never deleted: the same `ortkit export` resumes them. Checkpoints from the Hub
     are in its own cache (`hf cache`).
@@ -36,14 +36,14 @@ def cache(*, action: str, everything: bool, as_json: bool) -> None:
 
     kept, downloads = caches.model_caches(), caches.downloads()
     if action == "clear":
-        cleared = [*kept, *([downloads] if everything else [])]
+        cleared = [*kept, *(downloads if everything else [])]
         for one in cleared:
             caches.delete(one)
         _show(cleared, as_json=as_json, verb="deleted")
         return
     if everything:
         raise click.UsageError("'--all' needs 'clear'.")
-    _show([*kept, downloads, caches.unfinished_exports()], as_json=as_json)
+    _show([*kept, *downloads, caches.unfinished_exports()], as_json=as_json)
 
 
 def _show(found: list[Cached], *, as_json: bool, verb: str = "") -> None:

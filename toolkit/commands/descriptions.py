@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle.manifest import CacheType, Kind, Provider
-from ..console.progress import megabytes
+from ...runtime.sizes import mebibytes, megabytes
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
@@ -38,7 +38,7 @@ def _limit_of(plan: Plan) -> list[tuple[str, str]]:
     if plan.max_memory is None:
         return []
     fits = "" if plan.fits is None else f"; there is room for texts of {plan.fits} tokens"
-    return [("limit", f"{megabytes(plan.max_memory)}{fits}")]
+    return [("limit", f"{mebibytes(plan.max_memory)}{fits}")]
 
 
 def _padding_of(plan: Plan) -> str:
@@ -57,7 +57,7 @@ def _workers_of(plan: Plan) -> str:
 def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
-    room = "the free memory has" if plan.max_memory is None else f"the limit of {megabytes(plan.max_memory)} has"
+    room = "the free memory has" if plan.max_memory is None else f"the limit of {mebibytes(plan.max_memory)} has"
     return [
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
         ("fits", f"{fits}: the KV cache that {room} room for now"),
@@ -67,13 +67,13 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
 
 def _describe_footprint(footprint: Footprint, provider: Provider) -> list[tuple[str, str]]:
     """The memory of a decoder in lines: (label, text)."""
-    caches = ", ".join(f"{megabytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
-    totals = ", ".join(f"{megabytes(length.total)} for {length.tokens}" for length in footprint.lengths)
+    caches = ", ".join(f"{mebibytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
+    totals = ", ".join(f"{mebibytes(length.total)} for {length.tokens}" for length in footprint.lengths)
     beside = "with libraries and the prefill of a long prompt"
     if provider is not Provider.CPU:
         beside = "of GPU memory; the provider's libraries and the prefill of a prompt take more"
     return [
-        ("memory", f"weights {megabytes(footprint.weights)}, KV cache {caches}"),
+        ("memory", f"weights {mebibytes(footprint.weights)}, KV cache {caches}"),
         ("total", f"about {totals}, {beside}"),
     ]
 

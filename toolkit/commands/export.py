@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ...runtime.bundle.manifest import CacheType, Certificate, Kind, Precision, Provider
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
-from ..console.progress import StageProgress, megabytes
+from ..console.progress import StageProgress
 from ..console.terminal import program_name, say
 from .options import token_host_option
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ...runtime.errors import InputError, NotSignedInError
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
-from ..console.progress import megabytes
 from ..console.terminal import say
 from .options import token_host_option
 

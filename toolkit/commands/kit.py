@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ...runtime.output_path import cannot_write, regular_target_of, replacing
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
-from ..console.progress import StageProgress, byte_progress, counted, megabytes
+from ..console.progress import StageProgress, byte_progress, counted
 from ..console.terminal import say
 from .bundle_names import BundleType
 from .options import once, release_option

@@ -10,8 +10,9 @@ import click
 
 from ...runtime.errors import InputError, NotFoundError
 from ...runtime.output_path import bundles_folder
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
-from ..console.progress import byte_progress, counted, megabytes
+from ..console.progress import byte_progress, counted
 from ..console.terminal import say
 from .bundle_names import BundleType
 

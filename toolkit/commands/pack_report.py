@@ -13,7 +13,8 @@ from ...runtime.bundle.folder import MANIFEST, SBOM_FILE
 from ...runtime.bundle.manifest_json import manifest_fields
 from ...runtime.bundle.records import write_record
 from ...runtime.errors import NotTrustedError
-from ..console.progress import byte_progress, megabytes
+from ...runtime.sizes import megabytes
+from ..console.progress import byte_progress
 from ..console.terminal import escaped_json, say
 from .descriptions import describe_bundle
 from .sign import NO_KEY, NO_SIGNATURE

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
-from ..console.progress import StageProgress, megabytes
+from ..console.progress import StageProgress
 from ..console.terminal import print_table, say
 from .options import once
 

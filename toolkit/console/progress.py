@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 
 import click
 
+from ...runtime.sizes import megabytes
 from .terminal import escaped
 
 CLEAR = "\r\x1b[K"
@@ -126,7 +127,7 @@ class StageProgress:
         if not sys.stderr.isatty():
             return
         rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {rate / 1e6:.1f} MB/s, {duration((total - done) / rate)} left" if rate > 0 else ""
+        left = f", {megabytes(rate)}/s, {duration((total - done) / rate)} left" if rate > 0 else ""
         self._draw(f"  {megabytes(done)} of {megabytes(total)}{left}", now)
 
     def _draw(self, line: str, now: float) -> None:
@@ -142,10 +143,6 @@ def fresh_line() -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 file`, `2 files`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
 
 
 class Progress(Protocol):

@@ -22,6 +22,7 @@ from .writers import object_to_json
 if TYPE_CHECKING:
     from ...runtime.decoder.decoder import Decoder
     from ...runtime.decoder.generation import Rates
+    from ...runtime.decoder.grammar import Grammar
     from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
@@ -40,10 +41,16 @@ class Generator:
     top_logprobs: int
     cache: KVCache
     """Shared by all answers: a common beginning of their prompts is prefilled once."""
+    grammar: Grammar | None = None
+    """What answers follow."""
 
-    def start(self, prompt: Prompt, options: AnswerOptions | None = None) -> Stream:
-        """Start an answer, by default with the options of all; raises InputError as `Decoder.stream` does."""
+    def start(self, prompt: Prompt, options: AnswerOptions | None = None, *, response_format: Any = None) -> Stream:
+        """Start an answer, by default with the options and the grammar of all.
+
+        Raises InputError as `Decoder.stream` does.
+        """
         given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
+        given |= {"grammar": self.grammar} if response_format is None else {"response_format": response_format}
         if self.chat:
             return self.decoder.stream_chat(as_messages(prompt, self.system), cache=self.cache, **given)
         if not isinstance(prompt, str):
@@ -71,8 +78,8 @@ class GenerationStats:
             return self
         return GenerationStats(
             answers=self.answers + 1,
-            prefilled=self.prefilled + rates.prompt_tokens - rates.reused_tokens,
-            cached=self.cached + rates.reused_tokens,
+            prefilled=self.prefilled + rates.prompt_tokens - rates.cached_tokens,
+            cached=self.cached + rates.cached_tokens,
             generated=self.generated + rates.new_tokens,
             first_token_seconds=self.first_token_seconds if self.answers else rates.first_token_seconds,
             prefill_seconds=self.prefill_seconds + rates.prompt_seconds,

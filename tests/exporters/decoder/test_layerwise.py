@@ -15,6 +15,7 @@ from ortkit.exporters.graph.nodes import linears
 from ortkit.exporters.progress import BYTES, NoProgress
 from tests.exporters.decoders import FAMILIES, loaded, logits_of, token_ids, write_decoder
 from tests.exporters.graph_runs import moments_by_graph, prompts
+from tests.marks import slow_but
 
 
 class Recorder(Observer):
@@ -48,7 +49,7 @@ class Counts(NoProgress):
         self.updates.append((done, total, unit))
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", slow_but(["gemma2", "llama, tied", "phi3", "qwen2"], sorted(FAMILIES)))
 def test_a_pass_by_layers_is_pytorchs_forward_to_the_bit(family: str, tmp_path: Path) -> None:
     decoder = open_decoder(write_decoder(tmp_path, family))
     texts = [token_ids(count) for count in (200, 7, 130)]

@@ -30,12 +30,13 @@ from tests.exporters.decoders import (
     traced,
     write_decoder,
 )
+from tests.marks import slow_but
 
 TOKENS = 90
 CLOSE = 1e-4
 
 
-@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES))
+@pytest.mark.parametrize("family", slow_but(["gemma", "gpt2", "gpt_neox"], sorted(PLAIN_FAMILIES)))
 def test_every_family_gives_the_logits_of_pytorch(family: str, tmp_path: Path) -> None:
     ids = token_ids(TOKENS)
     model, graph = exported(tmp_path, family)

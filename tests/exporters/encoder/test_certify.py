@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,18 +15,12 @@ from ortkit.exporters.encoder.certify import Sample, certify_embedder, check_exa
 from ortkit.exporters.encoder.embedder_reference import PublishedEmbedder
 from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.sources import find_checkpoint
-from tests.small_probe import WHOLE, probe_in
 
 REFERENCE = "a reference"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_probe_set() -> Iterator[None]:
-    """The bundles here are of the real model."""
-    with probe_in(WHOLE):
-        yield
-
-
+@pytest.mark.slow
+@pytest.mark.usefixtures("whole_probe")
 def test_the_certificate_says_what_was_measured(int8_bundle: Bundle, fp32_bundle: Bundle) -> None:
     certificate = int8_bundle.manifest.certificate
     assert certificate is not None
@@ -43,16 +36,17 @@ def test_the_certificate_says_what_was_measured(int8_bundle: Bundle, fp32_bundle
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoint: Path) -> np.ndarray:
-    model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+def expected(tiny_checkpoint_base: Path) -> np.ndarray:
+    model = SentenceTransformer(str(tiny_checkpoint_base), device="cpu", local_files_only=True)
     return np.asarray(model.encode(list(probe_texts().texts), batch_size=1, show_progress_bar=False))
 
 
-def test_a_graph_that_is_wrong_gets_no_certificate(int8_bundle: Bundle, expected: np.ndarray) -> None:
+def test_a_graph_that_is_wrong_gets_no_certificate(tiny_bundle: Bundle, expected: np.ndarray) -> None:
     """The reference is right, the bundle is not: it reads five tokens of each text."""
-    manifest = int8_bundle.manifest
+    manifest = tiny_bundle.manifest
     facts = dataclasses.replace(manifest.tokenizer, max_length=5)
-    embedder = Embedder(Bundle(int8_bundle.path, dataclasses.replace(manifest, tokenizer=facts)))
+    changed = dataclasses.replace(manifest, tokenizer=facts, precision=Precision.INT8)
+    embedder = Embedder(Bundle(tiny_bundle.path, changed))
 
     with pytest.raises(OrtkitError, match=r"does not agree with sentence-transformers: cosine -?0\.\d+ on ") as caught:
         certify_embedder(embedder, expected, reference=REFERENCE)
@@ -62,25 +56,25 @@ def test_a_graph_that_is_wrong_gets_no_certificate(int8_bundle: Bundle, expected
 
 
 def test_a_graph_that_gives_nan_gets_no_certificate(
-    int8_bundle: Bundle, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedder = Embedder(int8_bundle)
+    embedder = Embedder(tiny_bundle)
     monkeypatch.setattr(
-        embedder.session, "run", lambda feeds, _: np.full((*feeds["input_ids"].T.shape, 384), np.nan, "f4")
+        embedder.session, "run", lambda feeds, _: np.full((*feeds["input_ids"].T.shape, 48), np.nan, "f4")
     )
 
     with pytest.raises(OrtkitError, match="the bundle gives vectors that are not finite numbers"):
         certify_embedder(embedder, expected, reference=REFERENCE)
 
 
-def test_what_was_asked_for_is_the_bar(fp32_bundle: Bundle, expected: np.ndarray) -> None:
+def test_what_was_asked_for_is_the_bar(tiny_bundle: Bundle, expected: np.ndarray) -> None:
     with pytest.raises(OrtkitError, match=r"and fp32 must reach 1\n") as caught:
-        certify_embedder(Embedder(fp32_bundle), expected, reference=REFERENCE, min_cosine=1 + 1e-9)
+        certify_embedder(Embedder(tiny_bundle), expected, reference=REFERENCE, min_cosine=1 + 1e-9)
     assert caught.value.hint == "no bundle was written"
 
 
-def test_float32_must_agree_to_the_last_digits(fp32_bundle: Bundle, expected: np.ndarray) -> None:
-    embedder = Embedder(fp32_bundle)
+def test_float32_must_agree_to_the_last_digits(tiny_bundle: Bundle, expected: np.ndarray) -> None:
+    embedder = Embedder(tiny_bundle)
     texts = probe_texts().texts[:4]
 
     check_exact(embedder, [Sample(None, texts, expected[:4])])
@@ -90,7 +84,7 @@ def test_float32_must_agree_to_the_last_digits(fp32_bundle: Bundle, expected: np
         check_exact(embedder, [Sample(None, texts, wrong)])
 
     assert caught.value.message.startswith(
-        f"the float32 graph of `all-MiniLM-L6-v2` gives another vector than sentence-transformers for the text "
+        f"the float32 graph of `tiny-bert` gives another vector than sentence-transformers for the text "
         f"{texts[2][:40]!r}: a component differs by 2e-05 of the vector's length"
     )
     assert caught.value.hint == "no bundle was written; the checkpoint has something that ortkit does not support"
@@ -98,27 +92,27 @@ def test_float32_must_agree_to_the_last_digits(fp32_bundle: Bundle, expected: np
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_a_reference_without_numbers_is_no_agreement(fp32_bundle: Bundle, expected: np.ndarray, wrong: float) -> None:
+def test_a_reference_without_numbers_is_no_agreement(tiny_bundle: Bundle, expected: np.ndarray, wrong: float) -> None:
     sample = Sample(None, probe_texts().texts[:1], np.full_like(expected[:1], wrong))
 
     with pytest.raises(UnsupportedModelError, match="gives another vector than sentence-transformers"):
-        check_exact(Embedder(fp32_bundle), [sample])
+        check_exact(Embedder(tiny_bundle), [sample])
 
 
-def test_vectors_of_another_width(fp32_bundle: Bundle, expected: np.ndarray) -> None:
-    sample = Sample(None, probe_texts().texts[:1], expected[:1, :100])
+def test_vectors_of_another_width(tiny_bundle: Bundle, expected: np.ndarray) -> None:
+    sample = Sample(None, probe_texts().texts[:1], expected[:1, :20])
 
-    with pytest.raises(UnsupportedModelError, match="vectors of 100 components with sentence-transformers, and of 384"):
-        check_exact(Embedder(fp32_bundle), [sample])
+    with pytest.raises(UnsupportedModelError, match="vectors of 20 components with sentence-transformers, and of 48"):
+        check_exact(Embedder(tiny_bundle), [sample])
 
 
-def test_texts_that_the_library_cuts_elsewhere(fp32_bundle: Bundle) -> None:
+def test_texts_that_the_library_cuts_elsewhere(tiny_bundle: Bundle) -> None:
     published = SimpleNamespace(max_length=128, cut_at=lambda _: None)
 
     with pytest.raises(UnsupportedModelError) as caught:
-        check_length(published, fp32_bundle.manifest, 512)
+        check_length(published, tiny_bundle.manifest, 512)
     assert caught.value.message == (
-        "`all-MiniLM-L6-v2` reads 128 tokens of a text with sentence-transformers, and would read 256 here"
+        "`tiny-bert` reads 128 tokens of a text with sentence-transformers, and would read 48 here"
     )
 
 
@@ -156,6 +150,7 @@ def test_the_weights_are_not_in_memory_twice(tiny_checkpoint: Path) -> None:
     assert {parameter.device.type for parameter in traced.parameters()} == {"meta"}
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_nothing_is_certified_on_what_it_was_calibrated_with() -> None:
     calibration, probe = set(calibration_texts().texts), set(probe_texts().texts)
 

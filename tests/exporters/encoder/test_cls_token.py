@@ -13,12 +13,12 @@ from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
 from ortkit.exporters.encoder.recipe_search import FIRST_PRECISE, PRECISE
-from ortkit.exporters.encoder.reranker_task import RerankerTask
-from ortkit.exporters.encoder.tracing import load_model, rebuild, trace
+from ortkit.exporters.encoder.tracing import rebuild, trace
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
 from ortkit.exporters.options import ExportOptions, plan_export
 from ortkit.exporters.sources import find_checkpoint
+from ortkit.exporters.task import task_of
 from tests.exporters.graphs import make_model, run, token_rows
 
 RNG = np.random.default_rng(4)
@@ -35,8 +35,9 @@ def classifier(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     tokenizer = tokenizer_facts(checkpoint, plan.kind, bundle_tokenizer(checkpoint))
     scratch = tmp_path_factory.mktemp("first-token")
     (scratch / "tokenizer.json").write_bytes((reranker_checkpoint / "tokenizer.json").read_bytes())
-    manifest = make_manifest(checkpoint, plan, RerankerTask.open(checkpoint).facts(tokenizer, scratch))
-    model = trace(load_model(checkpoint, Kind.RERANKER), scratch, Kind.RERANKER)
+    task = task_of(checkpoint, plan)
+    manifest = make_manifest(checkpoint, plan, task.facts(tokenizer, scratch))
+    model = trace(task.load(), scratch, Kind.RERANKER)
     rebuild(model, checkpoint, manifest)
     return ir.to_proto(model).SerializeToString()
 

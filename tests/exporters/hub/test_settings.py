@@ -186,5 +186,5 @@ def test_a_user_without_a_home(user: HubUser) -> None:
     assert f"error: {nowhere} to download to\n\nhint: set HF_HOME to a folder for downloads, or HOME\n" in shown
     code, shown = run("export", "all-MiniLM-L6-v2", "--from", "wheel", "--offline")
     assert code == 2
-    assert f"error: {nowhere} to download to\n\nhint: set XDG_CACHE_HOME to a folder" in shown
+    assert f"error: {nowhere} to download to\n\nhint: set ORTKIT_CACHE to a folder" in shown
     assert not list(user.home.iterdir()), "nor is a folder of the name `~` made"

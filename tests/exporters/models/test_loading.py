@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ortkit.exporters.checkpoint.cross_encoder import read_cross_encoder
 from ortkit.exporters.decoder.lazy_model import open_decoder
 from ortkit.exporters.encoder.tracing import load_model
 from ortkit.exporters.models.loading import load_tokenizer
@@ -70,7 +71,7 @@ def weights_of(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]
 def refusal(folder: Path, kind: Kind = Kind.EMBEDDER) -> str:
     checkpoint = opened(folder)
     with pytest.raises(CheckpointError) as caught:
-        load_model(checkpoint, kind)
+        load_model(checkpoint, read_cross_encoder(checkpoint) if kind is Kind.RERANKER else None)
     assert caught.value.exit_code == 7
     return caught.value.message
 

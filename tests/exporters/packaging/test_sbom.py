@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from ortkit import Bundle
@@ -23,7 +22,6 @@ from ortkit.runtime.bundle.manifest_json import manifest_from_json
 OLD = sorted((Path(__file__).parents[2] / "runtime" / "old_manifests").glob("*.json"))
 COMMIT = "C9745ED1D9F207416BE6D2E6F8DE32D1F16199BF"
 DIGEST = "ab" * 32
-VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def manifest_of(name: str) -> Manifest:
@@ -34,9 +32,18 @@ def source(**changes: Any) -> Source:
     return dataclasses.replace(manifest_of("embedder-6").source, **changes)
 
 
+@cache
+def validator() -> Any:
+    """CycloneDX's own. Importing it takes two seconds, which only the process that uses it is to spend."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6)
+
+
 def check(document: dict[str, Any]) -> None:
     """Raise where CycloneDX's strict schema does not allow a document."""
-    problem = VALIDATOR.validate_str(sbom_json(document).decode())
+    problem = validator().validate_str(sbom_json(document).decode())
     assert problem is None, problem
 
 

@@ -25,7 +25,7 @@ from tests.marks import slow_but
 
 EMBEDDERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.EMBEDDER in known.kinds)
 RERANKERS = sorted(name for name, known in ARCHITECTURES.items() if Kind.RERANKER in known.kinds)
-AT_ONCE = {"bert", "modernbert", "qwen3"}
+AT_ONCE = {"bert", "qwen3"}
 """The few that run with the fast tests."""
 WITHOUT_FORM = {"deberta-v2"}
 """Their attention picks scores by distance with GatherElements, which CoreML does not have."""

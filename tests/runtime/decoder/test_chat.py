@@ -15,7 +15,7 @@ GREEDY = Sampling()
 def read_tokens(chat: Chat) -> int:
     """How many tokens of the last prompt were read, not found in the cache."""
     rates = chat._stream.rates
-    return rates.prompt_tokens - rates.reused_tokens
+    return rates.prompt_tokens - rates.cached_tokens
 
 
 def expected_answer(decoder: Decoder, messages: list[Message], max_tokens: int) -> str:
@@ -131,7 +131,7 @@ def test_another_answer_to_the_same_message(decoder: Decoder) -> None:
     other = chat.regenerate(max_tokens=12, sampling=Sampling(temperature=2, seed=1)).answer()
 
     assert again.text == first != other.text
-    assert again.rates.prompt_tokens - again.rates.reused_tokens == 1, "only the last token, for its logits"
+    assert again.rates.prompt_tokens - again.rates.cached_tokens == 1, "only the last token, for its logits"
     assert chat.messages == (Message("user", "Hello fox"), Message("assistant", other.text))
 
 
@@ -146,7 +146,7 @@ def test_an_edited_message_is_read_from_where_it_differs(decoder: Decoder) -> No
     assert answer.text == expected_answer(decoder, messages, 12)
     assert chat.messages == (*messages, Message("assistant", answer.text))
     common = decoder.encode_exactly(decoder.apply_chat_template(messages[:1], add_generation_prompt=False))
-    assert answer.rates.reused_tokens > len(common)
+    assert answer.rates.cached_tokens > len(common)
 
 
 def test_reset_keeps_the_cached_system_message(decoder: Decoder) -> None:

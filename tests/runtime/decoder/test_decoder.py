@@ -9,11 +9,11 @@ import pytest
 
 from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from ortkit.runtime.bundle.manifest import CacheType, GenerationDefaults
-from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.sampler import Sampling
+from ortkit.runtime.decoder.token_choice import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 from tests.tampered import changed_bundle
 
@@ -194,7 +194,7 @@ def test_rates_and_counts(decoder: Decoder) -> None:
     tokens = list(stream)
     rates = stream.rates
 
-    assert (rates.prompt_tokens, rates.reused_tokens, rates.new_tokens) == (len(decoder.encode(FOX)), 0, 20)
+    assert (rates.prompt_tokens, rates.cached_tokens, rates.new_tokens) == (len(decoder.encode(FOX)), 0, 20)
     assert 0 < rates.prompt_seconds <= rates.first_token_seconds
     assert rates.prompt_per_second == rates.prompt_tokens / rates.prompt_seconds
     assert rates.new_per_second == 19 / rates.new_seconds
@@ -211,12 +211,12 @@ def test_a_cached_prefix_is_reused(decoder: Decoder) -> None:
     answer = decoder.generate(FOX + " jumps", max_tokens=20, cache=cache)
 
     assert answer.text == expected.text
-    assert 0 < answer.rates.reused_tokens <= len(ids)
+    assert 0 < answer.rates.cached_tokens <= len(ids)
     # Another ending, and the very same prompt again.
     assert decoder.generate(FOX, max_tokens=20, cache=cache).text == decoder.generate(FOX, max_tokens=20).text
     again = decoder.generate(FOX, max_tokens=20, cache=cache)
     assert again.text == decoder.generate(FOX, max_tokens=20).text
-    assert again.rates.reused_tokens == len(ids) - 1, "the last token is read again for its logits"
+    assert again.rates.cached_tokens == len(ids) - 1, "the last token is read again for its logits"
 
 
 def test_an_answer_grows_its_buffers(decoder: Decoder, reference: TinyDecoder) -> None:

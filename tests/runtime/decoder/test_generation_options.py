@@ -148,7 +148,7 @@ def test_usage_counts_as_openais_api_does(decoder: Decoder) -> None:
     usage = answer.usage
     assert usage.prompt_tokens == decoder.count_tokens(FOX + " jumps")
     assert usage.completion_tokens == len(answer.tokens) == 5
-    assert usage.cached_tokens == answer.rates.reused_tokens > 0
+    assert usage.cached_tokens == answer.rates.cached_tokens > 0
     assert usage.total_tokens == usage.prompt_tokens + 5
     assert answer.finish_reason == "length"
     ended = decoder.generate(FOX, logit_bias={2: 1000.0})

@@ -36,7 +36,7 @@ def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, 
         assert np.array_equal(found[:, :, : cache.length], expected[:, :, : cache.length])
     answer = decoder.generate(PROMPT, max_tokens=20, cache=cache)
     assert answer.text == decoder.generate(PROMPT, max_tokens=20).text
-    assert answer.rates.reused_tokens == len(original.ids) - 1
+    assert answer.rates.cached_tokens == len(original.ids) - 1
 
 
 def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path, tmp_path: Path) -> None:

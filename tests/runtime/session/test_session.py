@@ -132,18 +132,18 @@ def test_embedders_of_one_bundle_share_its_weights_until_the_last_goes(bundle_co
     assert len(_OPEN) == open_before - 1
 
 
-def test_a_bundle_that_was_replaced_is_opened_anew(bundle_copy: Path, fp32_bundle: Bundle) -> None:
+def test_a_bundle_that_was_replaced_is_opened_anew(bundle_copy: Path, tiny_bundle: Bundle) -> None:
     old = Embedder(bundle_copy)
     before = old.embed(["water"])
     new_folder = bundle_copy.with_name("new")
-    shutil.copytree(fp32_bundle.path, new_folder)
+    shutil.copytree(tiny_bundle.path, new_folder)
     bundle_copy.rename(bundle_copy.with_name("old"))
     new_folder.rename(bundle_copy)
 
     new = Embedder(bundle_copy)
 
     assert new.session is not old.session
-    assert np.array_equal(new.embed(["water"]), Embedder(fp32_bundle).embed(["water"]))
+    assert np.array_equal(new.embed(["water"]), Embedder(tiny_bundle).embed(["water"]))
     assert np.array_equal(old.embed(["water"]), before)
 
 
