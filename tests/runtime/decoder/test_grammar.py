@@ -447,15 +447,28 @@ def test_an_answer_that_cannot_go_on_is_an_error(decoder: Decoder) -> None:
         constraint.accept(5)
 
 
-def test_a_limit_that_is_reached_in_the_middle_is_an_error(decoder: Decoder) -> None:
-    """`(.*a){30}` has more and more states, and the time of a mask is limited."""
-    grammar = decoder.grammar(regex="(.*a.*b){60}")
-    try:
-        reason, _ = random_answer(decoder, grammar, 1, most=200)
-    except InputError as error:
-        assert "the answer cannot follow the grammar any further: " in error.message  # noqa: PT017
-    else:
-        assert reason is FinishReason.LENGTH
+def test_a_limit_that_is_reached_in_the_middle_is_an_error(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expression has more and more states, and the cost of a mask is limited: here to less than usual."""
+    monkeypatch.setattr("ortkit.runtime.decoder.grammar._FUEL", 3000)
+    grammar = decoder.grammar(regex="(.{0,300}a.{0,300}b){300}")
+    with pytest.raises(InputError, match="the answer cannot follow the grammar any further: lexer error: too many"):
+        random_answer(decoder, grammar, 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"choice": ["a", "b<|im_end|>"]},
+        {"json_schema": {"anyOf": [{"type": "integer"}, {"enum": [5, {"a": ["<|im_end|>"]}]}]}},
+        {"json_schema": {"properties": {"<|im_end|>": {"const": 1}}}},
+    ],
+)
+def test_texts_of_special_tokens_cannot_be_asked_for(decoder: Decoder, given: dict[str, object]) -> None:
+    with pytest.raises(
+        InputError, match=r"answers cannot have the text '.*<\|im_end\|>': a part of it is a special tok"
+    ):
+        decoder.grammar(**given)
+    assert decoder.grammar(json_schema={"description": "<|im_end|>", "type": "null"})
 
 
 def test_tokenizers_that_llguidance_refuses(decoder: Decoder) -> None:
