@@ -18,7 +18,7 @@ from ..errors import InputError, MissingPartError
 from ..text.safe_tokenizer import raise_unless_of_tokenizers
 from ..text.tokenizer import checked_text
 from .date_formats import with_exact_dates
-from .schema_limits import check_limits
+from .schema_limits import check_limits, literals_of
 from .token_choice import Constraint
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 """The schema of any JSON object: OpenAI's `json_object`."""
-_JSON_OPTIONS = {
+JSON_OPTIONS = {
     # One line, as Python's `json.dumps` writes it: what models have read most. Whitespace of any length lets small
     # models write nothing else.
     "item_separator": ", ",
@@ -181,7 +181,26 @@ class GrammarCompiler:
             )
         ((form, value),) = given.items()
         makers = {"json_schema": _from_schema, "regex": _from_regex, "lark": _from_lark, "choice": _from_choice}
-        return self.from_source(form, makers[form](value))
+        text = makers[form](value)
+        if form in ("json_schema", "choice"):
+            self._refuse_special(json.loads(value) if isinstance(value, str) else value)
+        return self.from_source(form, text)
+
+    def _refuse_special(self, value: object) -> None:
+        """Raise InputError for a text that answers must have, and that contains the text of a special token.
+
+        Models write special tokens, which an answer has no text of, where they mean the same characters.
+        """
+        for text in literals_of(value):
+            special = [token for token in self._tokens.tokenize_str(text) if self.is_special(token)]
+            if special:
+                raise InputError(
+                    f"answers cannot have the text {text[:_SHOWN]!r}: a part of it is a special token of the model"
+                )
+
+    def is_special(self, token: int) -> bool:
+        """Whether a grammar names this token by its id instead of its text: added tokens such as `<tool_call>`, too."""
+        return bool(self._tokens.is_special_token(token))
 
     def from_source(self, form: str, text: str) -> Grammar:
         """Compile a grammar in llguidance's own format."""
@@ -267,7 +286,7 @@ def _from_schema(schema: object) -> str:
     # Lone surrogates, which JSON can spell.
     checked_text(text, "`json_schema`")
     try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=dict(_JSON_OPTIONS))  # type: ignore[arg-type]
+        return LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON_OPTIONS))  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"the JSON schema cannot be compiled: {_reason(str(error))}") from error
 

@@ -56,6 +56,21 @@ def _values_of(schema: object) -> Iterator[object]:
             pending += [(inner, depth + 1) for inner in value]
 
 
+def literals_of(schema: object) -> Iterator[str]:
+    """The texts that answers are made of: those of `enum` and `const`, names of properties, and a list of choices."""
+    if isinstance(schema, (list, tuple)):
+        yield from (text for text in schema if isinstance(text, str))
+    if not isinstance(schema, Mapping):
+        return
+    for value in _values_of(schema):
+        if isinstance(value, Mapping):
+            for name in ("enum", "const"):
+                yield from (text for text in _values_of(value.get(name)) if isinstance(text, str))
+            properties = value.get("properties")
+            if isinstance(properties, Mapping):
+                yield from (name for name in properties if isinstance(name, str))
+
+
 def _properties_of(schema: Mapping[str, object]) -> int:
     """Number of properties that an object schema names."""
     named = (schema.get(name) for name in ("properties", "patternProperties", "required"))

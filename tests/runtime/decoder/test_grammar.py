@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import jsonschema
@@ -84,6 +85,8 @@ SCHEMAS: dict[str, Mapping[str, object]] = {
         "additionalProperties": False,
     },
 }
+UNENDING = ("any object", "anything", "a recursion")
+"""Small models hardly end what may go on."""
 FRAGMENTS = re.compile(r"\\p\{|\\W")
 """What Python's regular expressions read in another way than those of ECMA-262, which JSON schemas have."""
 
@@ -116,7 +119,13 @@ def random_answer(decoder: Decoder, grammar: Grammar, seed: int, most: int = 400
 def check(text: str, schema: Mapping[str, object], draft: type = jsonschema.Draft202012Validator) -> None:
     """Fails for a text that is not valid JSON, or not valid under the schema."""
     value = json.loads(text)
-    if FRAGMENTS.search(json.dumps(schema).replace("\\\\", "\\")):
+    if "multipleOf" in json.dumps(schema):
+        # `jsonschema` divides floats otherwise: 50.0956 is no multiple of 0.0001 for it.
+        schema, value = (json.loads(one, parse_float=Decimal) for one in (json.dumps(schema), text))
+        with localcontext() as context:
+            context.prec = 2000
+            draft(schema).validate(value)
+    elif FRAGMENTS.search(json.dumps(schema).replace("\\\\", "\\")):
         jsonschema_rs.validate(schema, value)
     else:
         draft(schema, format_checker=draft.FORMAT_CHECKER).validate(value)
@@ -438,15 +447,28 @@ def test_an_answer_that_cannot_go_on_is_an_error(decoder: Decoder) -> None:
         constraint.accept(5)
 
 
-def test_a_limit_that_is_reached_in_the_middle_is_an_error(decoder: Decoder) -> None:
-    """`(.*a){30}` has more and more states, and the time of a mask is limited."""
-    grammar = decoder.grammar(regex="(.*a.*b){60}")
-    try:
-        reason, _ = random_answer(decoder, grammar, 1, most=200)
-    except InputError as error:
-        assert "the answer cannot follow the grammar any further: " in error.message  # noqa: PT017
-    else:
-        assert reason is FinishReason.LENGTH
+def test_a_limit_that_is_reached_in_the_middle_is_an_error(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expression has more and more states, and the cost of a mask is limited: here to less than usual."""
+    monkeypatch.setattr("ortkit.runtime.decoder.grammar._FUEL", 3000)
+    grammar = decoder.grammar(regex="(.{0,300}a.{0,300}b){300}")
+    with pytest.raises(InputError, match="the answer cannot follow the grammar any further: lexer error: too many"):
+        random_answer(decoder, grammar, 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"choice": ["a", "b<|im_end|>"]},
+        {"json_schema": {"anyOf": [{"type": "integer"}, {"enum": [5, {"a": ["<|im_end|>"]}]}]}},
+        {"json_schema": {"properties": {"<|im_end|>": {"const": 1}}}},
+    ],
+)
+def test_texts_of_special_tokens_cannot_be_asked_for(decoder: Decoder, given: dict[str, object]) -> None:
+    with pytest.raises(
+        InputError, match=r"answers cannot have the text '.*<\|im_end\|>': a part of it is a special tok"
+    ):
+        decoder.grammar(**given)
+    assert decoder.grammar(json_schema={"description": "<|im_end|>", "type": "null"})
 
 
 def test_tokenizers_that_llguidance_refuses(decoder: Decoder) -> None:
@@ -526,7 +548,7 @@ def test_the_schemas_of_the_public_suite(decoder: Decoder, draft: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SCHEMAS if name not in ("any object", "anything")])
+@pytest.mark.parametrize("name", [name for name in SCHEMAS if name not in UNENDING])
 def test_complete_answers_of_the_real_model_are_valid(smollm_bundle: Bundle, name: str) -> None:
     decoder = Decoder(smollm_bundle)
     grammar = decoder.grammar(json_schema=SCHEMAS[name])
