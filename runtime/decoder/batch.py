@@ -67,9 +67,9 @@ class Batch(Closable):
     """Many answers of one decoder at once (continuous batching). Thread-safe.
 
     One thread runs all sequences: each run of the graph computes the next token of all of them, and takes little longer
-    than for one. A sequence begins when a slot is free and ends on its own. Between two of those runs at most one part
-    of one prompt is prefilled, so running answers do not stall. Prompts that begin alike are prefilled once (prefix
-    cache): the KV caches of prompts are copied from slot to slot, and from a store of those that have left their slots.
+    than for one. A sequence begins when a slot is free and ends on its own. Between two of those runs at most 128
+    tokens of prompts are prefilled, so running answers do not stall. Prompts that begin alike are prefilled once
+    (prefix cache): KV caches of prompts are copied from slot to slot, and from a store of those that left their slots.
 
         >>> with Batch(decoder, slots=4, context=64) as batch:
         ...     streams = [batch.submit(text, max_tokens=8) for text in ("The quick brown fox", "The lazy dog")]

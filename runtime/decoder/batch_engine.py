@@ -1,7 +1,7 @@
 """The engine of a batch: one thread that prefills and decodes all sequences (continuous batching).
 
 A sequence takes a slot when one is free, and leaves it at its end; others go on meanwhile. Between two runs that decode
-all sequences, at most one run prefills a part of one prompt, so that running answers do not stall behind long prompts.
+all sequences, a part of one prompt is prefilled, or several short ones, so that no answer stalls behind long prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .token_choice import FinishReason, TokenChoice
 Event = Token | Exception | None
 """What a sequence delivers: a token, the error that ends it, or None where it was cancelled."""
 _CHUNK_BESIDE_ANSWERS = 128
-"""Tokens of a prompt in one run while others decode."""
+"""Tokens of prompts between two runs that decode."""
 _SHORTEST_SAVED = 32
 """Tokens of a prompt from which on its KV cache is saved when another prompt takes its slot."""
 _SHORT = 32
@@ -246,16 +246,23 @@ class Engine:
             self.store.clear()
 
     def _prefill(self) -> None:
-        """Run the next part of one prompt."""
-        sequences = [sequence for sequence in self._running if not sequence.is_prefilled]
-        if not sequences:
-            return
-        sequence = min(sequences, key=lambda one: one.order)
-        row = self._running[sequence]
+        """Run the next part of one prompt, or several short prompts that take no longer together."""
+        left = _CHUNK_BESIDE_ANSWERS
+        while (sequences := [sequence for sequence in self._running if not sequence.is_prefilled]) and left > 0:
+            sequence = min(sequences, key=lambda one: one.order)
+            row = self._running[sequence]
+            self._reuse(sequence, row)
+            count = self._chunk(len(sequence.prompt) - row.length, beside_answers=len(sequences) < len(self._running))
+            # The first run may be of any length.
+            if left < _CHUNK_BESIDE_ANSWERS and count > left:
+                return
+            left -= count
+            self._prefill_next(sequence, row, count)
+
+    def _prefill_next(self, sequence: Sequence, row: Row, count: int) -> None:
+        """Run the next `count` tokens of a prompt."""
         if not sequence.started:
             sequence.started = perf_counter()
-        self._reuse(sequence, row)
-        count = self._chunk(len(sequence.prompt) - row.length, beside_answers=len(sequences) < len(self._running))
         try:
             logits = self.slots.prefill(row, count, sequence.options)
         except OrtkitError as error:
