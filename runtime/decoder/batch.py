@@ -184,7 +184,8 @@ class Batch(Closable):
         choice = self.decoder.token_choice(ids, chosen, max_tokens=most)
         sequence = TokenSequence(ids, choice, AnswerText(Detokenizer(self.decoder.vocabulary, ids), stops))
         stream = BatchStream(self, engine, sequence, listener)
-        engine.submit(sequence)
+        if not engine.submit(sequence):
+            raise self._closed_error()
         return stream
 
     @takes_keywords(GenerationOptions)

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ortkit import (
     TextTooLongError,
     Token,
 )
+from ortkit.runtime.decoder import batch as batch_module
 from ortkit.runtime.decoder import batch_memory
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.slots import Row, Slots
@@ -442,6 +444,19 @@ def test_closing_ends_all_answers(decoder: Decoder) -> None:
     assert batch.stats.slots == 2
     assert repr(batch).endswith("closed>")
     assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
+
+
+def test_closing_while_a_request_is_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, made = Batch(decoder, slots=2, context=64), batch_module.TokenSequence
+
+    def make_late(*arguments: Any) -> object:
+        batch.close()
+        return made(*arguments)
+
+    monkeypatch.setattr(batch_module, "TokenSequence", make_late)
+
+    with pytest.raises(InputError, match="is closed"):
+        batch.submit(FOX)
 
 
 def test_a_batch_that_nobody_uses_ends(decoder: Decoder) -> None:
