@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Provider as Provider,
         Scores as Scores,
     )
+    from .runtime.decoder.batch import Batch as Batch, BatchStats as BatchStats, BatchStream as BatchStream
     from .runtime.decoder.chat import Chat as Chat
     from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
     from .runtime.decoder.generation import Rates as Rates, Usage as Usage
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         OutOfMemoryError as OutOfMemoryError,
         OutputError as OutputError,
         ProviderError as ProviderError,
+        QueueFullError as QueueFullError,
         TextError as TextError,
         TextTooLongError as TextTooLongError,
         UnsupportedModelError as UnsupportedModelError,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "bundle.bundle": "Bundle",
     "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
+    "decoder.batch": "Batch BatchStats BatchStream",
     "decoder.chat": "Chat",
     "decoder.decoder": "Decoder DecoderPlan",
     "decoder.generation": "Rates Usage",
@@ -100,7 +103,7 @@ _MODULES = {
     "errors": (
         "AccessError BundleError CheckpointError InputError MissingPartError "
         "NetworkError NotFoundError NotSignedInError NotTrustedError OrtkitError OutOfMemoryError OutputError "
-        "ProviderError TextError TextTooLongError UnsupportedModelError WrongKindError"
+        "ProviderError QueueFullError TextError TextTooLongError UnsupportedModelError WrongKindError"
     ),
     "loading": "load",
     "telemetry": "TelemetryWarning",

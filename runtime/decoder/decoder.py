@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -43,7 +43,7 @@ from .grammar import Grammar, GrammarCompiler
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
-from .prompt import Prompt, begun, checked_id
+from .prompt import Prompt, begun, checked_id, checked_max_tokens
 from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
@@ -52,6 +52,8 @@ from .tool_use import ToolUse, tool_grammar, with_calls
 
 _SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
+_SLOTS = 8
+"""Sequences that `generate_many` and `chat_many` run at once."""
 _MOST_THREADS = 1024
 """onnxruntime starts all of them when it opens a graph, and hangs with a hundred thousand."""
 
@@ -183,12 +185,13 @@ class Decoder(Closable):
         """Largest number of tokens in one run of the prefill."""
         self._grammar_lock = Lock()
         self._made_grammar_compiler: GrammarCompiler | None = None
-        self._room: CacheRoom | None = None
+        # What `max_memory` leaves for KV caches.
+        self.room: CacheRoom | None = None
         if limit is not None:
-            self._room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
-            self.run_tokens = self._room.run_tokens
+            self.room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
+            self.run_tokens = self.room.run_tokens
             if context is not None:
-                self._room.check_context(context)
+                self.room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
 
     def _compare_golden(self) -> None:
@@ -293,15 +296,68 @@ class Decoder(Closable):
         True
         """
         use = self.tool_use(tools, tool_choice=tool_choice)
+        prompt, options = self.chat_prompt(messages, use, tools, options)
+        return self.stream(prompt, cache=cache, **options)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        use: ToolUse | None,
+        tools: Sequence[Mapping[str, object]] | None,
+        options: GenerationOptions,
+    ) -> tuple[list[int], GenerationOptions]:
+        """The token ids of a conversation, and the options of its answer, which may call the `tools` as in `use`."""
         if use is not None:
             if options.get("grammar") is not None or options.get("response_format") is not None:
                 raise InputError(
                     "`tools` cannot be used with `grammar` or `response_format`",
                     hint='leave one of them out, or pass `tool_choice="none"`',
                 )
-            options["grammar"] = use.grammar
+            options = {**options, "grammar": use.grammar}
         prompt = self.apply_chat_template(messages, tools=None if use is None else tools)
-        return self.stream(self.encode_exactly(prompt), cache=cache, **options)
+        return self.encode_exactly(prompt), options
+
+    @takes_keywords(GenerationOptions)
+    def generate_many(
+        self, prompts: Iterable[Prompt], *, slots: int = _SLOTS, **options: Unpack[GenerationOptions]
+    ) -> list[Answer]:
+        """Continue several raw texts or lists of token ids at once, with the same options: the answers in their order.
+
+        Much faster than one after another; a `Batch` with up to `slots` sequences at a time computes them. Each answer
+        is what its prompt would get alone; `Batch` says how it may differ from that of `generate`. CPU only. Raises
+        what `generate` raises, before anything is computed where a prompt is the cause; the message says which.
+
+            >>> answers = decoder.generate_many(["The quick brown fox", "The lazy dog"], max_tokens=8)
+            >>> [answer.usage.completion_tokens for answer in answers]
+            [8, 8]
+        """
+        # An answer alone needs none of it.
+        from .many_answers import answer_all  # noqa: PLC0415
+
+        return answer_all(self, list(prompts), slots=slots, options=options)
+
+    @takes_keywords(GenerationOptions)
+    def chat_many(
+        self,
+        conversations: Iterable[Messages],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: ToolChoice | None = None,
+        slots: int = _SLOTS,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Answer]:
+        """Answer several conversations at once, as `generate_many` does texts: the answers in their order.
+
+        >>> questions = [[{"role": "user", "content": text}] for text in ("Why is the sky blue?", "Hello")]
+        >>> [answer.usage.completion_tokens for answer in decoder.chat_many(questions, max_tokens=8)]
+        [8, 8]
+        """
+        use = self.tool_use(tools, tool_choice=tool_choice)
+        prompts = [self.chat_prompt(messages, use, tools, options) for messages in conversations]
+        # The options of all are the same.
+        options = prompts[0][1] if prompts else options
+        answers = self.generate_many([prompt for prompt, _ in prompts], slots=slots, **options)
+        return answers if use is None else [with_calls(answer, use) for answer in answers]
 
     def tool_use(
         self, tools: Sequence[Mapping[str, object]] | None, *, tool_choice: ToolChoice | None = None
@@ -455,8 +511,8 @@ class Decoder(Closable):
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""
-        if self._room is not None:
-            return self._room.new_cache(self._identity, self.context)
+        if self.room is not None:
+            return self.room.new_cache(self._identity, self.context)
         memory = memory_of(self.session)
         return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
@@ -505,10 +561,13 @@ class Decoder(Closable):
         """
         ids = self._safe_tokenizer.encode(text, enough=_SEVERAL * self.context)
         if len(ids) > _SEVERAL * self.context:
-            raise self._too_long(len(ids), "at least ")
+            raise self._too_long(len(ids), self.context, "at least ")
         return ids
 
     def _ids_of(self, prompt: Prompt) -> list[int]:
+        return self.prompt_ids(prompt, self.context)
+
+    def prompt_ids(self, prompt: Prompt, context: int) -> list[int]:
         """The token ids of a prompt; raises InputError for one that is empty or not valid, or fills the context."""
         ids_given = isinstance(prompt, (list, tuple, range)) or getattr(prompt, "ndim", 0) == 1
         if not (isinstance(prompt, str) or ids_given):
@@ -523,31 +582,25 @@ class Decoder(Closable):
                 raise InputError(
                     f"token {place} of the prompt is {id_}, and the vocabulary has {self.facts.vocabulary} tokens"
                 )
-        if len(ids) >= self.context:
-            raise self._too_long(len(ids))
+        if len(ids) >= context:
+            raise self._too_long(len(ids), context)
         return ids
 
-    def _too_long(self, tokens: int, bound: str = "") -> TextTooLongError:
+    def _too_long(self, tokens: int, context: int, bound: str = "") -> TextTooLongError:
         return TextTooLongError(
-            f"the prompt has {bound}{tokens} tokens, {tokens - self.context + 1} more than the context of "
-            f"{self.context} has room for with an answer",
-            hint="shorten it" if self.context == self.facts.context_length else "shorten it, or raise `context`",
+            f"the prompt has {bound}{tokens} tokens, {tokens - context + 1} more than the context of {context} has "
+            "room for with an answer",
+            hint="shorten it" if context == self.facts.context_length else "shorten it, or raise `context`",
             texts=(0,),
         )
 
     def _checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
         """The number of tokens that an answer may have after `prompt` tokens."""
         context = min(self.context, cache.limit)
-        room = max(0, context - prompt)
         if max_tokens is None:
             cache.check(prompt + 1, prompt=prompt)
-            return min(room, cache.largest_that_fits() - prompt)
-        max_tokens = checked_integer(max_tokens, "max_tokens")
-        if max_tokens > room:
-            raise InputError(
-                f"`max_tokens` is {max_tokens}, and a prompt of {prompt} tokens leaves {room} in the "
-                f"context of {context}"
-            )
+            return min(max(0, context - prompt), cache.largest_that_fits() - prompt)
+        max_tokens = checked_max_tokens(max_tokens, prompt, context)
         # The last token of an answer runs only as part of a draft.
         cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens

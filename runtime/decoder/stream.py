@@ -12,7 +12,7 @@ from ..text.detokenizer import Detokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tools import ToolCall
 from .generation import Rates, Steps, Usage
-from .token_choice import FinishReason, TokenLogprob
+from .token_choice import FinishReason, Step, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,33 @@ class Answer:
         return self.rates.usage
 
 
+class AnswerText:
+    """The text of an answer, as its tokens come: detokenized, and ended by a stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopStrings) -> None:
+        self._detokenizer = detokenizer
+        self.stops = stops
+        self._pieces: list[str] = []
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self._pieces)
+
+    def __str__(self) -> str:
+        """Return the text so far."""
+        return "".join(self._pieces)
+
+    def push(self, step: Step, finish_reason: FinishReason | None, rates: Rates) -> Token:
+        """The next token, which ends the answer for this reason, with the text that is final now."""
+        text, stopped = self.stops.push(self._detokenizer.push(step.id))
+        if not stopped and finish_reason is not None:
+            rest, stopped = self.stops.push(self._detokenizer.end())
+            text += rest if stopped else rest + self.stops.end()
+        self._pieces.append(text)
+        reason = FinishReason.STOP if stopped else finish_reason
+        return Token(step.id, text, step.logprob, step.top_logprobs, reason, rates)
+
+
 class Stream(Iterator[Token]):
     """An iterator over the tokens of one answer, computed lazily; `cancel` ends it from any thread.
 
@@ -61,10 +88,7 @@ class Stream(Iterator[Token]):
 
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.steps = steps
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._pieces: list[str] = []
-        self._stopped_by_string = False
+        self._text = AnswerText(detokenizer, stops)
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None before its end."""
 
@@ -76,13 +100,9 @@ class Stream(Iterator[Token]):
             # Cancelled: text held back for a stop string is dropped.
             self.finish_reason = self.steps.finish_reason
             raise StopIteration
-        text, self._stopped_by_string = self._stops.push(self._detokenizer.push(step.id))
-        if not self._stopped_by_string and self.steps.finish_reason is not None:
-            rest, self._stopped_by_string = self._stops.push(self._detokenizer.end())
-            text += rest if self._stopped_by_string else rest + self._stops.end()
-        self.finish_reason = FinishReason.STOP if self._stopped_by_string else self.steps.finish_reason
-        self._pieces.append(text)
-        return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
+        token = self._text.push(step, self.steps.finish_reason, self.steps.rates)
+        self.finish_reason = token.finish_reason
+        return token
 
     def cancel(self) -> None:
         """End the answer: aborts the current run, and no more tokens follow."""
@@ -104,12 +124,12 @@ class Stream(Iterator[Token]):
 
     def __repr__(self) -> str:
         state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
-        return f"<Stream of {len(self._pieces)} tokens, {state}>"
+        return f"<Stream of {len(self._text)} tokens, {state}>"
 
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._pieces)
+        return str(self._text)
 
     @property
     def usage(self) -> Usage:
