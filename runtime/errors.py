@@ -16,7 +16,7 @@
     ├── CheckpointError          7   a checkpoint is damaged, unsafe or incomplete
     ├── ProviderError            8   the requested execution provider is not available
     ├── OutOfMemoryError         9   too little memory; raised before the memory is allocated
-    ├── QueueFullError           9   too many answers wait for a model already
+    ├── QueueFullError           9   as many requests wait as may wait; a later one is taken again
     └── UnsupportedModelError   10   ortkit cannot export the model
 
 A message says what happened and with which value; a hint says what to do about it. Both are plain text without a
@@ -146,7 +146,7 @@ class OutOfMemoryError(OrtkitError, MemoryError):
 
 
 class QueueFullError(OrtkitError):
-    """Too many requests wait for a model already."""
+    """As many requests wait already as may wait."""
 
     exit_code = 9
 
