@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     Histogram,
     ProcessCollector,
@@ -35,6 +36,7 @@ class Metrics:
         # Half of all series would be the time when a counter was made.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._done: Counter[str] = Counter()
         ProcessCollector(registry=self.registry)
         self._info = Gauge("ortkit_info", "Version of ortkit.", ("version",), registry=self.registry)
         self._info.labels(__version__).set(1)
@@ -97,8 +99,13 @@ class Metrics:
 
     def encoder_batch(self, model: str, texts: int, tokens: int) -> None:
         """Count a batch that an encoder has computed."""
+        self._done[model] += 1
         self._batch.labels(model).observe(texts)
         self._batch_tokens.labels(model).observe(tokens)
+
+    def batches(self, model: str) -> int:
+        """How many batches an encoder has computed."""
+        return self._done[model]
 
     def watch(
         self,
@@ -125,8 +132,8 @@ class Metrics:
         """All values in Prometheus's text format, of CONTENT_TYPE."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"ortkit_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
+        return prometheus_client.Counter(f"ortkit_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"ortkit_{name}", text, labels, registry=self.registry)

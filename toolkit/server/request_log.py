@@ -32,7 +32,7 @@ _MOST_LINES = 10_000
 """Lines that wait to be written; more are counted, and dropped."""
 _LONGEST_TEXT = 1 << 16
 _FRAMES = 12
-_LIBRARIES = ("uvicorn.error", "asyncio")
+_LIBRARIES = ("uvicorn.error", "asyncio", "ortkit.server")
 
 
 class ServerLog:
