@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _MODULES = ("starlette", "uvicorn", "prometheus_client")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:/-]{0,99})=(.+)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
-_SECONDS = click.FloatRange(min=0)
 
 
 @click.command(
@@ -86,13 +85,13 @@ _SECONDS = click.FloatRange(min=0)
     "--max-waiting", type=int, metavar="N", help="Most requests that wait; others are answered 429.  [default: 64]"
 )
 @click.option("--max-connections", type=int, metavar="N", help="Most connections that are open.  [default: 1024]")
-@click.option("--request-seconds", type=_SECONDS, metavar="S", help="Longest time of a request.  [default: 600]")
+@click.option("--request-seconds", type=float, metavar="S", help="Longest time of a request.  [default: 600]")
 @click.option(
-    "--header-seconds", type=_SECONDS, metavar="S", help="Longest time to receive a request's headers.  [default: 10]"
+    "--header-seconds", type=float, metavar="S", help="Longest time to receive a request's headers.  [default: 10]"
 )
-@click.option("--idle-seconds", type=_SECONDS, metavar="S", help="Close idle connections after S.  [default: 30]")
+@click.option("--idle-seconds", type=float, metavar="S", help="Close idle connections after S.  [default: 30]")
 @click.option(
-    "--drain-seconds", type=_SECONDS, metavar="S", help="Time that running requests have at SIGTERM.  [default: 30]"
+    "--drain-seconds", type=float, metavar="S", help="Time that running requests have at SIGTERM.  [default: 30]"
 )
 @click.option(
     "--log-texts/--no-log-texts", default=None, help="Log the texts of requests and answers.  [default: --no-log-texts]"

@@ -129,7 +129,7 @@ def check_memory(limit: int | None) -> None:
     if taken > limit:
         raise OutOfMemoryError(
             f"the models take {mebibytes(taken)} together, and `max_memory` is {mebibytes(limit)}",
-            hint=f"raise it (`--max-memory {-(-taken // _MIB)}M`), serve fewer bundles, or lower `--slots`, `--context`",
+            hint=f"raise it (`--max-memory {-(-taken // _MIB)}M`), serve fewer bundles, or lower `--slots`",
         )
 
 
