@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     Histogram,
     ProcessCollector,
@@ -16,6 +17,7 @@ from prometheus_client import (
 
 from ...runtime.decoder.generation import Rates
 from ...runtime.version import __version__
+from . import request_record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The version that every Prometheus reads; with names of ASCII, later ones are the same."""
@@ -35,6 +37,7 @@ class Metrics:
         # Half of all series would be the time when a counter was made.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._done: Counter[str] = Counter()
         ProcessCollector(registry=self.registry)
         self._info = Gauge("ortkit_info", "Version of ortkit.", ("version",), registry=self.registry)
         self._info.labels(__version__).set(1)
@@ -81,6 +84,10 @@ class Metrics:
 
     def answer(self, model: str, rates: Rates, finish_reason: str, *, waited: float = 0.0) -> None:
         """Count an answer of an LLM; `waited` is the time in the queue, in seconds, which `rates` leaves out."""
+        request_record.note(model=model, finish_reason=finish_reason)
+        request_record.count(
+            prompt_tokens=rates.prompt_tokens, cached_tokens=rates.reused_tokens, answer_tokens=rates.new_tokens
+        )
         self._prompt.labels(model).inc(rates.prompt_tokens)
         self._queries.labels(model).inc(rates.prompt_tokens)
         self._hits.labels(model).inc(rates.reused_tokens)
@@ -93,12 +100,19 @@ class Metrics:
 
     def encoded(self, model: str, tokens: int) -> None:
         """Count the tokens of a request for embeddings or scores."""
+        request_record.note(model=model)
+        request_record.count(prompt_tokens=tokens)
         self._prompt.labels(model).inc(tokens)
 
     def encoder_batch(self, model: str, texts: int, tokens: int) -> None:
         """Count a batch that an encoder has computed."""
+        self._done[model] += 1
         self._batch.labels(model).observe(texts)
         self._batch_tokens.labels(model).observe(tokens)
+
+    def batches(self, model: str) -> int:
+        """How many batches an encoder has computed."""
+        return self._done[model]
 
     def watch(
         self,
@@ -125,8 +139,8 @@ class Metrics:
         """All values in Prometheus's text format, of CONTENT_TYPE."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"ortkit_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
+        return prometheus_client.Counter(f"ortkit_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"ortkit_{name}", text, labels, registry=self.registry)
