@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, MissingPartError
 from ..text.safe_tokenizer import raise_unless_of_tokenizers
 from ..text.tokenizer import checked_text
+from .date_formats import with_exact_dates
 from .schema_limits import check_limits
 from .token_choice import Constraint
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 """The schema of any JSON object: OpenAI's `json_object`."""
-_JSON_OPTIONS = {
+JSON_OPTIONS = {
     # One line, as Python's `json.dumps` writes it: what models have read most. Whitespace of any length lets small
     # models write nothing else.
     "item_separator": ", ",
@@ -182,6 +183,10 @@ class GrammarCompiler:
         makers = {"json_schema": _from_schema, "regex": _from_regex, "lark": _from_lark, "choice": _from_choice}
         return self.from_source(form, makers[form](value))
 
+    def is_special(self, token: int) -> bool:
+        """Whether a grammar names this token by its id instead of its text: added tokens such as `<tool_call>`, too."""
+        return bool(self._tokens.is_special_token(token))
+
     def from_source(self, form: str, text: str) -> Grammar:
         """Compile a grammar in llguidance's own format."""
         source = _Source(form, text)
@@ -259,14 +264,14 @@ def _from_schema(schema: object) -> str:
         raise InputError(f"`json_schema` must be an object, not {type(schema).__name__}")
     check_limits(schema)
     try:
-        text = json.dumps(schema, allow_nan=False, ensure_ascii=False, default=_as_mapping)
+        text = json.dumps(with_exact_dates(schema), allow_nan=False, ensure_ascii=False, default=_as_mapping)
     except (TypeError, ValueError) as error:
         raise InputError(f"`json_schema` is not a JSON value: {error}") from error
     _check_length(text, "`json_schema`")
     # Lone surrogates, which JSON can spell.
     checked_text(text, "`json_schema`")
     try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=dict(_JSON_OPTIONS))  # type: ignore[arg-type]
+        return LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON_OPTIONS))  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"the JSON schema cannot be compiled: {_reason(str(error))}") from error
 
