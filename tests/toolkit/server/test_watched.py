@@ -26,10 +26,11 @@ def test_progress_is_seen(tmp_path: Path) -> None:
         idle = progress_of(models, metrics)
         batch = models.find("writer").batch
         assert batch is not None
-        with batch.submit("the quick", max_tokens=400, logit_bias={2: -100}) as stream:
+        with batch.submit("the quick", max_tokens=900, logit_bias={2: -100}) as stream:
             next(stream)
             first = progress_of(models, metrics)["writer"]
-            for _ in range(20):
+            # The engine runs ahead of the reader, but not so far.
+            for _ in range(700):
                 next(stream)
             second = progress_of(models, metrics)["writer"]
         metrics.encoder_batch("searcher", 2, 6)
