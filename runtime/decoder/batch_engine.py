@@ -61,7 +61,7 @@ class TokenSequence:
         """The speed so far; the time to the first token begins with the request."""
         return Rates(
             prompt_tokens=len(self.prompt),
-            reused_tokens=self.cached,
+            cached_tokens=self.cached,
             new_tokens=len(self.choice.ids),
             prompt_seconds=max(0.0, self.read - self.started),
             first_token_seconds=max(0.0, self._first - self._submitted),
