@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.trust.ownership import check_ownership
 from ...runtime.errors import InputError, NotFoundError
+from ...runtime.trust.ownership import check_ownership
 
 _LARGEST_FILE = 1 << 20
 _MOST_KEYS = 10_000

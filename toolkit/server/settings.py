@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.arguments import size_of
-from ...runtime.trust.ownership import check_ownership
 from ...runtime.errors import InputError, NotFoundError
+from ...runtime.trust.ownership import check_ownership
 from ..console.help import close_names
 
 BUNDLES = "bundles"
