@@ -41,12 +41,12 @@ class SavedPrefix:
 
 
 class PrefixStore:
-    """Saved prefixes of at most `limit` bytes together; the one that was not used for longest is dropped first."""
+    """Entries of at most `limit` bytes together; the one that was not used for longest is dropped first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
-        """Bytes of all saved prefixes."""
+        """Bytes of all entries."""
         self._saved: list[SavedPrefix] = []
         """The one that was used last is the last."""
 
@@ -62,7 +62,7 @@ class PrefixStore:
         return True
 
     def holds(self, ids: Ids) -> bool:
-        """Whether a saved prefix begins with all of these tokens."""
+        """Whether an entry begins with all of these tokens."""
         return any(common_prefix(saved.ids, ids) == len(ids) for saved in self._saved)
 
     def add(self, prefix: SavedPrefix) -> None:
@@ -73,7 +73,7 @@ class PrefixStore:
         self.size += prefix.size
 
     def longest(self, ids: Ids) -> tuple[int, SavedPrefix | None]:
-        """The saved prefix with the most tokens in common with a prompt, and their number."""
+        """The entry with the most tokens in common with a prompt, and their number."""
         best, found = 0, None
         for saved in self._saved:
             length = common_prefix(saved.ids, ids)

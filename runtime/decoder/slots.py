@@ -1,4 +1,4 @@
-"""The KV cache of a batch: one buffer for each layer's keys and values with a row for each sequence, and runs on them.
+"""The KV cache of a batch: buffers with a row for each sequence, and the runs of the graph on them.
 
 Buffers are (rows, kv_heads, capacity, head_size), so one row, and the first rows together, are contiguous: they are
 bound as views. GroupQueryAttention takes any number of sequences with one new token each, and several new tokens of one
@@ -160,7 +160,7 @@ class Slots:
         target.length = length
 
     def restore(self, saved: SavedPrefix, target: Row, length: int) -> None:
-        """Let a row take them from a saved prefix."""
+        """Let a row take them from an entry of the prefix store."""
         _check_same(saved.ids, target.prompt, length)
         new = slice(target.length, length)
         for buffer, content in zip(self.buffers, saved.contents, strict=True):

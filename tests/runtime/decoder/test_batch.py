@@ -355,7 +355,7 @@ def test_an_error_of_a_run_goes_to_its_answers(batch: Batch, monkeypatch: pytest
         assert errors[0].answer is not None
         assert [token.id for token in errors[0].answer.tokens] == [token.id for token in expected.tokens[:1]]  # type: ignore[attr-defined]
     assert all([token.id for token in answer.tokens] == [t.id for t in expected.tokens] for answer in answers)
-    assert told(batch.submit(FOX, max_tokens=8).answer()) == told(expected), "the engine goes on"
+    assert told(batch.submit(FOX, max_tokens=8).answer()) == told(expected), "the engine continues"
 
 
 def test_logits_that_are_not_numbers(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
