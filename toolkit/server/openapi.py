@@ -164,12 +164,12 @@ def _post(summary: str, request: Schema, answer: str, event: str | None = None) 
 
 def _event(schema: str) -> Schema:
     """An event of a stream; in OpenAPI 3.1 the schema of a stream is that of each event."""
-    data = {
+    written = {
         "type": "string",
         "contentMediaType": "application/json",
         "contentSchema": {"anyOf": [reference(schema), reference("Error")]},
-        "description": "The last one is `[DONE]`.",
     }
+    data = {"anyOf": [{"const": "[DONE]", "description": "The last one."}, written]}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
@@ -277,7 +277,9 @@ def _calls_tools(models: ServedModels) -> bool:
 
 
 def _messages(models: ServedModels) -> Schema:
-    return _array(message_schema(tools=_calls_tools(models)), 1, MOST_MESSAGES)
+    # So many fit into no context that is common, and the limit of a prompt is one of tokens.
+    limit = {"description": f"At most {MOST_MESSAGES}, and as many tokens as the context of the model."}
+    return _array(message_schema(tools=_calls_tools(models)), 1) | limit
 
 
 def _chat_request(models: ServedModels, names: Schema) -> Schema:
@@ -323,7 +325,12 @@ def _completion_request(models: ServedModels, names: Schema, settings: ServerSet
             "best_of": {"const": 1},
         },
     )
-    return fields | {"allOf": [_needs("stream_options", "stream", value=True)]}
+    # Those of the prompt are not kept.
+    echoed = {
+        "required": ["echo", "logprobs"],
+        "properties": {"echo": {"const": True}, "logprobs": {"type": "integer"}},
+    }
+    return fields | {"allOf": [_needs("stream_options", "stream", value=True), {"not": echoed}]}
 
 
 def _prompts(models: ServedModels) -> Schema:
