@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
     from .runtime.decoder.generation import Rates as Rates, Usage as Usage
     from .runtime.decoder.generation_options import GenerationOptions as GenerationOptions
+    from .runtime.decoder.grammar import Grammar as Grammar
     from .runtime.decoder.kv_cache import KVCache as KVCache
     from .runtime.decoder.sampler import Sampler as Sampler, Sampling as Sampling
     from .runtime.decoder.stream import Answer as Answer, Stream as Stream, Token as Token
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from .runtime.telemetry import TelemetryWarning as TelemetryWarning
     from .runtime.text.messages import Message as Message, Messages as Messages
     from .runtime.text.tokenizer import LongTexts as LongTexts
+    from .runtime.text.tools import ToolCall as ToolCall
 
 _MODULES = {
     "bundle.bundle": "Bundle",
@@ -85,6 +87,7 @@ _MODULES = {
     "decoder.decoder": "Decoder DecoderPlan",
     "decoder.generation": "Rates Usage",
     "decoder.generation_options": "GenerationOptions",
+    "decoder.grammar": "Grammar",
     "decoder.kv_cache": "KVCache",
     "decoder.sampler": "Sampler Sampling",
     "decoder.stream": "Answer Stream Token",
@@ -106,6 +109,7 @@ _MODULES = {
     "telemetry": "TelemetryWarning",
     "text.messages": "Message Messages",
     "text.tokenizer": "LongTexts",
+    "text.tools": "ToolCall",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 """The module of each public name, in `runtime`."""

@@ -32,7 +32,7 @@ from ..text.safe_tokenizer import open_tokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from ..text.tool_calls import ToolForm, form_of, markers_of
-from ..text.tools import ToolChoice, chosen_tools, tools_of
+from ..text.tools import Calls, ToolChoice, chosen_tools, tools_of
 from . import prompt_cache as saved_cache
 from .cache_memory import memory_of
 from .cache_room import CacheRoom
@@ -349,12 +349,13 @@ class Decoder(Closable):
             True
         """
         checked = [] if tools is None else tools_of(tools)
-        callable_tools, must = chosen_tools(checked, tool_choice)
+        callable_tools, calls = chosen_tools(checked, tool_choice)
         if not callable_tools:
             return None
         template = self._chat_template
         template.check_tools()
         form = form_of(template.facts.template)
+        must = calls is not Calls.ANY
         if form is None or (must and form is ToolForm.PYTHONIC):
             raise InputError(
                 "the model's chat template describes calls of tools in a form that is not supported"
@@ -366,7 +367,7 @@ class Decoder(Closable):
         grammar = None
         if form is not ToolForm.PYTHONIC:
             try:
-                grammar = tool_grammar(self._grammar_compiler, form, callable_tools, tokens, must=must)
+                grammar = tool_grammar(self._grammar_compiler, form, callable_tools, tokens, calls)
             except MissingPartError:
                 # The model calls what it likes, and the parser finds it.
                 if must or any(tool.strict for tool in callable_tools):

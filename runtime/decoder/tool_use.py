@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..text.tool_calls import ToolCallParser, ToolForm, lark_of
-from ..text.tools import Tool
+from ..text.tools import Calls, Tool
 from .date_formats import with_exact_dates
 from .grammar import JSON_OPTIONS, Grammar, GrammarCompiler
 from .stream import Answer
@@ -40,7 +40,7 @@ def with_calls(answer: Answer, use: ToolUse) -> Answer:
 
 
 def tool_grammar(
-    compiler: GrammarCompiler, form: ToolForm, tools: list[Tool], tokens: dict[str, int], *, must: bool
+    compiler: GrammarCompiler, form: ToolForm, tools: list[Tool], tokens: dict[str, int], calls: Calls
 ) -> Grammar:
     """The grammar of an answer with calls; arguments follow the tools' schemas. `tokens`: ids of markers that have one.
 
@@ -48,7 +48,7 @@ def tool_grammar(
     """
     schemas = [json.dumps(_enforceable(compiler, tool), ensure_ascii=False) for tool in tools]
     named = {text: id_ for text, id_ in tokens.items() if compiler.is_special(id_)}
-    return compiler.compile(lark=lark_of(form, tools, schemas, must=must, tokens=named))
+    return compiler.compile(lark=lark_of(form, tools, schemas, calls, named))
 
 
 def _enforceable(compiler: GrammarCompiler, tool: Tool) -> dict[str, object]:

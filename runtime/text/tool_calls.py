@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .tools import Tool, ToolCall, parsed_arguments
+from .tools import Calls, Tool, ToolCall, parsed_arguments
 
 _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 9
@@ -104,7 +104,7 @@ class ToolCallParser:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
-        """The complete calls so far."""
+        """The complete calls so far, and after `end` one that was cut."""
         return tuple(self._calls)
 
     def push(self, text: str, token_id: int | None = None) -> list[ToolDelta]:
@@ -114,17 +114,30 @@ class ToolCallParser:
         return self._read(ended=False)
 
     def end(self) -> list[ToolDelta]:
-        """What was held back, at the end of the answer; a call that is not complete is text."""
+        """What was held back, at the end of the answer.
+
+        A call that `max_tokens` cut is one with incomplete arguments where they had begun, and text before that.
+        """
         return self._read(ended=True)
 
     def _read(self, *, ended: bool) -> list[ToolDelta]:
         found: list[ToolDelta] = []
         while self._step(found, ended=ended):
             pass
-        if ended and self._held:
-            found += self._text(self._held)
-            self._held = ""
+        if ended:
+            found += self._cut()
         return found
+
+    def _cut(self) -> list[ToolDelta]:
+        """The rest of an answer that ended here."""
+        rest, self._held = self._held, ""
+        if self._object is not None:
+            cut, self._object = self._object, None
+            if (call := cut.begun()) is not None:
+                self._calls.append(call)
+                return []
+            rest = cut.text + rest
+        return self._text(rest)
 
     def _step(self, found: list[ToolDelta], *, ended: bool) -> bool:
         """Read on by one part; False where more text is needed."""
@@ -278,10 +291,14 @@ class _Object:
         elif character in "}]":
             self._depth -= 1
 
+    def begun(self) -> ToolCall | None:
+        """The call so far, if a part of it was passed on."""
+        return None if self._name is None else ToolCall(self._id, self._name, self._arguments)
+
     def call(self) -> tuple[ToolCall | None, list[ToolDelta]]:
         """The call, None for an object that is none, and what of it was not passed on yet."""
-        if self._name is not None:
-            return ToolCall(self._id, self._name, self._arguments), []
+        if (begun := self.begun()) is not None:
+            return begun, []
         value = parsed_arguments(self.text)
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return None, []
@@ -348,12 +365,12 @@ def markers_of(form: ToolForm) -> list[str]:
 
 
 def lark_of(
-    form: ToolForm, tools: Sequence[Tool], schemas: Sequence[str], *, must: bool, tokens: Mapping[str, int]
+    form: ToolForm, tools: Sequence[Tool], schemas: Sequence[str], calls: Calls, tokens: Mapping[str, int]
 ) -> str:
-    """A Lark grammar of an answer with calls of these tools; `must`: of calls alone, and at least one.
+    """A Lark grammar of an answer with calls of these tools, or with text alone where there may be any number.
 
-    `schemas` are the JSON schemas of the tools' arguments as texts, and `tokens` the ids of special tokens. Not for
-    the pythonic form, which is parsed only.
+    `schemas` are the JSON schemas of the tools' arguments as texts, and `tokens` the ids of markers that are special
+    tokens. Not for the pythonic form, which is parsed only.
     """
     key = "parameters" if form is ToolForm.LLAMA_3 else "arguments"
     rules = [
@@ -362,21 +379,21 @@ def lark_of(
     ]
     rules.append("tool: " + " | ".join(f"tool_{number}" for number in range(len(tools))))
     marker = _MARKERS[form]
-    begin = f"<[{tokens[marker]}]>" if marker in tokens else json.dumps(marker)
+    begin = _literal(marker, tokens)
     if form is ToolForm.LLAMA_3:
-        python = f"({begin})? " if marker in tokens else ""
-        start = f"{python}tool" if must else f"{python}tool | text"
+        call = f"({begin})? tool" if marker in tokens else "tool"
         # Text that begins like a call would be one.
-        rules += [f"start: {start}", *([] if must else [r"text: /([^{ \t\r\n](.|\n)*)?/"])]
-        return "\n".join(rules)
+        rules += [f"start: {call}" if calls is not Calls.ANY else f"start: {call} | text"]
+        return "\n".join([*rules, r"text: /([^{ \t\r\n](.|\n)*)?/"])
     if form is ToolForm.HERMES:
-        close = f"<[{tokens[_HERMES_END]}]>" if _HERMES_END in tokens else json.dumps(_HERMES_END)
-        rules.append(f'body: "\\n" tool "\\n" {close}')
+        rules.append(f'body: "\\n" tool "\\n" {_literal(_HERMES_END, tokens)}')
+        more = f' ("\\n" {begin} body)*'
     else:
-        rules.append('body: / ?/ "[" tool (", " tool)* "]"')
-    if must:
-        many = f'start: {begin} body ("\\n" {begin} body)*' if form is ToolForm.HERMES else f"start: {begin} body"
-        rules.append(many)
+        items = "tool" if calls is Calls.ONE else 'tool (", " tool)*'
+        rules.append(f'body: / ?/ "[" {items} "]"')
+        more = ""
+    if calls is not Calls.ANY:
+        rules.append(f"start: {begin} body{more if calls is Calls.SEVERAL else ''}")
     else:
         rules += ["start: part* TEXT", r"TEXT: /(.|\n)*/"]
         if marker in tokens:
@@ -384,6 +401,11 @@ def lark_of(
         else:
             rules += ["part: until body", f"until[lazy]: TEXT {begin}"]
     return "\n".join(rules)
+
+
+def _literal(marker: str, tokens: Mapping[str, int]) -> str:
+    """A marker in a Lark grammar: the id of a special token, or text."""
+    return f"<[{tokens[marker]}]>" if marker in tokens else json.dumps(marker)
 
 
 def _head(name: str, key: str) -> str:

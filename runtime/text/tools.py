@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from ..errors import InputError
@@ -88,16 +89,26 @@ def _tool_of(tool: object, index: int) -> Tool:
     return Tool(name, parameters, bool(strict), record)
 
 
-def chosen_tools(tools: list[Tool], choice: ToolChoice | None) -> tuple[list[Tool], bool]:
-    """The tools that may be called, and whether one must be; raises InputError for a choice that is not valid."""
+class Calls(StrEnum):
+    """How many calls an answer may have."""
+
+    ANY = "any"
+    ONE = "one"
+    """Exactly one, and no text."""
+    SEVERAL = "several"
+    """At least one, and no text."""
+
+
+def chosen_tools(tools: list[Tool], choice: ToolChoice | None) -> tuple[list[Tool], Calls]:
+    """The tools that may be called, and how often; raises InputError for a choice that is not valid."""
     if choice is None or choice == "auto":
-        return tools, False
+        return tools, Calls.ANY
     if choice == "none":
-        return [], False
+        return [], Calls.ANY
     if not tools:
         raise InputError("`tool_choice` needs `tools`")
     if choice == "required":
-        return tools, True
+        return tools, Calls.SEVERAL
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if name is None:
@@ -111,7 +122,7 @@ def chosen_tools(tools: list[Tool], choice: ToolChoice | None) -> tuple[list[Too
             f"`tool_choice` names `{name}`, which is not one of the tools",
             hint=f"the tools are {', '.join(f'`{tool.name}`' for tool in tools)}",
         )
-    return named, True
+    return named, Calls.ONE
 
 
 def calls_of(calls: object, index: int) -> tuple[ToolCall, ...]:
