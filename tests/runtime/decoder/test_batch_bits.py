@@ -70,11 +70,11 @@ def test_exported_decoders(family: str, precision: Precision, tmp_path: Path) ->
     folder = write_checkpoint(tmp_path / "checkpoint", family)
     decoder = Decoder(export(str(folder), precision=precision, out=tmp_path / "b").bundle, threads=2)
     # Plain attention reuses whole parts of 64 tokens only.
-    asked = requests(2, 12, vocabulary=decoder.facts.vocabulary, lengths=(1, 33, 66, 130))
-    expected = alone(decoder, asked, context=CONTEXT)
+    asked = requests(2, 12, vocabulary=decoder.facts.vocabulary, lengths=(1, 33, 66, 100))
+    expected = alone(decoder, asked, context=256)
 
     for slots in (8, 3):
-        with Batch(decoder, slots=slots, context=CONTEXT) as batch:
+        with Batch(decoder, slots=slots, context=256) as batch:
             assert together(batch, asked, slots) == expected
             assert batch.stats.cached_tokens > 0
 

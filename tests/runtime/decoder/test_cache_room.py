@@ -78,7 +78,7 @@ def test_caches_grow_one_at_a_time(limited: Decoder) -> None:
     assert limited.room is not None
     found: list[int] = []
 
-    with limited.room._growing:
+    with limited.room.growing:
         thread = threading.Thread(target=lambda: found.append(limited.prefill([3] * 20).length))
         thread.start()
         thread.join(0.2)
