@@ -52,7 +52,7 @@ class ApiKeys:
     def name_of(self, key: str | None) -> str | None:
         """The name of a key, None for one that is not in the file.
 
-        Every key of the file is compared, each in constant time, so that the time does not tell which one is close.
+        Every key of the file is compared, each in constant time, so that the time is the same for all wrong ones.
         """
         if key is None or len(key) > _LONGEST_KEY:
             return None

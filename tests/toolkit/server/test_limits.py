@@ -119,7 +119,7 @@ def test_the_memory_of_all_bodies_is_bounded() -> None:
 
 
 def test_one_request_too_many() -> None:
-    """`slots` are running and `max_waiting` wait: the next is told when to come again."""
+    """`slots` are running and `max_waiting` wait: the next gets 429 and when to come again."""
 
     async def run() -> list[Exchange]:
         free = asyncio.Event()

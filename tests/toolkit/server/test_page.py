@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import subprocess
@@ -13,8 +14,13 @@ from typing import Any
 
 import pytest
 
+from ortkit import Decoder, Embedder, Reranker
 from ortkit.toolkit.server.page import FILES, POLICY, PageFiles
+from tests.decoders import write_decoder
+from tests.served import serving
+from tests.tiny_bundles import write_embedder, write_reranker
 
+KEY = "k" * 24
 FOLDER = resources.files("ortkit.toolkit.server.page")
 TEXTS = {name: FOLDER.joinpath(name).read_text("utf-8") for name, _ in FILES.values()}
 
@@ -136,3 +142,53 @@ def test_the_script_is_read_by_an_engine(tmp_path: Path) -> None:
     finished = subprocess.run(["node", "--check", script], capture_output=True, text=True, check=False)
 
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_script_against_a_server(tmp_path: Path) -> None:
+    """Models, search as typed, reranking, chat with stop, status: the same as the library says; the key is sent."""
+    bundles = [
+        write_embedder(tmp_path / "searcher").path,
+        write_reranker(tmp_path / "ranker").path,
+        write_decoder(tmp_path / "writer")[0].path,
+    ]
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    with serving(tmp_path, *bundles, "--api-keys", keys, "--threads", 1) as server:
+        driver = Path(__file__).with_name("page_driver.mjs")
+        command = ["node", driver, str(FOLDER), server.url, KEY]
+        finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    seen = json.loads(finished.stdout)
+
+    assert seen["without_key"] == "This server needs an API key: type it at the top of the page."
+    assert seen["models"] == ["writer", "searcher", "ranker"]
+    texts = ["the lazy dog", "the quick brown fox", "and the dog sleeps"]
+    with Embedder(bundles[0]) as embedder:
+        scores = embedder.embed(texts) @ embedder.embed("the quick brown fox")
+    expected = sorted(zip(scores.tolist(), texts, strict=True), reverse=True)
+    assert [row.split("  ")[1] for row in seen["ranked"]] == [text for _, text in expected]
+    assert [float(row.split("  ")[0]) for row in seen["ranked"]] == pytest.approx(
+        [score for score, _ in expected], abs=6e-4
+    )
+    with Reranker(bundles[1]) as reranker:
+        best = [found.text for found in reranker.rank("fox", ["the lazy dog", "the quick brown fox"])]
+    assert [row.split("  ")[1] for row in seen["reranked"]] == best
+    with Decoder(bundles[2]) as decoder:
+        answer = decoder.chat([{"role": "user", "content": "the quick"}], max_tokens=6, temperature=0)
+    assert seen["answer"] == answer.text
+    assert seen["answered"].startswith(f"{answer.usage.prompt_tokens} tokens read, 6 written, ")
+    assert seen["is_busy"] == [True, False, "true"]
+    assert seen["is_free"] == [False, True, None]
+    assert seen["shown"] == ["status"]
+    assert seen["state"] == "The server is ready."
+    assert seen["figures"][::2] == [
+        "Now",
+        "Requests",
+        "Tokens",
+        "First token",
+        "Speed of an answer",
+        "Prefix cache",
+        "Memory",
+    ]
