@@ -33,6 +33,11 @@ FILES = {
     "corpus.jsonl": '{"id": 1, "text": "The needle of a compass points north."}\n{"id": 2, "text": "Priming a pump"}\n',
     "records.csv": "id,body\n1,The pump does not start\n2,Knots for wet rope\n",
     "questions.jsonl": '{"id": 1, "prompt": "Why?"}\n{"id": 2, "messages": [{"role": "user", "content": "Hello"}]}\n',
+    "city.json": (
+        '{"type": "object", "properties": {"city": {"enum": ["Kyoto", "Tokyo"]}}, '
+        '"required": ["city"], "additionalProperties": false}'
+    ),
+    "moves.lark": 'start: "e4" | "d4"',
     "searches.jsonl": '{"query": "pump", "documents": ["a pump", "a rope"]}\n',
 }
 """What the command lines of the pages read."""
