@@ -8,76 +8,30 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, Unpack, runtime_checkable
+from typing import Self, Unpack
 
 from ..arguments import checked_integer, takes_keywords
-from ..bundle.folder import BundleFolder
-from ..bundle.manifest import DecoderFacts
-from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError, TextError
+from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..session.closing import Closable
-from ..session.memory import SPARE, available_memory, mebibytes
-from ..session.session import Session
-from ..text.detokenizer import Detokenizer, Vocabulary
+from ..text.detokenizer import Detokenizer
 from ..text.messages import Messages
 from ..text.stop_strings import StopStrings
 from ..text.tools import ToolChoice
 from .batch_engine import Engine, Event, TokenSequence
-from .cache_room import CacheRoom
+from .batch_memory import divided
+from .batched_decoder import BatchedDecoder
 from .generation import Rates, Usage
-from .generation_options import CheckedOptions, GenerationOptions, checked_options
-from .kv_cache import FIRST_CAPACITY, token_size
+from .generation_options import GenerationOptions, checked_options
 from .prefix_store import PrefixStore
 from .prompt import Prompt, checked_max_tokens
-from .sampler import Sampling
-from .slots import Slots, decodes_together
+from .slots import Slots
 from .stream import Answer, AnswerText, Token
-from .token_choice import FinishReason, TokenChoice
-from .tool_use import ToolUse
-
-Result = TypeVar("Result")
-
-
-@runtime_checkable
-class BatchedDecoder(Protocol):
-    """What a batch needs of its Decoder, which has `generate_many` and so imports this module."""
-
-    bundle: BundleFolder
-    session: Session
-    facts: DecoderFacts
-    context: int
-    room: CacheRoom | None
-    run_tokens: int
-    sampling: Sampling
-    vocabulary: Vocabulary
-
-    def prompt_ids(self, prompt: Prompt, context: int) -> list[int]: ...
-
-    def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice: ...
-
-    def tool_use(
-        self, tools: Sequence[Mapping[str, object]] | None, *, tool_choice: ToolChoice | None = None
-    ) -> ToolUse | None: ...
-
-    def chat_prompt(
-        self,
-        messages: Messages,
-        use: ToolUse | None,
-        tools: Sequence[Mapping[str, object]] | None,
-        options: GenerationOptions,
-    ) -> tuple[list[int], GenerationOptions]: ...
-
+from .token_choice import FinishReason
 
 Listener = Callable[[Token | Exception], None]
 """A function that gets each token of an answer, or the error that ends it, on the engine's thread."""
-_PREFIX_BYTES = 256 << 20
-"""Most bytes of the prefix store by default."""
-_PREFIX_SHARE = 8
-"""By default the prefix store takes at most this part of the free memory, and the slots the rest."""
-_LOGITS = 3
-"""Rows of logits for each sequence: its own, and copies for sampling."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +111,7 @@ class Batch(Closable):
         if waiting is not None:
             checked_integer(waiting, "waiting", least=0)
         with nullcontext() if decoder.room is None else decoder.room.growing:
-            shares = _divided(decoder, self.slots, context, prefix_bytes)
+            shares = divided(decoder, self.slots, context, prefix_bytes)
             self.context = shares.context
             """Limit of prompt and answer together, in tokens."""
             self._engine: Engine | None = Engine(
@@ -230,7 +184,8 @@ class Batch(Closable):
         choice = self.decoder.token_choice(ids, chosen, max_tokens=most)
         sequence = TokenSequence(ids, choice, AnswerText(Detokenizer(self.decoder.vocabulary, ids), stops))
         stream = BatchStream(self, engine, sequence, listener)
-        engine.submit(sequence)
+        if not engine.submit(sequence):
+            raise self._closed_error()
         return stream
 
     @takes_keywords(GenerationOptions)
@@ -281,53 +236,6 @@ class Batch(Closable):
         if engine.has_ended:
             raise OrtkitError("the engine of the batch was ended by an error", hint="make a new Batch")
         return engine
-
-
-def answer_all(
-    decoder: BatchedDecoder, prompts: list[Prompt], *, slots: int, options: GenerationOptions
-) -> list[Answer]:
-    """The answers to several prompts, in a batch of their own with as many slots as are needed and fit."""
-    slots = min(checked_integer(slots, "slots"), len(prompts))
-    ids = [_numbered(decoder.prompt_ids, index)(prompt, decoder.context) for index, prompt in enumerate(prompts)]
-    if not ids:
-        return []
-    with _largest_batch(decoder, slots, max(map(len, ids)), options.get("max_tokens")) as batch:
-        streams = [_numbered(batch.submit, index)(prompt, **options) for index, prompt in enumerate(ids)]
-        return [stream.answer() for stream in streams]
-
-
-def _largest_batch(decoder: BatchedDecoder, slots: int, longest: int, max_tokens: int | None) -> Batch:
-    """A batch for prompts of at most `longest` tokens, with fewer slots where memory is short."""
-    context = None
-    if max_tokens is not None:
-        context = max(2, longest + checked_max_tokens(max_tokens, longest, decoder.context))
-    while True:
-        try:
-            batch = Batch(decoder, slots=slots, context=context, prefix_bytes=0)
-        except OutOfMemoryError:
-            if slots == 1:
-                raise
-        else:
-            if batch.context > longest or slots == 1:
-                return batch
-            batch.close()
-        slots = -(-slots // 2)
-
-
-def _numbered(function: Callable[..., Result], index: int) -> Callable[..., Result]:
-    """A function whose errors name the prompt that was passed to it."""
-
-    @wraps(function)
-    def called(*arguments: Any, **options: Any) -> Result:
-        try:
-            return function(*arguments, **options)
-        except InputError as error:
-            error.message = f"prompt {index}: {error.message}"
-            if isinstance(error, TextError):
-                error.texts = (index,)
-            raise
-
-    return called
 
 
 class BatchStream(Iterator[Token]):
@@ -458,51 +366,6 @@ class BatchStream(Iterator[Token]):
         else:
             self._take(event)
         self._listener(event)
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """What a batch takes of the memory."""
-
-    rows: int
-    context: int
-    prefix_bytes: int
-
-
-def _divided(decoder: BatchedDecoder, slots: int, context: int | None, prefix_bytes: int | None) -> _Shares:
-    """Divide the memory between slots and prefix store; raises OutOfMemoryError, with what fits, and InputError."""
-    facts, room = decoder.facts, decoder.room
-    if context is not None and not 2 <= checked_integer(context, "context", least=None) <= decoder.context:
-        raise InputError(f"`context` must be from 2 to {decoder.context}, the decoder's, not {context}")
-    if prefix_bytes is not None:
-        checked_integer(prefix_bytes, "prefix_bytes", least=0)
-    # Runs have an even number of rows.
-    rows = slots + slots % 2 if decodes_together(decoder.session, facts) else slots
-    each = rows * token_size(facts)
-    free = available_memory() if room is None else room.available()
-    if free is None:
-        return _Shares(rows, context or decoder.context, _PREFIX_BYTES if prefix_bytes is None else prefix_bytes)
-    free = max(0, free - SPARE - _LOGITS * rows * 4 * facts.vocabulary)
-    if prefix_bytes is None:
-        prefix_bytes = min(_PREFIX_BYTES, free // _PREFIX_SHARE)
-    fits = max(0, free - prefix_bytes) // each
-    if context is None:
-        # The rest of the system needs memory too.
-        most = fits if room is not None else fits // 2
-        wanted = min(FIRST_CAPACITY, decoder.context)
-        context = max(min(decoder.context, most), min(wanted, fits))
-    else:
-        wanted = context
-    if fits < wanted:
-        missing = (wanted - fits) * each
-        remedy = "free memory" if room is None else room.remedy(missing)
-        instead = f"take `context={fits}` or fewer slots" if fits >= 2 else "take fewer slots"
-        raise OutOfMemoryError(
-            f"the KV cache of {slots} slots with a context of {wanted} tokens takes {mebibytes(wanted * each)}, and "
-            f"there is memory for {fits} tokens in each",
-            hint=f"{remedy}, or {instead}",
-        )
-    return _Shares(rows, context, prefix_bytes)
 
 
 def _end(engine: Engine, thread: threading.Thread, process: int) -> None:

@@ -114,16 +114,19 @@ class Engine:
         """Number of sequences in slots."""
         return len(self._running)
 
-    def submit(self, sequence: TokenSequence) -> None:
-        """Queue a sequence, from any thread; raises QueueFullError."""
+    def submit(self, sequence: TokenSequence) -> bool:
+        """Queue a sequence, from any thread; raises QueueFullError. False where the engine has ended."""
         with self._counting:
+            if self.has_ended:
+                return False
             if self._most_unfinished is not None and self.unfinished >= self._most_unfinished:
                 raise QueueFullError(
                     f"{self.unfinished} requests are running or waiting, and there is room for {self._most_unfinished}",
                     hint="send the request again later",
                 )
             self.unfinished += 1
-        self._inbox.put(sequence)
+            self._inbox.put(sequence)
+        return True
 
     def cancel(self, sequence: TokenSequence) -> None:
         """End a sequence within a step; from any thread, at any time."""
@@ -150,7 +153,9 @@ class Engine:
         # A bug; nobody may wait for an answer that does not come.
         except Exception as found:  # noqa: BLE001
             error = found
-        self.has_ended = True
+        # From here on nothing is queued.
+        with self._counting:
+            self.has_ended = True
         for sequence in [*self._running, *self._waiting, *self._rest_of_inbox()]:
             self._end(sequence, error)
 
@@ -265,7 +270,7 @@ class Engine:
             sequence.started = perf_counter()
         try:
             logits = self.slots.prefill(row, count, sequence.options)
-        except OrtkitError as error:
+        except (OrtkitError, MemoryError) as error:
             # A cancelled run fails too.
             self._end(sequence, None if sequence.cancelled or self._stopping else error)
             return
@@ -323,7 +328,7 @@ class Engine:
         tokens = [rows[index].choice.ids[-1] if index in rows else 0 for index in range(count + count % 2)]
         try:
             logits = self.slots.decode(tokens, self._options)
-        except OrtkitError as error:
+        except (OrtkitError, MemoryError) as error:
             for sequence in decoding:
                 self._end(sequence, None if sequence.cancelled or self._stopping else _own(error))
             return
@@ -335,7 +340,7 @@ class Engine:
         row = self._running[sequence]
         try:
             logits = self.slots.decode_alone(row, sequence.choice.ids[-1], sequence.options)
-        except OrtkitError as error:
+        except (OrtkitError, MemoryError) as error:
             self._end(sequence, None if sequence.cancelled or self._stopping else error)
             return
         row.length += 1
@@ -382,7 +387,7 @@ def _nobody(_event: Event) -> None:
     """Before a sequence is submitted, and after its end."""
 
 
-def _own(error: OrtkitError) -> OrtkitError:
+def _own(error: OrtkitError | MemoryError) -> OrtkitError | MemoryError:
     """A copy of an error for one of several answers: each is raised on a thread of its own, with its traceback."""
     own = copy.copy(error)
     own.__cause__ = error

@@ -332,7 +332,7 @@ class Decoder(Closable):
             [8, 8]
         """
         # An answer alone needs none of it.
-        from .batch import answer_all  # noqa: PLC0415
+        from .many_answers import answer_all  # noqa: PLC0415
 
         return answer_all(self, list(prompts), slots=slots, options=options)
 

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ortkit import (
     Token,
 )
 from ortkit.runtime.decoder import batch as batch_module
+from ortkit.runtime.decoder import batch_memory
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.slots import Row, Slots
 from ortkit.runtime.session.memory import SPARE
@@ -444,6 +446,19 @@ def test_closing_ends_all_answers(decoder: Decoder) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
 
 
+def test_closing_while_a_request_is_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, made = Batch(decoder, slots=2, context=64), batch_module.TokenSequence
+
+    def make_late(*arguments: Any) -> object:
+        batch.close()
+        return made(*arguments)
+
+    monkeypatch.setattr(batch_module, "TokenSequence", make_late)
+
+    with pytest.raises(InputError, match="is closed"):
+        batch.submit(FOX)
+
+
 def test_a_batch_that_nobody_uses_ends(decoder: Decoder) -> None:
     gate = Gate()
     stream = Batch(decoder, slots=2, context=64).submit(FOX, max_tokens=3, sampler=gate)
@@ -600,7 +615,7 @@ def test_a_copy_to_another_prompt_is_refused(decoder: Decoder) -> None:
 def test_memory_is_refused_before_it_is_taken(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     row = 4 * token_size(decoder.facts)
     logits = 3 * 4 * 4 * decoder.facts.vocabulary
-    monkeypatch.setattr(batch_module, "available_memory", lambda: SPARE + logits + 100 * row)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: SPARE + logits + 100 * row)
 
     with pytest.raises(OutOfMemoryError) as caught:
         Batch(decoder, slots=4, context=101, prefix_bytes=0)
@@ -610,14 +625,14 @@ def test_memory_is_refused_before_it_is_taken(decoder: Decoder, monkeypatch: pyt
     assert caught.value.hint == "free memory, or take `context=100` or fewer slots"
     with Batch(decoder, slots=4, context=100, prefix_bytes=0) as batch:
         assert batch.context == 100
-    monkeypatch.setattr(batch_module, "available_memory", lambda: SPARE + logits + 800 * row)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: SPARE + logits + 800 * row)
     with Batch(decoder, slots=4, prefix_bytes=0) as batch:
         assert batch.context == 400, "half of the free memory"
-    monkeypatch.setattr(batch_module, "available_memory", lambda: SPARE + logits + 1 * row)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: SPARE + logits + 1 * row)
     with pytest.raises(OutOfMemoryError) as caught:
         Batch(decoder, slots=4, prefix_bytes=0)
     assert caught.value.hint == "free memory, or take fewer slots"
-    monkeypatch.setattr(batch_module, "available_memory", lambda: None)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: None)
     with Batch(decoder, slots=4) as batch:
         assert batch.context == CONTEXT
 
@@ -721,11 +736,11 @@ def test_errors_of_many_prompts_name_the_prompt(decoder: Decoder) -> None:
 
 def test_many_prompts_take_the_slots_that_fit(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     free = SPARE + 3 * 4 * 4 * decoder.facts.vocabulary + 4 * 100 * token_size(decoder.facts)
-    monkeypatch.setattr(batch_module, "available_memory", lambda: free)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: free)
 
     answers = decoder.generate_many([[5] * 50] * 8, max_tokens=50)
 
     assert [len(answer.tokens) for answer in answers] == [50] * 8
-    monkeypatch.setattr(batch_module, "available_memory", lambda: SPARE)
+    monkeypatch.setattr(batch_memory, "available_memory", lambda: SPARE)
     with pytest.raises(OutOfMemoryError, match="the KV cache of 1 slots with a context of 100 tokens"):
         decoder.generate_many([[5] * 50] * 8, max_tokens=50)
