@@ -178,12 +178,14 @@ class Encoder:
             return batches(items, batch_tokens, length=length)
         return self._buckets.batches(items, batch_tokens, length=length)
 
+    def batch_key(self, row: SharedRow) -> tuple[int, int]:
+        """Rows of different keys never run together: pooling of as many tokens, and of one length without buckets."""
+        return row.call.skip, row.tokens if self._buckets is None else 0
+
     def next_batch(self, rows: Sequence[SharedRow]) -> list[SharedRow]:
-        """The rows, of any calls, that run together with the first one; `rows` must not be empty."""
-        first = rows[0]
-        alike = [row for row in rows if row.call.skip == first.call.skip]
-        groups = self._batches(alike, self.batch_tokens, length=_tokens_of)
-        return next(group for group in groups if first in group)
+        """The rows that run together with the first one; all of one `batch_key`, of any calls, and at least one."""
+        groups = self._batches(rows, self.batch_tokens, length=_tokens_of)
+        return next(group for group in groups if rows[0] in group)
 
     def run_batch(self, batch: Sequence[SharedRow]) -> None:
         """Run rows that `next_batch` selected, and add what they give to their calls; may run on several threads."""

@@ -46,7 +46,10 @@ class JsonResponse(Response):
 
 def create_app(models: ServedModels, settings: ServerSettings, metrics: Metrics) -> Starlette:
     """The application for these models; closing them is the caller's."""
-    return Starlette(routes=Endpoints(models, settings, metrics).routes(), exception_handlers=_HANDLERS)
+    app = Starlette(routes=Endpoints(models, settings, metrics).routes(), exception_handlers=_HANDLERS)
+    # Clients repeat no POST at the place where they are sent.
+    app.router.redirect_slashes = False
+    return app
 
 
 class Endpoints:
@@ -195,6 +198,9 @@ async def _until_disconnected(answering: Awaitable[Response], request: Request) 
         if not answer.done():
             answer.cancel()
             await asyncio.wait((answer,))
+            if not answer.cancelled():
+                # Nobody is left to hear of it.
+                answer.exception()
 
 
 async def _answered(answer: ChatCompletion | Completion, stack: ExitStack, *, stream: bool) -> Response:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from itertools import islice
 from time import monotonic
 from typing import TypeVar, cast
 
@@ -23,10 +24,8 @@ from ...runtime.errors import InputError, QueueFullError
 _Call = TypeVar("_Call", bound=SharedCall)
 _WAIT = 0.001
 """Seconds that a batch waits for more rows where it is not full: a run takes several milliseconds."""
-_LOOK_AHEAD = 512
-"""Rows to choose the rows of a batch from."""
-_PER_REQUEST = 64
-"""The same, of one request."""
+_LOOK_AHEAD = 64
+"""Rows to choose the rows of a batch from: more than a batch has, except of texts of a few tokens."""
 
 Measure = Callable[[int, int], object]
 """Called with the number of texts and of tokens of each batch."""
@@ -55,6 +54,8 @@ class EncoderQueue:
         self._changed = threading.Condition()
         self._order: deque[_Waiting] = deque()
         """Requests with rows that have not started; the first has the next turn."""
+        self._alike: dict[tuple[int, int], dict[SharedRow, None]] = {}
+        """Rows that have not started, in order, by what may run together."""
         self._open: dict[SharedCall, _Waiting] = {}
         """Requests without a result."""
         self._closed = False
@@ -94,6 +95,8 @@ class EncoderQueue:
                 )
             self._order.append(waiting)
             self._open[call] = waiting
+            for row in call.rows:
+                self._alike.setdefault(self.encoder.batch_key(row), {})[row] = None
             self._changed.notify()
         future.add_done_callback(lambda _: self._forget(waiting))
         return future
@@ -123,7 +126,7 @@ class EncoderQueue:
                 if not self._order:
                     self._changed.wait()
                     continue
-                young = self._order[0].since + _WAIT - monotonic()
+                young = min(waiting.since for waiting in self._order) + _WAIT - monotonic()
                 if young > 0 and not self._fills_a_batch():
                     self._changed.wait(young)
                     continue
@@ -141,21 +144,27 @@ class EncoderQueue:
 
     def _take(self) -> list[SharedRow]:
         """Take the rows of a batch out of the queue, and pass the turn on."""
-        rows: list[SharedRow] = []
-        for waiting in self._order:
-            for _, row in zip(range(_PER_REQUEST), waiting.rows, strict=False):
-                rows.append(row)
-            if len(rows) >= _LOOK_AHEAD:
-                break
-        batch = self.encoder.next_batch(rows)
+        first = next(iter(self._order[0].rows))
+        alike = self._alike[self.encoder.batch_key(first)]
+        batch = self.encoder.next_batch([first, *(row for row in islice(alike, _LOOK_AHEAD) if row is not first)])
         for row in batch:
-            self._open[row.call].rows.pop(row, None)
+            del self._open[row.call].rows[row]
+        self._leave(batch)
         self._order.rotate(-1)
         self._order = deque(waiting for waiting in self._order if waiting.rows)
         # Another thread may take what is left.
         if self._order:
             self._changed.notify()
         return batch
+
+    def _leave(self, rows: Iterable[SharedRow]) -> None:
+        """Take rows out of those that have not started."""
+        for row in rows:
+            key = self.encoder.batch_key(row)
+            alike = self._alike[key]
+            del alike[row]
+            if not alike:
+                del self._alike[key]
 
     def _run(self, batch: list[SharedRow]) -> None:
         """Run a batch; where it fails, run the rows of each request alone, and fail those that fail again."""
@@ -197,6 +206,7 @@ class EncoderQueue:
         with self._changed:
             self._open.pop(waiting.call, None)
             if waiting.rows:
+                self._leave(waiting.rows)
                 waiting.rows.clear()
                 with suppress(ValueError):
                     self._order.remove(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ MOST_STOPS = 16
 MOST_BIASES = 1024
 MOST_TOKENS = (1 << 31) - 1
 _SEED = 1 << 63
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 _TINY = 1.2e-38
 """Numbers below it are not float32 normal numbers, and 0 for logits."""
 IGNORED = (
@@ -139,7 +141,7 @@ def _biases_of(fields: Fields) -> dict[int, float] | None:
         raise RequestError(f"`logit_bias` has {len(found)} tokens, and the limit is {MOST_BIASES}", param="logit_bias")
     biases = {}
     for token, bias in found.items():
-        if not (token.isascii() and token.isdigit() and len(token) < 10):
+        if not _TOKEN_ID.fullmatch(token):
             raise RequestError(
                 f"`logit_bias` must have token ids as names, not `{printable(token)}`", param="logit_bias"
             )

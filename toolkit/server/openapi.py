@@ -62,7 +62,7 @@ def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
         },
         "/v1/chat/completions": {"post": _post("Answer a conversation", chat, "ChatCompletion", "ChatCompletionChunk")},
         "/v1/completions": {
-            "post": _post("Continue texts", _completion_request(decoder, settings), "Completion", "Completion")
+            "post": _post("Continue texts", _completion_request(models, decoder, settings), "Completion", "Completion")
         },
         "/v1/embeddings": {"post": _post("Embed texts", _embedding_request(models, embedder, settings), "Embeddings")},
         "/v1/rerank": {"post": _post("Rank documents (Jina, vLLM)", cohere, "Ranking")},
@@ -154,13 +154,23 @@ def _refusals(statuses: Sequence[int], errors: Mapping[int, Any]) -> dict[str, A
 def _post(summary: str, request: Schema, answer: str, event: str | None = None) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": reference(answer)}}
     if event is not None:
-        # Each event has this schema; the last one is `[DONE]`.
-        content["text/event-stream"] = {"schema": _TEXT, "x-event": reference(event)}
+        content["text/event-stream"] = {"schema": _event(event)}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {"200": {"description": "OK", "content": content}, **_refusals(_POST_STATUSES, ERRORS)},
     }
+
+
+def _event(schema: str) -> Schema:
+    """An event of a stream; in OpenAPI 3.1 the schema of a stream is that of each event."""
+    written = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [reference(schema), reference("Error")]},
+    }
+    data = {"anyOf": [{"const": "[DONE]", "description": "The last one."}, written]}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def _tei_post(summary: str, request: Schema, answer: str) -> dict[str, Any]:
@@ -205,7 +215,27 @@ _IGNORED: Mapping[str, Schema] = {
 }
 
 
-def _generation() -> dict[str, Schema]:
+def _vocabulary(models: ServedModels) -> int:
+    """Number of token ids that all LLMs have."""
+    return min((served.decoder.facts.vocabulary for served in models.of_kind(Kind.DECODER)), default=MOST_TOKENS)
+
+
+def numbers_below(limit: int) -> str:
+    """A regular expression for the numbers from 0 to below `limit`, without leading zeros."""
+    most = str(limit - 1)
+    forms = [most]
+    for place, digit in enumerate(most):
+        first = 1 if place == 0 and len(most) > 1 else 0
+        if int(digit) > first:
+            rest = len(most) - place - 1
+            forms.append(f"{most[:place]}[{first}-{int(digit) - 1}]" + (f"[0-9]{{{rest}}}" if rest else ""))
+    forms += ["[1-9]" + (f"[0-9]{{{length - 1}}}" if length > 1 else "") for length in range(1, len(most))]
+    if len(most) > 1:
+        forms.append("0")
+    return f"^(?:{'|'.join(forms)})$"
+
+
+def _generation(models: ServedModels) -> dict[str, Schema]:
     """The optional fields of both endpoints of an LLM."""
     stop = {"type": "string", "minLength": 1}
     return {
@@ -224,7 +254,7 @@ def _generation() -> dict[str, Schema]:
         "repetition_penalty": _number(0.01, 100),
         "logit_bias": {
             "type": "object",
-            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "propertyNames": {"pattern": numbers_below(_vocabulary(models))},
             "additionalProperties": _number(-100, 100),
             "maxProperties": MOST_BIASES,
         },
@@ -247,14 +277,16 @@ def _calls_tools(models: ServedModels) -> bool:
 
 
 def _messages(models: ServedModels) -> Schema:
-    return _array(message_schema(tools=_calls_tools(models)), 1, MOST_MESSAGES)
+    # So many fit into no context that is common, and the limit of a prompt is one of tokens.
+    limit = {"description": f"At most {MOST_MESSAGES}, and as many tokens as the context of the model."}
+    return _array(message_schema(tools=_calls_tools(models)), 1) | limit
 
 
 def _chat_request(models: ServedModels, names: Schema) -> Schema:
     fields = _object(
         {"model": names, "messages": _messages(models)},
         {
-            **_generation(),
+            **_generation(models),
             "max_completion_tokens": _integer(1, MOST_TOKENS),
             "logprobs": _FLAG,
             "top_logprobs": _integer(0, 20),
@@ -274,9 +306,9 @@ def _chat_request(models: ServedModels, names: Schema) -> Schema:
     }
 
 
-def _completion_request(names: Schema, settings: ServerSettings) -> Schema:
+def _completion_request(models: ServedModels, names: Schema, settings: ServerSettings) -> Schema:
     text = {"type": "string", "minLength": 1}
-    ids = _array({"type": "integer", "minimum": 0}, 1)
+    ids = _array(_integer(0, _vocabulary(models) - 1), 1)
     fields = _object(
         {
             "model": names,
@@ -286,14 +318,19 @@ def _completion_request(names: Schema, settings: ServerSettings) -> Schema:
             },
         },
         {
-            **_generation(),
+            **_generation(models),
             "logprobs": _integer(0, 5),
             "echo": _FLAG,
             "suffix": {"const": ""},
             "best_of": {"const": 1},
         },
     )
-    return fields | {"allOf": [_needs("stream_options", "stream", value=True)]}
+    # Those of the prompt are not kept.
+    echoed = {
+        "required": ["echo", "logprobs"],
+        "properties": {"echo": {"const": True}, "logprobs": {"type": "integer"}},
+    }
+    return fields | {"allOf": [_needs("stream_options", "stream", value=True), {"not": echoed}]}
 
 
 def _prompts(models: ServedModels) -> Schema:

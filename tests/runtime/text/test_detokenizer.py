@@ -169,6 +169,19 @@ def test_bytes_at_the_end_of_a_prompt_are_not_part_of_the_answer() -> None:
     assert Detokenizer(VOCABULARIES["llama_2"], [second, d]).push_all([d, tokenizer.token_to_id(".")]) == "d."
 
 
+@every_tokenizer
+def test_the_bytes_of_tokens_add_up_to_the_text(name: str) -> None:
+    """For log-probabilities, which clients put together from the bytes of each token."""
+    tokenizer, vocabulary = TOKENIZERS[name], VOCABULARIES[name]
+    prompt = tokenizer.encode("Hello", add_special_tokens=False).ids
+    ids = tokenizer.encode("Hello the world é. 🙂 <think> é", add_special_tokens=False).ids
+    expected = tokenizer.decode(prompt + ids)[len(tokenizer.decode(prompt)) :]
+
+    assert b"".join(map(vocabulary.bytes_of, ids)).decode("utf-8") == expected
+    end = tokenizer.token_to_id("<|end|>")
+    assert (vocabulary.bytes_of(end), vocabulary.bytes_of(10**6)) == (b"<|end|>", b"")
+
+
 def test_an_id_beyond_the_vocabulary_has_no_text() -> None:
     assert Detokenizer(VOCABULARIES["byte_level"]).push(10**6) == ""
 

@@ -13,12 +13,18 @@ import openai
 import pytest
 import uvicorn
 
+from ortkit import Bundle
 from ortkit.toolkit.server.app import create_app
 from ortkit.toolkit.server.metrics import Metrics
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
-from tests.tiny_bundles import write_embedder, write_reranker
+from tests.tiny_bundles import rehash, write_embedder, write_reranker
+
+LIMIT = 4096
+"""Of the tiny embedder and reranker, in tokens."""
+LONG = "the lazy dog " * 1500
+"""A text with more tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,15 @@ def running(models: ServedModels, settings: ServerSettings, metrics: Metrics) ->
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny bundle of each kind."""
     folder = tmp_path_factory.mktemp("served")
+
+    def with_limit(bundle: Bundle) -> Path:
+        """More than texts made at random have."""
+        rehash(bundle.path, lambda manifest: manifest["tokenizer"].update(max_length=LIMIT))
+        return bundle.path
+
     return {
-        "tiny-embedder": write_embedder(folder / "embedder").path,
-        "tiny-reranker": write_reranker(folder / "reranker").path,
+        "tiny-embedder": with_limit(write_embedder(folder / "embedder")),
+        "tiny-reranker": with_limit(write_reranker(folder / "reranker")),
         "tiny-decoder": write_decoder(folder / "decoder")[0].path,
     }
 

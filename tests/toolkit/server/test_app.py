@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -9,9 +10,9 @@ import openai
 import pytest
 
 from ortkit.toolkit.server.app import create_app
-from ortkit.toolkit.server.openapi import openapi_document
+from ortkit.toolkit.server.openapi import numbers_below, openapi_document
 from ortkit.toolkit.server.settings import ServerSettings
-from tests.toolkit.server.conftest import LocalServer
+from tests.toolkit.server.conftest import LONG, LocalServer
 
 BODY = {"model": "tiny-embedder", "input": "a"}
 JSON = {"content-type": "application/json"}
@@ -66,6 +67,7 @@ def test_a_body_of_another_type_is_refused(server: LocalServer) -> None:
 def test_unknown_paths_and_methods(server: LocalServer) -> None:
     answer = server.get("/v1/images")
     assert (answer.status_code, answer.json()["error"]["message"]) == (404, "there is no such path")
+    assert server.post("/v1/embeddings/", BODY).status_code == 404
     answer = server.get("/v1/embeddings")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -83,7 +85,7 @@ def test_models_are_listed(client: openai.OpenAI, server: LocalServer) -> None:
     assert (info["model_id"], info["model_type"], info["max_input_length"]) == (
         "tiny-embedder",
         {"embedding": {"pooling": "mean"}},
-        64,
+        4096,
     )
     assert server.get("/info?model=tiny-reranker").json()["model_type"].keys() == {"reranker"}
     assert server.get("/info?model=x").status_code == 404
@@ -128,10 +130,9 @@ def test_tokenize_messages_and_texts_of_an_embedder(server: LocalServer) -> None
     messages = [{"role": "user", "content": "fox"}]
     ids = decoder.encode_exactly(decoder.apply_chat_template(messages))
     assert server.post("/tokenize", {"messages": messages}).json()["tokens"] == ids
-    long = "the lazy dog " * 40
-    answer = server.post("/tokenize", {"model": "tiny-embedder", "prompt": long}).json()
-    [count] = server.models.find("tiny-embedder").embedder.count_tokens([long])
-    assert (answer["count"], answer["max_model_len"]) == (count, 64)
+    answer = server.post("/tokenize", {"model": "tiny-embedder", "prompt": LONG}).json()
+    [count] = server.models.find("tiny-embedder").embedder.count_tokens([LONG])
+    assert (answer["count"], answer["max_model_len"]) == (count, 4096)
     for fields in ({}, {"prompt": "a", "content": "a"}, {"model": "tiny-reranker", "prompt": "a"}):
         assert server.post("/tokenize", fields).status_code == 400
 
@@ -166,3 +167,11 @@ def test_a_bug_is_answered_without_its_message(server: LocalServer, monkeypatch:
     answer = server.post("/v1/embeddings", BODY)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     assert answer.json()["error"]["message"] == "the server failed; its log says why"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 11, 100, 320, 1000, 49_152])
+def test_numbers_below_a_limit(limit: int) -> None:
+    pattern = re.compile(numbers_below(limit))
+    for number in {*range(200), *range(max(0, limit - 300), limit + 300), 10 * limit}:
+        assert bool(pattern.match(str(number))) == (number < limit), number
+    assert not any(pattern.match(text) for text in ("", "00", "01", "-1", "1.0", "a"))

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from ortkit import Embedder
-from tests.toolkit.server.conftest import LocalServer
+from tests.toolkit.server.conftest import LONG, LocalServer
 
 TEXTS = ["The quick brown fox", "jumps over", "the lazy dog", "and the dog sleeps", "東京"]
 
@@ -72,17 +72,16 @@ def test_dimensions_and_prompts_are_each_requests_own(server: LocalServer, embed
 
 
 def test_long_texts_are_refused_unless_truncation_is_asked_for(server: LocalServer, embedder: Embedder) -> None:
-    long = "the lazy dog " * 40
-    answer = server.post("/v1/embeddings", {"model": "tiny-embedder", "input": ["a", long]})
+    answer = server.post("/v1/embeddings", {"model": "tiny-embedder", "input": ["a", LONG]})
     error = answer.json()["error"]
-    tokens = int(embedder.count_tokens([long])[0])
+    tokens = int(embedder.count_tokens([LONG])[0])
     assert (answer.status_code, error["param"], error["code"]) == (400, "input[1]", "context_length_exceeded")
     assert error["message"] == (
-        f"text 1 has {tokens} tokens, and the model's limit is 64 (split it, or pass `truncate`: true)"
+        f"text 1 has {tokens} tokens, and the model's limit is 4096 (split it, or pass `truncate`: true)"
     )
-    body = {"model": "tiny-embedder", "input": ["a", long], "truncate": True}
+    body = {"model": "tiny-embedder", "input": ["a", LONG], "truncate": True}
     data = server.post("/v1/embeddings", body).json()["data"]
-    expected = embedder.embed_with_report(["a", long]).vectors
+    expected = embedder.embed_with_report(["a", LONG]).vectors
     assert np.array([one["embedding"] for one in data], np.float32).tobytes() == expected.tobytes()
 
 
@@ -134,7 +133,7 @@ def test_tei_embeds(server: LocalServer, embedder: Embedder) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "kind"),
     [
-        ({"inputs": "the lazy dog " * 40}, 413, "Validation"),
+        ({"inputs": LONG}, 413, "Validation"),
         ({"inputs": 5}, 422, "Validation"),
         ({"inputs": "a", "model": "tiny-reranker"}, 424, "Backend"),
         ({"inputs": "a", "normalize": False}, 422, "Validation"),

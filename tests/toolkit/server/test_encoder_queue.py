@@ -37,6 +37,9 @@ class Held:
         self.batches: list[list[SharedRow]] = []
         self.fails_for: EmbedCall | None = None
 
+    def batch_key(self, row: SharedRow) -> tuple[int, int]:
+        return self.embedder.batch_key(row)
+
     def next_batch(self, rows: list[SharedRow]) -> list[SharedRow]:
         return self.embedder.next_batch(rows)
 

@@ -4,7 +4,7 @@ import cohere
 import pytest
 
 from ortkit import Reranker
-from tests.toolkit.server.conftest import LocalServer
+from tests.toolkit.server.conftest import LONG, LocalServer
 
 QUERY = "fox"
 DOCUMENTS = ["The quick brown fox", "jumps over", "the lazy dog", "and the dog sleeps"]
@@ -31,7 +31,7 @@ def test_cohere_ranks_as_the_library(cohere_client: cohere.ClientV2, reranker: R
 
 
 def test_truncated_documents_are_reported(cohere_client: cohere.ClientV2) -> None:
-    answer = cohere_client.rerank(model="tiny-reranker", query=QUERY, documents=["the lazy dog " * 40, "a"])
+    answer = cohere_client.rerank(model="tiny-reranker", query=QUERY, documents=[LONG, "a"])
     assert answer.meta.warnings == ["1 of 2 documents were truncated to the model's limit"]
 
 
@@ -51,7 +51,7 @@ def test_tei_ranks_texts(server: LocalServer, reranker: Reranker) -> None:
     answer = server.post("/rerank", {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True, "return_text": True})
     expected = reranker.rank(QUERY, DOCUMENTS, scores="raw")
     assert answer.json() == [{"index": one.index, "score": one.score, "text": one.text} for one in expected]
-    long = server.post("/rerank", {"query": QUERY, "texts": ["a", "the lazy dog " * 40]})
+    long = server.post("/rerank", {"query": QUERY, "texts": ["a", LONG]})
     assert (long.status_code, long.json()["error_type"]) == (413, "Validation")
     assert long.json()["error"].endswith("(split the document, or pass `truncate`: true)")
 
@@ -65,7 +65,7 @@ def test_tei_ranks_texts(server: LocalServer, reranker: Reranker) -> None:
         ({"documents": [{"image": "a", "text": "b"}]}, "documents[0].image", "unknown field `image`"),
         ({"query": "  "}, "query", "`query` must not be empty"),
         ({"top_n": 0}, "top_n", "`top_n` must be from 1 to"),
-        ({"max_tokens_per_doc": 8}, "max_tokens_per_doc", "`max_tokens_per_doc` below 64 is not supported"),
+        ({"max_tokens_per_doc": 8}, "max_tokens_per_doc", "`max_tokens_per_doc` below 4096 is not supported"),
         ({"model": "tiny-embedder"}, "model", "`tiny-embedder` is an embedder, not a reranker"),
         ({"relevant_spans": {}}, "relevant_spans", "`relevant_spans` is not supported"),
     ],
