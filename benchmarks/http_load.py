@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         Raises BrokenResponseError where the connection ends before, and TimeoutError. Cancelling it closes the
         connection, as a client does that goes away.
         """
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self.closed:
             raise BrokenResponseError("the connection is closed")
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         if body:
@@ -145,6 +145,10 @@ class Connection(asyncio.Protocol):
         except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
 
     def close(self) -> None:
         if self._transport is not None:

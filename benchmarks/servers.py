@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -41,9 +41,10 @@ class Server:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024
 
 
-def ortkit_command(bundles: Sequence[Path], *options: str) -> list[str]:
-    """The command of ortkit's server; `{port}` stands for the port."""
-    return [sys.executable, "-m", "ortkit", "serve", *map(str, bundles), "--host", HOST, "--port", "{port}", *options]
+def ortkit_command(bundles: Mapping[str, Path], *options: str) -> list[str]:
+    """The command of ortkit's server, with the names of its models; `{port}` stands for the port."""
+    named = [f"{name}={bundle.absolute()}" for name, bundle in bundles.items()]
+    return [sys.executable, "-m", "ortkit", "serve", *named, "--host", HOST, "--port", "{port}", *options]
 
 
 def llama_command(program: Path, model: Path, *, threads: int, slots: int, context: int) -> list[str]:

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection
 from itertools import islice
 from pathlib import Path
-from random import Random
 from statistics import median
 from typing import Any
 
@@ -26,12 +24,13 @@ from benchmarks.decoding import BUNDLE as DECODER_BUNDLE
 from benchmarks.decoding_peers import MODEL, gguf_file
 from benchmarks.http_load import Load, Reply
 from benchmarks.peers import BUNDLE, CACHE, REPOSITORY, ortkit_name
+from benchmarks.peers import MODEL as EMBEDDER
 from benchmarks.plot import Curve, curves
 from benchmarks.processor import processor
 from benchmarks.rounds import take_turns
-from benchmarks.servers import HOST, Server, llama_command, ortkit_command, running
+from benchmarks.servers import HOST, llama_command, ortkit_command, running
 from benchmarks.table import print_table, ratio
-from benchmarks.texts import CORPUS, held_out_texts, read_lines
+from benchmarks.texts import held_out_texts, questions_of
 
 LLAMA_SERVER = CACHE / "llama.cpp" / "build" / "bin" / "llama-server"
 """Where `python -m benchmarks.llama_server .cache/peers/llama.cpp` builds it."""
@@ -42,12 +41,8 @@ CHAT_STREAMS = (1, 4, 8)
 CONTEXT = 1024
 """Limit of prompt and answer of one of llama.cpp's slots, in tokens."""
 TEXTS = 768
-TASKS = (
-    "Continue this news story in as much detail as you can:",
-    "Write a long letter to the editor about this news:",
-    "Explain at length why this matters, and to whom:",
-    "Retell this for children, as a long story:",
-)
+QUESTION_WORDS = 20
+"""Words of news in each question."""
 GENERATOR_COLUMN = "load generator, CPU cores"
 ORTKIT, LIBRARY, LLAMA = "ortkit serve", "ortkit, the library", "llama.cpp, llama-server"
 
@@ -146,18 +141,9 @@ def chat_bodies(model: str, questions: Sequence[str], max_tokens: int, **options
     ]
 
 
-def questions(*, seed: int) -> Iterator[str]:
-    """Questions without end, that ask for long answers: a task and 20 words of a news text."""
-    choose = Random(seed)
-    words = " ".join(read_lines(CORPUS)).split()
-    while True:
-        start = choose.randrange(len(words) - 20)
-        yield f"{choose.choice(TASKS)} {' '.join(words[start : start + 20])}"
-
-
 def rounds_of_questions(streams: int, options: argparse.Namespace) -> list[list[str]]:
     """For each round, warm-up included, the questions for so many streams, no two rounds alike."""
-    endless = questions(seed=streams)
+    endless = questions_of(QUESTION_WORDS, seed=streams)
     return [list(islice(endless, streams * options.questions_of_stream)) for _ in range(options.repeats + 1)]
 
 
@@ -375,21 +361,6 @@ def q4_0_file(llama_server: Path) -> Path:
     return target
 
 
-def model_of(server: Server, bundle: Path) -> str:
-    """The name under which a server has a bundle."""
-    connection = HTTPConnection(HOST, server.port, timeout=30)
-    try:
-        connection.request("GET", "/v1/models")
-        models = [one["id"] for one in json.load(connection.getresponse())["data"]]
-    finally:
-        connection.close()
-    name = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["name"]
-    found = next((one for one in models if one in {name, bundle.name}), None)
-    if found is None:
-        raise SystemExit(f"{server.name} has no `{name}`, only {', '.join(models)}")
-    return str(found)
-
-
 def target_of(text: str) -> Target:
     """`NAME=HOST:PORT/MODEL`."""
     name, _, rest = text.partition("=")
@@ -404,9 +375,9 @@ def target_of(text: str) -> Target:
 def chat_targets(options: argparse.Namespace) -> Iterator[list[Target]]:
     """ortkit's server first, llama.cpp's where it is built, and those that run already."""
     with ExitStack() as stack:
-        command = ortkit_command([options.decoder], "--slots", str(max(options.streams)))
+        command = ortkit_command({MODEL: options.decoder}, "--slots", str(max(options.streams)))
         ours = stack.enter_context(running(ORTKIT, command))
-        found = [Target(ORTKIT, HOST, ours.port, model_of(ours, options.decoder))]
+        found = [Target(ORTKIT, HOST, ours.port, MODEL)]
         if options.llama_server.exists():
             model = q4_0_file(options.llama_server)
             command = llama_command(
@@ -447,8 +418,8 @@ def main() -> None:
     options = parse_options()
     print(f"{ortkit_name(options.bundle)}; {ortkit_name(options.decoder, MODEL)}; {processor()}")
     if options.only != "chat":
-        with running(ORTKIT, ortkit_command([options.bundle])) as server:
-            measure_embeddings(Target(ORTKIT, HOST, server.port, model_of(server, options.bundle)), options)
+        with running(ORTKIT, ortkit_command({EMBEDDER: options.bundle})) as server:
+            measure_embeddings(Target(ORTKIT, HOST, server.port, EMBEDDER), options)
     if options.only != "embeddings":
         with chat_targets(options) as targets:
             measure_chat(targets, options)

@@ -250,7 +250,7 @@ def test_servers_get_the_same_slots_and_threads() -> None:
     # A slot's share of the context is what ortkit's slots have.
     assert command[command.index("--ctx-size") + 1] == "8192"
     assert command[command.index("--threads") + 1] == command[command.index("--threads-batch") + 1] == "2"
-    assert ortkit_command([Path("a"), Path("b")], "--slots", "8")[1:6] == ["-m", "ortkit", "serve", "a", "b"]
+    assert ortkit_command({"small": Path("/b")}, "--slots", "8")[1:5] == ["-m", "ortkit", "serve", "small=/b"]
 
 
 def test_the_source_of_llama_cpp_is_the_pinned_one() -> None:
