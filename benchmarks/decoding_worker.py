@@ -62,13 +62,14 @@ class Ortkit:
         self.decoder = Decoder(model, threads=threads)
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
-        from ortkit import Sampling
         from ortkit.runtime.decoder.generation import Steps
         from ortkit.runtime.decoder.model_runner import ModelRunner
+        from ortkit.runtime.decoder.token_choice import TokenChoice
 
         decoder = self.decoder
         forward = ModelRunner(decoder.session, decoder.new_cache())
-        steps = Steps(forward, ids, max_tokens=new, eos_ids=(), sampling=Sampling(), run_tokens=decoder.run_tokens)
+        choice = TokenChoice(decoder.facts.vocabulary, max_tokens=new)
+        steps = Steps(forward, ids, choice, run_tokens=decoder.run_tokens)
         for step in steps:
             yield step.id
 

@@ -18,6 +18,7 @@ _EXTRAS = {
     "hub": "the commands for the Hub and the catalog are",
     "export": "the export stage is",
     "sign": "what signs bundles is",
+    "serve": "the server is",
 }
 """Name of an extra -> what needs it."""
 _PACKAGING = 25

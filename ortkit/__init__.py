@@ -21,19 +21,19 @@ if TYPE_CHECKING:
         Provider as Provider,
         Scores as Scores,
     )
+    from .runtime.decoder.batch import Batch as Batch, BatchStats as BatchStats, BatchStream as BatchStream
     from .runtime.decoder.chat import Chat as Chat
     from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
-    from .runtime.decoder.generation import (
-        FinishReason as FinishReason,
-        Rates as Rates,
-        Step as Step,
-        TokenLogprob as TokenLogprob,
-        Usage as Usage,
-    )
+    from .runtime.decoder.generation import Rates as Rates, Usage as Usage
     from .runtime.decoder.generation_options import GenerationOptions as GenerationOptions
     from .runtime.decoder.kv_cache import KVCache as KVCache
     from .runtime.decoder.sampler import Sampler as Sampler, Sampling as Sampling
     from .runtime.decoder.stream import Answer as Answer, Stream as Stream, Token as Token
+    from .runtime.decoder.token_choice import (
+        FinishReason as FinishReason,
+        Step as Step,
+        TokenLogprob as TokenLogprob,
+    )
     from .runtime.encoder.base import Plan as Plan, TruncationWarning as TruncationWarning
     from .runtime.encoder.embedder import Embedder as Embedder
     from .runtime.encoder.embedding_types import (
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         OutOfMemoryError as OutOfMemoryError,
         OutputError as OutputError,
         ProviderError as ProviderError,
+        QueueFullError as QueueFullError,
         TextError as TextError,
         TextTooLongError as TextTooLongError,
         UnsupportedModelError as UnsupportedModelError,
@@ -79,13 +80,15 @@ if TYPE_CHECKING:
 _MODULES = {
     "bundle.bundle": "Bundle",
     "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
+    "decoder.batch": "Batch BatchStats BatchStream",
     "decoder.chat": "Chat",
     "decoder.decoder": "Decoder DecoderPlan",
-    "decoder.generation": "FinishReason Rates Step TokenLogprob Usage",
+    "decoder.generation": "Rates Usage",
     "decoder.generation_options": "GenerationOptions",
     "decoder.kv_cache": "KVCache",
     "decoder.sampler": "Sampler Sampling",
     "decoder.stream": "Answer Stream Token",
+    "decoder.token_choice": "FinishReason Step TokenLogprob",
     "encoder.base": "Plan TruncationWarning",
     "encoder.embedder": "Embedder",
     "encoder.embedding_types": "Metric VectorType embedding_ranges quantize_embeddings similarity",
@@ -97,7 +100,7 @@ _MODULES = {
     "errors": (
         "AccessError BundleError CheckpointError InputError MissingPartError "
         "NetworkError NotFoundError NotSignedInError NotTrustedError OrtkitError OutOfMemoryError OutputError "
-        "ProviderError TextError TextTooLongError UnsupportedModelError WrongKindError"
+        "ProviderError QueueFullError TextError TextTooLongError UnsupportedModelError WrongKindError"
     ),
     "loading": "load",
     "telemetry": "TelemetryWarning",

@@ -16,6 +16,7 @@
     ├── CheckpointError          7   a checkpoint is damaged, unsafe or incomplete
     ├── ProviderError            8   the requested execution provider is not available
     ├── OutOfMemoryError         9   too little memory; raised before the memory is allocated
+    ├── QueueFullError           9   as many requests wait as may wait; a later one is taken again
     └── UnsupportedModelError   10   ortkit cannot export the model
 
 A message says what happened and with which value; a hint says what to do about it. Both are plain text without a
@@ -142,6 +143,12 @@ class OutOfMemoryError(OrtkitError, MemoryError):
     exit_code = 9
     answer: object = None
     """From `generate` and `chat`: the `Answer` so far, where memory ran out in the middle of it; None otherwise."""
+
+
+class QueueFullError(OrtkitError):
+    """As many requests wait already as may wait."""
+
+    exit_code = 9
 
 
 class UnsupportedModelError(OrtkitError):

@@ -178,13 +178,13 @@ class TinyDecoder:
         }
         floats = TensorProto.FLOAT
         cached = TensorProto.FLOAT16 if half else floats
-        shape = [1, KV_HEADS, "capacity", HEAD_SIZE]
+        shape = ["batch", KV_HEADS, "capacity", HEAD_SIZE]
         kinds = {
-            "input_ids": (TensorProto.INT64, [1, "tokens"]),
-            "last_positions": (TensorProto.INT32, [1]),
+            "input_ids": (TensorProto.INT64, ["batch", "tokens"]),
+            "last_positions": (TensorProto.INT32, ["batch"]),
             "total_length": (TensorProto.INT32, []),
             "logit_positions": (TensorProto.INT64, ["positions"]),
-            "logits": (floats, [1, "positions", self.vocabulary]),
+            "logits": (floats, ["batch", "positions", self.vocabulary]),
         }
 
         def values(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:

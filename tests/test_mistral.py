@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ortkit import Bundle, Chat, Decoder, Sampling
 from ortkit.exporters import export
-from ortkit.runtime.decoder.generation import FinishReason
+from ortkit.runtime.decoder.token_choice import FinishReason
 from ortkit.runtime.text.chat_template import ChatTemplate
 from ortkit.runtime.text.detokenizer import Detokenizer
 from ortkit.runtime.text.messages import Message

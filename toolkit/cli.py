@@ -33,6 +33,7 @@ from .commands import (
     pack,
     providers,
     rerank,
+    serve,
     sign,
     wheelhouse,
 )
@@ -52,7 +53,7 @@ _NO_ARGUMENTS: tuple[type[click.UsageError], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
 """What click 8.2 raises for a command that needs arguments and has none."""
-_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "verify", "bench", "providers"})
+_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "serve", "verify", "bench", "providers"})
 """Commands that load onnxruntime or tokenizers."""
 
 
@@ -108,7 +109,9 @@ cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
 cli.add_under("Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign, wheelhouse.wheelhouse, kit.kit)
 cli.add_under("This machine", doctor.doctor, providers.providers, bench.bench, cache.cache)
-cli.add_under("Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat)
+cli.add_under(
+    "Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat, serve.serve
+)
 
 
 def main() -> None:

@@ -125,10 +125,11 @@ def memory_of(session: Session) -> CacheMemory:
     return HostMemory() if session.device == "cpu" else DeviceMemory(session)
 
 
-def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], *, huge_pages: bool = True) -> Array:
     """Allocate zeros in a memory mapping of their own.
 
-    It is freed with the array, where the allocator would keep outgrown buffers. Raises OutOfMemoryError.
+    It is freed with the array, where the allocator would keep outgrown buffers. Memory is taken page by page as it is
+    written, so a buffer with far more room than content should have no `huge_pages`. Raises OutOfMemoryError.
     """
     size = dtype.itemsize * math.prod(shape)
     try:
@@ -142,7 +143,7 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     # As numpy does for its arrays, from the same size on; a kernel without huge pages refuses it.
     if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
+            pages.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
 
 

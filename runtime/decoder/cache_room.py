@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 from weakref import WeakSet
 
 from ..bundle.folder import BundleFolder
@@ -14,6 +15,15 @@ from ..session.opening import smaller
 from ..text.safe_tokenizer import SafeTokenizer
 from .kv_cache import FIRST_CAPACITY, KVCache, token_size
 from .memory_estimate import SMALLEST_RUN, run_size
+
+
+class Sized(Protocol):
+    """A KV cache, or several."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
 
 _RUN_SHARE = 4
 """The activations of a prompt's runs take at most this part of what a limit leaves, and the KV cache the rest."""
@@ -49,8 +59,9 @@ class CacheRoom:
         )
         self.size = round((left - beside) / each * token_size(facts))
         """Bytes that KV caches may take together."""
-        self._caches: WeakSet[KVCache] = WeakSet()
-        self._growing = threading.Lock()
+        self._caches: WeakSet[Sized] = WeakSet()
+        self.growing = threading.Lock()
+        """Held while a cache grows or is added."""
 
     def new_cache(self, identity: str, context: int) -> KVCache:
         """An empty KV cache that takes its memory from this room."""
@@ -60,10 +71,14 @@ class CacheRoom:
             limit=context,
             available=self.available,
             remedy=self.remedy,
-            growing=self._growing,
+            growing=self.growing,
         )
-        self._caches.add(cache)
+        self.add(cache)
         return cache
+
+    def add(self, cache: Sized) -> None:
+        """Count this as well, as long as it is there."""
+        self._caches.add(cache)
 
     def available(self) -> int:
         """Bytes that are left, and what a KVCache leaves free: here the run's memory is counted already."""

@@ -12,10 +12,10 @@ from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
 from ..text.tokenizer import checked_text
 from .decoder import Decoder
-from .generation import FinishReason
 from .generation_options import GenerationOptions
 from .prompt_cache import Conversation, load_cache, save_cache
 from .stream import Stream
+from .token_choice import FinishReason
 
 
 class Chat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -38,13 +39,16 @@ from .golden import compare_answers, golden_answers
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
-from .prompt import Prompt, begun, checked_id
+from .prompt import Prompt, begun, checked_id, checked_max_tokens
 from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
+from .token_choice import TokenChoice
 
 _SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
+_SLOTS = 8
+"""Sequences that `generate_many` and `chat_many` run at once."""
 _MOST_THREADS = 1024
 """onnxruntime starts all of them when it opens a graph, and hangs with a hundred thousand."""
 
@@ -171,12 +175,13 @@ class Decoder(Closable):
         """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
         """Largest number of tokens in one run of the prefill."""
-        self._room: CacheRoom | None = None
+        self.room: CacheRoom | None = None
+        """What `max_memory` leaves for KV caches; None without a limit."""
         if limit is not None:
-            self._room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
-            self.run_tokens = self._room.run_tokens
+            self.room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
+            self.run_tokens = self.room.run_tokens
             if context is not None:
-                self._room.check_context(context)
+                self.room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
 
     def _compare_golden(self) -> None:
@@ -257,6 +262,37 @@ class Decoder(Closable):
         """
         return self.stream(self.encode_exactly(self.apply_chat_template(messages)), cache=cache, **options)
 
+    @takes_keywords(GenerationOptions)
+    def generate_many(
+        self, prompts: Iterable[Prompt], *, slots: int = _SLOTS, **options: Unpack[GenerationOptions]
+    ) -> list[Answer]:
+        """Continue several raw texts or lists of token ids at once, with the same options: the answers in their order.
+
+        Much faster than one after another; a `Batch` with up to `slots` sequences at a time computes them. Each answer
+        is what its prompt would get alone; `Batch` says how it may differ from that of `generate`. CPU only. Raises
+        what `generate` raises, before anything is computed where a prompt is the cause; the message says which.
+
+            >>> answers = decoder.generate_many(["The quick brown fox", "The lazy dog"], max_tokens=8)
+            >>> [answer.usage.completion_tokens for answer in answers]
+            [8, 8]
+        """
+        from .batch import answer_all  # noqa: PLC0415 - it imports this module
+
+        return answer_all(self, list(prompts), slots=slots, options=options)
+
+    @takes_keywords(GenerationOptions)
+    def chat_many(
+        self, conversations: Iterable[Messages], *, slots: int = _SLOTS, **options: Unpack[GenerationOptions]
+    ) -> list[Answer]:
+        """Answer several conversations at once, as `generate_many` does texts: the answers in their order.
+
+        >>> questions = [[{"role": "user", "content": text}] for text in ("Why is the sky blue?", "Hello")]
+        >>> [answer.usage.completion_tokens for answer in decoder.chat_many(questions, max_tokens=8)]
+        [8, 8]
+        """
+        rendered = [self.encode_exactly(self.apply_chat_template(messages)) for messages in conversations]
+        return self.generate_many(rendered, slots=slots, **options)
+
     def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
         r"""Render messages as a prompt with the model's chat template; `encode_exactly` converts it to token ids.
 
@@ -300,27 +336,32 @@ class Decoder(Closable):
         self._check_open()
         ids = self._ids_of(prompt)
         cache = self.new_cache() if cache is None else self._checked_cache(cache)
+        max_tokens = self._checked_max_tokens(chosen.max_tokens, len(ids), cache)
+        choice = self.token_choice(ids, chosen, max_tokens=max_tokens)
+        return Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
+
+    def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice:
+        """The choice of the tokens that follow the prompt `ids`; raises InputError for an option that is not valid."""
         top = checked_integer(chosen.top_logprobs, "top_logprobs", least=None)
         if not 0 <= top <= self.facts.vocabulary:
             raise InputError(
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
-        return Steps(
-            ModelRunner(self.session, cache),
-            ids,
-            max_tokens=self._checked_max_tokens(chosen.max_tokens, len(ids), cache),
+        return TokenChoice(
+            self.facts.vocabulary,
+            max_tokens=max_tokens,
+            prompt=ids,
             eos_ids=self.facts.eos_ids,
             sampling=chosen.sampling,
             sampler=chosen.sampler,
-            run_tokens=self.run_tokens,
             top_logprobs=top,
-            lookup=chosen.lookup,
+            graph=self.session.path,
         )
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""
-        if self._room is not None:
-            return self._room.new_cache(self._identity, self.context)
+        if self.room is not None:
+            return self.room.new_cache(self._identity, self.context)
         memory = memory_of(self.session)
         return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
@@ -335,8 +376,8 @@ class Decoder(Closable):
         cache = self.new_cache()
         # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
-        forward = ModelRunner(self.session, cache)
-        Steps(forward, ids, max_tokens=1, eos_ids=(), sampling=Sampling(), run_tokens=self.run_tokens).prefill()
+        choice = TokenChoice(self.facts.vocabulary, max_tokens=1)
+        Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens).prefill()
         return cache
 
     def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
@@ -369,10 +410,13 @@ class Decoder(Closable):
         """
         ids = self._safe_tokenizer.encode(text, enough=_SEVERAL * self.context)
         if len(ids) > _SEVERAL * self.context:
-            raise self._too_long(len(ids), "at least ")
+            raise self._too_long(len(ids), self.context, "at least ")
         return ids
 
     def _ids_of(self, prompt: Prompt) -> list[int]:
+        return self.prompt_ids(prompt, self.context)
+
+    def prompt_ids(self, prompt: Prompt, context: int) -> list[int]:
         """The token ids of a prompt; raises InputError for one that is empty or not valid, or fills the context."""
         ids_given = isinstance(prompt, (list, tuple, range)) or getattr(prompt, "ndim", 0) == 1
         if not (isinstance(prompt, str) or ids_given):
@@ -387,31 +431,25 @@ class Decoder(Closable):
                 raise InputError(
                     f"token {place} of the prompt is {id_}, and the vocabulary has {self.facts.vocabulary} tokens"
                 )
-        if len(ids) >= self.context:
-            raise self._too_long(len(ids))
+        if len(ids) >= context:
+            raise self._too_long(len(ids), context)
         return ids
 
-    def _too_long(self, tokens: int, bound: str = "") -> TextTooLongError:
+    def _too_long(self, tokens: int, context: int, bound: str = "") -> TextTooLongError:
         return TextTooLongError(
-            f"the prompt has {bound}{tokens} tokens, {tokens - self.context + 1} more than the context of "
-            f"{self.context} has room for with an answer",
-            hint="shorten it" if self.context == self.facts.context_length else "shorten it, or raise `context`",
+            f"the prompt has {bound}{tokens} tokens, {tokens - context + 1} more than the context of {context} has "
+            "room for with an answer",
+            hint="shorten it" if context == self.facts.context_length else "shorten it, or raise `context`",
             texts=(0,),
         )
 
     def _checked_max_tokens(self, max_tokens: int | None, prompt: int, cache: KVCache) -> int:
         """The number of tokens that an answer may have after `prompt` tokens."""
         context = min(self.context, cache.limit)
-        room = max(0, context - prompt)
         if max_tokens is None:
             cache.check(prompt + 1, prompt=prompt)
-            return min(room, cache.largest_that_fits() - prompt)
-        max_tokens = checked_integer(max_tokens, "max_tokens")
-        if max_tokens > room:
-            raise InputError(
-                f"`max_tokens` is {max_tokens}, and a prompt of {prompt} tokens leaves {room} in the "
-                f"context of {context}"
-            )
+            return min(max(0, context - prompt), cache.largest_that_fits() - prompt)
+        max_tokens = checked_max_tokens(max_tokens, prompt, context)
         # The last token of an answer runs only as part of a draft.
         cache.check(prompt + max_tokens, prompt=prompt)
         return max_tokens

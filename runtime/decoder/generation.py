@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from time import perf_counter
-from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, InputError, OutOfMemoryError
+from ..errors import BundleError, OutOfMemoryError
 from .model_runner import ModelRunner
 from .prompt_lookup import PromptLookup
-from .sampler import Penalties, Sampler, Sampling, make_sampler
-
-
-class FinishReason(StrEnum):
-    """Why an answer ended: `stop`, `length` or `cancelled`."""
-
-    STOP = "stop"
-    """An end-of-sequence token or a stop string."""
-    LENGTH = "length"
-    """`max_tokens`, or no more fits in the context or the memory."""
-    CANCELLED = "cancelled"
-    """Cancelled by the caller; not part of OpenAI's API."""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A candidate token and its log-probability (natural logarithm)."""
-
-    id: int
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """A generated token, without text."""
-
-    id: int
-    logprob: float
-    """Log-probability under the model, before penalties and temperature."""
-    top_logprobs: tuple[TokenLogprob, ...]
-    """The `top_logprobs` most probable tokens, most probable first."""
+from .token_choice import FinishReason, Step, TokenChoice
 
 
 @dataclass(frozen=True)
@@ -100,45 +67,19 @@ class Steps(Iterator[Step]):
     """The tokens of one answer, computed lazily; `cancel` ends it from any thread."""
 
     def __init__(
-        self,
-        forward: ModelRunner,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        eos_ids: Collection[int],
-        sampling: Sampling,
-        run_tokens: int,
-        sampler: Sampler | None = None,
-        top_logprobs: int = 0,
-        lookup: bool = False,
+        self, forward: ModelRunner, prompt: list[int], choice: TokenChoice, *, run_tokens: int, lookup: bool = False
     ) -> None:
         """Continue `prompt`; a prefix of it may be in the KV cache of `runner`.
 
-        `sampler` replaces the default sampler, which follows `sampling`; it gets a copy of the logits. The prefill runs
-        at most `run_tokens` tokens at a time, which bounds the memory of activations.
+        `choice` samples the tokens. The prefill runs at most `run_tokens` tokens at a time, which bounds the memory of
+        activations.
         """
-        vocabulary = forward.cache.facts.vocabulary
         self.forward = forward
         self.prompt = prompt
-        self._max_tokens = max_tokens
-        self._eos_ids = frozenset(eos_ids)
+        self.choice = choice
         self._run_tokens = run_tokens
-        self._top = top_logprobs
-        self.finish_reason: FinishReason | None = None
-        self.ids: list[int] = []
-        """Tokens of the answer so far, including an end-of-sequence token."""
-        self._own_sampler = sampler is not None
-        self.sampler = sampler or make_sampler(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            seed=sampling.seed,
-        )
-        self._penalties = Penalties(sampling, vocabulary=vocabulary, prompt=prompt) if sampling.changes_logits else None
         self.lookup = PromptLookup(prompt) if lookup else None
         self._cancelled = False
-        self._scratch = np.empty(vocabulary, np.float32)
         self.logits: NDArray[np.float32] | None = None
         """Logits of the last run (1 + drafted tokens, vocabulary); None before the prefill."""
         self.draft: list[int] = []
@@ -162,8 +103,18 @@ class Steps(Iterator[Step]):
                         error.message = f"{error.message.rstrip()}; the answer so far, {count}, is kept"
                     raise
         if self.finish_reason is None:
-            self.finish_reason = FinishReason.CANCELLED
+            self.choice.finish_reason = FinishReason.CANCELLED
         raise StopIteration
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens of the answer so far, including an end-of-sequence token."""
+        return self.choice.ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None before its end."""
+        return self.choice.finish_reason
 
     def cancel(self) -> None:
         """End the answer: aborts the current run, and no more tokens follow."""
@@ -215,52 +166,17 @@ class Steps(Iterator[Step]):
         self.draft, self.accepted = [], 0
         # The token after a draft is sampled too, so the last token of the answer need not be drafted. Where it is the
         # only one left, it is: otherwise the run would have one row here, and several in a longer answer.
-        draft = [] if self.lookup is None else self.lookup.draft(self._max_tokens - len(self.ids) - 1)
+        draft = [] if self.lookup is None else self.lookup.draft(self.choice.tokens_left - 1)
         logits = self.forward.run([self.ids[-1], *draft], 1 + len(draft))
         self.draft = draft
         return logits
 
     def _choose(self, logits: NDArray[np.float32]) -> Step:
         """Sample the next token from its logits (vocabulary,); raises BundleError where they are NaN."""
-        highest = float(logits.max())
-        np.subtract(logits, np.float32(highest), out=self._scratch)
-        np.exp(self._scratch, out=self._scratch)
-        normalizer = highest + math.log(self._scratch.sum()) if math.isfinite(highest) else math.nan
-        if math.isnan(normalizer):
-            raise BundleError(
-                f"`{self.forward.session.path}` gives logits that are not finite numbers at token {len(self.ids)} of "
-                "the answer",
-                hint="run `ortkit verify` on the bundle, and export it again if it fails",
-            )
-        token = self._sample(logits if self._penalties is None else self._penalties.apply(logits))
-        top = self._most_probable(logits, normalizer) if self._top else ()
-        self.ids.append(token)
-        if self._penalties is not None:
-            self._penalties.add(token)
+        step = self.choice.choose(logits)
         if self.lookup is not None:
-            self.lookup.add(token)
+            self.lookup.add(step.id)
         self._last = perf_counter()
         if len(self.ids) == 1:
             self._first = self._last
-        if token in self._eos_ids:
-            self.finish_reason = FinishReason.STOP
-        elif len(self.ids) == self._max_tokens:
-            self.finish_reason = FinishReason.LENGTH
-        return Step(token, float(logits[token]) - normalizer, top)
-
-    def _sample(self, logits: NDArray[np.float32]) -> int:
-        """The sampled token; raises InputError where the caller's sampler returns no token id."""
-        if not self._own_sampler:
-            return self.sampler(logits)
-        chosen: object = self.sampler(logits.copy())
-        if not isinstance(chosen, SupportsIndex):
-            raise InputError(f"`sampler` must return the id of a token, not {type(chosen).__name__}")
-        token = chosen.__index__()
-        if not 0 <= token < len(logits):
-            raise InputError(f"`sampler` returned token {token}, and the vocabulary has {len(logits)} tokens")
-        return token
-
-    def _most_probable(self, logits: NDArray[np.float32], normalizer: float) -> tuple[TokenLogprob, ...]:
-        ids = np.argpartition(logits, -self._top)[-self._top :]
-        ids = ids[np.argsort(-logits[ids], kind="stable")]
-        return tuple(TokenLogprob(int(id_), float(logits[id_]) - normalizer) for id_ in ids)
+        return step

@@ -12,7 +12,7 @@ from ..errors import BundleError
 from ..session.tolerance import DisagreementError, as_disagreement, hint_for, tolerance_of
 from .generation import Steps
 from .model_runner import ModelRunner
-from .sampler import Sampling
+from .token_choice import TokenChoice
 
 if TYPE_CHECKING:
     from .decoder import Decoder
@@ -107,14 +107,12 @@ def golden_answer(
 def answer_steps(decoder: Decoder, prompt: Sequence[int], count: int, *, given: Sequence[int] | None = None) -> Steps:
     """An answer as users get it by default, with prompt lookup; `given` forces its tokens (teacher forcing)."""
     tokens = iter(given or ())
-    return Steps(
-        ModelRunner(decoder.session, decoder.new_cache()),
-        list(prompt),
+    choice = TokenChoice(
+        decoder.facts.vocabulary,
         max_tokens=count,
-        eos_ids=(),
-        sampling=Sampling(),
         sampler=None if given is None else lambda _: next(tokens),
-        run_tokens=decoder.run_tokens,
         top_logprobs=1,
-        lookup=True,
+        graph=decoder.session.path,
     )
+    forward = ModelRunner(decoder.session, decoder.new_cache())
+    return Steps(forward, list(prompt), choice, run_tokens=decoder.run_tokens, lookup=True)

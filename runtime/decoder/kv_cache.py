@@ -89,7 +89,7 @@ class KVCache:
         self.turn = 0
         """Counts the answers that used the cache: the last one may go on."""
         self.capacity = 0
-        self.dtype = np.dtype(_DTYPES[facts.cache_type])
+        self.dtype = cache_dtype(facts)
         self.buffers: list[Any] = []
         """Key and value of each layer in turn, as `memory` has them: `dtype` (1, kv_heads, capacity, head_size)."""
         self.bindings: dict[tuple[int, int], Bound] = {}
@@ -226,6 +226,11 @@ def _hint_for(largest: int, prompt: int, remedy: str) -> str:
     return f"{remedy}, or shorten the prompt to fewer than {largest} tokens"
 
 
+def cache_dtype(facts: DecoderFacts) -> np.dtype[Any]:
+    """The type of the numbers in the KV cache."""
+    return np.dtype(_DTYPES[facts.cache_type])
+
+
 def token_size(facts: DecoderFacts) -> int:
     """Bytes of the KV cache for one token."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_size * np.dtype(_DTYPES[facts.cache_type]).itemsize
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * cache_dtype(facts).itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+from ..arguments import checked_integer
 from ..bundle.manifest import DecoderFacts
 from ..errors import InputError
 from ..text.safe_tokenizer import SafeTokenizer
@@ -34,3 +35,13 @@ def checked_id(id_: object, place: int) -> int:
     if isinstance(id_, bool) or not isinstance(id_, SupportsIndex):
         raise InputError(f"token {place} of the prompt must be an integer, not {type(id_).__name__}")
     return id_.__index__()
+
+
+def checked_max_tokens(max_tokens: int, prompt: int, context: int) -> int:
+    """The number of tokens of an answer; raises InputError where they do not fit behind `prompt` tokens."""
+    max_tokens, room = checked_integer(max_tokens, "max_tokens"), max(0, context - prompt)
+    if max_tokens > room:
+        raise InputError(
+            f"`max_tokens` is {max_tokens}, and a prompt of {prompt} tokens leaves {room} in the context of {context}"
+        )
+    return max_tokens

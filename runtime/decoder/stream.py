@@ -10,7 +10,8 @@ from typing import Self
 from ..errors import OutOfMemoryError
 from ..text.detokenizer import Detokenizer
 from ..text.stop_strings import StopStrings
-from .generation import FinishReason, Rates, Steps, TokenLogprob, Usage
+from .generation import Rates, Steps, Usage
+from .token_choice import FinishReason, Step, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,33 @@ class Answer:
         return self.rates.usage
 
 
+class AnswerText:
+    """The text of an answer, as its tokens come: detokenized, and ended by a stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopStrings) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._pieces: list[str] = []
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self._pieces)
+
+    def __str__(self) -> str:
+        """Return the text so far."""
+        return "".join(self._pieces)
+
+    def push(self, step: Step, finish_reason: FinishReason | None, rates: Rates) -> Token:
+        """The next token, which ends the answer for this reason, with the text that is final now."""
+        text, stopped = self._stops.push(self._detokenizer.push(step.id))
+        if not stopped and finish_reason is not None:
+            rest, stopped = self._stops.push(self._detokenizer.end())
+            text += rest if stopped else rest + self._stops.end()
+        self._pieces.append(text)
+        reason = FinishReason.STOP if stopped else finish_reason
+        return Token(step.id, text, step.logprob, step.top_logprobs, reason, rates)
+
+
 class Stream(Iterator[Token]):
     """An iterator over the tokens of one answer, computed lazily; `cancel` ends it from any thread.
 
@@ -57,10 +85,7 @@ class Stream(Iterator[Token]):
 
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.steps = steps
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._pieces: list[str] = []
-        self._stopped_by_string = False
+        self._text = AnswerText(detokenizer, stops)
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None before its end."""
 
@@ -72,13 +97,9 @@ class Stream(Iterator[Token]):
             # Cancelled: text held back for a stop string is dropped.
             self.finish_reason = self.steps.finish_reason
             raise StopIteration
-        text, self._stopped_by_string = self._stops.push(self._detokenizer.push(step.id))
-        if not self._stopped_by_string and self.steps.finish_reason is not None:
-            rest, self._stopped_by_string = self._stops.push(self._detokenizer.end())
-            text += rest if self._stopped_by_string else rest + self._stops.end()
-        self.finish_reason = FinishReason.STOP if self._stopped_by_string else self.steps.finish_reason
-        self._pieces.append(text)
-        return Token(step.id, text, step.logprob, step.top_logprobs, self.finish_reason, self.steps.rates)
+        token = self._text.push(step, self.steps.finish_reason, self.steps.rates)
+        self.finish_reason = token.finish_reason
+        return token
 
     def cancel(self) -> None:
         """End the answer: aborts the current run, and no more tokens follow."""
@@ -100,12 +121,12 @@ class Stream(Iterator[Token]):
 
     def __repr__(self) -> str:
         state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
-        return f"<Stream of {len(self._pieces)} tokens, {state}>"
+        return f"<Stream of {len(self._text)} tokens, {state}>"
 
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._pieces)
+        return str(self._text)
 
     @property
     def usage(self) -> Usage:

@@ -33,6 +33,7 @@ from .batching import TokenBudget, batches
 from .buckets import PADDED_TOKENS, Bucket, BucketChoice
 from .golden import compare_outputs, shortest
 from .run_memory import SMALLEST, RunCost, RunMemory, estimated_width
+from .shared_batches import SharedRow
 
 Item = TypeVar("Item")
 
@@ -177,6 +178,21 @@ class Encoder:
             return batches(items, batch_tokens, length=length)
         return self._buckets.batches(items, batch_tokens, length=length)
 
+    def next_batch(self, rows: Sequence[SharedRow]) -> list[SharedRow]:
+        """The rows, of any calls, that run together with the first one; `rows` must not be empty."""
+        first = rows[0]
+        alike = [row for row in rows if row.call.skip == first.call.skip]
+        groups = self._batches(alike, self.batch_tokens, length=_tokens_of)
+        return next(group for group in groups if first in group)
+
+    def run_batch(self, batch: Sequence[SharedRow]) -> None:
+        """Run rows that `next_batch` selected, and add what they give to their calls; may run on several threads."""
+        self._budget.run(self._run_rows, list(batch), length=_tokens_of)
+
+    def _run_rows(self, rows: list[SharedRow]) -> None:
+        """Run rows of any calls, and add what they give to their calls."""
+        raise NotImplementedError
+
     def _compare_first_use(self, bucket: Bucket | None) -> None:
         """Compare a golden text where this machine has not run the graph before, in this bucket where it has buckets.
 
@@ -256,6 +272,10 @@ def graph_feeds(feeds: Mapping[str, NDArray[np.int64]], manifest: Manifest) -> d
         return dict(feeds)
     tokens = next(iter(feeds.values())).shape[1]
     return {**feeds, POSITIONS: np.arange(tokens, dtype=np.int64)}
+
+
+def _tokens_of(row: SharedRow) -> int:
+    return row.tokens
 
 
 def characters(text: object) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from .embedding_types import VectorType, checked_ranges, unit_ranges
 from .embeddings import CheckedOptions, Embeddings, EmbeddingsBuilder, Row
 from .options import EmbedOptions
 from .pooling import pool
+from .shared_batches import EmbedCall, SharedCall, SharedRow
 
 _QUERY_PROMPTS = ("query",)
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
@@ -192,6 +193,24 @@ class Embedder(Encoder, Closable):
         chunks = in_chunks(texts, chunk, size=characters, most=self.chunk_characters)
         return (self._run(some, chosen, before=before) for before, some in numbered(chunks))
 
+    def open_call(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        dim: int | None = None,
+        long: LongTexts | str | None = None,
+    ) -> EmbedCall:
+        """Tokenize texts for batches that are shared with other calls (`shared_batches.py`); raises as `embed` does.
+
+        >>> call = embedder.open_call(["hello", "world"])
+        >>> embedder.run_batch(embedder.next_batch(call.rows))
+        >>> call.result().vectors.shape
+        (2, 384)
+        """
+        options = self._checked_options(self._prefix(prompt), {"dim": dim, "long": long})
+        return EmbedCall(*self._rows_of(listed(texts, "texts"), options))
+
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """Count the tokens of each text before truncation, including special tokens and prompt: int64 (texts,).
 
@@ -274,22 +293,36 @@ class Embedder(Encoder, Closable):
 
         Batches are padded to a bucket that is no less than `bucket`.
         """
-        texts = listed(texts, name)
-        results = EmbeddingsBuilder(len(texts), options)
+        results, rows = self._rows_of(listed(texts, name), options, before)
 
         def run_batch(batch: list[Row]) -> None:
             results.add(batch, self._pooled([row.ids for row in batch], options.skip, bucket))
             if progress is not None:
                 progress(len(batch))
 
+        groups = self._batches(rows, options.batch_tokens, length=_tokens_of)
+        run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
+        return results.embeddings()
+
+    def _rows_of(
+        self, texts: Sequence[str], options: CheckedOptions, before: int = 0
+    ) -> tuple[EmbeddingsBuilder, list[Row]]:
+        """Tokenize texts: the rows to run, and what collects their results."""
         tokenized = self.tokenizer.tokenize(texts, prefix=options.prefix, long=options.long, before=before)
         _refuse_empty(tokenized, before)
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         self._check_memory((max(map(len, text.chunks)) for text in tokenized), "text", before)
-        groups = self._batches(results.rows(tokenized), options.batch_tokens, length=_tokens_of)
-        run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
-        return results.embeddings()
+        results = EmbeddingsBuilder(len(texts), options)
+        return results, list(results.rows(tokenized))
+
+    def _run_rows(self, rows: list[SharedRow]) -> None:
+        pooled = self._pooled([row.ids for row in rows], rows[0].call.skip, None)
+        places: dict[SharedCall, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.call, []).append(place)
+        for call, own in places.items():
+            cast("EmbedCall", call).builder.add([rows[place].row for place in own], pooled[own])
 
     def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
         return self._run([golden.text], self._checked_options(self._prefix(None), {}), bucket=bucket).vectors

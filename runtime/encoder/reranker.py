@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from .golden import pair_of
 from .options import PairOptions, RankOptions
 from .ranking import Document, OpenRanking, Ranked, Ranking, score
 from .searches import PairScores, Search, pairs_of, rankings_of
+from .shared_batches import RankCall, SharedRow
 
 _PAIR_CHUNK = 512
 """Pairs that a stream scores before it yields their scores."""
@@ -223,6 +224,39 @@ class Reranker(Encoder, Closable):
         chunks = in_chunks(pairs, chunk, size=_characters_of, most=self.chunk_characters)
         return (self._run(some, long, batch_tokens, progress, before=before) for before, some in numbered(chunks))
 
+    def open_call(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        scores: Scores | str | None = None,
+        label: str | None = None,
+        long: LongTexts | str | None = None,
+    ) -> RankCall:
+        """Tokenize a search for batches that are shared with other calls (`shared_batches.py`); raises as `rank` does.
+
+        >>> call = reranker.open_call("a fox", ["The quick brown fox"])
+        >>> reranker.run_batch(reranker.next_batch(call.rows))
+        >>> [ranked.index for ranked in call.result().ranked]
+        [0]
+        """
+        self._check_open()
+        most = None if top_n is None else checked_integer(top_n, "top_n")
+        chosen, place = self._checked_scores(scores), self._place_of(label)
+        checked_long, _ = self._checked_options({"long": long})
+        rankings: deque[OpenRanking[str]] = deque()
+        searches = [(query, documents)]
+        pairs = list(pairs_of(searches, rankings, lambda: OpenRanking(most, label=place, scores=chosen), None))
+        return RankCall(rankings[0], self._tokenized(pairs, checked_long), len(self.facts.labels))
+
+    def _run_rows(self, rows: list[SharedRow]) -> None:
+        calls = [cast("RankCall", row.call) for row in rows]
+        found = self._logits([call.pairs[row.row] for call, row in zip(calls, rows, strict=True)], None)
+        self._check_finite(found)
+        for call, row, logits in zip(calls, rows, found, strict=True):
+            call.logits[row.row] = logits
+
     def _run(
         self,
         pairs: list[Pair],
@@ -240,20 +274,12 @@ class Reranker(Encoder, Closable):
         self._check_open()
         for index, pair in enumerate(pairs, before):
             _check_pair(pair, index)
-        tokenized = self.tokenizer.tokenize(pairs, before=before)
-        _refuse_empty(tokenized, before)
-        if long is LongTexts.ERROR:
-            self._refuse_long(tokenized, before)
-        self._check_memory((len(pair.ids) for pair in tokenized), "pair", before)
+        tokenized = self._tokenized(pairs, long, before)
         logits = np.empty((len(pairs), len(self.facts.labels)), np.float32)
 
         def run_batch(batch: list[int]) -> None:
             found = self._logits([tokenized[index] for index in batch], bucket)
-            if not np.isfinite(found).all():
-                raise BundleError(
-                    f"the graph `{self.session.path}` gives logits that are not finite numbers",
-                    hint="run `ortkit verify` on the bundle, and export it again if it fails",
-                )
+            self._check_finite(found)
             logits[batch] = found
             if progress is not None:
                 progress(len(batch))
@@ -269,6 +295,21 @@ class Reranker(Encoder, Closable):
             dropped=np.array([pair.dropped for pair in tokenized], np.int64),
             query_dropped=np.array([pair.query_dropped for pair in tokenized], np.int64),
         )
+
+    def _tokenized(self, pairs: list[Pair], long: LongTexts, before: int = 0) -> list[TokenizedPair]:
+        tokenized = self.tokenizer.tokenize(pairs, before=before)
+        _refuse_empty(tokenized, before)
+        if long is LongTexts.ERROR:
+            self._refuse_long(tokenized, before)
+        self._check_memory((len(pair.ids) for pair in tokenized), "pair", before)
+        return tokenized
+
+    def _check_finite(self, logits: NDArray[np.float32]) -> None:
+        if not np.isfinite(logits).all():
+            raise BundleError(
+                f"the graph `{self.session.path}` gives logits that are not finite numbers",
+                hint="run `ortkit verify` on the bundle, and export it again if it fails",
+            )
 
     def _golden_output(self, golden: Golden, bucket: Bucket | None) -> NDArray[np.float32]:
         return self._run([pair_of(golden)], LongTexts.TRUNCATE, self.batch_tokens, None, bucket=bucket).logits

@@ -160,6 +160,29 @@ class Vocabulary:
                 steps.append(_step_of(part, fused=fused))
         return steps
 
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for, wherever it is in a text; those of its spelling for a special token.
+
+        A token may hold a part of a character, so these need not be UTF-8.
+        """
+        piece = self.tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        if token in self.special:
+            return str(piece).encode("utf-8")
+        steps = self.steps()
+        if any(isinstance(step, _ByteLevel) for step in steps):
+            return _bytes_of(piece)
+        byte = _fallback_byte(piece) if any(isinstance(step, _ByteFallback) for step in steps) else None
+        if byte is not None:
+            return bytes([byte])
+        for step in steps:
+            if isinstance(step, _Metaspace):
+                step.drop = False
+            if isinstance(step, (_Metaspace, _Replace)):
+                [piece] = step.push([piece])
+        return str(piece).encode("utf-8")
+
 
 class Detokenizer:
     """Decodes the ids of one answer."""

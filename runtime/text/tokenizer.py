@@ -79,6 +79,11 @@ class Tokenizer:
         _refuse_faulty(faults, before)
         return found
 
+    def ids_of(self, text: str, *, special: bool = True) -> list[int]:
+        """The token ids of a whole text, before truncation; raises InputError where it cannot be tokenized."""
+        ids = self.tokenizer.encode(self._cased(checked_text(text, "the text")))
+        return [*map(int, self.before), *ids, *map(int, self.after)] if special else ids
+
     def count(self, texts: Sequence[str], *, prefix: str = "") -> Iterator[int]:
         """Number of tokens of each text before truncation, including special tokens; raises as `tokenize` does."""
         faults: dict[int, str] = {}

@@ -294,7 +294,7 @@ REFUSALS = [
         "leave",
     ),
     (("--target", "windows-amd64", "--provider", "cuda"), "it runs on `linux-x86_64` and `linux-aarch64`", "leave"),
-    (("--with", "serve"), "`serve` is not an extra that ortkit has wheels for; supported: `sign`", ""),
+    (("--with", "server"), "`server` is not an extra that ortkit has wheels for; supported: `sign`", ""),
     (("--with", "sign,cuda"), "`cuda` is not an extra that ortkit has wheels for", "`--provider`"),
     (("--provider", "tpu"), "'tpu' is not one of 'cpu', 'cuda', 'coreml'", ""),
 ]

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
                 target = parse_target(name, python)
                 folder = Path(scratch) / f"{name}-{python}"
                 began = time.monotonic()
-                plan = plan_wheelhouse(target, "cpu", ["sign"])
+                plan = plan_wheelhouse(target, "cpu", ["serve", "sign"])
                 found = collect(plan, folder, ortkit_wheel=own).wheelhouse
                 seconds = time.monotonic() - began
                 problems = problems_of(folder)

@@ -197,7 +197,7 @@ def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, fl
     """Generated tokens per second, tokens of a prompt per second, and seconds to the first token."""
     from ...runtime.decoder.generation import Steps
     from ...runtime.decoder.model_runner import ModelRunner
-    from ...runtime.decoder.sampler import Sampling
+    from ...runtime.decoder.token_choice import TokenChoice
 
     most = decoder.context // 2
     prompt = decoder.encode(_SENTENCES[0])
@@ -211,14 +211,9 @@ def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, fl
 
     def run() -> None:
         # Past any end-of-sequence token, and without prompt lookup, whose gain depends on the text.
-        steps = Steps(
-            ModelRunner(decoder.session, decoder.new_cache()),
-            ids,
-            max_tokens=answer,
-            eos_ids=(),
-            sampling=Sampling(),
-            run_tokens=decoder.run_tokens,
-        )
+        choice = TokenChoice(decoder.facts.vocabulary, max_tokens=answer)
+        forward = ModelRunner(decoder.session, decoder.new_cache())
+        steps = Steps(forward, ids, choice, run_tokens=decoder.run_tokens)
         for _ in steps:
             pass
         rates.append(steps.rates)

@@ -150,7 +150,7 @@ class ChatSession:
         self._write(self.chat.regenerate(**vars(self.options)))
 
     def _write(self, stream: Stream) -> None:
-        from ...runtime.decoder.generation import FinishReason
+        from ...runtime.decoder.token_choice import FinishReason
 
         write_text(stream, sys.stdout.buffer, wrap=True)
         rates = stream.rates

@@ -267,7 +267,7 @@ def _answer_lines(
 
 def _end_if_cancelled(stream: Stream) -> None:
     """Raises click.Abort if Ctrl-C ended the answer."""
-    from ...runtime.decoder.generation import FinishReason
+    from ...runtime.decoder.token_choice import FinishReason
 
     if stream.finish_reason is FinishReason.CANCELLED:
         raise click.Abort

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     "extras",
     metavar="EXTRAS",
     multiple=True,
-    help="More of ortkit's extras, separated by commas. sign: check signatures without `openssl`.",
+    help="More of ortkit's extras, separated by commas. serve: `ortkit serve`. grammar: JSON schemas (glibc 2.31). "
+    "sign: check signatures without `openssl`.",
 )
 @once("--wheels", metavar="FOLDER", help="A wheelhouse of `ortkit wheelhouse`.  [default: collected on the way]")
 @once("--ortkit-wheel", metavar="FILE", help="ortkit's own wheel, as for `ortkit wheelhouse`.")

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     "extras",
     metavar="EXTRAS",
     multiple=True,
-    help="More of ortkit's extras, separated by commas. sign: check signatures without `openssl`.",
+    help="More of ortkit's extras, separated by commas. serve: `ortkit serve`. grammar: JSON schemas (glibc 2.31). "
+    "sign: check signatures without `openssl`.",
 )
 @once("--output", "-o", metavar="FOLDER", help="The wheelhouse.  [default: wheels]")
 @once(

@@ -23,6 +23,7 @@ from tests.package_index import tiny_wheel, write_lock
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = ("grammar", "serve", "sign")
 NEW_GLIBC = 34
 """What the wheel of onnxruntime-gpu for aarch64 needs; others need less."""
 
@@ -40,8 +41,8 @@ def providers_of(target: Target) -> list[str]:
 @pytest.mark.parametrize("target", targets(), ids=str)
 def test_every_target_gets_what_pyproject_asks_for(target: Target) -> None:
     for provider in providers_of(target):
-        pins = {pin.name: pin for pin in read_lock().select(target, provider, ["sign"])}
-        asked = [*PROJECT["dependencies"], *(line for extra in (provider, "sign") for line in extra_of(extra))]
+        pins = {pin.name: pin for pin in read_lock().select(target, provider, EXTRAS)}
+        asked = [*PROJECT["dependencies"], *(line for extra in (provider, *EXTRAS) for line in extra_of(extra))]
         for requirement in map(Requirement, asked):
             assert requirement.marker is None or requirement.marker.evaluate(target.environment())
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)].version)
@@ -58,7 +59,7 @@ def extra_of(name: str) -> list[str]:
 def test_the_selection_is_that_of_the_library(target: Target) -> None:
     pylock = Pylock.from_dict(tomllib.loads(LOCK.read_text("utf-8")))
     for provider in providers_of(target):
-        for extras in ([], ["sign"]):
+        for extras in ([], ["sign"], ["serve"], [*EXTRAS]):
             expected = pylock.select(
                 environment={**default_environment(), **target.environment()},
                 tags=target.tags(),

@@ -9,11 +9,11 @@ import pytest
 
 from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from ortkit.runtime.bundle.manifest import CacheType, GenerationDefaults
-from ortkit.runtime.decoder.generation import FinishReason
 from ortkit.runtime.decoder.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.sampler import Sampling
+from ortkit.runtime.decoder.token_choice import FinishReason
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 from tests.tampered import changed_bundle
 

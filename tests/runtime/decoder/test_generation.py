@@ -12,6 +12,7 @@ from ortkit.runtime.decoder.generation import Steps
 from ortkit.runtime.decoder.kv_cache import KVCache
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.prompt_lookup import RUN_COSTS, PromptLookup
+from ortkit.runtime.decoder.token_choice import TokenChoice
 from ortkit.runtime.text.messages import Message
 
 QUOTED = (
@@ -133,14 +134,8 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
     rng = np.random.default_rng(cases)
 
     def read(cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
-        steps = Steps(
-            ModelRunner(decoder.session, cache),
-            ids,
-            max_tokens=1,
-            eos_ids=(),
-            sampling=Sampling(),
-            run_tokens=run_tokens,
-        )
+        choice = TokenChoice(decoder.facts.vocabulary, max_tokens=1)
+        steps = Steps(ModelRunner(decoder.session, cache), ids, choice, run_tokens=run_tokens)
         return steps.prefill()[-1].copy()
 
     for _ in range(cases):

@@ -1,0 +1,469 @@
+"""Continuous batching: many answers of one decoder at once, which share each run of its graph."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import wraps
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from ..arguments import checked_integer, takes_keywords
+from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError, TextError
+from ..session.closing import Closable
+from ..session.memory import SPARE, available_memory, mebibytes
+from ..text.detokenizer import Detokenizer
+from ..text.messages import Messages
+from ..text.stop_strings import StopStrings
+from .batch_engine import Engine, Event, Sequence
+from .decoder import Decoder
+from .generation import Rates, Usage
+from .generation_options import GenerationOptions, checked_options
+from .kv_cache import FIRST_CAPACITY, token_size
+from .prefix_store import PrefixStore
+from .prompt import Prompt, checked_max_tokens
+from .slots import Slots, decodes_together
+from .stream import Answer, AnswerText, Token
+from .token_choice import FinishReason
+
+Result = TypeVar("Result")
+Listener = Callable[[Token | Exception], None]
+"""A function that gets each token of an answer, or the error that ends it, on the engine's thread."""
+_PREFIX_BYTES = 256 << 20
+"""Most bytes of the prefix store by default."""
+_PREFIX_SHARE = 8
+"""By default the prefix store takes at most this part of the free memory, and the slots the rest."""
+_LOGITS = 3
+"""Rows of logits for each sequence: its own, and copies for sampling."""
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """State of a batch, and its token counts since it began."""
+
+    running: int
+    """Sequences in slots."""
+    waiting: int
+    """Sequences that wait for a slot."""
+    slots: int
+    context: int
+    """Limit of prompt and answer of a sequence together, in tokens."""
+    prompt_tokens: int
+    """Of all prompts so far, with those that were cached."""
+    cached_tokens: int
+    """Those of the prompts that were cached."""
+    completion_tokens: int
+    """Of all answers so far."""
+    prefix_bytes: int
+    """Bytes of the prefix store."""
+
+
+class Batch(Closable):
+    """Many answers of one decoder at once (continuous batching). Thread-safe.
+
+    One thread runs all sequences: each run of the graph computes the next token of all of them, and takes little longer
+    than for one. A sequence begins when a slot is free and ends on its own. Between two of those runs at most one part
+    of one prompt is prefilled, so running answers do not stall. Prompts that begin alike are prefilled once (prefix
+    cache): the KV caches of prompts are copied from slot to slot, and from a store of those that have left their slots.
+
+        >>> with Batch(decoder, slots=4, context=64) as batch:
+        ...     streams = [batch.submit(text, max_tokens=8) for text in ("The quick brown fox", "The lazy dog")]
+        ...     [stream.answer().usage.completion_tokens for stream in streams]
+        [8, 8]
+
+    The answer to a request depends neither on what else runs nor on what is cached: it has the tokens and
+    log-probabilities that it would have alone in the batch, bit for bit. With 4-bit weights they may differ from those
+    of `decoder.generate`, whose runs have another number of rows; see `docs/generate.md`. A batch has no prompt lookup:
+    `lookup` has no effect.
+
+    A decoder for a GPU is refused. One whose attention consists of plain operators decodes one sequence after another.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        slots: int = 8,
+        context: int | None = None,
+        prefix_bytes: int | None = None,
+        waiting: int | None = None,
+    ) -> None:
+        """Allocate the KV cache and start the engine.
+
+        `slots` is the number of sequences that run at once, `waiting` that of those that may wait beside them (default:
+        any number). `context` limits prompt and answer together, in tokens; default: that of the decoder, or what there
+        is memory for (half of the free memory, or what `max_memory` leaves). `prefix_bytes` limits the store of
+        prefixes; default: an eighth of the free memory, at most 256 MiB; 0: none. Memory is taken as it is used.
+
+        Raises InputError, ProviderError for a decoder that does not run on the CPU, and OutOfMemoryError, with what
+        fits.
+        """
+        if not isinstance(decoder, Decoder):
+            raise InputError(
+                f"`decoder` must be a Decoder, not {type(decoder).__name__}", hint="open one with `Decoder(bundle)`"
+            )
+        if decoder.session.device != "cpu":
+            raise ProviderError(
+                f"`{decoder.bundle.path}` is for {decoder.session.provider.value}, and a Batch runs on the CPU only",
+                hint="use `generate` or `chat`, or a bundle for the CPU",
+            )
+        self.bundle = decoder.bundle
+        self.session = decoder.session
+        self.decoder = decoder
+        self.slots = checked_integer(slots, "slots")
+        if waiting is not None:
+            checked_integer(waiting, "waiting", least=0)
+        with nullcontext() if decoder.room is None else decoder.room.growing:
+            shares = _divided(decoder, self.slots, context, prefix_bytes)
+            self.context = shares.context
+            """Limit of prompt and answer together, in tokens."""
+            self._engine: Engine | None = Engine(
+                Slots(self.session, decoder.facts, rows=shares.rows, capacity=shares.context),
+                PrefixStore(shares.prefix_bytes),
+                limit=self.slots,
+                waiting=waiting,
+                run_tokens=decoder.run_tokens,
+            )
+            if decoder.room is not None:
+                decoder.room.add(self)
+        self._stats = self.stats
+        self._process = os.getpid()
+        # A daemon does not block the interpreter's exit, at which the finalizer ends it.
+        thread = threading.Thread(target=self._engine.run, name="ortkit-batch", daemon=True)
+        thread.start()
+        self._finalizer = weakref.finalize(self, _end, self._engine, thread, self._process)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.stats.running} running"
+        return f"<Batch {str(self.bundle.path)!r}: {self.slots} slots of {self.context} tokens, {state}>"
+
+    @property
+    def size(self) -> int:
+        """Bytes that KV caches may take."""
+        engine = self._engine
+        return 0 if engine is None else engine.slots.size + engine.store.limit
+
+    @property
+    def stats(self) -> BatchStats:
+        """Its state now; after `close` that at the end."""
+        engine = self._engine
+        if engine is None:
+            return self._stats
+        running, unfinished = engine.running, engine.unfinished
+        return BatchStats(
+            running=running,
+            waiting=max(0, unfinished - running),
+            slots=self.slots,
+            context=self.context,
+            prompt_tokens=engine.prompt_tokens,
+            cached_tokens=engine.cached_tokens,
+            completion_tokens=engine.completion_tokens,
+            prefix_bytes=engine.store.size,
+        )
+
+    @takes_keywords(GenerationOptions)
+    def submit(
+        self, prompt: Prompt, *, listener: Listener | None = None, **options: Unpack[GenerationOptions]
+    ) -> BatchStream:
+        """Queue a raw text or token ids, to be continued with the options of `Decoder.stream`.
+
+        With `listener`, the engine calls it with each token, of which the last has a `finish_reason`, or with the error
+        that ends the answer (an InputError where the batch is closed), instead of queueing them for iteration. All
+        answers wait for it, so it must not block. An answer that its caller cancels sends nothing more.
+
+        Raises what `Decoder.stream` raises, and QueueFullError where `waiting` sequences wait already; before anything
+        is queued.
+
+            >>> with Batch(decoder, slots=2, context=64) as batch:
+            ...     [token.finish_reason for token in batch.submit("The quick brown fox", max_tokens=2)]
+            [None, <FinishReason.LENGTH: 'length'>]
+        """
+        chosen = checked_options(options, self.decoder.sampling)
+        stops = StopStrings(chosen.stop)
+        engine = self._running_engine()
+        ids = self.decoder.prompt_ids(prompt, self.context)
+        room = self.context - len(ids)
+        most = room if chosen.max_tokens is None else checked_max_tokens(chosen.max_tokens, len(ids), self.context)
+        choice = self.decoder.token_choice(ids, chosen, max_tokens=most)
+        sequence = Sequence(ids, choice, AnswerText(Detokenizer(self.decoder.vocabulary, ids), stops))
+        stream = BatchStream(self, engine, sequence, listener)
+        engine.submit(sequence)
+        return stream
+
+    @takes_keywords(GenerationOptions)
+    def submit_chat(
+        self, messages: Messages, *, listener: Listener | None = None, **options: Unpack[GenerationOptions]
+    ) -> BatchStream:
+        """Queue a conversation, to be answered as `Decoder.stream_chat` does; for the rest, see `submit`.
+
+        >>> with Batch(decoder, slots=2, context=64) as batch:
+        ...     batch.submit_chat([{"role": "user", "content": "Hello"}], max_tokens=8).answer().usage.cached_tokens
+        0
+        """
+        prompt = self.decoder.encode_exactly(self.decoder.apply_chat_template(messages))
+        return self.submit(prompt, listener=listener, **options)
+
+    def close(self) -> None:
+        """End all answers and the engine, and free the KV cache; a second call does nothing."""
+        self._stats = self.stats
+        super().close()
+        self._finalizer()
+        self._engine = None
+
+    def check_process(self) -> None:
+        """Raise InputError in a process that was forked: it has no engine."""
+        if os.getpid() != self._process:
+            raise InputError(
+                f"the Batch of `{self.bundle.path}` belongs to process {self._process}, which this one was forked from",
+                hint="make one in each process",
+            )
+
+    def closed_error(self) -> InputError:
+        """The error for those who still wait for an answer."""
+        return self._closed_error()
+
+    def _running_engine(self) -> Engine:
+        self._check_open()
+        self.check_process()
+        engine = self._engine
+        if engine is None:
+            raise self._closed_error()
+        if engine.has_ended:
+            raise OrtkitError("the engine of the batch was ended by an error", hint="make a new Batch")
+        return engine
+
+
+def answer_all(decoder: Decoder, prompts: list[Prompt], *, slots: int, options: GenerationOptions) -> list[Answer]:
+    """The answers to several prompts, in a batch of their own with as many slots as are needed and fit."""
+    slots = min(checked_integer(slots, "slots"), len(prompts))
+    ids = [_numbered(decoder.prompt_ids, index)(prompt, decoder.context) for index, prompt in enumerate(prompts)]
+    if not ids:
+        return []
+    with _largest_batch(decoder, slots, max(map(len, ids)), options.get("max_tokens")) as batch:
+        streams = [_numbered(batch.submit, index)(prompt, **options) for index, prompt in enumerate(ids)]
+        return [stream.answer() for stream in streams]
+
+
+def _largest_batch(decoder: Decoder, slots: int, longest: int, max_tokens: int | None) -> Batch:
+    """A batch for prompts of at most `longest` tokens, with fewer slots where memory is short."""
+    context = None
+    if max_tokens is not None:
+        context = max(2, longest + checked_max_tokens(max_tokens, longest, decoder.context))
+    while True:
+        try:
+            batch = Batch(decoder, slots=slots, context=context, prefix_bytes=0)
+        except OutOfMemoryError:
+            if slots == 1:
+                raise
+        else:
+            if batch.context > longest or slots == 1:
+                return batch
+            batch.close()
+        slots = -(-slots // 2)
+
+
+def _numbered(function: Callable[..., Result], index: int) -> Callable[..., Result]:
+    """A function whose errors name the prompt that was passed to it."""
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Result:
+        try:
+            return function(*arguments, **options)
+        except InputError as error:
+            error.message = f"prompt {index}: {error.message}"
+            if isinstance(error, TextError):
+                error.texts = (index,)
+            raise
+
+    return called
+
+
+class BatchStream(Iterator[Token]):
+    """An iterator over the tokens of one answer of a batch, which are computed whether they are taken or not.
+
+    `text` is the text of the tokens so far. As a context manager, it ends the answer at the end of the block.
+
+        >>> with Batch(decoder, slots=2, context=64) as batch:
+        ...     stream = batch.submit("The quick brown fox", max_tokens=8)
+        ...     "".join(token.text for token in stream) == stream.text
+        True
+    """
+
+    def __init__(self, batch: Batch, engine: Engine, sequence: Sequence, listener: Listener | None) -> None:
+        self._batch = batch
+        """A batch lives as long as one of its answers is computed."""
+        self._engine = engine
+        self._sequence = sequence
+        self._listener = listener
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._taken: list[Token] = []
+        self._error: Exception | None = None
+        self.finish_reason: FinishReason | None = None
+        """Why the answer ended; None before its end."""
+        sequence.deliver = self._receive if listener is None else self._notify
+
+    def __next__(self) -> Token:
+        self._check_iterable()
+        if self.finish_reason is not None:
+            raise StopIteration
+        if self._error is not None:
+            raise self._error
+        self._batch.check_process()
+        event = self._events.get()
+        while self._sequence.cancelled and event is not None and not self._ends(event):
+            event = self._events.get()
+        if event is None or self._sequence.cancelled:
+            self.finish_reason = FinishReason.CANCELLED
+            raise StopIteration
+        if isinstance(event, Exception):
+            self._error = event
+            raise event
+        self._take(event)
+        return event
+
+    def cancel(self) -> None:
+        """End the answer within a step, from any thread: no more tokens follow, and its slot is free."""
+        if self.finish_reason is None and self._error is None:
+            self._engine.cancel(self._sequence)
+
+    def close(self) -> None:
+        """End the answer; a second call does nothing."""
+        self.cancel()
+        if self._listener is None and self._error is None:
+            for _ in self:
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
+        return f"<BatchStream of {len(self._taken)} tokens, {state}>"
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(token.text for token in self._taken)
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts so far."""
+        return self.rates.usage
+
+    @property
+    def rates(self) -> Rates:
+        """The speed so far; the time to the first token includes that of waiting for a slot."""
+        rates = self._taken[-1].rates if self._taken else None
+        return self._sequence.rates if rates is None else rates
+
+    def answer(self) -> Answer:
+        """Wait for the end, and return the complete answer with those tokens that were not taken yet.
+
+        Where a run fails for lack of memory, the OutOfMemoryError has the answer so far, of finish reason `length`.
+        """
+        taken = len(self._taken)
+        try:
+            for _ in self:
+                pass
+        except OutOfMemoryError as error:
+            if self._taken:
+                error.answer = Answer(self.text, tuple(self._taken[taken:]), FinishReason.LENGTH, self.rates)
+            raise
+        reason = self.finish_reason or FinishReason.CANCELLED
+        return Answer(self.text, tuple(self._taken[taken:]), reason, self.rates)
+
+    def _check_iterable(self) -> None:
+        if self._listener is not None:
+            raise InputError("the tokens of this answer go to its `listener`", hint="submit it without one")
+
+    @staticmethod
+    def _ends(event: Token | Exception) -> bool:
+        return isinstance(event, Exception) or event.finish_reason is not None
+
+    def _take(self, token: Token) -> None:
+        self._taken.append(token)
+        self.finish_reason = token.finish_reason
+
+    def _receive(self, event: Event) -> None:
+        """Queue an event; on the engine's thread."""
+        self._events.put(event)
+
+    def _notify(self, event: Event) -> None:
+        """Pass an event to the listener; on the engine's thread."""
+        if self._listener is None or self._sequence.cancelled:
+            self.finish_reason = FinishReason.CANCELLED
+            return
+        if event is None:
+            self.finish_reason = FinishReason.CANCELLED
+            event = self._batch.closed_error()
+        if isinstance(event, Exception):
+            self._error = event
+        else:
+            self._take(event)
+        self._listener(event)
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What a batch takes of the memory."""
+
+    rows: int
+    context: int
+    prefix_bytes: int
+
+
+def _divided(decoder: Decoder, slots: int, context: int | None, prefix_bytes: int | None) -> _Shares:
+    """Divide the memory between slots and prefix store; raises OutOfMemoryError, with what fits, and InputError."""
+    facts, room = decoder.facts, decoder.room
+    if context is not None and not 2 <= checked_integer(context, "context", least=None) <= decoder.context:
+        raise InputError(f"`context` must be from 2 to {decoder.context}, the decoder's, not {context}")
+    if prefix_bytes is not None:
+        checked_integer(prefix_bytes, "prefix_bytes", least=0)
+    # Runs have an even number of rows.
+    rows = slots + slots % 2 if decodes_together(decoder.session, facts) else slots
+    each = rows * token_size(facts)
+    free = available_memory() if room is None else room.available()
+    if free is None:
+        return _Shares(rows, context or decoder.context, _PREFIX_BYTES if prefix_bytes is None else prefix_bytes)
+    free = max(0, free - SPARE - _LOGITS * rows * 4 * facts.vocabulary)
+    if prefix_bytes is None:
+        prefix_bytes = min(_PREFIX_BYTES, free // _PREFIX_SHARE)
+    fits = max(0, free - prefix_bytes) // each
+    if context is None:
+        # The rest of the system needs memory too.
+        most = fits if room is not None else fits // 2
+        wanted = min(FIRST_CAPACITY, decoder.context)
+        context = max(min(decoder.context, most), min(wanted, fits))
+    else:
+        wanted = context
+    if fits < wanted:
+        missing = (wanted - fits) * each
+        remedy = "free memory" if room is None else room.remedy(missing)
+        instead = f"take `context={fits}` or fewer slots" if fits >= 2 else "take fewer slots"
+        raise OutOfMemoryError(
+            f"the KV cache of {slots} slots with a context of {wanted} tokens takes {mebibytes(wanted * each)}, and "
+            f"there is memory for {fits} tokens in each",
+            hint=f"{remedy}, or {instead}",
+        )
+    return _Shares(rows, context, prefix_bytes)
+
+
+def _end(engine: Engine, thread: threading.Thread, process: int) -> None:
+    """End the engine and wait for it: at `close`, at the end of the batch's life, or at the interpreter's exit."""
+    # A forked process has no such thread, and may have its locks as they were held.
+    if os.getpid() != process:
+        return
+    engine.stop()
+    # A listener may drop the last reference to a batch, or close it, on the engine's thread.
+    if threading.current_thread() is not thread:
+        thread.join()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cohere
+import openai
+import pytest
+import uvicorn
+
+from ortkit.toolkit.server.app import create_app
+from ortkit.toolkit.server.metrics import Metrics
+from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.settings import ServerSettings
+from tests.decoders import write_decoder
+from tests.tiny_bundles import write_embedder, write_reranker
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server on the loopback, in a thread of this process."""
+
+    url: str
+    models: ServedModels
+    metrics: Metrics
+    settings: ServerSettings
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """OpenAI's client, which raises for a field of another type than in their API."""
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
+        )
+
+    @property
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
+        )
+
+    @property
+    def cohere(self) -> cohere.ClientV2:
+        return cohere.ClientV2(api_key="none", base_url=self.url, timeout=60)
+
+
+@contextmanager
+def running(models: ServedModels, settings: ServerSettings, metrics: Metrics) -> Iterator[LocalServer]:
+    config = uvicorn.Config(
+        create_app(models, settings, metrics), host="127.0.0.1", port=0, log_level="warning", lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield LocalServer(f"http://127.0.0.1:{port}", models, metrics, settings)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny bundle of each kind."""
+    folder = tmp_path_factory.mktemp("served")
+    return {
+        "tiny-embedder": write_embedder(folder / "embedder").path,
+        "tiny-reranker": write_reranker(folder / "reranker").path,
+        "tiny-decoder": write_decoder(folder / "decoder")[0].path,
+    }
+
+
+@pytest.fixture(scope="session")
+def server(bundles: dict[str, Path]) -> Iterator[LocalServer]:
+    """A server with a tiny bundle of each kind."""
+    settings, metrics = ServerSettings(slots=4, threads=1, max_inputs=100), Metrics()
+    models = ServedModels.open(bundles, settings, metrics)
+    with running(models, settings, metrics) as found:
+        yield found
+    models.close()

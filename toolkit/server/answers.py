@@ -1,0 +1,148 @@
+"""Answers of an LLM in progress: tokens pass from the thread of its batch to the event loop of the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ...runtime.decoder.generation import FinishReason, Usage
+from ...runtime.decoder.stream import Token
+from ...runtime.errors import OrtkitError
+
+if TYPE_CHECKING:
+    from ...runtime.decoder.batch import BatchStream
+    from .metrics import Metrics
+    from .served_models import ServedModel
+
+Arrival = tuple[int, Token]
+"""Which of the answers, and its next token."""
+
+
+class CancelledAnswerError(OrtkitError):
+    """An answer that ended because the server is closing, or its time is over."""
+
+
+@dataclass
+class _Progress:
+    """One answer."""
+
+    stream: BatchStream
+    submitted: float = field(default_factory=perf_counter)
+    first: float | None = None
+    """When its first token came."""
+    finish_reason: FinishReason | None = None
+
+
+class Answers:
+    """The answers to the prompts of one request, in one queue. `cancel` them, whatever happens.
+
+    Made on the event loop; `submit` may be called in a thread.
+    """
+
+    def __init__(self, served: ServedModel, metrics: Metrics) -> None:
+        self._served = served
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
+        self._progress: list[_Progress] = []
+        self._unfinished = 0
+
+    def submit(self, prompts: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
+        """Queue an answer for each prompt with its options; raises as `Batch.submit` does, and then none is queued."""
+        batch = self._served.batch
+        assert batch is not None  # noqa: S101 - a decoder has one
+        try:
+            for index, (ids, options) in enumerate(prompts):
+                stream = batch.submit(list(ids), listener=self._listener(index), **options)
+                self._progress.append(_Progress(stream))
+        except BaseException:
+            self.cancel()
+            raise
+        self._unfinished = len(prompts)
+
+    def _listener(self, index: int) -> Callable[[Token | Exception], None]:
+        def listen(arrived: Token | Exception) -> None:
+            # The loop may have ended before the engine.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._arrivals.put_nowait, (index, arrived))
+
+        return listen
+
+    async def arrivals(self) -> list[Arrival]:
+        """The tokens that have come, at least one; empty after the last. Raises what the engine raised."""
+        if not self._unfinished:
+            return []
+        found = [await self._arrivals.get()]
+        while not self._arrivals.empty():
+            found.append(self._arrivals.get_nowait())
+        return [(index, self._arrived(index, item)) for index, item in found]
+
+    def _arrived(self, index: int, item: Token | Exception) -> Token:
+        if isinstance(item, Exception):
+            raise item
+        progress = self._progress[index]
+        if progress.first is None:
+            progress.first = perf_counter()
+        if item.finish_reason is not None:
+            self._unfinished -= 1
+            progress.finish_reason = item.finish_reason
+            self._count(progress)
+            if item.finish_reason is FinishReason.CANCELLED:
+                raise CancelledAnswerError("the answer was cancelled by the server")
+        return item
+
+    def usage(self, answers: int) -> Usage:
+        """Token counts of all answers; each prompt, which has so many answers, counts once."""
+        found = [progress.stream.usage for progress in self._progress]
+        return Usage(
+            sum(usage.prompt_tokens for usage in found[::answers]),
+            sum(usage.completion_tokens for usage in found),
+            sum(usage.cached_tokens for usage in found[::answers]),
+        )
+
+    def cancel(self) -> None:
+        """End the answers that have not ended: their slots are free within a step."""
+        for progress in self._progress:
+            if progress.finish_reason is None:
+                progress.stream.cancel()
+                progress.finish_reason = FinishReason.CANCELLED
+                self._count(progress)
+
+    def _count(self, progress: _Progress) -> None:
+        rates = progress.stream.rates
+        waited = 0.0
+        if progress.first is not None:
+            waited = max(0.0, progress.first - progress.submitted - rates.first_token_seconds)
+        reason = FinishReason.CANCELLED if progress.finish_reason is None else progress.finish_reason
+        self._metrics.answer(self._served.name, rates, reason.value, waited=waited)
+
+
+async def submitted(answers: Answers, prepare: Callable[[], None]) -> None:
+    """Run `prepare`, which ends with `answers.submit`, in a thread; cancels the answers where the request is."""
+    preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
+    try:
+        await asyncio.shield(preparing)
+    except asyncio.CancelledError:
+        # The thread goes on, and nobody wants what it queues.
+        preparing.add_done_callback(lambda done: _discard(done, answers))
+        raise
+
+
+def _discard(done: asyncio.Future[None], answers: Answers) -> None:
+    if not done.cancelled():
+        done.exception()
+    answers.cancel()
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """Token counts as OpenAI's API has them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
