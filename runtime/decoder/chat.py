@@ -164,7 +164,8 @@ class Chat:
         stream.close()
         self._said = [*self._said, Message(ASSISTANT, stream.text)]
         ids = stream.steps.ids
-        if ids and stream.steps.finish_reason is FinishReason.STOP:
+        # A grammar may end an answer without an end-of-sequence token.
+        if ids and stream.steps.finish_reason is FinishReason.STOP and ids[-1] in self.decoder.facts.eos_ids:
             ids = ids[:-1]
         # Not where a stop string, an incomplete character or a special token makes the text differ from the ids.
         detokenizer = Detokenizer(self.decoder.vocabulary, self._read_ids)

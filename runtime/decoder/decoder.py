@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from threading import Lock
 from typing import Unpack
 
 from ..arguments import checked_integer, takes_keywords
@@ -36,6 +37,7 @@ from .cache_room import CacheRoom
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .golden import compare_answers, golden_answers
+from .grammar import Grammar, GrammarCompiler
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
@@ -90,7 +92,10 @@ class Decoder(Closable):
     - `sampler`: a custom function from logits, float32 (vocabulary,), to a token id. It gets a copy, after penalties
       and bias; `temperature`, `top_k`, `top_p`, `min_p` and `seed` are refused with it.
     - `stop`: a string or strings; the answer ends before them.
-    - `top_logprobs`: number of most probable tokens to report at each position, with log-probabilities.
+    - `top_logprobs`: number of most probable tokens to report at each position, with log-probabilities. They are the
+      model's, before penalties, temperature and grammar.
+    - `grammar`: a grammar of `decoder.grammar` that the answer follows: a JSON schema, for example. `response_format`
+      is the same in the format of OpenAI's API. They work together with all other options.
     - `cache`: a KV cache. The cached prefix of the prompt is not computed again; afterwards the cache holds prompt and
       answer. One answer at a time may use it. On the CPU, cached tokens of a prompt do not change the answer, bit for
       bit. Cached tokens of an earlier answer may, with 4-bit weights: they ran one at a time, and the kernels of the
@@ -175,6 +180,8 @@ class Decoder(Closable):
         """Default sampling parameters: the publisher's recommendation, or greedy decoding."""
         self.run_tokens = run_tokens(manifest, self.facts)
         """Largest number of tokens in one run of the prefill."""
+        self._grammar_lock = Lock()
+        self._made_grammar_compiler: GrammarCompiler | None = None
         self.room: CacheRoom | None = None
         """What `max_memory` leaves for KV caches; None without a limit."""
         if limit is not None:
@@ -347,6 +354,9 @@ class Decoder(Closable):
             raise InputError(
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
+        grammar = chosen.grammar if chosen.schema is None else self.grammar(json_schema=chosen.schema)
+        if grammar is not None and grammar.compiler is not self._grammar_compiler:
+            raise InputError("the grammar was compiled for another model", hint="compile it with `decoder.grammar`")
         return TokenChoice(
             self.facts.vocabulary,
             max_tokens=max_tokens,
@@ -355,8 +365,41 @@ class Decoder(Closable):
             sampling=chosen.sampling,
             sampler=chosen.sampler,
             top_logprobs=top,
+            constraint=None if grammar is None else grammar.start(),
             graph=self.session.path,
         )
+
+    def grammar(
+        self,
+        *,
+        json_schema: Mapping[str, object] | bool | str | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+        choice: Sequence[str] | None = None,
+    ) -> Grammar:
+        """Compile a grammar for answers of this model; it can be used for any number of them, also at once.
+
+        One of: a JSON schema, as a mapping or as text; a regular expression in Rust's syntax, without look-around; a
+        grammar in llguidance's dialect of Lark; or a list of texts to choose from. JSON is written on one line, as
+        Python's `json.dumps` does. An answer of finish reason `stop` matches the grammar as a whole, unless a stop
+        string ended it. Raises InputError, with the reason, for what cannot be compiled or enforced, and
+        MissingPartError without the extra `grammar`.
+
+            >>> answer = decoder.generate("The fox is", grammar=decoder.grammar(choice=["red", "brown"]))
+            >>> answer.text in ("red", "brown")
+            True
+        """
+        return self._grammar_compiler.compile(json_schema=json_schema, regex=regex, lark=lark, choice=choice)
+
+    @property
+    def _grammar_compiler(self) -> GrammarCompiler:
+        """Made when it is first used; raises as `GrammarCompiler` does."""
+        with self._grammar_lock:
+            if self._made_grammar_compiler is None:
+                self._made_grammar_compiler = GrammarCompiler(
+                    self.tokenizer, vocabulary=self.facts.vocabulary, eos_ids=self.facts.eos_ids
+                )
+            return self._made_grammar_compiler
 
     def new_cache(self) -> KVCache:
         """An empty KV cache, for prompts with a common prefix: it is computed once."""

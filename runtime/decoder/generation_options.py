@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from ..arguments import checked_flag, without_none
 from ..errors import InputError
 from ..text.tokenizer import checked_text
+from .grammar import Grammar, schema_of
 from .sampler import Sampler, Sampling
 
 
@@ -41,6 +42,10 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: float | None
     logit_bias: Mapping[int, float] | None
     seed: int | None
+    grammar: Grammar | None
+    """A grammar that the answer follows, compiled by `decoder.grammar`; needs the extra `grammar`."""
+    response_format: Mapping[str, object] | None
+    """The same in the format of OpenAI's API: `{"type": "json_object"}`, or `json_schema` with a schema."""
 
 
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
@@ -58,6 +63,9 @@ class CheckedOptions:
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0
     lookup: bool = True
+    grammar: Grammar | None = None
+    schema: Mapping[str, object] | None = None
+    """The JSON schema of `response_format`."""
 
 
 def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOptions:
@@ -76,7 +84,23 @@ def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOpt
         stop=_checked_stop(given.get("stop", ())),
         top_logprobs=given.get("top_logprobs", 0),
         lookup=checked_flag(given.get("lookup", True), "lookup"),
+        grammar=_checked_grammar(given),
+        schema=schema_of(given["response_format"]) if "response_format" in given else None,
     )
+
+
+def _checked_grammar(given: Mapping[str, Any]) -> Grammar | None:
+    grammar = given.get("grammar")
+    if grammar is None:
+        return None
+    if not isinstance(grammar, Grammar):
+        raise InputError(
+            f"`grammar` must be a Grammar, not {type(grammar).__name__}",
+            hint='compile one with `decoder.grammar(regex="yes|no")`',
+        )
+    if "response_format" in given:
+        raise InputError("`grammar` and `response_format` exclude each other", hint="leave one of them out")
+    return grammar
 
 
 def _check_sampler(sampler: object, given: Mapping[str, Any]) -> None:

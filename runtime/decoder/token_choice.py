@@ -157,6 +157,8 @@ class TokenChoice:
         token = chosen.__index__()
         if not 0 <= token < len(logits):
             raise InputError(f"`sampler` returned token {token}, and the vocabulary has {len(logits)} tokens")
+        if self._constraint is not None and np.isneginf(logits[token]):
+            raise InputError(f"`sampler` returned token {token}, which the grammar does not allow")
         return token
 
     def _add(self, token: int) -> None:

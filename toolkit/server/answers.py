@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.decoder.generation import FinishReason, Usage
+from ...runtime.decoder.generation import Usage
 from ...runtime.decoder.stream import Token
-from ...runtime.errors import OrtkitError
+from ...runtime.decoder.token_choice import FinishReason
+from ...runtime.errors import InputError
+from .api_errors import ClosingError
 
 if TYPE_CHECKING:
     from ...runtime.decoder.batch import BatchStream
@@ -22,18 +23,11 @@ Arrival = tuple[int, Token]
 """Which of the answers, and its next token."""
 
 
-class CancelledAnswerError(OrtkitError):
-    """An answer that ended because the server is closing, or its time is over."""
-
-
 @dataclass
 class _Progress:
     """One answer."""
 
     stream: BatchStream
-    submitted: float = field(default_factory=perf_counter)
-    first: float | None = None
-    """When its first token came."""
     finish_reason: FinishReason | None = None
 
 
@@ -44,20 +38,26 @@ class Answers:
     """
 
     def __init__(self, served: ServedModel, metrics: Metrics) -> None:
+        if served.batch is None:
+            raise InputError(f"`{served.name}` has no batch")
         self._served = served
+        self._batch = served.batch
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._progress: list[_Progress] = []
         self._unfinished = 0
 
+    @property
+    def context(self) -> int:
+        """Limit of prompt and answer together, in tokens."""
+        return self._batch.context
+
     def submit(self, prompts: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
         """Queue an answer for each prompt with its options; raises as `Batch.submit` does, and then none is queued."""
-        batch = self._served.batch
-        assert batch is not None  # noqa: S101 - a decoder has one
         try:
             for index, (ids, options) in enumerate(prompts):
-                stream = batch.submit(list(ids), listener=self._listener(index), **options)
+                stream = self._batch.submit(list(ids), listener=self._listener(index), **options)
                 self._progress.append(_Progress(stream))
         except BaseException:
             self.cancel()
@@ -82,17 +82,18 @@ class Answers:
         return [(index, self._arrived(index, item)) for index, item in found]
 
     def _arrived(self, index: int, item: Token | Exception) -> Token:
+        if isinstance(item, InputError):
+            # The batch was closed: whatever is wrong with a request is raised before it is queued.
+            raise ClosingError from item
         if isinstance(item, Exception):
             raise item
         progress = self._progress[index]
-        if progress.first is None:
-            progress.first = perf_counter()
         if item.finish_reason is not None:
             self._unfinished -= 1
             progress.finish_reason = item.finish_reason
             self._count(progress)
             if item.finish_reason is FinishReason.CANCELLED:
-                raise CancelledAnswerError("the answer was cancelled by the server")
+                raise ClosingError
         return item
 
     def usage(self, answers: int) -> Usage:
@@ -113,12 +114,8 @@ class Answers:
                 self._count(progress)
 
     def _count(self, progress: _Progress) -> None:
-        rates = progress.stream.rates
-        waited = 0.0
-        if progress.first is not None:
-            waited = max(0.0, progress.first - progress.submitted - rates.first_token_seconds)
         reason = FinishReason.CANCELLED if progress.finish_reason is None else progress.finish_reason
-        self._metrics.answer(self._served.name, rates, reason.value, waited=waited)
+        self._metrics.answer(self._served.name, progress.stream.rates, reason.value)
 
 
 async def submitted(answers: Answers, prepare: Callable[[], None]) -> None:

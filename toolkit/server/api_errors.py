@@ -92,6 +92,13 @@ class MediaTypeError(RequestError):
     code = "unsupported_media_type"
 
 
+class ClosingError(OrtkitError):
+    """An answer that the server ended, because it closes or replaces the model."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is closing, or the model was replaced", hint="send the request again")
+
+
 def status_of(error: Exception) -> int:
     """The HTTP status for an error."""
     if isinstance(error, RequestError):
@@ -100,6 +107,8 @@ def status_of(error: Exception) -> int:
         return 429
     if isinstance(error, InputError):
         return 400
+    if isinstance(error, ClosingError):
+        return 503
     # What a request needs does not fit; another request may.
     return 413 if isinstance(error, OutOfMemoryError) else 500
 
@@ -109,7 +118,7 @@ def error_body(error: Exception, api: Api) -> dict[str, Any]:
     message, status = _message_of(error), status_of(error)
     if api is Api.TEI:
         return {"error": message, "error_type": _TEI_TYPES.get(tei_status_of(error), "Backend")}
-    kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
+    kind = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(status, "invalid_request_error")
     return openai_error(message, kind, param=getattr(error, "param", None), code=_code_of(error))
 
 
@@ -121,7 +130,7 @@ def openai_error(message: str, kind: str, *, param: str | None = None, code: str
 def error_response(error: Exception, api: Api = Api.OPENAI) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, JSON and headers for an error; logs an unexpected one."""
     status = tei_status_of(error) if api is Api.TEI else status_of(error)
-    if status >= 500:
+    if status == 500:
         _logger.error("a request failed: %s", error, exc_info=error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 429 else {}
     return status, error_body(error, api), headers

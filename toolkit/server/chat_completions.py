@@ -102,7 +102,7 @@ class ChatCompletion:
         ids = prompt_of(decoder, request)
         generation = request.generation
         check_biases(generation.options, decoder)
-        room = decoder.context - len(ids)
+        room = self._answers.context - len(ids)
         extra = {} if request.response_format is None else {"response_format": request.response_format}
         prompts = [(ids, generation.options_of(answer, room=room) | extra) for answer in range(generation.n)]
         with blaming("messages" if not extra else "response_format"):

@@ -109,7 +109,7 @@ class Completion:
             ids = _ids_of(prompt, f"prompt[{place}]" if len(self._request.prompts) > 1 else "prompt", decoder)
             text = (prompt if isinstance(prompt, str) else _text_of(ids, decoder)) if self._request.echo else ""
             for answer in range(generation.n):
-                prompts.append((ids, generation.options_of(answer, room=decoder.context - len(ids))))
+                prompts.append((ids, generation.options_of(answer, room=self._answers.context - len(ids))))
                 self._echoed.append(text)
         self._offsets = [len(text) for text in self._echoed]
         with blaming("prompt"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ...runtime.bundle.bundle import Bundle
@@ -138,7 +139,7 @@ def create_server_app(
 ) -> ASGIApp:
     """What surrounds the APIs: log, gate, bounds and the page."""
     settings = opened.settings
-    patterns = [(route.path, route.path_regex) for route in app.routes if hasattr(route, "path_regex")]
+    patterns = [(route.path, route.path_regex) for route in app.routes if isinstance(route, Route)]
 
     def endpoint_of(path: str) -> str:
         if path == "/" or path.startswith("/page/"):
@@ -194,7 +195,7 @@ class _Server(uvicorn.Server):
     """Uvicorn's server without its signal handlers, which raise the signal again at the end."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 

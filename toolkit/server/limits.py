@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api_keys import ApiKeys
 from .refusals import RefusedError
-from .request_log import RECORD
+from .request_record import note
 from .settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/openapi.json"})
@@ -71,7 +71,7 @@ class Gate:
             await refused.send(send_with_headers)
             return
         if name is not None:
-            scope.get(RECORD, {})["key"] = name
+            note(key=name)
         await self._app(scope, receive, send_with_headers)
 
     def _shared_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,7 @@ from prometheus_client import (
 
 from ...runtime.decoder.generation import Rates
 from ...runtime.version import __version__
+from . import request_record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The version that every Prometheus reads; with names of ASCII, later ones are the same."""
@@ -83,6 +84,10 @@ class Metrics:
 
     def answer(self, model: str, rates: Rates, finish_reason: str, *, waited: float = 0.0) -> None:
         """Count an answer of an LLM; `waited` is the time in the queue, in seconds, which `rates` leaves out."""
+        request_record.note(model=model, finish_reason=finish_reason)
+        request_record.count(
+            prompt_tokens=rates.prompt_tokens, cached_tokens=rates.reused_tokens, answer_tokens=rates.new_tokens
+        )
         self._prompt.labels(model).inc(rates.prompt_tokens)
         self._queries.labels(model).inc(rates.prompt_tokens)
         self._hits.labels(model).inc(rates.reused_tokens)
@@ -95,6 +100,8 @@ class Metrics:
 
     def encoded(self, model: str, tokens: int) -> None:
         """Count the tokens of a request for embeddings or scores."""
+        request_record.note(model=model)
+        request_record.count(prompt_tokens=tokens)
         self._prompt.labels(model).inc(tokens)
 
     def encoder_batch(self, model: str, texts: int, tokens: int) -> None:

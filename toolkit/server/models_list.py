@@ -23,7 +23,7 @@ def model_entry(served: ServedModel) -> dict[str, Any]:
         "max_model_len": manifest.tokenizer.max_length,
     }
     if served.kind is Kind.DECODER:
-        entry["max_model_len"] = served.decoder.context
+        entry["max_model_len"] = served.context
     if served.kind is Kind.EMBEDDER:
         entry["dimensions"] = served.embedder.dimension
     return entry

@@ -23,15 +23,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
 from .refusals import RefusedError
+from .request_record import RECORD
 
-RECORD = "ortkit.record"
-"""Key of a scope: the fields that a request's line has in the log. The APIs add `model`, tokens and `finish_reason`."""
 CLIENT_CLOSED = 499
 """The status of a request whose client has gone before an answer began, as nginx has it."""
 _MOST_LINES = 10_000
 """Lines that wait to be written; more are counted, and dropped."""
 _LONGEST_TEXT = 1 << 16
 _FRAMES = 12
+_FREQUENT = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that monitoring asks for every few seconds: the log has their failures alone."""
 _LIBRARIES = ("uvicorn.error", "asyncio", "ortkit.server")
 
 
@@ -136,7 +137,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         record: dict[str, Any] = {"id": uuid.uuid4().hex}
-        scope[RECORD] = record
+        token = RECORD.set(record)
         exchange = _Exchange(record, receive, send, keep_texts=self._log_texts)
         begun = time.monotonic()
         self._metrics.request_opened()
@@ -149,6 +150,7 @@ class RequestLog:
                     exchange.send
                 )
         finally:
+            RECORD.reset(token)
             self._metrics.request_closed()
             self._write(scope, exchange, time.monotonic() - begun)
 
@@ -156,6 +158,8 @@ class RequestLog:
         status = exchange.status if exchange.status is not None else CLIENT_CLOSED
         endpoint = self._endpoint_of(scope["path"])
         self._metrics.request(endpoint, status, seconds)
+        if endpoint in _FREQUENT and status < 400:
+            return
         client = scope.get("client")
         fields: MutableMapping[str, object] = {
             "method": scope["method"][:16],

@@ -69,6 +69,11 @@ class ServedModel:
     def decoder(self) -> Decoder:
         return cast("Decoder", self.model)
 
+    @property
+    def context(self) -> int:
+        """Limit of prompt and answer of an LLM together, in tokens."""
+        return self.decoder.context if self.batch is None else self.batch.context
+
     def close(self) -> None:
         """Close the model; requests that use it fail."""
         if self.queue is not None:

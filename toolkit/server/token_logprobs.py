@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...runtime.decoder.decoder import Decoder
-from ...runtime.decoder.generation import FinishReason
 from ...runtime.decoder.stream import Token
+from ...runtime.decoder.token_choice import FinishReason
 
 _LOWEST = -9999.0
 """What OpenAI's API has for a very unlikely token, as JSON has no infinity."""

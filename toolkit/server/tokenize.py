@@ -58,7 +58,7 @@ def tokenize_answer(request: TokenizeRequest, served: ServedModel) -> dict[str, 
             ids = decoder.encode(request.text or "")
         else:
             ids = decoder.encode_exactly(request.text or "")
-        return _answer(ids, decoder.context)
+        return _answer(ids, served.context)
 
 
 def _answer(ids: list[int], limit: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cohere
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -29,22 +30,11 @@ class LocalServer:
     metrics: Metrics
     settings: ServerSettings
 
-    @property
-    def client(self) -> openai.OpenAI:
-        """OpenAI's client, which raises for a field of another type than in their API."""
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
-        )
+    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, headers=headers)
 
-    @property
-    def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
-        )
-
-    @property
-    def cohere(self) -> cohere.ClientV2:
-        return cohere.ClientV2(api_key="none", base_url=self.url, timeout=60)
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=60)
 
 
 @contextmanager
@@ -85,3 +75,25 @@ def server(bundles: dict[str, Path]) -> Iterator[LocalServer]:
     with running(models, settings, metrics) as found:
         yield found
     models.close()
+
+
+@pytest.fixture(scope="session")
+def client(server: LocalServer) -> Iterator[openai.OpenAI]:
+    """OpenAI's client, which raises for a field of another type than in their API."""
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def lenient_client(server: LocalServer) -> Iterator[openai.OpenAI]:
+    """As it is by default: it asks for embeddings in base64, which its strict validation refuses."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def cohere_client(server: LocalServer) -> Iterator[cohere.ClientV2]:
+    with httpx.Client(timeout=60) as connection:
+        yield cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=connection)

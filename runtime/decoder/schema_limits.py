@@ -1,0 +1,81 @@
+"""Limits on JSON schemas that would take a compiler minutes or gigabytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+
+from ..errors import InputError
+
+MOST_VALUES = 20_000
+"""Objects, arrays and other values of a schema."""
+MOST_PROPERTIES = 2_000
+"""Properties of all objects together; a single object with more takes quadratic time: 4,000 take 4 s, 8,000 19 s."""
+MOST_MULTIPLE = 10_000
+"""Least common multiple of all `multipleOf`, without decimal point and final zeros.
+
+A regular expression for multiples of n has n states: n = 9,999,991 takes 3 minutes and 5 GB.
+"""
+DEEPEST = 64
+"""Levels of nested values, two for each object in an object. Parsers have limits of 128."""
+_MOST_DIGITS = 30
+
+
+def check_limits(schema: object) -> None:
+    """Raise InputError for a JSON schema that exceeds a limit, or cannot be held to."""
+    properties, multiple = 0, 1
+    for values, value in enumerate(_values_of(schema), start=1):
+        if isinstance(value, Mapping):
+            properties += _properties_of(value)
+            multiple = math.lcm(multiple, _coefficient(value.get("multipleOf")))
+            _check_unique_keys(value)
+        if values > MOST_VALUES or properties > MOST_PROPERTIES:
+            raise InputError(
+                f"the JSON schema has more than {MOST_VALUES} values, or more than {MOST_PROPERTIES} properties",
+                hint="split it, and ask for the parts one after another",
+            )
+        if multiple > MOST_MULTIPLE:
+            raise InputError(
+                f"the JSON schema has `multipleOf` with a least common multiple over {MOST_MULTIPLE}, not counting "
+                "decimal point and final zeros"
+            )
+
+
+def _values_of(schema: object) -> Iterator[object]:
+    """All values in a value, itself included; raises InputError below the deepest level."""
+    pending = [(schema, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > DEEPEST:
+            raise InputError(f"the JSON schema has more than {DEEPEST} nested levels", hint="use `$defs` and `$ref`")
+        yield value
+        if isinstance(value, Mapping):
+            pending += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            pending += [(inner, depth + 1) for inner in value]
+
+
+def _properties_of(schema: Mapping[str, object]) -> int:
+    """Number of properties that an object schema names."""
+    named = (schema.get(name) for name in ("properties", "patternProperties", "required"))
+    return sum(len(value) for value in named if isinstance(value, (Mapping, list, tuple)))
+
+
+def _coefficient(multiple: object) -> int:
+    """The digits of a number as an integer, without final zeros; 1 for anything else."""
+    if isinstance(multiple, bool) or not isinstance(multiple, (int, float)) or not math.isfinite(multiple):
+        return 1
+    digits = "".join(map(str, Decimal(repr(multiple)).as_tuple().digits)).strip("0")
+    return int(digits[:_MOST_DIGITS] or "1")
+
+
+def _check_unique_keys(schema: Mapping[str, object]) -> None:
+    """Refuse a least number of properties: a grammar counts a key that is repeated twice."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    needed = len(required) if isinstance(required, (list, tuple)) else 0
+    if isinstance(least, (int, float)) and not isinstance(least, bool) and least > max(1, needed):
+        raise InputError(
+            "`minProperties` above 1 is not supported: a grammar cannot tell a repeated key from a new one",
+            hint="name the properties in `required`",
+        )
