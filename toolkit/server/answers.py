@@ -82,12 +82,12 @@ class Answers:
         return [(index, self._arrived(index, item)) for index, item in found]
 
     def _arrived(self, index: int, item: Token | Exception) -> Token:
-        if isinstance(item, InputError):
-            # The batch was closed: whatever is wrong with a request is raised before it is queued.
-            raise ClosingError from item
-        if isinstance(item, Exception):
-            raise item
         progress = self._progress[index]
+        if isinstance(item, Exception):
+            # Where a batch is closed, its answers end as cancelled.
+            if progress.stream.finish_reason is FinishReason.CANCELLED:
+                raise ClosingError from item
+            raise item
         if item.finish_reason is not None:
             self._unfinished -= 1
             progress.finish_reason = item.finish_reason

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from ...runtime.errors import (
     BundleError,
     InputError,
+    MissingPartError,
     OrtkitError,
     OutOfMemoryError,
     QueueFullError,
@@ -177,6 +178,8 @@ def blaming(param: str) -> Iterator[None]:
         raise ContextLengthError(error.message, param=param, hint=error.hint) from error
     except InputError as error:
         raise RequestError(error.message, param=param, hint=error.hint) from error
+    except MissingPartError as error:
+        raise UnsupportedFieldError(error.message, param=param, hint=error.hint) from error
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from ortkit.toolkit.server.app import create_app
+from ortkit.toolkit.server.openapi import openapi_document
+from ortkit.toolkit.server.settings import ServerSettings
+from tests.toolkit.server.conftest import LocalServer
+
+BODY = {"model": "tiny-embedder", "input": "a"}
+JSON = {"content-type": "application/json"}
+
+
+def send(server: LocalServer, content: bytes) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/embeddings", content=content, headers=JSON, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the body is not valid JSON: "),
+        (b"{", "the body is not valid JSON: "),
+        (b'{"input": "\xff"}', "the body is not valid UTF-8: invalid start byte at byte 11"),
+        (b"\xef\xbb\xbf{}", "the body is not valid JSON: "),
+        (b'{"input": NaN}', "the body has `NaN`, which cannot be written as a JSON number"),
+        (b'{"input": 1e999}', "the body has `1e999`, which cannot be written as a JSON number"),
+        (b'{"input": ' + b"9" * 5000 + b"}", "the body has `9999"),
+        (b'{"input": "a", "input": "b"}', "the body has the field `input` more than once"),
+        (b"[" * 100_000, "the JSON in the body is nested too deeply"),
+        (b'{"a":' * 100_000, "the JSON in the body is nested too deeply"),
+        (b"[]", "the body must be an object, not an array"),
+        (b"null", "the body must be an object, not null"),
+    ],
+)
+def test_what_is_not_a_json_object_is_refused(server: LocalServer, content: bytes, message: str) -> None:
+    answer = send(server, content)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", None)
+    assert error["message"].startswith(message)
+
+
+def test_lone_surrogates_are_refused(server: LocalServer) -> None:
+    answer = send(server, b'{"model": "tiny-embedder", "input": ["a", "\\ud800"]}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[1]")
+    assert answer.json()["error"]["message"].startswith("`input[1]` is not valid Unicode")
+    # Nothing of an error has to be valid either.
+    assert send(server, b'{"\\ud800": 1, "model": "tiny-embedder", "input": "a"}').status_code == 400
+    assert send(server, b'{"model": "\\ud800", "input": "a"}').status_code == 400
+
+
+def test_a_body_of_another_type_is_refused(server: LocalServer) -> None:
+    """A page of another site may send text without asking, and not JSON."""
+    answer = httpx.post(f"{server.url}/v1/embeddings", content=json.dumps(BODY), headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    charset = {"content-type": "Application/JSON; charset=utf-8"}
+    answer = httpx.post(f"{server.url}/v1/embeddings", content=json.dumps(BODY), headers=charset)
+    assert answer.status_code == 200
+
+
+def test_unknown_paths_and_methods(server: LocalServer) -> None:
+    answer = server.get("/v1/images")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "there is no such path")
+    answer = server.get("/v1/embeddings")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_models_are_listed(client: openai.OpenAI, server: LocalServer) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == ["tiny-embedder", "tiny-reranker", "tiny-decoder"]
+    found = client.models.retrieve("tiny-decoder")
+    assert (found.id, found.owned_by, found.kind, found.max_model_len) == ("tiny-decoder", "ortkit", "decoder", 1024)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("org/model")
+    assert caught.value.code == "model_not_found"
+    info = server.get("/info").json()
+    assert (info["model_id"], info["model_type"], info["max_input_length"]) == (
+        "tiny-embedder",
+        {"embedding": {"pooling": "mean"}},
+        64,
+    )
+    assert server.get("/info?model=tiny-reranker").json()["model_type"].keys() == {"reranker"}
+    assert server.get("/info?model=x").status_code == 404
+
+
+def test_health_and_readiness(server: LocalServer) -> None:
+    assert server.get("/health").json() == {"status": "ok"}
+    assert server.get("/ready").json()["status"] == "ready"
+    server.models.draining = True
+    try:
+        assert (server.get("/ready").status_code, server.get("/health").status_code) == (503, 200)
+    finally:
+        server.models.draining = False
+
+
+def test_metrics_count_tokens_and_batches(server: LocalServer) -> None:
+    server.post("/v1/embeddings", BODY)
+    text = server.get("/metrics").text
+    assert 'ortkit_prompt_tokens_total{model_name="tiny-embedder"}' in text
+    assert 'ortkit_encoder_batch_size_count{model_name="tiny-embedder"}' in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "special"),
+    [
+        ({"prompt": "The fox"}, True),
+        ({"content": "The fox"}, True),
+        ({"prompt": "The fox", "add_special_tokens": False}, False),
+    ],
+)
+def test_tokenize(server: LocalServer, fields: dict[str, object], *, special: bool) -> None:
+    decoder = server.models.find("tiny-decoder").decoder
+    ids = decoder.encode("The fox") if special else decoder.encode_exactly("The fox")
+    answer = server.post("/tokenize", fields | {"model": "tiny-decoder"}).json()
+    assert answer == {"count": len(ids), "max_model_len": 1024, "tokens": ids}
+    # Without a name it is the LLM's.
+    assert server.post("/tokenize", fields).json() == answer
+
+
+def test_tokenize_messages_and_texts_of_an_embedder(server: LocalServer) -> None:
+    decoder = server.models.find("tiny-decoder").decoder
+    messages = [{"role": "user", "content": "fox"}]
+    ids = decoder.encode_exactly(decoder.apply_chat_template(messages))
+    assert server.post("/tokenize", {"messages": messages}).json()["tokens"] == ids
+    long = "the lazy dog " * 40
+    answer = server.post("/tokenize", {"model": "tiny-embedder", "prompt": long}).json()
+    [count] = server.models.find("tiny-embedder").embedder.count_tokens([long])
+    assert (answer["count"], answer["max_model_len"]) == (count, 64)
+    for fields in ({}, {"prompt": "a", "content": "a"}, {"model": "tiny-reranker", "prompt": "a"}):
+        assert server.post("/tokenize", fields).status_code == 400
+
+
+def test_the_document_is_valid_openapi_and_names_what_is_served(server: LocalServer) -> None:
+    document = server.get("/openapi.json").json()
+    assert document["openapi"] == "3.1.0"
+    for path in document["paths"].values():
+        for operation in path.values():
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                jsonschema.Draft202012Validator.check_schema(body["schema"])
+    schema = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["model"] == {"type": "string", "enum": ["tiny-embedder"]}
+    assert document["paths"].keys() == {
+        route.path.replace("{model:path}", "{model}")
+        for route in create_app(server.models, server.settings, server.metrics).routes
+    }
+
+
+def test_the_document_asks_for_a_key_where_the_server_does(server: LocalServer) -> None:
+    assert "securitySchemes" not in server.get("/openapi.json").json()["components"]
+    document = openapi_document(server.models, ServerSettings(api_keys=Path("keys")))
+    assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert "security" not in document["paths"]["/health"]["get"]
+
+
+def test_a_bug_is_answered_without_its_message(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("the text of a user")
+
+    monkeypatch.setattr("ortkit.toolkit.server.embeddings.read_openai", broken)
+    answer = server.post("/v1/embeddings", BODY)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert answer.json()["error"]["message"] == "the server failed; its log says why"
