@@ -354,7 +354,8 @@ class Decoder(Closable):
             raise InputError(
                 f"`top_logprobs` must be from 0 to {self.facts.vocabulary}, the size of the vocabulary, not {top}"
             )
-        grammar = chosen.grammar if chosen.schema is None else self.grammar(json_schema=chosen.schema)
+        schema = chosen.response_format
+        grammar = chosen.grammar if schema is None else self.grammar(json_schema=schema)
         if grammar is not None and grammar.compiler is not self._grammar_compiler:
             raise InputError("the grammar was compiled for another model", hint="compile it with `decoder.grammar`")
         return TokenChoice(

@@ -64,8 +64,8 @@ class CheckedOptions:
     top_logprobs: int = 0
     lookup: bool = True
     grammar: Grammar | None = None
-    schema: Mapping[str, object] | None = None
-    """The JSON schema of `response_format`."""
+    response_format: Mapping[str, object] | None = None
+    """Its JSON schema; None for text."""
 
 
 def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOptions:
@@ -85,7 +85,7 @@ def checked_options(options: Mapping[str, Any], default: Sampling) -> CheckedOpt
         top_logprobs=given.get("top_logprobs", 0),
         lookup=checked_flag(given.get("lookup", True), "lookup"),
         grammar=_checked_grammar(given),
-        schema=schema_of(given["response_format"]) if "response_format" in given else None,
+        response_format=schema_of(given["response_format"]) if "response_format" in given else None,
     )
 
 

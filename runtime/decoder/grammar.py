@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, MissingPartError
 from ..text.safe_tokenizer import raise_unless_of_tokenizers
 from ..text.tokenizer import checked_text
+from .date_formats import with_exact_dates
 from .schema_limits import check_limits
 from .token_choice import Constraint
 
@@ -259,7 +260,7 @@ def _from_schema(schema: object) -> str:
         raise InputError(f"`json_schema` must be an object, not {type(schema).__name__}")
     check_limits(schema)
     try:
-        text = json.dumps(schema, allow_nan=False, ensure_ascii=False, default=_as_mapping)
+        text = json.dumps(with_exact_dates(schema), allow_nan=False, ensure_ascii=False, default=_as_mapping)
     except (TypeError, ValueError) as error:
         raise InputError(f"`json_schema` is not a JSON value: {error}") from error
     _check_length(text, "`json_schema`")
