@@ -20,7 +20,8 @@ def checked_integer(value: object, name: str, *, least: int | None = 1) -> int:
 
     Without `least`, callers check the range, and say where it comes from.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    # Asking for a protocol takes microseconds, and a server does so for each request.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise InputError(f"`{name}` must be an integer, not {type(value).__name__}")
     number = value.__index__()
     if least is not None and number < least:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 120.0
+_SECONDS = 60.0
 """How long a server may take to start or to end: other processes may stop this one on the way."""
 
 
@@ -58,7 +58,9 @@ class ServedProcess:
         return int(self.url.rpartition(":")[2])
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        """The complete lines, apart from what a terminal would show at Ctrl-C."""
+        lines = self._log.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def log_text(self) -> str:
         return self._log.read_text()

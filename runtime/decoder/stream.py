@@ -55,7 +55,7 @@ class AnswerText:
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self._detokenizer = detokenizer
-        self._stops = stops
+        self.stops = stops
         self._pieces: list[str] = []
 
     def __len__(self) -> int:
@@ -68,10 +68,10 @@ class AnswerText:
 
     def push(self, step: Step, finish_reason: FinishReason | None, rates: Rates) -> Token:
         """The next token, which ends the answer for this reason, with the text that is final now."""
-        text, stopped = self._stops.push(self._detokenizer.push(step.id))
+        text, stopped = self.stops.push(self._detokenizer.push(step.id))
         if not stopped and finish_reason is not None:
-            rest, stopped = self._stops.push(self._detokenizer.end())
-            text += rest if stopped else rest + self._stops.end()
+            rest, stopped = self.stops.push(self._detokenizer.end())
+            text += rest if stopped else rest + self.stops.end()
         self._pieces.append(text)
         reason = FinishReason.STOP if stopped else finish_reason
         return Token(step.id, text, step.logprob, step.top_logprobs, reason, rates)

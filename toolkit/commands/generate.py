@@ -14,10 +14,11 @@ from ..console.help import ExampleCommand
 from ..console.progress import Progress, bar
 from ..io.answer_options import AnswerOptions
 from ..io.answer_output import GenerationStats, Generator, answer_fields, complete_answer, write_text, write_token_lines
+from ..io.grammar_options import compile_grammar, read_grammar
 from ..io.input_format import InputFormat, Source
 from ..io.pipes import carries_input, refuse_pipe_beside
 from ..io.prompts import PromptRecord, located, read_prompts, uses_template
-from ..io.record_options import with_fields
+from ..io.record_options import RESPONSE_FORMAT, with_fields
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import InputOptions, check_argument, refuse_file_name, refuse_file_path
 from ..io.writers import object_to_json
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         "Prompt": "--input --input-format --field --literal --chat --raw --system",
         "Length": LENGTH_OPTIONS,
         "Sampling": SAMPLING_OPTIONS,
+        "Structured output": "--json-schema --regex --grammar",
         "Output": "--json --stream --logprobs --output",
         "Performance": f"{PERFORMANCE_OPTIONS} --save-prefix --load-prefix",
     },
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         'ortkit generate SmolLM2-135M-Instruct-int4 "Why is the sky blue?"',
         'ortkit generate SmolLM2-135M-Instruct-int4 "Summarize this text:" --input notes.txt --max-tokens 100',
         'ortkit generate SmolLM2-135M-Instruct-int4 --raw "Once upon a time" --temperature 0.7',
+        'ortkit generate SmolLM2-135M-Instruct-int4 "Is the sky blue?" --regex "(yes|no)"',
         "ortkit generate SmolLM2-135M-Instruct-int4 < questions.jsonl > answers.jsonl",
     ],
 )
@@ -80,6 +83,9 @@ if TYPE_CHECKING:
 )
 @system_option
 @answer_options
+@once("--json-schema", metavar="FILE", help="Answer in JSON that follows the JSON schema in FILE.")
+@once("--regex", type=Text(), metavar="R", help="Answer with a text that matches the regular expression R as a whole.")
+@once("--grammar", metavar="FILE", help="Answer with a text of the Lark grammar in FILE.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON object with text, tokens, finish reason, usage and rates."
 )
@@ -109,6 +115,9 @@ def generate(
     literal: bool,
     chat: bool | None,
     system: str | None,
+    json_schema: str | None,
+    regex: str | None,
+    grammar: str | None,
     as_json: bool,
     token_lines: bool,
     logprobs: int | None,
@@ -138,6 +147,7 @@ def generate(
     from ...runtime.decoder.decoder import Decoder
 
     options = AnswerOptions.from_command_line()
+    follow = read_grammar(json_schema, regex, grammar)
     input_options = InputOptions(InputFormat(input_format), field, source)
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
@@ -145,8 +155,9 @@ def generate(
         decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
         print_what_fits(decoder)
         templated = uses_template(decoder, chat=chat, system=system)
+        compiled = compile_grammar(decoder, follow)
         cache = decoder.load_cache(load_prefix) if load_prefix is not None else decoder.new_cache()
-        generator = Generator(decoder, templated, system, options, logprobs or 0, cache)
+        generator = Generator(decoder, templated, system, options, logprobs or 0, cache, compiled)
         if prompt is not None and not follows:
             found: str | Iterator[PromptRecord] = prompt
         else:
@@ -253,7 +264,9 @@ def _answer_lines(
     stats = GenerationStats()
     for record in records:
         with located(record.where):
-            stream = generator.start(record.prompt, with_fields(generator.options, record.fields, record.taken))
+            asked = None if RESPONSE_FORMAT in record.taken else record.fields.get(RESPONSE_FORMAT)
+            options = with_fields(generator.options, record.fields, record.taken)
+            stream = generator.start(record.prompt, options, response_format=asked)
         fields, error = _answered(stream, generator.decoder, tokens=tokens)
         _end_if_cancelled(stream)
         file.write(object_to_json(record.fields | fields) + b"\n")

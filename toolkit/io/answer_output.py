@@ -22,6 +22,7 @@ from .writers import object_to_json
 if TYPE_CHECKING:
     from ...runtime.decoder.decoder import Decoder
     from ...runtime.decoder.generation import Rates
+    from ...runtime.decoder.grammar import Grammar
     from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
@@ -40,10 +41,16 @@ class Generator:
     top_logprobs: int
     cache: KVCache
     """Shared by all answers: a common beginning of their prompts is prefilled once."""
+    grammar: Grammar | None = None
+    """What answers follow."""
 
-    def start(self, prompt: Prompt, options: AnswerOptions | None = None) -> Stream:
-        """Start an answer, by default with the options of all; raises InputError as `Decoder.stream` does."""
+    def start(self, prompt: Prompt, options: AnswerOptions | None = None, *, response_format: Any = None) -> Stream:
+        """Start an answer, by default with the options and the grammar of all.
+
+        Raises InputError as `Decoder.stream` does.
+        """
         given = vars(options or self.options) | {"top_logprobs": self.top_logprobs}
+        given |= {"grammar": self.grammar} if response_format is None else {"response_format": response_format}
         if self.chat:
             return self.decoder.stream_chat(as_messages(prompt, self.system), cache=self.cache, **given)
         if not isinstance(prompt, str):

@@ -25,6 +25,8 @@ KINDS: Mapping[str, type] = {
     "lookup": bool,
 }
 """Name of an option of AnswerOptions -> type of its value; `stop` may be a list too."""
+RESPONSE_FORMAT = "response_format"
+"""An option of records alone, as in OpenAI's API: the JSON schema of the answer."""
 _OTHER_NAMES = {
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
@@ -42,7 +44,7 @@ _OTHER_NAMES = {
 _FOREIGN_NAMES = """
     min_tokens min_length min_new_tokens do_sample num_beams best_of num_return_sequences typical_p tfs_z eta_cutoff
     epsilon_cutoff mirostat mirostat_tau mirostat_eta repeat_last_n length_penalty no_repeat_ngram_size logit_bias
-    bad_words stop_token_ids eos_token_id ignore_eos response_format json_schema guided_json guided_regex guided_choice
+    bad_words stop_token_ids eos_token_id ignore_eos json_schema guided_json guided_regex guided_choice
     grammar tool_choice functions function_call parallel_tool_calls stream stream_options logprobs top_logprobs
     generation_config sampling_params reasoning_effort chat_template chat_template_kwargs add_generation_prompt
     continue_final_message keep_alive num_ctx n_ctx n_probs
@@ -78,7 +80,7 @@ def with_fields(options: AnswerOptions, fields: Mapping[str, Any], taken: Iterab
     Raises InputError for an invalid value, and for the name of an option of another program.
     """
     given = {name: value for name, value in fields.items() if name not in set(taken) and value is not None}
-    _refuse_foreign(given, _FOREIGN, names=KINDS)
+    _refuse_foreign(given, _FOREIGN, names=(*KINDS, RESPONSE_FORMAT))
     found = {name: option_value(name, given[name]) for name in KINDS if name in given and given[name] != ""}
     return dataclasses.replace(options, **found)
 

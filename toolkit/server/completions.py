@@ -47,8 +47,7 @@ def read_completion(fields: Fields, settings: ServerSettings) -> CompletionReque
     if echo and logprobs is not None:
         raise RequestError("`echo` with `logprobs` is not supported: those of the prompt are not kept", param="echo")
     fields.refuse("suffix", "the model only continues texts", allowed=("",))
-    n = fields.value("n")
-    fields.refuse("best_of", "use `n`", allowed=(1 if n is None else n,))
+    fields.refuse("best_of", "use `n`", allowed=(1,))
     request = CompletionRequest(
         prompts=_prompts_of(fields, settings.max_inputs),
         echo=echo,

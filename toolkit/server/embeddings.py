@@ -94,10 +94,10 @@ def read_tei(fields: Fields, settings: ServerSettings) -> EmbedRequest:
 
 
 def _texts_of(fields: Fields, name: str, most: int) -> tuple[list[str], bool]:
-    """The texts of a request, and whether it has a single one."""
+    """The texts of a request, and whether it has a single one; an empty text is refused, as in both APIs."""
     found = fields.value(name, required=True)
     if isinstance(found, str):
-        return [text_of(found, name)], True
+        return [text_of(found, name, empty=False)], True
     if not isinstance(found, list):
         raise RequestError(f"`{name}` must be a string or an array of strings, not {kind_of(found)}", param=name)
     check_count(found, name, least=1, most=most)
@@ -109,7 +109,7 @@ def _texts_of(fields: Fields, name: str, most: int) -> tuple[list[str], bool]:
                 param=name,
                 hint="for LangChain's OpenAIEmbeddings, pass `check_embedding_ctx_length=False`",
             )
-    return texts_of(found, name), False
+    return texts_of(found, name, empty=False), False
 
 
 async def embed(request: EmbedRequest, served: ServedModel, metrics: Metrics) -> tuple[NDArray[np.float32], int]:

@@ -67,6 +67,8 @@ class Opened:
     listener: Listener
     keys: ApiKeys | None
     bundles: dict[str, Bundle]
+    digests: dict[str, str]
+    """Of the bundles as they were opened: `Bundle.digest` reads the manifest that is there now."""
     models: ServedModels
     metrics: Metrics
 
@@ -97,6 +99,7 @@ def open_server(plan: Plan, notifier: Notifier | None = None) -> Opened:
         for name, path in plan.bundles.items():
             notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
             bundles[name] = open_bundle(path, settings)
+        digests = {name: bundle.digest for name, bundle in bundles.items()}
         metrics = Metrics()
         notifier.status(f"opening {len(bundles)} models", seconds=_LOAD_SECONDS * len(bundles))
         models = ServedModels.open(bundles, listener.settings, metrics)
@@ -108,7 +111,7 @@ def open_server(plan: Plan, notifier: Notifier | None = None) -> Opened:
     except BaseException:
         listener.close()
         raise
-    return Opened(listener.settings, listener, keys, bundles, models, metrics)
+    return Opened(listener.settings, listener, keys, bundles, digests, models, metrics)
 
 
 def open_bundle(path: str | Path, settings: ServerSettings) -> Bundle:
@@ -302,18 +305,19 @@ class _Service:
         self._notifier.ready(self._status())
 
     async def _reload_bundle(self, name: str, path: str) -> None:
-        old = self._opened.bundles[name]
+        old_digest = self._opened.digests[name]
         try:
             new = await asyncio.to_thread(open_bundle, path, self._settings)
-            if new.digest == old.digest and new.path == old.path:
+            digest = new.digest
+            if digest == old_digest and new.path == self._opened.bundles[name].path:
                 return
             await asyncio.to_thread(self._opened.models.replace, name, new)
         except (OrtkitError, OSError, MemoryError) as error:
             self._failed("bundle", error, model=name)
             return
-        self._opened.bundles[name] = new
+        self._opened.bundles[name], self._opened.digests[name] = new, digest
         self._opened.metrics.reloaded("bundle", worked=True)
-        self._log.event("bundle replaced", model=name, digest=new.digest, old_digest=old.digest)
+        self._log.event("bundle replaced", model=name, digest=digest, old_digest=old_digest)
 
     def _reload_keys(self) -> None:
         keys = self._opened.keys

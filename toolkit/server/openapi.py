@@ -49,7 +49,7 @@ def openapi_document(models: ServedModels, settings: ServerSettings) -> dict[str
 
 def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
     decoder, embedder, reranker = (_names(models, kind) for kind in (Kind.DECODER, Kind.EMBEDDER, Kind.RERANKER))
-    cohere = _cohere_request(reranker, settings)
+    cohere = _cohere_request(models, reranker, settings)
     tei_embed = _tei_embed_request(models, embedder, settings)
     return {
         "/v1/models": {"get": _get("List the models", "ModelList")},
@@ -275,7 +275,7 @@ def _completion_request(names: Schema, settings: ServerSettings) -> Schema:
             "logprobs": _integer(0, 5),
             "echo": _FLAG,
             "suffix": {"const": ""},
-            "best_of": _integer(1, MOST_ANSWERS),
+            "best_of": {"const": 1},
         },
     )
     return fields | {"allOf": [_needs("stream_options", "stream", value=True)]}
@@ -291,9 +291,14 @@ def _dimensions(models: ServedModels) -> Schema:
     return _integer(1, max(found, default=1))
 
 
+def _texts(settings: ServerSettings) -> Schema:
+    text = {"type": "string", "minLength": 1}
+    return {"anyOf": [text, _array(text, 1, settings.max_inputs)]}
+
+
 def _embedding_request(models: ServedModels, names: Schema, settings: ServerSettings) -> Schema:
     return _object(
-        {"model": names, "input": {"anyOf": [_TEXT, _array(_TEXT, 1, settings.max_inputs)]}},
+        {"model": names, "input": _texts(settings)},
         {
             "encoding_format": {"type": "string", "enum": ["float", "base64"]},
             "dimensions": _dimensions(models),
@@ -307,7 +312,7 @@ def _embedding_request(models: ServedModels, names: Schema, settings: ServerSett
 def _tei_embed_request(models: ServedModels, names: Schema, settings: ServerSettings) -> Schema:
     normalized = all(served.embedder.facts.normalize for served in models.of_kind(Kind.EMBEDDER))
     return _object(
-        {"inputs": {"anyOf": [_TEXT, _array(_TEXT, 1, settings.max_inputs)]}},
+        {"inputs": _texts(settings)},
         {
             "model": names,
             "dimensions": _dimensions(models),
@@ -319,14 +324,15 @@ def _tei_embed_request(models: ServedModels, names: Schema, settings: ServerSett
     )
 
 
-def _cohere_request(names: Schema, settings: ServerSettings) -> Schema:
+def _cohere_request(models: ServedModels, names: Schema, settings: ServerSettings) -> Schema:
+    limit = max((served.reranker.max_length for served in models.of_kind(Kind.RERANKER)), default=1)
     document = {"anyOf": [_TEXT, _object({"text": _TEXT}, {})]}
     return _object(
         {"model": names, "query": _query(), "documents": _array(document, 1, settings.max_inputs)},
         {
             "top_n": _integer(1, MOST_TOKENS),
             "return_documents": _FLAG,
-            "max_tokens_per_doc": _integer(1, MOST_TOKENS)
+            "max_tokens_per_doc": _integer(limit, MOST_TOKENS)
             | {"description": "At least the model's limit, at which documents are truncated."},
             "priority": _ANYTHING,
             "user": _ANYTHING,

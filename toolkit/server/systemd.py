@@ -37,6 +37,7 @@ def inherited_sockets(
         except OSError as error:
             raise InputError(f"LISTEN_FDS names the descriptor {descriptor}, which is not a socket") from error
         if opened.type != socket.SOCK_STREAM or not listens:
+            opened.close()
             raise InputError(
                 f"LISTEN_FDS names the descriptor {descriptor}, which is not a listening stream socket",
                 hint="use `ListenStream=` and `Accept=no` in the .socket unit",

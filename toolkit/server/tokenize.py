@@ -30,12 +30,12 @@ def read_tokenize(fields: Fields) -> TokenizeRequest:
         raise MissingFieldError("the field `prompt` is missing", param="prompt")
     if len(given) > 1:
         raise RequestError(f"`{given[0]}` and `{given[1]}` contradict each other", param=given[1])
-    special = fields.flag("add_special_tokens", default=True) and fields.flag("add_special", default=True)
+    special = [fields.flag(name, default=True) for name in ("add_special_tokens", "add_special")]
     messages = read_messages(fields) if given == ["messages"] else None
     fields.ignore("messages")
     text = fields.text("prompt")
     content = fields.text("content")
-    request = TokenizeRequest(fields.text("model"), content if text is None else text, given[0], messages, special)
+    request = TokenizeRequest(fields.text("model"), content if text is None else text, given[0], messages, all(special))
     fields.finish()
     return request
 

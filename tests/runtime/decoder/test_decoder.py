@@ -248,7 +248,7 @@ def test_a_cancelled_answer_has_no_text_but_that_of_its_tokens(decoder: Decoder)
     whole = decoder.generate(FOX, max_tokens=10).text
     stream = decoder.stream(FOX, max_tokens=10, stop=whole[2:] + "and more")
     shown = [next(stream).text for _ in range(9)]
-    assert stream._stops.held
+    assert stream._text.stops.held
 
     stream.cancel()
 

@@ -53,7 +53,7 @@ def test_every_option_of_an_answer_can_stand_in_a_record() -> None:
         ("Temperature", 0.5, "`Temperature` is not an option of ortkit", "write it `temperature`"),
         ("stopSequences", ["a"], "`stopSequences` is not an option of ortkit", "write it `stop`"),
         ("logit_bias", {}, "`logit_bias` is an option that records cannot have", "remove or rename the field; a rec"),
-        ("responseFormat", {}, "`responseFormat` is an option that records cannot have", "remove or rename the field"),
+        ("responseFormat", {}, "`responseFormat` is not an option of ortkit", "write it `response_format`"),
         ("num_ctx", 4096, "`num_ctx` is an option that records cannot have", "remove or rename the field"),
         ("system", "Be brief", "`system` is an option that records cannot have", "put it in `messages`: "),
         ("options", {"seed": 1}, "`options` is an option that records cannot have", "remove or rename the field"),

@@ -30,11 +30,13 @@ class LocalServer:
     metrics: Metrics
     settings: ServerSettings
 
-    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, headers=headers)
+    connection: httpx.Client
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return self.connection.post(path, json=body)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=60)
+        return self.connection.get(path)
 
 
 @contextmanager
@@ -49,8 +51,10 @@ def running(models: ServedModels, settings: ServerSettings, metrics: Metrics) ->
         assert thread.is_alive()
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield LocalServer(f"http://127.0.0.1:{port}", models, metrics, settings)
+        with httpx.Client(base_url=url, timeout=60) as connection:
+            yield LocalServer(url, models, metrics, settings, connection)
     finally:
         server.should_exit = True
         thread.join()

@@ -18,7 +18,7 @@ JSON = {"content-type": "application/json"}
 
 
 def send(server: LocalServer, content: bytes) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/embeddings", content=content, headers=JSON, timeout=60)
+    return server.connection.post("/v1/embeddings", content=content, headers=JSON)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_lone_surrogates_are_refused(server: LocalServer) -> None:
 
 def test_a_body_of_another_type_is_refused(server: LocalServer) -> None:
     """A page of another site may send text without asking, and not JSON."""
-    answer = httpx.post(f"{server.url}/v1/embeddings", content=json.dumps(BODY), headers={"content-type": "text/plain"})
+    answer = server.connection.post("/v1/embeddings", content=json.dumps(BODY), headers={"content-type": "text/plain"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     charset = {"content-type": "Application/JSON; charset=utf-8"}
-    answer = httpx.post(f"{server.url}/v1/embeddings", content=json.dumps(BODY), headers=charset)
+    answer = server.connection.post("/v1/embeddings", content=json.dumps(BODY), headers=charset)
     assert answer.status_code == 200
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
-from ortkit import Decoder
+from ortkit import Decoder, MissingPartError
 from tests.toolkit.server.conftest import LocalServer
 
 MESSAGES = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "The quick brown fox"}]
@@ -255,3 +256,67 @@ def test_a_client_that_goes_away_frees_its_slot(server: LocalServer, *, stream: 
     wait_until(lambda: batch.stats.running == 0 and batch.stats.waiting == 0)
     # Complete answers would have filled the context.
     assert batch.stats.completion_tokens - before < 4 * 900
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"fox": {"enum": ["red", "brown"]}, "legs": {"type": "integer", "minimum": 2, "maximum": 9}},
+    "required": ["fox", "legs"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_follows_a_json_schema(client: openai.OpenAI, *, stream: bool) -> None:
+    options = {
+        "model": "tiny-decoder",
+        "messages": MESSAGES,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}},
+    }
+    if stream:
+        chunks = list(client.chat.completions.create(stream=True, **options))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert chunks[-1].choices[0].finish_reason == "stop"
+    else:
+        [choice] = client.chat.completions.create(**options).choices
+        text = choice.message.content
+        assert choice.finish_reason == "stop"
+    jsonschema.validate(json.loads(text), SCHEMA)
+
+
+def test_an_answer_is_any_json_object(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny-decoder", messages=MESSAGES, response_format={"type": "json_object"}, max_tokens=200
+    )
+    [choice] = answer.choices
+    assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict)
+    assert choice.message.content.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "text"}, "the JSON schema cannot be compiled: "),
+        ({"type": "object", "unevaluatedProperties": False}, "the JSON schema cannot be compiled: "),
+        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, "the JSON schema cannot be compiled: "),
+    ],
+)
+def test_a_schema_that_cannot_be_compiled_is_refused(server: LocalServer, schema: object, message: str) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    body = {"model": "tiny-decoder", "messages": MESSAGES, "response_format": form, "stream": True}
+    answer = server.post("/v1/chat/completions", body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+def test_without_llguidance_a_schema_is_refused(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingPartError("answers cannot follow a grammar", hint="install the extra `grammar`")
+
+    monkeypatch.setattr("ortkit.runtime.decoder.grammar._import_llguidance", missing)
+    decoder = server.models.find("tiny-decoder").decoder
+    monkeypatch.setattr(decoder, "_made_grammar_compiler", None)
+    body = {"model": "tiny-decoder", "messages": MESSAGES, "response_format": {"type": "json_object"}}
+    answer = server.post("/v1/chat/completions", body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
+    assert answer.json()["error"]["message"].endswith("(install the extra `grammar`)")

@@ -91,6 +91,8 @@ def test_long_texts_are_refused_unless_truncation_is_asked_for(server: LocalServ
     [
         ({}, 400, "input", "the field `input` is missing"),
         ({"input": None}, 400, "input", "`input` must not be null"),
+        ({"input": ""}, 400, "input", "`input` must not be empty"),
+        ({"input": ["a", ""]}, 400, "input[1]", "`input[1]` must not be empty"),
         ({"input": []}, 400, "input", "`input` must not be empty"),
         ({"input": [1, 2]}, 400, "input", "`input` must be texts, not token ids"),
         ({"input": [[1, 2]]}, 400, "input", "check_embedding_ctx_length=False"),

@@ -1,0 +1,58 @@
+"""The answer to a request in a batch is the same, bit for bit, whatever runs beside it and whatever is cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ortkit import Batch, Bundle, Decoder
+from ortkit.runtime.bundle.manifest import CacheType
+from ortkit.runtime.decoder import batch_engine
+from tests.batch_traffic import alone, follow_ups, requests, together
+from tests.decoders import write_decoder
+from tests.quantized_decoder import write_quantized
+
+CONTEXT = 320
+FAMILIES: dict[str, Callable[[Path], Bundle]] = {
+    "float32": lambda folder: write_decoder(folder)[0],
+    "float32, window": lambda folder: write_decoder(folder, window=24)[0],
+    "float16 cache": lambda folder: write_decoder(folder, cache=CacheType.FLOAT16)[0],
+    "4 bits in groups of 32": lambda folder: write_quantized(folder, block=32),
+    "4 bits in groups of 64": lambda folder: write_quantized(folder, block=64),
+    "4 bits in groups of 128, window": lambda folder: write_quantized(folder, block=128, window=50),
+    "8 bits in groups of 128": lambda folder: write_quantized(folder, block=128, bits=8),
+    "heads of 256": lambda folder: write_quantized(folder, head_size=256),
+}
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Decoder]:
+    made: dict[str, Decoder] = {}
+
+    def opened(family: str) -> Decoder:
+        if family not in made:
+            made[family] = Decoder(FAMILIES[family](tmp_path_factory.mktemp("batch") / "m"), threads=1)
+        return made[family]
+
+    return opened
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_depends_neither_on_its_neighbours_nor_on_what_is_cached(
+    family: str, decoders: Callable[[str], Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoders(family)
+    asked = requests(1, 12, vocabulary=decoder.facts.vocabulary)
+    expected = alone(decoder, asked, context=CONTEXT)
+    later = follow_ups(asked[:6], expected[:6])
+    expected_later = alone(decoder, later, context=CONTEXT)
+
+    for seed, (slots, chunk, prefix_bytes) in enumerate([(8, 128, None), (3, 2, 1 << 20), (5, 34, 0)]):
+        monkeypatch.setattr(batch_engine, "_CHUNK_BESIDE_ANSWERS", chunk)
+        monkeypatch.setattr(decoder, "run_tokens", (512, 64, 96)[seed])
+        with Batch(decoder, slots=slots, context=CONTEXT, prefix_bytes=prefix_bytes) as batch:
+            assert together(batch, asked, seed) == expected
+            assert together(batch, later, seed) == expected_later
+            assert batch.stats.cached_tokens > 0
