@@ -126,8 +126,8 @@ class TinyDecoder:
             found.append(int(self.logits(found)[-1].argmax()))
         return found[len(ids) :]
 
-    def graph(self, cache: CacheType = CacheType.FLOAT32) -> onnx.ModelProto:
-        """`cache` is the type of its KV cache; if it is float16, the attention alone is."""
+    def graph(self, cache: CacheType = CacheType.FLOAT32, batch: int | str = "batch") -> onnx.ModelProto:
+        """`cache` is the type of its KV cache; if it is float16, the attention alone is. `batch` is the first axis."""
         half = cache is CacheType.FLOAT16
         nodes: list[onnx.NodeProto] = []
 
@@ -178,13 +178,13 @@ class TinyDecoder:
         }
         floats = TensorProto.FLOAT
         cached = TensorProto.FLOAT16 if half else floats
-        shape = ["batch", KV_HEADS, "capacity", HEAD_SIZE]
+        shape = [batch, KV_HEADS, "capacity", HEAD_SIZE]
         kinds = {
-            "input_ids": (TensorProto.INT64, ["batch", "tokens"]),
-            "last_positions": (TensorProto.INT32, ["batch"]),
+            "input_ids": (TensorProto.INT64, [batch, "tokens"]),
+            "last_positions": (TensorProto.INT32, [batch]),
             "total_length": (TensorProto.INT32, []),
             "logit_positions": (TensorProto.INT64, ["positions"]),
-            "logits": (floats, ["batch", "positions", self.vocabulary]),
+            "logits": (floats, [batch, "positions", self.vocabulary]),
         }
 
         def values(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
@@ -224,6 +224,7 @@ def write_decoder(
     window: int | None = None,
     cache: CacheType = CacheType.FLOAT32,
     weights_beside: bool = False,
+    batch: int | str = "batch",
     **facts: object,
 ) -> tuple[Bundle, TinyDecoder]:
     """The bundle of a small decoder, and the decoder; `facts` replace what its manifest says."""
@@ -231,7 +232,10 @@ def write_decoder(
         vocabulary = write_tokenizer(writer.folder / TOKENIZER).get_vocab_size()
         decoder = TinyDecoder.seeded(vocabulary, window=window)
         onnx.save(
-            decoder.graph(cache), writer.folder / GRAPH, save_as_external_data=weights_beside, location=GRAPH_DATA
+            decoder.graph(cache, batch),
+            writer.folder / GRAPH,
+            save_as_external_data=weights_beside,
+            location=GRAPH_DATA,
         )
         manifest = Manifest(
             schema=SCHEMA,

@@ -209,8 +209,8 @@ class Engine:
             row = self._free_row(sequence.prompt)
             self._running[sequence] = row
             sequence.cached = row.length
-            # As in fair queueing, by virtual finish time: a short prompt overtakes a long one, but all that overtake it
-            # have together at most as many tokens as it has.
+            # As in fair queueing, by virtual finish time: a short prompt overtakes a long one, unless as many tokens
+            # were prefilled meanwhile as the long one has.
             sequence.order = self._prefilled + len(sequence.prompt) - row.length
 
     def _free_row(self, prompt: Ids) -> Row:

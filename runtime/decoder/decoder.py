@@ -182,8 +182,8 @@ class Decoder(Closable):
         """Largest number of tokens in one run of the prefill."""
         self._grammar_lock = Lock()
         self._made_grammar_compiler: GrammarCompiler | None = None
+        # What `max_memory` leaves for KV caches.
         self.room: CacheRoom | None = None
-        """What `max_memory` leaves for KV caches; None without a limit."""
         if limit is not None:
             self.room = CacheRoom(limit, self.bundle, self.facts, self._safe_tokenizer, self.run_tokens)
             self.run_tokens = self.room.run_tokens

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ortkit import Batch, Bundle, Decoder
+from benchmarks.texts import held_out_texts
+from ortkit import Batch, Bundle, Decoder, Precision
+from ortkit.exporters import export
 from ortkit.runtime.bundle.manifest import CacheType
 from ortkit.runtime.decoder import batch_engine
-from tests.batch_traffic import alone, follow_ups, requests, together
+from tests.batch_traffic import Request, alone, follow_ups, requests, together
 from tests.decoders import write_decoder
+from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.quantized_decoder import write_quantized
 
 CONTEXT = 320
@@ -55,4 +59,40 @@ def test_an_answer_depends_neither_on_its_neighbours_nor_on_what_is_cached(
         with Batch(decoder, slots=slots, context=CONTEXT, prefix_bytes=prefix_bytes) as batch:
             assert together(batch, asked, seed) == expected
             assert together(batch, later, seed) == expected_later
+            assert batch.stats.cached_tokens > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT4])
+@pytest.mark.parametrize("family", ["exaone4", "gemma2", "gemma3_text", "gpt2", "phi3", "smollm3", "starcoder2"])
+def test_exported_decoders(family: str, precision: Precision, tmp_path: Path) -> None:
+    """With windows in some layers, soft caps, layers without positions, and learned positions in plain attention."""
+    folder = write_checkpoint(tmp_path / "checkpoint", family)
+    decoder = Decoder(export(str(folder), precision=precision, out=tmp_path / "b").bundle, threads=2)
+    # Plain attention reuses whole parts of 64 tokens only.
+    asked = requests(2, 12, vocabulary=decoder.facts.vocabulary, lengths=(1, 33, 66, 130))
+    expected = alone(decoder, asked, context=CONTEXT)
+
+    for slots in (8, 3):
+        with Batch(decoder, slots=slots, context=CONTEXT) as batch:
+            assert together(batch, asked, slots) == expected
+            assert batch.stats.cached_tokens > 0
+
+
+@pytest.mark.slow
+def test_a_real_decoder(smollm_bundle: Bundle) -> None:
+    decoder = Decoder(smollm_bundle, threads=2)
+    ids = decoder.encode(" ".join(held_out_texts(60)))
+    source = random.Random(3)
+    beginnings = [ids[:200], ids[300:340]]
+    asked = []
+    for _ in range(10):
+        start, own = source.randrange(len(ids) - 129), source.choice((1, 64, 129))
+        beginning = source.choice(beginnings)[: source.choice((30, 64, 200))]
+        asked.append(Request(beginning + ids[start : start + own], {"max_tokens": source.choice((4, 16))}))
+    expected = alone(decoder, asked, context=512)
+
+    for slots in (8, 3):
+        with Batch(decoder, slots=slots, context=512) as batch:
+            assert together(batch, asked, slots, pause=0.1) == expected
             assert batch.stats.cached_tokens > 0

@@ -22,8 +22,8 @@ def limited(decoder: Decoder) -> Decoder:
 
 def shrink(decoder: Decoder, tokens: int) -> None:
     """Leave room for the KV cache of so many tokens."""
-    assert decoder._room is not None
-    decoder._room.size = tokens * token_size(decoder.facts)
+    assert decoder.room is not None
+    decoder.room.size = tokens * token_size(decoder.facts)
 
 
 def test_answers_do_not_depend_on_the_limit(decoder: Decoder, limited: Decoder) -> None:
@@ -75,10 +75,10 @@ def test_caches_share_the_room(limited: Decoder) -> None:
 def test_caches_grow_one_at_a_time(limited: Decoder) -> None:
     """Two at once could both find the same room."""
     shrink(limited, 60)
-    assert limited._room is not None
+    assert limited.room is not None
     found: list[int] = []
 
-    with limited._room._growing:
+    with limited.room._growing:
         thread = threading.Thread(target=lambda: found.append(limited.prefill([3] * 20).length))
         thread.start()
         thread.join(0.2)
@@ -91,11 +91,11 @@ def test_a_context_that_does_not_fit(decoder: Decoder) -> None:
     """One that was asked for; the model's own is not, and is shortened."""
     limited = Decoder(decoder.bundle, threads=1, max_memory=resident_memory() + (32 << 20))
     shrink(limited, 40)
-    assert limited._room is not None
+    assert limited.room is not None
 
-    limited._room.check_context(40)
+    limited.room.check_context(40)
     with pytest.raises(OutOfMemoryError) as caught:
-        limited._room.check_context(50)
+        limited.room.check_context(50)
     assert caught.value.message.startswith("the KV cache of a context of 50 tokens takes ")
     assert caught.value.message.endswith("there is room for 40 tokens")
     assert (caught.value.hint or "").endswith("ORTKIT_MAX_MEMORY), or take a shorter context: `--context 40`")
