@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,20 @@ CONTEXT = 1024
 TEXTS = 768
 QUESTION_WORDS = 20
 """Words of news in each question."""
+CHAT = "/v1/chat/completions"
+RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "story",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"title": {"type": "string"}, "story": {"type": "string"}},
+            "required": ["title", "story"],
+            "additionalProperties": False,
+        },
+    },
+}
 GENERATOR_COLUMN = "load generator, CPU cores"
 ORTKIT, LIBRARY, LLAMA = "ortkit serve", "ortkit, the library", "llama.cpp, llama-server"
 
@@ -141,9 +155,9 @@ def chat_bodies(model: str, questions: Sequence[str], max_tokens: int, **options
     ]
 
 
-def rounds_of_questions(streams: int, options: argparse.Namespace) -> list[list[str]]:
+def rounds_of_questions(streams: int, options: argparse.Namespace, *, seed: int = 0) -> list[list[str]]:
     """For each round, warm-up included, the questions for so many streams, no two rounds alike."""
-    endless = questions_of(QUESTION_WORDS, seed=streams)
+    endless = questions_of(QUESTION_WORDS, seed=1000 * seed + streams)
     return [list(islice(endless, streams * options.questions_of_stream)) for _ in range(options.repeats + 1)]
 
 
@@ -235,6 +249,8 @@ def is_ours(name: str) -> bool:
 def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None:
     """Print the table, and write the plot, of tokens per second against streams."""
     rounds = {streams: rounds_of_questions(streams, options) for streams in options.streams}
+    # A server caches the prompts that it has had, so that it gets others for its second kind of answers.
+    others = {streams: rounds_of_questions(streams, options, seed=1) for streams in options.streams}
     with ExitStack() as stack:
         worker_of_library = LineWorker(LIBRARY, "benchmarks.chat_worker", str(options.decoder), str(options.threads))
         library = stack.enter_context(closing(worker_of_library))
@@ -243,19 +259,24 @@ def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None
             asked = rounds[options.streams[0]][number]
             return library.load(questions=asked, max_tokens=options.max_tokens, lookup=lookup)
 
-        def in_server(generator: LineWorker, model: str, streams: int, more: Mapping[str, object], number: int) -> Load:
-            bodies = chat_bodies(model, rounds[streams][number], options.max_tokens, **more)
-            return generator.load(path="/v1/chat/completions", bodies=bodies, clients=streams)
+        def in_server(generator: LineWorker, model: str, streams: int, number: int) -> Load:
+            bodies = chat_bodies(model, rounds[streams][number], options.max_tokens)
+            return generator.load(path=CHAT, bodies=bodies, clients=streams)
+
+        def by_schema(generator: LineWorker, model: str, streams: int, number: int) -> Load:
+            asked = others[streams][number]
+            bodies = chat_bodies(model, asked, options.max_tokens, response_format=RESPONSE_FORMAT)
+            return generator.load(path=CHAT, bodies=bodies, clients=streams)
 
         runs = [Run(LIBRARY, 1, partial(in_library, False)), Run(f"{LIBRARY}, lookup", 1, partial(in_library, True))]
         for target in targets:
             generator = stack.enter_context(closing(load_generator(target)))
-            kinds: dict[str, Mapping[str, object]] = {target.name: {}}
+            kinds = {target.name: in_server}
             if options.schema and target.name == ORTKIT:
-                kinds[f"{target.name}, JSON schema"] = {"response_format": RESPONSE_FORMAT}
+                kinds[f"{target.name}, JSON schema"] = by_schema
             runs += [
-                Run(name, streams, partial(in_server, generator, target.model, streams, more))
-                for name, more in kinds.items()
+                Run(name, streams, partial(load, generator, target.model, streams))
+                for name, load in kinds.items()
                 for streams in options.streams
             ]
         measured = measure_in_turn(runs, options.repeats)
@@ -269,21 +290,6 @@ def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None
         print(note)
     drawn = curves_of(served, tokens_of)
     write_plot(options.chat_plot, f"{MODEL}, {options.threads} threads", "streams", "tokens per second", drawn)
-
-
-RESPONSE_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "story",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {"title": {"type": "string"}, "story": {"type": "string"}},
-            "required": ["title", "story"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 def chat_rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
