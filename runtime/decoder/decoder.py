@@ -16,7 +16,7 @@ from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import GenerationDefaults, Kind, Provider
-from ..errors import BundleError, InputError, TextTooLongError
+from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
@@ -31,6 +31,8 @@ from ..text.messages import EXAMPLE, Messages, messages_of
 from ..text.safe_tokenizer import open_tokenizer
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
+from ..text.tool_calls import ToolForm, form_of, markers_of
+from ..text.tools import ToolChoice, chosen_tools, tools_of
 from . import prompt_cache as saved_cache
 from .cache_memory import memory_of
 from .cache_room import CacheRoom
@@ -46,6 +48,7 @@ from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
 from .token_choice import TokenChoice
+from .tool_use import ToolUse, tool_grammar, with_calls
 
 _SEVERAL = 4
 """Tokens of a prompt that is too long are counted up to this many times the context."""
@@ -243,31 +246,65 @@ class Decoder(Closable):
         return Stream(steps, Detokenizer(self.vocabulary, steps.prompt), stops)
 
     @takes_keywords(GenerationOptions)
-    def chat(self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]) -> Answer:
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: ToolChoice | None = None,
+        cache: KVCache | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Answer:
         """Answer a conversation, given in the format of OpenAI's API, and return the complete answer.
 
         `messages` are `Message` objects or mappings with `role` and `content`, a string or a list of parts of type
         `text`; the model's chat template renders them. For several turns, `Chat` keeps the KV cache. Raises InputError
         for a model without a chat template, and for messages that the template refuses.
 
+        `tools` are functions that the model may call, in the format of OpenAI's API. The answer has the calls in
+        `tool_calls`, and `text` is what stands beside them. `tool_choice` is `auto` (default), `none`, `required`, or a
+        function by its name. With the extra `grammar`, the arguments of calls follow the functions' JSON schemas; what
+        of a schema cannot be enforced is an error for a function with `strict`, and ignored otherwise. Raises
+        InputError for a model whose template does not use tools, or describes calls in a form that is not supported.
+
             >>> answer = decoder.chat([{"role": "user", "content": "Why is the sky blue?"}], max_tokens=8)
             >>> answer.usage.completion_tokens <= 8
             True
         """
-        return self.stream_chat(messages, cache=cache, **options).answer()
+        stream = self.stream_chat(messages, tools=tools, tool_choice=tool_choice, cache=cache, **options)
+        answer = stream.answer()
+        use = self.tool_use(tools, tool_choice=tool_choice)
+        return answer if use is None else with_calls(answer, use)
 
     @takes_keywords(GenerationOptions)
     def stream_chat(
-        self, messages: Messages, *, cache: KVCache | None = None, **options: Unpack[GenerationOptions]
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: ToolChoice | None = None,
+        cache: KVCache | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Stream:
         """Answer a conversation as `chat` does, token by token.
+
+        With `tools`, push the tokens into `decoder.tool_use(tools).parser()`, which divides them into text and calls.
 
         >>> with decoder.stream_chat([{"role": "user", "content": "Hello"}], max_tokens=8) as stream:
         ...     pieces = [token.text for token in stream]
         >>> "".join(pieces) == stream.text
         True
         """
-        return self.stream(self.encode_exactly(self.apply_chat_template(messages)), cache=cache, **options)
+        use = self.tool_use(tools, tool_choice=tool_choice)
+        if use is not None:
+            if options.get("grammar") is not None or options.get("response_format") is not None:
+                raise InputError(
+                    "`tools` cannot be used with `grammar` or `response_format`",
+                    hint='leave one of them out, or pass `tool_choice="none"`',
+                )
+            options["grammar"] = use.grammar
+        prompt = self.apply_chat_template(messages, tools=None if use is None else tools)
+        return self.stream(self.encode_exactly(prompt), cache=cache, **options)
 
     @takes_keywords(GenerationOptions)
     def generate_many(
@@ -300,11 +337,56 @@ class Decoder(Closable):
         rendered = [self.encode_exactly(self.apply_chat_template(messages)) for messages in conversations]
         return self.generate_many(rendered, slots=slots, **options)
 
-    def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+    def tool_use(
+        self, tools: Sequence[Mapping[str, object]] | None, *, tool_choice: ToolChoice | None = None
+    ) -> ToolUse | None:
+        """How an answer uses tools: the grammar that it follows, and the parser of its calls; None without tools.
+
+        Raises InputError for tools and choices that are not valid, and for a model that does not call functions in a
+        supported form; MissingPartError where a call must be made, and the extra `grammar` is not installed.
+
+            >>> decoder.tool_use([], tool_choice="none") is None
+            True
+        """
+        checked = [] if tools is None else tools_of(tools)
+        callable_tools, must = chosen_tools(checked, tool_choice)
+        if not callable_tools:
+            return None
+        template = self._chat_template
+        template.check_tools()
+        form = form_of(template.facts.template)
+        if form is None or (must and form is ToolForm.PYTHONIC):
+            raise InputError(
+                "the model's chat template describes calls of tools in a form that is not supported"
+                if form is None
+                else "`tool_choice` must be `auto` or `none` for a model that writes calls in Python's syntax"
+            )
+        ids = {text: self.tokenizer.token_to_id(text) for text in markers_of(form)}
+        tokens = {text: id_ for text, id_ in ids.items() if id_ is not None}
+        grammar = None
+        if form is not ToolForm.PYTHONIC:
+            try:
+                grammar = tool_grammar(self._grammar_compiler, form, callable_tools, tokens, must=must)
+            except MissingPartError:
+                # The model calls what it likes, and the parser finds it.
+                if must or any(tool.strict for tool in callable_tools):
+                    raise
+        # Special tokens have no text in an answer.
+        special = {id_: text for text, id_ in tokens.items() if id_ in self.vocabulary.special}
+        return ToolUse(form, grammar, special)
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         r"""Render messages as a prompt with the model's chat template; `encode_exactly` converts it to token ids.
 
-        With `add_generation_prompt` it ends where the assistant's message begins. Raises InputError for a model without
-        a chat template, and for messages that the template refuses.
+        With `add_generation_prompt` it ends where the assistant's message begins; `tools` are described to the model.
+        Raises InputError for a model without a chat template, for messages that the template refuses, and for tools
+        that it does not use.
 
             >>> decoder.apply_chat_template([{"role": "user", "content": "Hello"}])
             '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
@@ -312,7 +394,9 @@ class Decoder(Closable):
         template, checked = self._chat_template, messages_of(messages)
         if not checked:
             raise InputError("`messages` must not be empty", hint=EXAMPLE)
-        return template.render(checked, for_answer=add_generation_prompt)
+        return template.render(
+            checked, for_answer=add_generation_prompt, tools=None if tools is None else tools_of(tools)
+        )
 
     def check_chat_template(self) -> None:
         """Raise InputError for a model without a chat template, and BundleError for an invalid one."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 """The schema of any JSON object: OpenAI's `json_object`."""
-_JSON_OPTIONS = {
+JSON_OPTIONS = {
     # One line, as Python's `json.dumps` writes it: what models have read most. Whitespace of any length lets small
     # models write nothing else.
     "item_separator": ", ",
@@ -183,6 +183,10 @@ class GrammarCompiler:
         makers = {"json_schema": _from_schema, "regex": _from_regex, "lark": _from_lark, "choice": _from_choice}
         return self.from_source(form, makers[form](value))
 
+    def is_special(self, token: int) -> bool:
+        """Whether a grammar names this token by its id instead of its text: added tokens such as `<tool_call>`, too."""
+        return bool(self._tokens.is_special_token(token))
+
     def from_source(self, form: str, text: str) -> Grammar:
         """Compile a grammar in llguidance's own format."""
         source = _Source(form, text)
@@ -267,7 +271,7 @@ def _from_schema(schema: object) -> str:
     # Lone surrogates, which JSON can spell.
     checked_text(text, "`json_schema`")
     try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=dict(_JSON_OPTIONS))  # type: ignore[arg-type]
+        return LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON_OPTIONS))  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"the JSON schema cannot be compiled: {_reason(str(error))}") from error
 

@@ -10,6 +10,7 @@ from typing import Self
 from ..errors import OutOfMemoryError
 from ..text.detokenizer import Detokenizer
 from ..text.stop_strings import StopStrings
+from ..text.tools import ToolCall
 from .generation import Rates, Steps, Usage
 from .token_choice import FinishReason, Step, TokenLogprob
 
@@ -43,6 +44,8 @@ class Answer:
     """`stop`, `length` or `cancelled`."""
     rates: Rates = field(repr=False)
     """Speed: prefill, time to first token, decoding."""
+    tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
+    """Calls of tools; `text` is what stands beside them."""
 
     @property
     def usage(self) -> Usage:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from ..bundle.manifest import ChatFacts
 from ..errors import BundleError, InputError
 from .messages import ASSISTANT, SYSTEM, USER, Message
 from .tokenizer import checked_text
+from .tools import Tool
 
 if TYPE_CHECKING:
     import jinja2
@@ -55,11 +56,24 @@ class ChatTemplate:
         except (RecursionError, MemoryError) as error:
             raise BundleError("the chat template is not valid: it is nested too deeply, or too large") from error
 
-    def render(self, messages: Sequence[Message], *, for_answer: bool = True) -> str:
+    @cached_property
+    def uses_tools(self) -> bool:
+        """Whether the template renders tools."""
+        from jinja2 import TemplateError, meta  # noqa: PLC0415
+
+        try:
+            return "tools" in meta.find_undeclared_variables(_environment().parse(self.facts.template))
+        except TemplateError:
+            return False
+
+    def render(
+        self, messages: Sequence[Message], *, for_answer: bool = True, tools: Sequence[Tool] | None = None
+    ) -> str:
         """Render a conversation; with `for_answer` it ends where the assistant's next message begins.
 
-        Raises InputError, with the template's own message, for messages that it refuses, and for a role that it does
-        not support; BundleError for a template that uses a forbidden operation or exceeds a limit.
+        `tools` are rendered as the template describes them to the model. Raises InputError, with the template's own
+        message, for messages that it refuses, and for a role or tools that it does not support; BundleError for a
+        template that uses a forbidden operation or exceeds a limit.
         """
         from jinja2 import TemplateError  # noqa: PLC0415
         from jinja2.exceptions import SecurityError  # noqa: PLC0415
@@ -68,12 +82,20 @@ class ChatTemplate:
 
         for index, message in enumerate(messages):
             self.check(message, index)
-        records = [{"role": message.role, "content": message.content} for message in messages]
-        size = sum(len(message.content) for message in messages)
+        if tools:
+            self.check_tools()
+        records = [message.as_record() for message in messages]
+        tool_records = [tool.record for tool in tools] if tools else None
+        size = sum(message.size for message in messages) + (0 if tool_records is None else len(repr(tool_records)))
+        calls = sum(len(message.tool_calls) for message in messages)
         try:
-            with spending(Budget(size, items=3 * len(messages))):
+            with spending(Budget(size, items=3 * (len(messages) + calls) + len(tools or ()))):
                 text = self.template.render(
-                    self.facts.tokens, messages=records, tools=None, documents=None, add_generation_prompt=for_answer
+                    self.facts.tokens,
+                    messages=records,
+                    tools=tool_records,
+                    documents=None,
+                    add_generation_prompt=for_answer,
                 )
         except TemplateLimitError as error:
             raise BundleError(f"the chat template {error}") from error
@@ -94,8 +116,17 @@ class ChatTemplate:
         except InputError as error:
             raise BundleError(error.message) from error
 
+    def check_tools(self) -> None:
+        """Raise InputError for a template that does not use tools."""
+        if not self.uses_tools:
+            raise InputError(
+                "the model's chat template does not use tools", hint="use a model that was trained to call functions"
+            )
+
     def check(self, message: Message, index: int) -> None:
         checked_text(message.content, f"the content of message {index}")
+        if message.tool_calls and "tool_calls" not in self.facts.template:
+            raise InputError(f"message {index} has `tool_calls`, which the model's chat template does not use")
         # Many templates render any role, and the model was trained on few.
         named = f"'{message.role}'" in self.facts.template or f'"{message.role}"' in self.facts.template
         if message.role not in _USUAL_ROLES and not named:

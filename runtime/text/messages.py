@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from .tokenizer import checked_text
+from .tools import ToolCall, calls_of, parsed_arguments
 
-ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
+ASSISTANT, SYSTEM, USER, TOOL = "assistant", "system", "user", "tool"
+_FIELDS = {ASSISTANT: ("role", "content", "tool_calls"), TOOL: ("role", "content", "tool_call_id", "name")}
+"""Fields of a message by its role; of others: `role` and `content`."""
 EXAMPLE = '[{"role": "user", "content": "Hello"}]'
 
 
@@ -23,6 +26,40 @@ class Message:
     role: str
     """Usually `system`, `user` or `assistant`; the model's chat template decides."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls in a message of the assistant, whose content may be empty."""
+    tool_call_id: str | None = None
+    """The call that a message of role `tool` answers."""
+    name: str | None = None
+    """The function that was called, in a message of role `tool`."""
+
+    def __repr__(self) -> str:
+        fields = {name: value for name, value in vars(self).items() if value or name in ("role", "content")}
+        return f"Message({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    def as_record(self) -> dict[str, object]:
+        """The message as chat templates expect it: the arguments of calls are objects, and no content is empty."""
+        record: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            record["tool_calls"] = [
+                {
+                    **({"id": call.id} if call.id else {}),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": parsed_arguments(call.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id is not None:
+            record["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            record["name"] = self.name
+        return record
+
+    @property
+    def size(self) -> int:
+        """Characters of all its texts."""
+        calls = sum(len(call.id) + len(call.name) + len(call.arguments) for call in self.tool_calls)
+        return len(self.content) + len(self.tool_call_id or "") + len(self.name or "") + calls
 
 
 Messages = Iterable[Message | Mapping[str, object]]
@@ -42,18 +79,30 @@ def messages_of(messages: Messages) -> list[Message]:
 
 def _message_of(message: object, index: int) -> Message:
     if isinstance(message, Message):
-        message = {"role": message.role, "content": message.content}
+        # The same checks as for mappings.
+        message = vars(message) | {"tool_calls": message.tool_calls or None}
     if not isinstance(message, Mapping):
         raise InputError(f"message {index} must have `role` and `content`, not be {type(message).__name__}")
-    for name in ("role", "content"):
+    # The content of an assistant's message with calls may be null.
+    needed = ("role",) if message.get("role") == ASSISTANT and message.get("tool_calls") else ("role", "content")
+    for name in needed:
         if message.get(name) is None:
             raise InputError(f"message {index} has no `{name}`", hint=f"messages look like {EXAMPLE}")
-    # Clients write fields that they do not use as null.
-    others = [name for name, value in message.items() if name not in ("role", "content") and value is not None]
-    if others:
-        raise InputError(f"message {index} has the field `{others[0]}`; supported: `role`, `content`")
     role = checked_text(message["role"], f"the role of message {index}")
-    return Message(role, _content_of(message["content"], index))
+    fields = _FIELDS.get(role, ("role", "content"))
+    # Clients write fields that they do not use as null.
+    others = [name for name, value in message.items() if name not in fields and value is not None]
+    if others:
+        supported = ", ".join(f"`{name}`" for name in fields)
+        raise InputError(f"message {index} has the field `{others[0]}`; supported: {supported}")
+    content, calls, call_id, called = (message.get(key) for key in ("content", "tool_calls", "tool_call_id", "name"))
+    return Message(
+        role,
+        "" if content is None else _content_of(content, index),
+        () if calls is None else calls_of(calls, index),
+        None if call_id is None else checked_text(call_id, f"`tool_call_id` of message {index}"),
+        None if called is None else checked_text(called, f"the name of message {index}"),
+    )
 
 
 def _content_of(content: object, index: int) -> str:

@@ -124,7 +124,7 @@ async def submitted(answers: Answers, prepare: Callable[[], None]) -> None:
     try:
         await asyncio.shield(preparing)
     except asyncio.CancelledError:
-        # The thread goes on, and nobody wants what it queues.
+        # The thread continues, and nobody wants what it queues.
         preparing.add_done_callback(lambda done: _discard(done, answers))
         raise
 

@@ -13,13 +13,14 @@ from ...runtime.decoder.stream import Token
 from ...runtime.errors import BundleError
 from .answers import Answers, submitted, usage_json
 from .api_errors import RequestError, blaming, error_response
+from .chat_deltas import ChatDeltas
 from .chat_messages import read_messages, read_response_format, read_tool_choice, read_tools
 from .generation_request import MOST_TOKENS, GenerationRequest, check_biases, read_generation
 from .metrics import Metrics
 from .request_fields import Fields
 from .served_models import ServedModel
 from .settings import ServerSettings
-from .sse import DONE, event
+from .sse import DONE, EventTemplate, event
 from .token_logprobs import chat_logprobs
 
 MOST_LOGPROBS = 20
@@ -52,11 +53,18 @@ def read_chat(fields: Fields, settings: ServerSettings) -> ChatRequest:
     tools = read_tools(fields)
     for name, why in _REFUSED.items():
         fields.refuse(name, why, allowed=_ALLOWED.get(name, ()))
+    tool_choice, response_format = read_tool_choice(fields, tools), read_response_format(fields)
+    if response_format is not None and tools and tool_choice != "none":
+        raise RequestError(
+            "`response_format` and `tools` contradict each other",
+            param="response_format",
+            hint="leave one of them out, or send `tool_choice`: `none`",
+        )
     request = ChatRequest(
         messages=messages,
         tools=tools,
-        tool_choice=read_tool_choice(fields, tools),
-        response_format=read_response_format(fields),
+        tool_choice=tool_choice,
+        response_format=response_format,
         logprobs=logprobs,
         max_tokens_field=next(iter(given), "max_completion_tokens"),
         generation=read_generation(
@@ -87,6 +95,8 @@ class ChatCompletion:
         self._request = request
         self._served = served
         self._answers = Answers(served, metrics)
+        self._deltas: list[ChatDeltas] = []
+        """What converts the tokens of each answer."""
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time())
 
@@ -99,13 +109,20 @@ class ChatCompletion:
 
     def _prepare(self) -> None:
         decoder, request = self._served.decoder, self._request
-        ids = prompt_of(decoder, request)
         generation = request.generation
+        with blaming("tools"):
+            use = decoder.tool_use(request.tools, tool_choice=request.tool_choice)
+        ids = prompt_of(decoder, request.messages, None if use is None else request.tools)
         check_biases(generation.options, decoder)
         room = self._answers.context - len(ids)
-        extra = {} if request.response_format is None else {"response_format": request.response_format}
+        extra: dict[str, Any] = {}
+        if use is not None and use.grammar is not None:
+            extra["grammar"] = use.grammar
+        elif request.response_format is not None:
+            extra["response_format"] = request.response_format
+        self._deltas = [ChatDeltas(None if use is None else use.parser()) for _ in range(generation.n)]
         prompts = [(ids, generation.options_of(answer, room=room) | extra) for answer in range(generation.n)]
-        with blaming("messages" if not extra else "response_format"):
+        with blaming("response_format" if "response_format" in extra else "messages"):
             self._answers.submit(prompts)
 
     async def whole(self) -> dict[str, Any]:
@@ -119,21 +136,24 @@ class ChatCompletion:
         return self._envelope("chat.completion", choices) | {"usage": usage}
 
     def _choice(self, index: int, tokens: list[Token]) -> dict[str, Any]:
-        text = "".join(token.text for token in tokens)
+        deltas = self._deltas[index]
+        for token in tokens:
+            deltas.push(token)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": deltas.message(),
             "logprobs": chat_logprobs(tokens, self._served.decoder) if self._request.logprobs else None,
-            "finish_reason": _reason_of(tokens[-1]),
+            "finish_reason": deltas.finish_reason(tokens[-1]),
         }
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events; an error in the middle of it is the last one."""
+        template = self._template()
         try:
             start = [self._delta(index, {"role": "assistant", "content": ""}) for index in self._indices]
-            yield b"".join(event(self._chunk([choice])) for choice in start)
+            yield b"".join(template.event([choice]) for choice in start)
             while arrived := await self._answers.arrivals():
-                parts = [event(self._chunk([choice])) for one in arrived for choice in self._deltas(*one)]
+                parts = [template.event([choice]) for one in arrived for choice in self._parts(*one)]
                 if parts:
                     yield b"".join(parts)
             if self._request.generation.include_usage:
@@ -149,30 +169,27 @@ class ChatCompletion:
     def _indices(self) -> range:
         return range(self._request.generation.n)
 
-    def _deltas(self, index: int, token: Token) -> list[dict[str, Any]]:
+    def _parts(self, index: int, token: Token) -> list[dict[str, Any]]:
         """What a token adds to the stream: nothing where its text is held back, a chunk of its own for the end."""
-        found = []
-        if token.text or self._request.logprobs:
-            logprobs = chat_logprobs([token], self._served.decoder) if self._request.logprobs else None
-            if token.text or (logprobs is not None and logprobs["content"]):
-                found.append(self._delta(index, {"content": token.text}, logprobs=logprobs))
+        deltas = self._deltas[index]
+        found = [self._delta(index, delta) for delta in deltas.push(token)]
+        if self._request.logprobs:
+            logprobs = chat_logprobs([token], self._served.decoder)
+            if logprobs["content"]:
+                # One chunk of a token has them, even where its text is held back.
+                found = found or [self._delta(index, {"content": ""})]
+                found[0]["logprobs"] = logprobs
         if token.finish_reason is not None:
-            found.append(self._delta(index, {}, finish_reason=_reason_of(token)))
+            found.append(self._delta(index, {}, finish_reason=deltas.finish_reason(token)))
         return found
 
-    def _delta(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        *,
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-    ) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _delta(self, index: int, delta: dict[str, Any], *, finish_reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _template(self) -> EventTemplate:
+        """The events of the stream, which differ in their choices."""
         usage = {"usage": None} if self._request.generation.include_usage else {}
-        return self._envelope("chat.completion.chunk", choices) | usage
+        return EventTemplate(self._envelope("chat.completion.chunk", []) | usage, "choices")
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -185,15 +202,11 @@ class ChatCompletion:
         }
 
 
-def prompt_of(decoder: Decoder, request: ChatRequest) -> list[int]:
+def prompt_of(decoder: Decoder, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
     """The token ids of a conversation; raises RequestError for one that the model's template refuses."""
     with blaming("messages"):
         try:
-            return decoder.encode_exactly(decoder.apply_chat_template(request.messages))
+            return decoder.encode_exactly(decoder.apply_chat_template(messages, tools=tools))
         except BundleError as error:
             # The template has answered other messages.
             raise RequestError(error.message, param="messages", hint=error.hint) from error
-
-
-def _reason_of(token: Token) -> str:
-    return "" if token.finish_reason is None else token.finish_reason.value

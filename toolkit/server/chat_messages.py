@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...runtime.text.messages import ASSISTANT, SYSTEM, USER
@@ -13,6 +14,8 @@ _ROLES = (SYSTEM, "developer", USER, ASSISTANT, TOOL)
 MOST_MESSAGES = 4096
 MOST_TOOLS = 128
 """As in OpenAI's API."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""The names of functions in OpenAI's API."""
 _PARTS = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "videos"}
 """Types of content that other models take."""
 
@@ -25,8 +28,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
 
 def _message_of(message: Fields) -> dict[str, Any]:
     role = message.required_choice("role", _ROLES)
-    # No template reads it.
-    message.text("name")
+    name = message.text("name")
     read: dict[str, Any] = {"role": SYSTEM if role == "developer" else role}
     if role == ASSISTANT:
         calls = message.objects("tool_calls", most=MOST_TOOLS)
@@ -37,6 +39,8 @@ def _message_of(message: Fields) -> dict[str, Any]:
         message.refuse("refusal", "put it into `content`")
         message.ignore("annotations")
     if role == TOOL:
+        # The function; that of a person is not for any template.
+        read["name"] = name
         read["tool_call_id"] = message.required_text("tool_call_id")
     content = message.value("content", required="tool_calls" not in read)
     read["content"] = "" if content is None else _text_of(content, message.path("content"))
@@ -88,7 +92,7 @@ def read_tools(fields: Fields) -> list[dict[str, Any]]:
     for tool in fields.objects("tools", most=MOST_TOOLS) or []:
         tool.required_choice("type", ("function",))
         function = tool.required_fields("function")
-        name = function.required_text("name", empty=False)
+        name = _function_name(function)
         if name in names:
             raise RequestError(f"two tools have the name `{name}`", param=function.path("name"))
         names.add(name)
@@ -97,14 +101,24 @@ def read_tools(fields: Fields) -> list[dict[str, Any]]:
         if description is not None:
             read["description"] = description
         parameters = function.fields("parameters")
-        read["parameters"] = {"type": "object", "properties": {}}
         if parameters is not None:
+            parameters.choice("type", ("object",))
             read["parameters"] = function.value("parameters")
-        function.flag("strict")
+        if function.flag("strict"):
+            read["strict"] = True
         function.finish()
         tool.finish()
         tools.append({"type": "function", "function": read})
     return tools
+
+
+def _function_name(function: Fields) -> str:
+    name = function.required_text("name", empty=False)
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            f"`{function.path('name')}` must be 1 to 64 letters, digits, `_` and `-`", param=function.path("name")
+        )
+    return name
 
 
 def read_tool_choice(fields: Fields, tools: list[dict[str, Any]]) -> str | dict[str, Any]:

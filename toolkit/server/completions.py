@@ -19,7 +19,7 @@ from .metrics import Metrics
 from .request_fields import Fields, check_count, kind_of, text_of
 from .served_models import ServedModel
 from .settings import ServerSettings
-from .sse import DONE, event
+from .sse import DONE, EventTemplate, event
 from .token_logprobs import completion_logprobs
 
 _MAX_TOKENS = 16
@@ -128,13 +128,14 @@ class Completion:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events; an error in the middle of it is the last one."""
+        template = self._template()
         try:
             if self._request.echo:
                 choices = [self._choice(index, text, []) for index, text in enumerate(self._echoed)]
-                yield b"".join(event(self._chunk([choice])) for choice in choices)
+                yield b"".join(template.event([choice]) for choice in choices)
             while arrived := await self._answers.arrivals():
                 parts = [
-                    event(self._chunk([self._choice(index, token.text, [token])]))
+                    template.event([self._choice(index, token.text, [token])])
                     for index, token in arrived
                     if token.text or token.finish_reason is not None or self._request.logprobs is not None
                 ]
@@ -165,9 +166,10 @@ class Completion:
             "finish_reason": None if reason is None else reason.value,
         }
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _template(self) -> EventTemplate:
+        """The events of the stream, which differ in their choices."""
         usage = {"usage": None} if self._request.generation.include_usage else {}
-        return self._envelope(choices) | usage
+        return EventTemplate(self._envelope([]) | usage, "choices")
 
     def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -7,10 +7,11 @@ import contextlib
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
@@ -83,8 +84,16 @@ class Opened:
         self.close()
 
 
-def open_server(plan: Plan, notifier: Notifier | None = None) -> Opened:
-    """Check and open everything, what is fast first; raises OrtkitError for what cannot be served."""
+def open_server(
+    plan: Plan,
+    notifier: Notifier | None = None,
+    *,
+    held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Opened:
+    """Check and open everything, what is fast first; raises OrtkitError for what cannot be served.
+
+    `held` gives a context in which no signal raises.
+    """
     from .served_models import ServedModels
 
     notifier = notifier if notifier is not None else Notifier({})
@@ -93,8 +102,10 @@ def open_server(plan: Plan, notifier: Notifier | None = None) -> Opened:
         raise InputError("there is no bundle to serve", hint="name at least one: `ortkit serve BUNDLE`")
     keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
     limit = max_memory_of(settings.max_memory)
-    listener = open_listener(settings, inherited_sockets())
+    listener: Listener | None = None
     try:
+        with held():
+            listener = open_listener(settings, inherited_sockets())
         bundles = {}
         for name, path in plan.bundles.items():
             notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
@@ -109,7 +120,8 @@ def open_server(plan: Plan, notifier: Notifier | None = None) -> Opened:
             models.close()
             raise
     except BaseException:
-        listener.close()
+        if listener is not None:
+            listener.close()
         raise
     return Opened(listener.settings, listener, keys, bundles, digests, models, metrics)
 
@@ -167,31 +179,55 @@ def run(plan: Plan, *, started: Callable[[Opened], None] = lambda _opened: None)
     `started` is called when requests are accepted.
     """
     notifier = Notifier()
-    with _signals_while_opening(), ServerLog() as log:
+    with _Stop() as stop, ServerLog() as log:
         LibraryLog.install(log)
         try:
-            with open_server(plan, notifier) as opened:
-                return asyncio.run(_Service(plan, opened, log, notifier, started).run())
+            with open_server(plan, notifier, held=stop.held) as opened:
+                if not stop.came:
+                    return asyncio.run(_Service(plan, opened, log, notifier, started).run())
         except StoppedError:
-            log.event("stopped", reason="SIGTERM while opening")
-            return 0
+            pass
+        except Exception:
+            # What a library made of it: onnxruntime reports that its initialization failed.
+            if not stop.came:
+                raise
+        log.event("stopped", reason="SIGTERM while opening")
+        return 0
 
 
-@contextlib.contextmanager
-def _signals_while_opening() -> Iterator[None]:
-    """At SIGTERM, leave with what is open closed; SIGHUP is for later."""
+class _Stop:
+    """SIGTERM while the models are opened: leave, with what is open closed. SIGHUP is for later."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise StoppedError
+    def __init__(self) -> None:
+        self.came = False
+        self._is_held = False
+        self._before: dict[int, Any] = {}
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        if not self._is_held:
+            raise StoppedError
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Raise after the block, for what must not be left half done, such as a socket that nobody would remove."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self.came:
+            raise StoppedError
 
 
 class _Server(uvicorn.Server):

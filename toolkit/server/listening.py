@@ -130,7 +130,7 @@ def _open_unix(settings: ServerSettings, path: Path) -> Listener:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove the socket of a server that has ended; raises OrtkitError where one answers, or it is no socket."""
+    """Remove the socket of a server that has ended; raises OrtkitError where one answers, or it is not a socket."""
     try:
         mode = path.lstat().st_mode
     except OSError:

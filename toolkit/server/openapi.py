@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...runtime.bundle.manifest import Kind
+from ...runtime.text.tool_calls import form_of
 from ...runtime.version import __version__
+from .chat_messages import MOST_MESSAGES, MOST_TOOLS
 from .generation_request import MOST_ANSWERS, MOST_BIASES, MOST_STOPS, MOST_TOKENS
 from .openapi_answers import ANSWERS, ERRORS, TEI_ERRORS, reference
-from .openapi_chat import message_schema, response_format_schema, tool_choice_schema, tool_schema
+from .openapi_chat import message_schema, response_format_schema, tool_choice_schema, tool_rules, tool_schema
 from .served_models import ServedModels
 from .settings import ServerSettings
 
@@ -50,6 +52,7 @@ def openapi_document(models: ServedModels, settings: ServerSettings) -> dict[str
 def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
     decoder, embedder, reranker = (_names(models, kind) for kind in (Kind.DECODER, Kind.EMBEDDER, Kind.RERANKER))
     cohere = _cohere_request(models, reranker, settings)
+    chat = _chat_request(models, decoder)
     tei_embed = _tei_embed_request(models, embedder, settings)
     return {
         "/v1/models": {"get": _get("List the models", "ModelList")},
@@ -57,9 +60,7 @@ def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
             "get": _get("Describe a model", "Model", statuses=(404,))
             | {"parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}]}
         },
-        "/v1/chat/completions": {
-            "post": _post("Answer a conversation", _chat_request(decoder), "ChatCompletion", "ChatCompletionChunk")
-        },
+        "/v1/chat/completions": {"post": _post("Answer a conversation", chat, "ChatCompletion", "ChatCompletionChunk")},
         "/v1/completions": {
             "post": _post("Continue texts", _completion_request(decoder, settings), "Completion", "Completion")
         },
@@ -239,23 +240,37 @@ def _needs(field: str, other: str, value: object) -> Schema:
     }
 
 
-def _chat_request(names: Schema) -> Schema:
+def _calls_tools(models: ServedModels) -> bool:
+    """Whether the template of a model describes calls of tools in a form that is supported."""
+    chats = [served.decoder.facts.chat for served in models.of_kind(Kind.DECODER)]
+    return any(chat is not None and form_of(chat.template) is not None for chat in chats)
+
+
+def _messages(models: ServedModels) -> Schema:
+    return _array(message_schema(tools=_calls_tools(models)), 1, MOST_MESSAGES)
+
+
+def _chat_request(models: ServedModels, names: Schema) -> Schema:
     fields = _object(
-        {"model": names, "messages": _array(message_schema(), 1, 4096)},
+        {"model": names, "messages": _messages(models)},
         {
             **_generation(),
             "max_completion_tokens": _integer(1, MOST_TOKENS),
             "logprobs": _FLAG,
             "top_logprobs": _integer(0, 20),
             "response_format": response_format_schema(),
-            "tools": _array(tool_schema(), 0, 128),
+            "tools": _array(tool_schema(), 0, MOST_TOOLS if _calls_tools(models) else 0),
             "tool_choice": tool_choice_schema(),
             "parallel_tool_calls": _ANYTHING,
             "modalities": {"const": ["text"]},
         },
     )
     return fields | {
-        "allOf": [_needs("top_logprobs", "logprobs", value=True), _needs("stream_options", "stream", value=True)]
+        "allOf": [
+            _needs("top_logprobs", "logprobs", value=True),
+            _needs("stream_options", "stream", value=True),
+            *tool_rules(),
+        ]
     }
 
 
@@ -352,6 +367,6 @@ def _tokenize_request(models: ServedModels) -> Schema:
         "anyOf": [
             _object({"prompt": _TEXT}, optional),
             _object({"content": _TEXT}, optional),
-            _object({"messages": _array(message_schema(), 1, 4096)}, of_messages),
+            _object({"messages": _messages(models)}, of_messages),
         ]
     }

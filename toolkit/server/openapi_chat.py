@@ -6,6 +6,12 @@ from typing import Any
 
 _TEXT = {"type": "string"}
 _NAME = {"type": "string", "minLength": 1}
+_FUNCTION_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_PARAMETERS = {
+    "type": ["object", "null"],
+    "properties": {"type": {"enum": ["object", None]}},
+    "description": "A JSON schema.",
+}
 _NULL = {"type": "null"}
 
 
@@ -20,14 +26,18 @@ def _content() -> dict[str, Any]:
     return {"anyOf": [_TEXT, {"type": "array", "items": part, "minItems": 1}]}
 
 
-def message_schema() -> dict[str, Any]:
-    """A message of a conversation; the model's template may refuse a role, or an order of roles."""
+def message_schema(*, tools: bool) -> dict[str, Any]:
+    """A message of a conversation, with calls of `tools`; the model's template may refuse an order of roles."""
     name = {"type": ["string", "null"], "description": "Accepted, and not shown to the model."}
     call = _closed(
         {
             "id": _TEXT,
             "type": {"const": "function"},
-            "function": _closed({"name": _NAME, "arguments": _TEXT}, "name", "arguments"),
+            "function": _closed(
+                {"name": _NAME, "arguments": {"type": "string", "contentMediaType": "application/json"}},
+                "name",
+                "arguments",
+            ),
             "index": {},
         },
         "id",
@@ -43,8 +53,11 @@ def message_schema() -> dict[str, Any]:
         "function_call": _NULL,
         "audio": _NULL,
         "annotations": {},
-        "tool_calls": {"anyOf": [{"type": "array", "items": call, "maxItems": 128}, _NULL]},
+        "tool_calls": {"anyOf": [{"type": "array", "items": call, "maxItems": 128 if tools else 0}, _NULL]},
     }
+    spoken = [_closed(said, "role", "content"), _closed(answered, "role", "content")]
+    if not tools:
+        return {"anyOf": spoken}
     called = answered | {
         "content": {"anyOf": [_content(), _NULL]},
         "tool_calls": {"type": "array", "items": call, "minItems": 1, "maxItems": 128},
@@ -52,8 +65,7 @@ def message_schema() -> dict[str, Any]:
     result = {"role": {"const": "tool"}, "content": _content(), "tool_call_id": _TEXT, "name": name}
     return {
         "anyOf": [
-            _closed(said, "role", "content"),
-            _closed(answered, "role", "content"),
+            *spoken,
             _closed(called, "role", "tool_calls"),
             _closed(result, "role", "content", "tool_call_id"),
         ]
@@ -64,9 +76,9 @@ def tool_schema() -> dict[str, Any]:
     """A function that the model may call."""
     function = _closed(
         {
-            "name": _NAME,
+            "name": _FUNCTION_NAME,
             "description": {"type": ["string", "null"]},
-            "parameters": {"type": ["object", "null"], "description": "A JSON schema."},
+            "parameters": _PARAMETERS,
             "strict": {"type": ["boolean", "null"]},
         },
         "name",
@@ -78,6 +90,25 @@ def tool_choice_schema() -> dict[str, Any]:
     """Whether the model calls a function, and which one; it must be one of `tools`."""
     chosen = _closed({"type": {"const": "function"}, "function": _closed({"name": _NAME}, "name")}, "type", "function")
     return {"anyOf": [{"enum": ["none", "auto", "required"]}, chosen]}
+
+
+def tool_rules() -> list[dict[str, Any]]:
+    """What the fields `tools`, `tool_choice` and `response_format` ask of one another."""
+    some = {"type": "array", "minItems": 1}
+    structured = {"type": "object", "properties": {"type": {"not": {"const": "text"}}}}
+    free = {"not": {"const": "none"}}
+    return [
+        {
+            "if": {"required": ["tool_choice"], "properties": {"tool_choice": {"not": {"enum": ["none", None]}}}},
+            "then": {"required": ["tools"], "properties": {"tools": some}},
+        },
+        {
+            "not": {
+                "required": ["tools", "response_format"],
+                "properties": {"tools": some, "response_format": structured, "tool_choice": free},
+            }
+        },
+    ]
 
 
 def response_format_schema() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ...runtime.errors import InputError, NotFoundError
 from ..console.help import close_names
 
 BUNDLES = "bundles"
-"""The table or list of a file that is no field of ServerSettings: what is served."""
+"""The table or list of a file that is not a field of ServerSettings: what is served."""
 DEFAULT_PORT = 8080
 _LARGEST_FILE = 1 << 20
 _MEBIBYTE = 1 << 20

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
+_PLACE = "\ue000"
+"""Where the value of an EventTemplate stands; a private character, which a model's name does not have alone."""
 _KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which clients skip."""
 _KEEP_ALIVE_SECONDS = 15.0
@@ -25,6 +27,19 @@ def json_bytes(value: object) -> bytes:
 def event(value: object) -> bytes:
     """An event whose data is a JSON value."""
     return b"data: " + json_bytes(value) + b"\n\n"
+
+
+class EventTemplate:
+    """Events that differ in one field: the others are written once, as a stream has an event for each token."""
+
+    def __init__(self, value: Mapping[str, object], field: str) -> None:
+        before, _, after = json_bytes({**value, field: _PLACE}).partition(json_bytes(_PLACE))
+        self._before = b"data: " + before
+        self._after = after + b"\n\n"
+
+    def event(self, value: object) -> bytes:
+        """The event with this value in its field."""
+        return self._before + json_bytes(value) + self._after
 
 
 class EventStream(Response):
