@@ -103,6 +103,10 @@ class BrokenResponseError(Exception):
     """The connection ended before the response did."""
 
 
+class ClosedConnectionError(BrokenResponseError):
+    """The connection ended after an earlier response, and before any byte of this one."""
+
+
 class Connection(asyncio.Protocol):
     """A connection that is kept for one request after another."""
 
@@ -114,6 +118,8 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         self._size: int | None = None
         self._whole: asyncio.Future[Response] | None = None
+        self._used = False
+        """Whether it has had a whole response."""
 
     @classmethod
     async def open(cls, host: str, port: int) -> Connection:
@@ -128,14 +134,15 @@ class Connection(asyncio.Protocol):
         Raises BrokenResponseError where the connection ends before, and TimeoutError. Cancelling it closes the
         connection, as a client does that goes away.
         """
+        self._arrivals = []
         if self._transport is None or self.closed:
-            raise BrokenResponseError("the connection is closed")
+            raise self._broken("the connection is closed")
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         if body:
             lines.append("Content-Type: application/json")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self._received.clear()
-        self._arrivals, self._head_size, self._size = [], 0, None
+        self._head_size, self._size = 0, None
         self._whole = asyncio.get_running_loop().create_future()
         self._start = time.perf_counter()
         self._transport.write("\r\n".join([*lines, "", ""]).encode() + body)
@@ -145,6 +152,12 @@ class Connection(asyncio.Protocol):
         except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
+
+    async def reopen(self, host: str, port: int) -> None:
+        """Connect again."""
+        self.close()
+        self._used, self._arrivals = False, []
+        await asyncio.get_running_loop().create_connection(lambda: self, host, port)
 
     @property
     def closed(self) -> bool:
@@ -171,6 +184,7 @@ class Connection(asyncio.Protocol):
         if whole and self._whole is not None and not self._whole.done():
             received = bytes(self._received)
             head, body = received[: self._head_size], received[self._head_size :]
+            self._used = True
             self._whole.set_result(Response(head, body, tuple(self._arrivals)))
 
     def _read_head(self) -> bool:
@@ -184,8 +198,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._whole is not None and not self._whole.done():
-            came = f"after {len(self._received):,} bytes: {exc}"
-            self._whole.set_exception(BrokenResponseError(f"the connection ended {came}"))
+            self._whole.set_exception(self._broken(f"the connection ended after {len(self._received):,} bytes: {exc}"))
+
+    def _broken(self, text: str) -> BrokenResponseError:
+        is_new = not self._used or self._arrivals
+        return BrokenResponseError(text) if is_new else ClosedConnectionError(text)
 
 
 def header_of(head: bytes, name: str) -> str | None:
@@ -313,7 +330,12 @@ async def run_load(host: str, port: int, path: str, bodies: Sequence[Any], clien
 
     async def client(connection: Connection) -> None:
         for place, body in waiting:
-            responses[place] = await connection.request("POST", path, body)
+            try:
+                responses[place] = await connection.request("POST", path, body)
+            except ClosedConnectionError:
+                # A server may end a connection between two requests, as llama.cpp's does after a stream.
+                await connection.reopen(host, port)
+                responses[place] = await connection.request("POST", path, body)
 
     async with connections(host, port, clients) as opened:
         cpu, start = time.process_time(), time.perf_counter()

@@ -19,6 +19,7 @@ from benchmarks.peers import REPOSITORY
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 END_SECONDS = 30.0
+SHOWN_BYTES = 4000
 CLOCK = os.sysconf("SC_CLK_TCK")
 
 
@@ -67,7 +68,12 @@ def running(name: str, command: Sequence[str], *, ready: str = "/health") -> Ite
                 log.seek(0)
                 sys.stderr.write(log.read().decode(errors="replace"))
                 raise SystemExit(f"{name} does not answer; its messages are above")
-            yield Server(name, port, process.pid)
+            try:
+                yield Server(name, port, process.pid)
+            except BaseException:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - SHOWN_BYTES))
+                sys.stderr.write(f"the end of what {name} wrote:\n{log.read().decode(errors='replace')}")
+                raise
         finally:
             process.terminate()
             try:

@@ -130,7 +130,7 @@ class LineWorker:
 
 
 def load_generator(target: Target) -> LineWorker:
-    return LineWorker("the load generator", "benchmarks.http_load", target.host, str(target.port))
+    return LineWorker(f"the load of {target.name}", "benchmarks.http_load", target.host, str(target.port))
 
 
 def embedding_bodies(model: str, texts: Sequence[str], texts_of_request: int) -> list[dict[str, Any]]:

@@ -197,6 +197,22 @@ def test_a_connection_that_ends_early_is_an_error_and_no_answer() -> None:
     assert "the connection ended after" in str(error)
 
 
+def test_a_connection_that_ends_between_two_requests_is_made_again() -> None:
+    asked = []
+
+    async def answer(_path: str, body: bytes) -> AsyncIterator[bytes]:
+        asked.append(json.loads(body))
+        yield HEAD + chunked(EVENTS)
+        yield b""
+
+    async def load() -> Load:
+        async with server_of(answer) as port:
+            return await run_load(HOST, port, "/v1/chat/completions", [1, 2, 3], 1)
+
+    assert [reply.tokens for reply in asyncio.run(load()).replies] == [3, 3, 3]
+    assert asked == [1, 2, 3]
+
+
 def test_a_client_that_goes_away_closes_its_connection() -> None:
 
     async def answer(_path: str, _body: bytes) -> AsyncIterator[bytes]:
@@ -221,7 +237,7 @@ def test_a_load_generator_that_fails_is_named(capfd: pytest.CaptureFixture[str])
 
     with (
         closing(serving.load_generator(target)) as generator,
-        pytest.raises(SystemExit, match=r"^the load generator failed; its messages are above$"),
+        pytest.raises(SystemExit, match=r"^the load of nobody failed; its messages are above$"),
     ):
         generator.load(path="/v1/embeddings", bodies=[{}], clients=1)
     assert f"{HOST}:9/v1/embeddings: " in capfd.readouterr().err
@@ -241,6 +257,10 @@ def test_a_server_is_awaited_and_ended_and_one_that_fails_is_named(capfd: pytest
     ):
         pass
     assert "no such model" in capfd.readouterr().err
+
+    with pytest.raises(KeyError), running("files", command, ready="/README.md"):
+        raise KeyError("one of ours")
+    assert "GET /README.md" in capfd.readouterr().err
 
 
 def test_servers_get_the_same_slots_and_threads() -> None:
