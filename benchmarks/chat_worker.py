@@ -2,8 +2,8 @@
 
 Reads a request per line on stdin, as JSON, and answers with a line that has what `http_load.Load` has:
 
-- `{"questions": [...], "max_tokens": N, "lookup": BOOL}` answers one question after another, greedily.
-- `{"questions": [...], "max_tokens": N, "slots": N}` answers them together, so many at once.
+- `{"questions": [...], "max_tokens": N, "lookup": BOOL, "never": [...]}` answers one question after another, greedily;
+  the tokens `never` do not come.
 """
 
 from __future__ import annotations
@@ -19,17 +19,29 @@ from benchmarks.http_load import Load, Reply
 
 if TYPE_CHECKING:
     from ortkit import Decoder
+    from ortkit.runtime.decoder.generation_options import GenerationOptions
 
 
-def answer_in_turn(decoder: Decoder, questions: Sequence[str], max_tokens: int, *, lookup: bool) -> Load:
+NEVER = -100.0
+
+
+def answer_in_turn(
+    decoder: Decoder, questions: Sequence[str], max_tokens: int, *, lookup: bool, never: Sequence[int] = ()
+) -> Load:
     start = time.perf_counter()
-    replies = [answer(decoder, question, max_tokens, lookup=lookup) for question in questions]
+    options: GenerationOptions = {
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "lookup": lookup,
+        "logit_bias": dict.fromkeys(never, NEVER),
+    }
+    replies = [answer(decoder, question, options) for question in questions]
     return Load(time.perf_counter() - start, 0.0, tuple(replies))
 
 
-def answer(decoder: Decoder, question: str, max_tokens: int, *, lookup: bool) -> Reply:
+def answer(decoder: Decoder, question: str, options: GenerationOptions) -> Reply:
     start = time.perf_counter()
-    stream = decoder.stream_chat(messages_of(question), max_tokens=max_tokens, temperature=0.0, lookup=lookup)
+    stream = decoder.stream_chat(messages_of(question), **options)
     times = [time.perf_counter() - start for token in stream if token.text]
     seconds = time.perf_counter() - start
     usage = stream.usage
@@ -56,7 +68,9 @@ def main(bundle: str, threads: str) -> None:
     decoder = Decoder(bundle, threads=int(threads))
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)
-        load = answer_in_turn(decoder, asked["questions"], asked["max_tokens"], lookup=asked["lookup"])
+        load = answer_in_turn(
+            decoder, asked["questions"], asked["max_tokens"], lookup=asked["lookup"], never=asked["never"]
+        )
         print(json.dumps(asdict(load)), flush=True)
 
 

@@ -41,6 +41,8 @@ CHAT_STREAMS = (1, 4, 8)
 CONTEXT = 1024
 """Limit of prompt and answer of one of llama.cpp's slots, in tokens."""
 TEXTS = 768
+NEVER = -100.0
+"""Bias of tokens that end an answer, so that all systems' answers have the same length."""
 QUESTION_WORDS = 20
 """Words of news in each question."""
 CHAT = "/v1/chat/completions"
@@ -134,13 +136,24 @@ def load_generator(target: Target) -> LineWorker:
 
 
 def embedding_bodies(model: str, texts: Sequence[str], texts_of_request: int) -> list[dict[str, Any]]:
-    """Requests of so many texts each, in base64, as OpenAI's client asks for them."""
+    """Requests of so many texts each, in base64, as OpenAI's client asks for them; long texts are truncated, as by the
+    library.
+    """
     groups = [texts[start : start + texts_of_request] for start in range(0, len(texts), texts_of_request)]
-    return [{"model": model, "input": list(group), "encoding_format": "base64"} for group in groups]
+    return [{"model": model, "input": list(group), "encoding_format": "base64", "truncate": True} for group in groups]
 
 
-def chat_bodies(model: str, questions: Sequence[str], max_tokens: int, **options: object) -> list[dict[str, Any]]:
-    """Greedy streams with their usage at the end."""
+def end_tokens(bundle: Path) -> list[int]:
+    """The tokens that end an answer."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    found: list[int] = manifest["decoder"]["eos_ids"]
+    return found
+
+
+def chat_bodies(
+    model: str, questions: Sequence[str], max_tokens: int, *, never: Sequence[int] = (), **options: object
+) -> list[dict[str, Any]]:
+    """Greedy streams with their usage at the end, in which some tokens never come."""
     return [
         {
             "model": model,
@@ -149,6 +162,7 @@ def chat_bodies(model: str, questions: Sequence[str], max_tokens: int, **options
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "logit_bias": {str(id_): NEVER for id_ in never},
             **options,
         }
         for question in questions
@@ -249,6 +263,7 @@ def is_ours(name: str) -> bool:
 def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None:
     """Print the table, and write the plot, of tokens per second against streams."""
     rounds = {streams: rounds_of_questions(streams, options) for streams in options.streams}
+    never = end_tokens(options.decoder)
     # A server caches the prompts that it has had, so that it gets others for its second kind of answers.
     others = {streams: rounds_of_questions(streams, options, seed=1) for streams in options.streams}
     with ExitStack() as stack:
@@ -257,10 +272,10 @@ def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None
 
         def in_library(lookup: bool, number: int) -> Load:  # noqa: FBT001 - bound by `partial`
             asked = rounds[options.streams[0]][number]
-            return library.load(questions=asked, max_tokens=options.max_tokens, lookup=lookup)
+            return library.load(questions=asked, max_tokens=options.max_tokens, lookup=lookup, never=never)
 
         def in_server(generator: LineWorker, model: str, streams: int, number: int) -> Load:
-            bodies = chat_bodies(model, rounds[streams][number], options.max_tokens)
+            bodies = chat_bodies(model, rounds[streams][number], options.max_tokens, never=never)
             return generator.load(path=CHAT, bodies=bodies, clients=streams)
 
         def by_schema(generator: LineWorker, model: str, streams: int, number: int) -> Load:
@@ -281,7 +296,7 @@ def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None
             ]
         measured = measure_in_turn(runs, options.repeats)
     title = (
-        f"{MODEL}, answers of at most {options.max_tokens} tokens, {options.threads} threads; medians of "
+        f"{MODEL}, answers of {options.max_tokens} tokens, {options.threads} threads; medians of "
         f"{options.repeats} rounds (range); {processor()}"
     )
     print_table(title, *chat_rows(measured))

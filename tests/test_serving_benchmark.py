@@ -308,6 +308,20 @@ def test_the_librarys_stream_is_that_of_chat(tiny_decoder: Bundle) -> None:
     assert Reply(**asdict(load.replies[0])) == load.replies[0]
 
 
+def test_answers_have_the_same_length_where_no_token_may_end_them(tiny_decoder: Bundle) -> None:
+    ends = serving.end_tokens(tiny_decoder.path)
+    decoder = Decoder(tiny_decoder, threads=1)
+    # Greedily, this token would come.
+    [first] = decoder.chat([{"role": "user", "content": "Where?"}], max_tokens=1, temperature=0.0).tokens
+
+    [reply] = answer_in_turn(decoder, ["Where?"], 1, lookup=False, never=[first.id]).replies
+
+    assert reply.text != first.text
+    assert tuple(ends) == decoder.facts.eos_ids
+    [body] = serving.chat_bodies("m", ["Where?"], 5, never=ends)
+    assert body["logit_bias"] == {str(id_): -100.0 for id_ in ends}
+
+
 def measured(name: str, clients: int, seconds: list[float]) -> serving.Measured:
     """Rounds of two replies of 11 tokens, whose last one comes at the end."""
     loads = [Load(taken, 0.1 * taken, (Reply(taken, 0.1, taken, 11, 20, 5, 0, "length", ""),) * 2) for taken in seconds]
