@@ -311,12 +311,16 @@ def test_the_librarys_stream_is_that_of_chat(tiny_decoder: Bundle) -> None:
 def test_answers_have_the_same_length_where_no_token_may_end_them(tiny_decoder: Bundle) -> None:
     ends = serving.end_tokens(tiny_decoder.path)
     decoder = Decoder(tiny_decoder, threads=1)
-    # Greedily, this token would come.
-    [first] = decoder.chat([{"role": "user", "content": "Where?"}], max_tokens=1, temperature=0.0).tokens
+    messages = [{"role": "user", "content": "Where?"}]
+    answer = decoder.chat(messages, max_tokens=8, temperature=0.0)
+    # The token that comes first, if it may.
+    never = answer.tokens[0].id
 
-    [reply] = answer_in_turn(decoder, ["Where?"], 1, lookup=False, never=[first.id]).replies
+    [reply] = answer_in_turn(decoder, ["Where?"], 8, lookup=False, never=[never]).replies
 
-    assert reply.text != first.text
+    other = decoder.chat(messages, max_tokens=8, temperature=0.0, logit_bias={never: -100.0})
+    assert reply.text == other.text != answer.text
+    assert never not in [token.id for token in other.tokens]
     assert tuple(ends) == decoder.facts.eos_ids
     [body] = serving.chat_bodies("m", ["Where?"], 5, never=ends)
     assert body["logit_bias"] == {str(id_): -100.0 for id_ in ends}
