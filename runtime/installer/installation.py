@@ -92,8 +92,11 @@ class Installation:
         """Raise OutputError where root would run, and write to, what another user can change."""
         if os.geteuid() != 0:
             return
+        releases = [self.folder(number) for number in self.numbers()]
         try:
-            check_ownership(self.prefix, "the folder")
+            # After the first, those are checked that somebody may have installed before root took the folder over.
+            for folder in (self.prefix, self.prefix / BIN, self.prefix / KEYS, self.releases, *releases):
+                check_ownership(folder, "the folder")
         except InputError as error:
             raise OutputError(
                 error.message, hint="run the installer as that user, or choose another folder with `--prefix`"

@@ -594,6 +594,22 @@ def test_root_does_not_install_where_another_user_can_write(
     assert "is writable for its group or for all users" in installer(*arguments).err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize("place", [".", "bin", "keys", "releases", "releases/1"])
+def test_root_does_not_update_what_another_user_installed(
+    place: str, installed: Path, installer: Installer, kits: Kits
+) -> None:
+    """Wholly, or in part, as after `chown root` of the folder alone."""
+    os.chown(installed / place, 12345, -1)
+
+    for arguments in (("update", kits.path("line2")), ("rollback", "--to", "1"), ("uninstall",)):
+        ran = installer(*arguments)
+        assert (ran.code, ran.out) == (1, "")
+        assert f"because other users can change it: `{installed / place}` belongs to the user 12345" in ran.err
+        assert ran.err.endswith("hint: run the installer as that user, or choose another folder with `--prefix`\n")
+    assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
+
+
 def test_a_release_whose_bundles_cannot_be_recorded_is_not_kept(
     installed: Path, installer: Installer, kits: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
