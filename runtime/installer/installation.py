@@ -296,7 +296,9 @@ class Installation:
         for path in sorted((self.prefix / KEYS).glob("*.pem")):
             path.unlink()
         for name in (STATE, LOCK):
-            (self.prefix / name).unlink(missing_ok=True)
+            # A folder in the place of one is somebody else's.
+            with suppress(FileNotFoundError, IsADirectoryError):
+                (self.prefix / name).unlink()
         for name in (RELEASES, KEYS, BIN):
             with suppress(OSError):
                 (self.prefix / name).rmdir()

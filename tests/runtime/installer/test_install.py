@@ -443,12 +443,15 @@ def test_uninstall(installed: Path, installer: Installer, kits: Kits) -> None:
 def test_uninstall_leaves_what_others_made(installed: Path, installer: Installer) -> None:
     (installed / "bin" / "other").write_text("mine")
     (installed / "notes.txt").write_text("mine")
+    (installed / "state.json").unlink()
+    (installed / "state.json").mkdir()
+    (installed / "state.json" / "own.txt").write_text("mine")
 
     ran = installer("uninstall")
 
     assert ran.code == 0
-    assert f"note: `{installed}` still has bin, notes.txt, which the installer did not make" in ran.err
-    assert set(tree(installed)) == {"bin/other", "notes.txt"}
+    assert f"note: `{installed}` still has bin, notes.txt, state.json, which the installer did not make" in ran.err
+    assert set(tree(installed)) == {"bin/other", "notes.txt", "state.json/own.txt"}
 
 
 # What keeps an installation from happening, each with a way on.
