@@ -15,6 +15,8 @@ _MOST_LINKS = 40
 """Links on the way to a file, as Linux has it."""
 _OVERFLOW, _UID_MAP = Path("/proc/sys/kernel/overflowuid"), Path("/proc/self/uid_map")
 """What the owners of files are in a user namespace that does not have them, and whom it has."""
+_ALL_UIDS = ["0", "0", str((1 << 32) - 1)]
+"""The content of the latter outside of user namespaces."""
 
 
 def check_ownership(path: Path, what: str) -> None:
@@ -75,7 +77,7 @@ def _first_problem(path: Path) -> tuple[Path, str] | None:
 def _remedy(place: Path, problem: str, option: str = "") -> str:
     if "writable" in problem:
         return f"`chmod {option}go-w {place}`, as its owner"
-    if _is_unmapped(place.lstat().st_uid):
+    if _is_unmapped(place):
         return (
             "this process runs in a user namespace that does not have the owner of "
             f"`{place}`: run it outside, or map root into it"
@@ -84,11 +86,11 @@ def _remedy(place: Path, problem: str, option: str = "") -> str:
     return f"`chown {'-h ' if place.is_symlink() else option}root {place}`"
 
 
-def _is_unmapped(uid: int) -> bool:
-    """Whether this may be a user that the user namespace of this process does not have."""
+def _is_unmapped(path: Path) -> bool:
+    """Whether the owner may be a user that the user namespace of this process does not have."""
     try:
-        return uid == int(_OVERFLOW.read_text()) and _UID_MAP.read_text().split() != ["0", "0", str((1 << 32) - 1)]
-    # Not Linux.
+        return path.lstat().st_uid == int(_OVERFLOW.read_text()) and _UID_MAP.read_text().split() != _ALL_UIDS
+    # Not Linux, or the file is gone by now.
     except (OSError, ValueError):
         return False
 

@@ -296,15 +296,17 @@ def test_a_user_whom_the_user_namespace_does_not_have(tmp_path: Path) -> None:
     else:
         # A folder of root's is above.
         path = Path("/etc/passwd")
-    command = [
-        *("unshare", "--user", "--map-root-user", sys.executable, "-c"),
+    check = (
         "import sys; from pathlib import Path; from ortkit.runtime.trust.ownership import check_ownership\n"
         "try: check_ownership(Path(sys.argv[1]), 'the policy')\n"
-        "except Exception as error: print(error.message, error.hint, sep='\\n')",
-    ]
-    if subprocess.run([*command[:3], "true"], capture_output=True, check=False).returncode:
+        "except Exception as error: print(error.message, error.hint, sep='\\n')"
+    )
+    inside = ("unshare", "--user", "--map-root-user")
+    found = shutil.which("unshare")
+    if found is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
-    said = subprocess.run([*command, path], capture_output=True, text=True, check=True).stdout.splitlines()
+    command = [*inside, sys.executable, "-c", check, path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
     assert " belongs to the user 65534" in said[0]
     assert said[1].startswith("this process runs in a user namespace that does not have the owner of `/")
