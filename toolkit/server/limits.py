@@ -152,12 +152,18 @@ class Bounds:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSettings, *, is_stopping: Callable[[], bool] = lambda: False
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        *,
+        models: int = 1,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Admit what all `models` together take; that one with a full queue leaves room for others is for its queue."""
         self._app = app
         self._settings = settings
         self._is_stopping = is_stopping
-        self._most = settings.slots + settings.max_waiting
+        self._most = models * (settings.slots + settings.max_waiting)
         self._admitted = 0
         self._held = 0
         self._mean_seconds = 1.0

@@ -41,7 +41,7 @@ def kind_of(value: object) -> str:
 
 
 class Fields:
-    """The fields of a JSON object. Each is read once; `finish` refuses those that nobody has read.
+    """The fields of a JSON object, which it empties. Each is read once; `finish` refuses those that nobody has read.
 
     An optional field that is null counts as missing, as clients write those that they do not use.
     """
@@ -76,6 +76,9 @@ class Fields:
     def ignore(self, *names: str) -> None:
         """Accept fields that do not change the answer."""
         self._known.update(names)
+        for name in names:
+            # They may be large, and a request lasts for minutes.
+            self._values.pop(name, None)
 
     def refuse(self, name: str, why: str, *, allowed: Sequence[object] = ()) -> None:
         """Raise UnsupportedFieldError for a field that would change the answer, unless its value is allowed."""
@@ -84,7 +87,7 @@ class Fields:
             raise UnsupportedFieldError(f"`{self.path(name)}` is not supported: {why}", param=self.path(name))
 
     def finish(self) -> None:
-        """Raise UnknownFieldError for fields that were not read."""
+        """Raise UnknownFieldError for fields that were not read, and let go of the others."""
         unknown = [name for name in self._values if name not in self._known]
         if unknown:
             raise UnknownFieldError(
@@ -92,6 +95,7 @@ class Fields:
                 param=self.path(printable(unknown[0])),
                 hint=f"supported: {quoted_all(sorted(self._known))}",
             )
+        self._values = {}
 
     def text(self, name: str, *, required: bool = False, empty: bool = True) -> str | None:
         """A string of valid Unicode."""

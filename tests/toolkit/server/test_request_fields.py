@@ -79,3 +79,15 @@ def test_a_body_is_an_object_of_json() -> None:
     assert parse_body(b'{"a": "\xc3\xbc"}').text("a") == "ü"
     with pytest.raises(InvalidJsonError, match="the body is not valid UTF-8"):
         parse_body(b'{"a": "\xfc"}')
+
+
+def test_ignored_and_read_fields_are_let_go() -> None:
+    """A body has a thirtyfold of its size as Python's objects, and a request may last for minutes."""
+    values = {"metadata": [[]], "model": "m", "prompt": ["a"]}
+    fields = Fields(values)
+    fields.ignore("metadata", "user")
+    assert "metadata" not in values
+    assert fields.value("prompt") == ["a"]
+    fields.required_text("model")
+    fields.finish()
+    assert not fields.given("prompt")
