@@ -31,7 +31,7 @@ from .tokenize import read_tokenize, tokenize_answer
 _LONG_BODY = 1 << 16
 """Bytes from which on a body is parsed, and an answer written, in a thread."""
 _PARSER = ThreadPoolExecutor(1, "ortkit-json")
-"""Parses long bodies one after another: as Python's objects a body may take thirty times as much memory."""
+"""Parses long bodies one after another: as Python's objects a body may take ten times as much memory."""
 _CLIENT_CLOSED = 499
 """nginx's status for a request whose client has gone; nobody reads it."""
 

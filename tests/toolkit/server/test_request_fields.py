@@ -82,7 +82,7 @@ def test_a_body_is_an_object_of_json() -> None:
 
 
 def test_ignored_and_read_fields_are_let_go() -> None:
-    """A body has a thirtyfold of its size as Python's objects, and a request may last for minutes."""
+    """A body is larger as Python's objects, and a request may last for minutes."""
     values = {"metadata": [[]], "model": "m", "prompt": ["a"]}
     fields = Fields(values)
     fields.ignore("metadata", "user")
@@ -91,3 +91,11 @@ def test_ignored_and_read_fields_are_let_go() -> None:
     fields.required_text("model")
     fields.finish()
     assert not fields.given("prompt")
+
+
+@pytest.mark.parametrize("part", [b"[],", b'{"a":1},'])
+def test_too_many_arrays_and_objects_are_refused(part: bytes) -> None:
+    most = 1 << 19
+    assert parse_body(b'{"a": [' + b"[]," * (most - 3) + b"1]}").given("a")
+    with pytest.raises(InvalidJsonError, match=f"^the body has more than {most} "):
+        parse_body(b'{"a": [' + part * most + b"1]}")
