@@ -5,6 +5,7 @@ It has no text of requests and answers unless `log_texts` is set, and never a ke
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -106,6 +107,9 @@ class LibraryLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            # A request that SIGTERM has ended: its client was told, and nothing went wrong.
+            return
         if error is not None:
             self._log.failure("internal error", error, logger=record.name)
         else:

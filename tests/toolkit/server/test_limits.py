@@ -286,3 +286,9 @@ def test_each_model_adds_room() -> None:
         return [exchange.status for exchange in (*await asyncio.gather(*running), fifth)]
 
     assert asyncio.run(scenario()) == [200, 200, 200, 200, 429]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/page/x"])
+def test_bodies_need_a_key_at_every_path(keys: ApiKeys, path: str) -> None:
+    """Else anyone could take the memory that is set aside for bodies."""
+    assert ask(Gate(echo, ServerSettings(), keys), Exchange("POST", path, {"host": "localhost"})).status == 401
