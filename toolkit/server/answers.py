@@ -12,12 +12,13 @@ from ...runtime.decoder.generation import Usage
 from ...runtime.decoder.stream import Token
 from ...runtime.decoder.token_choice import FinishReason
 from ...runtime.errors import InputError
-from .api_errors import ClosingError
+from .api_errors import ClosingError, RequestError
 
 if TYPE_CHECKING:
     from ...runtime.decoder.batch import BatchStream
     from .metrics import Metrics
     from .served_models import ServedModel
+    from .settings import ServerSettings
 
 Arrival = tuple[int, Token]
 """Which of the answers, and its next token."""
@@ -37,12 +38,13 @@ class Answers:
     Made on the event loop; `submit` may be called in a thread.
     """
 
-    def __init__(self, served: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, served: ServedModel, metrics: Metrics, settings: ServerSettings) -> None:
         if served.batch is None:
             raise InputError(f"`{served.name}` has no batch")
         self._served = served
         self._batch = served.batch
         self._metrics = metrics
+        self._most = settings.slots + settings.max_waiting
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._progress: list[_Progress] = []
@@ -52,6 +54,13 @@ class Answers:
     def context(self) -> int:
         """Limit of prompt and answer together, in tokens."""
         return self._batch.context
+
+    def check_count(self, answers: int, param: str) -> None:
+        """Raise RequestError for more answers than the model ever takes: sending them again later would not help."""
+        if answers > self._most:
+            raise RequestError(
+                f"the request asks for {answers} answers, and the model takes {self._most} at a time", param=param
+            )
 
     def submit(self, prompts: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
         """Queue an answer for each prompt with its options; raises as `Batch.submit` does, and then none is queued."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,6 +30,8 @@ from .tokenize import read_tokenize, tokenize_answer
 
 _LONG_BODY = 1 << 16
 """Bytes from which on a body is parsed, and an answer written, in a thread."""
+_PARSER = ThreadPoolExecutor(1, "ortkit-json")
+"""Parses long bodies one after another: as Python's objects a body may take ten times as much memory."""
 _CLIENT_CLOSED = 499
 """nginx's status for a request whose client has gone; nobody reads it."""
 
@@ -93,14 +96,14 @@ class Endpoints:
         request = read_chat(fields, self._settings)
         with ExitStack() as stack:
             served = stack.enter_context(self._models.using(request.generation.model, Kind.DECODER))
-            answer = ChatCompletion(request, served, self._metrics)
+            answer = ChatCompletion(request, served, self._metrics, self._settings)
             return await _answered(answer, stack, stream=request.generation.stream)
 
     async def _completion(self, fields: Fields) -> Response:
         request = read_completion(fields, self._settings)
         with ExitStack() as stack:
             served = stack.enter_context(self._models.using(request.generation.model, Kind.DECODER))
-            answer = Completion(request, served, self._metrics)
+            answer = Completion(request, served, self._metrics, self._settings)
             return await _answered(answer, stack, stream=request.generation.stream)
 
     async def _embeddings(self, fields: Fields) -> Response:
@@ -181,7 +184,9 @@ async def _fields_of(request: Request) -> Fields:
     if kind != "application/json":
         raise MediaTypeError("the body must be JSON", hint="send `Content-Type: application/json`")
     body = await request.body()
-    return parse_body(body) if len(body) < _LONG_BODY else await asyncio.to_thread(parse_body, body)
+    if len(body) < _LONG_BODY:
+        return parse_body(body)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, parse_body, body)
 
 
 async def _until_disconnected(answering: Awaitable[Response], request: Request) -> Response:

@@ -91,10 +91,10 @@ _ALLOWED: dict[str, tuple[object, ...]] = {"modalities": (["text"],)}
 class ChatCompletion:
     """One request being answered."""
 
-    def __init__(self, request: ChatRequest, served: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, request: ChatRequest, served: ServedModel, metrics: Metrics, settings: ServerSettings) -> None:
         self._request = request
         self._served = served
-        self._answers = Answers(served, metrics)
+        self._answers = Answers(served, metrics, settings)
         self._deltas: list[ChatDeltas] = []
         """What converts the tokens of each answer."""
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -110,6 +110,7 @@ class ChatCompletion:
     def _prepare(self) -> None:
         decoder, request = self._served.decoder, self._request
         generation = request.generation
+        self._answers.check_count(generation.n, "n")
         with blaming("tools"):
             use = decoder.tool_use(request.tools, tool_choice=request.tool_choice)
         ids = prompt_of(decoder, request.messages, None if use is None else request.tools)

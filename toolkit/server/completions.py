@@ -82,10 +82,12 @@ def _prompts_of(fields: Fields, most: int) -> list[Any]:
 class Completion:
     """One request being answered. Its choices are the answers to the first prompt, then those to the next one."""
 
-    def __init__(self, request: CompletionRequest, served: ServedModel, metrics: Metrics) -> None:
+    def __init__(
+        self, request: CompletionRequest, served: ServedModel, metrics: Metrics, settings: ServerSettings
+    ) -> None:
         self._request = request
         self._served = served
-        self._answers = Answers(served, metrics)
+        self._answers = Answers(served, metrics, settings)
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time())
         self._echoed: list[str] = []
@@ -102,6 +104,7 @@ class Completion:
 
     def _prepare(self) -> None:
         decoder, generation = self._served.decoder, self._request.generation
+        self._answers.check_count(len(self._request.prompts) * generation.n, "prompt")
         check_biases(generation.options, decoder)
         prompts = []
         for place, prompt in enumerate(self._request.prompts):

@@ -161,7 +161,7 @@ def create_server_app(
             return "/"
         return next((name for name, pattern in patterns if pattern.match(path)), OTHER)
 
-    inner: ASGIApp = Bounds(app, settings, is_stopping=is_stopping)
+    inner: ASGIApp = Bounds(app, settings, models=len(opened.models.names), is_stopping=is_stopping)
     if settings.page:
         inner = PageFiles(inner)
     return RequestLog(

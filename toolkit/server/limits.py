@@ -66,7 +66,7 @@ class Gate:
                 await send_with_headers({"type": "http.response.start", "status": 204, "headers": _preflight()})
                 await send_with_headers({"type": "http.response.body", "body": b""})
                 return
-            name = self._check_key(scope["path"], headers.get(b"authorization"))
+            name = self._check_key(scope, headers.get(b"authorization"))
         except RefusedError as refused:
             await refused.send(send_with_headers)
             return
@@ -108,9 +108,12 @@ class Gate:
             f"pages of the origin `{origin[:100]}` may not use this server; allow them with `--cors-origin`",
         )
 
-    def _check_key(self, path: str, authorization: str | None) -> str | None:
+    def _check_key(self, scope: Scope, authorization: str | None) -> str | None:
         """The name of the key of a request; raises RefusedError where it has none, or one that is not known."""
-        if self._keys is None or path in OPEN_PATHS or path.startswith(PAGE_FILES):
+        path = scope["path"]
+        is_open = path in OPEN_PATHS or path.startswith(PAGE_FILES)
+        # Without a key, nobody may send bodies, which share one bound.
+        if self._keys is None or (is_open and scope["method"] in {"GET", "HEAD"}):
             return None
         scheme, _, key = (authorization or "").partition(" ")
         name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
@@ -152,12 +155,18 @@ class Bounds:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSettings, *, is_stopping: Callable[[], bool] = lambda: False
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        *,
+        models: int = 1,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Admit what all `models` together take; that one with a full queue leaves room for others is for its queue."""
         self._app = app
         self._settings = settings
         self._is_stopping = is_stopping
-        self._most = settings.slots + settings.max_waiting
+        self._most = models * (settings.slots + settings.max_waiting)
         self._admitted = 0
         self._held = 0
         self._mean_seconds = 1.0

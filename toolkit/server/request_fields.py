@@ -11,6 +11,8 @@ from ...runtime.text.tokenizer import checked_text
 from ..io.json_values import parse_value, quoted
 from .api_errors import InvalidJsonError, MissingFieldError, RequestError, UnknownFieldError, UnsupportedFieldError
 
+_MOST_BRACKETS = 1 << 19
+"""`[` and `{` in a body, even inside of its texts: of 8 MiB one byte in sixteen, more than source code has."""
 _KINDS = {
     bool: "a boolean",
     int: "an integer",
@@ -23,7 +25,14 @@ _KINDS = {
 
 
 def parse_body(body: bytes) -> Fields:
-    """The JSON object of a request's body; raises InvalidJsonError."""
+    """The JSON object of a request's body; raises InvalidJsonError.
+
+    An empty array of three bytes takes 64 as Python's, so their number is bounded before they are made.
+    """
+    if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+        raise InvalidJsonError(
+            f"the body has more than {_MOST_BRACKETS} `[` and `{{`", hint="send its texts in several requests"
+        )
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -41,7 +50,7 @@ def kind_of(value: object) -> str:
 
 
 class Fields:
-    """The fields of a JSON object. Each is read once; `finish` refuses those that nobody has read.
+    """The fields of a JSON object, which it empties. Each is read once; `finish` refuses those that nobody has read.
 
     An optional field that is null counts as missing, as clients write those that they do not use.
     """
@@ -76,6 +85,9 @@ class Fields:
     def ignore(self, *names: str) -> None:
         """Accept fields that do not change the answer."""
         self._known.update(names)
+        for name in names:
+            # They may be large, and a request lasts for minutes.
+            self._values.pop(name, None)
 
     def refuse(self, name: str, why: str, *, allowed: Sequence[object] = ()) -> None:
         """Raise UnsupportedFieldError for a field that would change the answer, unless its value is allowed."""
@@ -84,7 +96,7 @@ class Fields:
             raise UnsupportedFieldError(f"`{self.path(name)}` is not supported: {why}", param=self.path(name))
 
     def finish(self) -> None:
-        """Raise UnknownFieldError for fields that were not read."""
+        """Raise UnknownFieldError for fields that were not read, and let go of the others."""
         unknown = [name for name in self._values if name not in self._known]
         if unknown:
             raise UnknownFieldError(
@@ -92,6 +104,7 @@ class Fields:
                 param=self.path(printable(unknown[0])),
                 hint=f"supported: {quoted_all(sorted(self._known))}",
             )
+        self._values = {}
 
     def text(self, name: str, *, required: bool = False, empty: bool = True) -> str | None:
         """A string of valid Unicode."""

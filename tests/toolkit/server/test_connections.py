@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import uvicorn
 
-from ortkit.toolkit.server.connections import LARGEST_HEAD, ConnectionTable, uvicorn_config
+from ortkit.toolkit.server.connections import LARGEST_HEAD, ConnectionTable, JoinedWrites, uvicorn_config
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.served import read_all, wait_until
 
@@ -140,3 +141,30 @@ def test_headers_have_a_size_and_a_time() -> None:
         "code": "headers_too_large",
     }
     assert 0.9 < seconds < 30
+
+
+def test_head_and_body_are_one_write() -> None:
+    """Parts that come later are not waited for, and nothing is lost at the end of a connection."""
+
+    async def scenario() -> list[bytes]:
+        written: list[bytes] = []
+        transport = Mock(is_closing=lambda: False, write=written.append)
+        joined = JoinedWrites(transport, asyncio.get_running_loop())
+        joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        joined.write(b"body")
+        joined.write(b"HTTP/1.1 200 \r\n\r\n")
+        await asyncio.sleep(0)
+        joined.write(b"data: 1\n\n")
+        joined.write(b"HTTP/1.1 204 \r\n\r\n")
+        joined.close()
+        transport.close.assert_called_once_with()
+        return written
+
+    head = b"HTTP/1.1 20"
+    written = asyncio.run(scenario())
+    assert written == [
+        head + b"0 OK\r\n\r\nbody",
+        head + b"0 \r\n\r\n",
+        b"data: 1\n\n",
+        head + b"4 \r\n\r\n",
+    ]

@@ -266,3 +266,29 @@ def test_names_in_host_headers() -> None:
     assert host_name("::1") == "::1"
     assert host_name("[fe80::1]") == "fe80::1"
     assert host_name("127.0.0.1:0") == "127.0.0.1"
+
+
+def test_each_model_adds_room() -> None:
+    """So that an LLM whose queue is full leaves room for the requests of an embedder."""
+
+    async def scenario() -> list[int]:
+        go_on = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await go_on.wait()
+            await echo(scope, receive, send)
+
+        bounds = Bounds(app, replace(SETTINGS, request_seconds=60), models=2)
+        running = [asyncio.ensure_future(Exchange().run(bounds)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        fifth = await Exchange().run(bounds)
+        go_on.set()
+        return [exchange.status for exchange in (*await asyncio.gather(*running), fifth)]
+
+    assert asyncio.run(scenario()) == [200, 200, 200, 200, 429]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/page/x"])
+def test_bodies_need_a_key_at_every_path(keys: ApiKeys, path: str) -> None:
+    """Else anyone could take the memory that is set aside for bodies."""
+    assert ask(Gate(echo, ServerSettings(), keys), Exchange("POST", path, {"host": "localhost"})).status == 401

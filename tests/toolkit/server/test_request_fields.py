@@ -79,3 +79,23 @@ def test_a_body_is_an_object_of_json() -> None:
     assert parse_body(b'{"a": "\xc3\xbc"}').text("a") == "ü"
     with pytest.raises(InvalidJsonError, match="the body is not valid UTF-8"):
         parse_body(b'{"a": "\xfc"}')
+
+
+def test_ignored_and_read_fields_are_let_go() -> None:
+    """A body is larger as Python's objects, and a request may last for minutes."""
+    values = {"metadata": [[]], "model": "m", "prompt": ["a"]}
+    fields = Fields(values)
+    fields.ignore("metadata", "user")
+    assert "metadata" not in values
+    assert fields.value("prompt") == ["a"]
+    fields.required_text("model")
+    fields.finish()
+    assert not fields.given("prompt")
+
+
+@pytest.mark.parametrize("part", [b"[],", b'{"a":1},'])
+def test_too_many_arrays_and_objects_are_refused(part: bytes) -> None:
+    most = 1 << 19
+    assert parse_body(b'{"a": [' + b"[]," * (most - 3) + b"1]}").given("a")
+    with pytest.raises(InvalidJsonError, match=f"^the body has more than {most} "):
+        parse_body(b'{"a": [' + part * most + b"1]}")

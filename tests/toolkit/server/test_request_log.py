@@ -171,3 +171,12 @@ def test_a_reader_that_stalls_delays_nothing() -> None:
     closed.close()
     log.event("nobody reads it")
     log.close()
+
+
+def test_a_request_that_the_stop_has_ended_is_no_error() -> None:
+    stream = io.StringIO()
+    with ServerLog(stream) as log:
+        for error in (asyncio.CancelledError(), ValueError()):
+            record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "failed", (), (type(error), error, None))
+            LibraryLog(log).emit(record)
+    assert [json.loads(line)["error"] for line in stream.getvalue().splitlines()] == ["ValueError"]

@@ -54,8 +54,12 @@ def test_an_error_in_the_middle_is_an_event(
     assert caught.value.code == "out_of_memory"
 
 
-def test_a_full_queue_is_429_and_leaves_nothing_behind(small_server: LocalServer) -> None:
+def test_a_full_queue_is_429_and_leaves_nothing_behind(
+    small_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = small_server.models.find("tiny").batch
+    # As where other requests have taken the places.
+    monkeypatch.setattr(Answers, "check_count", lambda *_: None)
     body = {"model": "tiny", "messages": MESSAGES, "n": 4, "logit_bias": {"2": -100}}
     answer = small_server.post("/v1/chat/completions", body)
     error = answer.json()["error"]
@@ -63,6 +67,23 @@ def test_a_full_queue_is_429_and_leaves_nothing_behind(small_server: LocalServer
     assert int(answer.headers["retry-after"]) > 0
     assert small_server.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES}).status_code == 200
     assert batch.stats.running == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES, "n": 3}, "n"),
+        ("/v1/completions", {"prompt": ["a", "b", "c"]}, "prompt"),
+    ],
+)
+def test_more_answers_than_ever_fit_are_400(
+    small_server: LocalServer, path: str, fields: dict[str, Any], param: str
+) -> None:
+    """Not 429, at which clients send the same request again and again."""
+    answer = small_server.post(path, {"model": "tiny", **fields})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"] == "the request asks for 3 answers, and the model takes 2 at a time"
 
 
 def test_a_stream_ends_where_the_model_is_closed(small_server: LocalServer) -> None:
