@@ -21,7 +21,7 @@ from ..session.onnxruntime_import import load_onnxruntime
 from .generation import Rates
 from .kv_cache import token_size
 from .prefix_store import Ids, PrefixStore, common_prefix
-from .slots import CHUNK, Row, Slots
+from .slots import Row, Slots
 from .stream import AnswerText, Token
 from .token_choice import FinishReason, TokenChoice
 
@@ -199,7 +199,7 @@ class Engine:
         """Free the slot of a sequence, or its place in the queue."""
         row = self._running.pop(sequence, None)
         if row is not None:
-            row.length = min(row.length, self.slots.reusable(len(row.prompt)))
+            row.length = min(row.length, self.slots.prompt_runs.whole(len(row.prompt)))
             self._uses += 1
             row.used = self._uses
         elif sequence in self._waiting:
@@ -230,12 +230,8 @@ class Engine:
         common = common_prefix(row.reusable, prompt)
         if common < row.length:
             self._save(row)
-        row.keep(prompt, self._largest_reusable(common, prompt))
+        row.keep(prompt, self.slots.prompt_runs.reusable(common, len(prompt)))
         return row
-
-    def _largest_reusable(self, length: int, prompt: Ids) -> int:
-        """How many of `length` common tokens to reuse: the last one of a prompt runs again for its logits."""
-        return self.slots.reusable(min(length, len(prompt) - 1))
 
     def _save(self, row: Row) -> None:
         """Save the tokens of a row, which another sequence takes, in the prefix store."""
@@ -284,16 +280,16 @@ class Engine:
 
     def _reuse(self, sequence: TokenSequence, row: Row) -> None:
         """Copy more of a prompt from another row or the prefix store, where it is by now."""
-        prompt = sequence.prompt
+        prompt, reusable = sequence.prompt, self.slots.prompt_runs.reusable
         # A prompt that is alike and came at the same time has been prefilled since this one got its slot.
         length, source = max(
             ((common_prefix(one.reusable, prompt), one) for one in self.slots.rows if one is not row),
             key=lambda found: found[0],
             default=(0, row),
         )
-        length = self._largest_reusable(length, prompt)
+        length = reusable(length, len(prompt))
         saved_length, saved = self.store.longest(prompt)
-        saved_length = self._largest_reusable(saved_length, prompt)
+        saved_length = reusable(saved_length, len(prompt))
         found = max(length, saved_length) - row.length
         if found <= 0:
             return
@@ -306,9 +302,11 @@ class Engine:
 
     def _chunk(self, left: int, *, beside_answers: bool) -> int:
         """Tokens of the next run of a prompt that has so many left: even, or all of them."""
-        if self.slots.aligned:
-            return min(left, CHUNK)
-        most = min(self._run_tokens, _CHUNK_BESIDE_ANSWERS) if beside_answers else self._run_tokens
+        most = self.slots.prompt_runs.longest(self._run_tokens)
+        if self.slots.prompt_runs.in_chunks:
+            return min(left, most)
+        if beside_answers:
+            most = min(most, _CHUNK_BESIDE_ANSWERS)
         # In equal parts: a short rest would cost a run of its own.
         parts = -(-left // most)
         return min(left, -(-left // (2 * parts)) * 2)
