@@ -151,8 +151,8 @@ class Engine:
                 self._prefill()
                 self._decode()
         # A bug; nobody may wait for an answer that does not come.
-        except Exception as found:  # noqa: BLE001
-            error = found
+        except BaseException as found:  # noqa: BLE001
+            error = _deliverable(found)
         # From here on nothing is queued.
         with self._counting:
             self.has_ended = True
@@ -187,10 +187,14 @@ class Engine:
         self._leave(sequence)
         if error is None:
             sequence.finish_reason = sequence.choice.finish_reason = FinishReason.CANCELLED
+        self._deliver_last(sequence, error)
+
+    def _deliver_last(self, sequence: TokenSequence, event: Event) -> None:
+        """Deliver the last event of a sequence."""
         try:
-            sequence.deliver(error)
+            sequence.deliver(event)
         # A listener's; the answer has ended, so there is nobody else to tell.
-        except Exception as raised:  # noqa: BLE001
+        except BaseException as raised:  # noqa: BLE001
             parts = (type(raised), raised, raised.__traceback__, threading.current_thread())
             threading.excepthook(threading.ExceptHookArgs(parts))
         sequence.deliver = _nobody
@@ -352,16 +356,17 @@ class Engine:
         try:
             token = sequence.next_token(logits)
             self.completion_tokens += 1
-            # The slot is free when the last token is seen.
-            if token.finish_reason is not None:
-                self._leave(sequence)
-            sequence.deliver(token)
-            if token.finish_reason is not None:
-                sequence.deliver = _nobody
-        # A sampler and a listener of the caller's may raise anything, which is for that answer alone.
-        except Exception as error:  # noqa: BLE001
-            if sequence.finish_reason is None:
-                self._end(sequence, error)
+            if token.finish_reason is None:
+                sequence.deliver(token)
+                return
+        # A sampler and a listener of the caller's may raise anything, and a grammar panic: that is for their answer
+        # alone.
+        except BaseException as error:  # noqa: BLE001
+            self._end(sequence, _deliverable(error))
+            return
+        # The slot is free when the last token is seen.
+        self._leave(sequence)
+        self._deliver_last(sequence, token)
 
     def _close_ranks(self) -> None:
         """Move the rows of all sequences to the front, and an idle row among them out of the way if it is long.
@@ -383,6 +388,15 @@ class Engine:
 
 def _nobody(_event: Event) -> None:
     """Before a sequence is submitted, and after its end."""
+
+
+def _deliverable(error: BaseException) -> Exception:
+    """The error for those who wait for an answer: their thread must not end at another's SystemExit or panic."""
+    if isinstance(error, Exception):
+        return error
+    found = OrtkitError(f"the answer was ended by {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 def _own(error: OrtkitError | MemoryError) -> OrtkitError | MemoryError:

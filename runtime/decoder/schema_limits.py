@@ -12,6 +12,8 @@ MOST_VALUES = 20_000
 """Objects, arrays and other values of a schema."""
 MOST_PROPERTIES = 2_000
 """Properties of all objects together; a single object with more takes quadratic time: 4,000 take 4 s, 8,000 19 s."""
+MOST_PATTERNS = 100
+"""Patterns of all `patternProperties`: each is compared with each other one. 200 take 2 s, 600 over 25 s."""
 MOST_MULTIPLE = 10_000
 """Least common multiple of all `multipleOf`, without decimal point and final zeros.
 
@@ -24,10 +26,11 @@ _MOST_DIGITS = 30
 
 def check_limits(schema: object) -> None:
     """Raise InputError for a JSON schema that exceeds a limit, or cannot be held to."""
-    properties, multiple = 0, 1
+    properties, patterns, multiple = 0, 0, 1
     for values, value in enumerate(_values_of(schema), start=1):
         if isinstance(value, Mapping):
             properties += _properties_of(value)
+            patterns += _size_of(value.get("patternProperties"))
             multiple = math.lcm(multiple, _coefficient(value.get("multipleOf")))
             _check_unique_keys(value)
         if values > MOST_VALUES or properties > MOST_PROPERTIES:
@@ -35,6 +38,8 @@ def check_limits(schema: object) -> None:
                 f"the JSON schema has more than {MOST_VALUES} values, or more than {MOST_PROPERTIES} properties",
                 hint="split it, and ask for the parts one after another",
             )
+        if patterns > MOST_PATTERNS:
+            raise InputError(f"the JSON schema has more than {MOST_PATTERNS} patterns in `patternProperties`")
         if multiple > MOST_MULTIPLE:
             raise InputError(
                 f"the JSON schema has `multipleOf` with a least common multiple over {MOST_MULTIPLE}, not counting "
@@ -73,8 +78,11 @@ def literals_of(schema: object) -> Iterator[str]:
 
 def _properties_of(schema: Mapping[str, object]) -> int:
     """Number of properties that an object schema names."""
-    named = (schema.get(name) for name in ("properties", "patternProperties", "required"))
-    return sum(len(value) for value in named if isinstance(value, (Mapping, list, tuple)))
+    return sum(_size_of(schema.get(name)) for name in ("properties", "patternProperties", "required"))
+
+
+def _size_of(value: object) -> int:
+    return len(value) if isinstance(value, (Mapping, list, tuple)) else 0
 
 
 def _coefficient(multiple: object) -> int:
@@ -88,7 +96,7 @@ def _coefficient(multiple: object) -> int:
 def _check_unique_keys(schema: Mapping[str, object]) -> None:
     """Refuse a least number of properties: a grammar counts a key that is repeated twice."""
     least, required = schema.get("minProperties"), schema.get("required")
-    needed = len(required) if isinstance(required, (list, tuple)) else 0
+    needed = _size_of(required)
     if isinstance(least, (int, float)) and not isinstance(least, bool) and least > max(1, needed):
         raise InputError(
             "`minProperties` above 1 is not supported: a grammar cannot tell a repeated key from a new one",

@@ -397,6 +397,10 @@ def nested(levels: int) -> dict[str, object]:
         ),
         ({"json_schema": {"enum": list(range(30_000))}}, "the JSON schema has more than 20000 values"),
         (
+            {"json_schema": {"patternProperties": {f"^a{number}.*b$": {} for number in range(600)}}},
+            "the JSON schema has more than 100 patterns in `patternProperties`",
+        ),
+        (
             {"json_schema": {"properties": {f"p{number}": {} for number in range(3000)}}},
             "the JSON schema has more than 20000 values, or more than 2000 properties",
         ),
