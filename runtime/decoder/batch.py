@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self, Unpack
+from typing import NoReturn, Self, Unpack
 
 from ..arguments import checked_integer, takes_keywords
 from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError
@@ -210,9 +210,9 @@ class Batch(Closable):
 
     def close(self) -> None:
         """End all answers and the engine, and free the KV cache; a second call does nothing."""
-        self._stats = self.stats
         super().close()
         self._finalizer()
+        self._stats = self.stats
         self._engine = None
 
     def check_process(self) -> None:
@@ -225,7 +225,15 @@ class Batch(Closable):
 
     def closed_error(self) -> InputError:
         """The error for those who still wait for an answer."""
-        return self._closed_error()
+        return InputError(
+            f"the Batch of `{self.bundle.path}` is closed", hint="make another one of its decoder: `Batch(decoder)`"
+        )
+
+    def _closed_error(self) -> InputError:
+        return self.closed_error()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Batch cannot be pickled: make one in each process, of a decoder that was opened there")
 
     def _running_engine(self) -> Engine:
         self._check_open()

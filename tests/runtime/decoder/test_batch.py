@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -480,13 +481,18 @@ def test_closing_ends_all_answers(decoder: Decoder) -> None:
     for stream in streams:
         assert stream.answer().finish_reason is FinishReason.CANCELLED
     assert str(heard[-1]) == (
-        f"the Batch of `{decoder.bundle.path}` is closed\n\nhint: open it again: `Batch('{decoder.bundle.path}')`"
+        f"the Batch of `{decoder.bundle.path}` is closed\n\nhint: make another one of its decoder: `Batch(decoder)`"
     )
     with pytest.raises(InputError, match="is closed"):
         batch.submit(FOX)
-    assert batch.stats.slots == 2
+    assert (batch.stats.slots, batch.stats.running, batch.stats.waiting) == (2, 0, 0)
     assert repr(batch).endswith("closed>")
     assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
+
+
+def test_a_batch_cannot_be_pickled(batch: Batch) -> None:
+    with pytest.raises(TypeError, match="Batch cannot be pickled: make one in each process"):
+        pickle.dumps(batch)
 
 
 def test_closing_while_a_request_is_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
