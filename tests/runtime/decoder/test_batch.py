@@ -322,7 +322,7 @@ def test_an_error_of_the_callers_code_is_for_its_answer_alone(
 
 @pytest.mark.parametrize("part", ["sampler", "listener"])
 def test_not_even_an_exit_or_a_panic_ends_the_engine(batch: Batch, part: str) -> None:
-    """They are no `Exception`s, and the thread of all answers would end at one."""
+    """`Exception` is not a base class of theirs, and the thread of all answers would end at one."""
 
     class Panic(BaseException):
         pass

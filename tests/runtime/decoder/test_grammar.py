@@ -85,10 +85,23 @@ SCHEMAS: dict[str, Mapping[str, object]] = {
         "additionalProperties": False,
     },
 }
-UNENDING = ("any object", "anything", "a recursion")
+UNENDING = ("any object", "anything", "a recursion", "named by a pattern")
 """Small models hardly end what may go on."""
 FRAGMENTS = re.compile(r"\\p\{|\\W")
 """What Python's regular expressions read in another way than those of ECMA-262, which JSON schemas have."""
+DOUBLED = {
+    "$ref": "#/$defs/0",
+    "$defs": {
+        **{
+            str(level): {
+                "prefixItems": [{"allOf": [{"$ref": f"#/$defs/{level + 1}"}, {"maxItems": most}]} for most in (8, 9)]
+            }
+            for level in range(20)
+        },
+        "20": {"type": "array"},
+    },
+}
+"""Each level has two copies of the next: a million in all, and gigabytes."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +133,7 @@ def check(text: str, schema: Mapping[str, object], draft: type = jsonschema.Draf
     """Fails for a text that is not valid JSON, or not valid under the schema."""
     value = json.loads(text)
     if "multipleOf" in json.dumps(schema):
-        # `jsonschema` divides floats otherwise: 50.0956 is no multiple of 0.0001 for it.
+        # `jsonschema` divides floats otherwise: 50.0956 is not a multiple of 0.0001 for it.
         schema, value = (json.loads(one, parse_float=Decimal) for one in (json.dumps(schema), text))
         with localcontext() as context:
             context.prec = 2000
@@ -220,7 +233,7 @@ def test_penalties_and_stop_strings_work_with_a_grammar(decoder: Decoder) -> Non
 
 
 def test_dates_and_times_exist(decoder: Decoder) -> None:
-    """29 February in leap years alone, and no leap seconds; a property named `format` and data are no formats."""
+    """29 February in leap years alone, and no leap seconds; a property named `format` and data are left alone."""
     texts = {
         "date": ["2024-02-29", "2000-02-29", "1999-12-31", "0400-02-29"],
         "time": ["23:59:59Z", "00:00:00.5+02:00"],
@@ -397,8 +410,16 @@ def nested(levels: int) -> dict[str, object]:
         ),
         ({"json_schema": {"enum": list(range(30_000))}}, "the JSON schema has more than 20000 values"),
         (
+            {"json_schema": DOUBLED},
+            "the JSON schema has more than 20000 values where references are beside other constraints",
+        ),
+        (
+            {"json_schema": {"allOf": [{"$ref": "#anchor"}, {"maxLength": 3}]}},
+            "the JSON schema has the reference '#anchor' beside other constraints; supported there: ref",
+        ),
+        (
             {"json_schema": {"patternProperties": {f"^a{number}.*b$": {} for number in range(600)}}},
-            "the JSON schema has more than 100 patterns in `patternProperties`",
+            "the JSON schema has more than 50 patterns in `patternProperties`",
         ),
         (
             {"json_schema": {"properties": {f"p{number}": {} for number in range(3000)}}},
