@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/all-MiniLM-L6-v2-int8
 FP32_BUNDLE := bundles/all-MiniLM-L6-v2-fp32
+LLAMA_SERVER := .cache/peers/llama.cpp
 RERANKER_BUNDLE := .cache/bundles/seeded-reranker-int8
 CROSS := .cache/cross
 DECODER_BUNDLE := bundles/SmolLM2-135M-Instruct-source
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # If the system can, the demo's search runs in a network namespace without any interface.
 OFFLINE := $(shell unshare --map-root-user --net true 2>/dev/null && echo unshare --map-root-user --net)
 
-.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit test-kills test-mutations cuda-plan fuzz lint types tests benchmark clean
+.PHONY: help demo test test-all test-versions test-openssf test-wheelhouses wheel-lock test-cross test-cross-if-possible test-kit test-kills test-mutations cuda-plan fuzz soak lint types tests benchmark clean
 
 help:
 	@echo "make demo       set up, export an embedder and a small LLM, search a text collection and answer a question offline"
@@ -30,6 +31,7 @@ help:
 	@echo "make cuda-plan  what onnxruntime's CUDA provider makes of the CUDA graphs, without a GPU (Linux on x86-64, gcc)"
 	@echo "make test-kills, make test-mutations   kill -9 at random (KILLS=200), changed files (MUTATIONS=100000)"
 	@echo "make fuzz       ten minutes of a fuzzer over packs, manifests and signatures (FUZZ_SECONDS=600)"
+	@echo "make soak       half an hour of mixed requests to the server, each answer checked (SOAK_SECONDS=1800)"
 	@echo "make benchmark  speed, start-up, accuracy and memory, beside OpenVINO, sentence-transformers and others"
 	@echo "make clean      remove the environment, bundles and caches of this folder"
 
@@ -133,6 +135,11 @@ fuzz:
 	.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/fuzz/requirements.txt
 	bash tests/fuzz/run.sh .venv-fuzz/bin/python .cache/fuzz
 
+SOAK_SECONDS ?= 1800
+soak: $(VENV)/.dev $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE)/manifest.json
+	$(BIN)/python -m tests.assets
+	$(BIN)/python -m benchmarks.soak --seconds $(SOAK_SECONDS)
+
 $(CUDA_ENCODER)/manifest.json: $(VENV)/.export
 	$(BIN)/ortkit export all-MiniLM-L6-v2 --from wheel --provider cuda --out $(CUDA_ENCODER)
 	@touch $@
@@ -169,6 +176,8 @@ benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(D
 	$(BIN)/python -m benchmarks.reranking --fp32
 	$(BIN)/python -m benchmarks.decoding --source-bundle $(DECODER_BUNDLE)
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.llama_server $(LLAMA_SERVER) || echo "llama.cpp's server is left out: it could not be built"
+	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.lookup
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.ranking_accuracy

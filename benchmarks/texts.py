@@ -23,6 +23,13 @@ FEWEST_WORDS = 3
 MOST_WORDS = 250
 FEWEST_WORDS_OF_PASSAGE = 30
 QUERY_WORDS = 8
+TASKS = (
+    "Continue this news story in as much detail as you can:",
+    "Write a long letter to the editor about this news:",
+    "Explain at length why this matters, and to whom:",
+    "Retell this for children, as a long story:",
+)
+"""Of questions that ask for long answers."""
 SEED = 20
 
 
@@ -102,6 +109,15 @@ def texts_of_any_length(count: int, fewest: int, most: int) -> Iterator[str]:
         length = min(most, int(fewest * ((most + 1) / fewest) ** choose.random()))
         start = choose.randrange(len(words) - length + 1)
         yield " ".join(words[start : start + length])
+
+
+def questions_of(words: int, *, seed: int) -> Iterator[str]:
+    """Questions without end that ask an LLM for long answers: a task and so many words of a news text."""
+    choose = Random(seed)
+    corpus = " ".join(read_lines(CORPUS)).split()
+    while True:
+        start = choose.randrange(len(corpus) - words)
+        yield f"{choose.choice(TASKS)} {' '.join(corpus[start : start + words])}"
 
 
 def pairs_of_any_length(count: int) -> list[tuple[str, str]]:

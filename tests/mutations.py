@@ -22,7 +22,7 @@ from ortkit.runtime.errors import BundleError, NotTrustedError
 from ortkit.runtime.trust.signature import verify_signature
 from tests.mutated_packs import MEMORY, SECONDS, attempt, change_json, cut, flip, too_slow
 from tests.packs import bundle_files, write_bundle
-from tests.runtime.bundle.test_signature import FILES, TRUSTED, Mutations, same
+from tests.runtime.trust.test_signature import FILES, TRUSTED, Mutations, same
 
 
 def change_manifest(content: bytes, draw: random.Random) -> bytes:

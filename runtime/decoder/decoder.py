@@ -387,7 +387,7 @@ class Decoder(Closable):
             raise InputError(
                 "the model's chat template describes calls of tools in a form that is not supported"
                 if form is None
-                else "`tool_choice` must be `auto` or `none` for a model whose calls are in Python's syntax"
+                else "`tool_choice` must be `auto` or `none` where the calls are in Python's syntax"
             )
         ids = {text: self.tokenizer.token_to_id(text) for text in markers_of(form)}
         tokens = {text: id_ for text, id_ in ids.items() if id_ is not None}

@@ -148,7 +148,7 @@ class GrammarCompiler:
         if not eos_ids:
             raise InputError("the model has no end-of-sequence token, so its answers cannot follow a grammar")
         try:
-            # A text that is not a JSON object would be taken for the name of a file.
+            # A text other than a JSON object would be taken for the name of a file.
             self._tokens = library.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=list(eos_ids))
         except BaseException as error:
             raise_unless_of_tokenizers(error)

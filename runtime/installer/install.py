@@ -50,6 +50,8 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
     Everything that can be known before anything is written is checked first: the signature, what the kit is for, the
     release counter, what it leaves out, and the free space.
     """
+    # Before the keys in it are read, which would be refused too.
+    installation.check_owner()
     trust = Trust.of(installation, options.trusted_keys)
     if trust.decided_by is not None and options.trusted_keys:
         say(f"note: the policy `{trust.decided_by}` alone decides which keys count, not `--trusted-key`")
@@ -93,7 +95,6 @@ def install(kit: Kit, installation: Installation, options: Options, say: Say, ho
 @contextmanager
 def _prepared_prefix(installation: Installation, kit: Kit, facts: KitFacts) -> Iterator[None]:
     """Check that the release can be written, create the folder, and lock it."""
-    installation.check_owner()
     installation.check_prefix()
     have = Have.of(installation)
     check_target(installation.prefix, _needed_bytes(kit, facts, have))

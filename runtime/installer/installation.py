@@ -92,8 +92,11 @@ class Installation:
         """Raise OutputError where root would run, and write to, what another user can change."""
         if os.geteuid() != 0:
             return
+        releases = [self.folder(number) for number in self.numbers()]
         try:
-            check_ownership(self.prefix, "the folder")
+            # After the first, those are checked that somebody may have installed before root took the folder over.
+            for folder in (self.prefix, self.prefix / BIN, self.prefix / KEYS, self.releases, *releases):
+                check_ownership(folder, "the folder")
         except InputError as error:
             raise OutputError(
                 error.message, hint="run the installer as that user, or choose another folder with `--prefix`"
@@ -293,7 +296,9 @@ class Installation:
         for path in sorted((self.prefix / KEYS).glob("*.pem")):
             path.unlink()
         for name in (STATE, LOCK):
-            (self.prefix / name).unlink(missing_ok=True)
+            # A folder in the place of one is somebody else's.
+            with suppress(FileNotFoundError, IsADirectoryError):
+                (self.prefix / name).unlink()
         for name in (RELEASES, KEYS, BIN):
             with suppress(OSError):
                 (self.prefix / name).rmdir()

@@ -13,6 +13,10 @@ from ..errors import BundleError, InputError, NotTrustedError
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _MOST_LINKS = 40
 """Links on the way to a file, as Linux has it."""
+_OVERFLOW, _UID_MAP = Path("/proc/sys/kernel/overflowuid"), Path("/proc/self/uid_map")
+"""What the owners of files are in a user namespace that does not have them, and whom it has."""
+_ALL_UIDS = ["0", "0", str((1 << 32) - 1)]
+"""The content of the latter outside of user namespaces."""
 
 
 def check_ownership(path: Path, what: str) -> None:
@@ -42,7 +46,7 @@ def check_bundle_ownership(folder: Path, names: Iterable[str], why: str) -> None
     inside |= {parent for path in inside for parent in path.parents if folder in parent.parents}
     try:
         found = _first_problem(folder)
-        is_inside = found is not None and found[0] == folder.absolute()
+        is_inside = found is not None and found[0] == folder.absolute() and not folder.is_symlink()
         for path in sorted(inside) if found is None else ():
             problem = _problem_of(path.lstat(), is_above=False)
             if problem is not None:
@@ -54,7 +58,10 @@ def check_bundle_ownership(folder: Path, names: Iterable[str], why: str) -> None
         place, problem = found
         raise NotTrustedError(
             f"other users can change the bundle `{folder}` after it was verified: `{place}` {problem}, and {why}",
-            hint=_remedy(folder, problem, "-R ") if is_inside else _remedy(place, problem),
+            # Neither command follows a link that it is given with -R.
+            hint=_remedy(folder.resolve() if folder.is_symlink() else folder, problem, "-R ")
+            if is_inside
+            else _remedy(place, problem),
         )
 
 
@@ -68,7 +75,24 @@ def _first_problem(path: Path) -> tuple[Path, str] | None:
 
 
 def _remedy(place: Path, problem: str, option: str = "") -> str:
-    return f"`chmod {option}go-w {place}`, as its owner" if "writable" in problem else f"`chown {option}root {place}`"
+    if "writable" in problem:
+        return f"`chmod {option}go-w {place}`, as its owner"
+    if _is_unmapped(place):
+        return (
+            "this process runs in a user namespace that does not have the owner of "
+            f"`{place}`: run it outside, or map root into it"
+        )
+    # Without -h, the owner of what a link leads to is changed.
+    return f"`chown {'-h ' if place.is_symlink() else option}root {place}`"
+
+
+def _is_unmapped(path: Path) -> bool:
+    """Whether the owner may be a user that the user namespace of this process does not have."""
+    try:
+        return path.lstat().st_uid == int(_OVERFLOW.read_text()) and _UID_MAP.read_text().split() != _ALL_UIDS
+    # Not Linux, or the file is gone by now.
+    except (OSError, ValueError):
+        return False
 
 
 def is_open_to_others(status: os.stat_result) -> bool:

@@ -24,7 +24,7 @@ from ortkit.runtime.trust.signature import verify_signature
 from ortkit.runtime.trust.x509 import Certificate, read_certificates
 from tests.packs import OLD_MANIFEST, bundle_files, layout_of, names_in, sha256, tar_of
 
-OPENSSF = Path(__file__).parents[1] / "runtime" / "bundle" / "openssf"
+OPENSSF = Path(__file__).parents[1] / "runtime" / "trust" / "openssf"
 SHARED_MEMORY = Path("/dev/shm")
 _FOLDER = tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
 PLACE = Path(_FOLDER.name)

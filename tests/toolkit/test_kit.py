@@ -142,7 +142,14 @@ def test_the_installer_alone(ortkit: Ortkit, made: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((*TARGET, "-o", "any.kit"), "missing argument 'BUNDLE...'"), (("tiny", *TARGET), "missing option '--out'")],
+    [
+        ((*TARGET, "-o", "any.kit"), "missing argument 'BUNDLE...'"),
+        (("tiny", *TARGET), "missing option '--out'"),
+        (
+            (*TARGET, "-o", "any.kit", "--installer", "a.zip"),
+            "--installer writes the installer alone, and takes neither BUNDLE nor --out",
+        ),
+    ],
 )
 def test_what_must_be_named(arguments: tuple[str, ...], message: str, ortkit: Ortkit) -> None:
     finished = ortkit("kit", *arguments)

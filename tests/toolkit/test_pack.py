@@ -395,8 +395,8 @@ def test_progress_is_shown_on_a_terminal(bundles: Path, tmp_path: Path) -> None:
     packed = on_terminal([*command, "pack", str(bundles / "first"), "-o", str(tmp_path / "a.tar")])
     unpacked = on_terminal([*command, "unpack", str(tmp_path / "a.tar"), "-o", str(tmp_path / "new")])
 
-    assert "\r\x1b[Kpacking 0.0 MB of 0.0 MB, 0 MB/s, " in packed
-    assert "\r\x1b[Kunpacking 0.0 MB of 0.0 MB, 0 MB/s, " in unpacked
+    assert "\r\x1b[Kpacking 0.0 MB of 0.0 MB, 0.0 MB/s, " in packed
+    assert "\r\x1b[Kunpacking 0.0 MB of 0.0 MB, 0.0 MB/s, " in unpacked
     assert lines_on_terminal(packed) == ["1 bundle, 0.0 MB", ""]
     assert lines_on_terminal(unpacked) == [""]
 

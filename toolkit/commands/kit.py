@@ -104,6 +104,8 @@ def kit(
     same bundles and wheels give the same file, apart from the signature.
     """
     if installer is not None:
+        if bundles or out is not None:
+            raise click.UsageError("--installer writes the installer alone, and takes neither BUNDLE nor --out")
         _write_installer(Path(installer))
         return
     for option, value in (("--target", target), ("--python", python), ("--out", out)):

@@ -243,7 +243,7 @@ def byte_progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
         shown, drawn = now, True
         rate = done / (now - began)
         left = duration(max(total - done, 0) / rate)
-        show(f"{verb} {megabytes(done)} of {megabytes(total)}, {rate / 1e6:.0f} MB/s, {left} left")
+        show(f"{verb} {megabytes(done)} of {megabytes(total)}, {megabytes(rate)}/s, {left} left")
 
     try:
         yield advance if sys.stderr.isatty() else lambda _: None

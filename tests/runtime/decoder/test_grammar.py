@@ -133,7 +133,7 @@ def check(text: str, schema: Mapping[str, object], draft: type = jsonschema.Draf
     """Fails for a text that is not valid JSON, or not valid under the schema."""
     value = json.loads(text)
     if "multipleOf" in json.dumps(schema):
-        # `jsonschema` divides floats otherwise: 50.0956 is not a multiple of 0.0001 for it.
+        # `jsonschema` divides floats otherwise: 50.0956 has a remainder by 0.0001 there.
         schema, value = (json.loads(one, parse_float=Decimal) for one in (json.dumps(schema), text))
         with localcontext() as context:
             context.prec = 2000
@@ -233,7 +233,7 @@ def test_penalties_and_stop_strings_work_with_a_grammar(decoder: Decoder) -> Non
 
 
 def test_dates_and_times_exist(decoder: Decoder) -> None:
-    """29 February in leap years alone, and no leap seconds; a property named `format` and data are left alone."""
+    """29 February in leap years alone, and no leap seconds; a property named `format` and data do not count."""
     texts = {
         "date": ["2024-02-29", "2000-02-29", "1999-12-31", "0400-02-29"],
         "time": ["23:59:59Z", "00:00:00.5+02:00"],

@@ -143,7 +143,7 @@ def test_tools_that_cannot_be_used(decoder: Decoder, calling: Decoder, tmp_path:
         other.chat(ASKED, tools=[WEATHER])
     pythonic = Decoder(write_decoder(tmp_path / "pythonic", chat=ChatFacts(PYTHONIC, {}))[0], threads=1)
     assert pythonic.chat(ASKED, tools=[WEATHER], max_tokens=3).tool_calls == ()
-    with pytest.raises(InputError, match="`tool_choice` must be `auto` or `none` for a model whose calls are in Pyt"):
+    with pytest.raises(InputError, match="`tool_choice` must be `auto` or `none` where the calls are in Python"):
         pythonic.chat(ASKED, tools=[WEATHER], tool_choice="required")
     with pytest.raises(InputError, match="`tools` cannot be used with `grammar` or `response_format`"):
         calling.chat(ASKED, tools=[WEATHER], response_format={"type": "json_object"})

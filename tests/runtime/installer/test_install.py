@@ -443,12 +443,15 @@ def test_uninstall(installed: Path, installer: Installer, kits: Kits) -> None:
 def test_uninstall_leaves_what_others_made(installed: Path, installer: Installer) -> None:
     (installed / "bin" / "other").write_text("mine")
     (installed / "notes.txt").write_text("mine")
+    (installed / "state.json").unlink()
+    (installed / "state.json").mkdir()
+    (installed / "state.json" / "own.txt").write_text("mine")
 
     ran = installer("uninstall")
 
     assert ran.code == 0
-    assert f"note: `{installed}` still has bin, notes.txt, which the installer did not make" in ran.err
-    assert set(tree(installed)) == {"bin/other", "notes.txt"}
+    assert f"note: `{installed}` still has bin, notes.txt, state.json, which the installer did not make" in ran.err
+    assert set(tree(installed)) == {"bin/other", "notes.txt", "state.json/own.txt"}
 
 
 # What keeps an installation from happening, each with a way on.
@@ -592,6 +595,22 @@ def test_root_does_not_install_where_another_user_can_write(
     os.chown(tmp_path / place, 0, -1)
     (tmp_path / place).chmod(0o777)
     assert "is writable for its group or for all users" in installer(*arguments).err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize("place", [".", "bin", "keys", "releases", "releases/1"])
+def test_root_does_not_update_what_another_user_installed(
+    place: str, installed: Path, installer: Installer, kits: Kits
+) -> None:
+    """Wholly, or in part, as after `chown root` of the folder alone."""
+    os.chown(installed / place, 12345, -1)
+
+    for arguments in (("update", kits.path("line2")), ("rollback", "--to", "1"), ("uninstall",)):
+        ran = installer(*arguments)
+        assert (ran.code, ran.out) == (1, "")
+        assert f"because other users can change it: `{installed / place}` belongs to the user 12345" in ran.err
+        assert ran.err.endswith("hint: run the installer as that user, or choose another folder with `--prefix`\n")
+    assert [path.name for path in (installed / "releases").iterdir()] == ["1"]
 
 
 def test_a_release_whose_bundles_cannot_be_recorded_is_not_kept(

@@ -275,8 +275,41 @@ def test_a_link_of_another_user_in_a_shared_folder(tmp_path: Path) -> None:
     check_ownership(shared / "link", "the policy")
     os.chown(shared / "link", 12345, -1, follow_symlinks=False)
 
-    with pytest.raises(InputError, match=r"`.*/shared/link` belongs to the user 12345"):
+    with pytest.raises(InputError, match=r"`.*/shared/link` belongs to the user 12345") as caught:
         check_ownership(shared / "link", "the policy")
+    follow(caught.value.hint)
+    check_ownership(shared / "link", "the policy")
+
+
+def follow(hint: str | None) -> None:
+    """Run the command in a hint."""
+    assert hint is not None
+    subprocess.run(hint.split("`")[1].split(), check=True)
+
+
+def test_a_user_whom_the_user_namespace_does_not_have(tmp_path: Path) -> None:
+    """As in a container without root, for what is mounted into it: no `chown` helps there."""
+    path = tmp_path / "policy.toml"
+    path.write_text("")
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        # A folder of root's is above.
+        path = Path("/etc/passwd")
+    check = (
+        "import sys; from pathlib import Path; from ortkit.runtime.trust.ownership import check_ownership\n"
+        "try: check_ownership(Path(sys.argv[1]), 'the policy')\n"
+        "except Exception as error: print(error.message, error.hint, sep='\\n')"
+    )
+    inside = ("unshare", "--user", "--map-root-user")
+    found = shutil.which("unshare")
+    if found is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    command = [*inside, sys.executable, "-c", check, path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert " belongs to the user 65534" in said[0]
+    assert said[1].startswith("this process runs in a user namespace that does not have the owner of `/")
 
 
 OPENERS: dict[str, Callable[[Path], object]] = {
@@ -500,6 +533,18 @@ def test_a_bundle_of_another_user(policy: Callable[[str], Path], bundle: Path) -
         Bundle.open(bundle)
     assert f"`{bundle / 'model.onnx'}` belongs to the user 12345" in caught.value.message
     assert caught.value.hint == f"`chown -R root {bundle}`"
+
+    (bundle.parent / "link").symlink_to(bundle)
+    with pytest.raises(NotTrustedError) as caught:
+        Bundle.open(bundle.parent / "link")
+    assert caught.value.hint == f"`chown -R root {bundle}`"
+    os.chown(bundle.parent / "link", 12345, -1, follow_symlinks=False)
+    with pytest.raises(NotTrustedError) as caught:
+        Bundle.open(bundle.parent / "link")
+    assert caught.value.hint == f"`chown -h root {bundle.parent / 'link'}`"
+    follow(caught.value.hint)
+    follow(f"`chown -R root {bundle}`")
+    Bundle.open(bundle.parent / "link")
 
 
 def test_a_damaged_bundle_does_not_raise_the_release(policy: Callable[[str], Path], bundle: Path) -> None:
