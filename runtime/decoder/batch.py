@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Self, Unpack
+from typing import NoReturn, Unpack
 
 from ..arguments import checked_integer, takes_keywords
-from ..errors import InputError, OrtkitError, OutOfMemoryError, ProviderError
+from ..errors import InputError, OrtkitError, ProviderError
 from ..session.closing import Closable
 from ..text.detokenizer import Detokenizer
 from ..text.messages import Messages
@@ -22,12 +21,12 @@ from ..text.tools import ToolChoice
 from .batch_engine import Engine, Event, TokenSequence
 from .batch_memory import divided
 from .batched_decoder import BatchedDecoder
-from .generation import Rates, Usage
+from .generation import Rates
 from .generation_options import GenerationOptions, checked_options
 from .prefix_store import PrefixStore
 from .prompt import Prompt, checked_max_tokens
 from .slots import Slots
-from .stream import Answer, AnswerText, Token
+from .stream import AnswerText, Token, TokenStream
 from .token_choice import FinishReason
 
 Listener = Callable[[Token | Exception], None]
@@ -210,9 +209,9 @@ class Batch(Closable):
 
     def close(self) -> None:
         """End all answers and the engine, and free the KV cache; a second call does nothing."""
-        self._stats = self.stats
         super().close()
         self._finalizer()
+        self._stats = self.stats
         self._engine = None
 
     def check_process(self) -> None:
@@ -225,7 +224,15 @@ class Batch(Closable):
 
     def closed_error(self) -> InputError:
         """The error for those who still wait for an answer."""
-        return self._closed_error()
+        return InputError(
+            f"the Batch of `{self.bundle.path}` is closed", hint="make another one of its decoder: `Batch(decoder)`"
+        )
+
+    def _closed_error(self) -> InputError:
+        return self.closed_error()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Batch cannot be pickled: make one in each process, of a decoder that was opened there")
 
     def _running_engine(self) -> Engine:
         self._check_open()
@@ -238,7 +245,7 @@ class Batch(Closable):
         return engine
 
 
-class BatchStream(Iterator[Token]):
+class BatchStream(TokenStream):
     """An iterator over the tokens of one answer of a batch, which are computed whether they are taken or not.
 
     `text` is the text of the tokens so far. As a context manager, it ends the answer at the end of the block.
@@ -258,8 +265,6 @@ class BatchStream(Iterator[Token]):
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._taken: list[Token] = []
         self._error: Exception | None = None
-        self.finish_reason: FinishReason | None = None
-        """Why the answer ended; None before its end."""
         sequence.deliver = self._receive if listener is None else self._notify
 
     def __next__(self) -> Token:
@@ -293,14 +298,6 @@ class BatchStream(Iterator[Token]):
             for _ in self:
                 pass
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
         return f"<BatchStream of {len(self._taken)} tokens, {state}>"
@@ -311,31 +308,10 @@ class BatchStream(Iterator[Token]):
         return "".join(token.text for token in self._taken)
 
     @property
-    def usage(self) -> Usage:
-        """The token counts so far."""
-        return self.rates.usage
-
-    @property
     def rates(self) -> Rates:
         """The speed so far; the time to the first token includes that of waiting for a slot."""
         rates = self._taken[-1].rates if self._taken else None
         return self._sequence.rates if rates is None else rates
-
-    def answer(self) -> Answer:
-        """Wait for the end, and return the complete answer with those tokens that were not taken yet.
-
-        Where a run fails for lack of memory, the OutOfMemoryError has the answer so far, of finish reason `length`.
-        """
-        taken = len(self._taken)
-        try:
-            for _ in self:
-                pass
-        except OutOfMemoryError as error:
-            if self._taken:
-                error.answer = Answer(self.text, tuple(self._taken[taken:]), FinishReason.LENGTH, self.rates)
-            raise
-        reason = self.finish_reason or FinishReason.CANCELLED
-        return Answer(self.text, tuple(self._taken[taken:]), reason, self.rates)
 
     def _check_iterable(self) -> None:
         if self._listener is not None:

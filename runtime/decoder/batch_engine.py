@@ -21,7 +21,7 @@ from ..session.onnxruntime_import import load_onnxruntime
 from .generation import Rates
 from .kv_cache import token_size
 from .prefix_store import Ids, PrefixStore, common_prefix
-from .slots import CHUNK, Row, Slots
+from .slots import Row, Slots
 from .stream import AnswerText, Token
 from .token_choice import FinishReason, TokenChoice
 
@@ -151,8 +151,8 @@ class Engine:
                 self._prefill()
                 self._decode()
         # A bug; nobody may wait for an answer that does not come.
-        except Exception as found:  # noqa: BLE001
-            error = found
+        except BaseException as found:  # noqa: BLE001
+            error = _deliverable(found)
         # From here on nothing is queued.
         with self._counting:
             self.has_ended = True
@@ -187,10 +187,14 @@ class Engine:
         self._leave(sequence)
         if error is None:
             sequence.finish_reason = sequence.choice.finish_reason = FinishReason.CANCELLED
+        self._deliver_last(sequence, error)
+
+    def _deliver_last(self, sequence: TokenSequence, event: Event) -> None:
+        """Deliver the last event of a sequence."""
         try:
-            sequence.deliver(error)
+            sequence.deliver(event)
         # A listener's; the answer has ended, so there is nobody else to tell.
-        except Exception as raised:  # noqa: BLE001
+        except BaseException as raised:  # noqa: BLE001
             parts = (type(raised), raised, raised.__traceback__, threading.current_thread())
             threading.excepthook(threading.ExceptHookArgs(parts))
         sequence.deliver = _nobody
@@ -199,7 +203,7 @@ class Engine:
         """Free the slot of a sequence, or its place in the queue."""
         row = self._running.pop(sequence, None)
         if row is not None:
-            row.length = min(row.length, self.slots.reusable(len(row.prompt)))
+            row.length = min(row.length, self.slots.prompt_runs.whole(len(row.prompt)))
             self._uses += 1
             row.used = self._uses
         elif sequence in self._waiting:
@@ -230,12 +234,8 @@ class Engine:
         common = common_prefix(row.reusable, prompt)
         if common < row.length:
             self._save(row)
-        row.keep(prompt, self._largest_reusable(common, prompt))
+        row.keep(prompt, self.slots.prompt_runs.reusable(common, len(prompt)))
         return row
-
-    def _largest_reusable(self, length: int, prompt: Ids) -> int:
-        """How many of `length` common tokens to reuse: the last one of a prompt runs again for its logits."""
-        return self.slots.reusable(min(length, len(prompt) - 1))
 
     def _save(self, row: Row) -> None:
         """Save the tokens of a row, which another sequence takes, in the prefix store."""
@@ -284,16 +284,16 @@ class Engine:
 
     def _reuse(self, sequence: TokenSequence, row: Row) -> None:
         """Copy more of a prompt from another row or the prefix store, where it is by now."""
-        prompt = sequence.prompt
+        prompt, reusable = sequence.prompt, self.slots.prompt_runs.reusable
         # A prompt that is alike and came at the same time has been prefilled since this one got its slot.
         length, source = max(
             ((common_prefix(one.reusable, prompt), one) for one in self.slots.rows if one is not row),
             key=lambda found: found[0],
             default=(0, row),
         )
-        length = self._largest_reusable(length, prompt)
+        length = reusable(length, len(prompt))
         saved_length, saved = self.store.longest(prompt)
-        saved_length = self._largest_reusable(saved_length, prompt)
+        saved_length = reusable(saved_length, len(prompt))
         found = max(length, saved_length) - row.length
         if found <= 0:
             return
@@ -306,9 +306,11 @@ class Engine:
 
     def _chunk(self, left: int, *, beside_answers: bool) -> int:
         """Tokens of the next run of a prompt that has so many left: even, or all of them."""
-        if self.slots.aligned:
-            return min(left, CHUNK)
-        most = min(self._run_tokens, _CHUNK_BESIDE_ANSWERS) if beside_answers else self._run_tokens
+        most = self.slots.prompt_runs.longest(self._run_tokens)
+        if self.slots.prompt_runs.in_chunks:
+            return min(left, most)
+        if beside_answers:
+            most = min(most, _CHUNK_BESIDE_ANSWERS)
         # In equal parts: a short rest would cost a run of its own.
         parts = -(-left // most)
         return min(left, -(-left // (2 * parts)) * 2)
@@ -354,16 +356,17 @@ class Engine:
         try:
             token = sequence.next_token(logits)
             self.completion_tokens += 1
-            # The slot is free when the last token is seen.
-            if token.finish_reason is not None:
-                self._leave(sequence)
-            sequence.deliver(token)
-            if token.finish_reason is not None:
-                sequence.deliver = _nobody
-        # A sampler and a listener of the caller's may raise anything, which is for that answer alone.
-        except Exception as error:  # noqa: BLE001
-            if sequence.finish_reason is None:
-                self._end(sequence, error)
+            if token.finish_reason is None:
+                sequence.deliver(token)
+                return
+        # A sampler and a listener of the caller's may raise anything, and a grammar panic: that is for their answer
+        # alone.
+        except BaseException as error:  # noqa: BLE001
+            self._end(sequence, _deliverable(error))
+            return
+        # The slot is free when the last token is seen.
+        self._leave(sequence)
+        self._deliver_last(sequence, token)
 
     def _close_ranks(self) -> None:
         """Move the rows of all sequences to the front, and an idle row among them out of the way if it is long.
@@ -385,6 +388,15 @@ class Engine:
 
 def _nobody(_event: Event) -> None:
     """Before a sequence is submitted, and after its end."""
+
+
+def _deliverable(error: BaseException) -> Exception:
+    """The error for those who wait for an answer: their thread must not end at another's SystemExit or panic."""
+    if isinstance(error, Exception):
+        return error
+    found = OrtkitError(f"the answer was ended by {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 def _own(error: OrtkitError | MemoryError) -> OrtkitError | MemoryError:

@@ -332,9 +332,9 @@ class Decoder(Closable):
             [8, 8]
         """
         # An answer alone needs none of it.
-        from .many_answers import answer_all  # noqa: PLC0415
+        from .many_answers import answer_all, listed  # noqa: PLC0415
 
-        return answer_all(self, list(prompts), slots=slots, options=options)
+        return answer_all(self, listed(prompts, "prompts"), slots=slots, options=options)
 
     @takes_keywords(GenerationOptions)
     def chat_many(
@@ -352,8 +352,13 @@ class Decoder(Closable):
         >>> [answer.usage.completion_tokens for answer in decoder.chat_many(questions, max_tokens=8)]
         [8, 8]
         """
+        from .many_answers import listed, numbered  # noqa: PLC0415
+
         use = self.tool_use(tools, tool_choice=tool_choice)
-        prompts = [self.chat_prompt(messages, use, tools, options) for messages in conversations]
+        prompts = [
+            numbered(self.chat_prompt, index)(messages, use, tools, options)
+            for index, messages in enumerate(listed(conversations, "conversations"))
+        ]
         # The options of all are the same.
         options = prompts[0][1] if prompts else options
         answers = self.generate_many([prompt for prompt, _ in prompts], slots=slots, **options)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BundleError, OutOfMemoryError
 from .model_runner import ModelRunner
 from .prompt_lookup import PromptLookup
+from .prompt_runs import PromptRuns
 from .token_choice import FinishReason, Step, TokenChoice
 
 
@@ -147,12 +148,11 @@ class Steps(Iterator[Step]):
     def prefill(self) -> NDArray[np.float32]:
         """Compute what is not cached: the logits after the prompt (1, vocabulary)."""
         self._started = perf_counter()
-        cache = self.forward.cache
-        # Where all tokens are cached, the last one runs again for its logits.
-        cache.rewind(min(cache.common_prefix(self.prompt), len(self.prompt) - 1))
+        cache, runs = self.forward.cache, PromptRuns.of(self.forward.cache.facts, self.forward.session.device)
+        cache.rewind(runs.reusable(cache.common_prefix(self.prompt), len(self.prompt)))
         self._cached = start = cache.length
         while start < len(self.prompt):
-            end = min(start + self._run_tokens, len(self.prompt))
+            end = min(start + runs.longest(self._run_tokens), len(self.prompt))
             logits = self.forward.prefill(self.prompt[start:end])
             start = end
         self._read = perf_counter()

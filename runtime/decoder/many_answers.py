@@ -1,13 +1,14 @@
-"""`Decoder.generate_many`: the answers to several prompts, in a batch of their own."""
+"""`Decoder.generate_many` and `chat_many`: the answers to several prompts, in a batch of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
 from ..arguments import checked_integer
 from ..errors import InputError, OutOfMemoryError, TextError
+from ..text.messages import Messages
 from .batch import Batch
 from .batched_decoder import BatchedDecoder
 from .generation_options import GenerationOptions
@@ -22,12 +23,12 @@ def answer_all(
 ) -> list[Answer]:
     """The answers to several prompts, in a batch of their own with as many slots as are needed and fit."""
     slots = min(checked_integer(slots, "slots"), len(prompts))
-    ids = [_numbered(decoder.prompt_ids, index)(prompt, decoder.context) for index, prompt in enumerate(prompts)]
+    ids = [numbered(decoder.prompt_ids, index)(prompt, decoder.context) for index, prompt in enumerate(prompts)]
     if not ids:
         return []
     with _largest_batch(decoder, slots, max(map(len, ids)), options.get("max_tokens")) as batch:
-        streams = [_numbered(batch.submit, index)(prompt, **options) for index, prompt in enumerate(ids)]
-        return [stream.answer() for stream in streams]
+        streams = [numbered(batch.submit, index)(prompt, **options) for index, prompt in enumerate(ids)]
+        return [numbered(stream.answer, index)() for index, stream in enumerate(streams)]
 
 
 def _largest_batch(decoder: BatchedDecoder, slots: int, longest: int, max_tokens: int | None) -> Batch:
@@ -48,7 +49,14 @@ def _largest_batch(decoder: BatchedDecoder, slots: int, longest: int, max_tokens
         slots = -(-slots // 2)
 
 
-def _numbered(function: Callable[..., Result], index: int) -> Callable[..., Result]:
+def listed(prompts: Iterable[Prompt] | Iterable[Messages], name: str) -> list[Any]:
+    """The prompts or conversations of a call; raises InputError for one alone."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise InputError(f"`{name}` must be a list of {name}, not {type(prompts).__name__}")
+    return list(prompts)
+
+
+def numbered(function: Callable[..., Result], index: int) -> Callable[..., Result]:
     """A function whose errors name the prompt that was passed to it."""
 
     @wraps(function)

@@ -4,14 +4,13 @@ Buffers are (rows, kv_heads, capacity, head_size), so one row, and the first row
 bound as views. GroupQueryAttention takes any number of sequences with one new token each, and several new tokens of one
 sequence alone (onnxruntime 1.32, CPU); a graph is exported with a free batch axis, so the same graph does both.
 
-The bits of a row depend neither on the other rows nor on how a prompt is split into runs, because each run has an even
-number of rows: see `ModelRunner.prefill`. An odd number of decoding rows is padded with an idle row, which writes
-behind what it holds. There is no prompt lookup here: the attention sums the single token of a row in another order than
-several of a draft, so an answer would depend on when others leave it alone.
+The bits of a row depend neither on the other rows, because each run has an even number of rows (`ModelRunner.prefill`),
+nor on how a prompt is split into runs (`PromptRuns`). An odd number of decoding rows is padded with an idle row, which
+writes behind what it holds. There is no prompt lookup here: the attention sums the single token of a row in another
+order than several of a draft, so an answer would depend on when others leave it alone.
 
 Where attention consists of plain operators, its sums have as many terms as the longest sequence of the run has tokens.
-Sequences are decoded one by one there. For the same reason, and with heads of more than 128 numbers (whose products
-onnxruntime's matmul sums in parts that depend on the length), a prompt is split at multiples of CHUNK tokens only.
+Sequences are decoded one by one there.
 """
 
 from __future__ import annotations
@@ -29,11 +28,8 @@ from .cache_memory import zeros
 from .kv_cache import Bound, cache_dtype, token_size
 from .model_runner import HostInput
 from .prefix_store import Ids, SavedPrefix, common_prefix
+from .prompt_runs import PromptRuns
 
-CHUNK = 64
-"""Tokens of a run of a prompt where its boundaries matter."""
-_LARGEST_SUMMED_AT_ONCE = 128
-"""Head size up to which onnxruntime's matmul sums a product of query and key in one part."""
 _HUGE_PAGE = 2 << 20
 """Bytes of a huge page on x86-64, and on most ARM systems."""
 _NO_IDS: Ids = np.zeros(0, np.int64)
@@ -76,8 +72,7 @@ class Slots:
         self.capacity = capacity
         self.together = decodes_together(session, facts)
         """Whether one run decodes all sequences."""
-        self.aligned = facts.plain_attention or facts.head_size > _LARGEST_SUMMED_AT_ONCE
-        """Whether the runs of a prompt begin at multiples of CHUNK only."""
+        self.prompt_runs = PromptRuns.of(facts, session.device)
         self.rows = [Row(index) for index in range(rows)]
         shape = (rows, facts.kv_heads, capacity, facts.head_size)
         dtype = cache_dtype(facts)
@@ -96,10 +91,6 @@ class Slots:
     def size(self) -> int:
         """Bytes of the buffers."""
         return len(self.rows) * self.capacity * token_size(self.facts)
-
-    def reusable(self, length: int) -> int:
-        """How many of the first `length` tokens can be taken from another prompt with the same ones."""
-        return length // CHUNK * CHUNK if self.aligned else length
 
     def prefill(self, row: Row, count: int, options: Any) -> NDArray[np.float32]:
         """Run the next `count` tokens of a row's prompt: the logits (vocabulary,) after the last of them.

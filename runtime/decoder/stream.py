@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -80,7 +81,65 @@ class AnswerText:
         return Token(step.id, text, step.logprob, step.top_logprobs, reason, rates)
 
 
-class Stream(Iterator[Token]):
+class TokenStream(Iterator[Token]):
+    """An iterator over the tokens of one answer; `cancel` ends it from any thread.
+
+    As a context manager, it ends the answer at the end of the block.
+    """
+
+    finish_reason: FinishReason | None = None
+    """Why the answer ended; None before its end."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the answer: no more tokens follow."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The text so far."""
+
+    @property
+    @abstractmethod
+    def rates(self) -> Rates:
+        """The speed so far."""
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts so far."""
+        return self.rates.usage
+
+    def close(self) -> None:
+        """End the answer; a second call does nothing."""
+        self.cancel()
+        for _ in self:
+            pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def answer(self) -> Answer:
+        """Take the tokens up to the end, and return the complete answer with those that were not taken before.
+
+        Where memory runs out in the middle, the OutOfMemoryError has the answer so far, of finish reason `length`.
+        """
+        tokens: list[Token] = []
+        try:
+            for token in self:
+                tokens.append(token)  # noqa: PERF402 - those that came before an error are kept
+        except OutOfMemoryError as error:
+            if self.usage.completion_tokens:
+                error.answer = Answer(self.text, tuple(tokens), FinishReason.LENGTH, self.rates)
+            raise
+        return Answer(self.text, tuple(tokens), self.finish_reason or FinishReason.CANCELLED, self.rates)
+
+
+class Stream(TokenStream):
     """An iterator over the tokens of one answer, computed lazily; `cancel` ends it from any thread.
 
     `text` is the text of the tokens so far. As a context manager, it ends the answer at the end of the block.
@@ -89,8 +148,6 @@ class Stream(Iterator[Token]):
     def __init__(self, steps: Steps, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.steps = steps
         self._text = AnswerText(detokenizer, stops)
-        self.finish_reason: FinishReason | None = None
-        """Why the answer ended; None before its end."""
 
     def __next__(self) -> Token:
         if self.finish_reason is not None:
@@ -108,20 +165,6 @@ class Stream(Iterator[Token]):
         """End the answer: aborts the current run, and no more tokens follow."""
         self.steps.cancel()
 
-    def close(self) -> None:
-        """End the answer; a second call does nothing."""
-        self.cancel()
-        for _ in self:
-            pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = "running" if self.finish_reason is None else f"finished: {self.finish_reason.value}"
         return f"<Stream of {len(self._text)} tokens, {state}>"
@@ -132,26 +175,6 @@ class Stream(Iterator[Token]):
         return str(self._text)
 
     @property
-    def usage(self) -> Usage:
-        """The token counts so far."""
-        return self.rates.usage
-
-    @property
     def rates(self) -> Rates:
         """The speed so far."""
         return self.steps.rates
-
-    def answer(self) -> Answer:
-        """Compute the remaining tokens, and return the complete answer with those that are left of the stream.
-
-        Where memory runs out in the middle, the OutOfMemoryError has the answer so far, of finish reason `length`.
-        """
-        tokens: list[Token] = []
-        try:
-            for token in self:
-                tokens.append(token)  # noqa: PERF402 - those that came before an error are kept
-        except OutOfMemoryError as error:
-            if self.steps.ids:
-                error.answer = Answer(self.text, tuple(tokens), FinishReason.LENGTH, self.rates)
-            raise
-        return Answer(self.text, tuple(tokens), self.finish_reason or FinishReason.CANCELLED, self.rates)

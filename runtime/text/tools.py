@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from ..errors import InputError
@@ -14,6 +15,8 @@ from .tokenizer import checked_text
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 EXAMPLE = '{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}'
+MOST_TOOLS = 128
+"""OpenAI's limit too: each tool's schema is compiled."""
 ToolChoice = str | Mapping[str, object]
 """`auto`, `none`, `required`, or `{"type": "function", "function": {"name": "..."}}`."""
 
@@ -50,12 +53,15 @@ def tools_of(tools: object) -> list[Tool]:
     """Check tools; raises InputError that names the first one that cannot be used."""
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
         raise InputError(f"`tools` must be a list of tools, not {type(tools).__name__}", hint=EXAMPLE)
-    found = [_tool_of(tool, index) for index, tool in enumerate(tools)]
-    names = [tool.name for tool in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two tools have the name `{name}`")
-    return found
+    given = list(islice(tools, MOST_TOOLS + 1))
+    if len(given) > MOST_TOOLS:
+        raise InputError(f"`tools` has more than {MOST_TOOLS} tools")
+    found: dict[str, Tool] = {}
+    for index, given_tool in enumerate(given):
+        tool = _tool_of(given_tool, index)
+        if found.setdefault(tool.name, tool) is not tool:
+            raise InputError(f"two tools have the name `{tool.name}`")
+    return list(found.values())
 
 
 def _tool_of(tool: object, index: int) -> Tool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -319,6 +320,49 @@ def test_an_error_of_the_callers_code_is_for_its_answer_alone(
     assert batch.stats.running == 0
 
 
+@pytest.mark.parametrize("part", ["sampler", "listener"])
+def test_not_even_an_exit_or_a_panic_ends_the_engine(batch: Batch, part: str) -> None:
+    """`Exception` is not a base class of theirs, and the thread of all answers would end at one."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(given: object) -> int:
+        if isinstance(given, Exception):
+            heard.append(given)
+            return 0
+        raise Panic("stack overflow")
+
+    heard: list[Exception] = []
+    other = batch.submit(FOX, max_tokens=20)
+    if part == "listener":
+        batch.submit(FOX, listener=fail)
+        until(lambda: len(heard) == 1)
+    else:
+        with pytest.raises(OrtkitError) as caught:
+            batch.submit(FOX, sampler=fail).answer()
+        heard.append(caught.value)
+
+    assert str(heard[0]) == "the answer was ended by Panic: stack overflow"
+    assert len(other.answer().tokens) == 20
+    assert len(batch.submit(FOX, max_tokens=3).answer().tokens) == 3
+
+
+def test_an_error_of_a_listener_at_the_last_token_is_shown(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def fail(event: Token | Exception) -> None:
+        if isinstance(event, Token) and event.finish_reason is not None:
+            raise LookupError("the caller's")
+
+    batch.submit(FOX, max_tokens=3, listener=fail)
+
+    until(lambda: len(raised) == 1)
+    assert isinstance(raised[0].exc_value, LookupError)
+    assert batch.stats.running == 0
+
+
 @pytest.mark.parametrize("what", ["prefill", "decode"])
 def test_an_error_of_a_run_goes_to_its_answers(batch: Batch, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     expected = batch.submit(FOX, max_tokens=8).answer()
@@ -437,13 +481,18 @@ def test_closing_ends_all_answers(decoder: Decoder) -> None:
     for stream in streams:
         assert stream.answer().finish_reason is FinishReason.CANCELLED
     assert str(heard[-1]) == (
-        f"the Batch of `{decoder.bundle.path}` is closed\n\nhint: open it again: `Batch('{decoder.bundle.path}')`"
+        f"the Batch of `{decoder.bundle.path}` is closed\n\nhint: make another one of its decoder: `Batch(decoder)`"
     )
     with pytest.raises(InputError, match="is closed"):
         batch.submit(FOX)
-    assert batch.stats.slots == 2
+    assert (batch.stats.slots, batch.stats.running, batch.stats.waiting) == (2, 0, 0)
     assert repr(batch).endswith("closed>")
     assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
+
+
+def test_a_batch_cannot_be_pickled(batch: Batch) -> None:
+    with pytest.raises(TypeError, match="Batch cannot be pickled: make one in each process"):
+        pickle.dumps(batch)
 
 
 def test_closing_while_a_request_is_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -732,6 +781,15 @@ def test_errors_of_many_prompts_name_the_prompt(decoder: Decoder) -> None:
         decoder.generate_many([FOX, FOX, ""])
     with pytest.raises(InputError, match="`max_tokens` must be at least 1, not 0"):
         decoder.generate_many([FOX], max_tokens=0)
+    asked, sampled = [{"role": "user", "content": FOX}], iter((7, -1))
+    with pytest.raises(InputError, match="prompt 1: message 0 has no `content`"):
+        decoder.chat_many([asked, [{"role": "user"}]])
+    with pytest.raises(InputError, match="prompt 1: `sampler` returned token -1"):
+        decoder.generate_many([FOX, FOX], slots=1, sampler=lambda _: next(sampled), max_tokens=1)
+    with pytest.raises(InputError, match="`prompts` must be a list of prompts, not str"):
+        decoder.generate_many(FOX)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`conversations` must be a list of conversations, not int"):
+        decoder.chat_many(5)  # type: ignore[arg-type]
 
 
 def test_many_prompts_take_the_slots_that_fit(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

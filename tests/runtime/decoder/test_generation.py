@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortkit import Bundle, Chat, Decoder, OutOfMemoryError, Sampling
+from ortkit import Bundle, Chat, Decoder, OutOfMemoryError, Precision, Sampling
+from ortkit.exporters import export
 from ortkit.runtime.decoder.chat import USER
 from ortkit.runtime.decoder.generation import Steps
 from ortkit.runtime.decoder.kv_cache import KVCache
@@ -14,6 +15,8 @@ from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.prompt_lookup import RUN_COSTS, PromptLookup
 from ortkit.runtime.decoder.token_choice import TokenChoice
 from ortkit.runtime.text.messages import Message
+from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.quantized_decoder import write_quantized
 
 QUOTED = (
     "The old lighthouse on the northern cape was built in 1874, after three ships were lost on the reef in a single "
@@ -121,6 +124,49 @@ def test_an_answer_continues_after_a_run_that_failed(decoder: Decoder, number: i
     assert steps.forward.cache.ids == (prompt + steps.ids)[: steps.forward.cache.length]
 
 
+def read(decoder: Decoder, cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
+    """The logits after a prompt, read in runs of at most so many tokens."""
+    choice = TokenChoice(decoder.facts.vocabulary, max_tokens=1)
+    return Steps(ModelRunner(decoder.session, cache), ids, choice, run_tokens=run_tokens).prefill()[-1].copy()
+
+
+def check_prompts_give_the_same_bits(decoder: Decoder, cases: int) -> None:
+    """Whatever is cached, and however long the runs are that a limit on memory asks for."""
+    rng = np.random.default_rng(cases)
+
+    def ids(count: int) -> list[int]:
+        return rng.integers(3, decoder.facts.vocabulary, count).tolist()
+
+    for _ in range(cases):
+        prompt = ids(int(rng.integers(1, 250)))
+        expected = read(decoder, decoder.new_cache(), prompt, 512)
+        cache = decoder.new_cache()
+        for length in sorted(rng.integers(1, len(prompt) + 1, 2).tolist()):
+            read(decoder, cache, prompt[:length] + ids(3), 128)
+        assert np.array_equal(read(decoder, cache, prompt, int(rng.choice([64, 128, 256]))), expected)
+
+
+def test_prompts_of_a_model_with_large_heads_give_the_same_bits(tmp_path: Path) -> None:
+    """Products of 256 numbers are summed in parts that depend on the length of the sequence."""
+    decoder = Decoder(write_quantized(tmp_path / "m", head_size=256), threads=1)
+
+    check_prompts_give_the_same_bits(decoder, 20)
+
+    cache = decoder.prefill(list(range(100)))
+    assert decoder.generate(list(range(100)), cache=cache, max_tokens=1).usage.cached_tokens == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_prompts_of_exported_models_with_large_heads_give_the_same_bits(family: str, tmp_path: Path) -> None:
+    """With windows and soft caps."""
+    folder = write_checkpoint(tmp_path / "checkpoint", family, head_dim=256)
+
+    bundle = export(str(folder), precision=Precision.FP32, out=tmp_path / "b").bundle
+
+    check_prompts_give_the_same_bits(Decoder(bundle, threads=2), 40)
+
+
 def test_without_lookup_there_is_no_n_gram_table(decoder: Decoder) -> None:
     assert decoder.steps("Hello", lookup=False).lookup is None
     assert decoder.steps("Hello").lookup is not None
@@ -133,22 +179,17 @@ def test_logits_of_the_real_model_in_4_bits_depend_on_the_ids_alone(smollm_bundl
     decoder = Decoder(smollm_bundle, threads=1)
     rng = np.random.default_rng(cases)
 
-    def read(cache: KVCache, ids: list[int], run_tokens: int) -> np.ndarray:
-        choice = TokenChoice(decoder.facts.vocabulary, max_tokens=1)
-        steps = Steps(ModelRunner(decoder.session, cache), ids, choice, run_tokens=run_tokens)
-        return steps.prefill()[-1].copy()
-
     for _ in range(cases):
         ids = rng.integers(0, decoder.facts.vocabulary, rng.integers(1, 90)).tolist()
-        expected = read(decoder.new_cache(), ids, decoder.run_tokens)
+        expected = read(decoder, decoder.new_cache(), ids, decoder.run_tokens)
         cache = decoder.new_cache()
         for length in sorted(rng.integers(1, len(ids) + 1, rng.integers(0, 3)).tolist()):
-            read(cache, [*ids[:length], *rng.integers(0, decoder.facts.vocabulary, 3).tolist()], 33)
-        assert np.array_equal(read(cache, ids, int(rng.integers(1, 70))), expected)
+            read(decoder, cache, [*ids[:length], *rng.integers(0, decoder.facts.vocabulary, 3).tolist()], 33)
+        assert np.array_equal(read(decoder, cache, ids, int(rng.integers(1, 70))), expected)
         drafted = int(rng.choice(list(RUN_COSTS)))
         if drafted < len(ids):
             cache = decoder.new_cache()
-            read(cache, ids[:-drafted], decoder.run_tokens)
+            read(decoder, cache, ids[:-drafted], decoder.run_tokens)
             assert np.array_equal(ModelRunner(decoder.session, cache).run(ids[-drafted:], drafted)[-1], expected)
 
 

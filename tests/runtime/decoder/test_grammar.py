@@ -85,10 +85,23 @@ SCHEMAS: dict[str, Mapping[str, object]] = {
         "additionalProperties": False,
     },
 }
-UNENDING = ("any object", "anything", "a recursion")
+UNENDING = ("any object", "anything", "a recursion", "named by a pattern")
 """Small models hardly end what may go on."""
 FRAGMENTS = re.compile(r"\\p\{|\\W")
 """What Python's regular expressions read in another way than those of ECMA-262, which JSON schemas have."""
+DOUBLED = {
+    "$ref": "#/$defs/0",
+    "$defs": {
+        **{
+            str(level): {
+                "prefixItems": [{"allOf": [{"$ref": f"#/$defs/{level + 1}"}, {"maxItems": most}]} for most in (8, 9)]
+            }
+            for level in range(20)
+        },
+        "20": {"type": "array"},
+    },
+}
+"""Each level has two copies of the next: a million in all, and gigabytes."""
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +409,18 @@ def nested(levels: int) -> dict[str, object]:
             "the JSON schema has `multipleOf` with a least common",
         ),
         ({"json_schema": {"enum": list(range(30_000))}}, "the JSON schema has more than 20000 values"),
+        (
+            {"json_schema": DOUBLED},
+            "the JSON schema has more than 20000 values where references are beside other constraints",
+        ),
+        (
+            {"json_schema": {"allOf": [{"$ref": "#anchor"}, {"maxLength": 3}]}},
+            "the JSON schema has the reference '#anchor' beside other constraints; supported there: ref",
+        ),
+        (
+            {"json_schema": {"patternProperties": {f"^a{number}.*b$": {} for number in range(600)}}},
+            "the JSON schema has more than 50 patterns in `patternProperties`",
+        ),
         (
             {"json_schema": {"properties": {f"p{number}": {} for number in range(3000)}}},
             "the JSON schema has more than 20000 values, or more than 2000 properties",

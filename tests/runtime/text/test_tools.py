@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 
@@ -279,6 +280,7 @@ def test_calls_that_are_not_valid(message: Mapping[str, object], error: str) -> 
             "tool 0 is not valid Unicode: surrogates not allowed at character 63",
         ),
         ([WEATHER, WEATHER], "two tools have the name `weather`"),
+        (itertools.repeat(WEATHER), "`tools` has more than 128 tools"),
     ],
 )
 def test_tools_that_are_not_valid(tools: object, error: str) -> None:
