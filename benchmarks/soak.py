@@ -33,7 +33,7 @@ from benchmarks.servers import HOST, Server, ortkit_command, running
 from benchmarks.serving import milliseconds, percentile
 from benchmarks.table import print_table
 from benchmarks.texts import held_out_texts, questions_of, searches
-from ortkit import Answer, Decoder, Embedder, Reranker
+from ortkit import Answer, Decoder, Embedder, FinishReason, Reranker
 from ortkit.runtime.decoder.batch import Batch
 
 RERANKER_BUNDLE = REPOSITORY / ".cache" / "bundles" / "seeded-reranker-int8"
@@ -192,7 +192,9 @@ def answer_check(expected: Answer) -> Callable[[Response], str | None]:
 
 def logprobs_check(expected: Answer) -> Callable[[Response], str | None]:
     same_answer = answer_check(expected)
-    told = [(token.logprob, [one.logprob for one in token.top_logprobs]) for token in expected.tokens]
+    # The API leaves out the token that ends an answer, which has no text.
+    shown = [token for token in expected.tokens if token.finish_reason is not FinishReason.STOP]
+    told = [(token.logprob, [one.logprob for one in token.top_logprobs]) for token in shown]
 
     def check(response: Response) -> str | None:
         content = response.json()["choices"][0]["logprobs"]["content"]

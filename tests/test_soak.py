@@ -19,7 +19,7 @@ from benchmarks import soak
 from benchmarks.http_load import Response
 from benchmarks.memory import Sample
 from benchmarks.servers import ortkit_command, running
-from ortkit import Decoder
+from ortkit import Decoder, FinishReason
 from tests.decoders import write_decoder
 from tests.tiny_bundles import write_embedder, write_reranker
 
@@ -78,6 +78,11 @@ def test_another_text_end_count_and_log_probability_are_found(tmp_path: Path) ->
     assert "is not" in check(response(answer.text, "length", 2, content))
     assert "log-probabilities" in check(response(answer.text, "length", 3, content[:2]))
     assert "log-probabilities" in check(response(answer.text, "length", 3, [*content[:2], content[0]]))
+
+    end = replace(answer.tokens[2], finish_reason=FinishReason.STOP)
+    ended = soak.logprobs_check(replace(answer, tokens=(*answer.tokens[:2], end), finish_reason=FinishReason.STOP))
+    assert ended(response(answer.text, "stop", 3, content[:2])) is None
+    assert "log-probabilities" in ended(response(answer.text, "stop", 3, content))
 
 
 def samples_of(mebibytes: list[float]) -> list[Sample]:
