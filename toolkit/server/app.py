@@ -62,6 +62,8 @@ class Endpoints:
         self._models = models
         self._settings = settings
         self._metrics = metrics
+        self._document: tuple[int, bytes] | None = None
+        """The OpenAPI document, and how many models had been replaced before it was made."""
 
     def routes(self) -> list[BaseRoute]:
         """All paths."""
@@ -160,7 +162,10 @@ class Endpoints:
         return Response(await asyncio.to_thread(self._metrics.render), headers={"content-type": CONTENT_TYPE})
 
     async def _openapi(self, _request: Request) -> Response:
-        return JsonResponse(openapi_document(self._models, self._settings))
+        replaced = self._models.replaced
+        if self._document is None or self._document[0] != replaced:
+            self._document = replaced, json_bytes(openapi_document(self._models, self._settings))
+        return Response(self._document[1], media_type=JsonResponse.media_type)
 
 
 def _post(path: str, handler: Handler, api: Api = Api.OPENAI) -> Route:

@@ -95,6 +95,8 @@ class ServedModels:
         self._lock = threading.Lock()
         self.draining = False
         """Whether the server is ending; `/ready` says so."""
+        self.replaced = 0
+        """How many models have been replaced: what was made from them before is out of date."""
         for served in self._models.values():
             self._watch(served)
 
@@ -194,6 +196,7 @@ class ServedModels:
         with self._lock:
             old = self._models[name]
             self._models[name] = new
+            self.replaced += 1
             old.retired = True
             unused = old.users == 0
         self._watch(new)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -10,9 +11,12 @@ import openai
 import pytest
 
 from ortkit.toolkit.server.app import create_app
+from ortkit.toolkit.server.metrics import Metrics
 from ortkit.toolkit.server.openapi import numbers_below, openapi_document
+from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
-from tests.toolkit.server.conftest import LONG, LocalServer
+from tests.tiny_bundles import write_embedder
+from tests.toolkit.server.conftest import LONG, LocalServer, running
 
 BODY = {"model": "tiny-embedder", "input": "a"}
 JSON = {"content-type": "application/json"}
@@ -150,6 +154,30 @@ def test_the_document_is_valid_openapi_and_names_what_is_served(server: LocalSer
         route.path.replace("{model:path}", "{model}")
         for route in create_app(server.models, server.settings, server.metrics).routes
     }
+
+
+def test_the_document_is_made_again_where_a_model_is_replaced(
+    tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        made.append(openapi_document(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("ortkit.toolkit.server.app.openapi_document", counted)
+    settings, metrics = ServerSettings(threads=1), Metrics()
+    models = ServedModels.open({"one": bundles["tiny-embedder"]}, settings, metrics)
+    with running(models, settings, metrics) as server:
+        first = server.get("/openapi.json")
+        assert (first.headers["content-type"], first.json()) == ("application/json", made[0])
+        assert server.get("/openapi.json").content == first.content
+        assert len(made) == 1
+        models.replace("one", write_embedder(tmp_path / "other", dense=True).path)
+        second = server.get("/openapi.json").json()
+        assert (len(made), second) == (2, made[1])
+    models.close()
+    assert second != first.json(), "the dimensions differ"
 
 
 def test_the_document_asks_for_a_key_where_the_server_does(server: LocalServer) -> None:
