@@ -44,7 +44,7 @@ class Answers:
         self._served = served
         self._batch = served.batch
         self._metrics = metrics
-        self._most = settings.slots + settings.max_waiting
+        self._most = settings.requests_per_model
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[tuple[int, Token | Exception]] = asyncio.Queue()
         self._progress: list[_Progress] = []

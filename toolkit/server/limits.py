@@ -166,7 +166,7 @@ class Bounds:
         self._app = app
         self._settings = settings
         self._is_stopping = is_stopping
-        self._most = models * (settings.slots + settings.max_waiting)
+        self._most = models * settings.requests_per_model
         self._admitted = 0
         self._held = 0
         self._mean_seconds = 1.0

@@ -52,7 +52,7 @@ def tei_info(models: ServedModels, settings: ServerSettings, name: str | None) -
         "model_type": {"embedding": {"pooling": manifest.embedder.pooling.value}}
         if manifest.embedder is not None
         else {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "max_concurrent_requests": settings.max_waiting,
+        "max_concurrent_requests": settings.requests_per_model,
         "max_input_length": manifest.tokenizer.max_length,
         "max_batch_tokens": 0,
         "max_client_batch_size": settings.max_inputs,

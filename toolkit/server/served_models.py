@@ -265,7 +265,8 @@ def queue_of(name: str, encoder: Encoder, settings: ServerSettings, metrics: Met
         if metrics is not None:
             metrics.encoder_batch(name, texts, tokens)
 
-    return EncoderQueue(encoder, waiting=settings.max_waiting, measure=measure)
+    # It has no slots: how many run at once depends on their texts, so those that may run count as waiting.
+    return EncoderQueue(encoder, waiting=settings.requests_per_model, measure=measure)
 
 
 def _context(bundle: BundleFolder, settings: ServerSettings) -> int | None:

@@ -93,6 +93,11 @@ class ServerSettings:
                 raise InputError(f"`{name}` must be from {least} to {most}, not {value}")
 
     @property
+    def requests_per_model(self) -> int:
+        """Requests that one model takes at once: those that run, and those that wait."""
+        return self.slots + self.max_waiting
+
+    @property
     def is_public(self) -> bool:
         """Whether other machines can reach the address."""
         return self.unix_socket is None and not is_loopback(self.host)

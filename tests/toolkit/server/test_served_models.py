@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ortkit import BundleError, InputError, Kind, NotFoundError, WrongKindError
+from ortkit.runtime.errors import QueueFullError
 from ortkit.toolkit.server.api_errors import UnknownModelError, WrongModelError
 from ortkit.toolkit.server.metrics import Metrics
+from ortkit.toolkit.server.models_list import tei_info
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder
@@ -34,6 +36,23 @@ def test_models_are_found_by_name_and_kind(bundles: dict[str, Path]) -> None:
         models.get("tiny-embedder", Kind.RERANKER)
     with pytest.raises(UnknownModelError, match="`model` is missing, and 0 models of kind decoder are served"):
         models.get(None, Kind.DECODER)
+    models.close()
+
+
+def test_a_model_takes_as_many_requests_as_info_says(bundles: dict[str, Path]) -> None:
+    """Even where none of them has started; one more is refused."""
+    settings = ServerSettings(threads=1, slots=2, max_waiting=3)
+    models = ServedModels.open({"a": bundles["tiny-embedder"]}, settings)
+    served = models.find("a")
+    said = tei_info(models, settings, "a")["max_concurrent_requests"]
+    assert said == 5
+    # The threads of the queue wait for it.
+    with served.queue._changed:
+        accepted = [served.queue.submit(served.embedder.open_call(["fox"])) for _ in range(said)]
+        with pytest.raises(QueueFullError):
+            served.queue.submit(served.embedder.open_call(["fox"]))
+    for future in accepted:
+        assert future.result(30).result().vectors.shape == (1, 8)
     models.close()
 
 
