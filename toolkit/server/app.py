@@ -22,7 +22,7 @@ from .completions import Completion, read_completion
 from .metrics import CONTENT_TYPE, Metrics
 from .models_list import model_entry, models_list, tei_info
 from .openapi import openapi_document
-from .request_fields import Fields, parse_body
+from .request_fields import Fields, parse_body, printable
 from .served_models import ServedModel, ServedModels
 from .settings import ServerSettings
 from .sse import EventStream, disconnected, json_bytes
@@ -188,6 +188,14 @@ async def _fields_of(request: Request) -> Fields:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise MediaTypeError("the body must be JSON", hint="send `Content-Type: application/json`")
+    encodings = [
+        one.strip().lower() for value in request.headers.getlist("content-encoding") for one in value.split(",")
+    ]
+    if any(one not in ("", "identity") for one in encodings):
+        raise MediaTypeError(
+            f"the body must not be compressed, and `Content-Encoding` is `{printable(', '.join(encodings))}`",
+            hint="send it as it is, without `Content-Encoding`",
+        )
     body = await request.body()
     if len(body) < _LONG_BODY:
         return parse_body(body)

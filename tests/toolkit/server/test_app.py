@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -66,6 +67,20 @@ def test_a_body_of_another_type_is_refused(server: LocalServer) -> None:
     charset = {"content-type": "Application/JSON; charset=utf-8"}
     answer = server.connection.post("/v1/embeddings", content=json.dumps(BODY), headers=charset)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, GZIP"])
+def test_a_compressed_body_is_refused(server: LocalServer, encoding: str) -> None:
+    content = gzip.compress(json.dumps(BODY).encode())
+    answer = server.connection.post("/v1/embeddings", content=content, headers={**JSON, "content-encoding": encoding})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (415, "unsupported_media_type")
+    assert error["message"] == (
+        f"the body must not be compressed, and `Content-Encoding` is `{encoding.lower()}` "
+        "(send it as it is, without `Content-Encoding`)"
+    )
+    headers = {**JSON, "content-encoding": "Identity"}
+    assert server.connection.post("/v1/embeddings", content=json.dumps(BODY), headers=headers).status_code == 200
 
 
 def test_unknown_paths_and_methods(server: LocalServer) -> None:
