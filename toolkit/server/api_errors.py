@@ -20,6 +20,8 @@ from ...runtime.errors import (
 )
 
 _logger = logging.getLogger("ortkit.server")
+CLIENT_CLOSED = 499
+"""nginx's status for a request whose client has gone before an answer began; nobody reads it."""
 RETRY_SECONDS = 1
 """`Retry-After` of an answer 429: requests are short, and clients wait longer each time."""
 
@@ -119,12 +121,12 @@ def error_body(error: Exception, api: Api) -> dict[str, Any]:
     message, status = _message_of(error), status_of(error)
     if api is Api.TEI:
         return {"error": message, "error_type": _TEI_TYPES.get(tei_status_of(error), "Backend")}
-    kind = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(status, "invalid_request_error")
-    return openai_error(message, kind, param=getattr(error, "param", None), code=_code_of(error))
+    return openai_error(message, status, param=getattr(error, "param", None), code=_code_of(error))
 
 
-def openai_error(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def openai_error(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error in the shape of OpenAI's API."""
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -147,6 +149,15 @@ def tei_status_of(error: Exception) -> int:
     return 422 if status == 400 else status
 
 
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "timeout_error",
+}
 _TEI_TYPES = {404: "Validation", 413: "Validation", 415: "Validation", 422: "Validation", 429: "Overloaded"}
 
 

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...runtime.bundle.manifest import Kind
 from . import embeddings, rerank
-from .api_errors import Api, MediaTypeError, error_response, openai_error
+from .api_errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error
 from .chat_completions import ChatCompletion, read_chat
 from .completions import Completion, read_completion
 from .metrics import CONTENT_TYPE, Metrics
@@ -32,8 +32,6 @@ _LONG_BODY = 1 << 16
 """Bytes from which on a body is parsed, and an answer written, in a thread."""
 _PARSER = ThreadPoolExecutor(1, "ortkit-json")
 """Parses long bodies one after another: as Python's objects a body may take ten times as much memory."""
-_CLIENT_CLOSED = 499
-"""nginx's status for a request whose client has gone; nobody reads it."""
 
 Handler = Callable[[Fields], Awaitable[Response]]
 
@@ -176,7 +174,7 @@ def _post(path: str, handler: Handler, api: Api = Api.OPENAI) -> Route:
             fields = await _fields_of(request)
             return await _until_disconnected(handler(fields), request)
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED)
+            return Response(status_code=CLIENT_CLOSED)
         except Exception as error:  # noqa: BLE001 - it becomes the answer
             return _failed(error, api)
 
@@ -248,8 +246,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     message = {404: "there is no such path", 405: "the path does not take this method"}.get(
         status, "the request failed"
     )
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JsonResponse(openai_error(message, kind), status, headers)
+    return JsonResponse(openai_error(message, status), status, headers)
 
 
 _HANDLERS: Mapping[Any, Any] = {HTTPException: _http_error, 500: _http_error}

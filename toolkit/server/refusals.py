@@ -8,15 +8,7 @@ from typing import Any
 
 from starlette.types import Send
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    408: "timeout_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-    504: "timeout_error",
-}
+from .api_errors import openai_error
 
 
 class RefusedError(Exception):
@@ -31,8 +23,7 @@ class RefusedError(Exception):
 
     def content(self) -> dict[str, Any]:
         """The error as OpenAI's clients read it."""
-        kind = _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+        return openai_error(self.message, self.status, code=self.code)
 
     def body(self) -> bytes:
         return json.dumps(self.content()).encode("ascii")

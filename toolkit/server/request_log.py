@@ -22,12 +22,11 @@ from typing import Any, Self, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .api_errors import CLIENT_CLOSED
 from .metrics import Metrics
 from .refusals import RefusedError
 from .request_record import RECORD
 
-CLIENT_CLOSED = 499
-"""The status of a request whose client has gone before an answer began, as nginx has it."""
 _MOST_LINES = 10_000
 """Lines that wait to be written; more are counted, and dropped."""
 _LONGEST_TEXT = 1 << 16
