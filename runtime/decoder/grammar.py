@@ -46,8 +46,10 @@ _FUEL = 200_000
 this, with which `(a{1000}){1000}` takes 2 s and 180 MB."""
 _COMPILED = 32
 """Grammars that a compiler keeps, those used last."""
-_SHOWN = 500
-"""Characters of llguidance's reason in ours."""
+_SHOWN = 200
+"""Characters of a text or of llguidance's reason in a message."""
+_REFUSED = "it is not valid, too large, or has something that is not supported"
+_NO_START = "it allows no answer that ends (a reference to itself, for example), or is too large"
 _GLIBC = (2, 31)
 _FORMS = ("json_schema", "regex", "lark", "choice")
 
@@ -100,7 +102,7 @@ class GrammarConstraint(Constraint):
         """Raise InputError where the matcher has failed: it never leaves that state."""
         if self._matcher.is_error():
             raise InputError(
-                f"the answer cannot follow the grammar any further: {_reason(self._matcher.get_error())}",
+                f"the answer cannot follow the grammar any further {_reason(self._matcher.get_error())}",
                 hint="simplify the grammar: shorter patterns, fewer alternatives",
             )
 
@@ -153,8 +155,7 @@ class GrammarCompiler:
         except BaseException as error:
             raise_unless_of_tokenizers(error)
             raise InputError(
-                f"answers of this model cannot follow a grammar: `llguidance` cannot use its tokenizer: "
-                f"{_reason(str(error))}"
+                f"answers of this model cannot follow a grammar: its tokenizer is not supported {_reason(str(error))}"
             ) from error
         self._lock = threading.Lock()
         self._compiled: OrderedDict[_Source, Grammar] = OrderedDict()
@@ -220,6 +221,7 @@ class GrammarCompiler:
     def _matcher_of(self, source: _Source) -> llguidance.LLMatcher:
         import llguidance  # noqa: PLC0415 - optional
 
+        problem = _REFUSED
         limits = llguidance.LLParserLimits(initial_lexer_fuel=_FUEL, step_lexer_fuel=_FUEL, verbose_errors=False)
         try:
             matcher = llguidance.LLMatcher(self._tokens, source.text, log_level=0, limits=limits)
@@ -227,12 +229,12 @@ class GrammarCompiler:
             if not reason:
                 # The first mask is the slowest: it is the same for all answers.
                 matcher.compute_bitmask()
-                reason = matcher.get_error()
+                reason, problem = matcher.get_error(), _NO_START
         except BaseException as error:  # noqa: BLE001 - a panic is one
             raise_unless_of_tokenizers(error)
             reason = str(error) or type(error).__name__
         if reason:
-            raise InputError(f"the {_NAMES[source.form]} cannot be compiled: {_reason(reason)}")
+            raise InputError(f"the {_NAMES[source.form]} cannot be compiled: {problem} {_reason(reason)}")
         return matcher
 
 
@@ -288,7 +290,7 @@ def _from_schema(schema: object) -> str:
     try:
         return LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON_OPTIONS))  # type: ignore[arg-type]
     except ValueError as error:
-        raise InputError(f"the JSON schema cannot be compiled: {_reason(str(error))}") from error
+        raise InputError(f"the JSON schema cannot be compiled: {_REFUSED} {_reason(str(error))}") from error
 
 
 def _as_mapping(value: object) -> object:
@@ -341,9 +343,10 @@ def _check_length(text: str, name: str) -> None:
 
 
 def _reason(text: str) -> str:
-    """A reason of llguidance on one line; it draws a line with a mark below a grammar."""
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+    """A reason of llguidance on one line, after ours; it draws a line with a mark below a grammar."""
+    # What it writes in the place of details that `verbose_errors` would give.
+    line = " ".join(text.replace("<non-verbose/>", "").split())
+    return f"(llguidance: {line if len(line) <= _SHOWN else f'{line[:_SHOWN]}...'})"
 
 
 def schema_of(response_format: object) -> Mapping[str, object] | None:

@@ -89,6 +89,11 @@ UNENDING = ("any object", "anything", "a recursion", "named by a pattern")
 """Small models hardly end what may go on."""
 FRAGMENTS = re.compile(r"\\p\{|\\W")
 """What Python's regular expressions read in another way than those of ECMA-262, which JSON schemas have."""
+REFUSED = "it is not valid, too large, or has something that is not supported (llguidance: "
+ENDLESS = "it allows no answer that ends (a reference to itself, for example), or is too large (llguidance: "
+MANY_ARRAYS = {
+    "anyOf": [{"type": "array", "items": {"type": "object", "properties": {f"p{index}": {}}}} for index in range(1900)]
+}
 DOUBLED = {
     "$ref": "#/$defs/0",
     "$defs": {
@@ -339,7 +344,7 @@ def test_response_format_is_that_of_openai(decoder: Decoder) -> None:
         ),
         (
             {"type": "json_schema", "json_schema": {"schema": {"not": {}}}},
-            'the JSON schema cannot be compiled: Unimplemented keys: ["not"]',
+            f'the JSON schema cannot be compiled: {REFUSED}Unimplemented keys: ["not"])',
         ),
     ],
 )
@@ -360,20 +365,29 @@ def test_a_response_format_that_is_not_valid(decoder: Decoder, response_format: 
         ({"json_schema": {"const": float("nan")}}, "`json_schema` is not a JSON value: "),
         ({"json_schema": {"const": "\ud800"}}, "`json_schema` is not valid Unicode"),
         ({"json_schema": False}, "the JSON schema `false` allows no answer"),
-        ({"json_schema": {"uniqueItems": True}}, 'the JSON schema cannot be compiled: Unimplemented keys: ["unique'),
-        ({"json_schema": {"type": "foo"}}, "the JSON schema cannot be compiled: Invalid type: foo"),
+        (
+            {"json_schema": {"uniqueItems": True}},
+            f'the JSON schema cannot be compiled: {REFUSED}Unimplemented keys: ["unique',
+        ),
+        ({"json_schema": {"type": "foo"}}, f"the JSON schema cannot be compiled: {REFUSED}Invalid type: foo)"),
         (
             {"json_schema": {"$ref": "http://x.test/y"}},
-            "the JSON schema cannot be compiled: Resource 'http://x.test/y'",
+            f"the JSON schema cannot be compiled: {REFUSED}Resource 'http://x.test/y'",
         ),
-        ({"json_schema": {"x-guidance": {"lenient": True}, "not": {}}}, "the JSON schema cannot be compiled: Unimpl"),
+        (
+            {"json_schema": {"x-guidance": {"lenient": True}, "not": {}}},
+            f"the JSON schema cannot be compiled: {REFUSED}Unimpl",
+        ),
         ({"json_schema": {"minProperties": 2}}, "`minProperties` above 1 is not supported: a grammar cannot tell"),
-        ({"regex": "(a"}, "the regular expression cannot be compiled: "),
+        ({"regex": "(a"}, f"the regular expression cannot be compiled: {REFUSED}"),
         ({"regex": "(?=a)b"}, "the regular expression cannot be compiled: "),
         ({"regex": 5}, "`regex` must be a string, not int"),
         ({"regex": "a" * 300_000}, "`regex` has 300000 characters; the limit is 262144"),
-        ({"lark": "start: x"}, 'the Lark grammar cannot be compiled: at 1(8): unknown name: "x"'),
-        ({"lark": ""}, "the Lark grammar cannot be compiled: "),
+        ({"lark": "start: x"}, f'the Lark grammar cannot be compiled: {REFUSED}at 1(8): unknown name: "x"'),
+        ({"lark": ""}, f"the Lark grammar cannot be compiled: {REFUSED}"),
+        ({"lark": "start: start"}, f"the Lark grammar cannot be compiled: {ENDLESS}"),
+        ({"json_schema": {"$ref": "#"}}, f"the JSON schema cannot be compiled: {ENDLESS}"),
+        ({"json_schema": MANY_ARRAYS}, f"the JSON schema cannot be compiled: {REFUSED}"),
         ({"choice": "yes"}, "`choice` must be a list of strings, not str"),
         ({"choice": []}, "`choice` needs at least one string, and none may be empty"),
         ({"choice": ["a", ""]}, "`choice` needs at least one string, and none may be empty"),
@@ -385,6 +399,8 @@ def test_a_grammar_that_is_not_valid(decoder: Decoder, given: dict[str, object],
         decoder.grammar(**given)
     assert caught.value.message.startswith(message)
     assert "\n" not in caught.value.message
+    assert "<non-verbose/>" not in caught.value.message
+    assert len(caught.value.message) < 400
 
 
 def nested(levels: int) -> dict[str, object]:
@@ -468,7 +484,7 @@ def test_an_answer_that_cannot_go_on_is_an_error(decoder: Decoder) -> None:
 
     constraint = decoder.grammar(regex="ab").start()
     assert not constraint.may_end
-    with pytest.raises(InputError, match="the answer cannot follow the grammar any further: "):
+    with pytest.raises(InputError, match=r"the answer cannot follow the grammar any further \(llguidance: "):
         constraint.accept(5)
 
 
@@ -476,7 +492,9 @@ def test_a_limit_that_is_reached_in_the_middle_is_an_error(decoder: Decoder, mon
     """The expression has more and more states, and the cost of a mask is limited: here to less than usual."""
     monkeypatch.setattr("ortkit.runtime.decoder.grammar._FUEL", 3000)
     grammar = decoder.grammar(regex="(.{0,300}a.{0,300}b){300}")
-    with pytest.raises(InputError, match="the answer cannot follow the grammar any further: lexer error: too many"):
+    with pytest.raises(
+        InputError, match=r"the answer cannot follow the grammar any further \(llguidance: lexer error: too many"
+    ):
         random_answer(decoder, grammar, 1)
 
 

@@ -156,7 +156,8 @@ def test_a_schema_that_cannot_be_enforced_is_an_error_for_a_strict_tool_alone(ca
     with pytest.raises(InputError) as caught:
         calling.chat(ASKED, tools=[strict])
     assert caught.value.message == (
-        'the arguments of the tool `odd`: the JSON schema cannot be compiled: Unimplemented keys: ["not"]'
+        "the arguments of the tool `odd`: the JSON schema cannot be compiled: it is not valid, too large, or has "
+        'something that is not supported (llguidance: Unimplemented keys: ["not"])'
     )
 
 
