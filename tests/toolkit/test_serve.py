@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,19 @@ def test_without_the_extra(ortkit: Ortkit, bundle: Path, monkeypatch: pytest.Mon
     assert finished.code == 1
     assert finished.err.startswith("error: the server is not installed here: `starlette` cannot be imported\n\nhint: ")
     assert "[serve]" in finished.err
+
+
+def test_sighup_while_the_server_is_imported(bundle: Path, tmp_path: Path) -> None:
+    """It comes with the import of uvicorn, and the process continues with the line after it."""
+    (tmp_path / "uvicorn.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nraise SystemExit(42)\n"
+    )
+    paths = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    command = [sys.executable, "-m", "ortkit", "serve", bundle, "--port", "0"]
+
+    finished = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (42, b"", b"")
 
 
 def test_other_commands_do_not_import_it(bundle: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,21 +109,41 @@ def serve(*, bundles: tuple[str, ...], config: Path | None, check: bool, **optio
     from ...exporters.extras import need
 
     need("serve", *_MODULES)
+    if check:
+        _check(plan_of(bundles, config, options))
+        return
+    with _without_sighup():
+        code = _run(bundles, config, options)
+    click.get_current_context().exit(code)
+
+
+@contextlib.contextmanager
+def _without_sighup() -> Iterator[None]:
+    """Ignore SIGHUP, which would end the process: a reload may be asked for while the server is being imported."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _check(plan: Plan) -> None:
     from ..server import lifecycle
 
-    plan = plan_of(bundles, config, options)
-    if check:
-        with lifecycle.open_server(plan) as opened:
-            _print_opened(opened)
-            say("ok: nothing is served with `--check`")
-        return
+    with lifecycle.open_server(plan) as opened:
+        _print_opened(opened)
+        say("ok: nothing is served with `--check`")
+
+
+def _run(bundles: Sequence[str], config: Path | None, options: Mapping[str, Any]) -> int:
+    from ..server import lifecycle
 
     def started(opened: Opened) -> None:
         # Whoever reads stdout may have gone.
         with contextlib.suppress(OSError):
             _print_opened(opened)
 
-    click.get_current_context().exit(lifecycle.run(plan, started=started))
+    return lifecycle.run(plan_of(bundles, config, options), started=started)
 
 
 def plan_of(bundles: Sequence[str], config: Path | None, options: Mapping[str, Any]) -> Plan:
