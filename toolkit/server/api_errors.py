@@ -215,3 +215,8 @@ def blaming_text(path_of: Callable[[int], str], field: str, *, too_long: str) ->
 def listed(names: Sequence[str] | Mapping[str, object]) -> str:
     """Names in backticks for a message; `none` where there are none."""
     return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def printable(name: str) -> str:
+    """A client's string for a message: short, and without control characters."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in name[:80])

@@ -16,13 +16,13 @@ from starlette.routing import BaseRoute, Route
 
 from ...runtime.bundle.manifest import Kind
 from . import embeddings, rerank
-from .api_errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error
+from .api_errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error, printable
 from .chat_completions import ChatCompletion, read_chat
 from .completions import Completion, read_completion
 from .metrics import CONTENT_TYPE, Metrics
 from .models_list import model_entry, models_list, tei_info
 from .openapi import openapi_document
-from .request_fields import Fields, parse_body, printable
+from .request_fields import Fields, parse_body
 from .served_models import ServedModel, ServedModels
 from .settings import ServerSettings
 from .sse import EventStream, disconnected, json_bytes

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...runtime.decoder.decoder import Decoder
-from .api_errors import RequestError
-from .request_fields import Fields, integer_of, number_of, printable, text_of, texts_of
+from .api_errors import RequestError, printable
+from .request_fields import Fields, integer_of, number_of, text_of, texts_of
 from .settings import ServerSettings
 
 MOST_ANSWERS = 16

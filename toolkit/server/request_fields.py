@@ -9,7 +9,14 @@ from typing import Any
 from ...runtime.errors import InputError
 from ...runtime.text.tokenizer import checked_text
 from ..io.json_values import parse_value, quoted
-from .api_errors import InvalidJsonError, MissingFieldError, RequestError, UnknownFieldError, UnsupportedFieldError
+from .api_errors import (
+    InvalidJsonError,
+    MissingFieldError,
+    RequestError,
+    UnknownFieldError,
+    UnsupportedFieldError,
+    printable,
+)
 
 _MOST_BRACKETS = 1 << 19
 """`[` and `{` in a body, even inside of its texts: of 8 MiB one byte in sixteen, more than source code has."""
@@ -235,11 +242,6 @@ def number_of(found: object, path: str, *, least: float, most: float) -> float:
 def _shown(number: float) -> str:
     text = str(number)
     return text if len(text) <= 30 else f"{text[:30]}..."
-
-
-def printable(name: str) -> str:
-    """A client's string for a message: short, and without control characters."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name[:80])
 
 
 def quoted_all(names: Iterable[str]) -> str:

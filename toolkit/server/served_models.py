@@ -15,9 +15,8 @@ from ...runtime.bundle.folder import BundleFolder
 from ...runtime.bundle.manifest import Kind
 from ...runtime.encoder.base import Encoder
 from ...runtime.errors import InputError, NotFoundError, WrongKindError
-from .api_errors import UnknownModelError, WrongModelError, listed
+from .api_errors import UnknownModelError, WrongModelError, listed, printable
 from .encoder_queue import EncoderQueue
-from .request_fields import printable
 
 if TYPE_CHECKING:
     from ...runtime.decoder.batch import Batch
