@@ -15,18 +15,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...runtime.bundle.manifest import Kind
-from . import embeddings, rerank
-from .api_errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error, printable
-from .chat_completions import ChatCompletion, read_chat
-from .completions import Completion, read_completion
-from .metrics import CONTENT_TYPE, Metrics
-from .models_list import model_entry, models_list, tei_info
-from .openapi import openapi_document
-from .request_fields import Fields, parse_body
+from .api import embeddings, rerank
+from .api.chat_completions import ChatCompletion, read_chat
+from .api.completions import Completion, read_completion
+from .api.models_list import model_entry, models_list, tei_info
+from .api.openapi import openapi_document
+from .api.request_fields import Fields, parse_body
+from .api.sse import EventStream, disconnected, json_bytes
+from .api.tokenize import read_tokenize, tokenize_answer
+from .errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error, printable
+from .operation.metrics import CONTENT_TYPE, Metrics
 from .served_models import ServedModel, ServedModels
 from .settings import ServerSettings
-from .sse import EventStream, disconnected, json_bytes
-from .tokenize import read_tokenize, tokenize_answer
 
 _LONG_BODY = 1 << 16
 """Bytes from which on a body is parsed, and an answer written, in a thread."""

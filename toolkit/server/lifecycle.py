@@ -22,16 +22,16 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.errors import InputError, OrtkitError, OutOfMemoryError
 from ...runtime.session.memory import mebibytes
 from ...runtime.session.memory_limit import max_memory_of, resident_memory, trim
-from .api_keys import ApiKeys
-from .connections import ConnectionTable, uvicorn_config
-from .limits import Bounds, Gate
-from .listening import Listener, open_listener
-from .liveness import Liveness, Progress
-from .metrics import OTHER, Metrics
+from .operation.api_keys import ApiKeys
+from .operation.connections import ConnectionTable, uvicorn_config
+from .operation.limits import Bounds, Gate
+from .operation.listening import Listener, open_listener
+from .operation.liveness import Liveness, Progress
+from .operation.metrics import OTHER, Metrics
+from .operation.request_log import LibraryLog, RequestLog, ServerLog
+from .operation.systemd import Notifier, inherited_sockets
 from .page import PageFiles
-from .request_log import LibraryLog, RequestLog, ServerLog
 from .settings import ServerSettings
-from .systemd import Notifier, inherited_sockets
 
 if TYPE_CHECKING:
     from .served_models import ServedModels

@@ -15,15 +15,15 @@ from ...runtime.bundle.folder import BundleFolder
 from ...runtime.bundle.manifest import Kind
 from ...runtime.encoder.base import Encoder
 from ...runtime.errors import InputError, NotFoundError, WrongKindError
-from .api_errors import UnknownModelError, WrongModelError, listed, printable
 from .encoder_queue import EncoderQueue
+from .errors import UnknownModelError, WrongModelError, listed, printable
 
 if TYPE_CHECKING:
     from ...runtime.decoder.batch import Batch
     from ...runtime.decoder.decoder import Decoder
     from ...runtime.encoder.embedder import Embedder
     from ...runtime.encoder.reranker import Reranker
-    from .metrics import Metrics
+    from .operation.metrics import Metrics
     from .settings import ServerSettings
 
 _ENDPOINTS = {

@@ -15,7 +15,7 @@ import uvicorn
 
 from ortkit import Bundle
 from ortkit.toolkit.server.app import create_app
-from ortkit.toolkit.server.metrics import Metrics
+from ortkit.toolkit.server.operation.metrics import Metrics
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder

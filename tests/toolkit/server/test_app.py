@@ -11,9 +11,9 @@ import jsonschema
 import openai
 import pytest
 
+from ortkit.toolkit.server.api.openapi import numbers_below, openapi_document
 from ortkit.toolkit.server.app import create_app
-from ortkit.toolkit.server.metrics import Metrics
-from ortkit.toolkit.server.openapi import numbers_below, openapi_document
+from ortkit.toolkit.server.operation.metrics import Metrics
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder
@@ -206,7 +206,7 @@ def test_a_bug_is_answered_without_its_message(server: LocalServer, monkeypatch:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("the text of a user")
 
-    monkeypatch.setattr("ortkit.toolkit.server.embeddings.read_openai", broken)
+    monkeypatch.setattr("ortkit.toolkit.server.api.embeddings.read_openai", broken)
     answer = server.post("/v1/embeddings", BODY)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     assert answer.json()["error"]["message"] == "the server failed; its log says why"

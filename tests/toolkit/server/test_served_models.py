@@ -9,9 +9,9 @@ import pytest
 
 from ortkit import BundleError, InputError, Kind, NotFoundError, WrongKindError
 from ortkit.runtime.errors import QueueFullError
-from ortkit.toolkit.server.api_errors import UnknownModelError, WrongModelError
-from ortkit.toolkit.server.metrics import Metrics
-from ortkit.toolkit.server.models_list import tei_info
+from ortkit.toolkit.server.api.models_list import tei_info
+from ortkit.toolkit.server.errors import UnknownModelError, WrongModelError
+from ortkit.toolkit.server.operation.metrics import Metrics
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder

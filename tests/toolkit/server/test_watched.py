@@ -10,7 +10,7 @@ import pytest
 from ortkit import OutOfMemoryError
 from ortkit.runtime.session.memory_limit import resident_memory
 from ortkit.toolkit.server.lifecycle import check_memory, progress_of, with_enough_files
-from ortkit.toolkit.server.metrics import Metrics
+from ortkit.toolkit.server.operation.metrics import Metrics
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder

@@ -1,0 +1,1 @@
+"""What surrounds the APIs: keys, limits, connections, sockets, systemd, log and metrics."""
