@@ -16,6 +16,7 @@ from ortkit.exporters.decoder.recipe_search import BlockTrials
 from ortkit.exporters.progress import NoProgress
 from ortkit.runtime.bundle.manifest import Manifest
 from ortkit.runtime.bundle.writer import BundleWriter
+from ortkit.runtime.sizes import megabytes
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.seeded_checkpoints import Shape, write_seeded
@@ -99,10 +100,10 @@ def test_what_a_killed_export_of_a_gguf_file_leaves(tmp_path: Path) -> None:
     export(str(file), out=bundles / "other", progress=told)
 
     assert {path.name for path in bundles.iterdir()} == {"other", ".b.unfinished"}
-    size = sum(path.stat().st_size for path in (bundles / ".b.unfinished").rglob("*"))
+    size = sum(path.stat().st_size for path in (bundles / ".b.unfinished").rglob("*") if path.is_file())
     (note,) = told.notes
     assert note == (
-        f"`{bundles / '.b.unfinished'}` ({size / 1e6:,.0f} MB) is an interrupted export to `{bundles / 'b'}`: "
+        f"`{bundles / '.b.unfinished'}` ({megabytes(size)}) is an interrupted export to `{bundles / 'b'}`: "
         "the same command resumes it, and the folder can be removed"
     )
 

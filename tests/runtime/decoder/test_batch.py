@@ -46,6 +46,16 @@ def batch(decoder: Decoder) -> Iterator[Batch]:
         yield opened
 
 
+def engines() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "ortkit-batch"}
+
+
+@pytest.fixture
+def earlier() -> set[threading.Thread]:
+    """The engines that other tests keep, such as those of a server."""
+    return engines()
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     end = time.monotonic() + LONG
@@ -468,7 +478,7 @@ def test_what_is_refused_before_anything_is_queued(batch: Batch) -> None:
     assert batch.stats.running == batch.stats.waiting == 0
 
 
-def test_closing_ends_all_answers(decoder: Decoder) -> None:
+def test_closing_ends_all_answers(decoder: Decoder, earlier: set[threading.Thread]) -> None:
     heard: list[Token | Exception] = []
     batch = Batch(decoder, slots=2, context=900)
     streams = [batch.submit([5] * 400) for _ in range(4)]
@@ -487,7 +497,7 @@ def test_closing_ends_all_answers(decoder: Decoder) -> None:
         batch.submit(FOX)
     assert (batch.stats.slots, batch.stats.running, batch.stats.waiting) == (2, 0, 0)
     assert repr(batch).endswith("closed>")
-    assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
+    assert not engines() - earlier
 
 
 def test_a_batch_cannot_be_pickled(batch: Batch) -> None:
@@ -508,7 +518,7 @@ def test_closing_while_a_request_is_made(decoder: Decoder, monkeypatch: pytest.M
         batch.submit(FOX)
 
 
-def test_a_batch_that_nobody_uses_ends(decoder: Decoder) -> None:
+def test_a_batch_that_nobody_uses_ends(decoder: Decoder, earlier: set[threading.Thread]) -> None:
     gate = Gate()
     stream = Batch(decoder, slots=2, context=64).submit(FOX, max_tokens=3, sampler=gate)
     gate.reached.wait(LONG)
@@ -521,7 +531,7 @@ def test_a_batch_that_nobody_uses_ends(decoder: Decoder) -> None:
     gc.collect()
 
     assert reference() is None
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"])
+    until(lambda: not engines() - earlier)
 
 
 def test_an_idle_engine_takes_no_time(batch: Batch) -> None:
@@ -752,7 +762,7 @@ def test_graphs_that_decode_one_sequence_at_a_time(tmp_path: Path, changes: dict
             assert [token.id for token in stream.answer().tokens] == reference.greedy(decoder.encode(text), 12)
 
 
-def test_many_prompts(decoder: Decoder) -> None:
+def test_many_prompts(decoder: Decoder, earlier: set[threading.Thread]) -> None:
     texts = [TEXT[start : start + 20] for start in range(12)]
 
     answers = decoder.generate_many(texts, max_tokens=5)
@@ -761,7 +771,7 @@ def test_many_prompts(decoder: Decoder) -> None:
     endless = with_facts(decoder, eos_ids=())
     assert [answer.usage.completion_tokens for answer in endless.generate_many([[5], [6] * 9])] == [1023, 1015]
     assert decoder.generate_many([]) == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "ortkit-batch"]
+    assert not engines() - earlier
 
 
 def test_many_conversations(decoder: Decoder) -> None:
