@@ -309,11 +309,13 @@ def _chat_request(models: ServedModels, names: Schema) -> Schema:
 def _completion_request(models: ServedModels, names: Schema, settings: ServerSettings) -> Schema:
     text = {"type": "string", "minLength": 1}
     ids = _array(_integer(0, _vocabulary(models) - 1), 1)
+    # Each prompt is an answer at least, and more than ever fit are refused.
+    most = min(settings.max_inputs, settings.requests_per_model)
     fields = _object(
         {
             "model": names,
             "prompt": {
-                "anyOf": [text, _array({"anyOf": [text, ids]}, 1, settings.max_inputs), ids],
+                "anyOf": [text, _array({"anyOf": [text, ids]}, 1, most), ids],
                 "description": "A text, token ids, or several of them.",
             },
         },
