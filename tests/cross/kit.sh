@@ -38,7 +38,7 @@ make_kit() { # ARCH: signed, with the wheels of the lock
 on() { # ARCH CPU ARGUMENT...: a program of this machine, with nothing of ours in its environment
     local root=/
     [ "$1" != aarch64 ] || root=$FOLDER/arm64
-    env -i HOME=/nonexistent LC_ALL=C.UTF-8 timeout "$LIMIT" "$FOLDER/qemu-$1" -cpu "$2" -L "$root" "${@:3}" </dev/null 2>&1 |
+    env -i HOME="$KITS/home" LC_ALL=C.UTF-8 timeout "$LIMIT" "$FOLDER/qemu-$1" -cpu "$2" -L "$root" "${@:3}" </dev/null 2>&1 |
         grep -v -e "TCG doesn't support" -e 'cpuid_info warning' -e '^$'
 }
 
@@ -51,7 +51,7 @@ one() { # ARCH:CPU
     printf '#!/bin/sh\nshift\nexec %s -cpu %s -L %s %s -I %s "$@"\n' "$FOLDER/qemu-$arch" "$cpu" "$root" "$(python_of "$arch")" \
         "$ORTKIT/tests/cross/emulated_installer.py" >"$KITS/python-$1"
     chmod +x "$KITS/python-$1"
-    out=$(env -i HOME=/nonexistent EMULATOR="$emulator" ORTKIT_PYTHON="$KITS/python-$1" timeout "$LIMIT" \
+    out=$(env -i HOME="$KITS/home" EMULATOR="$emulator" ORTKIT_PYTHON="$KITS/python-$1" timeout "$LIMIT" \
         sh "$KITS/$arch.kit" install --trusted-key "$KITS/key.pub" --prefix "$prefix" 2>&1)
     status=$?
     out=$(grep -v -e "TCG doesn't support" -e 'cpuid_info warning' -e '^$' <<<"$out")
