@@ -517,7 +517,7 @@ def test_texts_of_special_tokens_cannot_be_asked_for(decoder: Decoder, given: di
 def test_tokenizers_that_llguidance_refuses(decoder: Decoder) -> None:
     words = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    with pytest.raises(InputError, match="answers of this model cannot follow a grammar: its tokenizer is not supported"):
+    with pytest.raises(InputError, match="cannot follow a grammar: its tokenizer is not supported"):
         GrammarCompiler(words, vocabulary=2, eos_ids=[0])
     with pytest.raises(InputError, match="the model has no end-of-sequence token"):
         GrammarCompiler(decoder.tokenizer, vocabulary=320, eos_ids=[])
