@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory_limit import CHILD
 from ortkit import Bundle
 
 pytestmark = [
@@ -20,19 +21,6 @@ pytestmark = [
 MEBIBYTE = 1 << 20
 TOLERANCE = 2 * MEBIBYTE
 """The kernel counts pages by thread in steps, and maps libraries in pieces that differ from start to start."""
-CHILD = """
-import sys
-from pathlib import Path
-from ortkit.__main__ import main
-code = 0
-try:
-    main()
-except SystemExit as error:
-    code = error.code
-line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-print("peak", int(line.split()[1]) * 1024, file=sys.stderr)
-sys.exit(code)
-"""
 SENTENCE = "the pump does not start when it is cold and the rope shrinks when it is wet "
 TEXTS = [SENTENCE[index:] * repeated for index in range(6) for repeated in (1, 3, 8, 20)]
 
