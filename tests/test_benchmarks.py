@@ -419,19 +419,32 @@ def test_the_largest_seeded_checkpoint_has_the_shape_of_mistral_7b() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "told"),
+    ("machine", "cpuinfo", "told"),
     [
-        ("model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n", "EPYC 9, AVX-512 with VNNI, 3 CPU cores"),
-        ("model name\t: EPYC 7\nflags\t\t: avx2\n", "EPYC 7, AVX2 without VNNI, 3 CPU cores"),
-        ("flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, int8 kernels not known, 3 CPU cores"),
-        ("processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n", "N1, ARM with dot product, 3 CPU cores"),
+        (
+            "x86_64",
+            "model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n",
+            "EPYC 9, x86 with VNNI (avx2, avx512f, avx512_vnni), 3 CPU cores",
+        ),
+        (
+            "x86_64",
+            "model name\t: EPYC 7\nflags\t\t: avx2\n",
+            "EPYC 7, x86 with AVX2, without VNNI (avx2), 3 CPU cores",
+        ),
+        ("x86_64", "flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, x86 without AVX2, 3 CPU cores"),
+        (
+            "aarch64",
+            "processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n",
+            "N1, aarch64 with dot product (asimddp), 3 CPU cores",
+        ),
     ],
 )
 def test_figures_say_the_class_of_the_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str, told: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
 
     assert processor() == told
