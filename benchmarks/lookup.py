@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import table
-from benchmarks.decoding import BUNDLE
+from benchmarks.decoding import BUNDLE, ids_of
 from benchmarks.peers import ortkit_name
 from benchmarks.processor import processor
 from benchmarks.results import Figure, add_save, rate_figure, save
@@ -131,7 +131,8 @@ def main() -> None:
         ["the answer", "without", "with", "with / without", "drafts right", "of the answer drafted", "same tokens"],
         [row_of(name, *answers[2 * place : 2 * place + 2]) for place, name in enumerate(asked)],
     )
-    text = decoder.encode("\n".join(read_lines(CORPUS)))[:LONG_PROMPT]
+    # Not by the decoder, which refuses a text that is far longer than its context.
+    text = ids_of(options.bundle, LONG_PROMPT)
     seconds = lookup_seconds(text)
     print(
         f"\nPrompt lookup takes {1e6 * seconds:.1f} us of CPU time per token, "

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.peers import REPOSITORY
-from benchmarks.processor import processor_name
+from benchmarks.processor import processor_model
 from benchmarks.rounds import QUIET, busy_cores
 from ortkit.runtime.bundle.records import RecordError, read_record, write_record
 from ortkit.runtime.host_facts import CPUINFO
@@ -40,6 +40,8 @@ DIGITS = 5
 """Significant digits of a round in a file."""
 MACHINE_UNITS = frozenset({"s", "ms", "us", "tokens/s", "sentences/s", "pairs/s", "embeddings/s"})
 """Units of figures that belong to the machine; accuracies and sizes can be compared between machines."""
+_STATUS = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+"""What other runs have written does not change what is measured."""
 _VERSION = re.compile(r" (\d+(?:\.\d+)+[\w.+-]*)")
 _BATCH = re.compile(r", \d[\d,]* tokens a batch$")
 """The batch size that was best for OpenVINO on the machine."""
@@ -66,8 +68,8 @@ class Spread:
 
     @classmethod
     def of(cls, rounds: Sequence[float]) -> Spread:
-        kept = tuple(float(f"{one:.{DIGITS}g}") for one in rounds)
-        return cls(median(kept), min(kept), max(kept), kept)
+        kept = tuple(map(rounded, rounds))
+        return cls(rounded(median(kept)), min(kept), max(kept), kept)
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
@@ -169,7 +171,12 @@ def time_figure(
 
 def plain_figure(measure: str, name: str, value: float, unit: str, better: Better) -> Figure:
     """A figure that is measured once, such as a cosine or a size."""
-    return _figure(measure, name, unit, better, Spread(float(f"{value:.{DIGITS}g}")), None)
+    return _figure(measure, name, unit, better, Spread(rounded(value)), None)
+
+
+def rounded(number: float) -> float:
+    """The number as files have it."""
+    return float(f"{number:.{DIGITS}g}")
 
 
 def _figure(measure: str, name: str, unit: str, better: Better, value: Spread, ratio: Spread | None) -> Figure:
@@ -238,7 +245,7 @@ def this_run(benchmark: str, figures: tuple[Figure, ...], *, repeats: int | None
 
     cpu = Cpu(
         this_cpu_class(CPUINFO),
-        processor_name(),
+        processor_model(),
         cpu_features(CPUINFO),
         find_cores().usable,
         matmuls_overflow(onnxruntime),
@@ -251,8 +258,8 @@ def this_run(benchmark: str, figures: tuple[Figure, ...], *, repeats: int | None
         cpu=cpu,
         packages={"python": platform.python_version(), **versions_of(PACKAGES)},
         commit=git("rev-parse", "--short=12", "HEAD"),
-        changed=None if (status := git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
-        command=shlex.join(["python", "-m", f"benchmarks.{benchmark}", *sys.argv[1:]]),
+        changed=None if (status := git(*_STATUS)) is None else bool(status),
+        command=shlex.join(["python", "-m", f"benchmarks.{benchmark}", *stated(sys.argv[1:])]),
         repeats=repeats,
         busy_cores=None if busy is None else round(busy, 3),
         transcribed=False,
@@ -260,6 +267,11 @@ def this_run(benchmark: str, figures: tuple[Figure, ...], *, repeats: int | None
         note=None,
         figures=figures,
     )
+
+
+def stated(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without folders of the machine: of an absolute path, only the last part."""
+    return [re.sub(r"(?:^|(?<==))/(?:.*/)?", "", one) for one in arguments]
 
 
 def versions_of(names: Iterable[str]) -> Mapping[str, str]:

@@ -29,6 +29,7 @@ from benchmarks.results import (
     rate_figure,
     read,
     read_all,
+    rounded,
     save,
     system_of,
     text_of,
@@ -92,7 +93,7 @@ def test_a_result_file_says_where_its_figures_are_from(path: Path) -> None:
         measured = [one for one in spreads if one.rounds]
         assert {len(one.rounds) for one in measured} == {result.repeats}
         for one in measured:
-            ordered = (statistics.median(one.rounds), min(one.rounds), max(one.rounds))
+            ordered = (rounded(statistics.median(one.rounds)), min(one.rounds), max(one.rounds))
             assert (one.median, one.low, one.high) == ordered
 
 
@@ -192,14 +193,19 @@ def test_a_benchmark_saves_machine_versions_and_rounds(
 ) -> None:
     options = reranking.parse_options(["--repeats", "2", "--save", str(tmp_path), "--save-as", "reranking-some"])
     monkeypatch.setattr(rounds, "_BUSY", [busy, busy])
-    monkeypatch.setattr("sys.argv", ["benchmarks/reranking.py", "--repeats", "2"])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["benchmarks/reranking.py", "--repeats", "2", "--peers", "/home/ada/.venv-peers", "--plot=/tmp/a.svg"],
+    )
     path = tmp_path / this_cpu_class().value / "reranking-some.json"
 
     save(options, "reranking", [embed([1, 2], [1, 1])])
     save(options, "reranking", [embed([1, 2], [1, 1], name="fastembed 0.9.1 fp32")])
 
     result, told = read(path), capsys.readouterr()
-    assert result.command == "python -m benchmarks.reranking --repeats 2"
+    # No folders of the machine.
+    assert result.command == "python -m benchmarks.reranking --repeats 2 --peers .venv-peers --plot=a.svg"
+    assert str(tmp_path) not in path.read_text()
     assert (result.benchmark, result.repeats, result.busy_cores) == ("reranking", 2, busy)
     assert result.quiet is (busy == 0)
     assert {"python", "onnxruntime", "numpy", "torch"} <= result.packages.keys()

@@ -29,7 +29,7 @@ from benchmarks.cost import cost_of
 from benchmarks.memory import MEBIBYTE, Sample, quarters, slope
 from benchmarks.memory_limit import Run, rows_of
 from benchmarks.plot import OTHERS, OURS, Curve, Point, curves, scatter
-from benchmarks.processor import processor
+from benchmarks.processor import processor, processor_model
 from benchmarks.results import Spread
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task
@@ -487,3 +487,14 @@ def test_figures_say_the_class_of_the_processor(
     monkeypatch.setattr("os.cpu_count", lambda: 3)
 
     assert processor() == told
+
+
+def test_the_model_of_a_processor_has_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines have one name for several generations."""
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nmodel\t: 1\n")
+
+    assert processor_model() == "AMD EPYC (cpu family 25, model 17)"
+    (tmp_path / "cpuinfo").unlink()
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert processor_model() == "arm"
