@@ -116,7 +116,7 @@ def test_a_process_that_dies(ortkit: Ortkit, embedder: Bundle, monkeypatch: pyte
     finished = ortkit("bench", embedder.path)
 
     assert finished.code == 7
-    assert finished.err.splitlines()[1:] == [
+    assert finished.err.splitlines()[2:] == [
         f"error: `{embedder.path}` ended the process that measured it (SIGABRT)",
         "",
         "hint: `ortkit verify` checks it on this machine",
