@@ -1,8 +1,9 @@
 """Compare two result files, or two folders of them, and say which differences are outside the spread of the rounds.
 
-A figure with a ratio to a peer is compared by that ratio, in which the machine cancels out. One without is compared by
-its value, on the same CPU model alone. A difference counts where each run's median is outside the other's range: with
-five rounds each, about one of twenty equal figures differs so by chance, so measure again what is reported.
+A figure with a ratio to a peer is compared by that ratio, in which most of the machine cancels out. One without is
+compared by its value: a time or a rate on the same CPU model alone. A difference counts where each run's median is
+outside the other's range: with five rounds each, about one of twenty equal figures differs so by chance, so measure
+again what is reported.
 
 Exit code: 0 nothing is worse, 1 something is worse, 2 there is nothing to compare.
 """
